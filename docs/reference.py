@@ -29,7 +29,7 @@ TITLES = {"Args": "Arguments"}
 
 NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
-    " broadcast_async",
+    " broadcast_async flush",
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",

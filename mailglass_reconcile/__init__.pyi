@@ -24,6 +24,7 @@ from .pubsub import (
     Missed as Missed,
     Update as Update,
     events_channel as events_channel,
+    flush as flush,
 )
 from .record.after_commit import (
     Recorded as Recorded,

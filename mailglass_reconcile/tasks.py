@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mailglass_reconcile import runtime, telemetry
+from mailglass_reconcile import pubsub, runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.handlers import dispatcher, handled
 from mailglass_reconcile.ops import pruner
@@ -40,7 +40,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import Task, current_task, shared_task
-    from celery.signals import celeryd_after_setup, worker_process_init
+    from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
     from mailglass_reconcile.singleton.task import Hold, SweepTask
 except ModuleNotFoundError as error:
@@ -254,6 +254,11 @@ def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
 @worker_process_init.connect
 def _forget_the_parents_connections(**unused: Any) -> None:
     runtime.after_fork()
+
+
+@worker_process_shutdown.connect
+def _flush(**unused: Any) -> None:
+    pubsub.flush()  # billiard ends a child without Python's exit handlers
 
 
 @celeryd_after_setup.connect

@@ -19,7 +19,7 @@ from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.databases import Databases
-from waiting import wait_until
+from waiting import settle, wait_until
 
 pytest_plugins = [
     "mailglass_reconcile.testing.plugin",
@@ -159,6 +159,7 @@ def db(mailglass_database: Lent, redis_url: str) -> Iterator[Database]:
     with watching.watched(engine, redis_url) as witness:
         made = Database(mailglass_database.url, settings, engine, witness, lent=mailglass_database)
         yield made
+        settle()
         invariants.check(made, witness, holding=invariants.ALL - made.broken)
 
 

@@ -23,7 +23,6 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.handlers import dispatcher, handled
-from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import counted, took
 from mailglass_reconcile.store.database import Connected
@@ -76,7 +75,6 @@ class Follower:
         self._tenant_id = tenant_id
         self._as_json = as_json
         self._database = runtime.database()
-        self._publisher = Publisher(runtime.get_redis())
         self._handlers = _Handlers()
         self._repeats = _Repeats()
         self._sweep: Sweep | None = None
@@ -132,8 +130,7 @@ class Follower:
                 self._wait(began + self._interval - time.monotonic())
 
     def _swept(self, connected: Connected) -> SweepResult:
-        self._publisher.next_sweep()
-        self._sweep = recent.prepare(self._interval, self._tenant_id, publisher=self._publisher, origin="follow")
+        self._sweep = recent.prepare(self._interval, self._tenant_id, origin="follow")
         result = self._sweep.run(nullcontext(connected))
         self._first = False
         return result

@@ -1,5 +1,6 @@
 """Redis pub/sub: the names of the channels, the client, publishing, subscribing."""
 
+from mailglass_reconcile.pubsub.background import flush
 from mailglass_reconcile.pubsub.channels import TEST_MESSAGE, events_channel
 from mailglass_reconcile.pubsub.client import (
     TIMEOUT_SECONDS,
@@ -8,7 +9,7 @@ from mailglass_reconcile.pubsub.client import (
     require_timeouts,
     server_of,
 )
-from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher, flush
+from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher
 from mailglass_reconcile.pubsub.subscriber import AsyncSubscription, Missed, Subscription, Update
 
 __all__ = [

@@ -14,6 +14,11 @@ class _OnFirstUse(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+def load() -> None:
+    """Import redis-py now: the second that a process has at its end would not suffice for it."""
+    importlib.import_module("redis")
+
+
 if TYPE_CHECKING:
     import redis
     import redis.asyncio.retry
@@ -25,4 +30,4 @@ if TYPE_CHECKING:
 else:
     redis = _OnFirstUse("redis")
 
-__all__ = ["redis"]
+__all__ = ["load", "redis"]

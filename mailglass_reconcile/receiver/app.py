@@ -142,7 +142,7 @@ class Receiver:
             if not arriving.left:
                 await _send(send, answer, scope, arriving)
             if answer.recorded:
-                await _in_thread(self._threads, broadcast, answer.recorded)
+                broadcast(answer.recorded)
 
     async def _answer(self, scope: Scope, receive: _Arriving) -> Answer:
         provider = scope["path"].rstrip("/").rpartition("/")[2]

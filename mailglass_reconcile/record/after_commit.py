@@ -1,11 +1,11 @@
-"""The step after the commit: broadcast what a writer attached or linked, and look once more for its ids.
+"""After the caller's commit: broadcast what a writer attached or linked, and look once more for its ids.
 
-One cheap question to the database, on a connection that already exists, tells which of the recorded events are there,
-however the savepoints and the transaction ended that they were written in. Only those are broadcast.
+`broadcast`, a Session that commits, and Django's `on_commit` enqueue; the background thread does the work, on a
+connection of its own. It asks the database once for all calls that have come: which of the recorded events are there,
+however their savepoints and transactions ended, and whether anything may match. Only what is there is broadcast.
 
-Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when it
-looks again, so nothing waits for a lock, or for a sweep. The same question looks; only if it finds something, the
-sweep's own reader, rule and claim follow.
+Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when its
+ids are looked up again, so nothing waits for a lock, or for a sweep.
 
 The caller has committed: nothing is raised, and a fault is one line in the log.
 """
@@ -14,63 +14,51 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, MissingGreenlet
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import Pool, QueuePool
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.pool import Pool
+from sqlalchemy.util import greenlet_spawn
 
-from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import DatabaseUnavailableError, translated
-from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile import projector, runtime, telemetry
+from mailglass_reconcile.errors import is_of_data, is_passing, translated
+from mailglass_reconcile.pubsub import Publisher, library
+from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.callers_transaction import borrowed
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.store import engines, ledger, open_orphans
+from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.judge import judge, unchecked
-from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
+from mailglass_reconcile.sweep.link import Notes, Pairs
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 10
-"""How often a look is repeated while another session holds what it found, or while it links whole batches."""
-PAUSE_SECONDS = 0.1
-SECONDS = 5.0
-"""After this no further transaction of the looks of one call begins."""
-POOL_SECONDS = 1.0
-"""How long a pool may take until a connection is free."""
-POLL_SECONDS = 0.01
+MOST_STEPS = 10_000
+"""Steps that wait in memory; what does not fit is dropped."""
+STEPS_AT_ONCE = 500
+ATTEMPTS = 10
+"""How often a look-up is repeated, every tenth of a second, while another session holds what it found."""
+STATEMENT_TIMEOUT_MS = 5_000
+REST_SECONDS = 5.0
+"""A database that cannot be reached is left alone for so long."""
 
 NOT_BROADCAST = "cannot broadcast the events of this call; the next sweep links those that arrived at the same time"
 
-Begin = Callable[[], AbstractContextManager[sa.Connection]]
-"""Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
-
-
-class Place(NamedTuple):
-    """Where the step is taken: a connection for its question, and how to begin the transaction that links."""
-
-    connection: sa.Connection
-    begin: Begin
-
-
-PLACE = "mailglass_reconcile.place"
-"""An engine's execution option: how to open a `Place`, if the engine's own connections are none."""
-
 
 class Recheck(NamedTuple):
-    """What to look for once more after the commit: open events for message ids, and open events themselves."""
+    """What to look up once more after the commit: open events for message ids, and open events themselves."""
 
     tenant_id: str
     message_ids: tuple[str, ...] = ()
@@ -85,6 +73,8 @@ class Step:
     """What is broadcast, if it is there."""
     recheck: Recheck | None = None
     engine: sa.Engine | None = None
+    attempts: int = 0
+    """How often what the recheck found was held by another session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,177 +108,222 @@ class RecordedDelivery:
 
 
 Done = TypeVar("Done", Recorded, RecordedDelivery)
+T = TypeVar("T")
 
 
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     """Publish what was recorded, and link what overlapping transactions could not see. Call this after your commit.
 
-    Call it outside the connection's block. A Session does this itself when it commits, unless it joined your
-    transaction. Nothing is published twice, and nothing that the database does not have.
+    A Session does this itself when it commits, unless it joined your transaction. Nothing is published twice, and
+    nothing that the database does not have.
 
-    It uses a connection of the same engine, waits at most a second for it, and does not wait for Redis. It never
-    raises: if it fails, the log has one line, and the next sweep links.
+    It returns immediately and never raises: a background thread does the work within milliseconds, on a connection of
+    its own. If it fails, the log has one line, and the next sweep links. `flush` waits for it.
 
     Args:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
-    with _quietly(NOT_BROADCAST):
-        steps = [each.step for each in recorded if each.step]
-        engine = next((step.engine for step in steps if step.engine), None)
-        _take(steps, lambda: _place_of(engine or runtime.get_engine()))
+    with _quietly():
+        _enqueue([each.step for each in recorded if each.step])
 
 
 async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Do the same as `broadcast` in async code, without blocking the event loop.
+    """Do the same as `broadcast`, in async code.
 
     Args:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
-    await greenlet_spawn(broadcast, recorded)
+    broadcast(recorded)
 
 
-def _take(steps: Iterable[Step], open_place: Callable[[], AbstractContextManager[Place]]) -> None:
-    """Take what is left of *steps*, which then have nothing left, except for events that are not there."""
-    steps = [step for step in steps if step.events or step.recheck]
-    if not steps:
-        return
+def _enqueue(steps: Iterable[Step]) -> None:
+    library.load()
+    if dropped := _queue.put_all(step for step in steps if step.events or step.recheck):
+        _count_failed(dropped)
+        if _pauses.over(NOT_BROADCAST):
+            logger.warning("%s: too many calls wait for the background thread", NOT_BROADCAST)
+
+
+def _count_failed(steps: Iterable[Step]) -> None:
+    if failed := 2 * sum(len(step.events) for step in steps):
+        telemetry.count_messages({"failed": failed})
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Log what the block raises: the caller has committed."""
+    try:
+        yield
+    except Exception as error:  # a driver, an application's engine or its listeners may raise anything
+        logger.warning("%s: %s", NOT_BROADCAST, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Return in a few words what went wrong; another's message may hold an address."""
+    return failures.reason(translated(error) if isinstance(error, DBAPIError) else error)
+
+
+def _take(steps: Sequence[Step]) -> list[Step]:
+    """Take steps in the background thread, and return those to be taken again in a moment."""
+    by_pool: dict[Pool, list[Step]] = defaultdict(list)
+    for step in steps:
+        by_pool[(step.engine or runtime.get_engine()).pool].append(step)
+    again = []
+    for group in by_pool.values():
+        with _quietly():
+            again += _connections.run(group[0].engine or runtime.get_engine(), partial(_take_with, group))
+            continue
+        _count_failed(group)
+    return again
+
+
+def _take_with(steps: Sequence[Step], connected: Connected) -> list[Step]:
+    """Take steps on a connection, which then have nothing left, except for events that are not there."""
     rechecks = [step.recheck for step in steps if step.recheck]
-    ids = [_id(event) for step in steps for event in step.events]
-    settings = runtime.get_settings()
-    with open_place() as place:
+    with connected.plain() as tx:
         present, may_match = open_orphans.after_commit(
-            place.connection,
-            settings,
-            ids,
+            tx,
+            [_id(event) for step in steps for event in step.events],
             [id_ for recheck in rechecks for id_ in recheck.message_ids],
             [id_ for recheck in rechecks for id_ in recheck.event_ids],
         )
-        linked = _look_again(rechecks, place, settings) if may_match else []
     events = []
     for step in steps:
         events += [event for event in step.events if _id(event) in present]
         step.events = tuple(event for event in step.events if _id(event) not in present)
-        step.recheck = None
-    messages = [projector.message(event) for event in events + linked]
-    if messages:
-        Publisher(runtime.get_redis()).publish_soon(messages)
+    _publish(events)
+    by_tenant: dict[str, list[Step]] = defaultdict(list)
+    for step in steps if may_match else ():
+        if step.recheck:
+            by_tenant[step.recheck.tenant_id].append(step)
+    again = [step for group in by_tenant.values() for step in _relink(connected, group)]
+    for step in steps:
+        if step not in again:
+            step.recheck = None
+    return again
 
 
 def _id(event: LinkedEvent) -> str:
     return event.reconciled_id or event.event_id
 
 
-@contextmanager
-def _quietly(lost: str) -> Iterator[None]:
-    """Log what the block raises, as the reason why something is *lost*: the caller has committed."""
+def _publish(events: Iterable[LinkedEvent]) -> None:
+    if messages := [projector.message(event) for event in events]:
+        Publisher(runtime.get_redis()).publish(messages)
+
+
+def _relink(connected: Connected, steps: list[Step]) -> list[Step]:
+    """Link what is open for a tenant's steps; return them if some of it is held by another session, or is left over."""
+    rechecks = [step.recheck for step in steps if step.recheck]
+    message_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.message_ids)
+    event_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.event_ids)
     try:
-        yield
-    except Exception as error:  # a driver, an application's engine or its listeners may raise anything
-        logger.warning("%s: %s", lost, _reason(error))
+        with connected.writing(STATEMENT_TIMEOUT_MS) as tx:
+            pairs, notes, has_more = _match(tx, Recheck(rechecks[0].tenant_id, tuple(message_ids), tuple(event_ids)))
+            linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
+    except DBAPIError as error:
+        if not is_of_data(error):
+            raise
+        if len(steps) > 1:  # one orphan that the database refuses does not hold up those of other calls
+            middle = len(steps) // 2
+            return [*_relink(connected, steps[:middle]), *_relink(connected, steps[middle:])]
+        text = "cannot look once more for events of this call, which the next sweep links: %s"
+        logger.warning(text, _reason(error))
+        return []
+    _publish(linked)
+    if has_more and linked:
+        return steps
+    for step in steps:
+        step.attempts += 1
+    return steps if len(linked) < len(pairs) and steps[0].attempts < ATTEMPTS else []
 
 
-def _reason(error: Exception) -> str:
-    """Return in a few words what went wrong; another's message may hold an address."""
-    if isinstance(error, MissingGreenlet):
-        return "after asynchronous code, write `await broadcast_async(…)`"
-    return failures.reason(translated(error) if isinstance(error, DBAPIError) else error)
-
-
-def _look_again(rechecks: Sequence[Recheck], place: Place, settings: Settings) -> list[LinkedEvent]:
-    """Link what is open for *rechecks*, and return the links; what another session holds is tried for a second."""
-    linked: list[LinkedEvent] = []
-    deadline = time.monotonic() + SECONDS
-    with _quietly("cannot look once more for events of this call, which the next sweep links"):
-        for recheck in _in_batches(rechecks, settings.batch_size):
-            _link(place, settings, recheck, deadline, linked)
-    return linked
-
-
-def _in_batches(rechecks: Sequence[Recheck], size: int) -> Iterator[Recheck]:
-    """Yield one for each tenant, or more if it names more than *size* ids."""
-    for tenant_id in dict.fromkeys(one.tenant_id for one in rechecks):
-        of_tenant = [one for one in rechecks if one.tenant_id == tenant_id]
-        message_ids = tuple(dict.fromkeys(id_ for one in of_tenant for id_ in one.message_ids))
-        event_ids = tuple(dict.fromkeys(id_ for one in of_tenant for id_ in one.event_ids))
-        for start in range(0, max(len(message_ids), len(event_ids)), size):
-            yield Recheck(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
-
-
-# Whatever the application's default is: a stricter one fails beside other transactions (SQLSTATE 40001).
-_READ_COMMITTED = sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-
-
-def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, linked: list[LinkedEvent]) -> None:
-    for _ in range(ROUNDS):
-        with place.begin() as connection:
-            connection.execute(_READ_COMMITTED)
-            with borrowed(connection, settings) as tx:
-                pairs, notes, more = _matching(tx, recheck)
-                done = link_in(tx, pairs, notes)
-        linked += done
-        held = len(done) < len(pairs)
-        if time.monotonic() > deadline or not pairs or not (held or more):
-            return
-        if held and not _paused(place.connection):
-            return
-
-
-def _paused(connection: sa.Connection) -> bool:
-    """Let other transactions finish; False in an event loop that cannot continue meanwhile."""
-    if _in_event_loop() and not connection.dialect.is_async:
-        return False
-    _sleep(PAUSE_SECONDS, is_async=connection.dialect.is_async)
-    return True
-
-
-def _sleep(seconds: float, *, is_async: bool) -> None:
-    if is_async:
-        await_only(asyncio.sleep(seconds))
-    else:
-        time.sleep(seconds)
-
-
-def _matching(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
-    """Return what is open for a recheck and matches, with its notes, and whether there may be more."""
+def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
+    """Return what is open for a recheck and matches, at most a batch, its notes, and whether there may be more."""
+    size = tx.settings.batch_size
     found = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
     ids = dict.fromkeys([*found, *recheck.event_ids])
-    orphans = [one for one in open_orphans.read(tx, ids) if one.keys.is_current and not one.refused]
+    orphans = [orphan for orphan in open_orphans.read(tx, ids) if orphan.keys.is_current and not orphan.refused]
     judged = judge(tx, orphans)
     pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judged if one.verdict.delivery_id]
-    return pairs, unchecked(judged), len(found) >= tx.settings.batch_size
+    return pairs[:size], unchecked(judged), len(found) >= size or len(pairs) > size
 
 
-def _place_of(engine: sa.Engine) -> AbstractContextManager[Place]:
-    known: Callable[[], AbstractContextManager[Place]] | None = engine.get_execution_options().get(PLACE)
-    return known() if known else of_pool(engine)
+class _Connections:
+    """The background thread's own connections, one for each pool of an application's engine.
+
+    Those of an async engine run in an event loop of the thread's own.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Pool, sa.Connection] = {}
+        self._rests: dict[Pool, float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._parents: list[object] = []
+
+    def run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:
+        """Return what *act* returns on a connection, which is opened if there is none; a lost one is replaced once."""
+        if time.monotonic() < self._rests.get(engine.pool, 0):
+            return []
+        return self._in_loop(engine, partial(self._run, engine, act))
+
+    def _run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:
+        settings = runtime.get_settings()
+        was_open = engine.pool in self._open
+        try:
+            return act(Connected(self._connect(engine), settings))
+        except DBAPIError as error:
+            self._close(engine.pool)
+            if not (was_open and is_passing(error)):
+                raise
+        except BaseException:
+            self._close(engine.pool)
+            raise
+        return act(Connected(self._connect(engine), settings))
+
+    def _connect(self, engine: sa.Engine) -> sa.Connection:
+        if engine.pool not in self._open:
+            try:
+                self._open[engine.pool] = engines.connect(engines.separate(engine))
+            except BaseException:
+                self._rests[engine.pool] = time.monotonic() + REST_SECONDS
+                raise
+        return self._open[engine.pool]
+
+    def _in_loop(self, engine: sa.Engine, act: Callable[[], T]) -> T:
+        if not engine.dialect.is_async:
+            return act()
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(greenlet_spawn(act))
+
+    def _close(self, pool: Pool) -> None:
+        connection = self._open.pop(pool, None)
+        if connection is not None:
+            with suppress(Exception):  # it may be lost
+                connection.close()
+            with suppress(Exception):
+                connection.engine.dispose()
+
+    def leave_to_parent(self) -> None:
+        """Begin without connections in a forked child; those of the parent stay referenced, so that none is closed."""
+        self._parents.append((self._open, self._loop))
+        self._open, self._loop = {}, None
+
+    def close(self) -> None:
+        """Close all connections."""
+        for pool, connection in list(self._open.items()):
+            with _quietly():
+                self._in_loop(connection.engine, partial(self._close, pool))
+        self._rests = {pool: until for pool, until in self._rests.items() if until > time.monotonic()}
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
 
 
-@contextmanager
-def of_pool(engine: sa.Engine) -> Iterator[Place]:
-    """Take a connection of an engine's pool, if one is free within a second."""
-    _wait_for_free(engine.pool, is_async=engine.dialect.is_async)
-    with engine.connect() as connection:
-        yield Place(connection, partial(_begin, connection))
-
-
-def _wait_for_free(pool: Pool, *, is_async: bool) -> None:
-    deadline = time.monotonic() + POOL_SECONDS
-    while isinstance(pool, QueuePool) and not _has_free(pool):
-        if time.monotonic() > deadline:
-            raise DatabaseUnavailableError(f"no connection of the engine's pool was free within {POOL_SECONDS:g} s")
-        _sleep(POLL_SECONDS, is_async=is_async)
-
-
-def _has_free(pool: QueuePool) -> bool:
-    """Whether a pool has an idle connection, or opens another one: it does not wait for its own timeout then."""
-    most: int = pool._max_overflow  # which has no public name
-    return pool.checkedin() > 0 or most < 0 or pool.overflow() < most
-
-
-@contextmanager
-def _begin(connection: sa.Connection) -> Iterator[sa.Connection]:
-    with connection.begin():
-        yield connection
+_pauses = Pauses()
+_connections = _Connections()
+_queue = Queue(_take, limit=MOST_STEPS, batch=STEPS_AT_ONCE, close=_connections.close)
+os.register_at_fork(after_in_child=_connections.leave_to_parent)
 
 
 def returned(given: sa.Connection | Session, recorded: list[Done]) -> list[Done]:
@@ -323,25 +358,15 @@ def _after_commit(session: Session, connection: sa.Connection, steps: Sequence[S
 # For every session of the process: listening to one after the other costs as much as a statement.
 @sa.event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
-    """Take the step on the Session's own connection, which is not back in its pool yet."""
     pending: _Pending | None = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
     if pending is not None and not pending.connection.in_transaction():
         del session.info[_KEY]
-        place = Place(pending.connection, partial(_begin, pending.connection))
-        with _quietly(NOT_BROADCAST):
-            _take(pending.steps, lambda: nullcontext(place))
+        with _quietly():
+            _enqueue(pending.steps)
 
 
 @sa.event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.info.pop(_KEY, None)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -167,34 +167,6 @@ def _encoding(connection: sa.Connection) -> str:
     return str(driver.encoding) if connection.dialect.driver == "psycopg2" and driver.encoding != "UTF8" else of_server
 
 
-def answer(connection: sa.Connection, settings: Settings, function: Function, parameters: Mapping[str, str]) -> Any:
-    """Return the one row of a function, on a connection as it is.
-
-    Outside of a transaction, it begins none: it is one round trip.
-    """
-    with _beginning_nothing(connection):
-        return _send(connection, settings, [Statement(function.call, parameters)])[0]
-
-
-@contextmanager
-def _beginning_nothing(connection: sa.Connection) -> Iterator[None]:
-    """Let the driver send neither BEGIN nor COMMIT, which are round trips; in a transaction it does not anyway."""
-    driver: Any = connection.connection.dbapi_connection
-    if connection.in_transaction():
-        yield
-        return
-    with nullcontext() if _is_sent_directly(connection) else connection.begin():
-        if driver.autocommit:
-            yield
-            return
-        driver.autocommit = True
-        try:
-            yield
-        finally:
-            with suppress(Exception):  # of a connection that is lost
-                driver.autocommit = False
-
-
 def _send(connection: sa.Connection, settings: Settings, statements: Sequence[Statement]) -> Sequence[Any]:
     """Execute statements, and return the rows of the one that has some.
 
@@ -251,9 +223,8 @@ def _by_asyncpg(connection: sa.Connection, schema: str, statements: Sequence[Sta
     found: list[Any] = []
     for statement in statements:
         text, values = _numbered(statement, schema)
-        fetch = _fetched_alone if adapted.autocommit else _fetched
         try:
-            found += adapted.run_async(lambda driver: fetch(driver, text, values))  # noqa: B023 - called at once
+            found += adapted.run_async(lambda driver: _fetched(driver, text, values))  # noqa: B023 - called at once
         except SQLAlchemyError:
             raise
         except Exception as error:  # asyncpg's have no class in common
@@ -264,12 +235,6 @@ def _by_asyncpg(connection: sa.Connection, schema: str, statements: Sequence[Sta
 async def _fetched(driver: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
     rows: Sequence[Any] = await driver.fetch(text, *values)
     return rows
-
-
-async def _fetched_alone(driver: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Fetch in a transaction: without one, PgBouncer may pass asyncpg's Parse and Execute to different servers."""
-    async with driver.transaction():
-        return await _fetched(driver, text, values)
 
 
 def _numbered(statement: Statement, schema: str) -> tuple[str, list[Any]]:

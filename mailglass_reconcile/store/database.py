@@ -229,6 +229,13 @@ class Connected:
         return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS)
 
     @contextmanager
+    def plain(self) -> Iterator[Transaction]:
+        """Begin a transaction without our settings, for functions of the schema, which have them by themselves."""
+        self.connection.execution_options(isolation_level=ISOLATION)
+        with self.connection.begin():
+            yield Transaction(self.connection, self.settings)
+
+    @contextmanager
     def _begin(
         self,
         isolation: str,

@@ -29,6 +29,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 ISOLATION = "READ COMMITTED"
 
 _SERVER = "mailglass_reconcile.server"
+SEPARATE = "mailglass_reconcile.separate"
+"""An engine's execution option: a function that returns the engine to use in its place in another thread."""
 
 
 def database_url(settings: Settings) -> URL:
@@ -88,6 +90,16 @@ def _describe_error(context: sa.engine.ExceptionContext) -> None:
         remember_role(error, context.connection)
     if isinstance(translated(error), LedgerImmutableError):
         raise translated(error) from None
+
+
+def separate(engine: sa.Engine) -> sa.Engine:
+    """Return an engine that connects as *engine* does, with a pool of its own; dispose of it after use."""
+    options = engine.get_execution_options()
+    if SEPARATE in options:
+        made: sa.Engine = options[SEPARATE]()
+        return made
+    kept = {_SERVER: options[_SERVER]} if _SERVER in options else {}
+    return sa.Engine(engine.pool.recreate(), engine.dialect, engine.url, execution_options=kept, hide_parameters=True)
 
 
 def connect(engine: sa.Engine) -> sa.Connection:

@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import sqlalchemy as sa
-
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.callers_transaction import answer
 from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
@@ -161,13 +157,9 @@ def with_message_ids(
 
 
 def after_commit(
-    connection: sa.Connection,
-    settings: Settings,
-    recorded_ids: Collection[str],
-    message_ids: Collection[str],
-    event_ids: Collection[str],
+    tx: Transaction, recorded_ids: Collection[str], message_ids: Collection[str], event_ids: Collection[str]
 ) -> tuple[set[str], bool]:
-    """Ask after a writer's commit, in one round trip.
+    """Ask after writers' commits, with one statement.
 
     Returns:
         Those of *recorded_ids* that the ledger holds; and whether anything may be open for *message_ids*, or stored for
@@ -178,7 +170,7 @@ def after_commit(
         "message_ids": array_literal(message_ids),
         "event_ids": array_literal(event_ids),
     }
-    present, may_match = answer(connection, settings, AFTER_COMMIT, parameters)
+    ((present, may_match),) = tx.call(AFTER_COMMIT, parameters)
     return set(present), bool(may_match)
 
 

@@ -39,13 +39,11 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> Swe
     return prepare(interval, tenant_id).run()
 
 
-def prepare(
-    interval: float, tenant_id: str | None = None, *, publisher: Publisher | None = None, origin: Origin = "python"
-) -> Sweep:
+def prepare(interval: float, tenant_id: str | None = None, *, origin: Origin = "python") -> Sweep:
     """Return a recent sweep, not yet begun; `reconcile_recent` describes it."""
     require_interval(interval)
     runtime.load_imports()
-    publisher = publisher or Publisher(runtime.get_redis())
+    publisher = Publisher(runtime.get_redis())
     database, seconds = runtime.database(), max(LOOK_BACK_SECONDS, interval)  # a burst is left to the next ones
     return Sweep(
         database, publisher, kind="recent", tenant_id=tenant_id, ages=due_ages(interval), seconds=seconds, origin=origin

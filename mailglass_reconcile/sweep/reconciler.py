@@ -67,6 +67,8 @@ class Sweep(Request):
                 self.error = error
                 raise
             finally:
+                if self.publisher is not None:
+                    self.tally.messages = self.publisher.wait()
                 self.tally.duration_ms = round((time.monotonic() - self.started) * 1000)
                 history.leave(self, connected)
 
@@ -161,8 +163,8 @@ class Sweep(Request):
             return set()
         self.in_batch = True
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
-        published = self.publisher.publish([projector.message(one) for one in batch.linked])
-        self.tally.links(batch, published)
+        self.publisher.publish([projector.message(one) for one in batch.linked])
+        self.tally.links(batch)
         self.handed_over = self.handed_over or any(one.handled for one in batch.linked)
         self.in_batch = False
         if batch.outage is not None:

@@ -27,6 +27,7 @@ class Tally:
     Attributes:
         complete: Whether everything was looked at.
         broke_off: Whether a fault has ended the sweep.
+        messages: What Redis took of the messages about links, and what it did not.
     """
 
     def __init__(self, tenant_id: str | None = None, *, dry_run: bool = False) -> None:
@@ -38,7 +39,7 @@ class Tally:
         self._taken_up = 0
         self._of_unknown_state = 0
         self._outcomes: Counter[str] = Counter()
-        self._messages = Published()
+        self.messages = Published()
         self._unchecked = 0
         self._eligible = 0
         self._closed = 0
@@ -89,16 +90,13 @@ class Tally:
         """Count orphans that were taken up and judged, and do not match."""
         self._outcomes.update(states)
 
-    def links(self, batch: Batch, published: Published) -> None:
-        """Count what became of a batch, and of its messages; what it did not reach in time has no outcome yet."""
+    def links(self, batch: Batch) -> None:
+        """Count what became of a batch; what it did not reach in time has no outcome yet."""
         self._outcomes["linked"] += len(batch.linked)
         self._outcomes["failed"] += len(batch.failed)
         self._outcomes["skipped_held"] += batch.held + batch.settled
         self._closed += len(batch.linked) + batch.settled
         self._unchecked += sum(not one.checked for one in batch.linked)
-        self._messages = Published(
-            self._messages.published + published.published, self._messages.failed + published.failed
-        )
 
     def would_link(self, orphans: int, unchecked: int = 0) -> None:
         """Count what a sweep would link that writes nothing."""
@@ -165,8 +163,8 @@ class Tally:
             skipped_held=outcomes["skipped_held"],
             failed=outcomes["failed"],
             remaining=max(0, self._eligible + late - self._closed - gone),
-            published=self._messages.published,
-            publish_failed=self._messages.failed,
+            published=self.messages.published,
+            publish_failed=self.messages.failed,
             duration_ms=self.duration_ms,
             dry_run=self._dry_run,
             tenant_id=self._tenant_id,

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from mailglass_reconcile.cli.follow import Follower
-from mailglass_reconcile.pubsub import Message, Published, Publisher
+from mailglass_reconcile.pubsub import Message, Publisher
 
 
 def die_at(number: int) -> None:
@@ -32,11 +32,11 @@ def die_at(number: int) -> None:
         if next(passed) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def published(publisher: Publisher, messages: Sequence[Message]) -> Published:
+    def published(publisher: Publisher, messages: Sequence[Message]) -> None:
         fail_point()
-        outcome = publish(publisher, messages)
+        publish(publisher, messages)
+        publisher.wait()
         fail_point()
-        return outcome
 
     def executed(cursor: psycopg.Cursor[Any], *arguments: Any, **options: Any) -> Any:
         fail_point()

@@ -38,9 +38,11 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     before = db.appended()
     settings = db.settings.model_copy(update={"batch_size": 1})
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
-        swept = Sweep(databases.Database(db.engine, settings), Publisher(client))
+        publisher = Publisher(client)
+        swept = Sweep(databases.Database(db.engine, settings), publisher)
         for _ in swept.steps():
             if at_batch and swept.result.linked == at_batch:
+                publisher.wait()
                 act()
         result = swept.result
     assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)

@@ -108,13 +108,15 @@ class _Mouth:
         self.told: list[Message] = []
         self._dies_at = dies_at
 
-    def publish(self, messages: Sequence[Message]) -> Published:
+    def publish(self, messages: Sequence[Message]) -> None:
         if self._dies_at is not None:
             self._dies_at -= 1
             if self._dies_at < 0:
                 raise _CrashError
         self.told += messages
-        return Published(2 * len(messages), 0)
+
+    def wait(self) -> Published:
+        return Published(2 * len(self.told), 0)
 
 
 class _Hurried(Sweep):

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-import time
+import os
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,11 @@ from sqlalchemy.orm import Session
 import factories
 from drivers import Driver
 from faults import proxy, servers
-from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, record_send
-from mailglass_reconcile.record.after_commit import POOL_SECONDS
-from recording import LEDGER, NOTED, NOW, event, record, round_trips
-from waiting import wait_until
+from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, flush, record_send
+from mailglass_reconcile.record import after_commit
+from mailglass_reconcile.rules.pauses import Pauses
+from recording import LEDGER, NOTED, NOW, event, record, round_trips, statements_in_background
+from waiting import settle, wait_until
 
 COMMIT = b"COMMIT\0"
 
@@ -232,9 +234,8 @@ def test_broadcast_async_after_an_async_session_that_joined(db, name):
 
 
 @ASYNCHRONOUS
-@pytest.mark.filterwarnings("ignore:coroutine")
-def test_broadcast_after_an_async_connection_says_what_to_write(db, name, caplog):
-    """In a thread of its own it has no event loop: nothing is raised."""
+def test_broadcast_after_an_async_connection_works_in_any_thread(db, name):
+    """Also where no event loop runs: the background thread has a loop of its own."""
 
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
@@ -244,9 +245,7 @@ def test_broadcast_after_an_async_connection_says_what_to_write(db, name, caplog
         await engine.dispose()
 
     asyncio.run(main())
-    assert told(db) == []
-    (line,) = lines(caplog)
-    assert "await broadcast_async(…)" in line
+    assert told(db) == ["m-1", "m-1"]
 
 
 @contextmanager
@@ -259,33 +258,80 @@ def engine_of(db, dialect="psycopg", **options) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
-def test_a_pool_that_stays_exhausted_costs_a_second_and_the_broadcasts(db, caplog):
-    """Its own timeout is half a minute."""
-    with engine_of(db, pool_size=1, max_overflow=0) as engine, engine.connect() as connection:
-        recorded = record(connection, event("m-1"))
-        connection.commit()
-        began = time.monotonic()
-        broadcast(recorded)
-        assert POOL_SECONDS <= time.monotonic() - began < 20
-    assert told(db) == []
-    assert lines(caplog) == [
-        "cannot broadcast the events of this call; the next sweep links those that arrived at the same time:"
-        " no connection of the engine's pool was free within 1 s"
-    ]
+POOLS = [{"poolclass": sa.NullPool}, {"pool_size": 1, "max_overflow": 0}, {"poolclass": sa.StaticPool}]
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [{"poolclass": sa.NullPool}, {"pool_size": 2}, {"pool_size": 1, "max_overflow": 1}, {"pool_size": 0}],
-    ids=["none", "room in the pool", "overflow", "no limit"],
-)
-def test_a_pool_that_may_open_another_connection_does(db, pool):
-    """For a caller that still holds its own."""
+@pytest.mark.parametrize("pool", POOLS, ids=["none", "one connection", "static"])
+def test_the_callers_pool_is_not_used_and_may_be_exhausted(db, pool):
+    """The caller still holds its only connection, and gets no second one."""
     with engine_of(db, **pool) as engine, engine.connect() as connection:
         recorded = record(connection, event("m-1"))
         connection.commit()
+        checked_out = []
+        sa.event.listen(engine, "checkout", lambda *_others: checked_out.append(1))
         broadcast(recorded)
-    assert told(db) == ["m-1", "m-1"]
+        assert told(db) == ["m-1", "m-1"]
+        assert len(checked_out) == 1, "of the thread's own pool, which has the listeners of the caller's"
+
+
+SESSIONS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
+def test_a_flush_closes_the_connection_of_the_thread(db, name):
+    """So that nothing blocks DROP DATABASE."""
+    driver = Driver(make_url(db.url).set(drivername=f"postgresql+{name}"))
+    driver.run_session(lambda session: record(session, event("m-1")))
+    wait_until(flush)
+    wait_until(lambda: db.value(SESSIONS) == 0, 5)
+
+
+def test_a_connection_without_work_is_closed_after_a_second(db):
+    """Without a flush."""
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        with Session(engine) as session:
+            record(session, event("m-1"))
+            session.commit()
+        seen = set()
+        wait_until(lambda: seen.add(db.value(SESSIONS)) or db.value(SESSIONS) == 0)
+    assert db.value(SESSIONS) == 0
+
+
+def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
+    """An application may have set another isolation level for its engine, or for its database."""
+    levels = []
+
+    def note(connection, _cursor, statement, *_others):
+        if threading.current_thread().name == "mailglass after commit" and "after_commit" in statement:
+            levels.append(connection.connection.dbapi_connection.isolation_level)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        with engine_of(db, isolation_level="SERIALIZABLE") as engine, Session(engine) as session:
+            record(session, event("m-1"))
+            session.commit()
+        assert told(db) == ["m-1", "m-1"]
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert levels == [psycopg.IsolationLevel.READ_COMMITTED]
+
+
+def test_a_connection_that_was_lost_meanwhile_is_replaced(db):
+    """As after a restart of the server, less than a second after the last call."""
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        connected = []
+        sa.event.listen(engine, "connect", lambda driver, _record: connected.append(driver.info.backend_pid))
+        for number in range(2):
+            with Session(engine) as session:
+                record(session, event("m-1", provider_event_id=number))
+                session.commit()
+            wait_until(lambda: len(db.witness.messages(settled=False)) == 2)
+            if not number:
+                db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=connected[-1])
+    db.witness.early.clear()
 
 
 class OddError(Exception):
@@ -304,13 +350,12 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
             recorded = record(connection, event("m-1"))
         sa.event.listen(engine, "do_connect", odd)
         broadcast(recorded)
-        sa.event.remove(engine, "do_connect", odd)
-    # On psycopg, SQLAlchemy is not in between.
-    with engine_of(db, dialect="psycopg2") as engine, Session(engine) as session:
+        settle()
+    with engine_of(db, dialect="psycopg2", poolclass=sa.NullPool) as engine, Session(engine) as session:
         record(session, event("m-2", provider_event_id="2"))
-        sa.event.listen(engine, "begin", odd)
+        sa.event.listen(engine, "connect", odd)
         session.commit()
-        assert session.get_bind() is engine
+        settle()
     assert db.value(LEDGER) == 2
     assert told(db) == []
     first, second = lines(caplog)
@@ -320,16 +365,58 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
     assert "TypeError in " in lines(caplog)[-1]
 
 
-def test_a_connection_whose_encoding_has_changed_costs_nothing_after_the_commit(db, caplog):
-    """It could not pass the id of the message."""
-    with engine_of(db, pool_size=1, max_overflow=0) as engine:
-        with engine.connect() as connection:
-            recorded = sent(connection, "żoë-1")
-            connection.commit()
-            connection.exec_driver_sql("SET client_encoding = 'LATIN1'")
-            connection.commit()
-        broadcast(recorded)
-    assert "UnicodeEncodeError in " in lines(caplog)[0]
+@contextmanager
+def busy_thread() -> Iterator[None]:
+    """Let the background thread wait for the end of the block before it asks."""
+    is_asking, may_ask = threading.Event(), threading.Event()
+
+    def delay(_connection, _cursor, statement, *_others):
+        if threading.current_thread().name == "mailglass after commit" and not is_asking.is_set():
+            is_asking.set()
+            assert may_ask.wait(60)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", delay)
+    try:
+        yield
+        assert is_asking.wait(60)
+    finally:
+        may_ask.set()
+        settle()
+        sa.event.remove(sa.Engine, "before_cursor_execute", delay)
+
+
+def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypatch, observed, caplog):
+    """Each waits once, however often it is broadcast; the next sweep links what was dropped."""
+    monkeypatch.setattr(after_commit._queue, "_limit", 3)
+    monkeypatch.setattr(after_commit, "_pauses", Pauses())
+    with db.engine.begin() as connection:
+        recorded = [record(connection, event("m-1", provider_event_id=number))[0] for number in range(8)]
+    with busy_thread():
+        for _ in range(2):
+            broadcast(recorded)
+    assert told(db) == ["m-1"] * 6
+    assert len([line for line in lines(caplog) if "too many calls" in line]) == 1
+    assert observed.counts("messages") == {"published": 6, "failed": 2 * 2 * 5}
+
+
+def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
+    """Its parent's connection is used by the parent alone."""
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        with engine.begin() as connection:
+            recorded = record(connection, event("m-1"))
+        with busy_thread():
+            broadcast(recorded)
+            wait_until(lambda: db.value(SESSIONS) == 1)
+            child = os.fork()
+            if child == 0:
+                done = flush()
+                engine.dispose(close=False)
+                with engine.begin() as connection:
+                    again = record(connection, event("m-2", provider_event_id="2"))
+                broadcast(again)
+                os._exit(0 if done and flush() else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    assert told(db) == ["m-1", "m-1", "m-2", "m-2"]
 
 
 WRITERS = pytest.mark.parametrize(
@@ -360,12 +447,12 @@ def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_se
 
 
 @pytest.mark.guard
-def test_a_call_is_three_round_trips_at_most_besides_begin_and_commit(db):
-    """On psycopg, with the question after the commit; of an event, an early one, and a send that links it."""
+def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
+    """On psycopg; of an event, an early one, and a send."""
     calls = {
-        "an event": (lambda session: record(session, event("m-1")), 3),
-        "an early event": (lambda session: record(session, event("m-4", provider_event_id="2")), 3),
-        "a send": (lambda session: sent(session, "m-3"), 2),
+        "an event": (lambda session: record(session, event("m-1")), 2),
+        "an early event": (lambda session: record(session, event("m-4", provider_event_id="2")), 2),
+        "a send": (lambda session: sent(session, "m-3"), 1),
     }
     with engine_of(db, pool_size=1) as engine:
         with Session(engine) as session:
@@ -397,15 +484,14 @@ def test_no_value_is_in_the_text_of_a_statement(db, driver):
 
 
 def test_the_question_after_the_commit_has_no_value_in_its_text(db):
-    """The last statement of an idle session is what the view shows."""
-    with engine_of(db, pool_size=1) as engine:
-        with Session(engine) as session:
-            pid = session.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+    """The last statement of an idle session is what `pg_stat_activity` shows."""
+    with statements_in_background() as texts:
+        with Session(db.engine) as session:
             sent(session, "m-secret")
             session.commit()
-        text = db.value("SELECT query FROM pg_stat_activity WHERE pid = :pid", pid=pid)
-    assert "after_commit" in text
-    assert "secret" not in text
+        settle()
+    assert len(texts) == 1
+    assert "secret" not in texts[0]
 
 
 PGBOUNCER = pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
@@ -446,6 +532,7 @@ def test_calls_through_pgbouncer_in_transaction_mode(db, caplog):
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda number: work(engine, number), range(CALLS)))
         engine.dispose()
+        settle()
     check_pairs(db, caplog)
 
 
@@ -470,4 +557,5 @@ def test_asynchronous_calls_through_pgbouncer_in_transaction_mode(db, caplog):
 
     with servers.pgbouncer(db.url, 2) as url:
         asyncio.run(main(url))
+        settle()
     check_pairs(db, caplog)

@@ -3,12 +3,14 @@
 import asyncio
 import datetime as dt
 import re
+import unittest
 
 import pytest
 from anymail.message import AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
 from django.db import connection as djangos
 from django.db import connections, transaction
+from django.test import TestCase
 from sqlalchemy.engine import make_url
 
 import factories
@@ -16,8 +18,9 @@ from anymail_payloads import POSTMARK
 from anymail_stories import ANN, STORY, Message
 from faults import proxy
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
-from mailglass_reconcile.contrib.django import connection
+from mailglass_reconcile.contrib.django import connection, database
 from recording import NOTED
+from waiting import settle
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
@@ -85,9 +88,10 @@ def test_broadcast_in_on_commit_tells_links_and_lets_later_callbacks_run(db):
             recorded = [*receive(lent, "m-0"), *send(lent)]
         overlapping(db)
         transaction.on_commit(lambda: broadcast(recorded))
-        transaction.on_commit(lambda: called.append(db.value(OPEN)))
-    assert called == [0]
-    assert db.appended() == 1
+        transaction.on_commit(lambda: called.append(True))
+    assert called == [True]
+    settle()
+    assert (db.value(OPEN), db.appended()) == (0, 1)
     assert len(db.witness.messages()) == 4
 
 
@@ -101,6 +105,31 @@ def test_broadcast_before_the_commit_in_another_transaction_of_djangos_tells_not
             transaction.set_rollback(True)
         transaction.on_commit(lambda: broadcast(recorded))
     assert db.witness.messages() == []
+
+
+def test_in_a_test_case_of_djangos_nothing_is_published(db):
+    """Its transaction is never committed, so the background thread does not see what was recorded."""
+    factories.delivery(db, "m-0")
+
+    class Records(TestCase):
+        def test_records(self):
+            with self.captureOnCommitCallbacks(execute=True) as callbacks:
+                Message.accepted(POSTMARK, 1, [ANN])
+                database.after_commit(receive_in_django("m-0"))
+            assert len(callbacks) == 2
+            settle()
+
+    result = unittest.TestResult()
+    unittest.TestSuite([Records("test_records")]).run(result)
+    assert (result.failures, result.errors) == ([], [])
+    assert db.value(EVENTS) == 0
+    assert db.witness.messages() == []
+
+
+def receive_in_django(message_id):
+    """Record the webhook of a message on Django's connection."""
+    with connection() as lent:
+        return receive(lent, message_id)
 
 
 def test_a_send_is_committed_when_the_application_commits(db, by_hand):
@@ -138,6 +167,7 @@ def test_the_application_broadcasts_after_such_a_commit(db, by_hand):
     assert db.witness.messages() == []
     transaction.commit()
     broadcast(recorded)
+    settle()
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert len(db.witness.messages()) == 4
     assert not transaction.get_autocommit()

@@ -12,6 +12,7 @@ from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID
 from anymail_stories import ANN, BOB, STORY, Message
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.django import receivers
+from waiting import settle
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
@@ -87,6 +88,7 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
         told(split, STORY[::-2])
     told(split, STORY[-2::-2])
 
+    settle()
     ended = deliveries(db, after)
     last = [(ANN, "clicked"), (BOB, "bounced")]
     assert [(one["recipient"], one["last_event_type"]) for one in ended] == last[: len(to)]
@@ -102,6 +104,7 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     messages = [after, before, before_in_a_transaction, during, split]
     for message in [*messages, undone]:
         told(message)
+    settle()
     assert (db.value(LEDGER), db.value(OPEN)) == (ledger, orphans)
     assert [deliveries(db, message) for message in messages] == [ended] * len(messages)
 
@@ -126,6 +129,7 @@ def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linke
         assert [one["events"] for one in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
         go_on.set()
         begun[0].result()
+    settle()
     assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked", "bounced"]
     assert db.value(OPEN) == 0
 

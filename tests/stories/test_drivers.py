@@ -34,7 +34,7 @@ from mailglass_reconcile.store.ledger import LinkedEvent
 from own_settings import OWN, settings_of, take
 from projecting import projected
 from recording import LEDGER, NAMELESS, NOW, event, record
-from waiting import wait_until
+from waiting import settle, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +149,7 @@ def test_a_rollback_takes_everything_along(db, driver):
 
 
 def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_last(db, driver):
-    """The webhook commits while the send is open, and neither waits for the other; then the send's Session looks."""
+    """The webhook commits while the send is open, and neither waits for the other; then the send's Session asks."""
 
     def work(session):
         send(session, Sent(recipient="a@example.com", message_id="m-1"))
@@ -158,6 +158,7 @@ def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_l
         assert recorded.delivery_id is None
 
     driver.run_session(work)
+    settle()
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
 

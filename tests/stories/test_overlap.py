@@ -2,12 +2,11 @@
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import sqlalchemy as sa
@@ -19,8 +18,8 @@ import factories
 import mailglass_reconcile
 from handling import handle
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
-from recording import NOW, event, record, statements
-from waiting import wait_until
+from recording import NOW, event, record, statements_in_background
+from waiting import settle, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +37,12 @@ def send(connection, *sent):
 def receive(connection):
     """Record the webhook of that message."""
     return record(connection, event())
+
+
+def tell(recorded):
+    """Broadcast, and wait until the background thread has done it."""
+    broadcast(recorded)
+    settle()
 
 
 def told(db):
@@ -60,7 +65,7 @@ def test_of_two_connections_the_later_one_links(db, order, last):
         for connection, recorded in pending[:: 1 if last else -1]:
             assert db.appended() == 0
             connection.commit()
-            broadcast(recorded)
+            tell(recorded)
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert db.rows(TYPES) == [("delivered", 1)]
     assert told(db) == LINKED
@@ -75,7 +80,8 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
         for session in (one, other)[:: 1 if last else -1]:
             assert db.appended() == 0
             session.commit()
-    broadcast(recorded[0] + recorded[1])
+            settle()
+    tell(recorded[0] + recorded[1])
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert told(db) == LINKED
 
@@ -84,7 +90,7 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
 @LAST
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, driver):
-    """In another thread."""
+    """On a connection of the background thread's, in a loop of its own."""
 
     async def both():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
@@ -93,6 +99,7 @@ def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, dr
             await other.run_sync(order[1])
             for session in (one, other)[:: 1 if last else -1]:
                 await session.commit()
+                await asyncio.to_thread(settle)
         await engine.dispose()
 
     asyncio.run(both())
@@ -107,14 +114,14 @@ def test_a_rollback_of_the_other_one_costs_nothing(db, order):
         recorded = order[0](kept)
         order[1](lost)
         kept.commit()
-        broadcast(recorded)
+        tell(recorded)
         lost.rollback()
     assert db.appended() == 0
     assert db.value(OPEN) == (0 if order[0] is send else 1)
     assert told(db) == Counter()
     with db.engine.begin() as connection:
         recorded = order[1](connection)
-    broadcast(recorded)
+    tell(recorded)
     assert db.value(OPEN) == 0
 
 
@@ -128,31 +135,20 @@ def own_engine(db, **options) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
-@contextmanager
-def transactions(engine) -> Iterator[list[object]]:
-    """Write down the transactions that begin on an engine."""
-    begun: list[object] = []
-
-    def note(connection):
-        begun.append(connection)
-
-    sa.event.listen(engine, "begin", note)
-    yield begun
-    sa.event.remove(engine, "begin", note)
-
-
 @pytest.mark.parametrize("end", [Session.rollback, Session.close])
 def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
     """And one that does looks once, for all of its calls."""
-    with own_engine(db) as engine, Session(engine) as session, statements(engine) as sent:
+    with own_engine(db) as engine, Session(engine) as session, statements_in_background() as sent:
         receive(session)
         end(session)
         session.commit()
-        assert [one for one in sent if "after_commit" in one] == []
+        settle()
+        assert sent == []
         with session.begin_nested():
             receive(session)
         send(session)
         session.commit()
+        settle()
         assert len([one for one in sent if "after_commit" in one]) == 1
 
 
@@ -164,33 +160,59 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
         recorded += record(connection, event())
         recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
     assert recorded[0].step.recheck is None
-    with transactions(db.engine) as begun:
-        broadcast(recorded[1:])
-    assert begun == []
+    with statements_in_background() as sent:
+        tell(recorded[1:])
+    assert sent == []
 
 
 @pytest.mark.guard
 @pytest.mark.parametrize("count", [1, 500])
 def test_a_look_that_finds_nothing_is_one_statement(db, count):
-    """Without a transaction, and the settings that one of this package begins with."""
+    """Without the settings that a transaction of this package begins with."""
     sent = [Sent(recipient=ADA, message_id=f"s-{n}") for n in range(count)]
     for writer, given in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
         with db.engine.begin() as connection:
             recorded = writer(connection, *given)
-        with statements(db.engine) as seen:
-            broadcast(recorded)
+        with statements_in_background() as seen:
+            tell(recorded)
         assert len(seen) == 1
 
 
-def test_a_pool_of_one_connection_is_enough_for_a_session(db):
-    """It asks on its own, before that is given back."""
+def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db):
+    """A hundred of them cost two statements: the first call's, and one for all others."""
+    is_asked, may_answer = Event(), Event()
+
+    def delay(_connection, _cursor, statement, *_others):
+        if "after_commit" in statement and not is_asked.is_set():
+            is_asked.set()
+            assert may_answer.wait(60)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", delay)
+    try:
+        with statements_in_background() as seen:
+            for number in range(100):
+                with Session(db.engine) as session:
+                    record(session, event(f"m-{number}", provider_event_id=str(number)))
+                    session.commit()
+                if not number:
+                    assert is_asked.wait(60)
+            may_answer.set()
+            settle()
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", delay)
+    assert len(seen) == 2
+
+
+def test_a_pool_of_one_connection_is_enough(db):
+    """The thread's connection is its own, so it is not waited for, although the caller keeps the pool's."""
     with own_engine(db, pool_size=1, max_overflow=0, pool_timeout=3) as engine, db.engine.connect() as other:
         recorded = send(other)
-        mailglass_reconcile.configure(engine=engine, settings=db.settings)
         with Session(engine) as session:
             receive(session)
             other.commit()
             session.commit()
+            session.connection()
+            settle()
     assert recorded[0].linked == 0
     assert db.appended() == 1
 
@@ -235,12 +257,12 @@ HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open
 def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
     """He may be about to commit; nobody waits for his lock."""
     recorded = overlapped(db)
-    with ThreadPoolExecutor(1) as threads, held(db, table) as holder, statements(db.engine) as seen:
-        telling = threads.submit(broadcast, recorded)
+    with held(db, table) as holder, statements_in_background() as seen:
+        broadcast(recorded)
         wait_until(lambda: sum("_link_v1" in statement for statement in seen) >= 2)
         assert db.appended() == 0
         holder.rollback()
-        telling.result(timeout=20)
+        settle()
     assert db.appended() == 1
     assert told(db) == LINKED
 
@@ -249,80 +271,33 @@ def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
 def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
     """After ten attempts."""
     recorded = overlapped(db)
-    with held(db, table), statements(db.engine) as seen:
-        broadcast(recorded)
+    with held(db, table), statements_in_background() as seen:
+        tell(recorded)
     assert 8 <= sum("_link_v1" in statement for statement in seen) <= 10
     assert db.appended() == 0
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_an_async_session_s_event_loop_does_not_wait_for_the_look(db, driver, monkeypatch):
-    """While the look waits for somebody who holds the delivery, the loop continues; nothing in it sleeps."""
-    slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-
-    async def receiving():
-        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
-        with db.engine.connect() as sending, statements(engine.sync_engine) as seen:
-            async with AsyncSession(engine) as session:
-                send(sending)
-                await session.run_sync(receive)
-                sending.commit()
-                with held(db, "mailglass_deliveries") as holder:
-                    committing = asyncio.create_task(session.commit())
-                    while sum("recipient_lost" in statement for statement in seen) < 3:  # each look reads the orphans
-                        await asyncio.sleep(0.01)
-                    holder.rollback()
-                    await committing
-        await engine.dispose()
-
-    asyncio.run(receiving())
-    assert slept == []
-    assert db.appended() == 1
-
-
-def test_a_session_in_an_event_loop_waits_for_nobody_who_holds_the_delivery(db, monkeypatch):
-    """One that is not asynchronous would hold up the loop; the next sweep links."""
-    slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-
-    async def receiving():
-        with db.engine.connect() as sending, Session(db.engine) as session:
-            send(sending)
-            receive(session)
-            sending.commit()
-            with held(db, "mailglass_deliveries"):
-                session.commit()
-
-    asyncio.run(receiving())
-    assert (slept, db.appended()) == ([], 0)
-    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
-    assert reconcile().linked == 1
+def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db):
+    """The thread tries again later, and does the rest meanwhile."""
+    factories.delivery(db, "m-2")
+    recorded = overlapped(db)
+    with held(db, "mailglass_open_orphans") as holder, statements_in_background() as seen:
+        broadcast(recorded)
+        wait_until(lambda: any("_link_v1" in statement for statement in seen))
+        with Session(db.engine) as session:
+            record(session, event("m-2", provider_event_id="2"))
+            session.commit()
+        heard = []
+        wait_until(lambda: heard.extend(db.witness.messages(settled=False)) or len(heard) == 2)
+        assert db.appended() == 0
+        holder.rollback()
 
 
 def away(_dialect, _record, _arguments, parameters):
     """Lead a new connection to where nothing listens."""
     parameters.update(host="127.0.0.1", port=1)
-
-
-@pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:1/none"])
-def test_a_database_that_cannot_be_reached_costs_the_step_and_a_line_in_the_log(db, caplog, url):
-    """What is not known to be there is not broadcast."""
-    factories.delivery(db, "m-2")
-    with db.engine.connect() as sending, db.engine.begin() as receiving:
-        send(sending)
-        recorded = record(receiving, event(), event("m-2"))
-        sending.commit()
-    mailglass_reconcile.configure(settings=Settings(database_url=url, redis_url=db.settings.redis_url))
-    for one in recorded:
-        one.step.engine = None
-    broadcast(recorded)
-    assert db.witness.messages() == []
-    (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
-    assert "MAILGLASS_DATABASE_URL" in line
-    assert "\n" not in line
 
 
 def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the_log(db, caplog):
@@ -333,8 +308,12 @@ def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the
             send(sending)
             recorded = record(receiving, event(), event("m-2"))
             sending.commit()
+        attempts = []
+        sa.event.listen(engine, "do_connect", lambda *_others: attempts.append(1))
         sa.event.listen(engine, "do_connect", away)
-        broadcast(recorded)
+        for _ in range(3):
+            tell(recorded)
+        assert len(attempts) == 1, "it is left alone for five seconds"
     assert db.witness.messages() == []
     (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
@@ -347,7 +326,7 @@ def test_the_engine_of_the_call_is_asked_not_that_of_the_settings(db):
     with db.engine.begin() as connection:
         recorded = record(connection, event())
     mailglass_reconcile.configure(settings=Settings(database_url=None, redis_url=db.settings.redis_url))
-    broadcast(recorded)
+    tell(recorded)
     assert len(db.witness.messages()) == 2
 
 
@@ -355,7 +334,7 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
     """The look ends, and the orphan stays open."""
     recorded = overlapped(db)
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
-    broadcast(recorded)
+    tell(recorded)
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
     assert "23514" in caplog.text
     assert db.value(OPEN) == 1
@@ -368,7 +347,7 @@ def test_handlers_hear_of_what_a_look_links(db):
     recorded = overlapped(db)
     outbox = "SELECT count(*) FROM mailglass_handler_outbox"
     assert db.value(outbox) == 0
-    broadcast(recorded)
+    tell(recorded)
     assert (db.value(outbox), db.appended()) == (1, 1)
 
 
@@ -383,7 +362,7 @@ def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
         recorded = record(receiving, *events)
         for connection in (receiving, first, second):
             connection.commit()
-        broadcast(recorded + told_of)
+        tell(recorded + told_of)
     rows = db.rows("SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1")
     assert [tuple(row) for row in rows] == [
         ("a@example.com", "delivered"),
@@ -401,7 +380,7 @@ def test_more_than_a_batch_is_linked_in_several(db):
         record(receiving, *(event(f"m-{n // 2}", provider_event_id=str(n)) for n in range(24)))
         receiving.commit()
         sending.commit()
-    broadcast(sent)
+    tell(sent)
     assert (db.value(OPEN), db.appended()) == (0, 24)
 
 
@@ -423,7 +402,7 @@ def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
                 for _ in range(after):
                     connection.exec_driver_sql("SELECT 1")
                 connection.commit()
-            broadcast(recorded)
+            tell(recorded)
         engine.dispose()
 
     with ThreadPoolExecutor(2) as threads:

@@ -39,6 +39,13 @@ QUICK = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(No
 MESSAGES = [("acme", "delivery", "{}")]
 
 
+def published(client: redis.Redis) -> Published:
+    """Publish one link, as a sweep does."""
+    publisher = Publisher(client)
+    publisher.publish(MESSAGES)
+    return publisher.wait()
+
+
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a certificate authority and of a server's certificate."""
@@ -87,7 +94,7 @@ def tasks_key(site: Site) -> str:
 def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog) -> None:
     """Without the CA nothing is sent, and the sweep's log says what kind of error it was."""
     client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
-    assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+    assert published(client) == Published(0, 2)
     assert PASSWORD not in caplog.text
 
 
@@ -124,7 +131,7 @@ def test_a_silent_sentinel_costs_a_second() -> None:
         client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
             "mymaster", **QUICK
         )
-        assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+        assert published(client) == Published(0, 2)
         assert LockBackend(client).take(KEY, running("a")) is None
 
 
@@ -132,11 +139,11 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
     """The master falls silent, Sentinel promotes its replica; what is lost meanwhile is counted."""
     with sentinel() as deployment:
         client = master_for(deployment)
-        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        assert published(client) == Published(2, 0)
         with local(deployment.master) as master, local(deployment.replica) as replica:
             master.client_pause(60_000)
-            assert Publisher(client).publish(MESSAGES) == Published(0, 2)
-            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert published(client) == Published(0, 2)
+            wait_until(lambda: published(client) == Published(2, 0), 60)
             assert replica.info("replication")["role"] == "master"
             assert LockBackend(client).take(KEY, running("a")) is None
             assert replica.get(KEY).startswith(b"running a ")
@@ -147,12 +154,12 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
     with sentinel() as deployment:
         client = master_for(deployment)
         with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
-            assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+            assert published(client) == Published(2, 0)
             assert next(subscription) == Update("mailglass:events:acme", {})
             with local(deployment.master) as master:
                 master.client_pause(60_000)
             assert isinstance(next(subscription), Missed)
-            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            wait_until(lambda: published(client) == Published(2, 0), 60)
             assert next(subscription) == Update("mailglass:events:acme", {})
 
 
@@ -160,14 +167,14 @@ def test_a_subscription_over_tls_hears(over_tls: str) -> None:
     """With the CA in the URL."""
     client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
     with Subscription(client, None, None) as subscription:
-        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        assert published(client) == Published(2, 0)
         assert next(subscription) == Update("mailglass:events:acme", {})
 
 
 async def received(client: redis.Redis) -> Update | Missed:
     """Return what an asynchronous subscription receives when one message is published."""
     async with AsyncSubscription(client, "acme", None) as updates:
-        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        assert published(client) == Published(2, 0)
         return await anext(updates)
 
 
@@ -203,7 +210,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
             with local(master_port) as master:
                 master.client_pause(60_000)
             assert isinstance(await anext(updates), Missed)
-            await asyncio.to_thread(wait_until, lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            await asyncio.to_thread(wait_until, lambda: published(client) == Published(2, 0), 60)
             assert await anext(updates) == Update("mailglass:events:acme", {})
 
     with sentinel() as deployment:

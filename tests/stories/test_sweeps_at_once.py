@@ -158,13 +158,12 @@ def test_two_sweeps_at_once_link_each_orphan_once(db):
     insert(db, deliveries, [*orphans, *more])
     settings = db.settings.model_copy(update={"batch_size": 25})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    publisher = Publisher(runtime.get_redis())
     start = threading.Barrier(2)
 
     def sweep():
         engine = engines.create_engine(db.settings)
         start.wait()
-        return Sweep(databases.Database(engine, settings), publisher).run()
+        return Sweep(databases.Database(engine, settings), Publisher(runtime.get_redis())).run()
 
     with ThreadPoolExecutor(2) as pool:
         results = [future.result() for future in [pool.submit(sweep), pool.submit(sweep)]]

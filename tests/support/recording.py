@@ -2,6 +2,7 @@
 
 import datetime as dt
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile import WebhookEvent, record_webhook
+from waiting import settle
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LEDGER = "SELECT count(*) FROM mailglass_events"
@@ -73,6 +75,23 @@ def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
             sa.event.listen(given, "checkout", watch)
             yield sent
             sa.event.remove(given, "checkout", watch)
+
+
+@contextmanager
+def statements_in_background() -> Iterator[list[str]]:
+    """Write down the statements that the background thread sends."""
+    sent: list[str] = []
+
+    def note(_connection, _cursor, statement, *_others):
+        if threading.current_thread().name == "mailglass after commit":
+            sent.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        settle()  # SQLAlchemy does not remove a listener while it calls it
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from mailglass_reconcile import flush
+
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until *condition* holds, and fail where it does not within *seconds* of a machine with nothing else to do.
@@ -19,3 +21,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
         waited += pause
         pause = min(0.05, 1.05 * pause)
     assert condition(), f"not within {seconds} s"
+
+
+def settle() -> None:
+    """Wait until the background thread has done what commits have left to do, and has closed its connections."""
+    wait_until(flush)

@@ -21,11 +21,12 @@ import sqlalchemy as sa
 
 import forking
 import lending
-from mailglass_reconcile.pubsub import Message, Published, Publisher, flush
+from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
+from waiting import settle
 
 _WITNESS = """
 CREATE SCHEMA witness;
@@ -81,9 +82,13 @@ class Witness:
         """Return what each sweep counted, and how many orphans were eligible; None if it did not come so far."""
         return [(sweep.result, sweep.tally.eligible if sweep.began else None) for sweep in self.sweeps]
 
-    def messages(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
-        flush()  # a writer does not wait for its broadcasts
+    def messages(self, *, settled: bool = True) -> list[tuple[str, dict[str, Any]]]:
+        """Return `(channel, payload)` of every message that has been published so far and not been returned yet.
+
+        Unless *settled* is false, it waits for what the background thread has left to do.
+        """
+        if settled:
+            settle()
         mark = uuid.uuid4().hex
         self._client.publish(f"mailglass:events:{mark}", mark)
         found = []
@@ -124,25 +129,17 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
             witness.sweeps.append(sweep)
             return steps(sweep, on)
 
-        publish, publish_soon = Publisher.publish, Publisher.publish_soon
+        publish = Publisher.publish
 
-        def check(messages: Sequence[Message]) -> None:
+        def checked(publisher: Publisher, messages: Sequence[Message]) -> None:
             ids = [json.loads(payload)["meta"]["event_id"] for _, _, payload in messages]
             with engine.begin() as connection:
                 committed = set(connection.execute(sa.text(_COMMITTED), {"ids": ids}).scalars())
             witness.early += set(ids) - committed
-
-        def checked(publisher: Publisher, messages: Sequence[Message]) -> Published:
-            check(messages)
-            return publish(publisher, messages)
-
-        def checked_soon(publisher: Publisher, messages: Sequence[Message]) -> None:
-            check(messages)
-            publish_soon(publisher, messages)
+            publish(publisher, messages)
 
         patch.setattr(Sweep, "steps", observed)
         patch.setattr(Publisher, "publish", checked)
-        patch.setattr(Publisher, "publish_soon", checked_soon)
         with _logged(witness.log):
             yield witness
 

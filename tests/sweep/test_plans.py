@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -694,14 +695,13 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
     """Where nothing keeps the planner from other ways: an id of each, or its two ids and their deliveries."""
     tx = request.getfixturevalue(scope)
     ids = [*(f"new-{n}" for n in range(SIZE)), "campaign"]
-    settings = tx.settings
-    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, (), ids, ()))
+    plan = probing(tx, lambda: open_orphans.after_commit(tx, (), ids, ()))
     assert "mailglass_open_orphan_ids_candidate_idx" in plan.indexes
     assert plan.read == 0
-    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, (), (), events))
+    plan = probing(tx, lambda: open_orphans.after_commit(tx, (), (), events))
     assert {"mailglass_open_orphan_ids_pkey", deliveries.INDEX} <= plan.indexes
     assert plan.read <= 1 + 2 * 2, "a bitmap scan counts its rows twice"
-    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, events, (), ()))
+    plan = probing(tx, lambda: open_orphans.after_commit(tx, events, (), ()))
     assert "mailglass_events_pkey" in plan.indexes
     assert plan.read <= 2 * len(events), "which of them are there"
 
@@ -709,15 +709,15 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
 @pytest.mark.slow
 def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_same_one(untouched, events):
     """Of one campaign, with statistics that know of nothing else."""
-    connection, settings = untouched.connection, untouched.settings
+    connection = untouched.connection
     new, some = [f"new-{n}" for n in range(20)], events[:20]
     with connection.begin_nested() as savepoint:
         connection.exec_driver_sql("UPDATE mailglass_open_orphan_ids SET candidate_id = 'open'")
         connection.exec_driver_sql("UPDATE mailglass_deliveries SET provider_message_id = 'campaign'")
         connection.exec_driver_sql("ANALYZE mailglass_open_orphan_ids, mailglass_deliveries")
-        by_ids = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), new, ()))
-        by_one = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), ["open"], ()))
-        by_events = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), (), some))
+        by_ids = probing(untouched, lambda: open_orphans.after_commit(untouched, (), new, ()))
+        by_one = probing(untouched, lambda: open_orphans.after_commit(untouched, (), ["open"], ()))
+        by_events = probing(untouched, lambda: open_orphans.after_commit(untouched, (), (), some))
         savepoint.rollback()
     assert by_ids.read == 0
     assert by_one.read == 1
@@ -803,11 +803,9 @@ def test_of_200_000_open_orphans_a_writer_reads_only_those_of_its_ids(make_datab
                 with connection.begin():
                     after = Transaction(connection, settings)
                     for asked, (ids, expected) in wanted.items():
-                        plan = probing(
-                            after, lambda ids=ids: open_orphans.after_commit(connection, settings, (), ids, ())
-                        )
+                        plan = probing(after, partial(open_orphans.after_commit, after, (), ids, ()))
                         assert plan.read == min(expected, 1), asked
-                    plan = probing(after, lambda: open_orphans.after_commit(connection, settings, (), (), event))
+                    plan = probing(after, partial(open_orphans.after_commit, after, (), (), event))
                     assert plan.read == 0
                 with connection.begin(), borrowed(connection, settings) as tx:
                     for asked, (ids, expected) in wanted.items():

@@ -10,7 +10,6 @@ import mailglass_reconcile
 import sweeping
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.pubsub import Published
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.link import Batch
@@ -105,7 +104,7 @@ def test_outcomes_always_add_up(census, judged, complete):
         tally.stays_open([now])
     tally.take_up([None] * 3)
     tally.was_closed(2)
-    tally.links(Batch(failed=["a"], held=1), Published())
+    tally.links(Batch(failed=["a"], held=1))
     tally.complete = complete
     result = tally.result()
     assert result.scanned == sum(getattr(result, state) for state in OUTCOMES) >= len(census)

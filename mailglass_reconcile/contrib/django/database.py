@@ -28,7 +28,7 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.handlers import running as handlers
 from mailglass_reconcile.handlers.running import Begin, EndedError, Work
-from mailglass_reconcile.record.after_commit import PLACE, Place, broadcast, of_pool
+from mailglass_reconcile.record.after_commit import broadcast
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
@@ -126,51 +126,13 @@ def _ends_by_hand(djangos: Any) -> bool:
     return not (djangos.commit_on_exit if djangos.in_atomic_block else djangos.get_autocommit())
 
 
-@contextmanager
-def _place(name: str) -> Iterator[Place]:
-    """Take the step after a commit on Django's connection, which asks without a transaction if Django is in none.
-
-    Where the application ends its transactions by hand, that connection may have begun the next one: it is another.
-    """
-    djangos = wrapper(name)
-    if _ends_by_hand(djangos):
-        with of_pool(engine(name)) as place:
-            yield place
-        return
-    with connection(name) if djangos.in_atomic_block else _lending(name).connect() as lent:
-        yield Place(lent, partial(connection, name))
-
-
-class _Finish(list[Any]):
-    """The step after one commit, for all that the transaction has recorded."""
-
-    def __call__(self) -> None:
-        """Take it; it raises nothing."""
-        done, self[:] = self.copy(), []
-        broadcast(done)
-
-
 def after_commit(recorded: Sequence[Any]) -> None:
-    """Broadcast *recorded* and look once more for its ids when Django has committed: once for a whole transaction."""
+    """Broadcast *recorded*, and look up its ids once more, when Django has committed."""
     done = [one for one in recorded if one.step]
     djangos = wrapper(alias())
     if not done or _ends_by_hand(djangos):
         return  # Django calls nothing at such a commit
-    if not djangos.in_atomic_block:
-        _Finish(done)()
-        return
-    callbacks = djangos.run_on_commit
-    place = next((n for n in reversed(range(len(callbacks))) if isinstance(callbacks[n][1], _Finish)), None)
-    finish = _Finish() if place is None else callbacks[place][1]
-    if place is not None:
-        callbacks[place] = (set(), _nothing, True)
-    # What a savepoint has recorded goes with the savepoint; the step itself comes last and at the outermost commit.
-    transaction.on_commit(partial(finish.extend, done), using=alias(), robust=True)
-    callbacks.append((set(), finish, True))
-
-
-def _nothing() -> None:
-    pass
+    transaction.on_commit(partial(broadcast, done), using=alias(), robust=True)
 
 
 @cache
@@ -228,7 +190,7 @@ class _Lent:
 @cache
 def _lending(name: str) -> sa.Engine:
     lending = engines.create_engine_by(lambda: _lend(name), lambda: _server(name))
-    return lending.execution_options(**{PLACE: partial(_place, name)})
+    return lending.execution_options(**{engines.SEPARATE: partial(engine, name)})
 
 
 def _lend(name: str) -> _Lent:

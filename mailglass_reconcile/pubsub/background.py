@@ -1,0 +1,227 @@
+"""The one background thread of this process: it does what follows commits, so that no caller waits for it.
+
+Queues are bounded; what they hold is lost if the process is killed. The thread starts with the first entry and never
+keeps the process alive. After a second without work, and on `flush`, it closes its connections. A forked child begins
+with empty queues and without a thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.thread  # noqa: F401 - the thread may import it for others when Python ends, which is too late
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0
+"""Connections are closed after so long without work."""
+FLUSH_SECONDS = 1.0
+RETRY_SECONDS = 0.1
+"""When an entry that is processed again is due."""
+
+T = TypeVar("T")
+
+
+class Queue(Generic[T]):
+    """Entries that wait for the thread, in order; each is enqueued once, by identity, until it is processed."""
+
+    def __init__(
+        self,
+        process: Callable[[Sequence[T]], Iterable[T]],
+        *,
+        limit: int,
+        batch: int,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Create an empty queue.
+
+        Args:
+            process: Processes some entries in the thread, and returns those to process again in a moment.
+            limit: The size that all entries may have together.
+            batch: The size up to which entries are processed together.
+            close: Closes the connections that *process* keeps.
+        """
+        self._process, self._limit, self._batch, self.close = process, limit, batch, close
+        self.clear()
+        _queues.append(self)
+
+    def put(self, entry: T, size: int = 1) -> bool:
+        """Enqueue an entry, and return False if the queue is full or no thread can be started."""
+        with _thread.condition:
+            if entry in self._waiting or entry in self._delayed or entry in self._taken:
+                return True
+            if self._size + size > self._limit or not _thread.start():
+                return False
+            self._waiting[entry] = size
+            self._size += size
+            _thread.condition.notify_all()
+            return True
+
+    def put_all(self, entries: Iterable[T]) -> list[T]:
+        """Enqueue entries so that they are processed together, and return those that do not fit."""
+        with _thread.condition:
+            return [entry for entry in entries if not self.put(entry)]
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether an entry waits or is being processed."""
+        return self._size > 0
+
+    @property
+    def due_at(self) -> float | None:
+        """When the next entry is to be processed, by the monotonic clock; None if there is none."""
+        if self._waiting:
+            return 0.0
+        return next(iter(self._delayed.values()))[1] if self._delayed else None
+
+    def take(self) -> None:
+        """Take the entries to process next."""
+        now = time.monotonic()
+        for entry in [entry for entry, (_, due_at) in self._delayed.items() if due_at <= now]:
+            self._waiting[entry] = self._delayed.pop(entry)[0]
+        size = 0
+        for entry in list(islice(self._waiting, self._batch)):
+            size += self._waiting[entry]
+            if self._taken and size > self._batch:
+                break
+            self._taken[entry] = self._waiting.pop(entry)
+
+    def process(self) -> None:
+        """Process what was taken; an entry that must be processed again is delayed."""
+        again: Iterable[T] = ()
+        with _logged():
+            again = self._process(list(self._taken))
+        with _thread.condition:
+            due_at = time.monotonic() + RETRY_SECONDS
+            for entry in again:
+                self._delayed[entry] = self._taken.pop(entry), due_at
+            self._size -= sum(self._taken.values())
+            self._taken.clear()
+
+    def clear(self) -> None:
+        """Forget all entries, as a forked child does."""
+        self._waiting: dict[T, int] = {}
+        self._delayed: dict[T, tuple[int, float]] = {}
+        self._taken: dict[T, int] = {}
+        self._size = 0
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Log what the block raises, by its class, because a message may quote a value; the thread must go on."""
+    try:
+        yield
+    except BaseException as error:
+        logger.error("the background thread could not do its work: %s", type(error).__name__)
+
+
+class _Thread:
+    """The thread, and what it waits for."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self._started = False
+        self._is_working = False
+        self._may_be_connected = False
+        self._flushes = 0
+
+    def start(self) -> bool:
+        """Start the thread if it does not run, and return whether it does; the caller holds the condition."""
+        if not self._started:
+            try:
+                threading.Thread(target=self._run, daemon=True, name="mailglass after commit").start()
+            except RuntimeError:  # no thread is left, or the interpreter is ending
+                return False
+            self._started = True
+        return True
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until nothing is left to do and no connection is open; return whether that is so."""
+        with self.condition:
+            self._flushes += 1
+            self.condition.notify_all()
+            try:
+                return self.condition.wait_for(self._is_idle, seconds)
+            finally:
+                self._flushes -= 1
+
+    def _is_idle(self) -> bool:
+        return not (self._is_working or self._may_be_connected or any(queue.has_entries for queue in _queues))
+
+    def _run(self) -> None:
+        while True:
+            queue = self._next()
+            if queue is None:
+                for each in _queues:
+                    with _logged():
+                        each.close()
+                self._may_be_connected = False
+                continue
+            queue.process()
+
+    def _next(self) -> Queue[Any] | None:
+        """Return a queue that has taken entries which are due, in turn, or None if connections are to be closed."""
+        idle_since = time.monotonic()
+        with self.condition:
+            self._is_working = False
+            self.condition.notify_all()
+            while True:
+                now = time.monotonic()
+                due = {queue: due_at for queue in _queues if (due_at := queue.due_at) is not None}
+                queue = next((queue for queue, due_at in due.items() if due_at <= now), None)
+                if queue is not None:
+                    _queues.remove(queue)
+                    _queues.append(queue)
+                    queue.take()
+                    self._is_working = self._may_be_connected = True
+                    return queue
+                if self._may_be_connected and not due and (self._flushes or now - idle_since >= IDLE_SECONDS):
+                    self._is_working = True
+                    return None
+                until = [*due.values(), *([idle_since + IDLE_SECONDS] if self._may_be_connected and not due else [])]
+                self.condition.wait(min(until) - now if until else None)
+
+
+_queues: list[Queue[Any]] = []
+_thread = _Thread()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until a condition on what the thread has processed holds, at most *seconds*; return whether it does."""
+    with _thread.condition:
+        return _thread.condition.wait_for(condition, seconds)
+
+
+def flush() -> bool:
+    """Wait until the background thread has done what your commits left to do, at most a second.
+
+    A process flushes by itself when it ends. Call this before a process is frozen or killed, as at the end of a
+    function on AWS Lambda. Afterwards no connection of the thread is open.
+
+    Returns:
+        Whether nothing is left to do.
+    """
+    return _thread.flush(FLUSH_SECONDS)
+
+
+_parents: list[object] = []
+"""What a forked child keeps of its parent's, so that collecting it does not use the parent's connections."""
+
+
+def _begin_in_child() -> None:
+    global _thread  # noqa: PLW0603 - one for each process
+    _parents.append(_thread)
+    _thread = _Thread()
+    for queue in _queues:
+        queue.clear()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+atexit.register(flush)
