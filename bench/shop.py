@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime as dt
 import io
 import json
 import os
@@ -26,6 +27,8 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.mail import EmailMessage
 from django.core.wsgi import get_wsgi_application
+
+from mailglass_reconcile.webhooks import registry
 
 SECRET = "user:password"  # noqa: S105 - Anymail wants one
 BATCHES = 3
@@ -61,17 +64,19 @@ def configure(url: str, *, with_app: bool) -> None:
     )
 
 
+AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+
+
 def postmark(id_: str) -> tuple[str, bytes]:
     """Return path and body of a webhook about a message."""
-    told = {"RecordType": "Delivery", "MessageID": id_, "Recipient": f"{id_}@example.com"}
-    return "/postmark/tracking/", json.dumps({**told, "DeliveredAt": "2026-03-01T12:00:00Z"}).encode()
+    return "/postmark/tracking/", registry.record("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
 
 
 def sendgrid(ids: Iterable[str]) -> tuple[str, bytes]:
     """Return path and body of a batch of events."""
-    common = {"event": "delivered", "timestamp": 1_772_366_400}
-    batch = [{**common, "email": f"{i}@example.com", "anymail_id": i, "sg_event_id": i} for i in ids]
-    return "/sendgrid/tracking/", json.dumps(batch).encode()
+    record = registry.record("sendgrid")
+    batch = [record.table.make_sample("delivered", id_, f"{id_}@example.com", AT) | {"anymail_id": id_} for id_ in ids]
+    return "/sendgrid/tracking/", record.bodies(batch)[0]
 
 
 def wsgi() -> Callable[[tuple[str, bytes]], None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from typing import Any
 import click
 
 from mailglass_reconcile.cli import command
+from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.store import privileges
+from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.webhooks.provider import Provider
 
 DOCS = Path(__file__).parent
 PACKAGE = "mailglass_reconcile"
@@ -157,6 +161,8 @@ def main() -> None:
     for name, text in (("api.md", api()), ("command-line.md", subcommands())):
         page = DOCS / name
         page.write_text(with_reference(page.read_text(), text))
+    page = DOCS / "providers.md"
+    page.write_text(with_reference(page.read_text(), matrix()))
     (DOCS / "grants.sql").write_text(privileges.script("public"))
     compose = DOCS.parent / "docker-compose.yml"
     compose.write_text(with_compose_grants(compose.read_text()))
@@ -194,6 +200,51 @@ def with_reference(page: str, text: str) -> str:
     """Return a page with *text* between its markers."""
     head, _, rest = page.partition(BEGIN)
     return head + BEGIN + text + rest[rest.index(END) :]
+
+
+PAYLOADS = DOCS.parent / "tests" / "webhooks" / "payloads"
+
+
+def matrix() -> str:
+    """Return what each provider reports, from its record, and from its documented payloads what they name."""
+    records = sorted((registry.record(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower())
+    rows = [
+        "| provider | reports | bounces | recipient | SMTP status | signature | `trigger` |",
+        "|---|---|---|---|---|---|---|",
+        *(_reported(record) for record in records),
+        "",
+        "| provider | tick | retries | documentation |",
+        "|---|---|---|---|",
+        *(f"| {one.title} | {one.boxes} | {one.retries} | [webhooks]({one.documentation}) |" for one in records),
+        "",
+        "Read by name, without a documented or captured payload that the tests could use:",
+        "",
+    ]
+    without = ((record.title, _file(record)["without_payload"]) for record in records)
+    rows += [f"- {title}: {', '.join(f'`{name}`' for name in names)}" for title, names in without if names]
+    return "\n".join(rows) + "\n"
+
+
+def _reported(record: Provider) -> str:
+    kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
+    types = [type_ for type_ in TYPES if any(kind.type == type_ for kind in kinds)]
+    bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
+    cells = [
+        record.title,
+        ", ".join(types),
+        " and ".join(bounces) or "not told apart",
+        record.recipient_known,
+        "no" if record.table.reply is None and record.events is None else "yes",
+        record.authentication.words,
+        "no" if record.has_private_key else "yes",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _file(record: Provider) -> dict[str, Any]:
+    """Return the payloads of a provider's documentation, and what they are read as."""
+    found: dict[str, Any] = json.loads((PAYLOADS / f"{record.name}.json").read_text())
+    return found
 
 
 def api() -> str:

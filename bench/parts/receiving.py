@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import http.client
-import json
 import re
 import statistics
 import subprocess
@@ -23,7 +23,7 @@ from bench.figures import Part
 from bench.filling import fill
 from bench.machine import Machine, vacuum
 from mailglass_reconcile import Settings, broadcast, configure, record_webhook
-from mailglass_reconcile.webhooks import parse
+from mailglass_reconcile.webhooks import parse, registry
 
 BATCHES, SIZE, WARM = 200, 100, 10
 CLIENTS = 4
@@ -61,21 +61,16 @@ def measure(machine: Machine) -> Part:
 
 
 def _batch(number: int) -> bytes:
-    return json.dumps(
-        [
-            {
-                "event": "delivered",
-                "email": f"u{n}@example.com",
-                "timestamp": 1_772_366_400 + n % 3_600,
-                "sg_event_id": f"event-{n}",
-                "sg_message_id": f"message-{n}.filter0001.16648.5515E0B88.0",
-                "response": "250 OK",
-                "category": ["welcome"],
-                "tls": 1,
-            }
-            for n in range(number * SIZE, (number + 1) * SIZE)
-        ]
-    ).encode()
+    record, at = registry.record("sendgrid"), dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+    relayed, more = "filter0001.16648.5515E0B88.0", {"response": "250 OK", "category": ["welcome"], "tls": 1}
+    events = [
+        record.table.make_sample(
+            "delivered", f"message-{n}.{relayed}", f"u{n}@example.com", at + dt.timedelta(seconds=n % 3_600)
+        )
+        | more
+        for n in range(number * SIZE, (number + 1) * SIZE)
+    ]
+    return record.bodies(events)[0]
 
 
 def _by_calls(machine: Machine, url: str, bodies: Sequence[bytes], warm: int) -> float:

@@ -37,14 +37,14 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     """
     if not registry.is_known(provider):
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
-    name, sender = providers.canonical(provider), sending.sender(provider)
-    if sender is None:
+    name, record = providers.canonical(provider), registry.record(provider)
+    if record.has_private_key:
         raise ConfigurationError(_no_sample(name))
     at = dt.datetime.now(dt.UTC)
-    samples = sender.samples(message_id, recipient, at)
+    samples = record.samples(message_id, recipient, at)
     if type_ not in samples:
         meant = did_you_mean(type_, samples, " ({})")
-        raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(samples)}")
+        raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(sorted(samples))}")
     settings = runtime.get_settings()
     known = secrets.of_setting(settings).of(provider)
     if not known:
@@ -53,7 +53,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     target, option = (public, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
     if target is None:
         raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")
-    signed = sending.sample(samples[type_], sender, known[0], at, public or target)
+    signed = record.sign(samples[type_], known[0], at.timestamp(), public or target)
     try:
         status, answer = sending.post(target, signed, option)
     except ValueError:

@@ -7,7 +7,6 @@ table of providers.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, registry, wire
-from mailglass_reconcile.webhooks.providers import brevo, mailgun, mandrill, resend, ses
-from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus
@@ -41,12 +38,11 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """
     provider = providers.canonical(esp_name)
     began = dt.datetime.now(dt.UTC)
-    made = _as_anymail_reads(event, provider)
+    made = _as_anymail_reads(event)
     own = _as_parse_reads(event, provider)
     if own is not None:
         made = replace(
             own,
-            provider_event_id=made.provider_event_id,
             message_id=own.message_id if made.message_id is None else made.message_id,
             # An event without a time happens now, but Anymail may know when SNS was notified of it.
             occurred_at=made.occurred_at if own.occurred_at >= began else own.occurred_at,
@@ -55,23 +51,28 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     return made
 
 
-def _as_anymail_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent:
+def _as_anymail_reads(event: AnymailTrackingEvent) -> WebhookEvent:
+    payload = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
     return wire.event(
-        event.esp_event,
+        payload,
         type=event.event_type,
         at=_aware(event.timestamp),
-        id=_IDS.get(provider, _id)(event),
+        id=event.event_id,
         message_id=event.message_id,
-        recipient=_recipient(event, provider),
+        recipient=event.recipient,
         reason=event.reject_reason,
         tags=event.tags,
     )
 
 
 def _as_parse_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent | None:
-    """Return what our reader makes of the payload for Anymail's recipient, or None if it cannot read it."""
+    """Return what our record makes of the payload for Anymail's recipient, or None if it cannot read it.
+
+    Anymail's id of an event counts where it is that of the webhook: of Svix, or of SNS's notification.
+    """
     try:
-        read = list(registry.module(provider).events(event.esp_event, Request(b"", {})))
+        record = registry.record(provider)
+        read = list(record.read(event.esp_event, event.event_id if record.request_id else None))
     except Exception:  # there is no payload or no reader, or Anymail passes another part of the request on
         return None
     found = [one for one in read if one.message_id is not None or one.recipient is not None]
@@ -105,36 +106,3 @@ def _sent_type(one: AnymailRecipientStatus) -> str:
 
 def _aware(timestamp: dt.datetime | None) -> dt.datetime | None:
     return timestamp.replace(tzinfo=dt.UTC) if timestamp and timestamp.utcoffset() is None else timestamp
-
-
-def _id(event: AnymailTrackingEvent) -> str:
-    """Return the provider's id of the event, or a digest of what it has sent, which does not change over retries."""
-    payload = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
-    return wire.event_id(event.event_id, payload)
-
-
-def _mailgun_id(event: AnymailTrackingEvent) -> str:
-    """Anymail takes the token of the signature; only the form of legacy webhooks has no other id."""
-    return mailgun.event_id((event.esp_event or {}).get("event-data") or {}) or _id(event)
-
-
-def _ses_id(event: AnymailTrackingEvent) -> str:
-    """A notification of SNS has one id for all of its recipients."""
-    return ses.event_ids(event.esp_event or {}, _id(event))(event.recipient)
-
-
-def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
-    """Anymail takes the first of several recipients of Resend, and the address that bounced behind a forward of SES."""
-    payload = event.esp_event or {}
-    if provider == "resend" and payload.get("data"):
-        return resend.recipient(payload["data"])
-    named: list[str] = ses.recipients(payload) if provider == "ses" else []
-    return named[0] if len(named) == 1 else event.recipient
-
-
-_IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {
-    "brevo": lambda event: brevo.event_id(event.esp_event) if event.esp_event else _id(event),
-    "mailgun": _mailgun_id,
-    "mandrill": lambda event: mandrill.event_id(event.esp_event) if event.esp_event else _id(event),
-    "ses": _ses_id,
-}

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import json
 import os
 import secrets
 import signal
 import sys
 import urllib.request
-from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mailglass_reconcile.demo.plot import Mail
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 from mailglass_reconcile.testing.servers import free_port
+from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.webhooks.wire import Signed
 
 HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
 START = "from mailglass_reconcile.demo import receiver; receiver.work({port})"
-
-POSTMARK = {"delivered": "Delivery", "opened": "Open", "bounced": "Bounce"}
-SENDGRID = {"queued": "processed", "delivered": "delivered", "clicked": "click", "rejected": "dropped"}
-"""The providers' own names for types of events."""
 
 
 class Receiver(Process):
@@ -46,29 +43,22 @@ class Receiver(Process):
 
     def post(self, mail: Mail, type_: str) -> None:
         """Post what the provider of *mail* reports, to the path of its tenant."""
-        now = dt.datetime.now(dt.UTC)
-        told, headers = (self._postmark if mail.provider == "Postmark" else self._sendgrid)(mail, type_, now)
-        request = urllib.request.Request(
-            f"http://{HOST}:{self._port}/{mail.tenant_id}/{mail.provider.lower()}", told, headers
-        )
+        now, name = dt.datetime.now(dt.UTC), providers.canonical(mail.provider)
+        record = registry.record(name)
+        payload = record.table.make_sample(record.table.names()[type_], mail.reported_id, None, now)
+        (body,) = record.bodies([payload | ({"Tag": mail.name} if name == "postmark" else {"category": mail.name})])
+        signed = record.sign(body, self._login, now.timestamp()) if name == "postmark" else self._sign(body, now)
+        url = f"http://{HOST}:{self._port}/{mail.tenant_id}/{name}"
+        request = urllib.request.Request(url, signed.body, dict(signed.headers))
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - raises unless it is answered 2xx
             pass
 
-    def _postmark(self, mail: Mail, type_: str, now: dt.datetime) -> tuple[bytes, dict[str, str]]:
-        told: dict[str, Any] = {"RecordType": POSTMARK[type_], "MessageID": mail.reported_id, "Tag": mail.name}
-        told |= {"BouncedAt": now.isoformat(), "Type": "HardBounce"} if type_ == "bounced" else {}
-        told |= {"DeliveredAt": now.isoformat()} if type_ == "delivered" else {"ReceivedAt": now.isoformat()}
-        return json.dumps(told).encode(), {"Authorization": f"Basic {base64.b64encode(self._login.encode()).decode()}"}
-
-    def _sendgrid(self, mail: Mail, type_: str, now: dt.datetime) -> tuple[bytes, dict[str, str]]:
-        told = {"event": SENDGRID[type_], "sg_message_id": mail.reported_id, "timestamp": now.timestamp()}
-        body, at = (
-            json.dumps([told | {"category": mail.name, "sg_event_id": secrets.token_hex(8)}]),
-            str(int(now.timestamp())),
-        )
-        made = base64.b64encode(self._key.sign((at + body).encode(), ec.ECDSA(hashes.SHA256()))).decode()
+    def _sign(self, body: bytes, now: dt.datetime) -> Signed:
+        """Return the request that SendGrid would send, signed with the key of this run."""
+        at = str(int(now.timestamp()))
+        signature = base64.b64encode(self._key.sign(at.encode() + body, ec.ECDSA(hashes.SHA256()))).decode()
         prefix = "X-Twilio-Email-Event-Webhook"
-        return body.encode(), {f"{prefix}-Signature": made, f"{prefix}-Timestamp": at}
+        return Signed(body, {f"{prefix}-Signature": signature, f"{prefix}-Timestamp": at})
 
 
 def work(port: int) -> None:

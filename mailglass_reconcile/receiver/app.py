@@ -46,7 +46,7 @@ from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
-from mailglass_reconcile.webhooks.registry import Provider
+from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Request, Signature, equal
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Receiver:
             self._note_unknown(provider)
             self.results[providers.canonical(provider) if registry.is_known(provider) else "unknown", "refused"] += 1
             return _UNKNOWN
-        found = registry.module(provider)
+        found = registry.record(provider)
         try:
             recorded = await self._posted(found, provider, scope, receive)
         except _NotServedError as error:
@@ -183,10 +183,10 @@ class Receiver:
         """Take a webhook step by step, the cheapest first, until its events are recorded."""
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         head = _request(scope, b"", self._base)
-        has_password = found.SIGNATURE is Signature.IN_HEADERS
+        has_password = found.signature is Signature.IN_HEADERS
         if has_password:
             check_any(found, head, secrets)
-        most = registry.max_bytes(found, head)
+        most = found.max_bytes
         if receive.announced > most:
             raise TooLargeError
         with self._admission.admit(providers.canonical(provider), verified=has_password) as body:
@@ -211,7 +211,7 @@ class Receiver:
         What takes a moment is verified here and now, so that no body which has to wait delays it; the rest in the one
         thread that reads.
         """
-        is_small = body.size <= SMALL_BYTES and found.SIGNATURE is not Signature.ANYWHERE
+        is_small = body.size <= SMALL_BYTES and found.signature is not Signature.ANYWHERE
         if not body.verified and (is_small or registry.is_immediate(found, body.size)):
             check_any(found, request, secrets)
             self._admission.mark_verified(body)
@@ -278,7 +278,7 @@ class Receiver:
 
         What a stranger can cause without a secret is a warning.
         """
-        again = registry.busy(found)
+        again = found.busy
         match error:
             case SignatureError():
                 self._log(logging.WARNING, provider, str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -16,7 +15,7 @@ from mailglass_reconcile.receiver import secrets
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.webhooks import registry, sns
-from mailglass_reconcile.webhooks.registry import Provider
+from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Request
 
 
@@ -57,7 +56,7 @@ def receive(
     """
     settings = runtime.get_settings()
     secrets.load_reader(provider)
-    found = registry.module(provider)
+    found = registry.record(provider)
     known = (
         [registry.check_secret(provider, secret)] if secret is not None else secrets.of_setting(settings).of(provider)
     )
@@ -97,8 +96,8 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
 
 def confirm(found: Provider, request: Request) -> None:
     """Confirm the subscription that a verified request without events may ask for."""
-    if hasattr(found, "confirm"):
-        found.confirm(request)
+    if found.service:
+        sns.confirm(request, found.service)
 
 
 def claimed(found: Provider, request: Request) -> AbstractContextManager[None]:
@@ -107,7 +106,7 @@ def claimed(found: Provider, request: Request) -> AbstractContextManager[None]:
     Raises:
         SignatureError: It belongs to another request.
     """
-    return cast("AbstractContextManager[None]", found.claimed(request)) if hasattr(found, "claimed") else nullcontext()
+    return found.claim(request) if found.claim else nullcontext()
 
 
 def public_url(base: str, path: str) -> str:

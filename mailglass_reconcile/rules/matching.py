@@ -55,7 +55,7 @@ class Keys(NamedTuple):
         if self.rule is None:
             return False
         of_any = self.rule.startswith(f"{providers.ANY_PROVIDER}/")
-        superseded = of_any and self.provider is not None and self.provider in providers.rules()
+        superseded = of_any and self.provider is not None and providers.has_rule(self.provider)
         return not superseded and not providers.is_outdated(self.rule)
 
 

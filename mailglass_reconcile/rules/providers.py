@@ -1,8 +1,8 @@
-"""Where each provider puts the id that its send API has answered; adopters add rules of their own with `key_rule`.
+"""Providers by name: their records, and where each puts the id that its send API has answered.
 
-One plain function per provider. A rule names the JSON values that it reads (`column/key/key…`), gets each as a
-trimmed text or None, and returns ids as the provider's send API may have answered them. Sources: each provider's
-webhook documentation, and the rows that Mailglass 0.1.1 writes.
+A rule names the JSON values that it reads (`column/key/key…`), gets each as a trimmed text or None, and returns ids as
+the provider's send API may have answered them. Built-in rules are in the providers' records; adopters add rules of
+their own with `key_rule`. Sources: each provider's webhook documentation, and the rows that Mailglass writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import NamedTuple, Protocol, cast
 
 from mailglass_reconcile.rules import humanize
 
@@ -41,6 +44,7 @@ class KeyRule:
 
 
 _rules: dict[str, KeyRule] = {}
+"""Rules of adopters, by canonical provider name."""
 _MARK = re.compile(r"(.*)/(\d{1,9})\.(own)?(\d{1,9})", re.DOTALL)
 
 
@@ -67,20 +71,79 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
         raise ValueError(f"a rule reads at most {MAX_READS} values, not {len(reads)}")
     if not 1 <= version < 10**9:
         raise ValueError("the version of a rule is 1 or more")
-    return _register(providers, tuple(reads), f"own{version}")
 
-
-def _built_in(*providers: str, reads: tuple[str, ...], version: int = 1) -> Callable[[Rule], Rule]:
-    return _register(providers, reads, str(version))
-
-
-def _register(providers: Iterable[str], reads: tuple[str, ...], version: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for provider in map(canonical, providers):
-            _rules[provider] = KeyRule(reads, function, f"{provider}/{GENERATION}.{version}")
+            _rules[provider] = KeyRule(tuple(reads), function, f"{provider}/{GENERATION}.own{version}")
         return function
 
     return register
+
+
+def _read_as_spelled(*texts: str | None) -> Iterable[str | None]:
+    """A message id, under the names in which a provider spells it."""
+    return texts
+
+
+class MessageIds(NamedTuple):
+    """Where a provider's events have the message id; its record has it.
+
+    Attributes:
+        reads: The JSON values that hold it, as of `key_rule`.
+        candidates: Returns ids of them, as the provider's send API may have answered them.
+        version: Raised if it returns other ids than before.
+    """
+
+    reads: tuple[str, ...]
+    candidates: Rule = _read_as_spelled
+    version: int = 1
+
+
+class Record(Protocol):
+    """What this wing reads of a provider's record: `webhooks.provider.Provider` says what it means."""
+
+    title: str
+    spellings: tuple[str, ...]
+    message_ids: MessageIds | None
+    lacks_id: frozenset[str] | None
+    synthetic_ids: bool
+    redelivery: str | None
+    has_private_key: bool
+
+
+_RECORDS = "mailglass_reconcile.webhooks.providers"
+"""The package of the records: one module per provider, with its canonical name. It is imported on first look-up."""
+
+
+@cache
+def built_in() -> Collection[str]:
+    """Return the canonical names of the providers that have a record."""
+    return frozenset(module.name for module in iter_modules(import_module(_RECORDS).__path__))
+
+
+def record(provider: str) -> Record | None:
+    """Return the record of a provider, given in its canonical spelling; None if this package has none."""
+    return _load(provider) if provider in built_in() else None
+
+
+@cache
+def _load(provider: str) -> Record:
+    return cast("Record", import_module(f"{_RECORDS}.{provider}").PROVIDER)
+
+
+def _built_in_rule(provider: str) -> KeyRule | None:
+    return _make_rule(provider) if provider in built_in() else None
+
+
+@cache
+def _make_rule(provider: str) -> KeyRule | None:
+    message_ids = _load(provider).message_ids
+    if message_ids is None:
+        return None
+    return KeyRule(message_ids.reads, message_ids.candidates, f"{provider}/{GENERATION}.{message_ids.version}")
+
+
+_OF_ANY = KeyRule(("metadata/message_id",), _read_as_spelled, f"{ANY_PROVIDER}/{GENERATION}.1")
 
 
 def is_outdated(mark: str) -> bool:
@@ -88,7 +151,7 @@ def is_outdated(mark: str) -> bool:
 
     A process that lacks the provider's rule, or has an older one, leaves what is stored as it is.
     """
-    current = _rules.get(mark.rpartition("/")[0])
+    current = _find_rule(mark.rpartition("/")[0])
     if current is None or current.mark == mark:
         return False
     stored, made = _MARK.fullmatch(mark), _MARK.fullmatch(current.mark)
@@ -99,54 +162,39 @@ def _rank(mark: re.Match[str]) -> tuple[bool, int, int]:
     return mark[3] is not None, int(mark[2]), int(mark[4])
 
 
-_SPELLINGS = {
-    "postmark": ("Postmark",),
-    "sendgrid": ("SendGrid",),
-    "mailgun": ("Mailgun",),
-    "ses": ("Amazon SES", "amazon_ses", "amazon ses", "amazonses", "SES"),
-    "brevo": ("Brevo", "sendinblue", "SendinBlue"),
-    "resend": ("Resend",),
-    "sparkpost": ("SparkPost",),
-    "mailjet": ("Mailjet",),
-    "mandrill": ("Mandrill",),
-    "mailersend": ("MailerSend",),
-    "mailtrap": ("Mailtrap",),
-    "postal": ("Postal",),
-    "scaleway": ("Scaleway",),
-    "unisender_go": ("Unisender Go", "unisender go"),
-}
-_CANONICAL = {other.lower(): name for name, others in _SPELLINGS.items() for other in others}
-
-
 def canonical(provider: str) -> str:
     """Return the one spelling of a provider's name: trimmed, in lower case, `Amazon SES` and its like as `ses`."""
     name = provider.strip().lower()
-    return _CANONICAL.get(name, name)
+    return name if name in built_in() else _spelled().get(name, name)
+
+
+@cache
+def _spelled() -> Mapping[str, str]:
+    """Return the canonical names by other spellings in lower case."""
+    records = {name: found for name in built_in() if (found := record(name))}
+    return {other.lower(): name for name, found in records.items() for other in (found.title, *found.spellings)}
 
 
 def spellings(provider: str) -> tuple[str, ...]:
     """Return the spellings under which deliveries of a provider, given in its canonical one, may be stored."""
-    return (provider, *_SPELLINGS.get(provider, ()))
-
-
-def built_in() -> Collection[str]:
-    """Return the providers whose webhooks this package reads itself."""
-    return _SPELLINGS.keys()
+    found = record(provider)
+    return (provider, found.title, *found.spellings) if found else (provider,)
 
 
 def title(provider: str) -> str:
     """Return a provider's name as it writes it itself; that of an unknown one as it was given."""
-    return _SPELLINGS.get(canonical(provider), (humanize.shown(provider.strip()),))[0]
+    found = record(canonical(provider))
+    return found.title if found else humanize.shown(provider.strip())
 
 
 def known() -> list[str]:
     """Return the providers that have a rule of their own."""
-    return [provider for provider in _rules if provider != ANY_PROVIDER]
+    return [provider for provider in rules() if provider != ANY_PROVIDER]
 
 
 def mistyped(provider: str) -> str | None:
     """Return a sentence if no rule has *provider*'s name, and one has a similar name; None otherwise."""
-    name, names = canonical(provider), {*known(), *_SPELLINGS}
+    name, names = canonical(provider), {*known(), *built_in()}
     meant = None if name in names else humanize.did_you_mean(name, names)
     return f"no rule knows {humanize.shown(name)}{meant}" if meant else None
 
@@ -159,22 +207,14 @@ def warn_if_mistyped(provider: str) -> None:
         logger.warning("%s", sentence)
 
 
-_WITHOUT_ID: Mapping[str, frozenset[str]] = {
-    "sendgrid": frozenset({"bounced", "rejected"}),  # asynchronous bounces; some drops
-    "mandrill": frozenset(),  # changes of its lists are `unknown`
-    "postmark": frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
-    "brevo": frozenset({"subscribed"}),  # additions to a list
-    "scaleway": frozenset({"suppressed"}),  # what its blocklist stops, which is no message yet
-}
-
-
 def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
     """Whether events of a provider may have no id at all, by its documentation: those of this type; with None, some.
 
     An adopter's rule is expected to find one.
     """
     name = canonical(provider or "")
-    types = None if "own" in rule_of(name).mark.rpartition("/")[2] else _WITHOUT_ID.get(name)
+    found = None if name in _rules else record(name)
+    types = found.lacks_id if found else None
     if type_ is None:
         return types is not None
     return type_ == "unknown" or (types is not None and type_ in types)
@@ -193,103 +233,19 @@ def _first_flat(reads: tuple[str, ...]) -> str:
 
 def rule_of(provider: str) -> KeyRule:
     """Return the rule of *provider*, or that of every provider without one."""
-    return _rules.get(canonical(provider), _rules[ANY_PROVIDER])
+    return _find_rule(canonical(provider)) or _rules.get(ANY_PROVIDER, _OF_ANY)
+
+
+def has_rule(provider: str) -> bool:
+    """Whether a provider, given in its canonical spelling, has a rule of its own."""
+    return _find_rule(provider) is not None
+
+
+def _find_rule(provider: str) -> KeyRule | None:
+    return _rules.get(provider) or (_OF_ANY if provider == ANY_PROVIDER else _built_in_rule(provider))
 
 
 def rules() -> Mapping[str, KeyRule]:
     """Return all rules by canonical provider name."""
-    return _rules
-
-
-@_built_in("postmark", reads=("metadata/message_id", "metadata/MessageID"))
-def postmark(message_id: str | None, original: str | None) -> Iterable[str | None]:
-    """`MessageID`, a GUID. A bounce's `ID` is of another namespace and never read."""
-    return message_id, original
-
-
-_RELAY_SUFFIX = re.compile(r"\.(?:filter|stfilter-|recvd-)")
-_RELAY_ONLY = re.compile(r"(?:filter|stfilter-|recvd-)[^.]*\.")
-_SEND_ID = re.compile(r"[A-Za-z0-9_-]{22}(?=\.)")
-
-
-@_built_in("sendgrid", reads=("metadata/sg_message_id",))
-def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
-    """`sg_message_id`: the send API's `X-Message-Id` and a relay suffix; legacy ids contain dots themselves."""
-    if sg_message_id is None:
-        return
-    suffix = _RELAY_SUFFIX.search(sg_message_id)
-    current = _SEND_ID.match(sg_message_id)
-    if suffix:
-        yield sg_message_id[: suffix.start()]
-    elif current:
-        yield current[0]
-    elif _RELAY_ONLY.match(sg_message_id):
-        return
-    yield sg_message_id
-
-
-@_built_in(
-    "mailgun",
-    reads=(
-        "metadata/event-data/message/headers/message-id",
-        "metadata/message/headers/message-id",
-        "metadata/message-id",
-        "metadata/Message-Id",
-        "metadata/message_id",
-    ),
-)
-@_built_in("brevo", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
-@_built_in(ANY_PROVIDER, reads=("metadata/message_id",))
-def message_id(*spelled: str | None) -> Iterable[str | None]:
-    """A message id, with or without angle brackets, under the names in which providers spell it."""
-    return spelled
-
-
-@_built_in(
-    "ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id", "metadata/region"), version=2
-)
-def amazon_ses(mail: str | None, id_: str | None, other: str | None, region: str | None) -> Iterable[str | None]:
-    """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`, under the region's domain."""
-    for text in filter(None, (mail, id_, other)):
-        local, _, domain = text.strip("<>").partition("@")
-        if domain.endswith("amazonses.com"):
-            yield local
-        yield text
-        if region and not domain:
-            yield f"{text}@{'email' if region == 'us-east-1' else region}.amazonses.com"
-
-
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-
-
-@_built_in("resend", reads=("metadata/email_id", "metadata/data/email_id", "metadata/message_id"), version=2)
-def resend(email_id: str | None, nested: str | None, message_id: str | None) -> Iterable[str | None]:
-    """`email_id`, a UUID. Mailglass stores it as `message_id`, which Resend itself uses for the e-mail's header."""
-    return email_id, nested, message_id if message_id and _UUID.fullmatch(message_id) else None
-
-
-@_built_in(
-    "sparkpost",
-    reads=(
-        "metadata/transmission_id",
-        "metadata/msys/message_event/transmission_id",
-        "metadata/msys/track_event/transmission_id",
-        "metadata/msys/gen_event/transmission_id",
-        "metadata/msys/unsubscribe_event/transmission_id",
-    ),
-)
-def sparkpost(*transmission_id: str | None) -> Iterable[str | None]:
-    """`transmission_id`, digits as text or integer; never `message_id`."""
-    return transmission_id
-
-
-@_built_in("mailjet", reads=("metadata/MessageID", "metadata/message_id"))
-def mailjet(*number: str | None) -> Iterable[str | None]:
-    """`MessageID`, an integer beyond 2^53, taken as its digits; never the UUID beside it."""
-    return (text for text in number if text is not None and text.isdecimal())
-
-
-@_built_in("mandrill", reads=("metadata/_id", "metadata/msg/_id", "metadata/message_id"))
-def mandrill(*spelled: str | None) -> Iterable[str | None]:
-    """`_id`, as it is."""
-    return spelled
+    own = {provider: rule for provider in sorted(built_in()) if (rule := _built_in_rule(provider))}
+    return {**own, ANY_PROVIDER: _OF_ANY, **_rules}

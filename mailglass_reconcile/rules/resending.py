@@ -7,14 +7,6 @@ import shlex
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import printable, shown
 
-# https://resend.com/docs/webhooks/retries-and-replays
-_REPLAYS = {
-    "resend": "open this event under Webhooks in Resend's dashboard, and press Replay",
-}
-
-PRIVATE_KEYS = frozenset({"sendgrid", "postal", "ses", "scaleway"})
-"""Providers that sign with a private key, so that nothing can be sent in their name."""
-
 
 def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str) -> str:
     """Return what to do about an event whose delivery belongs to another tenant.
@@ -31,10 +23,11 @@ def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str) -> str
 
 
 def _again(provider: str, type_: str, message_id: str, tenant: str) -> str:
-    if provider in _REPLAYS:
-        return _REPLAYS[provider]
+    record = providers.record(provider)
+    if record and record.redelivery:
+        return record.redelivery
     title = providers.title(provider)
-    if provider in PRIVATE_KEYS or provider not in providers.built_in():
+    if record is None or record.has_private_key:
         call = f"receive(connection, '{shown(provider)}', body, headers, tenant_id='{tenant}')"
         return f"if {title} cannot send it again, record the request from your log with `{call}`"
     is_plain = printable(message_id) == message_id and "`" not in message_id

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from mailglass_reconcile.errors import hint
+from mailglass_reconcile.rules import providers
 
 Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
 """What the rule says of an orphan; `matched` is what the next sweep links."""
@@ -123,9 +124,6 @@ MEANINGS: Mapping[str, Meaning] = {
 }
 """Every state and every count of a sweep, in words; commands, the page and `explain` use these."""
 
-SYNTHETIC_IDS = ("mailjet", "sparkpost")
-"""Providers for which Mailglass stores an id that it made up; their webhooks never name it."""
-
 _SYNTHETIC = (
     "if Mailglass sent the message, no delivery ever will: for this provider it stores an id that it made up"
     " (mailglass-synthetic-…)"
@@ -157,7 +155,8 @@ def why(
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
         return _RECIPIENT_ERASED
-    if state == "unmatched" and provider in SYNTHETIC_IDS:
+    record = providers.record(provider) if provider else None
+    if state == "unmatched" and record and record.synthetic_ids:
         return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
     return MEANINGS[state].sentence
 

@@ -11,7 +11,8 @@ from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.wire import Request, Signature
+from mailglass_reconcile.webhooks.provider import Provider
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature
 
 Read = Callable[[bytes, Mapping[str, str]], Iterable[WebhookEvent]]
 Verify = Callable[..., None]
@@ -46,33 +47,31 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
     for function in (read, verify):
         if inspect.iscoroutinefunction(function):  # one that is not awaited raises nothing: all would be verified
             raise TypeError("read and verify are called in a thread: write def, not async def")
-    registry.plug(canonical, _Reader(canonical, read, verify))
+    registry.plug(canonical, _make_record(canonical, read, verify))
 
 
-class _Reader:
-    """An application's two functions, as a provider."""
+def _make_record(name: str, read: Read, verify: Verify) -> Provider:
+    """Return the record of a provider that is known by an application's two functions only."""
 
-    SIGNATURE = Signature.ANYWHERE
-    """It may be anywhere."""
-
-    def __init__(self, name: str, read: Read, verify: Verify) -> None:
-        self.__name__ = name
-        self._read, self._verify = read, verify
-
-    def elements(self, request: Request) -> Iterable[object]:
-        return [request]
-
-    def events(self, element: object, request: Request) -> Iterable[WebhookEvent]:
-        events = list(self._read(request.body, request.headers))
+    def read_request(request: Request, request_id: str | None) -> Iterable[WebhookEvent]:
+        events = list(read(request.body, request.headers))
         if not all(isinstance(event, WebhookEvent) for event in events):
             raise InvalidWebhookError("the reader has returned something else than WebhookEvents")
         return events
 
-    def verify(self, request: Request, secret: str, now: float) -> None:
+    def verify_request(request: Request, secret: str, now: float) -> None:
         at = dt.datetime.fromtimestamp(now, dt.UTC)
         try:
-            self._verify(request.body, request.headers, secret=secret, url=request.url, now=at)
+            verify(request.body, request.headers, secret=secret, url=request.url, now=at)
         except InvalidWebhookError as error:
             raise SignatureError(str(error)) from None
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SignatureError(f"the signature cannot be checked ({type(error).__name__})") from None
+
+    return Provider(
+        name=name,
+        title=name,
+        authentication=Authentication(Signature.ANYWHERE, "your own", verify_request),
+        elements=lambda request: [request],
+        events=read_request,
+    )

@@ -7,32 +7,40 @@ https://resend.com/docs/dashboard/emails/email-bounces. Newer lists are recognis
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules.events import Bounce
+from typing import Final
+
+from mailglass_reconcile.webhooks.provider import Kind
 
 _NOT_SENT = ("SuppressionList", "Suppressed")
-_UNSUBSCRIBED = "UnsubscribedRecipient"
 _HARD = ("General", "NoEmail")
 
+BOUNCES: Final = {
+    "hard": Kind("bounced", "bounced", "hard"),
+    "permanent": Kind("bounced", "bounced"),
+    "soft": Kind("bounced", "other", "soft"),
+    "undetermined": Kind("bounced", "other"),
+    "suppressed": Kind("suppressed", "bounced"),
+    "unsubscribed": Kind("suppressed", "unsubscribed"),
+}
+"""Rows of bounces. A soft one may be an automatic answer, such as of a person on holiday."""
 
-def is_suppressed(subtype: object) -> bool:
-    """Whether SES did not send, because the address is on a list: its own, the account's, a tenant's or a contacts'."""
-    return isinstance(subtype, str) and (subtype.endswith(_NOT_SENT) or subtype == _UNSUBSCRIBED)
 
+def suppression_row(subtype: object) -> str | None:
+    """Return the row of what SES did not send, because the address is on a list, or its contact has unsubscribed.
 
-def suppression_reason(subtype: object, reason: str) -> str:
-    """Return why an address is on the list; *reason* is why addresses usually are."""
-    return "unsubscribed" if subtype == _UNSUBSCRIBED else reason
-
-
-def read_bounce(type_: object, subtype: object) -> tuple[str, str | None, Bounce | None] | None:
-    """Return a bounce's type, reason, and whether it is hard; None if its type is not known.
-
-    A `Transient` one may be an automatic answer, such as of a person on holiday.
+    The list may be its own, the account's, or a tenant's.
     """
-    if is_suppressed(subtype):
-        return "suppressed", suppression_reason(subtype, "bounced"), None
+    if not isinstance(subtype, str):
+        return None
+    return (
+        "unsubscribed" if subtype == "UnsubscribedRecipient" else "suppressed" if subtype.endswith(_NOT_SENT) else None
+    )
+
+
+def bounce_row(type_: object, subtype: object) -> str | None:
+    """Return the row of a bounce; None if its type is not known."""
+    if row := suppression_row(subtype):
+        return row
     if type_ == "Permanent":
-        return "bounced", "bounced", "hard" if subtype in _HARD else None
-    if type_ == "Transient":
-        return "bounced", "other", "soft"
-    return ("bounced", "other", None) if type_ == "Undetermined" else None
+        return "hard" if subtype in _HARD else "permanent"
+    return {"Transient": "soft", "Undetermined": "undetermined"}.get(str(type_))

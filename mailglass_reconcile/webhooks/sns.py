@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.certificates import Certificates, Source, UnavailableError
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 TIMEOUT_SECONDS = 5
 MAX_NOTIFICATION_BYTES = 256 * 1024
+"""How long a notification may be, which is parsed before its signature is checked."""
 MAX_BYTES = 100_000
 
 _OF_A_NOTIFICATION = ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type")
@@ -76,11 +77,6 @@ _opener = urllib.request.build_opener(_NoRedirects)
 def is_message(body: Mapping[str, Any]) -> bool:
     """Whether a JSON object is a notification."""
     return str(body.get("Type")) in _SIGNED
-
-
-def max_bytes(request: Request) -> int:
-    """Return how long a notification may be, which is parsed before its signature is checked."""
-    return MAX_NOTIFICATION_BYTES
 
 
 def message(request: Request) -> dict[str, Any]:
@@ -141,6 +137,15 @@ def _region_of(url: str, service: Service) -> str | None:
 
 
 _NAMED = re.compile(rb'"SigningCertURL"\s{0,9}:\s{0,9}("(?:[^"\\]|\\.){1,500}")')
+
+
+def authentication(service: Service) -> Authentication:
+    """Return the authentication by a service's signature; the secret is the topic's ARN."""
+    return Authentication(
+        Signature.IN_BODY,
+        f"{service.name} (RSA)",
+        lambda request, secret, now: verify(request, secret, service, now),
+    )
 
 
 def _region(arn: str) -> str:

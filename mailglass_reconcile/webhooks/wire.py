@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -29,7 +29,6 @@ from mailglass_reconcile.rules.smtp import smtp_status
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-    from python_multipart.multipart import MultipartCallbacks
 
 FRESH_SECONDS = 300
 """How old a signature may be if the provider signs each attempt for itself."""
@@ -38,16 +37,14 @@ MAX_DEPTH = 100
 """How deeply JSON may be nested."""
 MAX_FIELDS = 1_000
 MAX_ESCAPES = 1_000_000
-"""Fields of a URL-encoded form, and characters that are written as `%` and digits: a sixth of what Mandrill sends."""
-MAX_PARTS = 100
-MAX_PART_HEADERS = 4
-MAX_PART_HEADER = 500
-"""Parts of a form in parts, headers of each, and the length of one."""
+"""Fields of a form, and characters that are written as `%` and digits: a sixth of what Mandrill sends."""
 
 MAX_TAGS = 50
 MAX_TAG = 255
 MAX_TAGS_BYTES = 60_000
 """Tags of an event that are kept, characters of each, and bytes of all as JSON: they fit into an event's metadata."""
+FEW_TAGS = 38
+"""So many always fit: a character takes at most six bytes."""
 
 
 class Signed(NamedTuple):
@@ -55,6 +52,25 @@ class Signed(NamedTuple):
 
     body: bytes
     headers: Mapping[str, str]
+
+
+class Authentication(NamedTuple):
+    """How a provider's webhooks are verified.
+
+    Attributes:
+        signature: Where the signature is.
+        words: What it is, for the documentation.
+        verify: Called with a request, a secret and the time in seconds since 1970; raises `SignatureError`.
+        usable: Raises `ConfigurationError` unless requests can be verified with a secret.
+        sign: Returns the request that carries a body, signed with a secret at a time, for the webhook's address; None
+            if only the provider has the key.
+    """
+
+    signature: Signature
+    words: str
+    verify: Callable[[Request, str, float], None]
+    usable: Callable[[str], object] | None = None
+    sign: Callable[[bytes, str, float, str | None], Signed] | None = None
 
 
 class Signature(Enum):
@@ -82,17 +98,11 @@ class Request:
     @cached_property
     def _form(self) -> list[tuple[str, str]]:
         try:
-            if self.is_in_parts():
-                return _parts(self.content_type, self.body)
             if self.body.count(b"%") > MAX_ESCAPES:
                 raise InvalidWebhookError("the body is not a form")
             return parse_qsl(self.body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
         except ValueError:
             raise InvalidWebhookError("the body is not a form") from None
-
-    def is_in_parts(self) -> bool:
-        """Whether the body is a form that is not URL-encoded."""
-        return self.content_type.lower().startswith("multipart/form-data")
 
     def json(self) -> Any:
         return self._json
@@ -102,7 +112,7 @@ class Request:
         return as_object(self.json(), "the body")
 
     def form(self) -> list[tuple[str, str]]:
-        """Return the fields of a form, in their order: URL-encoded or in parts."""
+        """Return the fields of a URL-encoded form, in their order."""
         return self._form
 
     def header(self, name: str) -> str:
@@ -111,65 +121,6 @@ class Request:
         if not value:
             raise SignatureError(f"the header {name} is missing")
         return value
-
-
-def _parts(content_type: str, body: bytes) -> list[tuple[str, str]]:
-    """Return the fields of a form in parts, none of which holds parts itself."""
-    try:
-        from python_multipart.exceptions import FormParserError  # noqa: PLC0415 - an extra
-        from python_multipart.multipart import MultipartParser, parse_options_header  # noqa: PLC0415
-    except ImportError:
-        raise missing() from None
-    options = parse_options_header(content_type)[1] if len(content_type) <= MAX_PART_HEADER else {}
-    line = b"--" + options.get(b"boundary", b"")
-    # The parser is slow with many boundaries, and with other text after one.
-    if line == b"--" or body.count(line) > MAX_PARTS + 1 or re.search(re.escape(line) + rb"(?!\r\n|--)", body):
-        raise InvalidWebhookError("the body is not a form")
-    form = _Form()
-    parser = MultipartParser(
-        line[2:], form.callbacks(), max_header_count=MAX_PART_HEADERS, max_header_size=MAX_PART_HEADER
-    )
-    try:
-        parser.write(body)
-        parser.finalize()
-    except FormParserError:
-        raise InvalidWebhookError("the body is not a form") from None
-    headers = [parse_options_header(head.get(b"content-disposition"))[1] for head, _ in form.parts]
-    return [
-        (options[b"name"].decode(), bytes(value).decode())
-        for options, (_, value) in zip(headers, form.parts, strict=True)
-        if b"name" in options and b"filename" not in options
-    ]
-
-
-class _Form:
-    """Collects what the parser of a form finds."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
-        self._field = self._value = b""
-
-    def callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": lambda: self.parts.append(({}, bytearray())),
-            "on_header_begin": self._begin,
-            "on_header_field": self._on_field,
-            "on_header_value": self._on_value,
-            "on_header_end": self._end,
-            "on_part_data": lambda data, start, end: self.parts[-1][1].extend(data[start:end]),
-        }
-
-    def _begin(self) -> None:
-        self._field = self._value = b""
-
-    def _on_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _on_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _end(self) -> None:
-        self.parts[-1][0][self._field.lower()] = self._value
 
 
 def from_json(text: bytes | str) -> Any:
@@ -217,13 +168,13 @@ def event(
     payload: object,
     *,
     type: str,  # noqa: A002 - the event's field
-    at: dt.datetime | None,
-    id: object,  # noqa: A002 - the event's field
-    message_id: object,
-    recipient: object,
+    at: dt.datetime | None = None,
+    id: object = None,  # noqa: A002 - the event's field
+    message_id: object = None,
+    recipient: object = None,
     reason: str | None = None,
     bounce: Bounce | None = None,
-    smtp: object = None,
+    reply: object = None,
     smtp_message_id: object = None,
     tags: object = (),
     kept: Mapping[str, Any] | None = None,
@@ -239,8 +190,8 @@ def event(
         recipient: The recipient, a string or None.
         reason: Why a message was rejected or bounced; one that is not known becomes `other`. A complaint's is `spam`.
         bounce: Whether a bounce is hard or soft, if the payload says so.
-        smtp: The reply of the recipient's server, as text: only the digits of its codes are kept. Of a message that was
-            not sent, there is none.
+        reply: The reply of the recipient's server, as text: only the digits of its codes are kept. There is none for a
+            message that was not sent.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
         kept: What else the event's metadata holds, such as `MACHINE`; it names no person.
@@ -257,7 +208,7 @@ def event(
         recipient=recipient or None,
         reject_reason="spam" if type == "complained" else reason if reason in _REASONS else "other",
         bounce=bounce,
-        smtp_status=None if smtp is None or type == "suppressed" else smtp_status(smtp),
+        smtp_status=None if reply is None or type == "suppressed" else smtp_status(reply),
         smtp_message_id=smtp_message_id if isinstance(smtp_message_id, str) and smtp_message_id.strip() else None,
         metadata=metadata(tags) | dict(kept) if kept else metadata(tags),
     )
@@ -300,9 +251,14 @@ def digest(payload: object) -> str:
 def metadata(tags: object) -> dict[str, Any]:
     """Return what the ledger keeps of an event, which cannot be erased: tags, but none with an address."""
     listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
+    if not listed:
+        return {}
+    texts = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)]
+    if len(texts) <= FEW_TAGS:
+        return {"tags": texts} if texts else {}
     kept: list[str] = []
     room = MAX_TAGS_BYTES
-    for tag in (tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)):
+    for tag in texts:
         size = len(_as_json(tag).encode("utf-8", "replace"))
         if size <= room and len(kept) < MAX_TAGS:
             kept.append(tag)
@@ -376,6 +332,16 @@ def hexadecimal(request: Request, header: str, secret: str) -> None:
     require(equal(request.header(header).strip().lower(), hex_hmac(request.body, secret)))
 
 
+def hmac_in(header: str) -> Authentication:
+    """Return the authentication by a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
+    return Authentication(
+        Signature.OVER_BODY,
+        "HMAC-SHA256",
+        lambda request, secret, now: hexadecimal(request, header, secret),
+        sign=lambda body, secret, at, url: as_json(body, **{header: hex_hmac(body, secret)}),
+    )
+
+
 def credentials(secret: str) -> None:
     """Check that a secret is `user:password`; one of the two may be empty."""
     if ":" not in secret:
@@ -395,6 +361,10 @@ def basic(request: Request, secret: str, now: float) -> None:
 def signed_basic(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request with HTTP basic authentication."""
     return as_json(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
+
+
+BASIC = Authentication(Signature.IN_HEADERS, "user and password", basic, credentials, signed_basic)
+"""Of providers that sign nothing."""
 
 
 def svix_key(secret: str) -> bytes:
@@ -431,6 +401,9 @@ def signed_svix(body: bytes, secret: str, at: float, url: str | None) -> Signed:
 def _svix_signature(key: bytes, id_: str, at: str, body: bytes) -> str:
     made = hmac.digest(key, f"{id_}.{at}.".encode() + body, "sha256")
     return f"v1,{base64.b64encode(made).decode()}"
+
+
+SVIX = Authentication(Signature.OVER_BODY, "Svix (HMAC-SHA256)", svix, svix_key, signed_svix)
 
 
 def fresh(at: str, now: float, seconds: float = FRESH_SECONDS) -> None:

@@ -52,8 +52,6 @@ FIXED = {
     "h11": "0.16.0",  # CVE-2025-43859: request smuggling by chunked bodies
     "idna": "3.15",  # CVE-2024-3651 (3.7), CVE-2026-45409: quadratic time
     "jinja2": "3.1.6",  # CVE-2025-27516
-    # CVE-2026-40347 (0.0.26), CVE-2026-42561 (0.0.27): time for what surrounds parts and for their headers.
-    "python-multipart": "0.0.27",
     "pytest": "9.0.3",  # CVE-2025-71176: a temporary folder that another user can foresee
     "redis": "4.5.5",  # CVE-2023-28859: answers that reach another request
     "starlette": "1.3.1",  # CVE-2026-48710 (1.0.1), CVE-2025-62727 (0.49.1), limits of forms (1.3.1)

@@ -78,7 +78,7 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
 
 def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
     """It is tried like any other; a rule that fails on one value alone costs the place only."""
-    monkeypatch.setattr(providers, "_rules", dict(providers.rules()))
+    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
 
     @key_rule("joined", reads=("metadata/a", "metadata/b"))
     def joined(a, b):

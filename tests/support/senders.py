@@ -4,7 +4,7 @@ import base64
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -35,11 +35,16 @@ Payload = dict[str, Any]
 class Event(NamedTuple):
     """A payload of a provider's documentation, what it is read as, and what Anymail reads otherwise.
 
-    `anymail` has the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
+    `kept` is the metadata. `anymail` has the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
     """
 
     type: str
     reason: str | None
+    bounce: str | None
+    smtp_status: str | None
+    message_id: str | int | None
+    at: str
+    kept: Payload
     payload: Payload
     anymail: Mapping[str, Any] = MappingProxyType({})
 
@@ -137,15 +142,20 @@ def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) ->
         payloads: In the shape of its documentation.
         at: When the requests are sent.
     """
-    make, batches = _SENDERS[provider]
-    each = [list(payloads)] if batches else [[one] for one in payloads]
-    return [signed(provider, make(some), at) for some in each]
+    return [signed(provider, body, at) for body in carried(provider, payloads)]
+
+
+def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
+    """Return the bodies that carry some payloads, each as its documentation shows it."""
+    if provider == "sparkpost":  # whose documentation shows what stands around each
+        return [json.dumps(payloads).encode()]
+    return registry.record(provider).bodies(payloads)
 
 
 def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
     """Return a request with a body, signed as the provider does; by the package itself, if its secret is shared."""
-    found = registry.module(provider)
-    if hasattr(found, "sign"):
+    found = registry.record(provider)
+    if not found.has_private_key:
         return Posted(*found.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
     seconds = str(int(at.timestamp()))
     headers: Mapping[str, str] = {}
@@ -182,40 +192,7 @@ def notification(provider: str, told: Payload, version: str = "1") -> Posted:
     return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-def _one(payloads: Sequence[Payload]) -> bytes:
-    return json.dumps(payloads[0]).encode()
-
-
-def _list(payloads: Sequence[Payload]) -> bytes:
-    return json.dumps(payloads).encode()
-
-
-def _mailtrap(payloads: Sequence[Payload]) -> bytes:
-    return json.dumps({"events": payloads}).encode()
-
-
-def _unisender_go(payloads: Sequence[Payload]) -> bytes:
-    told = [{"event_name": "transactional_email_status", "event_data": payload} for payload in payloads]
-    return json.dumps({"auth": "AUTH", "events_by_user": [{"user_id": 456, "events": told}]}).encode()
-
-
-_SENDERS: Mapping[str, tuple[Callable[[Sequence[Payload]], bytes], bool]] = {
-    "brevo": (_one, False),
-    "mailersend": (_one, False),
-    "mailgun": (_one, False),
-    "mailjet": (_list, True),
-    "mailtrap": (_mailtrap, True),
-    "mandrill": (_list, True),
-    "postal": (_one, False),
-    "postmark": (_one, False),
-    "resend": (_one, False),
-    "scaleway": (_one, False),
-    "sendgrid": (_list, True),
-    "ses": (_one, False),
-    "sparkpost": (_list, True),
-    "unisender_go": (_unisender_go, True),
-}
-BATCHES = tuple(provider for provider, (_, batches) in _SENDERS.items() if batches)
+BATCHES = tuple(provider for provider in registry.PROVIDERS if registry.record(provider).batch)
 
 
 PRIVATE = {"postal", "scaleway", "sendgrid", "ses"}

@@ -1,25 +1,26 @@
 """Samples: what `trigger` sends is read and verified as the provider's own webhooks are."""
 
 import datetime as dt
+import json
 
 import pytest
 
-from mailglass_reconcile.webhooks import parse, registry, sending, verify
+from mailglass_reconcile.webhooks import parse, registry, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from senders import IDS, PRIVATE, SENDERS, documented, secret_of
+from senders import IDS, PAYLOADS, PRIVATE, SENDERS, documented, secret_of
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 URL = "https://shop.example/webhooks/it"
 SAMPLES = [
     (provider, type_)
     for provider in SENDERS
-    for type_ in registry.module(provider).samples("m-2", "ada@example.com", AT)
+    for type_ in registry.record(provider).samples("m-2", "ada@example.com", AT)
 ]
 
 
 def test_only_providers_that_sign_with_a_private_key_have_no_samples():
     """Nobody else can sign for them."""
-    assert {provider for provider in PROVIDERS if sending.sender(provider) is None} == PRIVATE
+    assert {provider for provider in PROVIDERS if registry.record(provider).has_private_key} == PRIVATE
 
 
 @pytest.mark.parametrize("recipient", ["ada@example.com", None])
@@ -27,9 +28,9 @@ def test_only_providers_that_sign_with_a_private_key_have_no_samples():
 def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
     """Of its type and message, to its recipient, at its time; a bounce is a hard one."""
     message_id = IDS.get(provider, "m-2")
-    sender = sending.sender(provider)
-    body = sender.samples(message_id, recipient, AT)[type_]
-    one = sending.sample(body, sender, secret_of(provider), AT, URL)
+    record = registry.record(provider)
+    body = record.samples(message_id, recipient, AT)[type_]
+    one = record.sign(body, secret_of(provider), AT.timestamp(), URL)
     verify(provider, one.body, one.headers, secret=secret_of(provider), url=URL, now=AT)
     (event,) = parse(provider, one.body, one.headers)
     assert (event.type, str(event.message_id), event.recipient, event.occurred_at) == (type_, message_id, recipient, AT)
@@ -38,17 +39,19 @@ def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
 
 @pytest.mark.parametrize("provider", SENDERS)
 def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
-    """But of those that we do not know."""
-    types = {event.type for event in documented(provider)} - {"unknown"}
-    assert set(sending.sender(provider).samples("m", None, AT)) == types
+    """With a payload, or by name only, but of those that we do not know."""
+    record = registry.record(provider)
+    named = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
+    types = {event.type for event in documented(provider)} | {record.table.kinds[row].type for row in named}
+    assert set(record.samples("m", None, AT)) == types - {"unknown", ""}
 
 
 @pytest.mark.parametrize("provider", SENDERS)
 def test_two_samples_are_two_events(provider):
     """Or the second try would seem to do nothing."""
-    sender, ids = sending.sender(provider), set()
+    record, ids = registry.record(provider), set()
     for second in (0, 1):
         at = AT + dt.timedelta(seconds=second)
-        one = sending.sample(sender.samples("m-2", None, at)["opened"], sender, secret_of(provider), at, URL)
+        one = record.sign(record.samples("m-2", None, at)["opened"], secret_of(provider), at.timestamp(), URL)
         ids |= {event.provider_event_id for event in parse(provider, one.body, one.headers)}
     assert len(ids) == 2

@@ -245,14 +245,14 @@ def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it
     other = Posted(one.body.replace(b'"event"', b'"Event"'), one.headers)
     check("mailgun", one)
     check("mailgun", other)  # nothing was recorded yet
-    with suppress(LookupError), mailgun.claimed(registry.request_of(one.body)):
+    with suppress(LookupError), mailgun.claim(registry.request_of(one.body)):
         raise LookupError  # nor was it now
-    with mailgun.claimed(registry.request_of(one.body)):
+    with mailgun.claim(registry.request_of(one.body)):
         with pytest.raises(SignatureError, match="another webhook"):
             check("mailgun", other)
-        with pytest.raises(SignatureError), mailgun.claimed(registry.request_of(other.body)):
+        with pytest.raises(SignatureError), mailgun.claim(registry.request_of(other.body)):
             pass
-        with suppress(LookupError), mailgun.claimed(registry.request_of(one.body)):
+        with suppress(LookupError), mailgun.claim(registry.request_of(one.body)):
             raise LookupError
     check("mailgun", one, now=NOW + dt.timedelta(hours=23))
     with pytest.raises(SignatureError, match="another webhook"):
@@ -272,7 +272,7 @@ def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, mov
 
     one, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
     check("mailgun", one)
-    with mailgun.claimed(registry.request_of(one.body)):
+    with mailgun.claim(registry.request_of(one.body)):
         pass
     with pytest.raises(SignatureError):
         check("mailgun", other)
@@ -522,10 +522,10 @@ def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monke
     monkeypatch.setattr(sns, "fetch", lambda address: fetched.append(address) or b"")
 
     def confirm(url):
-        module.confirm(registry.request_of(notification(provider, {**told, "SubscribeURL": url}).body))
+        sns.confirm(registry.request_of(notification(provider, {**told, "SubscribeURL": url}).body), module.SERVICE)
 
     confirm(host + path)
-    module.confirm(registry.request_of(first(provider).body))
+    sns.confirm(registry.request_of(first(provider).body), module.SERVICE)
     evil = [f"{host}.evil.example{path}", f"{host}@evil.example{path}", f"https://evil.example/{host}{path}", None]
     for url in [*evil, host.replace("https", "http") + path, f"{host}:8443{path}", "file:///etc/passwd"]:
         with pytest.raises(SignatureError):

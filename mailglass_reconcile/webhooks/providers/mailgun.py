@@ -1,18 +1,17 @@
-"""Mailgun: one event a request, as JSON or as the form of its legacy webhooks; an HMAC over time and token.
+"""Mailgun: one event a request, as JSON; an HMAC over time and token, which are in the body.
 
 Followed: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads,
 https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, and that it may
 arrive late), https://help.mailgun.com/hc/en-us/articles/202236504-Webhooks (it tries again for eight hours),
 https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages (opens by machines) and
-https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks. Not documented: whether a repeated webhook
-keeps its token, and the values of `reason`: `suppress-…` are in
-https://documentation.mailgun.com/en/latest/api-stats.html, `old` in
+https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks (forms, which are not read: they have been
+read-only since April 2023). Not documented: whether a repeated webhook keeps its token, and the values of `reason`:
+`suppress-…` are in https://documentation.mailgun.com/en/latest/api-stats.html, `old` in
 https://feedback.mailgun.com/forums/914635-general-feedback/suggestions/37219720.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 import re
@@ -23,68 +22,37 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
-
-SIGNATURE = wire.Signature.IN_BODY
+from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
 
 MAX_EVENT_BYTES = 256 * 1024
-MAX_PARTS_BYTES = 1024 * 1024
-"""How long an event may be, which is parsed before its signature is checked, and a legacy one in parts."""
+"""How long an event may be, which is parsed before its signature is checked."""
 MAX_AGE_SECONDS = 86_400
 """How old a signature may be."""
 MAX_TOKENS = 100_000
 """Tokens that are remembered, about 30 MB: more than most receive in a day, and after a day a signature is too old."""
 
-_TYPES = {
-    "accepted": "queued",
-    "clicked": "clicked",
-    "complained": "complained",
-    "delivered": "delivered",
-    "failed": "bounced",
-    "opened": "opened",
-    "rejected": "rejected",
-    "unsubscribed": "unsubscribed",
-}
-_LEGACY_TYPES = {
-    "bounced": "bounced",
-    "clicked": "clicked",
-    "complained": "complained",
-    "delivered": "delivered",
-    "dropped": "rejected",
-    "opened": "opened",
-    "unsubscribed": "unsubscribed",
-}
-_SUPPRESSED = {"suppress-bounce": "bounced", "suppress-complaint": "spam", "suppress-unsubscribe": "unsubscribed"}
-"""Reasons of a failure that is none of delivery: Mailgun did not send, because the address is on one of its lists."""
-_TOO_OLD = "old"
-"""The reason of the last failure, after eight hours; its severity was `temporary` once."""
-_REASONS = {"bounce": "bounced", _TOO_OLD: "timed_out", **_SUPPRESSED}
-_LEGACY_REASONS = {"499": "timed_out", "605": "bounced", "607": "spam"}
+_REASONS = {"bounce": "bounced"}
+_LEGACY = (
+    "it is a form, as of Mailgun's legacy webhooks, which are not read: add the webhook again on the page Send,"
+    " Webhooks of Mailgun's console"
+)
 
 
-def max_bytes(request: Request) -> int:
-    """Return how long the body may be."""
-    return MAX_PARTS_BYTES if request.is_in_parts() else MAX_EVENT_BYTES
+def _elements(request: Request) -> list[Any]:
+    """Return the request's only event, with its signature."""
+    if not _is_json(request):
+        raise InvalidWebhookError(_LEGACY)
+    return [request.object()]
 
 
-def elements(request: Request) -> list[Any]:
-    """Return the request's only event."""
-    if _is_json(request):
-        return [request.object()]
-    fields = request.form()
-    if not {"event", "sender"} & {name for name, _ in fields}:
-        raise InvalidWebhookError("the form is not a webhook of Mailgun")
-    return [fields]
-
-
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; inbound mail gives none."""
-    if isinstance(element, dict):
-        yield _event(wire.as_object(element.get("event-data"), "event-data"))
-    elif isinstance(element, list) and "event" in dict(element):
-        yield _legacy(element)
+def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
+    data = wire.as_object(wire.as_object(element, "the event").get("event-data"), "event-data")
+    made = PROVIDER.table.read(data)
+    return () if made is None else (made,)
 
 
 def _is_json(request: Request) -> bool:
@@ -92,108 +60,54 @@ def _is_json(request: Request) -> bool:
     return "json" in kind or ("form" not in kind and request.body.lstrip()[:1] == b"{")
 
 
-def _event(data: dict[str, Any]) -> WebhookEvent:
-    type_ = _type(data)
-    reason = _REASONS.get(str(data["reason"]), "other") if "reason" in data else None
-    whole = {"event-data": data}
-    return wire.event(
-        data,
-        type=type_,
-        at=wire.epoch(data.get("timestamp")),
-        id=event_id(data),
-        message_id=_bracketed(dug(data, "message", "headers", "message-id")),
-        recipient=data.get("recipient") or (_addressee(data) if type_ == "rejected" else None),
-        reason=reason or ("other" if type_ == "rejected" else None),
-        bounce=bounce(whole),
-        smtp=smtp(whole),
-        tags=data.get("tags"),
-        kept=kept(whole),
-    )
+def _kind(data: Mapping[str, Any]) -> str:
+    """Return the event's name, with the reason or the severity of a failure."""
+    event, reason = str(data.get("event")), data.get("reason")
+    if event != "failed":
+        return event
+    if isinstance(reason, str) and f"failed/{reason}" in _KINDS:
+        return f"failed/{reason}"
+    return "failed/temporary" if data.get("severity") == "temporary" else "failed"
 
 
-def _type(data: Mapping[str, Any]) -> str:
-    type_ = _TYPES.get(str(data.get("event")), "unknown")
-    if type_ != "bounced":
-        return type_
-    if str(data.get("reason")) in _SUPPRESSED:
-        return "suppressed"
-    return "deferred" if data.get("severity") == "temporary" and data.get("reason") != _TOO_OLD else type_
+def _refine(data: Mapping[str, Any], kind: Kind) -> Kind:
+    if "reason" not in data or kind is _KINDS.get(f"failed/{data['reason']}"):
+        return kind
+    return kind._replace(reason=_REASONS.get(str(data["reason"]), "other"))
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one, given the whole of a webhook: those of legacy webhooks are hard."""
-    data = payload.get("event-data")
-    if not isinstance(data, dict):
-        return "hard" if payload.get("event") == "bounced" else None
-    if _type(data) != "bounced":
-        return None
-    return "soft" if data.get("reason") == _TOO_OLD else "hard"
+def _recipient(data: Mapping[str, Any]) -> object:
+    """Return the recipient; of what was rejected, the only address of the header `To`, without a display name."""
+    if recipient := data.get("recipient"):
+        return recipient
+    to = dug(data, "message", "headers", "to") if data.get("event") == "rejected" else None
+    return bare(to) if isinstance(to, str) and "," not in to else None
 
 
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied, given the whole of a webhook; codes from 600 are Mailgun's own."""
-    status = dug(payload.get("event-data"), "delivery-status")
-    if not isinstance(status, dict):
-        return payload.get("code")
-    return wire.with_code(status.get("code"), status.get("enhanced-code") or status.get("message"))
+def _message_id(data: Mapping[str, Any]) -> object:
+    id_ = dug(data, "message", "headers", "message-id")
+    return f"<{id_}>" if isinstance(id_, str) and id_ and not id_.startswith("<") else id_
 
 
-def kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
-    """Return whether a machine opened or clicked, given the whole of a webhook."""
-    return wire.MACHINE if dug(payload.get("event-data"), "client-info", "bot") else None
-
-
-def event_id(data: Mapping[str, Any]) -> str | None:
-    """Return the id of an event, given its `event-data`: the event's own, which is unique within a day, and its time.
+def _id(data: Mapping[str, Any]) -> str | None:
+    """Return the event's own id, which is unique within a day, and its time.
 
     The token of the signature is not used, because it belongs to the request.
     """
     return f"{data['id']}/{data.get('timestamp')}" if data.get("id") else None
 
 
-def _addressee(data: dict[str, Any]) -> str | None:
-    """Return the only address of the header `To`, without a display name."""
-    to = dug(data, "message", "headers", "to")
-    return bare(to) if isinstance(to, str) and "," not in to else None
-
-
-def _bracketed(id_: object) -> object:
-    return f"<{id_}>" if isinstance(id_, str) and id_ and not id_.startswith("<") else id_
-
-
-def _legacy(fields: Sequence[tuple[str, str]]) -> WebhookEvent:
-    """Read a form. Mailgun adds the message's variables to it, so the first value of a field is Mailgun's own."""
-    first: dict[str, str] = dict(reversed(fields))
-    last: dict[str, str] = dict(fields)
-    return wire.event(
-        sorted(fields),
-        type=_LEGACY_TYPES.get(first.get("event", ""), "unknown"),
-        at=wire.epoch(last.get("timestamp")),
-        id=last.get("token"),
-        message_id=_bracketed(first.get("Message-Id") or first.get("message-id")),
-        recipient=first.get("recipient"),
-        reason=_legacy_reason(first.get("code")),
-        bounce=bounce(first),
-        smtp=smtp(first),
-        tags=_all(fields, "tag") or _all(fields, "X-Mailgun-Tag"),
-    )
-
-
-def _all(fields: Sequence[tuple[str, str]], wanted: str) -> list[str]:
-    return [value for name, value in fields if name == wanted]
-
-
-def _legacy_reason(code: str | None) -> str | None:
-    """Return the reason for an SMTP code, or for an extended one such as `5.1.1`."""
-    if code is None:
+def _reply(data: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied; codes from 600 are Mailgun's own."""
+    status = data.get("delivery-status")
+    if not isinstance(status, dict):
         return None
-    status, dot, _ = code.strip().partition(".")
-    if dot:
-        return "bounced" if status in ("4", "5") else "other"
-    return _LEGACY_REASONS.get(status, "bounced" if status[:1] in ("4", "5") and len(status) == 3 else "other")
+    return wire.with_code(status.get("code"), status.get("enhanced-code") or status.get("message"))
 
 
-_DECIMAL = re.compile(r"[0-9]{1,12}")
+def _kept(data: Mapping[str, Any]) -> Mapping[str, bool] | None:
+    """Return whether a machine opened or clicked."""
+    return wire.MACHINE if dug(data, "client-info", "bot") else None
 
 
 class _Signature(NamedTuple):
@@ -207,19 +121,22 @@ class _Signature(NamedTuple):
         return f"{self.at}{self.token}"
 
 
-def verify(request: Request, secret: str, now: float) -> None:
+_DECIMAL = re.compile(r"[0-9]{1,12}")
+
+
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the signature, its age, and that its token does not belong to another body.
 
     A webhook of a subaccount is also signed with the primary account's key.
     """
     found = _signature(request)
     expected = wire.hex_hmac(found.signed.encode("utf-8", "replace"), secret)
-    wire.require(any(wire.equal(one, expected) for one in found.given))
+    wire.require(any(wire.equal(given, expected) for given in found.given))
     wire.fresh(found.at, now, MAX_AGE_SECONDS)
     _tokens.require(found.signed, request.body)
 
 
-def claimed(request: Request) -> AbstractContextManager[None]:
+def claim(request: Request) -> AbstractContextManager[None]:
     """Let the token of a verified request belong to its body while it is recorded, and afterwards if that succeeds.
 
     The signature covers the token only: with another body, it could be anybody's.
@@ -228,11 +145,10 @@ def claimed(request: Request) -> AbstractContextManager[None]:
 
 
 def _signature(request: Request) -> _Signature:
+    if not _is_json(request):
+        raise SignatureError(_LEGACY)
     try:
-        if _is_json(request):
-            signature = wire.as_object(request.object().get("signature"), "signature")
-        else:
-            signature = dict(request.form())
+        signature = wire.as_object(request.object().get("signature"), "signature")
     except InvalidWebhookError:
         raise SignatureError("the webhook has no signature") from None
     texts = {name: value for name, value in signature.items() if isinstance(value, str)}
@@ -303,7 +219,7 @@ def _digest(text: bytes) -> bytes:
 _tokens = Tokens()
 
 
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request with an event, as Mailgun sends it."""
     time = str(int(at))
     token = hashlib.sha256(time.encode() + body).hexdigest()[:50]
@@ -311,21 +227,60 @@ def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     return wire.as_json(b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}")
 
 
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type an event as Mailgun writes it."""
-    failed = {"event": "failed", "reason": "bounce"}
-    kinds: dict[str, dict[str, Any]] = {
-        "bounced": {**failed, "severity": "permanent", "delivery-status": {"code": 550, "bounce-type": "hard"}},
-        "clicked": {"event": "clicked"},
-        "complained": {"event": "complained"},
-        "deferred": {**failed, "severity": "temporary", "delivery-status": {"code": 450}},
-        "delivered": {"event": "delivered", "delivery-status": {"code": 250}},
-        "opened": {"event": "opened"},
-        "queued": {"event": "accepted"},
-        "rejected": {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
-        "suppressed": {**failed, "severity": "permanent", "reason": "suppress-bounce"},
-        "unsubscribed": {"event": "unsubscribed"},
-    }
-    message = {"headers": {"message-id": message_id.strip("<>")}}
-    common = {"timestamp": at.timestamp(), "recipient": recipient, "message": message}
-    return {type_: {**kind, **common, "id": wire.digest([type_, message_id, at])[:22]} for type_, kind in kinds.items()}
+def _failed(reason: str, severity: str = "permanent", code: int = 605) -> dict[str, Any]:
+    return {"event": "failed", "reason": reason, "severity": severity, "delivery-status": {"code": code}}
+
+
+_KINDS = {
+    "accepted": Kind("queued", payload={"event": "accepted"}),
+    "delivered": Kind("delivered", payload={"event": "delivered", "delivery-status": {"code": 250}}),
+    "failed/temporary": Kind("deferred", payload=_failed("generic", "temporary", 450)),
+    "failed": Kind("bounced", None, "hard", _failed("bounce", "permanent", 550)),
+    "failed/old": Kind("bounced", "timed_out", "soft", _failed("old", "permanent", 602)),  # after eight hours
+    # Mailgun did not send, because the address is on one of its lists
+    "failed/suppress-bounce": Kind("suppressed", "bounced", None, _failed("suppress-bounce", code=605)),
+    "failed/suppress-unsubscribe": Kind("suppressed", "unsubscribed", None, _failed("suppress-unsubscribe", code=606)),
+    "failed/suppress-complaint": Kind("suppressed", "spam", None, _failed("suppress-complaint", code=607)),
+    "rejected": Kind(
+        "rejected", "other", None,
+        {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
+    ),
+    "opened": Kind("opened", payload={"event": "opened"}),
+    "clicked": Kind("clicked", payload={"event": "clicked"}),
+    "complained": Kind("complained", payload={"event": "complained"}),
+    "unsubscribed": Kind("unsubscribed", payload={"event": "unsubscribed"}),
+}  # fmt: skip
+
+PROVIDER = Provider(
+    name="mailgun",
+    title="Mailgun",
+    message_ids=MessageIds(
+        (
+            "metadata/event-data/message/headers/message-id",
+            "metadata/message/headers/message-id",
+            "metadata/message-id",
+            "metadata/Message-Id",
+            "metadata/message_id",
+        )
+    ),
+    documentation="https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads",
+    boxes="all event types",
+    retries="for 8 hours, at growing intervals, but none for `delivered` and none after a 406",
+    authentication=Authentication(Signature.IN_BODY, "HMAC-SHA256 over time and token", _verify, sign=_sign),
+    max_bytes=MAX_EVENT_BYTES,
+    claim=claim,
+    elements=_elements,
+    events=_events,
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        refine=_refine,
+        at=Field(lambda data: wire.epoch(data.get("timestamp")), ("timestamp",), lambda at: at.timestamp()),
+        id=computed(_id, "id"),
+        message_id=computed(_message_id, "message/headers/message-id", lambda id_: id_.strip("<>")),
+        recipient=computed(_recipient, "recipient"),
+        reply=_reply,
+        tags="tags",
+        kept=_kept,
+    ),
+)

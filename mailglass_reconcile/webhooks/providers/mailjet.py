@@ -7,25 +7,13 @@ may be empty, with the reason in `error_related_to`
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, epoch
 from mailglass_reconcile.webhooks.wire import Request
-
-SIGNATURE = wire.Signature.IN_HEADERS
-
-_TYPES = {
-    "blocked": "rejected",
-    "bounce": "bounced",
-    "click": "clicked",
-    "open": "opened",
-    "sent": "delivered",
-    "spam": "complained",
-    "unsub": "unsubscribed",
-}
 
 _REASONS = {
     "blacklisted": "blocked",
@@ -51,72 +39,86 @@ _REASONS = {
 }
 
 
-def elements(request: Request) -> list[Any]:
+def _elements(request: Request) -> list[Any]:
     """Return the batch, or the only event."""
     body = request.json()
     return body if isinstance(body, list) else [wire.as_object(body, "the body")]
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    payload = wire.as_object(element, "the event")
-    id_ = payload.get("MessageID")
-    yield wire.event(
-        payload,
-        type="deferred" if _is_tried_again(payload) else _TYPES.get(str(payload.get("event")), "unknown"),
-        at=wire.epoch(payload.get("time")),
-        id=None,
-        message_id=str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_,
-        recipient=payload.get("email"),
-        reason=_reason(payload),
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-        smtp_message_id=smtp_message_id(payload),
-        tags=payload.get("customcampaign"),
-    )
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's name, and of a bounce whether it is hard; what was greylisted is tried again."""
+    event, hard = str(payload.get("event")), payload.get("hard_bounce", False)
+    if payload.get("error") == "greylisted" and not hard:
+        return f"{event}/greylisted"
+    return f"bounce/{'hard' if hard else 'soft'}" if event == "bounce" and isinstance(hard, bool) else event
 
 
-def _is_tried_again(payload: Mapping[str, Any]) -> bool:
-    """Whether a message was greylisted, unless the bounce is a hard one."""
-    return payload.get("error") == "greylisted" and not payload.get("hard_bounce", False)
-
-
-def _reason(payload: Mapping[str, Any]) -> str | None:
+def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+    if "hard_bounce" not in payload:
+        kind = kind._replace(bounce=None)
     if "error" not in payload:
-        return None
-    return _REASONS.get(str(payload["error"] or payload.get("error_related_to")), "other")
+        return kind._replace(reason=None)
+    return kind._replace(reason=_REASONS.get(str(payload["error"] or payload.get("error_related_to")), "other"))
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by `hard_bounce`."""
-    if payload.get("event") != "bounce" or not isinstance(payload.get("hard_bounce"), bool):
-        return None
-    return "hard" if payload["hard_bounce"] else "soft"
+def _message_id(payload: Mapping[str, Any]) -> object:
+    id_ = payload.get("MessageID")
+    return str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_
 
 
-def smtp(payload: Mapping[str, Any]) -> object:
+def _reply(payload: Mapping[str, Any]) -> object:
     """Return what the recipient's server replied; of a message that it took, after the word `sent`."""
     return wire.reply(str(payload.get("smtp_reply", "")).removeprefix("sent "), payload.get("comment"))
 
 
-def smtp_message_id(payload: Mapping[str, Any]) -> object:
-    """Return the GUID, which Mailjet's SMTP server answers with, and its API as `MessageUUID`."""
-    return payload.get("Message_GUID")
+def _numbers(*texts: str | None) -> Iterable[str]:
+    """`MessageID`, an integer beyond 2^53, taken as its digits; never the UUID beside it."""
+    return (text for text in texts if text is not None and text.isdecimal())
 
 
-verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
+_GREYLISTED = {"hard_bounce": False, "error_related_to": "domain", "error": "greylisted"}
 
-
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    kinds: dict[str, dict[str, Any]] = {
-        "bounced": {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
-        "clicked": {"event": "click"},
-        "complained": {"event": "spam"},
-        "deferred": {"event": "bounce", "hard_bounce": False, "error_related_to": "domain", "error": "greylisted"},
-        "delivered": {"event": "sent"},
-        "opened": {"event": "open"},
-        "rejected": {"event": "blocked", "error_related_to": "mailjet", "error": "preblocked"},
-        "unsubscribed": {"event": "unsub"},
-    }
-    id_ = int(message_id) if message_id.isdecimal() else message_id
-    common = {"time": int(at.timestamp()), "MessageID": id_, "email": recipient}
-    return {type_: [{**kind, **common}] for type_, kind in kinds.items()}
+PROVIDER = Provider(
+    name="mailjet",
+    title="Mailjet",
+    message_ids=MessageIds(("metadata/MessageID", "metadata/message_id"), _numbers),
+    synthetic_ids=True,
+    documentation="https://dev.mailjet.com/email/guides/webhooks/",
+    boxes="all",
+    retries="every 30 seconds for 24 hours",
+    authentication=wire.BASIC,
+    elements=_elements,
+    batch=list,
+    table=Table(
+        kind=_kind,
+        kinds={
+            "sent": Kind("delivered", payload={"event": "sent"}),
+            "bounce/greylisted": Kind("deferred", "other", "soft", {"event": "bounce", **_GREYLISTED}),
+            "bounce/hard": Kind(
+                "bounced", "bounced", "hard",
+                {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
+            ),
+            "bounce/soft": Kind(
+                "bounced", "bounced", "soft",
+                {"event": "bounce", "hard_bounce": False, "error_related_to": "recipient", "error": "quota exceeded"},
+            ),
+            "bounce": Kind("bounced", "bounced", None, {"event": "bounce", "error": "user unknown"}),
+            "blocked": Kind(
+                "rejected", "blocked", None,
+                {"event": "blocked", "error_related_to": "mailjet", "error": "preblocked"},
+            ),
+            "blocked/greylisted": Kind("deferred", "other", None, {"event": "blocked", "error": "greylisted"}),
+            "open": Kind("opened", payload={"event": "open"}),
+            "click": Kind("clicked", payload={"event": "click"}),
+            "spam": Kind("complained", payload={"event": "spam"}),
+            "unsub": Kind("unsubscribed", payload={"event": "unsub"}),
+        },
+        refine=_refine,
+        at=epoch("time"),
+        message_id=computed(_message_id, "MessageID", lambda id_: int(id_) if id_.isdecimal() else id_),
+        recipient="email",
+        reply=_reply,
+        smtp_message_id="Message_GUID",  # which Mailjet's SMTP server answers with, and its API as `MessageUUID`
+        tags="customcampaign",
+    ),
+)  # fmt: skip

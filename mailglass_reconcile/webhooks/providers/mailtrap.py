@@ -7,119 +7,122 @@ https://docs.mailtrap.io/email-api-smtp/bounce-categorization (the categories of
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, epoch
+from mailglass_reconcile.webhooks.wire import Request
 
-SIGNATURE = wire.Signature.OVER_BODY
-
-_TYPES: dict[str, tuple[str, str | None]] = {
-    "bounce": ("bounced", "bounced"),
-    "click": ("clicked", None),
-    "delivery": ("delivered", None),
-    "open": ("opened", None),
-    "reject": ("rejected", "blocked"),
-    "soft bounce": ("deferred", "other"),
-    "spam": ("complained", "spam"),
-    "suspension": ("deferred", "other"),
-    "unsubscribe": ("unsubscribed", "unsubscribed"),
-}
-_HARD = ("badrecipient", "hard")
-"""The category of an address that does not exist; `hard` in older payloads. Mailtrap gives up after the others, too."""
-_REASONS = {
-    **dict.fromkeys(_HARD, "bounced"),
-    **dict.fromkeys(("badsender", "block", "content", "relayfail", "serverpolicy", "verifyfail"), "blocked"),
-    **dict.fromkeys(("spam", "spam_gmail"), "spam"),
-    "timeout": "timed_out",
-}
 _SUPPRESSED = re.compile(r"suppression list(?:.*Reason: (hard bounce|spam complaint|unsubscription))?", re.DOTALL)
-_LISTS = {"hard bounce": "bounced", "spam complaint": "spam", "unsubscription": "unsubscribed"}
-"""Why Mailtrap did not send at all: the page has the last one, the others are the words of its suppressions."""
 
 
-def elements(request: Request) -> list[Any]:
-    """Return the batch; a line is read with its event, because another one may be broken."""
+def _elements(request: Request) -> list[Any]:
+    """Return the batch; a line is parsed here, and a broken one is an element that cannot be read."""
     lines = [line for line in request.body.splitlines() if line.strip()]
     try:
         body = request.object()
     except InvalidWebhookError:
         if len(lines) < 2:
             raise
-        return lines
+        return [_line(line) for line in lines]
     return wire.as_list(body["events"], "events") if "events" in body else [body]
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; inbound mail gives none."""
-    payload = wire.as_object(wire.from_json(element) if isinstance(element, bytes) else element, "the event")
-    kind = str(payload.get("event"))
-    if kind.startswith("inbound"):
-        return
-    type_, reason = _TYPES.get(kind, ("unknown", None))
-    if kind == "reject" and (listed := _SUPPRESSED.search(str(payload.get("reason")))):
-        type_, reason = "suppressed", _LISTS.get(listed[1], "other")
-    elif kind == "bounce" and "bounce_category" in payload:
-        reason = _REASONS.get(_category(payload), "other")
-    yield wire.event(
-        payload,
-        type=type_,
-        at=wire.epoch(payload.get("timestamp")),
-        id=payload.get("event_id"),
-        message_id=payload.get("message_id"),
-        recipient=payload.get("email"),
-        reason=reason,
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-        tags=payload.get("category"),
+def _line(line: bytes) -> Any:
+    try:
+        return wire.from_json(line)
+    except InvalidWebhookError:
+        return None
+
+
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's name, with the category of a bounce, or the list that has stopped the message."""
+    event = str(payload.get("event"))
+    if event.startswith("inbound"):
+        return "inbound"
+    if event == "bounce" and "bounce_category" in payload:
+        row = f"bounce/{str(payload['bounce_category']).replace(' ', '').lower()}"
+        return row if row in _BOUNCES else "bounce/other"
+    if event == "reject" and (listed := _SUPPRESSED.search(str(payload.get("reason")))):
+        return f"reject/{listed[1] or 'suppressed'}"
+    return event
+
+
+def _bounce(category: str, reason: str, bounce: Any = "soft") -> tuple[str, Kind]:
+    return f"bounce/{category.lower()}", Kind(
+        "bounced", reason, bounce, {"event": "bounce", "response_code": 550, "bounce_category": category}
     )
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Return `hard` for an address that does not exist; a `bounce` for another cause is a soft one."""
-    if payload.get("event") == "soft bounce":
-        return "soft"
-    if payload.get("event") != "bounce" or "bounce_category" not in payload:
-        return None
-    return "hard" if _category(payload) in _HARD else "soft"
+# Mailtrap gives up after all of them; only the first is about the address.
+_BOUNCES = dict(
+    [
+        _bounce("badrecipient", "bounced", "hard"),
+        _bounce("hard", "bounced", "hard"),  # in older payloads
+        _bounce("badsender", "blocked"),
+        _bounce("block", "blocked"),
+        _bounce("content", "blocked"),
+        _bounce("dnsFail", "other"),
+        _bounce("generalfail", "other"),
+        _bounce("greylisting", "other"),
+        _bounce("other", "other"),
+        _bounce("overquota", "other"),
+        _bounce("relayfail", "blocked"),
+        _bounce("serverfail", "other"),
+        _bounce("serverpolicy", "blocked"),
+        _bounce("spam", "spam"),
+        _bounce("spam_gmail", "spam"),
+        _bounce("timeout", "timed_out"),
+        _bounce("transientfail", "other"),
+        _bounce("verifyfail", "blocked"),
+    ]
+)
 
 
-def _category(payload: Mapping[str, Any]) -> str:
-    return str(payload.get("bounce_category")).replace(" ", "").lower()
+def _reject(reason: str, listed: str = "") -> Kind:
+    text = "Recipient in suppression list." + (f" Reason: {listed}" if listed else "")
+    return Kind("suppressed", reason, None, {"event": "reject", "reason": text})
 
 
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return the code of the server's reply and its text, which have fields of their own."""
-    return wire.with_code(payload.get("response_code"), payload.get("response"))
-
-
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the header `Mailtrap-Signature`."""
-    wire.hexadecimal(request, "Mailtrap-Signature", secret)
-
-
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    return wire.as_json(body, Mailtrap_Signature=wire.hex_hmac(body, secret))
-
-
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    kinds: dict[str, dict[str, Any]] = {
-        "bounced": {"event": "bounce", "response_code": 550, "bounce_category": "badrecipient"},
-        "clicked": {"event": "click"},
-        "complained": {"event": "spam"},
-        "deferred": {"event": "soft bounce", "response_code": 452, "bounce_category": "overquota"},
-        "delivered": {"event": "delivery"},
-        "opened": {"event": "open"},
-        "rejected": {"event": "reject"},
-        "unsubscribed": {"event": "unsubscribe"},
-    }
-    common = {"timestamp": int(at.timestamp()), "message_id": message_id, "email": recipient}
-    return {
-        type_: {"events": [{**kind, **common, "event_id": wire.digest([type_, message_id, at])[:32]}]}
-        for type_, kind in kinds.items()
-    }
+PROVIDER = Provider(
+    name="mailtrap",
+    title="Mailtrap",
+    documentation="https://docs.mailtrap.io/email-api-smtp/webhooks",
+    boxes="all",
+    retries="40, every 5 minutes. Then the webhook is paused.",
+    authentication=wire.hmac_in("Mailtrap-Signature"),
+    elements=_elements,
+    batch=lambda payloads: {"events": list(payloads)},
+    table=Table(
+        kind=_kind,
+        kinds={
+            "delivery": Kind("delivered", payload={"event": "delivery"}),
+            "soft bounce": Kind(
+                "deferred", "other", "soft",
+                {"event": "soft bounce", "response_code": 452, "bounce_category": "overquota"},
+            ),
+            "suspension": Kind("deferred", "other", None, {"event": "suspension"}),
+            **_BOUNCES,
+            "bounce": Kind("bounced", "bounced", None, {"event": "bounce"}),
+            "reject": Kind("rejected", "blocked", None, {"event": "reject"}),
+            "reject/suppressed": _reject("other"),
+            "reject/hard bounce": _reject("bounced", "hard bounce"),
+            "reject/spam complaint": _reject("spam", "spam complaint"),
+            "reject/unsubscription": _reject("unsubscribed", "unsubscription"),
+            "open": Kind("opened", payload={"event": "open"}),
+            "click": Kind("clicked", payload={"event": "click"}),
+            "spam": Kind("complained", payload={"event": "spam"}),
+            "unsubscribe": Kind("unsubscribed", "unsubscribed", None, {"event": "unsubscribe"}),
+            "inbound": NO_EVENT,
+        },
+        at=epoch("timestamp"),
+        id="event_id",
+        message_id="message_id",
+        recipient="email",
+        reply=lambda payload: wire.with_code(payload.get("response_code"), payload.get("response")),
+        tags="category",
+    ),
+)  # fmt: skip

@@ -11,36 +11,21 @@ a `delivered` may have its reply beside `msg` (https://github.com/tutorcruncher/
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, computed, epoch
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
 
-SIGNATURE = wire.Signature.IN_BODY
-
-_TYPES = {
-    "click": "clicked",
-    "deferral": "deferred",
-    "delivered": "delivered",
-    "hard_bounce": "bounced",
-    "open": "opened",
-    "reject": "rejected",
-    "send": "sent",
-    "soft_bounce": "bounced",
-    "spam": "complained",
-    "unsub": "unsubscribed",
-}
-_BOUNCES: dict[str, tuple[str, Bounce]] = {"hard_bounce": ("bounced", "hard"), "soft_bounce": ("other", "soft")}
 _FIRST_TOLD = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
 
 
-def elements(request: Request) -> list[Any]:
+def _elements(request: Request) -> list[Any]:
     """Return the batch, which is a JSON text in the field `mandrill_events`."""
     batch = dict(request.form()).get("mandrill_events")
     if batch is None:
@@ -48,48 +33,27 @@ def elements(request: Request) -> list[Any]:
     return wire.as_list(wire.from_json(batch), "mandrill_events")
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; inbound mail gives none. Changes of the rejection list are `unknown`."""
-    payload = wire.as_object(element, "the event")
-    kind = str(payload.get("event", payload.get("type")))
-    if kind == "inbound":
-        return
-    yield wire.event(
-        payload,
-        type=_TYPES.get(kind, "unknown"),
-        at=wire.epoch(payload.get("ts")),
-        id=event_id(payload),
-        message_id=_message_id(payload),
-        recipient=dug(payload, "msg", "email") or dug(payload, "reject", "email"),
-        reason=_BOUNCES.get(kind, (None, None))[0],
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-        tags=dug(payload, "msg", "tags"),
-    )
-
-
 def _message_id(payload: Mapping[str, Any]) -> object:
     return payload.get("_id") or dug(payload, "msg", "_id")
 
 
-def event_id(payload: Mapping[str, Any]) -> str:
-    """Return a digest of what does not change when a webhook is repeated: `msg` may be empty at first."""
-    return wire.digest([_message_id(payload), {name: payload[name] for name in _FIRST_TOLD if name in payload}])
+def _digested(payload: Mapping[str, Any]) -> object:
+    """Return what does not change when a webhook is repeated: `msg` may be empty at first."""
+    return [_message_id(payload), {name: payload[name] for name in _FIRST_TOLD if name in payload}]
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by the event's name."""
-    return _BOUNCES.get(str(payload.get("event")), (None, None))[1]
+def _recipient(payload: Mapping[str, Any]) -> object:
+    return dug(payload, "msg", "email") or dug(payload, "reject", "email")
 
 
-def smtp(payload: Mapping[str, Any]) -> object:
+def _reply(payload: Mapping[str, Any]) -> object:
     """Return what the recipient's server replied, or replied last."""
     attempts = dug(payload, "msg", "smtp_events")
     last = dug(attempts[-1], "diag") if isinstance(attempts, list) and attempts else None
     return wire.reply(dug(payload, "msg", "diag"), payload.get("diag"), last)
 
 
-def verify(request: Request, secret: str, now: float) -> None:
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the signature; Mandrill signs the address as it was entered there, with its user name if it has one."""
     given = request.header("X-Mandrill-Signature")
     if not request.url:
@@ -106,7 +70,7 @@ def _signature(url: str, fields: Mapping[str, str], secret: str) -> str:
     return base64.b64encode(hmac.digest(secret.encode(), signed.encode("utf-8", "replace"), "sha1")).decode()
 
 
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request with a batch, as Mandrill sends it to the address *url*."""
     fields = {"mandrill_events": body.decode(errors="replace")}
     headers = {
@@ -116,17 +80,37 @@ def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     return Signed(urlencode(fields).encode(), headers)
 
 
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a batch as Mandrill writes it."""
-    kinds = {
-        "bounced": "hard_bounce",
-        "clicked": "click",
-        "complained": "spam",
-        "deferred": "deferral",
-        "opened": "open",
-        "rejected": "reject",
-        "sent": "send",
-        "unsubscribed": "unsub",
-    }
-    common = {"_id": message_id, "ts": int(at.timestamp()), "msg": {"_id": message_id, "email": recipient}}
-    return {type_: [{"event": kind, **common}] for type_, kind in kinds.items()}
+PROVIDER = Provider(
+    name="mandrill",
+    title="Mandrill",
+    message_ids=MessageIds(("metadata/_id", "metadata/msg/_id", "metadata/message_id")),
+    lacks_id=frozenset(),  # changes of its lists are `unknown`
+    documentation="https://mailchimp.com/developer/transactional/docs/webhooks/",
+    boxes="all message events",
+    retries="not known",
+    authentication=Authentication(Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, sign=_sign),
+    elements=_elements,
+    batch=list,
+    table=Table(
+        kind=("event", "type"),
+        kinds={
+            "send": Kind("sent"),
+            "delivered": Kind("delivered"),
+            "deferral": Kind("deferred"),
+            "hard_bounce": Kind("bounced", "bounced", "hard"),
+            "soft_bounce": Kind("bounced", "other", "soft"),
+            "reject": Kind("rejected"),
+            "open": Kind("opened"),
+            "click": Kind("clicked"),
+            "spam": Kind("complained"),
+            "unsub": Kind("unsubscribed"),
+            "inbound": NO_EVENT,
+        },
+        at=epoch("ts"),
+        digested=_digested,
+        message_id=computed(_message_id, "_id"),
+        recipient=computed(_recipient, "msg/email"),
+        reply=_reply,
+        tags="msg/tags",
+    ),
+)

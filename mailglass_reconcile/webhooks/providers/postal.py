@@ -7,89 +7,57 @@ https://github.com/postalserver/postal/blob/main/app/lib/message_dequeuer/outgoi
 
 from __future__ import annotations
 
+import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table, computed
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, dug
 
-SIGNATURE = wire.Signature.OVER_BODY
-
-_STATUSES = {"HardFail": "failed", "Held": "queued", "Sent": "delivered", "SoftFail": "deferred"}
 _PERMANENT = re.compile(r"\s*5\d\d\b")
 _SUPPRESSED = re.compile(r"Recipient .* is on the suppression list(?: \(reason: (.*)\))?", re.DOTALL)
 
 
-def elements(request: Request) -> list[Any]:
+def _elements(request: Request) -> list[Any]:
     """Return the request's only event; inbound mail gives none."""
     body = request.object()
     return [] if "rcpt_to" in body else [body]
-
-
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; one about inbound mail gives none."""
-    webhook = wire.as_object(element, "the event")
-    wire.as_object(webhook.get("payload", {}), "payload")
-    message = _message(webhook)
-    if dug(message, "direction") == "incoming":
-        return
-    type_, reason = _type(webhook)
-    to = dug(message, "to")
-    at = wire.epoch(webhook.get("timestamp"))
-    yield wire.event(
-        webhook,
-        type=type_,
-        at=at and at.replace(microsecond=0),
-        id=webhook.get("uuid"),
-        message_id=dug(message, "id"),
-        recipient=bare(to) if isinstance(to, str) else to,
-        reason=reason,
-        bounce=bounce(webhook),
-        smtp=smtp(webhook),
-        smtp_message_id=smtp_message_id(webhook),
-        tags=dug(message, "tag"),
-    )
-
-
-def _type(webhook: Mapping[str, Any]) -> tuple[str, str | None]:
-    payload = webhook.get("payload")
-    status = dug(payload, "status")
-    if status is not None:
-        held = _SUPPRESSED.match(str(dug(payload, "details"))) if status == "Held" else None
-        if held:
-            return "suppressed", "bounced" if "fails" in (held[1] or "") else "other"
-        return ("bounced", "bounced") if bounce(webhook) else (_STATUSES.get(str(status), "unknown"), None)
-    if dug(payload, "bounce") is not None:
-        return "bounced", "bounced"
-    if dug(payload, "url") is not None:
-        return "clicked", None
-    return "opened" if webhook.get("event") == "MessageLoaded" else "unknown", None
-
-
-def bounce(webhook: Mapping[str, Any]) -> Bounce | None:
-    """Return `hard` if the recipient's server refused the message for good: other failures are Postal's own."""
-    payload = webhook.get("payload")
-    return "hard" if dug(payload, "status") == "HardFail" and _PERMANENT.match(str(smtp(webhook))) else None
-
-
-def smtp(webhook: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied."""
-    return dug(webhook, "payload", "output")
-
-
-def smtp_message_id(webhook: Mapping[str, Any]) -> object:
-    """Return the Message-ID header, without angle brackets, which is all that is known of a message sent over SMTP."""
-    return dug(_message(webhook), "message_id")
 
 
 def _message(webhook: Mapping[str, Any]) -> object:
     return dug(webhook, "payload", "message") or dug(webhook, "payload", "original_message")
 
 
-def verify(request: Request, secret: str, now: float) -> None:
+def _kind(webhook: Mapping[str, Any]) -> str:
+    """Return the status, or what the payload tells; of a failure, whether a server has refused the message for good."""
+    payload = wire.as_object(webhook.get("payload", {}), "payload")
+    if dug(_message(webhook), "direction") == "incoming":
+        return "incoming"
+    status = payload.get("status")
+    if status is None:
+        telling = (name for name in ("bounce", "url") if payload.get(name) is not None)
+        return next(telling, str(webhook.get("event")))
+    if status == "HardFail" and _PERMANENT.match(str(payload.get("output"))):
+        return "HardFail/5xx"
+    if status == "Held" and (listed := _SUPPRESSED.match(str(payload.get("details")))):
+        return "Held/fails" if "fails" in (listed[1] or "") else "Held/suppressed"
+    return str(status)
+
+
+def _recipient(webhook: Mapping[str, Any]) -> object:
+    to = dug(_message(webhook), "to")
+    return bare(to) if isinstance(to, str) else to
+
+
+def _at(webhook: Mapping[str, Any]) -> dt.datetime | None:
+    at = wire.epoch(webhook.get("timestamp"))
+    return at and at.replace(microsecond=0)
+
+
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the signature with the installation's public key; a Postal before 3 signs with SHA-1 only."""
     key = wire.rsa_key(secret)
     newer = "x-postal-signature-256" in request.headers
@@ -97,6 +65,50 @@ def verify(request: Request, secret: str, now: float) -> None:
     wire.rsa(key, wire.decoded(given), request.body, sha1=not newer)
 
 
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is a public key of RSA."""
-    wire.rsa_key(secret)
+def _row(event: str, read: Kind, **payload: Any) -> Kind:
+    return read._replace(payload={"event": event, "payload": payload})
+
+
+_LISTED = "Recipient (a@b.example) is on the suppression list"
+
+PROVIDER = Provider(
+    name="postal",
+    title="Postal",
+    documentation="https://docs.postalserver.io/developer/webhooks",
+    boxes="all Message events",
+    retries="5 in 36 minutes",
+    authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, wire.rsa_key),
+    elements=_elements,
+    table=Table(
+        kind=_kind,
+        kinds={
+            "Sent": _row("MessageSent", Kind("delivered"), status="Sent"),
+            "SoftFail": _row("MessageDelayed", Kind("deferred"), status="SoftFail"),
+            "HardFail/5xx": _row(
+                "MessageDeliveryFailed", Kind("bounced", "bounced", "hard"), status="HardFail", output="550 5.1.1 no"
+            ),
+            "HardFail": _row("MessageDeliveryFailed", Kind("failed"), status="HardFail", output=""),  # Postal gave up
+            "Held": _row("MessageHeld", Kind("queued"), status="Held"),
+            "Held/fails": _row(
+                "MessageHeld",
+                Kind("suppressed", "bounced"),
+                status="Held",
+                details=f"{_LISTED} (reason: too many hard fails)",
+            ),
+            "Held/suppressed": _row("MessageHeld", Kind("suppressed", "other"), status="Held", details=_LISTED),
+            "bounce": _row("MessageBounced", Kind("bounced", "bounced"), bounce={"direction": "incoming"}),
+            "url": _row("MessageLinkClicked", Kind("clicked"), url="https://example.com"),
+            "MessageLoaded": _row("MessageLoaded", Kind("opened")),
+            "incoming": NO_EVENT,
+        },
+        at=Field(_at, ("timestamp",), lambda at: at.timestamp()),
+        id="uuid",
+        message_id=("payload/message/id", "payload/original_message/id"),
+        recipient=computed(_recipient, "payload/message/to"),
+        reply="payload/output",
+        # all that is known of a message sent over SMTP; it has no angle brackets
+        smtp_message_id=lambda webhook: dug(_message(webhook), "message_id"),
+        tags=lambda webhook: dug(_message(webhook), "tag"),
+        sample={"payload": {"message": {"direction": "outgoing"}}},
+    ),
+)

@@ -7,129 +7,107 @@ https://postmarkapp.com/developer/api/bounce-api#bounce-types. Not documented: a
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table, computed
 
-SIGNATURE = wire.Signature.IN_HEADERS
-
-_TYPES = {
-    "Bounce": "bounced",
-    "Click": "clicked",
-    "Delivery": "delivered",
-    "Open": "opened",
-    "SpamComplaint": "complained",
-    "SubscriptionChange": "unsubscribed",
-}
-
-_DETAILS: dict[str, tuple[str, str | None]] = {
-    "AddressChange": ("autoresponded", None),
-    "AutoResponder": ("autoresponded", None),
-    "BadEmailAddress": ("rejected", "invalid"),
-    "Blocked": ("rejected", "blocked"),
-    "ChallengeVerification": ("autoresponded", None),
-    "DMARCPolicy": ("rejected", "blocked"),
-    "DnsError": ("deferred", None),
-    "HardBounce": ("bounced", "bounced"),
-    "InboundError": ("unknown", None),
-    "ManualSuppression": ("unsubscribed", "unsubscribed"),
-    "ManuallyDeactivated": ("rejected", "blocked"),
-    "OpenRelayTest": ("deferred", None),
-    "SMTPApiError": ("failed", None),
-    "SoftBounce": ("bounced", "bounced"),
-    "SpamComplaint": ("complained", "spam"),
-    "SpamNotification": ("bounced", "spam"),
-    "Subscribe": ("subscribed", None),
-    "TemplateRenderingFailed": ("failed", None),
-    "Transient": ("deferred", None),
-    "Unconfirmed": ("rejected", None),
-    "Unknown": ("unknown", None),
-    "Unsubscribe": ("unsubscribed", "unsubscribed"),
-    "VirusNotification": ("bounced", "other"),
-}
-"""Types of bounces and reasons of suppressions, with ours, and why the message was refused."""
-
-_BOUNCES: dict[str, Bounce] = {
-    "HardBounce": "hard",
-    "SoftBounce": "soft",
-    "SpamNotification": "soft",
-    "VirusNotification": "soft",
-}
-"""Those of type `bounced`: a filter's verdict is about the message, not about the address."""
+_TIMES = {"Delivery": "DeliveredAt", "Bounce": "BouncedAt", "SpamComplaint": "BouncedAt"}
+_TIMES |= {"Open": "ReceivedAt", "Click": "ReceivedAt", "SubscriptionChange": "ChangedAt"}
 
 
-def elements(request: Request) -> list[Any]:
-    """Return the request's only event."""
-    return [request.json()]
-
-
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; inbound mail gives none."""
-    payload = wire.as_object(element, "the event")
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the record's type, with the type of a bounce or the reason of a suppression."""
     record = payload.get("RecordType")
     if record == "Inbound" or (record is None and "FromFull" in payload):
-        return
-    type_, reason = _type(payload, _TYPES.get(str(record), "unknown"))
-    yield wire.event(
-        payload,
-        type=type_,
-        at=wire.iso(next((payload[name] for name in _TIMES if name in payload), None)),
-        id=payload.get("ID"),
-        message_id=dug(payload, "Metadata", "anymail_id") or payload.get("MessageID"),
-        recipient=payload.get("Email", payload.get("Recipient")),
-        reason=reason,
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-        tags=payload.get("Tag"),
-    )
+        return "Inbound"
+    told = payload.get("Type")
+    if record == "SubscriptionChange":
+        told = payload.get("SuppressionReason") if payload.get("SuppressSending", True) else "Subscribe"
+    row = f"{record}/{told}"
+    return row if row in _KINDS else str(record)
 
 
-_TIMES = ("DeliveredAt", "BouncedAt", "ReceivedAt", "ChangedAt")
+def _bounce(type_: str, code: int, *read: Any) -> tuple[str, Kind]:
+    return f"Bounce/{type_}", Kind(*read)._replace(payload={"RecordType": "Bounce", "Type": type_, "TypeCode": code})
 
 
-def _type(payload: dict[str, Any], type_: str) -> tuple[str, str | None]:
-    if type_ in ("bounced", "complained"):
-        return _DETAILS.get(str(payload.get("Type")), (type_, None))
-    if type_ == "unsubscribed":
-        if not payload.get("SuppressSending", True):
-            return _DETAILS["Subscribe"]
-        return _DETAILS.get(str(payload.get("SuppressionReason")), (type_, None))
-    return type_, None
+def _change(reason: str | None, *read: Any, sending: bool = False) -> tuple[str, Kind]:
+    payload = {"RecordType": "SubscriptionChange", "SuppressSending": not sending, "SuppressionReason": reason}
+    return f"SubscriptionChange/{reason or 'Subscribe'}", Kind(*read)._replace(payload=payload)
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by its type; a suppression has its reason."""
-    if payload.get("SuppressSending") is False:
-        return None
-    return _BOUNCES.get(str(payload.get("Type", payload.get("SuppressionReason"))))
+_KINDS = {
+    "Delivery": Kind("delivered", payload={"RecordType": "Delivery"}),
+    **dict(
+        [
+            _bounce("HardBounce", 1, "bounced", "bounced", "hard"),
+            _bounce("SoftBounce", 4096, "bounced", "bounced", "soft"),
+            # a filter's verdict is about the message, not about the address
+            _bounce("SpamNotification", 512, "bounced", "spam", "soft"),
+            _bounce("VirusNotification", 100_000, "bounced", "other", "soft"),
+            _bounce("Transient", 2, "deferred"),
+            _bounce("DnsError", 256, "deferred"),
+            _bounce("OpenRelayTest", 2048, "deferred"),
+            _bounce("AutoResponder", 32, "autoresponded"),
+            _bounce("AddressChange", 64, "autoresponded"),
+            _bounce("ChallengeVerification", 16_384, "autoresponded"),
+            _bounce("Blocked", 100_008, "rejected", "blocked"),
+            _bounce("BadEmailAddress", 100_000, "rejected", "invalid"),
+            _bounce("DMARCPolicy", 100_009, "rejected", "blocked"),
+            _bounce("ManuallyDeactivated", 100_002, "rejected", "blocked"),
+            _bounce("Unconfirmed", 100_003, "rejected"),
+            _bounce("SMTPApiError", 100_006, "failed"),
+            _bounce("TemplateRenderingFailed", 100_010, "failed"),
+            _bounce("Unsubscribe", 16, "unsubscribed", "unsubscribed"),
+            _bounce("Subscribe", 128, "subscribed"),
+            _bounce("SpamComplaint", 100_001, "complained"),
+            _bounce("Unknown", 8192, "unknown"),
+            _bounce("InboundError", 100_007, "unknown"),
+            _change("HardBounce", "bounced", "bounced", "hard"),
+            _change("SpamComplaint", "complained"),
+            _change("ManualSuppression", "unsubscribed", "unsubscribed"),
+            _change(None, "subscribed", sending=True),
+        ]
+    ),
+    "Bounce": Kind("bounced", payload={"RecordType": "Bounce"}),
+    "Open": Kind("opened", payload={"RecordType": "Open"}),
+    "Click": Kind("clicked", payload={"RecordType": "Click"}),
+    "SpamComplaint": Kind("complained", payload={"RecordType": "SpamComplaint", "Type": "SpamComplaint"}),
+    "SubscriptionChange": Kind("unsubscribed", payload={"RecordType": "SubscriptionChange", "SuppressSending": True}),
+    "Inbound": NO_EVENT,
+}
 
-
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied."""
-    return payload.get("Details")
-
-
-verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
-
-
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    time, common = at.isoformat(), {"MessageID": message_id, "MessageStream": "outbound"}
-    bounce = {"RecordType": "Bounce", "Email": recipient, "BouncedAt": time, **common}
-    change = {"RecordType": "SubscriptionChange", "Recipient": recipient, "ChangedAt": time, **common}
-    return {
-        "autoresponded": {**bounce, "Type": "AutoResponder", "TypeCode": 32},
-        "bounced": {**bounce, "Type": "HardBounce", "TypeCode": 1},
-        "clicked": {"RecordType": "Click", "Recipient": recipient, "ReceivedAt": time, **common},
-        "complained": {"RecordType": "SpamComplaint", "Email": recipient, "BouncedAt": time, **common},
-        "deferred": {**bounce, "Type": "Transient", "TypeCode": 2},
-        "delivered": {"RecordType": "Delivery", "Recipient": recipient, "DeliveredAt": time, **common},
-        "failed": {**bounce, "Type": "SMTPApiError", "TypeCode": 100_006},
-        "opened": {"RecordType": "Open", "Recipient": recipient, "ReceivedAt": time, **common},
-        "rejected": {**bounce, "Type": "Blocked", "TypeCode": 100_008},
-        "subscribed": {**change, "SuppressSending": False, "SuppressionReason": None},
-        "unsubscribed": {**change, "SuppressSending": True, "SuppressionReason": "ManualSuppression"},
-    }
+PROVIDER = Provider(
+    name="postmark",
+    title="Postmark",
+    message_ids=MessageIds(("metadata/message_id", "metadata/MessageID")),  # a bounce's `ID` is of another namespace
+    lacks_id=frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
+    documentation="https://postmarkapp.com/developer/webhooks/webhooks-overview",
+    boxes="all but Inbound. With both Bounce and Subscription Change, a hard bounce is reported twice.",
+    retries="10 in 10.5 hours, for opens, clicks and deliveries fewer, and none after a 403",
+    authentication=wire.BASIC,
+    elements=lambda request: [request.json()],
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        at=Field(
+            lambda payload: wire.iso(next((payload[name] for name in _TIMES.values() if name in payload), None)),
+            lambda row: (_TIMES[row.partition("/")[0]],),
+            lambda at: at.isoformat(),
+        ),
+        id="ID",
+        message_id=computed(
+            lambda payload: wire.dug(payload, "Metadata", "anymail_id") or payload.get("MessageID"), "MessageID"
+        ),
+        recipient=Field(
+            lambda payload: payload.get("Email", payload.get("Recipient")),
+            lambda row: ("Email" if _TIMES[row.partition("/")[0]] == "BouncedAt" else "Recipient",),
+        ),
+        reply="Details",
+        tags="Tag",
+        sample={"MessageStream": "outbound"},
+    ),
+)

@@ -9,88 +9,49 @@ which of several recipients an event is about.
 
 from __future__ import annotations
 
-import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, computed, iso
+from mailglass_reconcile.webhooks.wire import dug
 
-SIGNATURE = wire.Signature.OVER_BODY
-
-_TYPES = {
-    "email.clicked": "clicked",
-    "email.complained": "complained",
-    "email.delivered": "delivered",
-    "email.delivery_delayed": "deferred",
-    "email.failed": "failed",
-    "email.opened": "opened",
-    "email.scheduled": "queued",
-    "email.sent": "sent",
-}
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def elements(request: Request) -> list[Any]:
-    """Return the request's only event; inbound mail gives none."""
-    body = request.object()
-    return [] if body.get("type") == "email.received" else [body]
+def _ids(email_id: str | None, nested: str | None, message_id: str | None) -> Iterable[str | None]:
+    """`email_id`, a UUID. Mailglass stores it as `message_id`, which Resend itself uses for the e-mail's header."""
+    return email_id, nested, message_id if message_id and _UUID.fullmatch(message_id) else None
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; its id is the one that Svix gives to it, the same at each attempt."""
-    payload = wire.as_object(element, "the event")
-    data = payload.get("data")
-    type_, reason, bounce_ = _verdict(payload)
-    yield wire.event(
-        payload,
-        type=type_,
-        at=wire.iso(payload.get("created_at")),
-        id=request.headers.get("svix-id") or request.headers.get("webhook-id"),
-        message_id=dug(data, "email_id"),
-        recipient=recipient(data if isinstance(data, dict) else {}),
-        reason=reason,
-        bounce=bounce_,
-        smtp=smtp(payload),
-        smtp_message_id=smtp_message_id(payload),
-        tags=_tags(data),
-    )
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's type, with what SES says of a bounce or a list."""
+    type_, data = str(payload.get("type")), payload.get("data")
+    if type_ == "email.bounced":
+        row = ses_subtypes.bounce_row(dug(data, "bounce", "type"), dug(data, "bounce", "subType"))
+        return f"{type_}/{row}" if row else type_
+    if type_ == "email.suppressed":
+        row = f"{type_}/{dug(data, 'suppressed', 'type')}"
+        return row if row in _KINDS else type_
+    return type_
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by its type."""
-    return _verdict(payload)[2]
+def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+    """Read a bounce without a type, as in older webhooks, which have only words for a person."""
+    if kind is not _KINDS["email.bounced"]:
+        return kind
+    words = dug(payload, "data", "bounce", "message")
+    text = str(words)
+    reason = "blocked" if "suppressed sending" in text else "bounced" if "bounce message" in text else "other"
+    return kind._replace(reason=None if words is None else reason)
 
 
-def _verdict(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None]:
-    """Return an event's type, why it bounced, and whether that is hard or soft."""
-    kind, data = str(payload.get("type")), payload.get("data")
-    if kind == "email.suppressed":
-        listed = dug(data, "suppressed", "type")
-        usual = "bounced" if listed == "Suppressed" else "other"  # that list is of addresses that have bounced
-        return "suppressed", ses_subtypes.suppression_reason(listed, usual), None
-    if kind != "email.bounced":
-        return _TYPES.get(kind, "unknown"), None, None
-    told = dug(data, "bounce")
-    read = ses_subtypes.read_bounce(dug(told, "type"), dug(told, "subType"))
-    return read or ("bounced", _in_words(dug(told, "message")), None)
-
-
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied: a text, or a list of texts."""
-    told = dug(payload, "data", "bounce", "diagnosticCode")
-    return wire.reply(*_listed(told))
-
-
-def smtp_message_id(payload: Mapping[str, Any]) -> object:
-    """Return the Message-ID header, which is all that an application knows of a message that it sent over SMTP."""
-    return dug(payload, "data", "message_id")
-
-
-def recipient(data: Mapping[str, Any]) -> str | None:
-    """Return whom an event is about, given its `data`; None if the message went to several, also as copies."""
-    named = [one for header in ("to", "cc", "bcc") for one in _listed(data.get(header))]
+def _recipient(payload: Mapping[str, Any]) -> str | None:
+    """Return whom an event is about; None if the message went to several, also as copies."""
+    named = [one for header in ("to", "cc", "bcc") for one in _listed(dug(payload, "data", header))]
     return bare(named[0]) if len(named) == 1 and isinstance(named[0], str) else None
 
 
@@ -98,16 +59,9 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
 
 
-def _in_words(message: object) -> str | None:
-    """Return the reason for a bounce without a type, as in older webhooks, which have only words for a person."""
-    if message is None:
-        return None
-    text = str(message)
-    return "blocked" if "suppressed sending" in text else "bounced" if "bounce message" in text else "other"
-
-
-def _tags(data: object) -> list[Any]:
+def _tags(payload: Mapping[str, Any]) -> list[Any]:
     """Return the tags: Resend's have names, and Anymail puts its own into the header `X-Tags`."""
+    data = payload.get("data")
     found: list[Any] = []
     for header in _listed(dug(data, "headers")):
         if str(dug(header, "name")).lower() == "x-tags" and isinstance(dug(header, "value"), str):
@@ -119,27 +73,70 @@ def _tags(data: object) -> list[Any]:
     return [*found, *wire.named_tags(dug(data, "tags"))]
 
 
-verify, usable, sign = wire.svix, wire.svix_key, wire.signed_svix
+def _bounce(row: str, type_: str, subtype: str) -> tuple[str, Kind]:
+    payload = {"type": "email.bounced", "data": {"bounce": {"type": type_, "subType": subtype, "message": "…"}}}
+    return f"email.bounced/{row}", ses_subtypes.BOUNCES[row]._replace(payload=payload)
 
 
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        "bounced": ("email.bounced", {"bounce": {"type": "Permanent", "subType": "General", "message": "rejected"}}),
-        "clicked": ("email.clicked", {}),
-        "complained": ("email.complained", {}),
-        "deferred": ("email.delivery_delayed", {}),
-        "delivered": ("email.delivered", {}),
-        "failed": ("email.failed", {"failed": {"reason": "reached_daily_quota"}}),
-        "opened": ("email.opened", {}),
-        "queued": ("email.scheduled", {}),
-        "sent": ("email.sent", {}),
-        "suppressed": (
-            "email.suppressed",
-            {"suppressed": {"type": "OnAccountSuppressionList", "message": "suppressed"}},
-        ),
-    }
-    common = {"email_id": message_id, "to": [recipient] if recipient else []}
-    return {
-        type_: {"type": kind, "created_at": at.isoformat(), "data": {**common, **more}}
-        for type_, (kind, more) in kinds.items()
-    }
+def _suppressed(listed: str, reason: str) -> tuple[str, Kind]:
+    payload = {"type": "email.suppressed", "data": {"suppressed": {"type": listed, "message": "…"}}}
+    return f"email.suppressed/{listed}", Kind("suppressed", reason, None, payload)
+
+
+_KINDS = {
+    "email.scheduled": Kind("queued", payload={"type": "email.scheduled"}),
+    "email.sent": Kind("sent", payload={"type": "email.sent"}),
+    "email.delivered": Kind("delivered", payload={"type": "email.delivered"}),
+    "email.delivery_delayed": Kind("deferred", payload={"type": "email.delivery_delayed"}),
+    **dict(
+        [
+            _bounce("hard", "Permanent", "General"),
+            _bounce("permanent", "Permanent", "Undetermined"),
+            _bounce("soft", "Transient", "MailboxFull"),
+            _bounce("undetermined", "Undetermined", "Undetermined"),
+            # Resend's own event of what it did not send; the first list is of addresses that have bounced
+            _suppressed("Suppressed", "bounced"),
+            _suppressed("UnsubscribedRecipient", "unsubscribed"),
+            _bounce("suppressed", "Permanent", "OnAccountSuppressionList"),
+            _bounce("unsubscribed", "Permanent", "UnsubscribedRecipient"),
+        ]
+    ),
+    "email.bounced": Kind("bounced", payload={"type": "email.bounced"}),
+    "email.suppressed": Kind(
+        "suppressed", "other", None,
+        {"type": "email.suppressed", "data": {"suppressed": {"type": "OnAccountSuppressionList", "message": "…"}}},
+    ),
+    "email.failed": Kind(
+        "failed", payload={"type": "email.failed", "data": {"failed": {"reason": "reached_daily_quota"}}}
+    ),
+    "email.opened": Kind("opened", payload={"type": "email.opened"}),
+    "email.clicked": Kind("clicked", payload={"type": "email.clicked"}),
+    "email.complained": Kind("complained", payload={"type": "email.complained"}),
+    "email.received": NO_EVENT,
+}  # fmt: skip
+
+PROVIDER = Provider(
+    name="resend",
+    title="Resend",
+    message_ids=MessageIds(("metadata/email_id", "metadata/data/email_id", "metadata/message_id"), _ids, version=2),
+    # https://resend.com/docs/webhooks/retries-and-replays
+    redelivery="open this event under Webhooks in Resend's dashboard, and press Replay",
+    documentation="https://resend.com/docs/webhooks/event-types",
+    recipient_known="if there is one only",
+    boxes="all that begin with `email.`, but `email.received`",
+    retries="8 attempts in about 28 hours",
+    authentication=wire.SVIX,
+    # which Svix gives to an event, the same at each attempt
+    request_id=lambda request: request.headers.get("svix-id") or request.headers.get("webhook-id"),
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        refine=_refine,
+        at=iso("created_at"),
+        message_id="data/email_id",
+        recipient=computed(_recipient, "data/to", lambda recipient: [recipient] if recipient else []),
+        reply=lambda payload: wire.reply(*_listed(dug(payload, "data", "bounce", "diagnosticCode"))),
+        smtp_message_id="data/message_id",
+        tags=_tags,
+    ),
+)

@@ -12,12 +12,12 @@ has hard-bounced, what it defers has soft-bounced, by the first page.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import sns, wire
+from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, iso
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -32,23 +32,8 @@ SERVICE = Service(
     "https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem",
 )
 
-SIGNATURE = wire.Signature.IN_BODY
 
-max_bytes = sns.max_bytes
-
-_TYPES: dict[str, tuple[str, str | None]] = {
-    "email_blocklisted": ("suppressed", "other"),
-    "email_deferred": ("deferred", None),
-    "email_delivered": ("delivered", None),
-    "email_dropped": ("bounced", "bounced"),
-    "email_mailbox_not_found": ("bounced", "bounced"),
-    "email_queued": ("queued", None),
-    "email_spam": ("rejected", "spam"),
-}
-_BOUNCES: dict[str, Bounce] = {"email_deferred": "soft", "email_dropped": "hard", "email_mailbox_not_found": "hard"}
-
-
-def elements(request: Request) -> list[Any]:
+def _elements(request: Request) -> list[Any]:
     """Return the request's only event; notifications about the subscription itself give none."""
     body = sns.message(request)
     if body["Type"] != "Notification":
@@ -58,40 +43,38 @@ def elements(request: Request) -> list[Any]:
     return [wire.from_json(body["Message"])]
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; `email_spam` is a message that a filter refused, not a complaint."""
-    payload = wire.as_object(element, "the message")
-    type_, reason = _TYPES.get(str(payload.get("type")), ("unknown", None))
-    if type_ == "suppressed" and payload.get("blocklist_type") in ("mailbox_full", "mailbox_not_found"):
-        reason = "bounced"
-    yield wire.event(
-        payload,
-        type=type_,
-        at=wire.iso(payload.get("created_at")),
-        id=payload.get("id"),
-        message_id=payload.get("email_id"),
-        recipient=payload.get("email_to"),
-        reason=reason,
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-    )
+def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+    is_bounce = kind.type == "suppressed" and payload.get("blocklist_type") in ("mailbox_full", "mailbox_not_found")
+    return kind._replace(reason="bounced") if is_bounce else kind
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by the event's type."""
-    return _BOUNCES.get(str(payload.get("type")))
-
-
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return the code of the server's reply and its text, which have fields of their own."""
-    return wire.with_code(payload.get("email_response_code"), payload.get("email_response_message"))
-
-
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature; *secret* is the topic's ARN."""
-    sns.verify(request, secret, SERVICE, now)
-
-
-def confirm(request: Request) -> None:
-    """Confirm the subscription of a verified request, if it asks for that."""
-    sns.confirm(request, SERVICE)
+PROVIDER = Provider(
+    name="scaleway",
+    title="Scaleway",
+    lacks_id=frozenset({"suppressed"}),  # what its blocklist stops, which is no message yet
+    documentation="https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/",
+    boxes="all but `blocklist_created`",
+    retries="not known",
+    authentication=sns.authentication(SERVICE),
+    max_bytes=sns.MAX_NOTIFICATION_BYTES,
+    service=SERVICE,
+    elements=_elements,
+    table=Table(
+        kind="type",
+        kinds={
+            "email_queued": Kind("queued"),
+            "email_delivered": Kind("delivered"),
+            "email_deferred": Kind("deferred", None, "soft"),
+            "email_dropped": Kind("bounced", "bounced", "hard"),
+            "email_mailbox_not_found": Kind("bounced", "bounced", "hard"),
+            "email_spam": Kind("rejected", "spam"),  # a message that a filter refused, not a complaint
+            "email_blocklisted": Kind("suppressed", "other"),
+        },
+        refine=_refine,
+        at=iso("created_at"),
+        id="id",
+        message_id="email_id",
+        recipient="email_to",
+        reply=lambda payload: wire.with_code(payload.get("email_response_code"), payload.get("email_response_message")),
+    ),
+)

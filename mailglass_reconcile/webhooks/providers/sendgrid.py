@@ -4,8 +4,8 @@ Followed: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/ev
 https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features.
 Not documented: whether a repeated webhook gets a new signature, so a signature may be of any age.
 
-Types of bounces and reasons of drops are those of the first page. `smtp-id` is the Message-ID header: of a message sent
-over SMTP it is the sender's own, of others SendGrid's.
+Types of bounces and reasons of drops are those of the first page; `expired` is Anymail's and Mailglass's. `smtp-id` is
+the Message-ID header: of a message sent over SMTP it is the sender's own, of others SendGrid's.
 """
 
 from __future__ import annotations
@@ -15,72 +15,50 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, epoch
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-SIGNATURE = wire.Signature.OVER_BODY
-
-_TYPES = {
-    "bounce": "bounced",
-    "click": "clicked",
-    "deferred": "deferred",
-    "delivered": "delivered",
-    "dropped": "rejected",
-    "group_resubscribe": "subscribed",
-    "group_unsubscribe": "unsubscribed",
-    "open": "opened",
-    "processed": "queued",
-    "spamreport": "complained",
-    "unsubscribe": "unsubscribed",
-}
-
-_REASONS = {
-    "blocked": "blocked",
-    "bounce": "bounced",
-    "bounced address": "bounced",
-    "expired": "timed_out",
-    "invalid": "invalid",
-    "spam content": "spam",
-    "spam content (if spam checker app is enabled)": "spam",
-    "spam reporting address": "spam",
-    "unsubscribed address": "unsubscribed",
-}
-"""Types of bounces, and why a message was dropped."""
-
-_SUPPRESSED = ("bounced address", "spam reporting address", "unsubscribed address")
-"""Why a message was dropped: the address is on one of SendGrid's lists."""
-
-_BOUNCES: dict[str, Bounce] = {"blocked": "soft", "bounce": "hard", "expired": "soft"}
-
 _MESSAGE_ID = re.compile(r"<([^<>@]+)@([^<>@]*)>")
+_RELAY_SUFFIX = re.compile(r"\.(?:filter|stfilter-|recvd-)")
+_RELAY_ONLY = re.compile(r"(?:filter|stfilter-|recvd-)[^.]*\.")
+_SEND_ID = re.compile(r"[A-Za-z0-9_-]{22}(?=\.)")
 
 
-def elements(request: Request) -> list[Any]:
+def _ids(sg_message_id: str | None) -> Iterable[str | None]:
+    """`sg_message_id`: the send API's `X-Message-Id` and a relay suffix."""
+    if sg_message_id is None:
+        return ()
+    id_ = _without_suffix(sg_message_id)
+    return (id_, sg_message_id) if id_ != sg_message_id else () if _RELAY_ONLY.match(id_) else (id_,)
+
+
+def _without_suffix(sg_message_id: str) -> str:
+    """Return the id of the send, without what relays add; legacy ids contain dots themselves."""
+    if suffix := _RELAY_SUFFIX.search(sg_message_id):
+        return sg_message_id[: suffix.start()]
+    current = _SEND_ID.match(sg_message_id)
+    return current[0] if current else sg_message_id
+
+
+def _elements(request: Request) -> list[Any]:
     return wire.as_list(request.json(), "the body")
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event of the batch."""
-    payload = wire.as_object(element, "the event")
-    yield wire.event(
-        payload,
-        type=_type(payload),
-        at=wire.epoch(payload.get("timestamp")),
-        id=payload.get("sg_event_id"),
-        message_id=_message_id(payload),
-        recipient=payload.get("email"),
-        reason=_reason(payload),
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-        smtp_message_id=smtp_message_id(payload),
-        tags=payload.get("category"),
-        kept=kept(payload),
-    )
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's name, with the type of a bounce, or the reason of a drop."""
+    event = payload.get("event")
+    if event == "bounce" and "type" in payload:
+        row = f"bounce/{str(payload['type']).lower()}"
+        return row if row in _KINDS else "bounce/other"
+    if event == "dropped":
+        row = f"dropped/{str(payload.get('reason')).lower()}"
+        return row if row in _KINDS else event
+    return event if isinstance(event, str) else ""
 
 
 def _message_id(payload: Mapping[str, Any]) -> object:
@@ -89,52 +67,31 @@ def _message_id(payload: Mapping[str, Any]) -> object:
         return payload["anymail_id"]
     id_ = payload.get("sg_message_id")
     if isinstance(id_, str) and id_:
-        return next(iter(providers.sendgrid(id_)), None) or id_
+        return _without_suffix(id_) or id_
     header = payload.get("smtp-id")
     found = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
     # SendGrid makes it of the id of the send and the name of one of its hosts.
     return found[1] if found and "ismtpd" in found[2] else header
 
 
-def _type(payload: Mapping[str, Any]) -> str:
-    kind = str(payload.get("event"))
-    if kind == "dropped" and str(payload.get("reason")).lower() in _SUPPRESSED:
-        return "suppressed"
-    return _TYPES.get(kind, "unknown")
-
-
-def _reason(payload: Mapping[str, Any]) -> str | None:
-    kind = payload.get("event")
-    if kind not in ("bounce", "dropped"):
-        return None
-    told = payload.get("type", payload.get("reason", "") if kind == "dropped" else kind)
-    return _REASONS.get(str(told).lower(), "other")
-
-
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by its type."""
-    return _BOUNCES.get(str(payload.get("type"))) if payload.get("event") == "bounce" else None
-
-
-def smtp(payload: Mapping[str, Any]) -> object:
+def _reply(payload: Mapping[str, Any]) -> object:
     """Return what the recipient's server replied; the reason of a drop is SendGrid's own."""
     if "response" in payload:
         return payload["response"]
     return wire.reply(payload.get("reason"), payload.get("status")) if payload.get("event") == "bounce" else None
 
 
-def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
+def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
     """Return the Message-ID header, unless SendGrid made it."""
     header = payload.get("smtp-id")
     return header if isinstance(header, str) and "ismtpd" not in header else None
 
 
-def kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
-    """Return whether a machine opened the message."""
+def _kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
     return wire.MACHINE if payload.get("sg_machine_open") is True else None
 
 
-def verify(request: Request, secret: str, now: float) -> None:
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the signature with the verification key, as the dashboard shows it."""
     key = _key(secret)
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
@@ -149,11 +106,6 @@ def verify(request: Request, secret: str, now: float) -> None:
         wire.require(False)
 
 
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is the verification key."""
-    _key(secret)
-
-
 def _key(secret: str) -> EllipticCurvePublicKey:
     key = wire.public_key(secret)
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415 - as above
@@ -161,3 +113,69 @@ def _key(secret: str) -> EllipticCurvePublicKey:
     if not isinstance(key, EllipticCurvePublicKey):
         raise ConfigurationError("the secret must be the verification key, as the page of SendGrid shows it")
     return key
+
+
+def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, Kind]:
+    return f"bounce/{type_}", Kind("bounced", reason, bounce, {"event": "bounce", "type": type_})
+
+
+def _drop(why: str, reason: str, type_: str = "rejected") -> tuple[str, Kind]:
+    return f"dropped/{why.lower()}", Kind(type_, reason, None, {"event": "dropped", "reason": why})
+
+
+_KINDS = {
+    "processed": Kind("queued", payload={"event": "processed"}),
+    "delivered": Kind("delivered", payload={"event": "delivered"}),
+    "deferred": Kind("deferred", payload={"event": "deferred"}),
+    **dict(
+        [
+            _bounce("bounce", "bounced", "hard"),
+            _bounce("blocked", "blocked", "soft"),
+            _bounce("expired", "timed_out", "soft"),
+            _bounce("other", "other", None),
+        ]
+    ),
+    "bounce": Kind("bounced", "bounced", None, {"event": "bounce"}),
+    "dropped": Kind("rejected", "other", None, {"event": "dropped"}),
+    **dict(
+        [
+            _drop("Bounced Address", "bounced", "suppressed"),
+            _drop("Spam Reporting Address", "spam", "suppressed"),
+            _drop("Unsubscribed Address", "unsubscribed", "suppressed"),
+            _drop("Invalid", "invalid"),
+            _drop("Spam Content", "spam"),
+            _drop("Spam Content (if Spam Checker app is enabled)", "spam"),
+        ]
+    ),
+    "open": Kind("opened", payload={"event": "open"}),
+    "click": Kind("clicked", payload={"event": "click"}),
+    "spamreport": Kind("complained", payload={"event": "spamreport"}),
+    "unsubscribe": Kind("unsubscribed", payload={"event": "unsubscribe"}),
+    "group_unsubscribe": Kind("unsubscribed", payload={"event": "group_unsubscribe"}),
+    "group_resubscribe": Kind("subscribed", payload={"event": "group_resubscribe"}),
+}
+
+PROVIDER = Provider(
+    name="sendgrid",
+    title="SendGrid",
+    message_ids=MessageIds(("metadata/sg_message_id",), _ids),
+    lacks_id=frozenset({"bounced", "rejected", "suppressed"}),  # asynchronous bounces; some drops
+    documentation="https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event",
+    boxes="all under Deliverability and Engagement",
+    retries="at growing intervals for 24 hours",
+    authentication=Authentication(Signature.OVER_BODY, "ECDSA over time and body", _verify, _key),
+    elements=_elements,
+    batch=list,
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        at=epoch("timestamp"),
+        id="sg_event_id",
+        message_id=computed(_message_id, "sg_message_id"),
+        recipient="email",
+        reply=_reply,
+        smtp_message_id=_smtp_message_id,
+        tags="category",
+        kept=_kept,
+    ),
+)

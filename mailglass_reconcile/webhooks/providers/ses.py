@@ -15,8 +15,10 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, sns, wire
+from mailglass_reconcile.webhooks.provider import NO_EVENT, UNKNOWN, Kind, Provider, Table
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -32,35 +34,36 @@ SERVICE = Service(
     re.compile(rf"{_HOST}/\S*"),
 )
 
-SIGNATURE = wire.Signature.IN_BODY
-
-max_bytes = sns.max_bytes
-
-_KINDS: dict[str, tuple[str, str | None, str]] = {
-    "Bounce": ("bounced", "bounced", "bounce"),
-    "Click": ("clicked", None, "click"),
-    "Complaint": ("complained", "spam", "complaint"),
-    "Delivery": ("delivered", None, "delivery"),
-    "DeliveryDelay": ("deferred", None, "deliveryDelay"),
-    "Open": ("opened", None, "open"),
-    "Reject": ("rejected", "blocked", "mail"),
-    "Rendering Failure": ("failed", None, "mail"),
-    "Send": ("sent", None, "mail"),
-    "Subscription": ("unsubscribed", None, "subscription"),
-}
-"""Type, reason, and the object that says when it happened: three have no other than the message's."""
-
-_RECIPIENTS = {
+_OBJECTS = {
     "Bounce": ("bounce", "bouncedRecipients"),
+    "Click": ("click", None),
     "Complaint": ("complaint", "complainedRecipients"),
     "Delivery": ("delivery", "recipients"),
     "DeliveryDelay": ("deliveryDelay", "delayedRecipients"),
+    "Open": ("open", None),
+    "Reject": ("mail", None),
+    "Rendering Failure": ("mail", None),
+    "Send": ("mail", None),
+    "Subscription": ("subscription", None),
 }
+"""The object that says when it happened (three have no other time than the message's), and whom it is about."""
 
 _READY = "Successfully validated SNS topic for Amazon SES event publishing."
+_REGION = re.compile(r"arn:[a-z-]+:s[en]s:([a-z0-9-]{1,32}):")
 
 
-def elements(request: Request) -> list[Any]:
+def _ids(mail: str | None, id_: str | None, other: str | None, region: str | None) -> Iterable[str | None]:
+    """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`, under the region's domain."""
+    for text in filter(None, (mail, id_, other)):
+        local, _, domain = text.strip("<>").partition("@")
+        if domain.endswith("amazonses.com"):
+            yield local
+        yield text
+        if region and not domain:
+            yield f"{text}@{'email' if region == 'us-east-1' else region}.amazonses.com"
+
+
+def _elements(request: Request) -> list[Any]:
     """Return the request's only event, with or without SNS's notification around it.
 
     Notifications about the subscription itself give none.
@@ -73,30 +76,32 @@ def elements(request: Request) -> list[Any]:
     return [body]
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+def _request_id(request: Request) -> str | None:
+    """Return the id of the notification."""
+    body = request.object()
+    return wire.event_id(body.get("MessageId"), body.get("Message")) if sns.is_message(body) else None
+
+
+def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
     """Read one event: one for each of its recipients; inbound mail gives none."""
     outer = wire.as_object(element, "the notification")
     notified = sns.is_message(outer)
     payload = _inner(_message(outer) if notified else outer)
-    if _kind(payload) == "Received":
-        return
-    type_, reason, where = _read(payload)
-    at = wire.iso(dug(payload, where, "timestamp")) or wire.iso(outer.get("Timestamp") if notified else None)
-    notification_id = wire.event_id(outer.get("MessageId"), payload) if notified else None
-    named: list[str | None] = [*recipients(payload)]
-    id_of, reply_to = event_ids(payload, notification_id), _replies(payload)
+    id_of, reply_to = _event_ids(payload, request_id), _replies(payload)
+    named: list[str | None] = [*_recipients(payload)]
+    at = wire.iso(dug(payload, _OBJECTS.get(_event(payload), ("",))[0], "timestamp"))
+    at = at or wire.iso(outer.get("Timestamp") if notified else None)
     common = {
-        "type": type_,
         "at": at,
-        "message_id": dug(payload, "mail", "messageId"),
-        "reason": reason,
-        "bounce": bounce(payload),
-        "smtp_message_id": smtp_message_id(payload),
+        "kept": _region(payload, outer.get("TopicArn")),
+        "smtp_message_id": _smtp_message_id(payload),
         "tags": wire.metadata(_tags(payload)).get("tags", ()),
-        "kept": kept(payload, outer.get("TopicArn")),
     }
     for recipient in named or [None]:
-        yield wire.event(payload, id=id_of(recipient), recipient=recipient, smtp=reply_to(recipient), **common)
+        more = {"id": id_of(recipient), "recipient": recipient, "reply": reply_to(recipient), **common}
+        made = PROVIDER.table.read(payload, None, **more)
+        if made is not None:
+            yield made
 
 
 def _inner(body: dict[str, Any]) -> dict[str, Any]:
@@ -112,29 +117,22 @@ def _message(notification: Mapping[str, Any]) -> dict[str, Any]:
     return wire.as_object(wire.from_json(text), "the message")
 
 
-def _kind(payload: Mapping[str, Any]) -> str:
+def _event(payload: Mapping[str, Any]) -> str:
     return str(payload.get("eventType", payload.get("notificationType")))
 
 
-def _read(payload: Mapping[str, Any]) -> tuple[str, str | None, str]:
-    """Return the type, the reason, and the object that says when it happened."""
-    kind = _kind(payload)
-    type_, reason, where = _KINDS.get(kind, ("unknown", None, ""))
-    complaint = dug(payload, "complaint", "complaintSubType")
-    if kind == "Bounce":
-        type_, reason, _ = _read_bounce(payload)
-    elif kind == "Complaint" and ses_subtypes.is_suppressed(complaint):
-        type_, reason = "suppressed", ses_subtypes.suppression_reason(complaint, "spam")
-    elif kind == "Complaint" and dug(payload, "complaint", "complaintFeedbackType") == "not-spam":
-        type_, reason = "unknown", None
-    elif kind == "Subscription" and not _has_left(dug(payload, "subscription")):
-        type_ = "subscribed"
-    return type_, reason, where
-
-
-def _read_bounce(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None]:
-    type_, subtype = dug(payload, "bounce", "bounceType"), dug(payload, "bounce", "bounceSubType")
-    return ses_subtypes.read_bounce(type_, subtype) or ("bounced", "bounced", None)
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's type, with that of a bounce, a complaint or a subscription."""
+    event, row = _event(payload), None
+    if event == "Bounce":
+        row = ses_subtypes.bounce_row(dug(payload, "bounce", "bounceType"), dug(payload, "bounce", "bounceSubType"))
+    elif event == "Complaint":
+        row = ses_subtypes.suppression_row(dug(payload, "complaint", "complaintSubType"))
+        if row is None and dug(payload, "complaint", "complaintFeedbackType") == "not-spam":
+            row = "not-spam"
+    elif event == "Subscription":
+        row = None if _has_left(dug(payload, "subscription")) else "back"
+    return f"{event}/{row}" if row else event
 
 
 def _has_left(subscription: object) -> bool:
@@ -145,82 +143,78 @@ def _has_left(subscription: object) -> bool:
 
 def _left(preferences: object) -> set[str]:
     topics = _listed(dug(preferences, "topicSubscriptionStatus"))
-    return {str(dug(one, "topicName")) for one in topics if dug(one, "subscriptionStatus") == "OptOut"}
-
-
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by its type; what SES did not send is none."""
-    return _read_bounce(payload)[2] if _kind(payload) == "Bounce" else None
+    return {str(dug(topic, "topicName")) for topic in topics if dug(topic, "subscriptionStatus") == "OptOut"}
 
 
 def _replies(payload: Mapping[str, Any]) -> Callable[[str | None], object]:
     """Return a function from a recipient to what its server replied, or that of the only one."""
-    kind = _kind(payload)
-    if kind == "Delivery":
+    event = _event(payload)
+    if event == "Delivery":
         return lambda _: dug(payload, "delivery", "smtpResponse")
-    told = _listed(dug(payload, *_RECIPIENTS[kind])) if kind in ("Bounce", "DeliveryDelay") else []
+    told = _listed(dug(payload, *_path(event))) if event in ("Bounce", "DeliveryDelay") else []
     replies: dict[str, object] = {}
-    for one in told:
-        replies.setdefault(address(str(dug(one, "emailAddress"))), _reply(one))
+    for entry in told:
+        replies.setdefault(address(str(dug(entry, "emailAddress"))), _reply(entry))
     if len(told) == 1:
         return lambda _: _reply(told[0])
     return lambda recipient: replies.get(address(recipient)) if recipient else None
 
 
-def _reply(told: object) -> object:
-    return wire.reply(dug(told, "diagnosticCode"), dug(told, "status"))
+def _reply(entry: object) -> object:
+    return wire.reply(dug(entry, "diagnosticCode"), dug(entry, "status"))
 
 
-def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
+def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
     """Return the Message-ID header as it was sent, all that an application knows over SMTP; SES replaces it."""
     headers = _listed(dug(payload, "mail", "headers"))
-    own = next((dug(one, "value") for one in headers if str(dug(one, "name")).lower() == "message-id"), None)
+    own = next((dug(entry, "value") for entry in headers if str(dug(entry, "name")).lower() == "message-id"), None)
     id_ = own or dug(payload, "mail", "commonHeaders", "messageId")
     if not isinstance(id_, str) or id_.strip(" <>").endswith("amazonses.com"):
         return None
     return id_.strip() if id_.strip() != dug(payload, "mail", "messageId") else None
 
 
-def kept(payload: Mapping[str, Any], topic: object = None) -> dict[str, str]:
+def _region(payload: Mapping[str, Any], topic: object) -> dict[str, str]:
     """Return the region, which is in the domain of the id that recipients see: that of the sender or the topic."""
     arns = (dug(payload, "mail", "sourceArn"), topic)
     found = next(filter(None, (_REGION.match(arn) for arn in arns if isinstance(arn, str))), None)
     return {"region": found[1]} if found else {}
 
 
-_REGION = re.compile(r"arn:[a-z-]+:s[en]s:([a-z0-9-]{1,32}):")
-
-
-def event_ids(payload: Mapping[str, Any], notification_id: str | None) -> Callable[[str | None], str]:
+def _event_ids(payload: Mapping[str, Any], notification_id: str | None) -> Callable[[str | None], str]:
     """Return a function from a recipient to its event's id, with its place in it, because it may be about several.
 
     A bounce or complaint has an id of its own, the same in each topic that it comes through. Other events have that of
     SNS's notification, and without one their message, type and time.
     """
-    where = _KINDS.get(_kind(payload), ("", None, ""))[2]
+    where = _OBJECTS.get(_event(payload), ("",))[0]
     id_ = dug(payload, where, "feedbackId") or notification_id
     message_id, at = dug(payload, "mail", "messageId"), dug(payload, where, "timestamp")
     if not id_ and message_id and at:
-        id_ = f"{message_id}/{_kind(payload)}/{at}"
+        id_ = f"{message_id}/{_event(payload)}/{at}"
     made = wire.event_id(id_, payload)
     places: dict[str, int] = {}
-    for place, one in enumerate(recipients(payload)):
-        places.setdefault(address(one), place)
+    for place, recipient in enumerate(_recipients(payload)):
+        places.setdefault(address(recipient), place)
     return lambda recipient: f"{made}/{places.get(address(recipient or ''), 0)}"
 
 
-def recipients(payload: Mapping[str, Any]) -> list[str]:
+def _recipients(payload: Mapping[str, Any]) -> list[str]:
     """Return whom an event is about: those that bounced, waited, complained or got the message, or all of them.
 
     If the message went to one address, its bounce is about that, even if a server that forwarded it names another.
     """
-    kind = _kind(payload)
+    event = _event(payload)
     sent_to = _listed(dug(payload, "mail", "destination"))
-    named = _listed(dug(payload, *_RECIPIENTS[kind])) if kind in _RECIPIENTS else sent_to
-    if kind == "Bounce" and len(sent_to) == 1:
+    named = _listed(dug(payload, *_path(event))) if event in _OBJECTS and _OBJECTS[event][1] else sent_to
+    if event == "Bounce" and len(sent_to) == 1:
         named = sent_to
-    each = [dug(one, "emailAddress") if isinstance(one, dict) else one for one in named]
-    return [one for one in each if isinstance(one, str)]
+    each = [dug(entry, "emailAddress") if isinstance(entry, dict) else entry for entry in named]
+    return [recipient for recipient in each if isinstance(recipient, str)]
+
+
+def _path(event: str) -> tuple[str, ...]:
+    return tuple(key for key in _OBJECTS[event] if key)
 
 
 def _listed(value: object) -> list[Any]:
@@ -232,18 +226,18 @@ def _tags(payload: Mapping[str, Any]) -> list[Any]:
     headers = _listed(dug(payload, "mail", "headers"))
     named = wire.named_tags(dug(payload, "mail", "tags"))
     return [
-        *(dug(one, "value") for one in headers if str(dug(one, "name")).lower() == "x-tag"),
+        *(dug(entry, "value") for entry in headers if str(dug(entry, "name")).lower() == "x-tag"),
         *(tag for tag in named if not tag.startswith("ses:")),
     ]
 
 
-def verify(request: Request, secret: str, now: float) -> None:
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the signature of SNS; *secret* is the topic's ARN."""
     try:
-        bare = not sns.is_message(request.object())
+        is_bare = not sns.is_message(request.object())
     except InvalidWebhookError as error:
         raise SignatureError(str(error)) from None
-    if bare:
+    if is_bare:
         raise SignatureError(
             "the event is not in a notification of SNS, so nothing signs it: turn off raw message delivery; events of "
             "a queue, EventBridge or Firehose are read by parse alone"
@@ -251,6 +245,45 @@ def verify(request: Request, secret: str, now: float) -> None:
     sns.verify(request, secret, SERVICE, now)
 
 
-def confirm(request: Request) -> None:
-    """Confirm the subscription of a verified request, if it asks for that."""
-    sns.confirm(request, SERVICE)
+_KINDS = {
+    "Send": Kind("sent"),
+    "Delivery": Kind("delivered"),
+    "DeliveryDelay": Kind("deferred"),
+    **{f"Bounce/{row}": kind for row, kind in ses_subtypes.BOUNCES.items()},
+    "Bounce": Kind("bounced", "bounced"),
+    "Reject": Kind("rejected", "blocked"),
+    "Rendering Failure": Kind("failed"),
+    "Open": Kind("opened"),
+    "Click": Kind("clicked"),
+    "Complaint": Kind("complained"),
+    "Complaint/suppressed": Kind("suppressed", "spam"),
+    "Complaint/unsubscribed": Kind("suppressed", "unsubscribed"),
+    "Complaint/not-spam": UNKNOWN,
+    "Subscription": Kind("unsubscribed"),
+    "Subscription/back": Kind("subscribed"),
+    "Received": NO_EVENT,
+}
+
+PROVIDER = Provider(
+    name="ses",
+    title="Amazon SES",
+    spellings=("amazon_ses", "amazon ses", "amazonses", "SES"),
+    message_ids=MessageIds(
+        ("metadata/mail/messageId", "metadata/messageId", "metadata/message_id", "metadata/region"), _ids, version=2
+    ),
+    documentation="https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html",
+    recipient_known="opens and clicks name all",
+    boxes="all event types, with the original headers",
+    retries="3, after 20 seconds each, unless the subscription has another delivery policy",
+    authentication=sns.authentication(SERVICE)._replace(verify=_verify),
+    max_bytes=sns.MAX_NOTIFICATION_BYTES,
+    service=SERVICE,
+    elements=_elements,
+    request_id=_request_id,
+    events=_events,
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        message_id="mail/messageId",
+    ),
+)

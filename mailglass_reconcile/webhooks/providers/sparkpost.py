@@ -1,6 +1,6 @@
 """SparkPost: batches; HTTP basic authentication, because SparkPost signs nothing.
 
-Followed: https://developers.sparkpost.com/api/webhooks/, https://support.sparkpost.com/docs/tech-resources/webhook-event-reference,
+Followed: https://docs.bird.com/api/email-api/webhooks, https://support.sparkpost.com/docs/tech-resources/webhook-event-reference,
 https://support.sparkpost.com/docs/deliverability/bounce-classification-codes and
 https://support.sparkpost.com/docs/tech-resources/open-pixel-location. Not documented: an id that a sender over SMTP
 could know.
@@ -8,141 +8,149 @@ could know.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, epoch
 
-SIGNATURE = wire.Signature.IN_HEADERS
+_CLASSES = {
+    "1": Kind("bounced", "other"),
+    "10": Kind("bounced", "invalid", "hard"),
+    "20": Kind("bounced", "other", "soft"),
+    "21": Kind("bounced", "other", "soft"),
+    "22": Kind("bounced", "other", "soft"),
+    "23": Kind("bounced", "other", "soft"),
+    "24": Kind("bounced", "timed_out", "soft"),
+    "25": Kind("bounced", "blocked", "hard"),
+    "30": Kind("bounced", "bounced", "hard"),
+    "40": Kind("bounced", "other", "soft"),
+    "50": Kind("bounced", "blocked", "soft"),
+    "51": Kind("bounced", "spam", "soft"),
+    "52": Kind("bounced", "spam", "soft"),
+    "53": Kind("bounced", "other", "soft"),
+    "54": Kind("bounced", "blocked", "soft"),
+    "60": Kind("autoresponded", "other"),
+    "70": Kind("bounced", "other", "soft"),
+    "80": Kind("subscribed", "other"),
+    "90": Kind("unsubscribed", "unsubscribed"),
+    "100": Kind("autoresponded", "other"),
+}
+"""Bounces by class. Soft and Block are usually temporary; for Hard and Admin, SparkPost suppresses an address."""
 
-_TYPES = {
-    "amp_click": "clicked",
-    "amp_initial_open": "opened",
-    "amp_open": "opened",
-    "bounce": "bounced",
-    "click": "clicked",
-    "delay": "deferred",
-    "delivery": "delivered",
-    "generation_failure": "failed",
-    "generation_rejection": "rejected",
-    "initial_open": "opened",
-    "injection": "queued",
-    "link_unsubscribe": "unsubscribed",
-    "list_unsubscribe": "unsubscribed",
-    "open": "opened",
-    "out_of_band": "bounced",
-    "policy_rejection": "rejected",
-    "spam_complaint": "complained",
-}
-"""The pixel of an `initial_open` is at the top of the message, that of an `open` at its end, which may be cut off."""
-
-_SOFT = ("20", "21", "22", "23", "40", "70")
-_BLOCKED = ("50", "51", "52", "53", "54")
-_REASONS = {
-    **dict.fromkeys(_SOFT, "other"),
-    **dict.fromkeys(("25", "50", "54"), "blocked"),
-    **dict.fromkeys(("51", "52"), "spam"),
-    "10": "invalid",
-    "24": "timed_out",
-    "30": "bounced",
-    "90": "unsubscribed",
-}
-_BOUNCES: dict[str, Bounce] = {
-    **dict.fromkeys((*_SOFT, "24", *_BLOCKED), "soft"),
-    **dict.fromkeys(("10", "25", "30"), "hard"),
-}
-"""The categories Soft and Block, usually temporary; and Hard and Admin, for which SparkPost suppresses an address."""
-_TYPES_OF_BOUNCES = {
-    "60": "autoresponded",
-    "80": "subscribed",
-    "90": "unsubscribed",
-    "100": "autoresponded",
-}
-"""Bounces that are something else."""
 _SUPPRESSED = re.compile(r"suppressed due to (?:customer|system) policy")
 """The reason of a message that SparkPost did not send, because the address is on its list or yours."""
 
 _INBOUND = ("relay_message", "relay_event")
+_EVENTS = {  # and the class of events that each is in
+    "injection": ("queued", "message_event"),
+    "delivery": ("delivered", "message_event"),
+    "delay": ("deferred", "message_event"),
+    "bounce": ("bounced", "message_event"),
+    "out_of_band": ("bounced", "message_event"),
+    "policy_rejection": ("rejected", "message_event"),
+    "generation_rejection": ("rejected", "gen_event"),
+    "generation_failure": ("failed", "gen_event"),
+    "open": ("opened", "track_event"),
+    "initial_open": ("opened", "track_event"),
+    "amp_open": ("opened", "track_event"),
+    "amp_initial_open": ("opened", "track_event"),
+    "click": ("clicked", "track_event"),
+    "amp_click": ("clicked", "track_event"),
+    "spam_complaint": ("complained", "message_event"),
+    "list_unsubscribe": ("unsubscribed", "unsubscribe_event"),
+    "link_unsubscribe": ("unsubscribed", "unsubscribe_event"),
+}
+"""The pixel of an `initial_open` is at the top of the message, that of an `open` at its end, which may be cut off."""
 
 
-def elements(request: Request) -> list[Any]:
-    return wire.as_list(request.json(), "the body")
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's type, with the class of a bounce."""
+    if _is_suppressed(payload):
+        return "suppressed"
+    type_ = str(payload.get("type"))
+    row = f"bounce/{payload.get('bounce_class')}"
+    return row if type_ in ("bounce", "out_of_band") and row in _KINDS else type_
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+def _is_suppressed(payload: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(text, str) and _SUPPRESSED.search(text)
+        for text in (payload.get("raw_reason"), payload.get("reason"))
+    )
+
+
+def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+    """Give a reason to what has a class and is no bounce, such as a delay, and the type of a class that is another."""
+    if "bounce_class" not in payload or kind.type == "suppressed":
+        return kind
+    row = _CLASSES.get(str(payload["bounce_class"]))
+    if row is None:
+        return kind._replace(reason="other")
+    return kind._replace(reason=row.reason, type=kind.type if row.type == "bounced" else row.type)
+
+
+def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
     """Read one event; a ping (an empty one) and inbound mail give none."""
     msys = wire.as_object(wire.as_object(element, "the event").get("msys"), "msys")
     if not msys or any(name in msys for name in _INBOUND):
         return
     if len(msys) > 1:
         raise InvalidWebhookError("msys has several classes of events")
-    payload = wire.as_object(next(iter(msys.values())), "the event")
-    class_ = str(payload["bounce_class"]) if "bounce_class" in payload else None
-    type_, reason = _TYPES.get(str(payload.get("type")), "unknown"), _REASONS.get(class_ or "", "other")
-    if _is_suppressed(payload):
-        type_, reason = "suppressed", "other"
-    yield wire.event(
-        element,
-        type=_TYPES_OF_BOUNCES.get(class_ or "", type_),
-        at=wire.epoch(payload.get("timestamp")),
-        id=payload.get("event_id"),
-        message_id=payload.get("transmission_id"),
-        recipient=payload.get("raw_rcpt_to"),
-        reason=reason if class_ is not None or type_ == "suppressed" else None,
-        bounce=bounce(wire.as_object(element, "the event")),
-        smtp=smtp(wire.as_object(element, "the event")),
-        tags=payload.get("campaign_id"),
-    )
+    made = PROVIDER.table.read(wire.as_object(next(iter(msys.values())), "the event"))
+    if made is not None:
+        yield made
 
 
-def _is_suppressed(told: object) -> bool:
-    return any(_SUPPRESSED.search(str(dug(told, name))) for name in ("raw_reason", "reason"))
+_KINDS = {
+    **{name: Kind(type_, payload={"type": name}) for name, (type_, _) in _EVENTS.items() if type_ != "bounced"},
+    **{
+        f"bounce/{class_}": kind._replace(payload={"type": "bounce", "bounce_class": class_})
+        for class_, kind in sorted(_CLASSES.items(), key=lambda row: row[1].bounce != "hard")
+    },
+    "bounce": Kind("bounced", payload={"type": "bounce"}),
+    "out_of_band": Kind("bounced", payload={"type": "out_of_band"}),
+    "suppressed": Kind(
+        "suppressed", "other", None,
+        {"type": "policy_rejection", "reason": "550 5.7.1 recipient address was suppressed due to system policy"},
+    ),
+}  # fmt: skip
 
-
-def _told(element: Mapping[str, Any]) -> object:
-    """Return what an event says, without the classes around it."""
-    classes = dug(element, "msys")
-    return next(iter(classes.values()), None) if isinstance(classes, dict) else None
-
-
-def bounce(element: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by its class."""
-    told = _told(element)
-    is_bounce = dug(told, "type") in ("bounce", "out_of_band") and not _is_suppressed(told)
-    return _BOUNCES.get(str(dug(told, "bounce_class"))) if is_bounce else None
-
-
-def smtp(element: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied."""
-    told = _told(element)
-    return wire.reply(dug(told, "raw_reason"), dug(told, "reason"), dug(told, "error_code"))
-
-
-verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
-
-
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    kinds: dict[str, tuple[str, dict[str, str]]] = {
-        "autoresponded": ("message_event", {"type": "bounce", "bounce_class": "60"}),
-        "bounced": ("message_event", {"type": "bounce", "bounce_class": "10"}),
-        "clicked": ("track_event", {"type": "click"}),
-        "complained": ("message_event", {"type": "spam_complaint"}),
-        "deferred": ("message_event", {"type": "delay"}),
-        "delivered": ("message_event", {"type": "delivery"}),
-        "failed": ("gen_event", {"type": "generation_failure"}),
-        "opened": ("track_event", {"type": "open"}),
-        "queued": ("message_event", {"type": "injection"}),
-        "rejected": ("message_event", {"type": "policy_rejection"}),
-        "subscribed": ("message_event", {"type": "bounce", "bounce_class": "80"}),
-        "unsubscribed": ("unsubscribe_event", {"type": "list_unsubscribe"}),
-    }
-    common = {"transmission_id": message_id, "raw_rcpt_to": recipient, "timestamp": str(int(at.timestamp()))}
-    return {
-        type_: [{"msys": {kind: {**told, **common, "event_id": wire.digest([type_, message_id, at])[:20]}}}]
-        for type_, (kind, told) in kinds.items()
-    }
+PROVIDER = Provider(
+    name="sparkpost",
+    title="SparkPost",
+    message_ids=MessageIds(
+        (  # digits as text or integer; never `message_id`
+            "metadata/transmission_id",
+            "metadata/msys/message_event/transmission_id",
+            "metadata/msys/track_event/transmission_id",
+            "metadata/msys/gen_event/transmission_id",
+            "metadata/msys/unsubscribe_event/transmission_id",
+        )
+    ),
+    synthetic_ids=True,
+    documentation="https://docs.bird.com/api/email-api/webhooks",
+    boxes="all but those of inbound mail",
+    retries="12 attempts in 8 hours",
+    authentication=wire.BASIC,
+    elements=lambda request: wire.as_list(request.json(), "the body"),
+    events=_events,
+    batch=lambda payloads: [
+        {"msys": {_EVENTS.get(payload["type"], ("", "message_event"))[1]: payload}} for payload in payloads
+    ],
+    table=Table(
+        kind=_kind,
+        kinds=_KINDS,
+        refine=_refine,
+        at=epoch("timestamp", write=str),
+        id="event_id",
+        message_id="transmission_id",
+        recipient="raw_rcpt_to",
+        reply=lambda payload: wire.reply(payload.get("raw_reason"), payload.get("reason"), payload.get("error_code")),
+        tags="campaign_id",
+    ),
+)

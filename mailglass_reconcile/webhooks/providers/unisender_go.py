@@ -6,33 +6,16 @@ documented: an id of the event (the header `ID` is another one at each attempt).
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
-from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
-
-SIGNATURE = wire.Signature.OVER_BODY
-IMMEDIATE_BYTES = 1024 * 1024
-"""The MD5 of a longer body, four times, takes too long for an event loop."""
-
-_TYPES = {
-    "clicked": "clicked",
-    "delivered": "delivered",
-    "hard_bounced": "bounced",
-    "opened": "opened",
-    "sent": "sent",
-    "soft_bounced": "deferred",
-    "spam": "complained",
-    "subscribed": "subscribed",
-    "unsubscribed": "unsubscribed",
-}
+from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
 
 _REASONS = {
     "err_blacklisted": "blocked",
@@ -73,7 +56,7 @@ _UNSIGNED = "AUTH"
 """Stands in a body in the place of its signature until it is signed."""
 
 
-def elements(request: Request) -> list[Any]:
+def _elements(request: Request) -> list[Any]:
     """Return the events about messages, of all users, and what is no event.
 
     The others, such as `transactional_spam_block`, give none.
@@ -95,40 +78,21 @@ def _events_of(user: object) -> list[Any]:
     return events if isinstance(events, list) else [None]
 
 
-def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; its time is in UTC without saying so."""
-    payload = wire.as_object(element, "the event")
-    status = dug(payload, "delivery_info", "delivery_status")
-    failed = isinstance(status, str) and status.startswith("err")
-    yield wire.event(
-        payload,
-        type="suppressed" if status in _SUPPRESSED else _TYPES.get(str(payload.get("status")), "unknown"),
-        at=wire.iso(payload.get("event_time")),
-        id=None,
-        message_id=dug(payload, "metadata", "anymail_id") or payload.get("job_id"),
-        recipient=payload.get("email"),
-        reason=_REASONS.get(str(status), "other") if failed else None,
-        bounce=bounce(payload),
-        smtp=smtp(payload),
-    )
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the status, and whether Unisender Go has sent at all, or a bounce lies in the address."""
+    status, cause = str(payload.get("status")), dug(payload, "delivery_info", "delivery_status")
+    if cause in _SUPPRESSED:
+        return "suppressed"
+    return "hard_bounced/address" if status == "hard_bounced" and cause in _ADDRESS else status
 
 
-def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one: `hard_bounced` says only that Unisender Go does not try again."""
-    if payload.get("status") not in ("hard_bounced", "soft_bounced"):
-        return None
-    told = dug(payload, "delivery_info", "delivery_status")
-    if told in _SUPPRESSED:
-        return None
-    return "hard" if payload["status"] == "hard_bounced" and told in _ADDRESS else "soft"
+def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+    cause = dug(payload, "delivery_info", "delivery_status")
+    failed = isinstance(cause, str) and cause.startswith("err")
+    return kind._replace(reason=_REASONS.get(cause, "other") if failed else None)
 
 
-def smtp(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied."""
-    return dug(payload, "delivery_info", "destination_response")
-
-
-def verify(request: Request, secret: str, now: float) -> None:
+def _verify(request: Request, secret: str, now: float) -> None:
     """Check the MD5, which stands in the body in the place of the API key; the body is not parsed."""
     given = [found[1] for found in islice(_AUTH.finditer(request.body), MAX_GIVEN)]
     if not given:
@@ -144,7 +108,7 @@ def _md5(text: bytes) -> str:
     return hashlib.md5(text).hexdigest()  # noqa: S324 - Unisender Go's
 
 
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request with a body that has `_UNSIGNED` in the place of its signature, as Unisender Go sends it."""
 
     def with_auth(text: str) -> bytes:
@@ -153,33 +117,49 @@ def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     return wire.as_json(with_auth(_md5(with_auth(secret))))
 
 
-def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Unisender Go writes it, without its signature."""
-    statuses: dict[str, tuple[str, str]] = {
-        "bounced": ("hard_bounced", "err_user_unknown"),
-        "clicked": ("clicked", "ok"),
-        "complained": ("spam", "ok"),
-        "deferred": ("soft_bounced", "err_mailbox_full"),
-        "delivered": ("delivered", "ok"),
-        "opened": ("opened", "ok"),
-        "sent": ("sent", "ok"),
-        "subscribed": ("subscribed", "ok"),
-        "unsubscribed": ("unsubscribed", "ok"),
-    }
-    common = {"job_id": message_id, "email": recipient, "event_time": f"{at:%Y-%m-%d %H:%M:%S}"}
-    return {
-        type_: {
-            "auth": _UNSIGNED,
-            "events_by_user": [
-                {
-                    "events": [
-                        {
-                            "event_name": _OF_MESSAGES,
-                            "event_data": {**common, "status": status, "delivery_info": {"delivery_status": detail}},
-                        }
-                    ]
-                }
-            ],
-        }
-        for type_, (status, detail) in statuses.items()
-    }
+def _batch(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    events = [{"event_name": _OF_MESSAGES, "event_data": payload} for payload in payloads]
+    return {"auth": _UNSIGNED, "events_by_user": [{"user_id": 456, "events": events}]}
+
+
+def _row(type_: str, status: str, cause: str = "ok", bounce: Any = None) -> Kind:
+    return Kind(type_, None, bounce, {"status": status, "delivery_info": {"delivery_status": cause}})
+
+
+PROVIDER = Provider(
+    name="unisender_go",
+    title="Unisender Go",
+    spellings=("unisender go",),
+    documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
+    boxes="all statuses",
+    retries="not known",
+    authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, sign=_sign),
+    immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
+    elements=_elements,
+    batch=_batch,
+    table=Table(
+        kind=_kind,
+        kinds={
+            "sent": _row("sent", "sent"),
+            "delivered": _row("delivered", "delivered"),
+            "soft_bounced": _row("deferred", "soft_bounced", "err_will_retry", "soft"),
+            "hard_bounced/address": _row("bounced", "hard_bounced", "err_user_unknown", "hard"),
+            "hard_bounced": _row("bounced", "hard_bounced", "err_mailbox_full", "soft"),
+            "suppressed": _row("suppressed", "hard_bounced", "err_skip_letter"),
+            "opened": _row("opened", "opened"),
+            "clicked": _row("clicked", "clicked"),
+            "spam": _row("complained", "spam"),
+            "unsubscribed": _row("unsubscribed", "unsubscribed"),
+            "subscribed": _row("subscribed", "subscribed"),
+        },
+        refine=_refine,
+        at=Field(
+            lambda payload: wire.iso(payload.get("event_time")),  # in UTC without saying so
+            ("event_time",),
+            lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
+        ),
+        message_id=computed(lambda payload: dug(payload, "metadata", "anymail_id") or payload.get("job_id"), "job_id"),
+        recipient="email",
+        reply="delivery_info/destination_response",
+    ),
+)

@@ -104,7 +104,7 @@ def acme_has_a_rule() -> Iterator[Callable[[], None]]:
         key_rule("acme", reads=("metadata/its/id",))(lambda id_: [id_])
 
     yield register
-    providers.rules().pop("acme", None)  # type: ignore[attr-defined]
+    providers._rules.pop("acme", None)
 
 
 def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], None]) -> None:

@@ -2,12 +2,10 @@
 
 import copy
 import json
-from urllib.parse import urlencode
 
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from mailglass_reconcile.webhooks.providers import mailgun
 from senders import documented
 
 FAILED = next(e.payload for e in documented("mailgun") if e.payload.get("reason") == "suppress-bounce")
@@ -77,14 +75,6 @@ def test_an_open_or_click_by_a_machine_says_so(event, bot, kept):
     """https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages: `bot`."""
     made = read(OPENED, event=event, **{"client-info": {"client-name": "unknown", "bot": bot}})
     assert (made.type, made.metadata) == (event, kept)
-
-
-def test_a_bounce_of_legacy_webhooks_is_a_hard_one():
-    """https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks: "Hard Bounces Payload"."""
-    form = {"event": "bounced", "recipient": "ann@example.org", "Message-Id": "<m@example.com>", "code": "550"}
-    (event,) = parse("mailgun", urlencode(form).encode(), content_type="application/x-www-form-urlencoded")
-    assert (event.type, event.bounce, event.smtp_status) == ("bounced", "hard", "550")
-    assert mailgun.bounce({**form, "event": "dropped"}) is None
 
 
 @pytest.mark.parametrize(
