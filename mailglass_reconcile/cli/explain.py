@@ -11,13 +11,12 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, with_commands, wrapped
-from mailglass_reconcile.ops import explanation, one_message
+from mailglass_reconcile.ops import explanation
+from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
-from mailglass_reconcile.ops.one_message import DeliveryState
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.rules.states import NOT_CHECKED
-from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b
 Examples:
@@ -34,52 +33,33 @@ Examples:
 def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
     """Show why one event is linked or not, and what must change.
 
-    It begins with what happened to the event's delivery, and where to look next. Of a delivery or a message, the linked
-    events come first.
+    It begins with what happened to the event's delivery, and where to look next. For a delivery or a message, the
+    latest events come first, and then the open orphans that name the message.
     """
     if (wanted is None) == (message_id is None):
         raise click.UsageError("give an EVENT_ID or a DELIVERY_ID, or --message-id")
     database = runtime.database()
-    event_ids, shown = ([wanted], []) if wanted else _of_message(database, message_id or "")
-    found = [explanation.explain(database, one) for one in event_ids]
-    if wanted and found[0].state == "unknown" and (shown := one_message.states_of(database, [wanted])):
-        found = [
-            explanation.explain(database, one) for one in one_message.events_of(database, [wanted], shown[0].message_id)
-        ]
-    named = [UUID(one.delivery_id) for one in found if one.delivery_id]
-    shown = shown or one_message.states_of(database, list(dict.fromkeys(named)))
+    if wanted:
+        events, shown = explanation.of_id(database, wanted)
+    else:
+        events, shown = explanation.of_message(database, message_id or "")
+        if not events and not shown:
+            raise click.ClickException("no open orphan and no delivery has this message id")
     with reader_may_leave():
         if as_json:
-            _print_json(found, shown)
+            _print_json(events, shown)
         else:
-            click.echo("\n\n".join(_parts(found, shown)))
-    sys.exit(1 if [one.state for one in found] == ["unknown"] else 0)
+            click.echo("\n\n".join(_parts(events, shown)))
+    sys.exit(1 if [event.state for event in events] == ["unknown"] else 0)
 
 
-def _of_message(database: Database, message_id: str) -> tuple[list[UUID], list[DeliveryState]]:
-    deliveries = one_message.deliveries_of(database, message_id)
-    events = one_message.events_of(database, deliveries, message_id)
-    if not events and not deliveries:
-        raise click.ClickException("no open orphan and no delivery has this message id")
-    return events, one_message.states_of(database, deliveries)
+def _print_json(events: Sequence[Explanation], deliveries: Sequence[Delivery]) -> None:
+    by_id = {delivery.delivery_id: delivery.as_dict() for delivery in deliveries}
+    for event in events:
+        print_json({**event.as_dict(), "delivery": by_id.get(event.delivery_id or "")})
 
 
-def _print_json(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> None:
-    states = {
-        one.delivery_id: {
-            "type": one.type,
-            "since": one.since,
-            "final": one.final,
-            "verdict": one.verdict,
-            "command": one.command,
-        }
-        for one in deliveries
-    }
-    for one in found:
-        print_json({**one.as_dict(), "delivery": states.get(one.delivery_id or "")})
-
-
-def _parts(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> Iterator[str]:
+def _parts(found: Sequence[Explanation], deliveries: Sequence[Delivery]) -> Iterator[str]:
     if deliveries:
         yield "\n".join(map(_state, deliveries))
     if not found:
@@ -88,9 +68,9 @@ def _parts(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) ->
         yield "\n".join(_lines(one))
 
 
-def _state(delivery: DeliveryState) -> str:
+def _state(delivery: Delivery) -> str:
     since = f"{delivery.type} since {moment(delivery.since or '-')}" if delivery.type else "no event yet"
-    lines = [wrapped(delivery.verdict)]
+    lines = [wrapped(delivery.summary)]
     lines += [f"  {delivery.command}"] if delivery.command else []
     end = "final" if delivery.final else "not final"
     lines.append(wrapped(f"delivery {delivery.delivery_id}: {since}, {end}", "  ", ""))

@@ -11,7 +11,9 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import argument, as_of, hint_at_tenant, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.errors import as_called
 from mailglass_reconcile.ops import search
-from mailglass_reconcile.ops.search import Found, Hit, What
+from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.orphans import OpenOrphan
+from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.rules.humanize import counted
 
 EXAMPLES = """\b
@@ -38,7 +40,7 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
     nothing is found.
     """
     try:
-        wanted = search.check(argument(what), tenant)
+        wanted = search.parse_term(argument(what), tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if scan and not wanted.address:
@@ -61,30 +63,32 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
         click.echo(f"only the newest {len(found.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(found: SearchResults) -> Iterator[str]:
     least = "at least " if found.at_least else ""
     deliveries = counted(found.deliveries, "delivery", "deliveries")
     yield f"{least}{deliveries} and {counted(found.events, 'event')}, newest first"
     for one in found.hits:
         yield ""
-        yield from _delivery(one) if one.kind == "delivery" else _event(one)
+        yield from _delivery(one.record) if isinstance(one.record, Delivery) else _event(one.record)
         yield f"  {as_called(f'mailglass-reconcile explain {one.id}')}"
 
 
-def _delivery(one: Hit) -> Iterator[str]:
-    yield wrapped(f"{one.state} since {moment(one.since or '-')}", "  ", "delivery: ")
+def _delivery(one: Delivery) -> Iterator[str]:
+    yield wrapped(one.summary, "  ", "delivery: ")
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}"]
     facts += [one.mailable] if one.mailable else []
-    yield wrapped(f"{', '.join(facts)}, stored {moment(one.at)}", "  ")
+    yield wrapped(f"{', '.join(facts)}, stored {moment(one.stored_at)}", "  ")
 
 
-def _event(one: Hit) -> Iterator[str]:
+def _event(one: OpenOrphan) -> Iterator[str]:
     yield wrapped(f"{one.type or '-'}, {one.state}", "  ", "event: ")
     expires = f"; too old {moment(one.expires_at)}" if one.expires_at else ""
-    yield wrapped(f"tenant {one.tenant_id}, provider {one.provider or '-'}, arrived {moment(one.at)}{expires}", "  ")
+    yield wrapped(
+        f"tenant {one.tenant_id}, provider {one.provider or '-'}, arrived {moment(one.arrived_at)}{expires}", "  "
+    )
 
 
-def _nothing(wanted: What, *, scan: bool) -> str:
+def _nothing(wanted: SearchTerm, *, scan: bool) -> str:
     whose = "" if wanted.tenant_id is None else " of this tenant"
     if not wanted.address:
         return f"no delivery and no open orphan{whose} has this id"

@@ -13,9 +13,8 @@ from mailglass_reconcile.cli import dispatch
 from mailglass_reconcile.cli.texts import moment, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.handlers import handled
-from mailglass_reconcile.ops import explanation
+from mailglass_reconcile.ops import deliveries, explanation
 from mailglass_reconcile.record import by_hand
-from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b
@@ -68,9 +67,9 @@ def _shown(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[st
     arrived = moment(event.arrived_at or "-")
     yield wrapped(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
     with database.reading() as tx:
-        found = deliveries.shown(tx, [str(delivery_id)])[str(delivery_id)]
-    facts = filter(None, (found.mailable, found.provider, found.state))
-    stored = moment(found.stored_at or "-")
+        (delivery,) = deliveries.read(tx, [str(delivery_id)])
+    facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
+    stored = moment(delivery.stored_at)
     yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")
     if any(each["delivery_id"] == str(delivery_id) and not each["addressed"] for each in event.named):
         yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")

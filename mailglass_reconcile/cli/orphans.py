@@ -11,7 +11,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenants
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed, Page
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import age, counted, printable
@@ -112,7 +112,7 @@ def _cause(cause: Cause) -> str:
     return f"{cause.number:,} {cause.state}: {printable(whose)}{provider}"
 
 
-def _lines(one: Listed) -> str:
+def _lines(one: OpenOrphan) -> str:
     state: str = one.state
     if one.verdict:
         how = "sweep --include-expired links it" if one.verdict == MATCHED else short_words(one.verdict)
@@ -128,6 +128,6 @@ def _lines(one: Listed) -> str:
     return "\n".join(lines)
 
 
-def _more(one: Listed) -> str:
+def _more(one: OpenOrphan) -> str:
     left = len(one.candidate_ids) - 3
     return f"  and {left} more" if left > 0 else ""

@@ -11,16 +11,18 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import as_called, hint
+from mailglass_reconcile.ops import deliveries, orphans
+from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.rules import matching, providers, resending, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import shown_tenant
-from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate
+from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate, spellings_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs
+from mailglass_reconcile.store import deliveries as stored_deliveries
+from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.deliveries import Shown
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
 from mailglass_reconcile.store.runs import RunAt
@@ -28,6 +30,10 @@ from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Decision
 
 TIMEOUT_MS = 24_000
+EVENTS = 20
+"""Events of a delivery or a message that are explained: one id may name a hundred thousand deliveries."""
+MOST = 1_000
+"""Deliveries of a message among which the newest are chosen."""
 
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
@@ -155,6 +161,33 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         return explain_within(tx, event_id)
 
 
+def of_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delivery]]:
+    """Explain an event, or the latest events of a delivery; with the deliveries that they name."""
+    event = explain(database, id_)
+    with database.reading(TIMEOUT_MS) as tx:
+        if event.state != "unknown":
+            return [event], deliveries.read(tx, [event.delivery_id]) if event.delivery_id else []
+        shown = deliveries.read(tx, [str(id_)])
+    return (_events(database, shown, shown[0].message_id) if shown else [event]), shown
+
+
+def of_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
+    """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
+    with database.reading(TIMEOUT_MS) as tx:
+        shown, _ = deliveries.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
+    return _events(database, shown, message_id), shown
+
+
+def _events(database: Database, shown: Sequence[Delivery], message_id: str | None) -> list[Explanation]:
+    """Explain the latest events of deliveries, and the open orphans of their message, at most `EVENTS` of each."""
+    with database.reading(TIMEOUT_MS) as tx:
+        events = deliveries.events(tx, [delivery.delivery_id for delivery in shown], EVENTS)
+    event_ids = [event.event_id for event in events]
+    if message_id:
+        event_ids += [one.event_id for one in orphans.of_message(database, message_id, limit=EVENTS).orphans]
+    return [explain(database, UUID(event_id)) for event_id in dict.fromkeys(event_ids)]
+
+
 def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     """Explain it in a transaction that is there already; the adopter's rules must be loaded."""
     bounds = {
@@ -177,8 +210,8 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     (wanted,) = judge.current_keys(tx, orphans)
     decision = judge.decide(tx, row.id, row.tenant_id, wanted)
     mismatch = decision.state == RECIPIENT_MISMATCH
-    erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
-    shown = deliveries.shown(tx, [each.delivery_id for each in decision.named])
+    erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
+    shown = {one.delivery_id: one for one in deliveries.read(tx, [one.delivery_id for one in decision.named])}
     return _of_open(row, read, decision, shown, erased=erased)
 
 
@@ -259,7 +292,7 @@ def _without_address(text: str | None) -> str | None:
 
 
 def _of_open(
-    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Shown], *, erased: bool
+    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Delivery], *, erased: bool
 ) -> Explanation:
     wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
@@ -270,7 +303,7 @@ def _of_open(
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
-        tuple(_named(each, shown.get(each.delivery_id, _GONE), row, decision) for each in decision.named),
+        tuple(_named(each, shown.get(each.delivery_id), row, decision) for each in decision.named),
         **_reported(row),
         provider=wanted.provider,
         arrived_at=utc(row.arrived),
@@ -316,10 +349,7 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
     return None if found is None else found.replace("EVENT_ID", row.id)
 
 
-_GONE = Shown(None, None, None, None)
-
-
-def _named(delivery: Candidate, shown: Shown, row: sa.Row[Any], decision: Decision) -> dict[str, Any]:
+def _named(delivery: Candidate, shown: Delivery | None, row: sa.Row[Any], decision: Decision) -> dict[str, Any]:
     """Return what may be shown of a delivery: no address; and the command that links the event to it by hand."""
     wanted, own = decision.keys, delivery.tenant_id == row.tenant_id
     by_hand = own and (decision.state != MATCHED or row.expired)
@@ -330,7 +360,10 @@ def _named(delivery: Candidate, shown: Shown, row: sa.Row[Any], decision: Decisi
         "own": own,
         "fitting": delivery.has_provider(wanted.provider),
         "addressed": wanted.recipient is None or address(delivery.recipient) == address(wanted.recipient),
-        **shown._asdict(),
+        "provider": shown and shown.provider,
+        "mailable": shown and shown.mailable,
+        "state": shown and shown.type,
+        "stored_at": shown and shown.stored_at,
         "command": as_called(f"mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''")
         if by_hand
         else None,

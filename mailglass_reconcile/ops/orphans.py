@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import usual_spellings
 from mailglass_reconcile.rules.matching import MATCHED, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
-from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, by_statistics
+from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Survey
@@ -31,8 +31,55 @@ LOOKED_AT_MOST = 20_000
 """Open orphans whose types one page compares, because only the ledger has them: about half a second."""
 COUNTED_AT_MOST = 100_000
 """Open orphans that are counted by cause: a quarter of a second, or two if all are tenant mismatches."""
+UNREAD = 2_000
+"""Of the newest open orphans, those are matched now that no sweep has looked at."""
+TIMEOUT_MS = 24_000
 READ_AT_MOST = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
+
+_NEWEST = """
+WITH of_message_ids AS (
+  SELECT i.event_id
+    FROM unnest(CAST(:message_ids AS text[])) AS c (id)
+   CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = c.id) AS i
+   LIMIT :most
+-- No index has the recipients, which are there only while an orphan is open.
+), of_recipients AS (
+  SELECT event_id FROM {schema}.mailglass_open_orphans
+   WHERE cardinality(CAST(:recipients AS text[])) > 0 AND recipient = ANY (CAST(:recipients AS text[]))
+   LIMIT :most
+), named AS MATERIALIZED (
+  SELECT event_id FROM of_message_ids UNION SELECT event_id FROM of_recipients
+   UNION SELECT unnest(CAST(:ids AS uuid[]))
+-- Of an address, what is about another one is left out.
+), newest AS MATERIALIZED (
+  SELECT o.*, count(*) OVER () AS number
+    FROM named AS n
+   CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
+                         FROM {schema}.mailglass_open_orphans WHERE event_id = n.event_id OFFSET 0) AS o
+   WHERE (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = CAST(:tenant_id AS text))
+     AND (cardinality(CAST(:recipients AS text[])) = 0 OR o.recipient IS NULL
+          OR o.recipient = ANY (CAST(:recipients AS text[])))
+   ORDER BY o.arrived_at DESC, o.event_id DESC LIMIT :size
+)
+SELECT n.event_id::text, n.tenant_id, n.provider, left(e.type, 100) AS type,
+       CASE WHEN n.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
+            WHEN n.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
+            ELSE coalesce(n.state, 'unseen') END AS state,
+       to_json(n.arrived_at) #>> '{}' || 'Z' AS arrived_at,
+       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = n.event_id ORDER BY i.position) AS candidate_ids,
+       to_json(n.arrived_at + make_interval(mins => :max_age_minutes)) #>> '{}' || 'Z' AS expires_at, n.number
+  FROM newest AS n JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
+ ORDER BY n.arrived_at DESC, n.event_id DESC
+"""
+
+_UNREAD = """
+SELECT n.event_id::text
+  FROM (SELECT event_id, rule FROM {schema}.mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC
+         LIMIT :size) AS n
+ WHERE n.rule IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +118,7 @@ class Filters:
         recipients = usual_spellings(self.recipient) if self.recipient else None
         return Wanted(self.tenant_id, provider, self.ids(), stored, recipients)
 
-    def accept(self, one: Listed, ids: frozenset[str] | None) -> bool:
+    def accept(self, one: OpenOrphan, ids: frozenset[str] | None) -> bool:
         """Whether an orphan passes, with its state and its keys as they are now; *ids* are those of `ids()`."""
         return (
             self.state in (None, one.state)
@@ -82,15 +129,15 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """An orphan of a list.
+class OpenOrphan:
+    """An orphan, without its recipient.
 
     Attributes:
         event_id: Its event.
         tenant_id: Its tenant.
         provider: Its provider; None while nothing has looked at it, or without a usable one.
         type: Its event's type.
-        state: One of `states.OPEN_STATES`.
+        state: One of `states.OPEN_STATES`; of an event that was looked for by its id, one of `states.EVENT_STATES`.
         arrived_at: In ISO 8601, UTC.
         candidate_ids: The ids under which its delivery may be stored; none while nothing has looked at it.
         delivery_id: Of a `matched` one, what it would be linked to now.
@@ -102,7 +149,7 @@ class Listed:
     tenant_id: str
     provider: str | None
     type: str | None
-    state: states.OpenState
+    state: states.EventState
     arrived_at: str
     candidate_ids: tuple[str, ...]
     delivery_id: str | None = None
@@ -110,7 +157,7 @@ class Listed:
     verdict: states.Verdict | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `orphans --json` prints them."""
+        """Return the fields by name, as `orphans --json` and `find --json` print them."""
         return asdict(self)
 
 
@@ -129,7 +176,7 @@ class Page:
         at_least: Whether there are more than that, because `COUNTED_AT_MOST` were read.
     """
 
-    orphans: list[Listed] = field(default_factory=list)
+    orphans: list[OpenOrphan] = field(default_factory=list)
     after: str | None = None
     looked_at: int = 0
     as_of: str | None = None
@@ -144,7 +191,7 @@ class Chunk(NamedTuple):
     `ends`: nothing comes after them.
     """
 
-    listed: list[Listed]
+    listed: list[OpenOrphan]
     rows: int
     last: str
     ends: bool
@@ -222,7 +269,87 @@ def _open(tx: Transaction, survey: Survey, filters: Filters, after: str | None, 
             return
 
 
-def _with_deliveries(tx: Transaction, listed: list[Listed]) -> list[Listed]:
+class NewestOrphans(NamedTuple):
+    """The newest open orphans of a search, and how many there are; `at_least`: more were not looked at."""
+
+    orphans: list[OpenOrphan]
+    number: int
+    at_least: bool
+
+
+def newest(
+    tx: Transaction,
+    *,
+    recipients: Collection[str] = (),
+    message_ids: Collection[str] = (),
+    tenant_id: str | None = None,
+    limit: int,
+    most: int = COUNTED_AT_MOST,
+) -> NewestOrphans:
+    """Return the open orphans that name one of the message ids or recipients, the newest first.
+
+    States are as they are stored. Of the newest `UNREAD` orphans, those without stored ids are looked at too.
+
+    Args:
+        tx: A reading transaction; the adopter's rules must be loaded.
+        recipients: Spellings of an address; orphans that are about another one are left out.
+        message_ids: Ids of messages, in each spelling.
+        tenant_id: Of this tenant only; None is all tenants.
+        limit: At most this many are returned.
+        most: At most this many of each kind are looked at.
+    """
+    unread, all_read = _unread(tx, recipients, message_ids)
+    parameters = {
+        "tenant_id": tenant_id,
+        "recipients": array_literal(sorted(recipients)),
+        "message_ids": array_literal(sorted(message_ids)),
+        "ids": array_literal(sorted(unread)),
+        "grace_seconds": tx.settings.grace_seconds,
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "most": most,
+        "size": limit,
+    }
+    with by_statistics(tx):  # a pass over the open orphans
+        rows = tx.execute(_NEWEST, parameters).all()
+    orphans = [
+        OpenOrphan(
+            row.event_id,
+            row.tenant_id,
+            row.provider,
+            row.type,
+            row.state,
+            row.arrived_at,
+            tuple(row.candidate_ids),
+            expires_at=row.expires_at,
+        )
+        for row in rows
+    ]
+    number = rows[0].number if rows else 0
+    return NewestOrphans(_with_deliveries(tx, orphans), number, number >= most or not all_read)
+
+
+def of_message(database: Database, message_id: str, *, limit: int) -> NewestOrphans:
+    """Return the open orphans that name a message, in any spelling and in all tenants, the newest first."""
+    runtime.load_imports(to_read=True)
+    with database.reading(TIMEOUT_MS) as tx:
+        return newest(tx, message_ids=spellings_of(message_id), limit=limit)
+
+
+def _unread(tx: Transaction, recipients: Collection[str], message_ids: Collection[str]) -> tuple[set[str], bool]:
+    """Return those of the newest open orphans without stored ids that a search is for, and whether those are all."""
+    event_ids = list(tx.execute(_UNREAD, {"size": UNREAD}).scalars())
+    orphans = open_orphans.read(tx, event_ids)
+    keys = judge.current_keys(tx, orphans) if orphans else []
+    named = set(message_ids)
+    matching = {
+        orphan.event_id
+        for orphan, orphan_keys in zip(orphans, keys, strict=True)
+        if orphan_keys.recipient in recipients or not named.isdisjoint(orphan_keys.candidate_ids)
+    }
+    return matching, len(event_ids) < UNREAD
+
+
+def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:
     """Return *listed*, the matched ones with the delivery that the judge finds now."""
     matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
     found = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, matched)}
@@ -235,13 +362,13 @@ def _bounds(tx: Transaction, survey: Survey, filters: Filters) -> Bounds:
     return listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
 
 
-def _as_stored(tx: Transaction, row: Row) -> Listed:
+def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
     event_id, arrived_at, tenant_id, provider, type_, state, ids = row
     expires_at = _expires(tx, arrived_at)
-    return Listed(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), None, expires_at)
+    return OpenOrphan(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), None, expires_at)
 
 
-def judged_now(database: Database, filters: Filters) -> Iterator[Listed]:
+def judged_now(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
     """Yield open orphans that pass, oldest first, judged as a sweep would now; those in their grace are among them.
 
     Each has the verdict as its state, even in its grace. The transactions are short, however many orphans are open.
@@ -259,7 +386,7 @@ def judged_now(database: Database, filters: Filters) -> Iterator[Listed]:
         place = places[-1]
 
 
-def _judged(tx: Transaction, event_ids: list[str]) -> list[Listed]:
+def _judged(tx: Transaction, event_ids: list[str]) -> list[OpenOrphan]:
     types = ledger.types_of(tx, event_ids)  # one whose event is gone has none
     found = open_orphans.read(tx, [one for one in event_ids if one in types])
     return [_listed(tx, one, types, one.verdict.state) for one in judge.judge(tx, found)]
@@ -289,9 +416,9 @@ def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | Non
             return
 
 
-def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.OpenState) -> Listed:
+def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.OpenState) -> OpenOrphan:
     orphan, its = one.orphan, one.keys
-    return Listed(
+    return OpenOrphan(
         orphan.event_id,
         orphan.tenant_id,
         its.provider,

@@ -35,9 +35,7 @@ SELECT left(r.tenant_id, 512) AS tenant_id, r.delivery_id::text, o.id::text AS e
        extract(epoch FROM r.inserted_at - o.inserted_at)::float8 AS after_seconds
   FROM (SELECT * FROM latest WHERE type = 'reconciled' AND delivery_id IS NOT NULL LIMIT :size) AS r
   JOIN {schema}.mailglass_events AS o
-    ON o.id = CASE WHEN r.type = 'reconciled'
-                    AND r.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-               THEN CAST(substr(r.idempotency_key, 12) AS uuid) END
+    ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(r.type, r.idempotency_key)
    AND o.tenant_id = r.tenant_id
  ORDER BY r.id DESC
 """

@@ -11,7 +11,7 @@ from uuid import UUID
 from mailglass_reconcile import runtime
 from mailglass_reconcile.beside_mailglass import by_id_alone
 from mailglass_reconcile.ops import explanation, orphans
-from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, Listed
+from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, OpenOrphan
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans
@@ -47,7 +47,7 @@ class Target:
     include_expired: bool = False
 
 
-def find(database: Database, target: Target, limit: int) -> list[Listed]:
+def find(database: Database, target: Target, limit: int) -> list[OpenOrphan]:
     """Return the orphans of *target* that have a delivery by the sweep's rule, even in its grace; at most *limit*."""
     if target.event_id is not None:
         return _event(database, target.event_id, expired=target.include_expired)
@@ -61,7 +61,7 @@ def find(database: Database, target: Target, limit: int) -> list[Listed]:
     return list(islice((one for one in listed if one.delivery_id and wanted in (None, one.delivery_id)), limit))
 
 
-def _expired(database: Database, filters: Filters) -> Iterator[Listed]:
+def _expired(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
     after = None
     while True:
         read = orphans.page(database, replace(filters, state=EXPIRED), limit=MOST, after=after)
@@ -71,14 +71,16 @@ def _expired(database: Database, filters: Filters) -> Iterator[Listed]:
             return
 
 
-def _event(database: Database, event_id: UUID, *, expired: bool) -> list[Listed]:
+def _event(database: Database, event_id: UUID, *, expired: bool) -> list[OpenOrphan]:
     known = explanation.explain(database, event_id)
     state = next((one for one in (MATCHED, WAITING, EXPIRED) if one == known.state), None)
     if state is None or known.verdict != MATCHED or (state == EXPIRED and not expired):
         raise LookupError(f"cannot link event {event_id} ({known.state}): {known.sentence}")
     tenant_id, arrived_at = known.tenant_id or "", known.arrived_at or ""
     ids = tuple(known.candidate_ids)
-    return [Listed(known.event_id, tenant_id, known.provider, known.type, state, arrived_at, ids, known.delivery_id)]
+    return [
+        OpenOrphan(known.event_id, tenant_id, known.provider, known.type, state, arrived_at, ids, known.delivery_id)
+    ]
 
 
 def _of_delivery(database: Database, delivery_id: UUID, filters: Filters) -> Filters:
@@ -89,7 +91,7 @@ def _of_delivery(database: Database, delivery_id: UUID, filters: Filters) -> Fil
     return replace(filters, tenant_id=row.tenant_id, message_id=row.provider_message_id)
 
 
-def would_link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:
+def would_link(database: Database, found: Sequence[OpenOrphan], tenant_id: str | None = None) -> SweepResult:
     """Return the counts that `link` would have, and write nothing."""
     with database.reading() as tx:
         its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
@@ -104,7 +106,7 @@ def would_link(database: Database, found: Sequence[Listed], tenant_id: str | Non
     return tally.result()
 
 
-def link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:
+def link(database: Database, found: Sequence[OpenOrphan], tenant_id: str | None = None) -> SweepResult:
     """Link what `find` has found, broadcast it, and note it in the history of runs; *tenant_id* is for the counts."""
     sweep = Sweep(
         database,

@@ -104,35 +104,6 @@ SELECT EXISTS (
                      AND right(recipient, length(:erased)) = :erased LIMIT 1) AS d)
 """
 
-_SHOWN = """
-SELECT d.id::text,
-       -- The provider of its send, where its row may have none.
-       left(coalesce(d.provider,
-                     (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
-                                  WHEN 'string' THEN e.metadata ->> 'provider' END
-                        FROM {schema}.mailglass_events AS e
-                       WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
-                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512),
-       left(d.mailable, 200), left(d.last_event_type, 100), to_json(d.inserted_at) #>> '{}' || 'Z'
-  FROM unnest(CAST(:ids AS uuid[])) AS c (id) JOIN {schema}.mailglass_deliveries AS d ON d.id = c.id
-"""
-
-
-class Shown(NamedTuple):
-    """What distinguishes a delivery from others for people: no address.
-
-    Attributes:
-        provider: That of its send, if its row has none.
-        mailable: What was sent; None if that could hold an address.
-        state: The type of its last event.
-        stored_at: In ISO 8601, UTC.
-    """
-
-    provider: str | None
-    mailable: str | None
-    state: str | None
-    stored_at: str | None
-
 
 class Question(NamedTuple):
     """What one event asks of a wide id; `recipient` is an address as it is compared."""
@@ -156,14 +127,6 @@ def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
 def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
     """Keep a delivery of the tenant from being deleted until the transaction ends; False if there is none."""
     return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
-
-
-def shown(tx: Transaction, ids: Iterable[str]) -> dict[str, Shown]:
-    """Return what distinguishes deliveries for people, by id."""
-    return {
-        id_: Shown(provider, None if addresses.holds_address(mailable or "") else mailable, state, stored_at)
-        for id_, provider, mailable, state, stored_at in tx.execute(_SHOWN, {"ids": array_literal(ids)})
-    }
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:

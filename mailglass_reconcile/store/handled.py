@@ -54,9 +54,7 @@ WITH page AS MATERIALIZED (
     FROM page AS p
     JOIN {schema}.mailglass_events AS o
       ON o.type = :type
-     AND o.id = CASE WHEN p.type = 'reconciled' AND p.idempotency_key COLLATE "C"
-                          ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-                     THEN substr(p.idempotency_key, 12)::uuid END
+     AND o.id = {schema}.mailglass_reconcile_orphan_of_v1(p.type, p.idempotency_key)
 )
 SELECT r.event_id::text, r.delivery_id::text, (SELECT max(id::text) FROM page) AS last
   FROM (SELECT) AS always

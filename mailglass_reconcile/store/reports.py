@@ -42,13 +42,7 @@ WITH chosen AS MATERIALIZED (
 -- Of each tenant, what should have a report by now, and where the last reports are.
 ), seen AS (
   SELECT d.*,
-         -- The provider of its send, where its row may have none.
-         left(coalesce(d.provider,
-                       (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
-                                    WHEN 'string' THEN e.metadata ->> 'provider' END
-                          FROM {schema}.mailglass_events AS e
-                         WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
-                         ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512) AS sent_by,
+         left(p.provider, 512) AS sent_by,
          d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
     FROM chosen AS t
    CROSS JOIN LATERAL (
@@ -81,6 +75,7 @@ WITH chosen AS MATERIALIZED (
                      FROM {schema}.mailglass_deliveries
                     WHERE tenant_id = t.tenant_id AND stream = s.stream AND terminal = true
                     ORDER BY last_event_at DESC LIMIT :reported) AS f) AS d
+   CROSS JOIN LATERAL {schema}.mailglass_reconcile_provider_of_v1(d.id, d.provider) AS p
 )
 SELECT sent_by, count(*) FILTER (WHERE due) AS deliveries,
        count(*) FILTER (WHERE due AND NOT reported) AS without_report,

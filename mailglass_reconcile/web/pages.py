@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from starlette.requests import Request
@@ -22,19 +23,19 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.ops import (
     causes,
+    deliveries,
     explanation,
-    naming,
     orphans,
     overview,
     runs,
     search,
     status,
     tenants,
-    timeline,
     waiting,
 )
-from mailglass_reconcile.ops.orphans import Page
-from mailglass_reconcile.ops.search import Found, What
+from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
+from mailglass_reconcile.ops.orphans import OpenOrphan, Page
+from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.tenants import Unknown
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
@@ -217,15 +218,28 @@ class Pages:
     @_page
     async def delivery(self, request: Request) -> Response:
         delivery_id = parameters.id_of(request.path_params["delivery_id"])
-        found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))
+        found = await self._cache.get(("delivery", delivery_id), lambda: self._read(delivery_id))
         if found is None:
             raise NotFoundError
-        message_id = found.delivery["message_id"]
-        named_by = []
-        if message_id:
-            key = ("naming", message_id)
-            named_by = await self._cache.get(key, lambda: naming.naming(self._database, message_id))
-        return await self._show(request, "delivery.html", delivery=found.delivery, found=found, named_by=named_by)
+        delivery, events = found
+        named_by: list[OpenOrphan] = []
+        if message_id := delivery.message_id:
+            read = partial(orphans.of_message, self._database, message_id, limit=EVENTS)
+            named_by = (await self._cache.get(("message", message_id), read)).orphans
+        return await self._show(
+            request,
+            "delivery.html",
+            delivery=delivery,
+            events=events[: deliveries.LATEST],
+            more=len(events) > deliveries.LATEST,
+            named_by=named_by,
+            named_shown=EVENTS,
+        )
+
+    def _read(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
+        with self._database.reading(LIST_TIMEOUT_MS) as tx:
+            found = deliveries.read(tx, [str(delivery_id)])
+            return (found[0], deliveries.events(tx, [str(delivery_id)], deliveries.LATEST + 1)) if found else None
 
     @_page
     async def find(self, request: Request) -> Response:
@@ -245,7 +259,7 @@ class Pages:
         if not typed:
             return await self._show(request, "found.html", typed="", found=None, address=False, **shown)
         try:
-            what = search.check(typed, tenant or None)
+            what = search.parse_term(typed, tenant or None)
         except ValueError as error:
             shown["wrong"] = str(error)
             return await self._show(request, "found.html", status=400, typed="", found=None, address=False, **shown)
@@ -263,7 +277,7 @@ class Pages:
         kept = "" if posted or holds_address(typed) else typed
         return await self._show(request, "found.html", typed=kept, found=found, address=not kept, **shown)
 
-    async def _found(self, what: What, *, scan: bool) -> Found:
+    async def _found(self, what: SearchTerm, *, scan: bool) -> SearchResults:
         # What is kept for a few seconds does not hold the address either.
         digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id, scan)).encode()).digest()
         return await self._cache.get(("find", digest), lambda: search.find(self._database, what, scan=scan))

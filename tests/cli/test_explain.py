@@ -77,7 +77,7 @@ def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(
         found = commands.conforming("explain", commands.inside("explain", *arguments, "--json").stdout)
         assert [one["event_id"] for one in found] == [linked, waiting]
         assert (found[0]["delivery"]["type"], found[0]["delivery"]["final"]) == ("opened", True)
-        assert (found[0]["delivery"]["verdict"], found[0]["delivery"]["command"]) == (verdict, None)
+        assert (found[0]["delivery"]["summary"], found[0]["delivery"]["command"]) == (verdict, None)
     nothing = factories.delivery(db, "m-2")
     said = commands.inside("explain", nothing).stdout
     assert f"delivery {nothing}: dispatched since" in said

@@ -11,10 +11,10 @@ import pages
 from mailglass_reconcile import Erased, PruneResult, SweepResult
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import Finding
+from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
-from mailglass_reconcile.ops.orphans import Listed
+from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.ops.preview import Preview
-from mailglass_reconcile.ops.search import Hit
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs
@@ -25,7 +25,7 @@ OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attach
 ADDED = {"explain": {"delivery"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
-    "erase": Erased, "explain": Explanation, "find": Hit, "orphans": Listed, "prune": PruneResult,
+    "erase": Erased, "explain": Explanation, "orphans": OpenOrphan, "prune": PruneResult,
     "prune_step": Preview, "status": Status,
     "sweep": SweepResult,
 }  # fmt: skip
@@ -33,7 +33,7 @@ RESULTS = {
 WORDS = {
     "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.VERDICTS, None},
     ("explain", "state"): {*states.EVENT_STATES}, ("orphans", "state"): {*states.OPEN_STATES},
-    ("find", "kind"): {"delivery", "event"},
+    ("find", "kind"): {"delivery", "event"}, ("find", "state"): {*states.EVENT_STATES},
     ("status", "state"): {*states.OPEN_STATES} - {"expired"}, ("status", "status"): {*states.RUN_STATUSES},
     ("sweep", "status"): {*get_args(states.SweepStatus)}, ("doctor", "status"): {*get_args(states.FindingStatus)},
 }  # fmt: skip
@@ -61,6 +61,15 @@ def test_a_schema_has_the_fields_of_the_result(name):
     """No more and no fewer, at its top."""
     fields = {field.name for field in dataclasses.fields(RESULTS[name])} | ADDED.get(name, set())
     assert set(SCHEMAS[name]["properties"]) == fields
+
+
+def test_a_record_has_the_same_fields_wherever_it_is_printed():
+    """A delivery by `find` and `explain`, an orphan by `find` and `orphans`."""
+    found = {tuple(each["properties"]["kind"].values()): set(each["properties"]) for each in SCHEMAS["find"]["oneOf"]}
+    delivery = {field.name for field in dataclasses.fields(Delivery)}
+    assert found["delivery",] == delivery | {"kind", "id"}
+    assert found["event",] == set(SCHEMAS["orphans"]["properties"]) | {"kind", "id"}
+    assert set(SCHEMAS["explain"]["properties"]["delivery"]["properties"]) == delivery
 
 
 def test_the_schemas_of_findings_and_counts_have_their_fields():

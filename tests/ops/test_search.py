@@ -7,7 +7,7 @@ import pytest
 
 import factories
 from mailglass_reconcile import Sent, record_send
-from mailglass_reconcile.ops import search
+from mailglass_reconcile.ops import deliveries, orphans, search
 from mailglass_reconcile.rules.addresses import usual_spellings
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -20,7 +20,7 @@ ADA = "ada@bücher.example"
 
 def found(db, text, tenant_id=None, **more):
     """Look for a text."""
-    return search.find(db.database, search.check(text, tenant_id), **more)
+    return search.find(db.database, search.parse_term(text, tenant_id), **more)
 
 
 def ids(db, text, tenant_id=None, **more):
@@ -89,8 +89,8 @@ def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
     assert ids(db, ADA, "globex") == []
     assert ids(db, "m-1", "globex") == [orphan]
     (one,) = [one for one in found(db, ADA).hits if one.id == orphan]
-    assert (one.kind, one.tenant_id, one.type) == ("event", "globex", "delivered")
-    assert one.state == ("tenant_mismatch" if swept else "unseen")
+    assert (one.kind, one.record.tenant_id, one.record.type) == ("event", "globex", "delivered")
+    assert one.record.state == ("tenant_mismatch" if swept else "unseen")
 
 
 def test_a_message_id_is_found_in_any_spelling(db):
@@ -147,7 +147,7 @@ def test_no_record_holds_an_address(db):
 def test_what_nothing_can_have_is_refused(text):
     """With a sentence that does not repeat it."""
     with pytest.raises(ValueError, match="1 to 512 characters"):
-        search.check(text)
+        search.parse_term(text)
 
 
 def test_what_is_in_no_row_is_not_found(db):
@@ -210,7 +210,7 @@ def test_an_address_costs_its_own_deliveries_and_a_probe_for_each_tenant(wide, a
         "message_ids": "{}", "ids": "{}", "most": search.MOST, "size": 20,
     }  # fmt: skip
     with wide.reading() as tx:
-        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {search._DELIVERIES}", parameters)
+        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {deliveries._NEWEST}", parameters)
     assert "Seq Scan" not in json.dumps(plans)
     assert read_of(plans[0]["Plan"]) <= at_most
 
@@ -227,13 +227,13 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
         "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.MOST, "size": 20,
     }  # fmt: skip
     with wide.reading() as tx, by_statistics(tx):
-        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {search._OPEN}", parameters)
+        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {orphans._NEWEST}", parameters)
     assert read_of(plans[0]["Plan"]) <= at_most
 
 
 @pytest.mark.slow
 def test_of_a_hundred_thousand_deliveries_the_newest_are_found(wide):
     """Their number is known; what it costs is above, in rows."""
-    whole = search.find(wide, search.check("ada@example.com"))
+    whole = search.find(wide, search.parse_term("ada@example.com"))
     assert (whole.deliveries, len(whole.hits), whole.more) == (WIDE, 50, True)
     assert [one.at for one in whole.hits] == sorted((one.at for one in whole.hits), reverse=True)

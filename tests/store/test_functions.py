@@ -34,7 +34,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     """And keeps its plan, which would cost more than executing it. The others are parts of statements."""
     wanted = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
     found = {name: dict(one.split("=", 1) for one in settings) for name, settings in tx.rows(SETTINGS)}
-    assert len(found) == len(schema.FUNCTIONS) - 5
+    assert len(found) == len(schema.FUNCTIONS) - 7
     for settings in found.values():
         assert {name: value.replace('"', "") for name, value in settings.items()} == wanted
 
@@ -46,6 +46,32 @@ def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
     plan = "\n".join(row[0] for row in rows)
     assert "Recursive Union" in plan
     assert "Function Scan" not in plan
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT mailglass_reconcile_orphan_of_v1(type, idempotency_key) FROM mailglass_events",
+        "SELECT p.provider FROM mailglass_deliveries AS d,"
+        " LATERAL mailglass_reconcile_provider_of_v1(d.id, d.provider) AS p",
+    ],
+)
+def test_what_readers_share_is_put_in_the_place_of_the_call(tx, query):
+    """With a setting of its own, or with a body of the new style, it would be called for each row."""
+    plan = "\n".join(row[0] for row in tx.rows(f"EXPLAIN (VERBOSE) {query}"))
+    assert "_v1" not in plan
+    assert "Function Scan" not in plan
+
+
+def test_the_orphan_of_a_link_is_that_of_its_key_alone(tx):
+    """A key that only begins like one of ours, or an event of another type, names none."""
+    id_ = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
+    keys = {
+        "reconciled": (f"reconciled:{id_}", f"reconciled:{id_}x", f"x{id_}", None),
+        "opened": (f"reconciled:{id_}",),
+    }
+    called = "SELECT mailglass_reconcile_orphan_of_v1(:type, :key)::text"
+    assert [tx.value(called, type=type_, key=key) for type_, of in keys.items() for key in of] == [id_, *[None] * 4]
 
 
 def test_migrating_makes_a_function_that_is_missing(empty_database_url):

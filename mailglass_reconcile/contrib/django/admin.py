@@ -5,30 +5,30 @@ Nothing can be changed, but that a person can be erased.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
 from django.core.paginator import Paginator
-from django.db import connections, models
+from django.db import connections
 from django.db.models.expressions import RawSQL
-from django.db.models.fields.json import KeyTextTransform
-from django.db.models.functions import Cast, Coalesce, Substr
 from django.http import Http404
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils.formats import localize
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.timezone import template_localtime
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored, UTCDateTimeField
+from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import explanation, tenants, verdicts
-from mailglass_reconcile.record.checking import SENT_TYPES
+from mailglass_reconcile.ops import deliveries, explanation, search, tenants
 from mailglass_reconcile.record.erasing import erase
 from mailglass_reconcile.rules import addresses, event_types, providers, states
 from mailglass_reconcile.store.callers_transaction import borrowed
@@ -36,24 +36,6 @@ from mailglass_reconcile.store.database import Transaction, in_schema
 
 LIMIT = 1_000
 """Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
-
-# The index is on (tenant_id, recipient).
-DELIVERIES = """
-WITH found AS (
-  SELECT id FROM {schema}.mailglass_deliveries WHERE id = %(uuid)s
-   UNION ALL
-  (SELECT id FROM {schema}.mailglass_deliveries
-    WHERE hashtextextended(provider_message_id, 0) = hashtextextended(%(text)s, 0)
-      AND provider_message_id = %(text)s LIMIT %(limit)s)
-   UNION ALL
-  SELECT d.id
-    FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
-   CROSS JOIN LATERAL (
-           SELECT id FROM {schema}.mailglass_deliveries
-            WHERE tenant_id = t.tenant_id AND recipient = ANY (ARRAY[%(text)s, lower(%(text)s)])) AS d
-)
-SELECT id FROM found LIMIT %(limit)s
-"""
 
 # An orphan that was linked has no delivery in its row: its `reconciled` event has, and names it.
 EVENTS = """
@@ -75,25 +57,11 @@ WITH found AS (
 SELECT id FROM found LIMIT %(limit)s
 """
 
-ORPHANS = """
-WITH found AS (
-  SELECT event_id FROM {schema}.mailglass_open_orphans WHERE event_id = %(uuid)s
-   UNION ALL
-  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = %(text)s
-)
-SELECT event_id FROM found LIMIT %(limit)s
-"""
-
 TENANTS = 100
 """Tenants that a filter lists."""
 
 MOST_ERASED = 100
 """Deliveries whose recipients are erased by one action."""
-
-INLINE_EVENTS = 200
-"""Events that a delivery shows at most, the latest: a robot may open a mail ten thousand times."""
-
-RECONCILED = "^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
 class ShortPaginator(Paginator):
@@ -128,12 +96,15 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ("id",)
     show_full_result_count = False
     sortable_by = ()
-    found_by = EVENTS
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         if not search_term.strip():
             return queryset, False
-        return queryset.filter(pk__in=ids(self.found_by, search_term)), False
+        return queryset.filter(pk__in=self.search(search_term)), False
+
+    def search(self, term: str) -> list[UUID]:
+        """Return the primary keys of what is found for *term*, at most `LIMIT`."""
+        raise NotImplementedError
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
         """Whether the address of a list may filter it: by our filters only, or an address could be guessed so."""
@@ -196,9 +167,8 @@ class WithProvider(Among):
         return [(name, providers.title(name)) for name in providers.known()]
 
     def passing(self, queryset: Any, value: str) -> Any:
-        """Return the rows of the provider; of a delivery whose row has none, that of its send counts."""
-        column = "sent_by" if self._admin.model is Delivery else "provider"
-        return queryset.filter(**{f"{column}__in": providers.spellings(providers.canonical(value))})
+        """Return the rows that name the provider."""
+        return queryset.filter(provider__in=providers.spellings(providers.canonical(value)))
 
 
 class LastEvent(Among):
@@ -225,54 +195,6 @@ class InState(Among):
         return queryset.filter(state__isnull=True) if value == states.UNSEEN else queryset.filter(state=value)
 
 
-class EventInline(ReadOnly, admin.TabularInline):
-    """The latest events of a delivery; what a `reconciled` event has linked is told by its type and time."""
-
-    model = Event
-    ordering = ("-occurred_at", "-id")
-    fields = readonly_fields = ("type", "occurred_at", "linked_type", "linked_at", "reject_reason")
-    extra = 0
-    show_change_link = True
-
-    def get_queryset(self, request: Any) -> Any:
-        of_delivery = Event.objects.filter(delivery_id=_delivery_id(request))
-        latest = of_delivery.order_by(Stored("occurred_at").desc())[:INLINE_EVENTS]
-        orphan = Event.objects.filter(pk=models.OuterRef("orphan_id"))
-        return (
-            super()
-            .get_queryset(request)
-            .filter(pk__in=latest.values("pk"))
-            .annotate(
-                orphan_id=models.Case(
-                    models.When(
-                        type="reconciled",
-                        idempotency_key__regex=RECONCILED,
-                        then=Cast(Substr("idempotency_key", len("reconciled:") + 1), models.UUIDField()),
-                    )
-                )
-            )
-            .annotate(
-                orphan_type=models.Subquery(orphan.values("type")),
-                orphan_at=models.Subquery(orphan.values("occurred_at"), output_field=UTCDateTimeField()),
-            )
-        )
-
-    @admin.display(description="linked event")
-    def linked_type(self, event: Any) -> Any:
-        return event.orphan_type or "-"
-
-    @admin.display(description="which happened at")
-    def linked_at(self, event: Any) -> Any:
-        return localize(template_localtime(event.orphan_at)) if event.orphan_at else "-"
-
-
-def _delivery_id(request: Any) -> UUID | None:
-    try:
-        return UUID(unquote(request.resolver_match.kwargs["object_id"]))
-    except (KeyError, ValueError):
-        return None
-
-
 @admin.register(Delivery)
 class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
@@ -280,24 +202,37 @@ class DeliveryAdmin(LargeTableAdmin):
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
     list_filter = (LastEvent, OfTenant, WithProvider)
     fields = readonly_fields = (
-        "verdict",
+        "summary",
         *("id", "tenant_id", "mailable", "stream", "recipient", "sent_by", "provider_message_id"),
         *("last_event_type", "last_event_at", "terminal"),
         *("dispatched_at", "delivered_at", "bounced_at", "complained_at", "suppressed_at"),
+        "timeline",
     )
     ordering = ("-id",)
-    search_help_text = "A recipient's address, a provider's message id, or a delivery's id, exactly."
-    found_by = DELIVERIES
-    inlines = (EventInline,)
+    search_help_text = "A recipient's address, a provider's message id, or a delivery's id."
     actions = ("erase_recipients",)
 
-    def get_queryset(self, request: Any) -> Any:
-        """Return all, each with the provider of its send, where its row may not have one."""
-        sends = Event.objects.filter(delivery=models.OuterRef("pk"), type__in=SENT_TYPES)
-        provider = sends.order_by("delivery", Stored("occurred_at")).values(
-            name=KeyTextTransform("provider", "metadata")
-        )
-        return super().get_queryset(request).annotate(sent_by=Coalesce("provider", models.Subquery(provider[:1])))
+    def search(self, term: str) -> list[UUID]:
+        return found("delivery", term)
+
+    def get_changelist_instance(self, request: Any) -> Any:
+        """Return the list, each delivery with the provider of its send, where its row has none."""
+        changes = super().get_changelist_instance(request)
+        with _reading() as tx:
+            read = deliveries.read(tx, [str(delivery.pk) for delivery in changes.result_list])
+        by_id = {delivery.delivery_id: delivery for delivery in read}
+        for delivery in changes.result_list:
+            delivery.shown = by_id.get(str(delivery.pk))
+        return changes
+
+    def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
+        """Return a delivery with what is shown of it, or None."""
+        delivery = super().get_object(request, object_id, from_field)
+        if delivery is not None:
+            with suppress(MailglassReconcileError), _reading() as tx:
+                (delivery.shown,) = deliveries.read(tx, [str(delivery.pk)])
+                delivery.timeline = deliveries.events(tx, [str(delivery.pk)], deliveries.LATEST)
+        return delivery
 
     def newest(self, tenant_id: str | None) -> Any:
         """Return the newest deliveries; those of a tenant by their last event, as the index on tenants has them."""
@@ -305,19 +240,32 @@ class DeliveryAdmin(LargeTableAdmin):
             return super().newest(None)
         return Delivery.objects.filter(tenant_id=tenant_id).order_by(Stored("last_event_at").desc())[:LIMIT]
 
-    @admin.display(description="verdict")
-    def verdict(self, delivery: Any) -> str:
+    @admin.display(description="summary")
+    def summary(self, delivery: Any) -> str:
         """Return what happened to it, in one sentence, and the command that shows more."""
-        try:
-            with _reading() as tx:
-                found = verdicts.of(tx, [str(delivery.pk)]).get(str(delivery.pk))
-        except MailglassReconcileError as error:
-            return str(error)
-        return "-" if found is None else ": ".join(filter(None, found))
+        shown = getattr(delivery, "shown", None)
+        return "-" if shown is None else ": ".join(filter(None, (shown.summary, shown.command)))
 
     @admin.display(description="provider")
     def sent_by(self, delivery: Any) -> Any:
-        return delivery.sent_by or "-"
+        shown = getattr(delivery, "shown", None)
+        return shown.provider if shown and shown.provider else "-"
+
+    @admin.display(description="events")
+    def timeline(self, delivery: Any) -> Any:
+        """Return its latest events, the latest first; of those that were linked, the orphans."""
+        rows = [
+            (
+                reverse(
+                    "admin:mailglass_reconcile_event_change", args=(event.event_id,), current_app=self.admin_site.name
+                ),
+                event.type,
+                _localized(event.occurred_at),
+                f"linked {_localized(event.linked_at)}" if event.linked_at else "stored with the delivery",
+            )
+            for event in getattr(delivery, "timeline", ())
+        ]
+        return format_html_join(mark_safe("<br>"), '<a href="{}">{}</a> {}, {}', rows) or "-"
 
     def has_erase_permission(self, request: Any) -> bool:
         """Whether the user may erase a person: with the permission to delete deliveries, which allows nothing else."""
@@ -369,6 +317,9 @@ class EventAdmin(LargeTableAdmin):
         "needs_reconciliation",
     )
 
+    def search(self, term: str) -> list[UUID]:
+        return ids(EVENTS, term)
+
     def newest(self, tenant_id: str | None) -> Any:
         """Return the newest events; those of a tenant by when they were stored, as the index on tenants has them."""
         if tenant_id is None:
@@ -394,8 +345,10 @@ class OpenOrphanAdmin(LargeTableAdmin):
         *("event", "tenant_id", "arrived_at", "provider", "recipient", "state", "refused"),
     )
     ordering = (Stored("arrived_at").desc(), "-event_id")
-    search_help_text = "A provider's message id, or an event's id, exactly."
-    found_by = ORPHANS
+    search_help_text = "A provider's message id, or an event's id."
+
+    def search(self, term: str) -> list[UUID]:
+        return found("event", term)
 
     @admin.display(description="verdict")
     def explanation(self, orphan: Any) -> str:
@@ -407,6 +360,26 @@ class OpenOrphanAdmin(LargeTableAdmin):
 def _reading() -> Iterator[Transaction]:
     with database.connection() as lent, borrowed(lent, runtime.get_settings()) as tx:
         yield tx
+
+
+def found(kind: str, text: str) -> list[UUID]:
+    """Return the ids of the deliveries, or of the events, that the dashboard's search finds, at most `LIMIT`."""
+    try:
+        term = search.parse_term(text)
+    except ValueError:
+        return []
+    runtime.load_imports(to_read=True)
+    with _reading() as tx:
+        results = search.find_within(tx, term, limit=LIMIT)
+    return [UUID(hit.id) for hit in results.hits if hit.kind == kind]
+
+
+def _localized(iso: str) -> str:
+    """Return a time in ISO 8601 in the reader's zone and language."""
+    try:
+        return str(localize(template_localtime(dt.datetime.fromisoformat(iso))))
+    except ValueError:  # Postgres knows infinity, and years that Python does not
+        return iso
 
 
 def _explained(event_id: UUID) -> str:

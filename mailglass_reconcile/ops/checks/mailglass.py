@@ -48,9 +48,11 @@ WITH newest AS MATERIALIZED (
     FROM {schema}.mailglass_events
    WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events
 ), links AS MATERIALIZED (
-  SELECT n.id, n.delivery_id, n.ours, CAST(substr(n.idempotency_key, 12) AS uuid) AS orphan_id FROM newest AS n
-   WHERE n.delivery_id IS NOT NULL AND n.metadata -> 'linked_by' IS NULL AND n.type = 'reconciled'
-     AND n.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' LIMIT :links
+  SELECT n.id, n.delivery_id, n.ours, o.id AS orphan_id
+    FROM newest AS n
+   CROSS JOIN LATERAL (SELECT {schema}.mailglass_reconcile_orphan_of_v1(n.type, n.idempotency_key) AS id) AS o
+   WHERE n.delivery_id IS NOT NULL AND n.metadata -> 'linked_by' IS NULL AND o.id IS NOT NULL
+   LIMIT :links
 )
 SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text AS delivery_id, l.ours,
        d.tenant_id IS DISTINCT FROM o.tenant_id AS other_tenant, left(d.recipient, 1000) AS recipient

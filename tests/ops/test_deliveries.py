@@ -1,13 +1,16 @@
-"""The verdict on a delivery: one sentence of what happened, and where to look next."""
+"""A delivery for people: one sentence of what happened, where to look next, and its events."""
 
 import datetime as dt
+import json
 
 import pytest
 
+import commands
 import factories
 import mailglass_reconcile
+from browsing import Visitor, app
 from mailglass_reconcile import Sent, record_send
-from mailglass_reconcile.ops import verdicts
+from mailglass_reconcile.ops import deliveries
 from mailglass_reconcile.store.database import uuid7
 from recording import event, record
 
@@ -25,10 +28,11 @@ def as_stored(value):
     return str((dt.datetime.now(dt.UTC) - value).replace(tzinfo=None))
 
 
-def verdict(db, delivery_id):
-    """Return the verdict on a delivery."""
+def summary(db, delivery_id):
+    """Return the summary of a delivery, and its command."""
     with db.database.reading() as tx:
-        return verdicts.of(tx, [delivery_id])[delivery_id]
+        (delivery,) = deliveries.read(tx, [delivery_id])
+    return delivery.summary, delivery.command
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
     """With the time that has passed, and the provider's name as it writes it."""
     stored = {"message_id": "m-1", **{name: as_stored(value) for name, value in columns.items()}}
     delivery = factories.delivery(db, **stored)
-    assert verdict(db, delivery) == (sentence, None)
+    assert summary(db, delivery) == (sentence, None)
 
 
 @pytest.mark.parametrize("attached", [True, False])
@@ -87,7 +91,7 @@ def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
         with db.begin() as connection:
             record(connection, bounced)
     expected = "bounced, hard, 550 5.1.1, reason invalid, 2 hours ago"
-    assert verdict(db, str(sent.delivery_id)).sentence == expected
+    assert summary(db, str(sent.delivery_id))[0] == expected
 
 
 def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
@@ -101,7 +105,7 @@ def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
         reject_reason="no such user: ada@example.com",
     )
     factories.insert(db, events=[row])
-    assert verdict(db, delivery).sentence == "bounced, 1 hour ago"
+    assert summary(db, delivery)[0] == "bounced, 1 hour ago"
 
 
 def test_a_webhook_that_reports_no_end_is_no_silence(db):
@@ -111,20 +115,21 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
         factories.sendgrid("m-1"), type="queued", delivery_id=delivery, needs_reconciliation=False
     )
     factories.insert(db, events=[row])
-    assert verdict(db, delivery).sentence == (
-        "dispatched 3 hours ago, as the last webhook says: look at SendGrid's log"
-    )
+    assert summary(db, delivery)[0] == ("dispatched 3 hours ago, as the last webhook says: look at SendGrid's log")
 
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
-    """With the command that explains it; one about another recipient does not count."""
+    """With the command that explains it; before one about another recipient, which is shown as such."""
     delivery = factories.delivery(db, "m-1", last_event_at=as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
-        record(connection, event(recipient="bob@example.com"), tenant_id="globex")
-    assert "no webhook has arrived" in verdict(db, delivery).sentence
+        (other,) = record(connection, event(recipient="bob@example.com"), tenant_id="globex")
+    assert summary(db, delivery) == (
+        "dispatched 3 hours ago; 1 open event of tenant globex about another recipient names its message id",
+        f"mailglass-reconcile explain {other.event_id}",
+    )
     with db.begin() as connection:
         (own,) = record(connection, event(recipient=RECIPIENT, provider_event_id="2"), tenant_id="globex")
-    assert verdict(db, delivery) == (
+    assert summary(db, delivery) == (
         "dispatched 3 hours ago; 1 open event of tenant globex names its message id",
         f"mailglass-reconcile explain {own.event_id}",
     )
@@ -136,7 +141,47 @@ def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False, age_seconds=3_600)
     factories.insert(db, events=[{**row, "id": uuid7()} for _ in range(1_000)])
     with db.database.reading() as tx:
-        parameters = {"ids": f"{{{delivery}}}", "latest": verdicts.LATEST}
-        text = "\n".join(tx.execute(f"EXPLAIN (ANALYZE) {verdicts._FACTS}", parameters).scalars())
+        parameters = {"ids": f"{{{delivery}}}", "latest": deliveries.LATEST}
+        text = "\n".join(tx.execute(f"EXPLAIN (ANALYZE) {deliveries._READ}", parameters).scalars())
     assert "rows=1000 " not in text
     mailglass_reconcile.reconcile()
+
+
+def test_the_latest_events_come_first_everywhere(db):
+    """`explain` showed the oldest twenty: a complaint after thirty opens was not among them."""
+    delivery = factories.delivery(db, "m-1", last_event_type="complained", terminal=True)
+    at = [f"2026-11-01 10:{minute:02}" for minute in range(30)]
+    row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False)
+    rows = [{**row, "id": uuid7(), "occurred_at": time} for time in at]
+    complained = {**row, "id": uuid7(), "type": "complained", "occurred_at": "2026-11-02 10:00"}
+    factories.insert(db, events=[*rows, complained])
+    said = commands.inside("explain", delivery).stdout
+    assert said.index(complained["id"]) < said.index(rows[-1]["id"])
+    assert rows[0]["id"] not in said
+    page = Visitor(app(db)).get(f"/deliveries/{delivery}").text
+    assert page.index(complained["id"]) < page.index(rows[-1]["id"]) < page.index(rows[0]["id"])
+    db.broken.update({"I2", "I7"})
+
+
+@pytest.mark.parametrize("columns", [{}, {"provider": None}])
+def test_every_voice_says_the_same_of_a_delivery(db, columns):
+    """In the terminal, as JSON, and on the dashboard: the summary, the provider of its send, and the open orphan."""
+    with db.begin() as connection:
+        sends = [Sent(recipient=RECIPIENT, message_id="m-1")]
+        (sent,) = record_send(connection, tenant_id=factories.TENANT, provider="sendgrid", sent=sends)
+    delivery = str(sent.delivery_id)
+    if columns:
+        db.run("UPDATE mailglass_deliveries SET provider = NULL")
+    with db.begin() as connection:
+        (other,) = record(connection, event("m-1", recipient="bob@example.com"), provider="sendgrid")
+    sentence = "1 open event about another recipient names its message id"
+    terminal = [commands.inside("find", RECIPIENT).stdout, commands.inside("explain", delivery).stdout]
+    visitor = Visitor(app(db))
+    pages = [visitor.get(f"/deliveries/{delivery}").text, visitor.ask("POST", "/find", data={"q": RECIPIENT}).text]
+    hits = [json.loads(line) for line in commands.inside("find", "--json", RECIPIENT).stdout.splitlines()]
+    (hit,) = [hit for hit in hits if hit["id"] == delivery]
+    assert all(sentence in text for text in (*terminal, *pages, hit["summary"]))
+    assert hit["provider"] == "sendgrid"
+    assert str(other.event_id) in terminal[1]
+    assert not any("no webhook has arrived" in text for text in (*terminal, *pages))
+    db.broken.update({"I2", "I3", "I7"})

@@ -1,0 +1,26 @@
+-- What readers for people share: parts of their statements.
+
+-- step: function mailglass_reconcile_orphan_of_v1
+-- The orphan that an event has linked, by the event's key; NULL if it is not a link. It and the next one are parts of
+-- our readers' statements: without settings, so that the planner puts them in the place of the call, and called in our
+-- transactions only, whose search_path is pg_catalog, pg_temp.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_orphan_of_v1(type text, key text)
+RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+SELECT CASE WHEN type = 'reconciled'
+                 AND key COLLATE pg_catalog."C"
+                     ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+            THEN CAST(pg_catalog.substr(key, 12) AS uuid) END
+$$;
+
+-- step: function mailglass_reconcile_provider_of_v1
+-- A delivery's provider: that of its send, where its row has none. A row, not a value: a value with a query in it would
+-- be called for each delivery.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_provider_of_v1(delivery_id uuid, own text)
+RETURNS TABLE (provider text) LANGUAGE sql STABLE AS $$
+SELECT coalesce(own, (SELECT CASE pg_catalog.jsonb_typeof(e.metadata -> 'provider')
+                                  WHEN 'string' THEN e.metadata ->> 'provider' END
+                        FROM {schema}.mailglass_events AS e
+                       WHERE e.delivery_id = mailglass_reconcile_provider_of_v1.delivery_id
+                         AND e.type IN ('dispatched', 'failed', 'rejected')
+                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1))
+$$;

@@ -1,0 +1,340 @@
+"""Deliveries for people: what happened to each in one sentence, its events, and those of an address or a message."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.errors import as_called
+from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules.addresses import address, holds_address
+from mailglass_reconcile.rules.humanize import ago, counted, shown
+from mailglass_reconcile.rules.smtp import smtp_status
+from mailglass_reconcile.store.database import Transaction, array_literal, columns
+
+LATEST = 200
+"""Events of a delivery that are read at most, the latest: a robot may open a mail ten thousand times."""
+SOON_SECONDS = 600.0
+"""Within ten minutes, a webhook may still be on its way."""
+NAMING = 20
+"""Open orphans that are looked at for one delivery."""
+
+# A `reconciled` event stands for the orphan that it links. A provider has reported if one was linked, or if a webhook's
+# event was stored with the delivery.
+_READ = """
+SELECT d.id::text AS delivery_id, left(d.tenant_id, 1000) AS tenant_id, left(p.provider, 512) AS provider,
+       left(d.provider_message_id, 1000) AS message_id, left(d.mailable, 200) AS mailable,
+       left(d.last_event_type, 100) AS type, to_json(d.last_event_at) #>> '{}' || 'Z' AS since, d.terminal AS final,
+       to_json(d.inserted_at) #>> '{}' || 'Z' AS stored_at, to_json(d.dispatched_at) #>> '{}' || 'Z' AS dispatched_at,
+       to_json(d.delivered_at) #>> '{}' || 'Z' AS delivered_at, to_json(d.bounced_at) #>> '{}' || 'Z' AS bounced_at,
+       to_json(d.complained_at) #>> '{}' || 'Z' AS complained_at,
+       to_json(d.suppressed_at) #>> '{}' || 'Z' AS suppressed_at,
+       extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.last_event_at) THEN d.last_event_at END)::float8
+         AS seconds,
+       extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.delivered_at) THEN d.delivered_at END)::float8
+         AS delivered_seconds,
+       left(d.recipient, 1000) AS recipient,
+       r.reject_reason, r.bounce, r.smtp_status, coalesce(h.reported, false) AS reported
+  FROM unnest(CAST(:ids AS uuid[])) WITH ORDINALITY AS k (id, place)
+  JOIN {schema}.mailglass_deliveries AS d ON d.id = k.id
+ CROSS JOIN LATERAL {schema}.mailglass_reconcile_provider_of_v1(d.id, d.provider) AS p
+  LEFT JOIN LATERAL (
+         SELECT bool_or(type = 'reconciled' OR starts_with(idempotency_key, 'webhook:') IS TRUE
+                        OR jsonb_exists(metadata, 'provider_event_id')) AS reported
+           FROM (SELECT type, idempotency_key, metadata FROM {schema}.mailglass_events
+                  WHERE delivery_id = d.id ORDER BY delivery_id DESC, occurred_at DESC LIMIT :latest) AS e) AS h ON true
+  LEFT JOIN LATERAL (
+         SELECT left(coalesce(o.reject_reason, e.reject_reason), 512) AS reject_reason,
+                coalesce(o.metadata, e.metadata) ->> 'bounce' AS bounce,
+                left(coalesce(o.metadata, e.metadata) ->> 'smtp_status', 100) AS smtp_status
+           FROM (SELECT * FROM {schema}.mailglass_events
+                  WHERE delivery_id = d.id ORDER BY delivery_id DESC, occurred_at DESC LIMIT :latest) AS e
+           LEFT JOIN {schema}.mailglass_events AS o
+             ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(e.type, e.idempotency_key)
+            AND o.tenant_id = e.tenant_id
+          WHERE coalesce(o.type, e.type) = d.last_event_type
+          ORDER BY coalesce(o.occurred_at, e.occurred_at) DESC LIMIT 1) AS r ON true
+ ORDER BY k.place
+"""
+
+# Of an id that names many: those of the recipient, or of an unknown one; and one of another recipient.
+_NAMING = """
+SELECT k.number, o.event_id::text, left(o.tenant_id, 1000), o.is_own
+  FROM unnest(CAST(:message_ids AS text[]), CAST(:recipients AS text[]))
+       WITH ORDINALITY AS k (message_id, recipient, number)
+ CROSS JOIN LATERAL (
+        (SELECT o.event_id, o.tenant_id, true AS is_own
+           FROM {schema}.mailglass_open_orphan_ids AS i
+          CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = i.event_id OFFSET 0) AS o
+          WHERE i.candidate_id = k.message_id AND (o.recipient IS NULL OR o.recipient = k.recipient)
+          LIMIT :most)
+         UNION ALL
+        (SELECT o.event_id, o.tenant_id, false
+           FROM {schema}.mailglass_open_orphan_ids AS i
+          CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = i.event_id OFFSET 0) AS o
+          WHERE i.candidate_id = k.message_id AND o.recipient <> k.recipient
+          LIMIT 1)) AS o
+"""
+
+_EVENTS = """
+SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 100) AS type,
+       to_json(coalesce(o.occurred_at, e.occurred_at)) #>> '{}' || 'Z' AS occurred_at,
+       CASE WHEN o.id IS NOT NULL THEN to_json(e.inserted_at) #>> '{}' || 'Z' END AS linked_at,
+       extract(epoch FROM e.inserted_at - o.inserted_at)::float8 AS after_seconds,
+       coalesce(o.id IS NOT NULL AND e.metadata ->> 'linked_by' = 'hand', false) AS by_hand
+  FROM unnest(CAST(:ids AS uuid[])) AS d (id)
+ CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_events
+                      WHERE delivery_id = d.id ORDER BY delivery_id DESC, occurred_at DESC LIMIT :size) AS e
+  LEFT JOIN {schema}.mailglass_events AS o
+    ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(e.type, e.idempotency_key) AND o.tenant_id = e.tenant_id
+ ORDER BY coalesce(o.occurred_at, e.occurred_at) DESC, coalesce(o.id, e.id) DESC LIMIT :size
+"""
+
+_NEWEST = """
+-- Recipients as they are stored, because that is what Mailglass's index has.
+WITH of_recipients AS (
+  SELECT d.id, d.inserted_at
+    FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
+   CROSS JOIN unnest(CAST(:recipients AS text[])) AS s (recipient)
+   CROSS JOIN LATERAL (SELECT id, inserted_at FROM {schema}.mailglass_deliveries
+                        WHERE tenant_id = t.tenant_id AND recipient = s.recipient) AS d
+   WHERE cardinality(CAST(:recipients AS text[])) > 0
+     AND (CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text))
+   LIMIT :most
+-- In any spelling of the message's id.
+), of_message_ids AS (
+  SELECT d.id, d.inserted_at
+    FROM unnest(CAST(:message_ids AS text[])) AS c (id)
+   CROSS JOIN LATERAL (
+           SELECT id, inserted_at FROM {schema}.mailglass_deliveries
+            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0) AND provider_message_id = c.id
+              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))) AS d
+   LIMIT :most
+-- By their own ids.
+), of_ids AS (
+  SELECT d.id, d.inserted_at
+    FROM unnest(CAST(:ids AS uuid[])) AS c (id)
+   CROSS JOIN LATERAL (
+           SELECT id, inserted_at FROM {schema}.mailglass_deliveries
+            WHERE id = c.id
+              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
+           OFFSET 0) AS d
+-- All of them first: otherwise the planner may walk a tenant's deliveries by time, and meet few that are wanted.
+), named AS MATERIALIZED (
+  SELECT * FROM of_recipients UNION SELECT * FROM of_message_ids UNION SELECT * FROM of_ids
+)
+SELECT id::text, count(*) OVER () AS number FROM named ORDER BY inserted_at DESC, id DESC LIMIT :size
+"""
+
+_MEANINGS = {
+    "delivered": "the recipient's mail server accepted it",
+    "deferred": "the provider tries again",
+    "complained": "the recipient marked it as spam",
+    "suppressed": "the address is on a suppression list, so it was not sent",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery, without its recipient; times are in ISO 8601, UTC.
+
+    Attributes:
+        delivery_id: The delivery.
+        tenant_id: Its tenant.
+        provider: Its provider; that of its send, if its row has none.
+        message_id: The provider's id of the message.
+        mailable: What was sent; None if that could hold an address.
+        type: The type of the event that it shows, such as `delivered`; None if it shows none.
+        since: When that happened.
+        final: Whether it has come to an end: delivered, bounced and so on.
+        stored_at: When it was stored.
+        dispatched_at: When it was first reported as dispatched; and so on.
+        delivered_at: The same.
+        bounced_at: The same.
+        complained_at: The same.
+        suppressed_at: The same.
+        summary: What happened to it, in one sentence.
+        command: The command that shows more; None if there is none.
+    """
+
+    delivery_id: str
+    tenant_id: str
+    provider: str | None
+    message_id: str | None
+    mailable: str | None
+    type: str | None
+    since: str | None
+    final: bool
+    stored_at: str
+    dispatched_at: str | None
+    delivered_at: str | None
+    bounced_at: str | None
+    complained_at: str | None
+    suppressed_at: str | None
+    summary: str
+    command: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `find --json` and `explain --json` print them."""
+        return asdict(self)
+
+
+class TimelineEvent(NamedTuple):
+    """An event of a delivery; for one that was linked later, the orphan.
+
+    Attributes:
+        event_id: The event.
+        type: Its type.
+        occurred_at: When it happened, in ISO 8601, UTC.
+        linked_at: When it was linked; None if it was stored with the delivery.
+        after_seconds: How long after its arrival that was.
+        by_hand: Whether a person linked it.
+    """
+
+    event_id: str
+    type: str
+    occurred_at: str
+    linked_at: str | None
+    after_seconds: float | None
+    by_hand: bool
+
+
+class Naming(NamedTuple):
+    """An open orphan that names a delivery's message; `is_own` if it may be about the delivery's recipient."""
+
+    event_id: str
+    tenant_id: str
+    is_own: bool
+
+
+def read(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
+    """Return deliveries by id, in the order of *delivery_ids*; without those that do not exist."""
+    rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": LATEST}).all()
+    unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
+    naming = _naming(tx, unreported) if unreported else {}
+    return [_delivery(row, naming.get(row.delivery_id, [])) for row in rows]
+
+
+def events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[TimelineEvent]:
+    """Return the latest events of deliveries, the latest first, at most *limit*."""
+    rows = tx.execute(_EVENTS, {"ids": array_literal(delivery_ids), "size": limit})
+    return list(map(TimelineEvent._make, rows))
+
+
+def newest(
+    tx: Transaction,
+    *,
+    recipients: Iterable[str] = (),
+    message_ids: Iterable[str] = (),
+    ids: Iterable[str] = (),
+    tenant_id: str | None = None,
+    limit: int,
+    most: int,
+) -> tuple[list[Delivery], int]:
+    """Return the deliveries with one of the recipients, message ids or ids, the newest first; and how many there are.
+
+    Args:
+        tx: A reading transaction.
+        recipients: Addresses as they are stored.
+        message_ids: Ids of messages, in each spelling.
+        ids: Ids of deliveries.
+        tenant_id: Of this tenant only; None is all tenants.
+        limit: At most this many are returned.
+        most: At most this many of each kind are looked at.
+    """
+    parameters = {
+        "tenant_id": tenant_id,
+        "recipients": array_literal(sorted(recipients)),
+        "message_ids": array_literal(sorted(message_ids)),
+        "ids": array_literal(sorted(ids)),
+        "most": most,
+        "size": limit,
+    }
+    rows = tx.execute(_NEWEST, parameters).all()
+    return read(tx, [row.id for row in rows]), rows[0].number if rows else 0
+
+
+def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
+    """Return the open orphans that name the message of each delivery, by delivery."""
+    names = [(row.message_id, address(row.recipient)) for row in rows]
+    naming: dict[str, list[Naming]] = defaultdict(list)
+    for number, *orphan in tx.execute(_NAMING, {**columns(("message_ids", "recipients"), names), "most": NAMING}):
+        naming[rows[number - 1].delivery_id].append(Naming(*orphan))
+    return naming
+
+
+def _delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
+    summary, command = _summary(row, naming)
+    return Delivery(
+        row.delivery_id,
+        row.tenant_id,
+        row.provider,
+        row.message_id,
+        None if holds_address(row.mailable or "") else row.mailable,
+        row.type,
+        row.since,
+        row.final,
+        row.stored_at,
+        row.dispatched_at,
+        row.delivered_at,
+        row.bounced_at,
+        row.complained_at,
+        row.suppressed_at,
+        summary,
+        command,
+    )
+
+
+def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+    """Return what happened to a delivery, in one sentence, and the command that shows more."""
+    if row.type in event_types.OWN_TYPES:
+        return _unreported(row, naming)
+    bounce = row.bounce if row.bounce in ("hard", "soft") else None
+    is_shown = row.reject_reason is not None and not holds_address(row.reject_reason)
+    reason = f"reason {shown(row.reject_reason)}" if is_shown else None
+    details = filter(None, (bounce, smtp_status(row.smtp_status), reason, _ago(row.seconds)))
+    if row.type in ("opened", "clicked") and row.delivered_seconds is not None:
+        return f"{row.type} {_ago(row.seconds)}, delivered {_ago(row.delivered_seconds)}", None
+    meaning = _MEANINGS.get(row.type)
+    return f"{', '.join((shown(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
+
+
+def _unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+    """Return the summary of a delivery of which no provider has reported an end."""
+    when = f"{shown(row.type)} {_ago(row.seconds)}"
+    log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
+    if row.reported:
+        return f"{when}, as the last webhook says: look at {log}", None
+    if naming:
+        return f"{when}; {_named(row, naming)}", as_called(
+            f"mailglass-reconcile explain {_first(row, naming).event_id}"
+        )
+    if row.type == "queued":
+        return f"{when}, and not sent yet: look at the log of the process that sends", None
+    if not row.message_id:
+        return f"{when} without a message id, so no webhook can be linked to it: record the id with the send", None
+    if row.seconds is not None and row.seconds < SOON_SECONDS:
+        return f"{when}, no webhook has arrived yet", None
+    return f"{when}, no webhook has arrived: look at {log}, and whether its webhook is set up and enabled", None
+
+
+def _first(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
+    """Return the orphan that is explained first: one about the recipient, and of another tenant, if there is one."""
+    return min(naming, key=lambda orphan: (not orphan.is_own, orphan.tenant_id == row.tenant_id))
+
+
+def _named(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
+    """Return the clause about the open orphans that name a delivery's message."""
+    first = _first(row, naming)
+    number = sum(orphan.is_own for orphan in naming) or 1
+    whose = "" if first.tenant_id == row.tenant_id else f" of tenant {shown(first.tenant_id)}"
+    about = "" if first.is_own else " about another recipient"
+    return f"{counted(number, 'open event')}{whose}{about} {'names' if number == 1 else 'name'} its message id"
+
+
+def _ago(seconds: float | None) -> str:
+    return "at an unknown time" if seconds is None else ago(seconds)
