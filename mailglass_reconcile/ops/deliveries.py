@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import as_called
+from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.humanize import ago, counted, shown
@@ -213,6 +215,7 @@ class Naming(NamedTuple):
 
 def read(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
     """Return deliveries by id, in the order of *delivery_ids*; without those that do not exist."""
+    runtime.load_imports(to_read=True)
     rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": LATEST}).all()
     unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
     naming = _naming(tx, unreported) if unreported else {}
@@ -255,15 +258,21 @@ def newest(
         "size": limit,
     }
     rows = tx.execute(_NEWEST, parameters).all()
-    return read(tx, [row.id for row in rows]), rows[0].number if rows else 0
+    return (read(tx, [row.id for row in rows]), rows[0].number) if rows else ([], 0)
 
 
 def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
     """Return the open orphans that name the message of each delivery, by delivery."""
     names = [(row.message_id, address(row.recipient)) for row in rows]
     naming: dict[str, list[Naming]] = defaultdict(list)
-    for number, *orphan in tx.execute(_NAMING, {**columns(("message_ids", "recipients"), names), "most": NAMING}):
-        naming[rows[number - 1].delivery_id].append(Naming(*orphan))
+    for number, *named in tx.execute(_NAMING, {**columns(("message_ids", "recipients"), names), "most": NAMING}):
+        naming[rows[number - 1].delivery_id].append(Naming(*named))
+    unnamed = [row for row in rows if row.delivery_id not in naming]
+    for orphan, keys in orphans.unread(tx) if unnamed else ():
+        for row in unnamed:
+            if row.message_id in keys.candidate_ids:
+                is_own = keys.recipient in (None, address(row.recipient))
+                naming[row.delivery_id].append(Naming(orphan.event_id, orphan.tenant_id, is_own))
     return naming
 
 

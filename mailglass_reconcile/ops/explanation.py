@@ -168,24 +168,27 @@ def of_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delive
         if event.state != "unknown":
             return [event], deliveries.read(tx, [event.delivery_id]) if event.delivery_id else []
         shown = deliveries.read(tx, [str(id_)])
-    return (_events(database, shown, shown[0].message_id) if shown else [event]), shown
+        event_ids = _event_ids(tx, shown, shown[0].message_id) if shown else []
+    return ([explain(database, event_id) for event_id in event_ids] if shown else [event]), shown
 
 
 def of_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
     """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
+    runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
         shown, _ = deliveries.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
-    return _events(database, shown, message_id), shown
+        event_ids = _event_ids(tx, shown, message_id)
+    return [explain(database, event_id) for event_id in event_ids], shown
 
 
-def _events(database: Database, shown: Sequence[Delivery], message_id: str | None) -> list[Explanation]:
-    """Explain the latest events of deliveries, and the open orphans of their message, at most `EVENTS` of each."""
-    with database.reading(TIMEOUT_MS) as tx:
-        events = deliveries.events(tx, [delivery.delivery_id for delivery in shown], EVENTS)
+def _event_ids(tx: Transaction, shown: Sequence[Delivery], message_id: str | None) -> list[UUID]:
+    """Return the latest events of deliveries, and the open orphans of their message, at most `EVENTS` of each."""
+    events = deliveries.events(tx, [delivery.delivery_id for delivery in shown], EVENTS) if shown else []
     event_ids = [event.event_id for event in events]
     if message_id:
-        event_ids += [one.event_id for one in orphans.of_message(database, message_id, limit=EVENTS).orphans]
-    return [explain(database, UUID(event_id)) for event_id in dict.fromkeys(event_ids)]
+        newest = orphans.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS)
+        event_ids += [orphan.event_id for orphan in newest.orphans]
+    return [UUID(event_id) for event_id in dict.fromkeys(event_ids)]
 
 
 def explain_within(tx: Transaction, event_id: UUID) -> Explanation:

@@ -12,11 +12,11 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import history
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import usual_spellings
-from mailglass_reconcile.rules.matching import MATCHED, spellings_of
+from mailglass_reconcile.rules.matching import MATCHED, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
+from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
 from mailglass_reconcile.store.windows import Survey
 from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Judged
@@ -337,16 +337,20 @@ def of_message(database: Database, message_id: str, *, limit: int) -> NewestOrph
 
 def _unread(tx: Transaction, recipients: Collection[str], message_ids: Collection[str]) -> tuple[set[str], bool]:
     """Return those of the newest open orphans without stored ids that a search is for, and whether those are all."""
-    event_ids = list(tx.execute(_UNREAD, {"size": UNREAD}).scalars())
-    orphans = open_orphans.read(tx, event_ids)
-    keys = judge.current_keys(tx, orphans) if orphans else []
+    found = unread(tx)
     named = set(message_ids)
     matching = {
         orphan.event_id
-        for orphan, orphan_keys in zip(orphans, keys, strict=True)
-        if orphan_keys.recipient in recipients or not named.isdisjoint(orphan_keys.candidate_ids)
+        for orphan, keys in found
+        if keys.recipient in recipients or not named.isdisjoint(keys.candidate_ids)
     }
-    return matching, len(event_ids) < UNREAD
+    return matching, len(found) < UNREAD
+
+
+def unread(tx: Transaction) -> list[tuple[Open, Keys]]:
+    """Return those of the newest `UNREAD` open orphans whose keys nobody has stored yet, with their keys."""
+    orphans = open_orphans.read(tx, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
+    return list(zip(orphans, judge.current_keys(tx, orphans), strict=True)) if orphans else []
 
 
 def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:

@@ -3,8 +3,8 @@
 import factories
 import mailglass_reconcile
 from mailglass_reconcile import Sent, Settings, record_send
+from mailglass_reconcile.ops import deliveries as readers
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.timeline import timeline
 from mailglass_reconcile.store import engines, schema
 from mailglass_reconcile.store.database import Database
 
@@ -36,7 +36,9 @@ def test_mailglass_s_ingest_does_not_find_what_we_have_sent(beside):
 def test_the_provider_is_shown_all_the_same(beside):
     """It is that of the send, in the delivery's timeline and among what an event's id names."""
     deliveries = sent_in(beside, ADA, BOB)
-    assert timeline(beside.database, deliveries[0].delivery_id).delivery["provider"] == "postmark"
+    with beside.database.reading() as tx:
+        (shown,) = readers.read(tx, [str(deliveries[0].delivery_id)])
+    assert shown.provider == "postmark"
     orphan = factories.orphan(beside, factories.postmark("m-1"), type="opened")
     named = explain(beside.database, orphan).named
     assert [(one["provider"], one["fitting"]) for one in named] == [("postmark", True)] * 2

@@ -11,8 +11,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import targeted_sweep
-from mailglass_reconcile.ops.one_message import events_of
-from mailglass_reconcile.ops.orphans import Filters, page
+from mailglass_reconcile.ops.orphans import Filters, of_message, page
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
@@ -325,7 +324,7 @@ def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swe
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)
     if swept:
         mailglass_reconcile.reconcile()
-    assert events_of(db.database, [], "mine") == [uuid.UUID(event)]
+    assert [one.event_id for one in of_message(db.database, "mine", limit=20).orphans] == [event]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.one_message import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
 
 OPEN = """
@@ -81,7 +81,7 @@ def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
     db.run(DELIVERIES, deliveries=5_000)
     db.run("ANALYZE")
     for message_id in ("sent0", "nobody's"):
-        touched, statements = cost(db, lambda id_=message_id: events_of(db.database, [], id_))
+        touched, statements = cost(db, lambda id_=message_id: explanation.of_message(db.database, id_))
         assert statements <= 10
         assert touched <= 300
 

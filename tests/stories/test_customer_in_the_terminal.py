@@ -69,7 +69,7 @@ def test_an_event_was_stored_under_another_tenant(db, operator):
     assert further == f"mailglass-reconcile explain {orphan.event_id}"
     (remedy,) = operator.pastes(further)
     assert "first make such webhooks arrive for tenant acme" in operator.said
-    assert remedy.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1 --to ")
+    assert remedy.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1")
 
 
 def test_a_send_was_never_recorded(db, operator):

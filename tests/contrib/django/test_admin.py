@@ -100,10 +100,10 @@ def rows(db, app, backends, post):
 
 
 def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, rows):
-    """The orphan's own type and time stand beside the event that links it."""
+    """Of what was linked, the orphan with its own type and time, and when it was linked."""
     page = text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
     assert "View delivery" in page
-    for event in ("opened March 1, 2026, noon", "delivered March 1, 2026, noon", "dispatched", "reconciled"):
+    for event in ("opened March 1, 2026, noon", "delivered March 1, 2026, noon, linked", "dispatched"):
         assert event in page
 
 
@@ -177,13 +177,13 @@ def test_a_delivery_an_event_and_an_open_orphan_show_what_explain_says(db, site,
     """The verdict, as of now, at the beginning of each page."""
     event = db.value("SELECT id FROM mailglass_events WHERE type = 'dispatched'")
     for page, words in {
-        f"delivery/{rows['delivery']}": "opened",
         f"openorphan/{rows['orphan']}": "unmatched: no delivery has a matching id yet. To link it: store a delivery",
         f"event/{rows['orphan']}": "unmatched: no delivery has a matching id yet",
         f"event/{event}": "attached: it was stored with its delivery",
     }.items():
         text = text_of(site.get(f"{PLACE}/{page}/change/"))
         assert re.search(rf"Verdict: {re.escape(words)}", text), page
+    assert "Summary: opened" in text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
 
 
 def test_a_list_says_how_many_or_that_they_are_the_newest(site, rows, monkeypatch):
