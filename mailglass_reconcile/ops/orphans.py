@@ -355,6 +355,8 @@ def unread(tx: Transaction) -> list[tuple[Open, Keys]]:
 
 def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:
     """Return *listed*, the matched ones with the delivery that the judge finds now."""
+    if not any(orphan.state == MATCHED for orphan in listed):
+        return listed
     matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
     found = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, matched)}
     return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]

@@ -12,7 +12,7 @@ import mailglass_reconcile
 from browsing import Visitor, app
 from mailglass_reconcile import InvalidEventError, broadcast, link
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.ops import explanation, timeline
+from mailglass_reconcile.ops import deliveries, explanation
 
 WEEK = 7 * 86_400
 REASON = "the second of two mails; ticket 4711"
@@ -82,7 +82,8 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
     visitor = Visitor(app(db))
     assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
     assert "by hand" in visitor.get(f"/deliveries/{to}").text
-    assert timeline.timeline(db.database, uuid.UUID(to)).events[0]["by_hand"] is True
+    with db.database.reading() as tx:
+        assert deliveries.events(tx, [to], 1)[0].by_hand is True
 
 
 def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):
