@@ -49,8 +49,8 @@ PIECE_BYTES = 2_048
 PROGRESS_SECONDS = 1.0
 """How long a connection counts as in progress after a whole piece; the pieces of a far client come less often than the
 connections of a near one."""
-SILENT_SECONDS = 1.0
-"""After this time without a byte, a connection is silent."""
+FIRST_TURNS = 2
+"""Turns of the event loop in which a new connection is read for the first time; until then it is not evicted."""
 DEFER_SECONDS = 10
 """How long the kernel keeps a connection that has sent nothing from us, where it can."""
 REQUEST_CPU_SECONDS = 0.01
@@ -86,13 +86,14 @@ class BoundedProtocol(H11Protocol):
     """HTTP with limits on connections and on the time that a request and its answer may take.
 
     If too many connections are open, one that has no whole request, or does not read its answer, is evicted, so that
-    idle connections cannot keep others out: a silent one first, then one that sends little at a time, and then the one
-    without progress for longest.
+    idle connections cannot keep others out: one that has sent nothing first, then one that sends little at a time, and
+    then the one without progress for longest.
     """
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0
     """The last progress; before any, the opening of the connection or the answer before."""
+    _turns_left = FIRST_TURNS
     _silent = True
     _progressed = False
     _spare = 0.0
@@ -106,6 +107,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined]  # asyncio's own transports have it
         self._wait_for_request()
+        self.loop.call_soon(self._note_turn)
         if len(self.connections) > CONNECTIONS:
             idle = [
                 connection
@@ -158,12 +160,17 @@ class BoundedProtocol(H11Protocol):
     def _is_idle(self) -> bool:
         return not self._answering or self.flow.write_paused
 
+    def _note_turn(self) -> None:
+        self._turns_left -= 1
+        if self._turns_left:
+            self.loop.call_soon(self._note_turn)
+
     def _rank(self) -> tuple[int, float]:
         """Return the place in the order of eviction; the lowest is evicted first."""
-        age = self.loop.time() - self._since
-        if self._silent and age >= SILENT_SECONDS:
-            return 0, self._since
-        return (2 if self._progressed and age < PROGRESS_SECONDS else 1), self._since
+        if self._silent:
+            return (3 if self._turns_left else 0), self._since
+        is_progressing = self._progressed and self.loop.time() - self._since < PROGRESS_SECONDS
+        return (2 if is_progressing else 1), self._since
 
     def _has_too_many_lines(self, data: bytes) -> bool:
         """Count the lines of a head that is arriving."""

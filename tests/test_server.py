@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import socket
+import threading
 import time
 
 import httpx
@@ -158,33 +159,32 @@ def is_open(connection: socket.socket) -> bool:
 
 
 @pytest.fixture
-def four_connections(monkeypatch):
-    """A server that keeps four connections open."""
-    monkeypatch.setattr(server, "CONNECTIONS", 4)
+def eight_connections(monkeypatch):
+    """A server that keeps eight connections open."""
+    monkeypatch.setattr(server, "CONNECTIONS", 8)
 
 
 @pytest.mark.parametrize("sent", [HALF_A_HEAD, NO_BODY])
-def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(four_connections, sent, monkeypatch):
-    """Each piece makes its connection young; it was the oldest without a whole request as soon as four were newer."""
+def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(eight_connections, sent, monkeypatch):
+    """Each piece makes its connection young; it was the oldest without a whole request as soon as enough were newer."""
     piece = bytes(server.PIECE_BYTES)
     monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
     arrived.clear()
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
+    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
         honest = opened.enter_context(connect(address, HALF_A_HEAD + b"Content-Length: %d\r\n\r\n" % (5 * len(piece))))
         for number in range(1, 5):
             honest.sendall(piece)
             wait_until(lambda number=number: sum(arrived) == number * len(piece))
-            strangers = [opened.enter_context(connect(address, sent)) for _ in range(8)]
-            wait_until(lambda strangers=strangers: sum(map(is_open, strangers)) <= 3)
+            strangers = [opened.enter_context(connect(address, sent)) for _ in range(12)]
+            wait_until(lambda strangers=strangers: sum(map(is_open, strangers)) <= 7)
         honest.sendall(piece)
         answered(honest, b"  10240")
 
 
-def test_a_silent_connection_is_evicted_before_one_that_sends_little(four_connections, monkeypatch):
-    """Although it is newer; one that has just made progress is evicted last."""
-    monkeypatch.setattr(server, "SILENT_SECONDS", 0.0)
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
-        dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(2)]
+def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_connections):
+    """Although it is newer."""
+    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
+        dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(6)]
         silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
         for connection in silent:  # kept alive after an answer
             answered(connection, b"      0")
@@ -196,17 +196,32 @@ def test_a_silent_connection_is_evicted_before_one_that_sends_little(four_connec
         wait_until(lambda: not is_open(dribbling[0]))
 
 
-def test_a_new_connection_is_not_evicted_in_place_of_idle_ones(four_connections):
-    """However young the others are."""
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
-        for _ in range(8):
-            opened.enter_context(connect(address, NO_BODY + bytes(server.PIECE_BYTES)))
-        assert httpx.post(address, content=b"1234").text.strip() == "4"
+def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
+    """However fast new ones come, and however much the others send: uploads of strangers kept everybody else out."""
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
+    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
+        ending = threading.Event()
+        uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(12)]
+        for thread in uploads:
+            thread.start()
+        opened.callback(lambda: [thread.join(20) for thread in uploads])
+        opened.callback(ending.set)
+        for _ in range(20):
+            with connect(address, request) as one:
+                answered(one, b"      4")
+
+
+def upload(address: str, ending: threading.Event) -> None:
+    """Send a body without end, and begin again whenever the connection is closed."""
+    while not ending.is_set():
+        with contextlib.suppress(OSError), connect(address, HALF_A_HEAD + b"Content-Length: 999999999\r\n\r\n") as one:
+            while not ending.is_set():
+                one.sendall(bytes(server.PIECE_BYTES))
 
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
     """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
-    with bounded(echo) as address, caplog.at_level(logging.DEBUG):
+    with bounded(echo, backlog=1) as address, caplog.at_level(logging.DEBUG):
         head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         with connect(address, head) as one:
             assert one.recv(4_096).startswith(b"HTTP/1.1 200")
@@ -224,7 +239,7 @@ def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monk
     monkeypatch.setattr(
         server.h11.Connection, "receive_data", lambda conn, data: (parsed.append(data), receive_data(conn, data))
     )
-    with bounded(echo) as address:
+    with bounded(echo, backlog=1) as address:
         for lines, status in [(99, b"200"), (100, b"400"), (3_900, b"400")]:
             head = b"POST / HTTP/1.1\r\nContent-Length: 400\r\nHost: x\r\n" + b"a:\r\n" * (lines - 3) + b"\r\n"
             parsed.clear()

@@ -60,11 +60,12 @@ def serving(
 
 
 @contextmanager
-def bounded(application) -> Iterator[str]:
-    """Serve an application in this process, with the protocol of ours."""
+def bounded(application, backlog: int = 2_048) -> Iterator[str]:
+    """Serve an application in this process with the protocol of ours; *backlog* are accepted in a turn of its loop."""
     config = uvicorn.Config(
         application,
         port=0,
+        backlog=backlog,
         log_config=None,
         lifespan="off",
         loop="asyncio",
