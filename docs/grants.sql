@@ -36,6 +36,8 @@ GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
 GRANT INSERT (event_id, delivery_id, type, next_at, inserted_at) ON mailglass_handler_outbox TO mailglass_recorder;
 -- see which types have handlers
 GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
+-- know the certificates of Amazon SES and Scaleway after a restart
+GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
 
 -- mailglass_sweeper: `sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery.
 GRANT USAGE ON SCHEMA public TO mailglass_sweeper;

@@ -34,6 +34,7 @@ from mailglass_reconcile.receiver.admission import (
     TooSlowError,
 )
 from mailglass_reconcile.receiver.checker import Checker
+from mailglass_reconcile.receiver.known_certificates import KnownCertificates
 from mailglass_reconcile.receiver.receiving import check_any, claimed, confirm, public_url
 from mailglass_reconcile.receiver.secrets import Given, Secrets
 from mailglass_reconcile.record import checking, failures
@@ -44,6 +45,7 @@ from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
 from mailglass_reconcile.webhooks.provider import Provider
@@ -123,6 +125,7 @@ class Receiver:
         """Receive the webhooks of the providers that have *secrets*; nothing connects yet."""
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
         self._admission, self._checker = Admission(), Checker()
+        self._certificates = KnownCertificates(engine, secrets)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
         self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._asked = 0
@@ -132,9 +135,14 @@ class Receiver:
         self.metrics_token: str | None = None
         """Opens `/metrics`; without one, there are no metrics."""
 
+    def start(self) -> Future[None]:
+        """Load in the background what was known before the last restart; the first webhook that needs it does, too."""
+        return self._certificates.start()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
+            self.start()
             await _lifespan(receive, send)
         elif scope["type"] == "http":
             arriving = _Arriving(scope, receive)
@@ -191,19 +199,30 @@ class Receiver:
             raise TooLargeError
         with self._admission.admit(providers.canonical(provider), verified=has_password) as body:
             request = dataclasses.replace(head, body=await self._admission.read(body, receive, most))
-            await self._certificate(body, found, request, secrets)
+            source = await self._certificate(body, found, request, secrets)
             checked = await self._check(body, found, request, secrets)
             if not checked.events:
                 await _in_thread(self._threads, confirm, found, request)
                 return ()
             del request  # what was parsed of it may take twenty times its length
-            return await _in_thread(self._threads, self._record, provider, scope["path"], tenant, checked)
+            recorded = await _in_thread(self._threads, self._record, provider, scope["path"], tenant, checked)
+        if source is not None:
+            await _in_thread(self._threads, self._certificates.store, Address(body.provider, source.url))
+        return recorded
 
-    async def _certificate(self, body: Body, found: Provider, request: Request, secrets: Sequence[str]) -> None:
-        """Wait for the certificate that a webhook names, if its signature needs one."""
+    async def _certificate(
+        self, body: Body, found: Provider, request: Request, secrets: Sequence[str]
+    ) -> certificates.Source | None:
+        """Wait for the certificate that a webhook names, if its signature needs one, and return where it is."""
         source = registry.certificate(found, request, secrets)
         if source is not None and source.url not in sns.certificates:
-            await self._admission.wait_for_certificate(body, _in_time(sns.certificates.fetch(source)))
+            await self._admission.wait_for_certificate(body, self._fetched(source))
+        return source
+
+    async def _fetched(self, source: certificates.Source) -> None:
+        await _in_time(asyncio.shield(asyncio.wrap_future(self.start())))
+        if source.url not in sns.certificates:
+            await _in_time(asyncio.wrap_future(sns.certificates.fetch(source)))
 
     async def _check(self, body: Body, found: Provider, request: Request, secrets: Sequence[str]) -> _Checked:
         """Verify a webhook, unless its password was checked, and read it.
@@ -348,9 +367,9 @@ def _result(answer: Answer) -> str:
     return "received" if answer.status == 200 else "failed" if answer.status in (408, 429, 503) else "refused"
 
 
-async def _in_time(fetched: Future[None]) -> None:
+async def _in_time(fetched: asyncio.Future[None]) -> None:
     try:
-        await asyncio.wait_for(asyncio.wrap_future(fetched), certificates.WAIT_SECONDS)
+        await asyncio.wait_for(fetched, certificates.WAIT_SECONDS)
     except TimeoutError:
         raise certificates.too_late() from None
 

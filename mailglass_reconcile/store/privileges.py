@@ -116,6 +116,11 @@ RECORDER = Role(
         Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL}),
         Grant("enqueue events for handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
         Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant(
+            "know the certificates of Amazon SES and Scaleway after a restart",
+            "mailglass_webhook_certificates",
+            {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL},
+        ),
     ),
 )
 
@@ -313,10 +318,10 @@ class ComparedRole(NamedTuple):
 
 
 # A role is used here if something was granted to it by name. A role of another name that may delete rows sweeps: no
-# other documented role may delete any.
+# other documented role may delete any, but the recorder addresses of certificates.
 _ROLES_TO_COMPARE = r"""
 WITH relations AS (
-  SELECT c.oid, c.relacl FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  SELECT c.oid, c.relname, c.relacl FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
    WHERE n.nspname = :schema AND c.relname LIKE 'mailglass\_%' AND c.relkind IN ('r', 'p')
 ), grantees AS (
   SELECT a.grantee FROM relations AS r CROSS JOIN LATERAL aclexplode(r.relacl) AS a
@@ -327,7 +332,8 @@ WITH relations AS (
 SELECT r.oid, quote_ident(r.rolname) AS name,
        CASE WHEN r.rolname = ANY (CAST(:documented AS text[])) THEN r.rolname::text
             WHEN s.oid IS NOT NULL OR NOT EXISTS (SELECT FROM relations)
-                 OR EXISTS (SELECT FROM relations AS t WHERE has_table_privilege(r.oid, t.oid, 'DELETE'))
+                 OR EXISTS (SELECT FROM relations AS t WHERE t.relname <> 'mailglass_webhook_certificates'
+                               AND has_table_privilege(r.oid, t.oid, 'DELETE'))
             THEN :sweeper END AS documented,
        quote_ident(coalesce(s.rolname, r.rolname)) AS grantee, r.rolname = current_user AS is_current
   FROM pg_roles AS r

@@ -391,6 +391,8 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
     """uvicorn, hypercorn and others begin with that."""
     told, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
 
+    receiver = webhook_app(secrets=SECRETS)
+
     async def run():
         async def next_():
             return told.pop(0)
@@ -398,9 +400,10 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
         async def note(message):
             sent.append(message["type"])
 
-        await webhook_app(secrets=SECRETS)({"type": "lifespan"}, next_, note)
+        await receiver({"type": "lifespan"}, next_, note)
 
     asyncio.run(run())
+    receiver.start().result(20)  # what it has begun to load
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 

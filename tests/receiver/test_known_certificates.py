@@ -1,0 +1,124 @@
+"""Certificates that have verified a webhook are known again after a restart, whatever strangers do meanwhile."""
+
+import logging
+import time
+
+import pytest
+import sqlalchemy as sa
+
+import senders
+from mailglass_reconcile.receiver import known_certificates
+from mailglass_reconcile.store import certificates as stored
+from mailglass_reconcile.store.certificates import Address
+from mailglass_reconcile.webhooks import certificates, sns
+from mailglass_reconcile.webhooks.certificates import Certificates
+from receivers import first, mounted, post
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import CERTIFICATE_URL
+from waiting import wait_until
+
+ADDRESSES = "SELECT provider, url FROM mailglass_webhook_certificates"
+OTHER = CERTIFICATE_URL.replace("0123", "3210")
+
+
+def restarted(monkeypatch, *, attacked: bool = False) -> Certificates:
+    """Know no certificate, as after a restart; if *attacked*, no certificate that is asked for is fetched."""
+    known = Certificates()
+    if attacked:
+        known._failures.extend([time.monotonic()] * certificates.FAILURES)
+        known._next_try = time.monotonic() + 3
+        monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(sns, "certificates", known)
+    return known
+
+
+def add(db, *addresses: Address) -> None:
+    """Store addresses, one after the other."""
+    database = known_certificates.Database(db.engine, db.settings)
+    for address in addresses:
+        with database.writing() as tx:
+            stored.add(tx, address)
+
+
+def test_a_restart_under_attack_keeps_no_honest_webhook_out(db, monkeypatch):
+    """Strangers that name certificates which do not exist stopped SES for as long as they went on."""
+    (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
+    assert answer.status_code == 200
+    assert db.rows(ADDRESSES) == [("ses", CERTIFICATE_URL)]
+    known = restarted(monkeypatch, attacked=True)
+    receiver = mounted()
+    receiver.routes[0].app.start()
+    wait_until(lambda: CERTIFICATE_URL in known)
+    assert [answer.status_code for answer in post(receiver, "/webhooks/ses", first("ses"))] == [200]
+
+
+def test_a_certificate_that_was_never_stored_waits_behind_others(db, monkeypatch, caplog):
+    """The answer is 503, so that SNS tries again, and the line is a warning."""
+    restarted(monkeypatch, attacked=True)
+    (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
+    assert answer.status_code == 503
+    assert [(record.levelname, "try again" in record.getMessage()) for record in caplog.records] == [("WARNING", True)]
+
+
+def test_nothing_is_stored_before_a_signature_was_right(db):
+    """However often its certificate is named."""
+    forged = first("ses")._replace(body=first("ses").body.replace(b'"Signature": "', b'"Signature": "AAAA'))
+    (answer,) = post(mounted(), "/webhooks/ses", forged)
+    assert (answer.status_code, db.rows(ADDRESSES)) == (401, [])
+
+
+def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db, monkeypatch):
+    """A row that somebody has planted is no request to another host; one that is not there is tried again."""
+    asked = []
+
+    def fetch(url):
+        asked.append(url)
+        return senders.published(url)
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
+    add(
+        db,
+        Address("ses", "https://evil.example/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"),
+        Address("scaleway", CERTIFICATE_URL),
+        Address("postmark", CERTIFICATE_URL),
+        Address("pigeon", OTHER.replace("3210", "aaaa")),
+        Address("ses", OTHER),
+    )
+    known = restarted(monkeypatch)
+    mounted().routes[0].app.start()
+    wait_until(lambda: len(asked) >= 3)
+    assert set(asked) == {OTHER}
+    assert CERTIFICATE_URL not in known
+
+
+def test_the_newest_32_addresses_are_kept(db):
+    """Those of the last years are not needed."""
+    addresses = [Address("ses", CERTIFICATE_URL.replace("0123", f"{number:04}")) for number in range(40)]
+    add(db, *addresses, addresses[-1])
+    with known_certificates.Database(db.engine, db.settings).reading() as tx:
+        assert stored.load(tx) == addresses[:7:-1]
+
+
+def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplog):
+    """It tries to read what is stored again, and says so once a minute."""
+    monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
+    receiver = mounted(engine=sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")).routes[0].app
+    with caplog.at_level(logging.WARNING):
+        receiver.start()
+        wait_until(lambda: caplog.records)
+    assert "the stored addresses of certificates cannot be read yet" in caplog.records[0].getMessage()
+    assert "c4n4ry" not in caplog.text
+
+
+@pytest.mark.parametrize("sent", ["\\/", "\\u002f", "/"])
+def test_a_certificate_is_found_in_a_body_however_its_address_is_escaped(sent):
+    """It is parsed only later; of two addresses, JSON has the last."""
+    body = first("ses").body.replace(CERTIFICATE_URL.encode(), CERTIFICATE_URL.replace("/", sent).encode())
+    request = certificates_request(b'{"SigningCertURL": "' + OTHER.encode() + b'", ' + body[1:])
+    assert sns.source_in(request, senders.ARN, known_certificates.registry.record("ses").service).url == CERTIFICATE_URL
+
+
+def certificates_request(body: bytes):
+    """Return a request with a body."""
+    return known_certificates.registry.request_of(body)
