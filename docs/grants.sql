@@ -32,9 +32,10 @@ GRANT SELECT,
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
--- enqueue events for handlers
-GRANT INSERT (event_id, delivery_id, type, next_at, inserted_at) ON mailglass_handler_outbox TO mailglass_recorder;
--- see which types have handlers
+-- enqueue jobs of handlers
+GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
+   ON mailglass_handler_outbox TO mailglass_recorder;
+-- see which handlers there are
 GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
 -- know the certificates of Amazon SES and Scaleway after a restart
 GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
@@ -62,13 +63,13 @@ GRANT SELECT,
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
 -- prune raw webhooks; UPDATE (id) only locks rows
 GRANT SELECT (id, status, inserted_at), UPDATE (id), DELETE ON mailglass_webhook_events TO mailglass_sweeper;
--- enqueue events for handlers, and prune what they have handled; UPDATE (error) only locks rows
+-- enqueue jobs of handlers, and prune those that are done or dead; UPDATE (error) only locks rows
 GRANT SELECT,
-      INSERT (event_id, delivery_id, type, next_at, inserted_at),
+      INSERT (event_id, handler, delivery_id, type, next_at, inserted_at),
       UPDATE (error),
       DELETE
    ON mailglass_handler_outbox TO mailglass_sweeper;
--- see which types have handlers
+-- see which handlers there are
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 -- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
@@ -81,20 +82,19 @@ GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, tim
 --    ON mailglass_webhook_events TO mailglass_sweeper;
 
 -- mailglass_dispatcher: `dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch
--- --replay` and `--forget`.
+-- --replay`, `--rename` and `--forget`.
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
-GRANT SELECT,
-      UPDATE (state, attempts, next_at, done, error, finished_at)
-   ON mailglass_handler_outbox TO mailglass_dispatcher;
--- read the event that a handler is given
-GRANT SELECT (id, tenant_id, occurred_at, reject_reason, metadata, normalized_payload)
+GRANT SELECT, UPDATE (state, attempts, next_at, error, finished_at) ON mailglass_handler_outbox TO mailglass_dispatcher;
+-- read the event that a handler is given, and count what a new one missed
+GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+              normalized_payload)
    ON mailglass_events TO mailglass_dispatcher;
 -- read its delivery
 GRANT SELECT (id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
--- register the types that have handlers
+-- register handlers
 GRANT SELECT, INSERT, UPDATE ON mailglass_handled_types TO mailglass_dispatcher;
 -- record runs
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
@@ -129,7 +129,7 @@ GRANT SELECT ON mailglass_open_orphans TO mailglass_reader;
 GRANT SELECT ON mailglass_open_orphan_ids TO mailglass_reader;
 -- show jobs
 GRANT SELECT ON mailglass_handler_outbox TO mailglass_reader;
--- see which types have handlers
+-- see which handlers there are
 GRANT SELECT ON mailglass_handled_types TO mailglass_reader;
 -- show runs
 GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;

@@ -13,7 +13,7 @@ from typing import Any
 
 from mailglass_reconcile import pubsub, runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
-from mailglass_reconcile.handlers import dispatcher, handled
+from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.rules.humanize import counted, shown_tenant
@@ -96,7 +96,7 @@ def reconcile(
                 eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
                     return _send(hold, tenant_id, eligible, parts)
-            handled.see_before_sweep(runtime.database())
+            registration.register_before_sweep(runtime.database())
             sweep = reconciler.prepare(tenant_id, limit, bounds=bounds, range_of=self.range_of_run, origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run()

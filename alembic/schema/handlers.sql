@@ -1,35 +1,133 @@
--- The handlers' outbox, and the types that have handlers.
+-- The handlers' outbox with its jobs, and the handlers that there are.
 
 -- step: table mailglass_handler_outbox
 CREATE TABLE {schema}.mailglass_handler_outbox (
-  event_id    uuid PRIMARY KEY,
+  event_id    uuid NOT NULL,
+  handler     text NOT NULL,
   delivery_id uuid NOT NULL,
   type        text NOT NULL,
   state       text NOT NULL DEFAULT 'waiting',
   attempts    smallint NOT NULL DEFAULT 0,
   next_at     timestamp NOT NULL,
-  done        text[] NOT NULL DEFAULT '{}',
   error       text,
   inserted_at timestamp NOT NULL,
   finished_at timestamp,
-  CONSTRAINT mailglass_handler_outbox_state CHECK (state IN ('waiting', 'dispatched', 'dead'))
+  PRIMARY KEY (event_id, handler),
+  CONSTRAINT mailglass_handler_outbox_state CHECK (state IN ('waiting', 'done', 'dead'))
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_handler_outbox IS
-  'mailglass-reconcile: events that handlers run on, or have run on';
+  'mailglass-reconcile: jobs, one for each handler and event';
 
 -- step: index mailglass_handler_outbox_due_idx
 CREATE INDEX mailglass_handler_outbox_due_idx
-  ON {schema}.mailglass_handler_outbox (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched';
+  ON {schema}.mailglass_handler_outbox (state, handler, type, next_at) WHERE state <> 'done';
 
 -- step: index mailglass_handler_outbox_finished_idx
 CREATE INDEX mailglass_handler_outbox_finished_idx
-  ON {schema}.mailglass_handler_outbox (finished_at) WHERE state = 'dispatched';
+  ON {schema}.mailglass_handler_outbox (finished_at) WHERE state = 'done';
 
 -- step: table mailglass_handled_types
 CREATE TABLE {schema}.mailglass_handled_types (
-  type    text PRIMARY KEY,
-  seen_at timestamp NOT NULL
+  type    text NOT NULL,
+  handler text NOT NULL,
+  seen_at timestamp NOT NULL,
+  PRIMARY KEY (type, handler)
 );
 COMMENT ON TABLE {schema}.mailglass_handled_types IS
-  'mailglass-reconcile: the types of events that handlers run on, and when a dispatcher last had a handler of each';
+  'mailglass-reconcile: the handlers of each type of event, and when a dispatcher last had each';
+
+-- step: function mailglass_reconcile_claim_job_v1
+-- Claims one job that is due and counts its attempt, which the caller commits before the handler runs; returns it with
+-- what the handler is told of event and delivery. It is of the first of the given registrations, in their order, that
+-- has one. Only that row is locked, and rows that other sessions hold are skipped. A job whose last attempt never ended
+-- is `dead`. The commit need not wait for the disk: after a crash of the server, the attempt is not counted.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_claim_job_v1(
+  handlers text, types text, delays text, synchronous text)
+RETURNS TABLE (event_id text, handler text, attempts smallint, dead boolean, type text, delivery_id text,
+               tenant_id text, reject_reason text, occurred_at timestamp, provider text, message_id text,
+               recipient text, bounce text, smtp_status text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
+SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+  -- From each attempt to the next.
+  seconds CONSTANT float8[] := delays;
+  most CONSTANT integer := cardinality(seconds) + 1;
+BEGIN
+  PERFORM set_config('synchronous_commit', synchronous, true) WHERE synchronous IS NOT NULL;
+  RETURN QUERY
+  -- One probe of the index for each registration, until one has a job.
+  WITH due AS MATERIALIZED (
+    SELECT j.event_id, j.handler
+      FROM unnest(CAST(handlers AS text[]), CAST(types AS text[])) AS r (handler, type)
+     CROSS JOIN LATERAL (
+             SELECT o.event_id, o.handler FROM {schema}.mailglass_handler_outbox AS o
+              WHERE o.state = 'waiting' AND o.handler = r.handler AND o.type = r.type AND o.next_at <= now()::timestamp
+              ORDER BY o.next_at LIMIT 1 FOR UPDATE SKIP LOCKED) AS j
+     LIMIT 1
+  ), claimed AS (
+    UPDATE {schema}.mailglass_handler_outbox AS o
+       SET attempts = least(o.attempts + 1, most), error = 'Unfinished',
+           state = CASE WHEN o.attempts >= most THEN 'dead' ELSE 'waiting' END,
+           finished_at = CASE WHEN o.attempts >= most THEN clock_timestamp()::timestamp END,
+           -- A handler takes half a minute at most; if its process ends, nobody else says so.
+           next_at = clock_timestamp()::timestamp
+                     + make_interval(secs => greatest(60, coalesce(seconds[o.attempts + 1], 300)) * (1 + random() / 4))
+      FROM due
+     WHERE o.event_id = due.event_id AND o.handler = due.handler
+    RETURNING o.*
+  )
+  -- A time that Python cannot hold is replaced.
+  SELECT c.event_id::text, c.handler, c.attempts, c.state = 'dead', c.type, c.delivery_id::text, e.tenant_id,
+         e.reject_reason,
+         CASE WHEN e.occurred_at BETWEEN '0001-01-01' AND '9999-12-31' THEN e.occurred_at ELSE c.inserted_at END,
+         coalesce(CASE jsonb_typeof(e.metadata -> 'provider') WHEN 'string' THEN e.metadata ->> 'provider' END,
+                  CASE jsonb_typeof(e.normalized_payload -> 'provider')
+                       WHEN 'string' THEN e.normalized_payload ->> 'provider' END,
+                  d.provider),
+         d.provider_message_id, d.recipient,
+         CASE WHEN e.metadata ->> 'bounce' IN ('hard', 'soft') THEN e.metadata ->> 'bounce' END,
+         left(e.metadata ->> 'smtp_status', 100)
+    FROM claimed AS c
+    LEFT JOIN LATERAL (SELECT tenant_id, reject_reason, occurred_at, metadata, normalized_payload
+                         FROM {schema}.mailglass_events WHERE id = c.event_id OFFSET 0) AS e ON true
+    LEFT JOIN LATERAL (SELECT provider, provider_message_id, recipient
+                         FROM {schema}.mailglass_deliveries WHERE id = c.delivery_id OFFSET 0) AS d ON true;
+END;
+$$;
+
+-- step: function mailglass_reconcile_finish_job_v1
+-- Ends an attempt of a job, and returns the job's new state; nothing if the job is not waiting any more, or another
+-- session has claimed it since. Without an error it is done: the dispatcher says so in the transaction in which the
+-- handler then runs. After the run it calls this again with an error: if the row is still waiting, that transaction was
+-- not committed. It waits for the row, so also for a COMMIT whose answer was lost.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_finish_job_v1(
+  event text, handler_name text, attempt text, error_class text, delays text)
+RETURNS TABLE (state text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
+SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '30s' AS $$
+#variable_conflict use_column
+DECLARE
+  seconds CONSTANT float8[] := delays;
+  last CONSTANT boolean := CAST(attempt AS integer) > cardinality(seconds);
+BEGIN
+  -- CASE, which the planner cannot estimate: with statistics from a time when nothing waited, `state = 'waiting'` looks
+  -- like one row, and it would read all that wait.
+  RETURN QUERY
+  UPDATE {schema}.mailglass_handler_outbox AS o
+     SET state = CASE WHEN error_class IS NULL THEN 'done' WHEN last THEN 'dead' ELSE 'waiting' END,
+         error = error_class,
+         finished_at = CASE WHEN error_class IS NULL OR last THEN clock_timestamp()::timestamp END,
+         next_at = CASE WHEN error_class IS NULL OR last THEN o.next_at
+                        ELSE clock_timestamp()::timestamp
+                             + make_interval(secs => seconds[CAST(attempt AS integer)] * (1 + random() / 4)) END
+   WHERE o.event_id = CAST(event AS uuid) AND o.handler = handler_name
+     AND CASE WHEN o.state = 'waiting' THEN o.attempts = CAST(attempt AS integer) END
+  RETURNING o.state;
+END;
+$$;

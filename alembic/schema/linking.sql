@@ -24,7 +24,7 @@ $$;
 
 -- step: function mailglass_reconcile_link_v1
 -- Links orphans, given with their deliveries, the ids of the events to append and more metadata for these: claims,
--- appends, projects, hands over to handlers, and closes. Nothing is waited for: a pair is left out if the orphan is not
+-- appends, projects, enqueues handlers' jobs, and closes. Nothing is waited for: a pair is left out if the orphan is not
 -- open any more, the delivery is gone or of another tenant, or another session has locked either. Returns what was
 -- claimed; without `reconciled_id` if the ledger had the key already. Such an orphan is closed too, unless an event of
 -- another kind or tenant has the key.
@@ -82,10 +82,13 @@ BEGIN
     SELECT {schema}.mailglass_reconcile_project_v1(array_agg(delivery_id), array_agg(type), array_agg(occurred_at),
                                                    array_agg(arrived_at)) AS changed
       FROM linked
-  -- Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
-  ), handed_over AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
-    SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp FROM linked WHERE handled ORDER BY event_id
+  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read. Sorted: two
+  -- transactions wait one way only.
+  ), enqueued AS (
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+    SELECT l.event_id, h.handler, l.delivery_id, l.type, now()::timestamp, now()::timestamp
+      FROM linked AS l JOIN {schema}.mailglass_handled_types AS h ON h.type = l.type
+     ORDER BY l.event_id, h.handler
         ON CONFLICT DO NOTHING
   )
   -- Seconds are subtracted, not times: an arrival may be infinite.

@@ -2,7 +2,7 @@
 
 -- step: function mailglass_reconcile_append_v1
 -- Appends a webhook's events, each with its delivery or as an orphan, which is stored with the keys and the state that
--- its writer knows; projects what is attached, and hands it over to handlers. Returns what is new: with its delivery, or
+-- its writer knows; projects what is attached, and enqueues handlers' jobs. Returns what is new: with its delivery, or
 -- with none.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_v1(given text)
 RETURNS TABLE (event_id text, delivery_id text)
@@ -57,11 +57,13 @@ BEGIN
                        array_agg(held), array_agg(type), array_agg(occurred_at), array_agg(now()::timestamp)) END
            AS changed
       FROM attached
-  -- Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
-  ), handed_over AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
-    SELECT id, held, type, now()::timestamp, now()::timestamp
-      FROM attached WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY id
+  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read. Sorted: two
+  -- transactions wait one way only.
+  ), enqueued AS (
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+    SELECT a.id, h.handler, a.held, a.type, now()::timestamp, now()::timestamp
+      FROM attached AS a JOIN {schema}.mailglass_handled_types AS h ON h.type = a.type
+     ORDER BY a.id, h.handler
         ON CONFLICT DO NOTHING
   )
   SELECT id::text, delivery_id::text FROM appended CROSS JOIN projected;
@@ -69,8 +71,8 @@ END;
 $$;
 
 -- step: function mailglass_reconcile_store_sends_v1
--- Stores sends: for each that is new its first event and its delivery, as projecting the event would leave it; and hands
--- the events over to handlers. Returns the deliveries of what was recorded before, by key, and a row that is `open` if
+-- Stores sends: for each that is new its first event and its delivery, as projecting the event would leave it; and
+-- enqueues handlers' jobs. Returns the deliveries of what was recorded before, by key, and a row that is `open` if
 -- an event may wait for one of the message ids: then nothing is stored, unless it is wanted `anyway`.
 -- `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_store_sends_v1(
@@ -141,11 +143,12 @@ BEGIN
            type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, type <> 'dispatched',
            CAST(delivery_metadata AS jsonb), now()::timestamp, now()::timestamp
       FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
-  -- Without a conflict target, which would need the right to read.
-  ), handed_over AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
-    SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp
-      FROM new WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY event_id
+  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read.
+  ), enqueued AS (
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+    SELECT n.event_id, h.handler, n.delivery_id, n.type, now()::timestamp, now()::timestamp
+      FROM new AS n JOIN {schema}.mailglass_handled_types AS h ON h.type = n.type
+     ORDER BY n.event_id, h.handler
         ON CONFLICT DO NOTHING
   )
   SELECT s.key, k.delivery_id::text, false

@@ -99,7 +99,7 @@ BEGIN
   ), staying AS MATERIALIZED (
     SELECT m.owner FROM members AS m
      WHERE m.is_new OR EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
-                                WHERE h.event_id = m.id AND h.state <> 'dispatched' OFFSET 0)
+                                WHERE h.event_id = m.id AND h.state <> 'done' OFFSET 0)
   ), removed AS (
     DELETE FROM {schema}.mailglass_events
      WHERE id = ANY (ARRAY(

@@ -106,7 +106,7 @@ def _delayed(machine: Machine, part: Part) -> None:
         url, calls = through.url(ours), machine.scaled(CALLS)
         found = _calling(machine, "one-thread", url, calls, *options)
         with psycopg.connect(machine.copy("ours"), autocommit=True) as connection:
-            connection.execute("INSERT INTO mailglass_handled_types VALUES ('delivered', now())")
+            connection.execute("INSERT INTO mailglass_handled_types VALUES ('delivered', 'suppress', now())")
         handled = _calling(machine, "one-thread", url, calls, *options, "--kinds", "webhook")
     for kind, counted in found.items():
         _round_trips(part, NAMES[kind], counted, ROUND_TRIPS[kind])

@@ -1,4 +1,4 @@
-"""The subcommand `dispatch`, which runs handlers, and replays or forgets; `sweep` runs them for what it has linked."""
+"""The subcommand `dispatch`, which runs handlers, and manages their jobs; `sweep` runs them for what it has linked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NoReturn
 from uuid import UUID
 
 import click
@@ -16,10 +16,11 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.errors import MailglassReconcileError, hint
-from mailglass_reconcile.handlers import dispatcher, handled
-from mailglass_reconcile.ops import waiting as waits
+from mailglass_reconcile.handlers import administration, dispatcher
+from mailglass_reconcile.ops import handler_jobs
+from mailglass_reconcile.ops.handler_jobs import HandlerJob, JobList
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import age, counted, took
+from mailglass_reconcile.rules.humanize import age, counted, printable, took
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ EXAMPLES = """\b
 Examples:
   mailglass-reconcile dispatch
   mailglass-reconcile dispatch --waiting
-  mailglass-reconcile dispatch --dead
+  mailglass-reconcile dispatch --dead --handler suppress
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile dispatch --replay bounced --since 7d
   mailglass-reconcile dispatch --forget bounced
+  mailglass-reconcile dispatch --rename shop.mail.suppress shop.handlers.suppress
 """
 
 
@@ -42,7 +44,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 
 @click.command(epilog=EXAMPLES)
 @click.option("--waiting", is_flag=True, help="List the events that wait for handlers, by handler and error.")
-@click.option("--dead", "lists", is_flag=True, help="List the events that have failed for the last time.")
+@click.option("--dead", "lists", is_flag=True, help="List the events that handlers have failed on for the last time.")
 @click.option(
     "--retry",
     callback=_event_id,
@@ -51,10 +53,22 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     metavar="[EVENT_ID]",
     help="Try all dead and failing events, or one, again in the next dispatch.",
 )
-@click.option("--replay", metavar="TYPE", help="Let a new handler run on the events of this type since --since.")
+@click.option("--replay", metavar="TYPE", help="Let new handlers run on the events of this type since --since.")
 @click.option("--since", type=Duration(), metavar="AGE", help="For --replay: how old the events may be: 12h, 7d.")
-@click.option("--forget", metavar="TYPE", help="Its handlers are gone: delete this type's waiting events.")
-@click.option("--yes", is_flag=True, help="Do not ask first, for --replay and --forget.")
+@click.option(
+    "--forget",
+    is_flag=False,
+    flag_value=ALL,
+    metavar="[TYPE]",
+    help="Unregister the handlers of this type, or the one of --handler, and delete the events that wait for them.",
+)
+@click.option("--rename", nargs=2, metavar="OLD NEW", help="Move a renamed handler's registration and events.")
+@click.option(
+    "--handler",
+    metavar="NAME",
+    help="For --waiting, --dead, --retry, --replay and --forget: this handler only.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation (--replay, --forget).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def dispatch(
     waiting: bool,
@@ -63,6 +77,8 @@ def dispatch(
     replay: str | None,
     since: float | None,
     forget: str | None,
+    rename: tuple[str, str] | None,
+    handler: str | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -70,20 +86,27 @@ def dispatch(
 
     Exits with 0 if no handler failed.
     """
-    if sum([waiting, lists, retry is not None, replay is not None, forget is not None]) > 1:
-        raise click.UsageError("--waiting, --dead, --retry, --replay and --forget exclude each other")
+    actions = [waiting, lists, retry is not None, replay is not None, forget is not None, rename is not None]
+    if sum(actions) > 1:
+        raise click.UsageError("--waiting, --dead, --retry, --replay, --forget and --rename exclude each other")
     if (replay is None) != (since is None):
         raise click.UsageError("--replay needs --since, such as --since 7d, and --since needs --replay")
+    if handler is not None and (rename or not any(actions)):
+        raise click.UsageError("--handler needs --waiting, --dead, --retry, --replay or --forget")
+    if forget == ALL and handler is None:
+        raise click.UsageError("--forget needs a type, such as --forget bounced, or --handler")
     if waiting:
-        _list_waiting(as_json)
+        _list_waiting(handler, as_json)
     elif lists:
-        _list_dead(as_json)
+        _list_dead(handler, as_json)
     elif retry is not None:
-        _retry(retry, as_json)
+        _retry(retry, handler, as_json)
     elif replay is not None and since is not None:
-        _replay(replay, since, yes, as_json)
+        _replay(replay, since, handler, yes, as_json)
     elif forget is not None:
-        _forget(forget, yes, as_json)
+        _forget(None if forget == ALL else forget, handler, yes, as_json)
+    elif rename:
+        _rename(*rename, as_json)
     else:
         look_now()
         with _ended_by_sigterm():
@@ -92,7 +115,7 @@ def dispatch(
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: the dispatcher gives back the events that it has claimed and not begun."""
+    """Let SIGTERM do what Ctrl-C does: a handler's statement is cancelled, and its job is not locked any longer."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -118,95 +141,122 @@ def _dispatch(as_json: bool) -> None:
         print_json(result.as_dict())
     else:
         click.echo(
-            f"dispatched {counted(result.dispatched, 'event')} in {took(result.duration_ms)}:"
-            f" {counted(result.handled, 'handler')} done, {result.failed:,} failed"
-            + (f"; {counted(result.dead, 'event is', 'events are')} dead" if result.dead else "")
+            f"handled {counted(result.handled, 'event')} in {took(result.duration_ms)}; {result.failed:,} failed"
+            + (f", {result.dead:,} dead" if result.dead else "")
         )
     sys.exit(1 if result.failed or result.dead else 0)
 
 
-def _list_dead(as_json: bool) -> None:
-    found = waits.dead_events(runtime.database(), waits.LISTED)
+def _list_dead(handler: str | None, as_json: bool) -> None:
+    listed = handler_jobs.load_jobs(runtime.database(), "dead", handler)
     if as_json:
-        print_json({"dead": found})
+        _print_list("dead", listed)
         return
-    if not found:
-        click.echo("there are no dead events")
-    with reader_may_leave():
-        for row in found:
-            click.echo(_event(row, f"dead since {moment(row['finished_at'] + 'Z')}"))
+    click.echo(counted(listed.total, "event is dead", "events are dead"), err=True)
+    for group in listed.groups:
+        text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {moment(group.at)}"
+        click.echo(wrapped(text, "    ", "  "), err=True)
+    _print_jobs(listed)
 
 
-def _list_waiting(as_json: bool) -> None:
-    found = waits.backlog(runtime.database())
+def _list_waiting(handler: str | None, as_json: bool) -> None:
+    listed = handler_jobs.load_jobs(runtime.database(), "waiting", handler)
     if as_json:
-        groups = [one.as_dict() for one in found.groups]
-        print_json({"waiting": found.events, "groups": groups, "total": found.total})
+        _print_list("waiting", listed)
         return
-    click.echo(counted(found.total, "event waits for its handlers", "events wait for their handlers"), err=True)
-    for group in found.groups:
-        left = f"{group.type}: {', '.join(group.handlers) or 'handlers not loaded here'}"
+    click.echo(counted(listed.total, "event waits for a handler", "events wait for handlers"), err=True)
+    for group in listed.groups:
         why = f"{group.error}, next attempt" if group.error else "not tried yet, due"
-        click.echo(wrapped(f"{group.number:,} {left}; {why} {moment(group.next_at)}", "    ", "  "), err=True)
+        text = f"{group.number:,} {group.type} for {group.handler}: {why} {moment(group.at)}"
+        click.echo(wrapped(text, "    ", "  "), err=True)
+    _print_jobs(listed)
+
+
+def _print_list(name: str, listed: JobList) -> None:
+    jobs, groups = ([each.as_dict() for each in rows] for rows in (listed.jobs, listed.groups))
+    print_json({name: jobs, "groups": groups, "total": listed.total})
+
+
+def _print_jobs(listed: JobList) -> None:
     with reader_may_leave():
-        for row in found.events:
-            click.echo(_event(row, f"next attempt {moment(row['next_at'])}"))
-    if found.total > len(found.events):
-        click.echo(f"only the first {len(found.events):,} are shown", err=True)
+        for job in listed.jobs:
+            click.echo(_job(job))
+    if listed.total > len(listed.jobs):
+        click.echo(f"only the first {len(listed.jobs):,} are shown", err=True)
 
 
-def _event(row: dict[str, Any], when: str) -> str:
-    """Return an event of a list, with its whole ids on lines of their own."""
-    facts = [row["type"], counted(row["attempts"], "attempt"), *filter(None, [row["error"]]), when]
-    done = f"; done: {', '.join(row['done'])}" if row["done"] else ""
-    return "\n".join((row["event_id"], wrapped(f"{', '.join(facts)}{done}", "  "), f"  delivery {row['delivery_id']}"))
+def _job(job: HandlerJob) -> str:
+    """Return a job of a list, with its whole ids on lines of their own."""
+    when = f"dead since {moment(job.at)}" if job.state == "dead" else f"next attempt {moment(job.at)}"
+    facts = [f"{job.type} for {job.handler}", counted(job.attempts, "attempt"), *filter(None, [job.error]), when]
+    return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 
 
-def _retry(wanted: UUID | str, as_json: bool) -> None:
-    retried = dispatcher.retry(runtime.database(), wanted if isinstance(wanted, UUID) else None)
+def _retry(wanted: UUID | str, handler: str | None, as_json: bool) -> None:
+    event_id = wanted if isinstance(wanted, UUID) else None
+    retried = administration.retry(runtime.database(), event_id, handler)
     if as_json:
         print_json({"retried": retried})
     else:
-        click.echo(f"{counted(retried, 'event')} will be tried again")
-    if isinstance(wanted, UUID) and not retried:
+        click.echo(f"{counted(retried, 'job')} will be tried again")
+    if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
-        click.echo(hint(f"event {wanted} is neither dead nor failing: see {hints}"), err=True)
+        click.echo(hint(f"event {event_id} is neither dead nor failing: see {hints}"), err=True)
         sys.exit(1)
 
 
-def _replay(type_: str, seconds: float, yes: bool, as_json: bool) -> None:
-    runtime.load_imports()
+def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json: bool) -> None:
+    database = runtime.database()
     try:
-        handled.require_replayable(runtime.get_settings(), type_, seconds)
+        registrations = administration.replayable(database, type_, seconds, handler)
     except ValueError as error:
         raise click.UsageError(f"--since: {error}") from None
-    database = runtime.database()
-    missed = counted(handled.missed(database, type_, seconds), f"{type_} event")
-    _confirm(f"queue {missed} of the last {age(seconds)} for the handlers that have not had them?", yes)
-    replayed = handled.replay(database, type_, seconds)
-    text = f"queued {counted(replayed, 'event')}; the next dispatch runs their handlers"
+    except LookupError as error:
+        _fail(error)
+    missed = counted(administration.count_missed(database, registrations, seconds), f"{type_} event")
+    names = printable(", ".join(each.handler for each in registrations))
+    _confirm(f"queue {missed} of the last {age(seconds)} for {names}?", yes)
+    replayed = administration.replay(database, registrations, seconds)
     if as_json:
         print_json({"replayed": replayed})
     else:
-        click.echo(text)
+        click.echo(f"queued {counted(replayed, 'job')}; the next dispatch runs them")
 
 
-def _forget(type_: str, yes: bool, as_json: bool) -> None:
+def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) -> None:
     database = runtime.database()
     try:
-        known = handled.known(database, type_)
+        registrations, waiting = administration.registered(database, type_, handler)
     except LookupError as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-    seen = "" if known.seen_seconds is None else f"; a dispatcher had a handler of it {age(known.seen_seconds)} ago"
-    waiting = counted(known.waiting, "waiting event")
-    _confirm(f"forget {type_} and delete its {waiting}{seen}? This cannot be undone", yes)
-    deleted = handled.forget(database, type_)
-    text = f"forgot {type_} and deleted {counted(deleted, 'waiting event')}"
+        _fail(error)
+    names = printable(", ".join(f"{each.handler} ({each.type})" for each in registrations) or handler or type_ or "")
+    seen = min((each.seen_seconds for each in registrations), default=None)
+    last = "" if seen is None else f"; a dispatcher had one of them {age(seen)} ago"
+    _confirm(f"forget {names} and delete {counted(waiting, 'waiting job')}{last}? This cannot be undone", yes)
+    deleted = administration.forget(database, type_, handler)
     if as_json:
-        print_json({"forgotten": type_, "deleted": deleted})
+        forgotten = [{"handler": each.handler, "type": each.type} for each in registrations]
+        print_json({"forgotten": forgotten, "deleted": deleted})
     else:
-        click.echo(text)
+        click.echo(f"forgot {names} and deleted {counted(deleted, 'waiting job')}")
+
+
+def _rename(old: str, new: str, as_json: bool) -> None:
+    if not registry.is_valid_name(new):
+        raise click.UsageError(f"--rename: a handler's name must be 1 to {registry.MAX_NAME} printable characters")
+    try:
+        renamed = administration.rename(runtime.database(), old, new)
+    except LookupError as error:
+        _fail(error)
+    if as_json:
+        print_json({"renamed": renamed})
+    else:
+        click.echo(f"renamed {old} to {new}, with {counted(renamed, 'job')}")
+
+
+def _fail(error: LookupError) -> NoReturn:
+    click.echo(printable(str(error)), err=True)
+    sys.exit(1)
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -22,7 +22,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.handlers import dispatcher, handled
+from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import counted, took
 from mailglass_reconcile.store.database import Connected
@@ -92,7 +92,7 @@ class Follower:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         look_now()
-        handled.see_before_sweep(self._database)
+        registration.register_before_sweep(self._database)
         try:
             while self._ended_by is None:
                 try:

@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
 from mailglass_reconcile.cli.texts import moment, wrapped
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.handlers import handled
+from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import deliveries, explanation
 from mailglass_reconcile.record import by_hand
 from mailglass_reconcile.store.database import Database
@@ -54,7 +54,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
         return
     if not yes:
         click.confirm("link them? This cannot be undone", abort=True, err=True)
-    handled.see_before_sweep(database)
+    registration.register_before_sweep(database)
     by_hand.link_with(database, wanted)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_for(1)

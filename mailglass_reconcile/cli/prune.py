@@ -22,8 +22,8 @@ STEPS = {
     "succeeded": "succeeded raw webhooks",
     "dead": "dead raw webhooks",
     "failed": "failed raw webhooks",
-    "jobs_done": "dispatched events of handlers",
-    "jobs_dead": "dead events of handlers",
+    "jobs_done": "jobs of handlers that are done",
+    "jobs_dead": "dead jobs of handlers",
     "expired": "expired open orphans",
     "settled": "open orphans that are settled",
     "added": "open orphans to add",
@@ -73,8 +73,7 @@ def _print(result: pruner.PruneResult) -> None:
     click.echo(
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
-        f"deleted events of handlers: {result.jobs_done:,} dispatched,"
-        f" {result.jobs_dead:,} dead or never handled\n"
+        f"deleted jobs of handlers: {result.jobs_done:,} done, {result.jobs_dead:,} dead\n"
         f"deleted from the ledger: {counted(result.events, 'event')};"
         f" {counted(result.deliveries, 'delivery', 'deliveries')}"
     )

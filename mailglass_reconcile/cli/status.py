@@ -75,7 +75,7 @@ def _page(found: Status) -> Group:
     if found.totals["expired"]:
         lines.append(f"{counted(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
     if found.jobs_waiting:
-        lines.append(f"{counted(found.jobs_waiting, 'event waits for its', 'events wait for their')} handlers")
+        lines.append(f"{counted(found.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"warning: {warning}" for warning in found.warnings]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.texts import Duration, hint_at_tenant, reader_may_leave
-from mailglass_reconcile.handlers import handled
+from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
@@ -80,7 +80,7 @@ def sweep(
     if verbose and not dry_run:
         raise click.UsageError("--verbose needs --dry-run")
     if not dry_run:
-        handled.see_before_sweep(runtime.database())
+        registration.register_before_sweep(runtime.database())
     show = _shower(as_json=as_json) if verbose else None
     pointed = any((event, delivery, provider, since, until, include_expired))
     if pointed:

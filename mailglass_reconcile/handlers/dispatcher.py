@@ -1,9 +1,9 @@
-"""The dispatcher: it calls each handler for each event of the outbox, until the handler has succeeded.
+"""The dispatcher: it runs each job of the outbox, a handler on an event, until the handler has succeeded.
 
-An attempt is counted and committed first. Then each handler of each event runs in a transaction of the application's
-own connection, which holds nothing else: the row notes that the handler is done, the handler runs, COMMIT. What the
-database holds then decides: if the record does not exist, the handler's work was undone with it, and the
-attempt has failed. So a handler that kills its process, or its connection, takes no other's work with it.
+A job is claimed, its attempt counted, and that committed first. Then, in a transaction of the application's own
+connection which holds nothing else, the job is marked done, the handler runs, COMMIT. After the run the job is marked
+failed if it is still waiting, because then that transaction was not committed. So a handler that kills its process, or
+its connection, takes no other job with it, and what the database holds decides.
 """
 
 from __future__ import annotations
@@ -11,41 +11,35 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import TypeVar
-from uuid import UUID
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.handlers import running
+from mailglass_reconcile.handlers import registration, running
 from mailglass_reconcile.handlers.running import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import handled, outbox, runs
+from mailglass_reconcile.store import handled_types, outbox, runs
 from mailglass_reconcile.store.callers_transaction import borrowed
-from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.outbox import Held, Outcome, Settled
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.handled_types import Registration
+from mailglass_reconcile.store.outbox import Job
 from mailglass_reconcile.store.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CLAIMED_EVENTS = 100
-"""How many new events a dispatcher claims at a time, at most."""
-CLAIM_SECONDS = 1.0
-"""After this, a dispatcher gives back what it has claimed and not begun."""
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
-SEEN_SECONDS = 60.0
-"""How often a dispatcher that works looks whether its handlers' types are written down."""
-RETRY_ROWS = 5_000
+REGISTER_SECONDS = 60.0
+"""How often a dispatcher that works registers its handlers again."""
 
 
 @dataclass(slots=True)
@@ -53,14 +47,12 @@ class DispatchResult:
     """What a dispatcher did.
 
     Attributes:
-        dispatched: Events whose handlers are all done.
-        handled: Runs of handlers that succeeded, and are committed.
-        failed: Runs of handlers that failed; each is tried again later, unless its event is dead.
-        dead: Events that have failed for the last time.
+        handled: Jobs whose handler succeeded; its work is committed.
+        failed: Jobs whose handler failed; each is tried again later, unless it is dead.
+        dead: Jobs that have failed for the last time.
         duration_ms: Milliseconds in all.
     """
 
-    dispatched: int = 0
     handled: int = 0
     failed: int = 0
     dead: int = 0
@@ -71,15 +63,15 @@ class DispatchResult:
         return asdict(self)
 
     def as_counts(self) -> dict[str, int]:
-        """Return the events and runs of handlers as the attributes of a span."""
+        """Return the numbers of jobs as the attributes of a span."""
         return {f"{name}_count": number for name, number in asdict(self).items() if name != "duration_ms"}
 
 
 def dispatch() -> DispatchResult:
-    """Run the handlers of this process on every event that is due, and return the counts.
+    """Run this process's handlers on every event that is due for them, and return the counts.
 
     Any number of dispatchers may run at the same time. An error of a handler is counted and logged, by its class.
-    Events of a type without a handler here are left alone.
+    Jobs of handlers that this process does not have are left alone.
 
     Raises:
         MailglassReconcileError: A setting, the connection, a privilege or the schema is wrong.
@@ -88,170 +80,140 @@ def dispatch() -> DispatchResult:
 
 
 def dispatch_within(seconds: float | None, origin: Origin = "python") -> DispatchResult:
-    """Dispatch, but claim no more events after *seconds*; None is no limit. The history of runs keeps the *origin*."""
+    """Dispatch, but claim no more jobs after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
-    dispatcher = _Dispatcher(runtime.get_settings(), seconds)
-    types = sorted(registry.types())
-    if not types:
+    own = registration.registrations()
+    dispatcher = _Dispatcher(runtime.get_settings(), own, seconds)
+    if not own:
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
             with database_errors(), running.connected(own_process=origin != "python") as begin:
-                dispatcher.run(begin, types)
+                dispatcher.run(begin)
                 _note(begin, dispatcher.result, origin)
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """An attempt of an event: which handlers have ended, each with the class of its error, or with None."""
+class _Attempt(NamedTuple):
+    """An attempt that has ended: the class of its error, None if the handler returned."""
 
-    row: Held
-    handlers: list[Registered]
-    ended: dict[str, str | None] = field(default_factory=dict)
-
-    def undone(self, outcome: Outcome) -> list[str]:
-        """Return the handlers of which nothing is kept."""
-        return [name for name in self.ended if name not in outcome.done]
-
-    def settled(self, outcome: Outcome) -> Settled:
-        """Return how it ended, by what the database holds."""
-        errors = [self.ended[name] for name in self.undone(outcome)]
-        is_done = {one.name for one in self.handlers} <= set(outcome.done)
-        error = None if is_done else (errors or [None])[-1] or outbox.ROLLED_BACK
-        return Settled(self.row.event_id, self.row.attempts, error)
+    job: Job
+    error: str | None = None
+    contended: bool = False
 
 
 class _Dispatcher:
     """One dispatcher; `result` has the counts so far."""
 
-    def __init__(self, settings: Settings, seconds: float | None) -> None:
+    def __init__(self, settings: Settings, registrations: list[Registration], seconds: float | None) -> None:
         self.result = DispatchResult()
         self._settings = settings
+        # Of several dispatchers, each begins with another handler.
+        self._turns = random.sample(registrations, len(registrations))
         self._began = time.monotonic()
         self._seconds = seconds
-        self._size = CLAIMED_EVENTS
-        self._seen_at = -SEEN_SECONDS
+        self._registered_at = -REGISTER_SECONDS
 
-    def run(self, begin: Begin, types: list[str]) -> None:
+    def run(self, begin: Begin) -> None:
         """Dispatch what is due, until nothing is."""
-        while not self._expired():
-            self._see(begin, types)
-            random.shuffle(types)
-            new = self._claim(begin, types, self._size, tried=False)
-            begun = self._try(begin, new)
-            self._size = min(CLAIMED_EVENTS, 2 * self._size) if begun == len(new) else max(1, begun)
-            # One at a time: it may be what has killed its process before.
-            tried = self._claim(begin, types, 1, tried=True)
-            self._try(begin, tried)
-            if not new and not tried:
-                break
+        attempt: _Attempt | None = None
+        while job := self._next(begin, attempt):
+            attempt = None
+            if job.dead:
+                self._count_dead(job)
+            else:
+                attempt = self._run(begin, job)
         self.result.duration_ms = round((time.monotonic() - self._began) * 1000)
 
-    def _expired(self) -> bool:
-        return self._seconds is not None and time.monotonic() - self._began > self._seconds
+    def _next(self, begin: Begin, attempt: _Attempt | None) -> Job | None:
+        """Record how the last attempt ended, and claim the next job, unless the time is over."""
+        self._register(begin)
+        expired = self._seconds is not None and time.monotonic() - self._began > self._seconds
 
-    def _see(self, begin: Begin, types: Sequence[str]) -> None:
-        """Write down that handlers of *types* run here, so that every process hands such events over."""
-        if time.monotonic() - self._seen_at >= SEEN_SECONDS:
-            self._own(begin, lambda tx: handled.see(tx, types))
-            self._seen_at = time.monotonic()
+        def action(work: Work) -> tuple[str | None, Job | None]:
+            tx = Transaction(work.connection, self._settings)
+            state = outbox.fail(tx, attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
+            return state, None if expired else outbox.claim(tx, self._turns, synchronous=work.nested)
 
-    def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Held]:
-        def action(tx: Transaction) -> tuple[list[str], list[Held]]:
-            claims = outbox.claim(tx, types, size, tried=tried)
-            return [one.event_id for one in claims if one.dead], outbox.read(
-                tx, [one for one in claims if not one.dead]
-            )
+        state, job = self._own(begin, action)
+        if attempt:
+            self._count(attempt, state)
+        if job:
+            # Its handler's turn is over, and the job's type comes last of it.
+            self._turns.sort(key=lambda turn: (turn.handler == job.handler, turn == (job.handler, job.type)))
+        return job
 
-        dead, held = self._own(begin, action)
-        for event_id in dead:
-            self.result.dead += 1
-            logger.error("event %s is dead: its last attempt ended with its process", event_id)
-        return held
-
-    def _try(self, begin: Begin, rows: Sequence[Held]) -> int:
-        """Run the handlers of claimed events, note how that ended, and return how many were begun in time."""
-        began, attempts = time.monotonic(), list[_Attempt]()
-        try:
-            for row in rows:
-                if attempts and time.monotonic() - began > CLAIM_SECONDS:
-                    break
-                attempts.append(_Attempt(row, registry.handlers_of(row.type)))
-                for handler in attempts[-1].handlers:
-                    if handler.name not in row.done:
-                        self._run(begin, attempts[-1], handler)
-        except BaseException:  # also Ctrl-C; the attempt that it ended counts, and is not settled
-            with suppress(Exception):
-                self._settle(begin, attempts[:-1], rows[len(attempts) :])
-            raise
-        self._settle(begin, attempts, rows[len(attempts) :])
-        return len(attempts)
-
-    def _run(self, begin: Begin, attempt: _Attempt, handler: Registered) -> None:
-        """Run one handler for one event in a transaction of its own."""
-        row, others = attempt.row, [one.name for one in attempt.handlers if one.name != handler.name]
-        ran = False
-        try:
-            with begin() as work, self._limited(work) as tx:
-                if not outbox.note(tx, row, handler.name, others):
-                    return
-                ran = True
-                running.call(handler, work.connection, row)
-        except Exception as error:  # an application's handler may fail in any way, which costs that handler only
-            if not (ran or running.is_contention(error)):
-                raise
-            attempt.ended[handler.name] = running.log_error(handler, row.event_id, row.attempts, error)
-        else:
-            attempt.ended[handler.name] = None
-
-    @contextmanager
-    def _limited(self, work: Work) -> Iterator[Transaction]:
-        """Limit what a handler may take, until the end of the transaction or of the block."""
-        tx = Transaction(work.connection, self._settings)
-        limits = outbox.limit(tx, running.HANDLER_SECONDS)
-        yield tx
-        if work.nested:
-            outbox.unlimit(tx, limits)
-
-    def _settle(self, begin: Begin, attempts: Sequence[_Attempt], left: Sequence[Held]) -> None:
-        """Give back the claimed events that are *left*; of the others, ask the database how the attempts ended."""
-        if not attempts and not left:
+    def _register(self, begin: Begin) -> None:
+        """Register this process's handlers, so that every process enqueues jobs for them."""
+        if time.monotonic() - self._registered_at < REGISTER_SECONDS:
             return
 
-        def action(tx: Transaction) -> tuple[dict[str, Outcome], dict[str, str]]:
-            outbox.give_back(tx, left)
-            held = outbox.outcomes(tx, [one.row.event_id for one in attempts])
-            ended = [(one, held[one.row.event_id]) for one in attempts if one.row.event_id in held]
-            waiting = [one.settled(outcome) for one, outcome in ended if outcome.state == "waiting"]
-            return held, outbox.settle(tx, waiting)
+        def action(work: Work) -> list[Registration]:
+            with borrowed(work.connection, self._settings) as tx:
+                return handled_types.register(tx, self._turns)
 
-        held, settled = self._own(begin, action)
-        for attempt in attempts:
-            if outcome := held.get(attempt.row.event_id):
-                self._count(attempt, outcome, settled.get(attempt.row.event_id))
+        registration.log_missed(runtime.database(), self._own(begin, action))
+        self._registered_at = time.monotonic()
 
-    def _count(self, attempt: _Attempt, outcome: Outcome, settled: str | None) -> None:
-        row, undone = attempt.row, attempt.undone(outcome)
-        for name, error in attempt.ended.items():
-            if name in undone and error is None:
-                logger.warning("handler %s failed on event %s: its work was rolled back", name, row.event_id)
-            elif name not in undone and error is not None:
-                logger.warning("handler %s is done with event %s: its work was committed", name, row.event_id)
-        self.result.handled += len(attempt.ended) - len(undone)
-        self.result.failed += len(undone)
-        state = settled or (outcome.state if outcome.attempts == row.attempts else None)
-        self.result.dispatched += state == "dispatched"
+    def _run(self, begin: Begin, job: Job) -> _Attempt | None:
+        """Run a handler on an event in a transaction of its own; return None if another dispatcher has the job now."""
+        event = running.event_of(job)
+        if event is None:
+            return _Attempt(job, outbox.EVENT_MISSING)
+        handler = registry.handler(job.handler)
+        started = False
+        try:
+            with begin() as work, self._started(work, job) as started:
+                if not started:
+                    return None
+                running.call(handler, work.connection, event)
+        except Exception as error:  # an application's handler may fail in any way, which costs that job only
+            if running.is_contention(error):
+                return _Attempt(job, type(error).__name__, contended=True)
+            if not started:
+                raise
+            return _Attempt(job, running.log_error(handler, job, error))
+        return _Attempt(job)
+
+    @contextmanager
+    def _started(self, work: Work, job: Job) -> Iterator[bool]:
+        """Mark a job done and limit its transaction, until its end or that of the block; yield whether that worked."""
+        tx = Transaction(work.connection, self._settings)
+        before = outbox.start(tx, job, running.HANDLER_SECONDS)
+        yield before is not None
+        if before and work.nested:
+            outbox.restore(tx, before)
+
+    def _count(self, attempt: _Attempt, state: str | None) -> None:
+        """Count an attempt by the state that its failure has left, which is None if it was committed."""
+        job = attempt.job
+        if state is None:
+            self.result.handled += 1
+            if attempt.error:
+                logger.warning("handler %s is done with event %s: its work was committed", job.handler, job.event_id)
+            return
+        if not attempt.error and running.log_throttle.over((job.handler, outbox.ROLLED_BACK)):
+            logger.warning("handler %s failed on event %s: its work was rolled back", job.handler, job.event_id)
+        self.result.failed += not attempt.contended
         if state == "dead":
-            self.result.dead += 1
-            logger.error("event %s is dead after %d attempts", row.event_id, outbox.MOST_ATTEMPTS)
+            self._count_dead(job)
 
-    def _own(self, begin: Begin, action: Callable[[Transaction], T]) -> T:
+    def _count_dead(self, job: Job) -> None:
+        self.result.dead += 1
+        if running.log_throttle.over((job.handler, "dead")):
+            logger.error(
+                "event %s is dead for handler %s after %d attempts: see `mailglass-reconcile dispatch --dead`",
+                job.event_id,
+                job.handler,
+                job.attempts,
+            )
+
+    def _own(self, begin: Begin, action: Callable[[Work], T]) -> T:
         """Run a transaction without handlers; one that contends with another is tried again, as READ COMMITTED.
 
-        That is enough for claims and notes, and does not fail; SERIALIZABLE may be the database's default.
+        That is enough for claims and registrations, and does not fail; SERIALIZABLE may be the database's default.
         """
         nested = contended = False
         for pause in (*CONTENTION_PAUSES, None):
@@ -260,8 +222,7 @@ class _Dispatcher:
                     nested = work.nested
                     if contended:
                         work.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                    with borrowed(work.connection, self._settings) as tx:
-                        return action(tx)
+                    return action(work)
             except Exception as error:
                 if pause is None or nested or not running.is_contention(error):
                     raise
@@ -288,13 +249,3 @@ def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
         return
     noted_at[origin] = time.monotonic()
-
-
-def retry(database: Database, event_id: UUID | None = None) -> int:
-    """Let events that are dead or fail, or one, be tried again as if they were new, and return how many.
-
-    What was done stays done.
-    """
-    wanted = {"event_id": None if event_id is None else str(event_id), "size": RETRY_ROWS}
-    with database.connect() as connected:
-        return connected.in_batches(outbox.RETRY, wanted)

@@ -26,10 +26,13 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
+from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store.outbox import Held
+from mailglass_reconcile.store.outbox import Job
 
 logger = logging.getLogger(__name__)
+
+log_throttle = Pauses()
 
 HANDLER_SECONDS = 30
 """What one statement of a handler, and a handler in all, may take."""
@@ -138,20 +141,31 @@ def connected(*, own_process: bool) -> AbstractContextManager[Begin]:
     return _Used.connected(own_process)
 
 
-def call(handler: Registered, connection: sa.Connection, row: Held) -> None:
+def call(handler: Registered, connection: sa.Connection, event: DeliveryEvent) -> None:
     began = time.monotonic()
-    _require_finished(handler.function(connection, _event(row)))
+    _require_finished(handler.function(connection, event))
     if time.monotonic() - began > HANDLER_SECONDS:
         raise TimeoutError
 
 
-def log_error(handler: Registered, event_id: str, attempt: int, error: Exception) -> str:
-    """Log a handler's error by its class and place, because its words may hold an address; return the class."""
+def log_error(handler: Registered, job: Job, error: Exception) -> str:
+    """Log a handler's error by its class and place, because its words may hold an address; return the class.
+
+    One line for each cause and minute: the same error comes with thousands of events.
+    """
     name = type(error).__name__[: registry.MAX_NAME]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if handler.place and frame.filename == handler.place[0]] or frames
     at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    logger.warning("handler %s failed on event %s, attempt %d: %s%s", handler.name, event_id, attempt, name, at)
+    if log_throttle.over((handler.name, name, at)):
+        logger.warning(
+            "handler %s failed on event %s, attempt %d: %s%s (logged once a minute)",
+            handler.name,
+            job.event_id,
+            job.attempts,
+            name,
+            at,
+        )
     return name
 
 
@@ -163,18 +177,21 @@ def _require_finished(returned: Any) -> None:
         raise TypeError("the handler returned a coroutine or generator, which is never run")
 
 
-def _event(row: Held) -> DeliveryEvent:
+def event_of(job: Job) -> DeliveryEvent | None:
+    """Return the event that a handler is called with; None if the ledger does not have it any more."""
+    if job.tenant_id is None:
+        return None
     return DeliveryEvent(
-        event_id=UUID(row.event_id),
-        type=row.type,
-        occurred_at=row.occurred_at.replace(tzinfo=dt.UTC),
-        tenant_id=row.tenant_id,
-        delivery_id=UUID(row.delivery_id),
-        provider=providers.canonical(row.provider) if row.provider else None,
-        message_id=row.message_id,
-        recipient=None if row.recipient and row.recipient.endswith(ERASED) else row.recipient,
-        reject_reason=row.reject_reason,
-        bounce=row.bounce,
-        smtp_status=smtp_status(row.smtp_status),
-        attempt=row.attempts,
+        event_id=UUID(job.event_id),
+        type=job.type,
+        occurred_at=job.occurred_at.replace(tzinfo=dt.UTC),
+        tenant_id=job.tenant_id,
+        delivery_id=UUID(job.delivery_id),
+        provider=providers.canonical(job.provider) if job.provider else None,
+        message_id=job.message_id,
+        recipient=None if job.recipient and job.recipient.endswith(ERASED) else job.recipient,
+        reject_reason=job.reject_reason,
+        bounce=job.bounce,
+        smtp_status=smtp_status(job.smtp_status),
+        attempt=job.attempts,
     )

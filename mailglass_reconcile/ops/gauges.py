@@ -80,8 +80,8 @@ class Measures:
         states: Eligible open orphans at that time, by state.
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
         triggers: Whether new orphans are noticed.
-        outbox: What waits for handlers.
-        handlers_unseen: How many types of events have handlers that no dispatcher has named for an hour.
+        outbox: How many jobs of handlers wait, fail and are dead.
+        handlers_unseen: How many handlers no dispatcher has named for an hour.
         findings: What the cheap checks found.
         lately: What has arrived, and how many deliveries have a report.
         silence: What deliveries lack, by provider.

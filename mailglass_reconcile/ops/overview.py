@@ -67,8 +67,8 @@ class Overview:
         last_success: When a run of each kind last ended well.
         runs: The last runs, without recent sweeps that linked nothing.
         links: The latest links of the last day.
-        jobs_waiting: Events that wait for their handlers.
-        jobs_dead: Events whose handlers have failed for the last time.
+        jobs_waiting: Jobs of handlers that wait: one for each handler and event.
+        jobs_dead: Jobs that have failed for the last time.
         curves: Backlog and lag over time, the oldest first.
         totals: `linked`, `expired`, `failed_runs` since the history began.
     """

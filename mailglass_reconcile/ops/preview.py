@@ -100,7 +100,7 @@ def preview(database: Database) -> list[Preview]:
         days = pruner.retentions(settings, theirs=schema.made_by_mailglass(tx))
         return [
             *(_aged(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
-            _aged(tx, "jobs_done", _JOBS, days, state="dispatched"),
+            _aged(tx, "jobs_done", _JOBS, days, state="done"),
             _aged(tx, "jobs_dead", _JOBS, days, state="dead"),
             _counted(tx, "expired", _EXPIRED, bounds),
             _counted(tx, "settled", _SETTLED, bounds),

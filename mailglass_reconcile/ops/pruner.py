@@ -45,8 +45,8 @@ class PruneResult:
         expired: Open orphans removed because they are older than the maximum age.
         settled: Open orphans removed because the ledger has them reconciled, or not at all.
         added: Orphans of the ledger that were missing and are open now.
-        jobs_done: Deleted rows of the handlers' outbox that were finished.
-        jobs_dead: Deleted rows of the handlers' outbox that were dead; waiting ones are kept.
+        jobs_done: Deleted jobs of handlers that were done.
+        jobs_dead: Deleted jobs of handlers that were dead; waiting ones are kept.
         events: Events deleted because of `retention_events_days`.
         deliveries: Deliveries deleted because of `retention_deliveries_days`.
         failures: The steps that failed, by name, each with its reason.
@@ -145,7 +145,7 @@ class _Prune:
         days = retentions(self._settings, theirs=self._theirs)
         for status in ("succeeded", "dead", "failed"):
             yield status, _deleting(raw_webhooks.DELETE_OLD, days[status], status=status)
-        yield "jobs_done", _deleting(outbox.DELETE_DISPATCHED, days["jobs_done"])
+        yield "jobs_done", _deleting(outbox.DELETE_DONE, days["jobs_done"])
         yield "jobs_dead", _deleting(outbox.DELETE_DEAD, days["jobs_dead"])
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)

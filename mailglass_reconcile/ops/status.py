@@ -32,8 +32,8 @@ class Status:
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last ended well, in ISO 8601.
         last_runs: The last runs, the newest first, without recent sweeps that linked nothing.
-        jobs_waiting: Events that wait for their handlers.
-        jobs_dead: Events whose handlers have failed for the last time.
+        jobs_waiting: Jobs of handlers that wait: one for each handler and event.
+        jobs_dead: Jobs that have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nothing has to be done.

@@ -57,7 +57,7 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
         if name is None:
             called = _of_main(called, function, place)
         before = _registered.get(called)
-        if before is not None and before.function is not function and (place is None or before.place != place):
+        if before is not None and not _is_reloaded(before, function, place):
             at = f" (line {before.place[1]} of {before.place[0]})" if before.place else ""
             raise ConfigurationError(f"on_event: a handler {called} is registered already{at}: give this one a name=")
         both = wanted | before.types if before is not None and before.function is function else wanted
@@ -67,14 +67,24 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     return register
 
 
+def is_valid_name(name: str) -> bool:
+    """Whether a handler may have a name."""
+    return name.isprintable() and bool(name.strip()) and len(name) <= MAX_NAME
+
+
 def types() -> frozenset[str]:
     """Return the types that have a handler in this process."""
-    return frozenset().union(*(one.types for one in _registered.values()))
+    return frozenset().union(*(handler.types for handler in _registered.values()))
 
 
-def handlers_of(type_: str) -> list[Registered]:
-    """Return the handlers of a type, in the order in which they were registered."""
-    return [one for one in _registered.values() if type_ in one.types]
+def handlers() -> list[Registered]:
+    """Return the handlers of this process, in the order in which they were registered."""
+    return list(_registered.values())
+
+
+def handler(name: str) -> Registered:
+    """Return the handler of a name, which this process has."""
+    return _registered[name]
 
 
 def _known(type_: object) -> str:
@@ -115,7 +125,7 @@ def _of_main(path: str, function: Handler, place: tuple[str, int] | None) -> str
 
 
 def _check(name: str, function: Handler) -> None:
-    if not name.isprintable() or not name.strip() or len(name) > MAX_NAME:
+    if not is_valid_name(name):
         raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
     if any(is_kind(function) for is_kind in _NOT_RUN_BY_A_CALL):
         raise ConfigurationError(
@@ -126,6 +136,15 @@ def _check(name: str, function: Handler) -> None:
         inspect.signature(function).bind(None, None)
     except TypeError:
         raise ConfigurationError(f"on_event: {name} must take two arguments, connection and event") from None
+
+
+def _is_reloaded(before: Registered, function: Handler, place: tuple[str, int] | None) -> bool:
+    """Whether a function is the one that was registered before, or that of its module, which was loaded again.
+
+    Functions that another function has made stand in one place and are different all the same.
+    """
+    made = "<locals>" in getattr(inspect.unwrap(function), "__qualname__", "")
+    return before.function is function or (place is not None and before.place == place and not made)
 
 
 def _place(function: Handler) -> tuple[str, int] | None:

@@ -67,7 +67,7 @@ class Role(NamedTuple):
 
 ALL = ""
 _PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
-_NEW_JOB = "event_id delivery_id type next_at inserted_at"
+_NEW_JOB = "event_id handler delivery_id type next_at inserted_at"
 _STORED_KEYS = "provider recipient recipient_lost rule ids state refused"
 
 WRITER = Role(
@@ -114,8 +114,8 @@ RECORDER = Role(
             },
         ),
         Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL}),
-        Grant("enqueue events for handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
-        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("enqueue jobs of handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant(
             "know the certificates of Amazon SES and Scaleway after a restart",
             "mailglass_webhook_certificates",
@@ -155,11 +155,11 @@ SWEEPER = Role(
             {"SELECT": "id status inserted_at", "UPDATE": "id", "DELETE": ALL},
         ),
         Grant(
-            "enqueue events for handlers, and prune what they have handled; UPDATE (error) only locks rows",
+            "enqueue jobs of handlers, and prune those that are done or dead; UPDATE (error) only locks rows",
             "mailglass_handler_outbox",
             {"SELECT": ALL, "INSERT": _NEW_JOB, "UPDATE": "error", "DELETE": ALL},
         ),
-        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant(
             "record runs, which `status` reads",
             "mailglass_reconcile_runs",
@@ -188,22 +188,28 @@ SWEEPER = Role(
 
 DISPATCHER = Role(
     "mailglass_dispatcher",
-    "`dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch --replay` and `--forget`",
+    "`dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch --replay`, `--rename` and"
+    " `--forget`",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant(
             "claim jobs, and store their results",
             "mailglass_handler_outbox",
-            {"SELECT": ALL, "UPDATE": "state attempts next_at done error finished_at"},
+            {"SELECT": ALL, "UPDATE": "state attempts next_at error finished_at"},
         ),
         Grant(
-            "read the event that a handler is given",
+            "read the event that a handler is given, and count what a new one missed",
             "mailglass_events",
-            {"SELECT": "id tenant_id occurred_at reject_reason metadata normalized_payload"},
+            {
+                "SELECT": (
+                    "id tenant_id delivery_id type occurred_at idempotency_key reject_reason metadata"
+                    " normalized_payload"
+                )
+            },
         ),
         Grant("read its delivery", "mailglass_deliveries", {"SELECT": "id recipient provider provider_message_id"}),
         Grant(
-            "register the types that have handlers",
+            "register handlers",
             "mailglass_handled_types",
             {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
         ),
@@ -250,7 +256,7 @@ READER = Role(
         Grant("show open orphans", "mailglass_open_orphans", {"SELECT": ALL}),
         Grant("search open orphans by message id", "mailglass_open_orphan_ids", {"SELECT": ALL}),
         Grant("show jobs", "mailglass_handler_outbox", {"SELECT": ALL}),
-        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant("show runs", "mailglass_reconcile_runs", {"SELECT": ALL}),
         Grant(
             "show deliveries",

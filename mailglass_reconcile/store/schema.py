@@ -97,9 +97,13 @@ KEYS: Mapping[str, Index] = {
         "mailglass_open_orphan_ids", "(event_id, position)", unique=True, columns="event_id position"
     ),
     "mailglass_reconcile_runs_pkey": Index("mailglass_reconcile_runs", "(id)", unique=True, columns="id"),
-    "mailglass_handled_types_pkey": Index("mailglass_handled_types", "(type)", unique=True, columns="type"),
+    "mailglass_handled_types_pkey": Index(
+        "mailglass_handled_types", "(type, handler)", unique=True, columns="type handler"
+    ),
+    "mailglass_handler_outbox_pkey": Index(
+        "mailglass_handler_outbox", "(event_id, handler)", unique=True, columns="event_id handler"
+    ),
     "mailglass_webhook_certificates_pkey": Index("mailglass_webhook_certificates", "(url)", unique=True, columns="url"),
-    "mailglass_handler_outbox_pkey": Index("mailglass_handler_outbox", "(event_id)", unique=True, columns="event_id"),
 }
 """The primary keys of our tables."""
 

@@ -142,12 +142,12 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield _gauge("findings", help_, ("check", "status"), found.items())
     yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
     jobs = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
-    help_ = "Events that wait for their handlers, those that failed three times, those that are dead"
-    yield _gauge("handler_events", help_, ("state",), _keyed(jobs))
-    help_ = "For how long the first event that waits for handlers has been due"
+    help_ = "Jobs of handlers (one for each handler and event) that wait, that failed three times, that are dead"
+    yield _gauge("handler_jobs", help_, ("state",), _keyed(jobs))
+    help_ = "For how long the first waiting job of a handler has been due"
     yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
-    help_ = "Types of events whose handlers no dispatcher has named for an hour"
-    yield _single("handler_types_unseen", help_, known.handlers_unseen)
+    help_ = "Handlers that no dispatcher has named for an hour"
+    yield _single("handlers_unseen", help_, known.handlers_unseen)
 
 
 def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:

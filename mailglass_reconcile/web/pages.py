@@ -25,13 +25,13 @@ from mailglass_reconcile.ops import (
     causes,
     deliveries,
     explanation,
+    handler_jobs,
     orphans,
     overview,
     runs,
     search,
     status,
     tenants,
-    waiting,
 )
 from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
 from mailglass_reconcile.ops.orphans import OpenOrphan, Page
@@ -55,7 +55,7 @@ Handler = Callable[..., Awaitable[Response]]
 PAGE_SIZE = 50
 LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
-EVENTS = 20
+JOBS = 20
 PROBE_SECONDS = 1.0
 """Several Prometheus servers cost what one does."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
@@ -198,11 +198,10 @@ class Pages:
         return await self._show(
             request,
             "handlers.html",
-            facts=await self._cache.get("outbox", lambda: waiting.facts(self._database)),
-            backlog=await self._cache.get("waiting", lambda: waiting.backlog(self._database)),
-            dead=await self._cache.get("dead", lambda: waiting.dead(self._database)),
-            dead_events=await self._cache.get("dead events", lambda: waiting.dead_events(self._database, EVENTS)),
-            events_shown=EVENTS,
+            facts=await self._cache.get("outbox", lambda: handler_jobs.load_facts(self._database)),
+            waiting=await self._cache.get("waiting", lambda: handler_jobs.load_jobs(self._database, "waiting")),
+            dead=await self._cache.get("dead", lambda: handler_jobs.load_jobs(self._database, "dead")),
+            jobs_shown=JOBS,
             failing_attempts=outbox.FAILING_ATTEMPTS,
             most_attempts=outbox.MOST_ATTEMPTS,
         )

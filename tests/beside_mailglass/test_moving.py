@@ -68,8 +68,8 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
     old.migrate()
     empty = {line for line in old.objects() if line.startswith("schema")}
     old.run("""
-        INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
-        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
+        INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', now(), now());
         INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
         VALUES (now(), now(), 'full', 'x', 'ok')""")
     places = [SCHEMAS[shape], "Mail_Glass"]

@@ -23,62 +23,77 @@ def failed(handler_db) -> str:
 
 
 def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
-    """With the handlers that are left, the next attempt, and whole ids."""
+    """With the next attempt, and whole ids; or what waits for one handler."""
     factories.delivery(handler_db, "two")
     fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
     done = commands.inside("dispatch", "--waiting")
-    total, first, second = done.stderr.splitlines()
-    assert total == "2 events wait for their handlers"
-    assert re.fullmatch(r"  1 bounced: flaky; KeyError, next attempt \d{4}-.* UTC \(in \d seconds?\)", first)
-    assert re.fullmatch(r"  1 opened: steady, flaky; not tried yet, due \d{4}-.* UTC \(\d seconds? ago\)", second)
+    total, *groups = done.stderr.splitlines()
+    assert total == "3 events wait for handlers"
+    assert re.fullmatch(r"  1 bounced for flaky: KeyError, next attempt \d{4}-.* UTC \(in \d seconds?\)", groups[0])
+    for group, name in zip(groups[1:], ("flaky", "steady"), strict=True):
+        assert re.fullmatch(rf"  1 opened for {name}: not tried yet, due \d{{4}}-.* UTC \(\d seconds? ago\)", group)
     lines = done.stdout.splitlines()
     assert lines[0] == failed
-    assert re.fullmatch(r"  bounced, 1 attempt, KeyError, next attempt .*; done: steady", lines[1])
+    assert re.fullmatch(r"  bounced for flaky, 1 attempt, KeyError, next attempt .*", lines[1])
     assert lines[2] == f"  delivery {handler_db.value(OF, id=failed)}"
-    assert lines[3] == fresh
+    assert lines[3] == lines[6] == fresh
     (found,) = commands.conforming("dispatch", commands.inside("dispatch", "--waiting", "--json").stdout)
-    assert [one["event_id"] for one in found["waiting"]] == [failed, fresh]
-    assert [(one["handlers"], one["error"]) for one in found["groups"]] == [
-        (["flaky"], "KeyError"),
-        (["steady", "flaky"], None),
+    jobs = [(job["event_id"], job["handler"]) for job in found["waiting"]]
+    assert jobs == [(failed, "flaky"), (fresh, "flaky"), (fresh, "steady")]
+    assert [(group["handler"], group["error"]) for group in found["groups"]] == [
+        ("flaky", "KeyError"),
+        ("flaky", None),
+        ("steady", None),
     ]
+    of_one = commands.inside("dispatch", "--waiting", "--handler", "steady", "--json").stdout
+    (found,) = commands.conforming("dispatch", of_one)
+    assert ([job["handler"] for job in found["waiting"]], found["total"]) == (["steady"], 1)
 
 
-OF = "SELECT delivery_id FROM mailglass_handler_outbox WHERE event_id = CAST(:id AS uuid)"
+OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id = CAST(:id AS uuid)"
 
 
 def test_nothing_waits(handler_db):
     """No line on standard output."""
     done = commands.inside("dispatch", "--waiting")
-    assert (done.stdout, done.stderr) == ("", "0 events wait for their handlers\n")
+    assert (done.stdout, done.stderr) == ("", "0 events wait for handlers\n")
+    done = commands.inside("dispatch", "--dead")
+    assert (done.stdout, done.stderr) == ("", "0 events are dead\n")
 
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_at_80_columns_ids_are_whole(handler_db, failed, dead):
     """Nothing is longer than the terminal."""
     if dead:
-        handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()")
+        dying = "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'"
+        handler_db.run(dying)
     said = commands.on_a_terminal(handler_db, "dispatch", "--dead" if dead else "--waiting").splitlines()
     assert failed in said
     assert f"  delivery {handler_db.value(OF, id=failed)}" in said
     assert max(map(len, said)) <= 80
 
 
-@pytest.mark.parametrize("one", [False, True])
-def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, one):
-    """By its id, or with all others; its attempts still count. What waits for its first attempt is left as it is."""
-    handler_db.run("UPDATE mailglass_handler_outbox SET next_at = now() + interval '1 day', attempts = 7")
+@pytest.mark.parametrize("arguments", [("event",), ("--handler", "flaky"), ()])
+def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, arguments):
+    """By its event, by its handler, or with all others; its attempts still count. What is new is left as it is."""
+    handler_db.run(
+        "UPDATE mailglass_handler_outbox SET next_at = now() + interval '1 day', attempts = 7 WHERE state = 'waiting'"
+    )
     factories.delivery(handler_db, "two")
     factories.orphan(handler_db, factories.postmark("two"), type="bounced")
     mailglass_reconcile.reconcile()
-    done = commands.inside("dispatch", "--retry", *([failed] if one else []))
-    assert done.output == "1 event will be tried again\n"
-    rows = handler_db.rows("SELECT attempts, next_at <= now()::timestamp FROM mailglass_handler_outbox ORDER BY 1")
-    assert rows == [(0, True), (7, True)]
-    assert commands.inside("dispatch", "--retry").output == "0 events will be tried again\n"
+    other = commands.inside("dispatch", "--retry", "--handler", "steady").output
+    assert other == "0 jobs will be tried again\n"
+    done = commands.inside("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
+    assert done.output == "1 job will be tried again\n"
+    rows = handler_db.rows(
+        "SELECT attempts, next_at <= now()::timestamp FROM mailglass_handler_outbox WHERE state = 'waiting' ORDER BY 1"
+    )
+    assert rows == [(0, True), (0, True), (7, True)]
+    assert commands.inside("dispatch", "--retry").output == "0 jobs will be tried again\n"
     make_due(handler_db)
-    assert states(handler_db) == {"waiting": 2}
+    assert states(handler_db) == {"done": 1, "waiting": 3}
 
 
 def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):

@@ -68,7 +68,7 @@ def handled(db, tmp_path):
     """The environment of a process with a handler that notes each event."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "slow_handler.py").write_text(HANDLER)
-    handle(db, "delivered")
+    handle(db, ("slow_handler.slow", "delivered"))
     db.run("CREATE TABLE handled (event_id uuid)")
     path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), os.environ.get("PYTHONPATH")]))
     handlers = {"MAILGLASS_IMPORTS": "slow_handler", "PYTHONPATH": path}

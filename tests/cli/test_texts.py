@@ -11,10 +11,10 @@ HOSTILE = "\x1b[2J[red]x[/red][/]\u202e"
 SHOWN = "\\x1b[2J[red]x[/red][/]\\u202e"
 
 DEAD = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, error, done, next_at, inserted_at,
-                                   finished_at)
-VALUES (gen_random_uuid(), gen_random_uuid(), CAST(:words AS text), 'dead', 9, CAST(:words AS text),
-        ARRAY[CAST(:words AS text)], now(), now(), now())
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, error, next_at,
+                                      inserted_at, finished_at)
+VALUES (gen_random_uuid(), CAST(:words AS text), gen_random_uuid(), CAST(:words AS text), 'dead', 9,
+        CAST(:words AS text), now(), now(), now())
 """
 
 RUN = """

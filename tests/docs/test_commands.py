@@ -80,9 +80,10 @@ def story(db, monkeypatch) -> Iterator[None]:
                                   needs_reconciliation=False)  # fmt: skip
     factories.insert(db, events=[bounce])
     db.run(
-        "INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, error, next_at,"
+        "INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, error, next_at,"
         " inserted_at, finished_at)"
-        " VALUES (CAST(:id AS uuid), CAST(:delivery AS uuid), 'bounced', 'dead', 9, 'ValueError', now(), now(), now())",
+        " VALUES (CAST(:id AS uuid), 'suppress', CAST(:delivery AS uuid), 'bounced', 'dead', 9, 'ValueError', now(),"
+        " now(), now())",
         id=DEAD, delivery=DELIVERY,
     )  # fmt: skip
     db.broken.update(("I2", "I14"))  # that bounce was put in by hand

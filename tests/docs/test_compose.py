@@ -346,7 +346,7 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         for password, status in ((surroundings.suffix, 200), ("another", 401)):
             assert httpx.post(f"{receiver}/postmark", json=told, auth=("me", password)).status_code == status
         wait_until(
-            lambda: tables.values("SELECT state FROM mailglass_handler_outbox") == ["dispatched"], PATIENCE
+            lambda: tables.values("SELECT state FROM mailglass_handler_outbox") == ["done"], PATIENCE
         )  # by the worker, with its own privileges
         surroundings.run("worker", SWEEP)
         for name, process in running.items():

@@ -163,12 +163,13 @@ BREAKS = (
         "the dispatcher skips a claimed row that another one reads",
         (
             (
-                "mailglass_reconcile/store/outbox.py",
-                " AND c.handler <> ALL (o.done)\n",
-                " AND c.handler <> ALL (o.done) AND o.event_id = (SELECT x.event_id"
-                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = c.event_id FOR UPDATE SKIP LOCKED)\n",
+                "alembic/versions/0001_statements.sql",
+                " AND o.handler = handler_name\n",
+                " AND o.handler = handler_name AND o.event_id = (SELECT x.event_id"
+                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = CAST(event AS uuid)"
+                " FOR UPDATE SKIP LOCKED)\n",
             ),
         ),
-        "handlers/test_dispatcher.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
+        "handlers/test_dispatcher.py::test_a_claimed_job_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
     ),
 )

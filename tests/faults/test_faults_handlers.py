@@ -19,9 +19,9 @@ from faults import proxy
 from faults.proxy import Fault
 from faults.racing import COMMIT
 from faults.runs import FULL
-from handling import effects, leaving, make_due, states
+from handling import effects, handle_all, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch
-from mailglass_reconcile.handlers import dispatcher
+from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.store import engines
 from waiting import wait_until
 
@@ -74,15 +74,16 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     handler_db: Database, redis_url: str, record_property: Record, more: dict[str, str]
 ) -> None:
     """Two dispatchers side by side, started again until nothing waits; what is dead is tried again."""
+    handlers = ("steady", "flaky", *(["orm"] if more else []))
+    handle_all(handler_db, *handlers)
     linked(handler_db, EVENTS)
     killed = 0
     more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
     with forking(handler_db, redis_url, **more) as one, forking(handler_db, redis_url, **more) as two:
-        while states(handler_db) != {"dispatched": EVENTS}:
+        while states(handler_db) != {"done": len(handlers) * EVENTS}:
             killed += sum(wait() != 0 for wait in (one(0), two(0)))
-            dispatcher.retry(handler_db.database)
+            administration.retry(handler_db.database)
             make_due(handler_db)
-    handlers = ("steady", "flaky", *(["orm"] if len(more) > 1 else []))
     assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
     record_property("fault", ("dispatchers killed by their handlers", killed))
 
@@ -93,6 +94,7 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
 ) -> None:
     """Three events, one of which fails first; another dispatcher does the rest, and each effect is there once."""
     kills = total = 0
+    handle_all(handler_db, "steady", "flaky")
     with forking(handler_db, redis_url) as begin:
         for number in count(1, 1 if FULL else 20):
             linked(handler_db, 3)
@@ -103,7 +105,7 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
             hit = begin(number)() == -9
             kills += hit
             handler_db.wait_until_alone()
-            while states(handler_db) != {"dispatched": total}:
+            while states(handler_db) != {"done": 2 * total}:
                 make_due(handler_db)
                 assert begin(0)() == 0
             assert effects(handler_db) == {"steady": total, "flaky": total}
@@ -136,8 +138,8 @@ def on_django(handler_db: Database, app: Any) -> Lead:
     return databases_name
 
 
-OF_HANDLERS = range(3, 9)
-"""Which COMMITs are of three events' two handlers: the first ones note the handlers' types, and claim the events."""
+OF_HANDLERS = range(3, 14, 2)
+"""Which COMMITs are of the six jobs of three events: the first one registers, and one before each job claims it."""
 PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
 
 
@@ -162,15 +164,15 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
         handler_db.wait_until_alone()
         if done:
             undone = fault == "before" and number in OF_HANDLERS
-            assert (done.handled, done.failed, done.dispatched) == (6 - undone, undone, 3 - undone)
-        while states(handler_db) != {"dispatched": total}:
+            assert (done.handled, done.failed) == (6 - undone, undone)
+        while states(handler_db) != {"done": 2 * total}:
             make_due(handler_db)
             dispatch()
         assert effects(handler_db) == {"effect": total, "other": total}
         if not through.dropped:
             break
-    # Types, claims, and what settles attempts: only the error says that these were lost, and the rows hold the rest.
-    assert raised == [1, 2, 9, 10, 11, 12]
+    # Registration and claims, which also record how the last job ended: only the error says that these were lost.
+    assert raised == [1, *range(2, 15, 2)]
     assert fault == "before" or len(told) == len(others) == total
     record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
 
@@ -216,4 +218,4 @@ def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
         holding.rollback()
         result = found.result(20)
     assert (result.handled, result.failed, len(told)) == (1, 0, 1)
-    assert states(handler_db) == {"dispatched": 1}
+    assert states(handler_db) == {"done": 1}

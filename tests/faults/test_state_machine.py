@@ -23,9 +23,9 @@ import oracle
 import sweeping
 from database import Database
 from faults.runs import FULL
-from handling import leave_effect, make_due, states
+from handling import leave_effect, make_due, register, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event
-from mailglass_reconcile.handlers import dispatcher
+from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
@@ -74,7 +74,7 @@ _LEDGER = """
 SELECT id::text, delivery_id::text, type, idempotency_key, needs_reconciliation AND delivery_id IS NULL AS is_orphan
   FROM mailglass_events
 """
-_NEEDED = "SELECT event_id::text FROM mailglass_handler_outbox WHERE state <> 'dispatched'"
+_NEEDED = "SELECT event_id::text FROM mailglass_handler_outbox WHERE state <> 'done'"
 _OPEN = "SELECT event_id::text FROM mailglass_open_orphans"
 _AGE = """
 WITH events AS (
@@ -598,10 +598,10 @@ class Schedule(RuleBasedStateMachine):
     def _dispatch_all(self) -> None:
         """Without faults, every handler has heard once of each link of a known type."""
         _Mood.fails, _Mood.dies_at = False, None
-        dispatcher.retry(self.db.database)
+        administration.retry(self.db.database)
         make_due(self.db)
         mailglass_reconcile.dispatch()
-        assert set(states(self.db)) <= {"dispatched"}
+        assert set(states(self.db)) <= {"done"}
         known = {orphan for orphan in self.links if self.orphans[orphan]["type"] in KNOWN_TYPES}
         effects = Counter(
             (row.handler, row.id) for row in self.db.rows("SELECT handler, event_id::text AS id FROM witness.effects")
@@ -651,6 +651,7 @@ def test_any_schedule_ends_as_if_there_had_been_no_race(handler_db: Database, re
     db = handler_db
     on_event("*", name="steady")(_steady)
     on_event("*", name="fickle")(_fickle)
+    register(db)
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")
     db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
     db.by_default("synchronous_commit", "off")

@@ -16,7 +16,7 @@ import sqlalchemy.orm
 
 import factories
 import mailglass_reconcile
-from handling import EFFECT, effects, failing, leave_effect, leaving, make_due, states
+from handling import EFFECT, effects, failing, handle, leave_effect, leaving, make_due, register, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import dispatcher, running
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
@@ -26,13 +26,14 @@ from recording import NOW, event, record
 from waiting import wait_until
 
 
-def counts(result: DispatchResult) -> tuple[int, int, int, int]:
-    """Return what a dispatcher did: events dispatched, handlers done and failed, events dead."""
-    return result.dispatched, result.handled, result.failed, result.dead
+def counts(result: DispatchResult) -> tuple[int, int, int]:
+    """Return what a dispatcher did: jobs done, failed and dead."""
+    return result.handled, result.failed, result.dead
 
 
 def linked(db, number=1):
-    """Let a sweep link *number* orphans, and return the id of the first."""
+    """Register this process's handlers, let a sweep link *number* orphans, and return the id of the first."""
+    register(db)
     for n in range(number):
         factories.delivery(db, f"m-{n}")
     rows = [factories.orphan_row(factories.postmark(f"m-{n}"), type="bounced") for n in range(number)]
@@ -49,7 +50,7 @@ def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_
         handler_db, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00"
     )
     mailglass_reconcile.reconcile()
-    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert counts(dispatch()) == (1, 0, 0)
     assert told == [
         mailglass_reconcile.DeliveryEvent(
             event_id=uuid.UUID(orphan_id),
@@ -79,7 +80,7 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db
             sent=[Sent(recipient="ada@example.com", message_id="m-1", occurred_at=NOW)],
         )
         record(connection, event("m-1", "bounced", provider_event_id="2", reject_reason="bounced"))
-    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert counts(dispatch()) == (3, 0, 0)
     assert {(one.type, one.reject_reason) for one in told} == {
         ("opened", None),
         ("dispatched", None),
@@ -132,7 +133,6 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
     url = sa.make_url(handler_db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
     mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
-    linked(handler_db)
     seen = []
 
     @on_event("bounced")
@@ -140,7 +140,8 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
         names = ("search_path", "TimeZone", "row_security", "enable_seqscan", "statement_timeout")
         seen.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
 
-    assert dispatch().dispatched == 1
+    linked(handler_db)
+    assert dispatch().handled == 1
     assert seen == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
     engine.dispose()
 
@@ -149,14 +150,15 @@ def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handle
     """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
     done, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
     linked(handler_db)
-    assert counts(dispatch()) == (0, 1, 1, 0)
-    row = handler_db.rows("SELECT state, attempts, done, error, next_at FROM mailglass_handler_outbox")[0]
-    assert (row.state, row.attempts, row.done, row.error) == ("waiting", 1, ["good"], "ValueError")
-    delay = (row.next_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)).total_seconds()
+    assert counts(dispatch()) == (1, 1, 0)
+    bad, good = handler_db.rows("SELECT * FROM mailglass_handler_outbox ORDER BY handler")
+    assert (good.handler, good.state, good.attempts, good.error) == ("good", "done", 1, None)
+    assert (bad.handler, bad.state, bad.attempts, bad.error) == ("bad", "waiting", 1, "ValueError")
+    delay = (bad.next_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)).total_seconds()
     assert 0 < delay <= 5 * 1.25
-    assert counts(dispatch()) == (0, 0, 0, 0), "it is not due yet"
+    assert counts(dispatch()) == (0, 0, 0), "it is not due yet"
     make_due(handler_db)
-    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert counts(dispatch()) == (1, 0, 0)
     assert effects(handler_db) == {"good": 1, "bad": 1}
     assert len(done) == 1
     assert [one.attempt for one in failed] == [1, 2]
@@ -177,14 +179,13 @@ def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
     assert states(handler_db) == {"dead": 1}
     for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
         assert planned - 1 < delay < planned * 1.25 + 1
-    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert counts(dispatch()) == (0, 0, 0)
     assert effects(handler_db) == {}
 
 
 def test_an_event_whose_work_cannot_be_committed_costs_no_other(handler_db):
     """A constraint that is checked at the COMMIT costs the event that breaks it."""
     handler_db.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
-    first = linked(handler_db, 3)
 
     @on_event("bounced", name="insert")
     def insert(connection, event):
@@ -192,9 +193,10 @@ def test_an_event_whose_work_cannot_be_committed_costs_no_other(handler_db):
         connection.execute(sa.text("INSERT INTO witness.few VALUES (:n)"), {"n": number})
         leave_effect("insert", connection, event)
 
+    first = linked(handler_db, 3)
     result = dispatch()
-    assert (result.dispatched, result.failed) == (2, 1)
-    assert states(handler_db) == {"dispatched": 2, "waiting": 1}
+    assert (result.handled, result.failed) == (2, 1)
+    assert states(handler_db) == {"done": 2, "waiting": 1}
     assert handler_db.value("SELECT count(*) FROM witness.few") == 2
 
 
@@ -249,7 +251,6 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(handler_db, ending):
     """The other events' effects are committed once, its own not at all, although it did not raise."""
-    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -258,17 +259,16 @@ def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hand
             ENDINGS[ending](connection)
 
     leaving("other")
+    linked(handler_db, 3)
     result = dispatch()
-    assert result.dispatched == 2
-    assert result.failed == 1
-    assert states(handler_db) == {"dispatched": 2, "waiting": 1}
+    assert counts(result) == (5, 1, 0)
+    assert states(handler_db) == {"done": 5, "waiting": 1}
     assert effects(handler_db) == {"effect": 2, "other": 3}
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
 def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
     """It cannot be refused, and takes the note along: the database holds what is done."""
-    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -279,13 +279,13 @@ def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
                 raise ValueError
 
     leaving("other")
-    assert counts(dispatch()) == (3, 6, 0, 0)
+    linked(handler_db, 3)
+    assert counts(dispatch()) == (6, 0, 0)
     assert effects(handler_db) == {"effect": 3, "other": 3}
 
 
 def test_what_a_joined_session_has_flushed_stays(handler_db):
     """A Session on the connection joins the handler's transaction, committed by the session or not."""
-    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -295,13 +295,13 @@ def test_what_a_joined_session_has_flushed_stays(handler_db):
             if event.message_id == "m-1":
                 session.commit()
 
-    assert counts(dispatch()) == (3, 3, 0, 0)
+    linked(handler_db, 3)
+    assert counts(dispatch()) == (3, 0, 0)
     assert effects(handler_db) == {"effect": 3}
 
 
 def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_db):
     """An INSERT that may fail, in `begin_nested` of a connection or of a session: what is around it is kept."""
-    linked(handler_db, 2)
     handler_db.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
     handler_db.run("INSERT INTO witness.once VALUES (1)")
     again = sa.text("INSERT INTO witness.once VALUES (1)")
@@ -316,13 +316,13 @@ def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_
             with sa.orm.Session(connection) as session, suppress(sa.exc.IntegrityError), session.begin_nested():
                 session.execute(again)
 
-    assert counts(dispatch()) == (2, 2, 0, 0)
+    linked(handler_db, 2)
+    assert counts(dispatch()) == (2, 0, 0)
     assert effects(handler_db) == {"effect": 2}
 
 
-def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
-    """For each event; and one transaction more claims several, one settles them."""
-    linked(handler_db, 3)
+def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
+    """And one more before it, which claims it and records how the last one ended."""
     sent, seen = [], []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
@@ -332,43 +332,53 @@ def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(h
         seen.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
 
     on_event("bounced", name="two")(one)
-    assert dispatch().dispatched == 3
+    linked(handler_db, 3)
+    sent.clear()
+    assert dispatch().handled == 6
     assert len(set(seen)) == 6
-    of_handlers = [text for text in sent if "handler_outbox" in text and "SKIP LOCKED" not in text]
-    assert len(of_handlers) == 6 + 2, of_handlers
-    assert not [text for text in sent if "SAVEPOINT" in text]
+    assert len([text for text in sent if "claim_job_v1" in text]) == 7, "the last one finds nothing"
+    assert len([text for text in sent if "finish_job_v1" in text]) == 12, "before and after each handler"
+    savepoints = [text for text in sent if "SAVEPOINT" in text and "mailglass_reconcile" not in text]
+    assert not savepoints
 
 
 def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     """As the database's default: four at once contend for the rows, and none raises."""
-    linked(handler_db, 20)
     told = leaving("effect")
+    linked(handler_db, 20)
     handler_db.by_default("default_transaction_isolation", "serializable")
     with ThreadPoolExecutor(4) as pool:
         done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
-    while states(handler_db) != {"dispatched": 20}:
+    while states(handler_db) != {"done": 20}:
         make_due(handler_db)
         done.append(dispatch())
     assert (sum(one.handled for one in done), effects(handler_db)) == (20, {"effect": 20})
+    assert sum(one.failed for one in done) == 0, "a serialization failure is none of the handler's"
     assert len(told) >= 20
 
 
-def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(handler_db):
-    """They wait for a process that has one, and hold up no others."""
+def test_a_dispatcher_leaves_the_jobs_of_handlers_and_types_that_it_does_not_have(handler_db):
+    """They wait for a process that has them, and hold up no others."""
+    handle(handler_db, ("elsewhere", "bounced"), ("suppress", "bounced"), ("suppress", "opened"))
     linked(handler_db, 2)
-    assert counts(dispatch()) == (0, 0, 0, 0)
-    leaving("opens", "opened")
-    assert counts(dispatch()) == (0, 0, 0, 0)
-    assert states(handler_db) == {"waiting": 2}
-    leaving("bounces", "bounced")
-    assert counts(dispatch()) == (2, 2, 0, 0)
+    assert counts(dispatch()) == (0, 0, 0)
+    on_event("opened", name="suppress")(_nothing)
+    assert counts(dispatch()) == (0, 0, 0)
+    assert states(handler_db) == {"waiting": 4}
+    on_event("bounced", name="suppress")(_nothing)
+    assert counts(dispatch()) == (2, 0, 0)
+    assert states(handler_db) == {"waiting": 2, "done": 2}
+
+
+def _nothing(connection, event):
+    pass
 
 
 def test_a_dispatch_without_handlers_asks_the_database_nothing(handler_db):
     """Beat's entry costs nothing where nobody has a handler."""
     sent = []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert counts(dispatch()) == (0, 0, 0)
     assert sent == []
 
 
@@ -383,38 +393,48 @@ def test_a_dispatch_leaves_a_row_in_the_history(handler_db):
     ]
 
 
-SEEN = "SELECT type, seen_at > now()::timestamp - interval '1 minute' AS lately FROM mailglass_handled_types ORDER BY 1"
+SEEN = """
+SELECT handler, type, seen_at > now()::timestamp - interval '1 minute' AS lately
+  FROM mailglass_handled_types ORDER BY 1, 2
+"""
 
 
-def test_a_dispatcher_writes_down_the_types_of_its_handlers_and_from_then_on_every_process_hands_them_over(db):
+def test_a_dispatcher_registers_its_handlers_and_from_then_on_every_process_enqueues_their_jobs(db):
     """The process that records has no handler itself."""
+    registry._registered.clear()
     factories.delivery(db, "m-1")
-    leaving("bounces", "bounced")
+    leaving("audit", "bounced", "opened")
+    leaving("suppress", "bounced")
     with db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", provider_event_id="1"))
     assert states(db) == {}
-    assert counts(dispatch()) == (0, 0, 0, 0)
-    assert db.rows(SEEN) == [("bounced", True)]
+    assert counts(dispatch()) == (0, 0, 0)
+    assert db.rows(SEEN) == [("audit", "bounced", True), ("audit", "opened", True), ("suppress", "bounced", True)]
     registry._registered.clear()
     with db.engine.begin() as connection:
-        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in ("bounced", "opened")))
-    assert db.rows("SELECT type FROM mailglass_handler_outbox") == [("bounced",)]
+        kinds = ("bounced", "opened", "clicked")
+        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in kinds))
+    jobs = db.rows("SELECT type, handler FROM mailglass_handler_outbox ORDER BY 1, 2")
+    assert jobs == [("bounced", "audit"), ("bounced", "suppress"), ("opened", "audit")]
 
 
-def test_a_type_that_was_written_down_within_ten_minutes_is_only_looked_at(handler_db):
+def test_a_handler_that_was_registered_within_ten_minutes_is_only_looked_at(handler_db):
     """At each start, and each minute while a dispatcher works; after that it is written down again."""
     leaving("bounces", "bounced", "opened")
-    handler_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '9 minutes' WHERE type = 'bounced'")
-    handler_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '11 minutes' WHERE type <> 'bounced'")
+    ages = {"bounced": 9, "opened": 11}
+    for type_, minutes in ages.items():
+        handler_db.run(
+            "UPDATE mailglass_handled_types SET seen_at = now() - make_interval(mins => :minutes) WHERE type = :type",
+            minutes=minutes,
+            type=type_,
+        )
     dispatch()
     assert [row.type for row in handler_db.rows(SEEN) if row.lately] == ["opened"]
 
 
-def test_a_dispatcher_that_works_for_long_keeps_its_types_alive(handler_db, monkeypatch):
-    """Or events would wait for an hour, and its own types would look as if they had no dispatcher."""
-    monkeypatch.setattr(dispatcher, "SEEN_SECONDS", 0)
-    monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
-    linked(handler_db, 2)
+def test_a_dispatcher_that_works_for_long_keeps_its_handlers_alive(handler_db, monkeypatch):
+    """Or events would wait for an hour, and its own handlers would look as if they had no dispatcher."""
+    monkeypatch.setattr(dispatcher, "REGISTER_SECONDS", 0)
     lately = []
 
     @on_event("bounced", name="effect")
@@ -423,6 +443,7 @@ def test_a_dispatcher_that_works_for_long_keeps_its_types_alive(handler_db, monk
         lately.append({row.type: row.lately for row in connection.execute(sa.text(SEEN))}["bounced"])
         connection.exec_driver_sql("UPDATE mailglass_handled_types SET seen_at = '2000-01-01'")
 
+    linked(handler_db, 2)
     dispatch()
     assert lately == [True, True]
 
@@ -461,10 +482,10 @@ def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
 @pytest.mark.filterwarnings("error")
 def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide what the function is."""
-    linked(handler_db)
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
     on_event("bounced", name="generator")(_hidden(_generator))
-    assert counts(dispatch()) == (0, 0, 2, 0)
+    linked(handler_db)
+    assert counts(dispatch()) == (0, 2, 0)
 
 
 def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, handler_db):
@@ -486,7 +507,7 @@ def suppress(connection, event):
 
 if __name__ == "__main__":
     runtime.load_imports()
-    print([one.name for one in handlers.handlers_of("bounced")])
+    print([one.name for one in handlers.handlers()])
 """
 
 
@@ -505,40 +526,43 @@ def test_an_enumeration_s_member_is_stored_as_its_value(handler_db):
     assert handler_db.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
     kept = handler_db.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
     assert (kept["kind"], kept["bounced"]) == ("bounced", 1)
-    assert (dispatch().dispatched, [one.type for one in told]) == (1, ["bounced"])
+    assert (dispatch().handled, [one.type for one in told]) == (1, ["bounced"])
 
 
-def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(handler_db):
-    """Events that are dispatched already are not given to it."""
+def test_a_backlog_of_one_handler_does_not_delay_another(handler_db):
+    """They take turns, and of one handler its types do."""
+    calls = []
+    for name in ("slow", "quick"):
+        on_event("bounced", "opened", name=name)(lambda _, event, name=name: calls.append((name, event.type)))
+    linked(handler_db, 6)
+    with handler_db.engine.begin() as connection:
+        record(connection, event("m-1", "opened"))
+    handler_db.run(
+        "DELETE FROM mailglass_handler_outbox WHERE handler = 'quick' AND type = 'bounced' AND event_id <>"
+        " (SELECT max(event_id::text)::uuid FROM mailglass_handler_outbox WHERE type = 'bounced')"
+    )
+    handler_db.broken.add("I14")
+    assert counts(dispatch()) == (9, 0, 0)
+    assert {name for name, _ in calls[:2]} == {name for name, _ in calls[2:4]} == {"slow", "quick"}
+    assert {type_ for name, type_ in calls[:4] if name == "slow"} == {"bounced", "opened"}
+
+
+def test_a_failing_handler_backs_off_by_itself(handler_db):
+    """The others' jobs of the same event are done, and nothing of them is due again."""
+    failing("bad", ValueError())
+    good = leaving("good")
     linked(handler_db)
-    leaving("old")
-    failing("gone", ValueError())
-    dispatch()
-    mailglass_reconcile.rules.handlers._registered.pop("gone")
-    told = leaving("new")
+    assert counts(dispatch()) == (1, 1, 0)
     make_due(handler_db)
-    assert counts(dispatch()) == (1, 1, 0, 0)
-    late = leaving("late")
-    make_due(handler_db)
-    assert counts(dispatch()) == (0, 0, 0, 0)
-    assert (len(told), len(late)) == (1, 0)
-
-
-def test_events_that_are_not_begun_within_a_second_are_given_back(handler_db, monkeypatch):
-    """No attempt is counted for them, and the same dispatcher takes them next."""
-    monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
-    told = leaving("slow")
-    linked(handler_db, 3)
-    assert counts(dispatch()) == (3, 3, 0, 0)
-    assert [one.attempt for one in told] == [1, 1, 1]
+    assert counts(dispatch()) == (0, 1, 0)
+    assert len(good) == 1
 
 
 WAITING = "SELECT attempts, error FROM mailglass_handler_outbox WHERE state = 'waiting' ORDER BY attempts"
 
 
-def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(handler_db):
-    """What it has done is settled; only the attempt that was interrupted counts."""
-    linked(handler_db, 4)
+def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interrupted(handler_db):
+    """What it has done is done, and no other job is claimed."""
     called = []
 
     @on_event("bounced", name="effect")
@@ -548,15 +572,15 @@ def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(handler
         if len(called) == 3:
             raise KeyboardInterrupt
 
-    leaving("other")
+    linked(handler_db, 4)
     with pytest.raises(KeyboardInterrupt):
         dispatch()
-    assert states(handler_db) == {"dispatched": 2, "waiting": 2}
+    assert states(handler_db) == {"done": 2, "waiting": 2}
     assert list(map(tuple, handler_db.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
-    assert counts(dispatch()) == (1, 2, 0, 0)
+    assert counts(dispatch()) == (1, 0, 0)
     make_due(handler_db)
-    assert counts(dispatch()) == (1, 2, 0, 0)
-    assert effects(handler_db) == {"effect": 4, "other": 4}
+    assert counts(dispatch()) == (1, 0, 0)
+    assert effects(handler_db) == {"effect": 4}
 
 
 @pytest.mark.slow
@@ -564,7 +588,6 @@ def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(handler
 def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
     """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
     monkeypatch.setattr(running, "HANDLER_SECONDS", 0.2)
-    linked(handler_db, 2)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -577,14 +600,14 @@ def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
                 if way == "in many statements":
                     connection.exec_driver_sql("SELECT 1")
 
-    assert dispatch().dispatched == 1
-    assert states(handler_db) == {"dispatched": 1, "waiting": 1}
+    linked(handler_db, 2)
+    assert dispatch().handled == 1
+    assert states(handler_db) == {"done": 1, "waiting": 1}
     assert effects(handler_db) == {"effect": 1}
 
 
 def test_an_attempt_that_ends_with_its_process_counts(handler_db):
-    """Nine of them, and the event is dead; the handlers before it and the other events are not hurt."""
-    linked(handler_db, 2)
+    """Nine of them, and the job is dead; other handlers and other events are not hurt."""
     leaving("before")
 
     @on_event("bounced", name="effect")
@@ -594,42 +617,67 @@ def test_an_attempt_that_ends_with_its_process_counts(handler_db):
             raise SystemExit
 
     leaving("other")
+    linked(handler_db, 2)
     for _ in range(outbox.MOST_ATTEMPTS):
         make_due(handler_db)
         with pytest.raises(SystemExit):
             dispatch()
     make_due(handler_db)
     assert dispatch().dead == 1
-    assert effects(handler_db) == {"before": 2, "effect": 1, "other": 1}
-    assert handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'dead'") == outbox.UNFINISHED
+    assert effects(handler_db) == {"before": 2, "effect": 1, "other": 2}
+    dead = handler_db.rows("SELECT handler, error FROM mailglass_handler_outbox WHERE state = 'dead'")
+    assert dead == [("effect", outbox.UNFINISHED)]
+
+
+LOST = """
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+VALUES (gen_random_uuid(), 'all', gen_random_uuid(), 'bounced', '2026-01-01', '2026-01-01')
+"""
+
+
+def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
+    """As after a TRUNCATE of the ledger; nothing else is held up."""
+    told = leaving("all")
+    handler_db.run(LOST)
+    linked(handler_db)
+    handler_db.broken.add("I14")
+    assert counts(dispatch()) == (1, 1, 0)
+    assert len(told) == 1
+    error = handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'waiting'")
+    assert error == outbox.EVENT_MISSING
 
 
 def test_a_claim_that_somebody_else_has_made_since_is_let_go(handler_db):
-    """A dispatcher that was away for longer than the pause to the next attempt finds nothing to run or to settle."""
+    """A dispatcher that was away for longer than its claim finds nothing to run and nothing to record."""
+    leaving("x")
     linked(handler_db)
-    first, second = (_claimed(handler_db, tried=tried) for tried in (False, True))
+    first, second = _claimed(handler_db), _claimed(handler_db)
     with handler_db.database.writing() as tx:
-        assert not outbox.note(tx, first, "x", ())
-        assert outbox.settle(tx, [outbox.Settled(first.event_id, first.attempts, None)]) == {}
-        assert outbox.note(tx, second, "x", ())
-        assert not outbox.note(tx, second, "x", ()), "it is done already"
+        assert outbox.start(tx, first, 30) is None
+        assert outbox.fail(tx, first, "ValueError") is None
+        assert outbox.start(tx, second, 30) is not None
+        assert outbox.start(tx, second, 30) is None, "it is done already"
+        tx.connection.rollback()
 
 
-def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(handler_db):
+def test_a_claimed_job_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(handler_db):
     """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
+    leaving("x")
     linked(handler_db)
-    claimed = _claimed(handler_db, tried=False)
+    claimed = _claimed(handler_db)
 
-    def note():
+    def start():
         with handler_db.database.writing() as tx:
-            return outbox.note(tx, claimed, "x", ["y"])
+            started = outbox.start(tx, claimed, 30) is not None
+            tx.connection.rollback()
+            return started
 
     with ThreadPoolExecutor(1) as pool, handler_db.engine.connect() as other, other.begin() as looking:
         other.exec_driver_sql("SELECT FROM mailglass_handler_outbox FOR UPDATE SKIP LOCKED")
-        noted = pool.submit(note)
-        wait_until(lambda: noted.done() or handler_db.value(WAITING_FOR_A_LOCK))
+        started = pool.submit(start)
+        wait_until(lambda: started.done() or handler_db.value(WAITING_FOR_A_LOCK))
         looking.rollback()
-        assert noted.result(20)
+        assert started.result(20)
 
 
 WAITING_FOR_A_LOCK = """
@@ -637,10 +685,10 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 """
 
 
-def _claimed(db, *, tried):
+def _claimed(db):
     make_due(db)
     with db.database.writing() as tx:
-        return outbox.read(tx, outbox.claim(tx, ["bounced"], 1, tried=tried))[0]
+        return outbox.claim(tx, [("x", "bounced")], synchronous=True)
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
@@ -660,7 +708,7 @@ def test_what_python_cannot_hold_is_told_in_its_place(handler_db):
     mailglass_reconcile.reconcile()
     handler_db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
     handler_db.broken.update({"I1", "I5", "I2"})
-    assert dispatch().dispatched == 1
+    assert dispatch().handled == 1
     assert told[0].occurred_at.tzinfo is dt.UTC
     assert told[0].recipient is told[0].message_id is None
 
@@ -676,6 +724,16 @@ def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, cap
     assert "@" not in caplog.text
 
 
+def test_a_failing_handler_logs_one_line_for_each_cause_and_minute(handler_db, caplog):
+    """Thousands of events fail with the same error; another error is another cause."""
+    failing("worse", ValueError())
+    failing("worst", KeyError())
+    linked(handler_db, 5)
+    assert dispatch().failed == 10
+    lines = [record.getMessage() for record in caplog.records if "failed on event" in record.getMessage()]
+    assert sorted(line.split()[1] for line in lines) == ["worse", "worst"]
+
+
 def test_without_types_nothing_is_written(db):
     """Nobody pays who has no handlers."""
     linked(db, 2)
@@ -684,13 +742,14 @@ def test_without_types_nothing_is_written(db):
     assert states(db) == {}
 
 
-def test_a_batch_writes_its_rows_of_the_outbox_with_its_links(handler_db):
+def test_a_batch_writes_its_jobs_with_its_links(handler_db):
     """In one statement, however many events it links; it also projects, and closes the orphans."""
+    handle(handler_db, ("audit", "bounced"), ("suppress", "bounced"))
     sent = []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     linked(handler_db, 20)
-    assert len([one for one in sent if "_link_v1" in one or "handler_outbox" in one]) == 1
-    assert states(handler_db) == {"waiting": 20}
+    assert len([text for text in sent if "_link_v1" in text or "handler_outbox" in text]) == 1
+    assert states(handler_db) == {"waiting": 40}
 
 
 def test_an_event_that_comes_twice_is_in_the_outbox_once(handler_db):

@@ -12,9 +12,9 @@ import commands
 import factories
 import forking
 import mailglass_reconcile
-from handling import effects, failing, handle, leaving, make_due, states
+from handling import effects, failing, handle, handle_all, leaving, make_due, states
 from installation import PATIENCE
-from mailglass_reconcile.handlers import dispatcher
+from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
@@ -42,17 +42,18 @@ def command(db, *arguments, **more):
 
 
 def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(handler_db):
-    """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the rows."""
+    """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the jobs."""
+    handle_all(handler_db, "steady", "flaky")
     link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
     code, result, told = command(handler_db, "dispatch", MAILGLASS_IMPORTS="")
-    assert (code, result["dispatched"]) == (0, 0)
+    assert (code, result["handled"]) == (0, 0)
     assert "MAILGLASS_IMPORTS" in told
     code, result, _ = command(handler_db, "dispatch")
-    assert (code, result["dispatched"], result["handled"], result["failed"]) == (1, 1, 3, 1)
+    assert (code, result["handled"], result["failed"]) == (1, 3, 1)
     handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
     code, listed, _ = command(handler_db, "dispatch", "--dead")
-    assert (code, [(one["error"], one["done"]) for one in listed["dead"]]) == (0, [("ValueError", ["steady"])])
+    assert (code, [(job["handler"], job["error"]) for job in listed["dead"]]) == (0, [("flaky", "ValueError")])
     event_id = listed["dead"][0]["event_id"]
     assert command(handler_db, "dispatch", "--retry", factories.new_id())[:2] == (1, {"retried": 0})
     assert command(handler_db, "dispatch", "--retry", event_id)[:2] == (0, {"retried": 1})
@@ -71,9 +72,10 @@ def slow(connection, event):
 SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(20)'"
 
 
-def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(handler_db, tmp_path):
-    """A container that is stopped costs its events no attempt, but the one whose handler runs."""
+def test_sigterm_costs_only_the_event_whose_handler_runs_an_attempt(handler_db, tmp_path):
+    """As when a container is stopped: its statement is cancelled, and the others have not been claimed."""
     (tmp_path / "slow_handlers.py").write_text(SLOW)
+    handle(handler_db, ("slow", "bounced"))
     link(handler_db, "m-0", "m-1", "m-2")
     mailglass_reconcile.reconcile()
     environment = {
@@ -92,17 +94,17 @@ def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(handler_db, tm
 
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
-    handle(site.db)
+    handle_all(site.db, "steady", "flaky")
     link(site.db, "m-0", "m-1")
     with site.worker(**HANDLERS):
         assert site.result(site.send())["linked"] == 2
-        wait_until(lambda: states(site.db) == {"dispatched": 1, "waiting": 1}, PATIENCE)
+        wait_until(lambda: states(site.db) == {"done": 3, "waiting": 1}, PATIENCE)
 
         def tried_again() -> bool:
             """Whether it is handled now; the first attempt may note its failure, and when to try again, only later."""
             make_due(site.db)
             site.client.send_task(DISPATCH_TASK, queue="mailglass_handlers")
-            return states(site.db) == {"dispatched": 2}
+            return states(site.db) == {"done": 4}
 
         wait_until(tried_again, PATIENCE)
     assert effects(site.db) == {"steady": 2, "flaky": 2}
@@ -111,6 +113,7 @@ def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(si
 def test_a_broker_that_is_away_costs_a_sweep_nothing(handler_db, caplog, monkeypatch):
     """The rows wait for the next dispatch, and one line says so."""
     tasks = pytest.importorskip("mailglass_reconcile.tasks")
+    handle(handler_db, ("audit", "bounced"))
     link(handler_db, "m-0")
     app = tasks.dispatch.app
     monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
@@ -146,18 +149,18 @@ def test_the_prune_is_at_three_utc_in_an_app_of_any_time_zone(zone):
 
 @pytest.mark.guard
 def test_prune_keeps_what_waits_and_deletes_what_is_done(handler_db):
-    """Dispatched rows after 14 days, dead ones after 90; those that wait are kept, however old they are."""
+    """Finished jobs after 14 days, dead ones after 90; those that wait are kept, however old they are."""
     leaving("good")
     failing("bad", ValueError(), times=1)
     link(handler_db, "m-0", "m-1", "m-2", "m-3")
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
     handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
-    assert dispatcher.retry(handler_db.database) == 1
-    assert [states(handler_db), mailglass_reconcile.prune().jobs_done] == [{"dispatched": 3, "waiting": 1}, 0]
+    assert administration.retry(handler_db.database) == 1
+    assert [states(handler_db), mailglass_reconcile.prune().jobs_done] == [{"done": 7, "waiting": 1}, 0]
     handler_db.run("UPDATE mailglass_handler_outbox SET finished_at = finished_at - interval '15 days'")
     pruned = mailglass_reconcile.prune()
-    assert (pruned.jobs_done, pruned.jobs_dead) == (3, 0)
+    assert (pruned.jobs_done, pruned.jobs_dead) == (7, 0)
     handler_db.run("UPDATE mailglass_handler_outbox SET inserted_at = inserted_at - interval '91 days'")
     at_once = handler_db.settings.model_copy(update={"retention_dead_days": 0})
     mailglass_reconcile.configure(engine=handler_db.engine, settings=at_once)
@@ -170,6 +173,7 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(handler_db):
 @pytest.mark.guard
 def test_status_counts_what_waits_and_what_is_dead(handler_db):
     """Both are what an operator looks at."""
+    handle_all(handler_db, "audit")
     link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
     handler_db.run(
@@ -180,13 +184,14 @@ def test_status_counts_what_waits_and_what_is_dead(handler_db):
     assert (found.jobs_waiting, found.jobs_dead) == (1, 1)
 
 
-DISPATCHED = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
-SELECT gen_random_uuid(), gen_random_uuid(), CASE mod(n, 2) WHEN 0 THEN 'opened' ELSE 'bounced' END,
-       CASE mod(n, 3) WHEN 0 THEN 'waiting' ELSE 'dispatched' END, 1, now() - interval '1 day', now(),
+JOBS = """
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, next_at, inserted_at,
+                                      finished_at)
+SELECT gen_random_uuid(), CASE mod(n, 2) WHEN 0 THEN 'audit' ELSE 'elsewhere' END, gen_random_uuid(),
+       CASE mod(n, 2) WHEN 0 THEN 'opened' ELSE 'bounced' END,
+       CASE mod(n, 3) WHEN 0 THEN 'waiting' ELSE 'done' END, 0, now() - interval '1 day', now(),
        CASE mod(n, 3) WHEN 0 THEN NULL ELSE now() END
   FROM generate_series(1, 60000) AS n;
-UPDATE mailglass_handler_outbox SET attempts = 0, type = 'opened' WHERE state = 'waiting';
 """
 
 
@@ -194,20 +199,23 @@ BLOCKS = "SELECT pg_stat_get_xact_blocks_fetched(to_regclass(:name))"
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "of an empty table"])
-def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(handler_db, statistics):
-    """40,000 dispatched rows, and 20,000 that wait for a handler elsewhere, in front of ten that are due."""
+def test_a_claim_reads_neither_what_is_done_nor_what_nobody_here_handles(handler_db, statistics):
+    """40,000 finished jobs, and 20,000 that wait for another handler or type, in front of ten that are due."""
     handler_db.run("ALTER TABLE mailglass_handler_outbox SET (autovacuum_enabled = false)")
     handler_db.run("ANALYZE mailglass_handler_outbox")
     with handler_db.engine.begin() as connection:
-        connection.exec_driver_sql(DISPATCHED)
+        connection.exec_driver_sql(JOBS)
+    handle(handler_db, ("audit", "bounced"), ("audit", "opened"), ("audit", "complained"))
     link(handler_db, *(f"m-{n}" for n in range(10)))
     mailglass_reconcile.reconcile()
     if statistics == "fresh":
         handler_db.run("ANALYZE mailglass_handler_outbox")
     handler_db.broken.add("I14")
     name = {"name": "public.mailglass_handler_outbox"}
+    turns = [("audit", "complained"), ("audit", "bounced"), ("suppress", "bounced")]
     with handler_db.database.writing() as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
-        assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
-        assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []
+        claimed = [outbox.claim(tx, turns, synchronous=True) for _ in range(11)]
+        assert {job.type for job in claimed[:10]} == {"bounced"}
+        assert claimed[10] is None
         assert tx.execute(BLOCKS, name).scalar_one() - before < 300

@@ -18,9 +18,9 @@ INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id
 SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :status, '{}', now(),
        now()::timestamp - make_interval(days => :days), now()
 """
-HOOK = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
-VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', :state, now(), now(),
+JOB = """
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
+VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', :state, now(), now(),
         now()::timestamp - make_interval(days => :days))
 """
 ROWS = """
@@ -35,8 +35,8 @@ def old(db):
     """Something old for every step, with a retention for each; returns the database with them."""
     for status, days in (("succeeded", 15), ("succeeded", 13), ("dead", 91), ("failed", 400)):
         db.run(WEBHOOK, status=status, days=days)
-    for state, days in (("dispatched", 20), ("dead", 100)):
-        db.run(HOOK, state=state, days=days)
+    for state, days in (("done", 20), ("dead", 100)):
+        db.run(JOB, state=state, days=days)
     factories.delivery(db, "linked")
     factories.orphan(db, factories.postmark("linked"))
     assert mailglass_reconcile.reconcile().linked == 1

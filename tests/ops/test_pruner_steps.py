@@ -140,8 +140,9 @@ def fill(db, number: int) -> None:
                                                  raw_payload, received_at, inserted_at, updated_at)
            SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', 'succeeded', '{}', now(),
                   now()::timestamp - interval '20 days', now() FROM generate_series(1, :number)""",
-        """INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
-           SELECT gen_random_uuid(), gen_random_uuid(), 'opened', 'dispatched', now(), now(),
+        """INSERT INTO mailglass_handler_outbox
+                  (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
+           SELECT gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', 'done', now(), now(),
                   now()::timestamp - interval '20 days' FROM generate_series(1, :number)""",
         """INSERT INTO mailglass_open_orphans
            SELECT gen_random_uuid(), 'acme', now()::timestamp - make_interval(days => days)

@@ -10,6 +10,7 @@ import commands
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
+from handling import register
 from mailglass_reconcile import InvalidEventError, broadcast, link
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops import deliveries, explanation
@@ -60,10 +61,11 @@ def test_the_delivery_is_brought_up_to_date_and_handlers_run(handler_db):
     """As by any other link."""
     told = []
     mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: told.append(event.event_id))
+    register(handler_db)
     event, to = factories.orphan(handler_db, {"provider": "postmark"}, type="bounced"), factories.delivery(handler_db)
     by_hand(handler_db, event, to)
     assert handler_db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
-    assert mailglass_reconcile.dispatch().dispatched == 1
+    assert mailglass_reconcile.dispatch().handled == 1
     assert [str(one) for one in told] == [event]
 
 

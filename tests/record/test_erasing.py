@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import commands
 import factories
 import mailglass_reconcile
-from handling import make_due
+from handling import make_due, register
 from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
@@ -183,6 +183,7 @@ def test_a_handler_that_runs_later_gets_no_recipient(handler_db):
     """Not an address at erased.invalid, to which it might write."""
     heard = []
     mailglass_reconcile.on_event("bounced", name="heard")(lambda _, event: heard.append(event.recipient))
+    register(handler_db)
     factories.delivery(handler_db, "m-1", recipient=ADA)
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", recipient=ADA))

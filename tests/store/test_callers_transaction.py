@@ -95,7 +95,7 @@ def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
     """The savepoint lasts until then, though the ledger has taken the event."""
     db.run("ALTER TABLE mailglass_handler_outbox ADD CONSTRAINT odd CHECK (type = '')")
     factories.delivery(db, "m-1")
-    handle(db, "delivered", "dispatched")
+    handle(db, ("audit", "delivered"), ("audit", "dispatched"))
     with db.engine.begin() as connection, pytest.raises(MailglassReconcileError, match="23514"):
         write(connection)
     assert db.value(LEDGER) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from catalog import installation
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, schema, sends
+from mailglass_reconcile.store import deliveries, ledger, open_orphans, outbox, schema, sends
 from mailglass_reconcile.store.database import SCOPE
 
 SIGNATURES = """
@@ -25,7 +25,15 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
     """All of them are texts."""
     found = {row.proname: row for row in tx.rows(SIGNATURES)}
     assert found.keys() == set(schema.FUNCTIONS)
-    for function in (deliveries.OF_IDS, ledger.APPEND_WEBHOOK, ledger.LINK, open_orphans.AFTER_COMMIT, sends.STORE):
+    for function in (
+        deliveries.OF_IDS,
+        ledger.APPEND_WEBHOOK,
+        ledger.LINK,
+        open_orphans.AFTER_COMMIT,
+        outbox.CLAIM,
+        outbox.FINISH,
+        sends.STORE,
+    ):
         arguments = found[function.name].arguments.split(", ")
         assert [one.rpartition(" ")[2] for one in arguments] == ["text"] * len(function.arguments)
 
@@ -33,10 +41,12 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
 def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     """And keeps its plan, which would cost more than executing it. The others are parts of statements."""
     wanted = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
+    more = {"mailglass_reconcile_finish_job_v1": {"lock_timeout": "30s"}}  # for a handler's transaction has none
     found = {name: dict(one.split("=", 1) for one in settings) for name, settings in tx.rows(SETTINGS)}
     assert len(found) == len(schema.FUNCTIONS) - 7
-    for settings in found.values():
-        assert {name: value.replace('"', "") for name, value in settings.items()} == wanted
+    for function, settings in found.items():
+        given = {name: value.replace('"', "") for name, value in settings.items()}
+        assert given == {**wanted, **more.get(function, {})}
 
 
 @pytest.mark.parametrize("call", ["deliveries_v1()", "events_v1()", "orphans_v1('')"])

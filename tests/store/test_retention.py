@@ -105,19 +105,21 @@ def test_deliveries_may_be_kept_longer_than_their_events(db):
     assert {older, bare} & deliveries(db) == set()
 
 
-@pytest.mark.parametrize("state", ["waiting", "dead", "dispatched"])
+@pytest.mark.parametrize("state", ["waiting", "dead", "done"])
 def test_an_event_that_a_handler_still_needs_is_kept_with_its_delivery(db, state):
     """One that waits, or that `dispatch --retry` may run again."""
     old = linked(db, "m-1", 40)
     event = attached(db, old, 40)
     finished = None if state == "waiting" else dt.datetime(2026, 11, 26)
     db.run(
-        """INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
-           VALUES (CAST(:event AS uuid), CAST(:delivery AS uuid), 'opened', :state, now(), now(), :finished)""",
+        """INSERT INTO mailglass_handler_outbox
+                  (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
+           VALUES (CAST(:event AS uuid), 'audit', CAST(:delivery AS uuid), 'opened', :state, now(), now(),
+                   :finished)""",
         event=event, delivery=old, state=state, finished=finished,
     )  # fmt: skip
     db.broken.add("I14")
-    assert prune(db, retention_dead_days=None).events == (3 if state == "dispatched" else 0)
+    assert prune(db, retention_dead_days=None).events == (3 if state == "done" else 0)
 
 
 def test_an_orphan_that_is_open_is_never_deleted(db):

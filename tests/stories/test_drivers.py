@@ -59,7 +59,7 @@ def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
 def test_every_writer_and_reader_does_what_it_does(db, driver):
     """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
     settings = db.settings.model_copy(update={"grace_seconds": 0})
-    handle(db, "delivered", "bounced")
+    handle(db, ("audit", "delivered"), ("audit", "bounced"), ("suppress", "bounced"))
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
@@ -87,7 +87,8 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert deliveries == [(ada, "clicked", {HARD: 1}), (bob, "bounced", {HARD: 1})]
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'sent'") == {HARD: HARD}
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
-    assert db.rows("SELECT type FROM mailglass_handler_outbox ORDER BY type") == [("bounced",), ("delivered",)]
+    jobs = db.rows("SELECT type, handler FROM mailglass_handler_outbox ORDER BY type, handler")
+    assert jobs == [("bounced", "audit"), ("bounced", "suppress"), ("delivered", "audit")]
     db.broken.add("I2")  # one event was projected that is not in the ledger
 
 

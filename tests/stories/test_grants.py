@@ -248,7 +248,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
     with engines.create_engine(acting("mailglass_recorder")).begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
-    assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
+    assert mailglass_reconcile.dispatch().handled == len(told) == 2
     assert handler_db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
     handler_db.broken.add("I14")
     acting("mailglass_sweeper", retention_succeeded_days=0)
@@ -369,7 +369,7 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()"),
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET arrived_at = now()"),
-        ("mailglass_recorder", "INSERT INTO mailglass_handler_outbox (state) VALUES ('dispatched')"),
+        ("mailglass_recorder", "INSERT INTO mailglass_handler_outbox (state) VALUES ('done')"),
         ("mailglass_recorder", "DELETE FROM mailglass_open_orphans"),
         ("mailglass_sweeper", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
         ("mailglass_sweeper", "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()"),

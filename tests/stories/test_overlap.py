@@ -343,7 +343,7 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
 @pytest.mark.guard
 def test_handlers_hear_of_what_a_look_links(db):
     """Their outbox row is written with the link."""
-    handle(db, "delivered")
+    handle(db, ("suppress", "delivered"))
     recorded = overlapped(db)
     outbox = "SELECT count(*) FROM mailglass_handler_outbox"
     assert db.value(outbox) == 0

@@ -33,7 +33,7 @@ class Database:
     witness: watching.Witness = field(repr=False)
     broken: set[str] = field(default_factory=set)
     """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
-    handled: set[str] = field(default_factory=set)
+    handled: set[tuple[str, str]] = field(default_factory=set)
     """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
     lent: Lent | None = field(default=None, repr=False)

@@ -7,28 +7,55 @@ import pytest
 import sqlalchemy as sa
 
 from mailglass_reconcile import DeliveryEvent, on_event
+from mailglass_reconcile.handlers import administration, registration, running
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.rules.pauses import Pauses
 
 EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
 
+_databases: list[Any] = []
+"""The database of the running test, if it is one of handlers."""
+
 
 @pytest.fixture
-def handler_db(db: Any) -> Iterator[Any]:
-    """The test's database, in which all types have handlers, although this process has none yet."""
+def handler_db(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The test's database, in which `leaving` and `failing` register their handlers."""
     registry._registered.clear()
-    handle(db)
+    monkeypatch.setattr(running, "log_throttle", Pauses())
+    _databases.append(db)
     yield db
+    _databases.clear()
     registry._registered.clear()
 
 
-def handle(db: Any, *types: str) -> None:
-    """Let the database know that there are handlers of types, or of all, as if a dispatcher had been there."""
-    db.handled.update(types or TYPES)
+def register(db: Any) -> None:
+    """Register this process's handlers, as a dispatcher does when it starts."""
+    handle(db, *registration.registrations())
+
+
+def handle(db: Any, *registrations: tuple[str, str]) -> None:
+    """Let the database know handlers and their types, as if a dispatcher had been there that has them."""
+    if not db.value("SELECT count(*) FROM mailglass_events WHERE delivery_id IS NOT NULL"):
+        db.handled.update(registrations)
     db.run(
-        "INSERT INTO mailglass_handled_types SELECT unnest(CAST(:types AS text[])), now() ON CONFLICT DO NOTHING",
-        types=list(types or TYPES),
+        "INSERT INTO mailglass_handled_types (handler, type, seen_at)"
+        " SELECT *, now() FROM unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) ON CONFLICT DO NOTHING",
+        handlers=[handler for handler, _ in registrations],
+        types=[type_ for _, type_ in registrations],
     )
+
+
+def handle_all(db: Any, *handlers: str) -> None:
+    """Let the database know handlers of all types, as if a dispatcher had been there that has them."""
+    handle(db, *((handler, type_) for handler in handlers for type_ in TYPES))
+
+
+def enqueue(db: Any) -> None:
+    """Register this process's handlers, and let them have the events that have reached a delivery already."""
+    register(db)
+    if own := registration.registrations():
+        administration.replay(db.database, own, 86_400)
 
 
 def leave_effect(name: str, connection: sa.Connection, event: DeliveryEvent) -> None:
@@ -45,6 +72,8 @@ def leaving(name: str, *types: str) -> list[DeliveryEvent]:
         told.append(event)
         leave_effect(name, connection, event)
 
+    for db in _databases:
+        register(db)
     return told
 
 
@@ -59,6 +88,8 @@ def failing(name: str, error: BaseException, *, times: int = 1_000) -> list[Deli
         if len(told) <= times:
             raise error
 
+    for db in _databases:
+        register(db)
     return told
 
 
@@ -68,12 +99,12 @@ def effects(db: Any) -> dict[str, int]:
 
 
 def states(db: Any) -> dict[str, int]:
-    """Return how many rows of the outbox are in each state."""
+    """Return how many jobs of the outbox are in each state."""
     return {row.state: row.n for row in db.rows("SELECT state, count(*) AS n FROM mailglass_handler_outbox GROUP BY 1")}
 
 
 def make_due(db: Any) -> None:
-    """Let all rows that wait be due now, as if their time had passed."""
+    """Let all jobs that wait be due now, as if their time had passed."""
     db.run(
         "UPDATE mailglass_handler_outbox SET next_at = now()::timestamp - interval '1 second' WHERE state = 'waiting'"
     )

@@ -66,7 +66,7 @@ SELECT count(*) FROM mailglass_open_orphan_ids AS k
  WHERE NOT EXISTS (SELECT FROM mailglass_open_orphans AS o WHERE o.event_id = k.event_id AND o.rule IS NOT NULL)
 """
 _OUTBOX = """
-SELECT event_id::text AS id, delivery_id::text, type, state, attempts, done, error, finished_at
+SELECT event_id::text AS id, handler, delivery_id::text, type, state, attempts, error, finished_at
   FROM mailglass_handler_outbox
 """
 _EFFECTS = "SELECT handler, event_id::text AS id, count(*) AS n FROM witness.effects GROUP BY 1, 2"
@@ -128,7 +128,7 @@ class State:
         ]
         self.open = {row["id"]: row for row in read["open"]}
         self.stray_ids = read["stray_ids"][0]["count"]
-        self.outbox = {row["id"]: row for row in read["outbox"]}
+        self.jobs = {(row["id"], row["handler"]): row for row in read["outbox"]}
         self.effects = {(row["handler"], row["id"]): row["n"] for row in read["effects"]}
         [window] = read["window"]
         self.oldest = window["oldest"]
@@ -184,7 +184,7 @@ def check_uncommitted(tx: Uncommitted) -> None:
     _check_rows(state, tx.handled, ALL - tx.broken)
 
 
-def _check_rows(state: State, handled: Collection[str], holding: frozenset[str]) -> None:
+def _check_rows(state: State, handled: Collection[tuple[str, str]], holding: frozenset[str]) -> None:
     checks: dict[str, Callable[[], None]] = {
         "I1": lambda: check_links(state),
         "I2": lambda: check_projection(state),
@@ -382,25 +382,29 @@ def check_open_set(state: State) -> None:
     assert state.stray_ids == 0
 
 
-def check_handlers(state: State, handled: Collection[str]) -> None:
-    """I14: every handler's effect exactly once per event, and the outbox has what reached a delivery, no more."""
+def check_handlers(state: State, handled: Collection[tuple[str, str]]) -> None:
+    """I14: every handler's effect exactly once per event, and a job for each event that reached a delivery, no more."""
     given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
     for id_, event in state.events.items():
         seen = state.witnessed.get(id_)
         if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
             given[id_] = event["delivery_id"]
-    rows = state.outbox
-    for id_, row in rows.items():
-        assert (row["type"], row["delivery_id"]) == (state.events[id_]["type"], given[id_]), f"event {id_}"
-        assert (row["finished_at"] is None) == (row["state"] == "waiting"), row
-        assert len(set(row["done"])) == len(row["done"]), row
-        assert row["attempts"] <= MOST_ATTEMPTS, row
-        assert row["state"] != "dispatched" or row["error"] is None, row
-    missing = [id_ for id_ in given if state.events[id_]["type"] in handled and id_ not in rows]
-    assert not set(missing) - set(state.pruned)
+    jobs = state.jobs
+    for (id_, _), job in jobs.items():
+        assert (job["type"], job["delivery_id"]) == (state.events[id_]["type"], given[id_]), f"event {id_}"
+        assert (job["finished_at"] is None) == (job["state"] == "waiting"), job
+        assert job["attempts"] <= MOST_ATTEMPTS, job
+        assert job["state"] != "done" or job["error"] is None, job
+    missing = {
+        id_
+        for id_ in given
+        for handler, type_ in handled
+        if state.events[id_]["type"] == type_ and (id_, handler) not in jobs
+    }
+    assert not missing - set(state.pruned)
     leaving = {handler for handler, _ in state.effects}
-    noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}
-    assert state.effects == dict.fromkeys(noted, 1)
+    done = {(handler, id_) for (id_, handler), job in jobs.items() if job["state"] == "done" and handler in leaving}
+    assert state.effects == dict.fromkeys(done, 1)
 
 
 def check_nothing_is_left(db: Any) -> None:

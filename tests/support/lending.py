@@ -169,7 +169,7 @@ class Uncommitted:
 
     settings: Settings
     broken: set[str] = field(default_factory=set)
-    handled: set[str] = field(default_factory=set)
+    handled: set[tuple[str, str]] = field(default_factory=set)
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:

@@ -115,13 +115,12 @@ SELECT CAST(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n * 8000), 
 
 # Handlers: a bounce that nobody could record, some that a mail server refuses, and new ones.
 OUTBOX = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
-                                   finished_at)
-SELECT CAST(substr(r.idempotency_key, 12) AS uuid), r.delivery_id, o.type,
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, next_at, error,
+                                      inserted_at, finished_at)
+SELECT CAST(substr(r.idempotency_key, 12) AS uuid), 'shop.mail.suppress', r.delivery_id, o.type,
        CASE WHEN r.place <= 3 THEN 'dead' ELSE 'waiting' END,
        CASE WHEN r.place <= 3 THEN 9 WHEN r.place <= 9 THEN 4 ELSE 0 END,
        now() AT TIME ZONE 'UTC' + CASE WHEN r.place <= 9 THEN interval '7 minutes' ELSE interval '4 seconds' END,
-       CASE WHEN r.place <= 9 THEN ARRAY['shop.mail.note'] ELSE '{}' END,
        CASE WHEN r.place <= 3 THEN 'IntegrityError' WHEN r.place <= 9 THEN 'ConnectTimeout' END,
        now() AT TIME ZONE 'UTC' - interval '2 days',
        CASE WHEN r.place <= 3 THEN now() AT TIME ZONE 'UTC' - interval '3 hours' END

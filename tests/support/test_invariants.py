@@ -26,11 +26,9 @@ TAMPERING = [
     ("I13", "DELETE FROM mailglass_open_orphans"),
     ("I14", "DELETE FROM mailglass_handler_outbox"),
     ("I14", "UPDATE mailglass_handler_outbox SET delivery_id = gen_random_uuid()"),
+    ("I14", "DELETE FROM mailglass_handler_outbox WHERE handler = 'once'"),
     ("I14", "INSERT INTO witness.effects SELECT 'twice', event_id FROM mailglass_handler_outbox"),
-    (
-        "I14",
-        "DELETE FROM witness.effects WHERE handler = 'twice'; UPDATE mailglass_handler_outbox SET done = '{twice}'",
-    ),
+    ("I14", "UPDATE mailglass_handler_outbox SET state = 'waiting', finished_at = NULL"),
 ]
 
 

@@ -87,11 +87,12 @@ SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs =>
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, p, CASE p WHEN 1 THEN 'other-' || n ELSE 'message-' || n END
   FROM generate_series(1, 40000) AS n, generate_series(1, 2) AS p;
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
-SELECT md5('event' || n)::uuid, md5('delivery' || n)::uuid, 'delivered',
-       CASE WHEN n <= 40000 THEN 'dispatched' ELSE 'waiting' END, 1, now()::timestamp, now()::timestamp,
+INSERT INTO mailglass_handler_outbox
+       (event_id, handler, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
+SELECT md5('event' || n)::uuid, 'audit', md5('delivery' || n)::uuid, 'delivered',
+       CASE WHEN n <= 40000 THEN 'done' ELSE 'waiting' END, 1, now()::timestamp, now()::timestamp,
        CASE WHEN n <= 40000 THEN now()::timestamp END FROM generate_series(1, 50000) AS n;
-INSERT INTO mailglass_handled_types SELECT 'type-' || n, now() FROM generate_series(1, 16) AS n;
+INSERT INTO mailglass_handled_types SELECT 'type-' || n, 'audit', now() FROM generate_series(1, 16) AS n;
 """.replace("{mark}", MARK)
 
 
@@ -126,9 +127,7 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
             connection.exec_driver_sql(
                 "UPDATE mailglass_open_orphans SET rule = %s, state = 'unmatched' WHERE rule IS NULL", (MARK,)
             )
-            connection.exec_driver_sql(
-                "UPDATE mailglass_handler_outbox SET state = 'dispatched' WHERE state = 'waiting'"
-            )
+            connection.exec_driver_sql("UPDATE mailglass_handler_outbox SET state = 'done' WHERE state = 'waiting'")
             connection.exec_driver_sql("ANALYZE")
             connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL, state = NULL WHERE ids IS NULL")
             connection.exec_driver_sql(
@@ -637,43 +636,30 @@ def test_refusing_goes_by_primary_key(writing, others):
     assert plan.read <= 2 * SIZE
 
 
-@pytest.fixture
-def claims(tx) -> list[outbox.Claim]:
-    """100 events that a dispatcher has claimed, of 10,000 that wait."""
-    sql = "SELECT md5('event' || n)::uuid::text FROM generate_series(40050, 50000, 100) AS n"
-    return [outbox.Claim(event, 1, "delivered", False) for event in tx.execute(sql).scalars()]
+def test_a_job_is_claimed_by_one_probe_for_each_handler_and_type(writing):
+    """However many others wait; its event and delivery by their primary keys."""
+    turns = [("audit", "opened"), ("audit", "delivered"), ("other", "delivered")]
+    plan = probing(writing, lambda: outbox.claim(writing, turns, synchronous=True))
+    assert plan.indexes == {
+        "mailglass_handler_outbox_due_idx",
+        "mailglass_handler_outbox_pkey",
+        "mailglass_events_pkey",
+        "mailglass_deliveries_pkey",
+    }
+    assert plan.read <= 4
 
 
-def test_claimed_events_are_read_by_primary_keys(writing, claims):
-    """However many others wait for their handlers."""
-    held: list[outbox.Held] = []
-    plan = probing(writing, lambda: held.extend(outbox.read(writing, claims)))
-    assert len(held) == len(claims)
-    assert plan.indexes == {"mailglass_handler_outbox_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
-    assert plan.read <= 3 * len(claims)
-
-
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("scope", ["writing", "untouched"])
-def test_a_handler_is_noted_without_reading_all_that_wait(request, claims, scope):
-    """In the handler's own transaction, where the planner may do what it likes."""
+def test_an_attempt_ends_without_reading_all_that_wait(request, scope):
+    """In the handler's own transaction, where the planner may do what it likes, and after it."""
     tx = request.getfixturevalue(scope)
-    row = outbox.read(tx, claims[:1])[0]
-    plan = probing(tx, lambda: outbox.note(tx, row, "one", ["two"]))
-    assert plan.indexes == {"mailglass_handler_outbox_pkey"}
-    assert plan.read <= 1
-
-
-def test_attempts_are_settled_without_reading_all_that_wait(writing, claims):
-    """What the rows hold is read, and then written."""
-    attempts = [outbox.Settled(claim.event_id, claim.attempts, None) for claim in claims]
-    events = [claim.event_id for claim in claims]
-    for settling in (lambda: outbox.outcomes(writing, events), lambda: outbox.settle(writing, attempts)):
-        plan = plan_of(writing, settling)
+    event_id = tx.execute("SELECT md5('event50000')::uuid::text").scalar_one()
+    job = outbox.Job(event_id, "audit", 1, False, "delivered", event_id, *7 * (None,), None)
+    for ending in (lambda: outbox.start(tx, job, 30), lambda: outbox.fail(tx, job, "ValueError")):
+        plan = plan_of(tx, ending)
         assert plan.indexes == {"mailglass_handler_outbox_pkey"}
-        assert plan.read <= len(claims)
-    plan = plan_of(writing, lambda: outbox.give_back(writing, outbox.read(writing, claims)))
-    assert "mailglass_handler_outbox_due_idx" not in plan.indexes
-    assert plan.read <= 4 * len(claims)
+        assert plan.read <= 1
 
 
 def test_the_keys_of_this_test_are_current():

@@ -128,11 +128,11 @@ def test_events_that_no_handler_takes_any_more_are_dead(handler_db):
     insert(handler_db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
     reconcile()
     dispatch()
-    assert value(scrape(handler_db), "handler_events", state="waiting") == 1
+    assert value(scrape(handler_db), "handler_jobs", state="waiting") == 1
     handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
     make_due(handler_db)
     dispatch()
-    assert value(scrape(handler_db), "handler_events", state="dead") == 1
+    assert value(scrape(handler_db), "handler_jobs", state="dead") == 1
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, sta
 VALUES (now()::timestamp, now()::timestamp, 'full', 'beat', 'failed', 'DatabaseUnavailableError', 3000)
 """
 OUTBOX = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
-                                   finished_at)
-SELECT gen_random_uuid(), gen_random_uuid(), :type, :state, :attempts, now()::timestamp + interval '7 minutes',
-       CAST(:done AS text[]), :error, now()::timestamp,
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, next_at, error,
+                                      inserted_at, finished_at)
+SELECT gen_random_uuid(), :handler, gen_random_uuid(), :type, :state, :attempts,
+       now()::timestamp + interval '7 minutes', :error, now()::timestamp,
        CASE WHEN :state = 'dead' THEN now()::timestamp - interval '3 hours' END
   FROM generate_series(1, :events)
 """
@@ -142,17 +142,17 @@ def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
     db.broken.add("I14")
     visitor = Visitor(app(db))
     assert "No event waits for a handler." in visitor.get("/handlers").text
-    for type_, state, attempts, done, error, events in (
-        ("opened", "waiting", 0, "{}", None, 5),
-        ("bounced", "waiting", 4, "{shop.note}", "ConnectTimeout", 2),
-        ("bounced", "dead", 9, "{shop.note}", "IntegrityError", 3),
+    for handler, type_, state, attempts, error, events in (
+        ("shop.note", "opened", "waiting", 0, None, 5),
+        ("shop.suppress", "bounced", "waiting", 4, "ConnectTimeout", 2),
+        ("shop.suppress", "bounced", "dead", 9, "IntegrityError", 3),
     ):
-        db.run(OUTBOX, type=type_, state=state, attempts=attempts, done=done, error=error, events=events)
+        db.run(OUTBOX, handler=handler, type=type_, state=state, attempts=attempts, error=error, events=events)
     text = Visitor(app(db)).get("/handlers").text
     found = rows(text, "handlers")
-    assert [re.match(r"\w+ \w+", row)[0] for row in found] == ["dead bounced", "failing bounced", "waiting opened"]
-    assert "IntegrityError done: shop.note never; died 3 hours ago 3" in found[0]
-    assert "ConnectTimeout done: shop.note in 6 minutes 2" in found[1]
+    assert found[0] == "dead shop.suppress bounced IntegrityError never; died 3 hours ago 3"
+    assert found[1] == "failing shop.suppress bounced ConnectTimeout in 6 minutes 2"
+    assert found[2].startswith("waiting shop.note opened none")
     assert 'data-copy="mailglass-reconcile dispatch --retry"' in text
     assert len(re.findall(r'href="\./events/', text)) == 5
 

@@ -13,10 +13,10 @@ from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.history import History
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import FindingStatus
-from mailglass_reconcile.store import catalog, handled, outbox, privileges, reports
+from mailglass_reconcile.store import catalog, handled_types, outbox, privileges, reports
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.handled import Unseen
+from mailglass_reconcile.store.handled_types import Unseen
 from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import Reports
 
@@ -151,8 +151,8 @@ class Look:
 
     @cached_property
     def unseen(self) -> list[Unseen]:
-        """The types with handlers that no dispatcher has named for an hour."""
-        return handled.unseen(self.tx)
+        """The handlers that no dispatcher has named for an hour."""
+        return handled_types.unseen(self.tx)
 
     @cached_property
     def reports(self) -> list[Reports]:

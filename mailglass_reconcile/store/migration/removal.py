@@ -37,8 +37,8 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_handler_outbox") else (0, 0)
     runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
     lines = [
-        f"will stay unlinked: {counted(orphans, 'open orphan')}; handlers not run yet: {counted(waiting, 'event')};"
-        f" dead events: {dead:,}",
+        f"will stay unlinked: {counted(orphans, 'open orphan')}; waiting jobs of handlers: {waiting:,};"
+        f" dead ones: {dead:,}",
         f"lost: recipients of {counted(recipients, 'open orphan')}, which the ledger does not have;"
         f" a history of {counted(runs, 'run')}; every GRANT on our tables",
     ]

@@ -16,7 +16,7 @@ from diagnosing import heal, of, report
 from factories import delivery, orphan, postmark
 from handling import handle
 from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
-from mailglass_reconcile.handlers import dispatcher
+from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
@@ -396,14 +396,19 @@ def test_a_last_sweep_that_failed(db: Database) -> None:
     assert of("sweeps").status == OK
 
 
+DEAD = """
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, next_at, inserted_at)
+VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', 'dead', now(), now())
+"""
+
+
 def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     """Dead ones until they are tried again; those that wait while no handler is registered here."""
-    row = "INSERT INTO mailglass_handler_outbox VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :state)"
-    row = row.replace(" VALUES", " (event_id, delivery_id, type, state, next_at, inserted_at) VALUES")
-    db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
+    db.run(DEAD)
     found = of("handlers")
-    assert (found.status, "1 event is dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
-    assert dispatcher.retry(db.database) == 1
+    assert (found.status, "1 job of a handler is dead" in found.message) == (ERROR, True)
+    assert "dispatch --retry" in found.remedy
+    assert administration.retry(db.database) == 1
     found = of("handlers")
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_handler_outbox")
@@ -411,8 +416,9 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
 
 
 WAITING = """
-INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, attempts, next_at, inserted_at)
-VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :attempts, now() - make_interval(secs => :due), now())
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, attempts, next_at, inserted_at)
+VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', :attempts, now() - make_interval(secs => :due),
+        now())
 """
 
 
@@ -428,24 +434,25 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     db.run("DELETE FROM mailglass_handler_outbox")
     db.run(WAITING, attempts=3, due=-60)
     found = of("handlers")
-    assert (found.status, "1 event has failed 3 times" in found.message) == (ERROR, True)
-    assert ["1 event has failed 3 times" in problem for problem in check(db.database)] == [False, True]
-    assert value(scrape(db), "handler_events", state="failing") == 1
+    assert (found.status, "1 job of a handler has failed 3 times" in found.message) == (ERROR, True)
+    assert ["1 job of a handler has failed 3 times" in problem for problem in check(db.database)] == [False, True]
+    assert value(scrape(db), "handler_jobs", state="failing") == 1
     db.run("DELETE FROM mailglass_handler_outbox")
     registry._registered.clear()
 
 
-def test_a_type_that_no_dispatcher_has_named_for_an_hour_is_unhealthy(db: Database) -> None:
-    """Its events wait for handlers that nobody has; it is named until it is forgotten."""
-    handle(db, "bounced", "opened")
+def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Database) -> None:
+    """Its events wait for a dispatcher that has it; it is named until it is forgotten or renamed."""
+    handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
     assert of("handled_types").status == OK
-    assert value(scrape(db), "handler_types_unseen") == 0
-    db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE type = 'bounced'")
+    assert value(scrape(db), "handlers_unseen") == 0
+    db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE handler = 'old one'")
     found = of("handled_types")
-    assert (found.status, "a handler of bounced for 1 hour" in found.message) == (ERROR, True)
-    assert "dispatch --forget bounced" in found.remedy
-    assert ["a handler of bounced" in problem for problem in check(db.database)] == [False, True]
-    assert value(scrape(db), "handler_types_unseen") == 1
+    assert (found.status, "the handler old one (bounced, opened) for 1 hour" in found.message) == (ERROR, True)
+    assert "dispatch --forget --handler 'old one'`" in found.remedy
+    assert "dispatch --rename 'old one' NEW`" in found.remedy
+    assert ["the handler old one" in problem for problem in check(db.database)] == [False, True]
+    assert value(scrape(db), "handlers_unseen") == 1
 
 
 EVENTS = """

@@ -29,12 +29,12 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
     with_history(database)
     database.run("UPDATE mailglass_open_orphans SET recipient = 'ada@example.com'")
     database.run("""
-        INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
-        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now())""")
+        INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', now(), now())""")
     pending, lost, stays = runner.losses(database.engine, database.settings)
     open_now = len(database.open_set())
     assert pending.startswith(f"will stay unlinked: {open_now} open orphan")
-    assert "handlers not run yet: 1 event" in pending
+    assert "waiting jobs of handlers: 1" in pending
     assert f"recipients of {open_now} open orphan" in lost
     assert "recipients included" in stays
     database.remove()

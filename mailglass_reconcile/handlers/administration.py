@@ -1,0 +1,124 @@
+"""What a person does with handlers and their jobs: retry, replay, forget and rename."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.handlers import registration
+from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.rules.humanize import did_you_mean
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import handled_types, outbox
+from mailglass_reconcile.store.database import NIL, Database
+from mailglass_reconcile.store.handled_types import Registered, Registration
+
+BATCH = 5_000
+"""Jobs that are changed in one transaction."""
+
+
+def retry(database: Database, event_id: UUID | None = None, handler: str | None = None) -> int:
+    """Make jobs that are dead or fail due now, and return how many; dead ones as if they were new.
+
+    All, or those of an event, of a handler, or of both. What is done stays done.
+    """
+    selection = {"event_id": None if event_id is None else str(event_id), "handler": handler, "size": BATCH}
+    with database.connect() as connected:
+        return connected.in_batches(outbox.RETRY, selection)
+
+
+def replayable(database: Database, type_: str, seconds: float, handler: str | None = None) -> list[Registration]:
+    """Return the registered handlers of a type, for which events of an age can be enqueued once each.
+
+    A LookupError says that there are none, a ValueError that what handlers have done is not kept for so long.
+    """
+    _require_kept(database.settings, seconds)
+    runtime.load_imports()
+    registration.register(database)
+    with database.reading() as tx:
+        found = handled_types.registered(tx, type_=type_, handler=handler)
+        known = handled_types.registered(tx)
+    if not found:
+        raise LookupError(f"{_none_registered(known, type_, handler)}: a dispatch with its module registers it")
+    return [Registration(row.handler, row.type) for row in found]
+
+
+def _require_kept(settings: Settings, seconds: float) -> None:
+    days = settings.retention_succeeded_days
+    if days is not None and seconds >= days * 86_400:
+        raise ValueError(
+            f"what handlers have done is kept for {days} days (MAILGLASS_RETENTION_SUCCEEDED_DAYS); of older events"
+            " they could do it again"
+        )
+
+
+def count_missed(database: Database, of: Sequence[Registration], seconds: float) -> int:
+    """Return how many jobs `replay` would enqueue."""
+    with database.connect() as connected:
+        return sum(map(len, registration.missed_pages(connected, of, seconds)))
+
+
+def replay(database: Database, of: Sequence[Registration], seconds: float) -> int:
+    """Enqueue the jobs that registrations lack, of events that reached a delivery within *seconds*; return how many.
+
+    An event that has a job of a handler, in any state, gets no second one.
+    """
+    enqueued = 0
+    with database.connect() as connected:
+        for jobs in registration.missed_pages(connected, of, seconds):
+            with connected.writing() as tx:
+                enqueued += outbox.enqueue(tx, jobs)
+    return enqueued
+
+
+def registered(database: Database, type_: str | None, handler: str | None) -> tuple[list[Registered], int]:
+    """Return the registrations of a type, a handler or both, and how many of their jobs wait.
+
+    If there is nothing to forget, a LookupError says so.
+    """
+    with database.reading() as tx:
+        found = handled_types.registered(tx, type_=type_, handler=handler)
+        waiting = handled_types.waiting(tx, type_=type_, handler=handler)
+        known = handled_types.registered(tx)
+    if not found and not waiting:
+        raise LookupError(f"{_none_registered(known, type_, handler)}, and no job of it waits")
+    return found, waiting
+
+
+def forget(database: Database, type_: str | None, handler: str | None) -> int:
+    """Enqueue no further jobs for a type, a handler or both, delete those that wait, and return how many these were."""
+    with database.connect() as connected:
+        with connected.writing() as tx:
+            handled_types.forget(tx, type_=type_, handler=handler)
+        return connected.in_batches(outbox.DELETE_WAITING, {"type": type_, "handler": handler, "size": BATCH})
+
+
+def rename(database: Database, old: str, new: str) -> int:
+    """Give a handler's jobs and registrations another name, and return how many jobs these were.
+
+    Run it again if dispatchers with the old name were still running. If there is nothing to rename, a LookupError
+    says so.
+    """
+    with database.connect() as connected:
+        with connected.reading() as tx:
+            known = handled_types.registered(tx)
+        with connected.writing() as tx:
+            handled_types.rename(tx, old, new)
+        after: str | None = NIL
+        renamed = 0
+        while after is not None:
+            with connected.writing() as tx:
+                number, after = outbox.rename(tx, old, new, after, BATCH)
+            renamed += number
+    if not renamed and old not in {row.handler for row in known}:
+        raise LookupError(f"{_none_registered(known, None, old)}, and there is no job of it")
+    return renamed
+
+
+def _none_registered(known: Sequence[Registered], type_: str | None, handler: str | None) -> str:
+    names = sorted({row.handler for row in known})
+    if handler is not None and handler not in names:
+        return f"no dispatcher has registered a handler {handler!r}{did_you_mean(handler, names, ' ({})')}"
+    what = f"a handler of {type_!r}" if handler is None else f"{handler!r} for {type_!r}"
+    return f"no dispatcher has registered {what}{did_you_mean(type_ or '', TYPES, ' ({})')}"

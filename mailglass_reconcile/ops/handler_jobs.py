@@ -1,0 +1,121 @@
+"""The jobs of handlers that are not done, for people: those that wait, fail or are dead, by handler and error."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.outbox import Facts
+
+LISTED = 1_000
+LISTED_GROUPS = 100
+TIMEOUT_MS = 24_000
+
+State = Literal["waiting", "dead"]
+
+# Of waiting ones those that fail come first, then what is due first; of dead ones those that died last.
+_JOBS = """
+SELECT event_id::text, handler, delivery_id::text, type, attempts, error, state,
+       to_json(CASE state WHEN 'dead' THEN finished_at ELSE next_at END) #>> '{}' || 'Z' AS at
+  FROM {schema}.mailglass_handler_outbox AS j
+ WHERE state = :state AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
+ ORDER BY CASE state WHEN 'dead' THEN 0 ELSE least(attempts, 1) END DESC,
+          CASE state WHEN 'dead' THEN j.finished_at END DESC, j.next_at, j.event_id, j.handler
+ LIMIT :size
+"""
+
+_GROUPS = """
+SELECT handler, type, error, count(*) AS number,
+       to_json(CASE WHEN min(state) = 'dead' THEN max(finished_at) ELSE min(next_at) END) #>> '{}' || 'Z' AS at,
+       sum(count(*)) OVER () AS total
+  FROM {schema}.mailglass_handler_outbox
+ WHERE state = :state AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
+ GROUP BY handler, type, error, attempts > 0
+ ORDER BY attempts > 0 DESC, number DESC, handler, type, error
+ LIMIT :size
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerJob:
+    """A job that waits or is dead.
+
+    Attributes:
+        event_id: Its event.
+        handler: The name of its handler.
+        delivery_id: The event's delivery.
+        type: The event's type.
+        attempts: How many attempts have begun.
+        error: The class of the last error; None if it was not tried yet.
+        state: `waiting` or `dead`.
+        at: When it is tried next; of a dead one, when it died. In ISO 8601, UTC.
+    """
+
+    event_id: str
+    handler: str
+    delivery_id: str
+    type: str
+    attempts: int
+    error: str | None
+    state: State
+    at: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `dispatch --waiting --json` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class JobGroup:
+    """Jobs of one handler and type that failed in the same way.
+
+    Attributes:
+        handler: The name of their handler.
+        type: The type of their events.
+        error: The class of the last error; None if they were not tried yet.
+        number: How many.
+        at: The first of their next attempts; of dead ones, when the last of them died. In ISO 8601, UTC.
+    """
+
+    handler: str
+    type: str
+    error: str | None
+    number: int
+    at: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `dispatch --waiting --json` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """The jobs of a state.
+
+    Attributes:
+        groups: By handler, type and error, at most 100: those that fail first, then the largest.
+        jobs: The first of them, at most 1,000.
+        total: How many there are.
+    """
+
+    groups: list[JobGroup]
+    jobs: list[HandlerJob]
+    total: int
+
+
+def load_jobs(database: Database, state: State, handler: str | None = None) -> JobList:
+    """Return the jobs that wait, or those that are dead; all, or those of a handler."""
+    selection = {"state": state, "handler": handler}
+    with database.reading(TIMEOUT_MS) as tx:
+        groups = tx.execute(_GROUPS, {**selection, "size": LISTED_GROUPS}).all()
+        jobs = tx.execute(_JOBS, {**selection, "size": LISTED}).all()
+    total = int(groups[0].total) if groups else 0
+    return JobList([JobGroup(*group[:5]) for group in groups], [HandlerJob(*job) for job in jobs], total)
+
+
+def load_facts(database: Database) -> Facts:
+    """Return how many jobs wait, fail and are dead."""
+    with database.reading(TIMEOUT_MS) as tx:
+        return outbox.facts(tx)

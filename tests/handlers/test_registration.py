@@ -1,0 +1,288 @@
+"""Handlers that come and go: registered, renamed, forgotten, and told what they missed."""
+
+import logging
+
+import pytest
+
+import commands
+import factories
+import mailglass_reconcile
+from handling import effects, failing, handle, leaving, states
+from mailglass_reconcile import Sent, dispatch, on_event, record_send
+from mailglass_reconcile.handlers import administration, registration
+from mailglass_reconcile.handlers.administration import count_missed, replay, replayable
+from mailglass_reconcile.rules import handlers as registry
+from recording import event, record
+
+WEEK = 7 * 86_400
+REGISTERED = "SELECT handler, type FROM mailglass_handled_types ORDER BY 1, 2"
+JOBS = "SELECT handler, type, state FROM mailglass_handler_outbox ORDER BY 1, 2, 3"
+
+
+@pytest.fixture
+def missed(handler_db):
+    """Four bounces that have reached a delivery without a handler: two attached, two linked; and another event."""
+    db = handler_db
+    for number in range(4):
+        factories.delivery(db, f"m-{number}")
+    rows = [factories.orphan_row(factories.postmark(f"m-{number}"), type="bounced") for number in range(2)]
+    factories.insert(db, events=rows)
+    assert mailglass_reconcile.reconcile().linked == 2
+    with db.engine.begin() as connection:
+        record(connection, *(event(f"m-{number}", "bounced", provider_event_id=f"{number}") for number in (2, 3)))
+        record(connection, event("m-2", "opened", provider_event_id="4"), event("unknown", "bounced"))
+    assert states(db) == {}
+    return db
+
+
+def test_a_new_handler_gets_what_it_missed_once(missed):
+    """What was attached and what was linked; a second replay finds nothing left to do."""
+    leaving("suppress", "bounced")
+    bounced = replayable(missed.database, "bounced", WEEK)
+    assert count_missed(missed.database, bounced, WEEK) == 4
+    assert replay(missed.database, bounced, WEEK) == 4
+    assert missed.rows(REGISTERED) == [("suppress", "bounced")]
+    assert dispatch().handled == 4
+    assert replay(missed.database, bounced, WEEK) == 0
+    assert effects(missed) == {"suppress": 4}
+
+
+def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(handler_db):
+    """The first one does not run again, and its jobs that wait or are dead are left as they are."""
+    for number in range(3):
+        factories.delivery(handler_db, f"m-{number}")
+    leaving("first", "bounced")
+    for number in range(3):
+        with handler_db.engine.begin() as connection:
+            record(connection, event(f"m-{number}", "bounced", provider_event_id=f"{number}"))
+        if number == 0:
+            assert dispatch().handled == 1
+    handler_db.run(
+        "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE event_id ="
+        " (SELECT max(event_id::text)::uuid FROM mailglass_handler_outbox WHERE state = 'waiting')"
+    )
+    leaving("second", "bounced")
+    assert replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK), WEEK) == 3
+    assert states(handler_db) == {"done": 1, "waiting": 4, "dead": 1}
+    assert dispatch().handled == 4
+    assert effects(handler_db) == {"first": 2, "second": 3}
+
+
+def test_a_replay_can_be_for_one_handler(missed):
+    """The other one of the type misses its events for good, if that is wanted."""
+    leaving("audit", "bounced", "opened")
+    leaving("suppress", "bounced")
+    [suppress] = replayable(missed.database, "bounced", WEEK, "suppress")
+    assert replay(missed.database, [suppress], WEEK) == 4
+    assert missed.rows(JOBS) == 4 * [("suppress", "bounced", "waiting")]
+
+
+def test_a_replay_goes_through_the_ledger_page_by_page_and_keeps_to_its_time(missed, monkeypatch):
+    """In order of the events' ids, which begin with their time."""
+    monkeypatch.setattr(registration, "PAGE", 1)
+    leaving("suppress", "bounced", "opened")
+    bounced, opened = (replayable(missed.database, type_, WEEK) for type_ in ("bounced", "opened"))
+    assert replay(missed.database, bounced, WEEK) == 4
+    assert count_missed(missed.database, opened, 0) == 0
+    assert count_missed(missed.database, opened, 60) == 1
+
+
+def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
+    """With the name that was probably meant."""
+    leaving("suppress", "bounced")
+    for type_, handler, words in (
+        ("opened", None, "no dispatcher has registered a handler of 'opened'"),
+        ("bonced", None, r"a handler of 'bonced' \(did you mean bounced\?\)"),
+        ("bounced", "supress", r"a handler 'supress' \(did you mean suppress\?\)"),
+        ("opened", "suppress", "registered 'suppress' for 'opened'"),
+    ):
+        with pytest.raises(LookupError, match=words):
+            replayable(missed.database, type_, WEEK, handler)
+
+
+def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_it(missed, caplog):
+    """Once: when its row is there, and when nothing was missed, it says nothing."""
+    on_event("bounced", "complained", name="suppress them")(lambda connection, event: None)
+    dispatch()
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "handler suppress them is new: 4 bounced events of the last 7 days had no such handler; to run it on them:"
+        " mailglass-reconcile dispatch --replay bounced --since 7d --handler 'suppress them'"
+    ]
+    caplog.clear()
+    dispatch()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("name", "most", "number"), [("MOST_MISSED", 2, 2), ("MISSED_SECONDS", 0, 4)])
+def test_missed_events_are_counted_up_to_a_number_and_for_a_time(missed, caplog, monkeypatch, name, most, number):
+    """The newest first, so that a ledger of many millions does not hold up the first dispatch."""
+    monkeypatch.setattr(registration, name, most)
+    leaving("suppress", "bounced")
+    missed.run("DELETE FROM mailglass_handled_types")
+    caplog.clear()
+    dispatch()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"at least {number} bounced events" in line
+
+
+def test_a_send_s_jobs_are_enqueued_by_the_statement_that_stores_it(db):
+    """If its type has handlers, and once."""
+    handle(db, ("audit", "dispatched"), ("crm", "dispatched"), ("crm", "failed"))
+    sent = Sent(recipient="ada@example.com", message_id="m-1")
+    for _ in range(2):
+        with db.engine.begin() as connection:
+            record_send(connection, provider="postmark", sent=[sent], tenant_id=factories.TENANT)
+    assert db.rows(JOBS) == [("audit", "dispatched", "waiting"), ("crm", "dispatched", "waiting")]
+
+
+def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
+    """Under the new name it runs on what waited, and on nothing that it has done under the old one."""
+    leaving("old", "bounced")
+    for number in range(3):
+        factories.delivery(handler_db, f"m-{number}")
+        with handler_db.engine.begin() as connection:
+            record(connection, event(f"m-{number}", "bounced", provider_event_id=f"{number}"))
+        if number == 0:
+            assert dispatch().handled == 1
+    handler_db.handled.clear()
+    assert administration.rename(handler_db.database, "old", "new") == 3
+    assert handler_db.rows(REGISTERED) == [("new", "bounced")]
+    assert handler_db.rows(JOBS) == [("new", "bounced", "done"), *2 * [("new", "bounced", "waiting")]]
+    registry._registered.clear()
+    leaving("new", "bounced")
+    handler_db.broken.add("I14")  # one effect has the old name
+    assert dispatch().handled == 2
+    assert replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK), WEEK) == 0
+    assert effects(handler_db) == {"old": 1, "new": 2}
+
+
+@pytest.mark.parametrize("page", [1, 5_000])
+def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handler_db, monkeypatch, page):
+    """Dispatchers of both names were running: what one has done is done, of the rest the new one's stays."""
+    monkeypatch.setattr(administration, "BATCH", page)
+    leaving("old", "bounced")
+    for number in range(4):
+        factories.delivery(handler_db, f"m-{number}")
+        with handler_db.engine.begin() as connection:
+            record(connection, event(f"m-{number}", "bounced", provider_event_id=f"{number}"))
+        if number == 1:
+            assert dispatch().handled == 2
+            leaving("new", "bounced")
+    handler_db.handled.clear()
+    replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK, "new"), 0.0)
+    handler_db.run(
+        "INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)"
+        " SELECT event_id, 'new', delivery_id, type, next_at, inserted_at FROM mailglass_handler_outbox"
+        "  WHERE handler = 'old' AND state = 'done' ORDER BY event_id LIMIT 1"
+    )
+    administration.rename(handler_db.database, "old", "new")
+    handler_db.broken.add("I14")
+    assert handler_db.rows(JOBS) == [*2 * [("new", "bounced", "done")], *2 * [("new", "bounced", "waiting")]]
+    assert handler_db.rows(REGISTERED) == [("new", "bounced")]
+
+
+def test_what_is_not_there_cannot_be_renamed(handler_db):
+    """One line, with the name that was probably meant; exit code 1, or 2 if the new one cannot be a name."""
+    leaving("suppress", "bounced")
+    refused = commands.tried(handler_db, "dispatch", "--rename", "supress", "other")
+    words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
+    assert (refused.returncode, refused.stderr) == (1, words)
+    assert commands.tried(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
+    done = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
+    assert commands.conforming("dispatch", done.stdout) == [{"renamed": 0}]
+    assert handler_db.rows(REGISTERED) == [("other", "bounced")]
+    handler_db.handled.clear()
+
+
+HANDLER = """
+from mailglass_reconcile import on_event
+
+@on_event("bounced", name="suppress")
+def suppress(connection, event):
+    connection.exec_driver_sql("INSERT INTO witness.effects VALUES ('suppress', %s)", (event.event_id,))
+"""
+
+
+@pytest.mark.slow
+def test_the_command_replays_after_a_question(missed, tmp_path):
+    """With --yes where there is no terminal; without a handler, or for too long a time, it refuses in one line."""
+    (tmp_path / "suppressing.py").write_text(HANDLER)
+    handlers = {"MAILGLASS_IMPORTS": "suppressing", "PYTHONPATH": str(tmp_path)}
+    replaying = ("dispatch", "--replay", "bounced", "--since")
+    refused = commands.started(missed, *replaying, "7d", "--yes")
+    assert (refused.returncode, "no dispatcher has registered a handler of 'bounced'" in refused.stderr) == (1, True)
+    for arguments, environment, line in (
+        ((*replaying, "7d"), handlers, "pass --yes to queue 4 bounced events of the last 7 days for suppress"),
+        ((*replaying, "14d", "--yes"), handlers, "is kept for 14 days (MAILGLASS_RETENTION_SUCCEEDED_DAYS)"),
+        (replaying[:-1], handlers, "--replay needs --since"),
+        ((*replaying, "7d", "--forget", "bounced"), handlers, "exclude each other"),
+        (("dispatch", "--handler", "suppress"), handlers, "--handler needs"),
+        (("dispatch", "--forget"), handlers, "--forget needs a type"),
+    ):
+        refused = commands.started(missed, *arguments, **environment)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert line in refused.stderr
+    assert states(missed) == {}
+    done = commands.started(missed, *replaying, "7d", "--yes", "--json", **handlers)
+    assert commands.conforming("dispatch", done.stdout) == [{"replayed": 4}]
+    assert commands.started(missed, "dispatch", **handlers).returncode == 0
+    assert effects(missed) == {"suppress": 4}
+
+
+def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
+    """What is done or dead stays until it is pruned; others are left alone; no further job is enqueued."""
+    factories.delivery(handler_db, "m-1")
+    handle(handler_db, ("audit", "bounced"), ("gone", "bounced"), ("gone", "opened"))
+    handler_db.handled.clear()
+    with handler_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
+    refused = commands.tried(handler_db, "dispatch", "--forget", "--handler", "gone")
+    question = "pass --yes to forget gone (bounced), gone (opened) and delete 2 waiting jobs"
+    assert (refused.returncode, question in refused.stderr) == (2, True)
+    done = commands.run(handler_db, "dispatch", "--forget", "opened", "--handler", "gone", "--yes", "--json")
+    forgotten = [{"handler": "gone", "type": "opened"}]
+    assert commands.conforming("dispatch", done.stdout) == [{"forgotten": forgotten, "deleted": 1}]
+    assert handler_db.rows(JOBS) == [("audit", "bounced", "waiting"), ("gone", "bounced", "waiting")]
+    commands.run(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
+    assert handler_db.rows(REGISTERED) == [("audit", "bounced")]
+    with handler_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced", provider_event_id="3"))
+    assert handler_db.rows(JOBS) == 2 * [("audit", "bounced", "waiting")]
+    again = commands.tried(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
+    words = "no dispatcher has registered a handler 'gone', and no job of it waits\n"
+    assert (again.returncode, again.stderr) == (1, words)
+
+
+def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
+    """A mistyped one gets a hint."""
+    factories.delivery(handler_db, "m-1")
+    failing("bad", ValueError())
+    with handler_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
+    handler_db.handled.clear()
+    commands.run(handler_db, "dispatch", "--forget", "bounced", "--yes")
+    assert handler_db.rows(JOBS) == [("bad", "opened", "waiting")]
+    assert ("bad", "bounced") not in handler_db.rows(REGISTERED)
+    again = commands.tried(handler_db, "dispatch", "--forget", "bonced", "--yes")
+    words = "no dispatcher has registered a handler of 'bonced' (did you mean bounced?), and no job of it waits\n"
+    assert (again.returncode, again.stderr) == (1, words)
+
+
+def test_a_handler_that_still_has_a_dispatcher_comes_back(handler_db):
+    """The question says when a dispatcher had it last."""
+    leaving("suppress", "bounced")
+    administration.forget(handler_db.database, "bounced", None)
+    assert handler_db.rows(REGISTERED) == []
+    dispatch()
+    assert handler_db.rows(REGISTERED) == [("suppress", "bounced")]
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_process_with_handlers_registers_them_first(db, tmp_path):
+    """So they run on what the very first one links; a role that may not register them sweeps anyway."""
+    (tmp_path / "suppressing.py").write_text(HANDLER)
+    db.handled.add(("suppress", "bounced"))
+    factories.delivery(db, "m-1")
+    factories.orphan(db, factories.postmark("m-1"), type="bounced")
+    done = commands.started(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, effects(db)) == (0, {"suppress": 1})
