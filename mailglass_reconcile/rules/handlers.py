@@ -1,4 +1,4 @@
-"""The handlers of this process, by name: the outbox notes under it what a handler has done."""
+"""The handlers of this process, by name: the database has their jobs under it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
 
     Args:
         types: Types of events, such as `bounced`; `*` is all of them.
-        name: The handler's name in the outbox; None is its dotted path. Keep it when you move or rename a function:
-            with a new name, it is called again for events that are not finished yet.
+        name: The handler's name in the database; None is its dotted path. If it changes, because you move or rename
+            the function, run `mailglass-reconcile dispatch --rename OLD NEW`.
 
     Raises:
         ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.

@@ -56,8 +56,8 @@ def handled_types(look: Look) -> Iterator[Finding]:
             " events wait for it",
             "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
             f" `mailglass-reconcile dispatch --rename {shlex.quote(unseen.handler)} NEW`; if it is gone for good, run"
-            f" `mailglass-reconcile dispatch --forget --handler {shlex.quote(unseen.handler)}`; both as the owner of the"
-            " tables",
+            f" `mailglass-reconcile dispatch --forget --handler {shlex.quote(unseen.handler)}`; run both as the owner of"
+            " the tables",
             (*OF_THE_WORKER, "beat"),
         )
     if not look.unseen:
