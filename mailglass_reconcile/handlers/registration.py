@@ -72,8 +72,8 @@ def log_missed(database: Database, new: Sequence[Registration]) -> None:
     for registration, number in sorted(numbers.items()):
         events = counted(min(number, MOST_MISSED), f"{registration.type} event")
         logger.warning(
-            "handler %s is new: %s of the last %d days had no such handler; to run it on them:"
-            " mailglass-reconcile dispatch --replay %s --since %dd --handler %s",
+            "handler %s is new: %s of the last %d days had no such handler; to run it on them, run as the"
+            " owner of the tables: mailglass-reconcile dispatch --replay %s --since %dd --handler %s",
             registration.handler,
             events if complete else f"at least {events}",
             MISSED_DAYS,

@@ -46,7 +46,8 @@ def role_of(command: str) -> str:
 
 def filled(command: str) -> list[str]:
     """Return the arguments of a command with values in place of its placeholders."""
-    text = re.sub(r"\{[^}]*type\}", "bounced", re.sub(r"\{[^}]*event_id\}", EVENT, command))
+    text = re.sub(r"\{name\}|OLD|NAME", "suppress", command)
+    text = re.sub(r"\{[^}]*type\}", "bounced", re.sub(r"\{[^}]*event_id\}", EVENT, text))
     arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(text)]
     arguments += ["m-1"] if arguments[-1] == "--message-id" else []
     arguments += ["--yes"] if any(text == name or text.startswith(f"{name} ") for name in ANSWERED) else []
@@ -85,7 +86,7 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
         [factories.delivery_row("m-1", id=DELIVERY)],
         [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
     )
-    db.run("INSERT INTO mailglass_handled_types (type, seen_at) VALUES ('bounced', now())")
+    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at) VALUES ('bounced', 'suppress', now())")
     done = commands.tried(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
     said = done.stdout + done.stderr
     assert done.returncode in (0, 1), said

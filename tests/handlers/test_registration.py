@@ -105,7 +105,8 @@ def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_
     on_event("bounced", "complained", name="suppress them")(lambda connection, event: None)
     dispatch()
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "handler suppress them is new: 4 bounced events of the last 7 days had no such handler; to run it on them:"
+        "handler suppress them is new: 4 bounced events of the last 7 days had no such handler; to run it on them, run"
+        " as the owner of the tables:"
         " mailglass-reconcile dispatch --replay bounced --since 7d --handler 'suppress them'"
     ]
     caplog.clear()

@@ -51,13 +51,13 @@ def handlers(look: Look) -> Iterator[Finding]:
 def handled_types(look: Look) -> Iterator[Finding]:
     """Each registered handler has a dispatcher."""
     for unseen in look.unseen:
+        name = shlex.quote(unseen.handler)
         yield error(
             f"no dispatcher has had the handler {unseen.handler} ({unseen.types}) for {age(unseen.seconds)}, and these"
             " events wait for it",
             "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
-            f" `mailglass-reconcile dispatch --rename {shlex.quote(unseen.handler)} NEW`; if it is gone for good, run"
-            f" `mailglass-reconcile dispatch --forget --handler {shlex.quote(unseen.handler)}`; run both as the owner of"
-            " the tables",
+            f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"
+            f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
             (*OF_THE_WORKER, "beat"),
         )
     if not look.unseen:
