@@ -55,7 +55,7 @@ Handler = Callable[..., Awaitable[Response]]
 PAGE_SIZE = 50
 LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
-JOBS = 20
+EVENTS = 20
 PROBE_SECONDS = 1.0
 """Several Prometheus servers cost what one does."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
@@ -201,7 +201,7 @@ class Pages:
             facts=await self._cache.get("outbox", lambda: handler_jobs.load_facts(self._database)),
             waiting=await self._cache.get("waiting", lambda: handler_jobs.load_jobs(self._database, "waiting")),
             dead=await self._cache.get("dead", lambda: handler_jobs.load_jobs(self._database, "dead")),
-            jobs_shown=JOBS,
+            jobs_shown=EVENTS,
             failing_attempts=outbox.FAILING_ATTEMPTS,
             most_attempts=outbox.MOST_ATTEMPTS,
         )
