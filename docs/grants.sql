@@ -27,8 +27,8 @@ GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id, last_even
    ON mailglass_deliveries TO mailglass_recorder;
 -- store orphans with their keys; the ledger's trigger closes them
 GRANT SELECT,
-      INSERT (event_id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule, ids, state),
-      UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused)
+      INSERT (event_id, tenant_id, arrived_at, provider, recipient, recipient_lost, rank, ids, state),
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused)
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
@@ -56,7 +56,7 @@ GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_mes
 -- claim, close and repair open orphans, and store their keys
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at),
-      UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused),
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused),
       DELETE
    ON mailglass_open_orphans TO mailglass_sweeper;
 -- replace their candidate ids

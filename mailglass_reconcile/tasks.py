@@ -32,7 +32,7 @@ from mailglass_reconcile.store import schema, wrong_schema
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
-from mailglass_reconcile.store.windows import Range
+from mailglass_reconcile.store.window import Range
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.interruption import ended_by
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -248,7 +248,7 @@ def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
         yield
     if interruption.came:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
-        sweep.tally.complete = False
+        sweep.counters.complete = False
 
 
 @worker_process_init.connect

@@ -8,7 +8,7 @@ CREATE TABLE {schema}.mailglass_open_orphans (
   provider       text,
   recipient      text,
   recipient_lost boolean NOT NULL DEFAULT false,
-  rule           text,
+  rank           bigint,
   ids            smallint,
   state          text,
   refused        smallint NOT NULL DEFAULT 0

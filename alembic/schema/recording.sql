@@ -20,7 +20,7 @@ BEGIN
       FROM (SELECT * FROM json_to_recordset(CAST(given AS json))
                           AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp,
                                 idempotency_key text, reject_reason text, metadata jsonb, provider text, recipient text,
-                                rule text, ids text[], lost bool, state text)
+                                rank bigint, ids text[], lost bool, state text)
              ORDER BY delivery_id) AS n
       LEFT JOIN LATERAL (SELECT id AS held FROM {schema}.mailglass_deliveries
                           WHERE id = n.delivery_id FOR NO KEY UPDATE) AS d ON true
@@ -39,9 +39,9 @@ BEGIN
   -- The ledger's trigger finds the orphans' rows there already, with what their writer knows.
   ), opened AS (
     INSERT INTO {schema}.mailglass_open_orphans
-           (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost, state)
-    SELECT id, tenant_id, now()::timestamp, provider, recipient, rule,
-           CASE WHEN rule IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost,
+           (event_id, tenant_id, arrived_at, provider, recipient, rank, ids, recipient_lost, state)
+    SELECT id, tenant_id, now()::timestamp, provider, recipient, rank,
+           CASE WHEN rank IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost,
            -- Its delivery was there a moment ago.
            CASE WHEN delivery_id IS NULL THEN state END
       FROM orphans

@@ -195,7 +195,7 @@ def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
     columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar, _logged_above():
         task = bar.add_task("sweep", total=None)
-        yield lambda sweep: bar.update(task, total=sweep.to_judge, completed=sweep.tally.judged)
+        yield lambda sweep: bar.update(task, total=sweep.counters.chosen, completed=sweep.counters.judged)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import TENANT_MISMATCH
-from mailglass_reconcile.store import windows
+from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import Cause
 
@@ -89,5 +89,5 @@ def of_last_sweep(database: Database, filters: Filters) -> Counted | None:
             and provider in (None, group["provider"])
         ]
         in_grace = filters.state in (None, WAITING) and provider is None
-        waiting = windows.waiting(tx, filters.tenant_id) if in_grace else 0
+        waiting = window.waiting(tx, filters.tenant_id) if in_grace else 0
         return Counted(waiting + sum(group["orphans"] for group in wanted), of_groups(tx, wanted))

@@ -231,7 +231,7 @@ def _origins(tx: Transaction, event_id: str) -> Origins:
         for id_ in matching.keys_of_one(document, path).candidate_ids:
             places.setdefault(id_, path)
     held = tuple((path, _kind_of(document.at(path))) for path in paths)
-    return Origins(provider, rule.mark, held, places)
+    return Origins(provider, rule.name, held, places)
 
 
 def _kind_of(value: Any) -> str | None:

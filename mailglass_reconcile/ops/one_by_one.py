@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import listing, open_orphans, windows
+from mailglass_reconcile.store import listing, open_orphans, window
 from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.listing import Wanted
 from mailglass_reconcile.store.open_orphans import FIRST
@@ -61,8 +61,8 @@ def find_orphans(
     """
     runtime.load_imports(to_read=True)
     with borrowed(connection, runtime.get_settings()) as tx:
-        survey = windows.survey(tx)
-        eligible = (survey.afters[0], survey.untils[-1])
+        survey = window.open_window(tx)
+        eligible = (survey.after, survey.until)
         within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)
         rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
         found = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there

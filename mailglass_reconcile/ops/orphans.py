@@ -13,11 +13,11 @@ from mailglass_reconcile.ops import history
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import usual_spellings
 from mailglass_reconcile.rules.matching import MATCHED, Keys, spellings_of
-from mailglass_reconcile.store import ledger, listing, open_orphans, windows
+from mailglass_reconcile.store import ledger, listing, open_orphans, window
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
-from mailglass_reconcile.store.windows import Survey
+from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Judged
 
@@ -76,9 +76,9 @@ SELECT n.event_id::text, n.tenant_id, n.provider, left(e.type, 100) AS type,
 
 _UNREAD = """
 SELECT n.event_id::text
-  FROM (SELECT event_id, rule FROM {schema}.mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC
+  FROM (SELECT event_id, rank FROM {schema}.mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC
          LIMIT :size) AS n
- WHERE n.rule IS NULL
+ WHERE n.rank IS NULL
 """
 
 
@@ -218,7 +218,7 @@ def page(
     """
     runtime.load_imports(to_read=True)
     with database.reading(timeout_ms) as tx:
-        survey = windows.survey(tx)
+        survey = window.open_window(tx)
         if filters.state == EXPIRED:
             return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
         found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit))
@@ -253,7 +253,7 @@ def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -
     return found
 
 
-def _open(tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
+def _open(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
     """Yield open orphans as they are stored, the newest first."""
     place = _known(listing.place_of(tx, after), after) if after else LAST
     wanted, within = filters.wanted(), _bounds(tx, survey, filters)
@@ -362,9 +362,9 @@ def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrph
     return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]
 
 
-def _bounds(tx: Transaction, survey: Survey, filters: Filters) -> Bounds:
+def _bounds(tx: Transaction, survey: Window, filters: Filters) -> Bounds:
     waiting = None if filters.state is None else filters.state == WAITING
-    eligible = (survey.afters[0], survey.untils[-1])
+    eligible = (survey.after, survey.until)
     return listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
 
 
@@ -383,7 +383,7 @@ def judged_now(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
     ids, within, place = filters.ids(), None, FIRST
     while True:
         with database.reading() as tx:
-            within = within or _bounds(tx, windows.survey(tx), filters)
+            within = within or _bounds(tx, window.open_window(tx), filters)
             places = listing.next_to_judge(tx, filters.wanted(), within, place, CHUNK_AT_MOST)
             listed = _judged(tx, [one.event_id for one in places])
         yield from (one for one in listed if filters.accept(one, ids))
@@ -398,7 +398,7 @@ def _judged(tx: Transaction, event_ids: list[str]) -> list[OpenOrphan]:
     return [_listed(tx, one, types, one.verdict.state) for one in judge.judge(tx, found)]
 
 
-def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
+def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
     """Yield orphans of the ledger that nothing has reconciled and that are too old, by tenant and time."""
     place = _known(listing.ledger_place_of(tx, after), after) if after else FIRST_OF_LEDGER
     for number in _sizes(size + 1):
@@ -407,7 +407,7 @@ def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | Non
             place,
             number,
             tenant_id=filters.tenant_id,
-            eligible_after=survey.afters[0],
+            eligible_after=survey.after,
             older=filters.older,
             newer=filters.newer,
         )

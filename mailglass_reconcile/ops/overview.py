@@ -9,7 +9,7 @@ from mailglass_reconcile.ops import causes, curves, history, runs, status
 from mailglass_reconcile.ops.checks import Look
 from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.ops.runs import Wanted
-from mailglass_reconcile.store import schema, windows
+from mailglass_reconcile.store import schema, window
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import Cause
 
@@ -100,7 +100,7 @@ def overview(database: Database, *, seconds: int) -> Overview:
             counted_at=past.counted_at,
             states=history.by_state(groups).most_common(),
             causes=causes.of_groups(tx, groups),
-            waiting=windows.waiting(tx),
+            waiting=window.waiting(tx),
             lag_seconds=past.lag_seconds,
             last_success=past.last_success,
             runs=runs.newest(tx, Wanted(), size=RUNS),

@@ -12,9 +12,8 @@ from mailglass_reconcile.ops import runs as listed_runs
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
 from mailglass_reconcile.ops.runs import Wanted
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
-from mailglass_reconcile.store import runs, schema, windows
+from mailglass_reconcile.store import runs, schema, window
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.sweep import window
 
 LAST_RUNS = 5
 
@@ -76,7 +75,7 @@ def sentences(found: Iterable[Finding], status: str) -> list[str]:
 def waiting(database: Database, tenant_id: str | None = None) -> int:
     """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
     with database.reading() as tx:
-        return windows.waiting(tx, tenant_id)
+        return window.waiting(tx, tenant_id)
 
 
 def totals(tx: Transaction) -> dict[str, int]:
@@ -101,14 +100,14 @@ def status(
         schema.require_migrated(tx)
         look = Look(tx, max_lag_seconds)
         past, found = look.history, checks.cheap(look)
-        in_grace = windows.waiting(tx, tenant_id)
+        in_grace = window.waiting(tx, tenant_id)
         newest, added_up = listed_runs.newest(tx, Wanted(), size=LAST_RUNS), totals(tx)
         # Small groups are stored together, without their tenants.
         is_counted = past.groups is not None and (
             tenant_id is None or all(group["tenant_id"] is not None for group in past.groups)
         )
         if past.groups is None or past.counted_at is None or not is_counted:
-            as_of, groups = past.now, window.as_groups(window.open_window(tx, tenant_id).groups)
+            as_of, groups = past.now, window.as_groups(window.choose(tx, window.open_window(tx), tenant_id).open)
         else:
             as_of, groups = past.counted_at, [g for g in past.groups if tenant_id in (None, g["tenant_id"])]
         triggers = look.has_triggers

@@ -18,10 +18,10 @@ from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
+from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.tally import Tally
 
 MOST = 10_000
 
@@ -98,12 +98,10 @@ def would_link(database: Database, found: Sequence[OpenOrphan], tenant_id: str |
         unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
         noted = unchecked(judge(tx, list((unread | its).values())))
         number = by_id_alone.of_other_writers(tx, noted)
-    tally = Tally(tenant_id, dry_run=True)
-    tally.begin({None: len(found)})
-    tally.take_up([None] * len(found))
-    tally.would_link(len(found), number)
-    tally.complete = True
-    return tally.result()
+    counters = SweepCounters(tenant_id, dry_run=True)
+    counters.would_link(len(found), number)
+    counters.complete = True
+    return counters.result()
 
 
 def link(database: Database, found: Sequence[OpenOrphan], tenant_id: str | None = None) -> SweepResult:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import shown_tenant
-from mailglass_reconcile.store import windows
+from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database, Transaction
 
 LOOKED_AT = 1_000
@@ -36,7 +36,7 @@ class Unknown(NamedTuple):
 
 def unknown(database: Database, tenant_id: str) -> Unknown | None:
     """Return what to say if no event and no delivery has this tenant; None if one has."""
-    if not windows.is_possible(tenant_id):
+    if not window.is_possible(tenant_id):
         return Unknown(f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}")
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():

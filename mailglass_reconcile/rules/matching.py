@@ -38,25 +38,21 @@ SMTP_MESSAGE_ID = "smtp_message_id"
 class Keys(NamedTuple):
     """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
 
-    `rule` is the mark of the rule that made them; None if they were not computed yet, or if the rule failed for the
+    `rank` is that of the rule that made them; None if they were not computed yet, or if the rule failed for the
     reason `failure`, and nothing may be stored. `lost`: the event had a recipient that is no longer known.
     """
 
     provider: str | None
     candidate_ids: tuple[str, ...]
     recipient: str | None
-    rule: str | None = None
+    rank: int | None = None
     lost: bool = False
     failure: str | None = None
 
     @property
     def is_current(self) -> bool:
         """Whether this process would compute the same: no rule of higher rank was registered since."""
-        if self.rule is None:
-            return False
-        of_any = self.rule.startswith(f"{providers.ANY_PROVIDER}/")
-        superseded = of_any and self.provider is not None and providers.has_rule(self.provider)
-        return not superseded and not providers.is_outdated(self.rule)
+        return self.rank is not None and self.rank >= providers.rank_of(self.provider)
 
 
 class Document(NamedTuple):
@@ -116,7 +112,7 @@ def _keys(provider: str | None, recipient: str | None, texts: list[str | None], 
     compared = address(recipient) if recipient else None
     lost = recipient_known and compared is None
     if provider is None:
-        return Keys(None, (), compared, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
+        return Keys(None, (), compared, providers.rank_of(None), lost)
     rule = providers.rule_of(provider)
     common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
     try:
@@ -124,12 +120,12 @@ def _keys(provider: str | None, recipient: str | None, texts: list[str | None], 
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         return Keys(provider, (), compared, None, lost, _failure(rule, error))
     spelled = dict.fromkeys(spelling for id_ in found if id_ for spelling in expand(id_))
-    return Keys(provider, tuple(one for one in spelled if is_usable(one)), compared, rule.mark, lost)
+    return Keys(provider, tuple(one for one in spelled if is_usable(one)), compared, rule.rank, lost)
 
 
 def _failure(rule: KeyRule, error: Exception) -> str:
     reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
-    return f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
+    return f"the key rule {rule.name} {reason}; its events stay open until the rule is corrected"
 
 
 @lru_cache(maxsize=1024)

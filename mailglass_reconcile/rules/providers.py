@@ -8,7 +8,6 @@ their own with `key_rule`. Sources: each provider's webhook documentation, and t
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -27,25 +26,35 @@ MAX_READS = 8
 GENERATION = 2
 """Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""
 
+NAMES_PROVIDER = 1 << 62
+OWN = 1 << 61
+"""Bits of a rank, above the generation (from bit 30) and the version."""
+
 Rule = Callable[..., Iterable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRule:
-    """A provider's rule: the JSON values that it reads, the function that takes them, and its mark.
+    """A provider's rule: the JSON values that it reads, the function that takes them, its rank, and its name.
 
-    The mark, `provider/generation.version`, is stored with the keys that the rule made; a rule of higher rank computes
-    them again. An adopter's rule has `own` before its version, and ranks above the built-in one.
+    The rank is stored with the keys that the rule made; a rule of higher rank computes them again. A rule that names
+    its provider ranks above `*`'s, then an adopter's above a built-in one, then the later generation, then the version.
+    The name, `provider/generation.version` with `own` before an adopter's version, is for people.
     """
 
     reads: tuple[str, ...]
     candidates: Rule
-    mark: str
+    rank: int
+    name: str
+
+
+def _made(provider: str, reads: tuple[str, ...], candidates: Rule, version: int, *, own: bool) -> KeyRule:
+    rank = NAMES_PROVIDER * (provider != ANY_PROVIDER) | OWN * own | GENERATION << 30 | version
+    return KeyRule(reads, candidates, rank, f"{provider}/{GENERATION}.{'own' if own else ''}{version}")
 
 
 _rules: dict[str, KeyRule] = {}
 """Rules of adopters, by canonical provider name."""
-_MARK = re.compile(r"(.*)/(\d{1,9})\.(own)?(\d{1,9})", re.DOTALL)
 
 
 def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callable[[Rule], Rule]:
@@ -74,7 +83,7 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
 
     def register(function: Rule) -> Rule:
         for provider in map(canonical, providers):
-            _rules[provider] = KeyRule(tuple(reads), function, f"{provider}/{GENERATION}.own{version}")
+            _rules[provider] = _made(provider, tuple(reads), function, version, own=True)
         return function
 
     return register
@@ -140,26 +149,19 @@ def _make_rule(provider: str) -> KeyRule | None:
     message_ids = _load(provider).message_ids
     if message_ids is None:
         return None
-    return KeyRule(message_ids.reads, message_ids.candidates, f"{provider}/{GENERATION}.{message_ids.version}")
+    return _made(provider, message_ids.reads, message_ids.candidates, message_ids.version, own=False)
 
 
-_OF_ANY = KeyRule(("metadata/message_id",), _read_as_spelled, f"{ANY_PROVIDER}/{GENERATION}.1")
+_OF_ANY = _made(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, own=False)
 
 
-def is_outdated(mark: str) -> bool:
-    """Whether this process has a rule of higher rank for the provider of a stored mark.
+def rank_of(provider: str | None) -> int:
+    """Return the rank of the rule for a provider, in its canonical spelling; None is an event without one.
 
-    A process that lacks the provider's rule, or has an older one, leaves what is stored as it is.
+    Stored keys of a lower rank are outdated. A process that lacks the provider's rule, or has an older one, has a lower
+    rank, and leaves what is stored as it is.
     """
-    current = _find_rule(mark.rpartition("/")[0])
-    if current is None or current.mark == mark:
-        return False
-    stored, made = _MARK.fullmatch(mark), _MARK.fullmatch(current.mark)
-    return stored is not None and made is not None and _rank(made) > _rank(stored)
-
-
-def _rank(mark: re.Match[str]) -> tuple[bool, int, int]:
-    return mark[3] is not None, int(mark[2]), int(mark[4])
+    return ((_find_rule(provider) if provider else None) or _rules.get(ANY_PROVIDER, _OF_ANY)).rank
 
 
 def canonical(provider: str) -> str:

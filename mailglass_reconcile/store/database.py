@@ -171,6 +171,11 @@ def array_literal(texts: Iterable[str | None]) -> str:
     return "{" + ",".join("NULL" if text is None else _quoted(text) for text in texts) + "}"
 
 
+def text_or_none(value: object) -> str | None:
+    """Return a value as an array literal takes it."""
+    return None if value is None else str(value)
+
+
 def columns(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
     """Return *rows*, at least one, as parameters: under each of *names* an array of one column."""
     return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))

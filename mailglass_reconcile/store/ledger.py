@@ -143,7 +143,7 @@ def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
         **entry._asdict(),
         "provider": keys.provider,
         "recipient": keys.recipient,
-        "rule": keys.rule,
+        "rank": keys.rank,
         "ids": keys.candidate_ids,
         "lost": keys.lost,
         "state": known.state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -107,8 +108,7 @@ SELECT c.arrived_at::text, c.event_id::text
  WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
    AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-   AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
-        OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
+   AND (rank IS NULL OR rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank)
         OR (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
@@ -309,9 +309,8 @@ def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place,
     parameters = {
         **wanted.parameters(),
         **within.parameters(after),
-        "current": array_literal(rule.mark for rule in providers.rules().values()),
-        "any_rule": providers.rule_of(providers.ANY_PROVIDER).mark,
-        "known": array_literal(providers.known()),
+        "ranks": json.dumps({name: rule.rank for name, rule in providers.rules().items()}),
+        "any_rank": providers.rank_of(None),
         "size": size,
     }
     return list(map(Place._make, tx.execute(_TO_JUDGE, parameters)))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal, text_or_none
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -21,7 +21,7 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.state, o.
        CASE WHEN o.ids > 0
             THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
                         WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
-       o.recipient, o.rule, o.recipient_lost
+       o.recipient, o.rank, o.recipient_lost
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
 """
@@ -83,10 +83,10 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
 _STORE_STATES = """
 UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
   FROM (SELECT k.event_id, k.state
-          FROM unnest(CAST(:event_ids AS uuid[]), CAST(:states AS text[]), CAST(:rules AS text[]))
-               AS k (event_id, state, rule)
+          FROM unnest(CAST(:event_ids AS uuid[]), CAST(:states AS text[]), CAST(:ranks AS bigint[]))
+               AS k (event_id, state, rank)
          CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
-                              WHERE event_id = k.event_id AND rule IS NOT DISTINCT FROM k.rule
+                              WHERE event_id = k.event_id AND rank IS NOT DISTINCT FROM k.rank
                                 FOR UPDATE SKIP LOCKED) AS h) AS held
  WHERE o.event_id = held.event_id
 """
@@ -128,8 +128,8 @@ def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
     """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
     rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
     return [
-        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rule, lost), state)
-        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rule, lost in rows.all()
+        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state)
+        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows.all()
     ]
 
 
@@ -190,12 +190,12 @@ def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
 
 
-def store_states(tx: Transaction, states: Mapping[str, tuple[str, str | None]]) -> None:
-    """Store states, each with the rule whose keys have led to it: it stays out if others are stored by now."""
+def store_states(tx: Transaction, states: Mapping[str, tuple[str, int | None]]) -> None:
+    """Store states, each with the rank of the keys that have led to it: it is left out if others are stored by now."""
     parameters = {
         "event_ids": array_literal(states),
         "states": array_literal(state for state, _ in states.values()),
-        "rules": array_literal(rule for _, rule in states.values()),
+        "ranks": array_literal(text_or_none(rank) for _, rank in states.values()),
     }
     tx.execute(_STORE_STATES, parameters)
 

@@ -68,7 +68,7 @@ class Role(NamedTuple):
 ALL = ""
 _PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 _NEW_JOB = "event_id handler delivery_id type next_at inserted_at"
-_STORED_KEYS = "provider recipient recipient_lost rule ids state refused"
+_STORED_KEYS = "provider recipient recipient_lost rank ids state refused"
 
 WRITER = Role(
     "mailglass_writer",
@@ -109,7 +109,7 @@ RECORDER = Role(
             "mailglass_open_orphans",
             {
                 "SELECT": ALL,
-                "INSERT": "event_id tenant_id arrived_at provider recipient recipient_lost rule ids state",
+                "INSERT": "event_id tenant_id arrived_at provider recipient recipient_lost rank ids state",
                 "UPDATE": _STORED_KEYS,
             },
         ),

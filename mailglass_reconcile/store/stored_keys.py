@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal, text_or_none
 
-# Orphans whose keys are still those of the rule that was read with them; None is an orphan without keys. What another
+# Orphans whose keys still have the rank that was read with them; None is an orphan without keys. What another
 # session has locked keeps its keys.
 _CLAIM = """
 SELECT o.event_id::text
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:ranks AS bigint[])) AS k (event_id, rank)
  CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
-                      WHERE event_id = k.event_id AND rule IS NOT DISTINCT FROM k.rule FOR UPDATE SKIP LOCKED) AS o
+                      WHERE event_id = k.event_id AND rank IS NOT DISTINCT FROM k.rank FOR UPDATE SKIP LOCKED) AS o
 """
 
 # The next orphans that have keys, in the order of their ids; waits for what another session has locked.
 _CLAIM_NEXT = """
 SELECT event_id::text FROM {schema}.mailglass_open_orphans
- WHERE event_id > CAST(:after AS uuid) AND rule IS NOT NULL ORDER BY event_id LIMIT :size FOR UPDATE
+ WHERE event_id > CAST(:after AS uuid) AND rank IS NOT NULL ORDER BY event_id LIMIT :size FOR UPDATE
 """
 
 # A statement after the claim, whose snapshot has the ids that other sessions stored until then.
@@ -28,43 +28,29 @@ _DELETE_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = A
 
 # The recipient that a writer left is stored nowhere else.
 _CLEAR = """
-UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL, state = NULL
+UPDATE {schema}.mailglass_open_orphans SET rank = NULL, ids = NULL, provider = NULL, state = NULL
  WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
 """
 
+# What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
 _STORE = """
--- Each is looked up by its id, whatever statistics say.
-WITH held AS MATERIALIZED (
-  SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                       WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
-                         AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id) AS settled
-    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
-                CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]), CAST(:states AS text[]))
-         AS k (event_id, provider, recipient, rule, ids, lost, state)
-   CROSS JOIN LATERAL (SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
-                        WHERE event_id = k.event_id OFFSET 0) AS o
--- Its `reconciled` event was there before it.
-), closed AS (
-  DELETE FROM {schema}.mailglass_open_orphans
-   WHERE event_id = ANY (ARRAY(SELECT event_id FROM held WHERE settled))
--- What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
-), stored AS (
+WITH stored AS (
   UPDATE {schema}.mailglass_open_orphans AS o
-     SET provider = k.provider, rule = k.rule, state = k.state,
+     SET provider = k.provider, rank = k.rank, state = k.state,
          recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
          recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
          ids = cardinality(string_to_array(k.ids, E'\\x1f'))
-    FROM held AS k
-   WHERE o.event_id = k.event_id AND NOT k.settled
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
+                CAST(:ranks AS bigint[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]), CAST(:states AS text[]))
+         AS k (event_id, provider, recipient, rank, ids, lost, state)
+   WHERE o.event_id = k.event_id
   RETURNING o.event_id, k.ids
--- In their order, which spares the index random pages.
-), named AS (
-  INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
-  SELECT k.event_id, c.position, c.id
-    FROM stored AS k CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
-   ORDER BY c.id
 )
-SELECT event_id::text FROM held WHERE settled
+-- In their order, which spares the index random pages.
+INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT k.event_id, c.position, c.id
+  FROM stored AS k CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+ ORDER BY c.id
 """
 
 
@@ -75,26 +61,22 @@ class Known(NamedTuple):
     state: str
 
 
-def store(
-    tx: Transaction, computed: Mapping[str, Known], rules_before: Mapping[str, str | None] | None = None
-) -> list[str]:
-    """Replace the keys and states of open orphans, and return the ids of those that were settled.
+def store(tx: Transaction, computed: Mapping[str, Known], ranks_before: Mapping[str, int | None] | None = None) -> None:
+    """Replace the keys and states of open orphans.
 
-    An orphan whose `reconciled` event was there before it is closed here. One that another session has locked, or has
-    stored keys with since it was read, is left alone.
+    One that another session has locked, or has stored keys with since it was read, is left alone.
 
     Args:
         tx: A writing transaction.
         computed: The new keys and states, by the orphan's id.
-        rules_before: The rule of the keys that each orphan was read with; None, or no entry, if it had none.
+        ranks_before: The rank of the keys that each orphan was read with; None, or no entry, if it had none.
     """
-    rules = {event_id: (rules_before or {}).get(event_id) for event_id in computed}
-    claim = {"event_ids": array_literal(rules), "rules": array_literal(rules.values())}
+    ranks = [text_or_none((ranks_before or {}).get(event_id)) for event_id in computed]
+    claim = {"event_ids": array_literal(computed), "ranks": array_literal(ranks)}
     claimed = tx.execute(_CLAIM, claim).scalars().all()
-    if not claimed:
-        return []
-    _delete_ids(tx, claimed)
-    return list(tx.execute(_STORE, _parameters({event_id: computed[event_id] for event_id in claimed})).scalars())
+    if claimed:
+        _delete_ids(tx, claimed)
+        tx.execute(_STORE, _parameters({event_id: computed[event_id] for event_id in claimed}))
 
 
 def forget(tx: Transaction, after: str, size: int) -> Sequence[str]:
@@ -120,7 +102,7 @@ def _parameters(computed: Mapping[str, Known]) -> dict[str, str]:
         "event_ids": array_literal(computed),
         "providers": array_literal(one.provider for one in keys),
         "recipients": array_literal(one.recipient for one in keys),
-        "rules": array_literal(one.rule for one in keys),
+        "ranks": array_literal(text_or_none(one.rank) for one in keys),
         "ids": array_literal("\x1f".join(one.candidate_ids) for one in keys),
         "lost": array_literal(str(one.lost) for one in keys),
         "states": array_literal(one.state for one in computed.values()),

@@ -1,36 +1,25 @@
-"""Until when a sweep works: its deadline, and that of the part that it is in."""
+"""Until when a sweep works."""
 
 from __future__ import annotations
 
-import math
 import time
-
-SHARE_OF_REFUSED = 0.1
-"""The last part of a sweep's time, which belongs to what the database has refused before."""
 
 
 class Deadline:
     """The end of a sweep, on this process's monotonic clock."""
 
     def __init__(self, seconds: float) -> None:
-        self._began = time.monotonic()
-        self._end = self._began + seconds
-        self._end_of_part = math.inf
-
-    def begin_part(self, *, with_refused_to_come: bool) -> None:
-        """Begin another part; it has all of the time that is left, or leaves some to those that were refused."""
-        seconds = self._end - self._began
-        self._end_of_part = self._end - SHARE_OF_REFUSED * seconds if with_refused_to_come else math.inf
+        self._end = time.monotonic() + seconds
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing new may begin in this part."""
+        """Whether nothing new may begin."""
         return self.left_seconds <= 0
 
     @property
     def left_seconds(self) -> float:
-        """How many seconds this part has left; below 0 after its end."""
-        return min(self._end, self._end_of_part) - time.monotonic()
+        """How many seconds are left; below 0 after the end."""
+        return self._end - time.monotonic()
 
     @property
     def left_ms(self) -> int:

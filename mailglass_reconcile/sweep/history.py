@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -19,16 +18,14 @@ from mailglass_reconcile.errors import (
     QUERY_CANCELED,
     DatabaseRefusedError,
     DatabaseUnavailableError,
-    MailglassReconcileError,
     SchemaOutdatedError,
     sqlstate,
     translated,
 )
 from mailglass_reconcile.rules.humanize import counted
-from mailglass_reconcile.store import privileges, runs, windows
+from mailglass_reconcile.store import privileges, runs, window
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
-from mailglass_reconcile.sweep import window
 from mailglass_reconcile.sweep.request import Request
 from mailglass_reconcile.sweep.result import line, mismatches
 
@@ -51,7 +48,7 @@ def run_of(sweep: Request, error: BaseException | None = None) -> Run:
     run.began = sweep.started
     run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     run.linkable_since = sweep.linkable_since
-    run.covered = sweep.tally.complete
+    run.covered = sweep.counters.complete
     if not sweep.began:
         run.remaining = None
     return run
@@ -142,7 +139,7 @@ def break_off(sweep: Request, connected: Connected, error: DBAPIError | Database
     sweep.error = cause = translated(error) if isinstance(error, DBAPIError) else error
     if not sweep.began:
         raise cause from None
-    sweep.tally.broke_off = True
+    sweep.counters.broke_off = True
     logger.error("the sweep failed: %s", cause)
 
 
@@ -159,27 +156,9 @@ def leave(sweep: Request, connected: Connected) -> None:
     nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.began
     if sweep.dry_run or nowhere:
         return
-    groups = _look_at_what_stays(sweep, connected) if sweep.window and sweep.ages is None else None
+    if sweep.counters.misses_unseen:
+        sweep.note_lag(sweep.unseen_since)
     run = run_of(sweep)
-    run.open_groups = groups
+    if sweep.window and sweep.ages is None:
+        run.open_groups = window.as_groups(sweep.counters.open_groups())
     note(connected, run, range_of=sweep.range_of)
-
-
-def _look_at_what_stays(sweep: Request, connected: Connected) -> list[dict[str, Any]] | None:
-    """Return what is open by state, tenant and provider; let what no sweep has checked count towards the lag."""
-    seen = sweep.window
-    if seen is None:
-        return None
-    groups = seen.groups
-    if sweep.tally.complete and not sweep.tally.changed:
-        return window.as_groups(groups)
-    try:
-        with connected.reading(TIMEOUT_MS) as tx:
-            if sweep.tally.changed:
-                groups = windows.groups(tx, seen.whole, seen.outdated, seen.survey.few)
-            if not sweep.tally.complete:
-                sweep.note_lag(windows.first_unseen(tx, seen.whole))
-    except (DBAPIError, MailglassReconcileError) as fault:
-        logger.debug("cannot count what stays open: %s", type(fault).__name__)
-        return None
-    return window.as_groups(groups)

@@ -30,7 +30,7 @@ class Judged(NamedTuple):
     @property
     def has_new_keys(self) -> bool:
         """Whether its keys were computed now and can be stored."""
-        return self.keys.rule is not None and self.keys is not self.orphan.keys
+        return self.keys.rank is not None and self.keys is not self.orphan.keys
 
     @property
     def is_unchecked(self) -> bool:

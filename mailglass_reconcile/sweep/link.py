@@ -27,13 +27,13 @@ Notes = Mapping[str, Mapping[str, Any]]
 class Batch:
     """The result for a batch's orphans; those that are missing here were not reached in time.
 
-    `settled` ones were open although the ledger had their `reconciled` event; `held` ones another session has locked or
-    closed.
+    `closed` ones are not open any more: the linked, and those that were open although the ledger had their `reconciled`
+    event. `held` ones another session has locked or closed.
     """
 
     linked: list[LinkedEvent] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    settled: int = 0
     held: int = 0
     outage: DBAPIError | None = None
     """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
@@ -43,7 +43,7 @@ class Batch:
         linked = [event for event in claimed if event.reconciled_id]
         taken = [event.event_id for event in claimed if not event.closed]
         self.linked += linked
-        self.settled += len(claimed) - len(linked) - len(taken)
+        self.closed += [event.event_id for event in claimed if event.closed]
         self.held += len(pairs) - len(claimed)
         self.failed += taken
         for event_id in taken:

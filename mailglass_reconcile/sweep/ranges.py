@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from mailglass_reconcile.store import windows
+from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database, with_retries
-from mailglass_reconcile.store.windows import Range
-from mailglass_reconcile.sweep.window import open_window
+from mailglass_reconcile.store.window import Range
 
 MOST_RANGES = 100
 """A backlog that would need more gets larger ones."""
@@ -24,13 +23,13 @@ def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list
 
     def read() -> tuple[int, list[Range]]:
         with connected.reading() as tx:
-            window = open_window(tx, tenant_id)
-            if window.eligible <= size:
-                return window.eligible, []
-            ranges = min(MOST_RANGES, math.ceil(window.eligible / size))
-            edges = windows.cuts(tx, window.whole, math.ceil(window.eligible / ranges), window.eligible)
-        (whole,) = window.whole.ranges
-        return window.eligible, [Range(*each) for each in pairwise([whole.after, *dict.fromkeys(edges), whole.until])]
+            opened = window.open_window(tx)
+            eligible = window.count(tx, opened, tenant_id)
+            if eligible <= size:
+                return eligible, []
+            ranges = min(MOST_RANGES, math.ceil(eligible / size))
+            edges = window.cuts(tx, opened, tenant_id, math.ceil(eligible / ranges), eligible)
+        return eligible, [Range(*each) for each in pairwise([opened.after, *dict.fromkeys(edges), opened.until])]
 
     with database.connect() as connected:
         return with_retries(read)

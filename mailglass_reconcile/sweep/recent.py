@@ -1,4 +1,4 @@
-"""The recent sweep: what is new, and what is due again."""
+"""The recent sweep: what arrived during the last minute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
-LOOK_BACK_SECONDS = 2.0
-"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
-DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
-"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
-DUE_TICKS = 2
-"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
+LOOK_BACK_SECONDS = 60.0
+"""A recent sweep looks at what arrived during the last minute, or during three intervals if that is longer."""
+LEAST_SECONDS = 2.0
+"""It may take so long, or an interval if that is longer."""
 AHEAD_SECONDS = 300.0
 """How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
 MAX_INTERVAL_SECONDS = 60
@@ -22,8 +20,9 @@ MAX_INTERVAL_SECONDS = 60
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
     """Link recent events, even in their grace period, and broadcast each link; return the counts.
 
-    Call it once per *interval*. It checks events when they arrive, and again when they are 4, 8, … 256 seconds old. If
-    a call is late or missing, they are checked at the next of these ages, or by the full sweep.
+    Call it once per *interval*. Each call checks what arrived during the last minute, or during three intervals if that
+    is longer, the newest first; of what was checked before, at most 2,000 events. Later deliveries are matched by the
+    full sweep.
 
     Args:
         interval: Seconds between two calls, above 0 and at most 60.
@@ -44,25 +43,9 @@ def prepare(interval: float, tenant_id: str | None = None, *, origin: Origin = "
     require_interval(interval)
     runtime.load_imports()
     publisher = Publisher(runtime.get_redis())
-    database, seconds = runtime.database(), max(LOOK_BACK_SECONDS, interval)  # a burst is left to the next ones
-    return Sweep(
-        database, publisher, kind="recent", tenant_id=tenant_id, ages=due_ages(interval), seconds=seconds, origin=origin
-    )
-
-
-def due_ages(interval: float) -> list[tuple[float, float]]:
-    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
-
-    They are disjoint, and the oldest comes first.
-    """
-    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
-    for age in DUE_AGES:
-        older, younger = ranges[-1]
-        if age <= older:
-            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
-        else:
-            ranges.append((age + DUE_TICKS * interval, age))
-    return ranges[::-1]
+    database, seconds = runtime.database(), max(LEAST_SECONDS, interval)  # a burst is left to the next ones
+    ages = (max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)
+    return Sweep(database, publisher, kind="recent", tenant_id=tenant_id, ages=ages, seconds=seconds, origin=origin)
 
 
 def require_interval(interval: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,23 +18,25 @@ from mailglass_reconcile.beside_mailglass import by_id_alone
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import open_orphans, stored_keys, windows
+from mailglass_reconcile.store import open_orphans, stored_keys
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
-from mailglass_reconcile.store.open_orphans import Place
+from mailglass_reconcile.store.open_orphans import Open, Place
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.sweep import history, reading, window
+from mailglass_reconcile.store.window import Choice, Group, Part, Window, choose, next_first, open_window, part_of
+from mailglass_reconcile.sweep import history, reading
 from mailglass_reconcile.sweep.judge import Judged, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.reading import Found
 from mailglass_reconcile.sweep.request import Request
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.window import Part, Window
 
 T = TypeVar("T")
 
 SLICE_ORPHANS = 10_000
 """Orphans whose keys and verdicts are in memory at once: about 10 MB."""
+MOST_CHECKED = 2_000
+"""A recent sweep looks at so many of those that were checked before."""
 
 
 class Sweep(Request):
@@ -68,83 +71,82 @@ class Sweep(Request):
                 raise
             finally:
                 if self.publisher is not None:
-                    self.tally.messages = self.publisher.wait()
-                self.tally.duration_ms = round((time.monotonic() - self.started) * 1000)
+                    self.counters.messages = self.publisher.wait()
+                self.counters.duration_ms = round((time.monotonic() - self.started) * 1000)
                 history.leave(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
-        """Take the census; then judge slice by slice, link what matches, and store what stays open with its state."""
+        """Choose; then judge slice by slice, link what matches, and store what stays open with its state."""
         complete = True
-        for part in self._opened(connected):
-            self.deadline.begin_part(with_refused_to_come=self._has_refused and not part.refused)
-            for ids in self._slices(connected, part):
-                if self.deadline.is_over:
-                    complete = False
-                    break
-                with _collector_resting():
-                    found = reading.judged(connected, ids, self.deadline, self._retried)
-                    yield from self._take_up(connected, found)
-                yield ()
-                complete = complete and not self.deadline.is_over
-        self.tally.complete = complete
+        for ids in self._slices(connected):
+            if self.deadline.is_over:
+                complete = False
+                break
+            with _collector_resting():
+                found = reading.judged(connected, ids, self.deadline, self._retried)
+                yield from self._act_on(connected, found)
+            yield ()
+            complete = complete and not self.deadline.is_over
+        self.counters.complete = complete
 
-    def _opened(self, connected: Connected) -> list[Part]:
-        """Take the census, and return what to judge, in order."""
+    def _slices(self, connected: Connected) -> Iterator[list[str]]:
+        """Yield the ids to judge, a slice at a time; what did not fit into memory is read after its part."""
+        for part in self._choose(connected):
+            following: Part | None = part
+            while following is not None:
+                yield from following.slices(SLICE_ORPHANS)
+                last = following.last
+                following = self._retried(partial(self._next_first, connected, last)) if last else None
+
+    def _choose(self, connected: Connected) -> list[Part]:
         if self.event_ids is not None:
-            self.tally.begin({None: len(self.event_ids)})
-            self.to_judge = len(self.event_ids)
-            return [Part(bytes.fromhex("".join(self.event_ids).replace("-", "")))]
+            choice = Choice(
+                [part_of(self.event_ids)], Counter({Group(None, None, None): len(self.event_ids)}), Counter()
+            )
+            self.counters.begin(choice)
+            return choice.parts
 
-        def read() -> tuple[Window, list[Part]]:
+        def read() -> tuple[Window, Choice]:
             with connected.reading(self.deadline.left_ms) as tx:
-                opened = window.open_window(tx, self.tenant_id, self.bounds, self.ages)
-                return opened, window.parts(tx, opened)
+                window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=self.ages is None)
+                most_checked = None if self.ages is None else MOST_CHECKED
+                return window, choose(tx, window, self.tenant_id, most_checked=most_checked)
 
-        self.window, parts = self._retried(read)
-        self.tally.begin(self.window.census)
-        self.to_judge = sum(part.orphans for part in parts)
+        self.window, choice = self._retried(read)
+        self.unseen_since = choice.unseen_since
+        self.counters.begin(choice)
         if self.ages is None:
-            window.warn(self.window.survey)
-        return parts
+            self.window.warn()
+        return choice.parts
 
-    @property
-    def _has_refused(self) -> bool:
-        return self.window is not None and self.window.refused > 0
-
-    def _slices(self, connected: Connected, part: Part) -> Iterator[list[str]]:
-        """Yield the ids of a part, a slice at a time; what did not fit into memory is read after the rest."""
-        while True:
-            yield from windows.unpacked(part.packed, SLICE_ORPHANS)
-            if part.last is None or self.window is None:
-                return
-            part = self._retried(partial(self._next_part, connected, self.window, part.last))
-            self.to_judge += part.orphans
-
-    def _next_part(self, connected: Connected, opened: Window, before: Place) -> Part:
+    def _next_first(self, connected: Connected, before: Place) -> Part | None:
         with connected.reading(self.deadline.left_ms) as tx:
-            return window.next_part(tx, opened, before)
+            return None if self.window is None else next_first(tx, self.window, self.tenant_id, before)
 
-    def _take_up(self, connected: Connected, found: Found) -> Iterator[Pairs]:
+    def _act_on(self, connected: Connected, found: Found) -> Iterator[Pairs]:
         """Give each orphan of a slice its outcome; yield the batches that were linked."""
-        self.tally.take_up(one.orphan.state for one in found.judged)
-        self.tally.was_closed(found.closed)
-        self.tally.cannot_be_read(len(found.unreadable))
-        self.tally.stays_open(one.verdict.state for one in found.judged if one.verdict.state != MATCHED)
-        self.failures.update(one.keys.failure for one in found.judged if one.keys.failure)
-        linked: set[str] = set()
-        notes = unchecked(found.judged)
-        for batch in self._batches(found.judged):
-            linked |= self._link(connected, batch, notes)
+        counters, judged = self.counters, found.judged
+        counters.reach(_stored_group(one.orphan) for one in judged)
+        counters.add_closed(found.closed)
+        counters.add_unreadable(len(found.unreadable))
+        counters.mismatch(one.verdict.state for one in judged if one.verdict.state != MATCHED)
+        self.failures.update(one.keys.failure for one in judged if one.keys.failure)
+        closed: set[str] = set()
+        notes = unchecked(judged)
+        for batch in self._batches(judged):
+            closed |= self._link(connected, batch, notes)
             yield batch
+        left = [one for one in judged if one.orphan.event_id not in closed]
+        counters.stay_open(_open_group(one) for one in left)
         if not self.dry_run:
             self._refuse(connected, found.unreadable)
-            self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
+            self._keep(connected, left)
 
     def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
         pairs = _by_delivery(judged)
-        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.tally.linked)
-        self.tally.exceeds_limit(len(pairs) - allowed)
+        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)
+        self.counters.exceed_limit(len(pairs) - allowed)
         if self.dry_run:
             yield pairs[:allowed]
             return
@@ -155,22 +157,22 @@ class Sweep(Request):
             yield pairs[start : min(start + size, allowed)]
 
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
-        """Link a batch, publish what was committed, and return the linked orphans' ids."""
+        """Link a batch, publish what was committed, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
             by_id = [event_id for event_id, _ in pairs if event_id in notes]
             alone = self._read(connected, lambda tx: by_id_alone.of_other_writers(tx, by_id))
-            self.tally.would_link(len(pairs), alone)
+            self.counters.would_link(len(pairs), alone)
             return set()
         self.in_batch = True
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
         self.publisher.publish([projector.message(one) for one in batch.linked])
-        self.tally.links(batch)
+        self.counters.add_batch(batch)
         self.handed_over = self.handed_over or any(one.handled for one in batch.linked)
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage
         self._refuse(connected, batch.failed)
-        return {one.event_id for one in batch.linked}
+        return set(batch.closed)
 
     def _keep(self, connected: Connected, left: Sequence[Judged]) -> None:
         """Of what stays open, store keys and states that are new, and note since when it could have been linked."""
@@ -179,14 +181,12 @@ class Sweep(Request):
             self._store_keys(connected, new_keys)
         # A rule that failed changes nothing over stored keys.
         states = {
-            one.orphan.event_id: (one.verdict.state, one.keys.rule)
+            one.orphan.event_id: (one.verdict.state, one.keys.rank)
             for one in left
-            if not one.has_new_keys and one.verdict.state != one.orphan.state and one.keys.rule == one.orphan.keys.rule
+            if not one.has_new_keys and one.verdict.state != one.orphan.state and one.keys.rank == one.orphan.keys.rank
         }
         if states:
             self._write(connected, lambda tx: open_orphans.store_states(tx, states))
-        if new_keys or states:
-            self.tally.stored()
         pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in left if one.verdict.delivery_id]
         if pairs:
             self.note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
@@ -194,9 +194,8 @@ class Sweep(Request):
     def _store_keys(self, connected: Connected, new: Mapping[str, Judged]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
         computed = {event_id: Known(one.keys, one.verdict.state) for event_id, one in new.items()}
-        rules_before = {event_id: one.orphan.keys.rule for event_id, one in new.items()}
-        settled = self._write(connected, lambda tx: stored_keys.store(tx, computed, rules_before))
-        self.tally.turned_out_closed(new[event_id].verdict.state for event_id in settled)
+        ranks_before = {event_id: one.orphan.keys.rank for event_id, one in new.items()}
+        self._write(connected, lambda tx: stored_keys.store(tx, computed, ranks_before))
 
     def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
@@ -265,6 +264,17 @@ def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepRe
         ValueError: *limit* is below 1.
     """
     return prepare(tenant_id, limit).run()
+
+
+def _stored_group(orphan: Open) -> Group:
+    return Group(orphan.state, orphan.tenant_id, orphan.keys.provider)
+
+
+def _open_group(one: Judged) -> Group:
+    """Return the group of an orphan that stays open; a rule that failed leaves what is stored."""
+    if one.keys.rank is None and one.orphan.keys.rank is not None:
+        return _stored_group(one.orphan)
+    return Group(one.verdict.state, one.orphan.tenant_id, one.keys.provider)
 
 
 def _by_delivery(judged: Sequence[Judged]) -> list[tuple[str, str]]:

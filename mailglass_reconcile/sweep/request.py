@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import Kind, Origin
+from mailglass_reconcile.store.window import Window
+from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.tally import Tally
-from mailglass_reconcile.sweep.window import Window
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -30,16 +30,16 @@ class Request:
         dry_run: Judge in read-only transactions; write and publish nothing.
         bounds: Sweep only what arrived after the first time and until the second, in UTC.
         event_ids: Sweep these orphans only, even in their grace.
-        ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
+        ages: The ages of what a recent sweep looks at: it logs nothing that the full sweep reports.
         seconds: End after so long, if the setting's deadline is not earlier.
         range_of: The run of the sweep that was cut, if this one is a range of it.
         origin: Who asked for it, for the history of runs.
         deadline: Until when it works.
         started: When it began to run, in seconds of the monotonic clock.
-        tally: Its counts so far.
-        window: What is eligible; None before that is known, and in a sweep of given orphans.
+        counters: Its counts so far.
+        window: What it looks at; None before that is known, and in a sweep of given orphans.
+        unseen_since: When the first of what no sweep had checked was past its grace.
         handed_over: Whether handlers run on an event that was linked.
-        to_judge: How many orphans it judges, as far as that is known: not all that are eligible have to be looked at.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
         error: What ended the sweep before its end.
         linkable_since: Since when the first orphan that stays open could have been linked.
@@ -54,15 +54,15 @@ class Request:
     dry_run: bool = False
     bounds: tuple[str | None, str | None] = (None, None)
     event_ids: Sequence[str] | None = None
-    ages: Sequence[tuple[float, float]] | None = None
+    ages: tuple[float, float] | None = None
     seconds: float = math.inf
     range_of: int | None = None
     origin: Origin = "python"
     started: float = field(init=False, default_factory=time.monotonic)
-    tally: Tally = field(init=False)
+    counters: SweepCounters = field(init=False)
+    unseen_since: str | None = field(init=False, default=None)
     window: Window | None = field(init=False, default=None)
     handed_over: bool = field(init=False, default=False)
-    to_judge: int = field(init=False, default=0)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
     linkable_since: str | None = field(init=False, default=None)
@@ -72,12 +72,12 @@ class Request:
     def __post_init__(self) -> None:
         """Begin to count: the deadline and the duration are those of this moment."""
         self.deadline = Deadline(min(self.seconds, self.database.settings.sweep_seconds))
-        self.tally = Tally(self.tenant_id, dry_run=self.dry_run)
+        self.counters = SweepCounters(self.tenant_id, dry_run=self.dry_run)
 
     @property
     def result(self) -> SweepResult:
         """The counts as they are now."""
-        return self.tally.result()
+        return self.counters.result()
 
     @property
     def began(self) -> bool:

@@ -148,7 +148,7 @@ def test_a_schema_that_is_taken_away_ends_follow_with_one_line(db: Database, red
     """As `migrate --remove` or a newer revision does: its supervisor starts it again."""
     factories.orphan(db, factories.postmark("x"), age_seconds=AHEAD)
     with following(db.environment(redis_url)) as it:
-        wait_until(lambda: db.value("SELECT rule IS NOT NULL FROM mailglass_open_orphans"))
+        wait_until(lambda: db.value("SELECT rank IS NOT NULL FROM mailglass_open_orphans"))
         db.run("UPDATE mailglass_reconcile_version SET version_num = '9999'")
         assert it.ends() == 1
         db.run("UPDATE mailglass_reconcile_version SET version_num = '0001e'")

@@ -180,7 +180,7 @@ def test_what_is_pointed_at_is_judged_now(db, zoo):
     assert found(message_id="new") == set()
     late = factories.orphan(db, factories.postmark("late"), age_seconds=100)
     mailglass_reconcile.reconcile()
-    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.9' WHERE event_id = CAST(:id AS uuid)", id=late)
+    db.run("UPDATE mailglass_open_orphans SET rank = 1 WHERE event_id = CAST(:id AS uuid)", id=late)
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = 'late'")
     assert factories.delivery(db, "late") != delivery
     assert found(message_id="late") == found(provider="postmark", tenant_id="acme", newer=150.0) - matched == {late}

@@ -168,9 +168,9 @@ SELECT md5('delivery' || n)::uuid, 'tenant ' || mod(n, 50), 'Welcome', 'bulk',
   FROM generate_series(1, 125000) AS n;
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
 SELECT md5('event' || n)::uuid, 'acme', 'delivered', '2026-01-02', true, now() FROM generate_series(1, 20000) AS n;
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, state)
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, recipient, rank, ids, state)
 SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs => n), 'postmark',
-       'u' || n || '@example.com', 'postmark/1', 1, 'unmatched' FROM generate_series(1, 20000) AS n;
+       'u' || n || '@example.com', 1, 1, 'unmatched' FROM generate_series(1, 20000) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, 1, 'message-' || n FROM generate_series(1, 20000) AS n;
 """

@@ -16,7 +16,8 @@ from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.sweep import reconciler, tally
+from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.counters import SweepCounters
 from recording import event, record
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
@@ -94,16 +95,16 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
     good = status(db.database).last_success["full"]
     sweep = reconciler.prepare()
 
-    take_up = tally.Tally.take_up
+    reach = SweepCounters.reach
 
-    def end(counts, states):
-        take_up(counts, states)
+    def end(counters, groups):
+        reach(counters, groups)
         if how == "by Ctrl-C":
             raise KeyboardInterrupt
         sweep.stop()
 
     insert(db, [], [orphan_row(postmark("m-4"))])
-    monkeypatch.setattr(tally.Tally, "take_up", end)
+    monkeypatch.setattr(SweepCounters, "reach", end)
     with suppress(KeyboardInterrupt):
         sweep.run()
     found = status(db.database)

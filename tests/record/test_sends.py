@@ -369,7 +369,7 @@ def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
 def test_keys_of_an_older_rule_are_computed_again(db):
     """They may be wrong: an event that was stored under the send's id, but names another one, is not linked."""
     webhook_in(db, event(), event("m-2", provider_event_id="2"))
-    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.1', arrived_at = arrived_at - interval '2 minutes'")
+    db.run("UPDATE mailglass_open_orphans SET rank = 1, arrived_at = arrived_at - interval '2 minutes'")
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'm-1' WHERE candidate_id = 'm-2'")
     assert sent_in(db, one())[0].linked == 1
     assert reconcile().unmatched == 1

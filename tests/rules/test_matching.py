@@ -188,7 +188,7 @@ def test_an_adopters_rule_that_fails_costs_that_event_only(answer):
         return answer
 
     found = candidates("acme", metadata__a="secret")
-    assert (found.candidate_ids, found.rule) == ((), None)
+    assert (found.candidate_ids, found.rank) == ((), None)
     assert found.failure.startswith("the key rule acme/2.own1 ")
     assert "secret" not in found.failure
 
@@ -230,13 +230,13 @@ def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_
 
 SENDGRID = {"provider": "SendGrid", "sg_message_id": "evEK_IhZSlKus235aGfxIQ.recvd-1-2.0", "email": "Ada@Example.com"}
 IDS = ("evEK_IhZSlKus235aGfxIQ", "evEK_IhZSlKus235aGfxIQ.recvd-1-2.0")
-MARK = providers.rule_of("sendgrid").mark
-ANY = providers.rule_of(providers.ANY_PROVIDER).mark
+RANK = providers.rank_of("sendgrid")
+ANY = providers.rank_of(None)
 
 
 def test_the_keys_of_metadata_are_those_that_a_sweep_computes_from_the_row():
     """Provider, ids in order, recipient from `email`, and the mark of the rule."""
-    assert matching.keys_of(Document(SENDGRID)) == Keys("sendgrid", IDS, "ada@example.com", MARK)
+    assert matching.keys_of(Document(SENDGRID)) == Keys("sendgrid", IDS, "ada@example.com", RANK)
 
 
 @pytest.mark.parametrize(("flag", "lost"), [(True, True), (False, False), ("true", False), (None, False)])

@@ -121,7 +121,7 @@ def test_a_reconciled_event_of_a_stricter_transaction_is_taken_although_a_sweep_
     database.run(ORPHAN.format(id=id_, age="1 minute"))
     with database.engine.connect().execution_options(isolation_level=level) as connection:
         connection.exec_driver_sql("SELECT count(*) FROM mailglass_events")
-        database.run("UPDATE mailglass_open_orphans SET rule = '*/2.1', ids = 0")
+        database.run("UPDATE mailglass_open_orphans SET rank = 1, ids = 0")
         connection.exec_driver_sql(RECONCILED.format(id=id_))
         connection.commit()
     assert len(database.values("SELECT id FROM mailglass_events WHERE type = 'reconciled'")) == 1

@@ -54,7 +54,7 @@ _DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message
 _WITNESSED = "SELECT id::text, text, ours, utc, local FROM witness.events"
 _VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
 _OPEN = """
-SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule IS NOT NULL AS keyed, ids,
+SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipient_lost, rank IS NOT NULL AS keyed, ids,
        (SELECT e.metadata -> 'recipient_known' = 'true' AND NOT e.metadata ?| '{recipient,email}'
           FROM mailglass_events AS e WHERE e.id = o.event_id) AS flagged,
        ARRAY(SELECT candidate_id FROM mailglass_open_orphan_ids AS k
@@ -63,7 +63,7 @@ SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipie
 """
 _STRAY_IDS = """
 SELECT count(*) FROM mailglass_open_orphan_ids AS k
- WHERE NOT EXISTS (SELECT FROM mailglass_open_orphans AS o WHERE o.event_id = k.event_id AND o.rule IS NOT NULL)
+ WHERE NOT EXISTS (SELECT FROM mailglass_open_orphans AS o WHERE o.event_id = k.event_id AND o.rank IS NOT NULL)
 """
 _OUTBOX = """
 SELECT event_id::text AS id, handler, delivery_id::text, type, state, attempts, error, finished_at

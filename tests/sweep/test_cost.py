@@ -11,7 +11,7 @@ import mailglass_reconcile
 import sweeping
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.store import windows
+from mailglass_reconcile.store import window
 from mailglass_reconcile.sweep import reconciler
 
 TOUCHED = """
@@ -60,7 +60,7 @@ def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db,
     """A campaign that was sent with one call of the provider's API; also if there are ten batches in two slices."""
     count = 4_000 if many else 2_000
     if many:
-        monkeypatch.setattr(windows, "FEW", count)
+        monkeypatch.setattr(window, "FEW", count)
         monkeypatch.setattr(reconciler, "SLICE_ORPHANS", count // 2)
         settings = db.settings.model_copy(update={"batch_size": count // 10})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)

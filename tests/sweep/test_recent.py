@@ -1,8 +1,7 @@
-"""The recent sweep: what it looks at, when it looks again, and what it leaves to the full one."""
+"""The recent sweep: what it looks at, and what it leaves to the full one."""
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import history, recent
+from mailglass_reconcile.sweep import history, reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
 
@@ -25,38 +25,40 @@ def pairs_of_age(db, *ages: float) -> None:
     insert(db, [delivery_row(one) for one in ids], rows)
 
 
-def test_what_is_new_or_has_just_reached_a_power_of_two_is_linked_and_the_rest_is_left(db):
-    """In its grace or not, a second between ticks; the full sweep links what is left and past its grace."""
-    due, others = (0, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5, 128.5, 256.5), (6.9, 11, 19, 35, 67, 131, 260, 3_600)
-    pairs_of_age(db, *due, *others)
-    result = reconcile_recent(1.0)
-    assert (result.linked, result.scanned, result.remaining) == (len(due), len(due), 0)
-    assert reconcile().linked == len([age for age in others if age > 60])
+@pytest.mark.parametrize(("interval", "seconds"), [(0.1, 60), (1.0, 60), (30.0, 90)])
+def test_what_arrived_during_the_last_minute_or_three_intervals_is_linked_and_the_rest_is_left(db, interval, seconds):
+    """In its grace or not; the full sweep links what is left."""
+    recent_ages, others = (0, 2.5, 30, seconds - 5), (seconds + 5, 260, 3_600)
+    pairs_of_age(db, *recent_ages, *others)
+    result = reconcile_recent(interval)
+    assert (result.linked, result.scanned, result.remaining) == (len(recent_ages), len(recent_ages), 0)
+    assert reconcile().linked == len(others)
 
 
-@pytest.mark.parametrize("interval", [0.01, 0.1, 1, 1.9, 3, 10, 60])
-def test_the_ranges_of_age_are_disjoint_and_look_at_each_orphan_again_at_every_power_of_two(interval):
-    """Whichever the interval; ticks may come a whole interval late."""
-    ranges = recent.due_ages(interval)
-    assert all(older > younger for older, younger in ranges)
-    assert all(younger > older for (_, younger), (older, _) in pairwise(ranges))
-    for age in (4, 8, 16, 32, 64, 128, 256):
-        assert any(younger <= age and age + 1.99 * interval <= older for older, younger in ranges)
-    assert ranges[-1][0] >= max(2, 3 * interval)
+def test_a_delivery_that_is_late_is_matched_at_the_next_tick_within_the_minute(db):
+    """And by the full sweep after that."""
+    insert(db, [], [orphan_row(postmark("m-1"), age_seconds=20), orphan_row(postmark("m-2"), age_seconds=70)])
+    assert reconcile_recent().unmatched == 1
+    insert(db, [delivery_row("m-1"), delivery_row("m-2")], [])
+    assert reconcile_recent().linked == 1
+    assert reconcile().linked == 1
 
 
-def test_what_missed_ticks_would_have_looked_at_is_looked_at_at_the_next_power_of_two():
-    """Ticks a second apart, of which ten in a row never come: simulated for an orphan of each tenth of a second."""
-    ticks = [float(second) for second in range(400) if not 30 <= second < 40]
-    for born in (tenth / 10 for tenth in range(391)):
-        ages = [tick - born for tick in ticks if tick >= born]
-        looks = [age for age in ages if any(younger <= age < older for older, younger in recent.due_ages(1.0))]
-        missed_until = 40 - born
-        next_power = next((age for age in recent.DUE_AGES if age >= missed_until), None)
-        if born < 40 and next_power:
-            assert any(missed_until <= age <= next_power + 1 for age in looks)
-        if born >= 40 or next_power is None:
-            assert len([age for age in looks if age < 300]) <= 17
+def test_of_what_was_checked_before_only_so_much_is_checked_again_the_newest(db, monkeypatch):
+    """A flood that matches nothing unambiguously costs each tick the same."""
+    monkeypatch.setattr(reconciler, "MOST_CHECKED", 3)
+    ids = [f"m-{n}" for n in range(6)]
+    rows = [delivery_row(id_) for id_ in ids for _ in range(2)]
+    insert(db, rows, [orphan_row(postmark(id_), age_seconds=10 + n) for n, id_ in enumerate(ids)])
+    assert reconcile_recent().ambiguous == 6
+    for id_ in ("m-0", "m-5"):
+        db.run("DELETE FROM mailglass_deliveries WHERE id = (SELECT min(id::text)::uuid FROM mailglass_deliveries"
+               " WHERE provider_message_id = :id)", id=id_)  # fmt: skip
+    result = reconcile_recent()
+    assert (result.linked, result.ambiguous, result.scanned) == (1, 5, 6)
+    assert reconcile().linked == 0, "it is still in its grace"
+    pairs_of_age(db, 0.5)
+    assert reconcile_recent().linked == 1
 
 
 def test_bounds_of_the_interval_are_refused(db):
@@ -89,7 +91,7 @@ def test_keys_are_computed_once_and_stored_and_refused_orphans_do_not_hold_up_ot
     """An orphan in its grace gets its keys from the first tick; one that cannot be linked stands last."""
     factories.orphan(db, postmark("nobody"), age_seconds=0)
     assert reconcile_recent().unmatched == 1
-    assert db.value("SELECT rule IS NOT NULL FROM mailglass_open_orphans")
+    assert db.value("SELECT rank IS NOT NULL FROM mailglass_open_orphans")
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"), age_seconds=1)])
     assert (reconcile_recent().failed, reconcile_recent(0.9).failed) == (1, 1)
@@ -108,12 +110,15 @@ def test_an_orphan_that_its_writer_still_holds_is_left_alone(db):
     assert reconcile_recent().linked == 1
 
 
-def test_an_orphan_whose_reconciled_event_came_first_is_closed(db):
-    """Keys are about to be stored, and the ledger has settled it."""
+def test_an_orphan_whose_reconciled_event_came_first_is_closed_by_the_link_that_meets_its_key(db):
+    """Until its delivery comes, or the prune."""
     row = orphan_row(postmark("x"), age_seconds=0)
     insert(db, [], [reconciled_row(row["id"], None)])
     insert(db, [], [row])
-    reconcile_recent()
+    assert reconcile_recent().unmatched == 1
+    insert(db, [delivery_row("x")], [])
+    result = reconcile_recent()
+    assert (result.linked, result.skipped_held, result.remaining) == (0, 1, 0)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
@@ -141,13 +146,13 @@ def test_a_recent_sweep_logs_nothing_that_the_full_sweep_says_anyway(db, caplog)
     assert caplog.text == ""
 
 
-# Most are older than any range; of those that are due at a tick, none of the ids names a delivery.
+# Older than what a recent sweep looks at.
 CROWD = """
 SET LOCAL session_replication_role = replica;
 SET LOCAL TimeZone = 'UTC';
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rank, ids)
 SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - interval '10 minutes' - make_interval(secs => n * 0.5),
-       'postmark', 'postmark/2.1', 1 FROM generate_series(1, {rows}) AS n;
+       'postmark', {rank}, 1 FROM generate_series(1, {rows}) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, 1, 'never-' || n FROM generate_series(1, {rows}) AS n;
 """
@@ -164,7 +169,7 @@ def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engi
         for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
             connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             connection.exec_driver_sql(f"ANALYZE {table}")
-        connection.exec_driver_sql(CROWD.format(rows=request.param))
+        connection.exec_driver_sql(CROWD.format(rows=request.param, rank=providers.rank_of("postmark")))
     mailglass_reconcile.configure(engine=engine, settings=settings)
     yield engine
     mailglass_reconcile.configure()
@@ -201,8 +206,8 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
-def test_with_nothing_due_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, monkeypatch):
-    """Whatever the statistics say: begin, survey, and one walk of the index for each range."""
+def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, monkeypatch):
+    """Whatever the statistics say: begin, the window, and the choice."""
     reconcile_recent()  # sets hint bits
     result, statements, buffers = cost(crowded)
     assert result.scanned == 0

@@ -28,9 +28,9 @@ LATELY_DAYS = 7
 """For as long an event of a wrong tenant stays open: the links of that time show whether tenants are right now."""
 
 _NEWEST = """
-SELECT n.tenant_id, n.provider, n.state, n.rule IS NOT NULL AS has_rule, left(e.type, 512) AS type,
+SELECT n.tenant_id, n.provider, n.state, n.rank IS NOT NULL AS has_keys, left(e.type, 512) AS type,
        count(*)::integer AS orphans
-  FROM (SELECT event_id, tenant_id, provider, state, rule FROM {schema}.mailglass_open_orphans
+  FROM (SELECT event_id, tenant_id, provider, state, rank FROM {schema}.mailglass_open_orphans
          WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
          ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS n
   JOIN {schema}.mailglass_events AS e ON e.id = n.event_id

@@ -39,8 +39,8 @@ SELECT md5('d' || n)::uuid, 'tenant-' || n % 50, 'python', 'transactional', 'r' 
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, metadata)
 SELECT md5('e' || n)::uuid, 'tenant-' || n % 50, md5('d' || n)::uuid, 'dispatched', now(), '{}'
   FROM generate_series(1, ROWS) AS n;
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule)
-SELECT md5('o' || n)::uuid, 'tenant-' || n % 50, now() - n * interval '1 second', 'postmark', 'postmark/1'
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rank)
+SELECT md5('o' || n)::uuid, 'tenant-' || n % 50, now() - n * interval '1 second', 'postmark', 1
   FROM generate_series(1, ROWS) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('o' || n)::uuid, 1, 'o-' || n FROM generate_series(1, ROWS) AS n;

@@ -1,0 +1,415 @@
+"""The window of a sweep: what it judges, in which order, and what it leaves out.
+
+First, the newest first, comes what no sweep has checked, what matched and was left, and what has outdated keys. Then,
+from a random row on, comes what may match: mismatches, failed rules, and what a delivery has an id of by now. What the
+database has refused before comes last. What has current keys and names no delivery never leaves the database. Progress
+is in the rows themselves, so a sweep that ends early needs no memory, and nothing starves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from mailglass_reconcile.errors import SchemaOutdatedError, hint
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.states import UNSEEN
+from mailglass_reconcile.store import deliveries, revision
+from mailglass_reconcile.store.database import Transaction, array_literal, by_scans
+from mailglass_reconcile.store.open_orphans import LAST, Place
+
+logger = logging.getLogger(__name__)
+
+MOST_IDS = 500_000
+"""Ids of one part that are in memory at once: 8 MB. What is new beyond them takes another pass."""
+IDS_PER_ROW = 10_000
+SMALL_BYTES = 2**21
+"""An open-orphans table of this size is always read along its index of arrival."""
+FEW = 20_000
+"""So many orphans are counted along the index of arrival; of more, the number follows from the table's size."""
+ROW_BYTES = 250
+"""About as much of the open-orphans table belongs to one orphan."""
+PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
+"""Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of a table."""
+NAMED_GROUPS = 500
+"""With more tenants, small groups are added up under no name, so that memory stays bounded."""
+
+FIRST, CHECKED, REFUSED = 0, 1, 2
+"""The parts of what is judged, in their order."""
+
+_WINDOW = """
+SELECT w.after::text, w.until::text, now()::timestamp::text AS now,
+       (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
+       (SELECT count(*) = 2 FROM pg_trigger AS t
+         WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
+           AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
+       coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
+       pg_relation_size(to_regclass(:open_orphans)) AS bytes,
+       -- What one pass over the tables would read.
+       (pg_relation_size(to_regclass(:open_orphans)) + pg_relation_size(to_regclass(:open_orphan_ids))
+        + coalesce(nullif((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(to_regclass(:deliveries))), 0),
+                   pg_relation_size(to_regclass(:deliveries)))) / current_setting('block_size')::bigint AS pages,
+       CASE WHEN :counted AND pg_relation_size(to_regclass(:open_orphans)) > :small
+            THEN (SELECT count(*)
+                    FROM (SELECT FROM {schema}.mailglass_open_orphans
+                           WHERE (arrived_at, event_id)
+                                 > (w.after, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+                             AND arrived_at <= w.until
+                           ORDER BY arrived_at, event_id LIMIT :few) AS o) END AS few
+  FROM (SELECT greatest(now()::timestamp - make_interval(mins => :max_age_minutes),
+                        now()::timestamp - make_interval(secs => :oldest), CAST(:after AS timestamp)) AS after,
+               least(now()::timestamp - make_interval(secs => :youngest), CAST(:until AS timestamp)) AS until) AS w
+"""
+
+# Row by row along the index of arrival, or each table once: `by_scans` chooses, because statistics may be stale, and
+# the one-time filters leave the branches of the other path out. Ids of which only the hashes are equal do no harm: the
+# judge compares the ids.
+_CHOOSE = """
+-- The open orphans of the window. Keys of a rank below that of their provider's rule are outdated: few providers have a
+-- rule above the lowest rank, so the JSON is rarely looked into.
+WITH orphan AS NOT MATERIALIZED (
+  SELECT event_id, arrived_at, tenant_id, provider, state, ids, refused > 0 AS is_refused,
+         state IS NULL OR state = 'matched'
+         OR (rank < :lowest_rank OR provider = ANY (CAST(:higher AS text[])))
+            AND rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank) AS is_first,
+         -- Without keys and with a state, its rule has failed.
+         state IN ('ambiguous', 'recipient_mismatch') OR rank IS NULL AS may_match
+    FROM {schema}.mailglass_open_orphans
+   WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
+     AND (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid))
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+-- By scans: what some delivery has an id of, and of tenant mismatches what a delivery of their own tenant has. By
+-- hashing, not as a join, which would make a row of each orphan with each delivery of a wide id; materialized, so that
+-- parallel workers share the pass.
+), named AS MATERIALIZED (
+  SELECT event_id, 'unmatched' AS state FROM {schema}.mailglass_open_orphan_ids
+   WHERE :by_scans AND candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries)
+   UNION ALL
+  SELECT o.event_id, 'tenant_mismatch'
+    FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
+   WHERE :by_scans AND o.state = 'tenant_mismatch'
+     AND (k.candidate_id, o.tenant_id) IN (SELECT provider_message_id, tenant_id FROM {schema}.mailglass_deliveries)
+-- What is judged, each row in one branch.
+), candidate AS MATERIALIZED (
+  SELECT event_id, arrived_at, tenant_id, provider, state,
+         CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END AS part
+    FROM orphan WHERE :by_scans AND (is_first OR is_refused OR may_match)
+   UNION ALL
+  SELECT event_id, arrived_at, tenant_id, provider, state, 1
+    FROM orphan
+   WHERE :by_scans AND ids > 0 AND NOT (is_first OR is_refused OR may_match)
+     AND (event_id, state) IN (SELECT event_id, state FROM named)
+   UNION ALL
+  -- A scalar subquery, because the planner turns an EXISTS into one pass over all ids, however small the window.
+  SELECT event_id, arrived_at, tenant_id, provider, state,
+         CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END
+    FROM orphan AS o
+   WHERE NOT :by_scans
+     AND (is_first OR is_refused OR may_match
+          OR ids > 0 AND state IN ('unmatched', 'tenant_mismatch')
+             AND (SELECT true
+                    FROM {schema}.mailglass_open_orphan_ids AS k
+                    JOIN {schema}.mailglass_deliveries AS d
+                      ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                     AND (o.state = 'unmatched'
+                          OR hashtextextended(d.tenant_id, 0) = hashtextextended(o.tenant_id, 0))
+                   WHERE k.event_id = o.event_id LIMIT 1))
+-- Where the rotation of a part begins; what is limited goes by arrival.
+), start AS MATERIALIZED (
+  (SELECT part, arrived_at, event_id FROM candidate
+    WHERE part = 1 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1)
+   UNION ALL
+  (SELECT part, arrived_at, event_id FROM candidate
+    WHERE part = 2 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1)
+), placed AS MATERIALIZED (
+  SELECT c.*,
+         row_number() OVER (PARTITION BY c.part
+                            ORDER BY (c.arrived_at, c.event_id) < (s.arrived_at, s.event_id),
+                                     CASE WHEN s.part IS NULL THEN c.arrived_at END DESC,
+                                     CASE WHEN s.part IS NULL THEN c.event_id END DESC,
+                                     c.arrived_at, c.event_id) - 1 AS place
+    FROM candidate AS c LEFT JOIN start AS s ON s.part = c.part
+), chosen AS NOT MATERIALIZED (
+  SELECT * FROM placed WHERE part <> 1 OR CAST(:most_checked AS bigint) IS NULL OR place < :most_checked
+-- Of each group, how many orphans are open, and how many of them are chosen.
+), grouped AS (
+  SELECT state, tenant_id, provider, sum(orphans)::bigint AS orphans, sum(chosen)::bigint AS chosen,
+         row_number() OVER (ORDER BY sum(orphans) DESC, tenant_id, provider) > :named_groups AS is_small
+    FROM (SELECT state, tenant_id, provider, count(*) AS orphans, 0 AS chosen FROM orphan GROUP BY 1, 2, 3
+           UNION ALL
+          SELECT state, tenant_id, provider, 0, count(*) FROM chosen GROUP BY 1, 2, 3) AS g
+   GROUP BY 1, 2, 3
+)
+SELECT part, string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY place) AS packed, min(arrived_at)::text AS last,
+       NULL::text AS state, NULL::text AS tenant_id, NULL::text AS provider, NULL::bigint AS orphans,
+       NULL::bigint AS chosen, place / :per_row AS number
+  FROM chosen WHERE place < :size GROUP BY part, place / :per_row
+ UNION ALL
+-- Since when the first that no sweep has checked has been past its grace.
+SELECT NULL, NULL,
+       (SELECT min(c.arrived_at) + make_interval(secs => :grace_seconds) FROM chosen AS c WHERE c.state IS NULL)::text,
+       state, CASE WHEN NOT is_small THEN tenant_id END, CASE WHEN NOT is_small THEN provider END,
+       sum(orphans)::bigint, sum(chosen)::bigint, NULL
+  FROM grouped GROUP BY 4, 5, 6
+ ORDER BY part, number
+"""
+
+_CUTS = """
+SELECT arrived_at::text
+  FROM (SELECT arrived_at, row_number() OVER (ORDER BY arrived_at, event_id) AS number
+          FROM {schema}.mailglass_open_orphans
+         WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
+ WHERE number % :size = 0 AND number < :open ORDER BY number
+"""
+
+_COUNT = """
+SELECT count(*) FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+"""
+
+_WAITING = """
+SELECT count(*) FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds)
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+"""
+
+
+class Range(NamedTuple):
+    """A range of arrival: after one time and until another; no orphans if the second is not the later one."""
+
+    after: str
+    until: str
+
+
+class Window(NamedTuple):
+    """The range of arrival that a sweep looks at, the state of the schema, and by which path its orphans are read."""
+
+    after: str
+    until: str
+    now: str
+    version: str | None
+    triggers: bool
+    indexed: bool
+    by_scans: bool
+
+    def warn(self) -> None:
+        """Log what an operator should know of the schema before anything is swept."""
+        if not self.triggers:
+            problem = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
+            logger.warning(hint(f"{problem}: run `mailglass-reconcile migrate`"))
+
+
+class Group(NamedTuple):
+    """What is counted together: a stored state, None if no sweep has checked it, a tenant and a provider.
+
+    The small groups of very many tenants have no tenant.
+    """
+
+    state: str | None
+    tenant_id: str | None
+    provider: str | None
+
+
+class Part(NamedTuple):
+    """Ids to judge, 16 bytes each, in order; `last` is where the next ones begin, None unless there may be more."""
+
+    number: int
+    packed: Sequence[bytes]
+    last: Place | None = None
+
+    def slices(self, size: int) -> Iterator[list[str]]:
+        """Yield the ids in lists of *size*, each as 32 hexadecimal digits, which Postgres reads as a UUID."""
+        packed = b"".join(self.packed)
+        for start in range(0, len(packed), 16 * size):
+            digits = packed[start : start + 16 * size].hex()
+            yield [digits[place : place + 32] for place in range(0, len(digits), 32)]
+
+
+class Choice(NamedTuple):
+    """What a sweep judges, part by part, and by group how much that is, and how much it leaves out.
+
+    `unseen_since` is when the first of what no sweep has checked has been past its grace.
+    """
+
+    parts: list[Part]
+    chosen: Counter[Group]
+    left_out: Counter[Group]
+    unseen_since: str | None = None
+
+    @property
+    def open(self) -> Counter[Group]:
+        """How many orphans are open, by group."""
+        return self.chosen + self.left_out
+
+
+def open_window(
+    tx: Transaction,
+    *,
+    ages: tuple[float, float] | None = None,
+    bounds: tuple[str | None, str | None] = (None, None),
+    counted: bool = False,
+) -> Window:
+    """Return the window of a sweep by the database's clock, cut to what arrived after and until the times of *bounds*.
+
+    Args:
+        tx: A reading transaction.
+        ages: The oldest and the youngest age in seconds; None is what is past the grace and has not expired.
+        bounds: Two times as Postgres writes them.
+        counted: Whether to find out which path costs less.
+
+    Raises:
+        SchemaOutdatedError: The database lacks what this version needs.
+    """
+    settings = tx.settings
+    oldest, youngest = ages or (settings.max_age_minutes * 60, settings.grace_seconds)
+    parameters = {
+        **tx.names_of("events", "open_orphans", "open_orphan_ids", "deliveries"),
+        "index": tx.name_of(deliveries.INDEX),
+        "after": bounds[0],
+        "until": bounds[1],
+        "oldest": oldest,
+        "youngest": youngest,
+        "max_age_minutes": settings.max_age_minutes,
+        "counted": counted,
+        "few": FEW,
+        "small": SMALL_BYTES,
+    }
+    row = tx.execute(_WINDOW, parameters).one()
+    revision.require(row.version)
+    orphans = max(FEW, row.bytes // ROW_BYTES) if row.few == FEW else row.few or 0
+    by_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
+    return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, by_scans)
+
+
+def choose(
+    tx: Transaction,
+    window: Window,
+    tenant_id: str | None = None,
+    *,
+    before: Place = LAST,
+    most_checked: int | None = None,
+) -> Choice:
+    """Return what a sweep judges of a window, of one tenant or, with None, of all, and what it leaves out.
+
+    Args:
+        tx: A reading transaction, in whose snapshot the window was opened.
+        window: The window.
+        tenant_id: The tenant.
+        before: Only what is before this place in the order of arrival.
+        most_checked: Of what was checked before, only so many, the newest; None is all, from a random row on.
+
+    Raises:
+        SchemaOutdatedError: The index on deliveries is missing.
+    """
+    if not window.indexed:
+        missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
+        raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
+    if not is_possible(tenant_id):
+        return Choice([], Counter(), Counter())
+    with by_scans(tx) if window.by_scans else nullcontext():
+        return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, before, most_checked)))
+
+
+def parameters(
+    tx: Transaction, window: Window, tenant_id: str | None, before: Place = LAST, most_checked: int | None = None
+) -> dict[str, object]:
+    """Return the parameters of the statement that chooses; they are those of `choose`."""
+    return {
+        "after": window.after,
+        "until": window.until,
+        "tenant_id": tenant_id,
+        "before_time": before.arrived_at,
+        "before_event": before.event_id,
+        "by_scans": window.by_scans,
+        "most_checked": most_checked,
+        "named_groups": NAMED_GROUPS,
+        "size": MOST_IDS,
+        "per_row": IDS_PER_ROW,
+        "grace_seconds": tx.settings.grace_seconds,
+        **rank_parameters(),
+    }
+
+
+def _choice(rows: Any) -> Choice:
+    packed: dict[int, list[bytes]] = {}
+    last: dict[int, str] = {}
+    choice = Choice([], Counter(), Counter())
+    for row in rows:
+        if row.part is not None:
+            packed.setdefault(row.part, []).append(bytes(row.packed))
+            last[row.part] = row.last
+            continue
+        group = Group(row.state, row.tenant_id, row.provider)
+        choice = choice._replace(unseen_since=row.last)
+        choice.chosen[group] += row.chosen
+        choice.left_out[group] += row.orphans - row.chosen
+    for part in sorted(packed):
+        is_full = part == FIRST and sum(map(len, packed[part])) == 16 * MOST_IDS
+        place = Place(last[part], packed[part][-1][-16:].hex()) if is_full else None
+        choice.parts.append(Part(part, packed[part], place))
+    return choice
+
+
+def next_first(tx: Transaction, window: Window, tenant_id: str | None, before: Place) -> Part | None:
+    """Return what comes first before a place in the order of arrival, or None."""
+    parts = choose(tx, window, tenant_id, before=before).parts
+    return next((part for part in parts if part.number == FIRST), None)
+
+
+def part_of(event_ids: Sequence[str]) -> Part:
+    """Return given events as a part."""
+    return Part(FIRST, [bytes.fromhex("".join(event_ids).replace("-", ""))])
+
+
+def rank_parameters() -> dict[str, object]:
+    """Return the parameters of statements that distinguish current keys from outdated ones."""
+    ranks = {name: rule.rank for name, rule in providers.rules().items() if name != providers.ANY_PROVIDER}
+    lowest = min(ranks.values())
+    return {
+        "ranks": json.dumps(ranks),
+        "any_rank": providers.rank_of(None),
+        "lowest_rank": lowest,
+        "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
+    }
+
+
+def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
+    """Return `state`, `tenant_id`, `provider` and `orphans` of what is open, the largest first."""
+    return [
+        {"state": group.state or UNSEEN, "tenant_id": group.tenant_id, "provider": group.provider, "orphans": orphans}
+        for group, orphans in open_groups.most_common()
+        if orphans > 0
+    ]
+
+
+def cuts(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
+    """Return when every *size*-th of the *orphans* open in the window arrived, except for the last, in one walk."""
+    return list(tx.execute(_CUTS, {**_within(window, tenant_id), "size": size, "open": orphans}).scalars().all())
+
+
+def count(tx: Transaction, window: Window, tenant_id: str | None) -> int:
+    """Return how many orphans are open in a window, of one tenant or, with None, of all."""
+    return int(tx.execute(_COUNT, _within(window, tenant_id)).scalar_one()) if is_possible(tenant_id) else 0
+
+
+def _within(window: Window, tenant_id: str | None) -> dict[str, object]:
+    return {"after": window.after, "until": window.until, "tenant_id": tenant_id}
+
+
+def waiting(tx: Transaction, tenant_id: str | None = None) -> int:
+    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
+    if not is_possible(tenant_id):
+        return 0
+    parameters = {"grace_seconds": tx.settings.grace_seconds, "tenant_id": tenant_id}
+    return int(tx.execute(_WAITING, parameters).scalar_one())
+
+
+def is_possible(tenant_id: str | None) -> bool:
+    """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
+    return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))
