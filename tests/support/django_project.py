@@ -21,8 +21,6 @@ import anymail_wire
 from mailglass_reconcile import runtime
 from mailglass_reconcile.handlers import running as handlers
 
-MIDDLEWARE = "mailglass_reconcile.contrib.django.middleware.WebhookMiddleware"
-
 Events = list[tuple[Any, str]]
 
 
@@ -57,7 +55,6 @@ def leave_the_app() -> None:
     setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
-    settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != MIDDLEWARE]
     receivers._thread().submit(connections.close_all).result()
     runtime.configure_framework()
     handlers.use(None)
@@ -113,7 +110,7 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
     with override_settings(
         ALLOWED_HOSTS=["testserver"],
         ANYMAIL=anymail_wire.settings(),
-        MIDDLEWARE=[MIDDLEWARE],
+        MIDDLEWARE=[],
         ROOT_URLCONF="anymail.urls",
     ):
         yield

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from functools import cache
 from typing import Any
 
@@ -19,10 +16,10 @@ from anymail.signals import AnymailTrackingEvent, post_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from mailglass_reconcile import runtime, webhooks
+from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError, page
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, page
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
@@ -30,16 +27,6 @@ from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import shown
 
 logger = logging.getLogger(__name__)
-
-
-class _Batch(defaultdict[tuple[str, str], list[WebhookEvent]]):
-    """The events of one request, by tenant and Anymail's name of the provider, and the thread that takes them."""
-
-    thread: int | None = None
-
-
-_batch: ContextVar[_Batch | None] = ContextVar("mailglass_reconcile", default=None)
-"""The events of the current request, which are recorded together at its end; None outside of requests."""
 
 
 def connect() -> None:
@@ -73,7 +60,7 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
 
 
 def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
-    """Record an event, at the end of its request if there is one.
+    """Record an event that Anymail has read, in a transaction of its own unless one is open.
 
     It raises if the database fails, so that the provider sends the event again. An event that cannot be recorded at
     all is skipped: it would fail at each retry, and the rest of its batch with it.
@@ -83,31 +70,18 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, failures.reason(error))
         return
-    _take(tenant_of(event), esp_name, made)
-
-
-def record_what_anymail_cannot_read(esp_name: str, body: bytes, headers: Mapping[str, str]) -> bool:
-    """Record the events of a webhook that Anymail has verified, but fails to read, and return whether there are any.
-
-    Its other receivers get no signal for them.
-    """
+    tenant = tenant_of(event)
     try:
-        events = webhooks.parse(esp_name, body, headers)
-    except MailglassReconcileError:  # we cannot read it either
-        return False
-    for made in events:
-        _take(tenant_of(_as_anymails(made)), esp_name, made)
-    if events:
-        logger.warning(
-            "a webhook of %s was recorded although this version of Anymail cannot read it: upgrade Anymail, because its"
-            " other receivers have no signal of it",
-            esp_name,
-        )
-    return bool(events)
+        with failures.counted(f"a webhook of {shown(esp_name)}"):
+            _in_sync_thread(
+                lambda: _record(lambda lent: record_webhook(lent, provider=esp_name, events=[made], tenant_id=tenant))
+            )
+    except InvalidEventError as error:  # nothing was written
+        logger.error("an event of %s was skipped: %s", esp_name, error)
 
 
-def _as_anymails(event: WebhookEvent) -> AnymailTrackingEvent:
-    """Return an event as an application's function for the tenant takes it."""
+def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
+    """Return an event as an application's function for the tenant takes it; of Anymail's further data it has tags."""
     return AnymailTrackingEvent(
         event_type=event.type,
         timestamp=event.occurred_at,
@@ -118,43 +92,6 @@ def _as_anymails(event: WebhookEvent) -> AnymailTrackingEvent:
         tags=event.metadata.get("tags", []),
         metadata={},
     )
-
-
-def _take(tenant: str, esp_name: str, made: WebhookEvent) -> None:
-    """Record an event, at the end of its request if there is one."""
-    batch = _batch.get()
-    # A thread that has copied the context may go on after the request has ended.
-    if batch is not None and batch.thread == threading.get_ident():
-        batch[tenant, esp_name].append(made)
-    else:
-        _in_sync_thread(lambda: _record_events(tenant, esp_name, [made]))
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Record the events that are reported in the block at its end, with one call for each tenant."""
-    batch = _Batch(list)
-    batch.thread = threading.get_ident()
-    token = _batch.set(batch)
-    try:
-        yield
-    finally:
-        _batch.reset(token)
-        batch.thread = None
-        for (tenant, esp_name), events in batch.items():
-            _record_events(tenant, esp_name, events)
-
-
-def _record_events(tenant: str, esp_name: str, events: list[WebhookEvent]) -> None:
-    try:
-        with failures.counted(f"a webhook of {shown(esp_name)}"):
-            _record(lambda lent: record_webhook(lent, provider=esp_name, events=events, tenant_id=tenant))
-    except InvalidEventError as error:  # nothing was written
-        if len(events) == 1:
-            logger.error("an event of %s was skipped: %s", esp_name, error)
-        else:
-            for event in events:
-                _record_events(tenant, esp_name, [event])
 
 
 def _record(action: Callable[[sa.Connection], list[Any]]) -> None:

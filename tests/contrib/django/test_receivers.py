@@ -92,7 +92,7 @@ def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
     assert db.value(LEDGER) == 0
     line = lines(caplog)[-1]  # after the one of each cause and minute
     assert line.startswith("a send by Postmark was not recorded: the database refused a statement (SQLSTATE P0001)")
-    assert f"(tenant default, message ids {message.ids[ANN]}; " in line
+    assert f"(tenant default, message ids {message.ids[ANN]}); record it by hand: " in line
     db.broken.add("I9")  # an id may look like an address
 
 

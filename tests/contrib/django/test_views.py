@@ -1,0 +1,187 @@
+"""Our own address for webhooks in Django: every provider, verified, in one transaction, whatever the settings are."""
+
+import asyncio
+import datetime as dt
+import logging
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection as djangos
+from django.db import connections
+from django.test import AsyncClient, Client, override_settings
+from pydantic import SecretStr
+
+import mailglass_reconcile
+import senders
+from anymail_payloads import POSTMARK
+from anymail_stories import ANN, Message
+from mailglass_reconcile.webhooks import registry, sns
+from waiting import wait_until
+
+EVENTS = "SELECT count(*) FROM mailglass_events"
+TRANSACTIONS = "SELECT count(DISTINCT xmin::text) FROM mailglass_events"
+OPEN = {"RecordType": "Open", "MessageID": "m-1", "Recipient": ANN}
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW WHEN (NEW.tenant_id = 'umbrella')
+EXECUTE FUNCTION refuse()
+"""
+LARGE = 4 * 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def _installed(db, app, backends, monkeypatch):
+    """A project with our address, and a secret for each provider."""
+    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "certificates", type(sns.certificates)())
+    secrets = ",".join(f"{name}={senders.secret_of(name)}" for name in registry.PROVIDERS)
+    given = {"webhook_secrets": SecretStr(secrets), "webhook_url": SecretStr(senders.MANDRILL_URL)}
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update=given))
+    with override_settings(ROOT_URLCONF="webhook_urls"):
+        yield
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+
+
+def over_wsgi(**request):
+    """Post a webhook; a project checks CSRF tokens elsewhere."""
+    return Client(raise_request_exception=False, enforce_csrf_checks=True).post(**request)
+
+
+def over_asgi(**request):
+    """Do the same through Django's ASGI handler; its views run in a thread of asgiref's."""
+
+    async def post():
+        try:
+            return await AsyncClient(raise_request_exception=False, enforce_csrf_checks=True).post(**request)
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(post())
+
+
+def posted(provider, payloads, place=None):
+    """Return a signed webhook as arguments of Django's test client."""
+    [sent] = senders.posted(provider, payloads, at=dt.datetime.now(dt.UTC))
+    return sent.for_anymail(place or f"/webhooks/{provider}")
+
+
+def postmark(event=OPEN, **changes):
+    """Return a webhook of Postmark's in the same way."""
+    return {**posted("postmark", [event]), **changes}
+
+
+@pytest.mark.parametrize("post", [over_wsgi, over_asgi], ids=["WSGI", "ASGI"])
+@pytest.mark.parametrize("provider", registry.PROVIDERS)
+def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
+    """Certificates of SES and Scaleway are fetched in the background; until then their webhooks have to come again."""
+    payload = senders.documented(provider)[0].payload
+    request = posted(provider, [payload])
+    changed = {**request, "data": request["data"] + b" ", "headers": {"authorization": "Basic bm86bm8="}}
+    if provider in ("ses", "scaleway"):
+        refused = post(**request)
+        assert (refused.status_code, refused["Retry-After"]) == (503, "30")
+        assert db.value(EVENTS) == 0
+        wait_until(lambda: post(**request).status_code == 200)
+    else:
+        assert post(**request).status_code == 200
+        assert post(**changed).status_code == 401
+    assert db.value(EVENTS) == 1
+
+
+@pytest.mark.parametrize("atomic", [False, True], ids=["", "ATOMIC_REQUESTS"])
+def test_all_events_of_a_webhook_are_recorded_in_one_transaction_of_ours(db, monkeypatch, atomic):
+    """And published; a project's own transaction around each request does not hold it open."""
+    monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
+    payloads = [{**senders.documented("sendgrid")[0].payload, "sg_event_id": f"e-{n}"} for n in range(5)]
+    assert over_wsgi(**posted("sendgrid", payloads)).status_code == 200
+    assert (db.value(EVENTS), db.value(TRANSACTIONS)) == (5, 1)
+
+
+def test_a_webhook_is_verified_before_anything_connects(db):
+    """A stranger costs no connection."""
+    connections.close_all()
+    assert over_wsgi(**postmark(headers={"authorization": "Basic bm86bm8="})).status_code == 401
+    assert djangos.connection is None
+
+
+@pytest.mark.parametrize("place", ["/webhooks/postmark", "/webhooks/postmark/", "/webhooks/Postmark/"])
+def test_an_address_works_with_and_without_a_slash_at_its_end(db, place):
+    """Providers do not follow the redirect of APPEND_SLASH with the body."""
+    assert over_wsgi(**postmark(path=place)).status_code == 200
+    assert db.value(EVENTS) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "status"),
+    [("get", "postmark", 200), ("head", "postmark", 200), ("get", "nobody", 404), ("options", "postmark", 405)],
+)
+def test_other_methods_are_answered_as_the_receiver_does(method, place, status):
+    """Mandrill and Unisender Go ask with GET or HEAD before they accept an address."""
+    assert getattr(Client(), method)(f"/webhooks/{place}").status_code == status
+
+
+def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
+    """SendGrid's batches are larger than DATA_UPLOAD_MAX_MEMORY_SIZE; more than 5 MB are refused."""
+    event = {**OPEN, "UserAgent": "x" * LARGE}
+    assert over_wsgi(**postmark(event)).status_code == 200
+    refused = over_wsgi(**postmark({**event, "Name": "x" * LARGE}))
+    assert refused.status_code == 413
+    assert db.value(EVENTS) == 1
+
+
+def test_a_webhook_that_cannot_be_recorded_comes_again(db, caplog):
+    """503, or 429 to Brevo, which gives up after a 5xx; nothing of it is there until then, and once afterwards."""
+    db.broken.add("I3")
+    brevo = posted("brevo", [senders.documented("brevo")[0].payload])
+    db.run("ALTER TABLE mailglass_events RENAME TO hidden")
+    assert [over_wsgi(**request).status_code for request in (postmark(), brevo)] == [503, 429]
+    db.run("ALTER TABLE hidden RENAME TO mailglass_events")
+    assert db.value(EVENTS) == 0
+    assert [over_wsgi(**postmark()).status_code for _ in range(2)] == [200, 200]
+    assert db.value(EVENTS) == 1
+    assert ANN not in caplog.text
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"RecordType": "Open", "MessageID": []}'])
+def test_a_body_that_cannot_be_read_is_refused_for_good(body, caplog):
+    """With 400: it would fail each time."""
+    assert over_wsgi(**postmark(data=body)).status_code == 400
+    assert [record.levelno for record in caplog.records if "refused" in record.getMessage()] == [logging.ERROR]
+
+
+def test_a_provider_without_a_secret_is_unknown(db):
+    """Like a name that is none."""
+    secrets = SecretStr(f"mailgun={senders.KEY}")
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update={"webhook_secrets": secrets}))
+    assert [over_wsgi(**postmark(path=f"/webhooks/{name}")).status_code for name in ("postmark", "nobody")] == [
+        404,
+        404,
+    ]
+
+
+def tenant_of(event):
+    """Stand for an application's function: an event has its tenant in its tags."""
+    return event.tags[0]
+
+
+def test_the_function_for_tenants_gets_each_event(db):
+    """As it gets Anymail's; the events of all tenants of a webhook are recorded together or not at all."""
+    payload = senders.documented("sendgrid")[0].payload
+    payloads = [{**payload, "sg_event_id": f"e-{name}", "category": [name]} for name in ("acme", "umbrella")]
+    with override_settings(MAILGLASS_TENANT=tenant_of):
+        db.run(REFUSE)
+        assert over_wsgi(**posted("sendgrid", payloads)).status_code == 503
+        assert db.value(EVENTS) == 0
+        db.run("DROP FUNCTION refuse CASCADE")
+        assert over_wsgi(**posted("sendgrid", payloads)).status_code == 200
+    assert sorted(db.rows("SELECT tenant_id FROM mailglass_events")) == [("acme",), ("umbrella",)]
+
+
+def test_a_webhook_is_attached_to_a_send_by_anymail_and_published(db):
+    """Whichever way the send was recorded, the ids are the same."""
+    message = Message.accepted(POSTMARK, 1, [ANN])
+    assert over_wsgi(**postmark({**OPEN, "MessageID": message.ids[ANN]})).status_code == 200
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["opened"]
+    wait_until(lambda: len(db.witness.messages()) == 2)
+    told = db.witness.messages()
+    db.witness.messages = lambda: told
