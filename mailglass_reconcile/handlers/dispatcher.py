@@ -88,7 +88,7 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), running.connected(own_process=origin != "python") as begin:
+            with database_errors(), running.connected() as begin:
                 dispatcher.run(begin)
                 _note(begin, dispatcher.result, origin)
         finally:

@@ -51,8 +51,8 @@ class Work(NamedTuple):
 Begin = Callable[[], AbstractContextManager[Work]]
 """Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
 
-Connected = Callable[[bool], AbstractContextManager[Begin]]
-"""Opens what one dispatcher works on, and closes it; called with whether the dispatcher has this process to itself."""
+Connected = Callable[[], AbstractContextManager[Begin]]
+"""Opens what one dispatcher works on, and closes it."""
 
 
 class CommittedError(Exception):
@@ -64,7 +64,7 @@ class EndedError(Exception):
 
 
 @contextmanager
-def of_engine(_own_process: bool) -> Iterator[Begin]:
+def of_engine() -> Iterator[Begin]:
     """Work on one connection of this process's engine."""
     engine = _OfEngine(runtime.get_engine())
     try:
@@ -136,9 +136,9 @@ def use(connected_: Connected | None) -> None:
     _Used.connected = staticmethod(connected_ or of_engine)
 
 
-def connected(*, own_process: bool) -> AbstractContextManager[Begin]:
-    """Open what a dispatcher works on; *own_process* if it is not an application's code that has called it."""
-    return _Used.connected(own_process)
+def connected() -> AbstractContextManager[Begin]:
+    """Open what a dispatcher works on."""
+    return _Used.connected()
 
 
 def call(handler: Registered, connection: sa.Connection, event: DeliveryEvent) -> None:

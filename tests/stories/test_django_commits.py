@@ -1,4 +1,4 @@
-"""After the commit in Django: in autocommit, in `set_autocommit(False)`, and with `AUTOCOMMIT: False`."""
+"""After the commit in Django, and where Django does not commit by itself."""
 
 import asyncio
 import datetime as dt
@@ -66,14 +66,12 @@ def test_no_value_is_in_the_text_of_a_statement(db, post):
     assert [text for text in texts if "@" in text or "postmark" in text or ID.search(text)] == []
 
 
-@pytest.fixture(params=["set_autocommit(False)", "AUTOCOMMIT: False"])
-def by_hand(app, monkeypatch, request):
-    """Django's connection in a transaction that the application ends itself."""
+@pytest.fixture
+def without_autocommit(app, monkeypatch):
+    """Django's connection in a transaction that the application ends itself, which Django advises against."""
     connections.close_all()
-    if request.param == "AUTOCOMMIT: False":
-        monkeypatch.setitem(djangos.settings_dict, "AUTOCOMMIT", False)
-    else:
-        transaction.set_autocommit(False)
+    monkeypatch.setitem(djangos.settings_dict, "AUTOCOMMIT", False)
+    database._warn_of_autocommit.cache_clear()
     yield
     transaction.rollback()
     connections.close_all()
@@ -132,55 +130,33 @@ def receive_in_django(message_id):
         return receive(lent, message_id)
 
 
-def test_a_send_is_committed_when_the_application_commits(db, by_hand):
-    """Not before, and not at all if it rolls back; an event of it is linked all the same."""
-    Message.accepted(POSTMARK, 1, [ANN])
+def test_without_autocommit_nothing_is_registered_and_one_line_says_that_the_sweep_links(
+    db, without_autocommit, post, caplog
+):
+    """Sends and events are the application's to commit; Django runs no callback at such a commit."""
+    message = Message.accepted(POSTMARK, 1, [ANN])
     with transaction.atomic():
         Message.accepted(POSTMARK, 2, [ANN])
-    assert db.value(DELIVERIES) == 0
-    assert djangos.run_on_commit == []
-    transaction.commit()
-    assert db.value(DELIVERIES) == 2
-    Message.accepted(POSTMARK, 3, [ANN])
-    transaction.rollback()
-    assert db.value(DELIVERIES) == 2
-
-
-def test_an_event_is_committed_when_the_application_commits_and_not_broadcast(db, by_hand, post):
-    """Django calls nothing at such a commit."""
-    message = Message.accepted(POSTMARK, 1, [ANN])
-    transaction.commit()
     post(message.requests(*STORY[:1]))
-    assert db.value(EVENTS) == 1
+    assert (db.value(DELIVERIES), djangos.run_on_commit) == (0, [])
     transaction.commit()
-    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+    assert (db.value(DELIVERIES), db.value(EVENTS)) == (2, 3)
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries ORDER BY id LIMIT 1") == "delivered"
     assert db.witness.messages() == []
+    [line] = [one.getMessage() for one in caplog.records if "autocommit is off" in one.getMessage()]
+    assert line.endswith("is not broadcast, and the next sweep links it")
 
 
-def test_the_application_broadcasts_after_such_a_commit(db, by_hand):
-    """Nothing is told before it; afterwards what was recorded is told, and what overlapped is linked."""
-    factories.delivery(db, "m-0")
-    with connection() as lent:
-        recorded = [*receive(lent, "m-0"), *send(lent)]
-    overlapping(db)
-    broadcast(recorded[:1])
-    assert db.witness.messages() == []
-    transaction.commit()
-    broadcast(recorded)
-    settle()
-    assert (db.value(OPEN), db.appended()) == (0, 1)
-    assert len(db.witness.messages()) == 4
-    assert not transaction.get_autocommit()
-
-
-def test_a_send_from_async_code_is_committed_by_the_thread_that_records_it(db, by_hand):
-    """No code of the application's ends the transaction of that thread's connection."""
+def test_without_autocommit_a_send_from_async_code_is_not_recorded_and_a_line_says_why(db, without_autocommit, caplog):
+    """Nothing would ever commit on the connection of the thread that records it."""
 
     async def main():
         Message.accepted(POSTMARK, 1, [ANN])
 
     asyncio.run(main())
-    assert db.value(DELIVERIES) == 1
+    assert db.value(DELIVERIES) == 0
+    assert "a send by Postmark was not recorded: autocommit is off in DATABASES['default']" in caplog.text
+    db.broken.add("I9")  # an id may look like an address
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import unittest
 import uuid
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
@@ -19,8 +19,7 @@ from anymail_payloads import POSTMARK
 from anymail_stories import ANN, STORY, Message
 from django_project import another_database
 from handling import effects, enqueue, leaving, make_due, states
-from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
-from mailglass_reconcile.handlers.dispatcher import dispatch_within
+from mailglass_reconcile import ConfigurationError, DatabaseUnavailableError, dispatch, on_event
 
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 
@@ -165,28 +164,7 @@ def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(to
     assert ANN not in caplog.text
 
 
-@contextmanager
-def _autocommit_off():
-    transaction.set_autocommit(False)
-    yield
-    transaction.set_autocommit(True)
-
-
-@contextmanager
-def _autocommit_off_by_setting():
-    djangos.close()
-    djangos.settings_dict["AUTOCOMMIT"] = False
-    yield
-    djangos.close()
-    djangos.settings_dict["AUTOCOMMIT"] = True
-
-
-MODES = {
-    "autocommit": nullcontext,
-    "atomic()": transaction.atomic,
-    "set_autocommit(False)": _autocommit_off,
-    "AUTOCOMMIT: False": _autocommit_off_by_setting,
-}
+MODES = {"autocommit": nullcontext, "atomic()": transaction.atomic}
 
 
 def _handlers_of_all_kinds():
@@ -218,7 +196,7 @@ def _catch_in_atomic():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode):
+def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_application_s(told, site, mode):
     """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
     good = _handlers_of_all_kinds()
     enqueue(told)
@@ -227,52 +205,37 @@ def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode)
         with djangos.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout'), current_setting('row_security')")
             assert cursor.fetchone() == ("0", "on")
-        if mode in ("set_autocommit(False)", "AUTOCOMMIT: False"):
-            assert effects(told) == {}, "the application has yet to commit"
-            transaction.commit()
     assert (result.handled, result.failed) == (len(good), 3)
     assert effects(told) == dict.fromkeys(good, 1)
     done = told.rows("SELECT handler FROM mailglass_handler_outbox WHERE state = 'done'")
     assert sorted(row.handler for row in done) == sorted(good)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocommit"])
-def test_what_the_application_rolls_back_has_not_been_done(told, mode):
+def test_what_the_application_rolls_back_has_not_been_done(told):
     """The effects and the notes go together, and so does the attempt."""
     given = leaving("given", "delivered")
     enqueue(told)
-    with suppress(ZeroDivisionError), MODES[mode]():
+    with suppress(ZeroDivisionError), transaction.atomic():
         assert dispatch().handled == 1
-        if mode == "atomic()":
-            raise ZeroDivisionError
-        transaction.rollback()
+        raise ZeroDivisionError
     assert (effects(told), "done" in states(told)) == ({}, False)
     assert dispatch().handled == 1
     assert ([one.attempt for one in given], effects(told)) == ([1, 1], {"given": 1})
 
 
-def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
-    """A task or the command: nobody else would commit there, and a handler that kills its process would do so again."""
+def test_without_autocommit_handlers_are_refused_with_one_line(told):
+    """Nothing would commit their work; in `atomic()` the application does."""
     leaving("given", "delivered")
     enqueue(told)
-    with _autocommit_off_by_setting():
-        assert dispatch_within(None, "beat").handled == 1
-        assert (effects(told), states(told)["done"]) == ({"given": 1}, 1)
-        assert not transaction.get_autocommit()
-        transaction.rollback()
-
-
-def test_a_process_of_ours_joins_a_transaction_that_is_open_already(told):
-    """A task in eager mode, in an application's own transaction."""
-    leaving("given", "delivered")
-    enqueue(told)
-    with _autocommit_off_by_setting():
-        with djangos.cursor() as cursor:
-            cursor.execute(EFFECT, ["own", uuid.uuid4()])
-        assert dispatch_within(None, "call").handled == 1
+    djangos.close()
+    djangos.settings_dict["AUTOCOMMIT"] = False
+    try:
+        with pytest.raises(ConfigurationError, match=r"^autocommit is off in DATABASES\['default'\], so nothing"):
+            dispatch()
         assert effects(told) == {}
-        transaction.rollback()
-    assert effects(told) == {}
+    finally:
+        djangos.close()
+        djangos.settings_dict["AUTOCOMMIT"] = True
 
 
 def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):

@@ -121,18 +121,34 @@ def _is_passing(error: BaseException) -> bool:
     return False
 
 
-def _ends_by_hand(djangos: Any) -> bool:
-    """Whether the application ends its transactions itself, with `set_autocommit(False)` or `AUTOCOMMIT: False`."""
-    return not (djangos.commit_on_exit if djangos.in_atomic_block else djangos.get_autocommit())
-
-
 def after_commit(recorded: Sequence[Any]) -> None:
     """Broadcast *recorded*, and look up its ids once more, when Django has committed."""
-    done = [one for one in recorded if one.step]
     djangos = wrapper(alias())
-    if not done or _ends_by_hand(djangos):
-        return  # Django calls nothing at such a commit
-    transaction.on_commit(partial(broadcast, done), using=alias(), robust=True)
+    if djangos.commit_on_exit if djangos.in_atomic_block else djangos.get_autocommit():
+        transaction.on_commit(partial(broadcast, recorded), using=alias(), robust=True)
+    else:  # Django calls nothing at a commit of the application's own
+        _warn_of_autocommit(alias())
+
+
+@cache
+def _warn_of_autocommit(name: str) -> None:
+    logger.warning(
+        "autocommit is off in DATABASES[%r]: what is recorded there is not broadcast, and the next sweep links it", name
+    )
+
+
+def require_autocommit() -> None:
+    """Refuse a connection on which nothing would commit what this package writes, outside of `atomic()`.
+
+    Raises:
+        ConfigurationError: `AUTOCOMMIT` is False, or `set_autocommit(False)` was called.
+    """
+    djangos = wrapper(alias())
+    if not (djangos.in_atomic_block or djangos.get_autocommit()):
+        raise ConfigurationError(
+            f"autocommit is off in DATABASES[{alias()!r}], so nothing would be committed: remove AUTOCOMMIT, or do this"
+            " in transaction.atomic()"
+        )
 
 
 @cache
@@ -233,24 +249,17 @@ def use_djangos_connection() -> None:
 
 
 @contextmanager
-def _connected(own_process: bool) -> Iterator[Begin]:
+def _connected() -> Iterator[Begin]:
     renew_connections()
     try:
-        with _committing() if own_process else nullcontext():
-            yield _begin
+        require_autocommit()
+        yield _begin
     except Error as error:
         state = getattr(error.__cause__, "sqlstate", None)
         where = f"DATABASES[{alias()!r}]"
         if state is None or state[:2] in ("08", "57"):
             raise DatabaseUnavailableError(f"cannot reach or use {where}: {state or type(error).__name__}") from None
         raise DatabaseRefusedError(f"{where} refused a statement (SQLSTATE {state})") from None
-
-
-def commit_by_itself() -> None:
-    """Let this thread's connection commit what is recorded, because no code of the application's runs in the thread."""
-    djangos = wrapper(alias())
-    if not djangos.settings_dict["AUTOCOMMIT"]:
-        djangos.set_autocommit(True)
 
 
 def renew_connections() -> None:
@@ -261,32 +270,10 @@ def renew_connections() -> None:
 
 
 @contextmanager
-def _committing() -> Iterator[None]:
-    """Let Django commit for the block although `AUTOCOMMIT` is False: in our own process, nothing else would."""
-    djangos = wrapper(alias())
-    given = djangos.settings_dict
-    if given["AUTOCOMMIT"] or djangos.in_atomic_block or _is_in_transaction(djangos):
-        yield
-        return
-    djangos.close()
-    djangos.settings_dict = {**given, "AUTOCOMMIT": True}
-    try:
-        yield
-    finally:
-        djangos.settings_dict = given
-        djangos.close()
-
-
-def _is_in_transaction(djangos: Any) -> bool:
-    driver = djangos.connection
-    return driver is not None and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
-
-
-@contextmanager
 def _begin() -> Iterator[Work]:
     """Begin a transaction for one handler; in a transaction of the application, `atomic()` makes it a savepoint."""
     djangos = wrapper(alias())
-    nested = djangos.in_atomic_block or not djangos.get_autocommit()
+    nested = djangos.in_atomic_block
     with connection() as lent:
         yield Work(lent, nested)
         if lent.closed or not lent.in_transaction():

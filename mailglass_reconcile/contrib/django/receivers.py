@@ -112,7 +112,7 @@ def _in_sync_thread(action: Callable[[], None]) -> None:
 
     def act() -> None:
         database.renew_connections()
-        database.commit_by_itself()
+        database.require_autocommit()
         action()
 
     _thread().submit(copy_context().run, act).result()

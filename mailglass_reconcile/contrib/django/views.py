@@ -23,7 +23,7 @@ from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.certificates import UnavailableError
-from mailglass_reconcile.webhooks.registry import Provider
+from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     known = secrets.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
     if not known:
         return _unknown()
-    found = registry.module(provider)
+    found = registry.record(provider)
     try:
         _receive(request, found, providers.canonical(provider), known)
     except Exception as error:
@@ -71,9 +71,9 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
 def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> None:
     """Take a webhook step by step, the cheapest first; nothing connects before it was verified."""
     head = registry.request_of(b"", request.headers, url=_address(request, provider))
-    if found.SIGNATURE is Signature.IN_HEADERS:
+    if found.signature is Signature.IN_HEADERS:
         check_any(found, head, known)
-    verified = _verified(dataclasses.replace(head, body=_body(request, registry.max_bytes(found, head))), found, known)
+    verified = _verified(dataclasses.replace(head, body=_body(request, found.max_bytes)), found, known)
     events = registry.read(found, verified)
     if not events:
         confirm(found, verified)
@@ -124,7 +124,7 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
 
 def _refusal(found: Provider, provider: str, error: Exception) -> HttpResponse:
     """Return the answer to a webhook that was not recorded; the log has a line for each cause and minute."""
-    again = registry.busy(found)
+    again = found.busy
     match error:
         case SignatureError():
             _log(logging.WARNING, provider, str(error))
