@@ -22,7 +22,7 @@ from mailglass_reconcile.errors import (
     SignatureError,
     database_errors,
 )
-from mailglass_reconcile.receiver import admission, metrics
+from mailglass_reconcile.receiver import admission
 from mailglass_reconcile.receiver import secrets as keys
 from mailglass_reconcile.receiver.admission import (
     Admission,
@@ -185,7 +185,9 @@ class Receiver:
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not equal(given.strip(), token):
             return Answer(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))
-        return Answer(200, metrics.exposition(self.results), content_type=metrics.CONTENT_TYPE)
+        from mailglass_reconcile.receiver import metrics  # noqa: PLC0415 - its library is an extra
+
+        return Answer(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE.encode())
 
     async def _posted(self, found: Provider, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
         """Take a webhook step by step, the cheapest first, until its events are recorded."""

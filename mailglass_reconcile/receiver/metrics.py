@@ -1,45 +1,31 @@
-"""What a receiver has counted, in Prometheus's text format.
-
-The format has few rules (https://prometheus.io/docs/instrumenting/exposition_formats), and the receiver's packages have
-no library for it, so it is written here.
-"""
+"""What a receiver's process has counted since it started, for Prometheus; needs the extra `webhooks`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from mailglass_reconcile import telemetry
+from prometheus_client.core import Metric
+
+from mailglass_reconcile import exposition, telemetry
 from mailglass_reconcile.webhooks import formats
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
-Counts = Mapping[tuple[str, str], int]
+CONTENT_TYPE = exposition.CONTENT_TYPE
 
 
-def exposition(results: Counts) -> str:
-    """Return what this process has counted since it started."""
-    described = "Events of a known type with neither a message id nor a recipient"
-    failed = "Sends and webhooks that were not recorded, by cause"
-    messages = "Broadcasts of this process that Redis took, and those that it did not"
-    lines = [
-        *_counter("webhooks", "Webhooks, by provider and result", ("provider", "result"), results),
-        *_counter("webhook_format_warnings", described, ("provider", "type"), formats.counts()),
-        *_counter("recording_failures", failed, ("cause",), _keyed(telemetry.counts("recording_failures"))),
-        *_counter("messages", messages, ("outcome",), _keyed(telemetry.counts("messages"))),
-    ]
-    return "\n".join(lines)
+def scrape(results: Mapping[tuple[str, str], int]) -> bytes:
+    """Return the counters in Prometheus's text format; *results* are webhooks by provider and result."""
+    return exposition.text(_families(results))
 
 
-def _keyed(counts: Mapping[str, int]) -> dict[tuple[str, ...], int]:
-    return {(value,): number for value, number in counts.items()}
-
-
-def _counter(name: str, description: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Iterator[str]:
-    """Yield the lines of a counter; its values are names of providers and words of ours, which need no escaping."""
-    full = f"{telemetry.NAME}_{name}_total"
-    yield f"# HELP {full} {description}"
-    yield f"# TYPE {full} counter"
-    for values, number in sorted(counts.items()):
-        pairs = ",".join(f'{label}="{value}"' for label, value in zip(labels, values, strict=True))
-        yield f"{full}{{{pairs}}} {number}"
+def _families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
+    yield exposition.counter(
+        "webhooks", "Webhooks, by provider and result", ("provider", "result"), sorted(results.items())
+    )
+    help_ = "Events of a known type with neither a message id nor a recipient"
+    warnings = sorted(formats.counts().items())
+    yield exposition.counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
+    help_ = "Sends and webhooks that were not recorded, by cause"
+    failures = exposition.keyed(telemetry.counts("recording_failures"))
+    yield exposition.counter("recording_failures", help_, ("cause",), failures)
+    help_ = "Broadcasts of this process that Redis took, and those that it did not"
+    yield exposition.counter("messages", help_, ("outcome",), exposition.keyed(telemetry.counts("messages")))

@@ -10,14 +10,13 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.exposition import PREFIX, counter, gauge, keyed, text
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.gauges import Measures, measure
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 SECONDS = 2.0
 """Prometheus gives up after some seconds; a database that does not answer is reported in time."""
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-PREFIX = "mailglass_reconcile_"
 LEVELS = (checks.ERROR, checks.WARNING)
 
 
@@ -40,9 +37,7 @@ def scrape(database: Database) -> bytes:
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    registry = CollectorRegistry()
-    registry.register(_Scraped(_measured(database)))
-    return generate_latest(registry)
+    return text(_families(_measured(database)))
 
 
 def _measured(database: Database) -> Measures | None:
@@ -65,17 +60,13 @@ def _measured(database: Database) -> Measures | None:
     return None
 
 
-class _Scraped(Collector):
-    def __init__(self, known: Measures | None) -> None:
-        self._known = known
-
-    def collect(self) -> Iterator[Metric]:
-        up = "Whether the database could be read; if not, there is no other metric"
-        yield GaugeMetricFamily(PREFIX + "up", up, float(self._known is not None))
-        if self._known is not None:
-            yield from _history(self._known)
-            yield from _backlog(self._known)
-            yield from _surroundings(self._known)
+def _families(known: Measures | None) -> Iterator[Metric]:
+    up = "Whether the database could be read; if not, there is no other metric"
+    yield GaugeMetricFamily(PREFIX + "up", up, float(known is not None))
+    if known is not None:
+        yield from _history(known)
+        yield from _backlog(known)
+        yield from _surroundings(known)
 
 
 def _history(known: Measures) -> Iterator[Metric]:
@@ -96,24 +87,24 @@ def _history(known: Measures) -> Iterator[Metric]:
         unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
-    yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
+    yield counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
     seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
-    yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
-    yield _counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), _keyed(orphans))
+    yield counter("run_seconds", "How long runs took, added up", ("kind",), keyed(seconds))
+    yield counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), keyed(orphans))
     help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"
-    yield _counter("linked_unchecked", help_, (), [((), unchecked)])
+    yield counter("linked_unchecked", help_, (), [((), unchecked)])
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"
-    yield _counter("expired_orphans", help_, ("delivery",), _keyed(expired))
+    yield counter("expired_orphans", help_, ("delivery",), keyed(expired))
     help_ = "Broadcasts of sweeps that Redis took, and those that it did not"
-    yield _counter("messages", help_, ("outcome",), _keyed(messages))
+    yield counter("messages", help_, ("outcome",), keyed(messages))
     help_ = "When a run of this kind last ended well; 0 if no full sweep ever has"
     success = {"full": 0.0, **known.last_success}
-    yield _gauge("last_success_timestamp_seconds", help_, ("kind",), _keyed(success))
+    yield gauge("last_success_timestamp_seconds", help_, ("kind",), keyed(success))
 
 
 def _backlog(known: Measures) -> Iterator[Metric]:
     states = {**dict.fromkeys(("unmatched", *REASONS), 0), **known.states}
-    yield _gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), _keyed(states))
+    yield gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), keyed(states))
     help_ = "When a full sweep last counted the open orphans"
     yield _single("open_orphans_counted_timestamp_seconds", help_, known.counted_at)
     help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
@@ -131,49 +122,23 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield _single("recent_deliveries_reported", help_, known.lately.reported)
     help_ = "Deliveries without a report, of those checked that should have one by now"
     lacking = {provider: one.without_report for provider, one in known.silence.items()}
-    yield _gauge("deliveries_without_report", help_, ("provider",), _keyed(lacking), prefix="mailglass_")
+    yield gauge("deliveries_without_report", help_, ("provider",), keyed(lacking), prefix="mailglass_")
     help_ = "For how long no webhook has arrived although mail goes out; 0 if some come, or none ever did"
     silent = {provider: one.seconds for provider, one in known.silence.items()}
-    yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
+    yield gauge("silent_seconds", help_, ("provider",), keyed(silent))
     help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
     found = dict.fromkeys(((one.name, status) for one in checks.CHECKS if one.cheap for status in LEVELS), 0)
     for one in known.findings:
         found[one.check, one.status] += 1
-    yield _gauge("findings", help_, ("check", "status"), found.items())
+    yield gauge("findings", help_, ("check", "status"), found.items())
     yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
     jobs = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
     help_ = "Jobs of handlers (one for each handler and event) that wait, that failed three times, that are dead"
-    yield _gauge("handler_jobs", help_, ("state",), _keyed(jobs))
+    yield gauge("handler_jobs", help_, ("state",), keyed(jobs))
     help_ = "For how long the first waiting job of a handler has been due"
     yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
     help_ = "Handlers that no dispatcher has named for an hour"
     yield _single("handlers_unseen", help_, known.handlers_unseen)
-
-
-def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:
-    return [((key,), value) for key, value in values.items()]
-
-
-def _counter(
-    name: str, help_: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(PREFIX + name, help_, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
-
-
-def _gauge(
-    name: str,
-    help_: str,
-    labels: tuple[str, ...],
-    values: Iterable[tuple[tuple[str, ...], float]],
-    prefix: str = PREFIX,
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(prefix + name, help_, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
 
 
 def _single(name: str, help_: str, value: float | None) -> GaugeMetricFamily:

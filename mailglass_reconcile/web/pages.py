@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import exposition, runtime
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -287,7 +287,7 @@ class Pages:
     @_page
     async def metrics(self, request: Request) -> Response:
         scraped = await self._probes.get("metrics", lambda: metrics.scrape(self._database))
-        return Response(scraped, media_type=metrics.CONTENT_TYPE)
+        return Response(scraped, media_type=exposition.CONTENT_TYPE)
 
     async def missing(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer that there is no such page."""

@@ -6,13 +6,14 @@ import re
 import pytest
 
 import scraping
+from mailglass_reconcile import exposition
 from mailglass_reconcile.receiver import metrics as receivers
 from mailglass_reconcile.web import metrics
 from timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
-NAME = re.compile(rf"\b{metrics.PREFIX}\w+")
+NAME = re.compile(rf"\b{exposition.PREFIX}\w+")
 RUNBOOK = (MONITORING.parent / "runbook.md").read_text()
-OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.exposition({}), re.MULTILINE))
+OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.scrape({}).decode(), re.MULTILINE))
 """The page does not receive webhooks; OpenTelemetry's exporter for Prometheus names the format's counter so, too."""
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 
@@ -27,7 +28,7 @@ def expressions():
 @pytest.mark.slow
 def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
     """And what a scrape has is described."""
-    there = {name if name.startswith("mailglass_") else metrics.PREFIX + name for name, _ in scraping.scrape(db)}
+    there = {name if name.startswith("mailglass_") else exposition.PREFIX + name for name, _ in scraping.scrape(db)}
     used = {name for expression in expressions() for name in NAME.findall(expression)}
     assert used - there <= OF_RECEIVERS
     described = set(re.findall(r"^\| `(\w+)` \|", (MONITORING.parent / "monitoring.md").read_text(), re.MULTILINE))

@@ -3,9 +3,10 @@
 import re
 
 import httpx
-import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import senders
+from mailglass_reconcile import exposition
 from mailglass_reconcile.webhooks import formats
 from receivers import ask, first, mounted, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
@@ -15,9 +16,8 @@ TOKEN = "a-token-of-24-characters"  # noqa: S105
 
 def scraped(text: str) -> dict[str, int]:
     """Return the samples of an exposition."""
-    return {
-        name: int(value) for name, _, value in (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
-    }
+    samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: int(float(value)) for name, _, value in samples}
 
 
 def mounted_receiver():
@@ -46,7 +46,7 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
         db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
         answers = [client.get("/metrics", headers=headers) for headers in ({}, {"Authorization": "Bearer x"}, allowed)]
     assert [answer.status_code for answer in answers] == [401, 401, 200]
-    assert answers[2].headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answers[2].headers["content-type"] == exposition.CONTENT_TYPE
     assert {name: value for name, value in scraped(answers[2].text).items() if value} == {
         'mailglass_reconcile_recording_failures_total{cause="DatabaseRefusedError"}': 3,
         'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 3,
@@ -68,7 +68,6 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
     """By its own parser, each with what it is."""
-    parser = pytest.importorskip("prometheus_client.parser")
     monkeypatch.setattr(formats, "_counts", formats.Counter({("resend", "opened"): 2}))
     receiver = mounted_receiver()
     receiver.results.update({("postmark", "received"): 3})
@@ -76,7 +75,7 @@ def test_prometheus_reads_the_counters(db, monkeypatch):
     async def talk(client):
         return await client.get("/metrics", headers={"Authorization": f"bearer {TOKEN}"})
 
-    families = list(parser.text_string_to_metric_families(ask(receiver, talk).text))
+    families = list(text_string_to_metric_families(ask(receiver, talk).text))
     assert [(one.name, one.type, one.samples[0].value) for one in families[:2]] == [
         ("mailglass_reconcile_webhooks", "counter", 3),
         ("mailglass_reconcile_webhook_format_warnings", "counter", 2),

@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from factories import delivery_row
+from mailglass_reconcile import exposition
 from mailglass_reconcile.web import metrics
 
 Labels = tuple[tuple[str, str], ...]
@@ -19,7 +20,7 @@ def scrape(db: Any) -> dict[tuple[str, Labels], float]:
 def parsed(text: bytes) -> dict[tuple[str, Labels], float]:
     """Return the samples of a text."""
     return {
-        (sample.name.removeprefix(metrics.PREFIX), tuple(sorted(sample.labels.items()))): sample.value
+        (sample.name.removeprefix(exposition.PREFIX), tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import scraping
-from mailglass_reconcile.web import metrics
+from mailglass_reconcile.exposition import PREFIX
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 RULES = MONITORING / "alerts.yml"
@@ -82,7 +82,7 @@ class Timeline:
         keys = {key: None for scrape in self._minutes for key in scrape}
         return [
             {
-                "series": f"{metrics.PREFIX}{name}{{{_labels((*labels, ('instance', 'web'), ('job', 'mailglass')))}}}",
+                "series": f"{PREFIX}{name}{{{_labels((*labels, ('instance', 'web'), ('job', 'mailglass')))}}}",
                 "values": " ".join(_number(scrape.get((name, labels))) for scrape in self._minutes),
             }
             for name, labels in keys

@@ -12,7 +12,7 @@ import mailglass_reconcile
 from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
-from mailglass_reconcile import Settings, dispatch, prune, reconcile
+from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
 from mailglass_reconcile.ops import gauges
 from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import Database
@@ -156,7 +156,7 @@ def test_the_address_needs_the_token(db):
     assert Visitor(closed, None).get("/metrics").status_code == 401
     assert Visitor(closed, None).get(f"/metrics?token={TOKEN}").status_code == 401
     answer = Visitor(closed).get("/metrics")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, exposition.CONTENT_TYPE)
     assert value(parsed(answer.content), "up") == 1
 
 
