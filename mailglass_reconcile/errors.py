@@ -200,7 +200,9 @@ _FUNCTION = re.compile(r"""((?:(?:"[^"]+"|[^\s()".]+)\.)?("[^"]+"|[^\s()".]+)\([
 def _trigger_function(error: DBAPIError) -> str | None:
     """Return the function of an application in which *error* was raised; None if in a statement or function of ours."""
     orig: Any = error.orig
-    where = getattr(orig, "diag", None) or orig.__cause__ or orig  # psycopg's, psycopg2's; asyncpg's, wrapped or not
+    where = (
+        getattr(orig, "diag", None) or orig.__cause__ or orig
+    )  # psycopg's, psycopg2's; asyncpg's, wrapped or not; ours
     innermost = (getattr(where, "context", None) or "").partition("\n")[0]
     function = _FUNCTION.search(innermost)
     return function[1] if function and not function[2].startswith("mailglass_") else None

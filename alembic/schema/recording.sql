@@ -5,12 +5,16 @@
 -- its writer knows; projects what is attached, and enqueues handlers' jobs. Returns what is new: with its delivery, or
 -- with none.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_v1(given text)
-RETURNS TABLE (event_id text, delivery_id text)
+RETURNS TABLE (event_id text, delivery_id text, failure text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
 SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
+DECLARE
+  broken_constraint text;
+  in_table text;
+  in_context text;
 BEGIN
   RETURN QUERY
   -- Each event, and its delivery as another transaction committed it last, which this statement's snapshot may not have.
@@ -66,7 +70,18 @@ BEGIN
      ORDER BY a.id, h.handler
         ON CONFLICT DO NOTHING
   )
-  SELECT id::text, delivery_id::text FROM appended CROSS JOIN projected;
+  SELECT id::text, delivery_id::text, NULL::text FROM appended CROSS JOIN projected;
+EXCEPTION WHEN OTHERS THEN
+  -- As README.md says: a row that voids all others, and no message that may quote a value.
+  IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
+    RAISE;
+  END IF;
+  GET STACKED DIAGNOSTICS
+    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
+  RETURN QUERY
+  SELECT NULL::text, NULL::text, json_build_object(
+           'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
+           'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
 END;
 $$;
 
@@ -79,12 +94,16 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_store_sends_v1(
   event_ids text, delivery_ids text, types text, times text, keys text, entries text, recipients text, domains text,
   message_ids text, several text, tenant text, anyway text, spellings text, provider_name text, mailable_name text,
   stream_name text, delivery_metadata text)
-RETURNS TABLE (key text, delivery_id text, open boolean)
+RETURNS TABLE (key text, delivery_id text, open boolean, failure text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
 SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
+DECLARE
+  broken_constraint text;
+  in_table text;
+  in_context text;
 BEGIN
   RETURN QUERY
   WITH sent AS MATERIALIZED (
@@ -151,13 +170,24 @@ BEGIN
      ORDER BY n.event_id, h.handler
         ON CONFLICT DO NOTHING
   )
-  SELECT s.key, k.delivery_id::text, false
+  SELECT s.key, k.delivery_id::text, false, NULL::text
     FROM sent AS s
     LEFT JOIN LATERAL (SELECT e.delivery_id FROM {schema}.mailglass_events AS e
                         WHERE e.idempotency_key = s.key OFFSET 0) AS k ON true
    WHERE s.event_id NOT IN (SELECT id FROM appended)
    UNION ALL
-  SELECT NULL, NULL, true FROM waiting WHERE any_open;
+  SELECT NULL, NULL, true, NULL FROM waiting WHERE any_open;
+EXCEPTION WHEN OTHERS THEN
+  -- As README.md says: a row that voids all others, and no message that may quote a value.
+  IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
+    RAISE;
+  END IF;
+  GET STACKED DIAGNOSTICS
+    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
+  RETURN QUERY
+  SELECT NULL::text, NULL::text, false, json_build_object(
+           'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
+           'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
 END;
 $$;
 

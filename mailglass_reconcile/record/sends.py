@@ -1,7 +1,7 @@
 """Recording what a provider's API has answered: one delivery per recipient, linked to what is already open for it.
 
-Everything happens in the caller's transaction, under a savepoint of this package. A send is recorded once: the key of
-its first event, which the ledger holds once, is made of tenant, provider, message id and address.
+Everything happens in the caller's transaction. A send is recorded once: the key of its first event, which the ledger
+holds once, is made of tenant, provider, message id and address.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def record_send(
     Raises:
         InvalidEventError: A value cannot be recorded; nothing was written.
         ConfigurationError: *connection* is in autocommit mode.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
+        MailglassReconcileError: The database refused; nothing was written. Your transaction can continue, except after
+            an error that concerns all of it, such as a lost connection or a serialization failure.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

@@ -1,6 +1,6 @@
 """Writing the events of a webhook: each to its delivery, or as an orphan that a sweep will link.
 
-Everything happens in the caller's transaction, under a savepoint of this package. No address goes into the ledger, from
+Everything happens in the caller's transaction. No address goes into the ledger, from
 which nothing can be erased: a recipient is kept with the open orphan, and is erased with it.
 """
 
@@ -82,7 +82,8 @@ def record_webhook(
     Raises:
         InvalidEventError: A value cannot be recorded; nothing was written.
         ConfigurationError: *connection* is in autocommit mode.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
+        MailglassReconcileError: The database refused; nothing was written. Your transaction can continue, except after
+            an error that concerns all of it, such as a lost connection or a serialization failure.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

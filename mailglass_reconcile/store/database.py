@@ -8,9 +8,9 @@ stale, and then its guess costs minutes. Where one pass over a table is cheaper,
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -89,21 +89,32 @@ _ALLOW_SCANS = """
 SELECT set_config('enable_seqscan', :allowed, true), set_config('enable_sort', :allowed, true)
 """
 
-PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
-"""A parameter in a statement."""
-
 
 class Function(NamedTuple):
-    """A function of the schema, which has our settings by itself, and its arguments, which are all texts."""
+    """A function of the schema, which has our settings by itself, and its arguments, which are all texts.
+
+    If it `catches` errors, its last column says what failed: such a row voids all others.
+    """
 
     name: str
     arguments: tuple[str, ...]
+    catches: bool = False
 
     @property
     def call(self) -> str:
         """The statement that calls it, with its arguments as parameters."""
         arguments = ", ".join(f"CAST(:{name} AS pg_catalog.text)" for name in self.arguments)
         return f"SELECT * FROM {{schema}}.{self.name}({arguments})"  # noqa: S608 - names of this package
+
+
+class CaughtError(Exception):
+    """An error that a function of the schema has caught, with what a driver's error tells of one."""
+
+    def __init__(self, failure: str) -> None:
+        facts = json.loads(failure)
+        super().__init__(facts["message"] or "")
+        self.sqlstate, self.context = facts["sqlstate"], facts["context"]
+        self.constraint_name, self.table_name = facts["constraint"], facts["table"]
 
 
 class Transaction:
@@ -117,13 +128,25 @@ class Transaction:
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
-        given = dict(parameters or {})
+        return self._send(statement, dict(parameters or {}))
+
+    def _send(self, statement: str, given: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
         if self._infers_types:  # a statement as the driver takes it costs a quarter less
             return self.connection.exec_driver_sql(as_driver_takes_it(statement, self.schema), given)
         return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
 
-    def call(self, function: Function, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
-        return self.execute(function.call, parameters).all()
+    def call(self, function: Function, parameters: Mapping[str, str | None]) -> Sequence[Any]:
+        """Return the rows of a function; what it has caught is raised."""
+        rows = self._send(function.call, parameters).all()
+        if not function.catches:
+            return rows
+        for row in rows:
+            if row[-1] is not None:
+                raise DBAPIError(function.call, None, CaughtError(row[-1]), hide_parameters=True)
+        return [row[:-1] for row in rows]
+
+    def protect(self) -> None:
+        """Let what follows be undone if the block fails; a transaction of our own is undone as a whole."""
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""

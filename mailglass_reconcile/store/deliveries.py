@@ -15,7 +15,7 @@ INDEX = "mailglass_deliveries_reconcile_idx"
 FEW = 10
 """An id of at most this many deliveries is read whole; of a wider one, only what an event asks for."""
 
-OF_IDS = Function("mailglass_reconcile_deliveries_of_ids_v1", ("message_ids",))
+OF_IDS = Function("mailglass_reconcile_deliveries_of_ids_v1", ("message_ids",), catches=True)
 
 # The recipient's own; those of the event's provider; those without a provider; and one of an earlier and of a later
 # tenant, by the order of their hashes. Of one provider, one id names at most one delivery (a unique index guarantees

@@ -11,7 +11,7 @@ from mailglass_reconcile.store.database import Function, Transaction, array_lite
 from mailglass_reconcile.store.stored_keys import Known
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
-APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",))
+APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",), catches=True)
 
 # In the order of the keys: two webhooks that share several, in any order, then wait for each other one way only.
 _APPEND = """
@@ -133,7 +133,7 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Kn
     delivery, or None for an orphan.
     """
     events = json.dumps(list(map(_as_json, entries, known)))
-    delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"given": events}, last=True))
+    delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"given": events}))
     return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 

@@ -30,14 +30,8 @@ STORE = Function(
         "stream",
         "metadata",
     ),
+    catches=True,
 )
-
-# For what another transaction committed while the statement above waited for it.
-_DELIVERIES_OF_KEYS = """
-SELECT k.key, e.delivery_id::text
-  FROM unnest(CAST(:keys AS text[])) AS k (key)
-  JOIN {schema}.mailglass_events AS e ON e.idempotency_key = k.key
-"""
 
 
 class Campaign(NamedTuple):
@@ -71,10 +65,7 @@ class Stored(NamedTuple):
 
 
 def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
-    """Store what is new of *sent*, each delivery with the projection of its event, and hand the events to handlers.
-
-    If no event may wait for one of the deliveries, it is the last statement of the block.
-    """
+    """Store what is new of *sent*, each delivery with the projection of its event, and hand the events to handlers."""
     parameters = {
         "tenant": campaign.tenant_id,
         "mailable": campaign.mailable,
@@ -94,12 +85,12 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
         "several": array_literal(str(one.shared) for one in sent),
         "anyway": "false",
     }
-    rows = tx.call(STORE, parameters, last=True)
+    rows = tx.call(STORE, parameters)
     may_be_open = any(is_open for _, _, is_open in rows)
     if may_be_open:
+        tx.protect()
         rows = tx.call(STORE, {**parameters, "anyway": "true"})
     known = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
-    unseen = [key for key, delivery_id in known.items() if delivery_id is None]
-    if unseen:
-        known |= dict(map(tuple, tx.execute(_DELIVERIES_OF_KEYS, {"keys": array_literal(unseen)})))
+    if None in known.values():  # another transaction committed one while the statement waited for it: now it is seen
+        known |= {key: id_ for key, id_, is_open in tx.call(STORE, {**parameters, "anyway": "true"}) if not is_open}
     return Stored(known, may_be_open)

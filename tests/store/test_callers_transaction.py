@@ -66,7 +66,7 @@ def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
         assert settings_of(connection) == OWN
 
 
-def test_an_error_of_the_database_costs_our_savepoint_only(db):
+def test_an_error_of_the_database_costs_our_own_work_only(db):
     """The caller's own writes stay, its settings too; no half of a webhook; and no value of a row is quoted."""
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
     delivery = factories.delivery(db, "m-1")
@@ -92,7 +92,7 @@ ONE = Sent(recipient="ada@example.com", message_id="m-2")
     ],
 )
 def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
-    """The savepoint lasts until then, though the ledger has taken the event."""
+    """The function undoes all of its work, though the ledger has taken the event."""
     db.run("ALTER TABLE mailglass_handler_outbox ADD CONSTRAINT odd CHECK (type = '')")
     factories.delivery(db, "m-1")
     handle(db, ("audit", "delivered"), ("audit", "dispatched"))
@@ -142,18 +142,16 @@ def test_a_webhook_without_events_writes_nothing(db):
         assert record(connection) == []
 
 
-def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
+def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
     """Between the decision and the lock another session deletes it."""
     factories.delivery(db, "m-1")
 
-    class AfterDelete(psycopg.Cursor):
-        def execute(self, query, *arguments, **options):
-            if "_append_v1" in query:
-                db.run("DELETE FROM mailglass_deliveries")
-            return super().execute(query, *arguments, **options)
+    def delete(_connection, _cursor, statement, *_others):
+        if "_append_v1" in statement:
+            db.run("DELETE FROM mailglass_deliveries")
 
-    monkeypatch.setattr(psycopg, "Cursor", AfterDelete)
     with db.engine.begin() as connection:
+        sa.event.listen(connection, "before_cursor_execute", delete)
         (recorded,) = record(connection, event("m-1"))
     assert recorded.event_id is not None
     assert recorded.delivery_id is None
@@ -178,7 +176,7 @@ def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
 
 @pytest.mark.parametrize("threshold", [None, 0, 5])
 def test_the_application_decides_when_its_connection_prepares_statements(db, threshold):
-    """Those of our functions are never prepared, because PgBouncer may not keep that; the others are."""
+    """By its own settings, for our statements as for others: PgBouncer may not keep what is prepared."""
     url = sa.make_url(db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"prepare_threshold": threshold})
     with engine.begin() as connection:

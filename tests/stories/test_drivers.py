@@ -8,6 +8,7 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import factories
@@ -197,20 +198,108 @@ def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver
     assert {m["delivery_id"] for _, m in told} == {delivery}
 
 
-def test_a_call_without_its_function_says_what_to_run_and_leaves_the_callers_rows(db, driver):
-    """As when a process is newer than the schema."""
-    db.run("DROP FUNCTION mailglass_reconcile_deliveries_of_ids_v1; DROP FUNCTION mailglass_reconcile_store_sends_v1")
-    db.run("CREATE TABLE own (id int)")
+WITHOUT = ["mailglass_reconcile_deliveries_of_ids_v1", "mailglass_reconcile_store_sends_v1"]
+
+
+@pytest.mark.parametrize("function", WITHOUT)
+def test_a_call_without_its_function_says_what_to_run_and_the_transaction_is_aborted(db, driver, function):
+    """As after any statement that fails, and as when a process is newer than the schema; a rollback frees it."""
+    db.run(f"DROP FUNCTION {function}")
 
     def work(connection):
-        connection.exec_driver_sql("INSERT INTO public.own VALUES (1)")
+        connection.exec_driver_sql("CREATE TABLE public.own (id int)")
         with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
-            record(connection, event("m-1"))
-        with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
-            send(connection, Sent(recipient="a@example.com", message_id="m-1"))
+            calls(connection)[WITHOUT.index(function)]()
+        with pytest.raises(DBAPIError):
+            connection.exec_driver_sql("SELECT 1")
+        connection.rollback()
+        connection.exec_driver_sql("SELECT 1")
 
     driver.run(work)
-    assert (db.value("SELECT count(*) FROM own"), db.value(LEDGER)) == (1, 0)
+    assert db.value(LEDGER) == 0
+    assert db.value("SELECT to_regclass('own') IS NULL")
+
+
+FAILS = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  RAISE SQLSTATE '{state}' USING MESSAGE = 'ada@example.com is not allowed';
+END $$;
+CREATE TRIGGER fail AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION fail();
+"""
+"""A trigger that refuses every event, after the function has returned its rows."""
+
+
+def calls(connection):
+    """Make each writer's call in turn, as functions."""
+    return [
+        lambda: record(connection, event("m-1"), event("m-2", "opened")),
+        lambda: send(connection, Sent(recipient="ada@example.com", message_id="m-3")),
+    ]
+
+
+@pytest.mark.parametrize("state", ["23514", "22023", "42P01", "54000", "55P03", "P0001", "0A000"])
+def test_what_a_function_catches_costs_its_own_work_only(db, driver, state):
+    """The caller's rows stay and its transaction goes on; the error has the SQLSTATE, and quotes no value."""
+    factories.delivery(db, "m-1")
+    db.run("CREATE TABLE own (id int)")
+    db.run(FAILS.format(state=state))
+
+    def work(connection):
+        take(connection)
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (1)")
+        for call in calls(connection):
+            with pytest.raises(MailglassReconcileError, match=state) as caught:
+                call()
+            assert "ada" not in repr(caught.value)
+            assert caught.value.__cause__ is None
+        assert settings_of(connection) == OWN
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (2)")
+
+    driver.run(work)
+    assert (db.value("SELECT count(*) FROM own"), db.value(LEDGER)) == (2, 0)
+    assert db.rows("SELECT last_event_type FROM mailglass_deliveries") == [("dispatched",)]
+
+
+@pytest.mark.parametrize("state", ["08006", "25006", "40001", "40P01", "53100", "57P01", "58000", "XX001"])
+def test_what_concerns_the_whole_transaction_is_raised_and_aborts_it(db, driver, state):
+    """The caller rolls back, and may try again: a serialization failure says that it may pass."""
+    db.run(FAILS.format(state=state))
+
+    def work(connection):
+        for number in range(2):
+            with pytest.raises(MailglassReconcileError) as caught:
+                calls(connection)[number]()
+            assert caught.value.passes == (state[:2] in ("08", "25", "40", "53", "57"))
+            with pytest.raises(DBAPIError):
+                connection.exec_driver_sql("SELECT 1")
+            connection.rollback()
+        connection.exec_driver_sql("DROP TRIGGER fail ON mailglass_events")
+        for call in calls(connection):
+            call()
+
+    driver.run(work)
+    assert db.value(LEDGER) == 3
+
+
+def test_a_usual_call_sends_no_savepoint_and_sets_nothing(db, driver):
+    """A webhook sends two statements, and a send one."""
+    factories.delivery(db, "m-1")
+    sent = []
+
+    def note(_connection, _cursor, statement, *_others):
+        sent.append(statement)
+
+    def work(connection):
+        connection.exec_driver_sql("SELECT 1")
+        sa.event.listen(connection, "before_cursor_execute", note)
+        sa.event.listen(connection, "savepoint", lambda *_others: sent.append("SAVEPOINT"))
+        for call in calls(connection):
+            call()
+
+    driver.run(work)
+    names = ["deliveries_of", "append_v1", "store_sends_v1"]
+    assert len(sent) == len(names)
+    assert all(name in statement for name, statement in zip(names, sent, strict=True)), sent
 
 
 def test_an_autocommit_connection_is_refused_on_every_driver(db, driver):

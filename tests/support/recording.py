@@ -5,7 +5,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import psycopg
 import sqlalchemy as sa
@@ -49,32 +48,15 @@ def messages(db):
 
 @contextmanager
 def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
-    """Write down the statements that a connection, or an engine, sends; with psycopg, those past SQLAlchemy as well."""
+    """Write down the statements that a connection, or an engine, sends."""
     sent: list[str] = []
 
     def note(_connection, _cursor, statement, *_others):
         sent.append(statement)
 
-    if given.dialect.driver != "psycopg" or given.dialect.is_async:
-        sa.event.listen(given, "before_cursor_execute", note)
-        yield sent
-        sa.event.remove(given, "before_cursor_execute", note)
-        return
-
-    def watch(driver, *_others):
-        driver.cursor_factory = psycopg.Cursor
-
-    with mock.patch.object(psycopg, "Cursor", noting(psycopg.Cursor, sent)):
-        if isinstance(given, sa.Connection):
-            driver = given.connection.dbapi_connection
-            before = driver.cursor_factory
-            watch(driver)
-            yield sent
-            driver.cursor_factory = before
-        else:
-            sa.event.listen(given, "checkout", watch)
-            yield sent
-            sa.event.remove(given, "checkout", watch)
+    sa.event.listen(given, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(given, "before_cursor_execute", note)
 
 
 @contextmanager
