@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import window
-from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.database import Database
 
 LOOKED_AT = 1_000
 """Tenants of either table that are compared."""
@@ -44,12 +44,6 @@ def unknown(database: Database, tenant_id: str) -> Unknown | None:
         statements = (_OF_DELIVERIES, _OF_EVENTS)
         known = [one for statement in statements for one in tx.execute(statement, {"size": LOOKED_AT}).scalars()]
     return Unknown(f"no event or delivery has tenant {shown_tenant(tenant_id)!r}", humanize.nearest(tenant_id, known))
-
-
-def first(tx: Transaction, size: int) -> list[str]:
-    """Return the first *size* tenants of deliveries and of events, in the order of their names."""
-    statements = (_OF_DELIVERIES, _OF_EVENTS)
-    return sorted({one for each in statements for one in tx.execute(each, {"size": size}).scalars()})[:size]
 
 
 def nearest(database: Database, tenant_id: str) -> str | None:

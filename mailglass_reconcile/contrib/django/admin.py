@@ -14,8 +14,6 @@ from uuid import UUID
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
-from django.db import connections
-from django.db.models.expressions import RawSQL
 from django.http import Http404
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -28,37 +26,14 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import deliveries, explanation, search, tenants
+from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasing import erase
-from mailglass_reconcile.rules import addresses, event_types, providers, states
+from mailglass_reconcile.rules import addresses, event_types, states
 from mailglass_reconcile.store.callers_transaction import borrowed
-from mailglass_reconcile.store.database import Transaction, in_schema
+from mailglass_reconcile.store.database import Transaction
 
 LIMIT = 1_000
 """Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
-
-# An orphan that was linked has no delivery in its row: its `reconciled` event has, and names it.
-EVENTS = """
-WITH found AS (
-  SELECT id FROM {schema}.mailglass_events WHERE id = %(uuid)s
-   UNION ALL
-  SELECT id FROM {schema}.mailglass_events WHERE delivery_id = %(uuid)s
-   UNION ALL
-  SELECT id FROM {schema}.mailglass_events WHERE idempotency_key = %(text)s
-   UNION ALL
-  SELECT e.id
-    FROM {schema}.mailglass_deliveries AS d
-   CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_events WHERE delivery_id = d.id) AS e
-   WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(%(text)s, 0)
-     AND d.provider_message_id = %(text)s
-   UNION ALL
-  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = %(text)s
-)
-SELECT id FROM found LIMIT %(limit)s
-"""
-
-TENANTS = 100
-"""Tenants that a filter lists."""
 
 MOST_ERASED = 100
 """Deliveries whose recipients are erased by one action."""
@@ -110,8 +85,8 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
         """Whether the address of a list may filter it: by our filters only, or an address could be guessed so."""
         return lookup in {one.parameter_name for one in self.list_filter}
 
-    def newest(self, tenant_id: str | None) -> Any:
-        """Return the newest rows, of a tenant or of all, at most `LIMIT`, along an index."""
+    def newest(self) -> Any:
+        """Return the newest rows, at most `LIMIT`, along an index."""
         return self.model.objects.order_by(*self.ordering)[:LIMIT]
 
     def history_view(self, request: Any, object_id: str, extra_context: Any = None) -> Any:
@@ -133,8 +108,7 @@ class Among(admin.SimpleListFilter):
         if value is None:
             return queryset
         if not request.GET.get("q", "").strip():
-            newest = self._admin.newest(request.GET.get(OfTenant.parameter_name))
-            queryset = queryset.filter(pk__in=newest.values("pk"))
+            queryset = queryset.filter(pk__in=self._admin.newest().values("pk"))
         return self.passing(queryset, value)
 
     def passing(self, queryset: Any, value: str) -> Any:
@@ -143,32 +117,6 @@ class Among(admin.SimpleListFilter):
     def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
         self._admin = model_admin
         super().__init__(request, params, model, model_admin)
-
-
-class OfTenant(Among):
-    """By tenant; one that is not in the list can be typed into the address."""
-
-    title, parameter_name = "tenant", "tenant"
-
-    def names(self) -> list[str]:
-        with _reading() as tx:
-            return tenants.first(tx, TENANTS)
-
-    def passing(self, queryset: Any, value: str) -> Any:
-        return queryset.filter(tenant_id=value)
-
-
-class WithProvider(Among):
-    """By provider, in any of its spellings."""
-
-    title, parameter_name = "provider", "by"
-
-    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, providers.title(name)) for name in providers.known()]
-
-    def passing(self, queryset: Any, value: str) -> Any:
-        """Return the rows that name the provider."""
-        return queryset.filter(provider__in=providers.spellings(providers.canonical(value)))
 
 
 class LastEvent(Among):
@@ -200,7 +148,7 @@ class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
 
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
-    list_filter = (LastEvent, OfTenant, WithProvider)
+    list_filter = (LastEvent,)
     fields = readonly_fields = (
         "summary",
         *("id", "tenant_id", "mailable", "stream", "recipient", "sent_by", "provider_message_id"),
@@ -233,12 +181,6 @@ class DeliveryAdmin(LargeTableAdmin):
                 (delivery.shown,) = deliveries.read(tx, [str(delivery.pk)])
                 delivery.timeline = deliveries.events(tx, [str(delivery.pk)], deliveries.LATEST)
         return delivery
-
-    def newest(self, tenant_id: str | None) -> Any:
-        """Return the newest deliveries; those of a tenant by their last event, as the index on tenants has them."""
-        if tenant_id is None:
-            return super().newest(None)
-        return Delivery.objects.filter(tenant_id=tenant_id).order_by(Stored("last_event_at").desc())[:LIMIT]
 
     @admin.display(description="summary")
     def summary(self, delivery: Any) -> str:
@@ -309,8 +251,7 @@ class EventAdmin(LargeTableAdmin):
 
     list_display = ("id", "type", "occurred_at", "delivery_id", "tenant_id", "needs_reconciliation")
     ordering = ("-id",)
-    search_help_text = "A provider's message id, or an event's or a delivery's id, exactly."
-    list_filter = (OfTenant,)
+    search_help_text = "A recipient's address, a provider's message id, or an event's or a delivery's id."
     fields = readonly_fields = (
         "explanation",
         *("id", "tenant_id", "delivery", "type", "occurred_at", "idempotency_key", "reject_reason", "metadata"),
@@ -318,13 +259,10 @@ class EventAdmin(LargeTableAdmin):
     )
 
     def search(self, term: str) -> list[UUID]:
-        return ids(EVENTS, term)
-
-    def newest(self, tenant_id: str | None) -> Any:
-        """Return the newest events; those of a tenant by when they were stored, as the index on tenants has them."""
-        if tenant_id is None:
-            return super().newest(None)
-        return Event.objects.filter(tenant_id=tenant_id).order_by(RawSQL("inserted_at", ()).desc())[:LIMIT]
+        delivery_ids = [str(delivery_id) for delivery_id in found("delivery", term)]
+        with _reading() as tx:
+            events = deliveries.events(tx, delivery_ids, LIMIT)
+        return [*(UUID(event.event_id) for event in events), *found("event", term), *filter(None, [_uuid(term)])]
 
     @admin.display(description="verdict")
     def explanation(self, event: Any) -> str:
@@ -339,7 +277,7 @@ class OpenOrphanAdmin(LargeTableAdmin):
     """What arrived last and has no delivery yet."""
 
     list_display = ("event_id", "arrived_at", "state", "provider", "recipient", "tenant_id", "refused")
-    list_filter = (InState, OfTenant, WithProvider)
+    list_filter = (InState,)
     fields = readonly_fields = (
         "explanation",
         *("event", "tenant_id", "arrived_at", "provider", "recipient", "state", "refused"),
@@ -393,19 +331,8 @@ def _explained(event_id: UUID) -> str:
     return f"{found.state}: {found.sentence}{remedy}"
 
 
-def ids(statement: str, term: str) -> list[UUID]:
-    """Return the ids of what is found for *term*, at most `LIMIT`."""
-    text = term.strip().replace("\0", "")
-    with connections[database.alias()].cursor() as cursor:
-        cursor.execute(
-            in_schema(statement, runtime.get_settings().database_schema),
-            {"text": text, "uuid": _uuid(text), "limit": LIMIT},
-        )
-        return [row[0] for row in cursor.fetchall()]
-
-
 def _uuid(text: str) -> UUID | None:
     try:
-        return UUID(text)
+        return UUID(text.strip())
     except ValueError:
         return None
