@@ -35,7 +35,7 @@ from mailglass_reconcile.receiver.admission import (
 )
 from mailglass_reconcile.receiver.checker import Checker
 from mailglass_reconcile.receiver.known_certificates import KnownCertificates
-from mailglass_reconcile.receiver.receiving import check_any, claimed, confirm, public_url
+from mailglass_reconcile.receiver.receiving import answer_handshake, check_any, claimed, confirm, public_url
 from mailglass_reconcile.receiver.secrets import Given, Secrets
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
@@ -87,6 +87,7 @@ class Answer(NamedTuple):
 _AGAIN = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
 _CLOSE = ((b"connection", b"close"),)
 _HERE = Answer(200, "ok")
+_INVALID = "invalid signature"
 _UNKNOWN = Answer(404, "no secret is configured for this provider")
 
 
@@ -158,6 +159,10 @@ class Receiver:
             if provider == "metrics":
                 return self._metrics(scope, self.metrics_token)
             return _HERE if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
+        if scope["method"] == "OPTIONS" and registry.is_known(provider) and self._secrets.may_have(provider):
+            found = registry.record(provider)
+            if found.handshake:
+                return await self._options(found, provider, scope)
         if scope["method"] != "POST":
             return Answer(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
         if not (registry.is_known(provider) and self._secrets.may_have(provider)):
@@ -166,7 +171,7 @@ class Receiver:
             return _UNKNOWN
         found = registry.record(provider)
         try:
-            recorded = await self._posted(found, provider, scope, receive)
+            answer = await self._posted(found, provider, scope, receive)
         except _NotServedError as error:
             if self._pauses.over((providers.canonical(provider), str(error))):
                 logger.warning("a webhook of %s was answered with 404: %s", providers.canonical(provider), error)
@@ -174,8 +179,7 @@ class Receiver:
         except Exception as error:
             answer = self._refusal(found, providers.canonical(provider), error)
         else:
-            logger.info("%s: %s", providers.canonical(provider), _in_words(recorded))
-            answer = Answer(200, "ok", recorded=recorded)
+            logger.info("%s: %s", providers.canonical(provider), _in_words(answer.recorded))
         self.results[providers.canonical(provider), _result(answer)] += 1
         return answer
 
@@ -189,7 +193,7 @@ class Receiver:
 
         return Answer(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE.encode())
 
-    async def _posted(self, found: Provider, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
+    async def _posted(self, found: Provider, provider: str, scope: Scope, receive: _Arriving) -> Answer:
         """Take a webhook step by step, the cheapest first, until its events are recorded."""
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         head = _request(scope, b"", self._base)
@@ -204,13 +208,27 @@ class Receiver:
             source = await self._certificate(body, found, request, secrets)
             checked = await self._check(body, found, request, secrets)
             if not checked.events:
+                if (text := answer_handshake(found, request)) is not None:
+                    return Answer(200, text, content_type=b"application/json")
                 await _in_thread(self._threads, confirm, found, request)
-                return ()
+                return _HERE
             del request  # what was parsed of it may take twenty times its length
             recorded = await _in_thread(self._threads, self._record, provider, scope["path"], tenant, checked)
         if source is not None:
             await _in_thread(self._threads, self._certificates.store, Address(body.provider, source.url))
-        return recorded
+        return Answer(200, "ok", recorded=recorded)
+
+    async def _options(self, found: Provider, provider: str, scope: Scope) -> Answer:
+        """Answer the validation of CloudEvents, which asks before the first event whether its origin is allowed."""
+        origin = dict(scope["headers"]).get(b"webhook-request-origin", b"")
+        try:
+            _, secrets = await self._tenant_and_secrets(provider, scope["path"])
+            check_any(found, _request(scope, b"", self._base), secrets)
+        except _NotServedError:
+            return _UNKNOWN
+        except Exception as error:
+            return self._refusal(found, providers.canonical(provider), error)
+        return Answer(200, "ok", ((b"webhook-allowed-origin", origin), (b"webhook-allowed-rate", b"*")))
 
     async def _certificate(
         self, body: Body, found: Provider, request: Request, secrets: Sequence[str]
@@ -303,7 +321,8 @@ class Receiver:
         match error:
             case SignatureError():
                 self._log(logging.WARNING, provider, str(error))
-                return Answer(401, "invalid signature", ((b"www-authenticate", b'Basic realm="webhooks"'),))
+                asking = ((b"www-authenticate", b'Basic realm="webhooks"'),)
+                return Answer(found.refused, _INVALID, asking if found.refused == 401 else _AGAIN)
             case InvalidWebhookError() | InvalidEventError():
                 self._log(logging.ERROR, provider, str(error))
                 return Answer(400, "the body cannot be read")
@@ -366,6 +385,8 @@ def _in_words(recorded: Sequence[Recorded]) -> str:
 
 
 def _result(answer: Answer) -> str:
+    if answer.text == _INVALID:
+        return "refused"
     return "received" if answer.status == 200 else "failed" if answer.status in (408, 429, 503) else "refused"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -96,8 +97,14 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
 
 def confirm(found: Provider, request: Request) -> None:
     """Confirm the subscription that a verified request without events may ask for."""
-    if found.service:
-        sns.confirm(request, found.service)
+    if found.confirm:
+        found.confirm(request)
+
+
+def answer_handshake(found: Provider, request: Request) -> str | None:
+    """Return the JSON that a verified request without events wants for an answer; None for most."""
+    code = found.handshake(request) if found.handshake else None
+    return None if code is None else json.dumps({"validationResponse": code})
 
 
 def claimed(found: Provider, request: Request) -> AbstractContextManager[None]:

@@ -237,16 +237,20 @@ class Provider:
         boxes: What to tick where a webhook is entered, so that every type that we read is reported.
         retries: How often, and when, it sends a webhook again that was not answered with 200.
         authentication: How a webhook is verified.
+        refused: The status for a wrong signature; 503 if it would never send the webhook again after 401.
         busy: The status that makes it send a webhook again; 429 if it gives up after a 5xx.
         max_bytes: How long a body may be: less if the signature stands in it, and its webhooks are small.
         immediate_bytes: How long a body may be whose signature is checked without a thread.
-        service: What signs with a certificate that has to be fetched, and wants its subscriptions confirmed.
+        service: What signs with a certificate that has to be fetched.
+        confirm: Confirms the subscription that a verified request without events may ask for.
+        handshake: Returns the code that such a request wants back, if the answer can hold one.
         claim: Keeps what a signature covers for a verified request, while it is recorded.
         elements: Returns the parts of a request that are read one by one; raises `InvalidWebhookError` if it has none.
         request_id: Returns the id of a webhook, if that is the id of its event.
         table: Reads one part.
         events: Reads one part where a table is not enough, such as for several recipients.
         batch: Returns the body that carries several payloads; None if each has a request of its own.
+        wrap: Returns the body that carries one payload, if that is not the payload itself.
     """
 
     name: str
@@ -261,16 +265,20 @@ class Provider:
     boxes: str = ""
     retries: str = ""
     authentication: Authentication
+    refused: int = 401
     busy: int = 503
     max_bytes: int = MAX_BYTES
     immediate_bytes: int = MAX_BYTES
     service: Service | None = None
+    confirm: Callable[[Request], None] | None = None
+    handshake: Callable[[Request], str | None] | None = None
     claim: Callable[[Request], AbstractContextManager[None]] | None = None
     elements: Callable[[Request], Iterable[Any]] = _only_object
     request_id: Callable[[Request], str | None] | None = None
     table: Table = Table(kind=None, kinds={})
     events: Callable[[Any, str | None], Iterable[WebhookEvent]] | None = None
     batch: Callable[[Sequence[Payload]], Any] | None = None
+    wrap: Callable[[Payload], Any] | None = None
 
     @property
     def signature(self) -> Signature:
@@ -291,7 +299,7 @@ class Provider:
 
     def bodies(self, payloads: Sequence[Payload]) -> list[bytes]:
         """Return the bodies that carry some payloads, not signed yet: one, if the provider sends batches."""
-        each = [self.batch(payloads)] if self.batch else payloads
+        each = [self.batch(payloads)] if self.batch else [self.wrap(one) for one in payloads] if self.wrap else payloads
         return [json.dumps(body).encode() for body in each]
 
     def samples(self, message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, bytes]:

@@ -165,14 +165,19 @@ def confirm(request: Request, service: Service) -> None:
     url = body.get("SubscribeURL")
     if not isinstance(url, str) or not service.confirmations.fullmatch(url):
         raise SignatureError(f"the subscription is not confirmed at {service.name}")
-    _fetched(url, service)
+    get(url, service.name)
 
 
-def _fetched(url: str, service: Service) -> bytes:
+def get(url: str, name: str) -> bytes:
+    """Return what is at an address of a provider's, whose name an error has.
+
+    Raises:
+        UnavailableError: It cannot be reached.
+    """
     try:
         return fetch(url)
     except (OSError, HTTPException) as error:
-        raise UnavailableError(f"cannot reach {service.name} ({type(error).__name__}): try again") from None
+        raise UnavailableError(f"cannot reach {name} ({type(error).__name__}): try again") from None
 
 
 certificates = Certificates()
@@ -186,9 +191,9 @@ def _load(url: str, region: str, service: Service) -> x509.Certificate:
     except ImportError:
         raise wire.missing() from None
     try:
-        found = x509.load_pem_x509_certificate(_fetched(url, service))
+        found = x509.load_pem_x509_certificate(get(url, service.name))
         authority = service.authority and service.authority.format(region=region)
-        issuers = _chain(x509, _fetched(authority, service)) if authority else []
+        issuers = _chain(x509, get(authority, service.name)) if authority else []
     except ValueError:
         raise UnavailableError(f"{service.name} gave no certificate: try again") from None
     if authority and not any(_has_issued(one, found, InvalidSignature) for one in issuers):

@@ -58,7 +58,7 @@ def test_without_an_address_it_posts_to_the_public_one(db):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("pigeon", "delivered"), 2, "no such provider; known providers: brevo,"),
+        (("pigeon", "delivered"), 2, "no such provider; known providers: azure, brevo,"),
         (("postmark", "deliverd"), 2, "postmark sends no such type (did you mean delivered?); it can send: auto"),
         (("resend", "autoresponded"), 2, "resend sends no such type; it can send: "),
         (("mailgun", "opened"), 1, "MAILGLASS_WEBHOOK_SECRETS has no secret for mailgun"),

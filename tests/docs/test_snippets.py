@@ -51,6 +51,7 @@ NOT_RUN = {
     ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
     ("performance.md", "it takes an hour"),
+    ("own-provider.md", "tests/docs/test_own_provider.py makes and reads a sample with it"),
     ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
@@ -204,6 +205,9 @@ postal = Wrapped({{"data": {{"messages": {{to: {{"id": 12345}}}}}}}})
 postmark, resend, sparkpost = Client({{"MessageID": "m-1"}}), Client({{"id": "m-1"}}), Client({{"id": "m-1"}})
 scaleway = Client(types.SimpleNamespace(emails=[types.SimpleNamespace(id="m-1")]))
 unisender_go = Wrapped({{"job_id": "m-1"}})
+azure = Client(types.SimpleNamespace(result=lambda: {{"id": "m-1"}}))
+smtp2go = Client(types.SimpleNamespace(json={{"data": {{"email_id": "m-1"}}}}))
+zeptomail = Wrapped({{"request_id": "m-1"}})
 delivered = '{{"eventType": "Delivery", "mail": {{"messageId": "m-1", "destination": ["ada@example.com"]}}, ' \\
             '"delivery": {{"timestamp": "2026-03-01T12:00:00Z", "recipients": ["ada@example.com"]}}}}'
 queued, deleted = [{{"Body": delivered, "ReceiptHandle": "r-1"}}], []
@@ -218,7 +222,7 @@ consume("https://sqs.eu-west-1.amazonaws.com/123456789012/mail")
 assert deleted == ["r-1"]
 with engine.connect() as connection:
     assert connection.execute(text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'")).scalar_one() == 1
-    assert connection.execute(text("SELECT count(*) FROM mailglass_deliveries")).scalar_one() == 14
+    assert connection.execute(text("SELECT count(*) FROM mailglass_deliveries")).scalar_one() == 17
     assert connection.execute(text("SELECT count(*) FROM mailglass_open_orphans")).scalar_one() == 0
 """,
     ),

@@ -136,10 +136,10 @@ def test_an_event_is_broadcast_by_the_receiver_itself(db):
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorded(db, provider, caplog):
-    """Another provider's request, and one of another key; the log has a line and nothing of it."""
+    """Another provider's request; the log has a line and nothing of it. Event Grid would never repeat after a 401."""
     other = "postmark" if provider in ("resend", "sendgrid") else "resend"
     (answer,) = post(mounted(), f"/webhooks/{provider}", first(other))
-    assert (answer.status_code, db.value(COUNT)) == (401, 0)
+    assert (answer.status_code, db.value(COUNT)) == (503 if provider == "azure" else 401, 0)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "@" not in caplog.text
     assert "Traceback" not in caplog.text

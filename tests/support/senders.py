@@ -124,8 +124,9 @@ def secret_of(provider: str) -> str:
         "resend": lambda: SVIX_SECRET,
         "ses": lambda: ARN,
         "scaleway": lambda: SCALEWAY_ARN,
+        "azure": lambda: "Bearer of-a-static-header",
     }
-    basic = ("brevo", "mailjet", "postmark", "sparkpost")
+    basic = ("brevo", "mailjet", "postmark", "smtp2go", "sparkpost")
     return others[provider]() if provider in others else AUTH if provider in basic else KEY
 
 
@@ -149,6 +150,8 @@ def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
     """Return the bodies that carry some payloads, each as its documentation shows it."""
     if provider == "sparkpost":  # whose documentation shows what stands around each
         return [json.dumps(payloads).encode()]
+    if provider == "zeptomail":
+        return [json.dumps(payload).encode() for payload in payloads]
     return registry.record(provider).bodies(payloads)
 
 

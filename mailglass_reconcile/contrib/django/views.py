@@ -15,7 +15,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.receiver import secrets
-from mailglass_reconcile.receiver.receiving import check_any, claimed, confirm, public_url
+from mailglass_reconcile.receiver.receiving import answer_handshake, check_any, claimed, confirm, public_url
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
@@ -54,21 +54,30 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     """
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go ask before they accept an address
         return _answer(200, "ok") if registry.is_known(provider) else _unknown()
-    if request.method != "POST":
+    if request.method not in ("POST", "OPTIONS"):
         return _answer(405, "only POST is answered here", allow=METHODS)
     secrets.load_reader(provider)
     known = secrets.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
     if not known:
         return _unknown()
     found = registry.record(provider)
+    if request.method == "OPTIONS" and not found.handshake:
+        return _answer(405, "only POST is answered here", allow=METHODS)
+    take = _receive if request.method == "POST" else _allow
     try:
-        _receive(request, found, providers.canonical(provider), known)
+        return take(request, found, providers.canonical(provider), known)
     except Exception as error:
         return _refusal(found, providers.canonical(provider), error)
-    return _answer(200, "ok")
 
 
-def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> None:
+def _allow(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
+    """Answer the validation of CloudEvents, which asks before the first event whether its origin is allowed."""
+    check_any(found, registry.request_of(b"", request.headers, url=_address(request, provider)), known)
+    origin = request.headers.get("WebHook-Request-Origin", "")
+    return _answer(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
+
+
+def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
     """Take a webhook step by step, the cheapest first; nothing connects before it was verified."""
     head = registry.request_of(b"", request.headers, url=_address(request, provider))
     if found.signature is Signature.IN_HEADERS:
@@ -76,10 +85,13 @@ def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequen
     verified = _verified(dataclasses.replace(head, body=_body(request, found.max_bytes)), found, known)
     events = registry.read(found, verified)
     if not events:
+        if (text := answer_handshake(found, verified)) is not None:
+            return HttpResponse(text, content_type="application/json")
         confirm(found, verified)
-        return
+        return _answer(200, "ok")
     with failures.counted(f"a webhook of {provider}"), claimed(found, verified):
         _record(provider, events)
+    return _answer(200, "ok")
 
 
 def _body(request: HttpRequest, limit: int) -> bytes:
@@ -128,6 +140,8 @@ def _refusal(found: Provider, provider: str, error: Exception) -> HttpResponse:
     match error:
         case SignatureError():
             _log(logging.WARNING, provider, str(error))
+            if found.refused != 401:
+                return _answer(found.refused, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS))
             return _answer(401, "invalid signature", www_authenticate='Basic realm="webhooks"')
         case InvalidWebhookError() | InvalidEventError():
             _log(logging.ERROR, provider, str(error))

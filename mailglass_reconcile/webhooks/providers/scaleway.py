@@ -58,6 +58,7 @@ PROVIDER = Provider(
     authentication=sns.authentication(SERVICE),
     max_bytes=sns.MAX_NOTIFICATION_BYTES,
     service=SERVICE,
+    confirm=lambda request: sns.confirm(request, SERVICE),
     elements=_elements,
     table=Table(
         kind="type",

@@ -278,6 +278,7 @@ PROVIDER = Provider(
     authentication=sns.authentication(SERVICE)._replace(verify=_verify),
     max_bytes=sns.MAX_NOTIFICATION_BYTES,
     service=SERVICE,
+    confirm=lambda request: sns.confirm(request, SERVICE),
     elements=_elements,
     request_id=_request_id,
     events=_events,

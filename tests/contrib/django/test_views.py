@@ -84,8 +84,27 @@ def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, p
         wait_until(lambda: post(**request).status_code == 200)
     else:
         assert post(**request).status_code == 200
-        assert post(**changed).status_code == 401
+        assert post(**changed).status_code == registry.record(provider).refused
     assert db.value(EVENTS) == 1
+
+
+@pytest.mark.parametrize(("secret", "status"), [(senders.secret_of("azure"), 200), ("wrong", 503)])
+def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, status):
+    """In its own schema and in that of CloudEvents, only with the secret."""
+    data = {"validationCode": "512d38b6", "validationUrl": "https://rp-x.eventgrid.azure.net/validate"}
+    validation = [{"id": "1", "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent", "data": data}]
+    headers = {"authorization": secret, "webhook-request-origin": "eventgrid.azure.net"}
+    client = Client(raise_request_exception=False, enforce_csrf_checks=True)
+    answer = client.post("/webhooks/azure", validation, content_type="application/json", headers=headers)
+    assert answer.status_code == status
+    assert (answer["Content-Type"], b"512d38b6" in answer.content) == (
+        ("application/json", True) if status == 200 else ("text/plain; charset=utf-8", False)
+    )
+    asked = client.options("/webhooks/azure", headers=headers)
+    assert asked.status_code == status
+    assert asked.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
+    assert client.options("/webhooks/postmark", headers=headers).status_code == 405
+    assert db.value(EVENTS) == 0
 
 
 @pytest.mark.parametrize("atomic", [False, True], ids=["", "ATOMIC_REQUESTS"])

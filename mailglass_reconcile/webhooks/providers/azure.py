@@ -1,0 +1,145 @@
+"""Azure Communication Services Email: batches through Event Grid, in its schema or as CloudEvents; a static header.
+
+Followed: https://learn.microsoft.com/azure/event-grid/communication-services-email-events (both events),
+https://learn.microsoft.com/javascript/api/@azure/eventgrid/knownacsemaildeliveryreportstatus (what a status means),
+https://learn.microsoft.com/azure/event-grid/end-point-validation-event-grid-events-schema and
+https://learn.microsoft.com/azure/event-grid/delivery-and-retry (it never repeats after 400, 401, 403 and 413). Not
+documented: which of several recipients has opened, what `deliveryStatusDetails` holds (in practice words, or the
+server's reply); whether a message in quarantine can be told from one that was refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.webhooks import sns, wire
+from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table
+from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+
+_REPORT = "Microsoft.Communication.EmailDeliveryReportReceived"
+_ENGAGEMENT = "Microsoft.Communication.EmailEngagementTrackingReportReceived"
+_VALIDATION = "Microsoft.EventGrid.SubscriptionValidationEvent"
+_VALIDATION_URL = re.compile(r"https://[a-z0-9-]+(?:\.[a-z0-9-]+)?\.eventgrid\.azure\.net(?::553)?/\S*")
+_TIMES = (
+    ("data", "deliveryAttemptTimeStamp"),
+    ("data", "deliveryAttemptTimestamp"),
+    ("data", "userActionTimeStamp"),
+    ("data", "userActionTimestamp"),
+    ("eventTime",),
+    ("time",),
+)
+"""Both spellings are documented."""
+MIN_SECRET = 16
+
+
+def _elements(request: Request) -> list[Any]:
+    """Return the batch, or the only event."""
+    body = request.json()
+    return body if isinstance(body, list) else [wire.as_object(body, "the body")]
+
+
+def _type(event: Mapping[str, Any]) -> object:
+    """Return the event's type, in Event Grid's own schema or in that of CloudEvents."""
+    return event.get("eventType", event.get("type"))
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    """Return the status of a report, or what a recipient did."""
+    type_ = _type(event)
+    if type_ == _REPORT:
+        return str(dug(event, "data", "status"))
+    if type_ == _ENGAGEMENT:
+        return str(dug(event, "data", "engagementType")).lower()
+    return "other"
+
+
+def _verify(request: Request, secret: str, now: float) -> None:
+    """Check the header that the event subscription adds to each request, also to the one that validates it."""
+    if not wire.equal(request.header("Authorization"), secret):
+        raise SignatureError("the header Authorization has another value")
+
+
+def _usable(secret: str) -> None:
+    if len(secret) < MIN_SECRET:
+        raise ConfigurationError(f"the secret is the whole value of a header: choose at least {MIN_SECRET} characters")
+
+
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    return wire.as_json(body, Authorization=secret)
+
+
+def _handshake(request: Request) -> str | None:
+    """Return the code that a verified request wants back, if it asks whether this address accepts events."""
+    code = dug(_validation(request), "validationCode")
+    return code if isinstance(code, str) else None
+
+
+def _confirm(request: Request) -> None:
+    """Confirm the event subscription of a verified request by one GET, where no answer can hold a code."""
+    validation = _validation(request)
+    if validation is None:
+        return
+    url = dug(validation, "validationUrl")
+    if not isinstance(url, str) or not _VALIDATION_URL.fullmatch(url):
+        raise SignatureError("the subscription is not confirmed at Event Grid")
+    sns.get(url, "Event Grid")
+
+
+def _validation(request: Request) -> object:
+    events = [event for event in _elements(request) if isinstance(event, dict)]
+    return next((event.get("data") for event in events if _type(event) == _VALIDATION), None)
+
+
+def _row(type_: str, status: str, reason: str | None = None, bounce: Any = None) -> tuple[str, Kind]:
+    return status, Kind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status}})
+
+
+PROVIDER = Provider(
+    name="azure",
+    title="Azure Communication Services",
+    spellings=("Azure", "azure_communication_services", "acs"),
+    documentation="https://learn.microsoft.com/azure/event-grid/communication-services-email-events",
+    recipient_known="not of opens and clicks",
+    boxes="Email Delivery Report Received and Email Engagement Tracking Report Received",
+    retries="for 24 hours, at growing intervals, but none after 400, 401, 403 and 413",
+    authentication=Authentication(Signature.IN_HEADERS, "a static header", _verify, _usable, _sign),
+    refused=503,
+    handshake=_handshake,
+    confirm=_confirm,
+    elements=_elements,
+    batch=list,
+    table=Table(
+        kind=_kind,
+        kinds={
+            "Delivered": _row("delivered", "Delivered")[1],
+            **dict(
+                [
+                    _row("sent", "Expanded"),  # a distribution list; its members' servers have not answered yet
+                    _row("bounced", "Bounced", "bounced", "hard"),
+                    _row("suppressed", "Suppressed", "bounced"),
+                    # a filter's verdict is about the message, not about the address
+                    _row("bounced", "Quarantined", "spam", "soft"),
+                    _row("bounced", "FilteredSpam", "spam", "soft"),
+                    _row("failed", "Failed"),
+                ]
+            ),
+            "view": Kind("opened", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "view"}}),
+            "click": Kind("clicked", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "click"}}),
+            "other": NO_EVENT,
+        },
+        at=Field(
+            lambda event: next(filter(None, (wire.iso(dug(event, *path)) for path in _TIMES)), None),
+            lambda row: _TIMES[2 if row in ("view", "click") else 0],
+            lambda at: at.isoformat(),
+        ),
+        id="id",
+        message_id="data/messageId",
+        recipient="data/recipient",
+        reply="data/deliveryStatusDetails/statusMessage",
+        smtp_message_id="data/internetMessageId",
+        sample={"dataVersion": "1.0", "metadataVersion": "1"},
+    ),
+)

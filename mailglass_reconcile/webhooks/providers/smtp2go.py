@@ -1,0 +1,81 @@
+"""SMTP2GO: one event a request, as JSON or as a form; HTTP basic authentication, because SMTP2GO signs nothing.
+
+Followed: https://developers.smtp2go.com/docs/webhooks-1 (fields and events),
+https://developers.smtp2go.com/docs/webhooks-overview and
+https://support.smtp2go.com/hc/en-gb/articles/223087967 (why a message is rejected). Not documented: an id of the event;
+a whole payload; the format of `time` ("UTC timestamp": ISO 8601 and seconds since 1970 are read); whether an event that
+is about all recipients has `rcpt`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
+from mailglass_reconcile.webhooks.wire import Request
+
+
+def _elements(request: Request) -> list[Any]:
+    """Return the request's event: a JSON object, or the fields of a form."""
+    if "form" in request.content_type.lower():
+        return [dict(request.form())]
+    return [request.object()]
+
+
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's name, with the type of a bounce."""
+    event, bounce = str(payload.get("event")), payload.get("bounce")
+    return f"bounce/{bounce}" if event == "bounce" and bounce in ("hard", "soft") else event
+
+
+def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
+    told = payload.get("time")
+    return wire.epoch(told) or wire.iso(told)
+
+
+def _recipient(payload: Mapping[str, Any]) -> object:
+    """Return whom an event is about: `rcpt`, or the only one of `recipients`."""
+    if rcpt := payload.get("rcpt"):
+        return rcpt
+    named = payload.get("recipients")
+    listed = named if isinstance(named, list) else str(named or "").strip("[]\"' ").split(",")
+    return listed[0] or None if len(listed) == 1 else None
+
+
+def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, Kind]:
+    return f"bounce/{type_}", Kind("bounced", reason, bounce, {"event": "bounce", "bounce": type_})
+
+
+PROVIDER = Provider(
+    name="smtp2go",
+    title="SMTP2GO",
+    documentation="https://developers.smtp2go.com/docs/webhooks-overview",
+    boxes="all e-mail events, with JSON or form output",
+    retries="not known",
+    authentication=wire.BASIC,
+    elements=_elements,
+    table=Table(
+        kind=_kind,
+        kinds={
+            "processed": Kind("queued", payload={"event": "processed"}),
+            "delivered": Kind("delivered", payload={"event": "delivered"}),
+            **dict([_bounce("hard", "bounced", "hard"), _bounce("soft", "other", "soft")]),
+            "bounce": Kind("bounced", "other", None, {"event": "bounce"}),
+            # the recipient has bounced, complained or unsubscribed before
+            "reject": Kind("suppressed", "other", None, {"event": "reject"}),
+            "open": Kind("opened", payload={"event": "open"}),
+            "click": Kind("clicked", payload={"event": "click"}),
+            "spam": Kind("complained", payload={"event": "spam"}),
+            "unsubscribe": Kind("unsubscribed", payload={"event": "unsubscribe"}),
+            "resubscribe": Kind("subscribed", payload={"event": "resubscribe"}),
+        },
+        at=Field(_at, ("time",), lambda at: at.isoformat()),
+        message_id="email_id",
+        recipient=computed(_recipient, "rcpt"),
+        reply=lambda payload: wire.reply(payload.get("message"), payload.get("context")),
+        smtp_message_id=("Message-Id", "message-id"),  # a header that can be chosen in the webhook's settings
+    ),
+)

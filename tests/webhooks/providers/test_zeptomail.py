@@ -1,0 +1,67 @@
+"""Zoho ZeptoMail's events, in the shape that other projects show of them."""
+
+import json
+from urllib.parse import quote_plus
+
+import pytest
+
+from mailglass_reconcile.webhooks import SignatureError, parse, verify
+from senders import NOW, documented, secret_of, signed
+
+FORM = "application/x-www-form-urlencoded"
+BOUNCE, OPEN = documented("zeptomail")[0].payload, documented("zeptomail")[2].payload
+
+
+def changed(payload, detail=None, **info):
+    """Return a payload with other values of its detail and of its message."""
+    copy = json.loads(json.dumps(payload))
+    (message,) = copy["event_message"]
+    message["email_info"] |= info
+    message["event_data"][0]["details"] = [message["event_data"][0]["details"][0] | one for one in detail or [{}]]
+    return json.dumps(copy).encode()
+
+
+def test_a_bounce_of_two_recipients_is_two_events():
+    """Each detail names its own."""
+    body = changed(BOUNCE, [{"bounced_recipient": "a@example.org"}, {"bounced_recipient": "b@example.org"}])
+    events = parse("zeptomail", body)
+    assert [(event.recipient, event.bounce, event.smtp_status) for event in events] == [
+        ("a@example.org", "hard", "550 5.1.1"),
+        ("b@example.org", "hard", "550 5.1.1"),
+    ]
+    assert len({event.provider_event_id for event in events}) == 2
+
+
+def test_an_open_of_a_message_to_several_is_about_none_of_them():
+    """It does not say who it was."""
+    to = [{"email_address": {"address": address}} for address in ("a@example.org", "b@example.org")]
+    (event,) = parse("zeptomail", changed(OPEN, to=to))
+    assert (event.type, event.recipient) == ("opened", None)
+    (event,) = parse("zeptomail", changed(OPEN, to=to[:1]))
+    assert event.recipient == "a@example.org"
+
+
+def test_the_id_of_the_request_is_that_of_the_answer_to_the_send():
+    """`request_id`."""
+    (event,) = parse("zeptomail", json.dumps(BOUNCE).encode())
+    assert event.message_id == BOUNCE["event_message"][0]["request_id"]
+
+
+def test_a_form_with_the_json_is_verified_and_read_as_the_json_is():
+    """The signature is over the JSON in both: the validator of the page URL-decodes what follows the first `=`."""
+    one = signed("zeptomail", json.dumps(BOUNCE).encode())
+    form = b"data=" + quote_plus(one.body).encode()
+    headers = {**one.headers, "Content-Type": FORM}
+    verify("zeptomail", form, headers, secret=secret_of("zeptomail"), now=NOW)
+    assert parse("zeptomail", form, headers) == parse("zeptomail", one.body, one.headers)
+    with pytest.raises(SignatureError):
+        verify("zeptomail", form.replace(b"hardbounce", b"softbounce"), headers, secret=secret_of("zeptomail"), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "garbage", "ts=1;s=x", "ts=now;s=eA==;s-algorithm=HmacSHA256", "s=eA==;s-algorithm=none"]
+)
+def test_a_header_that_cannot_be_read_is_a_wrong_signature(header):
+    """Nor one of another algorithm."""
+    with pytest.raises(SignatureError):
+        verify("zeptomail", b"{}", {"producer-signature": header}, secret=secret_of("zeptomail"), now=NOW)
