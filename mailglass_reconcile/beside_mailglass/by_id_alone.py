@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-NOTE: Mapping[str, Any] = {"recipient_checked": False}
-"""What the appended event says; the database leaves it out for what our writers recorded, who knew the recipient."""
+NOTE = '{"recipient_checked": false}'
+"""What the appended event says, as JSON; the database leaves it out for what our writers recorded."""
 
 _OF_OTHER_WRITERS = """
 SELECT count(*)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -127,7 +128,7 @@ def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
         open_orphans.reopen(tx, [wanted.event_id])
     notes = {"linked_by": LINKED_BY, "linked_by_actor": wanted.actor, "reason": wanted.reason}
     pairs = [(wanted.event_id, wanted.delivery_id)]
-    linked = [one for one in ledger.link(tx, pairs, {wanted.event_id: notes}) if one.reconciled_id]
+    linked = [one for one in ledger.link(tx, pairs, {wanted.event_id: json.dumps(notes)}) if one.reconciled_id]
     if not linked:
         _is_open(tx, wanted)  # it may be gone, or linked, by now
         raise DatabaseRefusedError(f"another session holds event {wanted.event_id} or its delivery: try again")

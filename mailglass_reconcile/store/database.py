@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -163,10 +163,20 @@ class Transaction:
 
 def uuid7() -> str:
     """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return uuid7s(1)[0]
+
+
+def uuid7s(count: int) -> list[str]:
+    """Return *count* of them; their random bits are drawn together, because each system call releases the GIL."""
+    ms, digits = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10 * count).hex()
+    return [
+        f"{ms[:8]}-{ms[8:]}-7{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
+        for bits in (digits[n : n + 20] for n in range(0, 20 * count, 20))
+    ]
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""The digit of the variant, by a random one."""
 
 
 def first_uuid7(seconds_ago: float) -> str:
@@ -289,6 +299,11 @@ class Connected:
             tx.execute(_SET_SCOPE, scope)
             yield tx
 
+    def cancel(self) -> None:
+        """Cancel the statement that another thread runs on this connection."""
+        with suppress(Exception):  # there may be none any more
+            cast("Any", self.connection.connection.dbapi_connection).cancel()
+
     def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
         """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
 
@@ -322,6 +337,25 @@ class Database:
                     with suppress(SQLAlchemyError), connected.reading() as tx:
                         look_elsewhere(tx)
                 raise
+
+    @contextmanager
+    def second_connection(self) -> Iterator[Connected | None]:
+        """Open one more connection for the block, not of the engine's pool, or None if the server refuses it.
+
+        Errors of the block are not translated.
+        """
+        engine = engines.separate(self.engine)
+        try:
+            try:
+                connection = engines.connect(engine)
+            except MailglassReconcileError as error:
+                logger.info("a sweep does without a second connection: %s", error)
+                yield None
+                return
+            with connection:
+                yield Connected(connection, self.settings)
+        finally:
+            engine.dispose()
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns, ids_of_last, uuid7
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns, ids_of_last, uuid7s
 from mailglass_reconcile.store.stored_keys import Known
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
@@ -38,11 +38,12 @@ _DOCUMENTS = """
 -- In the order in which they are wanted, as many as fit into the memory for a slice.
 WITH wanted AS (
   SELECT k.number, e.id, e.metadata, e.normalized_payload, s.is_small,
-         sum(CASE WHEN s.is_small THEN 4000 ELSE 2 * :most_bytes END) OVER (ORDER BY k.number) AS bytes
+         sum(2 * CASE WHEN s.is_small THEN b.size ELSE :most_bytes END) OVER (ORDER BY k.number) AS bytes
     FROM unnest(CAST(:event_ids AS uuid[])) WITH ORDINALITY AS k (id, number)
     JOIN {schema}.mailglass_events AS e ON e.id = k.id
+   CROSS JOIN LATERAL (SELECT pg_column_size(e.metadata) + pg_column_size(e.normalized_payload) AS size) AS b
    CROSS JOIN LATERAL (
-           SELECT pg_column_size(e.metadata) + pg_column_size(e.normalized_payload) < 2000
+           SELECT b.size < 2000
                   AND num_nonnulls(pg_column_compression(e.metadata), pg_column_compression(e.normalized_payload)) = 0
                   AS is_small) AS s
 )
@@ -114,15 +115,16 @@ def newest_links(tx: Transaction, seconds: float) -> int:
 
 
 def link(
-    tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, Mapping[str, Any]] | None = None
+    tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, str] | None = None
 ) -> list[LinkedEvent]:
     """Claim orphans and deliveries, append a `reconciled` event for each pair, project, close; return the claimed.
 
     Waits for no session that has locked one of them. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`.
-    *notes* are more metadata of the appended event, by orphan id.
+    *notes* are more metadata of the appended event, as JSON, by orphan id.
     """
-    rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
+    notes = notes or {}
+    rows = [(id_, *pair, notes.get(pair[0], "{}")) for id_, pair in zip(uuid7s(len(pairs)), pairs, strict=True)]
     return [LinkedEvent(*row) for row in tx.call(LINK, columns(LINK.arguments, rows))]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mailglass_reconcile.beside_mailglass import by_id_alone, recipients
 from mailglass_reconcile.beside_mailglass.recipients import Unknown
@@ -68,7 +68,7 @@ def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
     return [Judged(orphan, *each) for orphan, each in zip(orphans, judged, strict=True)]
 
 
-def unchecked(judged: Iterable[Judged]) -> dict[str, Mapping[str, Any]]:
+def unchecked(judged: Iterable[Judged]) -> dict[str, str]:
     """Return the note for each of *judged* that matches by its message id alone, because its recipient is unknown."""
     return {one.orphan.event_id: by_id_alone.NOTE for one in judged if one.is_unchecked}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -19,8 +18,8 @@ from mailglass_reconcile.sweep.halving import Refused, run_halved
 logger = logging.getLogger(__name__)
 
 Pairs = Sequence[tuple[str, str]]
-Notes = Mapping[str, Mapping[str, Any]]
-"""What else the appended event's metadata says, by orphan id."""
+Notes = Mapping[str, str]
+"""What else the appended event's metadata says, as JSON, by orphan id."""
 
 
 @dataclass(slots=True)

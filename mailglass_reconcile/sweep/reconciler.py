@@ -25,6 +25,7 @@ from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.store.window import Choice, Group, Part, Window, choose, next_first, open_window, part_of
 from mailglass_reconcile.sweep import history, reading
+from mailglass_reconcile.sweep.ahead import run_ahead
 from mailglass_reconcile.sweep.judge import Judged, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.reading import Found
@@ -33,8 +34,8 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 T = TypeVar("T")
 
-SLICE_ORPHANS = 10_000
-"""Orphans whose keys and verdicts are in memory at once: about 10 MB."""
+SLICE_ORPHANS = 4_000
+"""Orphans whose keys and verdicts are in memory at once, of two slices: about 10 MB."""
 MOST_CHECKED = 2_000
 """A recent sweep looks at so many of those that were checked before."""
 
@@ -59,6 +60,8 @@ class Sweep(Request):
         self.started = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
+            # In an application's process the collector is the application's.
+            nullcontext() if self.origin == "python" else _collector_paused(),
             nullcontext() if self.dry_run else history.reported(self.kind, lambda error: history.run_of(self, error)),
             on or self.database.connect() as connected,
         ):
@@ -77,24 +80,40 @@ class Sweep(Request):
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
         """Choose; then judge slice by slice, link what matches, and store what stays open with its state."""
-        complete = True
-        for ids in self._slices(connected):
-            if self.deadline.is_over:
-                complete = False
-                break
-            with _collector_resting():
-                found = reading.judged(connected, ids, self.deadline, self._retried)
+        parts = self._choose(connected)
+        with self._judged(connected, parts) as slices:
+            for found in slices:
+                if self.deadline.is_over:
+                    break
                 yield from self._act_on(connected, found)
-            yield ()
-            complete = complete and not self.deadline.is_over
-        self.counters.complete = complete
+                yield ()
+        self.counters.complete = not self.deadline.is_over
 
-    def _slices(self, connected: Connected) -> Iterator[list[str]]:
-        """Yield the ids to judge, a slice at a time; what did not fit into memory is read after its part."""
-        for part in self._choose(connected):
+    @contextmanager
+    def _judged(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[Found]]:
+        """Judge slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
+
+        A sweep for which that connection cannot be opened does without.
+        """
+        if self.ages is not None or self.dry_run or self.counters.chosen <= SLICE_ORPHANS:
+            yield self._slices(connected, parts)
+            return
+        with self.database.second_connection() as second:
+            if second is None:
+                yield self._slices(connected, parts)
+                return
+            with run_ahead(self._slices(second, parts), second.cancel) as slices:
+                yield slices
+
+    def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Found]:
+        """Yield the judged slices until the deadline; what did not fit into memory is read after its part."""
+        for part in parts:
             following: Part | None = part
             while following is not None:
-                yield from following.slices(SLICE_ORPHANS)
+                for ids in following.slices(SLICE_ORPHANS):
+                    if self.deadline.is_over:
+                        return
+                    yield reading.judged(connected, ids, self.deadline, self._retried)
                 last = following.last
                 following = self._retried(partial(self._next_first, connected, last)) if last else None
 
@@ -290,8 +309,8 @@ def _by_delivery(judged: Sequence[Judged]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _collector_resting() -> Iterator[None]:
-    """Spare Python's garbage collector a slice's many objects: it would walk through them for a third of the time."""
+def _collector_paused() -> Iterator[None]:
+    """Spare Python's garbage collector a sweep's many objects: it would walk through them for half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -98,8 +98,8 @@ def test_what_nobody_has_looked_at_counts_towards_the_lag(db, hurry):
 
 
 def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
-    """The second slice waits for a table lock; Postgres cancels its statement when the deadline passes."""
-    fill(db, 4, 3)
+    """The second or third slice waits for a table lock; Postgres cancels its statement when the deadline passes."""
+    fill(db, 6, 5)
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 2)
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"sweep_seconds": 1}))
     with db.engine.connect() as holder:
@@ -111,5 +111,6 @@ def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
 
         monkeypatch.setattr(reconciler, "Sweep", Hindered)
         result = reconciler.prepare().run()
-    assert (result.status, result.linked, result.skipped_deadline) == ("partial", 1, 2)
+    assert (result.status, result.linked) == ("partial", 1)
+    assert result.skipped_deadline in (2, 4), "the second slice may have been read ahead"
     assert db.value(LAST.format("error")) is None

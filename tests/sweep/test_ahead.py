@@ -1,0 +1,115 @@
+"""Running ahead: the next slice is read on a second connection, while the one before is linked."""
+
+import threading
+import time
+
+import psycopg
+import pytest
+
+import mailglass_reconcile
+from factories import delivery_row, insert, orphan_row, postmark
+from mailglass_reconcile import reconcile
+from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.ahead import run_ahead
+from waiting import wait_until
+
+
+def never():
+    """Refuse to be called."""
+    raise AssertionError
+
+
+def test_the_next_item_is_computed_while_the_caller_works_on_the_one_before():
+    """And no other: memory holds two."""
+    begun = []
+
+    def items():
+        for number in range(1, 4):
+            begun.append(number)
+            yield number
+
+    with run_ahead(items(), never) as computed:
+        for number in computed:
+            wait_until(lambda number=number: len(begun) == min(3, number + 1))
+    assert begun == [1, 2, 3]
+
+
+def test_an_error_is_raised_where_its_item_would_be():
+    """The caller has worked on what came before."""
+
+    def items():
+        yield 1
+        raise ZeroDivisionError
+
+    seen = []
+    with pytest.raises(ZeroDivisionError), run_ahead(items(), never) as computed:
+        seen.extend(computed)
+    assert seen == [1]
+
+
+def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):
+    """As Ctrl-C, a lost lock and a deadline end it."""
+
+    def items(connected):
+        with connected.reading() as tx:
+            yield tx.execute("SELECT 1").scalar_one()
+            yield tx.execute("SELECT pg_sleep(600)").scalar_one()
+
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+
+    def interrupted():
+        with (
+            db.database.second_connection() as connected,
+            run_ahead(items(connected), connected.cancel) as computed,
+        ):
+            assert next(computed) == 1
+            wait_until(lambda: db.value(running) == 1)
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 60
+    assert db.value(running) == 0
+
+
+def fill(db, count):
+    """Insert orphans and their deliveries."""
+    insert(db, [delivery_row(f"m-{n}") for n in range(count)], [orphan_row(postmark(f"m-{n}")) for n in range(count)])
+
+
+def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch):
+    """And leaves no thread."""
+    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
+    threads = set()
+    judge = reconciler.reading.judged
+
+    def judged(*arguments):
+        threads.add(threading.current_thread())
+        return judge(*arguments)
+
+    monkeypatch.setattr(reconciler.reading, "judged", judged)
+    fill(db, 14)
+    assert reconcile().linked == 14
+    assert threads.isdisjoint({threading.main_thread()})
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_sweep_that_gets_no_second_connection_does_without(db, monkeypatch):
+    """The server has none left."""
+    monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
+    fill(db, 10)
+    opened = []
+
+    def connect():
+        if opened:
+            raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
+        opened.append(psycopg.connect(db.url.replace("+psycopg", "")))
+        return opened[0]
+
+    engine = engines.create_engine_by(connect, lambda: Server("Postgres", "here", "DATABASES"))
+    mailglass_reconcile.configure(engine=engine, settings=db.settings)
+    result = reconcile()
+    assert (result.status, result.linked) == ("ok", 10)
