@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,18 +58,6 @@ class Lately(NamedTuple):
     reported: int
 
 
-class Silence(NamedTuple):
-    """What a provider's deliveries lack.
-
-    Attributes:
-        without_report: Deliveries without a report, of those looked at.
-        seconds: For how long no webhook has arrived although mail goes out; 0 if some come, or none ever did.
-    """
-
-    without_report: int
-    seconds: float
-
-
 @dataclass(frozen=True, slots=True)
 class Measures:
     """What is known; times are seconds since 1970.
@@ -81,10 +70,9 @@ class Measures:
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
         triggers: Whether new orphans are noticed.
         outbox: How many jobs of handlers wait, fail and are dead.
-        handlers_unseen: How many handlers no dispatcher has named for an hour.
         findings: What the cheap checks found.
         lately: What has arrived, and how many deliveries have a report.
-        silence: What deliveries lack, by provider.
+        without_report: Deliveries without a report, of those looked at, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
 
@@ -95,10 +83,9 @@ class Measures:
     linkable_since: float | None
     triggers: bool
     outbox: outbox.Facts
-    handlers_unseen: int
     findings: list[Finding]
     lately: Lately
-    silence: dict[str, Silence]
+    without_report: dict[str, int]
     unlinked_tenants: int
 
 
@@ -108,7 +95,7 @@ def measure(database: Database) -> Measures:
         with connected.reading(TIMEOUT_MS) as tx:
             look = Look(tx)
             past, totals, findings = look.history, runs.totals(tx), checks.cheap(look)
-            waiting, unseen, silence = look.outbox, look.unseen, by_label(look.reports)
+            waiting, without_report = look.outbox, by_label(look.reports)
             triggers = look.has_triggers
         groups = past.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
@@ -128,24 +115,21 @@ def measure(database: Database) -> Measures:
         now - past.lag_seconds if past.lag_seconds else None,
         triggers,
         waiting,
-        len(unseen),
         findings,
         lately,
-        silence,
+        without_report,
         unlinked,
     )
 
 
-def by_label(found: Sequence[Reports]) -> dict[str, Silence]:
-    """Return what deliveries lack, by a label of few values: a provider that no rule knows is `other`."""
-    labels = {NONE: Silence(0, 0.0)}
-    for one in found:
-        known = one.provider in providers.rules()
-        label = NONE if one.provider is None else one.provider if known else OTHERS
-        before = labels.get(label, Silence(0, 0.0))
-        seconds = one.silent_seconds if one.stopped and one.silent_seconds else 0.0
-        labels[label] = Silence(before.without_report + one.without_report, max(before.seconds, seconds))
-    return labels
+def by_label(reports: Sequence[Reports]) -> dict[str, int]:
+    """Count deliveries without a report by a label of few values: a provider that no rule knows is `other`."""
+    counts: Counter[str] = Counter({NONE: 0})
+    for provider in reports:
+        is_known = provider.provider in providers.rules()
+        label = NONE if provider.provider is None else provider.provider if is_known else OTHERS
+        counts[label] += provider.without_report
+    return dict(counts)
 
 
 def _epoch(time: str) -> float:

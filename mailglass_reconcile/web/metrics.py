@@ -121,11 +121,7 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     help_ = "Those of them on which a provider has reported"
     yield _single("recent_deliveries_reported", help_, known.lately.reported)
     help_ = "Deliveries without a report, of those checked that should have one by now"
-    lacking = {provider: one.without_report for provider, one in known.silence.items()}
-    yield gauge("deliveries_without_report", help_, ("provider",), keyed(lacking), prefix="mailglass_")
-    help_ = "For how long no webhook has arrived although mail goes out; 0 if some come, or none ever did"
-    silent = {provider: one.seconds for provider, one in known.silence.items()}
-    yield gauge("silent_seconds", help_, ("provider",), keyed(silent))
+    yield gauge("deliveries_without_report", help_, ("provider",), keyed(known.without_report), prefix="mailglass_")
     help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
     found = dict.fromkeys(((one.name, status) for one in checks.CHECKS if one.cheap for status in LEVELS), 0)
     for one in known.findings:
@@ -137,8 +133,6 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield gauge("handler_jobs", help_, ("state",), keyed(jobs))
     help_ = "For how long the first waiting job of a handler has been due"
     yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
-    help_ = "Handlers that no dispatcher has named for an hour"
-    yield _single("handlers_unseen", help_, known.handlers_unseen)
 
 
 def _single(name: str, help_: str, value: float | None) -> GaugeMetricFamily:

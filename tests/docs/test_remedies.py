@@ -1,4 +1,4 @@
-"""Every command that a remedy, the runbook or the doctor's page names works with its role of docs/grants.md."""
+"""Every command that a remedy or the doctor's page names works with its role of docs/grants.md."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from database import Database
 
 pytestmark = pytest.mark.slow
 
-PLACES = [pages.ROOT / "docs" / name for name in ("runbook.md", "doctor.md", "trouble.md")]
+PLACES = [pages.ROOT / "docs" / name for name in ("doctor.md", "trouble.md")]
 PLACES += [*(pages.ROOT / "mailglass_reconcile").rglob("*.py"), *(pages.ROOT / "mailglass_reconcile").rglob("*.html")]
 COMMAND = re.compile(r"`mailglass-reconcile ([^`&\n\"]+)")
 NAMED = sorted({command.strip() for path in PLACES for command in COMMAND.findall(path.read_text())})

@@ -1,18 +1,15 @@
 """Faults fire their alerts, by Prometheus's evaluation of real scrapes.
 
-tests/stories/test_planted_faults.py plants others, in a system with a worker and a beat.
+tests/ops/test_incidents.py plants a fault for each check, tests/stories/test_planted_faults.py those of processes.
 """
-
-import datetime as dt
 
 import pytest
 from pydantic import SecretStr
 
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
-from handling import failing, make_due
-from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, reconcile
-from mailglass_reconcile.store import engines, outbox, schema
+from mailglass_reconcile import Settings, prune, reconcile
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import metrics
 from scraping import delivery_of, parsed
@@ -79,122 +76,25 @@ def test_a_database_that_is_away_is_absent(db, timeline):
     timeline.fires("Absent")
 
 
-def test_a_sweep_that_cannot_get_at_the_rows_is_lag(db, timeline):
-    """Somebody holds the deliveries in a transaction that does not end."""
+def test_a_finding_fires_until_it_is_healed(db, timeline):
+    """Somebody holds the deliveries in a transaction that does not end: what can be linked is late."""
     healthy(db, timeline)
     insert(db, [delivery_row("held")], [orphan_row(postmark("held"), age_seconds=9_000)])
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
     with db.engine.connect() as other, other.begin():
         other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
-        for _ in range(2):
-            assert reconcile().skipped_held == 1
-            timeline.scrape()
-    timeline.fires("LinkableLag")
+        assert reconcile().skipped_held == 1
+        timeline.scrape(minutes=9)
+        timeline.fires()
+        timeline.scrape(minutes=3)
+        timeline.fires("Finding")
     reconcile()
     timeline.scrape()
     timeline.fires()
 
 
-def test_a_trigger_that_was_dropped_is_missing(db, timeline):
-    """No other figure changes."""
-    healthy(db, timeline)
-    db.broken.add("I13")
-    db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
-    for _ in range(2):
-        reconcile()
-        timeline.scrape()
-    timeline.fires("TriggersMissing")
-
-
-def test_sweeps_that_fail_one_after_the_other_are_seen_and_one_alone_is_not(db, timeline):
-    """Celery counts them as successful tasks."""
-    healthy(db, timeline)
-    for number in range(2):
-        traffic(db, f"failing-{number}")
-        db.run("ALTER TABLE mailglass_events RENAME COLUMN normalized_payload TO gone")
-        assert reconcile().status == "failed"
-        timeline.scrape(minutes=3)
-        db.run("ALTER TABLE mailglass_events RENAME COLUMN gone TO normalized_payload")
-        timeline.fires(*["FailedSweeps"][:number])
-
-
-def test_an_outdated_schema_lets_no_sweep_begin(db, timeline):
-    """Which leaves nothing in the history, not even a failure."""
-    healthy(db, timeline)
-    db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
-    with pytest.raises(SchemaOutdatedError):
-        reconcile()
-    timeline.scrape(minutes=1)
-    timeline.hold(minutes=16)
-    timeline.fires("NoSuccess", "Unusable")
-    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
-
-
-def test_webhooks_that_have_stopped_although_mail_goes_out_are_silence(db, timeline):
-    """Reports came, and then no more; a provider that never had one fires nothing."""
-    hours = {"reported": 50, "sent": 40}
-    at = {name: str(dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=n)) for name, n in hours.items()}
-    sent = {"dispatched_at": at["sent"], "last_event_at": at["sent"]}
-    insert(db, [delivery_row("never", provider="postmark", **sent), delivery_row("stopped", **sent)])
-    for before in (True, False):
-        for _ in range(4):
-            reconcile()
-            timeline.scrape()
-        timeline.fires(*([] if before else ["Silent"]))
-        insert(db, [delivery_row("old", last_event_type="delivered", last_event_at=at["reported"])])
-
-
-def test_a_key_rule_that_is_missing_means_that_nothing_links(db, timeline):
-    """The provider keeps its id somewhere else than the rule for any provider looks."""
-    for number in range(6):
-        traffic(db, number, metadata='{"provider": "homegrown", "place": {"id": "m-1"}}')
-        assert reconcile().unmatchable == 6 * (number + 1)
-        timeline.scrape()
-    timeline.fires("NothingLinks")
-
-
-def test_ids_that_never_match_mean_that_nothing_links(db, timeline):
-    """The application stores another id than the webhooks have."""
-    healthy(db, timeline, minutes_ago=300)
-    for number in range(6):
-        insert(
-            db,
-            [delivery_of(db, f"stored-{number}-{n}", 30) for n in range(2)],
-            [orphan_row(postmark(f"sent-{number}-{n}")) for n in range(2)],
-        )
-        reconcile()
-        timeline.scrape()
-    timeline.fires("NothingLinks")
-
-
-def test_webhooks_that_all_carry_another_tenant_are_a_mismatch(db, timeline):
-    """The most frequent misconfiguration; nothing is linked, either."""
-    for number in range(6):
-        traffic(db, number, tenant_id="default")
-        assert reconcile().linked == 0
-        timeline.scrape()
-    timeline.fires("NothingLinks", "TenantMismatch")
-
-
-def test_stray_events_of_another_tenant_fire_nothing_where_webhooks_are_attached(db, timeline):
-    """Where our writers link what they record, sweeps link nothing; and one or two events are nobody's tenant."""
-    insert(db, [], [orphan_row(postmark("m-0-0"), tenant_id="default") for _ in range(2)])
-    for number in range(6):
-        insert(db, [delivery_of(db, f"m-{number}-{n}", 30, last_event_type="delivered") for n in range(number and 2)])
-        assert reconcile().linked == 0
-        if number == 0:
-            insert(db, [delivery_of(db, "m-0-0", 30)])
-        timeline.scrape()
-    timeline.fires()
-    insert(db, [], [orphan_row(postmark("m-0-0"), tenant_id="default") for _ in range(3)])
-    for _ in range(4):
-        reconcile()
-        timeline.scrape()
-    timeline.fires()
-
-
-def test_a_redis_that_takes_no_broadcasts_fails_publishing(db, timeline):
-    """Links are made."""
+def test_a_redis_that_takes_no_broadcasts_loses_them(db, timeline):
+    """Links are made. The check says so of the last sweep, the other rule whatever process has lost them."""
     healthy(db, timeline)
     away = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     mailglass_reconcile.configure(engine=db.engine, settings=away)
@@ -202,7 +102,7 @@ def test_a_redis_that_takes_no_broadcasts_fails_publishing(db, timeline):
         traffic(db, f"lost-{number}")
         assert reconcile().linked == 6
         timeline.scrape()
-    timeline.fires("PublishFailing")
+    timeline.fires("BroadcastsLost", "Finding")
 
 
 def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeline):
@@ -215,19 +115,3 @@ def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeli
     prune()
     timeline.scrape()
     timeline.fires("Expired")
-
-
-def test_a_handler_that_has_failed_for_the_last_time_is_dead(handler_db, timeline):
-    """One that will be tried again is not."""
-    failing("one", ValueError())
-    traffic(handler_db, "handled")
-    reconcile()
-    timeline.scrape()
-    dispatch()
-    timeline.scrape(minutes=10)
-    timeline.fires()
-    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
-    make_due(handler_db)
-    dispatch()
-    timeline.scrape(minutes=6)
-    timeline.fires("HandlersDead")

@@ -1,4 +1,4 @@
-"""The rules, the dashboard and the runbook belong together, and to what a scrape has."""
+"""The rules, the dashboard and the doctor's page belong together, and to what a scrape has."""
 
 import json
 import re
@@ -7,15 +7,15 @@ import pytest
 
 import scraping
 from mailglass_reconcile import exposition
+from mailglass_reconcile.ops import checks
 from mailglass_reconcile.receiver import metrics as receivers
 from mailglass_reconcile.web import metrics
 from timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
 NAME = re.compile(rf"\b{exposition.PREFIX}\w+")
-RUNBOOK = (MONITORING.parent / "runbook.md").read_text()
+PAGE = (MONITORING.parent / "doctor.md").read_text()
 OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.scrape({}).decode(), re.MULTILINE))
 """The page does not receive webhooks; OpenTelemetry's exporter for Prometheus names the format's counter so, too."""
-SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 
 
 def expressions():
@@ -35,14 +35,24 @@ def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
     assert described == there | OF_RECEIVERS
 
 
-def test_every_alert_has_a_section_of_the_runbook_in_four_parts():
-    """By the anchor that its URL names; and no section is without its alert."""
-    headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
-    assert sorted(headings) == sorted(rule["alert"] for rule in rules())
+def test_every_incident_has_a_section_that_its_alert_names():
+    """A check that Prometheus reports has one of its name, and each other alert; no section is without its incident."""
+    cheap = [check.name for check in checks.CHECKS if check.cheap]
+    other = [rule["alert"] for rule in rules() if rule["alert"] != "MailglassReconcileFinding"]
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
+    assert [*sections] == [*cheap, *other]
+    assert all("**Mitigation.**" in text for text in sections.values())
     for rule in rules():
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
-        section = RUNBOOK.split(f"## {rule['alert']}\n")[1].split("\n## ")[0]
-        assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == SECTIONS
+        anchor = rule["annotations"]["runbook_url"].removeprefix("docs/doctor.md#")
+        assert anchor == (rule["alert"].lower() if rule["alert"] in other else "{{ $labels.check }}")
+
+
+def test_every_check_has_a_row_that_says_whether_prometheus_reports_it():
+    """The table of the page, in which those have a dot."""
+    rows = re.findall(r"^\| (`.*?`)( •)? \|", PAGE, re.MULTILINE)
+    marked = {name: bool(dot) for names, dot in rows for name in re.findall(r"`(\w+)`", names)}
+    assert {name for name, dot in marked.items() if dot} == {check.name for check in checks.CHECKS if check.cheap}
+    assert {check.name for check in checks.CHECKS} <= marked.keys()
 
 
 def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
@@ -50,7 +60,8 @@ def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
     for rule in rules():
         assert "{{" not in rule["annotations"]["summary"]
         assert "{{" in rule["annotations"]["description"]
-        assert rule["labels"]["severity"] in ("critical", "warning")
+        finding = '{{ if eq $labels.status "error" }}critical{{ else }}warning{{ end }}'
+        assert rule["labels"]["severity"] in ("critical", "warning", finding)
 
 
 @pytest.mark.slow

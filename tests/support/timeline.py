@@ -19,7 +19,7 @@ from mailglass_reconcile.exposition import PREFIX
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 RULES = MONITORING / "alerts.yml"
-FIRING = 'count by (alertname) (ALERTS{alertstate="firing"})'
+FIRING = 'group by (alertname) (ALERTS{alertstate="firing"})'
 LONG_AGO = -1e9
 NOTHING: dict[Any, float] = {}
 

@@ -68,14 +68,12 @@ def test_webhooks_that_have_stopped_are_found_everywhere(beside):
     assert of("reports").status == ERROR
     measured = scrape(beside)
     assert value(measured, "mailglass_deliveries_without_report", provider="none") == 2
-    assert 49 < value(measured, "silent_seconds", provider="none") / 3_600 < 51
     insert(beside, events=[orphan_row(postmark("m-40-0"))])
     assert silent(beside) == []
     reconcile()
     beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
     assert silent(beside) == []
     assert of("reports").message.startswith("1 of 4 deliveries checked, dispatched more than 1 day ago")
-    assert value(scrape(beside), "silent_seconds", provider="none") == 0
 
 
 def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
@@ -84,7 +82,6 @@ def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
     assert silent(beside) == []
     assert of("reports").status == WARNING
     assert "no webhook has ever arrived" in of("reports").message
-    assert value(scrape(beside), "silent_seconds", provider="none") == 0
 
 
 @pytest.mark.parametrize(
