@@ -28,7 +28,7 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
-from mailglass_reconcile.store import schema, wrong_schema
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
@@ -280,7 +280,6 @@ def _warn_of_the_database() -> None:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
                 with Connected(connection, runtime.get_settings()).reading() as tx:
-                    wrong_schema.require_ledger(tx)
                     schema.require_migrated(tx)
             finally:
                 connection.invalidate()  # a fork would share what an application's pool kept open

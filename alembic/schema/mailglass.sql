@@ -99,7 +99,7 @@ CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
 
 -- step: index mailglass_webhook_events_tenant_status_idx [made here]
 CREATE INDEX mailglass_webhook_events_tenant_status_idx
-  ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
+  ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status = ANY (ARRAY['failed', 'dead']);
 
 -- step: function mailglass_raise_immutability [made here]
 -- The functions of retention run as the owner, with a setting that ends with them. By this function `migrate` also
@@ -119,7 +119,7 @@ $$;
 
 -- step: trigger mailglass_events_immutable_trigger [made here]
 CREATE OR REPLACE TRIGGER mailglass_events_immutable_trigger
-  BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
+  BEFORE DELETE OR UPDATE ON {schema}.mailglass_events
   FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
 
 -- step: function mailglass_events_no_truncate [made here or --guard-truncate]

@@ -47,7 +47,7 @@ COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
 CREATE UNIQUE INDEX mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_reconcile_runs (
   kind, origin, status, coalesce(tenant_id, ''),
   pg_catalog.date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
-  WHERE kind IN ('recent', 'dispatch');
+  WHERE kind = ANY (ARRAY['recent', 'dispatch']);
 
 -- step: index mailglass_reconcile_runs_kind_idx
 CREATE INDEX mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id);

@@ -38,8 +38,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
     if remove and not (yes or sys.stdin.isatty()):
         raise click.UsageError("no terminal to confirm on: pass --yes")
-    from mailglass_reconcile.beside_mailglass import moving  # noqa: PLC0415 - costs every command a fifth of its start
-    from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - as above
+    from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
 
     if grants:
         from mailglass_reconcile.store import privileges  # noqa: PLC0415 - as above
@@ -61,7 +60,5 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
             )
             click.confirm(more, abort=True, err=True)
         runner.remove(engine, settings, click.echo, tables=tables)
-    elif moving.follow(engine, settings, click.echo, plan=plan) and plan:
-        click.echo("-- then ask for another plan, for what is left to do")
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, database_errors, remember_role
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, lacks_tables, look_elsewhere
+from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, lacks_tables, require_revision
 
 UTF8 = ("UTF8", "UNICODE")
 """Its names in Postgres."""
@@ -97,16 +97,16 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 tx.undo()
             if lacks_tables(error):
-                _look_elsewhere(connection, settings)
+                _require_revision(connection, settings)
             raise
 
 
-def _look_elsewhere(connection: sa.Connection, settings: Settings) -> None:
-    """Raise the error that names the schema or revision, asked on another connection: the caller's may be aborted."""
+def _require_revision(connection: sa.Connection, settings: Settings) -> None:
+    """Raise the error that names another revision, asked on another connection: the caller's may be aborted."""
     engine = engines.separate(connection.engine)
     try:
         with suppress(SQLAlchemyError, OSError), engine.connect() as own:
-            look_elsewhere(Transaction(own, settings))
+            require_revision(Transaction(own, settings))
     finally:
         engine.dispose()
 

@@ -32,7 +32,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, revision, wrong_schema
+from mailglass_reconcile.store import engines, revision
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,9 @@ SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_co
 _ALLOW_SCANS = """
 SELECT set_config('enable_seqscan', :allowed, true), set_config('enable_sort', :allowed, true)
 """
+
+# An ordinary table: reading a view would run its maker's code.
+_IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
 class Function(NamedTuple):
@@ -151,6 +154,12 @@ class Transaction:
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
         return tuple(name for name, value in parameters.items() if isinstance(value, str))
+
+    def revision(self) -> str | None:
+        """Return the revision that the database is at, or None if it is not migrated."""
+        exists = self.execute(_IS_VERSION_TABLE, {"version": self.name_of(revision.VERSION_TABLE)}).scalar_one()
+        version: str | None = self.execute(revision.READ).scalar_one() if exists else None
+        return version
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
@@ -335,7 +344,7 @@ class Database:
             except Exception as error:
                 if lacks_tables(error):
                     with suppress(SQLAlchemyError), connected.reading() as tx:
-                        look_elsewhere(tx)
+                        require_revision(tx)
                 raise
 
     @contextmanager
@@ -381,14 +390,13 @@ def lacks_tables(error: BaseException) -> bool:
     return missing or isinstance(error, SchemaOutdatedError)
 
 
-def look_elsewhere(tx: Transaction) -> None:
-    """Raise the error that names the schema that has the tables, or the revision of those that are here."""
-    try:
-        wrong_schema.require_ledger(tx)
-        if version := revision.of_database(tx):
+def require_revision(tx: Transaction) -> None:
+    """Raise if the tables are there, at another revision than this version's."""
+    if version := tx.revision():
+        try:
             revision.require(version)
-    except MailglassReconcileError as error:
-        raise error from None
+        except SchemaOutdatedError as error:
+            raise error from None
 
 
 @contextmanager

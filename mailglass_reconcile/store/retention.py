@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, in_schema, with_retries
-from mailglass_reconcile.store.wrong_schema import Wrong
 
 EVENTS, DELIVERIES = schema.RETENTION
 ARGUMENTS = "integer, integer, text, timestamp, bigint"
@@ -34,19 +33,30 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 """
 
 
-def unusable(tx: Transaction, name: str = EVENTS) -> Wrong | None:
+class Unusable(NamedTuple):
+    """Why old rows cannot be deleted, and the step that cures it."""
+
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return both in one sentence."""
+        return f"{self.message}: {self.remedy}"
+
+
+def unusable(tx: Transaction, name: str = EVENTS) -> Unusable | None:
     """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
     if schema.made_by_mailglass(tx):
-        return Wrong(
+        return Unusable(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
         )
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
-        return Wrong(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
+        return Unusable(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
         function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
-        return Wrong(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
+        return Unusable(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     return None
 
 

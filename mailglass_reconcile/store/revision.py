@@ -1,19 +1,18 @@
-"""The revision of our tables: the one that this version works on, and the one that a database is at."""
+"""The revision of our tables that this version works on, and what to do about another one."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store.wrong_schema import VERSION_TABLE, Reading
+
+VERSION_TABLE = "mailglass_reconcile_version"
+"""Alembic's table, which has the revision."""
 
 VERSION = "0001e"
 """The Alembic revision that this version works on."""
 
 READ = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
-
-# An ordinary table: reading a view would run its maker's code.
-_EXISTS = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
 class Outdated(NamedTuple):
@@ -25,13 +24,6 @@ class Outdated(NamedTuple):
     def __str__(self) -> str:
         """Return both in one sentence."""
         return f"{self.message}: {self.remedy}"
-
-
-def of_database(tx: Reading) -> str | None:
-    """Return the revision that the database is at, or None if it is not migrated."""
-    exists = tx.execute(_EXISTS, {"version": tx.name_of(VERSION_TABLE)}).scalar_one()
-    version: str | None = tx.execute(READ).scalar_one() if exists else None
-    return version
 
 
 def outdated(version: str | None) -> Outdated | None:

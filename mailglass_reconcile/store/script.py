@@ -12,7 +12,13 @@ from typing import Literal, NamedTuple, cast
 Kind = Literal["table", "index", "function", "trigger"]
 
 _MARK = re.compile(r"^-- step: (table|index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
+_CREATE = re.compile(r"^CREATE .*?(?:;$|\Z)", re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r" ON \{schema\}\.(\w+)")
+
+_PRIMARY_KEY = re.compile(r"^  (\w+) [^,\n]*PRIMARY KEY|^  PRIMARY KEY \(([^)]*)\)", re.MULTILINE)
+
+MADE_HERE = "made here"
+"""Steps for databases in which `migrate` made Mailglass's tables."""
 _COLUMN = re.compile(r"^  ([a-z]\w*) ", re.MULTILINE)
 
 
@@ -32,15 +38,50 @@ class Step(NamedTuple):
     sql: str
 
     @property
+    def statement(self) -> str:
+        """Its last statement that creates something, without comments."""
+        statements = _CREATE.findall(self.sql)
+        return str(statements[-1]) if statements else ""
+
+    @property
+    def concurrently(self) -> str:
+        """The statement that builds an index without blocking writers."""
+        return self.statement.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
+
+    @property
     def table(self) -> str:
         """The table of an index or a trigger."""
-        found = _TABLE.search(self.sql)
-        return found[1] if found else ""
+        return _TABLE.findall(self.statement)[0] if self.kind in ("index", "trigger") else ""
 
     @property
     def columns(self) -> list[str]:
         """The columns of a table."""
-        return _COLUMN.findall(self.sql.partition("\n)")[0])
+        return _COLUMN.findall(self.statement)
+
+    @property
+    def primary_key(self) -> list[Step]:
+        """The step that builds the index of a table's primary key again, which the table itself makes first."""
+        found = _PRIMARY_KEY.findall(self.statement) if self.kind == "table" else []
+        name = f"{self.name}_pkey"
+        return [
+            Step("index", name, self.only, f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({one or several});")
+            for one, several in found
+        ]
+
+    @property
+    def body(self) -> str:
+        """What Postgres keeps of a function."""
+        return self.sql.partition(" $$")[2].rpartition("$$")[0]
+
+    @property
+    def is_public(self) -> bool:
+        """Whether everybody may execute a function."""
+        return self.kind == "function" and "REVOKE ALL" not in self.sql and not self.is_trigger_function
+
+    @property
+    def is_trigger_function(self) -> bool:
+        """Whether it is a function of a trigger."""
+        return self.kind == "function" and "RETURNS trigger" in self.sql
 
     @property
     def is_unique(self) -> bool:
@@ -50,7 +91,7 @@ class Step(NamedTuple):
     @property
     def indexed(self) -> str:
         """The columns and the condition of an index, as SQL."""
-        return self.sql.partition(f" ON {{schema}}.{self.table} ")[2].removesuffix(";")
+        return self.statement.partition(f" ON {{schema}}.{self.table} ")[2].removesuffix(";")
 
 
 def folder() -> Path:
@@ -66,7 +107,8 @@ def steps() -> tuple[Step, ...]:
     for path in sorted((folder() / "schema").glob("*.sql")):
         parts = _MARK.split(path.read_text(encoding="utf-8"))[1:]
         for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-            found.append(Step(cast("Kind", kind), name, only or "", sql.strip()))
+            step = Step(cast("Kind", kind), name, only or "", sql.strip())
+            found += [step, *step.primary_key]
     return tuple(found)
 
 

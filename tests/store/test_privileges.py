@@ -92,9 +92,11 @@ def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
     """It keeps its rows; one that lacks a column is refused by its name."""
     database = unmigrated
     database.migrate()
-    database.run("DELETE FROM mailglass_reconcile_version; COMMENT ON TABLE mailglass_open_orphans IS 'the same table'")
+    same = "SELECT 'mailglass_open_orphans'::regclass::oid"
+    before = database.values(same)
+    database.run("DELETE FROM mailglass_reconcile_version")
     database.migrate()
-    assert "the same table" in str(database.objects())
+    assert database.values(same) == before
     database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
     with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
         database.migrate()

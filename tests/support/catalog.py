@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from lending import keeping_one
-from mailglass_reconcile.beside_mailglass import moving
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
@@ -110,10 +109,7 @@ class Installation:
     def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
         """Migrate as the command does, and return what was told."""
         told: list[str] = []
-        tell = tell or told.append
-        if moving.follow(self.engine, self.settings, tell, plan=options.get("plan", False)) and options.get("plan"):
-            return told
-        runner.migrate(self.engine, self.settings, tell, **options)
+        runner.migrate(self.engine, self.settings, tell or told.append, **options)
         return told
 
     def remove(self, **options: Any) -> list[str]:

@@ -29,7 +29,7 @@ class MailglassReconcileConfig(AppConfig):
 
         self._configure("MAILGLASS_")
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
-        post_migrate.connect(migrating.without_migrations, self, dispatch_uid="mailglass_reconcile.migrate")
+        post_migrate.connect(migrating.install, self, dispatch_uid="mailglass_reconcile.migrate")
         database.use_djangos_connection()
         receivers.connect()
 

@@ -20,7 +20,6 @@ from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, Finding, Look
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
-from mailglass_reconcile.store.migration import state
 
 TIMEOUT_MS = 2_000
 
@@ -71,7 +70,7 @@ def _findings() -> list[Finding]:
     try:
         with runtime.database().reading(TIMEOUT_MS) as tx:
             # Before the first `migrate` there is nothing to look at.
-            return [] if state.version(tx) is None else checks.cheap(Look(tx))
+            return [] if tx.revision() is None else checks.cheap(Look(tx))
     except MailglassReconcileError as error:
         return [Finding("database", ERROR, str(error))]
 

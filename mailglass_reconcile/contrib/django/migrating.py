@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from django.core.management.base import CommandError
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.beside_mailglass import moving
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
@@ -25,23 +25,23 @@ logger = logging.getLogger(__name__)
 
 def migrate(_apps: Any, schema_editor: Any) -> None:
     """Bring the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; pass every other one by."""
-    _run(_migrate, schema_editor)
+    _run(runner.migrate, schema_editor)
 
 
-def without_migrations(*, using: str, **_others: Any) -> None:
-    """Do it after `migrate` too if the project has switched our migrations off, as pytest's `--nomigrations` does."""
-    if MigrationLoader(None).migrated_apps.isdisjoint({LABEL}):
-        migrate(None, connections[using].schema_editor())
+def install(*, using: str, **_others: Any) -> None:
+    """Do the same after every `migrate` of Django's, which cures what was dropped; but not after one to zero.
+
+    A project may have switched our migrations off, as pytest's `--nomigrations` does.
+    """
+    connection = connections[using]
+    has_migrations = not MigrationLoader(None).migrated_apps.isdisjoint({LABEL})
+    if not has_migrations or any(app == LABEL for app, _ in MigrationRecorder(connection).applied_migrations()):
+        migrate(None, connection.schema_editor())
 
 
 def remove(_apps: Any, schema_editor: Any) -> None:
     """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row."""
     _run(_remove, schema_editor)
-
-
-def _migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
-    moving.follow(engine, settings, tell)
-    runner.migrate(engine, settings, tell)
 
 
 def _remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:

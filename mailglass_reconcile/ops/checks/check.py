@@ -13,8 +13,8 @@ from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.history import History
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import FindingStatus
-from mailglass_reconcile.store import catalog, handled_types, outbox, privileges, reports
-from mailglass_reconcile.store.catalog import Fault
+from mailglass_reconcile.store import comparison, handled_types, outbox, privileges, reports
+from mailglass_reconcile.store.comparison import Difference
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import Unseen
 from mailglass_reconcile.store.privileges import ComparedRole
@@ -162,12 +162,12 @@ class Look:
     @property
     def has_triggers(self) -> bool:
         """Whether new orphans are noticed."""
-        return not any(one.kind == "triggers" and one.grave for one in self.faults)
+        return not any(one.subject == "triggers" and one.is_grave for one in self.differences)
 
     @cached_property
-    def faults(self) -> list[Fault]:
-        """What the catalog lacks."""
-        return catalog.faults(self.tx)
+    def differences(self) -> list[Difference]:
+        """What is not in the schema as it shall be."""
+        return comparison.compare(self.tx).differences
 
 
 def merged(found: Iterable[Finding]) -> list[Finding]:

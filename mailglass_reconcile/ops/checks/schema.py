@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
-from mailglass_reconcile.store import privileges, schema, wrong_schema
-from mailglass_reconcile.store.catalog import Kind
-from mailglass_reconcile.store.migration import state
+from mailglass_reconcile.store import privileges, schema
 from mailglass_reconcile.store.privileges import Missing
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
 from mailglass_reconcile.store.revision import outdated
@@ -75,41 +73,63 @@ def _retention(look: Look) -> Iterator[Finding]:
 def revision(look: Look) -> Iterator[Finding]:
     """The schema is there, at this version's revision, with all tables."""
     tx = look.tx
-    found = wrong_schema.ledgers(tx)
-    if not wrong_schema.is_there(tx):
-        to_others = f" to {' or '.join(found.others)}" if found.others else ""
-        step = f"set MAILGLASS_DATABASE_SCHEMA{to_others}, or create the schema"
+    ledgers = schema.ledgers(tx)
+    others = [name for name in ledgers if name != tx.schema]
+    elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
+    version = tx.revision()
+    if not schema.exists(tx):
+        step = f"{elsewhere if others else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
-        return
-    version = state.version(tx)
-    if stopped := wrong_schema.without_ledger(tx, found) or wrong_schema.elsewhere(tx, found):
-        yield error(*stopped)
+    elif tx.schema not in ledgers and version:
+        where = f", which schema {', '.join(others)} has" if others else ""
+        yield error(
+            f"schema {tx.schema} has our tables but no mailglass_events{where}",
+            f"if Mailglass's tables have moved, move ours as docs/upgrading.md describes, and {elsewhere}"
+            if others
+            else "run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
+            " `mailglass-reconcile migrate --remove`",
+        )
+    elif tx.schema not in ledgers and others:
+        yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has", elsewhere)
     elif wrong := outdated(version):
         yield error(*wrong)
     else:
-        second = wrong_schema.second_set(tx, found)
-        faults = [*_faults(look, "schema"), *([warning(*second)] if second else [])]
-        yield from faults or [ok(f"schema {tx.schema} is at revision {version}")]
+        found = _differences(look, "schema")
+        if second := _second_ledger(look, ledgers, others):
+            found.append(second)
+        yield from found or [ok(f"schema {tx.schema} is at revision {version}")]
 
 
-def _faults(look: Look, kind: Kind) -> list[Finding]:
-    found = [one for one in look.faults if one.kind == kind]
-    return [(error if one.grave else warning)(one.message, one.remedy(look.tx)) for one in found]
+def _second_ledger(look: Look, ledgers: Mapping[str, bool], others: Sequence[str]) -> Finding | None:
+    """Return a warning if another schema has a ledger that may be the one that is meant."""
+    is_unset = "database_schema" not in look.tx.settings.model_fields_set
+    mailglass_s = [name for name in others if ledgers[name] and not ledgers[look.tx.schema]]
+    if not mailglass_s and not (others and is_unset):
+        return None
+    return warning(
+        f"schema {', '.join(mailglass_s or others)} has a mailglass_events too, which is not used",
+        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(mailglass_s or others)} to use it, or to {look.tx.schema}",
+    )
+
+
+def _differences(look: Look, subject: str) -> list[Finding]:
+    found = [difference for difference in look.differences if difference.subject == subject]
+    return [(error if one.is_grave else warning)(one.message, one.remedy(look.tx)) for one in found]
 
 
 @check("indexes", cheap=True)
 def indexes(look: Look) -> Iterator[Finding]:
     """The indexes that ON CONFLICT and sweeps rely on are there and valid, Mailglass's too."""
-    yield from _faults(look, "indexes") or [ok("all indexes that are needed exist and are valid")]
+    yield from _differences(look, "indexes") or [ok("all indexes that are needed exist and are valid")]
 
 
 @check("triggers", cheap=True)
 def triggers(look: Look) -> Iterator[Finding]:
     """The triggers on the ledger are at work; without them, new orphans are not noticed until the prune."""
-    yield from _faults(look, "triggers") or [ok("all triggers on mailglass_events are enabled")]
+    yield from _differences(look, "triggers") or [ok("all triggers on mailglass_events are enabled")]
 
 
 @check("functions", cheap=True)
 def functions(look: Look) -> Iterator[Finding]:
     """The statements that the database keeps as functions are there."""
-    yield from _faults(look, "functions") or [ok("all functions that are needed exist")]
+    yield from _differences(look, "functions") or [ok("all functions that are needed exist")]

@@ -1,11 +1,14 @@
-"""What a database holds of ours that a removal would lose."""
+"""Removing what is ours, and what that loses."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from mailglass_reconcile.rules.humanize import counted
-from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.migration import state
+from mailglass_reconcile.store import schema, script
+from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.migration.steps import Steps
 
 MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
 
@@ -23,15 +26,67 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WH
 _RUNS = "SELECT count(*) FROM {schema}.mailglass_reconcile_runs"
 
 
+EARLIER_TABLES = ("mailglass_hook_outbox",)
+"""Tables of earlier checkouts."""
+
+# Functions of earlier checkouts too; the one that refuses to change the ledger stays with it.
+_OBJECTS = r"""
+SELECT 'table' AS kind, c.relname::text AS name
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE n.nspname = :schema AND c.relkind = 'r' AND c.relname = ANY (CAST(:tables AS text[]))
+ UNION ALL
+SELECT 'index', i.relname::text
+  FROM pg_class AS i JOIN pg_namespace AS n ON n.oid = i.relnamespace
+ WHERE n.nspname = :schema AND i.relkind IN ('i', 'I') AND i.relname = ANY (CAST(:indexes AS text[]))
+ UNION ALL
+SELECT 'function', p.oid::regprocedure::text
+  FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+ WHERE n.nspname = :schema
+   AND (p.proname = ANY (CAST(:functions AS text[])) OR p.proname LIKE 'mailglass\_reconcile\_%')
+"""
+
+
+class Object(NamedTuple):
+    """Something of ours that a database has: its kind, and its name; of a function, its signature."""
+
+    kind: str
+    name: str
+
+
+def objects(tx: Transaction) -> list[Object]:
+    """Return what a removal drops."""
+    ours = [step for step in script.steps() if step.only != script.MADE_HERE or step.name in schema.RETENTION]
+    parameters = {
+        "schema": tx.schema,
+        "tables": array_literal([*schema.TABLES, *EARLIER_TABLES, schema.VERSION_TABLE]),
+        "indexes": array_literal(step.name for step in ours if step.table in schema.MAILGLASS_TABLES),
+        "functions": array_literal(step.name for step in ours if step.kind == "function"),
+    }
+    return [Object(*row) for row in tx.execute(_OBJECTS, parameters)]
+
+
+def remove(steps: Steps, ours: Sequence[Object]) -> None:
+    """Drop *ours* but the version table; triggers go with their functions."""
+    functions = [f"DROP FUNCTION {found.name} CASCADE;" for found in ours if found.kind == "function"]
+    if functions:
+        steps.run("drop our triggers and functions", "\n".join(functions), locks_ledger=True)
+    for found in ours:
+        if found.kind == "index":
+            steps.drop_index(found.name)
+    tables = [found.name for found in ours if found.kind == "table" and found.name != schema.VERSION_TABLE]
+    if tables:
+        steps.run("drop our tables", "\n".join(f"DROP TABLE {{schema}}.{name};" for name in tables))
+
+
 def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     """Return a line each for what is pending, what a removal loses, and what it leaves behind.
 
     With *tables*, it leaves nothing.
     """
-    there = set(state.tables_in(tx, tx.schema))
+    there = {found.name for found in objects(tx) if found.kind == "table"}
 
     def has(table: str) -> bool:
-        return any(name.endswith(f".{table}") for name in there)
+        return table in there
 
     orphans, recipients = tx.execute(_OPEN).one() if has("mailglass_open_orphans") else (0, 0)
     waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_handler_outbox") else (0, 0)

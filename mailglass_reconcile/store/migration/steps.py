@@ -1,34 +1,30 @@
-"""The steps that a migration is made of; Mailglass continues to write meanwhile.
+"""Running the steps of the script; Mailglass continues to write meanwhile.
 
-Each step is a transaction of its own. It waits for a lock only briefly, and asks again if it did not get it; indexes
+Each step is a transaction of its own. It waits for a lock only briefly, and tries again if it did not get it; indexes
 are built concurrently; the open orphans are filled in batches.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.errors import (
-    CONTENTION_SQLSTATES,
-    LOCK_NOT_AVAILABLE,
-    DatabaseRefusedError,
-    SchemaOutdatedError,
-    page,
-    sqlstate,
-)
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, repair, schema
-from mailglass_reconcile.store.database import Connected, Database, Transaction, in_schema
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
+from mailglass_reconcile.store import repair, schema, script
+from mailglass_reconcile.store.comparison import INVALID, NOT_FILLED, UNFILLED, Difference
+from mailglass_reconcile.store.database import Connected, in_schema
+from mailglass_reconcile.store.script import Step
 
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""
 LOCK_PATIENCE_SECONDS = 60
 FILL_ORPHANS = 5_000
+
+OPEN_ORPHANS = "mailglass_open_orphans"
 
 # Postgres cancels an autovacuum that a session has waited for as long as deadlock_timeout. This lock shuts autovacuum
 # out and lets writers in, so it may be waited for that long; the step's own lock then waits for writers alone.
@@ -36,40 +32,112 @@ _AUTOVACUUM_PATIENCE = """
 SELECT set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)
                                   ::int::text, true)
 """
+_HAS_LEDGER = "SELECT to_regclass(:events) IS NOT NULL"
 _SHUT_OUT_AUTOVACUUM = "LOCK TABLE {schema}.mailglass_events IN SHARE UPDATE EXCLUSIVE MODE"
 _IMPATIENCE = "SELECT set_config('lock_timeout', :milliseconds, true)"
 
-_LEDGER = "SELECT to_regclass(:events) IS NOT NULL"
-_COLUMNS = """
-SELECT a.attname::text FROM pg_attribute AS a
- WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
-"""
-_IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p')"
-
 _NO_TIMEOUTS = """
 SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM pg_settings
- WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout', 'idle_session_timeout')
+ WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout')
+"""
+
+# Functions come before the tables that they name. Where everybody may execute a function by default, a GRANT would be
+# missing from a dump.
+_WITHOUT_TABLES = "SET LOCAL check_function_bodies = off;\n"
+_EXECUTE_BY_ALL = """
+DO $$
+BEGIN
+  IF NOT has_function_privilege('public', '{schema}.NAME'::regproc, 'EXECUTE') THEN
+    GRANT EXECUTE ON FUNCTION {schema}.NAME TO PUBLIC;
+  END IF;
+END;
+$$;
 """
 
 
 class Steps:
-    """The steps of a migration; a plan prints their SQL and takes none of them."""
+    """Runs steps on one connection; a plan prints their SQL and runs none."""
 
-    def __init__(
-        self, engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool = False
-    ) -> None:
-        """Prepare steps on the tables that *settings* name; *tell* gets a line for each, or the SQL of a plan."""
-        self._engine = engine
-        self._settings = settings
+    def __init__(self, connected: Connected, tell: Callable[[str], None], *, plan: bool = False) -> None:
+        """Prepare steps in the schema of *connected*; *tell* gets a line for each, or the SQL of a plan."""
+        self._connected = connected
+        self._connection = connected.connection
+        self._schema = connected.settings.database_schema
         self._tell = tell
         self._plan = plan
-        self.before_each: Callable[[], None] = lambda: None
-        """Called before each step, which may have to wait for transactions to end."""
 
-    def run(self, title: str, sql: str) -> None:
-        """Take one step in one transaction, asking for its locks again until it gets them."""
-        text = in_schema(sql, self._settings.database_schema).strip()
+    def install(self, differences: Iterable[Difference], *, fill: bool) -> None:
+        """Run the steps of what differs; with *fill*, fill the open orphans although nothing of theirs differs."""
+        curable = sorted((one for one in differences if one.is_curable), key=_rank)
+        new_tables = {one.step.name for one in curable if one.step.kind == "table" and one.fault != NOT_FILLED}
+        for difference in curable:
+            step = difference.step
+            fill = fill or difference.fault == NOT_FILLED or _needs_fill(step)
+            if step.kind == "index":
+                self._create_index(difference, is_new=step.table in new_tables)
+            elif difference.fault != NOT_FILLED:
+                self._create(step)
+        if fill:
+            self._fill()
+
+    def run(self, title: str, sql: str, *, locks_ledger: bool = False) -> None:
+        """Run statements in one transaction; try again until it gets its locks."""
         self._title(title)
+        self._execute(title, sql, locks_ledger=locks_ledger)
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index without blocking writers."""
+        self._outside_transaction(
+            f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
+        )
+
+    def _create(self, step: Step) -> None:
+        sql = step.sql
+        if step.kind == "function":
+            sql = _WITHOUT_TABLES + sql
+            if step.is_public:
+                sql += _EXECUTE_BY_ALL.replace("NAME", step.name)
+        if _needs_fill(step):
+            sql += f"\nCOMMENT ON TABLE {{schema}}.{OPEN_ORPHANS} IS '{UNFILLED}';"
+        where = f" on {step.table}" if step.kind == "trigger" else ""
+        self.run(f"create {step.kind} {step.name}{where}", sql, locks_ledger=step.table == "mailglass_events")
+
+    def _create_index(self, difference: Difference, *, is_new: bool) -> None:
+        step = difference.step
+        if is_new:
+            if not step.name.endswith("_pkey"):  # which the table has made
+                self.run(f"create index {step.name}", step.statement)
+            return
+        if difference.is_partitioned:
+            raise DatabaseRefusedError(
+                f"table {step.table} is partitioned: build the index {step.name} manually, as docs/upgrading.md"
+                " describes, then run migrate again; the steps before this one are done"
+            )
+        if difference.fault == INVALID:
+            self._outside_transaction(
+                f"drop the invalid index {step.name}, which an interrupted build left",
+                f"DROP INDEX CONCURRENTLY {{schema}}.{step.name}",
+            )
+        self._outside_transaction(f"build the index {step.name} concurrently", step.concurrently.removesuffix(";"))
+
+    def _fill(self) -> None:
+        """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
+        title = f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction"
+        self._title(title)
+        comment = _COMMENT.findall(script.of_kind("table")[OPEN_ORPHANS].sql)[0]
+        if self._plan:
+            self._tell(repair.as_script(self._connected.settings))
+        else:
+            added = repair.add_missing(self._connected, FILL_ORPHANS)
+            settled = repair.remove_settled(self._connected, FILL_ORPHANS)
+            self._tell(f"{added} open orphans were added, {settled} closed ones removed")
+        self._execute(title, comment)
+
+    def _title(self, title: str) -> None:
+        self._tell(f"-- {title}" if self._plan else title)
+
+    def _execute(self, title: str, sql: str, *, locks_ledger: bool = False) -> None:
+        text = in_schema(sql, self._schema).strip()
         if self._plan:
             self._tell(
                 f"BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\nSET LOCAL lock_timeout = {LOCK_TIMEOUT_MS};\n"
@@ -79,9 +147,12 @@ class Steps:
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:
             try:
-                with connect(self._engine) as connection, Connected(connection, self._settings).writing() as tx:
-                    self._shut_out_autovacuum(tx)
-                    connection.execution_options(no_parameters=True).exec_driver_sql(text)
+                with self._connected.writing() as tx:
+                    if locks_ledger and tx.execute(_HAS_LEDGER, tx.names_of("events")).scalar_one():
+                        tx.execute(_AUTOVACUUM_PATIENCE)
+                        tx.execute(_SHUT_OUT_AUTOVACUUM)
+                    tx.execute(_IMPATIENCE, {"milliseconds": str(LOCK_TIMEOUT_MS)})
+                    self._connection.execution_options(no_parameters=True).exec_driver_sql(text)
                 return
             except DBAPIError as error:
                 if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
@@ -92,80 +163,42 @@ class Steps:
                         f" {LOCK_PATIENCE_SECONDS} s; the steps before this one are done, run migrate again later"
                     ) from None
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
-
-    def create_table(self, name: str, sql: str, *, columns: Sequence[str]) -> None:
-        """Create one of our tables with its indexes; if it is there, check its *columns* and build missing indexes."""
-        indexes = [one for one, index in schema.INDEXES.items() if index.table == name]
-        with Database(self._engine, self._settings).reading() as tx:
-            found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
-        if not found:
-            built = [f"{catalog.creating(one, concurrently=False)};" for one in indexes]
-            self.run(f"create {name}", "\n".join([sql.strip(), *built]))
-        elif missing := sorted(set(columns) - found):
-            raise SchemaOutdatedError(
-                f"table {name} lacks {', '.join(missing)}: run `mailglass-reconcile migrate --remove`, then `migrate`"
-            )
-        else:
-            for one in indexes:
-                self.create_index(one)
-
-    def create_index(self, name: str) -> None:
-        """Build an index without blocking writers, unless it is there; an interrupted build is replaced."""
-        table = schema.ALL_INDEXES[name].table
-        with Database(self._engine, self._settings).reading() as tx:
-            fault = schema.index_faults(tx, {name: schema.ALL_INDEXES[name]}).get(name)
-            partitioned = tx.execute(_IS_PARTITIONED, {"table": tx.name_of(table)}).scalar_one()
-        if not fault:
-            return
-        if partitioned and not self._plan:
-            steps = page("upgrading.md#a-partitioned-mailglass_deliveries")
-            raise DatabaseRefusedError(
-                f"table {table} is partitioned: build the index {name} by hand, as {steps} describes,"
-                " then run migrate again; the steps before this one are done"
-            )
-        if fault == schema.INVALID:
-            self._outside_transaction(
-                f"drop what an interrupted build left of the index {name}",
-                f"DROP INDEX CONCURRENTLY {{schema}}.{name}",
-            )
-        self._outside_transaction(f"build the index {name} concurrently", catalog.creating(name))
-
-    def drop_index(self, name: str) -> None:
-        """Drop an index without blocking writers."""
-        self._outside_transaction(
-            f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
-        )
-
-    def fill_open_set(self) -> None:
-        """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
-        self._title(f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction")
-        if self._plan:
-            self._tell(repair.as_script(self._settings))
-            return
-        with connect(self._engine) as connection:
-            added = repair.add_missing(Connected(connection, self._settings), FILL_ORPHANS)
-            settled = repair.remove_settled(Connected(connection, self._settings), FILL_ORPHANS)
-        self._tell(f"{added} open orphans were added, {settled} closed ones removed")
-
-    def _title(self, title: str) -> None:
-        self.before_each()
-        self._tell(f"-- {title}" if self._plan else title)
-
-    def _shut_out_autovacuum(self, tx: Transaction) -> None:
-        if tx.execute(_LEDGER, {"events": tx.name_of("mailglass_events")}).scalar_one():
-            tx.execute(_AUTOVACUUM_PATIENCE)
-            tx.execute(_SHUT_OUT_AUTOVACUUM)
-        tx.execute(_IMPATIENCE, {"milliseconds": str(LOCK_TIMEOUT_MS)})
+            finally:
+                self._connection.execution_options(no_parameters=False)
 
     def _outside_transaction(self, title: str, sql: str) -> None:
-        text = in_schema(sql, self._settings.database_schema)
+        text = in_schema(sql, self._schema)
         self._title(title)
         if self._plan:
             self._tell(f"{text};")
             return
-        with connect(self._engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection = self._connection.execution_options(isolation_level="AUTOCOMMIT")
+        try:
             connection.execute(sa.text(_NO_TIMEOUTS), {"off": True})
             try:
                 connection.execution_options(no_parameters=True).exec_driver_sql(text)
             finally:
+                connection.execution_options(no_parameters=False)
                 connection.execute(sa.text(_NO_TIMEOUTS), {"off": False})
+        finally:
+            connection.rollback()
+
+
+_COMMENT = re.compile(r"^COMMENT ON TABLE .*?;$", re.MULTILINE | re.DOTALL)
+
+
+def _needs_fill(step: Step) -> bool:
+    """Return whether orphans may have been missed while what a step makes was not there."""
+    return (step.kind == "table" and step.name == OPEN_ORPHANS) or (step.kind == "trigger" and not step.only)
+
+
+def _rank(difference: Difference) -> int:
+    """Return the place of a step: functions before tables, Mailglass's tables first, indexes of old tables last.
+
+    By a function `migrate` knows that it made Mailglass's tables, also after a run that was interrupted.
+    """
+    step = difference.step
+    if step.kind == "table":
+        return 1 if step.name in schema.MAILGLASS_TABLES else 2
+    is_on_ours = step.only or step.table in schema.TABLES
+    return {"function": 0, "trigger": 4}.get(step.kind, 3 if is_on_ours else 5)

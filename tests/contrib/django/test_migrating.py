@@ -68,6 +68,17 @@ def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
         assert cursor.fetchall() == []
 
 
+@pytest.mark.slow
+def test_each_later_migrate_cures_what_was_dropped(empty):
+    """Although Django has nothing left to apply."""
+    call_command("migrate", verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+    assert not is_current()
+    call_command("migrate", verbosity=0)
+    assert is_current()
+
+
 def test_a_project_without_migrations_gets_the_tables_all_the_same(empty):
     """As `pytest --nomigrations` has it."""
     with override_settings(MIGRATION_MODULES={APP: None}):

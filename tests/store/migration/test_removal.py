@@ -120,7 +120,7 @@ def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_da
     with_history(database)
     database.remove()
     page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
-    (block,) = re.findall(r"```sql\n(.*?)```", page, re.S)
+    (block,) = [block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "DROP TRIGGER" in block]
     change = sa.text("UPDATE mailglass_events SET type = 'unknown'")
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
         connection.execute(change)
@@ -163,9 +163,7 @@ def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape
     )
     before = database.objects()
     for work in (database.migrate, database.remove):
-        with pytest.raises(
-            DatabaseRefusedError, match=f"mailglass_handler_outbox of schema {SCHEMAS[shape]} is not ours"
-        ):
+        with pytest.raises(DatabaseRefusedError, match="mailglass_handler_outbox is not ours"):
             work()
     assert database.objects() == before
 
