@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import anymail
 from anymail.backends.base import AnymailBaseBackend
 from anymail.utils import get_anymail_setting
 from django.apps import apps
@@ -22,6 +23,8 @@ from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
 
 TIMEOUT_MS = 2_000
+READS_VERSION_1 = (15, 2)
+"""The last version of Anymail, as far as we know, that reads only the old version of MailerSend's webhooks."""
 
 OF_TESTS = "django.core.mail.backends.locmem.EmailBackend"
 """Django's test runner puts it in the place of the real one, and then checks."""
@@ -47,6 +50,12 @@ NO_DISPATCH = Warning(
     hint="Add the dispatch entry from mailglass_reconcile.beat_schedule, or silence this check if cron runs"
     " `manage.py mailglass dispatch`.",
     id="mailglass_reconcile.W004",
+)
+MAILERSEND = Warning(
+    "Anymail up to 15.2 answers version 2 of MailerSend's webhooks, the only one from 2026-12-01, with 500.",
+    hint='Add path("webhooks/", include("mailglass_reconcile.contrib.django.urls")) to your urlpatterns, and enter'
+    " /webhooks/mailersend at MailerSend. Silence this check when it is done.",
+    id="mailglass_reconcile.W006",
 )
 
 
@@ -87,6 +96,8 @@ def _found() -> Iterator[CheckMessage]:
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
+    if _anymail() <= READS_VERSION_1 and any("mailersend" in backend for backend in _backends()):
+        yield MAILERSEND
     if runtime.available() and not _schedules(SWEEP_TASK):
         yield NO_SWEEPS
     if handlers.types():
@@ -100,6 +111,10 @@ def _usable(number: str, look: Callable[[], object]) -> Iterator[CheckMessage]:
         look()
     except ConfigurationError as error:
         yield Error(f"{error}.", id=f"mailglass_reconcile.{number}")
+
+
+def _anymail() -> tuple[int, ...]:
+    return tuple(int(part) for part in anymail.__version__.split(".")[:2])
 
 
 def _backends() -> set[str]:

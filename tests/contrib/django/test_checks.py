@@ -50,6 +50,7 @@ def bare_celery():
         ({"EMAIL_BACKEND": "nowhere.EmailBackend"}, ["W001"]),
         ({"MAILERS": {"default": {"BACKEND": "anymail.backends.test.EmailBackend"}}, "EMAIL_BACKEND": "x.Y"}, []),
         ({"ANYMAIL": {"SENDGRID_GENERATE_MESSAGE_ID": False}}, ["W002"]),
+        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}, ["W006"]),
         ({"ANYMAIL_SENDGRID_GENERATE_MESSAGE_ID": False}, ["W002"]),
         ({"CELERY_BEAT_SCHEDULE": {"other": {"task": "shop.other", "schedule": 1}}}, ["W003"]),
         ({"MAILGLASS_DATABASE_ALIAS": "absent"}, ["E001"]),
