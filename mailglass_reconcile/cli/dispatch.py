@@ -14,7 +14,15 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
-from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import (
+    Duration,
+    confirm,
+    moment,
+    print_json,
+    reader_may_leave,
+    require_terminal,
+    wrapped,
+)
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs
@@ -262,6 +270,5 @@ def _fail(error: LookupError) -> NoReturn:
 def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"no terminal to confirm on: pass --yes to {question.partition('?')[0]}")
-    click.confirm(question, abort=True, err=True)
+    require_terminal(f"pass --yes to {question.partition('?')[0]}")
+    confirm(question)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, print_json, wrapped
+from mailglass_reconcile.cli.texts import argument, confirm, print_json, require_terminal, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.record.erasing import Erased
@@ -38,12 +37,12 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
         wanted = erasing.check(argument(address), tenant)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to count the rows")
+    if not (yes or dry_run):
+        require_terminal("pass --yes, or --dry-run to count the rows")
     database = runtime.database()
     if not (yes or dry_run):
         found = erasing.erase_with(database, wanted, dry_run=True)
-        click.confirm(f"erase the address from {found.rows}? This cannot be undone", abort=True, err=True)
+        confirm(f"erase the address from {found.rows}? This cannot be undone")
     erased = erasing.erase_with(database, wanted, dry_run=dry_run)
     if as_json:
         print_json(erased.as_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -10,7 +9,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
-from mailglass_reconcile.cli.texts import moment, wrapped
+from mailglass_reconcile.cli.texts import confirm, moment, require_terminal, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import deliveries, explanation
@@ -42,8 +41,8 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
         wanted = by_hand.request(event_id, delivery_id, reason)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
+    if not (yes or dry_run):
+        require_terminal("pass --yes, or --dry-run to see what would be linked")
     database = runtime.database()
     if not yes or dry_run:
         by_hand.check_with(database, wanted)
@@ -53,7 +52,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
         click.echo("they can be linked; nothing was written")
         return
     if not yes:
-        click.confirm("link them? This cannot be undone", abort=True, err=True)
+        confirm("link them? This cannot be undone")
     registration.register_before_sweep(database)
     by_hand.link_with(database, wanted)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))

@@ -7,6 +7,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import confirm, require_terminal
 from mailglass_reconcile.store import schema
 
 EXAMPLES = """\b
@@ -36,8 +37,8 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
         raise click.UsageError("--guard-truncate can only be used with a migration or its --plan")
     if (yes or tables) and not remove:
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
-    if remove and not (yes or sys.stdin.isatty()):
-        raise click.UsageError("no terminal to confirm on: pass --yes")
+    if remove and not yes:
+        require_terminal("pass --yes")
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
 
     if grants:
@@ -58,7 +59,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
             more = (
                 "drop deliveries and events with every row?" if tables else "remove our tables, indexes and triggers?"
             )
-            click.confirm(more, abort=True, err=True)
+            confirm(more)
         runner.remove(engine, settings, click.echo, tables=tables)
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.texts import Duration, hint_at_tenant, reader_may_leave
+from mailglass_reconcile.cli.texts import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targeted_sweep
@@ -115,8 +115,8 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
 
 
 def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, yes: bool) -> SweepResult:
-    if not (yes or dry_run or sys.stdin.isatty()):
-        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
+    if not (yes or dry_run):
+        require_terminal("pass --yes, or --dry-run to see what would be linked")
     database, tenant_id = runtime.database(), target.filters.tenant_id
     try:
         found = targeted_sweep.find(database, target, min(limit, MOST))
@@ -127,7 +127,7 @@ def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, ye
         if dry_run:
             return targeted_sweep.would_link(database, found, tenant_id)
         if not yes:
-            click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
+            confirm(f"link {counted(len(found), 'event')}?")
             found = targeted_sweep.find(database, target, len(found))  # what was found may have changed meanwhile
     except LookupError as error:
         raise click.ClickException(str(error)) from None

@@ -105,6 +105,17 @@ def argument(given: str) -> str:
     return sys.stdin.readline().strip()
 
 
+def require_terminal(instead: str) -> None:
+    """Refuse to ask a question that nobody can answer: without a terminal, *instead* says what to do."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"no terminal to confirm on: {instead}")
+
+
+def confirm(question: str) -> None:
+    """Ask before something is written; any answer but yes ends the command with 1."""
+    click.confirm(question, abort=True, err=True)
+
+
 def hint_at_tenant(database: Database, tenant_id: str) -> None:
     """Say on standard error that nothing has this tenant, and which one was probably meant; nothing if one has it."""
     sentence = tenants.nearest(database, tenant_id)

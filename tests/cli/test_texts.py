@@ -57,3 +57,18 @@ def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
     done = commands.inside("status", "--tenant", "acne", *arguments)
     assert (done.exit_code, done.stderr) == (0, "no event or delivery has tenant 'acne'; did you mean 'acme'?\n")
     assert commands.inside("status", "--tenant", "acme", *arguments).stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("link", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a11", "--reason", "known"),
+        ("erase", "ada@example.com"),
+        ("sweep", "--event", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"),
+        ("migrate", "--remove"),
+    ],
+)
+def test_a_command_that_asks_before_it_writes_needs_a_terminal_or_yes(db, arguments):
+    """One sentence and exit code 2, before anything is read or written."""
+    done = commands.tried(db, *arguments)
+    assert (done.returncode, "no terminal to confirm on: pass --yes" in done.stderr) == (2, True), done.stderr
