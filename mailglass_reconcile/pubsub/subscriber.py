@@ -214,7 +214,7 @@ class AsyncSubscription:
     def _note_loss(self, error: Exception) -> None:
         self._lost = not self._closed
         if self._lost:
-            cause, _ = unreachable.told_apart(error, self._server)
+            cause, _ = unreachable.classify(error, self._server)
             place, setting = self._server.place, self._server.setting
             logger.warning("lost Redis at %s (%s): %s; broadcasts are missed until it is back", place, setting, cause)
 

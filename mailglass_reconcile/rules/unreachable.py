@@ -1,7 +1,7 @@
-"""Why a server could not be reached, by cause: one sentence that names place and setting, never user or password.
+"""Why a server could not be reached: the setting, the place, and the first line of what the driver says.
 
 The drivers of Postgres, Redis and brokers report a failed connection as text only, without a code. What they quote,
-such as the name of a role, is dropped before anything is compared, and none of their words are repeated.
+such as the name of a role, and what may hold a password is left out. Three causes have a remedy of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-_QUOTED = re.compile('"[^"]*"')
+_QUOTED = re.compile(r"""\s*(?:"[^"]*"|»[^«]*«|„[^“]*“|“[^”]*”|'[^'\s]+')""")
+_WITH_USER = re.compile(r"\S*@\S*")
+_LIBPQ = re.compile(r"^connection failed: (?:connection to server .*? failed: )?")
+LENGTH = 200
 
 
 class Server(NamedTuple):
@@ -31,106 +34,57 @@ def _cause(words: str, said: str, remedy: str) -> _Cause:
     return _Cause(re.compile(words, re.IGNORECASE), said, remedy)
 
 
-# The first that fits counts. A refused connection also speaks of sockets, a wrong option of SSL.
+# The first that matches counts. A refused connection also speaks of sockets.
 _CAUSES = (
-    _cause(
-        "invalid connection option|invalid (sslmode|port|[a-z_]+ value|integer value)",
-        "an option of the URL is unknown, or has a value that cannot be used",
-        "correct the part after the ? in {setting}",
-    ),
-    _cause("no space left on device", "its disk is full", "make room on the disk of that server; {setting} is right"),
     _cause(
         "connection refused|connect call failed|no such file or directory",
         "nothing listens there",
         "start the server, or correct host and port in {setting}",
     ),
     _cause(
-        "name or service not known|name resolution|failed to resolve|could not translate host|nodename nor servname"
-        "|no address associated|getaddrinfo",
-        "the name of the host is not known",
-        "correct the host in {setting}, or the name service of this machine",
-    ),
-    _cause(
-        "no route to host|network is unreachable", "the network does not reach it", "check the network and {setting}"
-    ),
-    _cause(
-        "pg_hba.conf (entry|rejects)",
-        "the server accepts no connection from this machine as this user, or not without TLS",
-        "add a line to its pg_hba.conf, or sslmode=require to {setting}",
-    ),
-    _cause(
         "password authentication failed|no password supplied|wrongpass|invalid username-password|invalid password"
         "|sasl authentication failed|access_refused|login was refused|authentication required|noauth"
-        '|auth <password> called|(peer|ident) authentication failed|role "" does not exist|authenticationerror',
+        "|auth <password> called|(peer|ident) authentication failed|role does not exist|authenticationerror",
         "the user or the password was refused",
         "correct user and password in {setting}",
     ),
     _cause(
-        'database "" does not exist|no such database|db index|vhost',
+        "database does not exist|no such database|db index|vhost",
         "there is no such database",
         "create it, or correct the database in {setting}",
-    ),
-    _cause(
-        "not currently accepting connections",
-        "this database takes no connections",
-        "ALTER DATABASE … ALLOW_CONNECTIONS true, or correct the database in {setting}",
-    ),
-    _cause(
-        "permission denied for database",
-        "this user may not connect to this database",
-        "GRANT CONNECT ON DATABASE to the user of {setting}",
-    ),
-    _cause(
-        "too many (clients|connections)|connection slots|max_client_conn|no more connections|max number of clients",
-        "the server has no connection left",
-        "close some, or raise the server's limit; {setting} is right",
-    ),
-    _cause(
-        "starting up|shutting down|recovery mode|not yet accepting|is loading|busyloading",
-        "the server is starting or stopping",
-        "try again in a moment; {setting} is right",
-    ),
-    _cause(
-        "ssl|tls|certificate",
-        "no TLS connection could be made",
-        "check sslmode, certificates and port in {setting}",
-    ),
-    _cause(
-        "timeout|timed out|takes too long",
-        "it did not answer in time",
-        "check that the server is not overloaded, and host, port and firewall of {setting}",
-    ),
-    _cause(
-        "closed the connection|connection closed|connection reset|broken pipe|connection to broker lost|eof",
-        "it closed the connection",
-        "check that {setting} leads to a server of this kind, with or without TLS as it wants it",
     ),
 )
 
 
 def sentence(error: BaseException, server: Server) -> str:
     """Return one line: what could not be reached, why, and which setting to look at."""
-    said, remedy = told_apart(error, server)
-    return f"cannot connect to {server.kind} at {server.place}: {said}; {remedy}"
+    cause, remedy = classify(error, server)
+    return f"cannot connect to {server.kind} at {server.place}: {cause}; {remedy}"
 
 
-def told_apart(error: BaseException, server: Server) -> tuple[str, str]:
+def classify(error: BaseException, server: Server) -> tuple[str, str]:
     """Return the cause of *error*, and what to do about it."""
-    # The name of a host may hold a word that is looked for, such as ssl.
-    text = "\n".join(_texts(error)).replace(server.place.partition(",")[0], "")
+    text = "\n".join(_texts(error))
     for cause in _CAUSES:
         if cause.pattern.search(text):
             return cause.said, cause.remedy.format(setting=server.setting)
-    kind = type(getattr(error, "orig", None) or error).__name__
-    return f"the server refused the connection ({kind})", f"check {server.setting} and the server's log"
+    return _first_line(error), f"check {server.setting} and the server"
 
 
 def _texts(error: BaseException | None, deep: int = 5) -> Iterator[str]:
     """Yield what *error* and those behind it say, without what is quoted there."""
     while error is not None and deep:
-        unquoted = _QUOTED.sub('""', str(error))
-        yield f"{type(error).__name__}: {unquoted}"
+        yield f"{type(error).__name__}: {_QUOTED.sub('', str(error))}"
         error, deep = getattr(error, "orig", None) or error.__cause__ or error.__context__, deep - 1
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of what the driver says, without what it quotes, and anything with an @."""
+    said = getattr(error, "orig", None) or error
+    line = next((line for line in str(said).splitlines() if line.strip()), type(said).__name__)
+    line = _LIBPQ.sub("", _WITH_USER.sub("…", _QUOTED.sub("", line)))
+    printable = "".join(c if c.isprintable() else " " for c in line)
+    return " ".join(printable.split())[:LENGTH].rstrip(".:;") or type(said).__name__
 
 
 def place(host: str | None, port: object = None, database: object = None) -> str:

@@ -280,7 +280,7 @@ def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database
         engine = sa.create_engine(db.engine.url.set(username=role), poolclass=sa.NullPool)
         held = engine.connect()
         mailglass_reconcile.configure(engine=engine, settings=db.settings)
-        with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="no connection left"):
+        with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="too many connections for role"):
             mailglass_reconcile.reconcile()
         held.close()
         assert wait_until(lambda: _linked(4)) is None

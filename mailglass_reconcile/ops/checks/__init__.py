@@ -114,7 +114,7 @@ def _connected(found: list[Finding]) -> Connected | None:
         step = "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name"
         found.append(error(str(fault), step)._replace(check="database"))
     except sa.exc.DBAPIError as fault:
-        said, remedy = unreachable.told_apart(fault, server)
+        said, remedy = unreachable.classify(fault, server)
         message = f"cannot connect to {server.kind} at {server.place}: {said}"
         found.append(error(message, remedy)._replace(check="database"))
     else:

@@ -52,7 +52,7 @@ def redis(it: Redis) -> Iterator[Finding]:
         role = None
         if not _is_denied(fault):
             it.fault = fault
-            said, remedy = unreachable.told_apart(fault, server)
+            said, remedy = unreachable.classify(fault, server)
             message = f"cannot connect to {server.kind} at {server.place}: {said}; {LOST}"
             yield error(message, remedy) if it.is_wanted else ok("no Redis is configured, so there are no live updates")
             return

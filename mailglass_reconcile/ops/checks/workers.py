@@ -148,7 +148,7 @@ def broker(cluster: Cluster) -> Iterator[Finding]:
     try:
         cluster.connection.connect()
     except Exception as fault:  # each broker's driver has errors of its own
-        said, remedy = unreachable.told_apart(fault, server)
+        said, remedy = unreachable.classify(fault, server)
         redis = pubsub.server_of(runtime.get_redis(), "")
         message = f"cannot connect to {server.kind} at {server.place}: {said}; no task can run"
         yield error(message, remedy, ("redis",) if redis.place == server.place else ())
