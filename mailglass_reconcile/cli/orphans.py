@@ -115,7 +115,7 @@ def _cause(cause: Cause) -> str:
 def _lines(one: OpenOrphan) -> str:
     state: str = one.state
     if one.verdict:
-        how = "sweep --include-expired links it" if one.verdict == MATCHED else short_words(one.verdict)
+        how = "sweep --event links it" if one.verdict == MATCHED else short_words(one.verdict)
         state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}; now {one.verdict}: {how}"
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
     facts += [f"to {one.delivery_id}"] if one.delivery_id else []

@@ -46,12 +46,11 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
-@click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, even in its grace period.")
-@click.option("--delivery", type=click.UUID, metavar="ID", help="Link what belongs to this delivery only.")
+@click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, of any age.")
+@click.option("--delivery", type=click.UUID, metavar="ID", help="Link what belongs to this delivery only, of any age.")
 @click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
 @click.option("--since", type=Duration(), metavar="AGE", help="Link only what is at most this old: 90s, 5m, 2h, 6d.")
 @click.option("--until", type=Duration(), metavar="AGE", help="Link only what is at least this old.")
-@click.option("--include-expired", is_flag=True, help="Also link what is older than the maximum age.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
 @click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
@@ -66,7 +65,6 @@ def sweep(
     provider: str | None,
     since: float | None,
     until: float | None,
-    include_expired: bool,
     yes: bool,
     dry_run: bool,
     verbose: bool,
@@ -74,7 +72,7 @@ def sweep(
 ) -> None:
     """Link every open orphan whose delivery exists.
 
-    With any of --event, --delivery, --provider, --since, --until and --include-expired, it first counts the matching
+    With any of --event, --delivery, --provider, --since and --until, it first counts the matching
     events (up to --limit, at most 10,000) and asks for confirmation.
     """
     if verbose and not dry_run:
@@ -82,10 +80,10 @@ def sweep(
     if not dry_run:
         registration.register_before_sweep(runtime.database())
     show = _shower(as_json=as_json) if verbose else None
-    pointed = any((event, delivery, provider, since, until, include_expired))
+    pointed = any((event, delivery, provider, since, until))
     if pointed:
         filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
-        target = Target(filters, event, delivery, include_expired)
+        target = Target(filters, event, delivery)
         result = _point(target, limit or MOST, show, dry_run=dry_run, yes=yes)
     else:
         prepared = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")

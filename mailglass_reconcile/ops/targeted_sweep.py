@@ -38,24 +38,25 @@ class Target:
         filters: As for a page of orphans.
         event_id: This event only.
         delivery_id: Only what would be linked to this delivery.
-        include_expired: Also what is older than the maximum age.
     """
 
     filters: Filters = field(default_factory=Filters)
     event_id: UUID | None = None
     delivery_id: UUID | None = None
-    include_expired: bool = False
 
 
 def find(database: Database, target: Target, limit: int) -> list[OpenOrphan]:
-    """Return the orphans of *target* that have a delivery by the sweep's rule, even in its grace; at most *limit*."""
+    """Return the orphans of *target* that have a delivery by the sweep's rule, at most *limit*.
+
+    Those in their grace are among them; of one event or one delivery, those that have expired too.
+    """
     if target.event_id is not None:
-        return _event(database, target.event_id, expired=target.include_expired)
+        return _event(database, target.event_id)
     filters = target.filters
     if target.delivery_id is not None:
         filters = _of_delivery(database, target.delivery_id, filters)
     listed = orphans.judged_now(database, filters)
-    if target.include_expired:
+    if target.delivery_id is not None:
         listed = chain(listed, _expired(database, filters))
     wanted = None if target.delivery_id is None else str(target.delivery_id)
     return list(islice((one for one in listed if one.delivery_id and wanted in (None, one.delivery_id)), limit))
@@ -71,10 +72,10 @@ def _expired(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
             return
 
 
-def _event(database: Database, event_id: UUID, *, expired: bool) -> list[OpenOrphan]:
+def _event(database: Database, event_id: UUID) -> list[OpenOrphan]:
     known = explanation.explain(database, event_id)
     state = next((one for one in (MATCHED, WAITING, EXPIRED) if one == known.state), None)
-    if state is None or known.verdict != MATCHED or (state == EXPIRED and not expired):
+    if state is None or known.verdict != MATCHED:
         raise LookupError(f"cannot link event {event_id} ({known.state}): {known.sentence}")
     tenant_id, arrived_at = known.tenant_id or "", known.arrived_at or ""
     ids = tuple(known.candidate_ids)

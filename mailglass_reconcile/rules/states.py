@@ -104,7 +104,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "expired": Meaning(
         "too old",
         "older than the maximum age, so no sweep checks it any more",
-        "run `mailglass-reconcile sweep --include-expired`, which links it if its delivery exists",
+        "run `mailglass-reconcile sweep --event EVENT_ID`, which links it if its delivery exists",
     ),
     "linked": Meaning("linked", "it has its delivery"),
     "attached": Meaning("stored with its delivery", "it was stored with its delivery"),

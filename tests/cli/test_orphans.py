@@ -65,13 +65,13 @@ def test_a_person_reads_since_when_the_states_are_known(db):
 
 
 def test_an_expired_one_is_listed_with_what_matches_it_now(db):
-    """From the ledger, on request only; a sweep with --include-expired links the one that matches."""
+    """From the ledger, on request only; `sweep --event` links the one that matches."""
     delivery = factories.delivery(db, "there")
     late = factories.orphan(db, factories.postmark("there"), age_seconds=9 * 86_400)
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
     assert commands.inside("orphans").stdout == "none\n"
     said = commands.inside("orphans", "--expired").stdout
-    assert f"{late}  older than 7 days; now matched: sweep --include-expired links it" in said
+    assert f"{late}  older than 7 days; now matched: sweep --event links it" in said
     assert f"{old}  older than 7 days; now unmatched: no delivery yet" in said
     lines = commands.conforming("orphans", commands.inside("orphans", "--state", "expired", "--json").stdout)
     assert [(line["event_id"], line["state"], line["verdict"], line["delivery_id"]) for line in lines] == [

@@ -70,19 +70,35 @@ def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
     assert json.loads(commands.run(db, "sweep", "--since", "5m", "--yes", "--json").stdout)["linked"] == 1
 
 
-def test_what_has_expired_is_linked_if_it_is_asked_for(db):
-    """By the same rule; what has no delivery stays expired, and is not open again."""
-    delivery(db, "m-1")
+@pytest.mark.parametrize("option", ["--event", "--delivery"])
+def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, option):
+    """By the same rule, after a daily prune; what has no delivery stays expired, and is not open again."""
+    there = delivery(db, "m-1")
     old, lost = (orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2"))
-    db.run("DELETE FROM mailglass_open_orphans")
-    refused = commands.tried(db, "sweep", "--event", old, "--yes")
-    assert (refused.returncode, "expired" in refused.stderr) == (1, True)
-    [counts] = commands.conforming("sweep", commands.inside("sweep", "--include-expired", "--dry-run", "--json").stdout)
-    assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
-    commands.run(db, "sweep", "--include-expired", "--yes")
-    assert linked(db) == {old}
-    assert lost not in linked(db)
+    mailglass_reconcile.prune()
     assert db.rows("SELECT FROM mailglass_open_orphans") == []
+    refused = commands.tried(db, "sweep", "--event", lost, "--yes")
+    assert (refused.returncode, "cannot link event" in refused.stderr) == (1, True)
+    name = old if option == "--event" else there
+    [counts] = commands.conforming("sweep", commands.inside("sweep", option, name, "--dry-run", "--json").stdout)
+    assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
+    commands.run(db, "sweep", option, name, "--yes")
+    assert linked(db) == {old}
+    assert db.rows("SELECT FROM mailglass_open_orphans") == []
+
+
+def test_all_that_have_expired_are_linked_by_a_prune_and_a_sweep_with_a_higher_maximum_age(db):
+    """After a daily prune, which has taken them out of the open set."""
+    for id_ in ("m-1", "m-2"):
+        delivery(db, id_)
+    old = {orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2", "m-3")}
+    mailglass_reconcile.prune()
+    assert json.loads(commands.run(db, "sweep", "--json").stdout)["scanned"] == 0
+    raised = db.settings.model_copy(update={"max_age_minutes": 525_600})
+    mailglass_reconcile.configure(engine=db.engine, settings=raised)
+    mailglass_reconcile.prune()
+    assert mailglass_reconcile.reconcile().linked == 2
+    assert linked(db) < old
 
 
 def test_it_asks_at_a_terminal_and_refuses_without_one(db):

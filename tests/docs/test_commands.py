@@ -34,7 +34,7 @@ STUCK = "0197a0c9-6f1d-7a52-b4e8-91c3d0f7a2b6"
 MESSAGE, DEAD = "36cee7b1-6d2c-4d0b-9a2e-3f9f0c3d8f11", "01980d0a-7e1c-7d6e-9a3e-2f0c1f3f9b5e"
 """The ids that the pages name."""
 SHELL = re.compile(r"[|&<>;$]")
-ASKS = re.compile(r"sweep (?!.*--(yes|dry-run)).*--(event|include-expired)|reconcile link (?!.*--(yes|dry-run))")
+ASKS = re.compile(r"sweep (?!.*--(yes|dry-run)).*--event|reconcile link (?!.*--(yes|dry-run))")
 ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery -A \S+ (worker|beat)")
 
 CODES = {

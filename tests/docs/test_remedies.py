@@ -27,7 +27,7 @@ NOT_RUN = {"trigger", "receive", "serve", "listen", "follow", "demo"}
 EVENT, DELIVERY = (str(uuid.UUID(int=number)) for number in (1, 2))
 PLACEHOLDERS = {"EVENT_ID": EVENT, "DELIVERY_ID": DELIVERY, "TYPE": "bounced", "MESSAGE_ID": "m-1", "''": "ticket"}
 ANSWERED = {"migrate --remove", "migrate --remove --tables", "link", "dispatch --forget"}
-ANSWERED |= {"dispatch --replay", "sweep --include-expired"}
+ANSWERED |= {"dispatch --replay", "sweep --event"}
 """They ask for confirmation."""
 
 

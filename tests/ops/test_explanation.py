@@ -130,7 +130,7 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
         assert expires - arrived == dt.timedelta(days=7)
         if state == "expired":
             assert found.eligible_at is None
-            assert "sweep --include-expired" in found.remedy
+            assert "sweep --event" in found.remedy
             assert "a delivery of the event's tenant" in found.remedy
         else:
             assert dt.datetime.fromisoformat(found.eligible_at) - arrived == dt.timedelta(seconds=60)
