@@ -14,8 +14,8 @@ Several providers send the code by itself and again at the beginning of the text
 """
 
 
-_REPLY = str | int
-"""Made once: to join types for each event would take a tenth of the time that it takes to read one."""
+_REPLY = (str, int)
+"""A tuple: a union of types takes twice as long to check, for each event."""
 
 
 def smtp_status(reply: object) -> str | None:

@@ -164,9 +164,10 @@ class Table:
             kind = self.refine(payload, kind)
         if kind is NO_EVENT:
             return None
-        values = {name: read(payload) for name, read in self._read if name not in more}
         if more:
-            values.update(more)
+            values = {name: read(payload) for name, read in self._read if name not in more} | more
+        else:
+            values = {name: read(payload) for name, read in self._read}
         if request_id is not None:
             values.setdefault("id", request_id)
         return wire.event(
@@ -290,10 +291,10 @@ class Provider:
         """Whether nobody else can sign a webhook, so that none can be imitated."""
         return self.authentication.sign is None
 
-    def read(self, element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
+    def read(self, element: Any, request_id: str | None) -> Sequence[WebhookEvent]:
         """Return the events of one part; an error costs this part only."""
         if self.events is not None:
-            return self.events(element, request_id)
+            return list(self.events(element, request_id))
         made = self.table.read(wire.as_object(element, "the event"), request_id)
         return () if made is None else (made,)
 

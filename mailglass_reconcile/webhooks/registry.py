@@ -36,23 +36,25 @@ def read(found: Provider, request: Request) -> list[WebhookEvent]:
     request_id = found.request_id(request) if found.request_id else None
     for element in parts:
         try:
-            made = list(found.read(element, request_id))
+            made = found.read(element, request_id)
         except Exception as error:  # anything can be in there: it costs this part, not the batch
             bad[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
         else:
-            events += (event for event in made if _names_a_message(found, event))
+            events += made
     if bad:
         why = ", ".join(f"{reason} ({count})" for reason, count in bad.items())
         if bad.total() == len(parts):
             raise InvalidWebhookError(why if len(parts) > 1 else next(iter(bad)))
         logger.error("%d of %d events of a webhook cannot be read and were left out: %s", bad.total(), len(parts), why)
-    return events
+    return [
+        event
+        for event in events
+        if event.message_id is not None or event.recipient is not None or _names_a_message(found, event)
+    ]
 
 
 def _names_a_message(found: Provider, event: WebhookEvent) -> bool:
     """Whether a delivery can be found for an event; an application's own rule may read the id from its metadata."""
-    if event.message_id is not None or event.recipient is not None:
-        return True
     return (found.name in _plugged and bool(event.metadata)) or formats.names_a_message(found.name, event)
 
 

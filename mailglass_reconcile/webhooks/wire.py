@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -215,9 +216,9 @@ def event(
 
 
 _REASONS = (None, *REJECT_REASONS)
-_ID = str | int
-_ID_OR_NONE = _ID | None
-"""Made once: to join types again for each event would take a tenth of the time that it takes to read one."""
+_ID = (str, int)
+_ID_OR_NONE = (str, int, NoneType)
+"""Tuples: a union of types takes twice as long to check, for each event."""
 
 MACHINE = {"machine": True}
 """What is kept of an open or a click that the provider attributes to a machine, such as a mail client's proxy."""
@@ -250,9 +251,11 @@ def digest(payload: object) -> str:
 
 def metadata(tags: object) -> dict[str, Any]:
     """Return what the ledger keeps of an event, which cannot be erased: tags, but none with an address."""
-    listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
-    if not listed:
+    if not tags:
         return {}
+    if isinstance(tags, str):
+        return {} if holds_address(tags) else {"tags": [tags[:MAX_TAG]]}
+    listed: Sequence[object] = tags if isinstance(tags, list | tuple) else ()
     texts = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)]
     if len(texts) <= FEW_TAGS:
         return {"tags": texts} if texts else {}
