@@ -106,10 +106,9 @@ def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, re
     """In its order; each ends with 0, unless the page shows a failure, and prints what the page shows."""
     for block in console(page):
         exports = ""
-        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-            (text,) = pages.commands(block._replace(text=f"$ {part}"))
-            shown = part[len(text) :].strip("\n")
-            text = text.replace("/var/lib/mailglass", tempfile.mkdtemp(dir=tmp_path)).split("  #")[0].rstrip()
+        for command_shown, output in pages.commands_with_output(block):
+            shown = output.strip("\n")
+            text = command_shown.replace("/var/lib/mailglass", tempfile.mkdtemp(dir=tmp_path)).split("  #")[0].rstrip()
             if text.startswith("export "):
                 exports += f"{text}; "
                 continue

@@ -54,22 +54,30 @@ def _below(page: Path, heading: str, depth: int | None) -> list[Block]:
     return [block for block in blocks(page) if first < block.line < last]
 
 
+class Command(NamedTuple):
+    """A command with its further lines, and the output that is shown below it."""
+
+    text: str
+    output: str
+
+
 def commands(block: Block) -> list[str]:
     """Return the commands of a console block, each with its further lines, without what they print."""
-    return [command for command, _ in _parts(block)]
+    return [command.text for command in commands_with_output(block)]
 
 
 def outputs(block: Block) -> list[str]:
     """Return what a console block shows that each of its commands prints."""
-    return [output for _, output in _parts(block)]
+    return [command.output for command in commands_with_output(block)]
 
 
-def _parts(block: Block) -> list[tuple[str, str]]:
+def commands_with_output(block: Block) -> list[Command]:
+    """Return the commands of a console block, each with what it prints."""
     found = []
     for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
         text, *lines = part.rstrip("\n").split("\n")
         here = re.search(r"<<'(\w+)'", text)
         while lines and (text.endswith("\\") or text.count("'") % 2 or (here and not text.endswith(f"\n{here[1]}"))):
             text += "\n" + lines.pop(0)
-        found.append((text, "\n".join(lines)))
+        found.append(Command(text, "\n".join(lines)))
     return found

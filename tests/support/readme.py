@@ -9,31 +9,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 
 import forking
+import pages
 from installation import end, wait_until
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-class Command(NamedTuple):
-    """A command, and the output that the README shows below it."""
-
-    text: str
-    output: str
-
-
-def commands(example: str) -> list[Command]:
+def commands(example: str) -> list[pages.Command]:
     """Return the commands of an example's README, in its order."""
-    blocks = re.findall(r"^```console\n(.*?)^```", (EXAMPLES / example / "README.md").read_text(), re.M | re.S)
-    return [_command(part) for block in blocks for part in re.split(r"^\$ ", block, flags=re.M)[1:]]
+    blocks = [block for block in pages.blocks(EXAMPLES / example / "README.md") if block.language == "console"]
+    return [command for block in blocks for command in pages.commands_with_output(block)]
 
 
-def command(example: str, *words: str) -> Command:
+def command(example: str, *words: str) -> pages.Command:
     """Return the only command with all of *words*."""
     (found,) = [one for one in commands(example) if all(word in one.text for word in words)]
     return found
@@ -99,10 +92,3 @@ def started(example: str, text: str, env: dict[str, str], log: Path, until: str)
         yield
     finally:
         end(process)
-
-
-def _command(part: str) -> Command:
-    text, *lines = part.rstrip("\n").split("\n")
-    while text.count("'") % 2 or text.endswith("\\"):
-        text += "\n" + lines.pop(0)
-    return Command(text, "\n".join(lines))
