@@ -3,6 +3,7 @@
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
@@ -223,6 +224,36 @@ def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(unmigrat
             assert database.open_set() == {still_open}
             database.remove()
         assert database.objects() == before
+
+
+@pytest.mark.parametrize("mailglass", [None, "0.1.1", "2.x"])
+def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not(
+    empty_database_url, make_database, drop_database, mailglass
+):
+    """Every run takes one step, until none is left; on an empty database too."""
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+
+    def run_one_step(line: str) -> None:
+        steps.append(line)
+        if sum(line.startswith(("create ", "build ", "fill ")) for line in steps) == 2:
+            raise KeyboardInterrupt
+
+    try:
+        urls = (empty_database_url, make_database(name))
+        interrupted, whole = (made(url, mailglass) if mailglass else installation(url) for url in urls)
+        steps: list[str] = []
+        runs = 0
+        while not interrupted.is_current() and runs < 100:
+            runs += 1
+            steps.clear()
+            with suppress(KeyboardInterrupt):
+                interrupted.migrate(run_one_step)
+        whole.migrate()
+        assert runs > 20
+        assert interrupted.objects() == whole.objects()
+        assert interrupted.is_current()
+    finally:
+        drop_database(name)
 
 
 def test_an_interrupted_build_of_the_index_is_made_good(unmigrated):
