@@ -38,6 +38,7 @@ class Queue(Generic[T]):
         *,
         limit: int,
         batch: int,
+        delay: float = 0.0,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         """Create an empty queue.
@@ -46,9 +47,10 @@ class Queue(Generic[T]):
             process: Processes some entries in the thread, and returns those to process again in a moment.
             limit: The size that all entries may have together.
             batch: The size up to which entries are processed together.
+            delay: How many seconds the first entry waits for others, so that they share one round trip.
             close: Closes the connections that *process* keeps.
         """
-        self._process, self._limit, self._batch, self.close = process, limit, batch, close
+        self._process, self._limit, self._batch, self._delay, self.close = process, limit, batch, delay, close
         self.clear()
         _queues.append(self)
 
@@ -59,9 +61,11 @@ class Queue(Generic[T]):
                 return True
             if self._size + size > self._limit or not _thread.start():
                 return False
+            if not self._waiting:
+                self._waiting_since = time.monotonic()
+                _thread.condition.notify_all()
             self._waiting[entry] = size
             self._size += size
-            _thread.condition.notify_all()
             return True
 
     def put_all(self, entries: Iterable[T]) -> list[T]:
@@ -78,7 +82,7 @@ class Queue(Generic[T]):
     def due_at(self) -> float | None:
         """When the next entry is to be processed, by the monotonic clock; None if there is none."""
         if self._waiting:
-            return 0.0
+            return self._waiting_since + (0.0 if _thread.is_flushing else self._delay)
         return next(iter(self._delayed.values()))[1] if self._delayed else None
 
     def take(self) -> None:
@@ -110,7 +114,8 @@ class Queue(Generic[T]):
         self._waiting: dict[T, int] = {}
         self._delayed: dict[T, tuple[int, float]] = {}
         self._taken: dict[T, int] = {}
-        self._size = 0
+        self._waiting_since = 0.0
+        self._size: int = 0
 
 
 @contextmanager
@@ -131,6 +136,11 @@ class _Thread:
         self._is_working = False
         self._may_be_connected = False
         self._flushes = 0
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether somebody waits until all is done."""
+        return self._flushes > 0
 
     def start(self) -> bool:
         """Start the thread if it does not run, and return whether it does; the caller holds the condition."""
@@ -182,7 +192,7 @@ class _Thread:
                     queue.take()
                     self._is_working = self._may_be_connected = True
                     return queue
-                if self._may_be_connected and not due and (self._flushes or now - idle_since >= IDLE_SECONDS):
+                if self._may_be_connected and not due and (self.is_flushing or now - idle_since >= IDLE_SECONDS):
                     self._is_working = True
                     return None
                 until = [*due.values(), *([idle_since + IDLE_SECONDS] if self._may_be_connected and not due else [])]

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 MOST_STEPS = 10_000
 """Steps that wait in memory; what does not fit is dropped."""
 STEPS_AT_ONCE = 500
+GATHER_SECONDS = 0.005
+"""How long the first of some calls waits for others, to be asked about together."""
 ATTEMPTS = 10
 """How often a look-up is repeated, every tenth of a second, while another session holds what it found."""
 STATEMENT_TIMEOUT_MS = 5_000
@@ -322,7 +324,7 @@ class _Connections:
 
 _pauses = Pauses()
 _connections = _Connections()
-_queue = Queue(_take, limit=MOST_STEPS, batch=STEPS_AT_ONCE, close=_connections.close)
+_queue = Queue(_take, limit=MOST_STEPS, batch=STEPS_AT_ONCE, delay=GATHER_SECONDS, close=_connections.close)
 os.register_at_fork(after_in_child=_connections.leave_to_parent)
 
 

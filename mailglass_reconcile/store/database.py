@@ -278,7 +278,8 @@ class Connected:
     @contextmanager
     def plain(self) -> Iterator[Transaction]:
         """Begin a transaction without our settings, for functions of the schema, which have them by themselves."""
-        self.connection.execution_options(isolation_level=ISOLATION)
+        if self.connection.get_execution_options().get("isolation_level") != ISOLATION:
+            self.connection.execution_options(isolation_level=ISOLATION)
         with self.connection.begin():
             yield Transaction(self.connection, self.settings)
 

@@ -366,8 +366,8 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
 
 
 @contextmanager
-def busy_thread() -> Iterator[None]:
-    """Let the background thread wait for the end of the block before it asks."""
+def busy_thread() -> Iterator[threading.Event]:
+    """Let the background thread wait for the end of the block before it asks; the event says that it waits."""
     is_asking, may_ask = threading.Event(), threading.Event()
 
     def delay(_connection, _cursor, statement, *_others):
@@ -377,7 +377,7 @@ def busy_thread() -> Iterator[None]:
 
     sa.event.listen(sa.Engine, "before_cursor_execute", delay)
     try:
-        yield
+        yield is_asking
         assert is_asking.wait(60)
     finally:
         may_ask.set()
@@ -404,9 +404,9 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
     with engine_of(db, poolclass=sa.NullPool) as engine:
         with engine.begin() as connection:
             recorded = record(connection, event("m-1"))
-        with busy_thread():
+        with busy_thread() as is_asking:
             broadcast(recorded)
-            wait_until(lambda: db.value(SESSIONS) == 1)
+            assert is_asking.wait(60)
             child = os.fork()
             if child == 0:
                 with suppress(BaseException):

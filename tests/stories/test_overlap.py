@@ -246,7 +246,7 @@ def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
     ):
         db.run(sql)
     recorded[0].step.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
-    broadcast(recorded)
+    tell(recorded)
     assert db.appended() == 1
 
 
