@@ -54,9 +54,7 @@ Examples:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
 @click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object; with --verbose, a line before it per link."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sweep(
     tenant: str | None,
     limit: int | None,
@@ -77,9 +75,11 @@ def sweep(
     """
     if verbose and not dry_run:
         raise click.UsageError("--verbose needs --dry-run")
+    if verbose and as_json:
+        raise click.UsageError("--verbose and --json exclude each other")
     if not dry_run:
         registration.register_before_sweep(runtime.database())
-    show = _shower(as_json=as_json) if verbose else None
+    show = _show if verbose else None
     pointed = any((event, delivery, provider, since, until))
     if pointed:
         filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
@@ -132,14 +132,11 @@ def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, ye
     return targeted_sweep.link(database, found, tenant_id)
 
 
-def _shower(*, as_json: bool) -> Shower:
-    def show(pairs: Pairs) -> None:
-        with reader_may_leave():
-            for event_id, delivery_id in pairs:
-                line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
-                click.echo(line if as_json else f"{event_id} -> {delivery_id}")
-
-    return show
+def _show(pairs: Pairs) -> None:
+    """Print each event and the delivery that it would get."""
+    with reader_may_leave():
+        for event_id, delivery_id in pairs:
+            click.echo(f"{event_id} -> {delivery_id}")
 
 
 def _in_words(result: SweepResult, *, pointed: bool) -> str:
