@@ -161,7 +161,7 @@ BREAKS = (
         "the dispatcher skips a claimed row that another one reads",
         (
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/handlers.sql",
                 " AND o.handler = handler_name\n",
                 " AND o.handler = handler_name AND o.event_id = (SELECT x.event_id"
                 " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = CAST(event AS uuid)"
