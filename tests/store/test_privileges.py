@@ -76,6 +76,27 @@ def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
     assert database.objects() == before
 
 
+def test_a_role_that_owns_nothing_is_told_what_it_lacks_and_changes_nothing(empty_database_url, squatter):
+    """On an empty database it may not create; on one that another role has migrated, it hears whose the objects are."""
+    database = installation(empty_database_url)
+    url = database.engine.url.set(username=squatter, drivername="postgresql").render_as_string(hide_password=False)
+    stranger = installation(url)
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC; REVOKE CREATE ON SCHEMA public FROM {squatter}")
+    with pytest.raises(DatabaseRefusedError, match=f"permission denied for role {squatter} on schema public"):
+        stranger.migrate()
+    assert not any("mailglass" in line for line in database.objects())
+    database.migrate()
+    with pytest.raises(DatabaseRefusedError, match=f"for role {squatter} on mailglass_reconcile_version"):
+        stranger.migrate()
+    database.run(f"GRANT SELECT ON mailglass_reconcile_version TO {squatter}")
+    assert stranger.migrate()[-1].endswith(", owned by postgres")
+    database.run("DROP INDEX mailglass_open_orphans_arrival_idx")
+    before = database.objects()
+    with pytest.raises(DatabaseRefusedError, match="table mailglass_open_orphans belongs to role postgres"):
+        stranger.migrate()
+    assert database.objects() == before
+
+
 def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, shape, squatter):
     """One that bears the name of ours, on the ledger."""
     database = live(empty_database_url, "public", shape)
