@@ -1,7 +1,7 @@
 """The message about an event and its delivery, which is published after the commit.
 
 The projection of events onto a delivery is SQL: `mailglass_reconcile_project_v1` in
-`alembic/versions/0001_statements.sql`.
+`alembic/schema/projection.sql`.
 """
 
 from __future__ import annotations
