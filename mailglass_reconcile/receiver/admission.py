@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,10 +26,12 @@ ARRIVING = 128
 """Incomplete bodies; if there is one more, one is evicted: without progress first, for longest first."""
 VERIFIED = 80
 """Whole bodies whose sender has proved a secret; if there is one more, the largest that waits is evicted."""
-UNVERIFIED = 16
-"""Whole bodies of one provider whose signature stands inside; if there is one more, its largest is evicted."""
+UNVERIFIED = 80
+"""Whole bodies whose signature stands inside; if there is one more, the provider with most loses its largest."""
 WANTING = 24
-"""Whole bodies that wait for a certificate; if there is one more, any of them is evicted."""
+"""Whole bodies that wait for a certificate; if there is one more, any of them is evicted.
+
+With `UNVERIFIED`, this is less than the connections of `mailglass_reconcile.server`: some are always free."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")
@@ -160,11 +163,15 @@ class Admission:
         return bytes(content)
 
     def _limit_whole(self, body: Body) -> None:
-        """Evict the largest of a body's kind if there are too many."""
-        kind = [other for other in self._whole if _kind(other) == _kind(body)]
-        if len(kind) > (VERIFIED if body.verified else UNVERIFIED):
-            self._evict(max((other for other in kind if other.waiting or other is body), key=_size))
-            _require_place(body)
+        """Evict one if there are too many verified bodies, or too many others."""
+        others = [other for other in self._whole if other.verified == body.verified]
+        if len(others) <= (VERIFIED if body.verified else UNVERIFIED):
+            return
+        if not body.verified:
+            ((most, _),) = Counter(other.provider for other in others).most_common(1)
+            others = [other for other in others if other.provider == most]
+        self._evict(max((other for other in others if other.waiting or other is body), key=_size, default=body))
+        _require_place(body)
 
     def _evict(self, body: Body) -> None:
         """End a body's waiting; what it held is free from now on."""
@@ -190,10 +197,6 @@ def _by_progress(body: Body) -> tuple[bool, bool, float]:
 
 def _by_weight(body: Body) -> tuple[bool, bool, int]:
     return body.verified, body.is_progressing(), -body.size
-
-
-def _kind(body: Body) -> str | None:
-    return None if body.verified else body.provider
 
 
 def _size(body: Body) -> int:

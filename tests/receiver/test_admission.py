@@ -123,8 +123,8 @@ def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch
 
 
 def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
-    """The largest of the same provider is evicted, and none that is verified."""
-    monkeypatch.setattr(admission, "UNVERIFIED", 2)
+    """The largest of the provider that has most is evicted, and none that is verified."""
+    monkeypatch.setattr(admission, "UNVERIFIED", 3)
 
     async def story(bodies):
         verified, other = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")

@@ -18,7 +18,6 @@ def order(*jobs: tuple[str, int, bool], cancelled: int | None = None) -> list[tu
         waiting = [checker.run(job[0], job[1], verified=job[2], job=lambda job=job: ran.append(job)) for job in jobs]
         if cancelled is not None:
             waiting.pop(cancelled).cancel()
-            await asyncio.sleep(0)  # the thread is told in the next turn of the loop
         may.set()
         await asyncio.gather(first, *waiting)
 

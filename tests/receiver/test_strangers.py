@@ -6,6 +6,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ import httpx
 import psutil
 import pytest
 
+import senders
 from mailglass_reconcile.receiver.admission import BODY_SECONDS
-from receivers import first, receiving
+from receivers import first, now, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB
 
@@ -68,7 +70,7 @@ def post(place: str, provider: str) -> httpx.Response:
 
 @EVERY_KIND
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_three_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
+def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
     """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container.
 
     One webhook while they come, and two more at the same time once they are there.
@@ -89,6 +91,46 @@ def test_three_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, 
         assert sum(process.cpu_times()[:2]) - before < 30, "seconds of CPU, for all three"
     print(sizes)  # noqa: T201
     assert max(sizes) < 400
+
+
+ROUND_TRIP_SECONDS = 0.2
+"""Of a client on another continent."""
+
+
+def post_from_far(base: str, provider: str, body: bytes, headers: dict[str, str], window: int) -> bytes:
+    """Post a webhook as a far client does, and return the beginning of the answer: a window in each round trip."""
+    lines = [f"POST /{provider} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    sent = "\r\n".join([*lines, "", ""]).encode() + body
+    with connected(base) as client:
+        for at in range(0, len(sent), window):
+            threading.Event().wait(ROUND_TRIP_SECONDS)
+            client.sendall(sent[at : at + window])
+        return client.recv(12)
+
+
+def batch(size: int) -> senders.Posted:
+    """Return a webhook of SendGrid of that length."""
+    event = {**senders.documented("sendgrid")[0].payload, "filler": "x" * size}
+    (one,) = senders.posted("sendgrid", [event], at=now())
+    return one
+
+
+@pytest.mark.parametrize("behaviour", ["nothing", "half_a_head", "no_body", "slow_body", "garbage"])
+def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, redis_url, tmp_path, behaviour):
+    """A small one from afar, 1 MB from afar, and 1 MB from next door; they were cut off, each time."""
+    large, small = batch(MB), first("postmark")
+    with (
+        serving("the command", db, redis_url, tmp_path) as (base, _, _),
+        strangers(base, "", behaviour),
+        ThreadPoolExecutor() as pool,
+    ):
+        answers = [
+            pool.submit(post_from_far, base, "postmark", small.body, small.headers, 100_000),
+            pool.submit(post_from_far, base, "sendgrid", large.body, large.headers, 200_000),
+            pool.submit(post_from_far, base, "sendgrid", large.body, large.headers, 2 * MB),
+        ]
+        assert [answer.result(250) for answer in answers] == [b"HTTP/1.1 200"] * 3
 
 
 @EVERY_KIND

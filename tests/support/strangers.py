@@ -10,7 +10,7 @@ import re
 import sys
 import time
 
-CONNECTIONS, OPEN = 300, 200
+CONNECTIONS, OPEN = 500, 200
 """Those that are tried, and those that have been open before the test begins: more than any limit of a receiver."""
 KB, MB = 1024, 1024 * 1024
 
@@ -51,6 +51,15 @@ async def no_body(reader, writer, path, number):
     await reader.read()
 
 
+async def slow_body(reader, writer, path, number):
+    """Send a body byte by byte."""
+    writer.write(head(f"{path}/sendgrid", "Content-Length: 5000"))
+    while True:
+        await asyncio.sleep(0.5)
+        writer.write(b"x")
+        await writer.drain()
+
+
 async def most_of_a_body(reader, writer, path, number):
     """Send all but the last byte of the longest body."""
     await send(writer, head(f"{path}/sendgrid", f"Content-Length: {len(MOST) + 1}"), MOST)
@@ -69,6 +78,18 @@ async def unsigned_batch(reader, writer, path, number):
     signature = "X-Mandrill-Signature: x"
     await send(writer, head(f"{path}/mandrill", form, signature, f"Content-Length: {len(BATCH)}"), BATCH)
     await reader.read()
+
+
+async def garbage(reader, writer, path, number):
+    """Send 3 MB a second, all together, of small batches that are not signed."""
+    form = "Content-Type: application/x-www-form-urlencoded"
+    body = b"mandrill_events=" + b"x" * 17_000
+    request = head(f"{path}/mandrill", form, "X-Mandrill-Signature: x", f"Content-Length: {len(body)}") + body
+    while True:
+        await asyncio.sleep(CONNECTIONS * len(body) / (3 * MB))
+        writer.write(request)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(re.search(rb"content-length: (\d+)", answer)[1]))
 
 
 async def another_certificate(reader, writer, path, number):
@@ -112,9 +133,11 @@ BEHAVIOURS = {
         nothing,
         half_a_head,
         no_body,
+        slow_body,
         most_of_a_body,
         unsigned_notification,
         unsigned_batch,
+        garbage,
         another_certificate,
         no_reading,
         one_byte_a_piece,
@@ -125,7 +148,7 @@ BEHAVIOURS = {
 async def one(port: int, path: str, behaviour: str, number: int, opened: set[int]) -> None:
     """Have a connection; if it is closed, open it again."""
     while True:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             opened.add(number)
             if len(opened) == OPEN:
