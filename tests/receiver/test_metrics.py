@@ -48,7 +48,7 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     assert answers[2].headers["content-type"] == exposition.CONTENT_TYPE
     assert {name: value for name, value in scraped(answers[2].text).items() if value} == {
-        'mailglass_reconcile_recording_failures_total{cause="DatabaseRefusedError"}': 3,
+        'mailglass_reconcile_recording_failures_total{cause="SchemaOutdatedError"}': 3,
         'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 3,
         'mailglass_reconcile_webhooks_total{provider="mailersend",result="received"}': 1,
         'mailglass_reconcile_webhooks_total{provider="postmark",result="received"}': 2,
