@@ -25,6 +25,9 @@ import sqlalchemy as sa
 ENDS = re.compile(rb"(Q....|P....\0)(BEGIN|COMMIT|ROLLBACK)(?! TO)", re.DOTALL)
 """What begins or ends a transaction, as the drivers send it."""
 
+QUESTION = b"mailglass_reconcile_after_commit"
+"""What the connection of the background thread sends."""
+
 GOODBYE = b"X"
 FLUSH = b"H\0\0\0\x04"
 """What psycopg sends after a pipeline, when the answer may be there already; it asks for nothing."""
@@ -71,19 +74,21 @@ class Proxy:
             server.connect(self._path)
             answered = threading.Event()
             threading.Thread(target=_answer, args=(server, client, answered), daemon=True).start()
+            of_thread = False
             while data := client.recv(1 << 20):
                 asked = data.removeprefix(FLUSH)
+                of_thread = of_thread or QUESTION in asked  # later ones may be prepared, and have a name only
                 if answered.is_set() and asked and asked[:1] != GOODBYE:
                     answered.clear()
-                    self._counter[_kind(asked)] += 1
+                    self._counter[_kind(asked, of_thread=of_thread)] += 1
                     time.sleep(self._delay)
                 server.sendall(data)
             server.shutdown(socket.SHUT_RDWR)
 
 
-def _kind(asked: bytes) -> str:
+def _kind(asked: bytes, *, of_thread: bool) -> str:
     """Return what a round trip counts as."""
-    if b"mailglass_reconcile_after_commit" in asked:
+    if of_thread:
         return "background"
     return "begins_and_ends" if ENDS.match(asked) else "round_trips"
 
