@@ -380,12 +380,13 @@ def rank_parameters() -> dict[str, object]:
 
 
 def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
-    """Return `state`, `tenant_id`, `provider` and `orphans` of what is open, the largest first."""
-    return [
+    """Return the groups as `state`, `tenant_id`, `provider` and `orphans`: the largest first, then by name."""
+    groups = [
         {"state": group.state or UNSEEN, "tenant_id": group.tenant_id, "provider": group.provider, "orphans": orphans}
-        for group, orphans in open_groups.most_common()
+        for group, orphans in open_groups.items()
         if orphans > 0
     ]
+    return sorted(groups, key=lambda g: (-g["orphans"], g["state"], g["tenant_id"] or "", g["provider"] or ""))
 
 
 def cuts(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
