@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import history
-from mailglass_reconcile.singleton.lock import Holder, sweep_holder
 from mailglass_reconcile.store.database import Database, Transaction
+
+if TYPE_CHECKING:
+    from mailglass_reconcile.singleton.lock import Holder
 
 TIMEOUT_MS = 10_000
 
@@ -79,6 +81,8 @@ def newest(tx: Transaction, wanted: Wanted, *, before: int | None = None, size: 
 
 def sweep_lock() -> LockState:
     """Return who holds the lock of the sweeps of all tenants."""
+    from mailglass_reconcile.singleton.lock import sweep_holder  # noqa: PLC0415 - loading Redis takes a tenth of a second
+
     try:
         return LockState(sweep_holder())
     except MailglassReconcileError as error:
