@@ -235,10 +235,12 @@ def _given(config: Config, engine: sa.Engine, settings: Settings, install: Calla
 def _patient(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a connection that may be idle while another one works."""
     with connect(engine) as connection:
+        _scope(connection)
         connection.exec_driver_sql("SET idle_session_timeout = 0")
         connection.commit()
         yield connection
         connection.rollback()
+        _scope(connection)
         connection.exec_driver_sql("RESET idle_session_timeout")
         connection.commit()
 
