@@ -76,7 +76,7 @@ def story(db, monkeypatch) -> Iterator[None]:
         factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
     ]
     factories.insert(db, deliveries, orphans)
-    bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=DELIVERY,
+    bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=others[0]["id"],
                                   needs_reconciliation=False)  # fmt: skip
     factories.insert(db, events=[bounce])
     db.run(
@@ -84,7 +84,7 @@ def story(db, monkeypatch) -> Iterator[None]:
         " inserted_at, finished_at)"
         " VALUES (CAST(:id AS uuid), 'suppress', CAST(:delivery AS uuid), 'bounced', 'dead', 9, 'ValueError', now(),"
         " now(), now())",
-        id=DEAD, delivery=DELIVERY,
+        id=DEAD, delivery=others[0]["id"],
     )  # fmt: skip
     db.broken.update(("I2", "I14"))  # that bounce was put in by hand
     yield
