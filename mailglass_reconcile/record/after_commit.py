@@ -172,9 +172,11 @@ def _take(steps: Sequence[Step]) -> list[Step]:
         by_pool[(step.engine or runtime.get_engine()).pool].append(step)
     again = []
     for group in by_pool.values():
-        with _quietly():
-            again += _connections.run(group[0].engine or runtime.get_engine(), partial(_take_with, group))
-            continue
+        engine = group[0].engine or runtime.get_engine()
+        if not _connections.is_resting(engine):
+            with _quietly():
+                again += _connections.run(engine, partial(_take_with, group))
+                continue
         _count_failed(group)
     return again
 
@@ -263,10 +265,12 @@ class _Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parents: list[object] = []
 
+    def is_resting(self, engine: sa.Engine) -> bool:
+        """Whether the engine's database could not be reached a moment ago."""
+        return time.monotonic() < self._rests.get(engine.pool, 0)
+
     def run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:
         """Return what *act* returns on a connection, which is opened if there is none; a lost one is replaced once."""
-        if time.monotonic() < self._rests.get(engine.pool, 0):
-            return []
         return self._in_loop(engine, partial(self._run, engine, act))
 
     def _run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:

@@ -365,6 +365,20 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
     assert "TypeError in " in lines(caplog)[-1]
 
 
+def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(db, observed, caplog):
+    """For five seconds nothing connects; the next sweep links, and the counter says what was not broadcast."""
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        with engine.begin() as connection:
+            recorded = [record(connection, event("m-1", provider_event_id=number)) for number in range(2)]
+        sa.event.listen(engine, "do_connect", odd)
+        for each in recorded:
+            broadcast(each)
+            settle()
+    assert told(db) == []
+    assert len(lines(caplog)) == 1
+    assert observed.counts("messages") == {"failed": 4}
+
+
 @contextmanager
 def busy_thread() -> Iterator[threading.Event]:
     """Let the background thread wait for the end of the block before it asks; the event says that it waits."""
