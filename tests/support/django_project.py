@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 import anymail_wire
 from mailglass_reconcile import runtime
 from mailglass_reconcile.handlers import running as handlers
+from mailglass_reconcile.record import after_commit
 from waiting import settle
 
 Events = list[tuple[Any, str]]
@@ -101,6 +102,8 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
             call_command("migrate", "shop", verbosity=0)
         configuration = apps.get_app_config("mailglass_reconcile")
         configuration.ready()
+        settle()
+        after_commit._connections._rests.clear()  # an earlier test may have left Django's database unreachable
         yield configuration
         settle()  # else the background thread would look for the database that is nowhere, and rest
         leave_the_app()
