@@ -108,7 +108,7 @@ class Steps:
             if not step.name.endswith("_pkey"):  # which the table has made
                 self.run(f"create index {step.name}", step.statement)
             return
-        if difference.is_partitioned:
+        if difference.is_partitioned and not self._plan:
             raise DatabaseRefusedError(
                 f"table {step.table} is partitioned: build the index {step.name} manually, as docs/upgrading.md"
                 " describes, then run migrate again; the steps before this one are done"
