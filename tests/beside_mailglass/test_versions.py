@@ -59,7 +59,7 @@ def test_partitioned_deliveries_get_their_index_by_hand(empty_database_url):
     """`migrate` stops and says so; with the index that its plan shows, it goes on, and events are linked."""
     database = live(empty_database_url)
     database.run(PARTITIONED)
-    with pytest.raises(DatabaseRefusedError, match=r"mailglass_deliveries is partitioned: build the index .* by hand"):
+    with pytest.raises(DatabaseRefusedError, match=r"mailglass_deliveries is partitioned: build the index .* manually"):
         database.migrate()
     [planned] = [line for line in database.migrate(plan=True) if "INDEX CONCURRENTLY mailglass_deliveries" in line]
     definition = planned.removeprefix("CREATE INDEX CONCURRENTLY mailglass_deliveries_reconcile_idx ON ")

@@ -136,7 +136,7 @@ def test_two_at_once_link_everything_once(db):
     [
         ([], {"MAILGLASS_DATABASE_URL": ""}, 1, "MAILGLASS_DATABASE_URL is not set"),
         ([], {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "cannot connect to Postgres"),
-        ([], {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}, 1, "MAILGLASS_DATABASE_SCHEMA to public"),
+        ([], {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}, 1, "need MAILGLASS_DATABASE_SCHEMA"),
         (["--interval", "0"], {}, 2, "--interval"),
         (["--interval", "61"], {}, 2, "--interval"),
     ],

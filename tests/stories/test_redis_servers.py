@@ -36,7 +36,7 @@ pytestmark = [needs_debians_redis, pytest.mark.slow]
 
 KEY = f"{PREFIX}test"
 QUICK = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
-MESSAGES = [("acme", "delivery", "{}")]
+MESSAGES = [("acme", "delivery", '{"delivery_id": "d"}')]
 
 
 def published(client: redis.Redis) -> Published:
@@ -155,12 +155,12 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
         client = master_for(deployment)
         with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
             assert published(client) == Published(2, 0)
-            assert next(subscription) == Update("mailglass:events:acme", {})
+            assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
             with local(deployment.master) as master:
                 master.client_pause(60_000)
             assert isinstance(next(subscription), Missed)
             wait_until(lambda: published(client) == Published(2, 0), 60)
-            assert next(subscription) == Update("mailglass:events:acme", {})
+            assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_a_subscription_over_tls_hears(over_tls: str) -> None:
@@ -168,7 +168,7 @@ def test_a_subscription_over_tls_hears(over_tls: str) -> None:
     client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
     with Subscription(client, None, None) as subscription:
         assert published(client) == Published(2, 0)
-        assert next(subscription) == Update("mailglass:events:acme", {})
+        assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 async def received(client: redis.Redis) -> Update | Missed:
@@ -187,7 +187,7 @@ def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, 
             master_for(deployment),
             create_client(SecretStr(f"redis+socket://:{PASSWORD}@{directory}/socket"), "MAILGLASS_REDIS_URL"),
         ):
-            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
             tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
             closed = {"password": PASSWORD, **tls}
             client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
-            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
@@ -211,7 +211,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
                 master.client_pause(60_000)
             assert isinstance(await anext(updates), Missed)
             await asyncio.to_thread(wait_until, lambda: published(client) == Published(2, 0), 60)
-            assert await anext(updates) == Update("mailglass:events:acme", {})
+            assert await anext(updates) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
     with sentinel() as deployment:
         asyncio.run(main(master_for(deployment), deployment.master))

@@ -15,7 +15,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 from waiting import wait_until
 
 UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
-REMEDY = "set MAILGLASS_DATABASE_SCHEMA to public"
+REMEDY = "need MAILGLASS_DATABASE_SCHEMA"
 UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}
 AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
 

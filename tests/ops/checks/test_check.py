@@ -445,14 +445,14 @@ def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Datab
     """Its events wait for a dispatcher that has it; it is named until it is forgotten or renamed."""
     handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
     assert of("handled_types").status == OK
-    assert value(scrape(db), "handlers_unseen") == 0
+    assert value(scrape(db), "findings", check="handled_types", status="error") == 0
     db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE handler = 'old one'")
     found = of("handled_types")
     assert (found.status, "the handler old one (bounced, opened) for 1 hour" in found.message) == (ERROR, True)
     assert "dispatch --forget --handler 'old one'`" in found.remedy
     assert "dispatch --rename 'old one' NEW`" in found.remedy
     assert ["the handler old one" in problem for problem in check(db.database)] == [False, True]
-    assert value(scrape(db), "handlers_unseen") == 1
+    assert value(scrape(db), "findings", check="handled_types", status="error") == 1
 
 
 EVENTS = """

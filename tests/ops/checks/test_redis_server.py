@@ -70,7 +70,7 @@ def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status,
         step = found.remedy.replace("<this user>", "mailglass").replace("'", "").split()
         own_redis.execute_command(*step)
         assert of(check).status == OK
-        own_redis.publish("mailglass:events:acme", "{}")
+        own_redis.publish("mailglass:events:acme", '{"delivery_id": "d"}')
         assert next(heard).channel == "mailglass:events:acme", "what the doctor publishes is no message"
 
 

@@ -159,7 +159,10 @@ def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) ->
             found = findings(site, **environment)
     assert {"error"} == states(found, "database") == states(found, "redis")
     assert "broker" not in found, "it is the same Redis"
-    assert "in time; links are made, but not broadcast; cannot connect to the broker" in found["redis"][0]["message"]
+    assert (
+        "Timeout reading from socket; links are made, but not broadcast; cannot connect to the broker"
+        in found["redis"][0]["message"]
+    )
 
 
 def test_without_celery_the_rest_is_checked(site: Site) -> None:
