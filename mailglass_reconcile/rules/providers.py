@@ -238,11 +238,6 @@ def rule_of(provider: str) -> KeyRule:
     return _find_rule(canonical(provider)) or _rules.get(ANY_PROVIDER, _OF_ANY)
 
 
-def has_rule(provider: str) -> bool:
-    """Whether a provider, given in its canonical spelling, has a rule of its own."""
-    return _find_rule(provider) is not None
-
-
 def _find_rule(provider: str) -> KeyRule | None:
     return _rules.get(provider) or (_OF_ANY if provider == ANY_PROVIDER else _built_in_rule(provider))
 
