@@ -37,7 +37,7 @@ NAMES = {
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
-    "One event or person": "find_orphans attempt_link Orphan sweep.judge.Decision link erase Erased",
+    "One event or person": "find_orphans attempt_link Orphan sweep.matcher.Decision link erase Erased",
     "Handlers": "on_event DeliveryEvent dispatch handlers.dispatcher.DispatchResult",
     "Live updates": "subscribe subscribe_async pubsub.subscriber.Subscription pubsub.subscriber.AsyncSubscription"
     " Update Missed events_channel",

@@ -32,8 +32,8 @@ from .record.after_commit import (
     broadcast as broadcast,
     broadcast_async as broadcast_async,
 )
-from .record.by_hand import link as link
-from .record.erasing import (
+from .record.manual_link import link as link
+from .record.erasure import (
     Erased as Erased,
     erase as erase,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDic
 from zoneinfo import ZoneInfo
 
 from mailglass_reconcile.errors import hint
-from mailglass_reconcile.rules.lateness import SWEEP_INTERVAL_SECONDS
+from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 from mailglass_reconcile.sweep.recent import require_interval
 

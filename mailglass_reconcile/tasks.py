@@ -33,7 +33,7 @@ from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.store.window import Range
-from mailglass_reconcile.sweep import history, ranges, recent, reconciler
+from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
 from mailglass_reconcile.sweep.interruption import ended_by
 from mailglass_reconcile.sweep.reconciler import Sweep
 
@@ -211,7 +211,7 @@ def _note(run: Run) -> int | None:
     """Leave a row in the history of runs, and return its id; a database that is down now costs that row only."""
     try:
         with runtime.database().connect() as connected:
-            return history.note(connected, run)
+            return run_log.note(connected, run)
     except MailglassReconcileError as error:
         logger.warning("this sweep is missing from the history of runs: %s", error)
         return None

@@ -15,7 +15,7 @@ import witness as watching
 from database import Database
 from lending import Lender, Lent, Uncommitted
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.databases import Databases

@@ -13,8 +13,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.starting import look_now
-from mailglass_reconcile.cli.texts import (
+from mailglass_reconcile.cli.output import (
     Duration,
     confirm,
     moment,
@@ -23,6 +22,7 @@ from mailglass_reconcile.cli.texts import (
     require_terminal,
     wrapped,
 )
+from mailglass_reconcile.cli.startup import look_now
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs

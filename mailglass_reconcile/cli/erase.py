@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, confirm, print_json, require_terminal, wrapped
+from mailglass_reconcile.cli.output import argument, confirm, print_json, require_terminal, wrapped
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import erasing
-from mailglass_reconcile.record.erasing import Erased
+from mailglass_reconcile.record import erasure
+from mailglass_reconcile.record.erasure import Erased
 
 EXAMPLES = """\b
 Examples:
@@ -34,16 +34,16 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
     one there. On tables that Mailglass made, only open orphans are emptied.
     """
     try:
-        wanted = erasing.check(argument(address), tenant)
+        wanted = erasure.check(argument(address), tenant)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to count the rows")
     database = runtime.database()
     if not (yes or dry_run):
-        found = erasing.erase_with(database, wanted, dry_run=True)
+        found = erasure.erase_with(database, wanted, dry_run=True)
         confirm(f"erase the address from {found.rows}? This cannot be undone")
-    erased = erasing.erase_with(database, wanted, dry_run=dry_run)
+    erased = erasure.erase_with(database, wanted, dry_run=dry_run)
     if as_json:
         print_json(erased.as_dict())
     else:

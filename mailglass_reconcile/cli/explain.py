@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, with_commands, wrapped
+from mailglass_reconcile.cli.output import moment, print_json, reader_may_leave, with_commands, wrapped
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation

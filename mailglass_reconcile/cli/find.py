@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, as_of, hint_at_tenant, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.output import (
+    argument,
+    as_of,
+    hint_at_tenant,
+    moment,
+    print_json,
+    reader_may_leave,
+    wrapped,
+)
 from mailglass_reconcile.errors import as_called
 from mailglass_reconcile.ops import search
 from mailglass_reconcile.ops.deliveries import Delivery

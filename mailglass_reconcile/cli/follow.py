@@ -15,7 +15,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
-from mailglass_reconcile.cli.starting import look_now
+from mailglass_reconcile.cli.startup import look_now
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,

@@ -9,11 +9,11 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
-from mailglass_reconcile.cli.texts import confirm, moment, require_terminal, wrapped
+from mailglass_reconcile.cli.output import confirm, moment, require_terminal, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import deliveries, explanation
-from mailglass_reconcile.record import by_hand
+from mailglass_reconcile.record import manual_link
 from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b
@@ -38,14 +38,14 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     It shows both and asks. The ledger keeps your user name and the reason. A link cannot be undone.
     """
     try:
-        wanted = by_hand.request(event_id, delivery_id, reason)
+        wanted = manual_link.request(event_id, delivery_id, reason)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to see what would be linked")
     database = runtime.database()
     if not yes or dry_run:
-        by_hand.check_with(database, wanted)
+        manual_link.check_with(database, wanted)
         for line in _shown(database, event_id, delivery_id):
             click.echo(line, err=not dry_run)
     if dry_run:
@@ -54,7 +54,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     if not yes:
         confirm("link them? This cannot be undone")
     registration.register_before_sweep(database)
-    by_hand.link_with(database, wanted)
+    manual_link.link_with(database, wanted)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_for(1)
 

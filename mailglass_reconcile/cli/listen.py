@@ -12,7 +12,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
-from mailglass_reconcile.cli.texts import print_json, reader_may_leave
+from mailglass_reconcile.cli.output import print_json, reader_may_leave
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
 from mailglass_reconcile.rules.humanize import printable
 

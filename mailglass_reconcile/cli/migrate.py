@@ -7,7 +7,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import confirm, require_terminal
+from mailglass_reconcile.cli.output import confirm, require_terminal
 from mailglass_reconcile.store import schema
 
 EXAMPLES = """\b

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.output import argument, as_of, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops import tenants
+from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import holds_address
@@ -89,7 +89,7 @@ def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) 
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
     hints = [event_types.mistyped(wanted.type or ""), providers.mistyped(wanted.provider or "")]
     if wanted.tenant_id is not None and not found.orphans:
-        hints.append(tenants.nearest(database, wanted.tenant_id))
+        hints.append(tenant_suggestions.nearest(database, wanted.tenant_id))
     yield from filter(None, hints)
     if not found.orphans or wanted.state == EXPIRED or as_json:
         return

@@ -7,9 +7,9 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import console, moment, print_json, table
-from mailglass_reconcile.ops import preview, pruner
-from mailglass_reconcile.ops.preview import Preview
+from mailglass_reconcile.cli.output import console, moment, print_json, table
+from mailglass_reconcile.ops import prune_preview, pruner
+from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.rules.humanize import counted
 
 EXAMPLES = """\b
@@ -53,7 +53,7 @@ def prune(dry_run: bool, as_json: bool) -> None:
 
 
 def _preview(as_json: bool) -> None:
-    found = preview.preview(runtime.database())
+    found = prune_preview.preview(runtime.database())
     if as_json:
         for one in found:
             print_json(one.as_dict())

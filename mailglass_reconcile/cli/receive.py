@@ -7,7 +7,7 @@ import logging
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.starting import look_now
+from mailglass_reconcile.cli.startup import look_now
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import web_token

@@ -9,7 +9,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.starting import look_now
+from mailglass_reconcile.cli.startup import look_now
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.settings import web_token

@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, console, hint_at_tenant, moment, print_json, table
+from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, moment, print_json, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.humanize import age, counted, printable
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 
 EXAMPLES = """\b
 Examples:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.texts import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
+from mailglass_reconcile.cli.output import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targeted_sweep

@@ -8,11 +8,11 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
-from mailglass_reconcile.receiver import secrets
+from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.receiving import public_url
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import did_you_mean, printable
-from mailglass_reconcile.webhooks import registry, sending
+from mailglass_reconcile.webhooks import registry, sender
 
 EXAMPLES = """\b
 Examples:
@@ -46,16 +46,16 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
         meant = did_you_mean(type_, samples, " ({})")
         raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(sorted(samples))}")
     settings = runtime.get_settings()
-    known = secrets.of_setting(settings).of(provider)
+    known = secret_store.of_setting(settings).of(provider)
     if not known:
-        raise ConfigurationError(f"{secrets.SETTING} has no secret for {name}")
+        raise ConfigurationError(f"{secret_store.SETTING} has no secret for {name}")
     public = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None
     target, option = (public, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
     if target is None:
         raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")
     signed = record.sign(samples[type_], known[0], at.timestamp(), public or target)
     try:
-        status, answer = sending.post(target, signed, option)
+        status, answer = sender.post(target, signed, option)
     except ValueError:
         raise click.UsageError(f"{option} must be a whole address, such as http://127.0.0.1:8081/postmark") from None
     if status != 200:

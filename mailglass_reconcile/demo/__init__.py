@@ -8,10 +8,10 @@ import signal
 import sys
 
 from mailglass_reconcile import make_beat_schedule, runtime
-from mailglass_reconcile.demo import verdict
-from mailglass_reconcile.demo.plot import CALLS, LINK, OPEN, RACE
+from mailglass_reconcile.demo import report
+from mailglass_reconcile.demo.environment import Stage, check, say, tell
 from mailglass_reconcile.demo.receiver import Receiver
-from mailglass_reconcile.demo.stage import Stage, check, say, tell
+from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process, closing
@@ -66,7 +66,7 @@ def _play() -> bool:
             stage.sweep()
             stage.poll()
         check()
-        return verdict.write(stage)
+        return report.write(stage)
 
 
 def _install(database_url: str, redis_url: str) -> None:

@@ -13,7 +13,7 @@ import urllib.request
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mailglass_reconcile.demo.plot import Mail
+from mailglass_reconcile.demo.scenario import Mail
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 from mailglass_reconcile.testing.servers import free_port

@@ -21,12 +21,12 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.handlers import registration, running
-from mailglass_reconcile.handlers.running import Begin, Work
+from mailglass_reconcile.handlers import execution, registration
+from mailglass_reconcile.handlers.execution import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox, runs
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import Job
@@ -88,7 +88,7 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), running.connected() as begin:
+            with database_errors(), execution.connected() as begin:
                 dispatcher.run(begin)
                 _note(begin, dispatcher.result, origin)
         finally:
@@ -159,7 +159,7 @@ class _Dispatcher:
 
     def _run(self, begin: Begin, job: Job) -> _Attempt | None:
         """Run a handler on an event in a transaction of its own; return None if another dispatcher has the job now."""
-        event = running.event_of(job)
+        event = execution.event_of(job)
         if event is None:
             return _Attempt(job, outbox.EVENT_MISSING)
         handler = registry.handler(job.handler)
@@ -168,20 +168,20 @@ class _Dispatcher:
             with begin() as work, self._started(work, job) as started:
                 if not started:
                     return None
-                running.call(handler, work.connection, event)
+                execution.call(handler, work.connection, event)
         except Exception as error:  # an application's handler may fail in any way, which costs that job only
-            if running.is_contention(error):
+            if execution.is_contention(error):
                 return _Attempt(job, type(error).__name__, contended=True)
             if not started:
                 raise
-            return _Attempt(job, running.log_error(handler, job, error))
+            return _Attempt(job, execution.log_error(handler, job, error))
         return _Attempt(job)
 
     @contextmanager
     def _started(self, work: Work, job: Job) -> Iterator[bool]:
         """Mark a job done and limit its transaction, until its end or that of the block; yield whether that worked."""
         tx = Transaction(work.connection, self._settings)
-        before = outbox.start(tx, job, running.HANDLER_SECONDS)
+        before = outbox.start(tx, job, execution.HANDLER_SECONDS)
         yield before is not None
         if before and work.nested:
             outbox.restore(tx, before)
@@ -194,7 +194,7 @@ class _Dispatcher:
             if attempt.error:
                 logger.warning("handler %s is done with event %s: its work was committed", job.handler, job.event_id)
             return
-        if not attempt.error and running.log_throttle.over((job.handler, outbox.ROLLED_BACK)):
+        if not attempt.error and execution.log_throttle.over((job.handler, outbox.ROLLED_BACK)):
             logger.warning("handler %s failed on event %s: its work was rolled back", job.handler, job.event_id)
         self.result.failed += not attempt.contended
         if state == "dead":
@@ -202,7 +202,7 @@ class _Dispatcher:
 
     def _count_dead(self, job: Job) -> None:
         self.result.dead += 1
-        if running.log_throttle.over((job.handler, "dead")):
+        if execution.log_throttle.over((job.handler, "dead")):
             logger.error(
                 "event %s is dead for handler %s after %d attempts: see `mailglass-reconcile dispatch --dead`",
                 job.event_id,
@@ -224,7 +224,7 @@ class _Dispatcher:
                         work.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                     return action(work)
             except Exception as error:
-                if pause is None or nested or not running.is_contention(error):
+                if pause is None or nested or not execution.is_contention(error):
                     raise
                 contended = True
                 time.sleep(pause * (1 + random.random()))  # noqa: S311 - not a secret

@@ -13,7 +13,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import as_called, hint
 from mailglass_reconcile.ops import deliveries, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.rules import matching, providers, resending, states
+from mailglass_reconcile.rules import matching, providers, redelivery, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import shown_tenant
@@ -26,8 +26,8 @@ from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
 from mailglass_reconcile.store.runs import RunAt
-from mailglass_reconcile.sweep import judge
-from mailglass_reconcile.sweep.judge import Decision
+from mailglass_reconcile.sweep import matcher
+from mailglass_reconcile.sweep.matcher import Decision
 
 TIMEOUT_MS = 24_000
 EVENTS = 20
@@ -210,8 +210,8 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
         return _of_settled(row, settled, read, linking)
     orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
-    (wanted,) = judge.current_keys(tx, orphans)
-    decision = judge.decide(tx, row.id, row.tenant_id, wanted)
+    (wanted,) = matcher.current_keys(tx, orphans)
+    decision = matcher.decide(tx, row.id, row.tenant_id, wanted)
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
     shown = {one.delivery_id: one for one in deliveries.read(tx, [one.delivery_id for one in decision.named])}
@@ -342,7 +342,7 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
     found = states.remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
     other = next((each for each in decision.named if each.tenant_id != row.tenant_id), None)
     if found and decision.state == TENANT_MISMATCH and other and decision.keys.provider:
-        again = resending.remedy(
+        again = redelivery.remedy(
             provider=decision.keys.provider,
             type_=row.type,
             message_id=other.candidate_id,

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import listing, open_orphans, window
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.listing import Wanted
 from mailglass_reconcile.store.open_orphans import FIRST
-from mailglass_reconcile.sweep import judge
-from mailglass_reconcile.sweep.judge import Decision
+from mailglass_reconcile.sweep import matcher
+from mailglass_reconcile.sweep.matcher import Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def find_orphans(
         within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)
         rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
         found = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there
-        return [_orphan(one, its) for one, its in zip(found, judge.current_keys(tx, found), strict=True)]
+        return [_orphan(one, its) for one, its in zip(found, matcher.current_keys(tx, found), strict=True)]
 
 
 def _orphan(one: open_orphans.Open, its: Keys) -> Orphan:
@@ -95,4 +95,4 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
     runtime.load_imports(to_read=True)
     wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with borrowed(connection, runtime.get_settings()) as tx:
-        return judge.decide(tx, str(orphan.event_id), orphan.tenant_id, wanted)
+        return matcher.decide(tx, str(orphan.event_id), orphan.tenant_id, wanted)

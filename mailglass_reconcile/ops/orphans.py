@@ -18,8 +18,8 @@ from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, T
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
 from mailglass_reconcile.store.window import Window
-from mailglass_reconcile.sweep import judge
-from mailglass_reconcile.sweep.judge import Judged
+from mailglass_reconcile.sweep import matcher
+from mailglass_reconcile.sweep.matcher import Judged
 
 P = TypeVar("P", Place, listing.LedgerPlace)
 
@@ -350,7 +350,7 @@ def _unread(tx: Transaction, recipients: Collection[str], message_ids: Collectio
 def unread(tx: Transaction) -> list[tuple[Open, Keys]]:
     """Return those of the newest `UNREAD` open orphans whose keys nobody has stored yet, with their keys."""
     orphans = open_orphans.read(tx, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
-    return list(zip(orphans, judge.current_keys(tx, orphans), strict=True)) if orphans else []
+    return list(zip(orphans, matcher.current_keys(tx, orphans), strict=True)) if orphans else []
 
 
 def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:
@@ -358,7 +358,7 @@ def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrph
     if not any(orphan.state == MATCHED for orphan in listed):
         return listed
     matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
-    found = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, matched)}
+    found = {one.orphan.event_id: one.verdict.delivery_id for one in matcher.judge(tx, matched)}
     return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]
 
 
@@ -395,7 +395,7 @@ def judged_now(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
 def _judged(tx: Transaction, event_ids: list[str]) -> list[OpenOrphan]:
     types = ledger.types_of(tx, event_ids)  # one whose event is gone has none
     found = open_orphans.read(tx, [one for one in event_ids if one in types])
-    return [_listed(tx, one, types, one.verdict.state) for one in judge.judge(tx, found)]
+    return [_listed(tx, one, types, one.verdict.state) for one in matcher.judge(tx, found)]
 
 
 def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
@@ -415,7 +415,7 @@ def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | Non
             place = entries[-1].place
             left = [one for one in entries if not one.settled]
             types = ledger.types_of(tx, [one.orphan.event_id for one in left])
-            found = judge.judge(tx, [one.orphan for one in left])
+            found = matcher.judge(tx, [one.orphan for one in left])
             listed = [_listed(tx, one, types, EXPIRED) for one in found]
             yield Chunk(listed, len(entries), place.event_id, len(entries) < number)
         if len(entries) < number:

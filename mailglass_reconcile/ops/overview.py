@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import causes, curves, history, runs, status
+from mailglass_reconcile.ops import causes, history, runs, status, time_series
 from mailglass_reconcile.ops.checks import Look
-from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.ops.runs import Wanted
+from mailglass_reconcile.ops.time_series import Bucket
 from mailglass_reconcile.store import schema, window
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import Cause
@@ -107,7 +107,7 @@ def overview(database: Database, *, seconds: int) -> Overview:
             links=_links(tx),
             jobs_waiting=look.outbox.waiting,
             jobs_dead=look.outbox.dead,
-            curves=curves.curves(tx, seconds),
+            curves=time_series.curves(tx, seconds),
             totals=status.totals(tx),
         )
 

@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
+from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema

@@ -11,7 +11,7 @@ from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops import runs as listed_runs
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
 from mailglass_reconcile.ops.runs import Wanted
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import runs, schema, window
 from mailglass_reconcile.store.database import Database, Transaction
 

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.beside_mailglass import by_id_alone
+from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.ops import explanation, orphans
 from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, OpenOrphan
 from mailglass_reconcile.pubsub import Publisher
@@ -19,7 +19,7 @@ from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.sweep.counters import SweepCounters
-from mailglass_reconcile.sweep.judge import judge, unchecked
+from mailglass_reconcile.sweep.matcher import judge, unchecked
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -98,7 +98,7 @@ def would_link(database: Database, found: Sequence[OpenOrphan], tenant_id: str |
         its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
         unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
         noted = unchecked(judge(tx, list((unread | its).values())))
-        number = by_id_alone.of_other_writers(tx, noted)
+        number = unchecked_links.of_other_writers(tx, noted)
     counters = SweepCounters(tenant_id, dry_run=True)
     counters.would_link(len(found), number)
     counters.complete = True

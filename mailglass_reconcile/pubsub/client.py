@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from mailglass_reconcile.errors import ConfigurationError, page
-from mailglass_reconcile.pubsub.library import redis
+from mailglass_reconcile.pubsub.lazy_redis import redis
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 

@@ -25,7 +25,7 @@ from mailglass_reconcile.pubsub import background
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS, reason
-from mailglass_reconcile.pubsub.library import redis
+from mailglass_reconcile.pubsub.lazy_redis import redis
 
 logger = logging.getLogger(__name__)
 

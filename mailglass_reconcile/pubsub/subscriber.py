@@ -16,7 +16,7 @@ from uuid import UUID
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, TEST, events_channel
 from mailglass_reconcile.pubsub.client import async_client, server_of
-from mailglass_reconcile.pubsub.library import redis
+from mailglass_reconcile.pubsub.lazy_redis import redis
 from mailglass_reconcile.rules import unreachable
 
 T = TypeVar("T")

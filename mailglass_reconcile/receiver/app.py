@@ -23,7 +23,7 @@ from mailglass_reconcile.errors import (
     database_errors,
 )
 from mailglass_reconcile.receiver import admission
-from mailglass_reconcile.receiver import secrets as keys
+from mailglass_reconcile.receiver import secret_store as keys
 from mailglass_reconcile.receiver.admission import (
     Admission,
     Body,
@@ -36,15 +36,15 @@ from mailglass_reconcile.receiver.admission import (
 from mailglass_reconcile.receiver.checker import Checker
 from mailglass_reconcile.receiver.known_certificates import KnownCertificates
 from mailglass_reconcile.receiver.receiving import answer_handshake, check_any, claimed, confirm, public_url
-from mailglass_reconcile.receiver.secrets import Given, Secrets
-from mailglass_reconcile.record import checking, failures
+from mailglass_reconcile.receiver.secret_store import Given, Secrets
+from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import counted, shown
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
@@ -308,7 +308,7 @@ class Receiver:
         if tenant is None and callable(self._tenant):
             raise _NotServedError("there is no such tenant")
         try:
-            return checking.name("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
+            return validation.name("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
         except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
             raise ConfigurationError(str(error)) from None
 

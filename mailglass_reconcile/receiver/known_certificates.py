@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.receiver.secrets import Secrets
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.receiver.secret_store import Secrets
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.database import Database

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
-from mailglass_reconcile.receiver import secrets
+from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.webhooks import registry, sns
@@ -56,13 +56,15 @@ def receive(
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """
     settings = runtime.get_settings()
-    secrets.load_reader(provider)
+    secret_store.load_reader(provider)
     found = registry.record(provider)
     known = (
-        [registry.check_secret(provider, secret)] if secret is not None else secrets.of_setting(settings).of(provider)
+        [registry.check_secret(provider, secret)]
+        if secret is not None
+        else secret_store.of_setting(settings).of(provider)
     )
     if not known:
-        raise ConfigurationError(f"{secrets.SETTING} has no secret for this provider")
+        raise ConfigurationError(f"{secret_store.SETTING} has no secret for this provider")
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
     request = registry.request_of(body, headers, url=address)

@@ -32,16 +32,16 @@ from sqlalchemy.util import greenlet_spawn
 
 from mailglass_reconcile import projector, runtime, telemetry
 from mailglass_reconcile.errors import is_of_data, is_passing, translated
-from mailglass_reconcile.pubsub import Publisher, library
+from mailglass_reconcile.pubsub import Publisher, lazy_redis
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
-from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs
+from mailglass_reconcile.sweep.matcher import judge, unchecked
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> No
 
 
 def _enqueue(steps: Iterable[Step]) -> None:
-    library.load()
+    lazy_redis.load()
     if dropped := _queue.put_all(step for step in steps if step.events or step.recheck):
         _count_failed(dropped)
         if _pauses.over(NOT_BROADCAST):

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import checking, failures
+from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.store import deliveries, ledger
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
 
@@ -58,13 +58,13 @@ def append(
     """
     entry = Entry(
         id=uuid7(),
-        tenant_id=checking.name("tenant_id", tenant_id),
-        delivery_id=None if delivery_id is None else checking.uuid("delivery_id", delivery_id),
-        type=checking.known_type("type", type),
-        occurred_at=checking.utc("occurred_at", occurred_at),
+        tenant_id=validation.name("tenant_id", tenant_id),
+        delivery_id=None if delivery_id is None else validation.uuid("delivery_id", delivery_id),
+        type=validation.known_type("type", type),
+        occurred_at=validation.utc("occurred_at", occurred_at),
         idempotency_key=_own_key(idempotency_key),
-        reject_reason=checking.reject_reason("reject_reason", reject_reason),
-        metadata=checking.metadata("metadata", metadata or {}),
+        reject_reason=validation.reject_reason("reject_reason", reject_reason),
+        metadata=validation.metadata("metadata", metadata or {}),
         needs_reconciliation=needs_reconciliation,
     )
     with failures.counted("an event"), borrowed(connection, runtime.get_settings()) as tx:
@@ -77,7 +77,7 @@ def append(
 def _own_key(key: object) -> str | None:
     if key is None:
         return None
-    text = checking.name("idempotency_key", key)
+    text = validation.name("idempotency_key", key)
     if text.startswith(RESERVED_KEYS):
         raise InvalidEventError(f"idempotency_key must not begin with {', '.join(RESERVED_KEYS)}")
     return text

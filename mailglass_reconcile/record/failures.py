@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 
 logger = logging.getLogger(__name__)
 

@@ -20,18 +20,18 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import after_commit, checking, failures
+from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.store import open_orphans, sends
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
+from mailglass_reconcile.sweep.matcher import judge, unchecked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +105,11 @@ def record_send(
     runtime.load_imports()
     settings = runtime.get_settings()
     campaign = Campaign(
-        checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
-        providers.spellings(checking.provider("provider", provider)),
-        checking.name("mailable", mailable),
-        checking.stream("stream", stream),
-        json.dumps(checking.metadata("metadata", {} if metadata is None else metadata)),
+        validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
+        providers.spellings(validation.provider("provider", provider)),
+        validation.name("mailable", mailable),
+        validation.stream("stream", stream),
+        json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
     )
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
     with failures.counted(f"a send by {shown(provider)}"), borrowed(connection, settings) as tx:
@@ -173,9 +173,9 @@ def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
 
 
 def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
-    kind = checking.sent_type(f"{at}.type", one.type)
-    message_id = checking.sent_id(f"{at}.message_id", one.message_id, needed=kind == "dispatched")
-    recipient = checking.recipient(f"{at}.recipient", one.recipient)
+    kind = validation.sent_type(f"{at}.type", one.type)
+    message_id = validation.sent_id(f"{at}.message_id", one.message_id, needed=kind == "dispatched")
+    recipient = validation.recipient(f"{at}.recipient", one.recipient)
     if recipient is None:
         raise InvalidEventError(f"{at}.recipient must be an address")
     delivery_id = uuid7()
@@ -184,7 +184,7 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
         tenant_id=tenant_id,
         delivery_id=delivery_id,
         type=kind,
-        occurred_at=NOW if one.occurred_at is None else checking.utc(f"{at}.occurred_at", one.occurred_at),
+        occurred_at=NOW if one.occurred_at is None else validation.utc(f"{at}.occurred_at", one.occurred_at),
         idempotency_key=_key(
             tenant_id, provider, message_id, one._identity if message_id is None else address(recipient)
         ),

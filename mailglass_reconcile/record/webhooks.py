@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import after_commit, checking, failures
+from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
@@ -28,11 +28,11 @@ from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.sweep.judge import Event, match
+from mailglass_reconcile.sweep.matcher import Event, match
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
@@ -88,7 +88,7 @@ def record_webhook(
     """
     runtime.load_imports()
     settings = runtime.get_settings()
-    tenant = checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
+    tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     checked = check(tenant, provider, events, strict)
     with failures.counted(f"a webhook of {shown(provider)}"), borrowed(connection, settings) as tx:
         recorded = _record(tx, checked)
@@ -123,7 +123,7 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
 
 def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
     """Check and repair a webhook's events, and return them in their order; equal ones have the same key."""
-    provider = checking.provider("provider", provider)
+    provider = validation.provider("provider", provider)
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")
     different: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
@@ -132,8 +132,8 @@ def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
         at = f"events[{index}]"
         if not isinstance(event, WebhookEvent):
             raise InvalidEventError(f"{at} must be a WebhookEvent")
-        kind = checking.known_type(f"{at}.type", event.type)
-        event_id = checking.event_id(f"{at}.provider_event_id", event.provider_event_id)
+        kind = validation.known_type(f"{at}.type", event.type)
+        event_id = validation.event_id(f"{at}.provider_event_id", event.provider_event_id)
         one = _checked(at, event, kind, tenant_id, provider, strict)
         numbers = different[event_id, kind]
         number = numbers.setdefault(_identity(event), len(numbers))
@@ -157,13 +157,13 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind:
 
 def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, strict: bool) -> NewEvent:
     """Return a row for the ledger; its key depends on what else is recorded with it."""
-    message_id = checking.message_id(f"{at}.message_id", event.message_id)
-    given = checking.metadata(f"{at}.metadata", event.metadata)
+    message_id = validation.message_id(f"{at}.message_id", event.message_id)
+    given = validation.metadata(f"{at}.metadata", event.metadata)
     kept, recipient = _split(given)
-    recipient = checking.recipient(f"{at}.recipient", event.recipient) or recipient
-    own = {"provider_event_id": checking.storable(checking.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
+    recipient = validation.recipient(f"{at}.recipient", event.recipient) or recipient
+    own = {"provider_event_id": validation.storable(validation.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
     metadata: dict[str, Any] = {
-        **(checking.without_addresses(kept | own) if strict else kept | own),
+        **(validation.without_addresses(kept | own) if strict else kept | own),
         "provider": provider,
         providers.stored_under(provider): message_id,
         **_of_smtp(at, event, given),
@@ -174,9 +174,9 @@ def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: 
         tenant_id=tenant_id,
         delivery_id=None,
         type=kind,
-        occurred_at=checking.utc(f"{at}.occurred_at", event.occurred_at),
+        occurred_at=validation.utc(f"{at}.occurred_at", event.occurred_at),
         idempotency_key=None,
-        reject_reason=checking.reject_reason(f"{at}.reject_reason", event.reject_reason),
+        reject_reason=validation.reject_reason(f"{at}.reject_reason", event.reject_reason),
         metadata=metadata,
         needs_reconciliation=True,
     )
@@ -186,12 +186,12 @@ def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: 
 
 def _of_smtp(at: str, event: WebhookEvent, given: Mapping[str, Any]) -> dict[str, str]:
     """Return how a message bounced, the codes of SMTP and its id over SMTP; fields go before the caller's metadata."""
-    bounce = checking.bounce(f"{at}.metadata['bounce']", given.get(BOUNCE))
+    bounce = validation.bounce(f"{at}.metadata['bounce']", given.get(BOUNCE))
     status = smtp_status(given.get(SMTP_STATUS))
     told = {
-        BOUNCE: checking.bounce(f"{at}.bounce", event.bounce) or bounce,
-        SMTP_STATUS: checking.smtp_status(f"{at}.smtp_status", event.smtp_status) or status,
-        SMTP_MESSAGE_ID: checking.message_id(f"{at}.smtp_message_id", event.smtp_message_id),
+        BOUNCE: validation.bounce(f"{at}.bounce", event.bounce) or bounce,
+        SMTP_STATUS: validation.smtp_status(f"{at}.smtp_status", event.smtp_status) or status,
+        SMTP_MESSAGE_ID: validation.message_id(f"{at}.smtp_message_id", event.smtp_message_id),
     }
     return {name: value for name, value in told.items() if value}
 
@@ -206,7 +206,7 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         elif isinstance(value, str):
             reserved[bare] = value
     for name in ADDRESS_KEYS:
-        recipient = checking.recipient(name, reserved.get(name))
+        recipient = validation.recipient(name, reserved.get(name))
         if recipient:
             return kept, recipient
     return kept, None

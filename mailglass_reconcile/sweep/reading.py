@@ -12,7 +12,7 @@ from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
-from mailglass_reconcile.sweep.judge import Judged, judge
+from mailglass_reconcile.sweep.matcher import Judged, judge
 
 logger = logging.getLogger(__name__)
 

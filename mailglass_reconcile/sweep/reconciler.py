@@ -14,8 +14,8 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.beside_mailglass import by_id_alone
 from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
@@ -24,10 +24,10 @@ from mailglass_reconcile.store.open_orphans import Open, Place
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.store.window import Choice, Group, Part, Window, choose, next_first, open_window, part_of
-from mailglass_reconcile.sweep import history, reading
-from mailglass_reconcile.sweep.ahead import run_ahead
-from mailglass_reconcile.sweep.judge import Judged, unchecked
+from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
+from mailglass_reconcile.sweep.matcher import Judged, unchecked
+from mailglass_reconcile.sweep.prefetch import run_ahead
 from mailglass_reconcile.sweep.reading import Found
 from mailglass_reconcile.sweep.request import Request
 from mailglass_reconcile.sweep.result import SweepResult
@@ -62,13 +62,13 @@ class Sweep(Request):
         with (
             # In an application's process the collector is the application's.
             nullcontext() if self.origin == "python" else _collector_paused(),
-            nullcontext() if self.dry_run else history.reported(self.kind, lambda error: history.run_of(self, error)),
+            nullcontext() if self.dry_run else run_log.reported(self.kind, lambda error: run_log.run_of(self, error)),
             on or self.database.connect() as connected,
         ):
             try:
                 yield from self._sweep(connected)
             except (DBAPIError, DatabaseRefusedError) as error:
-                history.break_off(self, connected, error)
+                run_log.break_off(self, connected, error)
             except BaseException as error:
                 self.error = error
                 raise
@@ -76,7 +76,7 @@ class Sweep(Request):
                 if self.publisher is not None:
                     self.counters.messages = self.publisher.wait()
                 self.counters.duration_ms = round((time.monotonic() - self.started) * 1000)
-                history.leave(self, connected)
+                run_log.leave(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
         """Choose; then judge slice by slice, link what matches, and store what stays open with its state."""
@@ -179,7 +179,7 @@ class Sweep(Request):
         """Link a batch, publish what was committed, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
             by_id = [event_id for event_id, _ in pairs if event_id in notes]
-            alone = self._read(connected, lambda tx: by_id_alone.of_other_writers(tx, by_id))
+            alone = self._read(connected, lambda tx: unchecked_links.of_other_writers(tx, by_id))
             self.counters.would_link(len(pairs), alone)
             return set()
         self.in_batch = True

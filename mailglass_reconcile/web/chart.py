@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.ops.curves import Bucket
+from mailglass_reconcile.ops.time_series import Bucket
 
 WIDTH, HEIGHT = 960, 200
 STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant_mismatch")

@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.exposition import PREFIX, counter, gauge, keyed, text
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.gauges import Measures, measure
+from mailglass_reconcile.ops.metrics_source import Measures, measure
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS

@@ -31,23 +31,23 @@ from mailglass_reconcile.ops import (
     runs,
     search,
     status,
-    tenants,
+    tenant_suggestions,
 )
 from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
 from mailglass_reconcile.ops.orphans import OpenOrphan, Page
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
-from mailglass_reconcile.ops.tenants import Unknown
+from mailglass_reconcile.ops.tenant_suggestions import Unknown
 from mailglass_reconcile.rules.addresses import holds_address
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
-from mailglass_reconcile.web import chart, metrics, parameters, problems
+from mailglass_reconcile.web import chart, health, metrics, parameters
 from mailglass_reconcile.web.access import Access, fields_of, is_cross_site
 from mailglass_reconcile.web.cache import BusyError, Cache
+from mailglass_reconcile.web.health import Problems
 from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
-from mailglass_reconcile.web.problems import Problems
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query, render
 
 Handler = Callable[..., Awaitable[Response]]
@@ -109,7 +109,7 @@ class Pages:
         return render(request, template, status=status, problems=known, **values)
 
     async def _problems(self) -> Problems:
-        return await self._cache.get("problems", lambda: problems.problems(self._database))
+        return await self._cache.get("problems", lambda: health.problems(self._database))
 
     @_page
     async def overview(self, request: Request) -> Response:
@@ -282,7 +282,7 @@ class Pages:
         return await self._cache.get(("find", digest), lambda: search.find(self._database, what, scan=scan))
 
     async def _unknown(self, tenant: str) -> Unknown | None:
-        return await self._cache.get(("tenant", tenant), lambda: tenants.unknown(self._database, tenant))
+        return await self._cache.get(("tenant", tenant), lambda: tenant_suggestions.unknown(self._database, tenant))
 
     @_page
     async def metrics(self, request: Request) -> Response:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.webhooks import formats, registry
-from mailglass_reconcile.webhooks.readers import webhook_reader
-from mailglass_reconcile.webhooks.reading import parse, verify
+from mailglass_reconcile.webhooks.custom_providers import webhook_reader
+from mailglass_reconcile.webhooks.parsing import parse, verify
 
 if TYPE_CHECKING:
     from mailglass_reconcile.receiver.app import webhook_app

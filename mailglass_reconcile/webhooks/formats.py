@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import commands
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
-from mailglass_reconcile.cli.texts import Duration
+from mailglass_reconcile.cli.output import Duration
 from mailglass_reconcile.rules.humanize import age
 from recording import event, record
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from mailglass_reconcile import configure
-from mailglass_reconcile.demo import stage
-from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
+from mailglass_reconcile.demo import environment
 from mailglass_reconcile.demo.receiver import Receiver
+from mailglass_reconcile.demo.scenario import LINK, OPEN, RACE
 from mailglass_reconcile.testing.processes import closing
 from waiting import wait_until
 
@@ -211,13 +211,13 @@ def test_a_broken_promise_is_told_and_costs_the_exit_code(started):
 def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch):
     """A sweep between two commits would link to the first what is ambiguous once the second is there."""
     configure(settings=db.settings)
-    monkeypatch.setattr(stage, "LINE_SECONDS", 0)
+    monkeypatch.setattr(environment, "LINE_SECONDS", 0)
     redis_url = db.settings.redis_url.get_secret_value()
     monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
     with closing(Receiver) as receiver:
         receiver.start()
-        stage.Stage(redis_url, receiver.post).overtake(OPEN)
+        environment.Stage(redis_url, receiver.post).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]
     transactions = "SELECT count(*), count(DISTINCT xmin::text) FROM mailglass_deliveries WHERE recipient = ANY(:twins)"
     assert db.rows(transactions, twins=twins) == [(2, 1)]
@@ -225,7 +225,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
 
 def test_what_a_terminal_would_obey_is_escaped_on_the_screen(capsys):
     """Nothing that a terminal obeys, and no second line."""
-    stage.tell("redis", "mailglass:events:acme: \x1b[2J\nforged")
+    environment.tell("redis", "mailglass:events:acme: \x1b[2J\nforged")
     assert capsys.readouterr().out.endswith(r"mailglass:events:acme: \x1b[2J\nforged" + "\n")
 
 

@@ -14,7 +14,7 @@ from mailglass_reconcile.ops.checks import Finding
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import OpenOrphan
-from mailglass_reconcile.ops.preview import Preview
+from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs

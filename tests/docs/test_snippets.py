@@ -32,7 +32,7 @@ ELSEWHERE = {
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
-    ("beside-mailglass.md", "sql"): "ops/checks/test_mailglass.py",
+    ("with-mailglass.md", "sql"): "ops/checks/test_mailglass.py",
     ("recipes.md", "sql"): "by the snippets of the page, below",
     ("sizing.md", "sql"): "by the test of settings of tables, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
@@ -42,7 +42,7 @@ ELSEWHERE = {
 """Blocks that another test runs."""
 
 NOT_RUN = {
-    ("beside-mailglass.md", "it needs Elixir and a Phoenix application"),
+    ("with-mailglass.md", "it needs Elixir and a Phoenix application"),
     ("README.md", "the table is the reader's"),
     ("deploy.md", "it needs a cluster"),
     ("grants.md", "tests/stories/test_grants.py runs the file"),

@@ -99,7 +99,7 @@ def test_the_first_sweep_of_mailglass_s_tables(machine, empty_database_url, redi
     deliveries = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
     factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(one)) for one in ids])
     with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
-        reader.follow(pages.chapter(DOCS / "beside-mailglass.md", "The first sweep"))
+        reader.follow(pages.chapter(DOCS / "with-mailglass.md", "The first sweep"))
     seen = settings.database_url.get_secret_value()
     assert {state for *_, state in states(seen)} == {"delivered"}
 

@@ -117,7 +117,7 @@ BREAKS = (
                 "recipient = coalesce(o.recipient, k.recipient),",
             ),
         ),
-        "record/test_erasing.py::test_a_sweep_that_has_read_the_address_before_does_not_write_it_back",
+        "record/test_erasure.py::test_a_sweep_that_has_read_the_address_before_does_not_write_it_back",
     ),
     # I10
     Break(

@@ -10,12 +10,12 @@ import mailglass_reconcile
 from faults.sweeper import die_at
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.record import erasing
+from mailglass_reconcile.record import erasure
 
 if __name__ == "__main__":
-    pruner.RETENTION_ROWS = pruner.BATCH_ROWS = erasing.BATCH_ROWS = 2
+    pruner.RETENTION_ROWS = pruner.BATCH_ROWS = erasure.BATCH_ROWS = 2
     die_at(int(os.environ.get("RETIRER_DIES_AT", "0")))
     if sys.argv[1] == "prune":
         mailglass_reconcile.prune()
     else:
-        erasing.erase_with(runtime.database(), erasing.check(sys.argv[2]))
+        erasure.erase_with(runtime.database(), erasure.check(sys.argv[2]))

@@ -36,7 +36,7 @@ from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.sweep import reconciler

@@ -18,7 +18,7 @@ import factories
 import mailglass_reconcile
 from handling import EFFECT, effects, failing, handle, leave_effect, leaving, make_due, register, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
-from mailglass_reconcile.handlers import dispatcher, running
+from mailglass_reconcile.handlers import dispatcher, execution
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import outbox
@@ -222,7 +222,10 @@ def _failing_session(connection):
 
 
 def _committing_session(connection):
-    with suppress(running.CommittedError), sa.orm.Session(connection, join_transaction_mode="control_fully") as session:
+    with (
+        suppress(execution.CommittedError),
+        sa.orm.Session(connection, join_transaction_mode="control_fully") as session,
+    ):
         session.execute(sa.text("SELECT 1"))
         session.commit()
 
@@ -587,7 +590,7 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
 def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
     """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
-    monkeypatch.setattr(running, "HANDLER_SECONDS", 0.2)
+    monkeypatch.setattr(execution, "HANDLER_SECONDS", 0.2)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 import mailglass_reconcile
 from catalog import live
 from factories import new_id, orphan, postmark
-from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines, repair

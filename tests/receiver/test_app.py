@@ -6,7 +6,7 @@ import logging
 import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import Sent, broadcast, record_send
-from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.rules import log_throttle
 from receivers import SECRETS, first, mounted, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 
@@ -45,7 +45,7 @@ def test_a_webhook_is_one_line_of_what_became_of_its_events(db, caplog):
 def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch):
     """With the name that was meant, if it looks like none of a person; a provider without a secret has its own."""
     at = 100.0
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: at)
+    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
     receiver = mounted(secrets={"postmark": AUTH})
     paths = ["postmrk%0A", "ada@example.com", "x" * 5_000, "mailgun", "mailgun"]
     for time in (100.0, 130.0, 160.0):
@@ -64,7 +64,7 @@ def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch)
 def test_what_a_stranger_causes_is_one_warning_for_each_cause_and_minute(db, caplog, monkeypatch):
     """And counted: thousands of requests a second wrote as many lines, some of them at ERROR."""
     at = 100.0
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: at)
+    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
     shop = mounted()
     right = first("postmark")
     requests = [

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from mailglass_reconcile import ConfigurationError
-from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import webhook_app
 from receivers import SECRETS, first, mounted, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
@@ -103,7 +103,7 @@ def test_what_is_no_secret_lets_the_provider_repeat_unless_there_is_none(db, sec
 def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(db, caplog, monkeypatch):
     """The function has returned None: there is no such tenant."""
     now = 100.0
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: now)
+    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
     for secrets in (SECRETS, OF_ACME):
         caplog.clear()
         receiver = mounted(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)

@@ -22,7 +22,7 @@ from drivers import Driver
 from faults import proxy, servers
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, flush, record_send
 from mailglass_reconcile.record import after_commit
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from recording import LEDGER, NOTED, NOW, event, record, round_trips, statements_in_background
 from waiting import settle, wait_until
 

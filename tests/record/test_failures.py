@@ -14,7 +14,7 @@ from mailglass_reconcile import (
     telemetry,
 )
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from recording import event, record
 from waiting import wait_until
 

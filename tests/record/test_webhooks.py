@@ -8,7 +8,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile import append
-from mailglass_reconcile.record import checking as validation
+from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules import addresses
 from recording import LEDGER, NOW, event, record
 

@@ -30,7 +30,7 @@ from mailglass_reconcile import (
     record_send,
 )
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.ledger import LinkedEvent
 from own_settings import OWN, settings_of, take
 from projecting import projected

@@ -19,7 +19,7 @@ from catalog import installation
 from factories import delivery, orphan, postmark
 from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook
-from mailglass_reconcile.record import erasing
+from mailglass_reconcile.record import erasure
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import certificates, engines
 from mailglass_reconcile.store.database import Database
@@ -159,8 +159,8 @@ def test_with_mailglass_each_role_does_its_work_in_its_schema(beside, acting_bes
         mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
     refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
     eraser = acting_beside("mailglass_eraser")
-    wanted = erasing.check("somebody@example.com")
-    assert erasing.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
+    wanted = erasure.check("somebody@example.com")
+    assert erasure.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
     acting_beside("mailglass_reader", web_token=TOKEN)
     visitor = Visitor(create_app())
     assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
@@ -224,8 +224,8 @@ def test_an_eraser_erases(db, acting):
               VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
                       now(), now(), now())""")
     settings = acting("mailglass_eraser")
-    wanted = erasing.check("Ada@Example.com")
-    done = erasing.erase_with(Database(engines.create_engine(settings), settings), wanted)
+    wanted = erasure.check("Ada@Example.com")
+    done = erasure.erase_with(Database(engines.create_engine(settings), settings), wanted)
     assert (done.deliveries, done.open_orphans, done.webhook_events) == (1, 1, 1)
     for statement in (
         "SELECT metadata FROM mailglass_deliveries",

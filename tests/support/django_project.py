@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 import anymail_wire
 from mailglass_reconcile import runtime
-from mailglass_reconcile.handlers import running as handlers
+from mailglass_reconcile.handlers import execution as handlers
 from mailglass_reconcile.record import after_commit
 from waiting import settle
 

@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 import factories
-from mailglass_reconcile.beside_mailglass import raw_webhooks
-from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
-from mailglass_reconcile.beside_mailglass.readers import READERS
+from mailglass_reconcile.mailglass_compat import raw_webhooks
+from mailglass_reconcile.mailglass_compat.raw_webhooks import Reported
+from mailglass_reconcile.mailglass_compat.readers import READERS
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
@@ -31,7 +31,7 @@ from mailglass_reconcile.store import (
     stored_keys,
     window,
 )
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Database, Transaction, by_scans, by_statistics
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent

@@ -14,7 +14,7 @@ from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import history, reconciler
+from mailglass_reconcile.sweep import reconciler, run_log
 from mailglass_reconcile.sweep.result import SweepResult
 
 
@@ -213,7 +213,7 @@ def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_
     assert result.scanned == 0
     assert statements == 3
     assert 0 < buffers <= 100
-    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
     reconcile_recent()
     _, statements, buffers = cost(crowded)
     assert (statements, buffers <= 100) == (5, True), "with the row that it leaves in the history now and then"

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from mailglass_reconcile.ops.curves import Bucket
+from mailglass_reconcile.ops.time_series import Bucket
 from mailglass_reconcile.web import chart
 
 HOUR = 3_600.0

@@ -13,7 +13,7 @@ from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
-from mailglass_reconcile.ops import gauges
+from mailglass_reconcile.ops import metrics_source
 from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
@@ -214,7 +214,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
     sa.event.listen(
         db.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
     )
-    assert value(scrape(db), "recent_deliveries") == gauges.SAMPLE
+    assert value(scrape(db), "recent_deliveries") == metrics_source.SAMPLE
     assert len(statements) == 26
     assert few < _buffers(db) < 600
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id NOT IN (SELECT id FROM mailglass_events)")
@@ -226,8 +226,8 @@ def _buffers(db):
     reports = "{delivered}"
     with db.database.reading() as tx:
         for sql, more in (
-            (gauges._LATELY, {"sample": gauges.SAMPLE}),
-            (gauges._UNLINKED_TENANTS, {"tenants": "{acme}"}),
+            (metrics_source._LATELY, {"sample": metrics_source.SAMPLE}),
+            (metrics_source._UNLINKED_TENANTS, {"tenants": "{acme}"}),
         ):
             (plan,) = tx.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, {"reports": reports, **more}

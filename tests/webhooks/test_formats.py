@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import formats, parse
 
 CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "ann@example.org"}}).encode()
@@ -14,7 +14,7 @@ CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "a
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     """As in a process that has warned of nothing yet."""
-    monkeypatch.setattr(formats, "_pauses", pauses.Pauses())
+    monkeypatch.setattr(formats, "_pauses", log_throttle.Pauses())
     monkeypatch.setattr(formats, "_counts", formats.Counter())
 
 
@@ -34,7 +34,7 @@ def test_an_event_of_a_known_type_with_neither_is_a_warning_that_names_provider_
 def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_counts(caplog, monkeypatch):
     """A batch of a thousand is one line."""
     now = 100.0
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: now)
+    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
     batch = json.dumps([{"event": kind, "timestamp": 1} for kind in ("delivered", "delivered", "open")]).encode()
     for at, logged in ((100.0, 2), (159.0, 2), (160.0, 4)):
         now = at

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailglass_reconcile import ConfigurationError
-from mailglass_reconcile.record import checking
+from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.webhooks import check as check_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
@@ -123,7 +123,7 @@ def test_whatever_arrives_is_answered_below_500_and_no_event_is_lost(db, applica
             ids = {event.provider_event_id for event in parse(provider, one.body, one.headers)}
             assert db.value(COUNT) - before <= len(ids) + 1
             kept = "SELECT count(DISTINCT metadata ->> 'provider_event_id') FROM mailglass_events WHERE"
-            stored = [checking.storable(id_)[:512] for id_ in ids]
+            stored = [validation.storable(id_)[:512] for id_ in ids]
             assert db.value(f"{kept} metadata ->> 'provider_event_id' = ANY(:ids)", ids=stored) == len(set(stored))
         else:
             assert db.value(COUNT) == before

@@ -27,9 +27,9 @@ from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
-from mailglass_reconcile.record.erasing import erase
+from mailglass_reconcile.record.erasure import erase
 from mailglass_reconcile.rules import addresses, event_types, states
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction
 
 LIMIT = 1_000

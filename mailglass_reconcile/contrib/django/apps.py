@@ -25,11 +25,11 @@ class MailglassReconcileConfig(AppConfig):
 
     def ready(self) -> None:
         """Take the database from `DATABASES`, without connecting; register checks, receivers and handlers' place."""
-        from mailglass_reconcile.contrib.django import checks, migrating, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
+        from mailglass_reconcile.contrib.django import checks, migration_operations, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
 
         self._configure("MAILGLASS_")
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
-        post_migrate.connect(migrating.install, self, dispatch_uid="mailglass_reconcile.migrate")
+        post_migrate.connect(migration_operations.install, self, dispatch_uid="mailglass_reconcile.migrate")
         database.use_djangos_connection()
         receivers.connect()
 

@@ -26,8 +26,8 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     is_passing,
 )
-from mailglass_reconcile.handlers import running as handlers
-from mailglass_reconcile.handlers.running import Begin, EndedError, Work
+from mailglass_reconcile.handlers import execution as handlers
+from mailglass_reconcile.handlers.execution import Begin, EndedError, Work
 from mailglass_reconcile.record.after_commit import broadcast
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server

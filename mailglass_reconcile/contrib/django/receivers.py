@@ -20,7 +20,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, page
-from mailglass_reconcile.record import checking, failures
+from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -155,9 +155,9 @@ def tenant_of(given: Any) -> str:
     try:
         function = tenant_function()
         if function is not None:
-            return checking.name("MAILGLASS_TENANT: what it returns", function(given))
+            return validation.name("MAILGLASS_TENANT: what it returns", function(given))
         if fixed_tenant() is not None:
-            return checking.name("MAILGLASS_TENANT", fixed_tenant())
+            return validation.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way
         logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, failures.reason(error))
     return runtime.get_settings().tenant

@@ -14,13 +14,13 @@ from django.views.decorators.csrf import csrf_exempt
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.receiver import secrets
+from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.receiving import answer_handshake, check_any, claimed, confirm, public_url
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.certificates import UnavailableError
 from mailglass_reconcile.webhooks.provider import Provider
@@ -56,8 +56,8 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
         return _answer(200, "ok") if registry.is_known(provider) else _unknown()
     if request.method not in ("POST", "OPTIONS"):
         return _answer(405, "only POST is answered here", allow=METHODS)
-    secrets.load_reader(provider)
-    known = secrets.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
+    secret_store.load_reader(provider)
+    known = secret_store.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
     if not known:
         return _unknown()
     found = registry.record(provider)

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, NamedTuple
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.history import History
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import FindingStatus
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import comparison, handled_types, outbox, privileges, reports
 from mailglass_reconcile.store.comparison import Difference
 from mailglass_reconcile.store.database import Transaction

@@ -9,7 +9,7 @@ from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_WORKER
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import age, counted
-from mailglass_reconcile.rules.lateness import HANDLERS_LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
 from mailglass_reconcile.store import outbox
 
 

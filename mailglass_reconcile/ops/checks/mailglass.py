@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.beside_mailglass import raw_webhooks
+from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import counted, share, verb
@@ -15,7 +15,7 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
-from mailglass_reconcile.sweep.judge import judge
+from mailglass_reconcile.sweep.matcher import judge
 
 HOUR_SECONDS = 3_600
 EVENTS_OF_AN_HOUR = 20_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
 from mailglass_reconcile.rules.humanize import age, counted, shown
-from mailglass_reconcile.rules.lateness import LATE_SECONDS, PRUNE_LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
 OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
 """What keeps Celery from running our tasks."""

@@ -17,7 +17,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.checks import OK, WARNING
 from mailglass_reconcile.store import engines
 
-PAGE = pages.ROOT / "docs" / "beside-mailglass.md"
+PAGE = pages.ROOT / "docs" / "with-mailglass.md"
 TO, CC = "to@example.com", "cc@example.com"
 
 

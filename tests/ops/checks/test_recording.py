@@ -150,7 +150,7 @@ UPDATE mailglass_deliveries
 """
 
 
-def test_what_we_have_sent_beside_mailglass_is_known_by_its_provider(beside):
+def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(beside):
     """Its deliveries name none, so that Mailglass's ingest leaves them alone; their sends do."""
     with beside.engine.begin() as connection:
         for id_ in ("m-1", "m-2"):

@@ -2,7 +2,7 @@
 
 from django.db import migrations, models
 
-from mailglass_reconcile.contrib.django import database, migrating
+from mailglass_reconcile.contrib.django import database, migration_operations
 
 VIEW_ONLY = {"managed": False, "default_permissions": ("view",)}
 
@@ -14,7 +14,7 @@ class Migration(migrations.Migration):
     initial = True
     dependencies = ()
     operations = (
-        migrations.RunPython(migrating.migrate, migrating.remove),
+        migrations.RunPython(migration_operations.migrate, migration_operations.remove),
         migrations.CreateModel(
             "Delivery",
             [("id", models.UUIDField(primary_key=True, serialize=False))],

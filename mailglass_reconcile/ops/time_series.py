@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.ops import history
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store.database import Transaction
 
 BUCKETS = 96

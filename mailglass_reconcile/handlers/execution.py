@@ -26,7 +26,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
-from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.rules.log_throttle import Pauses
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.outbox import Job
 

@@ -17,9 +17,9 @@ import mailglass_reconcile
 from handling import make_due, register
 from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
-from mailglass_reconcile.record import erasing
+from mailglass_reconcile.record import erasure
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, in_schema
 from personal import ADA, erased, raw
 from recording import event, record
@@ -93,10 +93,10 @@ def test_one_tenant_alone_can_be_meant(tx):
         factories.delivery(tx, recipient=ADA, tenant_id=tenant)
         record(tx.connection, event(recipient=ADA), tenant_id=tenant)
         raw(tx, {"to": ADA}, tenant)
-    assert erased(tx, tenant_id="other") == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+    assert erased(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.GIVEN,))
     assert everything(tx).count(ADA) == 2
     assert everything(tx).count("ada@xn--bcher-kva.example") == 1
-    assert erased(tx) == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+    assert erased(tx) == erasure.Erased(1, 1, 1, (erasure.GIVEN,))
 
 
 def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
@@ -200,7 +200,7 @@ def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
     raw(db, {"to": ADA})
     with db.engine.begin() as connection:
         record(connection, event(recipient=ADA))
-    assert erased(db) == erasing.Erased(0, 1, 0, (erasing.GIVEN, erasing.MAILGLASS_S))
+    assert erased(db) == erasure.Erased(0, 1, 0, (erasure.GIVEN, erasure.MAILGLASS_S))
     assert everything(db).count(ADA) == 2
 
 
@@ -235,18 +235,18 @@ def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
 @pytest.mark.slow
 def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
     """Each in a transaction of its own, by the command; while somebody holds a row, the earlier ones are done."""
-    monkeypatch.setattr(erasing, "BATCH_ROWS", 2)
+    monkeypatch.setattr(erasure, "BATCH_ROWS", 2)
     factories.insert(db, [factories.delivery_row(recipient=ADA) for _ in range(5)])
     for _ in range(3):
         raw(db, {"to": ADA})
     last = str(db.value("SELECT id FROM mailglass_deliveries ORDER BY id DESC LIMIT 1"))
-    wanted = erasing.check(ADA)
+    wanted = erasure.check(ADA)
     with db.engine.begin() as holder:
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": uuid.UUID(last)})
         with pytest.raises(mailglass_reconcile.DatabaseRefusedError):
-            erasing.erase_with(db.database, wanted)
+            erasure.erase_with(db.database, wanted)
         assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == 1
-    done = erasing.erase_with(db.database, wanted)
+    done = erasure.erase_with(db.database, wanted)
     assert (done.deliveries, done.webhook_events) == (1, 3)
 
 
@@ -306,7 +306,7 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
                      'python', 'bulk', 'r' || n || '@example.org', 'example.org', 'postmark', 'm-' || n,
                      'dispatched', now(), now(), now()
                 FROM generate_series(1, 10000) AS n""")
-    person = erasing.check("R7@example.org", tenant_id).person
+    person = erasure.check("R7@example.org", tenant_id).person
     for _ in range(2):
         for begin in (db.database.reading, db.database.writing):
             with begin() as tx:

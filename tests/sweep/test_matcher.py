@@ -25,7 +25,7 @@ from mailglass_reconcile.store import engines, schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.deliveries import FEW
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.sweep import judge
+from mailglass_reconcile.sweep import matcher
 from spellings import DIFFERENT, SAME
 
 TENANTS = st.sampled_from(["a", "b"])
@@ -64,8 +64,8 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     transaction = Transaction(tx.connection, tx.settings)
     with tx.connection.begin_nested() as example:
         factories.insert(tx, rows)
-        found = judge.match(transaction, [judge.Event("", tenant, known), judge.Event("", "b", known)])
-        decision = judge.decide(transaction, factories.new_id(), tenant, known)
+        found = matcher.match(transaction, [matcher.Event("", tenant, known), matcher.Event("", "b", known)])
+        decision = matcher.decide(transaction, factories.new_id(), tenant, known)
         example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
@@ -83,7 +83,7 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(tx, [*others, *(factories.delivery_row("shared") for _ in range(own))])
     transaction = Transaction(tx.connection, tx.settings)
-    decision = judge.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
+    decision = matcher.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
     assert decision.state == state
     assert len(decision.named) <= 20
 

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from mailglass_reconcile.rules import providers, resending
+from mailglass_reconcile.rules import providers, redelivery
 from mailglass_reconcile.webhooks import registry
 from senders import PRIVATE
 
@@ -12,7 +12,7 @@ from senders import PRIVATE
 def again(provider, **more):
     """Return what to do about a provider's event."""
     given = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
-    return resending.remedy(provider=provider, **given)
+    return redelivery.remedy(provider=provider, **given)
 
 
 def test_the_providers_are_those_whose_webhooks_are_read():

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from mailglass_reconcile import Sent, SweepResult, broadcast, reconcile, record_send, runtime
-from mailglass_reconcile.demo.plot import Mail
+from mailglass_reconcile.demo.scenario import Mail
 from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 

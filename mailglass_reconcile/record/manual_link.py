@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
-from mailglass_reconcile.record import after_commit, checking
+from mailglass_reconcile.record import after_commit, validation
 from mailglass_reconcile.record.after_commit import Recorded, Step
 from mailglass_reconcile.store import ledger, open_orphans, schema
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
@@ -88,10 +88,10 @@ def link(
 def request(event_id: object, delivery_id: object, reason: object, actor: object = None) -> Request:
     """Check what `link` is given; an InvalidEventError names what cannot be used."""
     return Request(
-        checking.uuid("event_id", event_id),
-        checking.uuid("delivery_id", delivery_id),
-        checking.remark("reason", reason),
-        checking.remark("actor", _user() if actor is None else actor),
+        validation.uuid("event_id", event_id),
+        validation.uuid("delivery_id", delivery_id),
+        validation.remark("reason", reason),
+        validation.remark("actor", _user() if actor is None else actor),
     )
 
 

@@ -7,7 +7,7 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
 from mailglass_reconcile.store import engines, runs
-from mailglass_reconcile.sweep import history, reconciler
+from mailglass_reconcile.sweep import reconciler, run_log
 
 RUNS = """
 SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, remaining, linkable_since, open_groups
@@ -18,7 +18,7 @@ SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched,
 @pytest.fixture(autouse=True)
 def nothing_held():
     """Start without recent sweeps that wait to be noted."""
-    history._held.clear()
+    run_log._held.clear()
 
 
 def last(db):
@@ -104,7 +104,7 @@ def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, cap
     """Such as one whose transaction an interruption has left open: that is no error of the database."""
     with db.database.connect() as connected:
         connected.connection.begin()
-        assert history.note(connected, runs.Run("full", "python")) is None
+        assert run_log.note(connected, runs.Run("full", "python")) is None
     assert caplog.messages == ["this sweep is missing from the history of runs: InvalidRequestError"]
     assert db.rows(RUNS) == []
 
@@ -117,7 +117,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
     reconcile_recent(1.0)
     assert sum(row.linked for row in db.rows(RUNS)) == 1
-    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
     reconcile_recent(1.0)
     rows = db.rows(RUNS)
     assert sum(row.runs for row in rows) == 7
@@ -131,7 +131,7 @@ def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=0)])
     for _ in range(2):
         reconcile_recent(10.0)
-    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
     reconcile_recent(10.0)
     [row] = db.rows(RUNS)
     assert (row.runs, row.scanned, row.unmatched) == (3, 3, 3)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.beginning import Beginning, beginning
 from mailglass_reconcile.ops.checks import ERROR, Finding, Look
+from mailglass_reconcile.ops.first_run import Beginning, beginning
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store.database import Transaction
 
 _BEGINNING = """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from mailglass_reconcile.beside_mailglass.readers import MOST_PLACES, Reader
+from mailglass_reconcile.mailglass_compat.readers import MOST_PLACES, Reader
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store.database import Transaction, array_literal

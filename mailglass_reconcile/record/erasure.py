@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import checking
+from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import deliveries, personal_data, schema
-from mailglass_reconcile.store.callers_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import Person
 
@@ -119,10 +119,10 @@ def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> 
 
 def check(recipient: object, tenant_id: object = None) -> Wanted:
     """Check what `erase` is given; the message of an InvalidEventError does not repeat the address."""
-    given = checking.recipient("recipient", recipient) or ""
+    given = validation.recipient("recipient", recipient) or ""
     if not addresses.holds_address(given) or given.endswith(addresses.ERASED):
         raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")
-    return Wanted(addresses.address(given), None if tenant_id is None else checking.name("tenant_id", tenant_id))
+    return Wanted(addresses.address(given), None if tenant_id is None else validation.name("tenant_id", tenant_id))
 
 
 def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:

@@ -8,7 +8,7 @@ import commands
 import factories
 import mailglass_reconcile
 from aging import days_ago
-from mailglass_reconcile.ops import preview, pruner
+from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.store.database import Database
 
 DAY = 86_400
@@ -65,7 +65,7 @@ def old(db):
 def test_each_step_counts_what_the_prune_then_changes(db, old):
     """And writes nothing, not even a row of the history."""
     before = db.value(ROWS)
-    found = {one.step: one for one in preview.preview(old)}
+    found = {one.step: one for one in prune_preview.preview(old)}
     assert db.value(ROWS) == before
     done = pruner.prune_with(old).as_dict()
     assert {step: one.rows for step, one in found.items()} == {step: done[step] for step in found}
@@ -77,7 +77,8 @@ def test_the_oldest_of_each_is_shown(db, old):
     """By the time that counts for it."""
     now = dt.datetime.now(dt.UTC)
     ages = {
-        one.step: (now - dt.datetime.fromisoformat(one.oldest)) // dt.timedelta(days=1) for one in preview.preview(old)
+        one.step: (now - dt.datetime.fromisoformat(one.oldest)) // dt.timedelta(days=1)
+        for one in prune_preview.preview(old)
     }
     expected = {"succeeded": 15, "dead": 91, "failed": 400, "jobs_done": 20, "jobs_dead": 100, "expired": 8}
     assert expected.items() <= ages.items()
@@ -88,7 +89,7 @@ def test_the_oldest_of_each_is_shown(db, old):
 def test_what_has_no_retention_is_kept(db):
     """The default for failed webhooks, events and deliveries."""
     db.run(WEBHOOK, status="failed", days=4_000)
-    found = {one.step: one for one in preview.preview(db.database)}
+    found = {one.step: one for one in prune_preview.preview(db.database)}
     assert [(found[step].rows, found[step].days) for step in ("failed", "events", "deliveries")] == [(0, None)] * 3
 
 

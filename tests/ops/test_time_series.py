@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailglass_reconcile.ops.curves import _BUCKETS, BUCKETS, Bucket, curves
+from mailglass_reconcile.ops.time_series import _BUCKETS, BUCKETS, Bucket, curves
 from mailglass_reconcile.store.database import Transaction
 
 DAY = 86_400

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.beside_mailglass import raw_webhooks, readers
-from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
+from mailglass_reconcile.mailglass_compat import raw_webhooks, readers
+from mailglass_reconcile.mailglass_compat.raw_webhooks import Reported
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store import ledger

@@ -12,7 +12,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
-from mailglass_reconcile.sweep.ahead import run_ahead
+from mailglass_reconcile.sweep.prefetch import run_ahead
 from waiting import wait_until
 
 

@@ -198,7 +198,7 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(beside):
     assert status.check(beside.database) == []
 
 
-def test_the_doctor_finds_tables_of_ours_beside_mailglass_s(empty_database_url):
+def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):
     """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
     made = installation(empty_database_url)
     made.migrate()

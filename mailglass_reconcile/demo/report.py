@@ -11,8 +11,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from mailglass_reconcile import attempt_link, events_channel, find_orphans, runtime
-from mailglass_reconcile.demo.plot import CALLS, LINK, OPEN, RACE
-from mailglass_reconcile.demo.stage import LAST_EVENTS, ROWS, Stage, say
+from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, Stage, say
+from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 
 REASONS = {
     "unmatched": "no row has the id: not our mail, or rolled back",

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from mailglass_reconcile.beside_mailglass import by_id_alone, recipients
-from mailglass_reconcile.beside_mailglass.recipients import Unknown
+from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
+from mailglass_reconcile.mailglass_compat.recipients import Unknown
 from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
@@ -70,7 +70,7 @@ def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
 
 def unchecked(judged: Iterable[Judged]) -> dict[str, str]:
     """Return the note for each of *judged* that matches by its message id alone, because its recipient is unknown."""
-    return {one.orphan.event_id: by_id_alone.NOTE for one in judged if one.is_unchecked}
+    return {one.orphan.event_id: unchecked_links.NOTE for one in judged if one.is_unchecked}
 
 
 def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile.errors import hint
-from mailglass_reconcile.ops import tenants
+from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.rules.humanize import age, printable, seconds_of
 from mailglass_reconcile.store.database import Database
 
@@ -118,7 +118,7 @@ def confirm(question: str) -> None:
 
 def hint_at_tenant(database: Database, tenant_id: str) -> None:
     """Say on standard error that nothing has this tenant, and which one was probably meant; nothing if one has it."""
-    sentence = tenants.nearest(database, tenant_id)
+    sentence = tenant_suggestions.nearest(database, tenant_id)
     if sentence is not None:
         click.echo(sentence, err=True)
 
