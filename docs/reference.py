@@ -1,4 +1,4 @@
-"""Writes the reference into `api.md` and `command-line.md`, and `grants.sql`: `python docs/reference.py`.
+"""Writes the generated parts of the pages, and `grants.sql`: `python docs/reference.py`.
 
 What a reader on GitHub sees comes from the docstrings and the options of the command; a test compares both.
 """
@@ -157,12 +157,13 @@ with subscribe(tenant_id="acme") as updates:
 
 
 def main() -> None:
-    """Write both pages, the GRANT statements, and those of them that `docker-compose.yml` runs."""
+    """Write the generated part of each page, the GRANT statements, and those of them that `docker-compose.yml` runs."""
     for name, text in (("api.md", api()), ("command-line.md", subcommands())):
         page = DOCS / name
         page.write_text(with_reference(page.read_text(), text))
-    page = DOCS / "providers.md"
-    page.write_text(with_reference(page.read_text(), matrix()))
+    for name, text in (("providers.md", matrix()), ("event-types.md", providers_by_type())):
+        page = DOCS / name
+        page.write_text(with_reference(page.read_text(), text))
     (DOCS / "grants.sql").write_text(privileges.script("public"))
     compose = DOCS.parent / "docker-compose.yml"
     compose.write_text(with_compose_grants(compose.read_text()))
@@ -230,7 +231,7 @@ def matrix() -> str:
 
 def _reported(record: Provider) -> str:
     kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
-    types = [type_ for type_ in TYPES if any(kind.type == type_ for kind in kinds)]
+    types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
     bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
     cells = [
         record.title,
@@ -242,6 +243,29 @@ def _reported(record: Provider) -> str:
         "no" if record.has_private_key else "yes",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def providers_by_type() -> str:
+    """Return which providers report each type of event, from their records."""
+    records = sorted((registry.record(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower())
+    lines = ["| type | reported by |", "|---|---|"]
+    for type_ in TYPES:
+        reporting = [record.title for record in records if type_ in reported_types(record)]
+        missing = [record.title for record in records if record.title not in reporting]
+        cell = ", ".join(reporting) or "no provider"
+        if len(missing) <= MOST_NAMED_AS_MISSING:
+            cell = f"all but {', '.join(missing)}" if missing else "all"
+        lines.append(f"| `{type_}` | {cell} |")
+    return "\n".join(lines) + "\n"
+
+
+MOST_NAMED_AS_MISSING = 5
+"""Up to this number of providers, the page names those that do not report a type."""
+
+
+def reported_types(record: Provider) -> set[str]:
+    """Return the types that a provider's events can have; an event without a row in its table is `unknown`."""
+    return {kind.type for kind in record.table.kinds.values() if kind.type} | {"unknown"}
 
 
 def _file(record: Provider) -> dict[str, Any]:

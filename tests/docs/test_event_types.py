@@ -1,11 +1,17 @@
-"""The page on event types has a row for each type and reason, in the order that decides between equal times."""
+"""The page on event types has a row for each type and reason, and names the providers that report it."""
 
+import json
 import re
+
+import pytest
+import reference
 
 import pages
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
+from mailglass_reconcile.webhooks import registry
 
 TEXT = (pages.ROOT / "docs" / "event-types.md").read_text()
+GENERATED = TEXT.partition(reference.BEGIN)[2].partition(reference.END)[0]
 
 
 def first_column(text: str) -> list[str]:
@@ -15,9 +21,40 @@ def first_column(text: str) -> list[str]:
 
 def test_each_type_has_a_row():
     """In the order in which the later one wins."""
-    assert tuple(first_column(TEXT.partition("## The reason")[0])) == TYPES
+    assert tuple(first_column(TEXT.partition("\n## ")[0])) == TYPES
 
 
 def test_each_reason_has_a_row():
     """In the order of the code."""
     assert tuple(first_column(TEXT.partition("## The reason")[2])) == REJECT_REASONS
+
+
+def reporting(type_: str) -> set[str]:
+    """Return the titles of the providers that the page says report a type."""
+    titles = {registry.record(name).title for name in registry.PROVIDERS}
+    (cell,) = re.findall(rf"^\| `{type_}` \| (.*) \|$", GENERATED, re.M)
+    names = {name for name in titles if re.search(rf"(?:^|, |but ){re.escape(name)}(?:,|$)", cell)}
+    return titles - names if cell.startswith("all") else names
+
+
+def test_the_providers_of_each_type_are_those_of_the_records():
+    """`python docs/reference.py` writes them."""
+    assert reference.with_reference(TEXT, reference.providers_by_type()) == TEXT, "run `python docs/reference.py`"
+    assert reporting("delivered") == {registry.record(name).title for name in registry.PROVIDERS} - {"Zoho ZeptoMail"}
+    assert reporting("autoresponded") == {"Postmark", "SparkPost"}
+    assert reporting("dispatched") == set()
+
+
+@pytest.mark.parametrize("provider", registry.PROVIDERS)
+def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(provider):
+    """What a payload of the provider's documentation is read as."""
+    documented = json.loads((reference.PAYLOADS / f"{provider}.json").read_text())["events"]
+    assert documented
+    missing = {one["type"] for one in documented if registry.record(provider).title not in reporting(one["type"])}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", ["recording.md", "handlers.md", "django.md", "trouble.md", "order-status.md"])
+def test_a_page_that_names_types_links_to_their_meaning(page):
+    """So that a reader of `deferred` is one click away from what it means."""
+    assert "](event-types.md" in (pages.ROOT / "docs" / page).read_text()
