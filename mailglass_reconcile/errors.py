@@ -1,4 +1,4 @@
-"""What can go wrong, in words for a person, and the SQLSTATEs behind it.
+"""The package's exceptions, and the translation of the database driver's errors into them.
 
 No message repeats a value of a row or a URL: both may hold personal data or a password.
 """
@@ -27,7 +27,7 @@ DISK_FULL = "53100"
 DEPENDENT_OBJECTS = "2BP01"
 
 CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
-"""A serialization failure, a deadlock: the same transaction may succeed a moment later."""
+"""Serialization failure and deadlock: the same transaction may succeed a moment later."""
 
 OUTAGE_SQLSTATES = frozenset(
     {
@@ -40,26 +40,26 @@ OUTAGE_SQLSTATES = frozenset(
         "57P03",  # cannot connect now
     }
 )
-"""Conditions of the server, not of these rows; class 08, lost connections, belongs to them."""
+"""States of the server, whatever the rows; lost connections, class 08, belong to them."""
 
 
 COMMAND = "mailglass-reconcile"
 
 
-class _Called:
-    """How people call the command in this process's place; a framework may have its own way."""
+class _CommandName:
+    """The name by which people start the command in this process's environment."""
 
-    command = COMMAND
+    name = COMMAND
 
 
-def call_command(command: str) -> None:
-    """Let hints name the command as *command*, such as `manage.py mailglass`."""
-    _Called.command = command
+def set_command_name(name: str) -> None:
+    """Set the command's name in messages, such as `manage.py mailglass` in Django."""
+    _CommandName.name = name
 
 
 @cache
-def page(name: str) -> str:
-    """Return where a page of the documentation is: its address if this installation knows one, else its file.
+def docs_url(name: str) -> str:
+    """Return the address of a page of the documentation, or its file if the package has no address.
 
     Args:
         name: The page and its heading, such as `grants.md` or `formats.md#the-lock-of-celerys-sweeps`.
@@ -72,28 +72,28 @@ def page(name: str) -> str:
     return f"docs/{name} in the repository"
 
 
-def hint(text: str) -> str:
-    """Return a text for a person, in which the command, as in `mailglass-reconcile sweep`, is called as it is here."""
-    return text.replace(f"`{COMMAND} ", f"`{_Called.command} ")
+def with_command_name(text: str) -> str:
+    """Return *text* with `mailglass-reconcile` in backticked commands replaced by the command's name here."""
+    return text.replace(f"`{COMMAND} ", f"`{_CommandName.name} ")
 
 
-def as_called(command: str) -> str:
-    """Return a command, such as `mailglass-reconcile sweep`, as it is called here: to be pasted as it stands."""
-    return hint(f"`{command}`").strip("`")
+def format_command(command: str) -> str:
+    """Return a command line such as `mailglass-reconcile sweep` with the command's name here, ready to paste."""
+    return with_command_name(f"`{command}`").strip("`")
 
 
 class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
 
-    passes = False
-    """Whether the database may take the same work when it is tried again."""
+    is_transient = False
+    """Whether the same call may succeed when it is tried again."""
 
     exit_code = 1
-    """What a command exits with because of it."""
+    """The exit code of a command that fails with this error."""
 
     def __str__(self) -> str:
-        """Return the message, with the command as it is called here."""
-        return hint(super().__str__())
+        """Return the message, with the command's name here."""
+        return with_command_name(super().__str__())
 
 
 class ConfigurationError(MailglassReconcileError):
@@ -144,32 +144,32 @@ def sqlstate(error: DBAPIError) -> str | None:
 
 
 def is_outage(error: DBAPIError) -> bool:
-    """Whether *error* is the server's condition: a lost connection, a shutdown, a full disk."""
+    """Return True if *error* comes from the server's state: a lost connection, a shutdown, a full disk."""
     state = sqlstate(error)
     return error.connection_invalidated or state is None or state in OUTAGE_SQLSTATES or state[:2] == "08"
 
 
-def is_passing(error: DBAPIError) -> bool:
-    """Whether the same transaction may succeed when tried again."""
+def is_transient(error: DBAPIError) -> bool:
+    """Return True if the same transaction may succeed when tried again."""
     return is_outage(error) or sqlstate(error) in CONTENTION_SQLSTATES
 
 
-def is_of_data(error: DBAPIError) -> bool:
-    """Whether *error* may be due to a few rows: without them, the same statement may succeed."""
+def is_data_error(error: DBAPIError) -> bool:
+    """Return True if a few rows may have caused *error*: without them, the same statement may succeed."""
     state = sqlstate(error) or ""
     if state == INSUFFICIENT_PRIVILEGE:  # a policy or a trigger may refuse a single row
         return True
-    return not is_passing(error) and state != LOCK_NOT_AVAILABLE and state[:2] not in ("28", "3D", "3F", "42", "57")
+    return not is_transient(error) and state != LOCK_NOT_AVAILABLE and state[:2] not in ("28", "3D", "3F", "42", "57")
 
 
-def translated(error: DBAPIError) -> MailglassReconcileError:
-    """Return this package's error for *error*, without any value that a row or a URL holds."""
-    made = _made_of(error)
-    made.passes = is_passing(error)
-    return made
+def translate(error: DBAPIError) -> MailglassReconcileError:
+    """Return this package's exception for *error*, without any value of a row or a URL."""
+    translated = _translate(error)
+    translated.is_transient = is_transient(error)
+    return translated
 
 
-def _made_of(error: DBAPIError) -> MailglassReconcileError:
+def _translate(error: DBAPIError) -> MailglassReconcileError:
     state = sqlstate(error)
     if state == LEDGER_IMMUTABLE:
         return LedgerImmutableError("mailglass_events is append-only: UPDATE, DELETE and TRUNCATE are refused")
@@ -187,23 +187,23 @@ def _made_of(error: DBAPIError) -> MailglassReconcileError:
     if state in _REFUSALS:
         return DatabaseRefusedError(_REFUSALS[state](error))
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
-        return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
+        return unavailable_error(f"SQLSTATE {state}" if state else type(error.orig).__name__)
     return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
 
 
 _UNDEFINED = frozenset({UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION, UNDEFINED_SCHEMA})
 
 _FUNCTION = re.compile(r"""((?:(?:"[^"]+"|[^\s()".]+)\.)?("[^"]+"|[^\s()".]+)\([^()]*\))""")
-"""A function with its arguments, as Postgres names it in the context of an error, in any language of its messages."""
+"""A function with its arguments in the context of a Postgres error, whatever the language of its messages."""
 
 
 def _trigger_function(error: DBAPIError) -> str | None:
-    """Return the function of an application in which *error* was raised; None if in a statement or function of ours."""
+    """Return the application's trigger function that raised *error*, or None if a statement or function of ours did."""
     orig: Any = error.orig
-    where = (
+    diagnostics = (
         getattr(orig, "diag", None) or orig.__cause__ or orig
     )  # psycopg's, psycopg2's; asyncpg's, wrapped or not; ours
-    innermost = (getattr(where, "context", None) or "").partition("\n")[0]
+    innermost = (getattr(diagnostics, "context", None) or "").partition("\n")[0]
     function = _FUNCTION.search(innermost)
     return function[1] if function and not function[2].startswith("mailglass_") else None
 
@@ -211,20 +211,20 @@ def _trigger_function(error: DBAPIError) -> str | None:
 def _permission_denied(error: DBAPIError) -> str:
     """Return the sentence for a missing privilege, with the role and the object if they are known."""
     role = getattr(error.orig, "role", None)
-    named = _OBJECT.search(str(error.orig).partition("\n")[0])
+    match = _OBJECT.search(str(error.orig).partition("\n")[0])
     return (
-        f"permission denied{f' for role {role}' if role else ''}{f' on {named[0]}' if named else ''}: the role lacks a"
+        f"permission denied{f' for role {role}' if role else ''}{f' on {match[0]}' if match else ''}: the role lacks a"
         " privilege, or row-level security would hide rows from it (SQLSTATE 42501); see"
-        f" {page('grants.md')}"
+        f" {docs_url('grants.md')}"
     )
 
 
 _OBJECT = re.compile(r"mailglass_[a-z0-9_]+|(?<=permission denied for )schema [a-zA-Z0-9_]+")
-"""A table or function of ours as Postgres names it; nothing else of its message is repeated."""
+"""A table, function or schema in Postgres's message, the only part of it that is repeated."""
 
 
-def remember_role(error: DBAPIError, connection: Any) -> None:
-    """Keep the name of the role that *connection* was opened with, for the sentence of a missing privilege."""
+def attach_role(error: DBAPIError, connection: Any) -> None:
+    """Attach the name of *connection*'s role to *error*, for the message about a missing privilege."""
     if error.orig is not None and sqlstate(error) == INSUFFICIENT_PRIVILEGE:
         driver = getattr(connection.connection, "driver_connection", None)
         user = getattr(getattr(driver, "info", None), "user", None) or connection.engine.url.username
@@ -241,8 +241,8 @@ _REFUSALS: Mapping[str | None, Callable[[DBAPIError], str]] = {
 }
 
 
-def unavailable(code: str) -> DatabaseUnavailableError:
-    """Return the error for a server that cannot be reached; *code* is an SQLSTATE or the name of an error."""
+def unavailable_error(code: str) -> DatabaseUnavailableError:
+    """Return the exception for a server that cannot be reached; *code* is an SQLSTATE or the name of an error."""
     return DatabaseUnavailableError(
         f"cannot reach or use the database ({code}): check MAILGLASS_DATABASE_URL and the server"
     )
@@ -250,12 +250,12 @@ def unavailable(code: str) -> DatabaseUnavailableError:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate any error of the database driver's inside the block; the chain is cut, because it holds values."""
+    """Translate the database driver's errors inside the block; the chain is cut, because it holds values of rows."""
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError  # noqa: PLC0415 - `--help` needs the settings, not this
 
     try:
         yield
     except DBAPIError as error:
-        raise translated(error) from None
+        raise translate(error) from None
     except NoSuchModuleError:
         raise ConfigurationError("MAILGLASS_DATABASE_URL must be a postgresql:// URL") from None

@@ -16,7 +16,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, call_command
+from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, set_command_name
 from mailglass_reconcile.pubsub import AsyncSubscription, Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -70,7 +70,7 @@ def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND,
 
     Hints name our command as *command*, such as `manage.py mailglass`.
     """
-    call_command(command)
+    set_command_name(command)
     _Framework.engine, _Framework.values = engine, values
     reread_settings()
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict
 from zoneinfo import ZoneInfo
 
-from mailglass_reconcile.errors import hint
+from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 from mailglass_reconcile.sweep.recent import require_interval
@@ -139,7 +139,7 @@ def at_three() -> BaseSchedule:
 def warn_without_celery() -> None:
     """Say, once per process, what an operator does if there is no Celery."""
     logger.warning(
-        hint(
+        with_command_name(
             "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every"
             " five minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"
         )

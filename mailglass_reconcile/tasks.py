@@ -16,7 +16,7 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
-from mailglass_reconcile.rules.humanize import counted, shown_tenant
+from mailglass_reconcile.rules.humanize import pluralize, sanitize_tenant
 from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
     DISPATCH_TASK,
@@ -187,7 +187,7 @@ def _reported(sweep: Sweep) -> dict[str, Any]:
 def _duplicate(of: str, kind: Kind, tenant_id: str | None) -> dict[str, Any]:
     """Report a sweep that another task makes already, and return its result."""
     telemetry.count_sweep("duplicate")
-    _note(Run(kind, _origin(), shown_tenant(tenant_id), "duplicate"))
+    _note(Run(kind, _origin(), sanitize_tenant(tenant_id), "duplicate"))
     return {"status": "duplicate", "of": of}
 
 
@@ -195,9 +195,9 @@ def _send(hold: Hold, tenant_id: str | None, eligible: int, parts: Sequence[Rang
     """Send a task for each range of a full sweep, and return its result."""
     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
     # Before its ranges run, which add their counts to this row.
-    run_id = _note(Run("full", _origin(), shown_tenant(tenant_id), remaining=0, ranges=len(parts)))
+    run_id = _note(Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts)))
     tasks = reconcile.send_ranges(hold, calls, run_id)
-    logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), counted(len(tasks), "range"))
+    logger.info("cut %s into %s, a task for each", pluralize(eligible, "open orphan"), pluralize(len(tasks), "range"))
     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
 
 

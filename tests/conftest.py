@@ -15,7 +15,7 @@ import witness as watching
 from database import Database
 from lending import Lender, Lent, Uncommitted
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.databases import Databases
@@ -127,7 +127,7 @@ def mailglass_database(lender: Lender, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture(autouse=True)
 def _unpaused() -> None:
     """What is logged once a minute is logged in each test, whichever ran before it in this process."""
-    failures._pauses = Pauses()
+    failures._throttle = LogThrottle()
 
 
 @pytest.fixture

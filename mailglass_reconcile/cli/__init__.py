@@ -82,10 +82,10 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
         sys.exit(INTERRUPTED)
     except Exception as error:
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
-        from mailglass_reconcile.rules.humanize import printable  # noqa: PLC0415
+        from mailglass_reconcile.rules.humanize import escape_unprintable  # noqa: PLC0415
 
         if not isinstance(error, MailglassReconcileError):
             raise
-        click.echo(f"{name}: {printable(str(error))}", err=True)
+        click.echo(f"{name}: {escape_unprintable(str(error))}", err=True)
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

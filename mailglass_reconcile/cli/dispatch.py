@@ -23,12 +23,12 @@ from mailglass_reconcile.cli.output import (
     wrapped,
 )
 from mailglass_reconcile.cli.startup import look_now
-from mailglass_reconcile.errors import MailglassReconcileError, hint
+from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs
 from mailglass_reconcile.ops.handler_jobs import HandlerJob, JobList
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import age, counted, printable, took
+from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, format_duration_ms, pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ def _dispatch(as_json: bool) -> None:
         print_json(result.as_dict())
     else:
         click.echo(
-            f"handled {counted(result.handled, 'event')} in {took(result.duration_ms)}; {result.failed:,} failed"
-            + (f", {result.dead:,} dead" if result.dead else "")
+            f"handled {pluralize(result.handled, 'event')} in {format_duration_ms(result.duration_ms)};"
+            f" {result.failed:,} failed" + (f", {result.dead:,} dead" if result.dead else "")
         )
     sys.exit(1 if result.failed or result.dead else 0)
 
@@ -160,7 +160,7 @@ def _list_dead(handler: str | None, as_json: bool) -> None:
     if as_json:
         _print_list("dead", listed)
         return
-    click.echo(counted(listed.total, "event is dead", "events are dead"), err=True)
+    click.echo(pluralize(listed.total, "event is dead", "events are dead"), err=True)
     for group in listed.groups:
         text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {moment(group.at)}"
         click.echo(wrapped(text, "    ", "  "), err=True)
@@ -172,7 +172,7 @@ def _list_waiting(handler: str | None, as_json: bool) -> None:
     if as_json:
         _print_list("waiting", listed)
         return
-    click.echo(counted(listed.total, "event waits for a handler", "events wait for handlers"), err=True)
+    click.echo(pluralize(listed.total, "event waits for a handler", "events wait for handlers"), err=True)
     for group in listed.groups:
         why = f"{group.error}, next attempt" if group.error else "not tried yet, due"
         text = f"{group.number:,} {group.type} for {group.handler}: {why} {moment(group.at)}"
@@ -196,7 +196,7 @@ def _print_jobs(listed: JobList) -> None:
 def _job(job: HandlerJob) -> str:
     """Return a job of a list, with its whole ids on lines of their own."""
     when = f"dead since {moment(job.at)}" if job.state == "dead" else f"next attempt {moment(job.at)}"
-    facts = [f"{job.type} for {job.handler}", counted(job.attempts, "attempt"), *filter(None, [job.error]), when]
+    facts = [f"{job.type} for {job.handler}", pluralize(job.attempts, "attempt"), *filter(None, [job.error]), when]
     return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 
 
@@ -206,10 +206,10 @@ def _retry(wanted: UUID | str, handler: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"retried": retried})
     else:
-        click.echo(f"{counted(retried, 'job')} will be tried again")
+        click.echo(f"{pluralize(retried, 'job')} will be tried again")
     if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
-        click.echo(hint(f"event {event_id} is neither dead nor failing: see {hints}"), err=True)
+        click.echo(with_command_name(f"event {event_id} is neither dead nor failing: see {hints}"), err=True)
         sys.exit(1)
 
 
@@ -221,14 +221,14 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
         raise click.UsageError(f"--since: {error}") from None
     except LookupError as error:
         _fail(error)
-    missed = counted(administration.count_missed(database, registrations, seconds), f"{type_} event")
-    names = printable(", ".join(each.handler for each in registrations))
-    _confirm(f"queue {missed} of the last {age(seconds)} for {names}?", yes)
+    missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
+    names = escape_unprintable(", ".join(each.handler for each in registrations))
+    _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?", yes)
     replayed = administration.replay(database, registrations, seconds)
     if as_json:
         print_json({"replayed": replayed})
     else:
-        click.echo(f"queued {counted(replayed, 'job')}; the next dispatch runs them")
+        click.echo(f"queued {pluralize(replayed, 'job')}; the next dispatch runs them")
 
 
 def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) -> None:
@@ -237,16 +237,18 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
         registrations, waiting = administration.registered(database, type_, handler)
     except LookupError as error:
         _fail(error)
-    names = printable(", ".join(f"{each.handler} ({each.type})" for each in registrations) or handler or type_ or "")
+    names = escape_unprintable(
+        ", ".join(f"{each.handler} ({each.type})" for each in registrations) or handler or type_ or ""
+    )
     seen = min((each.seen_seconds for each in registrations), default=None)
-    last = "" if seen is None else f"; a dispatcher had one of them {age(seen)} ago"
-    _confirm(f"forget {names} and delete {counted(waiting, 'waiting job')}{last}? This cannot be undone", yes)
+    last = "" if seen is None else f"; a dispatcher had one of them {format_duration(seen)} ago"
+    _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last}? This cannot be undone", yes)
     deleted = administration.forget(database, type_, handler)
     if as_json:
         forgotten = [{"handler": each.handler, "type": each.type} for each in registrations]
         print_json({"forgotten": forgotten, "deleted": deleted})
     else:
-        click.echo(f"forgot {names} and deleted {counted(deleted, 'waiting job')}")
+        click.echo(f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}")
 
 
 def _rename(old: str, new: str, as_json: bool) -> None:
@@ -259,11 +261,11 @@ def _rename(old: str, new: str, as_json: bool) -> None:
     if as_json:
         print_json({"renamed": renamed})
     else:
-        click.echo(f"renamed {old} to {new}, with {counted(renamed, 'job')}")
+        click.echo(f"renamed {old} to {new}, with {pluralize(renamed, 'job')}")
 
 
 def _fail(error: LookupError) -> NoReturn:
-    click.echo(printable(str(error)), err=True)
+    click.echo(escape_unprintable(str(error)), err=True)
     sys.exit(1)
 
 

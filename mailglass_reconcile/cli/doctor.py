@@ -14,7 +14,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.rules.humanize import counted, printable
+from mailglass_reconcile.rules.humanize import escape_unprintable, pluralize
 
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks.workers import Cluster
@@ -51,8 +51,8 @@ def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
         for one in reversed(findings):
             if verbose or one.status != OK:
                 _print(one)
-        well = f", {wrong[OK]} ok" if verbose else f"; {counted(wrong[OK], 'check is', 'checks are')} ok (--verbose)"
-        click.echo(f"{counted(wrong[ERROR], 'error')}, {counted(wrong[WARNING], 'warning')}{well}")
+        well = f", {wrong[OK]} ok" if verbose else f"; {pluralize(wrong[OK], 'check is', 'checks are')} ok (--verbose)"
+        click.echo(f"{pluralize(wrong[ERROR], 'error')}, {pluralize(wrong[WARNING], 'warning')}{well}")
     sys.exit(1 if wrong[ERROR] else 0)
 
 
@@ -67,6 +67,8 @@ def _cluster() -> Cluster:
 
 
 def _print(one: Finding) -> None:
-    click.echo(f"{click.style(f'{one.status:<7}', fg=COLOURS[one.status])}  {one.check:<16}  {printable(one.message)}")
+    click.echo(
+        f"{click.style(f'{one.status:<7}', fg=COLOURS[one.status])}  {one.check:<16}  {escape_unprintable(one.message)}"
+    )
     if one.remedy:
-        click.echo(f"{'':27}-> {printable(one.remedy)}")
+        click.echo(f"{'':27}-> {escape_unprintable(one.remedy)}")

@@ -15,7 +15,7 @@ from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.states import NOT_CHECKED
 
 EXAMPLES = """\b
@@ -145,7 +145,7 @@ def _ids(found: Explanation) -> Iterator[str]:
 
 
 def _named(deliveries: int) -> str:
-    return "names no delivery" if not deliveries else f"names {counted(deliveries, 'delivery', 'deliveries')}:"
+    return "names no delivery" if not deliveries else f"names {pluralize(deliveries, 'delivery', 'deliveries')}:"
 
 
 def _but(named: dict[str, object]) -> str:
@@ -170,7 +170,9 @@ def _outlook(found: Explanation) -> Iterator[str]:
     if found.remedy:
         yield with_commands(found.remedy, " " * 11, f"{'to link':<11}")
     if found.refused:
-        yield _fact("refused", f"{counted(found.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
+        yield _fact(
+            "refused", f"{pluralize(found.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"
+        )
     if found.state == "waiting":
         yield _fact("next look", f"by the first full sweep after {moment(found.eligible_at or '')}")
     elif found.state == "expired":

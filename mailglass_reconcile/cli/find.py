@@ -17,12 +17,12 @@ from mailglass_reconcile.cli.output import (
     reader_may_leave,
     wrapped,
 )
-from mailglass_reconcile.errors import as_called
+from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import search
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 
 EXAMPLES = """\b
 Examples:
@@ -73,12 +73,12 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
 
 def _lines(found: SearchResults) -> Iterator[str]:
     least = "at least " if found.at_least else ""
-    deliveries = counted(found.deliveries, "delivery", "deliveries")
-    yield f"{least}{deliveries} and {counted(found.events, 'event')}, newest first"
+    deliveries = pluralize(found.deliveries, "delivery", "deliveries")
+    yield f"{least}{deliveries} and {pluralize(found.events, 'event')}, newest first"
     for one in found.hits:
         yield ""
         yield from _delivery(one.record) if isinstance(one.record, Delivery) else _event(one.record)
-        yield f"  {as_called(f'mailglass-reconcile explain {one.id}')}"
+        yield f"  {format_command(f'mailglass-reconcile explain {one.id}')}"
 
 
 def _delivery(one: Delivery) -> Iterator[str]:
@@ -106,11 +106,11 @@ def _nothing(wanted: SearchTerm, *, scan: bool) -> str:
             " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
             " there:"
         ),
-        f"  {as_called('mailglass-reconcile find MESSAGE_ID')}",
+        f"  {format_command('mailglass-reconcile find MESSAGE_ID')}",
     ]
     if not scan:
         lines += [
             wrapped("It may be stored in another spelling:"),
-            f"  {as_called('mailglass-reconcile find - --scan')}",
+            f"  {format_command('mailglass-reconcile find - --scan')}",
         ]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import counted, took
+from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -219,8 +219,8 @@ class _Repeats:
 
 
 def _in_words(result: SweepResult) -> str:
-    orphans = counted(result.scanned, "recent orphan")
-    words = f"linked {result.linked:,} of {orphans} in {took(result.duration_ms)}"
+    orphans = pluralize(result.scanned, "recent orphan")
+    words = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
     words += f"; {result.failed:,} failed" if result.failed else ""
-    words += f"; {counted(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
+    words += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
     return words + ("" if result.status == "ok" else f"; {result.status}, {remaining(result.remaining)}")

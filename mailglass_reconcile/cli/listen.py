@@ -14,7 +14,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
 from mailglass_reconcile.cli.output import print_json, reader_may_leave
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
-from mailglass_reconcile.rules.humanize import printable
+from mailglass_reconcile.rules.humanize import escape_unprintable
 
 EXAMPLES = """\b
 Examples:
@@ -82,7 +82,7 @@ def _line(update: Update) -> str:
         f"delivery {message.get('delivery_id')}",
         f"({message.get('event_type')} event {meta.get('event_id')})",
     )
-    return "  ".join(printable(str(part)) for part in parts)
+    return "  ".join(escape_unprintable(str(part)) for part in parts)
 
 
 def _gap(missed: Missed) -> str:

@@ -14,7 +14,7 @@ from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import holds_address
-from mailglass_reconcile.rules.humanize import age, counted, printable
+from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OPEN_STATES, short_words
 from mailglass_reconcile.store.database import Database
@@ -99,24 +99,24 @@ def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) 
         yield wrapped(_cause(cause), "  ")
     if len(found.causes) > CAUSES_SHOWN:
         rest = found.causes[CAUSES_SHOWN:]
-        yield f"  {sum(one.number for one in rest):,} of {counted(len(rest), 'other cause')}"
+        yield f"  {sum(one.number for one in rest):,} of {pluralize(len(rest), 'other cause')}"
 
 
 def _number(total: int, at_least: bool) -> str:
-    return f"at least {total:,} orphans" if at_least else counted(total, "orphan")
+    return f"at least {total:,} orphans" if at_least else pluralize(total, "orphan")
 
 
 def _cause(cause: Cause) -> str:
     whose = cause.tenant_id if cause.other_tenant_id is None else f"{cause.tenant_id} → {cause.other_tenant_id}"
     provider = f", {cause.provider}" if cause.provider else ""
-    return f"{cause.number:,} {cause.state}: {printable(whose)}{provider}"
+    return f"{cause.number:,} {cause.state}: {escape_unprintable(whose)}{provider}"
 
 
 def _lines(one: OpenOrphan) -> str:
     state: str = one.state
     if one.verdict:
         how = "sweep --event links it" if one.verdict == MATCHED else short_words(one.verdict)
-        state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}; now {one.verdict}: {how}"
+        state = f"older than {format_duration(60 * runtime.get_settings().max_age_minutes)}; now {one.verdict}: {how}"
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
     facts += [f"to {one.delivery_id}"] if one.delivery_id else []
     expires = f", too old {moment(one.expires_at)}" if one.expires_at and one.state != EXPIRED else ""

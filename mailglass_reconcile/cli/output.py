@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mailglass_reconcile.errors import hint
+from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.ops import tenant_suggestions
-from mailglass_reconcile.rules.humanize import age, printable, seconds_of
+from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, parse_duration
 from mailglass_reconcile.store.database import Database
 
 
@@ -32,7 +32,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
         if isinstance(value, float):
             return value
         try:
-            return seconds_of(value)
+            return parse_duration(value)
         except ValueError as error:
             self.fail(f"{value!r} is not a duration: {error}")
 
@@ -45,9 +45,9 @@ def moment(iso: str) -> str:
         return iso
     seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
     return (
-        f"{at:%Y-%m-%d %H:%M:%S} UTC ({age(seconds)} ago)"
+        f"{at:%Y-%m-%d %H:%M:%S} UTC ({format_duration(seconds)} ago)"
         if seconds >= 0
-        else (f"{at:%Y-%m-%d %H:%M:%S} UTC (in {age(-seconds)})")
+        else (f"{at:%Y-%m-%d %H:%M:%S} UTC (in {format_duration(-seconds)})")
     )
 
 
@@ -60,7 +60,7 @@ def as_of(ended: str | None) -> str:
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
     """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line."""
-    first, text = indent if first is None else first, printable(text)
+    first, text = indent if first is None else first, escape_unprintable(text)
     if not sys.stdout.isatty():
         return first + text
     return textwrap.fill(
@@ -72,11 +72,11 @@ def with_commands(text: str, indent: str = "", first: str | None = None) -> str:
     """Return *text* as `wrapped` does; on a terminal, each command in it is a line that can be pasted as it stands."""
     if not sys.stdout.isatty():
         return wrapped(text, indent, first)
-    beginning = hint("`mailglass-reconcile ")
+    beginning = with_command_name("`mailglass-reconcile ")
     lines: list[str] = []
     for number, part in enumerate(re.split(rf"({re.escape(beginning)}[^`]*`)", text)):
         if number % 2:
-            lines.append(printable(part.strip("`")))
+            lines.append(escape_unprintable(part.strip("`")))
         elif words := part.strip(" ;,") if number else part.strip():
             lines.append(wrapped(words, indent, None if lines else first))
     return "\n".join(lines)
@@ -92,7 +92,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Return a table whose cells may hold what rows hold: they are escaped, and no markup."""
     made = Table(*columns)
     for row in rows:
-        made.add_row(*(Text(printable(str(cell))) for cell in row))
+        made.add_row(*(Text(escape_unprintable(str(cell))) for cell in row))
     return made
 
 

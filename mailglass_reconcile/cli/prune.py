@@ -10,7 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import console, moment, print_json, table
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.ops.prune_preview import Preview
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 
 EXAMPLES = """\b
 Examples:
@@ -74,6 +74,6 @@ def _print(result: pruner.PruneResult) -> None:
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
         f"deleted jobs of handlers: {result.jobs_done:,} done, {result.jobs_dead:,} dead\n"
-        f"deleted from the ledger: {counted(result.events, 'event')};"
-        f" {counted(result.deliveries, 'delivery', 'deliveries')}"
+        f"deleted from the ledger: {pluralize(result.events, 'event')};"
+        f" {pluralize(result.deliveries, 'delivery', 'deliveries')}"
     )

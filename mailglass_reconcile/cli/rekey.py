@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, stored_keys
 from mailglass_reconcile.store.database import NIL, Connected
 
@@ -22,7 +22,7 @@ def rekey() -> None:
         with connected.reading() as tx:
             schema.require_migrated(tx)
         count = _forget_all(connected)
-    click.echo(f"the next sweep computes the keys of {counted(count, 'open orphan')}")
+    click.echo(f"the next sweep computes the keys of {pluralize(count, 'open orphan')}")
 
 
 def _forget_all(connected: Connected) -> int:

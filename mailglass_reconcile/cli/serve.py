@@ -11,7 +11,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.startup import look_now
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.humanize import printable
+from mailglass_reconcile.rules.humanize import escape_unprintable
 from mailglass_reconcile.settings import web_token
 
 EXAMPLES = """\b
@@ -46,7 +46,7 @@ def serve(host: str, port: int) -> None:
     token = web_token(runtime.get_settings())
     if token is None and not _is_loopback(host):
         click.echo(
-            f"mailglass-reconcile: {printable(host)} can be reached from other machines:"
+            f"mailglass-reconcile: {escape_unprintable(host)} can be reached from other machines:"
             " set MAILGLASS_WEB_TOKEN first, or leave out --host",
             err=True,
         )

@@ -15,7 +15,7 @@ from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, mo
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
-from mailglass_reconcile.rules.humanize import age, counted, printable
+from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 
 EXAMPLES = """\b
@@ -62,25 +62,25 @@ def _check(max_lag: float) -> int:
         problems = looking.check(runtime.database(), max_lag)
     except MailglassReconcileError as error:
         problems = [str(error)]
-    click.echo("unhealthy: " + printable("; ".join(problems)) if problems else "healthy")
+    click.echo("unhealthy: " + escape_unprintable("; ".join(problems)) if problems else "healthy")
     return 1 if problems else 0
 
 
 def _page(found: Status) -> Group:
-    lines = [f"{counted(found.eligible, 'open orphan')} as of {moment(found.as_of)}"]
+    lines = [f"{pluralize(found.eligible, 'open orphan')} as of {moment(found.as_of)}"]
     if found.waiting:
-        lines.append(f"{counted(found.waiting, 'more is in its', 'more are in their')} grace period now")
+        lines.append(f"{pluralize(found.waiting, 'more is in its', 'more are in their')} grace period now")
     if found.lag_seconds:
-        lines.append(f"the oldest that could be linked has been open for {age(found.lag_seconds)}")
+        lines.append(f"the oldest that could be linked has been open for {format_duration(found.lag_seconds)}")
     if found.totals["expired"]:
-        lines.append(f"{counted(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
+        lines.append(f"{pluralize(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
     if found.jobs_waiting:
-        lines.append(f"{counted(found.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
+        lines.append(f"{pluralize(found.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"warning: {warning}" for warning in found.warnings]
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
-    return Group(*(Text(printable(line)) for line in lines), *_tables(found))
+    return Group(*(Text(escape_unprintable(line)) for line in lines), *_tables(found))
 
 
 def _tables(found: Status) -> list[Table]:

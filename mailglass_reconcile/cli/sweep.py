@@ -22,7 +22,7 @@ from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targeted_sweep import MOST, Target
-from mailglass_reconcile.rules.humanize import counted, shown, took
+from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.interruption import ended_by
@@ -106,7 +106,7 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     if interruption.came:
         if sys.stderr.isatty() and not has_bar:
             click.echo(err=True)  # after the ^C that the terminal shows; with a bar, it goes with the bar
-        links = counted(sweep.result.linked, "link is committed and stays", "links are committed and stay")
+        links = pluralize(sweep.result.linked, "link is committed and stays", "links are committed and stay")
         click.echo(f"interrupted: {links}; the next sweep links the rest", err=True)
         sys.exit(INTERRUPTED)
     return sweep.result
@@ -125,7 +125,7 @@ def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, ye
         if dry_run:
             return targeted_sweep.would_link(database, found, tenant_id)
         if not yes:
-            confirm(f"link {counted(len(found), 'event')}?")
+            confirm(f"link {pluralize(len(found), 'event')}?")
             found = targeted_sweep.find(database, target, len(found))  # what was found may have changed meanwhile
     except LookupError as error:
         raise click.ClickException(str(error)) from None
@@ -151,9 +151,9 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
 def summary(result: SweepResult) -> str:
     """Return what a sweep did, and why the rest stays open, in lines for a person."""
     verb = "would link" if result.dry_run else "linked"
-    whose = "" if result.tenant_id is None else f" of tenant '{shown(result.tenant_id)}'"
-    scanned = counted(result.scanned, "open orphan")
-    lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {took(result.duration_ms)}"]
+    whose = "" if result.tenant_id is None else f" of tenant '{sanitize(result.tenant_id)}'"
+    scanned = pluralize(result.scanned, "open orphan")
+    lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {format_duration_ms(result.duration_ms)}"]
     if result.linked_unchecked:
         lines.append(
             f"{result.linked_unchecked:>10,} of these by the message id alone: their recipient could not be read"
@@ -164,9 +164,11 @@ def summary(result: SweepResult) -> str:
         if getattr(result, state)
     ]
     if result.skipped_limit:
-        lines.append(f"{counted(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit")
+        lines.append(
+            f"{pluralize(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit"
+        )
     if result.publish_failed:
-        messages = counted(result.published + result.publish_failed, "broadcast")
+        messages = pluralize(result.published + result.publish_failed, "broadcast")
         lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")
     if result.status != "ok":
         lines.append(f"this sweep is {result.status}: {remaining(result.remaining)}")
@@ -174,10 +176,10 @@ def summary(result: SweepResult) -> str:
 
 
 def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
-    whose = "" if tenant_id is None else f" of tenant '{shown(tenant_id)}'"
+    whose = "" if tenant_id is None else f" of tenant '{sanitize(tenant_id)}'"
     if not waiting:
         return f"nothing to do: there are no open orphans{whose}"
-    those = counted(waiting, f"orphan{whose} is in its", f"orphans{whose} are in their")
+    those = pluralize(waiting, f"orphan{whose} is in its", f"orphans{whose} are in their")
     return f"nothing to do yet: {those} {grace_seconds:,} s grace period"
 
 

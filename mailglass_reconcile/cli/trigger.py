@@ -11,7 +11,7 @@ from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileErr
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.receiving import public_url
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import did_you_mean, printable
+from mailglass_reconcile.rules.humanize import did_you_mean, escape_unprintable
 from mailglass_reconcile.webhooks import registry, sender
 
 EXAMPLES = """\b
@@ -59,8 +59,8 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     except ValueError:
         raise click.UsageError(f"{option} must be a whole address, such as http://127.0.0.1:8081/postmark") from None
     if status != 200:
-        raise MailglassReconcileError(f"the receiver answered {status}: {printable(answer)}")
-    click.echo(f"{name}: {type_} for {printable(message_id)} was answered with 200")
+        raise MailglassReconcileError(f"the receiver answered {status}: {escape_unprintable(answer)}")
+    click.echo(f"{name}: {type_} for {escape_unprintable(message_id)} was answered with 200")
 
 
 def _no_sample(provider: str) -> str:

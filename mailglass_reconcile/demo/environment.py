@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mailglass_reconcile import Sent, SweepResult, broadcast, reconcile, record_send, runtime
 from mailglass_reconcile.demo.scenario import Mail
-from mailglass_reconcile.rules.humanize import printable
+from mailglass_reconcile.rules.humanize import escape_unprintable
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 
 LINE_SECONDS = 0.1
@@ -39,7 +39,7 @@ def say(text: str, style: str | None = None) -> None:
 
 def tell(who: str, what: str) -> None:
     """Write one line, with the seconds since the demo began, and with all escaped that a terminal might obey."""
-    say(printable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
+    say(escape_unprintable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
 
 
 def check(worker: Process | None = None) -> None:

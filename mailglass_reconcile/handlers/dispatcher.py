@@ -194,7 +194,7 @@ class _Dispatcher:
             if attempt.error:
                 logger.warning("handler %s is done with event %s: its work was committed", job.handler, job.event_id)
             return
-        if not attempt.error and execution.log_throttle.over((job.handler, outbox.ROLLED_BACK)):
+        if not attempt.error and execution.log_throttle.allow((job.handler, outbox.ROLLED_BACK)):
             logger.warning("handler %s failed on event %s: its work was rolled back", job.handler, job.event_id)
         self.result.failed += not attempt.contended
         if state == "dead":
@@ -202,7 +202,7 @@ class _Dispatcher:
 
     def _count_dead(self, job: Job) -> None:
         self.result.dead += 1
-        if execution.log_throttle.over((job.handler, "dead")):
+        if execution.log_throttle.allow((job.handler, "dead")):
             logger.error(
                 "event %s is dead for handler %s after %d attempts: see `mailglass-reconcile dispatch --dead`",
                 job.event_id,

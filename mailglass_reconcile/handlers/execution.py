@@ -26,13 +26,13 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.outbox import Job
 
 logger = logging.getLogger(__name__)
 
-log_throttle = Pauses()
+log_throttle = LogThrottle()
 
 HANDLER_SECONDS = 30
 """What one statement of a handler, and a handler in all, may take."""
@@ -157,7 +157,7 @@ def log_error(handler: Registered, job: Job, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if handler.place and frame.filename == handler.place[0]] or frames
     at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    if log_throttle.over((handler.name, name, at)):
+    if log_throttle.allow((handler.name, name, at)):
         logger.warning(
             "handler %s failed on event %s, attempt %d: %s%s (logged once a minute)",
             handler.name,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import Connected, Database, ids_of_last
 from mailglass_reconcile.store.handled_types import Registration
@@ -70,7 +70,7 @@ def log_missed(database: Database, new: Sequence[Registration]) -> None:
         logger.warning("cannot count the events that new handlers have missed: %s", error)
         return
     for registration, number in sorted(numbers.items()):
-        events = counted(min(number, MOST_MISSED), f"{registration.type} event")
+        events = pluralize(min(number, MOST_MISSED), f"{registration.type} event")
         logger.warning(
             "handler %s is new: %s of the last %d days had no such handler; to run it on them, run as the"
             " owner of the tables: mailglass-reconcile dispatch --replay %s --since %dd --handler %s",

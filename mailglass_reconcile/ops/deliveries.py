@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import as_called
+from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import address, holds_address
-from mailglass_reconcile.rules.humanize import ago, counted, shown
+from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 
@@ -304,22 +304,22 @@ def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | Non
         return _unreported(row, naming)
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
     is_shown = row.reject_reason is not None and not holds_address(row.reject_reason)
-    reason = f"reason {shown(row.reject_reason)}" if is_shown else None
+    reason = f"reason {sanitize(row.reject_reason)}" if is_shown else None
     details = filter(None, (bounce, smtp_status(row.smtp_status), reason, _ago(row.seconds)))
     if row.type in ("opened", "clicked") and row.delivered_seconds is not None:
         return f"{row.type} {_ago(row.seconds)}, delivered {_ago(row.delivered_seconds)}", None
     meaning = _MEANINGS.get(row.type)
-    return f"{', '.join((shown(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
+    return f"{', '.join((sanitize(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
 
 
 def _unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
     """Return the summary of a delivery of which no provider has reported an end."""
-    when = f"{shown(row.type)} {_ago(row.seconds)}"
+    when = f"{sanitize(row.type)} {_ago(row.seconds)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
         return f"{when}, as the last webhook says: look at {log}", None
     if naming:
-        return f"{when}; {_named(row, naming)}", as_called(
+        return f"{when}; {_named(row, naming)}", format_command(
             f"mailglass-reconcile explain {_first(row, naming).event_id}"
         )
     if row.type == "queued":
@@ -340,10 +340,10 @@ def _named(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
     """Return the clause about the open orphans that name a delivery's message."""
     first = _first(row, naming)
     number = sum(orphan.is_own for orphan in naming) or 1
-    whose = "" if first.tenant_id == row.tenant_id else f" of tenant {shown(first.tenant_id)}"
+    whose = "" if first.tenant_id == row.tenant_id else f" of tenant {sanitize(first.tenant_id)}"
     about = "" if first.is_own else " about another recipient"
-    return f"{counted(number, 'open event')}{whose}{about} {'names' if number == 1 else 'name'} its message id"
+    return f"{pluralize(number, 'open event')}{whose}{about} {'names' if number == 1 else 'name'} its message id"
 
 
 def _ago(seconds: float | None) -> str:
-    return "at an unknown time" if seconds is None else ago(seconds)
+    return "at an unknown time" if seconds is None else format_ago(seconds)

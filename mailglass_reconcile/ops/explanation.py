@@ -10,13 +10,13 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import as_called, hint
+from mailglass_reconcile.errors import format_command, with_command_name
 from mailglass_reconcile.ops import deliveries, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.rules import matching, providers, redelivery, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
-from mailglass_reconcile.rules.humanize import shown_tenant
+from mailglass_reconcile.rules.humanize import sanitize_tenant
 from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate, spellings_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
@@ -207,7 +207,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         read = read._replace(rule=None, reads=())  # nothing is looked for
     if settled:
         by_sweep = settled == "linked" and not row.by_hand
-        linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
+        linking = runs.linking_at(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _of_settled(row, settled, read, linking)
     orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
     (wanted,) = matcher.current_keys(tx, orphans)
@@ -348,7 +348,7 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
             message_id=other.candidate_id,
             tenant_id=other.tenant_id,
         )
-        found = f"{hint(again)}; {found}" if state == "expired" else hint(again)
+        found = f"{with_command_name(again)}; {found}" if state == "expired" else with_command_name(again)
     return None if found is None else found.replace("EVENT_ID", row.id)
 
 
@@ -367,7 +367,7 @@ def _named(delivery: Candidate, shown: Delivery | None, row: sa.Row[Any], decisi
         "mailable": shown and shown.mailable,
         "state": shown and shown.type,
         "stored_at": shown and shown.stored_at,
-        "command": as_called(f"mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''")
+        "command": format_command(f"mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''")
         if by_hand
         else None,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import humanize
-from mailglass_reconcile.rules.humanize import shown_tenant
+from mailglass_reconcile.rules.humanize import sanitize_tenant
 from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database
 
@@ -37,13 +37,15 @@ class Unknown(NamedTuple):
 def unknown(database: Database, tenant_id: str) -> Unknown | None:
     """Return what to say if no event and no delivery has this tenant; None if one has."""
     if not window.is_possible(tenant_id):
-        return Unknown(f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}")
+        return Unknown(f"no event or delivery can have tenant {sanitize_tenant(tenant_id)!r}")
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         statements = (_OF_DELIVERIES, _OF_EVENTS)
         known = [one for statement in statements for one in tx.execute(statement, {"size": LOOKED_AT}).scalars()]
-    return Unknown(f"no event or delivery has tenant {shown_tenant(tenant_id)!r}", humanize.nearest(tenant_id, known))
+    return Unknown(
+        f"no event or delivery has tenant {sanitize_tenant(tenant_id)!r}", humanize.find_closest(tenant_id, known)
+    )
 
 
 def nearest(database: Database, tenant_id: str) -> str | None:
@@ -51,4 +53,4 @@ def nearest(database: Database, tenant_id: str) -> str | None:
     found = unknown(database, tenant_id)
     if found is None or found.meant is None:
         return found and found.sentence
-    return f"{found.sentence}; did you mean {shown_tenant(found.meant)!r}?"
+    return f"{found.sentence}; did you mean {sanitize_tenant(found.meant)!r}?"

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mailglass_reconcile.errors import ConfigurationError, page
+from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.pubsub.lazy_redis import redis
-from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules import connection_errors
+from mailglass_reconcile.rules.connection_errors import Server
 
 TIMEOUT_SECONDS = 1.0
 """The longest that a sweep waits for Redis in all; our own client waits half of that for one answer."""
@@ -49,8 +49,10 @@ def server_of(client: redis.Redis, setting: str) -> Server:
     """Return where *client* leads to, without user and password; *setting* is the one that names it."""
     pool: Any = getattr(client, "connection_pool", None)
     if isinstance(pool, redis.sentinel.SentinelConnectionPool):
-        return Server("Redis", unreachable.place(f"the master {pool.service_name} of a Sentinel"), setting)
-    return Server("Redis", unreachable.redis_place(getattr(pool, "connection_kwargs", {})), setting)
+        return Server(
+            "Redis", connection_errors.format_location(f"the master {pool.service_name} of a Sentinel"), setting
+        )
+    return Server("Redis", connection_errors.format_redis_location(getattr(pool, "connection_kwargs", {})), setting)
 
 
 def require_timeouts(client: redis.Redis) -> None:
@@ -74,7 +76,8 @@ def async_client(client: redis.Redis) -> redis.asyncio.Redis:
     """Return a new client of redis.asyncio to the server of *client*; nothing connects yet."""
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(
-            f"subscribing needs a redis.Redis, not a {type(client).__name__}: see {page('redis.md#your-own-client')}"
+            f"subscribing needs a redis.Redis, not a {type(client).__name__}: see"
+            f" {docs_url('redis.md#your-own-client')}"
         )
     theirs: Any = client.connection_pool
     if not isinstance(theirs, redis.sentinel.SentinelConnectionPool):

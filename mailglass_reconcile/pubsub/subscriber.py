@@ -17,7 +17,7 @@ from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, TEST, events_channel
 from mailglass_reconcile.pubsub.client import async_client, server_of
 from mailglass_reconcile.pubsub.lazy_redis import redis
-from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules import connection_errors
 
 T = TypeVar("T")
 
@@ -214,8 +214,8 @@ class AsyncSubscription:
     def _note_loss(self, error: Exception) -> None:
         self._lost = not self._closed
         if self._lost:
-            cause, _ = unreachable.classify(error, self._server)
-            place, setting = self._server.place, self._server.setting
+            cause, _ = connection_errors.classify(error, self._server)
+            place, setting = self._server.location, self._server.setting
             logger.warning("lost Redis at %s (%s): %s; broadcasts are missed until it is back", place, setting, cause)
 
     async def _recover(self) -> Missed | None:
@@ -238,8 +238,10 @@ class AsyncSubscription:
 
     def _refusal(self, error: Exception) -> str:
         if isinstance(error, redis.exceptions.NoPermissionError):
-            return f"cannot listen to Redis at {self._server.place}: the user of {self._server.setting} needs {RIGHTS}"
-        return unreachable.sentence(error, self._server)
+            return (
+                f"cannot listen to Redis at {self._server.location}: the user of {self._server.setting} needs {RIGHTS}"
+            )
+        return connection_errors.describe(error, self._server)
 
     def _update_of(self, received: dict[str, Any]) -> Update | None:
         """Return the broadcast in *received*, if it is one of this subscription; anybody may publish anything."""

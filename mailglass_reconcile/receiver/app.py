@@ -43,8 +43,8 @@ from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.humanize import counted, shown
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.humanize import pluralize, sanitize
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
@@ -130,7 +130,7 @@ class Receiver:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
         self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._asked = 0
-        self._pauses = Pauses()
+        self._throttle = LogThrottle()
         self.results: Counter[tuple[str, str]] = Counter()
         """Webhooks by provider (`unknown` for any other name) and result: received, refused or failed."""
         self.metrics_token: str | None = None
@@ -173,7 +173,7 @@ class Receiver:
         try:
             answer = await self._posted(found, provider, scope, receive)
         except _NotServedError as error:
-            if self._pauses.over((providers.canonical(provider), str(error))):
+            if self._throttle.allow((providers.canonical(provider), str(error))):
                 logger.warning("a webhook of %s was answered with 404: %s", providers.canonical(provider), error)
             answer = _UNKNOWN
         except Exception as error:
@@ -343,18 +343,18 @@ class Receiver:
         return Answer(again, "try again later", _AGAIN)
 
     def _log(self, level: int, provider: str, cause: str) -> None:
-        if self._pauses.over((provider, cause)):
+        if self._throttle.allow((provider, cause)):
             logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
     def _note_unknown(self, provider: str) -> None:
         """Log that nothing is received for a name, once a minute: strangers may ask for any."""
         name = providers.canonical(provider) if registry.is_known(provider) else None
-        if not self._pauses.over(name):
+        if not self._throttle.allow(name):
             return
         if name is not None:
             logger.warning("a webhook of %s was answered with 404: it has no secret", name)
         else:
-            given = "a name that looks like an address" if holds_address(provider) else f"'{shown(provider, 50)}'"
+            given = "a name that looks like an address" if holds_address(provider) else f"'{sanitize(provider, 50)}'"
             logger.warning("a webhook was answered with 404: its address ends with no provider's name, but %s", given)
 
 
@@ -380,7 +380,7 @@ def _in_words(recorded: Sequence[Recorded]) -> str:
     waiting = len(recorded) - attached - repeated
     named = {"attached": attached, "waiting": waiting, "repeated": repeated}
     return ", ".join(
-        [counted(len(recorded), "event"), *(f"{number:,} {word}" for word, number in named.items() if number)]
+        [pluralize(len(recorded), "event"), *(f"{number:,} {word}" for word, number in named.items() if number)]
     )
 
 

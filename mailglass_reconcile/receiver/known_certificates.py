@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.receiver.secret_store import Secrets
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.database import Database
@@ -38,7 +38,7 @@ class KnownCertificates:
         self._database, self._secrets = Database(engine, runtime.get_settings()), secrets
         self._loading: Future[None] | None = None
         self._stored: set[str] = set()
-        self._pauses = Pauses()
+        self._throttle = LogThrottle()
 
     def start(self) -> Future[None]:
         """Load in a thread of its own; the result is there when that was tried once."""
@@ -60,7 +60,7 @@ class KnownCertificates:
             with self._database.writing() as tx:
                 certificates.add(tx, address)
         except MailglassReconcileError as error:
-            if self._pauses.over("store"):
+            if self._throttle.allow("store"):
                 logger.warning("the address of a certificate was not stored: %s", error)
         else:
             self._stored.add(address.url)
@@ -80,7 +80,7 @@ class KnownCertificates:
             with self._database.reading() as tx:
                 addresses = certificates.load(tx)
         except MailglassReconcileError as error:
-            if self._pauses.over("load"):
+            if self._throttle.allow("load"):
                 logger.warning("the stored addresses of certificates cannot be read yet: %s", error)
             return False
         self._stored.update(address.url for address in addresses)

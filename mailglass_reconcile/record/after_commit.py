@@ -31,11 +31,11 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.util import greenlet_spawn
 
 from mailglass_reconcile import projector, runtime, telemetry
-from mailglass_reconcile.errors import is_of_data, is_passing, translated
+from mailglass_reconcile.errors import is_data_error, is_transient, translate
 from mailglass_reconcile.pubsub import Publisher, lazy_redis
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import session_of
@@ -142,7 +142,7 @@ def _enqueue(steps: Iterable[Step]) -> None:
     lazy_redis.load()
     if dropped := _queue.put_all(step for step in steps if step.events or step.recheck):
         _count_failed(dropped)
-        if _pauses.over(NOT_BROADCAST):
+        if _throttle.allow(NOT_BROADCAST):
             logger.warning("%s: too many calls wait for the background thread", NOT_BROADCAST)
 
 
@@ -162,7 +162,7 @@ def _quietly() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return in a few words what went wrong; another's message may hold an address."""
-    return failures.reason(translated(error) if isinstance(error, DBAPIError) else error)
+    return failures.reason(translate(error) if isinstance(error, DBAPIError) else error)
 
 
 def _take(steps: Sequence[Step]) -> list[Step]:
@@ -226,7 +226,7 @@ def _relink(connected: Connected, steps: list[Step]) -> list[Step]:
             pairs, notes, has_more = _match(tx, Recheck(rechecks[0].tenant_id, tuple(message_ids), tuple(event_ids)))
             linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
     except DBAPIError as error:
-        if not is_of_data(error):
+        if not is_data_error(error):
             raise
         if len(steps) > 1:  # one orphan that the database refuses does not hold up those of other calls
             middle = len(steps) // 2
@@ -280,7 +280,7 @@ class _Connections:
             return act(Connected(self._connect(engine), settings))
         except DBAPIError as error:
             self._close(engine.pool)
-            if not (was_open and is_passing(error)):
+            if not (was_open and is_transient(error)):
                 raise
         except BaseException:
             self._close(engine.pool)
@@ -326,7 +326,7 @@ class _Connections:
             self._loop = None
 
 
-_pauses = Pauses()
+_throttle = LogThrottle()
 _connections = _Connections()
 _queue = Queue(_take, limit=MOST_STEPS, batch=STEPS_AT_ONCE, delay=GATHER_SECONDS, close=_connections.close)
 os.register_at_fork(after_in_child=_connections.leave_to_parent)

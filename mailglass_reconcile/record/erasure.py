@@ -18,7 +18,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import deliveries, personal_data, schema
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
@@ -55,9 +55,9 @@ class Erased:
     @property
     def rows(self) -> str:
         """What it was erased from, for a person."""
-        deliveries = counted(self.deliveries, "delivery", "deliveries")
-        orphans = counted(self.open_orphans, "open orphan")
-        return f"{deliveries}, {orphans} and {counted(self.webhook_events, 'raw webhook')}"
+        deliveries = pluralize(self.deliveries, "delivery", "deliveries")
+        orphans = pluralize(self.open_orphans, "open orphan")
+        return f"{deliveries}, {orphans} and {pluralize(self.webhook_events, 'raw webhook')}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `erase --json` prints them."""

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 
 logger = logging.getLogger(__name__)
 
-_pauses = Pauses()
+_throttle = LogThrottle()
 _NOTED = "_mailglass_noted"
 """On an error that was counted already, where one writer calls another."""
 
@@ -36,7 +36,7 @@ def counted(what: str) -> Iterator[None]:
 
 def log(what: str, error: Exception) -> None:
     """Log once a minute for each cause that something was not recorded; the caller who passed it is told anyway."""
-    if not isinstance(error, InvalidEventError) and _pauses.over((what, type(error).__name__)):
+    if not isinstance(error, InvalidEventError) and _throttle.allow((what, type(error).__name__)):
         logger.error("%s was not recorded: %s", what, reason(error))
 
 

@@ -24,7 +24,7 @@ from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.humanize import shown
+from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
@@ -112,7 +112,7 @@ def record_send(
         json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
     )
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with failures.counted(f"a send by {shown(provider)}"), borrowed(connection, settings) as tx:
+    with failures.counted(f"a send by {sanitize(provider)}"), borrowed(connection, settings) as tx:
         delivery_ids, may_be_open = _store(tx, campaign, checked)
         pairs, notes = _match(tx, checked, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, notes)

@@ -24,7 +24,7 @@ from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.humanize import shown
+from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
@@ -90,7 +90,7 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     checked = check(tenant, provider, events, strict)
-    with failures.counted(f"a webhook of {shown(provider)}"), borrowed(connection, settings) as tx:
+    with failures.counted(f"a webhook of {sanitize(provider)}"), borrowed(connection, settings) as tx:
         recorded = _record(tx, checked)
     return after_commit.returned(connection, recorded)
 

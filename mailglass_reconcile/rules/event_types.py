@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules.humanize import did_you_mean, shown
+from mailglass_reconcile.rules.humanize import did_you_mean, sanitize
 
 OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
 """What our own side reports: below everything that a provider reports."""
@@ -34,4 +34,4 @@ ALL = "*"
 def mistyped(type_: str) -> str | None:
     """Return a sentence if no event has this type and a similar one is known; None otherwise."""
     meant = "" if type_ in TYPES else did_you_mean(type_, TYPES)
-    return f"no event has the type {shown(type_)}{meant}" if meant else None
+    return f"no event has the type {sanitize(type_)}{meant}" if meant else None

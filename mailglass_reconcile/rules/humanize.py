@@ -1,89 +1,99 @@
-"""Numbers, spans of time and other people's names, as a line of text for a person has them."""
+"""Format numbers, durations and names for a line of text that a person reads."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-SHOWN_CHARACTERS = 100
-TENANT_CHARACTERS = 1_000
+MAX_CHARACTERS = 100
+MAX_TENANT_CHARACTERS = 1_000
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return a number and what it counts: `1 event`, `12,345 events`; *one* may be the rest of a sentence.
+def pluralize(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 event`, `12,345 events`.
 
-    *many* is the same for any other number; without it, *one* gets an `s`.
+    Args:
+        number: How many there are.
+        singular: The noun after 1; it may be followed by the rest of a sentence.
+        plural: The text after any other number. Without it, *singular* gets an `s`.
     """
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
-def share(part: int, whole: int, one: str, many: str | None = None) -> str:
-    """Return how many of what is counted, as `counted` says it: `1 of 12,345 events`."""
-    return f"{part:,} of {counted(whole, one, many)}"
+def n_of_m(part: int, whole: int, singular: str, plural: str | None = None) -> str:
+    """Return a part of a number with its noun, formed as `pluralize` does: `1 of 12,345 events`."""
+    return f"{part:,} of {pluralize(whole, singular, plural)}"
 
 
-def verb(number: int, one: str = "is", many: str = "are") -> str:
-    return one if number == 1 else many
+def verb(number: int, singular: str = "is", plural: str = "are") -> str:
+    """Return the form of a verb that agrees with *number*."""
+    return singular if number == 1 else plural
 
 
-def age(seconds: float) -> str:
-    """Return a span of time as people say it: `45 seconds`, `1 minute`, `6 days`."""
-    for name, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+def format_duration(seconds: float) -> str:
+    """Return a duration in its largest whole unit: `45 seconds`, `1 minute`, `6 days`."""
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= size:
-            return counted(int(seconds // size), name)
-    return counted(int(seconds), "second")
+            return pluralize(int(seconds // size), unit)
+    return pluralize(int(seconds), "second")
 
 
-def ago(seconds: float) -> str:
-    """Return how long ago something was, in hours up to two days: `5 minutes ago`, `30 hours ago`, `6 days ago`."""
+def format_ago(seconds: float) -> str:
+    """Return a distance from now, in hours up to two days: `5 minutes ago`, `30 hours ago`, `6 days ago`."""
     if 86_400 <= seconds < 2 * 86_400:
-        return f"{counted(int(seconds // 3_600), 'hour')} ago"
-    return f"{age(seconds)} ago" if seconds >= 0 else f"in {age(-seconds)}"
+        return f"{pluralize(int(seconds // 3_600), 'hour')} ago"
+    return f"{format_duration(seconds)} ago" if seconds >= 0 else f"in {format_duration(-seconds)}"
 
 
-def seconds_of(text: str) -> float:
-    """Return the seconds of a span of time as people type it: `90s`, `5m`, `2h`, `6d`."""
+def parse_duration(text: str) -> float:
+    """Return the seconds of a duration as people type it: `90s`, `5m`, `2h`, `6d`."""
     number, unit = text[:-1], text[-1:]
     if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6:
         raise ValueError("use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
     return float(int(number) * UNITS[unit])
 
 
-def took(milliseconds: int) -> str:
-    """Return how long something took: `12 ms`, and from ten seconds on as `age` says it."""
-    return f"{milliseconds:,} ms" if milliseconds < 10_000 else age(milliseconds / 1000)
+def format_duration_ms(milliseconds: int) -> str:
+    """Return a duration in milliseconds, `12 ms`, and from ten seconds on as `format_duration` does."""
+    return f"{milliseconds:,} ms" if milliseconds < 10_000 else format_duration(milliseconds / 1000)
 
 
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal or a log might obey."""
+def escape_unprintable(text: str) -> str:
+    """Return *text* with each character escaped that a terminal or a log might obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def shown(name: str, most: int = SHOWN_CHARACTERS) -> str:
-    """Return a name that others chose, such as a tenant's, in one line and cut after *most* characters.
+def sanitize(name: str, limit: int = MAX_CHARACTERS) -> str:
+    """Return a name that others chose, such as a tenant's: escaped, in one line, and truncated to *limit* characters.
 
     A backtick is escaped too: in our sentences it marks a command, which can be copied.
     """
-    return printable(name[:most]).replace("`", "\\x60") + ("…" if len(name) > most else "")
+    return escape_unprintable(name[:limit]).replace("`", "\\x60") + ("…" if len(name) > limit else "")
 
 
-def shown_tenant(tenant_id: str | None) -> str | None:
-    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut.
+def sanitize_tenant(tenant_id: str | None) -> str | None:
+    """Return a tenant argument for logs, results and the history: escaped, in one line, and truncated.
 
     A backslash is doubled: no two tenants look the same.
     """
-    return None if tenant_id is None else shown(tenant_id.replace("\\", "\\\\"), TENANT_CHARACTERS)
+    return None if tenant_id is None else sanitize(tenant_id.replace("\\", "\\\\"), MAX_TENANT_CHARACTERS)
 
 
-def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
-    """Return the known name that is most like *name*, upper and lower case alike; None if none is like it."""
-    by_lower = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower()[:SHOWN_CHARACTERS], by_lower, n=1, cutoff=likeness)
-    return by_lower[found[0]] if found else None
+def find_closest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the candidate that is most similar to *name*, whatever its case, or None if none is similar.
+
+    Args:
+        name: The name that is not known.
+        candidates: The names that are.
+        cutoff: The least similarity, from 0 to 1, as `difflib` measures it.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.lower()[:MAX_CHARACTERS], by_lower, n=1, cutoff=cutoff)
+    return by_lower[matches[0]] if matches else None
 
 
-def did_you_mean(name: str, known: Iterable[str], form: str = "; {}") -> str:
+def did_you_mean(name: str, candidates: Iterable[str], form: str = "; {}") -> str:
     """Return the end of a sentence about an unknown name, `; did you mean bounced?`, or an empty string."""
-    meant = nearest(name, known)
-    return "" if meant is None else form.format(f"did you mean {shown(meant)}?")
+    closest = find_closest(name, candidates)
+    return "" if closest is None else form.format(f"did you mean {sanitize(closest)}?")

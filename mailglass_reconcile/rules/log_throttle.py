@@ -1,4 +1,4 @@
-"""Lines of the log that strangers, or a provider, could cause by the thousand: one a minute for each subject."""
+"""Throttle for log lines that strangers, or a provider, could cause by the thousand: one a minute for each key."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import threading
 import time
 from collections.abc import Hashable
 
-PAUSE_SECONDS = 60.0
-MAX_SUBJECTS = 1_000
-"""Subjects that are remembered; an application's own messages may be any number."""
+INTERVAL_SECONDS = 60.0
+MAX_KEYS = 1_000
+"""Keys that are remembered: an application's own messages may be any number."""
 
 
-class Pauses:
-    """Knows what was logged a moment ago."""
+class LogThrottle:
+    """Limits log lines to one per key and minute; at `MAX_KEYS` keys it forgets all of them."""
 
     def __init__(self) -> None:
-        self._next: dict[Hashable, float] = {}
+        self._allowed_from: dict[Hashable, float] = {}
         self._lock = threading.Lock()
 
-    def over(self, subject: Hashable) -> bool:
-        """Whether a line about a subject may be logged now; then the next one may be in a minute."""
+    def allow(self, key: Hashable) -> bool:
+        """Return True at most once a minute for each key."""
         now = time.monotonic()
         with self._lock:
-            if now < self._next.get(subject, now):
+            if now < self._allowed_from.get(key, now):
                 return False
-            if len(self._next) >= MAX_SUBJECTS:
-                self._next.clear()
-            self._next[subject] = now + PAUSE_SECONDS
+            if len(self._allowed_from) >= MAX_KEYS:
+                self._allowed_from.clear()
+            self._allowed_from[key] = now + INTERVAL_SECONDS
             return True

@@ -186,7 +186,7 @@ def spellings(provider: str) -> tuple[str, ...]:
 def title(provider: str) -> str:
     """Return a provider's name as it writes it itself; that of an unknown one as it was given."""
     found = record(canonical(provider))
-    return found.title if found else humanize.shown(provider.strip())
+    return found.title if found else humanize.sanitize(provider.strip())
 
 
 def known() -> list[str]:
@@ -198,7 +198,7 @@ def mistyped(provider: str) -> str | None:
     """Return a sentence if no rule has *provider*'s name, and one has a similar name; None otherwise."""
     name, names = canonical(provider), {*known(), *built_in()}
     meant = None if name in names else humanize.did_you_mean(name, names)
-    return f"no rule knows {humanize.shown(name)}{meant}" if meant else None
+    return f"no rule knows {humanize.sanitize(name)}{meant}" if meant else None
 
 
 @lru_cache(maxsize=4096)

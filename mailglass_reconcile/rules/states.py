@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
-from mailglass_reconcile.errors import hint
+from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.rules import providers
 
 Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
@@ -175,4 +175,4 @@ def remedy(
         needed = _REMEDY_RECIPIENT_ERASED
     if state == "expired" and found != "expired":
         needed = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, needed)))
-    return None if needed is None else hint(needed)
+    return None if needed is None else with_command_name(needed)

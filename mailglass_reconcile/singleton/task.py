@@ -15,7 +15,7 @@ from celery_singleton import Singleton
 from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, page
+from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, key_of, queued, running
@@ -160,7 +160,7 @@ class SweepTask(Singleton):
         return run_id if isinstance(run_id, int) else None
 
     def _refuse(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
-        see = page("formats.md#the-lock-of-celerys-sweeps")
+        see = docs_url("formats.md#the-lock-of-celerys-sweeps")
         raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see {see}")
 
     # Only `apply_async` takes a lock, and only the run that has it frees it.

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mailglass_reconcile.errors import ConfigurationError, database_errors, remember_role
+from mailglass_reconcile.errors import ConfigurationError, attach_role, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, lacks_tables, require_revision
@@ -93,7 +93,7 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
             tx.leave()
         except BaseException as error:
             if isinstance(error, DBAPIError):
-                remember_role(error, connection)
+                attach_role(error, connection)
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 tx.undo()
             if lacks_tables(error):

@@ -28,7 +28,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
     database_errors,
-    is_passing,
+    is_transient,
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
@@ -430,7 +430,7 @@ def with_retries(action: Callable[[], T]) -> T:
         try:
             return action()
         except DBAPIError as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             logger.warning("trying again after SQLSTATE %s, attempt %d", sqlstate(error), attempt)
             time.sleep(PAUSE_SECONDS * attempt)

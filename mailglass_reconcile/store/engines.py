@@ -16,13 +16,13 @@ from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
     LedgerImmutableError,
+    attach_role,
     database_errors,
-    remember_role,
-    translated,
-    unavailable,
+    translate,
+    unavailable_error,
 )
-from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules import connection_errors
+from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -87,9 +87,9 @@ def _describe_error(context: sa.engine.ExceptionContext) -> None:
     if not isinstance(error, DBAPIError):
         return
     if context.connection is not None:
-        remember_role(error, context.connection)
-    if isinstance(translated(error), LedgerImmutableError):
-        raise translated(error) from None
+        attach_role(error, context.connection)
+    if isinstance(translate(error), LedgerImmutableError):
+        raise translate(error) from None
 
 
 def separate(engine: sa.Engine) -> sa.Engine:
@@ -108,7 +108,7 @@ def connect(engine: sa.Engine) -> sa.Connection:
         try:
             return engine.connect().execution_options(isolation_level=ISOLATION)
         except DBAPIError as error:
-            raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
+            raise DatabaseUnavailableError(connection_errors.describe(error, server_of(engine))) from None
 
 
 def server_of(engine: sa.Engine) -> Server:
@@ -122,7 +122,7 @@ def server_of(engine: sa.Engine) -> Server:
     host = options.get("host") or url.host or options.get("hostaddr") or os.environ.get("PGHOST")
     port = options.get("port") or url.port or os.environ.get("PGPORT") or 5432
     database = url.database or options.get("dbname") or os.environ.get("PGDATABASE")
-    return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+    return Server("Postgres", connection_errors.format_location(host, port, database), "MAILGLASS_DATABASE_URL")
 
 
 def database_of(engine: sa.Engine) -> str:
@@ -141,7 +141,7 @@ def connection_of_session(given: object) -> sa.Connection:
         try:
             return session.connection()
         except OSError as error:  # asyncpg's own, when nothing listens
-            raise unavailable(type(error).__name__) from None
+            raise unavailable_error(type(error).__name__) from None
     raise TypeError(
         f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
         " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, page, sqlstate
+from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, docs_url, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, array_literal
@@ -486,7 +486,7 @@ def require_privileges(connected: Connected, error: DBAPIError) -> None:
         if current.documented not in (None, SWEEPER.name):
             raise DatabaseRefusedError(
                 f"role {current.name} may not sweep or prune (SQLSTATE 42501): run this with the privileges of"
-                f" {SWEEPER.name}, see {page('grants.md')}"
+                f" {SWEEPER.name}, see {docs_url('grants.md')}"
             )
         found = missing(tx, [current._replace(documented=SWEEPER.name)])
     for lacks in found:

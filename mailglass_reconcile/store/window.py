@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.errors import SchemaOutdatedError, hint
+from mailglass_reconcile.errors import SchemaOutdatedError, with_command_name
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import deliveries, revision
@@ -202,7 +202,7 @@ class Window(NamedTuple):
         """Log what an operator should know of the schema before anything is swept."""
         if not self.triggers:
             problem = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
-            logger.warning(hint(f"{problem}: run `mailglass-reconcile migrate`"))
+            logger.warning(with_command_name(f"{problem}: run `mailglass-reconcile migrate`"))
 
 
 class Group(NamedTuple):

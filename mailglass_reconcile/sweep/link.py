@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import telemetry
-from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_of_data, is_outage, sqlstate, translated
+from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_data_error, is_outage, sqlstate, translate
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
 from mailglass_reconcile.store.ledger import LinkedEvent
@@ -55,7 +55,7 @@ class Batch:
             self.held += 1
             return
         self.failed.append(event_id)
-        logger.error("orphan %s cannot be linked and stays open: %s", event_id, translated(error))
+        logger.error("orphan %s cannot be linked and stays open: %s", event_id, translate(error))
 
 
 def link_batch(connected: Connected, pairs: Pairs, is_over: Callable[[], bool], notes: Notes | None = None) -> Batch:
@@ -100,7 +100,7 @@ def link_in(tx: Transaction, pairs: Pairs, notes: Notes) -> list[LinkedEvent]:
         with tx.connection.begin_nested():
             claimed = ledger.link(tx, pairs, notes)
     except DBAPIError as error:
-        if not is_of_data(error):
+        if not is_data_error(error):
             raise
         logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
         return []

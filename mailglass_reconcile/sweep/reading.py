@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from mailglass_reconcile.errors import is_of_data, sqlstate
+from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.deadline import Deadline
@@ -37,7 +37,7 @@ def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retry: 
     def is_over() -> bool:
         return bool(found.judged) and deadline.is_over
 
-    for part, result in run_halved(connected, ids, read, retry=retry, is_of_rows=is_of_data, is_over=is_over):
+    for part, result in run_halved(connected, ids, read, retry=retry, is_of_rows=is_data_error, is_over=is_over):
         if isinstance(result, Refused):
             event_id = str(UUID(part[0]))
             logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))

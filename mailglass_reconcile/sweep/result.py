@@ -16,7 +16,7 @@ def remaining(orphans: int | None) -> str:
     """Return how many orphans a sweep has left; None if they could not be counted."""
     if orphans is None:
         return "what remains could not be counted"
-    return humanize.counted(orphans, "eligible orphan remains", "eligible orphans remain")
+    return humanize.pluralize(orphans, "eligible orphan remains", "eligible orphans remain")
 
 
 @dataclass(slots=True)
@@ -74,16 +74,21 @@ class SweepResult:
     @property
     def shown_tenant(self) -> str | None:
         """The tenant argument as logs, results and the history show it."""
-        return None if self.tenant_id is None else humanize.shown_tenant(self.tenant_id)
+        return None if self.tenant_id is None else humanize.sanitize_tenant(self.tenant_id)
 
 
 def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: int | None) -> str:
     """Return a sweep as one line of a log."""
     whose = "all tenants" if tenant_id is None else f"tenant '{tenant_id}'"
     rest = [f"{counts[state]:,} {state}" for state in states.OUTCOMES if state != "linked" and counts[state]]
-    rest += [f"{humanize.counted(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
+    rest += (
+        [f"{humanize.pluralize(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
+    )
     rest += [] if status == "ok" else [f"{status}, {remaining(left)}"]
-    scanned, took = humanize.counted(counts["scanned"], "open orphan"), humanize.took(counts["duration_ms"])
+    scanned, took = (
+        humanize.pluralize(counts["scanned"], "open orphan"),
+        humanize.format_duration_ms(counts["duration_ms"]),
+    )
     return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
 
 
@@ -91,7 +96,7 @@ def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
     found = ((result.tenant_mismatch, "tenant's"), (result.recipient_mismatch, "recipient's"))
     return [
-        f"{humanize.counted(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
+        f"{humanize.pluralize(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
         f" {humanize.verb(number, 'was', 'were')} not linked"
         for number, whose in found
         if number

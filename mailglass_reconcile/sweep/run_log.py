@@ -20,9 +20,9 @@ from mailglass_reconcile.errors import (
     DatabaseUnavailableError,
     SchemaOutdatedError,
     sqlstate,
-    translated,
+    translate,
 )
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import privileges, runs, window
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
@@ -68,7 +68,7 @@ def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int 
                 return runs.add(tx, run)
             runs.add_range(tx, range_of, run)
     except SQLAlchemyError as error:
-        reason = translated(error) if isinstance(error, DBAPIError) else type(error).__name__
+        reason = translate(error) if isinstance(error, DBAPIError) else type(error).__name__
         logger.warning("this sweep is missing from the history of runs: %s", reason)
     return range_of
 
@@ -136,7 +136,7 @@ def break_off(sweep: Request, connected: Connected, error: DBAPIError | Database
             privileges.require_privileges(connected, error)
         except DatabaseRefusedError as missing:
             error = missing
-    sweep.error = cause = translated(error) if isinstance(error, DBAPIError) else error
+    sweep.error = cause = translate(error) if isinstance(error, DBAPIError) else error
     if not sweep.began:
         raise cause from None
     sweep.counters.broke_off = True
@@ -150,7 +150,7 @@ def leave(sweep: Request, connected: Connected) -> None:
     """
     if sweep.began and sweep.ages is None:
         for failure, orphans in sweep.failures.items():
-            logger.error("%s (%s)", failure, counted(orphans, "orphan"))
+            logger.error("%s (%s)", failure, pluralize(orphans, "orphan"))
         for mismatch in mismatches(sweep.result):
             logger.warning("%s", mismatch)
     nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.began

@@ -10,7 +10,7 @@ from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.runs import Wanted
-from mailglass_reconcile.rules.humanize import seconds_of
+from mailglass_reconcile.rules.humanize import parse_duration
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.store.runs import KINDS
 
@@ -108,6 +108,6 @@ def _after(text: str) -> UUID | None:
 
 def _seconds(name: str, text: str) -> float | None:
     try:
-        return seconds_of(text) if text else None
+        return parse_duration(text) if text else None
     except ValueError as error:
         raise InvalidParameterError(f"{name}: {error}") from None

@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from mailglass_reconcile.errors import COMMAND, hint
+from mailglass_reconcile.errors import COMMAND, with_command_name
 from mailglass_reconcile.rules import humanize
-from mailglass_reconcile.rules.humanize import counted, printable, share, shown
+from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, short_words
 
 SHOWN_CHARACTERS = 200
@@ -41,7 +41,7 @@ _PLACEHOLDER = re.compile(r"\b(EVENT_ID|DELIVERY_ID|TEXT|URL|ID)\b")
 
 def plain(text: object) -> str:
     """Return a text from a row: escaped where it is not printable, and cut."""
-    return shown(str(text), SHOWN_CHARACTERS)
+    return sanitize(str(text), SHOWN_CHARACTERS)
 
 
 def breakable(name: str) -> Markup:
@@ -142,7 +142,7 @@ def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Marku
         return escape(plain(iso or NONE).removesuffix("Z"))
     utc = at.strftime("%Y-%m-%d %H:%M:%S UTC")
     seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
-    span = (age if close else humanize.age)(abs(seconds))
+    span = (age if close else humanize.format_duration)(abs(seconds))
     words = "now" if abs(seconds) < 1 else f"{span} ago" if seconds > 0 else f"in {span}"
     made = _marked(at, words, utc)
     return made + Markup(' <span class="small">{}</span>').format(utc) if full else made
@@ -183,15 +183,15 @@ def coded(sentence: str) -> Markup:
 
 def _as_code(found: re.Match[str]) -> str:
     text = found[1]
-    if not text.startswith(escape(hint(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
+    if not text.startswith(escape(with_command_name(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
         return f"<code>{text}</code>"
     return str(command(Markup(text)))  # noqa: S704 - escaped before
 
 
 def command(text: str) -> Markup:
     """Return a command that can be copied as a whole; on a phone, the ids that are shown are shortened."""
-    if printable(text) != text:  # it holds foreign input, such as a message's id
-        return Markup("<code>{}</code>").format(printable(text))
+    if escape_unprintable(text) != text:  # it holds foreign input, such as a message's id
+        return Markup("<code>{}</code>").format(escape_unprintable(text))
     brief = Markup(_UUID.sub(lambda id_: middle(id_[0]), str(escape(text))))  # noqa: S704 - escaped before
     both = Markup('<code class="whole">{0}</code><code class="brief">{1}</code>')
     shown_ = both.format(text, brief) if brief != escape(text) else Markup("<code>{}</code>").format(text)
@@ -236,7 +236,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         clock,
         coded,
         command,
-        counted,
+        pluralize,
         counts,
         durations,
         exact,
@@ -245,7 +245,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         middle,
         moment,
     ),
-    *(number, plain, sentence, share, short_words, since, tick, unit_of),
+    *(number, plain, sentence, n_of_m, short_words, since, tick, unit_of),
 )
 
 

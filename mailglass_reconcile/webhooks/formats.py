@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 
 logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
-_pauses = Pauses()
+_throttle = LogThrottle()
 
 count_elsewhere: Callable[[str, str], None] | None = None
 """Counts a warning in the application's metrics too, by provider and type."""
@@ -43,7 +43,7 @@ def _warn(provider: str, type_: str) -> None:
         count_elsewhere(provider, type_)
     with _lock:
         _counts[provider, type_] += 1
-    if _pauses.over((provider, type_)):
+    if _throttle.allow((provider, type_)):
         logger.warning(
             "an event of %s (%s) has neither a message id nor a recipient: its format may have changed, and such events"
             " are not linked; look for a newer version of mailglass-reconcile",

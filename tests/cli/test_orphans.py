@@ -9,7 +9,7 @@ import factories
 import mailglass_reconcile
 from browsing import Visitor, app
 from mailglass_reconcile.cli.output import Duration
-from mailglass_reconcile.rules.humanize import age
+from mailglass_reconcile.rules.humanize import format_duration
 from recording import event, record
 
 HEADING = re.compile(r"(\d+ orphans?; )?states as of")
@@ -103,7 +103,7 @@ def test_spans_of_time_are_read_and_written_as_people_say_them():
     convert = Duration().convert
     assert [convert(text, None, None) for text in ("90s", "5m", "2h", "6d")] == [90, 300, 7_200, 518_400]
     spans = (0, 1, 59, 60, 3_599, 3_600, 86_399, 86_400, 10**8)
-    assert [age(seconds) for seconds in spans] == [
+    assert [format_duration(seconds) for seconds in spans] == [
         "0 seconds", "1 second", "59 seconds", "1 minute", "59 minutes", "1 hour", "23 hours", "1 day", "1,157 days",
     ]  # fmt: skip
 

@@ -296,6 +296,6 @@ def test_an_event_of_sendgrid_that_was_not_sent_through_anymail_has_the_id_of_th
 
 def test_an_event_in_which_nothing_finds_its_delivery_is_warned_of(caplog, monkeypatch):
     """As in our own receiver: the format must have changed."""
-    monkeypatch.setattr(formats, "_pauses", log_throttle.Pauses())
+    monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
     webhook_event(bare(message_id=None, recipient=None), "Postmark")
     assert "an event of postmark (opened) has neither a message id nor a recipient" in caplog.text

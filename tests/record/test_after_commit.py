@@ -22,7 +22,7 @@ from drivers import Driver
 from faults import proxy, servers
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, flush, record_send
 from mailglass_reconcile.record import after_commit
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from recording import LEDGER, NOTED, NOW, event, record, round_trips, statements_in_background
 from waiting import settle, wait_until
 
@@ -402,7 +402,7 @@ def busy_thread() -> Iterator[threading.Event]:
 def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypatch, observed, caplog):
     """Each waits once, however often it is broadcast; the next sweep links what was dropped."""
     monkeypatch.setattr(after_commit._queue, "_limit", 3)
-    monkeypatch.setattr(after_commit, "_pauses", Pauses())
+    monkeypatch.setattr(after_commit, "_throttle", LogThrottle())
     with db.engine.begin() as connection:
         recorded = [record(connection, event("m-1", provider_event_id=number))[0] for number in range(8)]
     with busy_thread():

@@ -14,7 +14,7 @@ from mailglass_reconcile import (
     telemetry,
 )
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from recording import event, record
 from waiting import wait_until
 
@@ -22,7 +22,7 @@ from waiting import wait_until
 @pytest.fixture(autouse=True)
 def nothing_yet(monkeypatch):
     """As in a process that has begun."""
-    monkeypatch.setattr(failures, "_pauses", Pauses())
+    monkeypatch.setattr(failures, "_throttle", LogThrottle())
     monkeypatch.setattr(telemetry, "_counted", telemetry.Counter())
 
 

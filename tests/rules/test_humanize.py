@@ -3,7 +3,7 @@
 import pytest
 
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import ago, counted, did_you_mean, shown_tenant, verb
+from mailglass_reconcile.rules.humanize import did_you_mean, format_ago, pluralize, sanitize_tenant, verb
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from mailglass_reconcile.rules.humanize import ago, counted, did_you_mean, shown
 )
 def test_how_long_ago_something_was_is_said_in_hours_up_to_two_days(seconds, words):
     """Whether a mail was sent yesterday morning or in the evening matters."""
-    assert ago(seconds) == words
+    assert format_ago(seconds) == words
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_a_provider_is_called_as_it_writes_itself(given, title):
 
 def test_a_number_and_its_verb_agree():
     """Only one is one."""
-    said = [f"{counted(n, 'event')} {verb(n)}" for n in (0, 1, 2_000)]
+    said = [f"{pluralize(n, 'event')} {verb(n)}" for n in (0, 1, 2_000)]
     assert said == ["0 events are", "1 event is", "2,000 events are"]
-    assert counted(2, "orphan matches", "orphans match") == "2 orphans match"
+    assert pluralize(2, "orphan matches", "orphans match") == "2 orphans match"
 
 
 def test_a_known_name_is_offered_for_one_that_is_like_it_and_none_for_others():
@@ -45,4 +45,4 @@ def test_a_known_name_is_offered_for_one_that_is_like_it_and_none_for_others():
 
 def test_a_tenant_is_shown_in_one_line_and_no_two_look_the_same():
     """An escaped one is told from one that is written like it."""
-    assert [shown_tenant(one) for one in ("acme", "a\n", "a\\n", None)] == ["acme", "a\\n", "a\\\\n", None]
+    assert [sanitize_tenant(one) for one in ("acme", "a\n", "a\\n", None)] == ["acme", "a\\n", "a\\\\n", None]

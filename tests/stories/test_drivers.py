@@ -269,7 +269,7 @@ def test_what_concerns_the_whole_transaction_is_raised_and_aborts_it(db, driver,
         for number in range(2):
             with pytest.raises(MailglassReconcileError) as caught:
                 calls(connection)[number]()
-            assert caught.value.passes == (state[:2] in ("08", "25", "40", "53", "57"))
+            assert caught.value.is_transient == (state[:2] in ("08", "25", "40", "53", "57"))
             with pytest.raises(DBAPIError):
                 connection.exec_driver_sql("SELECT 1")
             connection.rollback()

@@ -10,7 +10,7 @@ from mailglass_reconcile import DeliveryEvent, on_event
 from mailglass_reconcile.handlers import administration, execution, registration
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.event_types import TYPES
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 
 EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
 
@@ -22,7 +22,7 @@ _databases: list[Any] = []
 def handler_db(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The test's database, in which `leaving` and `failing` register their handlers."""
     registry._registered.clear()
-    monkeypatch.setattr(execution, "log_throttle", Pauses())
+    monkeypatch.setattr(execution, "log_throttle", LogThrottle())
     _databases.append(db)
     yield db
     _databases.clear()

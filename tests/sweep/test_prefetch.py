@@ -9,7 +9,7 @@ import pytest
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.prefetch import run_ahead

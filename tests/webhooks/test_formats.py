@@ -14,7 +14,7 @@ CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "a
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     """As in a process that has warned of nothing yet."""
-    monkeypatch.setattr(formats, "_pauses", log_throttle.Pauses())
+    monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
     monkeypatch.setattr(formats, "_counts", formats.Counter())
 
 

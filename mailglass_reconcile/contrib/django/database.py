@@ -24,13 +24,13 @@ from mailglass_reconcile.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
     MailglassReconcileError,
-    is_passing,
+    is_transient,
 )
 from mailglass_reconcile.handlers import execution as handlers
 from mailglass_reconcile.handlers.execution import Begin, EndedError, Work
 from mailglass_reconcile.record.after_commit import broadcast
-from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules import connection_errors
+from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.store import engines
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,9 @@ def _read_committed(djangos: Any) -> Iterator[None]:
 def _is_passing(error: BaseException) -> bool:
     """Whether *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict with another transaction."""
     if isinstance(error, MailglassReconcileError):
-        return error.passes
+        return error.is_transient
     if isinstance(error, sa.exc.DBAPIError):
-        return is_passing(error)
+        return is_transient(error)
     if isinstance(error, Error):
         state = getattr(error.__cause__, "sqlstate", None)
         lost = isinstance(error, OperationalError | InterfaceError) and (state is None or state[:2] in ("08", "57"))
@@ -220,7 +220,7 @@ def _server(name: str) -> Server:
     given = wrapper(name).settings_dict
     options = given["OPTIONS"]
     host, port = given["HOST"] or options.get("host"), given["PORT"] or options.get("port") or 5432
-    return Server("Postgres", unreachable.place(host, port, given["NAME"]), f"DATABASES[{name!r}]")
+    return Server("Postgres", connection_errors.format_location(host, port, given["NAME"]), f"DATABASES[{name!r}]")
 
 
 def _open(name: str) -> psycopg.Connection[Any]:

@@ -19,12 +19,12 @@ from django.utils.module_loading import import_string
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, page
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, docs_url
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.humanize import shown
+from mailglass_reconcile.rules.humanize import sanitize
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
         sent = anymail.sent(message, status)
         if not sent:
             return
-        ids = ", ".join(dict.fromkeys(shown(str(one.message_id)) for one in sent))
+        ids = ", ".join(dict.fromkeys(sanitize(str(one.message_id)) for one in sent))
         tenant = tenant_of(message)
-        with failures.counted(f"a send by {shown(esp_name)}"):
+        with failures.counted(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
                 lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant))
             )
@@ -53,9 +53,9 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
             "a send by %s was not recorded: %s (tenant %s, message ids %s); record it by hand: %s",
             esp_name,
             failures.reason(error),
-            shown(tenant),
+            sanitize(tenant),
             ids,
-            page("django.md#a-send-that-was-not-recorded"),
+            docs_url("django.md#a-send-that-was-not-recorded"),
         )
 
 
@@ -72,7 +72,7 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
         return
     tenant = tenant_of(event)
     try:
-        with failures.counted(f"a webhook of {shown(esp_name)}"):
+        with failures.counted(f"a webhook of {sanitize(esp_name)}"):
             _in_sync_thread(
                 lambda: _record(lambda lent: record_webhook(lent, provider=esp_name, events=[made], tenant_id=tenant))
             )

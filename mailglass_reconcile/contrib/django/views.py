@@ -20,7 +20,7 @@ from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.log_throttle import Pauses
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.certificates import UnavailableError
 from mailglass_reconcile.webhooks.provider import Provider
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 30
 METHODS = "GET, HEAD, POST"
 
-_pauses = Pauses()
+_throttle = LogThrottle()
 
 
 class TooLargeError(Exception):
@@ -159,12 +159,12 @@ def _refusal(found: Provider, provider: str, error: Exception) -> HttpResponse:
 
 
 def _log(level: int, provider: str, cause: str) -> None:
-    if _pauses.over((provider, cause)):
+    if _throttle.allow((provider, cause)):
         logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
 
 def _unknown() -> HttpResponse:
-    if _pauses.over(None):
+    if _throttle.allow(None):
         logger.warning("a webhook was answered with 404: MAILGLASS_WEBHOOK_SECRETS has no secret for its provider")
     return _answer(404, "no secret is configured for this provider")
 

@@ -40,7 +40,7 @@ from mailglass_reconcile.ops.checks.check import (
     merged,
     ok,
 )
-from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import server_of
 
@@ -114,11 +114,11 @@ def _connected(found: list[Finding]) -> Connected | None:
         step = "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name"
         found.append(error(str(fault), step)._replace(check="database"))
     except sa.exc.DBAPIError as fault:
-        said, remedy = unreachable.classify(fault, server)
-        message = f"cannot connect to {server.kind} at {server.place}: {said}"
+        said, remedy = connection_errors.classify(fault, server)
+        message = f"cannot connect to {server.kind} at {server.location}: {said}"
         found.append(error(message, remedy)._replace(check="database"))
     else:
-        found.append(ok(f"connected to {server.kind} at {server.place}")._replace(check="database"))
+        found.append(ok(f"connected to {server.kind} at {server.location}")._replace(check="database"))
         return Connected(connection, database.settings)
     return None
 

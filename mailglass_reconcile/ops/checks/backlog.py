@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_DATABASE, OF_THE_WORKER
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import age, counted, share, shown
+from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import ledger, schema
 from mailglass_reconcile.store.database import Transaction
@@ -54,7 +54,7 @@ def linking(look: Look) -> Iterator[Finding]:
     lag = look.history.lag_seconds
     if lag > look.max_lag_seconds:
         yield error(
-            f"an event has been open for {age(lag)} although its delivery exists",
+            f"an event has been open for {format_duration(lag)} although its delivery exists",
             "run `mailglass-reconcile sweep`, which links it or says why not",
             (*OF_THE_DATABASE, *OF_THE_WORKER, "beat", "sweeps"),
         )
@@ -69,11 +69,11 @@ def tenants(look: Look) -> Iterator[Finding]:
     astray = [row for row in found if row.state == "tenant_mismatch"]
     number, seen = sum(row.orphans for row in astray), sum(row.orphans for row in found)
     if not number:
-        yield ok(f"none of the {counted(seen, 'newest open event')} is of a wrong tenant")
+        yield ok(f"none of the {pluralize(seen, 'newest open event')} is of a wrong tenant")
         return
-    named = ", ".join(map(shown, sorted({row.tenant_id for row in astray})[:3]))
+    named = ", ".join(map(sanitize, sorted({row.tenant_id for row in astray})[:3]))
     message = (
-        f"{share(number, seen, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
+        f"{n_of_m(number, seen, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
         f" deliveries; the events' tenant is {named}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
@@ -108,15 +108,15 @@ def key_rules(look: Look) -> Iterator[Finding]:
 
 def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None:
     if name is None:
-        those = counted(without, "newest open event names", "newest open events name")
+        those = pluralize(without, "newest open event names", "newest open events name")
         step = "give provider in the metadata, or to record_webhook()"
         return warning(f"{those} no provider", step) if without else None
     if hint := providers.mistyped(name):
         step = "correct the name where your webhooks are recorded; stored events keep their name"
-        return warning(f"{hint} ({counted(with_id + without, 'newest open event')})", step)
+        return warning(f"{hint} ({pluralize(with_id + without, 'newest open event')})", step)
     if with_id or not without:
         return None
-    message = f"of {counted(without, 'newest open event')} of the provider {shown(name)}, none has a usable id"
+    message = f"of {pluralize(without, 'newest open event')} of the provider {sanitize(name)}, none has a usable id"
     step = "`mailglass-reconcile explain EVENT_ID` shows where its rule looks; check what the webhook stores"
     if name not in providers.rules():
         message += ", and this process has no key rule for it"

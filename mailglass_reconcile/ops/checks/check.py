@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
-from mailglass_reconcile.errors import MailglassReconcileError, hint
+from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
 from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.history import History
 from mailglass_reconcile.rules.states import FindingStatus
@@ -59,17 +59,17 @@ class Finding(NamedTuple):
 
 def ok(message: str) -> Finding:
     """Return a finding of something that is well."""
-    return Finding("", OK, hint(message))
+    return Finding("", OK, with_command_name(message))
 
 
 def warning(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     """Return a finding that needs a look and costs no link."""
-    return Finding("", WARNING, hint(message), hint(remedy), because)
+    return Finding("", WARNING, with_command_name(message), with_command_name(remedy), because)
 
 
 def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     """Return a finding by which links, broadcasts or handlers are lost or late."""
-    return Finding("", ERROR, hint(message), hint(remedy), because)
+    return Finding("", ERROR, with_command_name(message), with_command_name(remedy), because)
 
 
 READABLE = ("rights", "schema", "functions")

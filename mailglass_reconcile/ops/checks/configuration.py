@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, page
+from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
-from mailglass_reconcile.rules.humanize import nearest, shown
+from mailglass_reconcile.rules.humanize import find_closest, sanitize
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 OF_TESTS = f"{ENV_PREFIX}TEST_"
@@ -26,12 +26,14 @@ def settings() -> Iterator[Finding]:
     ours = [name for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
     unknown = [name for name in ours if name.upper() not in known and not name.upper().startswith(OF_TESTS)]
     for name in unknown:
-        meant = nearest(name, known, likeness=0.75)
+        meant = find_closest(name, known, cutoff=0.75)
         asked = f"; did you mean {meant}?" if meant else ""
         step = (
-            f"rename it to {meant}, or remove it" if meant else f"remove it; {page('settings.md')} lists the settings"
+            f"rename it to {meant}, or remove it"
+            if meant
+            else f"remove it; {docs_url('settings.md')} lists the settings"
         )
-        yield warning(f"nothing reads the variable {shown(name)}{asked}", step)
+        yield warning(f"nothing reads the variable {sanitize(name)}{asked}", step)
     if not unknown:
         yield ok("every MAILGLASS_* variable is known and has a value that can be used")
 
@@ -44,4 +46,4 @@ def imports() -> Iterator[Finding]:
     except ConfigurationError as fault:
         yield error(str(fault), "correct MAILGLASS_IMPORTS, or install the module where this command runs")
     else:
-        yield ok(f"MAILGLASS_IMPORTS: {shown(runtime.get_settings().imports) or 'none'}")
+        yield ok(f"MAILGLASS_IMPORTS: {sanitize(runtime.get_settings().imports) or 'none'}")

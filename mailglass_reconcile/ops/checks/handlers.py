@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_WORKER
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import age, counted
+from mailglass_reconcile.rules.humanize import format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
 from mailglass_reconcile.store import outbox
 
@@ -19,32 +19,33 @@ def handlers(look: Look) -> Iterator[Finding]:
     facts = look.outbox
     if facts.dead:
         yield error(
-            f"{counted(facts.dead, 'job of a handler is dead: it has', 'jobs of handlers are dead: they have')} failed"
-            " for the last time and will not be tried again",
+            f"{pluralize(facts.dead, 'job of a handler is dead: it has', 'jobs of handlers are dead: they have')}"
+            " failed for the last time and will not be tried again",
             "`mailglass-reconcile dispatch --dead` names handler and error; correct the handler, then run"
             " `mailglass-reconcile dispatch --retry`",
         )
     if facts.overdue_seconds > HANDLERS_LATE_SECONDS:
         yield error(
-            f"an event has waited {age(facts.overdue_seconds)} for a handler: no dispatch runs that has it",
+            f"an event has waited {format_duration(facts.overdue_seconds)} for a handler: no dispatch runs that has it",
             "run `mailglass-reconcile dispatch` with the handlers' module in MAILGLASS_IMPORTS, from cron, or by the"
             " dispatch of `beat_schedule`",
             (*OF_THE_WORKER, "beat"),
         )
     if facts.failing:
         yield error(
-            f"{counted(facts.failing, 'job of a handler has', 'jobs of handlers have')} failed"
+            f"{pluralize(facts.failing, 'job of a handler has', 'jobs of handlers have')} failed"
             f" {outbox.FAILING_ATTEMPTS} times or more",
             "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
             " process has the line",
         )
     if look.thorough and facts.waiting and not registry.types():
         yield warning(
-            f"{counted(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this process",
+            f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this"
+            " process",
             "name the module of your handlers in MAILGLASS_IMPORTS, for the worker too",
         )
     elif not (facts.dead or facts.failing or facts.overdue_seconds > HANDLERS_LATE_SECONDS):
-        yield ok(f"{counted(facts.waiting, 'job waits', 'jobs wait')} for handlers, none is late, failing or dead")
+        yield ok(f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for handlers, none is late, failing or dead")
 
 
 @check("handled_types", cheap=True)
@@ -53,7 +54,8 @@ def handled_types(look: Look) -> Iterator[Finding]:
     for unseen in look.unseen:
         name = shlex.quote(unseen.handler)
         yield error(
-            f"no dispatcher has had the handler {unseen.handler} ({unseen.types}) for {age(unseen.seconds)}, and these"
+            f"no dispatcher has had the handler {unseen.handler} ({unseen.types}) for"
+            f" {format_duration(unseen.seconds)}, and these"
             " events wait for it",
             "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
             f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
-from mailglass_reconcile.rules.humanize import counted, share, verb
+from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
@@ -86,26 +86,26 @@ def open_set(look: Look) -> Iterator[Finding]:
     of_ids = _sample(look.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
     if of_ledger.wrong:
         yield error(
-            f"{share(of_ledger.wrong, of_ledger.looked_at, 'orphan')} checked {verb(of_ledger.wrong)} missing in the"
+            f"{n_of_m(of_ledger.wrong, of_ledger.looked_at, 'orphan')} checked {verb(of_ledger.wrong)} missing in the"
             " table of open orphans, so no sweep links them",
             REPAIR,
         )
     if of_open.wrong or of_ids.wrong:
         yield warning(
-            f"the table of open orphans has extra rows: {share(of_open.wrong, of_open.looked_at, 'orphan')} that"
-            f" {verb(of_open.wrong)} reconciled or not in the ledger, {share(of_ids.wrong, of_ids.looked_at, 'id')}"
+            f"the table of open orphans has extra rows: {n_of_m(of_open.wrong, of_open.looked_at, 'orphan')} that"
+            f" {verb(of_open.wrong)} reconciled or not in the ledger, {n_of_m(of_ids.wrong, of_ids.looked_at, 'id')}"
             " without an orphan",
             REPAIR,
         )
     if of_ledger.too_long:
         yield warning(
-            f"{share(of_ledger.too_long, of_ledger.looked_at, 'orphan')} checked"
+            f"{n_of_m(of_ledger.too_long, of_ledger.looked_at, 'orphan')} checked"
             f" {verb(of_ledger.too_long, 'has', 'have')} a tenant of more than {MAX_TENANT_LENGTH:,} characters, and no"
             " sweep links such events",
             "write events and deliveries with a shorter tenant id",
         )
     if not (of_ledger.wrong or of_open.wrong or of_ids.wrong):
-        seen = counted(of_ledger.looked_at, "orphan")
+        seen = pluralize(of_ledger.looked_at, "orphan")
         yield ok(f"the table of open orphans equals the ledger, as far as checked ({seen})")
 
 
@@ -115,19 +115,19 @@ def delivery_ids(look: Look) -> Iterator[Finding]:
     row = look.tx.execute(_DELIVERIES, {"percent": _percent(look.tx, "mailglass_deliveries", DELIVERY_PAGES)}).one()
     if row.made_up:
         yield warning(
-            f"{share(row.made_up, row.deliveries, 'delivery', 'deliveries')} checked"
+            f"{n_of_m(row.made_up, row.deliveries, 'delivery', 'deliveries')} checked"
             f" {verb(row.made_up, 'has', 'have')} an id that Mailglass made up (mailglass-synthetic-…), which no event"
             " will ever name",
             "send through another provider than Mailjet and SparkPost, or record with record_send()",
         )
     if row.deliveries and row.without_id == row.deliveries:
         yield error(
-            f"none of {counted(row.deliveries, 'delivery', 'deliveries')} checked has a provider_message_id, so no"
+            f"none of {pluralize(row.deliveries, 'delivery', 'deliveries')} checked has a provider_message_id, so no"
             " event can find one",
             "store the id that the provider's API returns, as record_send() does",
         )
     elif not row.made_up:
-        yield ok(f"{counted(row.deliveries, 'delivery', 'deliveries')} checked")
+        yield ok(f"{pluralize(row.deliveries, 'delivery', 'deliveries')} checked")
 
 
 def _sample(tx: Transaction, statement: str, table: str, **more: int) -> sa.Row[Any]:
@@ -148,4 +148,4 @@ def repaired(connected: Connected) -> str:
         removed += repair.remove_settled(connected, BATCH_ROWS)
         repair.remove_stray_ids(connected, BATCH_ROWS)
         added = repair.add_missing(connected, BATCH_ROWS)
-    return f"repaired: {counted(added, 'open orphan')} added, {removed:,} removed"
+    return f"repaired: {pluralize(added, 'open orphan')} added, {removed:,} removed"

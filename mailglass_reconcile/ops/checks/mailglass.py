@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.humanize import counted, share, verb
+from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
@@ -78,7 +78,8 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
     foreign = look.tx.execute(_FOREIGN, bounds).scalar_one()
     if foreign:
         yield warning(
-            f"another program made {counted(foreign, 'link')} within an hour: Mailglass's own reconciler still runs. It"
+            f"another program made {pluralize(foreign, 'link')} within an hour: Mailglass's own reconciler still"
+            " runs. It"
             " links no event twice, but checks neither tenant nor recipient",
             TAKE_IT_OUT,
         )
@@ -140,7 +141,7 @@ def links(look: Look) -> Iterator[Finding]:
     if foreign:
         of_tenant = sum(row.other_tenant for row in foreign)
         yield warning(
-            f"{share(len(foreign), len(rows), 'newest link')} {verb(len(foreign))} to another tenant's"
+            f"{n_of_m(len(foreign), len(rows), 'newest link')} {verb(len(foreign))} to another tenant's"
             f" ({of_tenant:,}) or recipient's ({len(foreign) - of_tenant:,}) delivery, made by another reconciler, such"
             f" as the event {foreign[0].event_id}",
             f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
@@ -148,7 +149,8 @@ def links(look: Look) -> Iterator[Finding]:
     own = [row for row in (*other_tenant, *other_recipient) if row.ours]
     if own:
         yield warning(
-            f"{share(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery, made by the"
+            f"{n_of_m(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery,"
+            " made by the"
             f" message id alone while the recipient could not be read, such as the event {own[0].event_id}",
             "correct these deliveries by hand: the ledger keeps the events",
         )
@@ -157,7 +159,7 @@ def links(look: Look) -> Iterator[Finding]:
 
 
 def _in_order(links: int, unreadable: int) -> str:
-    right = f"the {counted(links, 'newest link')} {verb(links)} to the right tenant"
+    right = f"the {pluralize(links, 'newest link')} {verb(links)} to the right tenant"
     return f"{right}; the recipient of {unreadable:,} cannot be read" if unreadable else f"{right} and recipient"
 
 

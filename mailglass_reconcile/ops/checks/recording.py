@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import age, counted, share, shown, verb
+from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.store.reports import Reports
 
 MANY = 20
@@ -34,11 +34,11 @@ def missing_reports(look: Look) -> Iterator[Finding]:
     for provider in reports:
         of = _of(provider)
         lacking = (
-            f"{share(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
-            f" than {age(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
+            f"{n_of_m(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
+            f" than {format_duration(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
         )
         if provider.stopped:
-            since = age(provider.silent_seconds or 0)
+            since = format_duration(provider.silent_seconds or 0)
             yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {lacking}", REMEDY)
         elif provider.silent_seconds is not None:
             finding = error if _never_reports(provider) else warning
@@ -46,11 +46,11 @@ def missing_reports(look: Look) -> Iterator[Finding]:
         else:
             yield ok(f"{lacking}{of and f' ({of.strip()})'}")
     if not reports:
-        yield ok(f"no delivery of those checked was dispatched more than {age(hours * 3_600)} ago")
+        yield ok(f"no delivery of those checked was dispatched more than {format_duration(hours * 3_600)} ago")
 
 
 def _of(provider: Reports) -> str:
-    return "" if provider.provider is None else f" of {shown(provider.provider)}"
+    return "" if provider.provider is None else f" of {sanitize(provider.provider)}"
 
 
 def _never_reports(provider: Reports) -> bool:
@@ -70,8 +70,8 @@ def nothing_links(look: Look) -> Iterator[Finding]:
         and provider.unreported_today > provider.reported_today
     ]
     for provider in unlinked:
-        lacking = counted(provider.unreported_today, "delivery", "deliveries")
-        events = counted(provider.unmatched_today, "event matches", "events match")
+        lacking = pluralize(provider.unreported_today, "delivery", "deliveries")
+        events = pluralize(provider.unmatched_today, "event matches", "events match")
         yield error(
             f"webhooks{_of(provider)} name other message ids than its sends: within 24 hours {lacking} got no report,"
             f" and {events} no delivery",

@@ -8,10 +8,10 @@ from functools import cached_property, partial
 from typing import Any
 
 from mailglass_reconcile import pubsub, runtime
-from mailglass_reconcile.errors import ConfigurationError, page
+from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
 from mailglass_reconcile.pubsub import TEST_MESSAGE, events_channel
-from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.singleton.lock import PREFIX, try_lock
 
 LOST = "links are made, but not broadcast"
@@ -52,19 +52,19 @@ def redis(it: Redis) -> Iterator[Finding]:
         role = None
         if not _is_denied(fault):
             it.fault = fault
-            said, remedy = unreachable.classify(fault, server)
-            message = f"cannot connect to {server.kind} at {server.place}: {said}; {LOST}"
+            said, remedy = connection_errors.classify(fault, server)
+            message = f"cannot connect to {server.kind} at {server.location}: {said}; {LOST}"
             yield error(message, remedy) if it.is_wanted else ok("no Redis is configured, so there are no live updates")
             return
     if role == "slave":
         it.fault = ConfigurationError("a replica")
         yield error(
-            f"the {server.kind} at {server.place} is a replica: {LOST}",
+            f"the {server.kind} at {server.location} is a replica: {LOST}",
             "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…):"
-            f" {page('redis.md#sentinel')}",
+            f" {docs_url('redis.md#sentinel')}",
         )
     else:
-        yield ok(f"connected to {server.kind} at {server.place}")
+        yield ok(f"connected to {server.kind} at {server.location}")
 
 
 @check("redis_rights", needs="redis")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
-from mailglass_reconcile.rules.humanize import age, counted, shown
+from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
 OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
@@ -28,11 +28,17 @@ def beat(look: Look) -> Iterator[Finding]:
     past = look.history
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     if past.beat_age is None or past.beat_age <= LATE_SECONDS:
-        yield ok("beat has never queued a run" if past.beat_age is None else f"a run {age(past.beat_age)} ago")
+        yield ok(
+            "beat has never queued a run" if past.beat_age is None else f"a run {format_duration(past.beat_age)} ago"
+        )
     elif in_time:
-        yield ok(f"beat last queued a run {age(past.beat_age)} ago; full sweeps are started by {_who(look)}")
+        yield ok(
+            f"beat last queued a run {format_duration(past.beat_age)} ago; full sweeps are started by {_who(look)}"
+        )
     else:
-        yield error(f"no run that beat queued has ended for {age(past.beat_age)}", ASK_WORKER, OF_THE_WORKER)
+        yield error(
+            f"no run that beat queued has ended for {format_duration(past.beat_age)}", ASK_WORKER, OF_THE_WORKER
+        )
 
 
 @check("sweeps", cheap=True)
@@ -44,21 +50,22 @@ def sweeps(look: Look) -> Iterator[Finding]:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
         yield error("no full sweep of all tenants has run yet", step, because)
     elif past.last is not None and past.last.status == "failed":
-        named = shown(past.last.error or "no error was noted")
-        yield error(f"the last full sweep failed {age(past.last.age)} ago ({named})", SWEEP, because)
+        named = sanitize(past.last.error or "no error was noted")
+        yield error(f"the last full sweep failed {format_duration(past.last.age)} ago ({named})", SWEEP, because)
     elif past.success_age is None:
         yield error("no full sweep has ever succeeded", SWEEP, because)
     elif past.success_age > allowed:
-        late = f"no full sweep has succeeded for {age(past.success_age)} (limit {age(allowed)})"
+        late = f"no full sweep has succeeded for {format_duration(past.success_age)} (limit {format_duration(allowed)})"
         yield error(late, SWEEP, because)
     elif past.last is not None and past.last.failed and not past.last.linked:
-        refused = counted(past.last.failed, "link")
+        refused = pluralize(past.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
     else:
-        yield ok(f"a full sweep succeeded {age(past.success_age)} ago, started by {_who(look)}")
+        yield ok(f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_who(look)}")
     if past.uncovered_seconds > allowed:
         yield error(
-            f"full sweeps have not checked everything for {age(past.uncovered_seconds)}: each ends at its deadline",
+            f"full sweeps have not checked everything for {format_duration(past.uncovered_seconds)}: each ends"
+            " at its deadline",
             "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
         )
 
@@ -75,12 +82,17 @@ def prune(look: Look) -> Iterator[Finding]:
     past = look.history
     if past.unpruned_seconds > PRUNE_LATE_SECONDS:
         yield error(
-            f"nothing was pruned for {age(past.unpruned_seconds)}: tables grow, and expired orphans stay open",
+            f"nothing was pruned for {format_duration(past.unpruned_seconds)}: tables grow, and expired orphans"
+            " stay open",
             "run `mailglass-reconcile prune`, and let beat or cron run it daily",
             (*OF_THE_DATABASE, *OF_THE_WORKER, "beat"),
         )
     else:
-        yield ok(f"the last prune was {age(past.unpruned_seconds)} ago" if past.pruned else "nothing to prune yet")
+        yield ok(
+            f"the last prune was {format_duration(past.unpruned_seconds)} ago"
+            if past.pruned
+            else "nothing to prune yet"
+        )
 
 
 @check("broadcasts", cheap=True)
@@ -89,7 +101,7 @@ def broadcasts(look: Look) -> Iterator[Finding]:
     last = look.history.last
     if last is not None and last.publish_failed and not last.published and runtime.redis_was_chosen():
         yield error(
-            f"Redis took none of the {counted(last.publish_failed, 'broadcast')} of the last full sweep",
+            f"Redis took none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
             "check MAILGLASS_REDIS_URL",
             ("redis", "redis_rights"),
         )

@@ -13,10 +13,10 @@ from kombu.connection import Connection
 
 from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
+from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.humanize import counted, shown
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules.connection_errors import Server
+from mailglass_reconcile.rules.humanize import pluralize, sanitize
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, key_of, sweep_holder
 
@@ -57,7 +57,7 @@ class Cluster(ExitStack):
         host = it.hostname
         if it.transport_cls and "redis" in str(it.transport_cls) and host and "://" in host:
             host = host.partition("://")[2]
-        return Server("the broker", unreachable.place(host, it.port, it.virtual_host), self._setting)
+        return Server("the broker", connection_errors.format_location(host, it.port, it.virtual_host), self._setting)
 
     @cached_property
     def before(self) -> Holder | None:
@@ -113,7 +113,7 @@ class Cluster(ExitStack):
         for name in modules:
             if name in sys.modules and any(value is self.app for value in vars(sys.modules[name]).values()):
                 return f"start a worker: `celery -A {name.removesuffix('.celery')} worker`"
-        return f"start a worker of your Celery app {shown(self.app.main or '?')}"
+        return f"start a worker of your Celery app {sanitize(self.app.main or '?')}"
 
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
@@ -148,12 +148,12 @@ def broker(cluster: Cluster) -> Iterator[Finding]:
     try:
         cluster.connection.connect()
     except Exception as fault:  # each broker's driver has errors of its own
-        said, remedy = unreachable.classify(fault, server)
+        said, remedy = connection_errors.classify(fault, server)
         redis = pubsub.server_of(runtime.get_redis(), "")
-        message = f"cannot connect to {server.kind} at {server.place}: {said}; no task can run"
-        yield error(message, remedy, ("redis",) if redis.place == server.place else ())
+        message = f"cannot connect to {server.kind} at {server.location}: {said}; no task can run"
+        yield error(message, remedy, ("redis",) if redis.location == server.location else ())
     else:
-        yield ok(f"connected to {server.kind} at {server.place}")
+        yield ok(f"connected to {server.kind} at {server.location}")
 
 
 @check("worker", needs="celery")
@@ -161,16 +161,16 @@ def worker(cluster: Cluster) -> Iterator[Finding]:
     """A worker answers."""
     before = cluster.before
     if cluster.answering:
-        yield ok(f"{counted(len(cluster.answering), 'Celery worker answers', 'Celery workers answer')}")
+        yield ok(f"{pluralize(len(cluster.answering), 'Celery worker answers', 'Celery workers answer')}")
     elif before is not None and not before.is_queued:
         yield warning(
             f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
-            f" {shown(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
+            f" {sanitize(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
             f"run the doctor again in a minute; if none answers then, {cluster.start}",
         )
     else:
         yield error(
-            f"no Celery worker of the app {shown(cluster.app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s",
+            f"no Celery worker of the app {sanitize(cluster.app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s",
             cluster.start + (f"; {ELSEWHERE}" if cluster.is_bundled else ""),
         )
 
@@ -189,27 +189,29 @@ def queues(cluster: Cluster) -> Iterator[Finding]:
 def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
     consumers = [one for one, its in cluster.queues.items() if name in its]
     waiting, which = cluster.messages(name), " and ".join(tasks)
-    size = "" if waiting is None else f", {counted(waiting, 'message waits', 'messages wait')} there"
+    size = "" if waiting is None else f", {pluralize(waiting, 'message waits', 'messages wait')} there"
     informed = any(all(_knows(cluster, one, task) for task in tasks) for one in cluster.answering)
     if not consumers and informed and not waiting and cluster.is_bundled:
-        yield ok(f"a worker knows {which}, and nothing waits in the bundled app's queue {shown(name)}")
+        yield ok(f"a worker knows {which}, and nothing waits in the bundled app's queue {sanitize(name)}")
     elif not consumers and cluster.answering:
         step = cluster.start
         step = (
-            f"{step[:-1]} -Q {shown(name)}`; {ELSEWHERE}" if cluster.is_bundled else f"{step}, with `-Q {shown(name)}`"
+            f"{step[:-1]} -Q {sanitize(name)}`; {ELSEWHERE}"
+            if cluster.is_bundled
+            else f"{step}, with `-Q {sanitize(name)}`"
         )
-        yield error(f"no worker consumes the queue {shown(name)} of {which}{size}", step)
+        yield error(f"no worker consumes the queue {sanitize(name)} of {which}{size}", step)
     elif not consumers and waiting:
-        message = f"{counted(waiting, 'message waits', 'messages wait')} in the queue {shown(name)} of {which}"
+        message = f"{pluralize(waiting, 'message waits', 'messages wait')} in the queue {sanitize(name)} of {which}"
         yield error(message, cluster.start, ("worker",))
     elif lacking := [task for task in tasks if consumers and not any(_knows(cluster, one, task) for one in consumers)]:
         yield error(
-            f"the workers that consume the queue {shown(name)} do not know {' and '.join(lacking)}{size}",
+            f"the workers that consume the queue {sanitize(name)} do not know {' and '.join(lacking)}{size}",
             'call app.autodiscover_tasks(["mailglass_reconcile"]) in your app, then restart its workers',
         )
     elif consumers:
-        consuming = counted(len(consumers), "worker consumes", "workers consume")
-        yield ok(f"{consuming} the queue {shown(name)} of {which}{size}")
+        consuming = pluralize(len(consumers), "worker consumes", "workers consume")
+        yield ok(f"{consuming} the queue {sanitize(name)} of {which}{size}")
 
 
 def _knows(cluster: Cluster, worker: str, task: str) -> bool:
@@ -227,7 +229,8 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
         yield ok("a custom scheduler stores the schedule, so it cannot be checked here")
     elif lacking:
         yield warning(
-            f"the beat schedule of the app {shown(cluster.app.main or '?')} has no entry for {' and '.join(lacking)}",
+            f"the beat schedule of the app {sanitize(cluster.app.main or '?')} has no entry for"
+            f" {' and '.join(lacking)}",
             "add `beat_schedule` of mailglass_reconcile to it",
         )
     else:
@@ -252,7 +255,7 @@ def held(before: Holder | None, known_tasks: Collection[str], queued: int | None
         return ok("the lock of full sweeps is free")
     left, heal = now.seconds_left, f"redis-cli DEL {key_of(None)}"
     since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
-    text = f"task {shown(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
+    text = f"task {sanitize(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
     same = before is not None and before.token == now.token
     if same and now.task_id not in known_tasks and (queued == 0 or not now.is_queued):
         return warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.migration.steps import Steps
@@ -92,10 +92,10 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_handler_outbox") else (0, 0)
     runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
     lines = [
-        f"will stay unlinked: {counted(orphans, 'open orphan')}; waiting jobs of handlers: {waiting:,};"
+        f"will stay unlinked: {pluralize(orphans, 'open orphan')}; waiting jobs of handlers: {waiting:,};"
         f" dead ones: {dead:,}",
-        f"lost: recipients of {counted(recipients, 'open orphan')}, which the ledger does not have;"
-        f" a history of {counted(runs, 'run')}; every GRANT on our tables",
+        f"lost: recipients of {pluralize(recipients, 'open orphan')}, which the ledger does not have;"
+        f" a history of {pluralize(runs, 'run')}; every GRANT on our tables",
     ]
     names = ", ".join(tx.name_of(name) for name in MAILGLASS)
     if tables:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
+from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, with_command_name
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import revision, schema, script
 from mailglass_reconcile.store.comparison import Comparison, compare
@@ -106,9 +106,11 @@ def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do."""
     with Database(engine, settings).reading() as tx:
         if wrong := revision.outdated(tx.revision()):
-            return [hint(str(wrong))]
+            return [with_command_name(str(wrong))]
         found = compare(tx).differences
-        return [hint(f"{one.message}: {one.remedy(tx)}") for one in found if one.is_grave or one.is_curable]
+        return [
+            with_command_name(f"{one.message}: {one.remedy(tx)}") for one in found if one.is_grave or one.is_curable
+        ]
 
 
 def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
@@ -117,7 +119,7 @@ def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> li
         preflight.refuse_foreign(tx, compare(tx))
         if tables:
             _refuse_to_drop(tx)
-        return [hint(line) for line in removal.losses(tx, tables=tables)]
+        return [with_command_name(line) for line in removal.losses(tx, tables=tables)]
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:

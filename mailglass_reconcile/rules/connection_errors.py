@@ -1,4 +1,4 @@
-"""Why a server could not be reached: the setting, the place, and the first line of what the driver says.
+"""Describe a failed connection: the server's location, the cause, and the setting to correct.
 
 The drivers of Postgres, Redis and brokers report a failed connection as text only, without a code. What they quote,
 such as the name of a role, and what may hold a password is left out. Three causes have a remedy of their own.
@@ -13,25 +13,31 @@ from typing import Any, NamedTuple
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|»[^«]*«|„[^“]*“|“[^”]*”|'[^'\s]+')""")
 _WITH_USER = re.compile(r"\S*@\S*")
 _LIBPQ = re.compile(r"^connection failed: (?:connection to server .*? failed: )?")
-LENGTH = 200
+MAX_CHARACTERS = 200
 
 
 class Server(NamedTuple):
-    """What a connection leads to: the kind of server, its place as it may be shown, the setting that says so."""
+    """A server to connect to.
+
+    Attributes:
+        kind: Its name in a sentence, such as `Postgres`.
+        location: Host, port and database, without user and password, from `format_location`.
+        setting: The setting that names it.
+    """
 
     kind: str
-    place: str
+    location: str
     setting: str
 
 
 class _Cause(NamedTuple):
     pattern: re.Pattern[str]
-    said: str
+    description: str
     remedy: str
 
 
-def _cause(words: str, said: str, remedy: str) -> _Cause:
-    return _Cause(re.compile(words, re.IGNORECASE), said, remedy)
+def _cause(pattern: str, description: str, remedy: str) -> _Cause:
+    return _Cause(re.compile(pattern, re.IGNORECASE), description, remedy)
 
 
 # The first that matches counts. A refused connection also speaks of sockets.
@@ -56,41 +62,41 @@ _CAUSES = (
 )
 
 
-def sentence(error: BaseException, server: Server) -> str:
-    """Return one line: what could not be reached, why, and which setting to look at."""
+def describe(error: BaseException, server: Server) -> str:
+    """Return one line: which server cannot be reached, why, and which setting to correct."""
     cause, remedy = classify(error, server)
-    return f"cannot connect to {server.kind} at {server.place}: {cause}; {remedy}"
+    return f"cannot connect to {server.kind} at {server.location}: {cause}; {remedy}"
 
 
 def classify(error: BaseException, server: Server) -> tuple[str, str]:
-    """Return the cause of *error*, and what to do about it."""
-    text = "\n".join(_texts(error))
+    """Return the cause of *error* and its remedy; an unknown cause is the first line of the driver's message."""
+    text = "\n".join(_messages(error))
     for cause in _CAUSES:
         if cause.pattern.search(text):
-            return cause.said, cause.remedy.format(setting=server.setting)
+            return cause.description, cause.remedy.format(setting=server.setting)
     return _first_line(error), f"check {server.setting} and the server"
 
 
-def _texts(error: BaseException | None, deep: int = 5) -> Iterator[str]:
-    """Yield what *error* and those behind it say, without what is quoted there."""
-    while error is not None and deep:
+def _messages(error: BaseException | None, limit: int = 5) -> Iterator[str]:
+    """Yield the messages of *error* and of its causes, without quoted text."""
+    while error is not None and limit:
         yield f"{type(error).__name__}: {_QUOTED.sub('', str(error))}"
-        error, deep = getattr(error, "orig", None) or error.__cause__ or error.__context__, deep - 1
+        error, limit = getattr(error, "orig", None) or error.__cause__ or error.__context__, limit - 1
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of what the driver says, without what it quotes, and anything with an @."""
-    said = getattr(error, "orig", None) or error
-    line = next((line for line in str(said).splitlines() if line.strip()), type(said).__name__)
+    """Return the first line of the driver's message, without quoted text and without words that contain an @."""
+    driver_error = getattr(error, "orig", None) or error
+    line = next((line for line in str(driver_error).splitlines() if line.strip()), type(driver_error).__name__)
     line = _LIBPQ.sub("", _WITH_USER.sub("…", _QUOTED.sub("", line)))
     printable = "".join(c if c.isprintable() else " " for c in line)
-    return " ".join(printable.split())[:LENGTH].rstrip(".:;") or type(said).__name__
+    return " ".join(printable.split())[:MAX_CHARACTERS].rstrip(".:;") or type(driver_error).__name__
 
 
-def place(host: str | None, port: object = None, database: object = None) -> str:
-    """Return a place as it may be shown, in one line.
+def format_location(host: str | None, port: object = None, database: object = None) -> str:
+    """Return host, port and database in one line, safe to print.
 
-    A password with an unescaped @ would be read as a part of the host or of what follows; then nothing is shown.
+    An unescaped @ in a password makes the driver read a part of it as the host or the database; then nothing is shown.
     """
     parts = [host or "this machine", port and f"port {port}", database not in (None, "") and f"database {database}"]
     text = ", ".join(str(part) for part in parts if part)
@@ -99,7 +105,8 @@ def place(host: str | None, port: object = None, database: object = None) -> str
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:500])
 
 
-def redis_place(arguments: Mapping[str, Any]) -> str:
+def format_redis_location(arguments: Mapping[str, Any]) -> str:
+    """Return the location that redis-py's connection *arguments* name."""
     if arguments.get("path"):
-        return place(arguments["path"], None, arguments.get("db"))
-    return place(arguments.get("host"), arguments.get("port"), arguments.get("db"))
+        return format_location(arguments["path"], None, arguments.get("db"))
+    return format_location(arguments.get("host"), arguments.get("port"), arguments.get("db"))

@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 from faults.proxy import before_postgres
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import DatabaseUnavailableError
-from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules import connection_errors
+from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing import servers
@@ -174,7 +174,7 @@ def redis_told(url: str) -> str:
     client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
     with pytest.raises((RedisError, OSError)) as fault:
         client.ping()
-    said = unreachable.sentence(fault.value, pubsub.server_of(client, "MAILGLASS_REDIS_URL"))
+    said = connection_errors.describe(fault.value, pubsub.server_of(client, "MAILGLASS_REDIS_URL"))
     assert "MAILGLASS_REDIS_URL" in said
     assert PASSWORD not in said
     assert USER not in said
@@ -200,7 +200,7 @@ def test_what_a_driver_quotes_and_what_has_an_at_sign_is_left_out() -> None:
     """Names of roles, in any language, and URLs; one line."""
     server = Server("Postgres", "h", "MAILGLASS_DATABASE_URL")
     for words in (f'FATAL: »{USER}« "{USER}" „{USER}“ nicht erlaubt', f"Error connecting to {PASSWORD}@host.\nmore"):
-        said = unreachable.sentence(ValueError(words), server)
+        said = connection_errors.describe(ValueError(words), server)
         assert USER not in said
         assert PASSWORD not in said
         assert "\n" not in said
