@@ -40,14 +40,16 @@ def states(url: str) -> list[tuple[str, ...]]:
         return [tuple(row) for row in connection.execute(sa.text(STATES))]
 
 
-def test_the_quickstart_of_the_readme(machine, empty_database_url, tmp_path):
-    """From an empty folder to a linked event, without a Redis; it prints what the README shows."""
-    installing, script, running = pages.section(pages.README, "Quickstart")
+def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tmp_path):
+    """From an empty folder to a linked event, without a Redis; with one, the doctor has nothing to report."""
+    installing, script, running, checking = pages.section(pages.README, "Quickstart")
     with Reader(machine, empty_database_url, NO_REDIS, tmp_path) as reader:
         assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
         reader._run("mailglass-reconcile migrate", tmp_path)
         reader.save("first.py", script.text)
         reader.paste(running)
+    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
+        reader.paste(checking)
 
 
 def test_fastapi(reader, empty_database_url):
@@ -77,7 +79,7 @@ def test_django_from_an_empty_folder_to_a_handled_bounce(reader, empty_database_
 
 def test_from_an_address_to_an_answer(reader, tmp_path):
     """A delivery of the quickstart: what `find` prints below it is a command, whose answer has a line in the table."""
-    _, script, running = pages.section(pages.README, "Quickstart")
+    _, script, running, _ = pages.section(pages.README, "Quickstart")
     reader.save("first.py", script.text)
     reader.paste(running)
     finding, explaining, *_ = pages.section(DOCS / "trouble.md", "From an address to an answer")
