@@ -1,43 +1,89 @@
 -- How deliveries are found by message id, tenant and recipient.
 
 -- step: index mailglass_deliveries_reconcile_idx
--- Over hashes: no value is too long for it. Nothing in it depends on a locale, as lower() does, or on a search_path, or
--- can fail. The letters that are lowered are those of ASCII, the characters that are left out are what Python calls white
--- space, and what is taken of a recipient is equal wherever addresses compare as equal.
+-- Over hashes: no value is too long for it, and nothing in it can fail.
 CREATE INDEX mailglass_deliveries_reconcile_idx ON {schema}.mailglass_deliveries (
   pg_catalog.hashtextextended(provider_message_id, 0), pg_catalog.hashtextextended(tenant_id, 0),
-  (pg_catalog.hashtextextended(coalesce(substring(pg_catalog.regexp_replace(
-  pg_catalog.translate(
-    pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
-    E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002'
-    '\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
-    'abcdefghijklmnopqrstuvwxyz'),
-  '^.*<([^<>]*)>$', E'\\1') FROM '^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?'), ''), 0)));
+  ({recipient_key}));
 
--- step: function mailglass_reconcile_deliveries_of_ids_v1
--- The deliveries that carry one of the ids, at most eleven of each. An id is looked up by its hash, because no value is
--- too long for that; the id itself then decides.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_deliveries_of_ids_v1(message_ids text)
-RETURNS TABLE (
-  candidate_id text, delivery_id text, tenant_id text, provider text, recipient text, failure text)
+-- step: function mailglass_reconcile_find_deliveries_v1
+-- The deliveries that decide for each question: a message id, the event's tenant, the spellings of its provider, and the
+-- key of its recipient or NULL. Of an id that names at most ten deliveries, these are all of them. Of a wider one, they
+-- are those of the recipient's key, those of the event's provider, two others of the tenant, and two of other tenants.
+-- An id is looked up by its hash, because no value is too long for that; the id itself then decides.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_find_deliveries_v1(
+  message_ids text, tenants text, providers text, recipient_keys text)
+RETURNS TABLE (question bigint, candidate_id text, delivery_id text, tenant_id text, provider text, recipient text,
+               failure text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
 SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
+  siblings bigint;
+  wide bigint[] := '{}';
   broken_constraint text;
   in_table text;
   in_context text;
 BEGIN
-  RETURN QUERY
-  SELECT c.id, d.id::text, d.tenant_id::text, d.provider::text, d.recipient, NULL::text
-    FROM unnest(CAST(message_ids AS text[])) AS c (id)
+  -- An eleventh delivery shows that an id is wide; of such a question, one row comes out.
+  FOR question, candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN
+  SELECT q.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), d.siblings
+    FROM unnest(CAST(message_ids AS text[])) WITH ORDINALITY AS q (id, number)
    CROSS JOIN LATERAL (
-           SELECT id, tenant_id, provider, left(recipient, 1000) AS recipient
-             FROM {schema}.mailglass_deliveries
-            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0) AND provider_message_id = c.id
-            LIMIT 11) AS d;
+           SELECT f.*, count(*) OVER () AS siblings, row_number() OVER () AS place
+             FROM (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+                    WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+                      AND provider_message_id = q.id
+                    LIMIT 11) AS f) AS d
+   WHERE d.siblings <= 10 OR d.place = 1
+  LOOP
+    IF siblings <= 10 THEN
+      RETURN NEXT;
+    ELSE
+      wide := wide || question;
+    END IF;
+  END LOOP;
+  IF cardinality(wide) = 0 THEN
+    RETURN;
+  END IF;
+  -- Of one provider, one id names at most one delivery (a unique index guarantees it), so looking for a delivery without
+  -- a provider passes few others; num_nulls, because the other index serves IS NULL, and would read every delivery of the
+  -- id. Of a key that several addresses share, Python compares the recipients.
+  RETURN QUERY
+  SELECT q.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), NULL::text
+    FROM (SELECT * FROM unnest(CAST(message_ids AS text[]), CAST(tenants AS text[]), CAST(providers AS text[]),
+                               CAST(recipient_keys AS text[]))
+                   WITH ORDINALITY AS a (id, tenant_id, spellings, recipient_key, number)
+           WHERE (a.number IN (SELECT unnest(wide))) IS TRUE) AS q
+   CROSS JOIN LATERAL (
+          (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+              AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
+              AND {recipient_key} = hashtextextended(q.recipient_key, 0)
+              AND provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1
+            LIMIT CASE WHEN right(q.recipient_key, 1) = ANY (ARRAY['', '@']) THEN 1001 ELSE 11 END)
+           UNION ALL
+          (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\x1f')) AS s (provider)
+            CROSS JOIN LATERAL (
+                   SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+                    WHERE provider = s.provider AND provider_message_id = q.id LIMIT 1) AS d)
+           UNION ALL
+          (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+              AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
+              AND provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1 LIMIT 2)
+           UNION ALL
+          (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+              AND hashtextextended(tenant_id, 0) < hashtextextended(q.tenant_id, 0)
+              AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)
+           UNION ALL
+          (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+            WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+              AND hashtextextended(tenant_id, 0) > hashtextextended(q.tenant_id, 0)
+              AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)) AS d;
 EXCEPTION WHEN OTHERS THEN
   -- As README.md says: a row that voids all others, and no message that may quote a value.
   IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
@@ -46,7 +92,7 @@ EXCEPTION WHEN OTHERS THEN
   GET STACKED DIAGNOSTICS
     broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
   RETURN QUERY
-  SELECT NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, json_build_object(
+  SELECT NULL::bigint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, json_build_object(
            'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
            'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
 END;

@@ -20,8 +20,7 @@ _LOOKALIKES = "\u037e\u1fef\u212a"
 
 # An ASCII address whole; of one with another domain, or with an A-label in it, the local part; of others nothing.
 INDEXED = "^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?"
-"""What the index has of an address without white space: a regular expression that Python and Postgres read alike."""
-
+"""What the index has of a compared address: a regular expression that Python and Postgres read alike."""
 
 ERASED_DOMAIN = "erased.invalid"
 """Of the recipients that stand where an address was erased; no mail can be sent to it (RFC 2606)."""
@@ -85,11 +84,11 @@ def rough_part(compared: str) -> str:
 
 
 def index_key(compared: str) -> str:
-    """Return what `store.schema.RECIPIENT_KEY` makes of each recipient that compares as *compared*.
+    """Return what `recipient_key.sql` hashes of each recipient that compares as *compared*.
 
     Different addresses may have the same key, unless `is_exact` of it.
     """
-    found = re.match(INDEXED, "".join(compared.split()))
+    found = re.match(INDEXED, compared)
     return found[0] if found else ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -27,6 +27,8 @@ TENANT_MISMATCH: Final = "tenant_mismatch"
 RECIPIENT_MISMATCH: Final = "recipient_mismatch"
 
 MAX_ID_LENGTH = 512
+MOST_COMPARED = 1_000
+"""Deliveries of one id and tenant that are compared with a recipient; among more, none is chosen."""
 MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
@@ -219,38 +221,35 @@ class Verdict(NamedTuple):
     delivery_id: str | None = None
 
 
-def decide(tenant_id: str, wanted: Keys, found: Mapping[str, Sequence[Candidate]]) -> Verdict:
-    """Return the verdict on an event of a tenant with the keys *wanted*.
+def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candidate]]) -> Verdict:
+    """Return the verdict on an event of a tenant.
 
-    *found* are the deliveries that carry its candidate ids, by id; of an id that names many, those that decide.
+    *deliveries* are those that carry its candidate ids, by id; of an id that names many, those that decide.
     """
-    if not wanted.candidate_ids:
+    if not keys.candidate_ids:
         return Verdict(UNMATCHABLE)
-    others = False
-    for candidate_id in wanted.candidate_ids:
-        carrying = found.get(candidate_id)
-        if not carrying:
-            continue
+    has_others = False
+    for candidate_id in keys.candidate_ids:
         own = []
-        for one in carrying:
-            if one.has_provider(wanted.provider):
-                if one.tenant_id == tenant_id:
-                    own.append(one)
+        for delivery in deliveries.get(candidate_id, ()):
+            if delivery.has_provider(keys.provider):
+                if delivery.tenant_id == tenant_id:
+                    own.append(delivery)
                 else:
-                    others = True
+                    has_others = True
         if own:
-            return _choose(wanted, own)
-    return Verdict(TENANT_MISMATCH if others else UNMATCHED)
+            return _choose(keys, own)
+    return Verdict(TENANT_MISMATCH if has_others else UNMATCHED)
 
 
-def _choose(wanted: Keys, own: Sequence[Candidate]) -> Verdict:
-    if wanted.lost:
+def _choose(keys: Keys, own: Sequence[Candidate]) -> Verdict:
+    if keys.lost or len(own) > MOST_COMPARED:  # more of the recipient's may have been left out
         return Verdict(AMBIGUOUS)
-    if wanted.recipient is not None:
-        recipient = address(wanted.recipient)
-        own = [one for one in own if address(one.recipient) == recipient]
+    if keys.recipient is not None:
+        recipient = address(keys.recipient)
+        own = [delivery for delivery in own if address(delivery.recipient) == recipient]
         if not own:
             return Verdict(RECIPIENT_MISMATCH)
         if len(own) > 1:
-            own = [one for one in own if one.provider is not None]
+            own = [delivery for delivery in own if delivery.provider is not None]
     return Verdict(MATCHED, own[0].delivery_id) if len(own) == 1 else Verdict(AMBIGUOUS)

@@ -32,7 +32,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, revision
+from mailglass_reconcile.store import engines, revision, script
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,9 @@ def ids_of_last(seconds: float) -> dict[str, str]:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Put the quoted *schema* into *sql* in place of `{schema}`."""
+    """Put the quoted *schema* into *sql* in place of `{schema}`, and the key of a recipient for `{recipient_key}`."""
+    if script.RECIPIENT_KEY in sql:
+        sql = sql.replace(script.RECIPIENT_KEY, script.recipient_key())
     return sql.replace("{schema}", f'"{schema}"')
 
 

@@ -15,11 +15,6 @@ TABLES = tuple(script.of_kind("table"))
 INDEXES = tuple(script.of_kind("index"))
 """Our indexes, on our tables and on Mailglass's."""
 
-RECIPIENT_KEY = (
-    script.of_kind("index")["mailglass_deliveries_reconcile_idx"].indexed.partition("  (")[2].removesuffix("))")
-)
-"""What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
-
 TRIGGERS = tuple(script.of_kind("trigger"))
 """Each trigger calls the function of its own name."""
 GUARD = "mailglass_events_no_truncate"

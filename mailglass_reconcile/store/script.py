@@ -12,6 +12,9 @@ from typing import Literal, NamedTuple, cast
 Kind = Literal["table", "index", "function", "trigger"]
 
 _MARK = re.compile(r"^-- step: (table|index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
+RECIPIENT_KEY = "{recipient_key}"
+"""Stands for the expression in `recipient_key.sql`, in the steps and in statements."""
+
 _CREATE = re.compile(r"^CREATE .*?(?:;$|\Z)", re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r" ON \{schema\}\.(\w+)")
 
@@ -101,11 +104,19 @@ def folder() -> Path:
 
 
 @cache
+def recipient_key() -> str:
+    """Return the expression for the coarse key of a recipient, without its comments."""
+    lines = (folder() / "schema" / "recipient_key.sql").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("--"))
+
+
+@cache
 def steps() -> tuple[Step, ...]:
     """Return all steps, in the order of the files."""
     found = []
     for path in sorted((folder() / "schema").glob("*.sql")):
-        parts = _MARK.split(path.read_text(encoding="utf-8"))[1:]
+        sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
+        parts = _MARK.split(sql)[1:]
         for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
             step = Step(cast("Kind", kind), name, only or "", sql.strip())
             found += [step, *step.primary_key]

@@ -5,18 +5,18 @@ A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call i
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
 from mailglass_reconcile.mailglass_compat.recipients import Unknown
 from mailglass_reconcile.rules import matching, providers, states
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import address, index_key
 from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.open_orphans import Open
 
 
@@ -47,15 +47,29 @@ class Event(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A verdict, and the deliveries that the event's ids name; of an id that names many, those that decide.
+    """A verdict, the keys that decided, and the deliveries that decided, by candidate id.
 
-    `keys` are those that decided: with the recipient that a raw webhook names, if one does.
+    Of an id that is not wide, these are all of its deliveries. The keys have the recipient that a raw webhook names.
     """
 
-    state: states.Verdict
-    delivery_id: str | None
-    named: tuple[Candidate, ...]
+    verdict: Verdict
     keys: Keys
+    deliveries: Mapping[str, Collection[Candidate]]
+
+    @property
+    def state(self) -> states.Verdict:
+        """The verdict's state."""
+        return self.verdict.state
+
+    @property
+    def delivery_id(self) -> str | None:
+        """The delivery that the event links to."""
+        return self.verdict.delivery_id
+
+    @property
+    def named(self) -> tuple[Candidate, ...]:
+        """The deliveries, in the order of the candidate ids."""
+        return tuple(delivery for of_id in self.deliveries.values() for delivery in of_id)
 
 
 def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
@@ -64,8 +78,9 @@ def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
     All statements of the transaction should see the same rows.
     """
     now = current_keys(tx, orphans)
-    judged = _judged(tx, [Event(one.event_id, one.tenant_id, its) for one, its in zip(orphans, now, strict=True)])
-    return [Judged(orphan, *each) for orphan, each in zip(orphans, judged, strict=True)]
+    events = [Event(orphan.event_id, orphan.tenant_id, keys) for orphan, keys in zip(orphans, now, strict=True)]
+    decisions = _decide_with_recipients(tx, events)
+    return [Judged(orphan, it.keys, it.verdict) for orphan, it in zip(orphans, decisions, strict=True)]
 
 
 def unchecked(judged: Iterable[Judged]) -> dict[str, str]:
@@ -81,57 +96,66 @@ def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:
 
 
 def match(tx: Transaction, events: Sequence[Event]) -> list[Verdict]:
-    """Return the verdict on each event; every distinct id is looked up once."""
-    found = _look_up(tx, events)
-    return [found.verdict(one) for one in events]
+    """Return the verdict on each event; every distinct question for deliveries is asked once."""
+    return [decision.verdict for decision in _decide(tx, events)]
 
 
-def decide(tx: Transaction, event_id: str, tenant_id: str, wanted: Keys) -> Decision:
-    """Decide for one event, and name the deliveries that its ids name."""
-    ((its, verdict),) = _judged(tx, [Event(event_id, tenant_id, wanted)])
-    event = Event(event_id, tenant_id, its)
-    named = _look_up(tx, [event]).of(event)
-    of_ids = tuple(one for id_ in its.candidate_ids for one in named.get(id_, ()))
-    return Decision(*verdict, of_ids, its)
+def decide(tx: Transaction, event_id: str, tenant_id: str, keys: Keys) -> Decision:
+    """Decide for one event, with the recipient that a raw webhook names."""
+    (decision,) = _decide_with_recipients(tx, [Event(event_id, tenant_id, keys)])
+    return decision
 
 
-def _judged(tx: Transaction, events: Sequence[Event]) -> list[tuple[Keys, Verdict]]:
-    """Return the keys of each event and the verdict on it, with the recipients that Mailglass's raw webhooks name.
+def _decide_with_recipients(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
+    """Decide for each event, with the recipients that Mailglass's raw webhooks name.
 
     Those are read only where they may change the verdict.
     """
-    found = _look_up(tx, events)
-    verdicts = [found.verdict(one) for one in events]
-    unknown = [
-        Unknown(one.event_id, one.tenant_id, one.keys.provider)
-        for one, verdict in zip(events, verdicts, strict=True)
-        if _may_change(one, verdict)
-    ]
-    if named := recipients.named(tx, unknown):
-        events, verdicts = _judged_again(tx, events, verdicts, named, found)
-    return [(one.keys, verdict) for one, verdict in zip(events, verdicts, strict=True)]
+    decisions = _decide(tx, events)
+    unknown = {
+        position: Unknown(event.event_id, event.tenant_id, event.keys.provider)
+        for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
+        if _may_change(event.keys, decision.verdict)
+    }
+    recipients_by_event = recipients.named(tx, list(unknown.values()))
+    again = {
+        position: events[position]._replace(keys=events[position].keys._replace(recipient=recipient))
+        for position, event in unknown.items()
+        if (recipient := recipients_by_event.get(event.event_id))
+    }
+    for position, decision in zip(again, _decide(tx, list(again.values())), strict=True):
+        decisions[position] = decision
+    return decisions
 
 
-def _may_change(event: Event, verdict: Verdict) -> bool:
-    its = event.keys
-    return its.recipient is None and not its.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
+def _may_change(keys: Keys, verdict: Verdict) -> bool:
+    return keys.recipient is None and not keys.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
-def _judged_again(
-    tx: Transaction, events: Sequence[Event], before: Sequence[Verdict], named: Mapping[str, str], found: _LookedUp
-) -> tuple[list[Event], list[Verdict]]:
-    """Return *events* and the verdicts on them as the recipients that are *named* make them."""
-    now, verdicts = list(events), list(before)
-    again = [number for number, event in enumerate(events) if event.event_id in named]
-    for number in again:
-        event = events[number]
-        now[number] = event._replace(keys=event.keys._replace(recipient=named[event.event_id]))
-    # Of an id that names few, every delivery is known already.
-    wide = {number for number in again if not found.wide_ids.isdisjoint(events[number].keys.candidate_ids)}
-    among = _look_up(tx, [now[number] for number in wide]) if wide else found
-    for number in again:
-        verdicts[number] = (among if number in wide else found).verdict(now[number])
-    return now, verdicts
+def _decide(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
+    """Decide for each event with its keys as they are."""
+    questions = [_questions(event) for event in events]
+    answers: dict[Question, dict[str, Candidate]] = {question: {} for each in questions for question in each}
+    asked = list(answers)
+    for position, delivery in deliveries.find(tx, asked):
+        answers[asked[position]][delivery.delivery_id] = delivery
+    decisions = []
+    for event, own_questions in zip(events, questions, strict=True):
+        by_id = {question.candidate_id: answers[question].values() for question in own_questions}
+        decisions.append(Decision(matching.decide(event.tenant_id, event.keys, by_id), event.keys, by_id))
+    return decisions
+
+
+def _questions(event: Event) -> list[Question]:
+    keys = event.keys
+    recipient_key = index_key(address(keys.recipient)) if keys.recipient else None
+    spellings = _joined_spellings(keys.provider or "")
+    return [Question(id_, event.tenant_id, spellings, recipient_key) for id_ in keys.candidate_ids]
+
+
+@lru_cache(maxsize=256)
+def _joined_spellings(provider: str) -> str:
+    return SEPARATOR.join(providers.spellings(provider))
 
 
 def _computed(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
@@ -146,50 +170,3 @@ def _with_what_is_stored(computed: Keys, stored: Keys) -> Keys:
     if stored.recipient:  # the event's writer left it there; then nothing is lost
         return computed._replace(recipient=stored.recipient, lost=False)
     return computed._replace(recipient=None, lost=True) if stored.lost else computed  # it may have been erased
-
-
-class _LookedUp(NamedTuple):
-    """Deliveries by candidate id; those of ids that name many, by question."""
-
-    narrow: Mapping[str, Sequence[Candidate]]
-    wide_ids: Set[str]
-    wide: Mapping[Question, Sequence[Candidate]]
-
-    def verdict(self, event: Event) -> Verdict:
-        return matching.decide(event.tenant_id, event.keys, self.of(event))
-
-    def of(self, event: Event) -> Mapping[str, Sequence[Candidate]]:
-        """Return the deliveries that decide for an event, by candidate id."""
-        if self.wide_ids.isdisjoint(event.keys.candidate_ids):
-            return self.narrow
-        return {**self.narrow, **{q.candidate_id: self.wide[q] for q in _questions(event, self.wide_ids)}}
-
-
-def _look_up(tx: Transaction, events: Sequence[Event]) -> _LookedUp:
-    narrow: dict[str, list[Candidate]] = defaultdict(list)
-    ids = {id_ for one in events for id_ in one.keys.candidate_ids}
-    wide_ids = set()
-    for delivery in deliveries.of_ids(tx, ids) if ids else ():
-        narrow[delivery.candidate_id].append(delivery)
-        if len(narrow[delivery.candidate_id]) > FEW:
-            wide_ids.add(delivery.candidate_id)
-    return _with_wide_ids(tx, events, narrow, wide_ids) if wide_ids else _LookedUp(narrow, wide_ids, {})
-
-
-def _with_wide_ids(
-    tx: Transaction, events: Sequence[Event], narrow: dict[str, list[Candidate]], wide_ids: Set[str]
-) -> _LookedUp:
-    wide: dict[Question, dict[str, Candidate]] = {q: {} for event in events for q in _questions(event, wide_ids)}
-    questions = list(wide)
-    for number, delivery in deliveries.of_wide_ids(tx, questions):
-        wide[questions[number]][delivery.delivery_id] = delivery
-    return _LookedUp(narrow, wide_ids, {question: tuple(found.values()) for question, found in wide.items()})
-
-
-def _questions(event: Event, wide_ids: Set[str]) -> list[Question]:
-    its = event.keys
-    if wide_ids.isdisjoint(its.candidate_ids):
-        return []
-    recipient = address(its.recipient) if its.recipient else None
-    known = providers.spellings(its.provider or "")
-    return [Question(id_, event.tenant_id, known, recipient) for id_ in its.candidate_ids if id_ in wide_ids]

@@ -195,7 +195,7 @@ class Schedule(RuleBasedStateMachine):
     def campaign(self, tenant: str) -> None:
         """Deliveries to more recipients than are read of one id commit at once."""
         if not any((d["tenant_id"], d["provider_message_id"]) == (tenant, "wide") for d in self.deliveries):
-            recipients = [f"u{n}@example.com" for n in range(deliveries.FEW + 2)]
+            recipients = [f"u{n}@example.com" for n in range(deliveries.WIDE + 2)]
             self._send(*(factories.delivery_row("wide", tenant_id=tenant, recipient=to) for to in recipients))
 
     def _send(self, *rows: dict[str, Any]) -> None:

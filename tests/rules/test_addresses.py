@@ -47,7 +47,7 @@ def test_what_is_stored_is_the_address_alone(given, stored):
     ("recipient", "key", "exact"),
     [
         ("Ada@Example.com", "ada@example.com", True),
-        ("a da@example.com", "ada@example.com", True),
+        ("a da@example.com", "", False),
         ("ada@bücher.example", "ada@", False),
         ("ada@xn--bcher-kva.example", "ada@", False),
         ("ada@mail.xn--bcher-kva.example", "ada@", False),

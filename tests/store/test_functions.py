@@ -26,7 +26,7 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
     found = {row.proname: row for row in tx.rows(SIGNATURES)}
     assert found.keys() == set(schema.FUNCTIONS)
     for function in (
-        deliveries.OF_IDS,
+        deliveries.FIND,
         ledger.APPEND_WEBHOOK,
         ledger.LINK,
         open_orphans.AFTER_COMMIT,

@@ -28,7 +28,8 @@ def statements():
     return found
 
 
-def test_only_the_schemas_name_is_put_into_a_statement(statements):
+def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(statements):
     """A reader sees the whole of it; `{8}` is a part of a regular expression, and `{}` is JSON or an empty array."""
-    others = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - {"schema"} for where, sql in statements.items()}
+    allowed = {"schema", "recipient_key"}
+    others = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - allowed for where, sql in statements.items()}
     assert {where: names for where, names in others.items() if names} == {}

@@ -198,7 +198,7 @@ def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver
     assert {m["delivery_id"] for _, m in told} == {delivery}
 
 
-WITHOUT = ["mailglass_reconcile_deliveries_of_ids_v1", "mailglass_reconcile_store_sends_v1"]
+WITHOUT = ["mailglass_reconcile_find_deliveries_v1", "mailglass_reconcile_store_sends_v1"]
 
 
 @pytest.mark.parametrize("function", WITHOUT)
@@ -297,7 +297,7 @@ def test_a_usual_call_sends_no_savepoint_and_sets_nothing(db, driver):
             call()
 
     driver.run(work)
-    names = ["deliveries_of", "append_v1", "store_sends_v1"]
+    names = ["find_deliveries", "append_v1", "store_sends_v1"]
     assert len(sent) == len(names)
     assert all(name in statement for name, statement in zip(names, sent, strict=True)), sent
 

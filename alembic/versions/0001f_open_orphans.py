@@ -2,7 +2,7 @@
 
 from alembic import context
 
-revision = "0001e"
+revision = "0001f"
 down_revision = None
 
 
