@@ -11,7 +11,7 @@ from .errors import (
     SchemaOutdatedError as SchemaOutdatedError,
 )
 from .handlers.dispatcher import dispatch as dispatch
-from .ops.one_by_one import (
+from .ops.orphans import (
     Orphan as Orphan,
     attempt_link as attempt_link,
     find_orphans as find_orphans,

@@ -21,6 +21,9 @@ Examples:
   printf 'header = "Authorization: Bearer %s"' "$(cat token)" | curl -K - http://mail.example.com:8443/readyz
 """
 
+CONNECTIONS = 8
+"""Connections that are kept between requests: as many as pages and probes read at the same time."""
+
 
 @click.command(epilog=EXAMPLES)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
@@ -56,7 +59,7 @@ def serve(host: str, port: int) -> None:
     if token is None:
         token = secrets.token_urlsafe(24)
         click.echo(f"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: {token}", err=True)
-    server.run(app.application(token), host, port)
+    server.run(app.application(token, runtime.pooled_engine(CONNECTIONS)), host, port)
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,7 +48,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
         raise click.UsageError("--check and --json exclude each other")
     if check:
         sys.exit(_check(max_lag))
-    found = looking.status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
+    found = looking.load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if tenant is not None and not found.open:
         hint_at_tenant(runtime.database(), tenant)
     if as_json:

@@ -18,8 +18,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.output import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
 from mailglass_reconcile.handlers import registration
-from mailglass_reconcile.ops import status as looking
-from mailglass_reconcile.ops import targeted_sweep
+from mailglass_reconcile.ops import orphans, targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targeted_sweep import MOST, Target
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize, sanitize
@@ -144,7 +143,7 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
         return summary(result)
     if pointed:
         return "nothing to link: the selected events have no delivery yet"
-    waiting = looking.waiting(runtime.database(), result.tenant_id)
+    waiting = orphans.count_waiting(runtime.database(), result.tenant_id)
     return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 
 

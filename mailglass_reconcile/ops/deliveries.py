@@ -24,6 +24,8 @@ SOON_SECONDS = 600.0
 """Within ten minutes, a webhook may still be on its way."""
 NAMING = 20
 """Open orphans that are looked at for one delivery."""
+READ_EVENTS = 2_000
+"""Events of the ledger that are read to find the latest links, however much is written besides them."""
 
 # A `reconciled` event stands for the orphan that it links. A provider has reported if one was linked, or if a webhook's
 # event was stored with the delivery.
@@ -132,6 +134,28 @@ WITH of_recipients AS (
 SELECT id::text, count(*) OVER () AS number FROM named ORDER BY inserted_at DESC, id DESC LIMIT :size
 """
 
+# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key. Of a million random ids, one
+# is in the range of the last day's by chance.
+_RECENT_LINKS = """
+WITH latest AS (
+  SELECT id, tenant_id, type, delivery_id, idempotency_key, inserted_at FROM {schema}.mailglass_events
+   WHERE id >= CAST(lpad(to_hex((extract(epoch FROM now() - interval '1 day') * 1000)::bigint), 12, '0')
+                    || '70008000000000000000' AS uuid)
+     AND id < CAST(lpad(to_hex((extract(epoch FROM now() + interval '5 minutes') * 1000)::bigint), 12, '0')
+                   || '70008000000000000000' AS uuid)
+   ORDER BY id DESC LIMIT :read_at_most
+)
+SELECT left(r.tenant_id, 512) AS tenant_id, r.delivery_id::text, o.id::text AS event_id, left(o.type, 100) AS type,
+       to_json(r.inserted_at) #>> '{}' || 'Z' AS linked_at,
+       extract(epoch FROM r.inserted_at - o.inserted_at)::float8 AS after_seconds
+  FROM (SELECT * FROM latest WHERE type = 'reconciled' AND delivery_id IS NOT NULL LIMIT :size) AS r
+  JOIN {schema}.mailglass_events AS o
+    ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(r.type, r.idempotency_key)
+   AND o.tenant_id = r.tenant_id
+ ORDER BY r.id DESC
+"""
+
+
 _MEANINGS = {
     "delivered": "the recipient's mail server accepted it",
     "deferred": "the provider tries again",
@@ -213,6 +237,17 @@ class Naming(NamedTuple):
     is_own: bool
 
 
+class RecentLink(NamedTuple):
+    """A link: which event of which type got which delivery, when, and how many seconds after the event arrived."""
+
+    tenant_id: str
+    delivery_id: str
+    event_id: str
+    type: str
+    linked_at: str
+    after_seconds: float
+
+
 def read(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
     """Return deliveries by id, in the order of *delivery_ids*; without those that do not exist."""
     runtime.load_imports(to_read=True)
@@ -259,6 +294,12 @@ def newest(
     }
     rows = tx.execute(_NEWEST, parameters).all()
     return (read(tx, [row.id for row in rows]), rows[0].number) if rows else ([], 0)
+
+
+def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
+    """Return the latest links of the last day, the latest first, at most *limit*."""
+    rows = tx.execute(_RECENT_LINKS, {"size": limit, "read_at_most": READ_EVENTS})
+    return list(map(RecentLink._make, rows))
 
 
 def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:

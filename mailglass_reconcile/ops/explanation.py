@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,7 +17,14 @@ from mailglass_reconcile.rules import matching, providers, redelivery, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import sanitize_tenant
-from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate, spellings_of
+from mailglass_reconcile.rules.matching import (
+    MATCHED,
+    RECIPIENT_MISMATCH,
+    TENANT_MISMATCH,
+    UNMATCHABLE,
+    Candidate,
+    spellings_of,
+)
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.store import deliveries as stored_deliveries
@@ -215,7 +222,10 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
     shown = {one.delivery_id: one for one in deliveries.read(tx, [one.delivery_id for one in decision.named])}
-    return _of_open(row, read, decision, shown, erased=erased)
+    explanation = _of_open(row, read, decision, shown, erased=erased)
+    if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
+        return replace(explanation, sentence=_OVERSIZED, remedy=_REMEDY_OVERSIZED)
+    return explanation
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -240,6 +250,8 @@ def _kind_of(value: Any) -> str | None:
     return kinds.get(type(value))
 
 
+_OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
+_REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this one stays as it is"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mailglass_reconcile.ops import checks, history
+from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import Finding, Look
+from mailglass_reconcile.ops.runs import count_by_state
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.store import outbox, runs
@@ -111,7 +112,7 @@ def measure(database: Database) -> Measures:
         totals,
         last_success,
         None if past.counted_at is None else _epoch(past.counted_at),
-        dict(history.by_state(groups)),
+        dict(count_by_state(groups)),
         now - past.lag_seconds if past.lag_seconds else None,
         triggers,
         waiting,

@@ -1,25 +1,33 @@
-"""Orphans to look at: pages of them as sweeps and writers have stored them; or judged now, for what acts on them."""
+"""Open orphans, for people and applications: a page of a list, those of a message, counts by cause, one by one.
+
+States are those that sweeps and writers have stored; what acts on an orphan matches it now.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import history
+from mailglass_reconcile.ops import runs
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import usual_spellings
-from mailglass_reconcile.rules.matching import MATCHED, Keys, spellings_of
+from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
+from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
 from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import Judged
+from mailglass_reconcile.sweep.matcher import Decision, Judged
 
 P = TypeVar("P", Place, listing.LedgerPlace)
 
@@ -36,6 +44,11 @@ UNREAD = 2_000
 TIMEOUT_MS = 24_000
 READ_AT_MOST = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
+BREAKDOWN_TIMEOUT_MS = 10_000
+SAMPLED_ORPHANS = 5_000
+"""The newest open orphans, among which tenant mismatches are looked for."""
+SAMPLED_OF_EACH = 5
+"""Of each tenant and provider, how many of them, and how many ids and deliveries of each."""
 
 _NEWEST = """
 WITH of_message_ids AS (
@@ -79,6 +92,24 @@ SELECT n.event_id::text
   FROM (SELECT event_id, rank FROM {schema}.mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC
          LIMIT :size) AS n
  WHERE n.rank IS NULL
+"""
+
+_OTHER_TENANTS = """
+WITH newest AS MATERIALIZED (
+  SELECT event_id, tenant_id, provider, state FROM {schema}.mailglass_open_orphans
+   ORDER BY arrived_at DESC, event_id DESC LIMIT :read_at_most
+), sampled AS (
+  SELECT *, row_number() OVER (PARTITION BY tenant_id, provider) AS place FROM newest WHERE state = 'tenant_mismatch'
+)
+SELECT DISTINCT left(s.tenant_id, 1000) AS tenant_id, s.provider, left(d.tenant_id, 1000) AS theirs
+  FROM sampled AS s
+ CROSS JOIN LATERAL (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
+                      WHERE k.event_id = s.event_id ORDER BY k.position LIMIT :of_each) AS i
+ CROSS JOIN LATERAL (SELECT tenant_id FROM {schema}.mailglass_deliveries
+                      WHERE hashtextextended(provider_message_id, 0) = hashtextextended(i.candidate_id, 0)
+                        AND provider_message_id = i.candidate_id LIMIT :of_each) AS d
+ WHERE s.place <= :of_each AND d.tenant_id <> s.tenant_id
+ ORDER BY 1, 2, 3
 """
 
 
@@ -223,7 +254,7 @@ def page(
             return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
         found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit))
         found.orphans = _with_deliveries(tx, found.orphans)
-        found.as_of = history.read(tx).counted_at
+        found.as_of = runs.load_history(tx).counted_at
         if counted and filters.type is None:
             _count(tx, found, filters.wanted(), _bounds(tx, survey, filters))
         return found
@@ -462,3 +493,144 @@ def _known(place: P | None, event_id: str) -> P:
     if place is None:
         raise LookupError(f"the ledger has no event {event_id}")
     return place
+
+
+def count_waiting(database: Database, tenant_id: str | None = None) -> int:
+    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
+    with database.reading() as tx:
+        return window.waiting(tx, tenant_id)
+
+
+class Breakdown(NamedTuple):
+    """Open orphans as the last full sweep counted them: how many pass a filter, and by cause, the most first."""
+
+    orphans: int
+    causes: list[Cause]
+
+
+def break_down(tx: Transaction, groups: Sequence[dict[str, Any]]) -> list[Cause]:
+    """Return the groups that a sweep has counted as causes, tenant mismatches with a tenant that has the deliveries.
+
+    The tenant of small groups that were added up is an empty string.
+    """
+    other_tenants: dict[tuple[str, str | None], str] = {}
+    if any(group["state"] == TENANT_MISMATCH for group in groups):
+        sample = {"read_at_most": SAMPLED_ORPHANS, "of_each": SAMPLED_OF_EACH}
+        for row in tx.execute(_OTHER_TENANTS, sample):
+            other_tenants.setdefault((row.tenant_id, row.provider), row.theirs)
+    return [
+        Cause(
+            group["state"],
+            group["tenant_id"] or "",
+            group["provider"],
+            other_tenants.get((group["tenant_id"], group["provider"])) if group["state"] == TENANT_MISMATCH else None,
+            group["orphans"],
+        )
+        for group in groups
+    ]
+
+
+def break_down_last_sweep(database: Database, filters: Filters) -> Breakdown | None:
+    """Return the counts of the last full sweep if they can answer this filter, else None.
+
+    They can answer for state, tenant and provider, at a cost that does not depend on what is open; orphans in their
+    grace are counted now. `page` counts by any filter, in one pass over the open orphans.
+    """
+    uncounted = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
+    if filters.state == EXPIRED or any(value is not None for value in uncounted):
+        return None
+    provider = providers.canonical(filters.provider) if filters.provider else None
+    with database.reading(BREAKDOWN_TIMEOUT_MS) as tx:
+        groups = runs.load_history(tx).groups
+        if groups is None:
+            return None
+        if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small groups were added up
+            return None
+        passing = [
+            group
+            for group in groups
+            if filters.state in (None, group["state"])
+            and filters.tenant_id in (None, group["tenant_id"])
+            and provider in (None, group["provider"])
+        ]
+        in_grace = filters.state in (None, WAITING) and provider is None
+        waiting = window.waiting(tx, filters.tenant_id) if in_grace else 0
+        return Breakdown(waiting + sum(group["orphans"] for group in passing), break_down(tx, passing))
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An open orphan.
+
+    Attributes:
+        event_id: Its id in the ledger.
+        tenant_id: Its tenant.
+        arrived_at: When the ledger took it, in UTC.
+        provider: Its provider, or None without a usable one.
+        candidate_ids: The message ids under which its delivery may be stored, in order.
+        recipient: The recipient it is about, if known.
+        recipient_lost: Whether it had a recipient that is no longer known; then it stays ambiguous.
+    """
+
+    event_id: UUID
+    tenant_id: str
+    arrived_at: dt.datetime
+    provider: str | None
+    candidate_ids: tuple[str, ...]
+    recipient: str | None = field(repr=False)
+    recipient_lost: bool = False
+
+
+def find_orphans(
+    connection: sa.Connection | Session,
+    *,
+    tenant_id: str | None = None,
+    limit: int = 100,
+) -> list[Orphan]:
+    """Return open orphans past the grace and within the maximum age, oldest first; write nothing.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
+        tenant_id: Of this tenant only; None is all tenants.
+        limit: At most this many.
+
+    Raises:
+        MailglassReconcileError: The database refused.
+        TypeError: *connection* is something else.
+    """
+    runtime.load_imports(to_read=True)
+    with borrowed(connection, runtime.get_settings()) as tx:
+        eligible = window.open_window(tx)
+        within = listing.bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
+        rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
+        orphans = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there
+        return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
+
+
+def _orphan(row: Open, keys: Keys) -> Orphan:
+    return Orphan(
+        UUID(row.event_id),
+        row.tenant_id,
+        dt.datetime.fromisoformat(row.arrived_at).replace(tzinfo=dt.UTC),
+        keys.provider,
+        keys.candidate_ids,
+        keys.recipient,
+        keys.lost,
+    )
+
+
+def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
+    """Return what *orphan*, from `find_orphans`, would link to, or why it would not; write nothing.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
+        orphan: One that `find_orphans` returned.
+
+    Raises:
+        MailglassReconcileError: The database refused.
+        TypeError: *connection* is something else.
+    """
+    runtime.load_imports(to_read=True)
+    keys = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
+    with borrowed(connection, runtime.get_settings()) as tx:
+        return matcher.decide(tx, str(orphan.event_id), orphan.tenant_id, keys)

@@ -1,19 +1,84 @@
-"""The history of runs, page by page, and who holds the lock of sweeps."""
+"""The history of runs, for people: the newest runs, what it says of sweeps and beat, totals, and the sweeps' lock."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import history
+from mailglass_reconcile.rules.thresholds import LATE_SECONDS
+from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Database, Transaction
 
 if TYPE_CHECKING:
     from mailglass_reconcile.singleton.lock import Holder
 
 TIMEOUT_MS = 10_000
+
+# The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
+# What it left although it could be linked is late until sweeps of some tenants or events have linked as many. One that
+# broke off, by its deadline or Ctrl-C, has not succeeded.
+_HISTORY = """
+SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
+       extract(epoch FROM now()::timestamp - success.finished_at)::float8 AS success_age,
+       success.origin AS success_origin,
+       CASE WHEN greatest(1, ok.skipped + ok.failed)
+                 > (SELECT coalesce(sum(linked), 0) FROM {schema}.mailglass_reconcile_runs
+                     WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
+            THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END AS lag_seconds,
+       to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
+       last.status, last.error, extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
+       last.linked, last.failed, last.published, last.publish_failed,
+       extract(epoch FROM now()::timestamp - uncovered.since)::float8 AS uncovered_seconds,
+       extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age,
+       pruned.finished_at IS NOT NULL AS pruned,
+       extract(epoch FROM now()::timestamp
+                        - coalesce(pruned.finished_at, first.started_at))::float8 AS unpruned_seconds,
+       (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
+          FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
+         CROSS JOIN LATERAL (
+                 SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
+                  WHERE kind = k.kind AND status IN ('ok', 'partial') AND covered AND ranges_done >= coalesce(ranges, 0)
+                    AND (kind <> 'full' OR tenant_id IS NULL)
+                  ORDER BY id DESC LIMIT 1) AS s) AS last_success
+  FROM (SELECT) AS one
+  LEFT JOIN LATERAL (
+         SELECT * FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial')
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS ok ON true
+  LEFT JOIN LATERAL (
+         SELECT finished_at, origin FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial') AND covered
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS success ON true
+  LEFT JOIN LATERAL (
+         SELECT * FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS counted ON true
+  LEFT JOIN LATERAL (
+         SELECT * FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1) AS last ON true
+  LEFT JOIN LATERAL (
+         SELECT min(started_at) AS since FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND NOT covered AND remaining IS NOT NULL
+            AND id > coalesce((SELECT id FROM {schema}.mailglass_reconcile_runs
+                                WHERE kind = 'full' AND tenant_id IS NULL AND covered AND status <> 'duplicate'
+                                ORDER BY id DESC LIMIT 1), 0)) AS uncovered ON true
+  -- Each kind by itself, because an index has them in order. Dispatches count: then beat is alive.
+  LEFT JOIN LATERAL (
+         SELECT max(b.finished_at) AS finished_at
+           FROM unnest(ARRAY['full', 'recent', 'range', 'dispatch', 'prune']) AS k (kind)
+          CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
+                               WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b) AS beat ON true
+  LEFT JOIN LATERAL (
+         SELECT finished_at FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
+  LEFT JOIN LATERAL (
+         SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
+"""
+
 
 # A full sweep that was cut into ranges has their counts once they have ended. A recent sweep that found nothing to do,
 # and a dispatch, which is noted once an hour, say no more than that they run.
@@ -32,14 +97,67 @@ SELECT r.id, to_json(r.started_at) #>> '{}' || 'Z' AS started_at, to_json(r.fini
 """
 
 
+_FIRST_RUN = """
+SELECT EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs) AS has_run,
+       EXISTS (SELECT FROM {schema}.mailglass_deliveries) AS has_delivery,
+       EXISTS (SELECT FROM {schema}.mailglass_events WHERE delivery_id IS NULL) AS has_orphan,
+       EXISTS (SELECT FROM {schema}.mailglass_open_orphans
+                WHERE arrived_at < now()::timestamp - make_interval(secs => :late_seconds)) AS is_late
+"""
+
+
+class LastSweep(NamedTuple):
+    """The last full sweep of all tenants, unless it was a duplicate."""
+
+    status: str
+    error: str | None
+    age: float
+    linked: int
+    failed: int
+    published: int
+    publish_failed: int
+
+
+class RunHistory(NamedTuple):
+    """What the history of runs says; one statement reads it, at a cost that does not depend on what is open.
+
+    Attributes:
+        now: The database's time, in ISO 8601, UTC.
+        success_age: How long ago a full sweep last succeeded, in seconds; None if none has.
+        success_origin: Who asked for that sweep.
+        lag_seconds: For how long the oldest orphan has been open although its delivery exists; 0 if none is.
+        counted_at: When a full sweep last counted the open orphans; None if none has.
+        groups: The open orphans at that time by `state`, `tenant_id` and `provider`, the largest group first.
+        last: The last full sweep.
+        uncovered_seconds: For how long no full sweep has checked everything; 0 if the last one has.
+        beat_age: How long ago a run ended that beat had queued; None without one.
+        pruned: Whether a prune has ever succeeded.
+        unpruned_seconds: How long ago that was, or else for how long there is a history.
+        last_success: When a run of each kind last succeeded.
+    """
+
+    now: str
+    success_age: float | None
+    success_origin: str | None
+    lag_seconds: float
+    counted_at: str | None
+    groups: list[dict[str, Any]] | None
+    last: LastSweep | None
+    uncovered_seconds: float
+    beat_age: float | None
+    pruned: bool
+    unpruned_seconds: float
+    last_success: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RunFilter:
     """Which runs to list.
 
     Attributes:
-        kind: Of this kind; None is all.
-        status: That ended so; None is all.
-        idle: Also recent sweeps that had nothing to link, and dispatches.
+        kind: One of `store.runs.KINDS`; None is all.
+        status: How the run ended; None is any.
+        idle: Include recent sweeps that linked nothing, and dispatches.
     """
 
     kind: str | None = None
@@ -48,7 +166,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class RunPage:
     """Some runs, the newest first; `before` is where the next page begins, None at the end."""
 
     runs: list[dict[str, Any]]
@@ -67,19 +185,80 @@ class LockState:
     not_configured: bool = False
 
 
-def page(database: Database, wanted: Wanted, *, before: int | None = None, size: int = 50) -> Runs:
+class FirstRunState(NamedTuple):
+    """What a new installation has before its first run: a delivery, an event that needs one."""
+
+    has_delivery: bool
+    has_orphan: bool
+
+
+def load_history(tx: Transaction) -> RunHistory:
+    """Return what the history says of sweeps, of beat and of the prune."""
+    row = tx.execute(_HISTORY).one()
+    last = None
+    if row.status is not None:
+        last = LastSweep(row.status, row.error, row.last_age, row.linked, row.failed, row.published, row.publish_failed)
+    return RunHistory(
+        row.now,
+        row.success_age,
+        row.success_origin,
+        max(0.0, row.lag_seconds or 0.0),
+        row.counted_at,
+        None if row.groups is None else add_up(row.groups),
+        last,
+        row.uncovered_seconds or 0.0,
+        row.beat_age,
+        row.pruned,
+        row.unpruned_seconds or 0.0,
+        row.last_success,
+    )
+
+
+def load_last_success(database: Database) -> dict[str, str]:
+    """Return when a run of each kind last ended well, in ISO 8601."""
+    with database.reading(TIMEOUT_MS) as tx:
+        return load_history(tx).last_success
+
+
+def load_first_run(tx: Transaction) -> FirstRunState | None:
+    """Return what a new installation has; None after the first run, or if an orphan has waited too long for it."""
+    row = tx.execute(_FIRST_RUN, {"late_seconds": LATE_SECONDS}).one()
+    return None if row.has_run or row.is_late else FirstRunState(row.has_delivery, row.has_orphan)
+
+
+def load_page(database: Database, filters: RunFilter, *, before: int | None = None, size: int = 50) -> RunPage:
     """Return the next *size* runs before the one with the id *before*, or the newest."""
     with database.reading(TIMEOUT_MS) as tx:
-        found = newest(tx, wanted, before=before, size=size + 1)
-    return Runs(found[:size], found[size - 1]["id"] if len(found) > size else None)
+        newest = load_newest(tx, filters, before=before, size=size + 1)
+    return RunPage(newest[:size], newest[size - 1]["id"] if len(newest) > size else None)
 
 
-def newest(tx: Transaction, wanted: Wanted, *, before: int | None = None, size: int) -> list[dict[str, Any]]:
-    asked = {"kind": wanted.kind, "status": wanted.status, "idle": wanted.idle, "before": before, "size": size}
-    return [dict(row) for row in tx.execute(_RUNS, asked).mappings()]
+def load_newest(
+    tx: Transaction, filters: RunFilter | None = None, *, before: int | None = None, size: int
+) -> list[dict[str, Any]]:
+    """Return the newest runs that pass, at most *size*."""
+    filters = filters or RunFilter()
+    parameters = {
+        "kind": filters.kind,
+        "status": filters.status,
+        "idle": filters.idle,
+        "before": before,
+        "size": size,
+    }
+    return [dict(row) for row in tx.execute(_RUNS, parameters).mappings()]
 
 
-def sweep_lock() -> LockState:
+def load_totals(tx: Transaction) -> dict[str, int]:
+    """Return `linked`, `expired` and `failed_runs` since the history began."""
+    totals = runs.totals(tx)
+    return {
+        "linked": sum(total.counts["linked"] for total in totals),
+        "expired": sum(total.counts["expired"] for total in totals),
+        "failed_runs": sum(total.counts["runs"] for total in totals if total.status == "failed"),
+    }
+
+
+def load_sweep_lock() -> LockState:
     """Return who holds the lock of the sweeps of all tenants."""
     from mailglass_reconcile.singleton.lock import sweep_holder  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
@@ -89,7 +268,22 @@ def sweep_lock() -> LockState:
         return LockState(fault=str(error), not_configured=not runtime.redis_was_chosen())
 
 
-def last_success(database: Database) -> dict[str, str]:
-    """Return when a run of each kind last ended well, in ISO 8601."""
-    with database.reading(TIMEOUT_MS) as tx:
-        return history.read(tx).last_success
+def count_by_state(groups: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Return how many orphans of the groups are open in each state."""
+    counts: Counter[str] = Counter()
+    for group in add_up(groups):
+        counts[group["state"]] += group["orphans"]
+    return counts
+
+
+def add_up(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of open orphans, the largest first; the ranges of a fan-out have counted the same groups."""
+    counts: Counter[tuple[str, str | None, str | None]] = Counter()
+    for group in groups:
+        # What a later version stored in another form is left out.
+        if isinstance(group, dict) and isinstance(group.get("state"), str) and isinstance(group.get("orphans"), int):
+            counts[group["state"], group.get("tenant_id"), group.get("provider")] += group["orphans"]
+    return [
+        {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
+        for (state, tenant_id, provider), orphans in counts.most_common()
+    ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import deliveries, explanation, history, orphans
+from mailglass_reconcile.ops import deliveries, explanation, orphans, runs
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.rules import addresses
@@ -139,7 +139,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, scan: bool = False, limit:
     open_ = orphans.newest(
         tx, recipients=recipients, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
     )
-    as_of = history.read(tx).counted_at
+    as_of = runs.load_history(tx).counted_at
     events = {orphan.event_id: orphan for orphan in (*open_.orphans, *event)}
     hits = [Hit("delivery", delivery.delivery_id, delivery.stored_at, delivery) for delivery in found]
     hits += [Hit("event", orphan.event_id, orphan.arrived_at, orphan) for orphan in events.values()]

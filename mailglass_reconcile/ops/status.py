@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops import runs as listed_runs
+from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_series
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
-from mailglass_reconcile.ops.runs import Wanted
+from mailglass_reconcile.ops.deliveries import RecentLink
+from mailglass_reconcile.ops.runs import FirstRunState
+from mailglass_reconcile.ops.time_series import Bucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import runs, schema, window
-from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store import schema, window
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import Cause
 
 LAST_RUNS = 5
+OVERVIEW_ROWS = 10
+"""The last runs and the latest links of the overview."""
+OVERVIEW_TIMEOUT_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,72 +66,141 @@ class Status:
         return asdict(self)
 
 
+class Health(NamedTuple):
+    """What the fast checks find.
+
+    Attributes:
+        findings: The errors, then the warnings.
+        first_run: What a new installation has before its first run; None after it.
+    """
+
+    findings: list[Finding]
+    first_run: FirstRunState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The dashboard's overview: the status of all tenants, and what happened lately; all of one snapshot.
+
+    Attributes:
+        status: The status; without a full sweep that has counted, its groups are empty.
+        counted_at: When the last full sweep counted what is open; None if none has.
+        states: Eligible open orphans at `counted_at` by state, the most frequent first.
+        causes: The same by state, tenant and provider, the largest first.
+        links: The latest links of the last day.
+        series: Backlog and lag over time, the oldest first.
+        health: What the fast checks find.
+    """
+
+    status: Status
+    counted_at: str | None
+    states: list[tuple[str, int]]
+    causes: list[Cause]
+    links: list[RecentLink]
+    series: list[Bucket]
+    health: Health
+
+
 def check(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
     """Return what is wrong, a sentence for each, the gravest first; its cost does not depend on what is open."""
     with database.reading(10_000) as tx:
         return sentences(checks.cheap(Look(tx, max_lag_seconds)), ERROR)
 
 
-def sentences(found: Iterable[Finding], status: str) -> list[str]:
+def sentences(findings: Iterable[Finding], status: str) -> list[str]:
     """Return the findings of one level as sentences, each with its remedy."""
-    return [one.sentence for one in found if one.status == status]
+    return [finding.sentence for finding in findings if finding.status == status]
 
 
-def waiting(database: Database, tenant_id: str | None = None) -> int:
-    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
-    with database.reading() as tx:
-        return window.waiting(tx, tenant_id)
-
-
-def totals(tx: Transaction) -> dict[str, int]:
-    """Return `linked`, `expired` and `failed_runs` since the history began."""
-    found = runs.totals(tx)
-    return {
-        "linked": sum(total.counts["linked"] for total in found),
-        "expired": sum(total.counts["expired"] for total in found),
-        "failed_runs": sum(total.counts["runs"] for total in found if total.status == "failed"),
-    }
-
-
-def status(
+def load_status(
     database: Database,
     *,
     tenant_id: str | None = None,
     max_lag_seconds: float = LATE_SECONDS,
 ) -> Status:
-    """Return how linking is going, of one tenant or, with None, of all, in a read-only transaction."""
+    """Return how linking is going, of one tenant or, with None, of all, in a read-only transaction.
+
+    What no full sweep has counted is counted now, at a cost that grows with what is open.
+    """
     runtime.load_imports(to_read=True)
     with database.reading() as tx:
         schema.require_migrated(tx)
         look = Look(tx, max_lag_seconds)
-        past, found = look.history, checks.cheap(look)
-        in_grace = window.waiting(tx, tenant_id)
-        newest, added_up = listed_runs.newest(tx, Wanted(), size=LAST_RUNS), totals(tx)
-        # Small groups are stored together, without their tenants.
-        is_counted = past.groups is not None and (
-            tenant_id is None or all(group["tenant_id"] is not None for group in past.groups)
+        as_of, groups = _groups_of_last_sweep(look, tenant_id) or _groups_now(look, tenant_id)
+        return _status(look, checks.cheap(look), as_of, groups, tenant_id, LAST_RUNS)
+
+
+def load_overview(database: Database, *, seconds: int) -> Overview:
+    """Return the overview, with charts of the last *seconds*; the cost does not depend on what is open."""
+    with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
+        schema.require_migrated(tx)
+        look = Look(tx)
+        health = _health(look)
+        as_of, groups = _groups_of_last_sweep(look, None) or (look.history.now, [])
+        return Overview(
+            status=_status(look, health.findings, as_of, groups, None, OVERVIEW_ROWS),
+            counted_at=look.history.counted_at,
+            states=runs.count_by_state(groups).most_common(),
+            causes=orphans.break_down(tx, groups),
+            links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
+            series=time_series.curves(tx, seconds),
+            health=health,
         )
-        if past.groups is None or past.counted_at is None or not is_counted:
-            as_of, groups = past.now, window.as_groups(window.choose(tx, window.open_window(tx), tenant_id).open)
-        else:
-            as_of, groups = past.counted_at, [g for g in past.groups if tenant_id in (None, g["tenant_id"])]
-        triggers = look.has_triggers
-    eligible = sum(group["orphans"] for group in groups)
-    problems = sentences(found, ERROR)
+
+
+def load_health(database: Database) -> Health:
+    """Return what the fast checks find; the cost does not depend on what is open."""
+    with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
+        schema.require_migrated(tx)
+        return _health(Look(tx))
+
+
+def _health(look: Look) -> Health:
+    findings = checks.cheap(look)
+    lacks_sweeps = any(finding.check == "sweeps" and finding.status == ERROR for finding in findings)
+    return Health(findings, runs.load_first_run(look.tx) if lacks_sweeps else None)
+
+
+def _groups_of_last_sweep(look: Look, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
+    """Return when the last full sweep counted, and its groups; None if it does not know those of the tenant."""
+    counted_at, groups = look.history.counted_at, look.history.groups
+    if groups is None or counted_at is None:
+        return None
+    # Small groups are stored together, without their tenants.
+    if tenant_id is not None and any(group["tenant_id"] is None for group in groups):
+        return None
+    return counted_at, [group for group in groups if tenant_id in (None, group["tenant_id"])]
+
+
+def _groups_now(look: Look, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]]:
+    choice = window.choose(look.tx, window.open_window(look.tx), tenant_id)
+    return look.history.now, window.as_groups(choice.open)
+
+
+def _status(
+    look: Look,
+    findings: list[Finding],
+    as_of: str,
+    groups: list[dict[str, Any]],
+    tenant_id: str | None,
+    last_runs: int,
+) -> Status:
+    eligible, waiting = sum(group["orphans"] for group in groups), window.waiting(look.tx, tenant_id)
+    problems = sentences(findings, ERROR)
     return Status(
-        open=eligible + in_grace,
+        open=eligible + waiting,
         eligible=eligible,
-        waiting=in_grace,
-        lag_seconds=past.lag_seconds,
+        waiting=waiting,
+        lag_seconds=look.history.lag_seconds,
         as_of=as_of,
         groups=groups,
-        last_success=past.last_success,
-        last_runs=newest,
+        last_success=look.history.last_success,
+        last_runs=runs.load_newest(look.tx, size=last_runs),
         jobs_waiting=look.outbox.waiting,
         jobs_dead=look.outbox.dead,
-        totals=added_up,
-        triggers=triggers,
+        totals=runs.load_totals(look.tx),
+        triggers=look.has_triggers,
         healthy=not problems,
         problems=problems,
-        warnings=sentences(found, WARNING),
+        warnings=sentences(findings, WARNING),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import history
+from mailglass_reconcile.ops import runs
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store.database import Transaction
 
@@ -106,11 +106,11 @@ def _filled(rows: Any, began: float, now: float, width: float) -> list[Bucket]:
     for row in rows:
         start, end = max(began, row.bucket * width), min(now, (row.bucket + 1) * width)
         if row.fullest is not None:
-            known, known_at = history.by_state(row.fullest), row.at
+            known, known_at = runs.count_by_state(row.fullest), row.at
         if start - known_at > held:
             known = None
         states = None if known is None else {name: number for name, number in known.items() if name != "matched"}
-        matched = history.by_state(row.leftmost or [])["matched"]
+        matched = runs.count_by_state(row.leftmost or [])["matched"]
         silent = row.silent_seconds or 0.0
         found.append(Bucket(start, end, states, matched, row.lag_seconds or 0.0, silent if silent > held else 0.0))
     return [*found[:-2], *_joined(*found[-2:])] if len(found) > 1 else found

@@ -53,6 +53,11 @@ SELECT number, id::text,
   FROM wanted WHERE bytes <= :slice_bytes ORDER BY number
 """
 
+_IS_OVERSIZED = """
+SELECT greatest(octet_length(metadata::text), octet_length(normalized_payload::text)) > :most_bytes
+  FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)
+"""
+
 DOCUMENT_BYTES = 65_536
 """A longer text of one of the columns is not read: its event is unmatchable."""
 SLICE_BYTES = 16 * 2**20
@@ -201,6 +206,11 @@ def documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tuple[str
             last = number
             yield event_id, _document(metadata, normalized_payload)
         wanted = wanted[last:]
+
+
+def is_oversized(tx: Transaction, event_id: str) -> bool:
+    """Return whether an event's document is too long to be read."""
+    return bool(tx.execute(_IS_OVERSIZED, {"event_id": event_id, "most_bytes": DOCUMENT_BYTES}).scalar_one_or_none())
 
 
 def _document(metadata: str | None, normalized_payload: str | None) -> Document:

@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import Keys
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import FIRST, Open, Place
+
+OVERSIZED_SHOWN = 50
+"""Documents of the newest open orphans that are measured at most: each may have megabytes."""
 
 _BOUNDS = """
 SELECT greatest(CASE WHEN :waiting THEN CAST(:eligible_until AS timestamp) ELSE CAST(:eligible_after AS timestamp) END,
@@ -102,6 +106,32 @@ SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), co
 """
 
 # What the judge may let pass: by its keys as they are stored, or because they are not current, and are computed then.
+# Only an event without keys may have a document that is too long to be read; few of them are read for that.
+_NEWEST = """
+WITH newest AS MATERIALIZED (
+  SELECT event_id, tenant_id, provider, state FROM {schema}.mailglass_open_orphans
+   WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+   ORDER BY arrived_at DESC, event_id DESC LIMIT :size
+-- Compressed, or not small.
+), suspect AS MATERIALIZED (
+  SELECT n.event_id
+    FROM newest AS n JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
+   WHERE n.state = 'unmatchable' AND n.provider IS NULL
+     AND (pg_column_size(e.metadata) + pg_column_size(e.normalized_payload) < 2000
+          AND num_nonnulls(pg_column_compression(e.metadata), pg_column_compression(e.normalized_payload)) = 0)
+         IS NOT TRUE
+   LIMIT :suspects
+)
+SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
+       s.event_id IS NOT NULL AND greatest(octet_length(e.metadata::text), octet_length(e.normalized_payload::text))
+                                  > :document_bytes AS is_oversized,
+       count(*)::integer AS orphans
+  FROM newest AS n
+  JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
+  LEFT JOIN suspect AS s ON s.event_id = n.event_id
+ GROUP BY 1, 2, 3, 4, 5
+"""
+
 _TO_JUDGE = """
 SELECT c.arrived_at::text, c.event_id::text
   FROM {schema}.mailglass_open_orphans AS c
@@ -192,6 +222,26 @@ class Cause(NamedTuple):
     provider: str | None
     other_tenant_id: str | None
     number: int
+
+
+class NewestGroup(NamedTuple):
+    """Some of the newest open orphans, which are alike.
+
+    Attributes:
+        tenant_id: Their tenant.
+        provider: Their provider, if it is stored.
+        state: Their stored state; None if nothing has checked them.
+        type: Their event's type.
+        is_oversized: Whether their documents are too long to be read.
+        orphans: How many.
+    """
+
+    tenant_id: str
+    provider: str | None
+    state: str | None
+    type: str
+    is_oversized: bool
+    orphans: int
 
 
 class Bounds(NamedTuple):
@@ -299,6 +349,17 @@ def causes(tx: Transaction, wanted: Wanted, within: Bounds, most: int) -> list[C
     """Return why orphans are open, and how many for each cause, the most first; at most *most* are read."""
     parameters = {**wanted.parameters(), **within.parameters(FIRST), "most": most}
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
+
+
+def newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
+    """Return the newest *size* open orphans that have not expired, those that are alike together."""
+    parameters = {
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "size": size,
+        "suspects": OVERSIZED_SHOWN,
+        "document_bytes": ledger.DOCUMENT_BYTES,
+    }
+    return list(map(NewestGroup._make, tx.execute(_NEWEST, parameters)))
 
 
 def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int) -> list[Place]:

@@ -1,28 +1,25 @@
-"""What is wrong, for the top of the page and the tab's title: the gravest first, one entry for each cause."""
+"""Issues for the top of the dashboard and the tab's title: the most severe first, one entry for each cause."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, Finding, Look
-from mailglass_reconcile.ops.first_run import Beginning, beginning
-from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.ops.checks import ERROR, Finding
+from mailglass_reconcile.ops.runs import FirstRunState
+from mailglass_reconcile.ops.status import Health
 
-TIMEOUT_MS = 10_000
 SWEEPS = "sweeps"
-_OF_SWEEPS = ("runs?kind=full", "Last full sweeps")
-_OF_HANDLERS = ("handlers", "Handlers")
+_FULL_SWEEPS = ("runs?kind=full", "Last full sweeps")
+_HANDLERS = ("handlers", "Handlers")
 
 PAGES: Mapping[str, tuple[str, str]] = {
-    SWEEPS: _OF_SWEEPS,
-    "beat": _OF_SWEEPS,
-    "linking": _OF_SWEEPS,
+    SWEEPS: _FULL_SWEEPS,
+    "beat": _FULL_SWEEPS,
+    "linking": _FULL_SWEEPS,
     "tenants": ("orphans?state=tenant_mismatch", "These orphans"),
-    "handlers": _OF_HANDLERS,
-    "handled_types": _OF_HANDLERS,
+    "handlers": _HANDLERS,
+    "handled_types": _HANDLERS,
     "nothing_links": ("orphans?state=unmatched", "These events"),
     "key_rules": ("orphans?state=unmatchable", "Orphans without a usable id"),
     "broadcasts": ("runs", "Runs"),
@@ -31,7 +28,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
 """By check: the page that shows more, and the words of its link."""
 
 
-class Problem(NamedTuple):
+class HealthIssue(NamedTuple):
     """A finding, and the page that shows more, with the link's words."""
 
     finding: Finding
@@ -39,26 +36,26 @@ class Problem(NamedTuple):
     link: str = ""
 
 
-class Problems(NamedTuple):
-    """What is wrong.
+class HealthIssues(NamedTuple):
+    """What a person should look at.
 
     Attributes:
-        found: The errors.
-        beginning: What a new installation has, of which nothing is expected yet.
-        warnings: What needs a look and costs no link.
+        errors: By these, links, live updates or handlers are lost or late.
+        warnings: These cost no link.
+        first_run: What a new installation has before its first run, of which nothing is expected yet.
     """
 
-    found: list[Problem]
-    beginning: Beginning | None = None
-    warnings: Sequence[Problem] = ()
+    errors: Sequence[HealthIssue]
+    warnings: Sequence[HealthIssue] = ()
+    first_run: FirstRunState | None = None
 
 
-def problems(database: Database) -> Problems:
-    """Return what is wrong, by a few queries whose cost does not depend on what is open."""
-    with database.reading(TIMEOUT_MS) as tx:
-        schema.require_migrated(tx)
-        findings = checks.cheap(Look(tx))
-        new = beginning(tx) if any(one.check == SWEEPS and one.status == ERROR for one in findings) else None
-    problems = [Problem(one, *PAGES.get(one.check, ())) for one in findings if not (new and one.check == SWEEPS)]
-    errors = [problem for problem in problems if problem.finding.status == ERROR]
-    return Problems(errors, new, [problem for problem in problems if problem.finding.status != ERROR])
+def issues(health: Health) -> HealthIssues:
+    """Return the issues of what the fast checks found; a new installation needs no sweep yet."""
+    listed = [
+        HealthIssue(finding, *PAGES.get(finding.check, ()))
+        for finding in health.findings
+        if not (health.first_run and finding.check == SWEEPS)
+    ]
+    errors = [issue for issue in listed if issue.finding.status == ERROR]
+    return HealthIssues(errors, [issue for issue in listed if issue.finding.status != ERROR], health.first_run)

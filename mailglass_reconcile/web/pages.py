@@ -22,12 +22,10 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.ops import (
-    causes,
     deliveries,
     explanation,
     handler_jobs,
     orphans,
-    overview,
     runs,
     search,
     status,
@@ -36,6 +34,7 @@ from mailglass_reconcile.ops import (
 from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
 from mailglass_reconcile.ops.orphans import OpenOrphan, Page
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
+from mailglass_reconcile.ops.status import load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import Unknown
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
@@ -46,7 +45,7 @@ from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.web import chart, health, metrics, parameters
 from mailglass_reconcile.web.access import Access, fields_of, is_cross_site
 from mailglass_reconcile.web.cache import BusyError, Cache
-from mailglass_reconcile.web.health import Problems
+from mailglass_reconcile.web.health import HealthIssues
 from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query, render
 
@@ -101,36 +100,36 @@ class Pages:
         return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
 
     async def _show(
-        self, request: Request, template: str, *, status: int = 200, known: Problems | None = None, **values: Any
+        self, request: Request, template: str, *, status: int = 200, issues: HealthIssues | None = None, **values: Any
     ) -> Response:
-        """Return a page, which says how many problems there are: those that are *known*, or that are read."""
+        """Return a page, which says how many issues there are: the given ones, or those that are loaded now."""
         with suppress(MailglassReconcileError):  # what the page shows could be read
-            known = known or await self._problems()
-        return render(request, template, status=status, problems=known, **values)
+            issues = issues or await self._cache.get("issues", self._load_issues)
+        return render(request, template, status=status, issues=issues, **values)
 
-    async def _problems(self) -> Problems:
-        return await self._cache.get("problems", lambda: health.problems(self._database))
+    def _load_issues(self) -> HealthIssues:
+        return health.issues(load_health(self._database))
 
     @_page
     async def overview(self, request: Request) -> Response:
         hours = parameters.hours(request.query_params)
         seconds = hours * 3_600
-        found = await self._cache.get(("overview", hours), lambda: overview.overview(self._database, seconds=seconds))
-        known = await self._problems()  # the page is not green without
-        lag = chart.lag(found.curves)
+        load = partial(load_overview, self._database, seconds=seconds)
+        overview = await self._cache.get(("overview", hours), load)
+        lag = chart.lag(overview.series)
         return await self._show(
             request,
             "overview.html",
-            known=known,
-            found=found,
+            issues=health.issues(overview.health),
+            overview=overview,
             stuck_states=STUCK,
             hours=hours,
             spans=parameters.HOURS,
             groups_shown=GROUPS,
             threshold=LATE_SECONDS,
             threshold_at=chart.height(LATE_SECONDS, lag.top),
-            backlog=chart.backlog(found.curves),
-            left=chart.left(found.curves),
+            backlog=chart.backlog(overview.series),
+            left=chart.left(overview.series),
             lag=lag,
         )
 
@@ -142,7 +141,7 @@ class Pages:
         key = ("page", wanted.filters, wanted.after)
         found = await self._cache.get(key, lambda: self._list(wanted))
         counted = await self._cache.get(
-            ("counted", wanted.filters), lambda: causes.of_last_sweep(self._database, wanted.filters)
+            ("counted", wanted.filters), partial(orphans.break_down_last_sweep, self._database, wanted.filters)
         )
         tenant, unknown = wanted.filters.tenant_id, None
         if tenant is not None and not found.orphans and not found.after:
@@ -179,7 +178,7 @@ class Pages:
             return _redirect(f"runs{query(**parameters.given(request.query_params))}")
         wanted, before = parameters.runs(request.query_params)
         found = await self._cache.get(
-            ("runs", wanted, before), lambda: runs.page(self._database, wanted, before=before)
+            ("runs", wanted, before), partial(runs.load_page, self._database, wanted, before=before)
         )
         return await self._show(
             request,
@@ -189,8 +188,8 @@ class Pages:
             fields={"kind": wanted.kind, "status": wanted.status, "idle": "yes" if wanted.idle else ""},
             kinds=KINDS,
             statuses=RUN_STATUSES,
-            lock=await self._cache.get("lock", runs.sweep_lock),
-            last_success=await self._cache.get("last success", lambda: runs.last_success(self._database)),
+            lock=await self._cache.get("lock", runs.load_sweep_lock),
+            last_success=await self._cache.get("last success", partial(runs.load_last_success, self._database)),
         )
 
     @_page

@@ -9,7 +9,7 @@ from uuid import UUID
 from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops.orphans import Filters
-from mailglass_reconcile.ops.runs import Wanted
+from mailglass_reconcile.ops.runs import RunFilter
 from mailglass_reconcile.rules.humanize import parse_duration
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.store.runs import KINDS
@@ -59,7 +59,7 @@ def listing(query: QueryParams) -> Listing:
     return Listing(filters, _after(query.get("after", "")), fields)
 
 
-def runs(query: QueryParams) -> tuple[Wanted, int | None]:
+def runs(query: QueryParams) -> tuple[RunFilter, int | None]:
     """Return which runs to list, and before which one."""
     fields = {name: text(query, name) for name in ("kind", "status", "before")}
     for name, known in (("kind", KINDS), ("status", RUN_STATUSES)):
@@ -69,7 +69,7 @@ def runs(query: QueryParams) -> tuple[Wanted, int | None]:
     if before and not (before.isascii() and before.isdecimal() and len(before) < 19):
         raise InvalidParameterError("before: the id of a run is a number")
     idle = bool(query.get("idle")) or fields["kind"] in ("recent", "dispatch")
-    return Wanted(fields["kind"] or None, fields["status"] or None, idle), int(before) if before else None
+    return RunFilter(fields["kind"] or None, fields["status"] or None, idle), int(before) if before else None
 
 
 def given(query: QueryParams) -> dict[str, str]:

@@ -34,7 +34,7 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
     "a sweep": lambda db, engine: mailglass_reconcile.reconcile(),
     "a dry run": lambda db, engine: reconciler.prepare(dry_run=True).run(),
     "a prune": lambda db, engine: mailglass_reconcile.prune(),
-    "a look at the status": lambda db, engine: status.status(Handle(engine, db.settings)),
+    "a look at the status": lambda db, engine: status.load_status(Handle(engine, db.settings)),
     "an explanation": _explain,
     "a migration": _migrate,
 }

@@ -180,7 +180,7 @@ def test_status_counts_what_waits_and_what_is_dead(handler_db):
         "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()"
         " WHERE event_id = (SELECT event_id FROM mailglass_handler_outbox LIMIT 1)"
     )
-    found = status.status(handler_db.database)
+    found = status.load_status(handler_db.database)
     assert (found.jobs_waiting, found.jobs_dead) == (1, 1)
 
 

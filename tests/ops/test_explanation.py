@@ -49,6 +49,16 @@ def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
     assert "\nreason" not in commands.inside("explain", id_).stdout
 
 
+def test_an_event_with_too_long_a_document_says_so(db):
+    """It was said to name no provider, which it does."""
+    id_ = factories.orphan(db, factories.postmark("m-1", body="x" * 66_000))
+    mailglass_reconcile.reconcile()
+    explanation = of(db, id_)
+    assert explanation.state == "unmatchable"
+    assert "more than 64 kB of text" in explanation.sentence
+    assert explanation.remedy.startswith("write events with less than 64 kB")
+
+
 def test_every_id_names_the_place_that_it_was_read_from(db):
     """The two common ones and those of the provider's rule; what they hold, and never the value."""
     event = factories.orphan(

@@ -108,6 +108,16 @@ def foreign(db: Any) -> None:
     sweep(db)
 
 
+def swell(number: int) -> Callable[[Any], object]:
+    """Store events with a whole raw webhook in their metadata, and sweep."""
+
+    def plant(db: Any) -> None:
+        insert(db, [], [orphan_row(postmark(f"large-{n}", body="x" * 66_000)) for n in range(number)])
+        sweep(db)
+
+    return plant
+
+
 def forget(db: Any) -> None:
     """Let a dispatcher have named its handlers long ago."""
     handle(db, ("shop.suppress", "bounced"))
@@ -136,6 +146,8 @@ INCIDENTS = [
     Incident("nothing_links", receive, "webhooks of postmark name other message ids than its sends", report),
     Incident("tenants", astray, "5 of 5 newest open events match only another tenant's deliveries", expire),
     Incident("key_rules", foreign, "of 12 newest open events of the provider acme, none has a usable id", expire),
+    Incident("documents", swell(12), "12 of 12 newest open events have more than 64 kB of text", expire),
+    Incident("documents", swell(1), "1 of 1 newest open event has more than 64 kB of text", expire, WARNING),
     Incident(
         "handled_types",
         forget,

@@ -13,7 +13,7 @@ from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
-from mailglass_reconcile.ops.status import check, status
+from mailglass_reconcile.ops.status import check, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import reconciler
@@ -69,13 +69,13 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"), tenant_id="b")])
     reconcile()
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
-    found = status(db.database)
+    found = load_status(db.database)
     assert (found.open, found.eligible, found.waiting) == (3, 2, 1)
     assert {(g["state"], g["tenant_id"]): g["orphans"] for g in found.groups} == {
         ("unmatched", "acme"): 1,
         ("unmatched", "b"): 1,
     }
-    assert status(db.database, tenant_id="b").eligible == 1
+    assert load_status(db.database, tenant_id="b").eligible == 1
     now = reconciler.prepare(dry_run=True).run()
     assert (now.scanned, now.linked, now.unmatched) == (3, 1, 2)
 
@@ -84,7 +84,7 @@ def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them
     """A recent sweep has looked at one of them."""
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"))])
     db.run("UPDATE mailglass_open_orphans SET state = 'unmatched' WHERE ctid = '(0,1)'")
-    assert {g["state"]: g["orphans"] for g in status(db.database).groups} == {"unseen": 1, "unmatched": 1}
+    assert {g["state"]: g["orphans"] for g in load_status(db.database).groups} == {"unseen": 1, "unmatched": 1}
 
 
 @pytest.mark.parametrize("how", ["at its deadline", "by Ctrl-C"])
@@ -92,7 +92,7 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
     """The one before it is; a run that was refused a row has still looked at everything."""
     insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(3)])
     reconcile()
-    good = status(db.database).last_success["full"]
+    good = load_status(db.database).last_success["full"]
     sweep = reconciler.prepare()
 
     reach = SweepCounters.reach
@@ -107,16 +107,16 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
     monkeypatch.setattr(SweepCounters, "reach", end)
     with suppress(KeyboardInterrupt):
         sweep.run()
-    found = status(db.database)
+    found = load_status(db.database)
     assert (found.last_runs[0]["status"], found.last_success["full"]) == ("partial", good)
     db.run("UPDATE mailglass_reconcile_runs SET covered = true, error = NULL WHERE status = 'partial'")
-    assert status(db.database).last_success["full"] > good
+    assert load_status(db.database).last_success["full"] > good
 
 
 def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
     """The first command that somebody tries."""
     insert(db, [], [orphan_row(postmark("m-1"))])
-    found = status(db.database)
+    found = load_status(db.database)
     assert (found.eligible, found.healthy) == (1, False)
     assert found.problems[0].startswith("no full sweep of all tenants has run yet")
 
@@ -186,15 +186,15 @@ def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
         else:
             assert reconcile(TENANT, limit=1).linked == 1
         assert ["although its delivery exists" in problem for problem in check(db.database)] == expected
-    assert status(db.database).lag_seconds == 0
+    assert load_status(db.database).lag_seconds == 0
 
 
 def test_a_sweep_of_one_tenant_is_not_the_last_full_sweep(db):
     """It was shown as that, beside a sentence that none had succeeded for longer."""
     reconcile()
-    before = status(db.database).last_success["full"]
+    before = load_status(db.database).last_success["full"]
     reconcile(TENANT)
-    assert status(db.database).last_success["full"] == before
+    assert load_status(db.database).last_success["full"] == before
 
 
 def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
@@ -288,13 +288,13 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
         {"counts": {"scanned": 30, "linked": 20}},
         {"status": "failed", "counts": {"scanned": 20}, "error": "DatabaseRefusedError"},
     )
-    run = status(db.database).last_runs[0]
+    run = load_status(db.database).last_runs[0]
     assert (run["kind"], run["status"], run["scanned"], run["linked"]) == ("full", "failed", 50, 20)
     [problem] = check(db.database)
     assert "DatabaseRefusedError" in problem
     fan_out({"counts": {"scanned": 30, "linked": 30}, "linkable_since": "2020-01-01"})
     assert ["although its delivery exists" in problem for problem in check(db.database)] == [True]
-    assert [run["linked"] for run in status(db.database).last_runs] == [30, 20, 20]
+    assert [run["linked"] for run in load_status(db.database).last_runs] == [30, 20, 20]
 
 
 def test_triggers_that_are_gone_are_unhealthy(db):
@@ -331,10 +331,10 @@ def test_a_tenant_among_many_small_ones_is_counted(db):
     tenants = [f"t-{n}" for n in range(505)]
     insert(db, [], [orphan_row(postmark(f"m-{tenant}"), tenant_id=tenant) for tenant in tenants])
     reconcile()
-    named = {group["tenant_id"] for group in status(db.database).groups}
+    named = {group["tenant_id"] for group in load_status(db.database).groups}
     small = sorted(set(tenants) - named)
     assert len(small) == 5
-    found = status(db.database, tenant_id=small[0])
+    found = load_status(db.database, tenant_id=small[0])
     assert (found.eligible, [group["tenant_id"] for group in found.groups]) == (1, small[:1])
 
 
@@ -346,4 +346,4 @@ def test_the_last_runs_are_those_of_the_dashboard(db):
         "INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)"
         " SELECT now() + n * interval '1 minute', now(), 'recent', 'beat', 'ok' FROM generate_series(1, 6) AS n"
     )
-    assert [run["kind"] for run in status(db.database).last_runs] == ["prune", "full"]
+    assert [run["kind"] for run in load_status(db.database).last_runs] == ["prune", "full"]

@@ -10,7 +10,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from installation import PATIENCE, end
 from locks import KEY, SESSIONS, key_of
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.status import status
+from mailglass_reconcile.ops.status import load_status
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend, running
 from waiting import wait_until
@@ -71,7 +71,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         assert list(site.redis.scan_iter("mailglass_reconcile:lock:*")) == [lock.encode()]
         assert 50 < site.redis.ttl(lock) <= 60
         site.redis.delete(lock)  # as it lapses after a minute
-        found = status(runtime.database())
+        found = load_status(runtime.database())
         [swept] = [run for run in found.last_runs if run["status"] == "ok"]
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
         assert site.db.rows(RANGES) == [(10, 10)]

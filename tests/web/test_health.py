@@ -6,8 +6,8 @@ import re
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
+from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks.backlog import SEVERAL
-from mailglass_reconcile.web import health
 
 ROUNDED = 60.0
 LATE_SWEEP = """
@@ -90,7 +90,7 @@ def test_it_is_not_green_over_mismatches(db):
 def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
     """Within a millisecond; other pages are shown, without their number."""
     mailglass_reconcile.reconcile()
-    monkeypatch.setattr(health, "TIMEOUT_MS", 1)
+    monkeypatch.setattr(status, "OVERVIEW_TIMEOUT_MS", 1)
     assert Visitor(app(db)).get("/").status_code == 503
     answer = Visitor(app(db)).get("/orphans")
     assert (answer.status_code, title(answer.text)) == (200, "Orphans · mailglass-reconcile")
@@ -98,11 +98,11 @@ def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
 
 def test_a_table_that_is_missing_is_named_as_such(db):
     """With the command that makes it, if the page cannot be made without; deliveries are in a backup."""
-    for name, status, words in (
+    for name, code, words in (
         ("mailglass_reconcile_runs", 503, "needs another revision"),
         ("mailglass_deliveries", 200, "Table mailglass_deliveries is missing."),
     ):
         db.run(f"ALTER TABLE {name} RENAME TO away")
         answer = Visitor(app(db)).get("/")
         db.run(f"ALTER TABLE away RENAME TO {name}")
-        assert (answer.status_code, words in answer.text) == (status, True)
+        assert (answer.status_code, words in answer.text) == (code, True)

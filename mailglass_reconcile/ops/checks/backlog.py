@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-
-import sqlalchemy as sa
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_DATABASE, OF_THE_WORKER
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize
+from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.states import UNSEEN
-from mailglass_reconcile.store import ledger, schema
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.listing import OVERSIZED_SHOWN
 
-NEWEST_ORPHANS = 300
+NEWEST = "newest open event"
 SEVERAL = 3
 """Fewer events of another tenant may be single ones, sent to the wrong place."""
 MANY = 10
@@ -27,25 +25,10 @@ MANY = 10
 LATELY_DAYS = 7
 """For as long an event of a wrong tenant stays open: the links of that time show whether tenants are right now."""
 
-_NEWEST = """
-SELECT n.tenant_id, n.provider, n.state, n.rank IS NOT NULL AS has_keys, left(e.type, 512) AS type,
-       count(*)::integer AS orphans
-  FROM (SELECT event_id, tenant_id, provider, state, rank FROM {schema}.mailglass_open_orphans
-         WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
-         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS n
-  JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
- GROUP BY 1, 2, 3, 4, 5
-"""
-
 _SWEPT_LATELY = """
 SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
  WHERE finished_at > now()::timestamp - make_interval(days => :days)
 """
-
-
-def _newest(look: Look) -> list[sa.Row[Any]]:
-    bounds = {"max_age_minutes": look.tx.settings.max_age_minutes, "size": NEWEST_ORPHANS}
-    return list(look.tx.execute(_NEWEST, bounds))
 
 
 @check("linking", cheap=True)
@@ -65,21 +48,23 @@ def linking(look: Look) -> Iterator[Finding]:
 @check("tenants", cheap=True)
 def tenants(look: Look) -> Iterator[Finding]:
     """Webhooks carry the tenant of their deliveries."""
-    found = _newest(look)
-    astray = [row for row in found if row.state == "tenant_mismatch"]
-    number, seen = sum(row.orphans for row in astray), sum(row.orphans for row in found)
+    groups = look.newest_orphans
+    astray = [group for group in groups if group.state == "tenant_mismatch"]
+    number, seen = sum(group.orphans for group in astray), sum(group.orphans for group in groups)
     if not number:
         yield ok(f"none of the {pluralize(seen, 'newest open event')} is of a wrong tenant")
         return
-    named = ", ".join(map(sanitize, sorted({row.tenant_id for row in astray})[:3]))
+    named = ", ".join(map(sanitize, sorted({group.tenant_id for group in astray})[:3]))
     message = (
         f"{n_of_m(number, seen, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
         f" deliveries; the events' tenant is {named}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
-    if schema.made_by_mailglass(look.tx):
+    if look.is_mailglass_s:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
-    found_match = sum(row.orphans for row in found if row.state not in ("unmatched", "unmatchable", None, UNSEEN))
+    found_match = sum(
+        group.orphans for group in groups if group.state not in ("unmatched", "unmatchable", None, UNSEEN)
+    )
     if number >= SEVERAL and number * 2 >= found_match and number > _linked_lately(look.tx):
         yield error(f"{message}, and fewer were linked within {LATELY_DAYS} days", step)
     else:
@@ -97,13 +82,14 @@ def key_rules(look: Look) -> Iterator[Finding]:
     """The ids of the newest open events are where the rule of their provider looks."""
     with_id: Counter[str | None] = Counter()
     without: Counter[str | None] = Counter()
-    for row in _newest(look):
-        if row.state != "unmatchable":
-            with_id[row.provider] += row.orphans
-        elif not providers.may_lack_id(row.provider, row.type):
-            without[row.provider] += row.orphans
-    found = [one for name in {**with_id, **without} if (one := _of_provider(name, with_id[name], without[name]))]
-    yield from found or [ok("the ids of the newest open events are where their key rules look")]
+    for group in look.newest_orphans:
+        if group.state != "unmatchable":
+            with_id[group.provider] += group.orphans
+        elif not group.is_oversized and not providers.may_lack_id(group.provider, group.type):
+            without[group.provider] += group.orphans
+    names = {**with_id, **without}
+    findings = [finding for name in names if (finding := _of_provider(name, with_id[name], without[name]))]
+    yield from findings or [ok("the ids of the newest open events are where their key rules look")]
 
 
 def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None:
@@ -122,3 +108,20 @@ def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None
         message += ", and this process has no key rule for it"
         step = "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process"
     return (error if without >= MANY else warning)(message, step)
+
+
+@check("documents", cheap=True)
+def documents(look: Look) -> Iterator[Finding]:
+    """No event has a document that is too long to be read."""
+    total = sum(group.orphans for group in look.newest_orphans)
+    oversized = sum(group.orphans for group in look.newest_orphans if group.is_oversized)
+    if not oversized:
+        yield ok(f"none of {pluralize(total, NEWEST)} has more than 64 kB of text")
+        return
+    least = "at least " if oversized >= OVERSIZED_SHOWN else ""
+    message = (
+        f"{least}{n_of_m(oversized, total, NEWEST)} {verb(oversized, 'has', 'have')} more than 64 kB of text in"
+        " metadata or normalized_payload, which no sweep reads, so no delivery is found"
+    )
+    step = "keep both columns below 64 kB: store the raw webhook elsewhere, and only ids and reasons in the event"
+    yield (error if oversized >= MANY else warning)(message, step)

@@ -9,14 +9,15 @@ from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
-from mailglass_reconcile.ops import history
-from mailglass_reconcile.ops.history import History
+from mailglass_reconcile.ops import runs
+from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
-from mailglass_reconcile.store import comparison, handled_types, outbox, privileges, reports
+from mailglass_reconcile.store import comparison, handled_types, listing, outbox, privileges, reports, schema
 from mailglass_reconcile.store.comparison import Difference
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import Unseen
+from mailglass_reconcile.store.listing import NewestGroup
 from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import Reports
 
@@ -26,6 +27,9 @@ ERROR: Final = "error"
 LEVELS = (OK, WARNING, ERROR)
 
 Needs = Literal["nothing", "database", "redis", "celery"]
+
+NEWEST_ORPHANS = 300
+"""Open orphans that checks look at, the newest."""
 
 AGAIN = "fix the other findings, then run `mailglass-reconcile doctor` again"
 
@@ -142,8 +146,8 @@ class Look:
         return next(role for role in self.roles if role.is_current)
 
     @cached_property
-    def history(self) -> History:
-        return history.read(self.tx)
+    def history(self) -> RunHistory:
+        return runs.load_history(self.tx)
 
     @cached_property
     def outbox(self) -> outbox.Facts:
@@ -155,9 +159,19 @@ class Look:
         return handled_types.unseen(self.tx)
 
     @cached_property
+    def newest_orphans(self) -> list[NewestGroup]:
+        """The newest open orphans, those that are alike together."""
+        return listing.newest_groups(self.tx, NEWEST_ORPHANS)
+
+    @cached_property
     def reports(self) -> list[Reports]:
         """The state of each provider's reports."""
         return reports.missing(self.tx)
+
+    @cached_property
+    def is_mailglass_s(self) -> bool:
+        """Whether Mailglass's own migrations made the tables."""
+        return schema.made_by_mailglass(self.tx)
 
     @property
     def has_triggers(self) -> bool:

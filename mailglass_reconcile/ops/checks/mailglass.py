@@ -11,7 +11,6 @@ from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
@@ -65,7 +64,7 @@ SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text 
 @check("other_reconciler")
 def other_reconciler(look: Look) -> Iterator[Finding]:
     """Mailglass's own reconciler no longer runs."""
-    if not schema.made_by_mailglass(look.tx):
+    if not look.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
     bounds = {
@@ -79,8 +78,7 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
     if foreign:
         yield warning(
             f"another program made {pluralize(foreign, 'link')} within an hour: Mailglass's own reconciler still"
-            " runs. It"
-            " links no event twice, but checks neither tenant nor recipient",
+            " runs. It links no event twice, but checks neither tenant nor recipient",
             TAKE_IT_OUT,
         )
     else:
@@ -105,7 +103,7 @@ SELECT quote_ident(r.rolname), quote_ident(:schema)
 @check("recipients", cheap=True)
 def recipients(look: Look) -> Iterator[Finding]:
     """The role that sweeps may read the recipients that Mailglass's raw webhooks name."""
-    if not schema.made_by_mailglass(look.tx):
+    if not look.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
     names = look.tx.names_of("open_orphans", "webhook_events")
@@ -130,7 +128,7 @@ def recipients(look: Look) -> Iterator[Finding]:
 @check("links")
 def links(look: Look) -> Iterator[Finding]:
     """The newest links are to deliveries of the event's tenant and, where it can be read, recipient."""
-    if not schema.made_by_mailglass(look.tx):
+    if not look.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
     bounds = {**ids_of_last(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}
@@ -149,9 +147,8 @@ def links(look: Look) -> Iterator[Finding]:
     own = [row for row in (*other_tenant, *other_recipient) if row.ours]
     if own:
         yield warning(
-            f"{n_of_m(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery,"
-            " made by the"
-            f" message id alone while the recipient could not be read, such as the event {own[0].event_id}",
+            f"{n_of_m(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery, made by"
+            f" the message id alone while the recipient could not be read, such as the event {own[0].event_id}",
             "correct these deliveries by hand: the ledger keeps the events",
         )
     if not (foreign or own):

@@ -63,7 +63,7 @@ def _retention(look: Look) -> Iterator[Finding]:
     functions = {EVENTS: look.tx.settings.retention_events_days, DELIVERIES: look.tx.settings.retention_deliveries_days}
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
         if days is not None and (wrong := unusable(look.tx, function)):
-            level = warning if schema.made_by_mailglass(look.tx) else error
+            level = warning if look.is_mailglass_s else error
             yield level(f"the prune cannot delete old {rows}: {wrong.message}", wrong.remedy)
             return
     yield ok("this role may sweep and prune")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
-from mailglass_reconcile.store import schema
 
 OLDEST_SERVER = 150_000
 
@@ -45,7 +44,7 @@ def time_zone(look: Look) -> Iterator[Finding]:
     row = look.tx.execute(_TIME_ZONE).one()
     if row.is_utc:
         yield ok("sessions of this role are in UTC")
-    elif schema.made_by_mailglass(look.tx):
+    elif look.is_mailglass_s:
         yield warning(
             f"sessions of this role are in the time zone {row.time_zone}: rows of Mailglass whose id is no UUIDv7 may"
             " seem to have arrived at another time",

@@ -2,8 +2,7 @@
 
 import factories
 import mailglass_reconcile
-from mailglass_reconcile.ops.causes import of_last_sweep
-from mailglass_reconcile.ops.orphans import Filters, of_message, page
+from mailglass_reconcile.ops.orphans import Filters, break_down_last_sweep, of_message, page
 
 
 def astray(db, number, tenant="default", provider=factories.postmark):
@@ -19,7 +18,7 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     astray(db, 8, provider=factories.sendgrid)
     factories.orphan(db, factories.postmark("nobody's"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = [tuple(one) for one in of_last_sweep(db.database, Filters()).causes]
+    found = [tuple(one) for one in break_down_last_sweep(db.database, Filters()).causes]
     assert found == [
         ("tenant_mismatch", "default", "postmark", "acme", 7),
         ("tenant_mismatch", "default", "sendgrid", "acme", 1),
@@ -44,14 +43,14 @@ def test_a_list_is_counted_if_a_sweep_counts_by_its_filters(db):
         ({"message_id": "m-1"}, None),
         ({"state": "expired"}, None),
     ]
-    found = [(filters, of_last_sweep(db.database, Filters(**filters))) for filters, _ in expected]
+    found = [(filters, break_down_last_sweep(db.database, Filters(**filters))) for filters, _ in expected]
     assert [(filters, each and each.orphans) for filters, each in found] == expected
 
 
 def test_before_the_first_full_sweep_nothing_is_counted(db):
     """A dash, and no zero."""
     astray(db, 1)
-    assert of_last_sweep(db.database, Filters()) is None
+    assert break_down_last_sweep(db.database, Filters()) is None
 
 
 def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
@@ -63,7 +62,7 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
     )
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
     found = page(db.database, Filters(state="matched"))
-    assert of_last_sweep(db.database, Filters(state="matched")).orphans == len(found.orphans) == 8
+    assert break_down_last_sweep(db.database, Filters(state="matched")).orphans == len(found.orphans) == 8
     assert all(one.delivery_id for one in found.orphans)
 
 
