@@ -60,7 +60,7 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/rules/matching.py",
-                "if one.tenant_id == tenant_id:",
+                "if delivery.tenant_id == tenant_id:",
                 "if True:",
             ),
             (
