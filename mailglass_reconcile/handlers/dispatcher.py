@@ -29,7 +29,7 @@ from mailglass_reconcile.store import handled_types, outbox, runs
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import Registration
-from mailglass_reconcile.store.outbox import Job
+from mailglass_reconcile.store.outbox import Claim, Failure, Job
 from mailglass_reconcile.store.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
@@ -130,16 +130,17 @@ class _Dispatcher:
     def _next(self, begin: Begin, attempt: _Attempt | None) -> Job | None:
         """Record how the last attempt ended, and claim the next job, unless the time is over."""
         self._register(begin)
-        expired = self._seconds is not None and time.monotonic() - self._began > self._seconds
+        is_over = self._seconds is not None and time.monotonic() - self._began > self._seconds
+        turns = [] if is_over else self._turns
+        failure = Failure(attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
 
-        def action(work: Work) -> tuple[str | None, Job | None]:
+        def action(work: Work) -> Claim:
             tx = Transaction(work.connection, self._settings)
-            state = outbox.fail(tx, attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
-            return state, None if expired else outbox.claim(tx, self._turns, synchronous=work.nested)
+            return outbox.claim(tx, turns, synchronous=work.nested, failure=failure)
 
-        state, job = self._own(begin, action)
+        job, failed_state = self._own(begin, action)
         if attempt:
-            self._count(attempt, state)
+            self._count(attempt, failed_state)
         if job:
             # Its handler's turn is over, and the job's type comes last of it.
             self._turns.sort(key=lambda turn: (turn.handler == job.handler, turn == (job.handler, job.type)))

@@ -26,8 +26,21 @@ EVENT_MISSING = "EventMissing"
 FAILING_ATTEMPTS = 3
 """After so many attempts, minutes after the first, a job is not failing by chance."""
 
-CLAIM = Function("mailglass_reconcile_claim_job_v1", ("handlers", "types", "delays", "synchronous"))
-FINISH = Function("mailglass_reconcile_finish_job_v1", ("event", "handler_name", "attempt", "error_class", "delays"))
+CLAIM = Function(
+    "mailglass_reconcile_claim_job_v1",
+    (
+        "handlers",
+        "types",
+        "delays",
+        "unfinished",
+        "synchronous",
+        "last_event",
+        "last_handler",
+        "last_attempt",
+        "last_error",
+    ),
+)
+START = Function("mailglass_reconcile_start_job_v1", ("event", "handler_name", "attempt", "time_limit"))
 
 _FACTS = """
 SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead,
@@ -115,20 +128,6 @@ SELECT m.event_id, m.handler, m.delivery_id, m.type, now()::timestamp, now()::ti
     ON CONFLICT DO NOTHING
 """
 
-# In the handler's own scope: marks the job done, and limits what a statement and the transaction may take. Limits that
-# are stricter stay, and older servers have none for a whole transaction.
-_START = """
-SELECT l.name, l.setting, l.limited
-  FROM {schema}.mailglass_reconcile_finish_job_v1(
-         CAST(:event AS pg_catalog.text), CAST(:handler_name AS pg_catalog.text), CAST(:attempt AS pg_catalog.text),
-         NULL, CAST(:delays AS pg_catalog.text)) AS f
-  LEFT JOIN (SELECT l.name, pg_catalog.current_setting(l.name) AS setting,
-                    pg_catalog.set_config(l.name, :limit, true) AS limited
-               FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout'),
-                            ('transaction_timeout')) AS l (name)
-              WHERE CAST(pg_catalog.current_setting(l.name, true) AS interval)
-                    NOT BETWEEN interval '1 microsecond' AND CAST(:limit AS interval)) AS l ON true
-"""
 _RESTORE = "SELECT pg_catalog.set_config(:name, :setting, true)"
 
 _DELAYS = array_literal(map(str, DELAYS_SECONDS))
@@ -165,6 +164,23 @@ class Job(NamedTuple):
     smtp_status: str | None
 
 
+class Failure(NamedTuple):
+    """How an attempt of a job has ended, unless its transaction was committed: the class of an error."""
+
+    job: Job
+    error: str
+
+
+class Claim(NamedTuple):
+    """The job that was claimed, if one is due, and the state that the failure of the last attempt has left.
+
+    That is None if the attempt was committed, or if another dispatcher has claimed its job since.
+    """
+
+    job: Job | None
+    failed_state: str | None
+
+
 class NewJob(NamedTuple):
     """A job to enqueue."""
 
@@ -179,11 +195,29 @@ def facts(tx: Transaction) -> Facts:
     return Facts(*tx.execute(_FACTS, {"attempts": FAILING_ATTEMPTS}).one())
 
 
-def claim(tx: Transaction, registrations: Iterable[tuple[str, str]], *, synchronous: bool) -> Job | None:
-    """Claim the next job of the first of *registrations*, each a handler and a type, that has one that is due."""
-    parameters = columns(("handlers", "types"), list(registrations))
-    row = tx.call(CLAIM, {**parameters, "delays": _DELAYS, "synchronous": None if synchronous else "off"})
-    return Job._make(row[0]) if row else None
+def claim(
+    tx: Transaction, registrations: Iterable[tuple[str, str]], *, synchronous: bool, failure: Failure | None = None
+) -> Claim:
+    """Record a *failure* of the last attempt, and claim the next job.
+
+    It is of the first of *registrations*, each a handler and a type, that has one that is due.
+    """
+    handlers, types = tuple(zip(*registrations, strict=True)) or ((), ())
+    row = tx.call(
+        CLAIM,
+        {
+            "handlers": array_literal(handlers),
+            "types": array_literal(types),
+            "delays": _DELAYS,
+            "unfinished": UNFINISHED,
+            "synchronous": None if synchronous else "off",
+            "last_event": failure.job.event_id if failure else None,
+            "last_handler": failure.job.handler if failure else None,
+            "last_attempt": str(failure.job.attempts) if failure else None,
+            "last_error": failure.error if failure else None,
+        },
+    )[0]
+    return Claim(Job(*row[1:]) if row.event_id else None, row.last_state)
 
 
 def start(tx: Transaction, job: Job, seconds: float) -> Mapping[str, str] | None:
@@ -191,7 +225,8 @@ def start(tx: Transaction, job: Job, seconds: float) -> Mapping[str, str] | None
 
     Return the settings that this changes, as they were; None if another dispatcher has claimed the job since.
     """
-    rows = tx.execute(_START, {**_attempt(job), "limit": f"{round(seconds * 1000)}ms"}).all()
+    attempt = {"event": job.event_id, "handler_name": job.handler, "attempt": str(job.attempts)}
+    rows = tx.call(START, {**attempt, "time_limit": f"{round(seconds * 1000)}ms"})
     return {row.name: row.setting for row in rows if row.name} if rows else None
 
 
@@ -199,15 +234,6 @@ def restore(tx: Transaction, before: Mapping[str, str]) -> None:
     """Restore the settings that `start` has returned."""
     for name, setting in before.items():
         tx.execute(_RESTORE, {"name": name, "setting": setting})
-
-
-def fail(tx: Transaction, job: Job, error: str) -> str | None:
-    """End an attempt with the class of an error, unless it was committed, and return the job's new state.
-
-    None if it was, or if another dispatcher has claimed the job since.
-    """
-    rows = tx.call(FINISH, {**_attempt(job), "error_class": error})
-    return rows[0].state if rows else None
 
 
 def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
@@ -225,12 +251,3 @@ def rename(tx: Transaction, old: str, new: str, after: str, size: int) -> tuple[
     event_ids = [row.event_id for row in rows if row.moves]
     tx.execute(_MOVE, {**names, "event_ids": array_literal(event_ids)})
     return len(event_ids), rows[-1].event_id if len(rows) == size else None
-
-
-def _attempt(job: Job) -> dict[str, str]:
-    return {
-        "event": job.event_id,
-        "handler_name": job.handler,
-        "attempt": str(job.attempts),
-        "delays": _DELAYS,
-    }

@@ -164,7 +164,7 @@ BREAKS = (
                 "alembic/schema/handlers.sql",
                 " AND o.handler = handler_name\n",
                 " AND o.handler = handler_name AND o.event_id = (SELECT x.event_id"
-                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = CAST(event AS uuid)"
+                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = event"
                 " FOR UPDATE SKIP LOCKED)\n",
             ),
         ),

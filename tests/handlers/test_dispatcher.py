@@ -22,6 +22,7 @@ from mailglass_reconcile.handlers import dispatcher, execution
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.outbox import Failure
 from recording import NOW, event, record
 from waiting import wait_until
 
@@ -325,7 +326,7 @@ def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_
 
 
 def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
-    """And one more before it, which claims it and records how the last one ended."""
+    """And one more before it, whose one statement records how the last one ended, and claims it."""
     sent, seen = [], []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
@@ -340,9 +341,12 @@ def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handl
     assert dispatch().handled == 6
     assert len(set(seen)) == 6
     assert len([text for text in sent if "claim_job_v1" in text]) == 7, "the last one finds nothing"
-    assert len([text for text in sent if "finish_job_v1" in text]) == 12, "before and after each handler"
     claims = [number for number, text in enumerate(sent) if "claim_job_v1" in text]
-    assert not [text for text in sent[claims[0] : claims[-1]] if "SAVEPOINT" in text]
+    between = [text for text in sent[claims[0] : claims[-1]] if "claim_job_v1" not in text]
+    assert [("start_job_v1" in text, "pg_current_xact_id" in text) for text in between] == [
+        (True, False),
+        (False, True),
+    ] * 6
 
 
 def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
@@ -657,7 +661,7 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(handler_db):
     first, second = _claimed(handler_db), _claimed(handler_db)
     with handler_db.database.writing() as tx:
         assert outbox.start(tx, first, 30) is None
-        assert outbox.fail(tx, first, "ValueError") is None
+        assert outbox.claim(tx, [], synchronous=True, failure=Failure(first, "ValueError")) == (None, None)
         assert outbox.start(tx, second, 30) is not None
         assert outbox.start(tx, second, 30) is None, "it is done already"
         tx.connection.rollback()
@@ -691,7 +695,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 def _claimed(db):
     make_due(db)
     with db.database.writing() as tx:
-        return outbox.claim(tx, [("x", "bounced")], synchronous=True)
+        return outbox.claim(tx, [("x", "bounced")], synchronous=True).job
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
