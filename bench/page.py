@@ -68,7 +68,7 @@ ABOUT = {
     " minutes: the rows of ten tenants lay mixed in a table larger than memory.",
     "retention": "The daily prune deletes nine tenths of a ledger while an application records sends and webhooks on"
     " the same two busy cores.",
-    "handlers": "Dispatchers run a handler on 20,000 events that a sweep has put into the outbox.",
+    "handlers": "Dispatchers run a handler on 5,000 events that a sweep has put into the outbox.",
     "sizing": "A million messages a day, each with a send and two webhook events, scaled from a tenth.",
 }
 """What a part measures, for `figures.md`."""
