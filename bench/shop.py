@@ -69,12 +69,12 @@ AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 def postmark(id_: str) -> tuple[str, bytes]:
     """Return path and body of a webhook about a message."""
-    return "/postmark/tracking/", registry.record("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
+    return "/postmark/tracking/", registry.get_provider("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
 
 
 def sendgrid(ids: Iterable[str]) -> tuple[str, bytes]:
     """Return path and body of a batch of events."""
-    record = registry.record("sendgrid")
+    record = registry.get_provider("sendgrid")
     batch = [record.table.make_sample("delivered", id_, f"{id_}@example.com", AT) | {"anymail_id": id_} for id_ in ids]
     return "/sendgrid/tracking/", record.bodies(batch)[0]
 

@@ -208,7 +208,9 @@ PAYLOADS = DOCS.parent / "tests" / "webhooks" / "payloads"
 
 def matrix() -> str:
     """Return what each provider reports, from its record, and from its documented payloads what they name."""
-    records = sorted((registry.record(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower())
+    records = sorted(
+        (registry.get_provider(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower()
+    )
     rows = [
         "| provider | reports | bounces | recipient | SMTP status | signature | `trigger` |",
         "|---|---|---|---|---|---|---|",
@@ -216,7 +218,10 @@ def matrix() -> str:
         "",
         "| provider | tick | retries | documentation |",
         "|---|---|---|---|",
-        *(f"| {one.title} | {one.boxes} | {one.retries} | [webhooks]({one.documentation}) |" for one in records),
+        *(
+            f"| {one.title} | {one.event_selection} | {one.retries} | [webhooks]({one.documentation}) |"
+            for one in records
+        ),
         "",
         "Read by name, without a documented or captured payload that the tests could use:",
         "",
@@ -239,7 +244,7 @@ def _reported(record: Provider) -> str:
         " and ".join(bounces) or "not told apart",
         record.recipient_known,
         "no" if record.table.reply is None and record.events is None else "yes",
-        record.authentication.words,
+        record.authentication.description,
         "no" if record.has_private_key else "yes",
     ]
     return f"| {' | '.join(cells)} |"
@@ -247,7 +252,9 @@ def _reported(record: Provider) -> str:
 
 def providers_by_type() -> str:
     """Return which providers report each type of event, from their records."""
-    records = sorted((registry.record(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower())
+    records = sorted(
+        (registry.get_provider(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower()
+    )
     lines = ["| type | reported by |", "|---|---|"]
     for type_ in TYPES:
         reporting = [record.title for record in records if type_ in reported_types(record)]

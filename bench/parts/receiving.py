@@ -61,7 +61,7 @@ def measure(machine: Machine) -> Part:
 
 
 def _batch(number: int) -> bytes:
-    record, at = registry.record("sendgrid"), dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+    record, at = registry.get_provider("sendgrid"), dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
     relayed, more = "filter0001.16648.5515E0B88.0", {"response": "250 OK", "category": ["welcome"], "tls": 1}
     events = [
         record.table.make_sample(

@@ -37,7 +37,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     """
     if not registry.is_known(provider):
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
-    name, record = providers.canonical(provider), registry.record(provider)
+    name, record = providers.canonical(provider), registry.get_provider(provider)
     if record.has_private_key:
         raise ConfigurationError(_no_sample(name))
     at = dt.datetime.now(dt.UTC)

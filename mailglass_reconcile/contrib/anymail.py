@@ -47,13 +47,13 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
             # An event without a time happens now, but Anymail may know when SNS was notified of it.
             occurred_at=made.occurred_at if own.occurred_at >= began else own.occurred_at,
         )
-    formats.names_a_message(provider, made)
+    formats.identify_or_warn(provider, made)
     return made
 
 
 def _as_anymail_reads(event: AnymailTrackingEvent) -> WebhookEvent:
     payload = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
-    return wire.event(
+    return wire.build_event(
         payload,
         type=event.event_type,
         at=_aware(event.timestamp),
@@ -71,7 +71,7 @@ def _as_parse_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent 
     Anymail's id of an event counts where it is that of the webhook: of Svix, or of SNS's notification.
     """
     try:
-        record = registry.record(provider)
+        record = registry.get_provider(provider)
         read = list(record.read(event.esp_event, event.event_id if record.request_id else None))
     except Exception:  # there is no payload or no reader, or Anymail passes another part of the request on
         return None

@@ -18,7 +18,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 from mailglass_reconcile.testing.servers import free_port
 from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.wire import Signed
+from mailglass_reconcile.webhooks.wire import SignedRequest
 
 HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
 START = "from mailglass_reconcile.demo import receiver; receiver.work({port})"
@@ -44,7 +44,7 @@ class Receiver(Process):
     def post(self, mail: Mail, type_: str) -> None:
         """Post what the provider of *mail* reports, to the path of its tenant."""
         now, name = dt.datetime.now(dt.UTC), providers.canonical(mail.provider)
-        record = registry.record(name)
+        record = registry.get_provider(name)
         payload = record.table.make_sample(record.table.names()[type_], mail.reported_id, None, now)
         (body,) = record.bodies([payload | ({"Tag": mail.name} if name == "postmark" else {"category": mail.name})])
         signed = record.sign(body, self._login, now.timestamp()) if name == "postmark" else self._sign(body, now)
@@ -53,12 +53,12 @@ class Receiver(Process):
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - raises unless it is answered 2xx
             pass
 
-    def _sign(self, body: bytes, now: dt.datetime) -> Signed:
+    def _sign(self, body: bytes, now: dt.datetime) -> SignedRequest:
         """Return the request that SendGrid would send, signed with the key of this run."""
         at = str(int(now.timestamp()))
         signature = base64.b64encode(self._key.sign(at.encode() + body, ec.ECDSA(hashes.SHA256()))).decode()
         prefix = "X-Twilio-Email-Event-Webhook"
-        return Signed(body, {f"{prefix}-Signature": signature, f"{prefix}-Timestamp": at})
+        return SignedRequest(body, {f"{prefix}-Signature": signature, f"{prefix}-Timestamp": at})
 
 
 def work(port: int) -> None:

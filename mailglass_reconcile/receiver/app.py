@@ -49,7 +49,7 @@ from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
 from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Request, Signature, equal
+from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest, constant_time_equal
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Receiver:
                 return self._metrics(scope, self.metrics_token)
             return _HERE if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
         if scope["method"] == "OPTIONS" and registry.is_known(provider) and self._secrets.may_have(provider):
-            found = registry.record(provider)
+            found = registry.get_provider(provider)
             if found.handshake:
                 return await self._options(found, provider, scope)
         if scope["method"] != "POST":
@@ -169,7 +169,7 @@ class Receiver:
             self._note_unknown(provider)
             self.results[providers.canonical(provider) if registry.is_known(provider) else "unknown", "refused"] += 1
             return _UNKNOWN
-        found = registry.record(provider)
+        found = registry.get_provider(provider)
         try:
             answer = await self._posted(found, provider, scope, receive)
         except _NotServedError as error:
@@ -187,7 +187,7 @@ class Receiver:
         if token is None:
             return Answer(404, "no metrics here: `mailglass-reconcile receive` has them if MAILGLASS_WEB_TOKEN is set")
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not equal(given.strip(), token):
+        if scheme.lower() != b"bearer" or not constant_time_equal(given.strip(), token):
             return Answer(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))
         from mailglass_reconcile.receiver import metrics  # noqa: PLC0415 - its library is an extra
 
@@ -231,20 +231,20 @@ class Receiver:
         return Answer(200, "ok", ((b"webhook-allowed-origin", origin), (b"webhook-allowed-rate", b"*")))
 
     async def _certificate(
-        self, body: Body, found: Provider, request: Request, secrets: Sequence[str]
-    ) -> certificates.Source | None:
+        self, body: Body, found: Provider, request: WebhookRequest, secrets: Sequence[str]
+    ) -> certificates.CertificateSource | None:
         """Wait for the certificate that a webhook names, if its signature needs one, and return where it is."""
-        source = registry.certificate(found, request, secrets)
+        source = registry.find_certificate_source(found, request, secrets)
         if source is not None and source.url not in sns.certificates:
             await self._admission.wait_for_certificate(body, self._fetched(source))
         return source
 
-    async def _fetched(self, source: certificates.Source) -> None:
+    async def _fetched(self, source: certificates.CertificateSource) -> None:
         await _in_time(asyncio.shield(asyncio.wrap_future(self.start())))
         if source.url not in sns.certificates:
-            await _in_time(asyncio.wrap_future(sns.certificates.fetch(source)))
+            await _in_time(asyncio.wrap_future(sns.certificates.schedule_fetch(source)))
 
-    async def _check(self, body: Body, found: Provider, request: Request, secrets: Sequence[str]) -> _Checked:
+    async def _check(self, body: Body, found: Provider, request: WebhookRequest, secrets: Sequence[str]) -> _Checked:
         """Verify a webhook, unless its password was checked, and read it.
 
         What takes a moment is verified here and now, so that no body which has to wait delays it; the rest in the one
@@ -258,7 +258,7 @@ class Receiver:
         def check() -> _Checked:
             if not body.verified:
                 check_any(found, request, secrets)
-            return _Checked(registry.read(found, request), claimed(found, request))
+            return _Checked(registry.read_events(found, request), claimed(found, request))
 
         checking = self._checker.run(body.provider, body.size, verified=body.verified, job=check)
         try:
@@ -317,12 +317,12 @@ class Receiver:
 
         What a stranger can cause without a secret is a warning.
         """
-        again = found.busy
+        again = found.retry_status
         match error:
             case SignatureError():
                 self._log(logging.WARNING, provider, str(error))
                 asking = ((b"www-authenticate", b'Basic realm="webhooks"'),)
-                return Answer(found.refused, _INVALID, asking if found.refused == 401 else _AGAIN)
+                return Answer(found.rejection_status, _INVALID, asking if found.rejection_status == 401 else _AGAIN)
             case InvalidWebhookError() | InvalidEventError():
                 self._log(logging.ERROR, provider, str(error))
                 return Answer(400, "the body cannot be read")
@@ -394,7 +394,7 @@ async def _in_time(fetched: asyncio.Future[None]) -> None:
     try:
         await asyncio.wait_for(fetched, certificates.WAIT_SECONDS)
     except TimeoutError:
-        raise certificates.too_late() from None
+        raise certificates.timeout_error() from None
 
 
 async def _in_thread(
@@ -403,14 +403,14 @@ async def _in_thread(
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
-def _request(scope: Scope, body: bytes, base: str | None) -> Request:
+def _request(scope: Scope, body: bytes, base: str | None) -> WebhookRequest:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     query = f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else ""
     if base:
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
-        return registry.request_of(body, headers, url=public_url(base, quote(path)) + query)
+        return registry.make_request(body, headers, url=public_url(base, quote(path)) + query)
     host = headers.get("host", "localhost")
-    return registry.request_of(
+    return registry.make_request(
         body, headers, url=f"{scope.get('scheme', 'http')}://{host}{quote(scope['path'])}{query}"
     )
 

@@ -21,7 +21,7 @@ from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.webhooks import registry, sns
-from mailglass_reconcile.webhooks.certificates import Source
+from mailglass_reconcile.webhooks.certificates import CertificateSource
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +87,14 @@ class KnownCertificates:
         missing = [source for source in map(self._source, addresses) if source and not self._is_fetched(source)]
         return not missing
 
-    def _source(self, address: Address) -> Source | None:
+    def _source(self, address: Address) -> CertificateSource | None:
         """Return a stored certificate, if its address is still one that its provider's may have."""
         if not self._is_needed(address.provider):
             return None
-        service = registry.record(address.provider).service
-        return sns.source_at(address.url, service) if service else None
+        service = registry.get_provider(address.provider).service
+        return sns.certificate_source_at(address.url, service) if service else None
 
-    def _is_fetched(self, source: Source) -> bool:
+    def _is_fetched(self, source: CertificateSource) -> bool:
         try:
             sns.certificates.load(source)
         except MailglassReconcileError:
@@ -105,5 +105,5 @@ class KnownCertificates:
         return (
             provider in registry.PROVIDERS
             and self._secrets.may_have(provider)
-            and registry.record(provider).service is not None
+            and registry.get_provider(provider).service is not None
         )

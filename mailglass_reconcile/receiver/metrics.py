@@ -22,7 +22,7 @@ def _families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
         "webhooks", "Webhooks, by provider and result", ("provider", "result"), sorted(results.items())
     )
     help_ = "Events of a known type with neither a message id nor a recipient"
-    warnings = sorted(formats.counts().items())
+    warnings = sorted(formats.warning_counts().items())
     yield exposition.counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
     help_ = "Sends and webhooks that were not recorded, by cause"
     failures = exposition.keyed(telemetry.counts("recording_failures"))

@@ -17,7 +17,7 @@ from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 
 def receive(
@@ -57,9 +57,9 @@ def receive(
     """
     settings = runtime.get_settings()
     secret_store.load_reader(provider)
-    found = registry.record(provider)
+    found = registry.get_provider(provider)
     known = (
-        [registry.check_secret(provider, secret)]
+        [registry.validate_secret(provider, secret)]
         if secret is not None
         else secret_store.of_setting(settings).of(provider)
     )
@@ -67,10 +67,10 @@ def receive(
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for this provider")
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
-    request = registry.request_of(body, headers, url=address)
-    sns.certificates.wait(registry.certificate(found, request, known))
+    request = registry.make_request(body, headers, url=address)
+    sns.certificates.wait(registry.find_certificate_source(found, request, known))
     check_any(found, request, known)
-    events = registry.read(found, request)
+    events = registry.read_events(found, request)
     if not events:
         confirm(found, request)
         return []
@@ -78,7 +78,7 @@ def receive(
         return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events)
 
 
-def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
+def check_any(found: Provider, request: WebhookRequest, known: Sequence[str]) -> None:
     """Check that a request was signed with one of the *known* secrets.
 
     Raises:
@@ -89,7 +89,7 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
     refusal = SignatureError("there is no secret for this provider")
     for number, secret in enumerate(known):
         try:
-            registry.check(found, request, secret, now)
+            registry.verify_request(found, request, secret, now)
         except SignatureError as error:
             refusal = refusal if number else error
         else:
@@ -97,19 +97,19 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
     raise refusal
 
 
-def confirm(found: Provider, request: Request) -> None:
+def confirm(found: Provider, request: WebhookRequest) -> None:
     """Confirm the subscription that a verified request without events may ask for."""
     if found.confirm:
         found.confirm(request)
 
 
-def answer_handshake(found: Provider, request: Request) -> str | None:
+def answer_handshake(found: Provider, request: WebhookRequest) -> str | None:
     """Return the JSON that a verified request without events wants for an answer; None for most."""
     code = found.handshake(request) if found.handshake else None
     return None if code is None else json.dumps({"validationResponse": code})
 
 
-def claimed(found: Provider, request: Request) -> AbstractContextManager[None]:
+def claimed(found: Provider, request: WebhookRequest) -> AbstractContextManager[None]:
     """Keep what a signature covers for a verified request, while it is recorded: only Mailgun's needs it.
 
     Raises:

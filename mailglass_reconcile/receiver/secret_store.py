@@ -44,7 +44,7 @@ class Shared:
         self._of: dict[str, list[str]] = {}
         for provider, secret in pairs:
             load_reader(provider)
-            usable = registry.check_secret(provider, secret)
+            usable = registry.validate_secret(provider, secret)
             self._of.setdefault(providers.canonical(provider), []).append(usable)
 
     def may_have(self, provider: str) -> bool:
@@ -85,7 +85,7 @@ class Asked:
 
     def of(self, provider: str, tenant: str) -> Sequence[str]:
         found = self._function(providers.canonical(provider), tenant)
-        return [registry.check_secret(provider, secret) for secret in _listed(found)]
+        return [registry.validate_secret(provider, secret) for secret in _listed(found)]
 
 
 def given(secrets: Given | None, settings: Settings) -> Secrets:

@@ -1,6 +1,6 @@
-"""Providers' webhooks: read, verified, received.
+"""Parse, verify and receive providers' webhooks.
 
-This module alone knows the rest of the package, and loads it on first use: reading and verifying need no database.
+Parsing and verifying need no database: only this module imports other wings of the package, and only on first use.
 """
 
 from importlib import import_module
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 __all__ = ["InvalidWebhookError", "SignatureError", "parse", "receive", "verify", "webhook_app", "webhook_reader"]
 
-_OF_THE_RECEIVER = {"receive": "receiving", "webhook_app": "app"}
+_RECEIVER_MODULES = {"receive": "receiving", "webhook_app": "app"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_THE_RECEIVER:
+    if name not in _RECEIVER_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"mailglass_reconcile.receiver.{_OF_THE_RECEIVER[name]}"), name)
+    return getattr(import_module(f"mailglass_reconcile.receiver.{_RECEIVER_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-def _load_readers() -> None:
-    from mailglass_reconcile import runtime  # noqa: PLC0415 - it brings SQLAlchemy; only an own reader needs it
+def _load_custom_providers() -> None:
+    from mailglass_reconcile import runtime  # noqa: PLC0415 - it imports SQLAlchemy; only a custom provider needs it
 
     runtime.load_imports()
 
 
 def _count_format_warning(provider: str, type_: str) -> None:
-    from mailglass_reconcile import telemetry  # noqa: PLC0415 - it brings OpenTelemetry
+    from mailglass_reconcile import telemetry  # noqa: PLC0415 - it imports OpenTelemetry
 
     telemetry.count_format_warning(provider, type_)
 
 
-registry.load_readers = _load_readers
-formats.count_elsewhere = _count_format_warning
+registry.load_custom_providers = _load_custom_providers
+formats.count_warning = _count_format_warning

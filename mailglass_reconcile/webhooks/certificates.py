@@ -1,7 +1,8 @@
-"""Fetching certificates, which anybody can ask for by an unsigned notification that names one.
+"""Fetch and cache signing certificates.
 
-Each is fetched once. Two threads do nothing else, and if what is named is not there again and again, they pause between
-two tries. So strangers cannot make this process busy, or use it to make others busy.
+Anybody can send an unsigned notification that names a certificate. So each is fetched once, by two threads that do
+nothing else, and they throttle themselves after repeated failures: strangers cannot keep this process busy, or use it
+to keep others busy.
 """
 
 from __future__ import annotations
@@ -24,33 +25,33 @@ WAIT_SECONDS = 5.0
 """How long a webhook waits for its certificate."""
 FAILURES = 10
 FAILURES_SECONDS = 60.0
-"""After as many failures in this time, there is one try in `PAUSE_SECONDS`."""
-PAUSE_SECONDS = 2.0
+"""After `FAILURES` failures in this time, one certificate is fetched in `THROTTLE_SECONDS`."""
+THROTTLE_SECONDS = 2.0
 MAX_CERTIFICATES = 32
 
 
 class UnavailableError(MailglassReconcileError):
-    """A certificate, or the service that publishes it, is not there now; another try may succeed."""
+    """A certificate, or the service that publishes it, cannot be reached now; a retry may succeed."""
 
 
-class Source(NamedTuple):
-    """Where a certificate is, and what fetches and checks it."""
+class CertificateSource(NamedTuple):
+    """The address of a certificate, and the function that fetches and validates it."""
 
     url: str
     load: Callable[[], x509.Certificate]
 
 
-class _Waiting(NamedTuple):
-    source: Source
-    fetched: Future[None]
+class _FetchRequest(NamedTuple):
+    source: CertificateSource
+    future: Future[None]
 
 
-class Certificates:
-    """Those that were fetched, and what waits for others."""
+class CertificateCache:
+    """The certificates that were fetched, and the queue of those to fetch."""
 
     def __init__(self) -> None:
-        self._known: dict[str, x509.Certificate] = {}
-        self._waiting: list[_Waiting] = []
+        self._certificates: dict[str, x509.Certificate] = {}
+        self._queue: list[_FetchRequest] = []
         self._in_flight: set[str] = set()
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._next_try = 0.0
@@ -58,102 +59,103 @@ class Certificates:
         self._lock = threading.Lock()
 
     def __contains__(self, url: str) -> bool:
-        """Whether a certificate has been fetched."""
-        return url in self._known
+        """Return True if a certificate has been fetched."""
+        return url in self._certificates
 
     def get(self, url: str) -> x509.Certificate:
         """Return a certificate that has been fetched.
 
         Raises:
-            UnavailableError: It has not.
+            UnavailableError: It has not been fetched.
         """
-        certificate = self._known.get(url)
+        certificate = self._certificates.get(url)
         if certificate is None:
             raise UnavailableError("the certificate of a notification has not been fetched: try again")
         return certificate
 
-    def fetch(self, source: Source) -> Future[None]:
-        """Fetch a certificate in a thread; the result is there when it can be got, or has the error."""
-        waiting = _Waiting(source, Future())
+    def schedule_fetch(self, source: CertificateSource) -> Future[None]:
+        """Enqueue a certificate to be fetched by a thread; the future ends when `get` can return it, or has the"
+        " error."""
+        request = _FetchRequest(source, Future())
         with self._lock:
-            self._waiting.append(waiting)
+            self._queue.append(request)
             if self._threads < THREADS:
                 self._threads += 1
                 threading.Thread(target=self._work, name="mailglass-certificates", daemon=True).start()
-        return waiting.fetched
+        return request.future
 
-    def load(self, source: Source) -> None:
-        """Fetch a certificate now, whatever else waits; raises what `source.load` raises."""
+    def load(self, source: CertificateSource) -> None:
+        """Fetch a certificate in this thread, ahead of the queue; raises what `source.load` raises."""
         if source.url not in self:
             certificate = source.load()
             with self._lock:
                 self._add(source.url, certificate)
 
-    def wait(self, source: Source | None) -> None:
-        """Wait until a certificate has been fetched, if one is needed that is not known."""
+    def wait(self, source: CertificateSource | None) -> None:
+        """Wait until *source* has been fetched; return at once for None or a certificate that is cached."""
         if source is None or source.url in self:
             return
-        fetched = self.fetch(source)
+        future = self.schedule_fetch(source)
         try:
-            fetched.result(WAIT_SECONDS)
+            future.result(WAIT_SECONDS)
         except TimeoutError:
-            fetched.cancel()
-            raise too_late() from None
+            future.cancel()
+            raise timeout_error() from None
 
     def _add(self, url: str, certificate: x509.Certificate) -> None:
-        self._known[url] = certificate
-        while len(self._known) > MAX_CERTIFICATES:
-            del self._known[next(iter(self._known))]
+        self._certificates[url] = certificate
+        while len(self._certificates) > MAX_CERTIFICATES:
+            del self._certificates[next(iter(self._certificates))]
 
     def _work(self) -> None:
-        """Fetch as long as anything waits."""
+        """Fetch certificates until the queue is empty."""
         while True:
             with self._lock:
-                self._waiting = [waiting for waiting in self._waiting if not waiting.fetched.cancelled()]
-                free = [waiting.source for waiting in self._waiting if waiting.source.url not in self._in_flight]
-                if not free:
+                self._queue = [request for request in self._queue if not request.future.cancelled()]
+                fetchable = [request.source for request in self._queue if request.source.url not in self._in_flight]
+                if not fetchable:
                     self._threads -= 1
                     return
-                pause = self._pause()
-                if not pause:
-                    source = random.choice(free)  # noqa: S311 - so that no order lets strangers go first
+                delay = self._throttle_delay()
+                if not delay:
+                    source = random.choice(fetchable)  # noqa: S311 - in any fixed order, strangers could come first
                     self._in_flight.add(source.url)
-                    self._next_try = time.monotonic() + PAUSE_SECONDS
-            if pause:
-                time.sleep(pause)
+                    self._next_try = time.monotonic() + THROTTLE_SECONDS
+            if delay:
+                time.sleep(delay)
             else:
                 self._fetch(source)
 
-    def _pause(self) -> float:
+    def _throttle_delay(self) -> float:
         now = time.monotonic()
-        failing = len(self._failures) == FAILURES and now - self._failures[0] < FAILURES_SECONDS
-        return max(0.0, self._next_try - now) if failing else 0.0
+        is_failing = len(self._failures) == FAILURES and now - self._failures[0] < FAILURES_SECONDS
+        return max(0.0, self._next_try - now) if is_failing else 0.0
 
-    def _fetch(self, source: Source) -> None:
+    def _fetch(self, source: CertificateSource) -> None:
         failure: Exception | None = None
         try:
             certificate = source.load()
-        except Exception as error:  # those that wait raise it
+        except Exception as error:  # the waiting webhooks raise it
             failure = error
         with self._lock:
             self._in_flight.remove(source.url)
-            settled = [waiting for waiting in self._waiting if waiting.source.url == source.url]
-            self._waiting = [waiting for waiting in self._waiting if waiting.source.url != source.url]
+            completed = [request for request in self._queue if request.source.url == source.url]
+            self._queue = [request for request in self._queue if request.source.url != source.url]
             if failure:
                 self._failures.append(time.monotonic())
             else:
                 self._add(source.url, certificate)
-        for waiting in settled:
-            if not waiting.fetched.set_running_or_notify_cancel():
+        for request in completed:
+            if not request.future.set_running_or_notify_cancel():
                 continue
             if failure:
-                waiting.fetched.set_exception(failure)
+                request.future.set_exception(failure)
             else:
-                waiting.fetched.set_result(None)
+                request.future.set_result(None)
 
 
-def too_late() -> UnavailableError:
-    """Return the error of a webhook that has waited for its certificate for too long."""
+def timeout_error() -> UnavailableError:
+    """Return the error of a webhook whose certificate was not fetched in time."""
     return UnavailableError(
         f"the certificate of a notification was not there after {WAIT_SECONDS:.0f} seconds: try again"
     )

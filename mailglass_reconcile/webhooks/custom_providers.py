@@ -1,4 +1,4 @@
-"""Readers of applications, for providers that this package does not know."""
+"""`webhook_reader`: an application registers a provider that is not built in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, WebhookRequest
 
 Read = Callable[[bytes, Mapping[str, str]], Iterable[WebhookEvent]]
 Verify = Callable[..., None]
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
-    """Add a provider that is not built in: `docs/own-provider.md`.
+    """Register a provider that is not built in: `docs/own-provider.md`.
 
     Call it in a module that `MAILGLASS_IMPORTS` names. Then `parse`, `verify`, `receive`, `webhook_app` and the
     command `receive` accept the provider.
@@ -45,21 +45,21 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
     if canonical in registry.PROVIDERS:
         raise ValueError(f"webhooks of {canonical} are read by this package")
     for function in (read, verify):
-        if inspect.iscoroutinefunction(function):  # one that is not awaited raises nothing: all would be verified
+        if inspect.iscoroutinefunction(function):  # a coroutine nobody awaits raises nothing: all would be verified
             raise TypeError("read and verify are called in a thread: write def, not async def")
-    registry.plug(canonical, _make_record(canonical, read, verify))
+    registry.register(canonical, _make_record(canonical, read, verify))
 
 
 def _make_record(name: str, read: Read, verify: Verify) -> Provider:
-    """Return the record of a provider that is known by an application's two functions only."""
+    """Return a provider's record made of an application's two functions."""
 
-    def read_request(request: Request, request_id: str | None) -> Iterable[WebhookEvent]:
+    def read_request(request: WebhookRequest, request_id: str | None) -> Iterable[WebhookEvent]:
         events = list(read(request.body, request.headers))
         if not all(isinstance(event, WebhookEvent) for event in events):
             raise InvalidWebhookError("the reader has returned something else than WebhookEvents")
         return events
 
-    def verify_request(request: Request, secret: str, now: float) -> None:
+    def verify_request(request: WebhookRequest, secret: str, now: float) -> None:
         at = dt.datetime.fromtimestamp(now, dt.UTC)
         try:
             verify(request.body, request.headers, secret=secret, url=request.url, now=at)

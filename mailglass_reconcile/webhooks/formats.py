@@ -1,4 +1,4 @@
-"""Formats that have changed: an event of a known type, with neither an id nor a recipient, is warned of and counted."""
+"""Detect a changed webhook format: warn of and count events of a known type with neither an id nor a recipient."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
 _throttle = LogThrottle()
 
-count_elsewhere: Callable[[str, str], None] | None = None
-"""Counts a warning in the application's metrics too, by provider and type."""
+count_warning: Callable[[str, str], None] | None = None
+"""Hook that also counts a warning, by provider and type, in the application's metrics."""
 
 
-def names_a_message(provider: str, event: WebhookEvent) -> bool:
-    """Whether a delivery can be found for an event: if not, and its type is known, the format must have changed.
+def identify_or_warn(provider: str, event: WebhookEvent) -> bool:
+    """Return True if *event* names a message or a recipient; else return False, and warn if its type is known.
 
-    Pings and events of the account have no known type, so they cause no warning.
+    The format must have changed then. Pings and events of the account have no known type.
     """
     if event.message_id is not None or event.recipient is not None:
         return True
@@ -32,15 +32,15 @@ def names_a_message(provider: str, event: WebhookEvent) -> bool:
     return False
 
 
-def counts() -> Mapping[tuple[str, str], int]:
-    """Return how many such events this process has had, by provider and type."""
+def warning_counts() -> Mapping[tuple[str, str], int]:
+    """Return the number of warnings of this process, by provider and type."""
     with _lock:
         return dict(_counts)
 
 
 def _warn(provider: str, type_: str) -> None:
-    if count_elsewhere:
-        count_elsewhere(provider, type_)
+    if count_warning:
+        count_warning(provider, type_)
     with _lock:
         _counts[provider, type_] += 1
     if _throttle.allow((provider, type_)):

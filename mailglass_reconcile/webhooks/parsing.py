@@ -1,4 +1,4 @@
-"""Reading and verifying webhooks without a database: the public functions."""
+"""`parse` and `verify`: the public functions that need no database."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mailglass_reconcile.webhooks import registry, sns
 def parse(
     provider: str, body: bytes, headers: Mapping[str, str] | None = None, *, content_type: str | None = None
 ) -> list[WebhookEvent]:
-    """Parse a provider's webhook into events for `record_webhook`. Nothing is verified or stored.
+    """Parse a provider's webhook into events for `record_webhook`, without verifying or storing it.
 
-    Inbound mail, pings and events of the account give no event. If parts of a batch cannot be parsed, the others are
-    returned, and the log has a line.
+    Inbound mail, pings and events of the account give no event. If parts of a batch cannot be parsed, the other events
+    are returned and an error is logged.
 
     Args:
         provider: The provider's name in any known spelling, such as `Amazon SES`.
@@ -30,7 +30,9 @@ def parse(
         InvalidWebhookError: The body cannot be parsed; the message repeats nothing of it.
         ConfigurationError: The provider is not known.
     """
-    return registry.read(registry.find(provider), registry.request_of(body, headers, content_type=content_type))
+    return registry.read_events(
+        registry.load_provider(provider), registry.make_request(body, headers, content_type=content_type)
+    )
 
 
 def verify(
@@ -42,7 +44,7 @@ def verify(
     url: str | None = None,
     now: dt.datetime | None = None,
 ) -> None:
-    """Check that a webhook comes from the provider; return if it does, and raise `SignatureError` if not.
+    """Verify that a webhook comes from the provider: return if it does, and raise `SignatureError` if not.
 
     Args:
         provider: The provider's name in any known spelling, such as `Amazon SES`.
@@ -50,14 +52,14 @@ def verify(
         headers: The request's headers, in any case.
         secret: The provider's secret, or `user:password`.
         url: The webhook's public address, exactly as entered at the provider; only Mandrill's signature needs it.
-        now: The time to compare a signature's with; None is now.
+        now: The time by which a signature's age is measured; None is now.
 
     Raises:
         SignatureError: It does not, or its signature is too old.
         ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
-    found, request = registry.find(provider), registry.request_of(body, headers, url=url)
-    secret = registry.check_secret(provider, secret)
-    sns.certificates.wait(registry.certificate(found, request, [secret]))
-    registry.check(found, request, secret, now or dt.datetime.now(dt.UTC))
+    record, request = registry.load_provider(provider), registry.make_request(body, headers, url=url)
+    secret = registry.validate_secret(provider, secret)
+    sns.certificates.wait(registry.find_certificate_source(record, request, [secret]))
+    registry.verify_request(record, request, secret, now or dt.datetime.now(dt.UTC))

@@ -1,4 +1,4 @@
-"""Providers whose webhooks can be read: their records, imported when first needed, and applications' readers."""
+"""Registry of the providers: the built-in ones, imported on first use, and those that an application registers."""
 
 from __future__ import annotations
 
@@ -12,120 +12,129 @@ from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, sns
-from mailglass_reconcile.webhooks.certificates import Source
+from mailglass_reconcile.webhooks.certificates import CertificateSource
 from mailglass_reconcile.webhooks.provider import MAX_BYTES, Provider
-from mailglass_reconcile.webhooks.wire import Request, Signature
+from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
 logger = logging.getLogger(__name__)
 
 PROVIDERS = tuple(sorted(providers.built_in()))
-"""Canonical names of those that are built in."""
+"""Canonical names of the built-in providers."""
 
-_plugged: dict[str, Provider] = {}
-"""Applications' own readers, by canonical name."""
+_custom_providers: dict[str, Provider] = {}
+"""Providers that an application has registered, by canonical name."""
 
-load_readers: Callable[[], None] | None = None
-"""Imports the modules of an application that register its readers, before a provider counts as unknown."""
+load_custom_providers: Callable[[], None] | None = None
+"""Hook that imports the application's modules, which register its providers, before a provider counts as unknown."""
 
 
-def read(found: Provider, request: Request) -> list[WebhookEvent]:
-    """Read a request with a provider's record, as `parse` does."""
+def read_events(provider: Provider, request: WebhookRequest) -> list[WebhookEvent]:
+    """Read the events of a request with a provider's record, as `parse` does."""
     events: list[WebhookEvent] = []
-    bad: Counter[str] = Counter()
-    parts = list(found.elements(request))
-    request_id = found.request_id(request) if found.request_id else None
-    for element in parts:
+    failures: Counter[str] = Counter()
+    elements = list(provider.elements(request))
+    request_id = provider.request_id(request) if provider.request_id else None
+    for element in elements:
         try:
-            made = found.read(element, request_id)
-        except Exception as error:  # anything can be in there: it costs this part, not the batch
-            bad[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
+            read = provider.read(element, request_id)
+        except Exception as error:  # an element may hold anything: it is lost, not the batch
+            failures[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
         else:
-            events += made
-    if bad:
-        why = ", ".join(f"{reason} ({count})" for reason, count in bad.items())
-        if bad.total() == len(parts):
-            raise InvalidWebhookError(why if len(parts) > 1 else next(iter(bad)))
-        logger.error("%d of %d events of a webhook cannot be read and were left out: %s", bad.total(), len(parts), why)
+            events += read
+    if failures:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in failures.items())
+        if failures.total() == len(elements):
+            raise InvalidWebhookError(reasons if len(elements) > 1 else next(iter(failures)))
+        logger.error(
+            "%d of %d events of a webhook cannot be read and were left out: %s",
+            failures.total(),
+            len(elements),
+            reasons,
+        )
     return [
         event
         for event in events
-        if event.message_id is not None or event.recipient is not None or _names_a_message(found, event)
+        if event.message_id is not None or event.recipient is not None or _identify_or_warn(provider, event)
     ]
 
 
-def _names_a_message(found: Provider, event: WebhookEvent) -> bool:
-    """Whether a delivery can be found for an event; an application's own rule may read the id from its metadata."""
-    return (found.name in _plugged and bool(event.metadata)) or formats.names_a_message(found.name, event)
+def _identify_or_warn(provider: Provider, event: WebhookEvent) -> bool:
+    """Return True if a delivery can be found for an event; an application's key rule may read the metadata."""
+    if provider.name in _custom_providers and event.metadata:
+        return True
+    return formats.identify_or_warn(provider.name, event)
 
 
-def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
-    """Verify a request with a provider's record, as `verify` does; `check_secret` has checked the secret."""
-    if len(request.body) > found.max_bytes:
+def verify_request(provider: Provider, request: WebhookRequest, secret: str, now: dt.datetime) -> None:
+    """Verify a request with a provider's record, as `verify` does; *secret* comes from `validate_secret`."""
+    if len(request.body) > provider.max_bytes:
         raise InvalidWebhookError("the body is too large")
-    found.authentication.verify(request, secret, now.timestamp())
+    provider.authentication.verify(request, secret, now.timestamp())
 
 
-def check_secret(provider: str, secret: object) -> str:
-    """Return a secret of a provider, without white space around it, if requests can be verified with it."""
-    found = record(provider)
+def validate_secret(provider: str, secret: object) -> str:
+    """Return a provider's secret without white space around it; raise `ConfigurationError` if it cannot be used."""
+    authentication = get_provider(provider).authentication
     try:
         if not isinstance(secret, str) or not secret.strip():
             raise ConfigurationError("the secret is empty, or not a string")
-        if found.authentication.usable:
-            found.authentication.usable(secret.strip())
+        if authentication.validate_secret:
+            authentication.validate_secret(secret.strip())
     except ConfigurationError as error:
         raise ConfigurationError(f"{providers.canonical(provider)}: {error}") from None
     return secret.strip()
 
 
-def is_immediate(found: Provider, size: int) -> bool:
-    """Whether a signature over a body of *size* bytes is checked within some milliseconds, without parsing it."""
-    return found.signature is Signature.OVER_BODY and size <= found.immediate_bytes
+def is_immediate(provider: Provider, size: int) -> bool:
+    """Return True if the signature of a body of *size* bytes is verified in milliseconds, without parsing it."""
+    return provider.signature is Signature.OVER_BODY and size <= provider.immediate_bytes
 
 
-def certificate(found: Provider, request: Request, secrets: Sequence[str]) -> Source | None:
-    """Return the certificate that a request names, if its signature needs one; the body is not parsed."""
-    service = found.service
-    sources = (sns.source_in(request, secret, service) for secret in secrets) if service else ()
+def find_certificate_source(
+    provider: Provider, request: WebhookRequest, secrets: Sequence[str]
+) -> CertificateSource | None:
+    """Return the source of the certificate that a request names, if it needs one; the body is not parsed."""
+    service = provider.service
+    sources = (sns.find_certificate_source(request, secret, service) for secret in secrets) if service else ()
     return next(filter(None, sources), None)
 
 
-def request_of(
+def make_request(
     body: bytes,
     headers: Mapping[str, str] | None = None,
     *,
     content_type: str | None = None,
     url: str | None = None,
-) -> Request:
-    """Return what was received, with the names of headers in lower case."""
+) -> WebhookRequest:
+    """Return a request with the names of its headers in lower case."""
     if len(body) > MAX_BYTES:
         raise InvalidWebhookError("the body is larger than 5 MB")
-    lowered = {name.lower(): value for name, value in dict(headers or {}).items()}
-    return Request(bytes(body), lowered, content_type or lowered.get("content-type", ""), url)
+    lower_headers = {name.lower(): value for name, value in dict(headers or {}).items()}
+    return WebhookRequest(bytes(body), lower_headers, content_type or lower_headers.get("content-type", ""), url)
 
 
-def plug(provider: str, reader: Provider) -> None:
-    """Let *reader* read a provider's webhooks; its canonical name is none of `PROVIDERS`."""
-    _plugged[provider] = reader
+def register(name: str, provider: Provider) -> None:
+    """Register a provider that is not built in; *name* is canonical and none of `PROVIDERS`."""
+    _custom_providers[name] = provider
 
 
 def is_known(provider: str) -> bool:
-    """Whether a provider's webhooks can be read."""
+    """Return True if a provider is built in or registered."""
     name = providers.canonical(provider)
-    return name in PROVIDERS or name in _plugged
+    return name in PROVIDERS or name in _custom_providers
 
 
-def find(provider: str) -> Provider:
-    """Return the record of a provider, or of an application's reader, after loading the modules that register those."""
-    if not is_known(provider) and load_readers:
-        load_readers()
-    return record(provider)
+def load_provider(provider: str) -> Provider:
+    """Return a provider's record; import the application's modules first if the provider is not known."""
+    if not is_known(provider) and load_custom_providers:
+        load_custom_providers()
+    return get_provider(provider)
 
 
-def record(provider: str) -> Provider:
-    """Return the record of a provider, given in any known spelling, or of an application's reader."""
+def get_provider(provider: str) -> Provider:
+    """Return the record of a built-in or registered provider, by any known spelling."""
     if not is_known(provider):
-        known = ", ".join([*PROVIDERS, *_plugged])
+        known = ", ".join([*PROVIDERS, *_custom_providers])
         raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {known}")
     name = providers.canonical(provider)
-    return _plugged.get(name) or cast("Provider", providers.record(name))
+    return _custom_providers.get(name) or cast("Provider", providers.record(name))

@@ -1,4 +1,4 @@
-"""Posting a webhook, to try an installation without a provider's account."""
+"""Post a sample webhook, to try an installation without a provider's account."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.webhooks.wire import Signed
+from mailglass_reconcile.webhooks.wire import SignedRequest
 
 TIMEOUT_SECONDS = 30
-SHOWN_CHARACTERS = 200
+MAX_RESPONSE_CHARACTERS = 200
 
 
-def post(url: str, signed: Signed, option: str) -> tuple[int, str]:
-    """Post a webhook, and return the status of the answer and the beginning of its text.
+def post(url: str, signed: SignedRequest, option: str) -> tuple[int, str]:
+    """Post a webhook, and return the response's status and the beginning of its text. No redirect is followed.
 
-    The address may have a user name and a password; if it is no address of HTTP, a ValueError says so. No redirect is
-    followed. *option* says where the address comes from, for an error.
+    Args:
+        url: The address, which may contain a user name and a password.
+        signed: The webhook.
+        option: The option that gave the address, for error messages.
+
+    Raises:
+        ValueError: *url* is no address of HTTP.
+        MailglassReconcileError: Nothing answers there.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -27,8 +33,8 @@ def post(url: str, signed: Signed, option: str) -> tuple[int, str]:
     path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     try:
         connection.request("POST", path, signed.body, {**_credentials(parts), **signed.headers})
-        answer = connection.getresponse()
-        return answer.status, answer.read(SHOWN_CHARACTERS).decode(errors="replace").strip()
+        response = connection.getresponse()
+        return response.status, response.read(MAX_RESPONSE_CHARACTERS).decode(errors="replace").strip()
     except (OSError, HTTPException) as error:
         raise MailglassReconcileError(f"nothing answers at the address of {option} ({type(error).__name__})") from None
     finally:
@@ -36,7 +42,7 @@ def post(url: str, signed: Signed, option: str) -> tuple[int, str]:
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
-    """Return the header for a user name and a password in an address."""
+    """Return the `Authorization` header for the user name and the password of an address."""
     if parts.username is None:
         return {}
     secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -1,7 +1,7 @@
-"""Types and subtypes of Amazon SES's bounces and complaints, whose words Resend passes on.
+"""Types and subtypes of Amazon SES's bounces and complaints, which Resend uses too.
 
 Followed: https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-types and
-https://resend.com/docs/dashboard/emails/email-bounces. Newer lists are recognised by their names' shape, such as
+https://resend.com/docs/dashboard/emails/email-bounces. Newer lists are recognised by the ending of their names, such as
 `OnTenantSuppressionList` (https://docs.aws.amazon.com/ses/latest/dg/tenants.html).
 """
 
@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailglass_reconcile.webhooks.provider import Kind
+from mailglass_reconcile.webhooks.provider import EventKind
 
 _NOT_SENT = ("SuppressionList", "Suppressed")
 _HARD = ("General", "NoEmail")
 
 BOUNCES: Final = {
-    "hard": Kind("bounced", "bounced", "hard"),
-    "permanent": Kind("bounced", "bounced"),
-    "soft": Kind("bounced", "other", "soft"),
-    "undetermined": Kind("bounced", "other"),
-    "suppressed": Kind("suppressed", "bounced"),
-    "unsubscribed": Kind("suppressed", "unsubscribed"),
+    "hard": EventKind("bounced", "bounced", "hard"),
+    "permanent": EventKind("bounced", "bounced"),
+    "soft": EventKind("bounced", "other", "soft"),
+    "undetermined": EventKind("bounced", "other"),
+    "suppressed": EventKind("suppressed", "bounced"),
+    "unsubscribed": EventKind("suppressed", "unsubscribed"),
 }
-"""Rows of bounces. A soft one may be an automatic answer, such as of a person on holiday."""
+"""Rows of bounces. A soft bounce may be an automatic reply, such as an out-of-office message."""
 
 
 def suppression_row(subtype: object) -> str | None:
-    """Return the row of what SES did not send, because the address is on a list, or its contact has unsubscribed.
+    """Return the row of a message that SES did not send because of a suppression list or an unsubscribed contact.
 
-    The list may be its own, the account's, or a tenant's.
+    The list may be that of SES, of the account, or of a tenant.
     """
     if not isinstance(subtype, str):
         return None
@@ -38,7 +38,7 @@ def suppression_row(subtype: object) -> str | None:
 
 
 def bounce_row(type_: object, subtype: object) -> str | None:
-    """Return the row of a bounce; None if its type is not known."""
+    """Return the row of a bounce, or None if its type is not known."""
     if row := suppression_row(subtype):
         return row
     if type_ == "Permanent":

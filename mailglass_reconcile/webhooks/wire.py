@@ -1,6 +1,6 @@
-"""What providers' webhooks have in common: bodies, times, ids and tags to read, and signatures to check.
+"""Building blocks for providers: parse bodies, times, ids and tags, and verify signatures.
 
-A body comes from outside and may hold anything. The functions here return what can be recorded, or raise
+A body comes from outside and may hold anything. These functions return values that can be recorded, or raise
 `InvalidWebhookError` or `SignatureError`; no message repeats a value.
 """
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
-FRESH_SECONDS = 300
-"""How old a signature may be if the provider signs each attempt for itself."""
+MAX_SIGNATURE_AGE_SECONDS = 300
+"""Greatest age of a signature, where the provider signs each attempt anew."""
 
 MAX_DEPTH = 100
-"""How deeply JSON may be nested."""
+"""Greatest depth of nested JSON."""
 MAX_FIELDS = 1_000
 MAX_ESCAPES = 1_000_000
-"""Fields of a form, and characters that are written as `%` and digits: a sixth of what Mandrill sends."""
+"""Limits of a form: fields, and percent-encoded characters, which are a sixth of what Mandrill sends."""
 
 MAX_TAGS = 50
 MAX_TAG = 255
 MAX_TAGS_BYTES = 60_000
-"""Tags of an event that are kept, characters of each, and bytes of all as JSON: they fit into an event's metadata."""
+"""Limits of an event's tags, so that they fit into its metadata: number, characters of each, bytes of all as JSON."""
 FEW_TAGS = 38
-"""So many always fit: a character takes at most six bytes."""
+"""Number of tags that always fit: a character takes at most six bytes."""
 
 
-class Signed(NamedTuple):
+class SignedRequest(NamedTuple):
     """A webhook as a provider sends it."""
 
     body: bytes
@@ -60,22 +60,22 @@ class Authentication(NamedTuple):
 
     Attributes:
         signature: Where the signature is.
-        words: What it is, for the documentation.
+        description: Its algorithm, for the documentation.
         verify: Called with a request, a secret and the time in seconds since 1970; raises `SignatureError`.
-        usable: Raises `ConfigurationError` unless requests can be verified with a secret.
-        sign: Returns the request that carries a body, signed with a secret at a time, for the webhook's address; None
-            if only the provider has the key.
+        validate_secret: Raises `ConfigurationError` unless requests can be verified with a secret.
+        sign: Returns the signed request for a body, a secret, a time and the webhook's address; None if only the
+            provider has the key.
     """
 
     signature: Signature
-    words: str
-    verify: Callable[[Request, str, float], None]
-    usable: Callable[[str], object] | None = None
-    sign: Callable[[bytes, str, float, str | None], Signed] | None = None
+    description: str
+    verify: Callable[[WebhookRequest, str, float], None]
+    validate_secret: Callable[[str], object] | None = None
+    sign: Callable[[bytes, str, float, str | None], SignedRequest] | None = None
 
 
 class Signature(Enum):
-    """Where the signature of a provider's webhooks is, which decides what strangers can make us do."""
+    """Where the signature of a webhook is: this decides how much work a stranger's request costs."""
 
     IN_HEADERS = "a user name and a password: nothing of the body is needed"
     OVER_BODY = "over the body, which is not parsed to find it"
@@ -84,8 +84,8 @@ class Signature(Enum):
 
 
 @dataclass(frozen=True)
-class Request:
-    """A webhook as it was received; the names of headers are in lower case. Its body is parsed once."""
+class WebhookRequest:
+    """A received webhook, with the names of its headers in lower case. Its body is parsed once."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -94,7 +94,7 @@ class Request:
 
     @cached_property
     def _json(self) -> Any:
-        return from_json(self.body)
+        return parse_json(self.body)
 
     @cached_property
     def _form(self) -> list[tuple[str, str]]:
@@ -110,22 +110,22 @@ class Request:
 
     def object(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object."""
-        return as_object(self.json(), "the body")
+        return require_object(self.json(), "the body")
 
     def form(self) -> list[tuple[str, str]]:
-        """Return the fields of a URL-encoded form, in their order."""
+        """Return the fields of a URL-encoded form, in order."""
         return self._form
 
     def header(self, name: str) -> str:
-        """Return a header that a signature needs."""
+        """Return a header; raise `SignatureError` if it is missing or empty."""
         value = self.headers.get(name.lower())
         if not value:
             raise SignatureError(f"the header {name} is missing")
         return value
 
 
-def from_json(text: bytes | str) -> Any:
-    """Return a JSON text's value; a byte that is not of its encoding is replaced, and costs nothing else."""
+def parse_json(text: bytes | str) -> Any:
+    """Return the value of a JSON text; a byte that its encoding does not have is replaced."""
     try:
         value = json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError):
@@ -146,26 +146,28 @@ def from_json(text: bytes | str) -> Any:
 _CONTAINERS = (dict, list)
 
 
-def as_object(value: object, what: str) -> dict[str, Any]:
+def require_object(value: object, name: str) -> dict[str, Any]:
+    """Return *value* if it is a JSON object; else raise `InvalidWebhookError`, which names it."""
     if isinstance(value, dict):
         return value
-    raise InvalidWebhookError(f"{what} is not a JSON object")
+    raise InvalidWebhookError(f"{name} is not a JSON object")
 
 
-def as_list(value: object, what: str) -> list[Any]:
+def require_list(value: object, name: str) -> list[Any]:
+    """Return *value* if it is a JSON list; else raise `InvalidWebhookError`, which names it."""
     if isinstance(value, list):
         return value
-    raise InvalidWebhookError(f"{what} is not a JSON list")
+    raise InvalidWebhookError(f"{name} is not a JSON list")
 
 
-def dug(value: object, *path: str) -> Any:
-    """Return what stands at a path of keys, or None if one of them is missing."""
+def get_path(value: object, *path: str) -> Any:
+    """Return the value at a path of keys, or None if one of them is missing."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def event(
+def build_event(
     payload: object,
     *,
     type: str,  # noqa: A002 - the event's field
@@ -178,24 +180,24 @@ def event(
     reply: object = None,
     smtp_message_id: object = None,
     tags: object = (),
-    kept: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> WebhookEvent:
     """Return one event that `record_webhook` accepts.
 
     Args:
-        payload: What the provider has sent about it: without an id of its own, its digest is the event's id.
-        type: Its type; one that is not known becomes `unknown`.
+        payload: The provider's payload; its digest is the event's id if *id* is missing.
+        type: The type; an unknown one becomes `unknown`.
         at: When it happened, with a time zone; None is now.
         id: The provider's id of the event, if it has one.
         message_id: The id of the message, a text, an integer or None.
         recipient: The recipient, a string or None.
-        reason: Why a message was rejected or bounced; one that is not known becomes `other`. A complaint's is `spam`.
+        reason: Why a message was rejected or bounced; an unknown reason becomes `other`. A complaint's is `spam`.
         bounce: Whether a bounce is hard or soft, if the payload says so.
-        reply: The reply of the recipient's server, as text: only the digits of its codes are kept. There is none for a
+        reply: The reply of the recipient's server, as text; only the digits of its codes are stored, and none for a
             message that was not sent.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
-        kept: What else the event's metadata holds, such as `MACHINE`; it names no person.
+        metadata: Further metadata of the event, such as `MACHINE`, without personal data.
     """
     if isinstance(message_id, bool) or not isinstance(message_id, _ID_OR_NONE):
         raise InvalidWebhookError("the message's id is neither a string nor a number")
@@ -204,94 +206,99 @@ def event(
     return WebhookEvent(
         type=type if type in TYPES else "unknown",
         occurred_at=at or dt.datetime.now(dt.UTC),
-        provider_event_id=event_id(id, payload),
+        provider_event_id=make_event_id(id, payload),
         message_id=None if message_id == "" else message_id,
         recipient=recipient or None,
         reject_reason="spam" if type == "complained" else reason if reason in _REASONS else "other",
         bounce=bounce,
         smtp_status=None if reply is None or type == "suppressed" else smtp_status(reply),
         smtp_message_id=smtp_message_id if isinstance(smtp_message_id, str) and smtp_message_id.strip() else None,
-        metadata=metadata(tags) | dict(kept) if kept else metadata(tags),
+        metadata=metadata_of_tags(tags) | dict(metadata) if metadata else metadata_of_tags(tags),
     )
 
 
 _REASONS = (None, *REJECT_REASONS)
 _ID = (str, int)
 _ID_OR_NONE = (str, int, NoneType)
-"""Tuples: a union of types takes twice as long to check, for each event."""
+"""Tuples, because `isinstance` with a union of types takes twice as long, for each event."""
 
 MACHINE = {"machine": True}
-"""What is kept of an open or a click that the provider attributes to a machine, such as a mail client's proxy."""
+"""Metadata of an open or a click that the provider attributes to a machine, such as a mail client's proxy."""
 
 
-def with_code(code: object, text: object) -> str:
-    """Return the reply of a server whose code has a field of its own; its text may begin with codes, too."""
-    return " ".join(str(one) for one in (code, text) if isinstance(one, str | int) and not isinstance(one, bool))
+def join_reply(code: object, text: object) -> str:
+    """Return a server's reply that stands in two fields, code and text, as one text."""
+    parts = (part for part in (code, text) if isinstance(part, str | int) and not isinstance(part, bool))
+    return " ".join(map(str, parts))
 
 
-def reply(*texts: object) -> object:
-    """Return the first of some texts that begins with the codes of an SMTP reply, or None."""
+def first_reply(*texts: object) -> object:
+    """Return the first text that begins with the codes of an SMTP reply, or None."""
     return next((text for text in texts if smtp_status(text)), None)
 
 
-def event_id(given: object, payload: object) -> str:
+def make_event_id(provider_id: object, payload: object) -> str:
     """Return an event's id, which is the same when a webhook is repeated and names no person.
 
-    That is the provider's own id; a digest of *payload*, what it has sent, if there is none or it looks like an
-    address.
+    It is the provider's own id, or a digest of *payload* if that is missing or looks like an address.
     """
-    text = str(given).strip() if isinstance(given, _ID) and not isinstance(given, bool) else ""
-    return text if text and not holds_address(text) else digest([given, payload] if text else payload)
+    text = str(provider_id).strip() if isinstance(provider_id, _ID) and not isinstance(provider_id, bool) else ""
+    return text if text and not holds_address(text) else digest([provider_id, payload] if text else payload)
 
 
 def digest(payload: object) -> str:
-    """Return a digest of what a provider has sent, the same in any order of its keys."""
+    """Return a digest of a payload, the same in any order of its keys."""
     return hashlib.sha256(json.dumps(payload, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def metadata(tags: object) -> dict[str, Any]:
-    """Return what the ledger keeps of an event, which cannot be erased: tags, but none with an address."""
+def metadata_of_tags(tags: object) -> dict[str, Any]:
+    """Return an event's metadata with its tags, but without tags that hold an address: the ledger cannot be erased."""
     if not tags:
         return {}
     if isinstance(tags, str):
         return {} if holds_address(tags) else {"tags": [tags[:MAX_TAG]]}
-    listed: Sequence[object] = tags if isinstance(tags, list | tuple) else ()
-    texts = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)]
+    values: Sequence[object] = tags if isinstance(tags, list | tuple) else ()
+    texts = [tag[:MAX_TAG] for tag in values if isinstance(tag, str) and tag and not holds_address(tag)]
     if len(texts) <= FEW_TAGS:
         return {"tags": texts} if texts else {}
-    kept: list[str] = []
-    room = MAX_TAGS_BYTES
+    fitting: list[str] = []
+    remaining = MAX_TAGS_BYTES
     for tag in texts:
-        size = len(_as_json(tag).encode("utf-8", "replace"))
-        if size <= room and len(kept) < MAX_TAGS:
-            kept.append(tag)
-            room -= size
-    return {"tags": kept} if kept else {}
+        size = len(_encode_json(tag).encode("utf-8", "replace"))
+        if size <= remaining and len(fitting) < MAX_TAGS:
+            fitting.append(tag)
+            remaining -= size
+    return {"tags": fitting} if fitting else {}
 
 
-_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def named_tags(tags: object) -> list[str]:
-    """Return tags that have names, an object of texts or of lists of texts, as `name:value`."""
-    each = tags.items() if isinstance(tags, dict) else ()
+def format_named_tags(tags: object) -> list[str]:
+    """Return named tags, an object of texts or of lists of texts, as `name:value`."""
+    items = tags.items() if isinstance(tags, dict) else ()
     return [
         f"{name}:{value}"
-        for name, values in each
+        for name, values in items
         for value in (values if isinstance(values, list) else [values])
         if isinstance(value, str)
     ]
 
 
-def epoch(number: object, per_second: int = 1) -> dt.datetime | None:
-    """Return the time of seconds since 1970 (or parts of them), a number or its text, or None if it is no time."""
+def parse_epoch(number: object, per_second: int = 1) -> dt.datetime | None:
+    """Return the time of a Unix timestamp, a number or its text, or None if it is no time.
+
+    Args:
+        number: Seconds since 1970, or fractions of them.
+        per_second: Units in a second: 1,000 for milliseconds.
+    """
     try:
         return dt.datetime.fromtimestamp(float(number) / per_second, dt.UTC)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, OSError):
         return None
 
 
-def iso(text: object) -> dt.datetime | None:
+def parse_iso(text: object) -> dt.datetime | None:
     """Return the time of an ISO 8601 text, in UTC if it names no zone, or None if it is no time."""
     try:
         time = dt.datetime.fromisoformat(_MICROSECONDS.sub(r"\1", text))  # type: ignore[call-overload]
@@ -301,28 +308,28 @@ def iso(text: object) -> dt.datetime | None:
 
 
 _MICROSECONDS = re.compile(r"(\.\d{6})\d+")
-"""Python reads no more than six digits of a second; Postmark sends seven."""
+"""Python parses no more than six digits of a second; Postmark sends seven."""
 
 
 # Signatures -----------------------------------------------------------------------------------------------------------
 
 
-def equal(given: str | bytes, expected: str | bytes) -> bool:
-    """Whether two texts are equal, in a time that does not depend on where they differ."""
-    one, other = (text.encode("utf-8", "replace") if isinstance(text, str) else text for text in (given, expected))
-    return hmac.compare_digest(one, other)
+def constant_time_equal(left: str | bytes, right: str | bytes) -> bool:
+    """Return True if two texts are equal, in a time that does not depend on where they differ."""
+    first, second = (text.encode("utf-8", "replace") if isinstance(text, str) else text for text in (left, right))
+    return hmac.compare_digest(first, second)
 
 
-def require(matches: bool) -> None:
-    """Raise `SignatureError` unless a signature *matches*."""
+def require_match(matches: bool) -> None:
+    """Raise `SignatureError` unless the signature *matches*."""
     if not matches:
         raise SignatureError("the signature does not match")
 
 
-def as_json(body: bytes, **headers: str) -> Signed:
-    """Return a request with a JSON body; `_` in the name of a header stands for `-`."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Signed(body, {"Content-Type": "application/json", **named})
+def json_request(body: bytes, **headers: str) -> SignedRequest:
+    """Return a signed request with a JSON body; `_` in the name of a header stands for `-`."""
+    header_fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return SignedRequest(body, {"Content-Type": "application/json", **header_fields})
 
 
 def hex_hmac(text: bytes, secret: str) -> str:
@@ -330,48 +337,48 @@ def hex_hmac(text: bytes, secret: str) -> str:
     return hmac.new(secret.encode(), text, "sha256").hexdigest()
 
 
-def hexadecimal(request: Request, header: str, secret: str) -> None:
-    """Check a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
-    require(equal(request.header(header).strip().lower(), hex_hmac(request.body, secret)))
+def verify_hex_hmac(request: WebhookRequest, header: str, secret: str) -> None:
+    """Verify a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
+    require_match(constant_time_equal(request.header(header).strip().lower(), hex_hmac(request.body, secret)))
 
 
-def hmac_in(header: str) -> Authentication:
+def hex_hmac_authentication(header: str) -> Authentication:
     """Return the authentication by a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
     return Authentication(
         Signature.OVER_BODY,
         "HMAC-SHA256",
-        lambda request, secret, now: hexadecimal(request, header, secret),
-        sign=lambda body, secret, at, url: as_json(body, **{header: hex_hmac(body, secret)}),
+        lambda request, secret, now: verify_hex_hmac(request, header, secret),
+        sign=lambda body, secret, at, url: json_request(body, **{header: hex_hmac(body, secret)}),
     )
 
 
-def credentials(secret: str) -> None:
-    """Check that a secret is `user:password`; one of the two may be empty."""
+def validate_credentials(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is `user:password`; one of the two may be empty."""
     if ":" not in secret:
         raise ConfigurationError("the secret must be USER:PASSWORD, as in the address that the provider calls")
-    if secret == ":":  # noqa: S105 - none at all
+    if secret == ":":  # noqa: S105 - both are empty
         raise ConfigurationError("the user name and the password are empty")
 
 
-def basic(request: Request, secret: str, now: float) -> None:
-    """Check HTTP basic authentication: *secret* is `user:password`."""
-    credentials(secret)
-    scheme, _, given = request.header("Authorization").partition(" ")
-    if scheme.lower() != "basic" or not equal(decoded(given.strip()), secret):
+def verify_basic(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify HTTP basic authentication: *secret* is `user:password`."""
+    validate_credentials(secret)
+    scheme, _, credentials = request.header("Authorization").partition(" ")
+    if scheme.lower() != "basic" or not constant_time_equal(b64decode_or_reject(credentials.strip()), secret):
         raise SignatureError("the user name or the password is wrong")
 
 
-def signed_basic(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def sign_basic(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     """Return a request with HTTP basic authentication."""
-    return as_json(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
+    return json_request(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
 
 
-BASIC = Authentication(Signature.IN_HEADERS, "user and password", basic, credentials, signed_basic)
-"""Of providers that sign nothing."""
+BASIC = Authentication(Signature.IN_HEADERS, "user and password", verify_basic, validate_credentials, sign_basic)
+"""Authentication of the providers that sign nothing."""
 
 
-def svix_key(secret: str) -> bytes:
-    """Return the key of Standard Webhooks."""
+def decode_svix_key(secret: str) -> bytes:
+    """Return the key that a secret of Standard Webhooks encodes."""
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
@@ -381,43 +388,43 @@ def svix_key(secret: str) -> bytes:
     return key
 
 
-def svix(request: Request, secret: str, now: float) -> None:
-    """Check the signature of Standard Webhooks, which Svix makes for each attempt.
+def verify_svix(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature of Standard Webhooks, which Svix makes for each attempt.
 
     Followed: https://docs.svix.com/receiving/verifying-payloads/how-manual and https://www.standardwebhooks.com.
     """
-    key = svix_key(secret)
+    key = decode_svix_key(secret)
     prefix = "svix" if "svix-id" in request.headers else "webhook"
-    id_, at, given = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
-    fresh(at, now)
-    expected = _svix_signature(key, id_, at, request.body)
-    require(any(equal(one, expected) for one in given.split(" ")))
+    id_, timestamp, signatures = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
+    check_timestamp(timestamp, now)
+    expected = _svix_signature(key, id_, timestamp, request.body)
+    require_match(any(constant_time_equal(signature, expected) for signature in signatures.split(" ")))
 
 
-def signed_svix(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request that Svix signs at a time; a repeated body has the same id."""
-    id_, time = f"msg_{hashlib.sha256(body).hexdigest()[:24]}", str(int(at))
-    made = _svix_signature(svix_key(secret), id_, time, body)
-    return as_json(body, svix_id=id_, svix_timestamp=time, svix_signature=made)
+def sign_svix(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    """Return a request signed as Svix does at a time; a repeated body has the same id."""
+    id_, timestamp = f"msg_{hashlib.sha256(body).hexdigest()[:24]}", str(int(at))
+    signature = _svix_signature(decode_svix_key(secret), id_, timestamp, body)
+    return json_request(body, svix_id=id_, svix_timestamp=timestamp, svix_signature=signature)
 
 
-def _svix_signature(key: bytes, id_: str, at: str, body: bytes) -> str:
-    made = hmac.digest(key, f"{id_}.{at}.".encode() + body, "sha256")
-    return f"v1,{base64.b64encode(made).decode()}"
+def _svix_signature(key: bytes, id_: str, timestamp: str, body: bytes) -> str:
+    digest = hmac.digest(key, f"{id_}.{timestamp}.".encode() + body, "sha256")
+    return f"v1,{base64.b64encode(digest).decode()}"
 
 
-SVIX = Authentication(Signature.OVER_BODY, "Svix (HMAC-SHA256)", svix, svix_key, signed_svix)
+SVIX = Authentication(Signature.OVER_BODY, "Svix (HMAC-SHA256)", verify_svix, decode_svix_key, sign_svix)
 
 
-def fresh(at: str, now: float, seconds: float = FRESH_SECONDS) -> None:
-    """Check that a signature was made within *seconds* of now."""
-    time = epoch(at)
+def check_timestamp(timestamp: str, now: float, seconds: float = MAX_SIGNATURE_AGE_SECONDS) -> None:
+    """Raise `SignatureError` unless a signature was made within *seconds* of now."""
+    time = parse_epoch(timestamp)
     if time is None or abs(now - time.timestamp()) > seconds:
         raise SignatureError("the signature is too old, or from the future")
 
 
-def decoded(text: str) -> bytes:
-    """Return what a base64 text holds; what is no base64 is a wrong signature."""
+def b64decode_or_reject(text: str) -> bytes:
+    """Return the bytes of a base64 text; raise `SignatureError` if it is not base64."""
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
@@ -425,13 +432,13 @@ def decoded(text: str) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def public_key(secret: str) -> PublicKeyTypes:
-    """Return a public key, given as base64, as a provider's page shows it, or as PEM."""
+def load_public_key(secret: str) -> PublicKeyTypes:
+    """Return the public key of a secret: base64, as a provider's page shows it, or PEM."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - an extra
         from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
     except ImportError:
-        raise missing() from None
+        raise extra_missing_error() from None
     try:
         lines = [line for line in secret.strip().splitlines() if not line.startswith("-----")]
         return load_der_public_key(base64.b64decode("".join(lines), validate=True))
@@ -439,14 +446,14 @@ def public_key(secret: str) -> PublicKeyTypes:
         raise ConfigurationError("the secret must be the provider's public key, as its page shows it") from None
 
 
-def missing() -> ConfigurationError:
-    """Return the error for a signature or a form that needs a package of the extra."""
+def extra_missing_error() -> ConfigurationError:
+    """Return the error for a signature that needs a package of the extra `webhooks`."""
     return ConfigurationError("this webhook needs more packages: pip install 'mailglass-reconcile[webhooks]'")
 
 
-def rsa_key(secret: str) -> RSAPublicKey:
-    """Return a public key of RSA, given as `public_key` takes it."""
-    key = public_key(secret)
+def load_rsa_key(secret: str) -> RSAPublicKey:
+    """Return the RSA public key of a secret, in the formats of `load_public_key`."""
+    key = load_public_key(secret)
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415 - the key has needed it
 
     if not isinstance(key, RSAPublicKey):
@@ -454,8 +461,8 @@ def rsa_key(secret: str) -> RSAPublicKey:
     return key
 
 
-def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> None:
-    """Check an RSA signature (PKCS #1 v1.5) over SHA-256, or over SHA-1."""
+def verify_rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> None:
+    """Verify an RSA signature (PKCS #1 v1.5) of *signed*, over SHA-256 or over SHA-1."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as above
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import padding  # noqa: PLC0415
@@ -466,4 +473,4 @@ def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> 
     try:
         key.verify(signature, signed, padding.PKCS1v15(), hashes.SHA1() if sha1 else hashes.SHA256())  # noqa: S303
     except InvalidSignature:
-        require(False)
+        require_match(False)

@@ -31,7 +31,7 @@ def test_each_reason_has_a_row():
 
 def reporting(type_: str) -> set[str]:
     """Return the titles of the providers that the page says report a type."""
-    titles = {registry.record(name).title for name in registry.PROVIDERS}
+    titles = {registry.get_provider(name).title for name in registry.PROVIDERS}
     (cell,) = re.findall(rf"^\| `{type_}` \| (.*) \|$", GENERATED, re.M)
     names = {name for name in titles if re.search(rf"(?:^|, |but ){re.escape(name)}(?:,|$)", cell)}
     return titles - names if cell.startswith("all") else names
@@ -40,7 +40,9 @@ def reporting(type_: str) -> set[str]:
 def test_the_providers_of_each_type_are_those_of_the_records():
     """`python docs/reference.py` writes them."""
     assert reference.with_reference(TEXT, reference.providers_by_type()) == TEXT, "run `python docs/reference.py`"
-    assert reporting("delivered") == {registry.record(name).title for name in registry.PROVIDERS} - {"Zoho ZeptoMail"}
+    assert reporting("delivered") == {registry.get_provider(name).title for name in registry.PROVIDERS} - {
+        "Zoho ZeptoMail"
+    }
     assert reporting("autoresponded") == {"Postmark", "SparkPost"}
     assert reporting("dispatched") == set()
 
@@ -50,7 +52,7 @@ def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(prov
     """What a payload of the provider's documentation is read as."""
     documented = json.loads((reference.PAYLOADS / f"{provider}.json").read_text())["events"]
     assert documented
-    missing = {one["type"] for one in documented if registry.record(provider).title not in reporting(one["type"])}
+    missing = {one["type"] for one in documented if registry.get_provider(provider).title not in reporting(one["type"])}
     assert missing == set()
 
 

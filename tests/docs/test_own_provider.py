@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import pages
-from mailglass_reconcile.webhooks.registry import read, request_of
+from mailglass_reconcile.webhooks.registry import make_request, read_events
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PLUGIN = "mailglass_reconcile.testing.plugin"
@@ -44,9 +44,9 @@ def test_the_one_file_of_a_provider_reads_verifies_and_makes_samples():
     provider = module["PROVIDER"]
     for type_, body in provider.samples("m-1", "ada@example.com", AT).items():
         signed = provider.sign(body, "change-me", AT.timestamp())
-        request = request_of(signed.body, signed.headers)
+        request = make_request(signed.body, signed.headers)
         provider.authentication.verify(request, "change-me", AT.timestamp())
-        (event,) = read(provider, request)
+        (event,) = read_events(provider, request)
         assert (event.type, event.message_id, event.recipient, event.occurred_at) == (
             type_,
             "m-1",

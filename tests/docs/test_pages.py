@@ -211,7 +211,7 @@ def test_every_page_that_the_package_names_is_there():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 mentioned |= set(re.findall(r"\bdocs/[\w./-]+\.\w+", node.value))
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "page":
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "docs_url":
                 in_errors.add(node.args[0].value)
     assert mentioned
     assert not [name for name in mentioned if not (pages.ROOT / name).exists()]

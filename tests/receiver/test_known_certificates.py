@@ -11,7 +11,7 @@ from mailglass_reconcile.receiver import known_certificates
 from mailglass_reconcile.store import certificates as stored
 from mailglass_reconcile.store.certificates import Address
 from mailglass_reconcile.webhooks import certificates, sns
-from mailglass_reconcile.webhooks.certificates import Certificates
+from mailglass_reconcile.webhooks.certificates import CertificateCache
 from receivers import first, mounted, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import CERTIFICATE_URL
@@ -21,9 +21,9 @@ ADDRESSES = "SELECT provider, url FROM mailglass_webhook_certificates"
 OTHER = CERTIFICATE_URL.replace("0123", "3210")
 
 
-def restarted(monkeypatch, *, attacked: bool = False) -> Certificates:
+def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
     """Know no certificate, as after a restart; if *attacked*, no certificate that is asked for is fetched."""
-    known = Certificates()
+    known = CertificateCache()
     if attacked:
         known._failures.extend([time.monotonic()] * certificates.FAILURES)
         known._next_try = time.monotonic() + 3
@@ -116,9 +116,12 @@ def test_a_certificate_is_found_in_a_body_however_its_address_is_escaped(sent):
     """It is parsed only later; of two addresses, JSON has the last."""
     body = first("ses").body.replace(CERTIFICATE_URL.encode(), CERTIFICATE_URL.replace("/", sent).encode())
     request = certificates_request(b'{"SigningCertURL": "' + OTHER.encode() + b'", ' + body[1:])
-    assert sns.source_in(request, senders.ARN, known_certificates.registry.record("ses").service).url == CERTIFICATE_URL
+    assert (
+        sns.find_certificate_source(request, senders.ARN, known_certificates.registry.get_provider("ses").service).url
+        == CERTIFICATE_URL
+    )
 
 
 def certificates_request(body: bytes):
     """Return a request with a body."""
-    return known_certificates.registry.request_of(body)
+    return known_certificates.registry.make_request(body)

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 import mailglass_reconcile
 import senders
 from mailglass_reconcile.webhooks import sns, webhook_app
-from mailglass_reconcile.webhooks.certificates import Certificates
+from mailglass_reconcile.webhooks.certificates import CertificateCache
 from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import MANDRILL_URL, Posted, documented, posted, secret_of
@@ -32,8 +32,8 @@ SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 def published(monkeypatch):
     """Certificates come from a function of ours."""
     monkeypatch.setattr(sns, "fetch", senders.published)
-    monkeypatch.setattr(sns, "certificates", Certificates())
-    monkeypatch.setattr(mailgun, "_tokens", mailgun.Tokens())
+    monkeypatch.setattr(sns, "certificates", CertificateCache())
+    monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
 
 
 def now():

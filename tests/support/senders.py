@@ -152,12 +152,12 @@ def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
         return [json.dumps(payloads).encode()]
     if provider == "zeptomail":
         return [json.dumps(payload).encode() for payload in payloads]
-    return registry.record(provider).bodies(payloads)
+    return registry.get_provider(provider).bodies(payloads)
 
 
 def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
     """Return a request with a body, signed as the provider does; by the package itself, if its secret is shared."""
-    found = registry.record(provider)
+    found = registry.get_provider(provider)
     if not found.has_private_key:
         return Posted(*found.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
     seconds = str(int(at.timestamp()))
@@ -195,7 +195,7 @@ def notification(provider: str, told: Payload, version: str = "1") -> Posted:
     return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-BATCHES = tuple(provider for provider in registry.PROVIDERS if registry.record(provider).batch)
+BATCHES = tuple(provider for provider in registry.PROVIDERS if registry.get_provider(provider).batch)
 
 
 PRIVATE = {"postal", "scaleway", "sendgrid", "ses"}

@@ -10,7 +10,7 @@ import pytest
 import senders
 from mailglass_reconcile import MailglassReconcileError
 from mailglass_reconcile.webhooks import certificates, sns, verify
-from mailglass_reconcile.webhooks.certificates import Certificates, Source, UnavailableError
+from mailglass_reconcile.webhooks.certificates import CertificateCache, CertificateSource, UnavailableError
 from senders import ARN, NOW, Posted, notification
 from waiting import wait_until
 
@@ -23,7 +23,7 @@ class Fetching:
         self.may = threading.Event()
         self._failure, self._lock = failure, threading.Lock()
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> CertificateSource:
         """Return a source whose certificate is its name."""
 
         def load():
@@ -39,12 +39,12 @@ class Fetching:
                 raise self._failure
             return name
 
-        return Source(name, load)
+        return CertificateSource(name, load)
 
 
 def test_a_certificate_that_was_not_fetched_is_an_error_and_one_that_was_is_not_fetched_again():
     """Whoever waits for it; and one that is needed now is fetched whatever else waits."""
-    some, fetching = Certificates(), Fetching()
+    some, fetching = CertificateCache(), Fetching()
     fetching.may.set()
     with pytest.raises(UnavailableError, match="try again"):
         some.get("a")
@@ -58,8 +58,8 @@ def test_a_certificate_that_was_not_fetched_is_an_error_and_one_that_was_is_not_
 
 def test_two_threads_fetch_and_end_when_nothing_waits():
     """However many certificates are asked for; each is fetched once, however many wait for it."""
-    some, fetching = Certificates(), Fetching()
-    all_ = [some.fetch(fetching.source(f"{n}")) for n in range(10) for _ in range(5)]
+    some, fetching = CertificateCache(), Fetching()
+    all_ = [some.schedule_fetch(fetching.source(f"{n}")) for n in range(10) for _ in range(5)]
     wait_until(lambda: fetching.at_once == 2)
     fetching.may.set()
     assert not wait(all_, timeout=20).not_done
@@ -70,15 +70,15 @@ def test_two_threads_fetch_and_end_when_nothing_waits():
 
 def test_after_ten_failures_there_is_a_pause_before_each_try(monkeypatch):
     """Strangers could name certificates that are not there, one after the other."""
-    monkeypatch.setattr(certificates, "PAUSE_SECONDS", 0.3)
-    some, fetching = Certificates(), Fetching(OSError("not there"))
+    monkeypatch.setattr(certificates, "THROTTLE_SECONDS", 0.3)
+    some, fetching = CertificateCache(), Fetching(OSError("not there"))
     fetching.may.set()
     for number in range(100):
-        some.fetch(fetching.source(f"{number}"))
+        some.schedule_fetch(fetching.source(f"{number}"))
     wait_until(lambda: len(fetching.times) >= 15)
     slow = fetching.times[12:15]
     assert all(later - earlier > 0.25 for earlier, later in pairwise(slow))
-    some._waiting.clear()
+    some._queue.clear()
 
 
 def test_what_is_tried_is_drawn_at_random(monkeypatch):
@@ -86,8 +86,8 @@ def test_what_is_tried_is_drawn_at_random(monkeypatch):
     monkeypatch.setattr(certificates, "FAILURES", 2)
     orders = set()
     for _ in range(5):
-        some, fetching = Certificates(), Fetching()
-        all_ = [some.fetch(fetching.source(f"{number}")) for number in range(20)]
+        some, fetching = CertificateCache(), Fetching()
+        all_ = [some.schedule_fetch(fetching.source(f"{number}")) for number in range(20)]
         fetching.may.set()
         assert not wait(all_, timeout=20).not_done
         orders.add(tuple(fetching.names[2:]))
@@ -96,10 +96,10 @@ def test_what_is_tried_is_drawn_at_random(monkeypatch):
 
 def test_who_no_longer_waits_costs_nothing(monkeypatch):
     """It is forgotten, and not fetched."""
-    some, fetching = Certificates(), Fetching()
-    first = [some.fetch(fetching.source(name)) for name in ("a", "b")]
+    some, fetching = CertificateCache(), Fetching()
+    first = [some.schedule_fetch(fetching.source(name)) for name in ("a", "b")]
     wait_until(lambda: fetching.at_once == 2)
-    assert some.fetch(fetching.source("c")).cancel()
+    assert some.schedule_fetch(fetching.source("c")).cancel()
     fetching.may.set()
     assert not wait(first, timeout=20).not_done
     wait_until(lambda: not some._threads)
@@ -109,7 +109,7 @@ def test_who_no_longer_waits_costs_nothing(monkeypatch):
 def test_a_function_that_waits_for_a_certificate_gives_up_after_five_seconds(monkeypatch):
     """With a line that names no address; SNS sends the webhook again."""
     monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(sns, "certificates", Certificates())
+    monkeypatch.setattr(sns, "certificates", CertificateCache())
     may = threading.Event()
     monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.published(url))
     one = notification("ses", {"Type": "Notification", "Message": "{}"})

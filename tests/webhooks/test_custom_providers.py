@@ -31,7 +31,7 @@ COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
 @pytest.fixture
 def carrier(monkeypatch):
     """The module with the reader, imported for this test; its reader and rule are gone afterwards."""
-    monkeypatch.setattr(registry, "_plugged", dict(registry._plugged))
+    monkeypatch.setattr(registry, "_custom_providers", dict(registry._custom_providers))
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
     monkeypatch.delitem(sys.modules, "carrier", raising=False)
     yield import_module("carrier")
@@ -164,7 +164,7 @@ verify("carrier", {one.body!r}, {one.headers!r}, secret="coo")
 
 def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
     """If a secret names a provider that is not known yet."""
-    monkeypatch.setattr(registry, "_plugged", {})
+    monkeypatch.setattr(registry, "_custom_providers", {})
     monkeypatch.delitem(sys.modules, "carrier")
     settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)

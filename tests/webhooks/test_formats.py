@@ -40,7 +40,7 @@ def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_co
         now = at
         parse("sendgrid", batch)
         assert len(warnings(caplog)) == logged
-    assert formats.counts() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
+    assert formats.warning_counts() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
     """Their types are not ours."""
     assert parse(provider, body) == []
     assert not warnings(caplog)
-    assert not formats.counts()
+    assert not formats.warning_counts()

@@ -207,7 +207,7 @@ def test_a_notification_of_no_type_is_refused(provider):
 @EVERY_PROVIDER
 def test_every_row_of_a_table_has_a_payload_or_is_listed_as_one_without(provider):
     """A sample is no evidence: we have made it ourselves."""
-    rows = set(registry.record(provider).table.kinds)
+    rows = set(registry.get_provider(provider).table.kinds)
     with_payload = {row_of(provider, event.payload) for event in documented(provider)}
     without = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
     assert sorted(rows - with_payload) == without
@@ -218,7 +218,7 @@ def row_of(provider, payload):
     told = next(iter(payload["msys"].values())) if provider == "sparkpost" else payload
     if provider == "zeptomail":
         (told,) = import_module(f"mailglass_reconcile.webhooks.providers.{provider}").flatten(payload)
-    return registry.record(provider).table.row_of(told)
+    return registry.get_provider(provider).table.row_of(told)
 
 
 def test_the_matrix_of_the_page_is_made_from_the_records():

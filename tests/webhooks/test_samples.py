@@ -14,13 +14,13 @@ URL = "https://shop.example/webhooks/it"
 SAMPLES = [
     (provider, type_)
     for provider in SENDERS
-    for type_ in registry.record(provider).samples("m-2", "ada@example.com", AT)
+    for type_ in registry.get_provider(provider).samples("m-2", "ada@example.com", AT)
 ]
 
 
 def test_only_providers_that_sign_with_a_private_key_have_no_samples():
     """Nobody else can sign for them."""
-    assert {provider for provider in PROVIDERS if registry.record(provider).has_private_key} == PRIVATE
+    assert {provider for provider in PROVIDERS if registry.get_provider(provider).has_private_key} == PRIVATE
 
 
 @pytest.mark.parametrize("recipient", ["ada@example.com", None])
@@ -28,7 +28,7 @@ def test_only_providers_that_sign_with_a_private_key_have_no_samples():
 def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
     """Of its type and message, to its recipient, at its time; a bounce is a hard one."""
     message_id = IDS.get(provider, "m-2")
-    record = registry.record(provider)
+    record = registry.get_provider(provider)
     body = record.samples(message_id, recipient, AT)[type_]
     one = record.sign(body, secret_of(provider), AT.timestamp(), URL)
     verify(provider, one.body, one.headers, secret=secret_of(provider), url=URL, now=AT)
@@ -40,7 +40,7 @@ def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
 @pytest.mark.parametrize("provider", SENDERS)
 def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
     """With a payload, or by name only, but of those that we do not know."""
-    record = registry.record(provider)
+    record = registry.get_provider(provider)
     named = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
     types = {event.type for event in documented(provider)} | {record.table.kinds[row].type for row in named}
     assert set(record.samples("m", None, AT)) == types - {"unknown", ""}
@@ -49,7 +49,7 @@ def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
 @pytest.mark.parametrize("provider", SENDERS)
 def test_two_samples_are_two_events(provider):
     """Or the second try would seem to do nothing."""
-    record, ids = registry.record(provider), set()
+    record, ids = registry.get_provider(provider), set()
     for second in (0, 1):
         at = AT + dt.timedelta(seconds=second)
         one = record.sign(record.samples("m-2", None, at)["opened"], secret_of(provider), at.timestamp(), URL)

@@ -17,7 +17,7 @@ import senders
 from anymail_wire import AUTH, KEY
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.webhooks import SignatureError, registry, sns, verify
-from mailglass_reconcile.webhooks.certificates import Certificates
+from mailglass_reconcile.webhooks.certificates import CertificateCache
 from mailglass_reconcile.webhooks.providers import mailgun, scaleway, ses
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import (
@@ -51,8 +51,8 @@ def published(monkeypatch):
         return senders.published(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
-    monkeypatch.setattr(sns, "certificates", Certificates())
-    monkeypatch.setattr(mailgun, "_tokens", mailgun.Tokens())
+    monkeypatch.setattr(sns, "certificates", CertificateCache())
+    monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
     return asked
 
 
@@ -246,14 +246,14 @@ def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it
     other = Posted(one.body.replace(b'"event"', b'"Event"'), one.headers)
     check("mailgun", one)
     check("mailgun", other)  # nothing was recorded yet
-    with suppress(LookupError), mailgun.claim(registry.request_of(one.body)):
+    with suppress(LookupError), mailgun.claim(registry.make_request(one.body)):
         raise LookupError  # nor was it now
-    with mailgun.claim(registry.request_of(one.body)):
+    with mailgun.claim(registry.make_request(one.body)):
         with pytest.raises(SignatureError, match="another webhook"):
             check("mailgun", other)
-        with pytest.raises(SignatureError), mailgun.claim(registry.request_of(other.body)):
+        with pytest.raises(SignatureError), mailgun.claim(registry.make_request(other.body)):
             pass
-        with suppress(LookupError), mailgun.claim(registry.request_of(one.body)):
+        with suppress(LookupError), mailgun.claim(registry.make_request(one.body)):
             raise LookupError
     check("mailgun", one, now=NOW + dt.timedelta(hours=23))
     with pytest.raises(SignatureError, match="another webhook"):
@@ -273,7 +273,7 @@ def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, mov
 
     one, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
     check("mailgun", one)
-    with mailgun.claim(registry.request_of(one.body)):
+    with mailgun.claim(registry.make_request(one.body)):
         pass
     with pytest.raises(SignatureError):
         check("mailgun", other)
@@ -281,11 +281,11 @@ def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, mov
 
 def test_of_requests_that_come_together_one_body_has_the_token():
     """Every one of them has been verified already."""
-    tokens, barrier, bodies = mailgun.Tokens(), threading.Barrier(8), []
+    tokens, barrier, bodies = mailgun.TokenClaims(), threading.Barrier(8), []
 
     def record(body):
         barrier.wait()
-        with suppress(SignatureError), tokens.claimed("t", body):
+        with suppress(SignatureError), tokens.claim("t", body):
             bodies.append(body)
 
     threads = [threading.Thread(target=record, args=[b"%d" % (number % 4)]) for number in range(8)]
@@ -300,14 +300,14 @@ def test_of_requests_that_come_together_one_body_has_the_token():
 def test_mailguns_tokens_are_bounded(monkeypatch):
     """The oldest is forgotten first."""
     monkeypatch.setattr(mailgun, "MAX_TOKENS", 3)
-    tokens = mailgun.Tokens()
+    tokens = mailgun.TokenClaims()
     for number in range(4):
-        with tokens.claimed(str(number), b"body"):
+        with tokens.claim(str(number), b"body"):
             pass
-    tokens.require("0", b"other")
+    tokens.validate("0", b"other")
     for number in range(1, 4):
         with pytest.raises(SignatureError):
-            tokens.require(str(number), b"other")
+            tokens.validate(str(number), b"other")
 
 
 def test_mailguns_primary_account_may_verify_its_subaccounts():
@@ -523,10 +523,10 @@ def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monke
     monkeypatch.setattr(sns, "fetch", lambda address: fetched.append(address) or b"")
 
     def confirm(url):
-        sns.confirm(registry.request_of(notification(provider, {**told, "SubscribeURL": url}).body), module.SERVICE)
+        sns.confirm(registry.make_request(notification(provider, {**told, "SubscribeURL": url}).body), module.SERVICE)
 
     confirm(host + path)
-    sns.confirm(registry.request_of(first(provider).body), module.SERVICE)
+    sns.confirm(registry.make_request(first(provider).body), module.SERVICE)
     evil = [f"{host}.evil.example{path}", f"{host}@evil.example{path}", f"https://evil.example/{host}{path}", None]
     for url in [*evil, host.replace("https", "http") + path, f"{host}:8443{path}", "file:///etc/passwd"]:
         with pytest.raises(SignatureError):

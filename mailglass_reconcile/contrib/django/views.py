@@ -24,7 +24,7 @@ from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.certificates import UnavailableError
 from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Request, Signature
+from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     known = secret_store.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
     if not known:
         return _unknown()
-    found = registry.record(provider)
+    found = registry.get_provider(provider)
     if request.method == "OPTIONS" and not found.handshake:
         return _answer(405, "only POST is answered here", allow=METHODS)
     take = _receive if request.method == "POST" else _allow
@@ -72,18 +72,18 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
 
 def _allow(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
     """Answer the validation of CloudEvents, which asks before the first event whether its origin is allowed."""
-    check_any(found, registry.request_of(b"", request.headers, url=_address(request, provider)), known)
+    check_any(found, registry.make_request(b"", request.headers, url=_address(request, provider)), known)
     origin = request.headers.get("WebHook-Request-Origin", "")
     return _answer(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
 
 
 def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
     """Take a webhook step by step, the cheapest first; nothing connects before it was verified."""
-    head = registry.request_of(b"", request.headers, url=_address(request, provider))
+    head = registry.make_request(b"", request.headers, url=_address(request, provider))
     if found.signature is Signature.IN_HEADERS:
         check_any(found, head, known)
     verified = _verified(dataclasses.replace(head, body=_body(request, found.max_bytes)), found, known)
-    events = registry.read(found, verified)
+    events = registry.read_events(found, verified)
     if not events:
         if (text := answer_handshake(found, verified)) is not None:
             return HttpResponse(text, content_type="application/json")
@@ -105,11 +105,11 @@ def _body(request: HttpRequest, limit: int) -> bytes:
     return body
 
 
-def _verified(request: Request, found: Provider, known: Sequence[str]) -> Request:
+def _verified(request: WebhookRequest, found: Provider, known: Sequence[str]) -> WebhookRequest:
     """Return a request that one of the secrets has signed; a certificate that is not there yet is fetched meanwhile."""
-    source = registry.certificate(found, request, known)
+    source = registry.find_certificate_source(found, request, known)
     if source is not None and source.url not in sns.certificates:
-        sns.certificates.fetch(source)
+        sns.certificates.schedule_fetch(source)
     check_any(found, request, known)
     return request
 
@@ -136,12 +136,12 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
 
 def _refusal(found: Provider, provider: str, error: Exception) -> HttpResponse:
     """Return the answer to a webhook that was not recorded; the log has a line for each cause and minute."""
-    again = found.busy
+    again = found.retry_status
     match error:
         case SignatureError():
             _log(logging.WARNING, provider, str(error))
-            if found.refused != 401:
-                return _answer(found.refused, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS))
+            if found.rejection_status != 401:
+                return _answer(found.rejection_status, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS))
             return _answer(401, "invalid signature", www_authenticate='Basic realm="webhooks"')
         case InvalidWebhookError() | InvalidEventError():
             _log(logging.ERROR, provider, str(error))

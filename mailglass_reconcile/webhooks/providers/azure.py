@@ -16,8 +16,8 @@ from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.webhooks import sns, wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _REPORT = "Microsoft.Communication.EmailDeliveryReportReceived"
 _ENGAGEMENT = "Microsoft.Communication.EmailEngagementTrackingReportReceived"
@@ -35,10 +35,10 @@ _TIMES = (
 MIN_SECRET = 16
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, or the only event."""
     body = request.json()
-    return body if isinstance(body, list) else [wire.as_object(body, "the body")]
+    return body if isinstance(body, list) else [wire.require_object(body, "the body")]
 
 
 def _type(event: Mapping[str, Any]) -> object:
@@ -47,54 +47,54 @@ def _type(event: Mapping[str, Any]) -> object:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """Return the status of a report, or what a recipient did."""
+    """Return the status of a report, or the type of an engagement."""
     type_ = _type(event)
     if type_ == _REPORT:
-        return str(dug(event, "data", "status"))
+        return str(get_path(event, "data", "status"))
     if type_ == _ENGAGEMENT:
-        return str(dug(event, "data", "engagementType")).lower()
+        return str(get_path(event, "data", "engagementType")).lower()
     return "other"
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the header that the event subscription adds to each request, also to the one that validates it."""
-    if not wire.equal(request.header("Authorization"), secret):
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the header that the event subscription adds to each request, also to the one that validates it."""
+    if not wire.constant_time_equal(request.header("Authorization"), secret):
         raise SignatureError("the header Authorization has another value")
 
 
-def _usable(secret: str) -> None:
+def _validate_secret(secret: str) -> None:
     if len(secret) < MIN_SECRET:
         raise ConfigurationError(f"the secret is the whole value of a header: choose at least {MIN_SECRET} characters")
 
 
-def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    return wire.as_json(body, Authorization=secret)
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    return wire.json_request(body, Authorization=secret)
 
 
-def _handshake(request: Request) -> str | None:
-    """Return the code that a verified request wants back, if it asks whether this address accepts events."""
-    code = dug(_validation(request), "validationCode")
+def _handshake(request: WebhookRequest) -> str | None:
+    """Return the code that the response must contain, if a verified request validates this address."""
+    code = get_path(_validation(request), "validationCode")
     return code if isinstance(code, str) else None
 
 
-def _confirm(request: Request) -> None:
-    """Confirm the event subscription of a verified request by one GET, where no answer can hold a code."""
+def _confirm(request: WebhookRequest) -> None:
+    """Confirm the event subscription of a verified request with one GET, where no response can contain a code."""
     validation = _validation(request)
     if validation is None:
         return
-    url = dug(validation, "validationUrl")
+    url = get_path(validation, "validationUrl")
     if not isinstance(url, str) or not _VALIDATION_URL.fullmatch(url):
         raise SignatureError("the subscription is not confirmed at Event Grid")
-    sns.get(url, "Event Grid")
+    sns.fetch_or_unavailable(url, "Event Grid")
 
 
-def _validation(request: Request) -> object:
+def _validation(request: WebhookRequest) -> object:
     events = [event for event in _elements(request) if isinstance(event, dict)]
     return next((event.get("data") for event in events if _type(event) == _VALIDATION), None)
 
 
-def _row(type_: str, status: str, reason: str | None = None, bounce: Any = None) -> tuple[str, Kind]:
-    return status, Kind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status}})
+def _row(type_: str, status: str, reason: str | None = None, bounce: Any = None) -> tuple[str, EventKind]:
+    return status, EventKind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status}})
 
 
 PROVIDER = Provider(
@@ -103,15 +103,15 @@ PROVIDER = Provider(
     spellings=("Azure", "azure_communication_services", "acs"),
     documentation="https://learn.microsoft.com/azure/event-grid/communication-services-email-events",
     recipient_known="not of opens and clicks",
-    boxes="Email Delivery Report Received and Email Engagement Tracking Report Received",
+    event_selection="Email Delivery Report Received and Email Engagement Tracking Report Received",
     retries="for 24 hours, at growing intervals, but none after 400, 401, 403 and 413",
-    authentication=Authentication(Signature.IN_HEADERS, "a static header", _verify, _usable, _sign),
-    refused=503,
+    authentication=Authentication(Signature.IN_HEADERS, "a static header", _verify, _validate_secret, _sign),
+    rejection_status=503,
     handshake=_handshake,
     confirm=_confirm,
     elements=_elements,
     batch=list,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
             "Delivered": _row("delivered", "Delivered")[1],
@@ -126,12 +126,12 @@ PROVIDER = Provider(
                     _row("failed", "Failed"),
                 ]
             ),
-            "view": Kind("opened", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "view"}}),
-            "click": Kind("clicked", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "click"}}),
+            "view": EventKind("opened", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "view"}}),
+            "click": EventKind("clicked", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "click"}}),
             "other": NO_EVENT,
         },
-        at=Field(
-            lambda event: next(filter(None, (wire.iso(dug(event, *path)) for path in _TIMES)), None),
+        at=PayloadField(
+            lambda event: next(filter(None, (wire.parse_iso(get_path(event, *path)) for path in _TIMES)), None),
             lambda row: _TIMES[2 if row in ("view", "click") else 0],
             lambda at: at.isoformat(),
         ),

@@ -15,8 +15,8 @@ from typing import Any
 
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider
+from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 _PREFIX = re.compile(r"\s*(?:[245]\d\d\s+)?RecipientError:\s*")
 """Stands before some replies (https://github.com/anymail/django-anymail/blob/main/tests/test_brevo_webhooks.py)."""
@@ -24,19 +24,23 @@ _FIRST_YEAR = 2012
 """Brevo's first; `ts_epoch` in seconds, read as milliseconds, is a time of January 1970."""
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's event, or the batch; inbound mail gives none."""
     body = request.json()
     if isinstance(body, list):
         return body
-    return [] if "items" in wire.as_object(body, "the body") else [body]
+    return [] if "items" in wire.require_object(body, "the body") else [body]
 
 
 def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
-    """Return the time: `ts_epoch`, if it is in milliseconds, or else `ts_event`; `date` is in another zone."""
-    told = payload.get("ts_epoch")
-    at = wire.epoch(told, per_second=1_000)
-    return at if at is not None and at.year >= _FIRST_YEAR else wire.epoch(payload.get("ts_event")) or wire.epoch(told)
+    """Return the time: `ts_epoch` if it is in milliseconds, else `ts_event`; `date` is in another zone."""
+    ts_epoch = payload.get("ts_epoch")
+    at = wire.parse_epoch(ts_epoch, per_second=1_000)
+    return (
+        at
+        if at is not None and at.year >= _FIRST_YEAR
+        else wire.parse_epoch(payload.get("ts_event")) or wire.parse_epoch(ts_epoch)
+    )
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
@@ -51,35 +55,37 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/message-id", "metadata/messageId", "metadata/message_id")),
     lacks_id=frozenset({"subscribed"}),  # additions to a list
     documentation="https://developers.brevo.com/docs/transactional-webhooks",
-    boxes="all but `uniqueOpened` and `uniqueProxyOpen`, which report the first open again",
+    event_selection="all but `uniqueOpened` and `uniqueProxyOpen`, which report the first open again",
     retries="4, after 10 minutes, 1 hour, 2 hours and 8 hours",
     authentication=wire.BASIC,
-    busy=429,
+    retry_status=429,
     elements=_elements,
-    table=Table(
+    table=EventTable(
         kind="event",
         kinds={
-            "request": Kind("queued"),
-            "delivered": Kind("delivered"),
-            "deferred": Kind("deferred"),
-            "hard_bounce": Kind("bounced", "bounced", "hard"),
-            "soft_bounce": Kind("bounced", "other", "soft"),
-            "blocked": Kind("rejected", "blocked"),
-            "invalid_email": Kind("rejected", "invalid"),
-            "error": Kind("failed"),
-            "opened": Kind("opened"),
-            "unique_opened": Kind("opened"),
-            "proxy_open": Kind("opened"),
-            "unique_proxy_open": Kind("opened"),
-            "click": Kind("clicked"),
-            "spam": Kind("complained"),
-            "complaint": Kind("complained"),
-            "unsubscribed": Kind("unsubscribed"),
-            "unsubscribe": Kind("unsubscribed"),
-            "list_addition": Kind("subscribed"),
+            "request": EventKind("queued"),
+            "delivered": EventKind("delivered"),
+            "deferred": EventKind("deferred"),
+            "hard_bounce": EventKind("bounced", "bounced", "hard"),
+            "soft_bounce": EventKind("bounced", "other", "soft"),
+            "blocked": EventKind("rejected", "blocked"),
+            "invalid_email": EventKind("rejected", "invalid"),
+            "error": EventKind("failed"),
+            "opened": EventKind("opened"),
+            "unique_opened": EventKind("opened"),
+            "proxy_open": EventKind("opened"),
+            "unique_proxy_open": EventKind("opened"),
+            "click": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "complaint": EventKind("complained"),
+            "unsubscribed": EventKind("unsubscribed"),
+            "unsubscribe": EventKind("unsubscribed"),
+            "list_addition": EventKind("subscribed"),
         },
-        at=Field(_at, ("ts_epoch",), lambda at: int(at.timestamp() * 1_000)),
-        digested=lambda payload: {name: value for name, value in payload.items() if name != "id"},  # the webhook's id
+        at=PayloadField(_at, ("ts_epoch",), lambda at: int(at.timestamp() * 1_000)),
+        digest_source=lambda payload: {
+            name: value for name, value in payload.items() if name != "id"
+        },  # the webhook's id
         message_id="message-id",
         recipient="email",
         reply=_reply,

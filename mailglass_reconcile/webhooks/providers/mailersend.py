@@ -14,8 +14,8 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, iso
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.webhooks.wire import WebhookRequest, get_path
 
 TEST_SECRET = "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G"  # noqa: S105 - public: MailerSend's documentation has it
 """Signs nothing but the ping that MailerSend sends before it saves a webhook."""
@@ -25,18 +25,18 @@ _LISTS = {"bounce": "bounced", "spam": "spam", "unsubscribe": "unsubscribed", "b
 """Words of MailerSend's suppression lists (blocklist, hard bounces, spam complaints, unsubscribes, on hold)."""
 
 
-def _elements(request: Request) -> list[Any]:
-    """Return the request's only event; what is no activity of a message gives none, such as the ping."""
+def _elements(request: WebhookRequest) -> list[Any]:
+    """Return the request's only event, or none if it is no activity of a message, such as the ping."""
     body = request.object()
     return [body] if str(body.get("type")).startswith("activity.") else []
 
 
-def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
-    wire.as_object(payload.get("data", {}), "data")
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
+    wire.require_object(payload.get("data", {}), "data")
     if kind.type != "suppressed":
         return kind
-    named = str(dug(payload, "data", "meta", "suppression_reason"))
-    return kind._replace(reason=next((reason for word, reason in _LISTS.items() if word in named), "other"))
+    lists = str(get_path(payload, "data", "meta", "suppression_reason"))
+    return kind._replace(reason=next((reason for word, reason in _LISTS.items() if word in lists), "other"))
 
 
 def _recipient(payload: Mapping[str, Any]) -> object:
@@ -44,24 +44,24 @@ def _recipient(payload: Mapping[str, Any]) -> object:
     data = payload.get("data", {})
     email = data.get("email")
     text = email if isinstance(email, str) else None
-    return dug(email, "recipient", "email") or data.get("recipient", text)
+    return get_path(email, "recipient", "email") or data.get("recipient", text)
 
 
 def _tags(payload: Mapping[str, Any]) -> object:
     data = payload.get("data", {})
-    return data.get("tags", dug(data, "email", "tags"))
+    return data.get("tags", get_path(data, "email", "tags"))
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
     """Return the code of the server's reply and its text; version 1 has words only."""
-    meta = dug(payload, "data", "meta")
-    return wire.with_code(dug(meta, "bounce_code"), dug(meta, "bounce_reason"))
+    meta = get_path(payload, "data", "meta")
+    return wire.join_reply(get_path(meta, "bounce_code"), get_path(meta, "bounce_reason"))
 
 
-_HMAC = wire.hmac_in("Signature")
+_HMAC = wire.hex_hmac_authentication("Signature")
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     try:
         _HMAC.verify(request, secret, now)
     except SignatureError:
@@ -69,13 +69,13 @@ def _verify(request: Request, secret: str, now: float) -> None:
             raise
 
 
-def _is_ping(request: Request) -> bool:
-    """Whether this is the ping, whose secret is known to everybody: a longer one than that is not parsed."""
+def _is_ping(request: WebhookRequest) -> bool:
+    """Return True if a request is the ping, whose secret is public; a longer body is not parsed."""
     if len(request.body) > MAX_PING:
         return False
     try:
-        wire.hexadecimal(request, "Signature", TEST_SECRET)
-        return bool(dug(request.json(), "type") == "webhook.test")
+        wire.verify_hex_hmac(request, "Signature", TEST_SECRET)
+        return bool(get_path(request.json(), "type") == "webhook.test")
     except (InvalidWebhookError, SignatureError):
         return False
 
@@ -84,41 +84,43 @@ PROVIDER = Provider(
     name="mailersend",
     title="MailerSend",
     documentation="https://developers.mailersend.com/api/v1/account/webhooks.html",
-    boxes="all under Activity but the unique opens and clicks",
+    event_selection="all under Activity but the unique opens and clicks",
     retries="2, after 10 and 100 seconds",
     authentication=_HMAC._replace(verify=_verify),
     elements=_elements,
-    table=Table(
+    table=EventTable(
         kind="type",  # in version 2, that of `data` may be another, such as `opened` of `opened_unique`
         kinds={
-            "activity.sent": Kind("sent", payload={"data": {"type": "sent"}}),
-            "activity.delivered": Kind("delivered", payload={"data": {"type": "delivered"}}),
-            "activity.deferred": Kind("deferred", payload={"data": {"type": "deferred"}}),
-            "activity.hard_bounced": Kind(
+            "activity.sent": EventKind("sent", payload={"data": {"type": "sent"}}),
+            "activity.delivered": EventKind("delivered", payload={"data": {"type": "delivered"}}),
+            "activity.deferred": EventKind("deferred", payload={"data": {"type": "deferred"}}),
+            "activity.hard_bounced": EventKind(
                 "bounced", "bounced", "hard",
                 {"data": {"type": "hard_bounced", "meta": {"bounce_code": 550, "bounce_type": "hard"}}},
             ),
-            "activity.soft_bounced": Kind(
+            "activity.soft_bounced": EventKind(
                 "bounced", "other", "soft",
                 {"data": {"type": "soft_bounced", "meta": {"bounce_code": 452, "bounce_type": "soft"}}},
             ),
-            "activity.suppressed": Kind(
+            "activity.suppressed": EventKind(
                 "suppressed", "other", None, {"data": {"type": "suppressed", "meta": {"suppression_reason": "on_hold"}}}
             ),
-            "activity.opened": Kind("opened", payload={"data": {"type": "opened"}}),
-            "activity.opened_unique": Kind("opened", payload={"data": {"type": "opened"}}),
-            "activity.clicked": Kind("clicked", payload={"data": {"type": "clicked"}}),
-            "activity.clicked_unique": Kind("clicked", payload={"data": {"type": "clicked"}}),
-            "activity.spam_complaint": Kind("complained", payload={"data": {"type": "spam_complaints"}}),
-            "activity.unsubscribed": Kind("unsubscribed", "unsubscribed", None, {"data": {"type": "unsubscribed"}}),
+            "activity.opened": EventKind("opened", payload={"data": {"type": "opened"}}),
+            "activity.opened_unique": EventKind("opened", payload={"data": {"type": "opened"}}),
+            "activity.clicked": EventKind("clicked", payload={"data": {"type": "clicked"}}),
+            "activity.clicked_unique": EventKind("clicked", payload={"data": {"type": "clicked"}}),
+            "activity.spam_complaint": EventKind("complained", payload={"data": {"type": "spam_complaints"}}),
+            "activity.unsubscribed": EventKind(
+                "unsubscribed", "unsubscribed", None, {"data": {"type": "unsubscribed"}}
+            ),
         },
         refine=_refine,
         # Version 1 dates the request around the activity at each attempt.
-        at=iso("data/created_at", "created_at"),
+        at=iso_field("data/created_at", "created_at"),
         id="data/id",
-        digested=lambda payload: payload.get("data", {}),
+        digest_source=lambda payload: payload.get("data", {}),
         message_id=("data/email/message/id", "data/message_id"),
-        recipient=computed(_recipient, "data/recipient"),
+        recipient=computed_field(_recipient, "data/recipient"),
         reply=_reply,
         tags=_tags,
     ),

@@ -25,15 +25,15 @@ from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 MAX_EVENT_BYTES = 256 * 1024
-"""How long an event may be, which is parsed before its signature is checked."""
+"""Greatest size of an event, which is parsed before its signature is verified."""
 MAX_AGE_SECONDS = 86_400
-"""How old a signature may be."""
+"""Greatest age of a signature."""
 MAX_TOKENS = 100_000
-"""Tokens that are remembered, about 30 MB: more than most receive in a day, and after a day a signature is too old."""
+"""Greatest number of stored tokens, about 30 MB: more than most receive within `MAX_AGE_SECONDS`."""
 
 _REASONS = {"bounce": "bounced"}
 _LEGACY = (
@@ -42,7 +42,7 @@ _LEGACY = (
 )
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's only event, with its signature."""
     if not _is_json(request):
         raise InvalidWebhookError(_LEGACY)
@@ -50,12 +50,12 @@ def _elements(request: Request) -> list[Any]:
 
 
 def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
-    data = wire.as_object(wire.as_object(element, "the event").get("event-data"), "event-data")
-    made = PROVIDER.table.read(data)
-    return () if made is None else (made,)
+    data = wire.require_object(wire.require_object(element, "the event").get("event-data"), "event-data")
+    event = PROVIDER.table.read(data)
+    return () if event is None else (event,)
 
 
-def _is_json(request: Request) -> bool:
+def _is_json(request: WebhookRequest) -> bool:
     kind = request.content_type.lower()
     return "json" in kind or ("form" not in kind and request.body.lstrip()[:1] == b"{")
 
@@ -70,22 +70,22 @@ def _kind(data: Mapping[str, Any]) -> str:
     return "failed/temporary" if data.get("severity") == "temporary" else "failed"
 
 
-def _refine(data: Mapping[str, Any], kind: Kind) -> Kind:
+def _refine(data: Mapping[str, Any], kind: EventKind) -> EventKind:
     if "reason" not in data or kind is _KINDS.get(f"failed/{data['reason']}"):
         return kind
     return kind._replace(reason=_REASONS.get(str(data["reason"]), "other"))
 
 
 def _recipient(data: Mapping[str, Any]) -> object:
-    """Return the recipient; of what was rejected, the only address of the header `To`, without a display name."""
+    """Return the recipient; for a rejected message, the only address of the header `To`, without a display name."""
     if recipient := data.get("recipient"):
         return recipient
-    to = dug(data, "message", "headers", "to") if data.get("event") == "rejected" else None
+    to = get_path(data, "message", "headers", "to") if data.get("event") == "rejected" else None
     return bare(to) if isinstance(to, str) and "," not in to else None
 
 
 def _message_id(data: Mapping[str, Any]) -> object:
-    id_ = dug(data, "message", "headers", "message-id")
+    id_ = get_path(data, "message", "headers", "message-id")
     return f"<{id_}>" if isinstance(id_, str) and id_ and not id_.startswith("<") else id_
 
 
@@ -98,57 +98,57 @@ def _id(data: Mapping[str, Any]) -> str | None:
 
 
 def _reply(data: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied; codes from 600 are Mailgun's own."""
+    """Return the reply of the recipient's server; codes from 600 are Mailgun's own."""
     status = data.get("delivery-status")
     if not isinstance(status, dict):
         return None
-    return wire.with_code(status.get("code"), status.get("enhanced-code") or status.get("message"))
+    return wire.join_reply(status.get("code"), status.get("enhanced-code") or status.get("message"))
 
 
-def _kept(data: Mapping[str, Any]) -> Mapping[str, bool] | None:
-    """Return whether a machine opened or clicked."""
-    return wire.MACHINE if dug(data, "client-info", "bot") else None
+def _metadata(data: Mapping[str, Any]) -> Mapping[str, bool] | None:
+    """Return the mark of an open or a click by a machine, or None."""
+    return wire.MACHINE if get_path(data, "client-info", "bot") else None
 
 
 class _Signature(NamedTuple):
-    at: str
+    timestamp: str
     token: str
-    given: Sequence[str]
+    signatures: Sequence[str]
 
     @property
     def signed(self) -> str:
-        """What the signature covers. Nothing separates time and token, so only both together belong to a body."""
-        return f"{self.at}{self.token}"
+        """The signed text. Nothing separates time and token, so only both together identify a body."""
+        return f"{self.timestamp}{self.token}"
 
 
 _DECIMAL = re.compile(r"[0-9]{1,12}")
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature, its age, and that its token does not belong to another body.
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature, its age, and that its token does not belong to another body.
 
     A webhook of a subaccount is also signed with the primary account's key.
     """
-    found = _signature(request)
-    expected = wire.hex_hmac(found.signed.encode("utf-8", "replace"), secret)
-    wire.require(any(wire.equal(given, expected) for given in found.given))
-    wire.fresh(found.at, now, MAX_AGE_SECONDS)
-    _tokens.require(found.signed, request.body)
+    parsed = _signature(request)
+    expected = wire.hex_hmac(parsed.signed.encode("utf-8", "replace"), secret)
+    wire.require_match(any(wire.constant_time_equal(signature, expected) for signature in parsed.signatures))
+    wire.check_timestamp(parsed.timestamp, now, MAX_AGE_SECONDS)
+    _tokens.validate(parsed.signed, request.body)
 
 
-def claim(request: Request) -> AbstractContextManager[None]:
-    """Let the token of a verified request belong to its body while it is recorded, and afterwards if that succeeds.
+def claim(request: WebhookRequest) -> AbstractContextManager[None]:
+    """Claim the token of a verified request for its body while it is recorded, and for good if that succeeds.
 
-    The signature covers the token only: with another body, it could be anybody's.
+    The signature covers the token only, so anybody who has seen a token could sign another body with it.
     """
-    return _tokens.claimed(_signature(request).signed, request.body)
+    return _tokens.claim(_signature(request).signed, request.body)
 
 
-def _signature(request: Request) -> _Signature:
+def _signature(request: WebhookRequest) -> _Signature:
     if not _is_json(request):
         raise SignatureError(_LEGACY)
     try:
-        signature = wire.as_object(request.object().get("signature"), "signature")
+        signature = wire.require_object(request.object().get("signature"), "signature")
     except InvalidWebhookError:
         raise SignatureError("the webhook has no signature") from None
     texts = {name: value for name, value in signature.items() if isinstance(value, str)}
@@ -156,59 +156,59 @@ def _signature(request: Request) -> _Signature:
         raise SignatureError("the webhook has no signature")
     if not _DECIMAL.fullmatch(texts["timestamp"]):
         raise SignatureError("the time of the signature is no number")
-    given = [texts[name] for name in ("signature", "parent-signature") if name in texts]
-    return _Signature(texts["timestamp"], texts["token"], given)
+    signatures = [texts[name] for name in ("signature", "parent-signature") if name in texts]
+    return _Signature(texts["timestamp"], texts["token"], signatures)
 
 
-class _Pair:
-    """A body's digest, how many requests with it are under way, and whether one of them was recorded."""
+class _Claim:
+    """A token's claim: the digest of its body, the requests in flight, and whether one of them was recorded."""
 
-    __slots__ = ("digest", "recorded", "under_way")
+    __slots__ = ("digest", "in_flight", "recorded")
 
     def __init__(self, digest: bytes) -> None:
-        self.digest, self.under_way, self.recorded = digest, 0, False
+        self.digest, self.in_flight, self.recorded = digest, 0, False
 
 
-class Tokens:
-    """The body that each token belongs to: the first that came with it. Beyond a bound, the oldest is forgotten."""
+class TokenClaims:
+    """Each token belongs to the first body that came with it. At `MAX_TOKENS`, the oldest claim is evicted."""
 
     def __init__(self) -> None:
-        self._pairs: dict[bytes, _Pair] = {}
+        self._claims: dict[bytes, _Claim] = {}
         self._lock = threading.Lock()
 
-    def require(self, token: str, body: bytes) -> None:
+    def validate(self, token: str, body: bytes) -> None:
         """Raise `SignatureError` if a token belongs to another body."""
         with self._lock:
-            self._require(self._pairs.get(_digest(_encoded(token))), _digest(body))
+            self._validate(self._claims.get(_digest(_encode(token))), _digest(body))
 
     @contextmanager
-    def claimed(self, token: str, body: bytes) -> Iterator[None]:
-        """Let a token belong to a body for as long as the block runs, and then for good, unless the block raises."""
-        key, digest = _digest(_encoded(token)), _digest(body)
+    def claim(self, token: str, body: bytes) -> Iterator[None]:
+        """Claim a token for a body while the block runs, and for good unless the block raises."""
+        key, digest = _digest(_encode(token)), _digest(body)
         with self._lock:
-            pair = self._pairs.get(key)
-            self._require(pair, digest)
-            if pair is None:
-                pair = self._pairs[key] = _Pair(digest)
-                while len(self._pairs) > MAX_TOKENS:
-                    del self._pairs[next(iter(self._pairs))]
-            pair.under_way += 1
+            claim = self._claims.get(key)
+            self._validate(claim, digest)
+            if claim is None:
+                claim = self._claims[key] = _Claim(digest)
+                while len(self._claims) > MAX_TOKENS:
+                    del self._claims[next(iter(self._claims))]
+            claim.in_flight += 1
         try:
             yield
-            pair.recorded = True
+            claim.recorded = True
         finally:
             with self._lock:
-                pair.under_way -= 1
-                if not (pair.recorded or pair.under_way) and self._pairs.get(key) is pair:
-                    del self._pairs[key]
+                claim.in_flight -= 1
+                if not (claim.recorded or claim.in_flight) and self._claims.get(key) is claim:
+                    del self._claims[key]
 
     @staticmethod
-    def _require(pair: _Pair | None, digest: bytes) -> None:
-        if pair is not None and pair.digest != digest:
+    def _validate(claim: _Claim | None, digest: bytes) -> None:
+        if claim is not None and claim.digest != digest:
             raise SignatureError("its token belongs to another webhook, which came first")
 
 
-def _encoded(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
@@ -216,15 +216,15 @@ def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()[:16]
 
 
-_tokens = Tokens()
+_tokens = TokenClaims()
 
 
-def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with an event, as Mailgun sends it."""
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    """Return a signed request for one event, as Mailgun sends it."""
     time = str(int(at))
     token = hashlib.sha256(time.encode() + body).hexdigest()[:50]
     signature = {"timestamp": time, "token": token, "signature": wire.hex_hmac(f"{time}{token}".encode(), secret)}
-    return wire.as_json(b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}")
+    return wire.json_request(b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}")
 
 
 def _failed(reason: str, severity: str = "permanent", code: int = 605) -> dict[str, Any]:
@@ -232,23 +232,25 @@ def _failed(reason: str, severity: str = "permanent", code: int = 605) -> dict[s
 
 
 _KINDS = {
-    "accepted": Kind("queued", payload={"event": "accepted"}),
-    "delivered": Kind("delivered", payload={"event": "delivered", "delivery-status": {"code": 250}}),
-    "failed/temporary": Kind("deferred", payload=_failed("generic", "temporary", 450)),
-    "failed": Kind("bounced", None, "hard", _failed("bounce", "permanent", 550)),
-    "failed/old": Kind("bounced", "timed_out", "soft", _failed("old", "permanent", 602)),  # after eight hours
+    "accepted": EventKind("queued", payload={"event": "accepted"}),
+    "delivered": EventKind("delivered", payload={"event": "delivered", "delivery-status": {"code": 250}}),
+    "failed/temporary": EventKind("deferred", payload=_failed("generic", "temporary", 450)),
+    "failed": EventKind("bounced", None, "hard", _failed("bounce", "permanent", 550)),
+    "failed/old": EventKind("bounced", "timed_out", "soft", _failed("old", "permanent", 602)),  # after eight hours
     # Mailgun did not send, because the address is on one of its lists
-    "failed/suppress-bounce": Kind("suppressed", "bounced", None, _failed("suppress-bounce", code=605)),
-    "failed/suppress-unsubscribe": Kind("suppressed", "unsubscribed", None, _failed("suppress-unsubscribe", code=606)),
-    "failed/suppress-complaint": Kind("suppressed", "spam", None, _failed("suppress-complaint", code=607)),
-    "rejected": Kind(
+    "failed/suppress-bounce": EventKind("suppressed", "bounced", None, _failed("suppress-bounce", code=605)),
+    "failed/suppress-unsubscribe": EventKind(
+        "suppressed", "unsubscribed", None, _failed("suppress-unsubscribe", code=606)
+    ),
+    "failed/suppress-complaint": EventKind("suppressed", "spam", None, _failed("suppress-complaint", code=607)),
+    "rejected": EventKind(
         "rejected", "other", None,
         {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
     ),
-    "opened": Kind("opened", payload={"event": "opened"}),
-    "clicked": Kind("clicked", payload={"event": "clicked"}),
-    "complained": Kind("complained", payload={"event": "complained"}),
-    "unsubscribed": Kind("unsubscribed", payload={"event": "unsubscribed"}),
+    "opened": EventKind("opened", payload={"event": "opened"}),
+    "clicked": EventKind("clicked", payload={"event": "clicked"}),
+    "complained": EventKind("complained", payload={"event": "complained"}),
+    "unsubscribed": EventKind("unsubscribed", payload={"event": "unsubscribed"}),
 }  # fmt: skip
 
 PROVIDER = Provider(
@@ -264,23 +266,25 @@ PROVIDER = Provider(
         )
     ),
     documentation="https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads",
-    boxes="all event types",
+    event_selection="all event types",
     retries="for 8 hours, at growing intervals, but none for `delivered` and none after a 406",
     authentication=Authentication(Signature.IN_BODY, "HMAC-SHA256 over time and token", _verify, sign=_sign),
     max_bytes=MAX_EVENT_BYTES,
     claim=claim,
     elements=_elements,
     events=_events,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds=_KINDS,
         refine=_refine,
-        at=Field(lambda data: wire.epoch(data.get("timestamp")), ("timestamp",), lambda at: at.timestamp()),
-        id=computed(_id, "id"),
-        message_id=computed(_message_id, "message/headers/message-id", lambda id_: id_.strip("<>")),
-        recipient=computed(_recipient, "recipient"),
+        at=PayloadField(
+            lambda data: wire.parse_epoch(data.get("timestamp")), ("timestamp",), lambda at: at.timestamp()
+        ),
+        id=computed_field(_id, "id"),
+        message_id=computed_field(_message_id, "message/headers/message-id", lambda id_: id_.strip("<>")),
+        recipient=computed_field(_recipient, "recipient"),
         reply=_reply,
         tags="tags",
-        kept=_kept,
+        metadata=_metadata,
     ),
 )

@@ -12,8 +12,8 @@ from typing import Any
 
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, epoch
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 _REASONS = {
     "blacklisted": "blocked",
@@ -31,7 +31,7 @@ _REASONS = {
     "spam reporter": "spam",
     "typofix": "invalid",
     "user unknown": "bounced",
-    # what an error is related to
+    # values of `error_related_to`
     "domain": "bounced",
     "mailjet": "blocked",
     "recipient": "bounced",
@@ -39,10 +39,10 @@ _REASONS = {
 }
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, or the only event."""
     body = request.json()
-    return body if isinstance(body, list) else [wire.as_object(body, "the body")]
+    return body if isinstance(body, list) else [wire.require_object(body, "the body")]
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
@@ -53,7 +53,7 @@ def _kind(payload: Mapping[str, Any]) -> str:
     return f"bounce/{'hard' if hard else 'soft'}" if event == "bounce" and isinstance(hard, bool) else event
 
 
-def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
     if "hard_bounce" not in payload:
         kind = kind._replace(bounce=None)
     if "error" not in payload:
@@ -67,8 +67,8 @@ def _message_id(payload: Mapping[str, Any]) -> object:
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied; of a message that it took, after the word `sent`."""
-    return wire.reply(str(payload.get("smtp_reply", "")).removeprefix("sent "), payload.get("comment"))
+    """Return the reply of the recipient's server; for an accepted message, after the word `sent`."""
+    return wire.first_reply(str(payload.get("smtp_reply", "")).removeprefix("sent "), payload.get("comment"))
 
 
 def _numbers(*texts: str | None) -> Iterable[str]:
@@ -84,38 +84,38 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/MessageID", "metadata/message_id"), _numbers),
     synthetic_ids=True,
     documentation="https://dev.mailjet.com/email/guides/webhooks/",
-    boxes="all",
+    event_selection="all",
     retries="every 30 seconds for 24 hours",
     authentication=wire.BASIC,
     elements=_elements,
     batch=list,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
-            "sent": Kind("delivered", payload={"event": "sent"}),
-            "bounce/greylisted": Kind("deferred", "other", "soft", {"event": "bounce", **_GREYLISTED}),
-            "bounce/hard": Kind(
+            "sent": EventKind("delivered", payload={"event": "sent"}),
+            "bounce/greylisted": EventKind("deferred", "other", "soft", {"event": "bounce", **_GREYLISTED}),
+            "bounce/hard": EventKind(
                 "bounced", "bounced", "hard",
                 {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
             ),
-            "bounce/soft": Kind(
+            "bounce/soft": EventKind(
                 "bounced", "bounced", "soft",
                 {"event": "bounce", "hard_bounce": False, "error_related_to": "recipient", "error": "quota exceeded"},
             ),
-            "bounce": Kind("bounced", "bounced", None, {"event": "bounce", "error": "user unknown"}),
-            "blocked": Kind(
+            "bounce": EventKind("bounced", "bounced", None, {"event": "bounce", "error": "user unknown"}),
+            "blocked": EventKind(
                 "rejected", "blocked", None,
                 {"event": "blocked", "error_related_to": "mailjet", "error": "preblocked"},
             ),
-            "blocked/greylisted": Kind("deferred", "other", None, {"event": "blocked", "error": "greylisted"}),
-            "open": Kind("opened", payload={"event": "open"}),
-            "click": Kind("clicked", payload={"event": "click"}),
-            "spam": Kind("complained", payload={"event": "spam"}),
-            "unsub": Kind("unsubscribed", payload={"event": "unsub"}),
+            "blocked/greylisted": EventKind("deferred", "other", None, {"event": "blocked", "error": "greylisted"}),
+            "open": EventKind("opened", payload={"event": "open"}),
+            "click": EventKind("clicked", payload={"event": "click"}),
+            "spam": EventKind("complained", payload={"event": "spam"}),
+            "unsub": EventKind("unsubscribed", payload={"event": "unsub"}),
         },
         refine=_refine,
-        at=epoch("time"),
-        message_id=computed(_message_id, "MessageID", lambda id_: int(id_) if id_.isdecimal() else id_),
+        at=epoch_field("time"),
+        message_id=computed_field(_message_id, "MessageID", lambda id_: int(id_) if id_.isdecimal() else id_),
         recipient="email",
         reply=_reply,
         smtp_message_id="Message_GUID",  # which Mailjet's SMTP server answers with, and its API as `MessageUUID`

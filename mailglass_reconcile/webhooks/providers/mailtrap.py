@@ -13,13 +13,13 @@ from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, epoch
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, epoch_field
+from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 _SUPPRESSED = re.compile(r"suppression list(?:.*Reason: (hard bounce|spam complaint|unsubscription))?", re.DOTALL)
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch; a line is parsed here, and a broken one is an element that cannot be read."""
     lines = [line for line in request.body.splitlines() if line.strip()]
     try:
@@ -28,31 +28,31 @@ def _elements(request: Request) -> list[Any]:
         if len(lines) < 2:
             raise
         return [_line(line) for line in lines]
-    return wire.as_list(body["events"], "events") if "events" in body else [body]
+    return wire.require_list(body["events"], "events") if "events" in body else [body]
 
 
 def _line(line: bytes) -> Any:
     try:
-        return wire.from_json(line)
+        return wire.parse_json(line)
     except InvalidWebhookError:
         return None
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
-    """Return the event's name, with the category of a bounce, or the list that has stopped the message."""
+    """Return the event's name, with the category of a bounce, or the suppression list of a rejected message."""
     event = str(payload.get("event"))
     if event.startswith("inbound"):
         return "inbound"
     if event == "bounce" and "bounce_category" in payload:
         row = f"bounce/{str(payload['bounce_category']).replace(' ', '').lower()}"
         return row if row in _BOUNCES else "bounce/other"
-    if event == "reject" and (listed := _SUPPRESSED.search(str(payload.get("reason")))):
-        return f"reject/{listed[1] or 'suppressed'}"
+    if event == "reject" and (match := _SUPPRESSED.search(str(payload.get("reason")))):
+        return f"reject/{match[1] or 'suppressed'}"
     return event
 
 
-def _bounce(category: str, reason: str, bounce: Any = "soft") -> tuple[str, Kind]:
-    return f"bounce/{category.lower()}", Kind(
+def _bounce(category: str, reason: str, bounce: Any = "soft") -> tuple[str, EventKind]:
+    return f"bounce/{category.lower()}", EventKind(
         "bounced", reason, bounce, {"event": "bounce", "response_code": 550, "bounce_category": category}
     )
 
@@ -82,47 +82,47 @@ _BOUNCES = dict(
 )
 
 
-def _reject(reason: str, listed: str = "") -> Kind:
-    text = "Recipient in suppression list." + (f" Reason: {listed}" if listed else "")
-    return Kind("suppressed", reason, None, {"event": "reject", "reason": text})
+def _reject(reason: str, list_name: str = "") -> EventKind:
+    text = "Recipient in suppression list." + (f" Reason: {list_name}" if list_name else "")
+    return EventKind("suppressed", reason, None, {"event": "reject", "reason": text})
 
 
 PROVIDER = Provider(
     name="mailtrap",
     title="Mailtrap",
     documentation="https://docs.mailtrap.io/email-api-smtp/webhooks",
-    boxes="all",
+    event_selection="all",
     retries="40, every 5 minutes. Then the webhook is paused.",
-    authentication=wire.hmac_in("Mailtrap-Signature"),
+    authentication=wire.hex_hmac_authentication("Mailtrap-Signature"),
     elements=_elements,
     batch=lambda payloads: {"events": list(payloads)},
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
-            "delivery": Kind("delivered", payload={"event": "delivery"}),
-            "soft bounce": Kind(
+            "delivery": EventKind("delivered", payload={"event": "delivery"}),
+            "soft bounce": EventKind(
                 "deferred", "other", "soft",
                 {"event": "soft bounce", "response_code": 452, "bounce_category": "overquota"},
             ),
-            "suspension": Kind("deferred", "other", None, {"event": "suspension"}),
+            "suspension": EventKind("deferred", "other", None, {"event": "suspension"}),
             **_BOUNCES,
-            "bounce": Kind("bounced", "bounced", None, {"event": "bounce"}),
-            "reject": Kind("rejected", "blocked", None, {"event": "reject"}),
+            "bounce": EventKind("bounced", "bounced", None, {"event": "bounce"}),
+            "reject": EventKind("rejected", "blocked", None, {"event": "reject"}),
             "reject/suppressed": _reject("other"),
             "reject/hard bounce": _reject("bounced", "hard bounce"),
             "reject/spam complaint": _reject("spam", "spam complaint"),
             "reject/unsubscription": _reject("unsubscribed", "unsubscription"),
-            "open": Kind("opened", payload={"event": "open"}),
-            "click": Kind("clicked", payload={"event": "click"}),
-            "spam": Kind("complained", payload={"event": "spam"}),
-            "unsubscribe": Kind("unsubscribed", "unsubscribed", None, {"event": "unsubscribe"}),
+            "open": EventKind("opened", payload={"event": "open"}),
+            "click": EventKind("clicked", payload={"event": "click"}),
+            "spam": EventKind("complained", payload={"event": "spam"}),
+            "unsubscribe": EventKind("unsubscribed", "unsubscribed", None, {"event": "unsubscribe"}),
             "inbound": NO_EVENT,
         },
-        at=epoch("timestamp"),
+        at=epoch_field("timestamp"),
         id="event_id",
         message_id="message_id",
         recipient="email",
-        reply=lambda payload: wire.with_code(payload.get("response_code"), payload.get("response")),
+        reply=lambda payload: wire.join_reply(payload.get("response_code"), payload.get("response")),
         tags="category",
     ),
 )  # fmt: skip

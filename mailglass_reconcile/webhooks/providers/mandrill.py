@@ -19,50 +19,50 @@ from urllib.parse import urlencode
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, computed, epoch
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
-_FIRST_TOLD = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
+_STABLE_FIELDS = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the batch, which is a JSON text in the field `mandrill_events`."""
     batch = dict(request.form()).get("mandrill_events")
     if batch is None:
         raise InvalidWebhookError("the form has no field mandrill_events")
-    return wire.as_list(wire.from_json(batch), "mandrill_events")
+    return wire.require_list(wire.parse_json(batch), "mandrill_events")
 
 
 def _message_id(payload: Mapping[str, Any]) -> object:
-    return payload.get("_id") or dug(payload, "msg", "_id")
+    return payload.get("_id") or get_path(payload, "msg", "_id")
 
 
 def _digested(payload: Mapping[str, Any]) -> object:
-    """Return what does not change when a webhook is repeated: `msg` may be empty at first."""
-    return [_message_id(payload), {name: payload[name] for name in _FIRST_TOLD if name in payload}]
+    """Return the part of a payload that is the same when a webhook is repeated: `msg` may be empty at first."""
+    return [_message_id(payload), {name: payload[name] for name in _STABLE_FIELDS if name in payload}]
 
 
 def _recipient(payload: Mapping[str, Any]) -> object:
-    return dug(payload, "msg", "email") or dug(payload, "reject", "email")
+    return get_path(payload, "msg", "email") or get_path(payload, "reject", "email")
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied, or replied last."""
-    attempts = dug(payload, "msg", "smtp_events")
-    last = dug(attempts[-1], "diag") if isinstance(attempts, list) and attempts else None
-    return wire.reply(dug(payload, "msg", "diag"), payload.get("diag"), last)
+    """Return the reply of the recipient's server, or replied last."""
+    attempts = get_path(payload, "msg", "smtp_events")
+    last = get_path(attempts[-1], "diag") if isinstance(attempts, list) and attempts else None
+    return wire.first_reply(get_path(payload, "msg", "diag"), payload.get("diag"), last)
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature; Mandrill signs the address as it was entered there, with its user name if it has one."""
-    given = request.header("X-Mandrill-Signature")
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature; Mandrill signs the address as it was entered there, with its user name if it has one."""
+    signature = request.header("X-Mandrill-Signature")
     if not request.url:
         raise ConfigurationError("the signature of mandrill needs the webhook's public address: pass url")
     try:
         fields = dict(request.form())
     except InvalidWebhookError:
         raise SignatureError("the signed form cannot be read") from None
-    wire.require(wire.equal(given, _signature(request.url, fields, secret)))
+    wire.require_match(wire.constant_time_equal(signature, _signature(request.url, fields, secret)))
 
 
 def _signature(url: str, fields: Mapping[str, str], secret: str) -> str:
@@ -70,14 +70,14 @@ def _signature(url: str, fields: Mapping[str, str], secret: str) -> str:
     return base64.b64encode(hmac.digest(secret.encode(), signed.encode("utf-8", "replace"), "sha1")).decode()
 
 
-def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     """Return a request with a batch, as Mandrill sends it to the address *url*."""
     fields = {"mandrill_events": body.decode(errors="replace")}
     headers = {
         "Content-Type": "application/x-www-form-urlencoded",
         "X-Mandrill-Signature": _signature(url or "", fields, secret),
     }
-    return Signed(urlencode(fields).encode(), headers)
+    return SignedRequest(urlencode(fields).encode(), headers)
 
 
 PROVIDER = Provider(
@@ -86,30 +86,30 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/_id", "metadata/msg/_id", "metadata/message_id")),
     lacks_id=frozenset(),  # changes of its lists are `unknown`
     documentation="https://mailchimp.com/developer/transactional/docs/webhooks/",
-    boxes="all message events",
+    event_selection="all message events",
     retries="not known",
     authentication=Authentication(Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, sign=_sign),
     elements=_elements,
     batch=list,
-    table=Table(
+    table=EventTable(
         kind=("event", "type"),
         kinds={
-            "send": Kind("sent"),
-            "delivered": Kind("delivered"),
-            "deferral": Kind("deferred"),
-            "hard_bounce": Kind("bounced", "bounced", "hard"),
-            "soft_bounce": Kind("bounced", "other", "soft"),
-            "reject": Kind("rejected"),
-            "open": Kind("opened"),
-            "click": Kind("clicked"),
-            "spam": Kind("complained"),
-            "unsub": Kind("unsubscribed"),
+            "send": EventKind("sent"),
+            "delivered": EventKind("delivered"),
+            "deferral": EventKind("deferred"),
+            "hard_bounce": EventKind("bounced", "bounced", "hard"),
+            "soft_bounce": EventKind("bounced", "other", "soft"),
+            "reject": EventKind("rejected"),
+            "open": EventKind("opened"),
+            "click": EventKind("clicked"),
+            "spam": EventKind("complained"),
+            "unsub": EventKind("unsubscribed"),
             "inbound": NO_EVENT,
         },
-        at=epoch("ts"),
-        digested=_digested,
-        message_id=computed(_message_id, "_id"),
-        recipient=computed(_recipient, "msg/email"),
+        at=epoch_field("ts"),
+        digest_source=_digested,
+        message_id=computed_field(_message_id, "_id"),
+        recipient=computed_field(_recipient, "msg/email"),
         reply=_reply,
         tags="msg/tags",
     ),

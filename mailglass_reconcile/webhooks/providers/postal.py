@@ -14,59 +14,66 @@ from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table, computed
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, dug
+from mailglass_reconcile.webhooks.provider import (
+    NO_EVENT,
+    EventKind,
+    EventTable,
+    PayloadField,
+    Provider,
+    computed_field,
+)
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, WebhookRequest, get_path
 
 _PERMANENT = re.compile(r"\s*5\d\d\b")
 _SUPPRESSED = re.compile(r"Recipient .* is on the suppression list(?: \(reason: (.*)\))?", re.DOTALL)
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's only event; inbound mail gives none."""
     body = request.object()
     return [] if "rcpt_to" in body else [body]
 
 
 def _message(webhook: Mapping[str, Any]) -> object:
-    return dug(webhook, "payload", "message") or dug(webhook, "payload", "original_message")
+    return get_path(webhook, "payload", "message") or get_path(webhook, "payload", "original_message")
 
 
 def _kind(webhook: Mapping[str, Any]) -> str:
-    """Return the status, or what the payload tells; of a failure, whether a server has refused the message for good."""
-    payload = wire.as_object(webhook.get("payload", {}), "payload")
-    if dug(_message(webhook), "direction") == "incoming":
+    """Return the status, with the cause of a hard failure or a hold, or the part that the payload of an event has."""
+    payload = wire.require_object(webhook.get("payload", {}), "payload")
+    if get_path(_message(webhook), "direction") == "incoming":
         return "incoming"
     status = payload.get("status")
     if status is None:
-        telling = (name for name in ("bounce", "url") if payload.get(name) is not None)
-        return next(telling, str(webhook.get("event")))
+        parts = (name for name in ("bounce", "url") if payload.get(name) is not None)
+        return next(parts, str(webhook.get("event")))
     if status == "HardFail" and _PERMANENT.match(str(payload.get("output"))):
         return "HardFail/5xx"
-    if status == "Held" and (listed := _SUPPRESSED.match(str(payload.get("details")))):
-        return "Held/fails" if "fails" in (listed[1] or "") else "Held/suppressed"
+    if status == "Held" and (match := _SUPPRESSED.match(str(payload.get("details")))):
+        return "Held/fails" if "fails" in (match[1] or "") else "Held/suppressed"
     return str(status)
 
 
 def _recipient(webhook: Mapping[str, Any]) -> object:
-    to = dug(_message(webhook), "to")
+    to = get_path(_message(webhook), "to")
     return bare(to) if isinstance(to, str) else to
 
 
 def _at(webhook: Mapping[str, Any]) -> dt.datetime | None:
-    at = wire.epoch(webhook.get("timestamp"))
+    at = wire.parse_epoch(webhook.get("timestamp"))
     return at and at.replace(microsecond=0)
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature with the installation's public key; a Postal before 3 signs with SHA-1 only."""
-    key = wire.rsa_key(secret)
-    newer = "x-postal-signature-256" in request.headers
-    given = request.header("X-Postal-Signature-256" if newer else "X-Postal-Signature")
-    wire.rsa(key, wire.decoded(given), request.body, sha1=not newer)
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature with the installation's public key; a Postal before 3 signs with SHA-1 only."""
+    key = wire.load_rsa_key(secret)
+    has_sha256 = "x-postal-signature-256" in request.headers
+    signature = request.header("X-Postal-Signature-256" if has_sha256 else "X-Postal-Signature")
+    wire.verify_rsa(key, wire.b64decode_or_reject(signature), request.body, sha1=not has_sha256)
 
 
-def _row(event: str, read: Kind, **payload: Any) -> Kind:
-    return read._replace(payload={"event": event, "payload": payload})
+def _row(event: str, kind: EventKind, **payload: Any) -> EventKind:
+    return kind._replace(payload={"event": event, "payload": payload})
 
 
 _LISTED = "Recipient (a@b.example) is on the suppression list"
@@ -75,40 +82,45 @@ PROVIDER = Provider(
     name="postal",
     title="Postal",
     documentation="https://docs.postalserver.io/developer/webhooks",
-    boxes="all Message events",
+    event_selection="all Message events",
     retries="5 in 36 minutes",
-    authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, wire.rsa_key),
+    authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, wire.load_rsa_key),
     elements=_elements,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
-            "Sent": _row("MessageSent", Kind("delivered"), status="Sent"),
-            "SoftFail": _row("MessageDelayed", Kind("deferred"), status="SoftFail"),
+            "Sent": _row("MessageSent", EventKind("delivered"), status="Sent"),
+            "SoftFail": _row("MessageDelayed", EventKind("deferred"), status="SoftFail"),
             "HardFail/5xx": _row(
-                "MessageDeliveryFailed", Kind("bounced", "bounced", "hard"), status="HardFail", output="550 5.1.1 no"
+                "MessageDeliveryFailed",
+                EventKind("bounced", "bounced", "hard"),
+                status="HardFail",
+                output="550 5.1.1 no",
             ),
-            "HardFail": _row("MessageDeliveryFailed", Kind("failed"), status="HardFail", output=""),  # Postal gave up
-            "Held": _row("MessageHeld", Kind("queued"), status="Held"),
+            "HardFail": _row(
+                "MessageDeliveryFailed", EventKind("failed"), status="HardFail", output=""
+            ),  # Postal gave up
+            "Held": _row("MessageHeld", EventKind("queued"), status="Held"),
             "Held/fails": _row(
                 "MessageHeld",
-                Kind("suppressed", "bounced"),
+                EventKind("suppressed", "bounced"),
                 status="Held",
                 details=f"{_LISTED} (reason: too many hard fails)",
             ),
-            "Held/suppressed": _row("MessageHeld", Kind("suppressed", "other"), status="Held", details=_LISTED),
-            "bounce": _row("MessageBounced", Kind("bounced", "bounced"), bounce={"direction": "incoming"}),
-            "url": _row("MessageLinkClicked", Kind("clicked"), url="https://example.com"),
-            "MessageLoaded": _row("MessageLoaded", Kind("opened")),
+            "Held/suppressed": _row("MessageHeld", EventKind("suppressed", "other"), status="Held", details=_LISTED),
+            "bounce": _row("MessageBounced", EventKind("bounced", "bounced"), bounce={"direction": "incoming"}),
+            "url": _row("MessageLinkClicked", EventKind("clicked"), url="https://example.com"),
+            "MessageLoaded": _row("MessageLoaded", EventKind("opened")),
             "incoming": NO_EVENT,
         },
-        at=Field(_at, ("timestamp",), lambda at: at.timestamp()),
+        at=PayloadField(_at, ("timestamp",), lambda at: at.timestamp()),
         id="uuid",
         message_id=("payload/message/id", "payload/original_message/id"),
-        recipient=computed(_recipient, "payload/message/to"),
+        recipient=computed_field(_recipient, "payload/message/to"),
         reply="payload/output",
         # all that is known of a message sent over SMTP; it has no angle brackets
-        smtp_message_id=lambda webhook: dug(_message(webhook), "message_id"),
-        tags=lambda webhook: dug(_message(webhook), "tag"),
+        smtp_message_id=lambda webhook: get_path(_message(webhook), "message_id"),
+        tags=lambda webhook: get_path(_message(webhook), "tag"),
         sample={"payload": {"message": {"direction": "outgoing"}}},
     ),
 )

@@ -12,7 +12,14 @@ from typing import Any
 
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Field, Kind, Provider, Table, computed
+from mailglass_reconcile.webhooks.provider import (
+    NO_EVENT,
+    EventKind,
+    EventTable,
+    PayloadField,
+    Provider,
+    computed_field,
+)
 
 _TIMES = {"Delivery": "DeliveredAt", "Bounce": "BouncedAt", "SpamComplaint": "BouncedAt"}
 _TIMES |= {"Open": "ReceivedAt", "Click": "ReceivedAt", "SubscriptionChange": "ChangedAt"}
@@ -23,24 +30,26 @@ def _kind(payload: Mapping[str, Any]) -> str:
     record = payload.get("RecordType")
     if record == "Inbound" or (record is None and "FromFull" in payload):
         return "Inbound"
-    told = payload.get("Type")
+    detail = payload.get("Type")
     if record == "SubscriptionChange":
-        told = payload.get("SuppressionReason") if payload.get("SuppressSending", True) else "Subscribe"
-    row = f"{record}/{told}"
+        detail = payload.get("SuppressionReason") if payload.get("SuppressSending", True) else "Subscribe"
+    row = f"{record}/{detail}"
     return row if row in _KINDS else str(record)
 
 
-def _bounce(type_: str, code: int, *read: Any) -> tuple[str, Kind]:
-    return f"Bounce/{type_}", Kind(*read)._replace(payload={"RecordType": "Bounce", "Type": type_, "TypeCode": code})
+def _bounce(type_: str, code: int, *fields: Any) -> tuple[str, EventKind]:
+    return f"Bounce/{type_}", EventKind(*fields)._replace(
+        payload={"RecordType": "Bounce", "Type": type_, "TypeCode": code}
+    )
 
 
-def _change(reason: str | None, *read: Any, sending: bool = False) -> tuple[str, Kind]:
+def _change(reason: str | None, *fields: Any, sending: bool = False) -> tuple[str, EventKind]:
     payload = {"RecordType": "SubscriptionChange", "SuppressSending": not sending, "SuppressionReason": reason}
-    return f"SubscriptionChange/{reason or 'Subscribe'}", Kind(*read)._replace(payload=payload)
+    return f"SubscriptionChange/{reason or 'Subscribe'}", EventKind(*fields)._replace(payload=payload)
 
 
 _KINDS = {
-    "Delivery": Kind("delivered", payload={"RecordType": "Delivery"}),
+    "Delivery": EventKind("delivered", payload={"RecordType": "Delivery"}),
     **dict(
         [
             _bounce("HardBounce", 1, "bounced", "bounced", "hard"),
@@ -72,11 +81,13 @@ _KINDS = {
             _change(None, "subscribed", sending=True),
         ]
     ),
-    "Bounce": Kind("bounced", payload={"RecordType": "Bounce"}),
-    "Open": Kind("opened", payload={"RecordType": "Open"}),
-    "Click": Kind("clicked", payload={"RecordType": "Click"}),
-    "SpamComplaint": Kind("complained", payload={"RecordType": "SpamComplaint", "Type": "SpamComplaint"}),
-    "SubscriptionChange": Kind("unsubscribed", payload={"RecordType": "SubscriptionChange", "SuppressSending": True}),
+    "Bounce": EventKind("bounced", payload={"RecordType": "Bounce"}),
+    "Open": EventKind("opened", payload={"RecordType": "Open"}),
+    "Click": EventKind("clicked", payload={"RecordType": "Click"}),
+    "SpamComplaint": EventKind("complained", payload={"RecordType": "SpamComplaint", "Type": "SpamComplaint"}),
+    "SubscriptionChange": EventKind(
+        "unsubscribed", payload={"RecordType": "SubscriptionChange", "SuppressSending": True}
+    ),
     "Inbound": NO_EVENT,
 }
 
@@ -86,23 +97,23 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/message_id", "metadata/MessageID")),  # a bounce's `ID` is of another namespace
     lacks_id=frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
     documentation="https://postmarkapp.com/developer/webhooks/webhooks-overview",
-    boxes="all but Inbound. With both Bounce and Subscription Change, a hard bounce is reported twice.",
+    event_selection="all but Inbound. With both Bounce and Subscription Change, a hard bounce is reported twice.",
     retries="10 in 10.5 hours, for opens, clicks and deliveries fewer, and none after a 403",
     authentication=wire.BASIC,
     elements=lambda request: [request.json()],
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds=_KINDS,
-        at=Field(
-            lambda payload: wire.iso(next((payload[name] for name in _TIMES.values() if name in payload), None)),
+        at=PayloadField(
+            lambda payload: wire.parse_iso(next((payload[name] for name in _TIMES.values() if name in payload), None)),
             lambda row: (_TIMES[row.partition("/")[0]],),
             lambda at: at.isoformat(),
         ),
         id="ID",
-        message_id=computed(
-            lambda payload: wire.dug(payload, "Metadata", "anymail_id") or payload.get("MessageID"), "MessageID"
+        message_id=computed_field(
+            lambda payload: wire.get_path(payload, "Metadata", "anymail_id") or payload.get("MessageID"), "MessageID"
         ),
-        recipient=Field(
+        recipient=PayloadField(
             lambda payload: payload.get("Email", payload.get("Recipient")),
             lambda row: ("Email" if _TIMES[row.partition("/")[0]] == "BouncedAt" else "Recipient",),
         ),

@@ -16,8 +16,8 @@ from typing import Any
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, Kind, Provider, Table, computed, iso
-from mailglass_reconcile.webhooks.wire import dug
+from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.webhooks.wire import get_path
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -28,66 +28,67 @@ def _ids(email_id: str | None, nested: str | None, message_id: str | None) -> It
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
-    """Return the event's type, with what SES says of a bounce or a list."""
+    """Return the event's type, with SES's type of a bounce or a suppression."""
     type_, data = str(payload.get("type")), payload.get("data")
     if type_ == "email.bounced":
-        row = ses_subtypes.bounce_row(dug(data, "bounce", "type"), dug(data, "bounce", "subType"))
+        row = ses_subtypes.bounce_row(get_path(data, "bounce", "type"), get_path(data, "bounce", "subType"))
         return f"{type_}/{row}" if row else type_
     if type_ == "email.suppressed":
-        row = f"{type_}/{dug(data, 'suppressed', 'type')}"
+        row = f"{type_}/{get_path(data, 'suppressed', 'type')}"
         return row if row in _KINDS else type_
     return type_
 
 
-def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
     """Read a bounce without a type, as in older webhooks, which have only words for a person."""
     if kind is not _KINDS["email.bounced"]:
         return kind
-    words = dug(payload, "data", "bounce", "message")
-    text = str(words)
+    message = get_path(payload, "data", "bounce", "message")
+    text = str(message)
     reason = "blocked" if "suppressed sending" in text else "bounced" if "bounce message" in text else "other"
-    return kind._replace(reason=None if words is None else reason)
+    return kind._replace(reason=None if message is None else reason)
 
 
 def _recipient(payload: Mapping[str, Any]) -> str | None:
-    """Return whom an event is about; None if the message went to several, also as copies."""
-    named = [one for header in ("to", "cc", "bcc") for one in _listed(dug(payload, "data", header))]
-    return bare(named[0]) if len(named) == 1 and isinstance(named[0], str) else None
+    """Return the message's only recipient, or None if it went to several, also as copies."""
+    headers = ("to", "cc", "bcc")
+    recipients = [recipient for header in headers for recipient in _as_list(get_path(payload, "data", header))]
+    return bare(recipients[0]) if len(recipients) == 1 and isinstance(recipients[0], str) else None
 
 
-def _listed(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
 
 
 def _tags(payload: Mapping[str, Any]) -> list[Any]:
-    """Return the tags: Resend's have names, and Anymail puts its own into the header `X-Tags`."""
+    """Return Anymail's tags, from the header `X-Tags`, and Resend's, which have names."""
     data = payload.get("data")
-    found: list[Any] = []
-    for header in _listed(dug(data, "headers")):
-        if str(dug(header, "name")).lower() == "x-tags" and isinstance(dug(header, "value"), str):
+    tags: list[Any] = []
+    for header in _as_list(get_path(data, "headers")):
+        if str(get_path(header, "name")).lower() == "x-tags" and isinstance(get_path(header, "value"), str):
             try:
-                given = wire.from_json(header["value"])
+                value = wire.parse_json(header["value"])
             except ValueError:
                 continue
-            found = given if isinstance(given, list) else [given]
-    return [*found, *wire.named_tags(dug(data, "tags"))]
+            tags = value if isinstance(value, list) else [value]
+    return [*tags, *wire.format_named_tags(get_path(data, "tags"))]
 
 
-def _bounce(row: str, type_: str, subtype: str) -> tuple[str, Kind]:
+def _bounce(row: str, type_: str, subtype: str) -> tuple[str, EventKind]:
     payload = {"type": "email.bounced", "data": {"bounce": {"type": type_, "subType": subtype, "message": "…"}}}
     return f"email.bounced/{row}", ses_subtypes.BOUNCES[row]._replace(payload=payload)
 
 
-def _suppressed(listed: str, reason: str) -> tuple[str, Kind]:
-    payload = {"type": "email.suppressed", "data": {"suppressed": {"type": listed, "message": "…"}}}
-    return f"email.suppressed/{listed}", Kind("suppressed", reason, None, payload)
+def _suppressed(list_name: str, reason: str) -> tuple[str, EventKind]:
+    payload = {"type": "email.suppressed", "data": {"suppressed": {"type": list_name, "message": "…"}}}
+    return f"email.suppressed/{list_name}", EventKind("suppressed", reason, None, payload)
 
 
 _KINDS = {
-    "email.scheduled": Kind("queued", payload={"type": "email.scheduled"}),
-    "email.sent": Kind("sent", payload={"type": "email.sent"}),
-    "email.delivered": Kind("delivered", payload={"type": "email.delivered"}),
-    "email.delivery_delayed": Kind("deferred", payload={"type": "email.delivery_delayed"}),
+    "email.scheduled": EventKind("queued", payload={"type": "email.scheduled"}),
+    "email.sent": EventKind("sent", payload={"type": "email.sent"}),
+    "email.delivered": EventKind("delivered", payload={"type": "email.delivered"}),
+    "email.delivery_delayed": EventKind("deferred", payload={"type": "email.delivery_delayed"}),
     **dict(
         [
             _bounce("hard", "Permanent", "General"),
@@ -101,17 +102,17 @@ _KINDS = {
             _bounce("unsubscribed", "Permanent", "UnsubscribedRecipient"),
         ]
     ),
-    "email.bounced": Kind("bounced", payload={"type": "email.bounced"}),
-    "email.suppressed": Kind(
+    "email.bounced": EventKind("bounced", payload={"type": "email.bounced"}),
+    "email.suppressed": EventKind(
         "suppressed", "other", None,
         {"type": "email.suppressed", "data": {"suppressed": {"type": "OnAccountSuppressionList", "message": "…"}}},
     ),
-    "email.failed": Kind(
+    "email.failed": EventKind(
         "failed", payload={"type": "email.failed", "data": {"failed": {"reason": "reached_daily_quota"}}}
     ),
-    "email.opened": Kind("opened", payload={"type": "email.opened"}),
-    "email.clicked": Kind("clicked", payload={"type": "email.clicked"}),
-    "email.complained": Kind("complained", payload={"type": "email.complained"}),
+    "email.opened": EventKind("opened", payload={"type": "email.opened"}),
+    "email.clicked": EventKind("clicked", payload={"type": "email.clicked"}),
+    "email.complained": EventKind("complained", payload={"type": "email.complained"}),
     "email.received": NO_EVENT,
 }  # fmt: skip
 
@@ -123,19 +124,19 @@ PROVIDER = Provider(
     redelivery="open this event under Webhooks in Resend's dashboard, and press Replay",
     documentation="https://resend.com/docs/webhooks/event-types",
     recipient_known="if there is one only",
-    boxes="all that begin with `email.`, but `email.received`",
+    event_selection="all that begin with `email.`, but `email.received`",
     retries="8 attempts in about 28 hours",
     authentication=wire.SVIX,
     # which Svix gives to an event, the same at each attempt
     request_id=lambda request: request.headers.get("svix-id") or request.headers.get("webhook-id"),
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds=_KINDS,
         refine=_refine,
-        at=iso("created_at"),
+        at=iso_field("created_at"),
         message_id="data/email_id",
-        recipient=computed(_recipient, "data/to", lambda recipient: [recipient] if recipient else []),
-        reply=lambda payload: wire.reply(*_listed(dug(payload, "data", "bounce", "diagnosticCode"))),
+        recipient=computed_field(_recipient, "data/to", lambda recipient: [recipient] if recipient else []),
+        reply=lambda payload: wire.first_reply(*_as_list(get_path(payload, "data", "bounce", "diagnosticCode"))),
         smtp_message_id="data/message_id",
         tags=_tags,
     ),

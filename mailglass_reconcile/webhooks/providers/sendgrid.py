@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, epoch
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, WebhookRequest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -38,15 +38,15 @@ def _ids(sg_message_id: str | None) -> Iterable[str | None]:
 
 
 def _without_suffix(sg_message_id: str) -> str:
-    """Return the id of the send, without what relays add; legacy ids contain dots themselves."""
+    """Return the id of the send, without a relay's suffix; legacy ids contain dots themselves."""
     if suffix := _RELAY_SUFFIX.search(sg_message_id):
         return sg_message_id[: suffix.start()]
     current = _SEND_ID.match(sg_message_id)
     return current[0] if current else sg_message_id
 
 
-def _elements(request: Request) -> list[Any]:
-    return wire.as_list(request.json(), "the body")
+def _elements(request: WebhookRequest) -> list[Any]:
+    return wire.require_list(request.json(), "the body")
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
@@ -62,23 +62,23 @@ def _kind(payload: Mapping[str, Any]) -> str:
 
 
 def _message_id(payload: Mapping[str, Any]) -> object:
-    """Return Anymail's id, or the send's: `X-Message-Id`, which most events have with a relay's suffix."""
+    """Return Anymail's id, or the id of the send: `X-Message-Id`, in most events with a relay's suffix."""
     if payload.get("anymail_id"):
         return payload["anymail_id"]
     id_ = payload.get("sg_message_id")
     if isinstance(id_, str) and id_:
         return _without_suffix(id_) or id_
     header = payload.get("smtp-id")
-    found = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
+    match = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
     # SendGrid makes it of the id of the send and the name of one of its hosts.
-    return found[1] if found and "ismtpd" in found[2] else header
+    return match[1] if match and "ismtpd" in match[2] else header
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
-    """Return what the recipient's server replied; the reason of a drop is SendGrid's own."""
+    """Return the reply of the recipient's server; the reason of a drop is SendGrid's own."""
     if "response" in payload:
         return payload["response"]
-    return wire.reply(payload.get("reason"), payload.get("status")) if payload.get("event") == "bounce" else None
+    return wire.first_reply(payload.get("reason"), payload.get("status")) if payload.get("event") == "bounce" else None
 
 
 def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
@@ -87,27 +87,27 @@ def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
     return header if isinstance(header, str) and "ismtpd" not in header else None
 
 
-def _kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
+def _metadata(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
     return wire.MACHINE if payload.get("sg_machine_open") is True else None
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature with the verification key, as the dashboard shows it."""
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature with the verification key, as the dashboard shows it."""
     key = _key(secret)
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA  # noqa: PLC0415
 
-    given = request.header("X-Twilio-Email-Event-Webhook-Signature")
+    signature = request.header("X-Twilio-Email-Event-Webhook-Signature")
     signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
     try:
-        key.verify(wire.decoded(given), signed, ECDSA(hashes.SHA256()))
+        key.verify(wire.b64decode_or_reject(signature), signed, ECDSA(hashes.SHA256()))
     except InvalidSignature:
-        wire.require(False)
+        wire.require_match(False)
 
 
 def _key(secret: str) -> EllipticCurvePublicKey:
-    key = wire.public_key(secret)
+    key = wire.load_public_key(secret)
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415 - as above
 
     if not isinstance(key, EllipticCurvePublicKey):
@@ -115,18 +115,18 @@ def _key(secret: str) -> EllipticCurvePublicKey:
     return key
 
 
-def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, Kind]:
-    return f"bounce/{type_}", Kind("bounced", reason, bounce, {"event": "bounce", "type": type_})
+def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
+    return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "type": type_})
 
 
-def _drop(why: str, reason: str, type_: str = "rejected") -> tuple[str, Kind]:
-    return f"dropped/{why.lower()}", Kind(type_, reason, None, {"event": "dropped", "reason": why})
+def _drop(why: str, reason: str, type_: str = "rejected") -> tuple[str, EventKind]:
+    return f"dropped/{why.lower()}", EventKind(type_, reason, None, {"event": "dropped", "reason": why})
 
 
 _KINDS = {
-    "processed": Kind("queued", payload={"event": "processed"}),
-    "delivered": Kind("delivered", payload={"event": "delivered"}),
-    "deferred": Kind("deferred", payload={"event": "deferred"}),
+    "processed": EventKind("queued", payload={"event": "processed"}),
+    "delivered": EventKind("delivered", payload={"event": "delivered"}),
+    "deferred": EventKind("deferred", payload={"event": "deferred"}),
     **dict(
         [
             _bounce("bounce", "bounced", "hard"),
@@ -135,8 +135,8 @@ _KINDS = {
             _bounce("other", "other", None),
         ]
     ),
-    "bounce": Kind("bounced", "bounced", None, {"event": "bounce"}),
-    "dropped": Kind("rejected", "other", None, {"event": "dropped"}),
+    "bounce": EventKind("bounced", "bounced", None, {"event": "bounce"}),
+    "dropped": EventKind("rejected", "other", None, {"event": "dropped"}),
     **dict(
         [
             _drop("Bounced Address", "bounced", "suppressed"),
@@ -147,12 +147,12 @@ _KINDS = {
             _drop("Spam Content (if Spam Checker app is enabled)", "spam"),
         ]
     ),
-    "open": Kind("opened", payload={"event": "open"}),
-    "click": Kind("clicked", payload={"event": "click"}),
-    "spamreport": Kind("complained", payload={"event": "spamreport"}),
-    "unsubscribe": Kind("unsubscribed", payload={"event": "unsubscribe"}),
-    "group_unsubscribe": Kind("unsubscribed", payload={"event": "group_unsubscribe"}),
-    "group_resubscribe": Kind("subscribed", payload={"event": "group_resubscribe"}),
+    "open": EventKind("opened", payload={"event": "open"}),
+    "click": EventKind("clicked", payload={"event": "click"}),
+    "spamreport": EventKind("complained", payload={"event": "spamreport"}),
+    "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
+    "group_unsubscribe": EventKind("unsubscribed", payload={"event": "group_unsubscribe"}),
+    "group_resubscribe": EventKind("subscribed", payload={"event": "group_resubscribe"}),
 }
 
 PROVIDER = Provider(
@@ -161,21 +161,21 @@ PROVIDER = Provider(
     message_ids=MessageIds(("metadata/sg_message_id",), _ids),
     lacks_id=frozenset({"bounced", "rejected", "suppressed"}),  # asynchronous bounces; some drops
     documentation="https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event",
-    boxes="all under Deliverability and Engagement",
+    event_selection="all under Deliverability and Engagement",
     retries="at growing intervals for 24 hours",
     authentication=Authentication(Signature.OVER_BODY, "ECDSA over time and body", _verify, _key),
     elements=_elements,
     batch=list,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds=_KINDS,
-        at=epoch("timestamp"),
+        at=epoch_field("timestamp"),
         id="sg_event_id",
-        message_id=computed(_message_id, "sg_message_id"),
+        message_id=computed_field(_message_id, "sg_message_id"),
         recipient="email",
         reply=_reply,
         smtp_message_id=_smtp_message_id,
         tags="category",
-        kept=_kept,
+        metadata=_metadata,
     ),
 )

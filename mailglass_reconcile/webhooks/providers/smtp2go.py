@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 
-def _elements(request: Request) -> list[Any]:
+def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's event: a JSON object, or the fields of a form."""
     if "form" in request.content_type.lower():
         return [dict(request.form())]
@@ -32,50 +32,50 @@ def _kind(payload: Mapping[str, Any]) -> str:
 
 
 def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
-    told = payload.get("time")
-    return wire.epoch(told) or wire.iso(told)
+    time = payload.get("time")
+    return wire.parse_epoch(time) or wire.parse_iso(time)
 
 
 def _recipient(payload: Mapping[str, Any]) -> object:
-    """Return whom an event is about: `rcpt`, or the only one of `recipients`."""
+    """Return the recipient: `rcpt`, or the only one of `recipients`."""
     if rcpt := payload.get("rcpt"):
         return rcpt
-    named = payload.get("recipients")
-    listed = named if isinstance(named, list) else str(named or "").strip("[]\"' ").split(",")
-    return listed[0] or None if len(listed) == 1 else None
+    value = payload.get("recipients")
+    recipients = value if isinstance(value, list) else str(value or "").strip("[]\"' ").split(",")
+    return recipients[0] or None if len(recipients) == 1 else None
 
 
-def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, Kind]:
-    return f"bounce/{type_}", Kind("bounced", reason, bounce, {"event": "bounce", "bounce": type_})
+def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
+    return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "bounce": type_})
 
 
 PROVIDER = Provider(
     name="smtp2go",
     title="SMTP2GO",
     documentation="https://developers.smtp2go.com/docs/webhooks-overview",
-    boxes="all e-mail events, with JSON or form output",
+    event_selection="all e-mail events, with JSON or form output",
     retries="not known",
     authentication=wire.BASIC,
     elements=_elements,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
-            "processed": Kind("queued", payload={"event": "processed"}),
-            "delivered": Kind("delivered", payload={"event": "delivered"}),
+            "processed": EventKind("queued", payload={"event": "processed"}),
+            "delivered": EventKind("delivered", payload={"event": "delivered"}),
             **dict([_bounce("hard", "bounced", "hard"), _bounce("soft", "other", "soft")]),
-            "bounce": Kind("bounced", "other", None, {"event": "bounce"}),
+            "bounce": EventKind("bounced", "other", None, {"event": "bounce"}),
             # the recipient has bounced, complained or unsubscribed before
-            "reject": Kind("suppressed", "other", None, {"event": "reject"}),
-            "open": Kind("opened", payload={"event": "open"}),
-            "click": Kind("clicked", payload={"event": "click"}),
-            "spam": Kind("complained", payload={"event": "spam"}),
-            "unsubscribe": Kind("unsubscribed", payload={"event": "unsubscribe"}),
-            "resubscribe": Kind("subscribed", payload={"event": "resubscribe"}),
+            "reject": EventKind("suppressed", "other", None, {"event": "reject"}),
+            "open": EventKind("opened", payload={"event": "open"}),
+            "click": EventKind("clicked", payload={"event": "click"}),
+            "spam": EventKind("complained", payload={"event": "spam"}),
+            "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
+            "resubscribe": EventKind("subscribed", payload={"event": "resubscribe"}),
         },
-        at=Field(_at, ("time",), lambda at: at.isoformat()),
+        at=PayloadField(_at, ("time",), lambda at: at.isoformat()),
         message_id="email_id",
-        recipient=computed(_recipient, "rcpt"),
-        reply=lambda payload: wire.reply(payload.get("message"), payload.get("context")),
+        recipient=computed_field(_recipient, "rcpt"),
+        reply=lambda payload: wire.first_reply(payload.get("message"), payload.get("context")),
         smtp_message_id=("Message-Id", "message-id"),  # a header that can be chosen in the webhook's settings
     ),
 )

@@ -16,29 +16,29 @@ from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, epoch
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, epoch_field
 
 _CLASSES = {
-    "1": Kind("bounced", "other"),
-    "10": Kind("bounced", "invalid", "hard"),
-    "20": Kind("bounced", "other", "soft"),
-    "21": Kind("bounced", "other", "soft"),
-    "22": Kind("bounced", "other", "soft"),
-    "23": Kind("bounced", "other", "soft"),
-    "24": Kind("bounced", "timed_out", "soft"),
-    "25": Kind("bounced", "blocked", "hard"),
-    "30": Kind("bounced", "bounced", "hard"),
-    "40": Kind("bounced", "other", "soft"),
-    "50": Kind("bounced", "blocked", "soft"),
-    "51": Kind("bounced", "spam", "soft"),
-    "52": Kind("bounced", "spam", "soft"),
-    "53": Kind("bounced", "other", "soft"),
-    "54": Kind("bounced", "blocked", "soft"),
-    "60": Kind("autoresponded", "other"),
-    "70": Kind("bounced", "other", "soft"),
-    "80": Kind("subscribed", "other"),
-    "90": Kind("unsubscribed", "unsubscribed"),
-    "100": Kind("autoresponded", "other"),
+    "1": EventKind("bounced", "other"),
+    "10": EventKind("bounced", "invalid", "hard"),
+    "20": EventKind("bounced", "other", "soft"),
+    "21": EventKind("bounced", "other", "soft"),
+    "22": EventKind("bounced", "other", "soft"),
+    "23": EventKind("bounced", "other", "soft"),
+    "24": EventKind("bounced", "timed_out", "soft"),
+    "25": EventKind("bounced", "blocked", "hard"),
+    "30": EventKind("bounced", "bounced", "hard"),
+    "40": EventKind("bounced", "other", "soft"),
+    "50": EventKind("bounced", "blocked", "soft"),
+    "51": EventKind("bounced", "spam", "soft"),
+    "52": EventKind("bounced", "spam", "soft"),
+    "53": EventKind("bounced", "other", "soft"),
+    "54": EventKind("bounced", "blocked", "soft"),
+    "60": EventKind("autoresponded", "other"),
+    "70": EventKind("bounced", "other", "soft"),
+    "80": EventKind("subscribed", "other"),
+    "90": EventKind("unsubscribed", "unsubscribed"),
+    "100": EventKind("autoresponded", "other"),
 }
 """Bounces by class. Soft and Block are usually temporary; for Hard and Admin, SparkPost suppresses an address."""
 
@@ -46,7 +46,7 @@ _SUPPRESSED = re.compile(r"suppressed due to (?:customer|system) policy")
 """The reason of a message that SparkPost did not send, because the address is on its list or yours."""
 
 _INBOUND = ("relay_message", "relay_event")
-_EVENTS = {  # and the class of events that each is in
+_EVENTS = {  # our type, and the class of events
     "injection": ("queued", "message_event"),
     "delivery": ("delivered", "message_event"),
     "delay": ("deferred", "message_event"),
@@ -84,8 +84,8 @@ def _is_suppressed(payload: Mapping[str, Any]) -> bool:
     )
 
 
-def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
-    """Give a reason to what has a class and is no bounce, such as a delay, and the type of a class that is another."""
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
+    """Take reason and type from the bounce class, which events such as delays have too."""
     if "bounce_class" not in payload or kind.type == "suppressed":
         return kind
     row = _CLASSES.get(str(payload["bounce_class"]))
@@ -96,25 +96,25 @@ def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
 
 def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
     """Read one event; a ping (an empty one) and inbound mail give none."""
-    msys = wire.as_object(wire.as_object(element, "the event").get("msys"), "msys")
+    msys = wire.require_object(wire.require_object(element, "the event").get("msys"), "msys")
     if not msys or any(name in msys for name in _INBOUND):
         return
     if len(msys) > 1:
         raise InvalidWebhookError("msys has several classes of events")
-    made = PROVIDER.table.read(wire.as_object(next(iter(msys.values())), "the event"))
-    if made is not None:
-        yield made
+    event = PROVIDER.table.read(wire.require_object(next(iter(msys.values())), "the event"))
+    if event is not None:
+        yield event
 
 
 _KINDS = {
-    **{name: Kind(type_, payload={"type": name}) for name, (type_, _) in _EVENTS.items() if type_ != "bounced"},
+    **{name: EventKind(type_, payload={"type": name}) for name, (type_, _) in _EVENTS.items() if type_ != "bounced"},
     **{
         f"bounce/{class_}": kind._replace(payload={"type": "bounce", "bounce_class": class_})
         for class_, kind in sorted(_CLASSES.items(), key=lambda row: row[1].bounce != "hard")
     },
-    "bounce": Kind("bounced", payload={"type": "bounce"}),
-    "out_of_band": Kind("bounced", payload={"type": "out_of_band"}),
-    "suppressed": Kind(
+    "bounce": EventKind("bounced", payload={"type": "bounce"}),
+    "out_of_band": EventKind("bounced", payload={"type": "out_of_band"}),
+    "suppressed": EventKind(
         "suppressed", "other", None,
         {"type": "policy_rejection", "reason": "550 5.7.1 recipient address was suppressed due to system policy"},
     ),
@@ -134,23 +134,25 @@ PROVIDER = Provider(
     ),
     synthetic_ids=True,
     documentation="https://docs.bird.com/api/email-api/webhooks",
-    boxes="all but those of inbound mail",
+    event_selection="all but those of inbound mail",
     retries="12 attempts in 8 hours",
     authentication=wire.BASIC,
-    elements=lambda request: wire.as_list(request.json(), "the body"),
+    elements=lambda request: wire.require_list(request.json(), "the body"),
     events=_events,
     batch=lambda payloads: [
         {"msys": {_EVENTS.get(payload["type"], ("", "message_event"))[1]: payload}} for payload in payloads
     ],
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds=_KINDS,
         refine=_refine,
-        at=epoch("timestamp", write=str),
+        at=epoch_field("timestamp", write=str),
         id="event_id",
         message_id="transmission_id",
         recipient="raw_rcpt_to",
-        reply=lambda payload: wire.reply(payload.get("raw_reason"), payload.get("reason"), payload.get("error_code")),
+        reply=lambda payload: wire.first_reply(
+            payload.get("raw_reason"), payload.get("reason"), payload.get("error_code")
+        ),
         tags="campaign_id",
     ),
 )

@@ -14,8 +14,8 @@ from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Field, Kind, Provider, Table, computed
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _REASONS = {
     "err_blacklisted": "blocked",
@@ -37,7 +37,7 @@ _REASONS = {
 }
 
 _SUPPRESSED = ("err_skip_letter", "err_spam_skipped", "err_unsubscribed")
-"""Causes for which Unisender Go has not sent at all."""
+"""Causes for which Unisender Go does not send at all."""
 
 _ADDRESS = (
     "err_domain_inactive",
@@ -46,84 +46,84 @@ _ADDRESS = (
     "err_user_inactive",
     "err_user_unknown",
 )
-"""Causes of a hard bounce that lie in the address; any other lies in this message, or in the moment."""
+"""Causes of a hard bounce that concern the address; any other concerns this message, or is temporary."""
 
 _OF_MESSAGES = "transactional_email_status"
 _AUTH = re.compile(rb'"auth"\s{0,9}:\s{0,9}"([0-9a-fA-F]{32})"')
-MAX_GIVEN = 4
-"""Signatures that are tried: an event's metadata may have a key `auth`, too."""
-_UNSIGNED = "AUTH"
-"""Stands in a body in the place of its signature until it is signed."""
+MAX_SIGNATURES = 4
+"""Number of signatures that are tried: an event's metadata may have a key `auth` too."""
+_PLACEHOLDER = "AUTH"
+"""Placeholder for the signature in an unsigned body."""
 
 
-def _elements(request: Request) -> list[Any]:
-    """Return the events about messages, of all users, and what is no event.
+def _elements(request: WebhookRequest) -> list[Any]:
+    """Return the events of all users that are about messages.
 
-    The others, such as `transactional_spam_block`, give none.
+    An element that is no event is returned too, and fails later; others, such as `transactional_spam_block`, are not.
     """
     body = request.object()
     if "events_by_user" not in body:
         return [body] if body.get("event_name") == _OF_MESSAGES else []
-    users = wire.as_list(body["events_by_user"], "events_by_user")
-    payload = [event for user in users for event in _events_of(user)]
+    users = wire.require_list(body["events_by_user"], "events_by_user")
+    events = [event for user in users for event in _events_of(user)]
     return [
-        dug(event, "event_data")
-        for event in payload
+        get_path(event, "event_data")
+        for event in events
         if not isinstance(event, dict) or event.get("event_name") == _OF_MESSAGES
     ]
 
 
 def _events_of(user: object) -> list[Any]:
-    events = dug(user, "events")
+    events = get_path(user, "events")
     return events if isinstance(events, list) else [None]
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
-    """Return the status, and whether Unisender Go has sent at all, or a bounce lies in the address."""
-    status, cause = str(payload.get("status")), dug(payload, "delivery_info", "delivery_status")
+    """Return the status; `suppressed` if it was not sent, and a row of its own for a bounce because of the address."""
+    status, cause = str(payload.get("status")), get_path(payload, "delivery_info", "delivery_status")
     if cause in _SUPPRESSED:
         return "suppressed"
     return "hard_bounced/address" if status == "hard_bounced" and cause in _ADDRESS else status
 
 
-def _refine(payload: Mapping[str, Any], kind: Kind) -> Kind:
-    cause = dug(payload, "delivery_info", "delivery_status")
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
+    cause = get_path(payload, "delivery_info", "delivery_status")
     failed = isinstance(cause, str) and cause.startswith("err")
     return kind._replace(reason=_REASONS.get(cause, "other") if failed else None)
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the MD5, which stands in the body in the place of the API key; the body is not parsed."""
-    given = [found[1] for found in islice(_AUTH.finditer(request.body), MAX_GIVEN)]
-    if not given:
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the MD5, which stands in the body in the place of the API key; the body is not parsed."""
+    signatures = [match[1] for match in islice(_AUTH.finditer(request.body), MAX_SIGNATURES)]
+    if not signatures:
         raise SignatureError("the webhook has no signature")
-    wire.require(any(_matches(request.body, one, secret.encode()) for one in given))
+    wire.require_match(any(_has_signature(request.body, signature, secret.encode()) for signature in signatures))
 
 
-def _matches(body: bytes, given: bytes, secret: bytes) -> bool:
-    return wire.equal(given.lower(), _md5(body.replace(given, secret)))
+def _has_signature(body: bytes, signature: bytes, secret: bytes) -> bool:
+    return wire.constant_time_equal(signature.lower(), _md5(body.replace(signature, secret)))
 
 
 def _md5(text: bytes) -> str:
     return hashlib.md5(text).hexdigest()  # noqa: S324 - Unisender Go's
 
 
-def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body that has `_UNSIGNED` in the place of its signature, as Unisender Go sends it."""
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    """Return a signed request, with the signature in the place of `_PLACEHOLDER`, as Unisender Go sends it."""
 
     def with_auth(text: str) -> bytes:
-        return body.replace(f'"{_UNSIGNED}"'.encode(), f'"{text}"'.encode(), 1)
+        return body.replace(f'"{_PLACEHOLDER}"'.encode(), f'"{text}"'.encode(), 1)
 
-    return wire.as_json(with_auth(_md5(with_auth(secret))))
+    return wire.json_request(with_auth(_md5(with_auth(secret))))
 
 
 def _batch(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     events = [{"event_name": _OF_MESSAGES, "event_data": payload} for payload in payloads]
-    return {"auth": _UNSIGNED, "events_by_user": [{"user_id": 456, "events": events}]}
+    return {"auth": _PLACEHOLDER, "events_by_user": [{"user_id": 456, "events": events}]}
 
 
-def _row(type_: str, status: str, cause: str = "ok", bounce: Any = None) -> Kind:
-    return Kind(type_, None, bounce, {"status": status, "delivery_info": {"delivery_status": cause}})
+def _row(type_: str, status: str, cause: str = "ok", bounce: Any = None) -> EventKind:
+    return EventKind(type_, None, bounce, {"status": status, "delivery_info": {"delivery_status": cause}})
 
 
 PROVIDER = Provider(
@@ -131,13 +131,13 @@ PROVIDER = Provider(
     title="Unisender Go",
     spellings=("unisender go",),
     documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
-    boxes="all statuses",
+    event_selection="all statuses",
     retries="not known",
     authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, sign=_sign),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,
     batch=_batch,
-    table=Table(
+    table=EventTable(
         kind=_kind,
         kinds={
             "sent": _row("sent", "sent"),
@@ -153,12 +153,14 @@ PROVIDER = Provider(
             "subscribed": _row("subscribed", "subscribed"),
         },
         refine=_refine,
-        at=Field(
-            lambda payload: wire.iso(payload.get("event_time")),  # in UTC without saying so
+        at=PayloadField(
+            lambda payload: wire.parse_iso(payload.get("event_time")),  # in UTC without saying so
             ("event_time",),
             lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
         ),
-        message_id=computed(lambda payload: dug(payload, "metadata", "anymail_id") or payload.get("job_id"), "job_id"),
+        message_id=computed_field(
+            lambda payload: get_path(payload, "metadata", "anymail_id") or payload.get("job_id"), "job_id"
+        ),
         recipient="email",
         reply="delivery_info/destination_response",
     ),

@@ -18,14 +18,14 @@ from urllib.parse import unquote, unquote_plus
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import Kind, Provider, Table, computed, iso
-from mailglass_reconcile.webhooks.wire import Authentication, Request, Signature, Signed, dug
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _HEADER = "producer-signature"
 _FIELD = re.compile(r"\s*(ts|s|s-algorithm)\s*=\s*(.*?)\s*", re.DOTALL)
 
 
-def _document(request: Request) -> bytes:
+def _document(request: WebhookRequest) -> bytes:
     """Return the JSON: the body, or the value of the only field of a form."""
     _, equals, value = request.body.partition(b"=")
     if not equals or request.body.lstrip()[:1] == b"{":
@@ -35,77 +35,79 @@ def _document(request: Request) -> bytes:
     return unquote_plus(value.decode("ascii", "replace")).encode("utf-8", "replace")
 
 
-def _elements(request: Request) -> list[Any]:
-    return [wire.as_object(wire.from_json(_document(request)), "the body")]
+def _elements(request: WebhookRequest) -> list[Any]:
+    return [wire.require_object(wire.parse_json(_document(request)), "the body")]
 
 
 def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
-    """Read one request: an event for each of its messages and details, such as of several recipients that bounced."""
-    for payload in flatten(wire.as_object(element, "the body")):
-        made = PROVIDER.table.read(payload)
-        if made is not None:
-            yield made
+    """Yield an event for each detail of a request's messages, such as for several recipients that bounced."""
+    for payload in flatten(wire.require_object(element, "the body")):
+        event = PROVIDER.table.read(payload)
+        if event is not None:
+            yield event
 
 
 def flatten(body: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Return each detail with its message and the name of the event."""
     name = body.get("event_name")
     event = name[0] if isinstance(name, list) and name else name
-    for message in wire.as_list(body.get("event_message"), "event_message"):
-        told = wire.as_object(message, "the message")
+    for message in wire.require_list(body.get("event_message"), "event_message"):
+        message_object = wire.require_object(message, "the message")
         details = [
             detail
-            for data in wire.as_list(told.get("event_data", []), "event_data")
-            for detail in (dug(data, "details") or [])
+            for data in wire.require_list(message_object.get("event_data", []), "event_data")
+            for detail in (get_path(data, "details") or [])
         ]
         for detail in details or [{}]:
-            yield {"event": event, "message": told, "detail": detail}
+            yield {"event": event, "message": message_object, "detail": detail}
 
 
 def _recipient(payload: Mapping[str, Any]) -> object:
-    """Return who bounced, or the only recipient of the message."""
-    if bounced := dug(payload, "detail", "bounced_recipient"):
+    """Return the recipient that bounced, or the only recipient of the message."""
+    if bounced := get_path(payload, "detail", "bounced_recipient"):
         return bounced
-    info = dug(payload, "message", "email_info")
-    named = [entry for header in ("to", "cc", "bcc") for entry in (dug(info, header) or [])]
-    return dug(named[0], "email_address", "address") if len(named) == 1 else None
+    info = get_path(payload, "message", "email_info")
+    entries = [entry for header in ("to", "cc", "bcc") for entry in (get_path(info, header) or [])]
+    return get_path(entries[0], "email_address", "address") if len(entries) == 1 else None
 
 
 def _reply(payload: Mapping[str, Any]) -> object:
-    return wire.reply(dug(payload, "detail", "diagnostic_message"), dug(payload, "detail", "reason"))
+    return wire.first_reply(get_path(payload, "detail", "diagnostic_message"), get_path(payload, "detail", "reason"))
 
 
 def _digested(payload: Mapping[str, Any]) -> object:
-    """Return what does not change when a webhook is repeated."""
-    return [payload["event"], dug(payload, "message", "request_id"), payload["detail"], _recipient(payload)]
+    """Return the part of a payload that is the same when a webhook is repeated."""
+    return [payload["event"], get_path(payload, "message", "request_id"), payload["detail"], _recipient(payload)]
 
 
-def _verify(request: Request, secret: str, now: float) -> None:
-    """Check the header `producer-signature`: time in milliseconds and an HMAC-SHA256 in base64, URL-encoded."""
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the header `producer-signature`: time in milliseconds and an HMAC-SHA256 in base64, URL-encoded."""
     parts = (_FIELD.fullmatch(part) for part in request.header(_HEADER).split(";"))
     fields = {part[1]: part[2] for part in parts if part}
     at, algorithm = fields.get("ts", ""), fields.get("s-algorithm")
     if "s" not in fields or algorithm != "HmacSHA256" or not (at.isascii() and at.isdecimal()):
         raise SignatureError("the header producer-signature cannot be read")
-    wire.fresh(at[:-3], now)
+    wire.check_timestamp(at[:-3], now)
     try:
         document = _document(request)
     except InvalidWebhookError as error:
         raise SignatureError(str(error)) from None
-    wire.require(wire.equal(wire.decoded(unquote(fields["s"])), _hmac(document, secret)))
+    wire.require_match(
+        wire.constant_time_equal(wire.b64decode_or_reject(unquote(fields["s"])), _hmac(document, secret))
+    )
 
 
 def _hmac(document: bytes, secret: str) -> bytes:
     return hmac.digest(secret.encode(), document, "sha256")
 
 
-def _sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     signature = base64.b64encode(_hmac(body, secret)).decode().replace("+", "%2B").replace("=", "%3D")
-    return wire.as_json(body, producer_signature=f"ts={int(at) * 1000};s={signature};s-algorithm=HmacSHA256")
+    return wire.json_request(body, producer_signature=f"ts={int(at) * 1000};s={signature};s-algorithm=HmacSHA256")
 
 
 def _wrap(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body that carries one detail."""
+    """Return the body of a webhook with one detail."""
     data = {"object": payload["event"], "details": [payload["detail"]]}
     return {
         "event_name": [payload["event"]],
@@ -125,25 +127,25 @@ PROVIDER = Provider(
     spellings=("ZeptoMail", "zoho_zeptomail", "zeptomail"),
     documentation="https://www.zoho.com/zeptomail/help/webhooks.html",
     recipient_known="of bounces, and else if there is one only",
-    boxes="all events",
+    event_selection="all events",
     retries="not known",
     authentication=Authentication(Signature.OVER_BODY, "HMAC-SHA256", _verify, sign=_sign),
     elements=_elements,
     events=_events,
     wrap=_wrap,
-    table=Table(
+    table=EventTable(
         kind="event",
         kinds={
-            "hardbounce": Kind("bounced", "bounced", "hard", {"detail": {"diagnostic_message": "550 5.1.1 no"}}),
-            "softbounce": Kind("bounced", "other", "soft", {"detail": {"diagnostic_message": "452 4.2.2 full"}}),
-            "email_open": Kind("opened"),
-            "email_link_click": Kind("clicked"),
-            "feedback_loop": Kind("complained"),
+            "hardbounce": EventKind("bounced", "bounced", "hard", {"detail": {"diagnostic_message": "550 5.1.1 no"}}),
+            "softbounce": EventKind("bounced", "other", "soft", {"detail": {"diagnostic_message": "452 4.2.2 full"}}),
+            "email_open": EventKind("opened"),
+            "email_link_click": EventKind("clicked"),
+            "feedback_loop": EventKind("complained"),
         },
-        at=iso("detail/time", "message/email_info/processed_time"),
-        digested=_digested,
+        at=iso_field("detail/time", "message/email_info/processed_time"),
+        digest_source=_digested,
         message_id="message/request_id",
-        recipient=computed(_recipient, "message/email_info/to", _to),
+        recipient=computed_field(_recipient, "message/email_info/to", _to),
         reply=_reply,
         tags="message/email_info/tag",
     ),

@@ -84,7 +84,7 @@ def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, p
         wait_until(lambda: post(**request).status_code == 200)
     else:
         assert post(**request).status_code == 200
-        assert post(**changed).status_code == registry.record(provider).refused
+        assert post(**changed).status_code == registry.get_provider(provider).rejection_status
     assert db.value(EVENTS) == 1
 
 
