@@ -1,15 +1,22 @@
 -- The privileges of each role. Run this as the owner of the tables, after `mailglass-reconcile migrate`:
 --   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
--- Create the roles first; statements for a role that does not exist fail, and change nothing.
+-- Create the roles that you need first: psql skips a role that does not exist.
 -- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
 SET search_path TO public;
+SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
+       to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \gset
 
 -- mailglass_writer: Mailglass itself, or any program that inserts events.
+SELECT to_regrole('mailglass_writer') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_writer;
 -- append events
 GRANT INSERT ON mailglass_events TO mailglass_writer;
+\endif
 
 -- mailglass_recorder: `receive`, or a program that calls record_webhook() and record_send().
+SELECT to_regrole('mailglass_recorder') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_recorder;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_recorder;
@@ -39,8 +46,11 @@ GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
 GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
 -- know the certificates of Amazon SES and Scaleway after a restart
 GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
+\endif
 
 -- mailglass_sweeper: `sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery.
+SELECT to_regrole('mailglass_sweeper') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_sweeper;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_sweeper;
@@ -74,15 +84,24 @@ GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 -- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
 -- delete old events, if a retention is set, on tables that `migrate` made
+\if :made_by_migrate
 GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
+\endif
 -- delete old deliveries, as above
+\if :made_by_migrate
 GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
--- read recipients from raw webhooks, on tables that Mailglass made; without it, links rest on the id
--- GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
---    ON mailglass_webhook_events TO mailglass_sweeper;
+\endif
+-- read recipients from raw webhooks, on tables that Mailglass made
+\if :made_by_mailglass
+GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
+   ON mailglass_webhook_events TO mailglass_sweeper;
+\endif
+\endif
 
 -- mailglass_dispatcher: `dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch
 -- --replay`, `--rename` and `--forget`.
+SELECT to_regrole('mailglass_dispatcher') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
@@ -98,8 +117,11 @@ GRANT SELECT (id, recipient, provider, provider_message_id) ON mailglass_deliver
 GRANT SELECT, INSERT, UPDATE ON mailglass_handled_types TO mailglass_dispatcher;
 -- record runs
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
+\endif
 
 -- mailglass_eraser: `erase`, and nothing else; no other role may change a recipient.
+SELECT to_regrole('mailglass_eraser') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_eraser;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_eraser;
@@ -112,12 +134,17 @@ GRANT SELECT (event_id, tenant_id, recipient),
       UPDATE (recipient, recipient_lost)
    ON mailglass_open_orphans TO mailglass_eraser;
 -- erase addresses from raw webhooks, on tables that `migrate` made
+\if :made_by_migrate
 GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
       UPDATE (raw_payload, provider_event_id, updated_at)
    ON mailglass_webhook_events TO mailglass_eraser;
+\endif
+\endif
 
 -- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`; it
 -- writes nothing.
+SELECT to_regrole('mailglass_reader') IS NOT NULL AS role_exists \gset
+\if :role_exists
 GRANT USAGE ON SCHEMA public TO mailglass_reader;
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_reader;
@@ -137,3 +164,4 @@ GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;
 GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, inserted_at, last_event_type,
               last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at)
    ON mailglass_deliveries TO mailglass_reader;
+\endif

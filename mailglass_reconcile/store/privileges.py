@@ -178,7 +178,7 @@ SWEEPER = Role(
             "retention",
         ),
         Grant(
-            "read recipients from raw webhooks, on tables that Mailglass made; without it, links rest on the id",
+            "read recipients from raw webhooks, on tables that Mailglass made",
             "mailglass_webhook_events",
             {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at"},
             "tables made by Mailglass",
@@ -274,26 +274,42 @@ ROLES = (WRITER, RECORDER, SWEEPER, DISPATCHER, ERASER, READER)
 _HEADER = """\
 -- The privileges of each role. Run this as the owner of the tables, after `mailglass-reconcile migrate`:
 --   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
--- Create the roles first; statements for a role that does not exist fail, and change nothing.
+-- Create the roles that you need first: psql skips a role that does not exist.
 -- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
 """
+
+_TABLES = """\
+SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
+       to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \\gset
+"""
+_CONDITIONS: Mapping[Where, str] = {
+    "tables made by migrate": "made_by_migrate",
+    "retention": "made_by_migrate",
+    "tables made by Mailglass": "made_by_mailglass",
+}
+"""The variable of psql that tells whether a role needs a privilege on these tables."""
 
 
 def script(schema_name: str) -> str:
     """Return the statements that grant every documented role its privileges, as SQL for psql.
 
-    What roles need only on tables that Mailglass made is commented out.
+    psql skips roles that do not exist, and what a role needs only on tables made by Mailglass, or only by `migrate`.
     """
-    blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n"]
+    blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n{_TABLES}"]
     for role in ROLES:
-        title = _wrapped(f"{role.name}: {role.runs}.", "-- ", "-- ")
-        lines = [title, f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};"]
+        lines = [
+            _wrapped(f"{role.name}: {role.runs}.", "-- ", "-- "),
+            f"SELECT to_regrole('{role.name}') IS NOT NULL AS role_exists \\gset",
+            "\\if :role_exists",
+            f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};",
+        ]
         for grant in role.grants:
-            statement = grant.statement(role.name)
-            if grant.where == "tables made by Mailglass":
-                statement = textwrap.indent(statement, "-- ")
-            lines += [f"-- {grant.purpose}", statement]
-        blocks.append("\n".join(lines) + "\n")
+            condition = _CONDITIONS.get(grant.where)
+            lines += [f"-- {grant.purpose}"]
+            lines += [f"\\if :{condition}"] if condition else []
+            lines += [grant.statement(role.name)]
+            lines += ["\\endif"] if condition else []
+        blocks.append("\n".join([*lines, "\\endif"]) + "\n")
     return "\n".join(blocks)
 
 

@@ -4,10 +4,12 @@ import re
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 import catalog
 import factories
 import pages
+import raw_webhooks
 import shapes
 from machine import Machine, Reader, without_ids
 from mailglass_reconcile.settings import Settings
@@ -92,18 +94,41 @@ def test_from_an_address_to_an_answer(reader, tmp_path):
     assert f"\n| `{state}` |" in (DOCS / "trouble.md").read_text()
 
 
-def test_the_first_sweep_of_mailglass_s_tables(machine, empty_database_url, redis_url, tmp_path):
-    """Twelve orphans: ten by the first sweep, the rest by the second."""
+def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
+    machine, empty_database_url, redis_url, tmp_path, server_roles
+):
+    """Without Python: an image, a role, twelve links, ten first; a Cc's bounce is not linked to the To's delivery."""
+    assert "docs/with-mailglass.md" in pages.links(pages.README)
     catalog.live(empty_database_url, "mailglass", "2.x")
-    settings = shapes.settings_of(empty_database_url, "2.x")
-    mailglass = catalog.Installation(settings, engines.create_engine(settings))
-    ids = [factories.new_id() for _ in range(12)]
-    deliveries = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
-    factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(one)) for one in ids])
-    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
-        reader.follow(pages.chapter(DOCS / "with-mailglass.md", "The first sweep"))
-    seen = settings.database_url.get_secret_value()
-    assert {state for *_, state in states(seen)} == {"delivered"}
+    mailglass = catalog.Installation(
+        shapes.settings_of(empty_database_url, "2.x"),
+        engines.create_engine(shapes.settings_of(empty_database_url, "2.x")),
+    )
+    ids = [factories.new_id() for _ in range(13)]
+    deliveries = [factories.delivery_row(one, recipient="john@example.com") for one in ids]
+    factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(factories.new_id()))])
+    payload = raw_webhooks.payload("postmark", "bounced")
+    for number, message_id in enumerate(ids):
+        raw = payload | {"Email": "john@example.com" if number else "cc@example.com", "MessageID": message_id}
+        events = [{"provider_event_id": message_id, "message_id": message_id}]
+        raw_webhooks.store(mailglass, "postmark", raw, events, raw_id=message_id)
+    server_roles(empty_database_url, "mailglass_sweeper")
+    owner = make_url(empty_database_url)
+    replacements = {
+        f"postgresql://{login}@db.internal/my_app": owner.set(username=role).render_as_string(hide_password=False)
+        for login, role in (("my_app:secret", owner.username), ("mailglass_sweeper:change-me", "mailglass_sweeper"))
+    }
+    blocks = pages.chapter(DOCS / "with-mailglass.md", "The first sweep")
+    with Reader(machine, empty_database_url, redis_url, tmp_path, replacements) as reader:
+        reader.follow(blocks)
+        (cron,) = [block.text for block in blocks if block.language == "cron"]
+        for line in re.findall(r" app +(.*)$", cron, re.MULTILINE):
+            reader._run(line.replace("/etc/mailglass/", ""), tmp_path)
+    assert mailglass.values("SELECT last_event_type FROM mailglass_deliveries ORDER BY 1") == [
+        *["bounced"] * 12,
+        "dispatched",
+    ]
+    assert mailglass.values("SELECT kind FROM mailglass_reconcile_runs WHERE origin = 'command'")[-1] == "prune"
 
 
 def test_an_output_is_compared_without_ids():

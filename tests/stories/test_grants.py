@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import subprocess
 import uuid
 from collections.abc import Iterator
 
@@ -15,13 +16,13 @@ import granting
 import mailglass_reconcile
 import raw_webhooks
 from browsing import TOKEN, Visitor
-from catalog import installation
+from catalog import client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import certificates, engines
+from mailglass_reconcile.store import certificates, engines, privileges
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
@@ -79,6 +80,37 @@ def acting_in(db, admin) -> Iterator:
 def test_the_document_is_what_migrate_prints():
     """After a change of the list, `python docs/reference.py` writes it."""
     assert commands.inside("migrate", "--grants").output == granting.GRANTS
+
+
+MAY = """SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT'),
+                has_table_privilege(:role, 'mailglass_events', 'INSERT')"""
+
+
+@pytest.mark.parametrize("shape", ["ours", "2.x"])
+def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(empty_database_url, admin, shape):
+    """It stops at nothing: what a missing role would get, and what is for tables of the other kind, is skipped."""
+    schema = "mailglass" if shape == "2.x" else "public"
+    tables = live(empty_database_url, schema, shape) if shape == "2.x" else installation(empty_database_url)
+    tables.migrate()
+    prefix = f"mgtest_{uuid.uuid4().hex[:12]}_"
+    sweeper = f"{prefix}sweeper"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {sweeper}")
+    script = privileges.script(schema).replace("mailglass_sweeper", sweeper)
+    script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
+    done = subprocess.run(
+        [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)],
+        input=script, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        with tables.writing("SET LOCAL TIME ZONE 'UTC'") as connection:
+            may_read, may_append = connection.execute(sa.text(MAY), {"role": sweeper}).one()
+        assert (may_read, may_append) == (shape == "2.x", True)
+    finally:
+        tables.run(f"DROP OWNED BY {sweeper}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {sweeper}")
 
 
 def refused(settings, statement):

@@ -73,14 +73,17 @@ class Installation:
     settings: Settings
     engine: sa.Engine = field(repr=False)
 
-    def run(self, sql: str) -> None:
-        """Run statements in the schema, in a transaction of its own."""
+    def run(self, sql: str, **parameters: Any) -> None:
+        """Run statements in the schema, in a transaction of its own; with parameters, one."""
         with self.engine.begin() as connection:
             connection.execute(
                 sa.text("SELECT set_config('search_path', quote_ident(:schema), true)"),
                 {"schema": self.settings.database_schema},
             )
-            connection.execution_options(no_parameters=True).exec_driver_sql(sql)
+            if parameters:
+                connection.execute(sa.text(sql), parameters)
+            else:
+                connection.execution_options(no_parameters=True).exec_driver_sql(sql)
 
     def values(self, sql: str, **parameters: Any) -> list[Any]:
         """Return the first column of what a statement returns in the schema."""

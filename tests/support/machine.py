@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
@@ -20,6 +20,16 @@ PATIENCE = 90
 IGNORED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench")
 URL = "postgresql://localhost/app"
 DJANGO = '"NAME": "app", "HOST": "localhost"'
+DOCKER = """#!/usr/bin/env bash
+set -euo pipefail
+if [ "$1" = build ]; then
+  [ "$*" = "build --tag mailglass-reconcile ." ]
+  test -f Dockerfile
+else
+  [ "$1 $2 $3 $5" = "run --rm --env-file mailglass-reconcile" ]
+  exec env -i PATH="$PATH" HOME="$HOME" LANG="$LANG" $(cat "$4") "${@:6}"
+fi
+"""
 SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver)\b")
 
 
@@ -92,12 +102,22 @@ class Reader(ExitStack):
     see what the page shows.
     """
 
-    def __init__(self, machine: Machine, url: str, redis_url: str, where: Path) -> None:
-        """Begin in the folder *where*, with a test's servers in place of the reader's."""
+    def __init__(
+        self, machine: Machine, url: str, redis_url: str, where: Path, replacements: Mapping[str, str] | None = None
+    ) -> None:
+        """Begin in the folder *where*, with a test's servers in place of the reader's.
+
+        Docker is a script that runs the image's command as a process, with its container's environment.
+        """
         super().__init__()
         self._machine, self._url, self._where = machine, url, where
         self._ports: dict[str, int] = {}
-        self._environment = {"MAILGLASS_REDIS_URL": redis_url}
+        self._replacements = replacements or {}
+        docker = machine.folder / "docker" / "docker"
+        docker.parent.mkdir(exist_ok=True)
+        docker.write_text(DOCKER)
+        docker.chmod(0o755)
+        self._environment = {"MAILGLASS_REDIS_URL": redis_url, "PATH": f"{docker.parent}:{machine.given['PATH']}"}
         activate = f". {machine.clone}/.venv/bin/activate"
         self._started = [activate, *(self._here(line) for line in machine.settling if line.startswith("export "))]
 
@@ -118,12 +138,14 @@ class Reader(ExitStack):
         for command, shown in zip(pages.commands(block), pages.outputs(block), strict=True):
             if SERVER.search(command):
                 self._serve(command)
-            elif command.startswith("export "):
+            elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
                 self._started.append(self._here(command))
             elif command.startswith("mkdir ") and " && cd " in command:
                 self._where = Path(self._run(f"{command} && pwd", self._where).strip())
             elif command.startswith("pip install "):
                 self._install(command)
+            elif command.startswith("docker build "):
+                self._run(command, self._machine.clone)
             else:
                 printed = self._run(command, self._where)
                 assert without_ids(shown) == without_ids(printed) or not shown, f"{command}\n{printed}"
@@ -157,6 +179,8 @@ class Reader(ExitStack):
 
     def _here(self, text: str) -> str:
         """Return lines with a test's servers in place of the reader's."""
+        for shown, real in self._replacements.items():
+            text = text.replace(shown, real)
         text = re.sub(rf"{URL}(?![\w/])", f"'{self._url}'", text).replace(DJANGO, _django(self._url))
         for port, real in self._ports.items():
             text = text.replace(f":{port}/", f":{real}/")

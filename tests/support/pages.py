@@ -36,6 +36,11 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def links(page: Path) -> set[str]:
+    """Return the targets of a page's links, without their headings."""
+    return {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text()))}
+
+
 def section(page: Path, heading: str) -> list[Block]:
     """Return the blocks below the heading with this text, up to the next heading."""
     return _below(page, heading, 6)

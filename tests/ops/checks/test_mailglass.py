@@ -111,9 +111,10 @@ def test_a_sweeper_that_cannot_read_recipients_is_a_warning(beside, admin):
         assert of("recipients").status == OK
 
 
-def test_the_page_s_first_step_grants_what_a_sweeper_lacks(beside, admin):
+def test_the_page_grants_what_a_sweeper_lacks(beside, admin):
     """Word for word, but for the schema and the role."""
-    [grant] = [block.text for block in pages.section(PAGE, "The first sweep") if block.language == "sql"]
+    section = pages.section(PAGE, "Before the first link: recipients")
+    [grant] = [block.text for block in section if block.language == "sql"]
     with sweeper(beside, admin) as settings:
         role = make_url(settings.database_url.get_secret_value()).username
         beside.run(

@@ -1,0 +1,188 @@
+"""The way to Kubernetes: the page's steps in their order, with the manifests' containers as processes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from sqlalchemy.engine import make_url
+
+import catalog
+import pages
+from installation import PATIENCE, end
+from machine import without_ids
+from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile.testing.servers import free_port
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+PAGE = pages.ROOT / "docs" / "deploy.md"
+MANIFESTS = PAGE.parent / "deploy" / "kubernetes.yml"
+ROLES = ("mailglass_worker", "mailglass_sweeper", "mailglass_dispatcher", "mailglass_recorder", "mailglass_reader")
+MOUNTED = "/run/secrets/mailglass"
+
+
+class Cluster(ExitStack):
+    """Runs what `kubectl` would start: each container's command, with its environment and its keys of the Secret."""
+
+    def __init__(self, folder: Path, places: dict[str, str]) -> None:
+        """Begin in the folder in which the reader makes the files of the Secret."""
+        super().__init__()
+        self.folder, self.places = folder, places
+        self.ports = {name: free_port() for name in ("mailglass-receive", "mailglass-web")}
+        self.started: dict[str, subprocess.Popen[str]] = {}
+        self.finished: set[str] = set()
+        self.secret: set[str] = set()
+        self.objects: list[dict] = []
+
+    def run(self, command: str) -> str:
+        """Run a command of the page to its good end, and return what it printed."""
+        if command.startswith("kubectl "):
+            return self._kubectl(shlex.split(command)[1:])
+        for shown, real in self.places.items():
+            command = command.replace(shown, real)
+        return self._process(["bash", "-euo", "pipefail", "-c", command], {"PATH": f"/usr/bin:/bin:{BIN}"})
+
+    def _kubectl(self, arguments: list[str]) -> str:
+        match arguments:
+            case ["create", "secret", "generic", "mailglass", *files]:
+                self.secret = {file.removeprefix("--from-file=") for file in files}
+                assert all((self.folder / name).read_text().strip() for name in self.secret)
+            case ["apply", "-f", "kubernetes.yml", *selector]:
+                self._apply(dict([selector[1].split("=")]) if selector else {})
+            case ["wait", "--for=condition=complete", "job/mailglass-migrate", _]:
+                assert "mailglass-migrate" in self.finished
+            case ["wait", "--for=condition=available", *deployments, _]:
+                for deployment in deployments:
+                    self._wait_until_ready(deployment.removeprefix("deploy/"))
+            case ["exec", deployment, "--", *command]:
+                name = deployment.removeprefix("deploy/")
+                assert self.started[name].poll() is None
+                return self._process(self._here(command), self._environment(name))
+            case _:
+                pytest.fail(f"the page has a new command: {arguments}")
+        return ""
+
+    def _apply(self, labels: dict[str, str]) -> None:
+        """Run the Job, and start one process of each Deployment; the ConfigMap must be there before they are."""
+        for one in yaml.safe_load_all(MANIFESTS.read_text()):
+            if labels.items() <= one["metadata"].get("labels", {}).items() and one not in self.objects:
+                self.objects.append(one)
+                if one["kind"] == "Job":
+                    name = one["metadata"]["name"]
+                    self._process(self._container(name)["args"], self._environment(name))
+                    self.finished.add(name)
+                elif one["kind"] == "Deployment":
+                    self._start(one["metadata"]["name"])
+
+    def _container(self, name: str) -> dict:
+        (found,) = [
+            one for one in self.objects if one["metadata"]["name"] == name and "template" in one.get("spec", {})
+        ]
+        (container,) = found["spec"]["template"]["spec"]["containers"]
+        return container
+
+    def _environment(self, name: str) -> dict[str, str]:
+        container = self._container(name)
+        environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(self.folder)}
+        for source in container.get("envFrom", ()):
+            (map_,) = [
+                one["data"]
+                for one in self.objects
+                if one["kind"] == "ConfigMap" and one["metadata"]["name"] == source["configMapRef"]["name"]
+            ]
+            environment |= map_
+        for one in container.get("env", ()):
+            if one["value"].startswith(f"@{MOUNTED}/"):
+                assert one["value"].removeprefix(f"@{MOUNTED}/") in self.secret
+            environment[one["name"]] = one["value"].replace(MOUNTED, str(self.folder))
+        return environment
+
+    def _start(self, name: str) -> None:
+        log = (self.folder / f"{name}.log").open("w")
+        process = subprocess.Popen(
+            self._here(self._container(name)["args"], name),
+            cwd=self.folder, env=self._environment(name), stdout=log, stderr=log, text=True,
+        )  # fmt: skip
+        self.started[name] = process
+        self.callback(end, process)
+
+    def _wait_until_ready(self, name: str) -> None:
+        process, log = self.started[name], self.folder / f"{name}.log"
+        probe = self._container(name).get("readinessProbe")
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            if probe is None:
+                return " ready." in log.read_text()
+            try:
+                return httpx.get(f"http://127.0.0.1:{self.ports[name]}{probe['httpGet']['path']}").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_until(ready, PATIENCE)
+
+    def _here(self, arguments: list[str], name: str = "") -> list[str]:
+        """Return a command with this machine's ports in place of a container's, and of a Service's name."""
+        words = []
+        for word in arguments:
+            if name in self.ports and word == str(self._container(name)["ports"][0]["containerPort"]):
+                words.append(str(self.ports[name]))
+            else:
+                host = f"127.0.0.1:{self.ports['mailglass-receive']}"
+                words.append(word.replace("http://mailglass-receive/", f"http://{host}/"))
+        return words
+
+    def _process(self, command: list[str], environment: dict[str, str]) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+BIN = Path(sys.executable).parent
+
+
+def test_kubernetes_from_the_readme_to_a_recorded_webhook(
+    empty_database_url: str, redis_url: str, tmp_path: Path, server_roles: Callable[..., None]
+) -> None:
+    """Roles, Secret, migration, grants, all processes, the doctor, and a webhook that is linked to its delivery."""
+    assert "docs/deploy.md" in pages.links(pages.README)
+    url = make_url(empty_database_url)
+    server_roles(empty_database_url, *ROLES, "mailglass_owner")
+    places = {
+        "postgresql://postgres:secret@postgres:5432/app": empty_database_url,
+        "postgresql://mailglass_$role:change-me@postgres:5432/app": empty_database_url.replace(
+            f"//{url.username}", "//mailglass_$role"
+        ),
+        "redis://redis:6379/0": redis_url,
+        "grants.sql": str(PAGE.parent / "grants.sql"),
+    }
+    with Cluster(tmp_path, places) as cluster:
+        for block in pages.chapter(PAGE, "Kubernetes"):
+            if block.not_run != "it needs a registry":
+                for command in pages.commands_with_output(block):
+                    printed = cluster.run(command.text)
+                    assert not command.output or without_ids(command.output) == without_ids(printed), command.text
+        tables = catalog.installation(empty_database_url)
+        assert tables.values("SELECT state FROM mailglass_open_orphans") == ["unmatched"]
+        with tables.engine.begin() as connection:
+            record_send(connection, provider="postmark", sent=[Sent(recipient="ann@example.org", message_id="m-1")])
+        assert tables.values("SELECT last_event_type FROM mailglass_deliveries") == ["delivered"]
+        token = {"authorization": f"Bearer {(tmp_path / 'web-token').read_text().strip()}"}
+        for name in ("mailglass-receive", "mailglass-web"):  # what Prometheus scrapes
+            answer = httpx.get(f"http://127.0.0.1:{cluster.ports[name]}/metrics", headers=token)
+            assert "\nmailglass_reconcile_" in answer.text
+        (forwarded,) = re.findall(r"port-forward service/([\w-]+) \d+:(\d+)", PAGE.read_text())
+        (service,) = [
+            one for one in cluster.objects if (one["kind"], one["metadata"]["name"]) == ("Service", forwarded[0])
+        ]
+        assert service["spec"]["ports"][0]["port"] == int(forwarded[1])
