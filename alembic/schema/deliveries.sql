@@ -85,15 +85,12 @@ BEGIN
               AND hashtextextended(tenant_id, 0) > hashtextextended(q.tenant_id, 0)
               AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)) AS d;
 EXCEPTION WHEN OTHERS THEN
-  -- As README.md says: a row that voids all others, and no message that may quote a value.
-  IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
-    RAISE;
-  END IF;
   GET STACKED DIAGNOSTICS
     broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  RETURN QUERY
-  SELECT NULL::bigint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, json_build_object(
-           'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
-           'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
+  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
+  IF failure IS NULL THEN
+    RAISE;
+  END IF;
+  RETURN QUERY SELECT NULL::bigint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, failure;
 END;
 $$;

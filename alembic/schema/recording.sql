@@ -1,10 +1,71 @@
--- How webhooks and sends are recorded.
+-- How webhooks, sends and single events are recorded.
+
+-- step: function mailglass_reconcile_failure_v1
+-- An error that a function has caught, as README.md says: without a message, which may quote a value. NULL if it concerns
+-- the whole transaction, and must be raised again.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_failure_v1(
+  error_state text, message text, broken_constraint text, in_table text, in_context text)
+RETURNS text LANGUAGE sql IMMUTABLE AS $$
+SELECT CASE WHEN left(error_state, 2) <> ALL ('{08,25,40,53,57,58,XX}')
+            THEN json_build_object(
+                   'sqlstate', error_state, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
+                   'message', CASE error_state WHEN '42501' THEN message END)::text END
+$$;
+
+-- step: function mailglass_reconcile_append_event_v1
+-- Appends one event, unless the ledger has its key: then no row is returned. If its tenant has no such delivery, nothing
+-- is appended, and the row has no id. Its delivery is locked against retention, which deletes deliveries without events;
+-- sweeps and other writers are not held up.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_event_v1(entry text)
+RETURNS TABLE (event_id text, failure text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
+SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+  broken_constraint text;
+  in_table text;
+  in_context text;
+BEGIN
+  RETURN QUERY
+  WITH n AS MATERIALIZED (
+    SELECT n.*, d.held
+      FROM json_to_record(CAST(entry AS json))
+             AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp, idempotency_key text,
+                   reject_reason text, metadata jsonb, needs_reconciliation boolean)
+      LEFT JOIN LATERAL (SELECT id AS held FROM {schema}.mailglass_deliveries
+                          WHERE id = n.delivery_id AND tenant_id IS NOT DISTINCT FROM n.tenant_id FOR KEY SHARE) AS d
+        ON true
+  ), appended AS (
+    INSERT INTO {schema}.mailglass_events
+           (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+            needs_reconciliation, inserted_at)
+    SELECT id, tenant_id, held, type, occurred_at, idempotency_key, reject_reason, metadata, needs_reconciliation,
+           now()::timestamp
+      FROM n WHERE delivery_id IS NOT DISTINCT FROM held
+        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING id
+  )
+  SELECT id::text, NULL::text FROM appended
+   UNION ALL
+  SELECT NULL, NULL FROM n WHERE delivery_id IS DISTINCT FROM held;
+EXCEPTION WHEN OTHERS THEN
+  GET STACKED DIAGNOSTICS
+    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
+  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
+  IF failure IS NULL THEN
+    RAISE;
+  END IF;
+  RETURN QUERY SELECT NULL::text, failure;
+END;
+$$;
 
 -- step: function mailglass_reconcile_append_v1
 -- Appends a webhook's events, each with its delivery or as an orphan, which is stored with the keys and the state that
 -- its writer knows; projects what is attached, and enqueues handlers' jobs. Returns what is new: with its delivery, or
 -- with none.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_v1(given text)
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_v1(entries text)
 RETURNS TABLE (event_id text, delivery_id text, failure text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
@@ -21,7 +82,7 @@ BEGIN
   -- In the order of the deliveries: two transactions wait for each other one way only. One that is gone leaves an orphan.
   WITH n AS MATERIALIZED (
     SELECT n.*, d.held
-      FROM (SELECT * FROM json_to_recordset(CAST(given AS json))
+      FROM (SELECT * FROM json_to_recordset(CAST(entries AS json))
                           AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp,
                                 idempotency_key text, reject_reason text, metadata jsonb, provider text, recipient text,
                                 rank bigint, ids text[], lost bool, state text)
@@ -72,16 +133,13 @@ BEGIN
   )
   SELECT id::text, delivery_id::text, NULL::text FROM appended CROSS JOIN projected;
 EXCEPTION WHEN OTHERS THEN
-  -- As README.md says: a row that voids all others, and no message that may quote a value.
-  IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
-    RAISE;
-  END IF;
   GET STACKED DIAGNOSTICS
     broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  RETURN QUERY
-  SELECT NULL::text, NULL::text, json_build_object(
-           'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
-           'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
+  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
+  IF failure IS NULL THEN
+    RAISE;
+  END IF;
+  RETURN QUERY SELECT NULL::text, NULL::text, failure;
 END;
 $$;
 
@@ -178,16 +236,13 @@ BEGIN
    UNION ALL
   SELECT NULL, NULL, true, NULL FROM waiting WHERE any_open;
 EXCEPTION WHEN OTHERS THEN
-  -- As README.md says: a row that voids all others, and no message that may quote a value.
-  IF left(SQLSTATE, 2) = ANY ('{08,25,40,53,57,58,XX}') THEN
-    RAISE;
-  END IF;
   GET STACKED DIAGNOSTICS
     broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  RETURN QUERY
-  SELECT NULL::text, NULL::text, false, json_build_object(
-           'sqlstate', SQLSTATE, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,
-           'message', CASE SQLSTATE WHEN '42501' THEN SQLERRM END)::text;
+  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
+  IF failure IS NULL THEN
+    RAISE;
+  END IF;
+  RETURN QUERY SELECT NULL::text, NULL::text, false, failure;
 END;
 $$;
 

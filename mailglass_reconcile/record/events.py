@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import failures, validation
-from mailglass_reconcile.store import deliveries, ledger
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
@@ -53,7 +53,8 @@ def append(
 
     Raises:
         InvalidEventError: The event cannot be recorded; nothing was written.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
+        MailglassReconcileError: The database refused; nothing was written. Your transaction can continue, except after
+            an error that concerns all of it, such as a lost connection or a serialization failure.
         TypeError: *connection* is something else.
     """
     entry = Entry(
@@ -68,10 +69,11 @@ def append(
         needs_reconciliation=needs_reconciliation,
     )
     with failures.counted("an event"), borrowed(connection, runtime.get_settings()) as tx:
-        if entry.delivery_id is not None and not deliveries.hold(tx, entry.tenant_id, entry.delivery_id):
-            raise InvalidEventError(f"there is no delivery {entry.delivery_id} of this tenant")
-        inserted = ledger.append(tx, [entry])
-    return UUID(entry.id) if inserted else None
+        try:
+            is_new = ledger.append_event(tx, entry)
+        except LookupError as error:
+            raise InvalidEventError(str(error)) from None
+    return UUID(entry.id) if is_new else None
 
 
 def _own_key(key: object) -> str | None:

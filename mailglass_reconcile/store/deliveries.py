@@ -25,12 +25,6 @@ SELECT id::text FROM {schema}.mailglass_deliveries
  WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
 """
 
-# Against retention, which deletes deliveries without events: sweeps and other writers are not held up.
-_HOLD = """
-SELECT true FROM {schema}.mailglass_deliveries
- WHERE id = CAST(:id AS uuid) AND tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text) FOR KEY SHARE
-"""
-
 _SOME_ERASED = """
 SELECT EXISTS (
          SELECT FROM unnest(CAST(:ids AS text[])) AS c (id)
@@ -65,11 +59,6 @@ SEPARATOR = "\x1f"
 def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
     """Lock deliveries for the caller's transaction, in the order of their ids, and return those that are there."""
     return set(tx.execute(_LOCK, {"ids": array_literal(ids)}).scalars()) if ids else set()
-
-
-def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
-    """Keep a delivery of the tenant from being deleted until the transaction ends; False if there is none."""
-    return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:

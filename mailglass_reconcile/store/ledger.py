@@ -11,22 +11,8 @@ from mailglass_reconcile.store.database import Function, Transaction, array_lite
 from mailglass_reconcile.store.stored_keys import Known
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
-APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",), catches=True)
-
-# In the order of the keys: two webhooks that share several, in any order, then wait for each other one way only.
-_APPEND = """
-INSERT INTO {schema}.mailglass_events
-       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
-        needs_reconciliation, inserted_at)
-SELECT n.*, now()::timestamp
-  FROM unnest(CAST(:ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
-              CAST(:occurred_at AS timestamp[]), CAST(:idempotency_keys AS text[]), CAST(:reject_reasons AS text[]),
-              CAST(:metadata AS jsonb[]), CAST(:needs_reconciliation AS boolean[]))
-       AS n (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata, needed)
- ORDER BY n.idempotency_key COLLATE "C"
-    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-RETURNING id::text
-"""
+APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("entries",), catches=True)
+APPEND_EVENT = Function("mailglass_reconcile_append_event_v1", ("entry",), catches=True)
 
 _TYPES = """
 SELECT e.id::text, left(e.type, 512)
@@ -140,7 +126,7 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Kn
     delivery, or None for an orphan.
     """
     events = json.dumps(list(map(_as_json, entries, known)))
-    delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"given": events}))
+    delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"entries": events}))
     return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 
@@ -163,24 +149,15 @@ def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
     return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
 
 
-def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:
-    """Append *entries*, and return the ids of those that are new; the others' idempotency keys were there already."""
-    return set(tx.execute(_APPEND, entry_parameters(entries)).scalars()) if entries else set()
+def append_event(tx: Transaction, entry: Entry) -> bool:
+    """Append an event, unless the ledger has its key; return whether it is new.
 
-
-def entry_parameters(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return *entries* as the parameters of a statement that appends them."""
-    return {
-        "ids": array_literal(entry.id for entry in entries),
-        "tenant_ids": array_literal(entry.tenant_id for entry in entries),
-        "delivery_ids": array_literal(entry.delivery_id for entry in entries),
-        "types": array_literal(entry.type for entry in entries),
-        "occurred_at": array_literal(entry.occurred_at for entry in entries),
-        "idempotency_keys": array_literal(entry.idempotency_key for entry in entries),
-        "reject_reasons": array_literal(entry.reject_reason for entry in entries),
-        "metadata": array_literal(json.dumps(entry.metadata) for entry in entries),
-        "needs_reconciliation": array_literal(str(entry.needs_reconciliation) for entry in entries),
-    }
+    A LookupError says that its tenant has no such delivery.
+    """
+    event_ids = [event_id for (event_id,) in tx.call(APPEND_EVENT, {"entry": json.dumps(entry._asdict())})]
+    if None in event_ids:
+        raise LookupError(f"there is no delivery {entry.delivery_id} of this tenant")
+    return bool(event_ids)
 
 
 def types_of(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:

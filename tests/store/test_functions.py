@@ -27,6 +27,7 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
     assert found.keys() == set(schema.FUNCTIONS)
     for function in (
         deliveries.FIND,
+        ledger.APPEND_EVENT,
         ledger.APPEND_WEBHOOK,
         ledger.LINK,
         open_orphans.AFTER_COMMIT,
@@ -44,7 +45,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     # A handler's transaction has none of its own.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     found = {name: dict(one.split("=", 1) for one in settings) for name, settings in tx.rows(SETTINGS)}
-    assert len(found) == len(schema.FUNCTIONS) - 8
+    assert len(found) == len(schema.FUNCTIONS) - 9
     for function, settings in found.items():
         given = {name: value.replace('"', "") for name, value in settings.items()}
         assert given == {**wanted, **more.get(function, {})}
