@@ -6,6 +6,10 @@ CREATE INDEX mailglass_deliveries_reconcile_idx ON {schema}.mailglass_deliveries
   pg_catalog.hashtextextended(provider_message_id, 0), pg_catalog.hashtextextended(tenant_id, 0),
   ({recipient_key}));
 
+-- step: index mailglass_deliveries_recipient_idx
+-- For searches and erasures by address: in any spelling, in all tenants.
+CREATE INDEX mailglass_deliveries_recipient_idx ON {schema}.mailglass_deliveries (({recipient_key}));
+
 -- step: function mailglass_reconcile_find_deliveries_v1
 -- The deliveries that decide for each question: a message id, the event's tenant, the spellings of its provider, and the
 -- key of its recipient or NULL. Of an id that names at most ten deliveries, these are all of them. Of a wider one, they

@@ -28,39 +28,35 @@ EXAMPLES = """\b
 Examples:
   mailglass-reconcile find -                      # then type or paste the address: no shell keeps it
   mailglass-reconcile find m-2 --tenant acme
-  mailglass-reconcile find - --scan --json < address.txt | jq -r .id
+  mailglass-reconcile find - --json < address.txt | jq -r .id
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("what", metavar="WHAT|-")
 @click.option("--tenant", metavar="ID", help="Only in this tenant.")
-@click.option("--scan", is_flag=True, help="Of an address: compare every delivery's, so that any spelling is found.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="At most N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
-def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -> None:
+def find(what: str, tenant: str | None, limit: int, as_json: bool) -> None:
     """Find the deliveries and open orphans of an address, a message or an id, each with its next command.
 
     WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
     because shells and process lists keep arguments. Nothing that is printed holds an address. The newest come first.
 
-    An address is found as you give it, in lower case, and with its domain in ASCII and in Unicode. Exits with 1 if
-    nothing is found.
+    An address is found in any spelling. Exits with 1 if nothing is found.
     """
     try:
         wanted = search.parse_term(argument(what), tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    if scan and not wanted.address:
-        raise click.UsageError("--scan is for an address: ids are always found")
     database = runtime.database()
-    found = search.find(database, wanted, scan=scan, limit=limit)
+    found = search.find(database, wanted, limit=limit)
     with reader_may_leave():
         if as_json:
             for one in found.hits:
                 print_json(one.as_dict())
         else:
-            click.echo("\n".join(_lines(found)) if found.hits else _nothing(wanted, scan=scan))
+            click.echo("\n".join(_lines(found)) if found.hits else _nothing(wanted))
     if not found.hits:
         if tenant is not None:
             hint_at_tenant(database, tenant)
@@ -96,7 +92,7 @@ def _event(one: OpenOrphan) -> Iterator[str]:
     )
 
 
-def _nothing(wanted: SearchTerm, *, scan: bool) -> str:
+def _nothing(wanted: SearchTerm) -> str:
     whose = "" if wanted.tenant_id is None else " of this tenant"
     if not wanted.address:
         return f"no delivery and no open orphan{whose} has this id"
@@ -108,9 +104,4 @@ def _nothing(wanted: SearchTerm, *, scan: bool) -> str:
         ),
         f"  {format_command('mailglass-reconcile find MESSAGE_ID')}",
     ]
-    if not scan:
-        lines += [
-            wrapped("It may be stored in another spelling:"),
-            f"  {format_command('mailglass-reconcile find - --scan')}",
-        ]
     return "\n".join(lines)

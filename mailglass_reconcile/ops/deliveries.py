@@ -99,15 +99,11 @@ SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 10
 """
 
 _NEWEST = """
--- Recipients as they are stored, because that is what Mailglass's index has.
-WITH of_recipients AS (
-  SELECT d.id, d.inserted_at
-    FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
-   CROSS JOIN unnest(CAST(:recipients AS text[])) AS s (recipient)
-   CROSS JOIN LATERAL (SELECT id, inserted_at FROM {schema}.mailglass_deliveries
-                        WHERE tenant_id = t.tenant_id AND recipient = s.recipient) AS d
-   WHERE cardinality(CAST(:recipients AS text[])) > 0
-     AND (CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text))
+-- To an address in any spelling.
+WITH of_recipient AS (
+  SELECT id, inserted_at FROM {schema}.mailglass_deliveries
+   WHERE {recipient_key} = hashtextextended(CAST(:recipient_key AS text), 0)
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
    LIMIT :most
 -- In any spelling of the message's id.
 ), of_message_ids AS (
@@ -129,7 +125,7 @@ WITH of_recipients AS (
            OFFSET 0) AS d
 -- All of them first: otherwise the planner may walk a tenant's deliveries by time, and meet few that are wanted.
 ), named AS MATERIALIZED (
-  SELECT * FROM of_recipients UNION SELECT * FROM of_message_ids UNION SELECT * FROM of_ids
+  SELECT * FROM of_recipient UNION SELECT * FROM of_message_ids UNION SELECT * FROM of_ids
 )
 SELECT id::text, count(*) OVER () AS number FROM named ORDER BY inserted_at DESC, id DESC LIMIT :size
 """
@@ -266,18 +262,18 @@ def events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[Tim
 def newest(
     tx: Transaction,
     *,
-    recipients: Iterable[str] = (),
+    recipient_key: str | None = None,
     message_ids: Iterable[str] = (),
     ids: Iterable[str] = (),
     tenant_id: str | None = None,
     limit: int,
     most: int,
 ) -> tuple[list[Delivery], int]:
-    """Return the deliveries with one of the recipients, message ids or ids, the newest first; and how many there are.
+    """Return the deliveries to an address or with one of the ids, the newest first, and how many there are.
 
     Args:
         tx: A reading transaction.
-        recipients: Addresses as they are stored.
+        recipient_key: The exact `index_key` of an address.
         message_ids: Ids of messages, in each spelling.
         ids: Ids of deliveries.
         tenant_id: Of this tenant only; None is all tenants.
@@ -286,7 +282,7 @@ def newest(
     """
     parameters = {
         "tenant_id": tenant_id,
-        "recipients": array_literal(sorted(recipients)),
+        "recipient_key": recipient_key,
         "message_ids": array_literal(sorted(message_ids)),
         "ids": array_literal(sorted(ids)),
         "most": most,

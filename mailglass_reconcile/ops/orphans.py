@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import runs
 from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.addresses import usual_spellings
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
 from mailglass_reconcile.store.caller_transaction import borrowed
@@ -56,13 +56,11 @@ WITH of_message_ids AS (
     FROM unnest(CAST(:message_ids AS text[])) AS c (id)
    CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = c.id) AS i
    LIMIT :most
--- No index has the recipients, which are there only while an orphan is open.
-), of_recipients AS (
-  SELECT event_id FROM {schema}.mailglass_open_orphans
-   WHERE cardinality(CAST(:recipients AS text[])) > 0 AND recipient = ANY (CAST(:recipients AS text[]))
-   LIMIT :most
+-- No index has the recipients, which are there only while an orphan is open; they are stored as they are compared.
+), of_recipient AS (
+  SELECT event_id FROM {schema}.mailglass_open_orphans WHERE recipient = CAST(:recipient AS text) LIMIT :most
 ), named AS MATERIALIZED (
-  SELECT event_id FROM of_message_ids UNION SELECT event_id FROM of_recipients
+  SELECT event_id FROM of_message_ids UNION SELECT event_id FROM of_recipient
    UNION SELECT unnest(CAST(:ids AS uuid[]))
 -- Of an address, what is about another one is left out.
 ), newest AS MATERIALIZED (
@@ -71,8 +69,7 @@ WITH of_message_ids AS (
    CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
                          FROM {schema}.mailglass_open_orphans WHERE event_id = n.event_id OFFSET 0) AS o
    WHERE (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = CAST(:tenant_id AS text))
-     AND (cardinality(CAST(:recipients AS text[])) = 0 OR o.recipient IS NULL
-          OR o.recipient = ANY (CAST(:recipients AS text[])))
+     AND (CAST(:recipient AS text) IS NULL OR o.recipient IS NULL OR o.recipient = CAST(:recipient AS text))
    ORDER BY o.arrived_at DESC, o.event_id DESC LIMIT :size
 )
 SELECT n.event_id::text, n.tenant_id, n.provider, left(e.type, 100) AS type,
@@ -125,7 +122,7 @@ class Filters:
         older: At least this many seconds since it arrived.
         newer: At most this many.
         message_id: A message id, in any spelling, among its candidate ids.
-        recipient: An address, as it was given, in lower case, or with its domain as an A-label or in Unicode. It is
+        recipient: An address, in any spelling. It is
             known of open orphans that this package's writers stored, and of those whose raw webhook a sweep has read.
     """
 
@@ -146,8 +143,8 @@ class Filters:
         """Return what an open orphan's row must have; `waiting` follows from its arrival."""
         provider = providers.canonical(self.provider) if self.provider else None
         stored = None if self.state == WAITING else self.state
-        recipients = usual_spellings(self.recipient) if self.recipient else None
-        return Wanted(self.tenant_id, provider, self.ids(), stored, recipients)
+        recipient = address(self.recipient) if self.recipient else None
+        return Wanted(self.tenant_id, provider, self.ids(), stored, recipient)
 
     def accept(self, one: OpenOrphan, ids: frozenset[str] | None) -> bool:
         """Whether an orphan passes, with its state and its keys as they are now; *ids* are those of `ids()`."""
@@ -311,7 +308,7 @@ class NewestOrphans(NamedTuple):
 def newest(
     tx: Transaction,
     *,
-    recipients: Collection[str] = (),
+    recipient: str | None = None,
     message_ids: Collection[str] = (),
     tenant_id: str | None = None,
     limit: int,
@@ -323,16 +320,16 @@ def newest(
 
     Args:
         tx: A reading transaction; the adopter's rules must be loaded.
-        recipients: Spellings of an address; orphans that are about another one are left out.
+        recipient: An address as it is compared; orphans that are about another one are left out.
         message_ids: Ids of messages, in each spelling.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many are returned.
         most: At most this many of each kind are looked at.
     """
-    unread, all_read = _unread(tx, recipients, message_ids)
+    unread, all_read = _unread(tx, recipient, message_ids)
     parameters = {
         "tenant_id": tenant_id,
-        "recipients": array_literal(sorted(recipients)),
+        "recipient": recipient,
         "message_ids": array_literal(sorted(message_ids)),
         "ids": array_literal(sorted(unread)),
         "grace_seconds": tx.settings.grace_seconds,
@@ -366,14 +363,14 @@ def of_message(database: Database, message_id: str, *, limit: int) -> NewestOrph
         return newest(tx, message_ids=spellings_of(message_id), limit=limit)
 
 
-def _unread(tx: Transaction, recipients: Collection[str], message_ids: Collection[str]) -> tuple[set[str], bool]:
+def _unread(tx: Transaction, recipient: str | None, message_ids: Collection[str]) -> tuple[set[str], bool]:
     """Return those of the newest open orphans without stored ids that a search is for, and whether those are all."""
     found = unread(tx)
     named = set(message_ids)
     matching = {
         orphan.event_id
         for orphan, keys in found
-        if keys.recipient in recipients or not named.isdisjoint(keys.candidate_ids)
+        if (recipient is not None and keys.recipient == recipient) or not named.isdisjoint(keys.candidate_ids)
     }
     return matching, len(found) < UNREAD
 

@@ -98,17 +98,15 @@ def parse_term(text: str, tenant_id: str | None = None) -> SearchTerm:
     return SearchTerm(term, addresses.address(term) if holds_address(term) else None, id_, tenant_id)
 
 
-def find(database: Database, term: SearchTerm, *, scan: bool = False, limit: int = 50) -> SearchResults:
+def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResults:
     """Return the deliveries and open orphans of an address, a message or an id.
 
-    With what a delivery carries, the open orphans that name its message id are found too, in every tenant. An address
-    is looked up as it was given, in lower case, and with its domain as an A-label and in Unicode, at the cost of a few
-    index probes for each tenant; the recipients of open orphans are read in one pass.
+    Open orphans that name the message id of a delivery in the results are included, in every tenant. An address is
+    found in any spelling: deliveries through an index, open orphans in one pass.
 
     Args:
         database: Where the tables are.
         term: What to look for.
-        scan: Compare the address of every delivery instead: about a second per million.
         limit: At most this many hits.
 
     Raises:
@@ -116,19 +114,20 @@ def find(database: Database, term: SearchTerm, *, scan: bool = False, limit: int
     """
     runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
-        return find_within(tx, term, scan=scan, limit=limit)
+        return find_within(tx, term, limit=limit)
 
 
-def find_within(tx: Transaction, term: SearchTerm, *, scan: bool = False, limit: int = 50) -> SearchResults:
+def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> SearchResults:
     """Search as `find` does, in a transaction that is there already; the adopter's rules must be loaded."""
-    recipients = addresses.usual_spellings(term.text) if term.address else frozenset()
     message_ids = {term.text, *spellings_of(term.text)}
     event, ids = _event(tx, term)
-    if scan and term.address:
-        ids |= _scanned(tx, term.address, term.tenant_id)
+    recipient_key = addresses.index_key(term.address) if term.address else None
+    if term.address and recipient_key is not None and not addresses.is_exact(recipient_key):
+        ids |= _compare_recipients(tx, term.address, term.tenant_id)
+        recipient_key = None
     found, number = deliveries.newest(
         tx,
-        recipients=recipients,
+        recipient_key=recipient_key,
         message_ids=message_ids,
         ids=ids,
         tenant_id=term.tenant_id,
@@ -137,7 +136,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, scan: bool = False, limit:
     )
     message_ids |= {delivery.message_id for delivery in found if delivery.message_id}
     open_ = orphans.newest(
-        tx, recipients=recipients, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
+        tx, recipient=term.address, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
     )
     as_of = runs.load_history(tx).counted_at
     events = {orphan.event_id: orphan for orphan in (*open_.orphans, *event)}
@@ -171,8 +170,8 @@ def _event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str
     return [event], {str(term.id), *filter(None, [known.delivery_id])}
 
 
-def _scanned(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
-    """Return the deliveries to an address in any spelling, as `erase` looks them up."""
+def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
+    """Return the deliveries to an address whose key others share; at most `MOST` are compared."""
     person = Person(addresses.index_key(address), addresses.rough_part(address), tenant_id)
     rows = personal_data.deliveries(tx, person, NIL, MOST)
     return {id_ for id_, recipient in rows if addresses.address(recipient) == address}

@@ -48,18 +48,6 @@ def address(recipient: str) -> str:
     return f"{_lower(local)}@{_a_label(domain)}" if at else _lower(text)
 
 
-def usual_spellings(recipient: str) -> frozenset[str]:
-    """Return how an address is usually stored.
-
-    Without display name: as it was given, in lower case, and with its domain as an A-label and in Unicode.
-    """
-    text = bare(recipient)
-    local, _, domain = text.rpartition("@")
-    a_label = _a_label(domain)
-    domains = {domain, _lower(domain), a_label, _u_label(a_label)}
-    return frozenset(f"{name}@{each}" for name in (local, _lower(local)) for each in domains)
-
-
 def holds_address(text: str) -> bool:
     """Whether *text* looks like an e-mail address, or holds one."""
     return ("@" in text or "%40" in text) and _ADDRESS.search(text) is not None

@@ -46,7 +46,7 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
-           AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
+           AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                           WHERE candidate_id = ANY (CAST(:ids AS text[])))))
@@ -67,7 +67,7 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
-           AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
+           AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                           WHERE candidate_id = ANY (CAST(:ids AS text[])))))
@@ -86,7 +86,7 @@ WITH passed AS MATERIALIZED (
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
      AND (CAST(:provider AS text) IS NULL OR provider = :provider)
      AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
-     AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
+     AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
      AND (CAST(:ids AS text[]) IS NULL
           OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                     WHERE candidate_id = ANY (CAST(:ids AS text[])))))
@@ -191,19 +191,18 @@ class Wanted(NamedTuple):
         provider: The provider, in its canonical spelling.
         ids: Candidate ids, of which an orphan must have one.
         state: The state that is stored, or `unseen` for none.
-        recipients: Spellings of an address, of which an orphan must have one as its recipient.
+        recipient: Its recipient, as addresses are compared and as it is stored.
     """
 
     tenant_id: str | None = None
     provider: str | None = None
     ids: Collection[str] | None = None
     state: str | None = None
-    recipients: Collection[str] | None = None
+    recipient: str | None = None
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of the statements that list."""
-        arrays = {"ids": self.ids, "recipients": self.recipients}
-        return self._asdict() | {name: None if of is None else array_literal(of) for name, of in arrays.items()}
+        return self._asdict() | {"ids": None if self.ids is None else array_literal(self.ids)}
 
 
 class Cause(NamedTuple):

@@ -246,10 +246,9 @@ class Pages:
         if posted and is_cross_site(request):
             return PlainTextResponse("search from the dashboard itself\n", 403)
         fields = await fields_of(request) if posted else dict(request.query_params)
-        typed, tenant, scan = fields.get("q", "").strip(), parameters.text(fields, "tenant"), "scan" in fields
+        typed, tenant = fields.get("q", "").strip(), parameters.text(fields, "tenant")
         shown: dict[str, Any] = {
             "tenant": tenant,
-            "scan": scan,
             "posted": posted,
             "wrong": None,
             "unknown_tenant": None,
@@ -265,7 +264,7 @@ class Pages:
             return _redirect(f"find{query(q=what.text, tenant=tenant)}")
         if not posted:
             what = what._replace(address=None)
-        found = await self._found(what, scan=scan)
+        found = await self._found(what)
         hit = next((one for one in found.hits if what.id is not None and one.id == str(what.id)), None)
         if hit or (len(found.hits) == 1 and not posted):
             hit = hit or found.hits[0]
@@ -275,10 +274,10 @@ class Pages:
         kept = "" if posted or holds_address(typed) else typed
         return await self._show(request, "found.html", typed=kept, found=found, address=not kept, **shown)
 
-    async def _found(self, what: SearchTerm, *, scan: bool) -> SearchResults:
+    async def _found(self, what: SearchTerm) -> SearchResults:
         # What is kept for a few seconds does not hold the address either.
-        digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id, scan)).encode()).digest()
-        return await self._cache.get(("find", digest), lambda: search.find(self._database, what, scan=scan))
+        digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id)).encode()).digest()
+        return await self._cache.get(("find", digest), lambda: search.find(self._database, what))
 
     async def _unknown(self, tenant: str) -> Unknown | None:
         return await self._cache.get(("tenant", tenant), lambda: tenant_suggestions.unknown(self._database, tenant))

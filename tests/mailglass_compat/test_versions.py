@@ -61,15 +61,17 @@ def test_partitioned_deliveries_get_their_index_by_hand(empty_database_url):
     database.run(PARTITIONED)
     with pytest.raises(DatabaseRefusedError, match=r"mailglass_deliveries is partitioned: build the index .* manually"):
         database.migrate()
-    [planned] = [line for line in database.migrate(plan=True) if "INDEX CONCURRENTLY mailglass_deliveries" in line]
-    definition = planned.removeprefix("CREATE INDEX CONCURRENTLY mailglass_deliveries_reconcile_idx ON ")
-    columns = definition.removeprefix('"public".mailglass_deliveries ').rstrip(";")
-    database.run(f"""
-        CREATE INDEX mailglass_deliveries_reconcile_idx ON ONLY mailglass_deliveries {columns};
-        CREATE INDEX half_idx ON half {columns};
-        CREATE INDEX rest_idx ON rest {columns};
-        ALTER INDEX mailglass_deliveries_reconcile_idx ATTACH PARTITION half_idx;
-        ALTER INDEX mailglass_deliveries_reconcile_idx ATTACH PARTITION rest_idx""")
+    planned = [line for line in database.migrate(plan=True) if "INDEX CONCURRENTLY mailglass_deliveries" in line]
+    assert len(planned) == 2
+    for line in planned:
+        index, columns = line.removeprefix("CREATE INDEX CONCURRENTLY ").split(' ON "public".mailglass_deliveries ')
+        columns = columns.rstrip(";")
+        database.run(f"""
+            CREATE INDEX {index} ON ONLY mailglass_deliveries {columns};
+            CREATE INDEX half_{index} ON half {columns};
+            CREATE INDEX rest_{index} ON rest {columns};
+            ALTER INDEX {index} ATTACH PARTITION half_{index};
+            ALTER INDEX {index} ATTACH PARTITION rest_{index}""")
     database.migrate()
     assert database.is_current()
     database.run(DELIVERY)

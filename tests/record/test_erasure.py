@@ -321,6 +321,6 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
                 probe = f"EXPLAIN EXECUTE erasing ('{person.key}', '{tenant_id}', '{NIL}', 10)"
                 plan = "\n".join(tx.execute(probe.replace("'None'", "NULL"), {}).scalars())
                 tx.execute("DEALLOCATE erasing")
-            assert "mailglass_deliveries_reconcile_idx" in plan, plan
+            assert "mailglass_deliveries_recipient_idx" in plan, plan
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE mailglass_deliveries")

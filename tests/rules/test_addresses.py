@@ -9,7 +9,6 @@ from mailglass_reconcile.rules.addresses import (
     is_exact,
     mentions,
     rough_part,
-    usual_spellings,
 )
 from spellings import DIFFERENT, SAME
 
@@ -85,23 +84,3 @@ def test_the_rough_part_of_an_address_is_in_every_spelling():
     """Letters and digits of ASCII in lower case, which no encoding changes."""
     found = [rough_part(address(one)) for one in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")]
     assert found == ["lovelace", "x", ""]
-
-
-@pytest.mark.parametrize(
-    ("given", "spellings"),
-    [
-        ("Ada@Example.com", {"Ada@Example.com", "Ada@example.com", "ada@Example.com", "ada@example.com"}),
-        (
-            " Ada <ada@bücher.example>",
-            {"ada@bücher.example", "ada@xn--bcher-kva.example"},
-        ),
-        ("ada@xn--bcher-kva.example", {"ada@bücher.example", "ada@xn--bcher-kva.example"}),
-        ("ada@☃.example", {"ada@☃.example"}),
-    ],
-)
-def test_the_usual_spellings_of_an_address(given, spellings):
-    """As it was given, in lower case, and with its domain as an A-label and in Unicode; one of them is the compared."""
-    found = usual_spellings(given)
-    assert found >= spellings
-    assert address(given) in found
-    assert len(found) <= 8

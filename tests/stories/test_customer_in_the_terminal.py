@@ -87,9 +87,8 @@ def test_a_send_was_never_recorded(db, operator):
 def test_nothing_at_all_is_known(db, operator):
     """Neither a send nor a webhook: what that means, and where to look."""
     sent(db, sent=[Sent(recipient="grace@example.com", message_id="m-2")])
-    assert operator.finds() == ["mailglass-reconcile find MESSAGE_ID", "mailglass-reconcile find - --scan"]
+    assert operator.finds() == ["mailglass-reconcile find MESSAGE_ID"]
     assert "its send was not recorded" in " ".join(operator.said.split())
-    assert operator.finds("--scan") == ["mailglass-reconcile find MESSAGE_ID"]
 
 
 def test_no_webhook_has_come_at_all(db, operator):

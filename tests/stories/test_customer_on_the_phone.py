@@ -65,7 +65,7 @@ def test_the_send_was_never_recorded(db):
     operator.looks_for(CUSTOMER)
     assert "No delivery and no open orphan has this address." in operator.words
     assert "its send was not recorded: see record_send" in operator.words
-    assert operator.commands == ["mailglass-reconcile find - --scan"]
+    assert operator.commands == []
 
 
 def test_no_webhook_has_come_at_all(db):

@@ -329,7 +329,7 @@ FILTERS = {
     "another tenant": Wanted("beryl"),
     "provider": Wanted(provider="postmark"),
     "tenant and state": Wanted("acme", state="unmatched"),
-    "recipient": Wanted(recipients=["a@example.com", "a@b.example"]),
+    "recipient": Wanted(recipient="a@example.com"),
 }
 
 

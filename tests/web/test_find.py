@@ -53,7 +53,7 @@ def test_an_address_is_in_no_answer_no_address_no_log_and_no_history(db, there, 
     caplog.set_level(logging.DEBUG)
     visitor = Visitor(app(db))
     for text in (CANARY, f" {CANARY.upper()} ", "nobody.canary@example.com", f"Canary <{CANARY}>"):
-        for more in ({}, {"scan": "yes"}, {"tenant": "acme"}):
+        for more in ({}, {"tenant": "acme"}):
             answer = posted(visitor, text, **more)
             assert answer.status_code == 200
             assert not re.search("canary|example\\.com", answer.text + str(answer.headers), re.IGNORECASE)

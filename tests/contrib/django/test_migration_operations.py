@@ -187,7 +187,7 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     assert "`manage.py mailglass migrate`" in said
     assert "`manage.py mailglass sweep`" in said
     assert "`manage.py mailglass sweep`" in said
-    assert "\n  manage.py mailglass find - --scan\n" in said
+    assert "\n  manage.py mailglass find MESSAGE_ID\n" in said
     assert not re.search("[` ]mailglass-reconcile ", said)
     assert "`manage.py mailglass prune`" in (states.remedy("missing") or "")
 
