@@ -19,8 +19,7 @@ from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.output import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import orphans, targeted_sweep
-from mailglass_reconcile.ops.orphans import Filters
-from mailglass_reconcile.ops.targeted_sweep import MOST, Target
+from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
@@ -69,8 +68,8 @@ def sweep(
 ) -> None:
     """Link every open orphan whose delivery exists.
 
-    With any of --event, --delivery, --provider, --since and --until, it first counts the matching
-    events (up to --limit, at most 10,000) and asks for confirmation.
+    With any of --event, --delivery, --provider, --since and --until, it first counts what it would link, and asks for
+    confirmation.
     """
     if verbose and not dry_run:
         raise click.UsageError("--verbose needs --dry-run")
@@ -79,15 +78,14 @@ def sweep(
     if not dry_run:
         registration.register_before_sweep(runtime.database())
     show = _show if verbose else None
-    pointed = any((event, delivery, provider, since, until))
-    if pointed:
-        filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
-        target = Target(filters, event, delivery)
-        result = _point(target, limit or MOST, show, dry_run=dry_run, yes=yes)
+    is_targeted = any((event, delivery, provider, since, until))
+    if is_targeted:
+        target = Target(tenant, provider, since, until, event, delivery)
+        result = _sweep_target(target, limit, show, dry_run=dry_run, yes=yes, with_bar=not as_json)
     else:
         prepared = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
         result = _run(prepared, show, with_bar=not as_json)
-    click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, pointed=pointed))
+    click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, is_targeted=is_targeted))
     if tenant is not None and not result.scanned:
         hint_at_tenant(runtime.database(), tenant)
     if not result.dry_run:
@@ -111,24 +109,23 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     return sweep.result
 
 
-def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, yes: bool) -> SweepResult:
+def _sweep_target(
+    target: Target, limit: int | None, show: Shower | None, *, dry_run: bool, yes: bool, with_bar: bool
+) -> SweepResult:
+    """Sweep a target; without *yes*, a dry run counts first, and what it would link is the limit."""
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to see what would be linked")
-    database, tenant_id = runtime.database(), target.filters.tenant_id
+    is_asking = not (yes or dry_run)
     try:
-        found = targeted_sweep.find(database, target, min(limit, MOST))
-        if show is not None:
-            show([(one.event_id, one.delivery_id or "") for one in found])
-        if not found:
-            return SweepResult(dry_run=dry_run, tenant_id=tenant_id)
-        if dry_run:
-            return targeted_sweep.would_link(database, found, tenant_id)
-        if not yes:
-            confirm(f"link {pluralize(len(found), 'event')}?")
-            found = targeted_sweep.find(database, target, len(found))  # what was found may have changed meanwhile
+        sweep = targeted_sweep.prepare(target, limit, dry_run=dry_run or is_asking)
+        result = _run(sweep, show, with_bar=with_bar)
+        targeted_sweep.require_linked(sweep, target)
+        if is_asking and result.linked:
+            confirm(f"link {pluralize(result.linked, 'event')}?")
+            result = _run(targeted_sweep.prepare(target, result.linked), show, with_bar=with_bar)
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    return targeted_sweep.link(database, found, tenant_id)
+    return result
 
 
 def _show(pairs: Pairs) -> None:
@@ -138,11 +135,11 @@ def _show(pairs: Pairs) -> None:
             click.echo(f"{event_id} -> {delivery_id}")
 
 
-def _in_words(result: SweepResult, *, pointed: bool) -> str:
+def _in_words(result: SweepResult, *, is_targeted: bool) -> str:
     if result.scanned or result.status != "ok":
         return summary(result)
-    if pointed:
-        return "nothing to link: the selected events have no delivery yet"
+    if is_targeted:
+        return "nothing to link: no open event is selected"
     waiting = orphans.count_waiting(runtime.database(), result.tenant_id)
     return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 

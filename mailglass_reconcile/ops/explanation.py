@@ -30,8 +30,7 @@ from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.store import deliveries as stored_deliveries
 from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.listing import NO_KEYS
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, Open
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import Decision

@@ -402,30 +402,6 @@ def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
     return OpenOrphan(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), None, expires_at)
 
 
-def judged_now(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
-    """Yield open orphans that pass, oldest first, judged as a sweep would now; those in their grace are among them.
-
-    Each has the verdict as its state, even in its grace. The transactions are short, however many orphans are open.
-    """
-    runtime.load_imports(to_read=True)
-    ids, within, place = filters.ids(), None, FIRST
-    while True:
-        with database.reading() as tx:
-            within = within or _bounds(tx, window.open_window(tx), filters)
-            places = listing.next_to_judge(tx, filters.wanted(), within, place, CHUNK_AT_MOST)
-            listed = _judged(tx, [one.event_id for one in places])
-        yield from (one for one in listed if filters.accept(one, ids))
-        if len(places) < CHUNK_AT_MOST:
-            return
-        place = places[-1]
-
-
-def _judged(tx: Transaction, event_ids: list[str]) -> list[OpenOrphan]:
-    types = ledger.types_of(tx, event_ids)  # one whose event is gone has none
-    found = open_orphans.read(tx, [one for one in event_ids if one in types])
-    return [_listed(tx, one, types, one.verdict.state) for one in matcher.judge(tx, found)]
-
-
 def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
     """Yield orphans of the ledger that nothing has reconciled and that are too old, by tenant and time."""
     place = _known(listing.ledger_place_of(tx, after), after) if after else FIRST_OF_LEDGER

@@ -1,29 +1,22 @@
-"""A sweep of selected orphans: a few, found first, counted, and then linked by the sweep's own batch."""
+"""A sweep of selected orphans: of one event, or of those that a delivery, a provider and a span of time select."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import dataclass
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.ops import explanation, orphans
-from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, OpenOrphan
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.listing import NO_KEYS
-from mailglass_reconcile.store.open_orphans import Open
-from mailglass_reconcile.sweep.counters import SweepCounters
-from mailglass_reconcile.sweep.matcher import judge, unchecked
+from mailglass_reconcile.store.window import EVERYTHING, Filter
+from mailglass_reconcile.sweep.recent import AHEAD_SECONDS
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult
 
-MOST = 10_000
+PAGE_ORPHANS = 10_000
 
 _DELIVERY = """
 SELECT tenant_id, provider_message_id FROM {schema}.mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid)
@@ -32,92 +25,84 @@ SELECT tenant_id, provider_message_id FROM {schema}.mailglass_deliveries WHERE i
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to link: everything that passes *filters*, or one event, or what belongs to one delivery.
+    """Which orphans to sweep, those in their grace among them.
 
     Attributes:
-        filters: As for a page of orphans.
-        event_id: This event only.
-        delivery_id: Only what would be linked to this delivery.
+        tenant_id: This tenant's only.
+        provider: This provider's only, in any spelling.
+        newer: At most this many seconds old.
+        older: At least this many.
+        event_id: This event only, of any age, whatever else is given.
+        delivery_id: Only what names this delivery and matches no other, of any age.
     """
 
-    filters: Filters = field(default_factory=Filters)
+    tenant_id: str | None = None
+    provider: str | None = None
+    newer: float | None = None
+    older: float | None = None
     event_id: UUID | None = None
     delivery_id: UUID | None = None
 
 
-def find(database: Database, target: Target, limit: int) -> list[OpenOrphan]:
-    """Return the orphans of *target* that have a delivery by the sweep's rule, at most *limit*.
+def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) -> Sweep:
+    """Return a sweep of *target*, not yet begun, on this process's settings and Redis.
 
-    Those in their grace are among them; of one event or one delivery, those that have expired too.
+    Raises:
+        LookupError: There is no such delivery, or it has no message id.
     """
+    runtime.load_imports(to_read=dry_run)
+    database, tenant_id, only = runtime.database(), target.tenant_id, EVERYTHING
+    provider = None if target.provider is None else providers.canonical(target.provider)
+    event_ids: list[str] = []
     if target.event_id is not None:
-        return _event(database, target.event_id)
-    filters = target.filters
-    if target.delivery_id is not None:
-        filters = _of_delivery(database, target.delivery_id, filters)
-    listed = orphans.judged_now(database, filters)
-    if target.delivery_id is not None:
-        listed = chain(listed, _expired(database, filters))
-    wanted = None if target.delivery_id is None else str(target.delivery_id)
-    return list(islice((one for one in listed if one.delivery_id and wanted in (None, one.delivery_id)), limit))
-
-
-def _expired(database: Database, filters: Filters) -> Iterator[OpenOrphan]:
-    after = None
-    while True:
-        read = orphans.page(database, replace(filters, state=EXPIRED), limit=MOST, after=after)
-        yield from read.orphans
-        after = read.after
-        if after is None:
-            return
-
-
-def _event(database: Database, event_id: UUID) -> list[OpenOrphan]:
-    known = explanation.explain(database, event_id)
-    state = next((one for one in (MATCHED, WAITING, EXPIRED) if one == known.state), None)
-    if state is None or known.verdict != MATCHED:
-        raise LookupError(f"cannot link event {event_id} ({known.state}): {known.sentence}")
-    tenant_id, arrived_at = known.tenant_id or "", known.arrived_at or ""
-    ids = tuple(known.candidate_ids)
-    return [
-        OpenOrphan(known.event_id, tenant_id, known.provider, known.type, state, arrived_at, ids, known.delivery_id)
-    ]
-
-
-def _of_delivery(database: Database, delivery_id: UUID, filters: Filters) -> Filters:
-    with database.reading() as tx:
-        row = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).one_or_none()
-    if row is None or row.provider_message_id is None:
-        raise LookupError(f"there is no delivery {delivery_id}" if row is None else f"delivery {delivery_id} has no id")
-    return replace(filters, tenant_id=row.tenant_id, message_id=row.provider_message_id)
-
-
-def would_link(database: Database, found: Sequence[OpenOrphan], tenant_id: str | None = None) -> SweepResult:
-    """Return the counts that `link` would have, and write nothing."""
-    with database.reading() as tx:
-        its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
-        unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
-        noted = unchecked(judge(tx, list((unread | its).values())))
-        number = unchecked_links.of_other_writers(tx, noted)
-    counters = SweepCounters(tenant_id, dry_run=True)
-    counters.would_link(len(found), number)
-    counters.complete = True
-    return counters.result()
-
-
-def link(database: Database, found: Sequence[OpenOrphan], tenant_id: str | None = None) -> SweepResult:
-    """Link what `find` has found, broadcast it, and note it in the history of runs; *tenant_id* is for the counts."""
-    sweep = Sweep(
+        event_ids = [str(target.event_id)]
+    elif target.delivery_id is not None:
+        tenant_id, message_id = _read_delivery(database, target.delivery_id)
+        only = Filter(provider, spellings_of(message_id), str(target.delivery_id))
+        event_ids = _find_expired(database, target, tenant_id, message_id)
+    else:
+        only = Filter(provider)
+    oldest = database.settings.max_age_minutes * 60 if target.newer is None else target.newer
+    return Sweep(
         database,
         Publisher(runtime.get_redis()),
         kind="targeted",
         tenant_id=tenant_id,
-        event_ids=[one.event_id for one in found],
+        limit=limit,
+        dry_run=dry_run,
+        ages=(oldest, -AHEAD_SECONDS if target.older is None else target.older),
+        only=only,
+        event_ids=event_ids,
         origin="command",
     )
-    with database.connect() as connected:
-        expired = [one.event_id for one in found if one.state == EXPIRED]
-        if expired:
-            with connected.writing() as tx:
-                open_orphans.reopen(tx, expired)
-        return sweep.run(nullcontext(connected))
+
+
+def require_linked(sweep: Sweep, target: Target) -> None:
+    """Raise a LookupError that says why the one event of a target was not linked."""
+    if target.event_id is None or sweep.result.linked or sweep.result.status != "ok":
+        return
+    event = explanation.explain(sweep.database, target.event_id)
+    raise LookupError(f"cannot link event {event.event_id} ({event.state}): {event.sentence}")
+
+
+def _read_delivery(database: Database, delivery_id: UUID) -> tuple[str, str]:
+    with database.reading() as tx:
+        row = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).one_or_none()
+    if row is None or row.provider_message_id is None:
+        raise LookupError(f"there is no delivery {delivery_id}" if row is None else f"delivery {delivery_id} has no id")
+    return row.tenant_id, row.provider_message_id
+
+
+def _find_expired(database: Database, target: Target, tenant_id: str, message_id: str) -> list[str]:
+    """Return the expired events that match a target's delivery; only the ledger has them."""
+    filters = Filters(
+        EXPIRED, tenant_id, target.provider, older=target.older, newer=target.newer, message_id=message_id
+    )
+    event_ids: list[str] = []
+    after: str | None = None
+    while True:
+        page = orphans.page(database, filters, limit=PAGE_ORPHANS, after=after)
+        event_ids += [orphan.event_id for orphan in page.orphans if orphan.delivery_id == str(target.delivery_id)]
+        after = page.after
+        if after is None:
+            return event_ids

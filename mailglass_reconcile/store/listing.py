@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import NamedTuple
 
-from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.matching import Keys
+from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
-from mailglass_reconcile.store.open_orphans import FIRST, Open, Place
+from mailglass_reconcile.store.open_orphans import FIRST, NO_KEYS, Open, Place
 
 OVERSIZED_SHOWN = 50
 """Documents of the newest open orphans that are measured at most: each may have megabytes."""
@@ -132,20 +130,6 @@ SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
  GROUP BY 1, 2, 3, 4, 5
 """
 
-_TO_JUDGE = """
-SELECT c.arrived_at::text, c.event_id::text
-  FROM {schema}.mailglass_open_orphans AS c
- WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-   AND (rank IS NULL OR rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank)
-        OR (CAST(:provider AS text) IS NULL OR provider = :provider)
-           AND (CAST(:ids AS text[]) IS NULL
-                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                 WHERE candidate_id = ANY (CAST(:ids AS text[])))))
- ORDER BY c.arrived_at, c.event_id LIMIT :size
-"""
-
 _LEDGER_PLACE = """
 SELECT tenant_id, inserted_at::text AS inserted_at, id::text AS event_id
   FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)
@@ -179,8 +163,6 @@ SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
  WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = :tenant_id
  LIMIT :size
 """
-
-NO_KEYS = Keys(None, (), None)
 
 
 class Wanted(NamedTuple):
@@ -359,21 +341,6 @@ def newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
         "document_bytes": ledger.DOCUMENT_BYTES,
     }
     return list(map(NewestGroup._make, tx.execute(_NEWEST, parameters)))
-
-
-def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int) -> list[Place]:
-    """Return the next *size* open orphans after a place that may be of a tenant, a provider, and some ids.
-
-    Among them are all whose keys are not current: those have to be computed before it is known.
-    """
-    parameters = {
-        **wanted.parameters(),
-        **within.parameters(after),
-        "ranks": json.dumps({name: rule.rank for name, rule in providers.rules().items()}),
-        "any_rank": providers.rank_of(None),
-        "size": size,
-    }
-    return list(map(Place._make, tx.execute(_TO_JUDGE, parameters)))
 
 
 def ledger_place_of(tx: Transaction, event_id: str) -> LedgerPlace | None:

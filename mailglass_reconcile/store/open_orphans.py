@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
+from uuid import UUID
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal, text_or_none
@@ -24,6 +25,17 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.state, o.
        o.recipient, o.rank, o.recipient_lost
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
+"""
+
+# What was pruned has neither keys nor a state.
+_READ_EXPIRED = """
+SELECT e.id::text, e.tenant_id, least(e.inserted_at, now()::timestamp)::text
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
 """
 
 # No more of one id than asked for, because a hundred thousand may be open for it; the recipient first, or those of
@@ -58,16 +70,12 @@ SELECT min(greatest(o.arrived_at + make_interval(secs => :grace_seconds),
 # sees what a batch has deleted. It locks no row, because no role may update rows of the ledger.
 _HOLD_EXPIRED = "SELECT pg_advisory_xact_lock_shared(hashtext('mailglass_reconcile expired'))"
 
-# Only for a moment: the prune removes again what is not linked then.
+# Only for a moment: the prune removes again what is not linked then, and linking closes what was linked before.
 _REOPEN = """
 INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
 SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
- WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
     ON CONFLICT DO NOTHING
 """
 
@@ -90,6 +98,9 @@ UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
                                 FOR UPDATE SKIP LOCKED) AS h) AS held
  WHERE o.event_id = held.event_id
 """
+
+
+NO_KEYS = Keys(None, (), None)
 
 
 class Place(NamedTuple):
@@ -131,6 +142,17 @@ def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
         Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state)
         for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows.all()
     ]
+
+
+def read_of_any_age(tx: Transaction, event_ids: Collection[str]) -> list[Open]:
+    """Return those of *event_ids* that are open, or that a prune has taken out because they are expired."""
+    orphans = read(tx, event_ids)
+    missing = {str(UUID(event_id)) for event_id in event_ids} - {orphan.event_id for orphan in orphans}
+    if missing:
+        parameters = {"event_ids": array_literal(missing), "max_tenant_length": MAX_TENANT_LENGTH}
+        rows = tx.execute(_READ_EXPIRED, parameters).all()
+        orphans += [Open(event_id, tenant_id, arrived_at, 0, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
+    return orphans
 
 
 def with_message_ids(
@@ -201,9 +223,9 @@ def store_states(tx: Transaction, states: Mapping[str, tuple[str, int | None]]) 
 
 
 def reopen(tx: Transaction, event_ids: Collection[str]) -> None:
-    """Put expired orphans back that nothing has reconciled, so that a batch can claim them; retention waits for it.
+    """Put expired orphans back, which the caller has read, so that a batch can claim them; retention waits for it.
 
     The transaction must be READ COMMITTED: another one may have a snapshot in which a deleted orphan is still there.
     """
     tx.execute(_HOLD_EXPIRED)
-    tx.execute(_REOPEN, {"event_ids": array_literal(event_ids), "max_tenant_length": MAX_TENANT_LENGTH})
+    tx.execute(_REOPEN, {"event_ids": array_literal(event_ids)})

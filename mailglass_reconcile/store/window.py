@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError, with_command_name
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import deliveries, revision
 from mailglass_reconcile.store.database import Transaction, array_literal, by_scans
@@ -71,17 +72,27 @@ SELECT w.after::text, w.until::text, now()::timestamp::text AS now,
 _CHOOSE = """
 -- The open orphans of the window. Keys of a rank below that of their provider's rule are outdated: few providers have a
 -- rule above the lowest rank, so the JSON is rarely looked into.
-WITH orphan AS NOT MATERIALIZED (
+WITH of_window AS NOT MATERIALIZED (
   SELECT event_id, arrived_at, tenant_id, provider, state, ids, refused > 0 AS is_refused,
-         state IS NULL OR state = 'matched'
-         OR (rank < :lowest_rank OR provider = ANY (CAST(:higher AS text[])))
-            AND rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank) AS is_first,
          -- Without keys and with a state, its rule has failed.
-         state IN ('ambiguous', 'recipient_mismatch') OR rank IS NULL AS may_match
+         rank IS NULL AS has_no_keys,
+         (rank < :lowest_rank OR provider = ANY (CAST(:higher AS text[])))
+         AND rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank) AS is_outdated
     FROM {schema}.mailglass_open_orphans
    WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
      AND (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid))
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+-- Those that pass the filter; whether others' keys would, is known when they are computed.
+), orphan AS NOT MATERIALIZED (
+  SELECT event_id, arrived_at, tenant_id, provider, state, ids, is_refused,
+         state IS NULL OR state = 'matched' OR is_outdated AS is_first,
+         state IN ('ambiguous', 'recipient_mismatch') OR has_no_keys AS may_match
+    FROM of_window
+   WHERE has_no_keys OR is_outdated
+      OR (CAST(:provider AS text) IS NULL OR provider = :provider)
+         AND (CAST(:message_ids AS text[]) IS NULL
+              OR (event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                WHERE candidate_id = ANY (CAST(:message_ids AS text[])))) IS TRUE)
 -- By scans: what some delivery has an id of, and of tenant mismatches what a delivery of their own tenant has. By
 -- hashing, not as a join, which would make a row of each orphan with each delivery of a wide id; materialized, so that
 -- parallel workers share the pass.
@@ -205,6 +216,31 @@ class Window(NamedTuple):
             logger.warning(with_command_name(f"{problem}: run `mailglass-reconcile migrate`"))
 
 
+class Filter(NamedTuple):
+    """Which open orphans a targeted sweep is about; None is all.
+
+    Attributes:
+        provider: Those of this provider, in its canonical spelling.
+        message_ids: Those that have one of these candidate ids.
+        delivery_id: Not those that match another delivery.
+    """
+
+    provider: str | None = None
+    message_ids: Collection[str] | None = None
+    delivery_id: str | None = None
+
+    def accepts(self, keys: Keys, delivery_id: str | None) -> bool:
+        """Whether an orphan passes that has these keys and matches this delivery, if any."""
+        return (
+            self.provider in (None, keys.provider)
+            and (self.message_ids is None or not set(self.message_ids).isdisjoint(keys.candidate_ids))
+            and (self.delivery_id is None or delivery_id in (None, self.delivery_id))
+        )
+
+
+EVERYTHING = Filter()
+
+
 class Group(NamedTuple):
     """What is counted together: a stored state, None if no sweep has checked it, a tenant and a provider.
 
@@ -292,6 +328,7 @@ def choose(
     window: Window,
     tenant_id: str | None = None,
     *,
+    only: Filter = EVERYTHING,
     before: Place = LAST,
     most_checked: int | None = None,
 ) -> Choice:
@@ -301,6 +338,7 @@ def choose(
         tx: A reading transaction, in whose snapshot the window was opened.
         window: The window.
         tenant_id: The tenant.
+        only: Only what passes this filter; without current keys, an orphan is chosen and counted with the others.
         before: Only what is before this place in the order of arrival.
         most_checked: Of what was checked before, only so many, the newest; None is all, from a random row on.
 
@@ -313,17 +351,24 @@ def choose(
     if not is_possible(tenant_id):
         return Choice([], Counter(), Counter())
     with by_scans(tx) if window.by_scans else nullcontext():
-        return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, before, most_checked)))
+        return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, only, before, most_checked)))
 
 
 def parameters(
-    tx: Transaction, window: Window, tenant_id: str | None, before: Place = LAST, most_checked: int | None = None
+    tx: Transaction,
+    window: Window,
+    tenant_id: str | None,
+    only: Filter = EVERYTHING,
+    before: Place = LAST,
+    most_checked: int | None = None,
 ) -> dict[str, object]:
     """Return the parameters of the statement that chooses; they are those of `choose`."""
     return {
         "after": window.after,
         "until": window.until,
         "tenant_id": tenant_id,
+        "provider": only.provider,
+        "message_ids": None if only.message_ids is None else array_literal(only.message_ids),
         "before_time": before.arrived_at,
         "before_event": before.event_id,
         "by_scans": window.by_scans,
@@ -356,9 +401,11 @@ def _choice(rows: Any) -> Choice:
     return choice
 
 
-def next_first(tx: Transaction, window: Window, tenant_id: str | None, before: Place) -> Part | None:
+def next_first(
+    tx: Transaction, window: Window, tenant_id: str | None, before: Place, only: Filter = EVERYTHING
+) -> Part | None:
     """Return what comes first before a place in the order of arrival, or None."""
-    parts = choose(tx, window, tenant_id, before=before).parts
+    parts = choose(tx, window, tenant_id, only=only, before=before).parts
     return next((part for part in parts if part.number == FIRST), None)
 
 

@@ -71,6 +71,10 @@ class SweepCounters:
         for group, orphans in Counter(groups).items():
             self._unreached[group if self._unreached[group] > 0 else Group(group.state, None, None)] -= orphans
 
+    def pass_over(self, orphans: int) -> None:
+        """Count no more orphans that do not pass the filter, which was known only when their keys were computed."""
+        self.chosen -= orphans
+
     def stay_open(self, groups: Iterable[Group]) -> None:
         """Note in which states orphans stay open that were judged."""
         for group, orphans in Counter(groups).items():

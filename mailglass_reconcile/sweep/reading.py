@@ -26,13 +26,14 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
-def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry) -> Found:
+def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry, *, of_any_age: bool) -> Found:
     """Judge orphans; after the deadline, what is left of a slice that was halved is not judged."""
     found = Found()
 
     def read(part: Sequence[str]) -> list[Judged]:
         with connected.reading(deadline.left_ms) as tx:
-            return judge(tx, open_orphans.read(tx, part))
+            orphans = open_orphans.read_of_any_age(tx, part) if of_any_age else open_orphans.read(tx, part)
+            return judge(tx, orphans)
 
     def is_over() -> bool:
         return bool(found.judged) and deadline.is_over

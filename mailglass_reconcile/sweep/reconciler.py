@@ -23,7 +23,17 @@ from mailglass_reconcile.store.database import Connected, Transaction, with_retr
 from mailglass_reconcile.store.open_orphans import Open, Place
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.store.window import Choice, Group, Part, Window, choose, next_first, open_window, part_of
+from mailglass_reconcile.store.window import (
+    EVERYTHING,
+    Choice,
+    Group,
+    Part,
+    Window,
+    choose,
+    next_first,
+    open_window,
+    part_of,
+)
 from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.matcher import Judged, unchecked
@@ -95,7 +105,7 @@ class Sweep(Request):
 
         A sweep for which that connection cannot be opened does without.
         """
-        if self.ages is not None or self.dry_run or self.counters.chosen <= SLICE_ORPHANS:
+        if self.is_recent or self.dry_run or self.counters.chosen <= SLICE_ORPHANS:
             yield self._slices(connected, parts)
             return
         with self.database.second_connection() as second:
@@ -113,39 +123,40 @@ class Sweep(Request):
                 for ids in following.slices(SLICE_ORPHANS):
                     if self.deadline.is_over:
                         return
-                    yield reading.judged(connected, ids, self.deadline, self._retried)
+                    yield reading.judged(connected, ids, self.deadline, self._retried, of_any_age=bool(self.event_ids))
                 last = following.last
                 following = self._retried(partial(self._next_first, connected, last)) if last else None
 
     def _choose(self, connected: Connected) -> list[Part]:
-        if self.event_ids is not None:
-            choice = Choice(
-                [part_of(self.event_ids)], Counter({Group(None, None, None): len(self.event_ids)}), Counter()
-            )
-            self.counters.begin(choice)
-            return choice.parts
-
-        def read() -> tuple[Window, Choice]:
-            with connected.reading(self.deadline.left_ms) as tx:
-                window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=self.ages is None)
-                most_checked = None if self.ages is None else MOST_CHECKED
-                return window, choose(tx, window, self.tenant_id, most_checked=most_checked)
-
-        self.window, choice = self._retried(read)
-        self.unseen_since = choice.unseen_since
+        choice = Choice([], Counter(), Counter())
+        if not self.event_ids or self.only != EVERYTHING:
+            self.window, choice = self._retried(partial(self._read_window, connected))
+            self.unseen_since = choice.unseen_since
+            if not self.is_recent:
+                self.window.warn()
+        if self.event_ids:
+            choice.parts.append(part_of(self.event_ids))
+            choice.chosen[Group(None, None, None)] += len(self.event_ids)
         self.counters.begin(choice)
-        if self.ages is None:
-            self.window.warn()
+        self.has_started = True
         return choice.parts
+
+    def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
+        most_checked = MOST_CHECKED if self.is_recent else None
+        with connected.reading(self.deadline.left_ms) as tx:
+            window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
+            return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
     def _next_first(self, connected: Connected, before: Place) -> Part | None:
         with connected.reading(self.deadline.left_ms) as tx:
-            return None if self.window is None else next_first(tx, self.window, self.tenant_id, before)
+            return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
 
     def _act_on(self, connected: Connected, found: Found) -> Iterator[Pairs]:
         """Give each orphan of a slice its outcome; yield the batches that were linked."""
-        counters, judged = self.counters, found.judged
-        counters.reach(_stored_group(one.orphan) for one in judged)
+        counters = self.counters
+        counters.reach(_stored_group(one.orphan) for one in found.judged)
+        judged = [one for one in found.judged if self.only.accepts(one.keys, one.verdict.delivery_id)]
+        counters.pass_over(len(found.judged) - len(judged))
         counters.add_closed(found.closed)
         counters.add_unreadable(len(found.unreadable))
         counters.mismatch(one.verdict.state for one in judged if one.verdict.state != MATCHED)
@@ -182,6 +193,8 @@ class Sweep(Request):
             alone = self._read(connected, lambda tx: unchecked_links.of_other_writers(tx, by_id))
             self.counters.would_link(len(pairs), alone)
             return set()
+        if self.event_ids:
+            self._write(connected, lambda tx: open_orphans.reopen(tx, [event_id for event_id, _ in pairs]))
         self.in_batch = True
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
         self.publisher.publish([projector.message(one) for one in batch.linked])
@@ -237,7 +250,7 @@ class Sweep(Request):
 
     def _retried(self, action: Callable[[], T]) -> T:
         """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
-        return with_retries(action) if self.ages is None else action()
+        return action() if self.is_recent else with_retries(action)
 
 
 def prepare(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import Kind, Origin
-from mailglass_reconcile.store.window import Window
+from mailglass_reconcile.store.window import EVERYTHING, Filter, Window
 from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.result import SweepResult
@@ -29,15 +29,17 @@ class Request:
         limit: Link at most this many.
         dry_run: Judge in read-only transactions; write and publish nothing.
         bounds: Sweep only what arrived after the first time and until the second, in UTC.
-        event_ids: Sweep these orphans only, even in their grace.
-        ages: The ages of what a recent sweep looks at: it logs nothing that the full sweep reports.
+        only: Sweep what passes this filter only.
+        event_ids: Sweep these orphans, of any age; with a filter, besides what passes it, else only these.
+        ages: The oldest and the youngest age in seconds; None is what is past the grace and has not expired.
         seconds: End after so long, if the setting's deadline is not earlier.
         range_of: The run of the sweep that was cut, if this one is a range of it.
         origin: Who asked for it, for the history of runs.
         deadline: Until when it works.
         started: When it began to run, in seconds of the monotonic clock.
         counters: Its counts so far.
-        window: What it looks at; None before that is known, and in a sweep of given orphans.
+        window: What it looks at; None before that is known, and in a sweep of certain orphans only.
+        has_started: Whether it is known what is eligible.
         unseen_since: When the first of what no sweep had checked was past its grace.
         handed_over: Whether handlers run on an event that was linked.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
@@ -53,7 +55,8 @@ class Request:
     limit: int | None = None
     dry_run: bool = False
     bounds: tuple[str | None, str | None] = (None, None)
-    event_ids: Sequence[str] | None = None
+    only: Filter = EVERYTHING
+    event_ids: Sequence[str] = ()
     ages: tuple[float, float] | None = None
     seconds: float = math.inf
     range_of: int | None = None
@@ -62,6 +65,7 @@ class Request:
     counters: SweepCounters = field(init=False)
     unseen_since: str | None = field(init=False, default=None)
     window: Window | None = field(init=False, default=None)
+    has_started: bool = field(init=False, default=False)
     handed_over: bool = field(init=False, default=False)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
@@ -80,9 +84,9 @@ class Request:
         return self.counters.result()
 
     @property
-    def began(self) -> bool:
-        """Whether it is known what is eligible."""
-        return self.window is not None or self.event_ids is not None
+    def is_recent(self) -> bool:
+        """Whether it is a recent sweep, which logs nothing that the full sweep reports."""
+        return self.kind == "recent"
 
     @property
     def is_out_of_time(self) -> bool:

@@ -49,7 +49,7 @@ def run_of(sweep: Request, error: BaseException | None = None) -> Run:
     run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     run.linkable_since = sweep.linkable_since
     run.covered = sweep.counters.complete
-    if not sweep.began:
+    if not sweep.has_started:
         run.remaining = None
     return run
 
@@ -130,14 +130,14 @@ def _report(run: Run, span: telemetry.Span) -> None:
 def break_off(sweep: Request, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
     """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault."""
     if isinstance(error, DBAPIError):
-        if sqlstate(error) == QUERY_CANCELED and sweep.began and sweep.is_out_of_time:
+        if sqlstate(error) == QUERY_CANCELED and sweep.has_started and sweep.is_out_of_time:
             return
         try:
             privileges.require_privileges(connected, error)
         except DatabaseRefusedError as missing:
             error = missing
     sweep.error = cause = translate(error) if isinstance(error, DBAPIError) else error
-    if not sweep.began:
+    if not sweep.has_started:
         raise cause from None
     sweep.counters.broke_off = True
     logger.error("the sweep failed: %s", cause)
@@ -148,17 +148,17 @@ def leave(sweep: Request, connected: Connected) -> None:
 
     If nothing was swept because the database or the table is down, there is no row.
     """
-    if sweep.began and sweep.ages is None:
+    if sweep.has_started and not sweep.is_recent:
         for failure, orphans in sweep.failures.items():
             logger.error("%s (%s)", failure, pluralize(orphans, "orphan"))
         for mismatch in mismatches(sweep.result):
             logger.warning("%s", mismatch)
-    nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.began
+    nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.has_started
     if sweep.dry_run or nowhere:
         return
     if sweep.counters.misses_unseen:
         sweep.note_lag(sweep.unseen_since)
     run = run_of(sweep)
-    if sweep.window and sweep.ages is None:
+    if sweep.kind in ("full", "range"):
         run.open_groups = window.as_groups(sweep.counters.open_groups())
     note(connected, run, range_of=sweep.range_of)

@@ -61,7 +61,7 @@ def test_a_sweep_with_nothing_to_do_says_why(db):
         "nothing to do: there are no open orphans of"
     )
     said = commands.inside("sweep", "--provider", "ses", "--yes").stdout
-    assert said == "nothing to link: the selected events have no delivery yet\n"
+    assert said == "nothing to link: no open event is selected\n"
 
 
 def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():

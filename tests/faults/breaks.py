@@ -138,8 +138,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/window.py",
-                "     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)\n-- By scans",
-                "     AND (CAST(:tenant_id AS text) IS NULL OR true)\n-- By scans",
+                "     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)\n-- Those that pass",
+                "     AND (CAST(:tenant_id AS text) IS NULL OR true)\n-- Those that pass",
             ),
         ),
         "sweep/test_reconciler.py::test_one_tenant_is_swept_alone",

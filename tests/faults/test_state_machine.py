@@ -474,7 +474,7 @@ class Schedule(RuleBasedStateMachine):
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
         ages = None if recent is None else (recent, -300.0)
-        result = self._sweep(mouth, size, tenant_id=tenant, ages=ages).run()
+        result = self._sweep(mouth, size, tenant_id=tenant, ages=ages, kind="full" if ages is None else "recent").run()
         self._notice()
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)

@@ -10,9 +10,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters, of_message, page
-from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
 
@@ -160,32 +158,6 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
     mailglass_reconcile.reconcile()
     for filters, expected in [*always, *stored]:
         assert [one.event_id for one in listed(db, **filters)] == expected, filters
-
-
-def test_what_is_pointed_at_is_judged_now(db, zoo):
-    """By a provider or a message id, whether a sweep, or one with an outdated rule, has stored something or nothing."""
-    delivery = factories.delivery(db, "new")
-    new = factories.orphan(db, factories.postmark("new"), age_seconds=10)
-
-    def found(**filters):
-        return {one.event_id for one in targeted_sweep.find(db.database, Target(Filters(**filters)), 10)}
-
-    matched = {id_ for id_, state in zoo.items() if state in ("matched", "waiting")}
-    assert found(provider="Postmark") == matched | {new}
-    assert (found(provider="sendgrid"), found(message_id="new"), found(older=3_600.0)) == (set(), {new}, set())
-    mailglass_reconcile.reconcile(limit=1)
-    mailglass_reconcile.reconcile_recent(60)
-    new = factories.orphan(db, factories.postmark("new"), age_seconds=100)
-    mailglass_reconcile.reconcile(limit=1)
-    assert found(message_id="new") == set()
-    late = factories.orphan(db, factories.postmark("late"), age_seconds=100)
-    mailglass_reconcile.reconcile()
-    db.run("UPDATE mailglass_open_orphans SET rank = 1 WHERE event_id = CAST(:id AS uuid)", id=late)
-    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = 'late'")
-    assert factories.delivery(db, "late") != delivery
-    assert found(message_id="late") == found(provider="postmark", tenant_id="acme", newer=150.0) - matched == {late}
-    assert [one.event_id for one in listed(db, message_id="late")] == []
-    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'late' WHERE candidate_id = 'wrong'")
 
 
 def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):

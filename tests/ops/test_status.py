@@ -12,7 +12,6 @@ import mailglass_reconcile
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
-from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.status import check, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs
@@ -181,8 +180,7 @@ def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
     assert reconcile(limit=1).skipped == 2
     for expected in ([True], []):
         if way == "targeted":
-            found = targeted_sweep.find(db.database, Target(Filters(tenant_id=TENANT)), 1)
-            assert targeted_sweep.link(db.database, found).linked == 1
+            assert targeted_sweep.prepare(Target(TENANT), 1).run().linked == 1
         else:
             assert reconcile(TENANT, limit=1).linked == 1
         assert ["although its delivery exists" in problem for problem in check(db.database)] == expected

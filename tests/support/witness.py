@@ -80,7 +80,7 @@ class Witness:
 
     def results(self) -> list[tuple[SweepResult, int | None]]:
         """Return what each sweep counted, and how many orphans were eligible; None if it did not come so far."""
-        return [(sweep.result, sweep.counters.eligible if sweep.began else None) for sweep in self.sweeps]
+        return [(sweep.result, sweep.counters.eligible if sweep.has_started else None) for sweep in self.sweeps]
 
     def messages(self, *, settled: bool = True) -> list[tuple[str, dict[str, Any]]]:
         """Return `(channel, payload)` of every message that has been published so far and not been returned yet.

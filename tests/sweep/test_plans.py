@@ -40,7 +40,7 @@ from mailglass_reconcile.store.listing import Bounds, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.store.window import Window
+from mailglass_reconcile.store.window import Filter, Window
 from projecting import projected
 
 ROWS = 50_000
@@ -380,16 +380,6 @@ def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading,
         assert plan.read <= 20
 
 
-def test_what_is_pointed_at_is_read_along_the_index_of_arrival_until_there_is_enough(reading):
-    """What has other keys, or none, is among it."""
-    wanted = Wanted("acme", "postmark", ["message-7"])
-    plan = probing(reading, lambda: listing.next_to_judge(reading, wanted, EVERYTHING, FIRST, SIZE))
-    assert ARRIVAL in plan.indexes
-    assert plan.read <= KEYED + SIZE + 10
-    few = probing(reading, lambda: listing.next_to_judge(reading, Wanted(None, "postmark"), EVERYTHING, FIRST, SIZE))
-    assert few.read <= SIZE
-
-
 PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
 
 
@@ -399,6 +389,14 @@ def test_what_is_judged_is_chosen_by_probes(reading, whole, tenant_id):
     plan = probing(reading, lambda: window.choose(reading, whole._replace(by_scans=False), tenant_id))
     assert plan.indexes == PROBED
     assert plan.read <= 2 * ROWS + 4 * KEYED + 4 * ROWS
+
+
+def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(reading, whole):
+    """What has other keys, or none, is among it."""
+    only = Filter("postmark", ["message-7"])
+    plan = probing(reading, lambda: window.choose(reading, whole._replace(by_scans=False), "acme", only=only))
+    assert plan.indexes <= {*PROBED, "mailglass_open_orphan_ids_candidate_idx"}
+    assert plan.read <= 3 * ROWS
 
 
 def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading, whole):

@@ -86,9 +86,9 @@ def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch)
     threads = set()
     judge = reconciler.reading.judged
 
-    def judged(*arguments):
+    def judged(*arguments, **options):
         threads.add(threading.current_thread())
-        return judge(*arguments)
+        return judge(*arguments, **options)
 
     monkeypatch.setattr(reconciler.reading, "judged", judged)
     fill(db, 14)

@@ -12,8 +12,7 @@ from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warni
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
-from mailglass_reconcile.store.listing import NO_KEYS
-from mailglass_reconcile.store.open_orphans import Open
+from mailglass_reconcile.store.open_orphans import NO_KEYS, Open
 from mailglass_reconcile.sweep.matcher import judge
 
 HOUR_SECONDS = 3_600
