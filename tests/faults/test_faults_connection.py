@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import mailglass_reconcile
 from database import Database
 from faults import proxy
-from faults.proxy import Fault, Proxy
+from faults.proxy import Fault, FaultyProxy
 from faults.racing import COMMIT, ORPHANS, raced
 from faults.runs import FULL
 from mailglass_reconcile.store import engines
@@ -21,7 +21,7 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture
-def through(db: Database) -> Iterator[Proxy]:
+def through(db: Database) -> Iterator[FaultyProxy]:
     """A proxy before the test's database, with the package configured to go through it."""
     with proxy.before_postgres(db.url) as (made, url):
         settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
@@ -52,7 +52,7 @@ def sweep(db: Database, fault: Fault = "before") -> SweepResult:
 @pytest.mark.guard
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_connection_lost_at_a_commit_costs_no_link(
-    db: Database, through: Proxy, fault: Fault, record_property: Record
+    db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:
     """The N-th COMMIT for every N: its batch is tried again, and nothing is linked or published twice."""
     ended = []
@@ -71,7 +71,7 @@ def test_a_connection_lost_at_a_commit_costs_no_link(
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_connection_lost_at_any_message_costs_no_link(
-    db: Database, through: Proxy, fault: Fault, record_property: Record
+    db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:
     """The N-th message of the sweep, for every N (for every seventh in the selection)."""
     done = 0
@@ -88,7 +88,7 @@ def test_a_connection_lost_at_any_message_costs_no_link(
     record_property("fault", (f"connection lost {fault} a message", done))
 
 
-def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: Proxy) -> None:
+def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: FaultyProxy) -> None:
     """After a bounded number of attempts; the next sweep goes on."""
     raced(db)
     through.arm(COMMIT, "before", 2, times=1_000)
@@ -99,7 +99,7 @@ def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Da
 
 
 def test_a_transaction_after_a_lost_connection_is_read_committed_like_those_before_it(
-    db: Database, through: Proxy
+    db: Database, through: FaultyProxy
 ) -> None:
     """Whatever the server's default: a new connection must not fall back to it."""
     with db.engine.begin() as connection:

@@ -27,7 +27,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AN
 class Primary:
     """A server of the test's own, behind a proxy, whose stand-by may be one that never comes."""
 
-    def __init__(self, url: str, through: proxy.Proxy) -> None:
+    def __init__(self, url: str, through: proxy.FaultyProxy) -> None:
         """Use the server at *url*, in front of which *through* stands."""
         self.through = through
         self.engine = sa.create_engine(
