@@ -87,7 +87,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=rows, batch=st.lists(events, max_size=8), data=st.data())
 def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
     """One statement for each part, against one event after the other in plain Python."""

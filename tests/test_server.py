@@ -201,14 +201,14 @@ def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
     with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
         ending = threading.Event()
-        uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(12)]
+        uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(10)]
         for thread in uploads:
             thread.start()
         opened.callback(lambda: [thread.join(20) for thread in uploads])
         opened.callback(ending.set)
-        for _ in range(20):
-            with connect(address, request) as one:
-                answered(one, b"      4")
+        for _ in range(10):
+            with connect(address, request) as connection:
+                answered(connection, b"      4")
 
 
 def upload(address: str, ending: threading.Event) -> None:

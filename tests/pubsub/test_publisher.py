@@ -99,12 +99,12 @@ def test_what_a_slow_redis_has_not_taken_a_second_after_the_sweep_counts_as_fail
 
 
 def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey, observed: Observed) -> None:
-    """A hundred thousand links, ten thousand at a time, and none is lost."""
+    """Thirty thousand links, ten thousand at a time, and none is lost."""
     with redis.Redis.from_url(valkey.url) as client:
-        for _ in range(10):
+        for _ in range(3):
             assert publish(client, MOST_WAITING).published > 0
             settle()
-        assert observed.counts("messages") == {"published": 20 * MOST_WAITING}
+        assert observed.counts("messages") == {"published": 6 * MOST_WAITING}
 
 
 @pytest.mark.slow

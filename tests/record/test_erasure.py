@@ -295,7 +295,7 @@ def test_at_a_terminal_the_command_asks(db, answer, code, left):
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
 
 
-@pytest.mark.parametrize("tenant_id", [None, "tenant-7"])
+@pytest.mark.parametrize("tenant_id", [None, pytest.param("tenant-7", marks=pytest.mark.slow)])
 def test_the_deliveries_are_found_by_our_index(db, tenant_id):
     """Nothing else serves an address in any spelling; a pass over the table would compute a key for each row."""
     db.broken.update(("I2", "I7"))

@@ -396,30 +396,42 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
 
 @pytest.mark.guard
 @pytest.mark.parametrize(
-    ("documented", "statement"),
+    ("documented", "statements"),
     [
-        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
-        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()"),
-        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET arrived_at = now()"),
-        ("mailglass_recorder", "INSERT INTO mailglass_handler_outbox (state) VALUES ('done')"),
-        ("mailglass_recorder", "DELETE FROM mailglass_open_orphans"),
-        ("mailglass_sweeper", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
-        ("mailglass_sweeper", "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()"),
-        ("mailglass_sweeper", "INSERT INTO mailglass_handler_outbox (finished_at) VALUES (now())"),
-        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET delivery_id = gen_random_uuid()"),
-        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()"),
-        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET type = 'opened'"),
-        ("mailglass_dispatcher", "INSERT INTO mailglass_handler_outbox (type) VALUES ('opened')"),
+        (
+            "mailglass_recorder",
+            [
+                "UPDATE mailglass_open_orphans SET tenant_id = 'x'",
+                "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()",
+                "UPDATE mailglass_open_orphans SET arrived_at = now()",
+                "INSERT INTO mailglass_handler_outbox (state) VALUES ('done')",
+                "DELETE FROM mailglass_open_orphans",
+            ],
+        ),
+        (
+            "mailglass_sweeper",
+            [
+                "UPDATE mailglass_open_orphans SET tenant_id = 'x'",
+                "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()",
+                "INSERT INTO mailglass_handler_outbox (finished_at) VALUES (now())",
+            ],
+        ),
+        (
+            "mailglass_dispatcher",
+            [
+                "UPDATE mailglass_handler_outbox SET delivery_id = gen_random_uuid()",
+                "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()",
+                "UPDATE mailglass_handler_outbox SET type = 'opened'",
+                "INSERT INTO mailglass_handler_outbox (type) VALUES ('opened')",
+            ],
+        ),
     ],
 )
-def test_nobody_changes_whose_event_something_is(db, acting, documented, statement):
-    """Rights are on columns: an orphan keeps event, tenant and arrival, a handler's event its delivery."""
+def test_nobody_changes_whose_event_something_is(db, acting, documented, statements):
+    """Privileges are on columns: an orphan keeps event, tenant and arrival, a handler's event its delivery."""
     settings = acting(documented)
-    with (
-        pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
-        engines.create_engine(settings).begin() as connection,
-    ):
-        connection.exec_driver_sql(statement)
+    for statement in statements:
+        refused(settings, statement)
 
 
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):

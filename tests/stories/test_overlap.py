@@ -166,7 +166,7 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
 
 
 @pytest.mark.guard
-@pytest.mark.parametrize("count", [1, 500])
+@pytest.mark.parametrize("count", [1, 40, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_look_that_finds_nothing_is_one_statement(db, count):
     """Without the settings that a transaction of this package begins with."""
     sent = [Sent(recipient=ADA, message_id=f"s-{n}") for n in range(count)]

@@ -109,7 +109,13 @@ def test_redis_is_loaded_by_what_connects_to_it():
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False", "True"], "")
 
 
-@pytest.mark.parametrize("name", mailglass_reconcile.webhooks.__all__)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("parse", "receive") else pytest.mark.slow)
+        for name in mailglass_reconcile.webhooks.__all__
+    ],
+)
 def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
     """In a process of its own: the receiver imports the wing that loads it."""
     done = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")

@@ -38,8 +38,8 @@ TAMPERING = [
 MANY = 1_100
 """Messages with more orphans than a sweep probes for one by one."""
 STATES = [
-    ("unmatched", "spread", {"messages": MANY, **NOBODYS}),
-    ("unmatched", "in order", {"messages": MANY, **NOBODYS}),
+    pytest.param("unmatched", "spread", {"messages": MANY, **NOBODYS}, marks=pytest.mark.slow),
+    pytest.param("unmatched", "in order", {"messages": MANY, **NOBODYS}, marks=pytest.mark.slow),
     ("unmatched", "tied", {"messages": MANY, **NOBODYS}),
     ("tenant_mismatch", "tied", {"deliveries": 50, "messages": 50, **ANOTHER_TENANTS}),
     ("ambiguous", "in order", {"deliveries": 50, "copies": 2, "messages": 50}),

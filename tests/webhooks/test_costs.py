@@ -26,10 +26,10 @@ def certificates(monkeypatch):
     monkeypatch.setattr(sns, "fetch", senders.published)
 
 
-def cpu(function: Callable[[], object]) -> float:
-    """Return the least CPU seconds of three calls."""
-    taken = []
-    for _ in range(3):
+def cpu(function: Callable[[], object], limit: float = 0) -> float:
+    """Return the least CPU seconds of three calls, or those of the first that stays below *limit*."""
+    taken: list[float] = []
+    while len(taken) < 3 and min(taken, default=1) >= limit:
         gc.collect()
         began = time.thread_time()
         function()
@@ -53,7 +53,7 @@ def filled(piece: bytes, size: int, before: bytes = b"", after: bytes = b"") -> 
 def test_a_form_of_mailguns_is_refused_without_being_parsed(content_type):
     """Legacy webhooks have been read-only since April 2023; the refusal names the page where to add new ones."""
     body = filled(b"a=1&", 256 * KB)
-    assert cpu(lambda: refused("mailgun", body, content_type)) < 0.01
+    assert cpu(lambda: refused("mailgun", body, content_type), 0.01) < 0.01
     with pytest.raises(SignatureError, match="Send, Webhooks of Mailgun's console"):
         verify("mailgun", body, {"Content-Type": content_type}, secret=secret_of("mailgun"))
     with pytest.raises(InvalidWebhookError, match="Send, Webhooks of Mailgun's console"):
@@ -75,7 +75,7 @@ BODIES = {
 @pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
 def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
     """Of the longest that is parsed."""
-    assert cpu(lambda: refused(provider, BODIES[kind])) < 0.1
+    assert cpu(lambda: refused(provider, BODIES[kind]), 0.1) < 0.1
 
 
 @pytest.mark.parametrize("provider", ["mailersend", "mailtrap", "resend", "sendgrid", "postal", "unisender_go"])
@@ -83,7 +83,7 @@ def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms
     """It is not parsed, although it has every header that a signature needs."""
     body = filled(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
     signed = senders.signed(provider, b"{}").headers
-    assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"})) < 0.1
+    assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"}), 0.1) < 0.1
 
 
 def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_one():
@@ -94,14 +94,14 @@ def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_on
     short = b'{"type":"webhook.test"}'
     signatures = [hmac.new(mailersend.TEST_SECRET.encode(), one, "sha256").hexdigest() for one in (short, body)]
     verify("mailersend", short, {"Signature": signatures[0]}, secret=KEY)
-    assert cpu(lambda: refused("mailersend", body, Signature=signatures[1])) < 0.1
+    assert cpu(lambda: refused("mailersend", body, Signature=signatures[1]), 0.1) < 0.1
 
 
 @pytest.mark.parametrize("piece", [b"%22", b"%22a", b"%41abc", b"+", b"a", b"\xc3\xa9%41", b"&a=%41"])
 def test_an_unsigned_batch_of_mandrill_costs_at_most_600_ms(piece):
     """The form is decoded, and its JSON only once the signature is right."""
     body = filled(piece, MAX_BYTES, b"mandrill_events=")
-    assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"})) < 0.6
+    assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"}), 0.6) < 0.6
 
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)

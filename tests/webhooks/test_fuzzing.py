@@ -32,6 +32,7 @@ HEADERS = st.dictionaries(
     max_size=4,
 )
 PATIENT = settings(max_examples=60, deadline=None, derandomize=True)
+FEW = settings(PATIENT, max_examples=20)
 
 
 @st.composite
@@ -67,10 +68,24 @@ def check(provider, body, headers):
 
 
 @EVERY_PROVIDER
-@PATIENT
+@FEW
 @given(data=st.data())
 def test_a_payload_with_anything_in_it_can_be_recorded_or_is_refused(provider, data):
     """One such payload in a batch does not lose the others."""
+    read_twisted(provider, data)
+
+
+@pytest.mark.slow
+@EVERY_PROVIDER
+@PATIENT
+@given(data=st.data())
+def test_many_payloads_with_anything_in_them_can_be_recorded_or_are_refused(provider, data):
+    """The same, with more of them."""
+    read_twisted(provider, data)
+
+
+def read_twisted(provider, data):
+    """Read a payload with some other values, alone and behind a good one."""
     payload = data.draw(twisted(provider))
     (one,) = posted(provider, [payload])
     read(provider, one.body, one.headers)
@@ -81,6 +96,7 @@ def test_a_payload_with_anything_in_it_can_be_recorded_or_is_refused(provider, d
     assert made[0][0].type == documented(provider)[0].type
 
 
+@pytest.mark.slow
 @EVERY_PROVIDER
 @PATIENT
 @given(body=VALUES.map(lambda value: json.dumps(value).encode()), headers=HEADERS)

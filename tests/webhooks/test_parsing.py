@@ -24,14 +24,6 @@ from senders import BATCHES, KEY, NOW, PAYLOADS, documented, notification, poste
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
-EVERY_EVENT = pytest.mark.parametrize(
-    ("provider", "event"),
-    [
-        pytest.param(provider, event, id=f"{provider}-{number}-{event.type}")
-        for provider in PROVIDERS
-        for number, event in enumerate(documented(provider))
-    ],
-)
 NOT_ANYMAILS = ("azure", "scaleway", "smtp2go", "zeptomail")
 ANYMAIL_PATHS = {
     "ses": "/amazon_ses/tracking/",
@@ -50,18 +42,19 @@ def said(event: WebhookEvent) -> tuple:
     return (event.type, event.occurred_at, event.recipient, event.reject_reason, event.metadata)
 
 
-@EVERY_EVENT
-def test_every_documented_event_is_read(provider, event):
+@EVERY_PROVIDER
+def test_every_documented_event_is_read(provider):
     """Whole, as the file of payloads says; nothing in the ledger names anybody."""
-    (made,) = read(provider, event.payload)
-    assert (made.type, made.reject_reason, made.bounce) == (event.type, event.reason, event.bounce)
-    assert (made.smtp_status, made.message_id) == (event.smtp_status, event.message_id)
-    assert (made.occurred_at, made.metadata) == (dt.datetime.fromisoformat(event.at), event.kept)
-    assert made.occurred_at.utcoffset() == dt.timedelta(0)
-    assert made.message_id is not None or made.recipient is not None
-    assert set(made.metadata) <= {"tags", "region"}
-    (recorded,) = check("acme", provider, [made], strict=False)
-    assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key
+    for event in documented(provider):
+        (made,) = read(provider, event.payload)
+        assert (made.type, made.reject_reason, made.bounce) == (event.type, event.reason, event.bounce), event
+        assert (made.smtp_status, made.message_id) == (event.smtp_status, event.message_id), event
+        assert (made.occurred_at, made.metadata) == (dt.datetime.fromisoformat(event.at), event.kept), event
+        assert made.occurred_at.utcoffset() == dt.timedelta(0), event
+        assert made.message_id is not None or made.recipient is not None, event
+        assert set(made.metadata) <= {"tags", "region"}, event
+        (recorded,) = check("acme", provider, [made], strict=False)
+        assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key, event
 
 
 def known_to_anymail(heard: list[tuple], ours: list[WebhookEvent]) -> list[tuple[WebhookEvent, WebhookEvent]]:
@@ -188,12 +181,12 @@ BROKEN = [
 
 
 @EVERY_PROVIDER
-@pytest.mark.parametrize("body", BROKEN, ids=lambda body: repr(body[:12]))
-def test_a_body_that_cannot_be_read_is_refused_without_its_words(provider, body):
+def test_a_body_that_cannot_be_read_is_refused_without_its_words(provider):
     """Whatever it is."""
-    with pytest.raises(InvalidWebhookError) as error:
-        parse(provider, body, {"Content-Type": "application/json"})
-    assert "c4n4ry" not in f"{error.value} {error.value.__cause__}"
+    for body in BROKEN:
+        with pytest.raises(InvalidWebhookError) as error:
+            parse(provider, body, {"Content-Type": "application/json"})
+        assert "c4n4ry" not in f"{error.value} {error.value.__cause__}", body[:12]
 
 
 @pytest.mark.parametrize("provider", ["scaleway", "ses"])

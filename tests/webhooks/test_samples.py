@@ -11,11 +11,6 @@ from senders import IDS, PAYLOADS, PRIVATE, SENDERS, documented, secret_of
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 URL = "https://shop.example/webhooks/it"
-SAMPLES = [
-    (provider, type_)
-    for provider in SENDERS
-    for type_ in registry.get_provider(provider).samples("m-2", "ada@example.com", AT)
-]
 
 
 def test_only_providers_that_sign_with_a_private_key_have_no_samples():
@@ -24,17 +19,18 @@ def test_only_providers_that_sign_with_a_private_key_have_no_samples():
 
 
 @pytest.mark.parametrize("recipient", ["ada@example.com", None])
-@pytest.mark.parametrize(("provider", "type_"), SAMPLES)
-def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
+@pytest.mark.parametrize("provider", SENDERS)
+def test_a_sample_is_verified_and_read_as_one_event(provider, recipient):
     """Of its type and message, to its recipient, at its time; a bounce is a hard one."""
     message_id = IDS.get(provider, "m-2")
     record = registry.get_provider(provider)
-    body = record.samples(message_id, recipient, AT)[type_]
-    one = record.sign(body, secret_of(provider), AT.timestamp(), URL)
-    verify(provider, one.body, one.headers, secret=secret_of(provider), url=URL, now=AT)
-    (event,) = parse(provider, one.body, one.headers)
-    assert (event.type, str(event.message_id), event.recipient, event.occurred_at) == (type_, message_id, recipient, AT)
-    assert (event.bounce == "hard") is (type_ == "bounced")
+    for type_, body in record.samples(message_id, recipient, AT).items():
+        sent = record.sign(body, secret_of(provider), AT.timestamp(), URL)
+        verify(provider, sent.body, sent.headers, secret=secret_of(provider), url=URL, now=AT)
+        (event,) = parse(provider, sent.body, sent.headers)
+        expected = (type_, message_id, recipient, AT)
+        assert (event.type, str(event.message_id), event.recipient, event.occurred_at) == expected
+        assert (event.bounce == "hard") is (type_ == "bounced"), type_
 
 
 @pytest.mark.parametrize("provider", SENDERS)

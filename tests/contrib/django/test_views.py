@@ -70,8 +70,16 @@ def postmark(event=OPEN, **changes):
     return {**posted("postmark", [event]), **changes}
 
 
-@pytest.mark.parametrize("post", [over_wsgi, over_asgi], ids=["WSGI", "ASGI"])
-@pytest.mark.parametrize("provider", registry.PROVIDERS)
+@pytest.mark.parametrize(
+    ("post", "provider"),
+    [
+        *((over_wsgi, provider) for provider in registry.PROVIDERS),
+        *(
+            pytest.param(over_asgi, provider, marks=() if provider in ("postmark", "ses") else pytest.mark.slow)
+            for provider in registry.PROVIDERS
+        ),
+    ],
+)
 def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
     """Certificates of SES and Scaleway are fetched in the background; until then their webhooks have to come again."""
     payload = senders.documented(provider)[0].payload
