@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import schema, script
@@ -250,7 +251,8 @@ _TOKEN = re.compile(
 _NOISE = frozenset({"using", "btree", "only", "concurrently"})
 
 
-def _tokens(sql: str, quoted_schema: str) -> list[str]:
+@lru_cache(maxsize=1_000)
+def _tokens(sql: str, quoted_schema: str) -> tuple[str, ...]:
     """Return a definition as words that are equal however Postgres or a person writes it.
 
     Casts, brackets, quotes of names and the schema are left out; Postgres writes substring(a FROM b) with a comma.
@@ -264,7 +266,7 @@ def _tokens(sql: str, quoted_schema: str) -> list[str]:
             words.append("," if word == "FROM" else word.removeprefix("pg_catalog.").lower())
         elif other and other != ";":
             words.append(other)
-    return words
+    return tuple(words)
 
 
 def _content(literal: str) -> str:

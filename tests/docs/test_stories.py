@@ -1,19 +1,28 @@
 """Whole ways through the pages, from an empty folder to a goal: each executes only what the pages print, in order."""
 
+import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 import catalog
 import factories
+import mailglass_reconcile
 import pages
 import raw_webhooks
+import senders
 import shapes
 from machine import Machine, Reader, without_ids
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -73,10 +82,63 @@ def test_flask_with_mailgun_and_two_tenants(reader, empty_database_url):
     ]
 
 
-def test_django_from_an_empty_folder_to_a_handled_bounce(reader, empty_database_url):
-    """The project, Anymail, the app, a send, Postmark's webhook and the handler."""
-    reader.follow(pages.chapter(DOCS / "django.md", "From an empty folder to a handled bounce"))
+@contextmanager
+def ses_api(message_id: str) -> Iterator[str]:
+    """Run what accepts every send as Amazon's API does, under one id, and yield its URL."""
+
+    class Accepting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"MessageId": message_id}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp_path):
+    """From an empty folder to a handled bounce of Postmark's; then SES through SNS, handled by a tick of beat.
+
+    Only the two hosts of AWS are not there: one that accepts a send, and that of SNS's certificate.
+    """
+    page = DOCS / "django.md"
+    reader.follow(pages.chapter(page, "From an empty folder to a handled bounce"))
     assert states(empty_database_url) == [("default", "ada@example.com", "bounced")]
+    (tmp_path / "certificates.json").write_text(
+        json.dumps({senders.CERTIFICATE_URL: senders.published(senders.CERTIFICATE_URL).decode()})
+    )
+    (tmp_path / "sitecustomize.py").write_text("import answering")
+    bounce = senders.documented("ses")[0]
+    with ses_api(bounce.message_id) as endpoint:
+        reader.environment |= {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "key",
+            "TEST_CERTIFICATES": str(tmp_path / "certificates.json"),
+            "PYTHONPATH": f"{tmp_path}:{pages.ROOT / 'tests/support'}",
+        }
+        reader.follow(pages.chapter(page, "Amazon SES through SNS"))
+    reader.follow(pages.section(page, "Celery"))
+    of_ada = json.loads(json.dumps(bounce.payload).replace("recipient@example.com", "ada@example.com"))
+    (sent,) = senders.posted("ses", [of_ada])
+    address = f"http://127.0.0.1:{reader.ports['8000']}/webhooks/ses"
+    wait_until(lambda: httpx.post(address, content=sent.body, headers=sent.headers).status_code == 200)
+    wait_until(lambda: "'handled': 1" in reader.log.read_text(), 60)
+    assert "] never write again to" in reader.log.read_text()
+    assert states(empty_database_url) == [("default", "ada@example.com", "bounced")] * 2
+    with engines.create_engine(Settings(database_url=empty_database_url)).connect() as connection:
+        names = connection.execute(sa.text("SELECT name FROM django_celery_beat_periodictask WHERE enabled")).scalars()
+        assert set(names) >= set(mailglass_reconcile.beat_schedule)
 
 
 def test_from_an_address_to_an_answer(reader, tmp_path):

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
@@ -30,7 +31,9 @@ else
   exec env -i PATH="$PATH" HOME="$HOME" LANG="$LANG" $(cat "$4") "${@:6}"
 fi
 """
+REDIS = "redis://localhost:6379/0"
 SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver)\b")
+WORKER = re.compile(r"\bcelery -A \w+ worker\b")
 
 
 class Machine:
@@ -110,14 +113,17 @@ class Reader(ExitStack):
         Docker is a script that runs the image's command as a process, with its container's environment.
         """
         super().__init__()
-        self._machine, self._url, self._where = machine, url, where
-        self._ports: dict[str, int] = {}
+        self._machine, self._url, self._redis_url, self._where = machine, url, redis_url, where
+        self.ports: dict[str, int] = {}
+        """The ports on which the servers of the page's ports listen here."""
         self._replacements = replacements or {}
         docker = machine.folder / "docker" / "docker"
         docker.parent.mkdir(exist_ok=True)
         docker.write_text(DOCKER)
         docker.chmod(0o755)
-        self._environment = {"MAILGLASS_REDIS_URL": redis_url, "PATH": f"{docker.parent}:{machine.given['PATH']}"}
+        self.environment = {"MAILGLASS_REDIS_URL": redis_url, "PATH": f"{docker.parent}:{machine.given['PATH']}"}
+        self.log = Path()
+        """What the process that was started last has printed."""
         activate = f". {machine.clone}/.venv/bin/activate"
         self._started = [activate, *(self._here(line) for line in machine.settling if line.startswith("export "))]
 
@@ -138,6 +144,8 @@ class Reader(ExitStack):
         for command, shown in zip(pages.commands(block), pages.outputs(block), strict=True):
             if SERVER.search(command):
                 self._serve(command)
+            elif WORKER.search(command):
+                self._start(command, lambda: " ready." in self.log.read_text())
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
                 self._started.append(self._here(command))
             elif command.startswith("mkdir ") and " && cd " in command:
@@ -158,31 +166,35 @@ class Reader(ExitStack):
 
     def _run(self, command: str, where: Path) -> str:
         lines = [*self._started, self._here(command)]
-        return self._machine.run("\n".join(lines), where, **self._environment)
+        return self._machine.run("\n".join(lines), where, **self.environment)
 
     def _serve(self, command: str) -> None:
         """Start a server on a free port, and wait until it listens; it runs until the reader is done."""
         port = free_port()
         named = re.search(r"runserver (\d+)", command)
-        self._ports[named[1] if named else "5000" if "flask" in command else "8000"] = port
+        self.ports[named[1] if named else "5000" if "flask" in command else "8000"] = port
         command = command.replace(named[0], f"runserver {port} --noreload") if named else f"{command} --port {port}"
-        command = re.sub(r"^MAILGLASS", "env MAILGLASS", command)
-        log = (self._machine.folder / f"log-{port}").open("w+")
-        process = subprocess.Popen(
-            ["bash", "-ec", "\n".join([*self._started, f"exec {self._here(command)}"])],
-            cwd=self._where, env={**self._machine.given, **self._environment}, stdout=log, stderr=log,
-        )  # fmt: skip
+        self._start(re.sub(r"^MAILGLASS", "env MAILGLASS", command), lambda: _listens(port))
+
+    def _start(self, command: str, ready: Callable[[], bool]) -> None:
+        """Start a command that does not end, and wait until it is ready; it runs until the reader is done."""
+        self.log = self._where / f"log-{uuid.uuid4().hex}"
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                ["bash", "-ec", "\n".join([*self._started, f"exec {self._here(command)}"])],
+                cwd=self._where, env={**self._machine.given, **self.environment}, stdout=log, stderr=log,
+            )  # fmt: skip
         self.callback(end, process)
-        wait_until(lambda: _listens(port) or process.poll() is not None, PATIENCE)
-        log.seek(0)
-        assert process.poll() is None, log.read()
+        wait_until(lambda: ready() or process.poll() is not None, PATIENCE)
+        assert process.poll() is None, self.log.read_text()
 
     def _here(self, text: str) -> str:
         """Return lines with a test's servers in place of the reader's."""
         for shown, real in self._replacements.items():
             text = text.replace(shown, real)
         text = re.sub(rf"{URL}(?![\w/])", f"'{self._url}'", text).replace(DJANGO, _django(self._url))
-        for port, real in self._ports.items():
+        text = text.replace(REDIS, self._redis_url)
+        for port, real in self.ports.items():
             text = text.replace(f":{port}/", f":{real}/")
         return text
 
