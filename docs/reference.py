@@ -63,9 +63,8 @@ DATA = {
     " (`jobs_done`, `jobs_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
     " their retention. Repaired are open orphans that the ledger has reconciled or not at all (`settled`: removed), and"
     " missing ones (`added`). `failures` has the reason of each step that failed, by name.",
-    "DispatchResult": "`dispatched` events have all their handlers done, `dead` ones have failed for the last time."
-    " `handled` runs of handlers are committed; `failed` runs are tried again later, unless their event is dead."
-    " `duration_ms` is the time in all.",
+    "DispatchResult": "`handled` jobs are committed. `failed` jobs are tried again later, except the `dead` ones, which"
+    " have failed for the last time. `duration_ms` is the whole time.",
     "available": "`available()` returns whether Celery can be imported, and so whether the tasks and the beat schedule"
     " exist.",
     "include_object": "Pass it as `include_object` in Alembic's `env.py`: autogenerate then leaves our tables alone,"

@@ -29,7 +29,6 @@ SPAN_ATTRIBUTES = frozenset(
         "remaining_orphan_count",
         "status",
         "kind",
-        "dispatched_count",
         "handled_count",
         "failed_count",
         "dead_count",

@@ -1,0 +1,221 @@
+"""Limits, defaults, ports and exit codes: each sentence of a page that names one is held against the package."""
+
+import dataclasses
+import json
+import re
+from typing import get_args
+
+import click
+import pytest
+import reference
+
+import commands
+import pages
+from mailglass_reconcile import PruneResult, SweepResult, celery, cli, schedule, server, telemetry
+from mailglass_reconcile.cli import follow
+from mailglass_reconcile.handlers import execution, registration
+from mailglass_reconcile.handlers.dispatcher import DispatchResult
+from mailglass_reconcile.ops import orphans
+from mailglass_reconcile.ops.checks import recording
+from mailglass_reconcile.pubsub import publisher
+from mailglass_reconcile.receiver import admission, app
+from mailglass_reconcile.record import after_commit, validation
+from mailglass_reconcile.rules import matching, providers, thresholds
+from mailglass_reconcile.settings import TOKEN_CHARACTERS, Settings
+from mailglass_reconcile.singleton import lock
+from mailglass_reconcile.store import certificates, ledger, outbox, runs
+from mailglass_reconcile.store.migration import steps
+from mailglass_reconcile.sweep import ranges, reconciler
+from mailglass_reconcile.web import access
+from mailglass_reconcile.webhooks import certificates as fetching
+from mailglass_reconcile.webhooks import provider, sns, wire
+from mailglass_reconcile.webhooks.providers import mailgun
+
+PAGES = {page.name: " ".join(page.read_text().split()) for page in [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md"]}
+MB = 1024 * 1024
+WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}
+
+
+def word(number: float) -> str:
+    """Return a number as a page writes it out."""
+    return WORDS[int(number)]
+
+
+SENTENCES = [
+    (
+        "security.md",
+        "size of a body | {:.0f} MB. Amazon SES, Scaleway and Mailgun: {:.0f} kB",
+        provider.MAX_BYTES / MB,
+        sns.MAX_NOTIFICATION_BYTES / 1024,
+    ),
+    (
+        "providers.md",
+        "larger than {:.0f} MB. For Amazon SES, Scaleway and Mailgun {:.0f} kB",
+        provider.MAX_BYTES / MB,
+        mailgun.MAX_EVENT_BYTES / 1024,
+    ),
+    ("security.md", "nesting of JSON | {} levels", wire.MAX_DEPTH),
+    ("security.md", "fields of a form | {:,}", wire.MAX_FIELDS),
+    ("security.md", "time for a body to arrive | {:.0f} seconds", admission.BODY_SECONDS),
+    ("security.md", "memory of all bodies | {:.0f} MB", admission.BUDGET_BYTES / MB),
+    ("security.md", "bodies that have not arrived completely | {}", admission.ARRIVING),
+    ("security.md", "bodies that wait for their signature inside to be checked | {}", admission.UNVERIFIED),
+    (
+        "security.md",
+        "certificate | {} in a minute | one try every {:.0f} seconds. A webhook that waits longer than {:.0f} seconds",
+        fetching.FAILURES,
+        fetching.THROTTLE_SECONDS,
+        fetching.WAIT_SECONDS,
+    ),
+    (
+        "security.md",
+        "we read up to {:.0f} MB more of it for at most {:.0f} seconds",
+        app.DISCARDED_BYTES / MB,
+        app.DISCARDED_SECONDS,
+    ),
+    ("security.md", "is stored, at most {} of them", certificates.MAX_ADDRESSES),
+    ("concepts.md", "Amazon SES and Scaleway, at most {} |", certificates.MAX_ADDRESSES),
+    ("security.md", "connections | {} | the one without progress", server.CONNECTIONS),
+    ("security.md", "time for the request's head | {:.0f} seconds", server.HEAD_SECONDS),
+    ("security.md", "lines in the head | {}", server.HEAD_LINES),
+    ("security.md", "time for the client to read the answer | {:.0f} seconds", server.ANSWER_SECONDS),
+    ("dashboard.md", "at most {} connections", server.CONNECTIONS),
+    ("dashboard.md", "a token of at least {} characters", TOKEN_CHARACTERS),
+    ("dashboard.md", "after {} hours", word(access.SESSION_SECONDS / 3600)),
+    ("security.md", "a token of at least {} characters", TOKEN_CHARACTERS),
+    ("python.md", "works in {} threads", word(app.THREADS)),
+    ("providers.md", "tokens, of the last {:,}", mailgun.MAX_TOKENS),
+    ("recording.md", "At most {:,} calls wait", after_commit.MOST_STEPS),
+    ("recording.md", "left alone for {} seconds", word(after_commit.REST_SECONDS)),
+    ("redis.md", "holds the messages of {:,} links", publisher.MOST_WAITING),
+    ("redis.md", "does not use Redis for {} seconds", word(publisher.REST_SECONDS)),
+    ("handlers.md", "After {} seconds Postgres cancels", execution.HANDLER_SECONDS),
+    ("handlers.md", "After {} attempts it is **dead**", word(outbox.MOST_ATTEMPTS)),
+    (
+        "handlers.md",
+        "of the last {} days there are (it counts up to {:,})",
+        registration.MISSED_DAYS,
+        registration.MOST_MISSED,
+    ),
+    ("doctor.md", "Dead, after {} attempts", word(outbox.MOST_ATTEMPTS)),
+    ("doctor.md", "has ended for {} minutes", thresholds.LATE_SECONDS // 60),
+    ("doctor.md", "Nothing was pruned for {} days", word(thresholds.PRUNE_LATE_SECONDS / 86_400)),
+    ("doctor.md", "none of {} deliveries has a report", recording.MANY),
+    ("sweeps.md", "more than {:,} events uses two connections", reconciler.SLICE_ORPHANS),
+    ("sweeps.md", "A tick checks at most {:,} events again", reconciler.MOST_CHECKED),
+    ("sweeps.md", "cut into at most {} ranges", ranges.MOST_RANGES),
+    ("sweeps.md", "expires within {} seconds", lock.LOCK_SECONDS),
+    ("sweeps.md", "Running handlers get {} seconds", word(follow.FINISH_SECONDS)),
+    ("deploy.md", "within {} seconds (`MAILGLASS_SWEEP_SECONDS`)", Settings.model_fields["sweep_seconds"].default),
+    ("own-provider.md", "at most {} paths", word(providers.MAX_READS)),
+    ("own-provider.md", "a string of 1 to {} characters", matching.MAX_ID_LENGTH),
+    ("own-provider.md", "at most {} ids", matching.MAX_IDS),
+    ("own-provider.md", "more than {:.0f} kB of text", ledger.DOCUMENT_BYTES / 1024),
+    ("doctor.md", "more than {:.0f} kB of text", ledger.DOCUMENT_BYTES / 1024),
+    ("formats.md", "at most {:,} bytes as JSON, {} levels deep", validation.MAX_METADATA_BYTES, validation.MAX_DEPTH),
+    (
+        "formats.md",
+        "more than {:,} characters in metadata | its first {:,} characters and",
+        validation.MAX_TEXT,
+        validation.MAX_TEXT - 1,
+    ),
+    ("trouble.md", "reads at most {:,} events of the ledger", orphans.READ_AT_MOST),
+    ("trouble.md", "at most {:,} events, so with `--type`", orphans.LOOKED_AT_MOST),
+    ("with-mailglass.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
+    ("upgrading.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
+    ("concepts.md", "Rows older than {} days are added up", runs.RETENTION_DAYS),
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=lambda sentence: f"{sentence[0]}: {sentence[1]}")
+def test_a_page_names_the_limit_that_the_package_has(sentence):
+    """In these words; whoever changes either changes both."""
+    page, text, *values = sentence
+    assert text.format(*values) in PAGES[page]
+
+
+def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
+    """In the order in which they come."""
+    shown = "5 seconds, 30 seconds, 2 minutes, 10 minutes, 1 hour, 4 hours, 12 hours and a day"
+    assert f"retried after {shown}" in PAGES["handlers.md"]
+    seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+    waits = [
+        int(number.replace("a", "1")) * seconds[unit]
+        for number, unit in re.findall(r"(\d+|a) (second|minute|hour|day)", shown)
+    ]
+    assert tuple(waits) == outbox.DELAYS_SECONDS
+
+
+def test_the_entries_of_beat_run_and_expire_as_the_page_says():
+    """Every five minutes, daily at 03:00 UTC, and every ten seconds; the queues are those of the bundled app."""
+    entries = {entry["task"].rpartition(".")[2]: entry for entry in schedule.beat_schedule.values()}
+    assert "a sweep every five minutes, a prune daily at 03:00 UTC" in PAGES["sweeps.md"]
+    assert (thresholds.SWEEP_INTERVAL_SECONDS, schedule.DISPATCH_SECONDS) == (300, 10)
+    assert entries["dispatch"]["schedule"] == schedule.DISPATCH_SECONDS
+    text = "A queued sweep expires after five minutes, a dispatch after one minute, a prune after an hour"
+    assert text in PAGES["redis.md"]
+    assert (schedule.DISPATCH_EXPIRES_SECONDS, schedule.PRUNE_EXPIRES_SECONDS) == (60, 3_600)
+    queues = set(re.findall(r"`(mailglass_\w+)`", PAGES["redis.md"].partition("three durable queues")[2][:200]))
+    assert queues == {queue.name for queue in celery.app.conf.task_queues}
+
+
+def test_each_process_listens_on_the_port_of_the_page():
+    """`receive` on 8081, `serve` on 8080, of this machine alone."""
+    defaults = {
+        name: {option.name: option.default for option in commands.SUBCOMMANDS[name].params}
+        for name in ("receive", "serve")
+    }
+    assert "listens on 127.0.0.1:8081 (`--host`, `--port`)" in PAGES["providers.md"]
+    assert "serving on http://127.0.0.1:8080/" in PAGES["dashboard.md"]
+    assert {name: (values["host"], values["port"]) for name, values in defaults.items()} == {
+        "receive": ("127.0.0.1", 8081),
+        "serve": ("127.0.0.1", 8080),
+    }
+
+
+def test_the_exit_codes_are_those_of_the_pages():
+    """Those of an error of usage and of an interruption; another test holds what each command ends with."""
+    assert "0 ok, 1 partial or failed, 2 wrong usage, 130 interrupted" in PAGES["command-line.md"]
+    assert "0 (ok), 1 (partial or failed" in PAGES["deploy.md"]
+    assert (click.UsageError.exit_code, cli.INTERRUPTED) == (2, 130)
+
+
+def test_every_kind_and_origin_of_a_run_is_on_the_page():
+    """And no other."""
+    text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("### Runs")[2]
+    listed, _, origins = text.partition("What `origin` says:")
+    assert tuple(re.findall(r"^- `(\w+)`:", listed, re.MULTILINE)) == (
+        "full",
+        "range",
+        "recent",
+        "targeted",
+        "prune",
+        "dispatch",
+    )
+    assert set(re.findall(r"^- `(\w+)`:", listed, re.MULTILINE)) == {*runs.KINDS}
+    assert set(re.findall(r"`(\w+)`", origins)) == {*get_args(runs.Origin)}
+
+
+def test_the_attributes_of_spans_are_those_of_the_page():
+    """Everything else is dropped."""
+    text = PAGES["monitoring.md"].partition("### Spans")[2].partition("### Instruments")[0]
+    table = text.partition("A sweep or dispatch that failed")[0]
+    named = set(re.findall(r"`([\w.]+)`", table)) - {"ok", "partial", "failed", "full", "range", "recent"}
+    assert named - {"mailglass_reconcile.sweep", "mailglass_reconcile.dispatch"} == telemetry.SPAN_ATTRIBUTES
+
+
+@pytest.mark.parametrize("result", [SweepResult, PruneResult, DispatchResult], ids=lambda result: result.__name__)
+def test_the_reference_names_the_fields_of_a_result_and_no_others(result):
+    """In the sentences that stand in place of a list; words of `status` are no fields."""
+    fields = {field.name for field in dataclasses.fields(result)}
+    names = set(re.findall(r"`(\w+)`", reference.DATA[result.__name__]))
+    assert fields <= names <= fields | {"ok", "partial", "failed"}
+
+
+def test_the_page_names_what_dispatch_prints():
+    """Each name of the schema, but for the counts and what is inside a list."""
+    schema = json.loads((pages.ROOT / "docs/schemas/dispatch.json").read_text())
+    printed = {name for shape in schema["oneOf"][1:] for name in shape["properties"]}
+    (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/formats.md").read_text(), re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", row))
+    assert printed - {"waiting", "dead"} == named
