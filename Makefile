@@ -58,7 +58,7 @@ mutation: $(VENV)/mutation.stamp
 	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-# Takes about an hour on a quiet machine, and writes docs/performance.md; ARGS="--quick calls" tries one part out.
+# Takes half an hour on a quiet machine, and writes docs/performance.md; ARGS="--quick calls" tries one part out.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
 

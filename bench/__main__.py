@@ -1,6 +1,6 @@
 """Measure what this package costs, print each figure with its target, and write it into `docs/performance/figures.md`.
 
-Name the parts to measure; without one, all are, which takes about an hour. `--quick` tries them out with a 500th of
+Name the parts to measure; without one, all are, which takes half an hour. `--quick` tries them out with a 500th of
 every size, and writes to a folder of its own.
 """
 
@@ -27,12 +27,10 @@ PARTS = {
     "calls": "one call of an application, against the same work by hand",
     "receiving": "webhooks over HTTP, against calls",
     "sweep": "one sweep, against the bare statement",
-    "layouts": "sweeps that link nothing, in two layouts, and prune",
+    "layouts": "sweeps that link nothing, in two layouts",
     "latency": "from the commit to a subscriber",
     "backlog": "half a million orphans, for one, two and four processes",
     "handlers": "how fast handlers run",
-    "large": "ten million open orphans and fifty million rows in the ledger; only if named",
-    "retention": "nine tenths of up to ten million events are deleted while an application writes; only if named",
     "sizing": "disk, WAL and vacuum of a million messages a day, measured at a tenth",
 }
 
@@ -50,7 +48,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="take medians of N runs of each part")
     parser.add_argument("--quick", action="store_true", help="try it out with a 500th of every size")
     options = parser.parse_args()
-    names = options.parts or [name for name in PARTS if name not in ("large", "retention", "sizing")]
+    names = options.parts or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     docs = Path(tempfile.mkdtemp(prefix="mailglass-bench-")) if options.quick else DOCS

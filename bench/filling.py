@@ -44,7 +44,6 @@ SELECT CASE %(layout)s WHEN 'in order'
                      || '.filter0361p1las1-11880-5978131E-23.0') END
          || CASE WHEN %(padding)s = 0 THEN '{}'::jsonb ELSE jsonb_build_object('blob', repeat('x', %(padding)s)) END,
        true, now()::timestamp - interval '40 minutes'
-             - CASE WHEN n %% 10 < %(aged)s THEN %(days)s ELSE 0 END * interval '1 day'
              + CASE %(layout)s WHEN 'tied' THEN (i * 10 / (%(messages)s + 1)) * interval '100 seconds'
                     WHEN 'in order' THEN (2 * i + k) * (interval '500 seconds' / greatest(%(messages)s, 1))
                     ELSE i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds' END
@@ -52,21 +51,6 @@ SELECT CASE %(layout)s WHEN 'in order'
        LATERAL (SELECT CASE WHEN %(ids)s = 0 THEN i ELSE 1 + i %% greatest(%(ids)s, 1) END AS n) AS number
 """
 """Two events for each message; of kind `m` their ids are those of deliveries, of any other they are nobody's."""
-
-RECONCILED = """
-INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, inserted_at)
-SELECT CASE %(layout)s WHEN 'in order' THEN overlay(id::text PLACING '8000' FROM 20 FOR 4)::uuid
-                        ELSE gen_random_uuid() END,
-       tenant_id, gen_random_uuid(), 'reconciled', now(), 'reconciled:' || id, inserted_at
-  FROM mailglass_events WHERE needs_reconciliation
-"""
-
-INDEXES = """
-SELECT pg_get_indexdef(indexrelid), indexrelid::regclass::text FROM pg_index
- WHERE indrelid = 'mailglass_events'::regclass AND NOT indisprimary
-"""
-
-YOUNG = {"days": 0, "aged": 0}
 
 NOBODYS = {"kind": "n", "tenants": "tenant"}
 """Orphans that no delivery has the ids of."""
@@ -103,32 +87,6 @@ def fill(
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute(DELIVERIES, {"seed": SEED, "deliveries": deliveries, "copies": copies})
-        orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids, "padding": padding} | YOUNG
+        orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids, "padding": padding}
         cursor.execute(ORPHANS, {**orphans, "seed": SEED, "layout": layout})
-    vacuum(url)
-
-
-def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10, layout: Layout = "spread") -> None:
-    """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out.
-
-    Args:
-        url: The migrated database.
-        orphans: How many, each with its `reconciled` event.
-        days: How much longer ago the orphans of some tenants arrived.
-        aged: How many of the ten tenants those are.
-        layout: How the orphans lie.
-    """
-    values = {"messages": orphans // 2, "kind": "r", "tenants": "tenant", "ids": 0, "padding": 0, "layout": layout}
-    values |= {"days": days, "aged": aged}
-    with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
-        cursor.execute("SET session_replication_role = replica")
-        cursor.execute("SET maintenance_work_mem = '1GB'")
-        indexes = cursor.execute(INDEXES).fetchall()
-        for _, name in indexes:  # an index that is built at the end costs a fraction of one that grows
-            cursor.execute(f"DROP INDEX {name}")
-        cursor.execute(ORPHANS, {**values, "seed": SEED})
-        cursor.execute(RECONCILED, values)
-        for definition, _ in indexes:
-            cursor.execute(definition)
     vacuum(url)

@@ -64,10 +64,6 @@ ABOUT = {
     " separately.",
     "layouts": "Sweeps over orphans that match no delivery. The first sweep computes and stores their ids, and"
     " costs more than later ones.",
-    "large": "Takes hours and 60 GB. With ten million, `migrate` was not run, and `prune` was stopped after 29"
-    " minutes: the rows of ten tenants lay mixed in a table larger than memory.",
-    "retention": "The daily prune deletes nine tenths of a ledger while an application records sends and webhooks on"
-    " the same two busy cores.",
     "handlers": "Dispatchers run a handler on 5,000 events that a sweep has put into the outbox.",
     "sizing": "A million messages a day, each with a send and two webhook events, scaled from a tenth.",
 }
@@ -121,8 +117,6 @@ CHARTS = (
         bars=True,
     ),
     Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear linear"),
-    Chart("large", "large: ", "A large database", "open orphans, five times as many rows in the ledger", "seconds"),
-    Chart("retention", "retention", "Retention", "events; nine tenths are deleted", "seconds"),
 )
 
 

@@ -9,13 +9,13 @@ import psycopg
 
 from bench import looking, statements
 from bench.figures import Part, Points
-from bench.filling import ANOTHER_TENANTS, NOBODYS, Layout, fill, fill_reconciled
+from bench.filling import ANOTHER_TENANTS, NOBODYS, Layout, fill
 from bench.machine import Machine, vacuum
 from bench.sweeping import sweep
 
-LAYOUTS: tuple[Layout, Layout] = ("in order", "tied")
-ASKED = 200_000
-STUCK = (50_000, 100_000, ASKED, 400_000)
+MESSAGES: dict[Layout, int] = {"in order": 500_000, "tied": 100_000}
+"""Messages that match nothing, with two orphans each."""
+STUCK = (50_000, 200_000)
 STRAIGHT = 1.3
 """How much steeper than a straight line through its first point a curve may end."""
 
@@ -23,26 +23,25 @@ WRITTEN = "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del)::bigint FROM pg_stat_us
 
 
 def measure(machine: Machine) -> Part:
-    """Measure orphans that match nothing, that are stuck, that are ambiguous on wide ids, and prune."""
+    """Measure orphans that match nothing, that are stuck, and that are ambiguous on wide ids."""
     part = Part()
-    for layout in LAYOUTS:
+    for layout in MESSAGES:
         _unmatched(machine, layout, part)
-    for layout in LAYOUTS:
+    for layout in MESSAGES:
         for state in ("tenant_mismatch", "ambiguous"):
             _stuck(machine, state, layout, part)
         _on_wide_ids(machine, layout, part)
     _overview_of_few(machine, part)
-    _prune(machine, part)
     return part
 
 
 def _unmatched(machine: Machine, layout: Layout, part: Part) -> None:
     """Look at orphans that match nothing for the first time, and again; then at younger ones that do match."""
-    url, messages = machine.copy("migrated"), machine.scaled(500_000)
-    fill(url, deliveries=machine.scaled(100_000), messages=messages, layout=layout, **NOBODYS)
+    url, messages = machine.copy("migrated"), machine.scaled(MESSAGES[layout])
+    fill(url, deliveries=messages // 5, messages=messages, layout=layout, **NOBODYS)
     about = f"{2 * messages:,} unmatched, {layout}"
     first = _seconds(url, "unmatched", 2 * messages)
-    part.add(f"{about}: the first look", first, "s", 40 * messages / 500_000)
+    part.add(f"{about}: the first look", first, "s", 28 * messages / 500_000)
     vacuum(url)
     with psycopg.connect(url, autocommit=True) as connection:
         before = _written(connection)
@@ -64,7 +63,7 @@ def _unmatched(machine: Machine, layout: Layout, part: Part) -> None:
 def _stuck(machine: Machine, state: str, layout: Layout, part: Part) -> None:
     """Sweep orphans that all name deliveries and cannot be linked, after their first look."""
     points: Points = []
-    for size in STUCK if machine.rounds > 1 else STUCK[::2]:
+    for size in STUCK:
         orphans = machine.scaled(size)
         url = machine.copy("migrated")
         many: Mapping[str, str] = ANOTHER_TENANTS if state == "tenant_mismatch" else {}
@@ -77,8 +76,7 @@ def _stuck(machine: Machine, state: str, layout: Layout, part: Part) -> None:
     part.curves[f"stuck: {state}, {layout}"] = points
     (few, shortest), (most, longest) = points[0], points[-1]
     note = ", ".join(f"{orphans:,.0f}: {seconds:.2f} s" for orphans, seconds in points)
-    asked = machine.scaled(ASKED)
-    part.add(f"{state}, {layout}: {asked:,} stuck orphans, a sweep", dict(points)[asked], "s", 3)
+    part.add(f"{state}, {layout}: {most:,.0f} stuck orphans, a sweep", longest, "s", 1 if many else 3)
     name = f"{state}, {layout}: {most:,.0f} stuck orphans / {few:,.0f}, seconds of a sweep"
     part.add(name, longest / shortest, "", STRAIGHT * most / few, note=note)
 
@@ -96,20 +94,6 @@ def _overview_of_few(machine: Machine, part: Part) -> None:
     fill(url, deliveries=1_000, messages=orphans // 2, **NOBODYS)
     _seconds(url, "unmatched", orphans)
     part.add(f"{orphans:,} unmatched: the page, overview", 1000 * looking.overview(machine, url), "ms", 80)
-
-
-def _prune(machine: Machine, part: Part) -> None:
-    rows, url = machine.scaled(500_000), machine.copy("migrated")
-    fill_reconciled(url, rows, days=30)
-    pruned = machine.sweep(url, "--prune", "--buffers")
-    note = f"{pruned['buffers']:,} buffers"
-    part.add(
-        f"prune, nothing to do, {rows:,} settled orphans older than the maximum age",
-        pruned["seconds"],
-        "s",
-        1,
-        note=note,
-    )
 
 
 def _seconds(url: str, state: str, orphans: int) -> float:
