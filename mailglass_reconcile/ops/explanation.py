@@ -234,12 +234,11 @@ def _origins(tx: Transaction, event_id: str) -> Origins:
     if provider is None:
         return Origins(None, None, (), {})
     rule = providers.rule_of(provider)
-    paths = matching.reads_of(provider)
     places: dict[str, str] = {}
-    for path in paths:
+    for path in rule.paths:
         for id_ in matching.keys_of_one(document, path).candidate_ids:
-            places.setdefault(id_, path)
-    held = tuple((path, _kind_of(document.at(path))) for path in paths)
+            places.setdefault(id_, "/".join(path))
+    held = tuple(("/".join(path), _kind_of(document.at(path))) for path in rule.paths)
     return Origins(provider, rule.name, held, places)
 
 

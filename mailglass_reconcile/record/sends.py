@@ -189,7 +189,7 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
             tenant_id, provider, message_id, one._identity if message_id is None else address(recipient)
         ),
         reject_reason=None,
-        metadata={"provider": provider, providers.stored_under(provider): message_id},
+        metadata={"provider": provider, providers.rule_of(provider).stored_under: message_id},
         needs_reconciliation=False,
     )
     return NewSend(entry, delivery_id, recipient, message_id)

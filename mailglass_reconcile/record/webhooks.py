@@ -25,7 +25,8 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
-from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
+from mailglass_reconcile.rules.providers import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import borrowed
@@ -165,7 +166,7 @@ def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: 
     metadata: dict[str, Any] = {
         **(validation.without_addresses(kept | own) if strict else kept | own),
         "provider": provider,
-        providers.stored_under(provider): message_id,
+        providers.rule_of(provider).stored_under: message_id,
         **_of_smtp(at, event, given),
         **({"recipient_known": True} if recipient else {}),
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -31,10 +30,6 @@ MOST_COMPARED = 1_000
 """Deliveries of one id and tenant that are compared with a recipient; among more, none is chosen."""
 MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
-COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
-"""Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
-SMTP_MESSAGE_ID = "smtp_message_id"
-"""The key of metadata that is read for every provider, last: what a message sent over SMTP is recorded under."""
 
 
 class Keys(NamedTuple):
@@ -63,31 +58,21 @@ class Document(NamedTuple):
     metadata: Mapping[str, Any] = MappingProxyType({})
     normalized_payload: Mapping[str, Any] = MappingProxyType({})
 
-    def at(self, path: str) -> Any:
-        """Return the value at a path of a rule, such as `metadata/message/id`, or None if there is none."""
-        column, *names = _steps(path)
-        value: Any = self.metadata if column == "metadata" else self.normalized_payload
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
+    def at(self, path: Sequence[str]) -> Any:
+        """Return the value at a path of a rule, such as `metadata`, `message`, `id`, or None if there is none."""
+        value: Any = self.metadata if path[0] == "metadata" else self.normalized_payload
+        for name in path[1:]:
+            if not isinstance(value, dict):
+                return None
+            value = value.get(name)
         return value
 
     @property
     def provider(self) -> str | None:
         """The canonical name of the event's provider, or None if it names none that can be used."""
-        given = self.metadata.get("provider")
-        name = text_of(self.normalized_payload.get("provider") if given is None else given, numbers=False)
+        value = self.metadata.get("provider")
+        name = text_of(self.normalized_payload.get("provider") if value is None else value, numbers=False)
         return providers.canonical(name) if name else None
-
-
-def reads_of(provider: str) -> tuple[str, ...]:
-    """Return the paths that `keys_of` needs the values of, for the canonical name of a provider."""
-    return _with_own(providers.rule_of(provider).reads, providers.stored_under(provider))
-
-
-@lru_cache(maxsize=256)
-def _with_own(reads: tuple[str, ...], key: str) -> tuple[str, ...]:
-    last = (f"metadata/{key}", f"metadata/{SMTP_MESSAGE_ID}")
-    return (*COMMON_READS, *reads, *(path for path in last if path not in reads))
 
 
 def keys_of(document: Document) -> Keys:
@@ -98,41 +83,40 @@ def keys_of(document: Document) -> Keys:
     """
     metadata, provider = document.metadata, document.provider
     recipient = text_of(metadata.get("recipient"), numbers=False) or text_of(metadata.get("email"), numbers=False)
-    texts = [text_of(document.at(path)) for path in reads_of(provider)] if provider else []
-    return _keys(provider, recipient, texts, metadata.get("recipient_known") is True)
+    rule = providers.rule_of(provider)
+    texts = [text_of(document.at(path)) for path in rule.paths] if provider else []
+    return _keys(provider, rule, recipient, texts, metadata.get("recipient_known") is True)
 
 
-def keys_of_one(document: Document, path: str) -> Keys:
+def keys_of_one(document: Document, path: Sequence[str]) -> Keys:
     """Compute the keys that an event would have if its provider's rule found a value at one path only."""
     provider = document.provider
-    texts = [text_of(document.at(path)) if each == path else None for each in reads_of(provider)] if provider else []
-    return _keys(provider, None, texts, recipient_known=False)
+    rule = providers.rule_of(provider)
+    texts = [text_of(document.at(path)) if other == path else None for other in rule.paths] if provider else []
+    return _keys(provider, rule, None, texts, recipient_known=False)
 
 
-def _keys(provider: str | None, recipient: str | None, texts: list[str | None], recipient_known: bool) -> Keys:
-    """Compute keys of usable texts; *texts* are those at the paths of `reads_of`."""
+def _keys(
+    provider: str | None, rule: KeyRule, recipient: str | None, texts: list[str | None], recipient_known: bool
+) -> Keys:
+    """Compute keys of usable texts, which are those at the paths of the provider's rule."""
     compared = address(recipient) if recipient else None
     lost = recipient_known and compared is None
     if provider is None:
-        return Keys(None, (), compared, providers.rank_of(None), lost)
-    rule = providers.rule_of(provider)
-    common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
+        return Keys(None, (), compared, rule.rank, lost)
+    common = len(providers.COMMON_READS)
+    own = common + len(rule.reads)
     try:
-        found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
+        ids = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         return Keys(provider, (), compared, None, lost, _failure(rule, error))
-    spelled = dict.fromkeys(spelling for id_ in found if id_ for spelling in expand(id_))
-    return Keys(provider, tuple(one for one in spelled if is_usable(one)), compared, rule.rank, lost)
+    spellings = dict.fromkeys(spelling for id_ in ids if id_ for spelling in expand(id_))
+    return Keys(provider, tuple(spelling for spelling in spellings if is_usable(spelling)), compared, rule.rank, lost)
 
 
 def _failure(rule: KeyRule, error: Exception) -> str:
     reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
     return f"the key rule {rule.name} {reason}; its events stay open until the rule is corrected"
-
-
-@lru_cache(maxsize=1024)
-def _steps(path: str) -> tuple[str, ...]:
-    return tuple(path.split("/"))
 
 
 class _RuleError(Exception):
@@ -155,11 +139,11 @@ def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
 
 def spellings_of(message_id: str) -> frozenset[str]:
     """Return the candidate ids that some provider's rule makes of a message id, or of what its webhook calls so."""
-    found: set[str] = set()
-    for provider in providers.rules():
-        texts = [text_of(message_id)] * len(reads_of(provider))
-        found.update(_keys(provider, None, texts, recipient_known=False).candidate_ids)
-    return frozenset(found)
+    spellings: set[str] = set()
+    for provider, rule in providers.rules().items():
+        texts = [text_of(message_id)] * len(rule.paths)
+        spellings.update(_keys(provider, rule, None, texts, recipient_known=False).candidate_ids)
+    return frozenset(spellings)
 
 
 def text_of(value: Any, *, numbers: bool = True) -> str | None:

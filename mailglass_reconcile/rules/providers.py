@@ -23,6 +23,11 @@ ANY_PROVIDER = "*"
 
 MAX_READS = 8
 
+COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
+"""Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
+SMTP_MESSAGE_ID = "smtp_message_id"
+"""The key of metadata that is read for every provider, last: what a message sent over SMTP is recorded under."""
+
 GENERATION = 2
 """Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""
 
@@ -40,17 +45,31 @@ class KeyRule:
     The rank is stored with the keys that the rule made; a rule of higher rank computes them again. A rule that names
     its provider ranks above `*`'s, then an adopter's above a built-in one, then the later generation, then the version.
     The name, `provider/generation.version` with `own` before an adopter's version, is for people.
+
+    Attributes:
+        reads: The JSON values that the function takes.
+        candidates: The function.
+        rank: The rank.
+        name: The name.
+        stored_under: The key of metadata under which our writers store the message id: one that the rule reads.
+        paths: All that is read for the provider, each path split: the common ones, those of `reads`, and the last ones.
     """
 
     reads: tuple[str, ...]
     candidates: Rule
     rank: int
     name: str
+    stored_under: str
+    paths: tuple[tuple[str, ...], ...]
 
 
-def _made(provider: str, reads: tuple[str, ...], candidates: Rule, version: int, *, own: bool) -> KeyRule:
+def _build_rule(provider: str, reads: tuple[str, ...], candidates: Rule, version: int, *, own: bool) -> KeyRule:
     rank = NAMES_PROVIDER * (provider != ANY_PROVIDER) | OWN * own | GENERATION << 30 | version
-    return KeyRule(reads, candidates, rank, f"{provider}/{GENERATION}.{'own' if own else ''}{version}")
+    keys = (path.partition("/")[2] for path in reads if path.startswith("metadata/"))
+    key = next((key for key in keys if "/" not in key), "message_id")
+    last = (path for path in (f"metadata/{key}", f"metadata/{SMTP_MESSAGE_ID}") if path not in reads)
+    paths = tuple(tuple(path.split("/")) for path in (*COMMON_READS, *reads, *last))
+    return KeyRule(reads, candidates, rank, f"{provider}/{GENERATION}.{'own' if own else ''}{version}", key, paths)
 
 
 _rules: dict[str, KeyRule] = {}
@@ -83,7 +102,7 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
 
     def register(function: Rule) -> Rule:
         for provider in map(canonical, providers):
-            _rules[provider] = _made(provider, tuple(reads), function, version, own=True)
+            _rules[provider] = _build_rule(provider, tuple(reads), function, version, own=True)
         return function
 
     return register
@@ -149,10 +168,10 @@ def _make_rule(provider: str) -> KeyRule | None:
     message_ids = _load(provider).message_ids
     if message_ids is None:
         return None
-    return _made(provider, message_ids.reads, message_ids.candidates, message_ids.version, own=False)
+    return _build_rule(provider, message_ids.reads, message_ids.candidates, message_ids.version, own=False)
 
 
-_OF_ANY = _made(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, own=False)
+_OF_ANY = _build_rule(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, own=False)
 
 
 def rank_of(provider: str | None) -> int:
@@ -161,11 +180,13 @@ def rank_of(provider: str | None) -> int:
     Stored keys of a lower rank are outdated. A process that lacks the provider's rule, or has an older one, has a lower
     rank, and leaves what is stored as it is.
     """
-    return ((_find_rule(provider) if provider else None) or _rules.get(ANY_PROVIDER, _OF_ANY)).rank
+    return rule_of(provider).rank
 
 
 def canonical(provider: str) -> str:
     """Return the one spelling of a provider's name: trimmed, in lower case, `Amazon SES` and its like as `ses`."""
+    if provider in built_in():
+        return provider
     name = provider.strip().lower()
     return name if name in built_in() else _spelled().get(name, name)
 
@@ -222,20 +243,9 @@ def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
     return type_ == "unknown" or (types is not None and type_ in types)
 
 
-def stored_under(provider: str) -> str:
-    """Return the key of an event's metadata under which our writers store the message id: one that the rule reads."""
-    return _first_flat(rule_of(provider).reads)
-
-
-@lru_cache(maxsize=256)
-def _first_flat(reads: tuple[str, ...]) -> str:
-    flat = (path.partition("/")[2] for path in reads if path.startswith("metadata/"))
-    return next((key for key in flat if "/" not in key), "message_id")
-
-
-def rule_of(provider: str) -> KeyRule:
-    """Return the rule of *provider*, or that of every provider without one."""
-    return _find_rule(canonical(provider)) or _rules.get(ANY_PROVIDER, _OF_ANY)
+def rule_of(provider: str | None) -> KeyRule:
+    """Return the rule of a provider, in its canonical spelling; without one, and for None, that of every provider."""
+    return (_find_rule(provider) if provider else None) or _rules.get(ANY_PROVIDER, _OF_ANY)
 
 
 def _find_rule(provider: str) -> KeyRule | None:

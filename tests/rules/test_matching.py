@@ -10,12 +10,12 @@ GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
 def candidates(provider, *, recipient=None, email=None, **values):
     """Return an event's keys, its rule's own values given by path with `/` and `-` written as `__` and `_`."""
-    paths = matching.reads_of(providers.canonical(provider))
-    known = {path.replace("/", "__").replace("-", "_"): path for path in paths}
+    paths = providers.rule_of(providers.canonical(provider)).paths
+    known = {"__".join(path).replace("-", "_"): path for path in paths}
     assert set(values) <= set(known)
     document = Document({"provider": provider, "recipient": recipient, "email": email}, {})
     for name, value in values.items():
-        column, *keys, last = known[name].split("/")
+        column, *keys, last = known[name]
         place = getattr(document, column)
         for key in keys:
             place = place.setdefault(key, {})
@@ -164,8 +164,8 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
         """Join two values."""
         return [f"{a}-{c}", None, ""]
 
-    assert matching.reads_of("acme mail") == (
-        *matching.COMMON_READS,
+    assert tuple(map("/".join, providers.rule_of("acme mail").paths)) == (
+        *providers.COMMON_READS,
         "metadata/a/b",
         "normalized_payload/c",
         "metadata/message_id",
@@ -271,8 +271,10 @@ def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
 def test_the_id_over_smtp_is_the_last_candidate_of_every_provider(rules, provider):
     """With and without angle brackets, after the provider's own id; an adopter's rule need not read it."""
     providers.key_rule("acme", reads=("metadata/number",))(lambda number: [number])
-    own = matching.keys_of(Document({"provider": provider, providers.stored_under(provider): "7"})).candidate_ids
-    both = {"provider": provider, providers.stored_under(provider): "7", "smtp_message_id": "<a@b.example>"}
+    own = matching.keys_of(
+        Document({"provider": provider, providers.rule_of(provider).stored_under: "7"})
+    ).candidate_ids
+    both = {"provider": provider, providers.rule_of(provider).stored_under: "7", "smtp_message_id": "<a@b.example>"}
     assert matching.keys_of(Document(both)).candidate_ids == (*own, "<a@b.example>", "a@b.example")
     alone = matching.keys_of(Document({"provider": provider, "smtp_message_id": "a@eu-west-1.amazonses.com"}))
     assert alone.candidate_ids == ("a@eu-west-1.amazonses.com", "<a@eu-west-1.amazonses.com>")
@@ -328,6 +330,6 @@ def test_a_rule_may_read_eight_values_and_have_any_version_from_one_up(rules):
 
 def test_writers_store_an_id_under_the_first_flat_name_that_the_rule_reads():
     """SendGrid's under its own; a provider without a rule, under `message_id`."""
-    stored = [providers.stored_under(name) for name in ("sendgrid", "postmark", "mailgun", "nobody")]
+    stored = [providers.rule_of(name).stored_under for name in ("sendgrid", "postmark", "mailgun", "nobody")]
     assert stored[:2] == ["sg_message_id", "message_id"]
     assert stored[3] == "message_id"
