@@ -107,7 +107,11 @@ def _number(total: int, at_least: bool) -> str:
 
 
 def _cause(cause: Cause) -> str:
-    whose = cause.tenant_id if cause.other_tenant_id is None else f"{cause.tenant_id} → {cause.other_tenant_id}"
+    whose = (
+        cause.tenant_id or "(small tenants)"
+        if cause.other_tenant_id is None
+        else f"{cause.tenant_id} → {cause.other_tenant_id}"
+    )
     provider = f", {cause.provider}" if cause.provider else ""
     return f"{cause.number:,} {cause.state}: {escape_unprintable(whose)}{provider}"
 

@@ -44,7 +44,6 @@ UNREAD = 2_000
 TIMEOUT_MS = 24_000
 READ_AT_MOST = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
-BREAKDOWN_TIMEOUT_MS = 10_000
 SAMPLED_ORPHANS = 5_000
 """The newest open orphans, among which tenant mismatches are looked for."""
 SAMPLED_OF_EACH = 5
@@ -200,7 +199,7 @@ class Page:
         as_of: When the last full sweep ended, in ISO 8601: the states are as it left them, or newer. None without one,
             and for expired ones.
         causes: If they were counted: how many orphans pass on all pages, by cause, the most first.
-        total: If they were counted: how many that are.
+        total: If they were counted: how many orphans pass on all pages.
         at_least: Whether there are more than that, because `COUNTED_AT_MOST` were read.
     """
 
@@ -241,8 +240,8 @@ def page(
     or read `READ_AT_MOST` rows of the ledger, ends there, however few have the type; the next page begins after its
     event *after*, and if the ledger has no such event, a LookupError says so.
 
-    With *counted*, all that pass are counted by cause, in one pass; not by type, which only the ledger has, and not
-    expired ones.
+    With *counted*, all that pass are counted by cause: from the counts of the last full sweep if they can answer the
+    filter, else now, in one pass. Nothing is counted by type, which only the ledger has, and no expired orphan.
     """
     runtime.load_imports(to_read=True)
     with database.reading(timeout_ms) as tx:
@@ -251,16 +250,47 @@ def page(
             return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
         found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit))
         found.orphans = _with_deliveries(tx, found.orphans)
-        found.as_of = runs.load_history(tx).counted_at
-        if counted and filters.type is None:
+        history = runs.load_history(tx)
+        found.as_of = history.counted_at
+        if counted and not _count_by_last_sweep(tx, found, history.groups, survey, filters) and filters.type is None:
             _count(tx, found, filters.wanted(), _bounds(tx, survey, filters))
         return found
 
 
 def _count(tx: Transaction, found: Page, wanted: Wanted, within: Bounds) -> None:
     found.causes = listing.causes(tx, wanted, within, COUNTED_AT_MOST)
-    found.total = sum(one.number for one in found.causes)
+    found.total = sum(cause.number for cause in found.causes)
     found.at_least = found.total >= COUNTED_AT_MOST
+
+
+def _count_by_last_sweep(
+    tx: Transaction, found: Page, groups: Sequence[dict[str, Any]] | None, survey: Window, filters: Filters
+) -> bool:
+    """Take the counts of the last full sweep, and return True, if they can answer the filter.
+
+    They can for state, tenant and provider, at a cost that does not depend on what is open; orphans in their grace are
+    counted now.
+    """
+    others = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
+    if groups is None or any(value is not None for value in others):
+        return False
+    if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small groups were added up
+        return False
+    provider = providers.canonical(filters.provider) if filters.provider else None
+    passing = [
+        group
+        for group in groups
+        if filters.state in (None, group["state"])
+        and filters.tenant_id in (None, group["tenant_id"])
+        and provider in (None, group["provider"])
+    ]
+    causes = break_down(tx, passing)
+    if filters.state in (None, WAITING):
+        waiting = replace(filters, state=WAITING)
+        causes += listing.causes(tx, waiting.wanted(), _bounds(tx, survey, waiting), COUNTED_AT_MOST)
+    found.causes = sorted(causes, key=lambda cause: -cause.number)
+    found.total = sum(cause.number for cause in causes)
+    return True
 
 
 def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:
@@ -474,13 +504,6 @@ def count_waiting(database: Database, tenant_id: str | None = None) -> int:
         return window.waiting(tx, tenant_id)
 
 
-class Breakdown(NamedTuple):
-    """Open orphans as the last full sweep counted them: how many pass a filter, and by cause, the most first."""
-
-    orphans: int
-    causes: list[Cause]
-
-
 def break_down(tx: Transaction, groups: Sequence[dict[str, Any]]) -> list[Cause]:
     """Return the groups that a sweep has counted as causes, tenant mismatches with a tenant that has the deliveries.
 
@@ -501,34 +524,6 @@ def break_down(tx: Transaction, groups: Sequence[dict[str, Any]]) -> list[Cause]
         )
         for group in groups
     ]
-
-
-def break_down_last_sweep(database: Database, filters: Filters) -> Breakdown | None:
-    """Return the counts of the last full sweep if they can answer this filter, else None.
-
-    They can answer for state, tenant and provider, at a cost that does not depend on what is open; orphans in their
-    grace are counted now. `page` counts by any filter, in one pass over the open orphans.
-    """
-    uncounted = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
-    if filters.state == EXPIRED or any(value is not None for value in uncounted):
-        return None
-    provider = providers.canonical(filters.provider) if filters.provider else None
-    with database.reading(BREAKDOWN_TIMEOUT_MS) as tx:
-        groups = runs.load_history(tx).groups
-        if groups is None:
-            return None
-        if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small groups were added up
-            return None
-        passing = [
-            group
-            for group in groups
-            if filters.state in (None, group["state"])
-            and filters.tenant_id in (None, group["tenant_id"])
-            and provider in (None, group["provider"])
-        ]
-        in_grace = filters.state in (None, WAITING) and provider is None
-        waiting = window.waiting(tx, filters.tenant_id) if in_grace else 0
-        return Breakdown(waiting + sum(group["orphans"] for group in passing), break_down(tx, passing))
 
 
 @dataclass(frozen=True, slots=True)

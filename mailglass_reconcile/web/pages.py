@@ -140,9 +140,6 @@ class Pages:
         wanted = parameters.listing(request.query_params)
         key = ("page", wanted.filters, wanted.after)
         found = await self._cache.get(key, lambda: self._list(wanted))
-        counted = await self._cache.get(
-            ("counted", wanted.filters), partial(orphans.break_down_last_sweep, self._database, wanted.filters)
-        )
         tenant, unknown = wanted.filters.tenant_id, None
         if tenant is not None and not found.orphans and not found.after:
             unknown = await self._unknown(tenant)
@@ -155,7 +152,6 @@ class Pages:
             states=OPEN_STATES,
             causes_shown=GROUPS,
             unknown_tenant=unknown,
-            counted=counted,
         )
 
     def _list(self, wanted: Listing) -> Page:
@@ -166,6 +162,7 @@ class Pages:
                 wanted.filters,
                 limit=PAGE_SIZE,
                 after=after,
+                counted=True,
                 timeout_ms=LIST_TIMEOUT_MS,
             )
         except LookupError:

@@ -1,8 +1,12 @@
 """Why orphans are open, grouped; and which open orphans name a message."""
 
+import re
+
+import commands
 import factories
 import mailglass_reconcile
-from mailglass_reconcile.ops.orphans import Filters, break_down_last_sweep, of_message, page
+from browsing import Visitor, app
+from mailglass_reconcile.ops.orphans import Filters, of_message, page
 
 
 def astray(db, number, tenant="default", provider=factories.postmark):
@@ -18,7 +22,7 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     astray(db, 8, provider=factories.sendgrid)
     factories.orphan(db, factories.postmark("nobody's"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = [tuple(one) for one in break_down_last_sweep(db.database, Filters()).causes]
+    found = [tuple(one) for one in page(db.database, Filters(), counted=True).causes]
     assert found == [
         ("tenant_mismatch", "default", "postmark", "acme", 7),
         ("tenant_mismatch", "default", "sendgrid", "acme", 1),
@@ -26,8 +30,8 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     ]
 
 
-def test_a_list_is_counted_if_a_sweep_counts_by_its_filters(db):
-    """By state, tenant and provider, and those in their grace as they are now; not by type, age or message."""
+def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
+    """By state, tenant and provider as the sweep did, by age and message now; not by type, and no expired ones."""
     for number in range(3):
         astray(db, number)
     mailglass_reconcile.reconcile()
@@ -39,18 +43,31 @@ def test_a_list_is_counted_if_a_sweep_counts_by_its_filters(db):
         ({"tenant_id": "default", "provider": "Postmark"}, 3),
         ({"tenant_id": "acme"}, 0),
         ({"type": "delivered"}, None),
-        ({"older": 10.0}, None),
-        ({"message_id": "m-1"}, None),
+        ({"older": 10.0}, 3),
+        ({"message_id": "m-1"}, 1),
         ({"state": "expired"}, None),
     ]
-    found = [(filters, break_down_last_sweep(db.database, Filters(**filters))) for filters, _ in expected]
-    assert [(filters, each and each.orphans) for filters, each in found] == expected
+    found = [(filters, page(db.database, Filters(**filters), counted=True).total) for filters, _ in expected]
+    assert found == expected
 
 
-def test_before_the_first_full_sweep_nothing_is_counted(db):
-    """A dash, and no zero."""
+def test_the_command_and_the_dashboard_count_a_list_alike(db):
+    """The command counted what is open now, and the dashboard took the counts of the last sweep."""
+    for number in range(3):
+        factories.orphan(db, factories.postmark(f"nobody's-{number}"))
+    mailglass_reconcile.reconcile()
+    factories.orphan(db, factories.postmark("later"), age_seconds=500)
+    assert "3 orphans; states as of " in commands.run(db, "orphans").stderr
+    assert "3 unmatched: acme" in commands.run(db, "orphans").stderr
+    text = " ".join(re.sub(r"<[^>]+>", " ", Visitor(app(db)).get("/orphans").text).split())
+    assert "3 orphans; counts and states as of " in text
+
+
+def test_before_the_first_full_sweep_a_list_is_counted_now(db):
+    """And has no time of a sweep."""
     astray(db, 1)
-    assert break_down_last_sweep(db.database, Filters()) is None
+    listed = page(db.database, Filters(), counted=True)
+    assert (listed.total, listed.as_of) == (1, None)
 
 
 def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
@@ -62,7 +79,7 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
     )
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
     found = page(db.database, Filters(state="matched"))
-    assert break_down_last_sweep(db.database, Filters(state="matched")).orphans == len(found.orphans) == 8
+    assert page(db.database, Filters(state="matched"), counted=True).total == len(found.orphans) == 8
     assert all(one.delivery_id for one in found.orphans)
 
 

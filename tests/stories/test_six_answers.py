@@ -1,0 +1,187 @@
+"""A customer on the phone got no mail: six answers, the same in the terminal, JSON, dashboard and Django's admin."""
+
+import html
+import importlib
+import json
+import re
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from django.core.management import call_command
+from django.test import Client, override_settings
+
+import commands
+import factories
+import mailglass_reconcile
+from browsing import Visitor
+from browsing import app as dashboard
+from mailglass_reconcile import Sent, record_send
+from recording import event, record
+
+CUSTOMER = "ada@example.com"
+TYPED = "Ada <ADA@Example.com>"
+ADMIN = "/admin/mailglass_reconcile"
+
+
+def send(db: Any) -> str:
+    """Record a send to the customer, and return its delivery."""
+    with db.begin() as connection:
+        sends = [Sent(recipient=CUSTOMER, message_id="m-1")]
+        (sent,) = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sends)
+    return str(sent.delivery_id)
+
+
+def receive(db: Any, type_: str, *, tenant_id: str = factories.TENANT, **columns: object) -> str:
+    """Record a webhook about the customer, and return its event."""
+    with db.begin() as connection:
+        (recorded,) = record(
+            connection, event("m-1", type_, recipient=CUSTOMER, **columns), tenant_id=tenant_id, provider="postmark"
+        )
+    return str(recorded.event_id)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        plant: What happened; returns the delivery and the open event that there are.
+        words: What the operator reads of the delivery, or of the event if there is none.
+    """
+
+    plant: Callable[[Any], tuple[str | None, str | None]]
+    words: str
+
+
+def deliver(db: Any) -> tuple[str | None, str | None]:
+    """Let the mail be delivered."""
+    delivery = send(db)
+    receive(db, "delivered")
+    return delivery, None
+
+
+def bounce(db: Any) -> tuple[str | None, str | None]:
+    """Let the mailbox not exist."""
+    delivery = send(db)
+    receive(db, "bounced", bounce="hard", smtp_status="550 5.1.1")
+    return delivery, None
+
+
+def arrive_first(db: Any) -> tuple[str | None, str | None]:
+    """Let the webhook come before the send is recorded."""
+    return None, receive(db, "delivered")
+
+
+def go_astray(db: Any) -> tuple[str | None, str | None]:
+    """Let the webhook come for another tenant."""
+    delivery = send(db)
+    astray = receive(db, "bounced", tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    return delivery, astray
+
+
+def stay_silent(db: Any) -> tuple[str | None, str | None]:
+    """Let no webhook come for thirty hours."""
+    delivery = send(db)
+    db.run("UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours'")
+    db.broken.update({"I2", "I7"})
+    return delivery, None
+
+
+def know_nothing(db: Any) -> tuple[str | None, str | None]:
+    """Let the send be recorded nowhere."""
+    return None, None
+
+
+ANSWERS = {
+    "delivered": Answer(deliver, "delivered, N ago: the recipient's mail server accepted it"),
+    "hard bounce": Answer(bounce, "bounced, hard, 550 5.1.1, N ago"),
+    "waiting": Answer(arrive_first, "still in its grace period"),
+    "wrong tenant": Answer(go_astray, "1 open event of tenant globex names its message id"),
+    "never reported": Answer(stay_silent, "dispatched N ago, no webhook has arrived"),
+    "never recorded": Answer(know_nothing, "no delivery and no open orphan has this address"),
+}
+
+
+def as_superuser(get_response: Any) -> Any:
+    """Be the middleware that says who asks."""
+    user = types.SimpleNamespace(
+        pk=1, is_active=True, is_staff=True, is_superuser=True, is_authenticated=True, is_anonymous=False,
+        has_usable_password=lambda: False, get_username=lambda: "root", get_short_name=lambda: "root",
+        has_perm=lambda *_: True, has_module_perms=lambda *_: True,
+    )  # fmt: skip
+
+    def respond(request):
+        request.user = user
+        return get_response(request)
+
+    return respond
+
+
+@pytest.fixture
+def admin(app):
+    """Django's admin, for somebody who may see everything."""
+    call_command("migrate", "contenttypes", verbosity=0)
+    importlib.import_module("admin_urls")
+    processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
+    backend = "django.template.backends.django.DjangoTemplates"
+    with override_settings(
+        ALLOWED_HOSTS=["testserver"],
+        MIDDLEWARE=[f"{__name__}.as_superuser"],
+        ROOT_URLCONF="admin_urls",
+        STATIC_URL="/static/",
+        TEMPLATES=[{"BACKEND": backend, "APP_DIRS": True, "OPTIONS": {"context_processors": processors}}],
+    ):
+        yield Client()
+
+
+def read(text: str) -> str:
+    """Return what a person reads, whatever the time."""
+    plain = html.unescape(re.sub(r"<[^>]+>", "", text))
+    return re.sub(r"(\d+|an?) (second|minute|hour|day)s? ago", "N ago", re.sub(r"\s+", " ", plain)).lower()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_voice_gives_the_same_answer(db, admin, name):
+    """From the address as the customer spells it; what is known of the address is never printed."""
+    answer = ANSWERS[name]
+    delivery, open_event = answer.plant(db)
+    explained = delivery or open_event
+    visitor = Visitor(dashboard(db))
+
+    found = commands.tried(db, "find", "-", stdin=TYPED)
+    hits = [json.loads(line) for line in commands.tried(db, "find", "-", "--json", stdin=TYPED).stdout.splitlines()]
+    page = visitor.ask("POST", "/find", data={"q": TYPED}).text
+    assert {hit["id"] for hit in hits} == {id_ for id_ in (delivery, open_event) if id_}
+    for id_ in filter(None, (delivery, open_event)):
+        assert id_ in found.stdout
+        assert id_ in page
+    assert CUSTOMER not in (found.stdout + page).lower()
+
+    for kind, id_ in (("delivery", delivery), ("openorphan", open_event)):
+        rows = admin.get(f"{ADMIN}/{kind}/?q={quote(TYPED)}").content.decode()
+        assert re.findall(r"/([0-9a-f-]{36})/change/", rows) == [id_] * bool(id_)
+
+    if explained is None:
+        assert found.returncode == 1
+        assert answer.words in read(found.stdout)
+        assert answer.words in read(page)
+        return
+    shown = "deliveries" if delivery else "events"
+    changed = "delivery" if delivery else "openorphan"
+    voices = {
+        "explain": commands.run(db, "explain", explained).stdout,
+        "dashboard": visitor.get(f"/{shown}/{explained}").text,
+        "admin": admin.get(f"{ADMIN}/{changed}/{explained}/change/").content.decode(),
+        "explain --json": commands.run(db, "explain", "--json", explained).stdout,
+    }
+    if delivery:
+        (hit,) = [hit for hit in hits if hit["id"] == delivery]
+        voices |= {"find": found.stdout, "find --json": hit["summary"], "dashboard's find": page}
+        if not hit["type"] or name in ("wrong tenant", "never reported"):
+            voices.pop("explain --json")  # it prints events, and there is none of the delivery's
+    assert [voice for voice, text in voices.items() if answer.words.lower() not in read(text)] == []
