@@ -42,7 +42,7 @@ try:
     from celery import Task, current_task, shared_task
     from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
-    from mailglass_reconcile.singleton.task import Hold, SweepTask
+    from mailglass_reconcile.singleton.task import LockLease, SweepTask
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
@@ -53,7 +53,8 @@ logger = logging.getLogger(__name__)
 celerys_logger = logging.getLogger("celery.app.trace")
 
 DISPATCH_SECONDS = 20
-"""After this, a task begins no other batch: slow handlers do not fill the worker, and the next task continues."""
+"""After this, a task starts no further batch, so that slow handlers do not occupy the worker; the next task"
+" continues."""
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
@@ -71,8 +72,8 @@ def reconcile(
         self: The task.
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
         limit: Link at most this many.
-        fan_out: If more orphans than this are eligible, cut them into ranges of arrival with about this many each,
-            and send a task for each range. Not with a limit, and not in eager mode.
+        fan_out: If more orphans than this are eligible, divide them into ranges of arrival with about this many each,
+            and enqueue a task for each range. Ignored with a limit and in eager mode.
         after: Sweep only what arrived after this time, in UTC, as Postgres writes it.
         until: Sweep only what arrived until this time.
 
@@ -86,25 +87,25 @@ def reconcile(
         ValueError: *limit* or *fan_out* is below 1.
         MailglassReconcileError: Nothing was swept.
     """
-    with _faults_on_one_line(SWEEP_TASK):
-        self.arguments((tenant_id, limit, fan_out, after, until))
+    with _log_error(SWEEP_TASK):
+        self.bind_arguments((tenant_id, limit, fan_out, after, until))
         bounds = (after, until)
-        with self.held() as hold:
-            if hold.duplicate_of is not None:
-                return _duplicate(hold.duplicate_of, "full" if bounds == (None, None) else "range", tenant_id)
-            if fan_out is not None and hold.key is not None and (limit, *bounds) == (None, None, None):
+        with self.holding_lock() as lease:
+            if lease.duplicate_of is not None:
+                return _duplicate(lease.duplicate_of, "full" if bounds == (None, None) else "range", tenant_id)
+            if fan_out is not None and lease.key is not None and (limit, *bounds) == (None, None, None):
                 eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
-                    return _send(hold, tenant_id, eligible, parts)
+                    return _send_ranges(lease, tenant_id, eligible, parts)
             registration.register_before_sweep(runtime.database())
             sweep = reconciler.prepare(tenant_id, limit, bounds=bounds, range_of=self.range_of_run, origin=_origin())
-            with _ended_by_soft_limit(sweep):
+            with _stop_on_soft_limit(sweep):
                 sweep.run()
-        return _reported(sweep)
+        return _finish(sweep)
 
 
-class _TaskForNow(Task):
-    """A task whose requests expire, except for those that are made for later."""
+class _ExpiringTask(Task):
+    """A task whose requests expire, except for delayed ones."""
 
     abstract = True
 
@@ -115,14 +116,14 @@ class _TaskForNow(Task):
 
 
 @shared_task(
-    base=_TaskForNow,
+    base=_ExpiringTask,
     name=RECENT_TASK,
     ignore_result=True,
     expires=RECENT_EXPIRES_SECONDS,
     throws=(MailglassReconcileError,),
 )
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dict[str, Any]:
-    """Sweep what arrived lately; takes no lock, because any number may run at once.
+    """Sweep the most recent arrivals. It takes no lock: any number of these sweeps may run at once.
 
     Args:
         interval: Seconds between two such sweeps, above 0 and at most 60.
@@ -135,80 +136,85 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         ValueError: *interval* is out of bounds.
         MailglassReconcileError: Nothing was swept.
     """
-    with _faults_on_one_line(RECENT_TASK, once=True):
+    with _log_error(RECENT_TASK, per_outage=True):
         sweep = recent.prepare(interval, tenant_id, origin=_origin())
-        with _ended_by_soft_limit(sweep):
+        with _stop_on_soft_limit(sweep):
             sweep.run()
-        return _reported(sweep)
+        return _finish(sweep)
 
 
-@shared_task(base=_TaskForNow, name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS, throws=(MailglassReconcileError,))
+@shared_task(base=_ExpiringTask, name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS, throws=(MailglassReconcileError,))
 def prune() -> dict[str, Any]:
-    """Delete what its retention has outlived, expire old orphans, repair the table of open orphans.
+    """Delete rows that are older than their retention, expire old orphans, and repair the table of open orphans.
 
-    That is raw webhooks, events, deliveries, finished rows of the outbox and old runs. Return the fields of
-    `PruneResult`.
+    The rows are raw webhooks, events, deliveries, finished handler jobs and runs.
+
+    Returns:
+        The fields of `PruneResult`.
     """
-    with _faults_on_one_line(PRUNE_TASK):
+    with _log_error(PRUNE_TASK):
         return pruner.prune_with(runtime.database(), _origin()).as_dict()
 
 
 @shared_task(
-    base=_TaskForNow,
+    base=_ExpiringTask,
     name=DISPATCH_TASK,
     ignore_result=True,
     expires=DISPATCH_EXPIRES_SECONDS,
     throws=(MailglassReconcileError,),
 )
 def dispatch() -> dict[str, int]:
-    """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`, which are ignored
-    unless the caller asks for them (`ignore_result=False`).
+    """Run this worker's handlers on the events that are due.
+
+    Returns:
+        The counts of `DispatchResult`, which are ignored unless the caller asks for them (`ignore_result=False`).
     """
-    with _faults_on_one_line(DISPATCH_TASK):
+    with _log_error(DISPATCH_TASK):
         return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
 
 
-def ask_for_dispatch() -> None:
-    """Run the handlers of what a sweep has linked now; a broker that is down is not an error."""
+def enqueue_dispatch() -> None:
+    """Enqueue the task `dispatch` now, for the events that a sweep has linked; an error of the broker is only"
+    " logged."""
     try:
         dispatch.apply_async(retry=False)
     except Exception as error:  # any error of a broker's client
         logger.warning("handlers run at the next dispatch: the broker took no task (%s)", type(error).__name__)
 
 
-def _reported(sweep: Sweep) -> dict[str, Any]:
-    """Ask for the handlers of what a sweep linked, and return its counts as a task's result."""
+def _finish(sweep: Sweep) -> dict[str, Any]:
+    """Enqueue the handlers of linked events, and return a sweep's counts as the task's result."""
     if sweep.handed_over:
-        ask_for_dispatch()
+        enqueue_dispatch()
     result = sweep.result
     return {**result.as_dict(), "tenant_id": result.shown_tenant}
 
 
 def _duplicate(of: str, kind: Kind, tenant_id: str | None) -> dict[str, Any]:
-    """Report a sweep that another task makes already, and return its result."""
+    """Count and record a duplicate of the task *of*, and return the task's result."""
     telemetry.count_sweep("duplicate")
-    _note(Run(kind, _origin(), sanitize_tenant(tenant_id), "duplicate"))
+    _add_run(Run(kind, _origin(), sanitize_tenant(tenant_id), "duplicate"))
     return {"status": "duplicate", "of": of}
 
 
-def _send(hold: Hold, tenant_id: str | None, eligible: int, parts: Sequence[Range]) -> dict[str, Any]:
-    """Send a task for each range of a full sweep, and return its result."""
+def _send_ranges(lease: LockLease, tenant_id: str | None, eligible: int, parts: Sequence[Range]) -> dict[str, Any]:
+    """Enqueue a task for each range of a full sweep, and return the task's result."""
     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
-    # Before its ranges run, which add their counts to this row.
-    run_id = _note(Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts)))
-    tasks = reconcile.send_ranges(hold, calls, run_id)
+    # Before the ranges run, because they add their counts to this row.
+    run_id = _add_run(Run("full", _origin(), sanitize_tenant(tenant_id), remaining=0, ranges=len(parts)))
+    tasks = reconcile.send_ranges(lease, calls, run_id)
     logger.info("cut %s into %s, a task for each", pluralize(eligible, "open orphan"), pluralize(len(tasks), "range"))
     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
 
 
 def _origin() -> Origin:
-    """Return who asked for the running task: beat, as its entries say, or another caller."""
-    headers = (current_task.request.headers if current_task else None) or {}  # none if it is called as a function
+    """Return who enqueued the running task: beat, whose entries have a header, or another caller."""
+    headers = (current_task.request.headers if current_task else None) or {}  # no task if it is called as a function
     return "beat" if headers.get(ORIGIN_HEADER) == "beat" else "call"
 
 
-def _note(run: Run) -> int | None:
-    """Leave a row in the history of runs, and return its id; a database that is down now costs that row only."""
+def _add_run(run: Run) -> int | None:
+    """Add a row to the run history, and return its id; if the database is down now, only this row is lost."""
     try:
         with runtime.database().connect() as connected:
             return run_log.note(connected, run)
@@ -217,30 +223,33 @@ def _note(run: Run) -> int | None:
         return None
 
 
-_last_faults: dict[str, str] = {}
-"""What each task that runs all the time has said last, until it works again."""
+_last_errors: dict[str, str] = {}
+"""The last error of each frequent task, until it succeeds again."""
 
 
 @contextmanager
-def _faults_on_one_line(task_name: str, *, once: bool = False) -> Iterator[None]:
-    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO.
+def _log_error(task_name: str, *, per_outage: bool = False) -> Iterator[None]:
+    """Log an error of ours as one line if Celery does not: it logs the errors in `throws` at the level INFO.
 
-    With *once*, an error that lasts is logged once by each process.
+    With *per_outage*, each process logs a repeated error once, until the task succeeds.
     """
     try:
         yield
     except MailglassReconcileError as error:
-        known = once and _last_faults.get(task_name) == str(error)
-        if not known and not celerys_logger.isEnabledFor(logging.INFO):
+        is_repeated = per_outage and _last_errors.get(task_name) == str(error)
+        if not is_repeated and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
-        _last_faults[task_name] = str(error)
+        _last_errors[task_name] = str(error)
         raise
-    _last_faults.pop(task_name, None)
+    _last_errors.pop(task_name, None)
 
 
 @contextmanager
-def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
-    """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
+def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
+    """End *sweep* at Celery's soft time limit, at once while it reads and after the batch while it links.
+
+    The sweep is then `partial`.
+    """
     if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has limits
         yield
         return
@@ -252,7 +261,7 @@ def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
 
 
 @worker_process_init.connect
-def _forget_the_parents_connections(**unused: Any) -> None:
+def _reset_connections(**unused: Any) -> None:
     runtime.after_fork()
 
 
@@ -262,8 +271,8 @@ def _flush(**unused: Any) -> None:
 
 
 @celeryd_after_setup.connect
-def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
-    """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
+def _warn_at_startup(instance: Any, **unused: Any) -> None:
+    """Warn if the worker does not consume the queue of one of our tasks, or consumes one and cannot sweep."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
     names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if handlers.types() else []))
@@ -272,16 +281,17 @@ def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
         if queue is not None and queue.name not in consumed:
             logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
     if any(queue is None or queue.name in consumed for queue in queues.values()):
-        _warn_of_the_database()
+        _warn_if_not_migrated()
 
 
-def _warn_of_the_database() -> None:
+def _warn_if_not_migrated() -> None:
+    """Warn if the database cannot be used: it cannot be reached, or its schema is outdated."""
     try:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
                 with Connected(connection, runtime.get_settings()).reading() as tx:
                     schema.require_migrated(tx)
             finally:
-                connection.invalidate()  # a fork would share what an application's pool kept open
+                connection.invalidate()  # a fork would share a connection in an application's pool
     except MailglassReconcileError as error:
         logger.warning("this worker cannot sweep yet: %s", error)

@@ -46,7 +46,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
         meant = did_you_mean(type_, samples, " ({})")
         raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(sorted(samples))}")
     settings = runtime.get_settings()
-    known = secret_store.of_setting(settings).of(provider)
+    known = secret_store.from_setting(settings).get(provider)
     if not known:
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for {name}")
     public = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None

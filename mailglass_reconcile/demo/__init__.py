@@ -10,7 +10,7 @@ import sys
 from mailglass_reconcile import make_beat_schedule, runtime
 from mailglass_reconcile.demo import report
 from mailglass_reconcile.demo.environment import Stage, check, say, tell
-from mailglass_reconcile.demo.receiver import Receiver
+from mailglass_reconcile.demo.receiver import ReceiverProcess
 from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
@@ -42,7 +42,7 @@ def _play() -> bool:
     say("You send an e-mail in a transaction, and the provider's webhook is faster than")
     say("your COMMIT. Watch what goes wrong, and how it is corrected.\n")
     tell("demo", "starting PostgreSQL and Valkey, for this run only")
-    with servers.postgres() as database_url, servers.redis() as redis_url, closing(Receiver) as receiver:
+    with servers.postgres() as database_url, servers.redis() as redis_url, closing(ReceiverProcess) as receiver:
         check()
         _install(database_url, redis_url)
         receiver.start()

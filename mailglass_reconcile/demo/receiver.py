@@ -24,7 +24,7 @@ HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
 START = "from mailglass_reconcile.demo import receiver; receiver.work({port})"
 
 
-class Receiver(Process):
+class ReceiverProcess(Process):
     """The process, and what its two providers sign with, made for this run."""
 
     def __init__(self) -> None:

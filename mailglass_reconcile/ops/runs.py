@@ -260,10 +260,10 @@ def load_totals(tx: Transaction) -> dict[str, int]:
 
 def load_sweep_lock() -> LockState:
     """Return who holds the lock of the sweeps of all tenants."""
-    from mailglass_reconcile.singleton.lock import sweep_holder  # noqa: PLC0415 - loading Redis takes a tenth of a second
+    from mailglass_reconcile.singleton.lock import load_sweep_holder  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
     try:
-        return LockState(sweep_holder())
+        return LockState(load_sweep_holder())
     except MailglassReconcileError as error:
         return LockState(fault=str(error), not_configured=not runtime.redis_was_chosen())
 

@@ -1,7 +1,7 @@
-"""Admission: how long the bodies of webhooks may arrive and wait, how many and how large they may be together.
+"""Admission control for the bodies of webhooks: limits on time, number and memory.
 
-Everything runs on the event loop. A body that waits, for its own rest or for something else, can be evicted: its
-webhook is answered with 503. One whose sender has proved a secret is not evicted for one whose sender has not.
+Everything runs on the event loop. A waiting body, whether for its own rest or for a thread, can be evicted: its webhook
+is answered with 503. A body whose sender has proved a secret is never evicted for one whose sender has not.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 BUDGET_BYTES = 64 * 1024 * 1024
-"""For all bodies together."""
+"""Memory for all bodies together."""
 BODY_SECONDS = 30.0
-"""How long a body may take to arrive."""
+"""Timeout for a body to arrive."""
 TURN_SECONDS = 30.0
-"""How long a whole body waits to be checked."""
+"""Timeout for a complete body to be verified."""
 PIECE_BYTES = 2_048
 PROGRESS_SECONDS = 1.0
-"""A body is in progress if a piece of this length has arrived within this time."""
-ARRIVING = 128
-"""Incomplete bodies; if there is one more, one is evicted: without progress first, for longest first."""
-VERIFIED = 80
-"""Whole bodies whose sender has proved a secret; if there is one more, the largest that waits is evicted."""
-UNVERIFIED = 80
-"""Whole bodies whose signature stands inside; if there is one more, the provider with most loses its largest."""
-WANTING = 24
-"""Whole bodies that wait for a certificate; if there is one more, any of them is evicted.
+"""A body makes progress if a piece of at least `PIECE_BYTES` has arrived within this time."""
+MAX_INCOMPLETE = 128
+"""Incomplete bodies; beyond that, the one without progress for longest is evicted."""
+MAX_VERIFIED = 80
+"""Complete bodies whose sender has proved a secret; beyond that, the largest waiting one is evicted."""
+MAX_UNVERIFIED = 80
+"""Complete bodies with an unverified signature inside; beyond that, the largest of the provider with most is"
+" evicted."""
+MAX_AWAITING_CERTIFICATE = 24
+"""Complete bodies that wait for a certificate; beyond that, a random one is evicted.
 
 With `UNVERIFIED`, this is less than the connections of `mailglass_reconcile.server`: some are always free."""
 
@@ -37,27 +38,27 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")
 
 
-class NotAdmittedError(Exception):
-    """A webhook is not recorded, for a reason that does not lie in what it holds."""
+class RejectedError(Exception):
+    """A webhook is not recorded, whatever its content."""
 
 
-class TooLargeError(NotAdmittedError):
-    """Its body is longer than may be read."""
+class BodyTooLargeError(RejectedError):
+    """The body is larger than the provider's limit."""
 
 
-class TooSlowError(NotAdmittedError):
-    """Its body did not arrive in time."""
+class BodyTimeoutError(RejectedError):
+    """The body did not arrive in time."""
 
 
-class GoneError(NotAdmittedError):
-    """Its client has left."""
+class ClientDisconnectedError(RejectedError):
+    """The client has disconnected."""
 
 
-class BusyError(NotAdmittedError):
-    """It was evicted, or its turn did not come."""
+class OverloadedError(RejectedError):
+    """The body was evicted, or was not verified in time."""
 
 
-class Body:
+class IncomingBody:
     """The body of one webhook in flight."""
 
     def __init__(self, provider: str, *, verified: bool) -> None:
@@ -65,125 +66,125 @@ class Body:
         self.size = 0
         self.progress_at: float | None = None
         self.waiting: asyncio.Timeout | None = None
-        """What can end its waiting; None while it is worked on."""
+        """The timeout of its current wait, by which it can be evicted; None while it is processed."""
         self.evicted = False
 
     def is_progressing(self) -> bool:
         return self.progress_at is not None and _now() - self.progress_at < PROGRESS_SECONDS
 
 
-class Admission:
+class AdmissionControl:
     """All bodies in flight."""
 
     def __init__(self) -> None:
-        self._arriving: dict[Body, None] = {}
-        self._whole: dict[Body, None] = {}
-        self._wanting: dict[Body, None] = {}
-        self._held = 0
+        self._incomplete: dict[IncomingBody, None] = {}
+        self._complete: dict[IncomingBody, None] = {}
+        self._awaiting_certificate: dict[IncomingBody, None] = {}
+        self._used_bytes = 0
 
     @contextmanager
-    def admit(self, provider: str, *, verified: bool) -> Iterator[Body]:
-        """Register a body of which nothing has arrived.
+    def admit(self, provider: str, *, verified: bool) -> Iterator[IncomingBody]:
+        """Register a new request body, and release it at the end of the block.
 
         Args:
             provider: The provider's canonical name.
             verified: Whether its sender has proved a secret.
         """
-        body = Body(provider, verified=verified)
-        self._arriving[body] = None
-        if len(self._arriving) > ARRIVING:
-            self._evict(min((other for other in self._arriving if other is not body), key=_by_progress))
+        body = IncomingBody(provider, verified=verified)
+        self._incomplete[body] = None
+        if len(self._incomplete) > MAX_INCOMPLETE:
+            self._evict(min((other for other in self._incomplete if other is not body), key=_by_progress))
         try:
             yield body
         finally:
             self._release(body)
 
-    async def read(self, body: Body, receive: Receive, most: int) -> bytes:
-        """Return a whole body, unless it is too long or too slow, its client leaves, or it is evicted."""
+    async def read(self, body: IncomingBody, receive: Receive, limit: int) -> bytes:
+        """Return the content of a body of at most *limit* bytes, or raise a `RejectedError`."""
         try:
-            content = await self.wait(body, BODY_SECONDS, self._arrive(body, receive, most))
+            content = await self.wait(body, BODY_SECONDS, self._read_pieces(body, receive, limit))
         except TimeoutError:
-            raise TooSlowError from None
-        del self._arriving[body]
-        self._whole[body] = None
-        self._limit_whole(body)
+            raise BodyTimeoutError from None
+        del self._incomplete[body]
+        self._complete[body] = None
+        self._limit_complete(body)
         return content
 
-    def mark_verified(self, body: Body) -> None:
-        """Note that the sender of a whole body has proved a secret."""
+    def mark_verified(self, body: IncomingBody) -> None:
+        """Mark a complete body as verified: its sender has proved a secret."""
         body.verified = True
-        self._limit_whole(body)
+        self._limit_complete(body)
 
-    async def wait_for_certificate(self, body: Body, fetched: Awaitable[Result]) -> Result:
-        """Wait for a certificate, which strangers can delay: no other body waits for these."""
-        del self._whole[body]
-        self._wanting[body] = None
-        if len(self._wanting) > WANTING:
-            self._evict(random.choice([*self._wanting]))  # noqa: S311 - so that no client can choose which one that is
-            _require_place(body)
+    async def wait_for_certificate(self, body: IncomingBody, fetched: Awaitable[Result]) -> Result:
+        """Wait for a certificate, outside the limit of complete bodies, because strangers can delay it."""
+        del self._complete[body]
+        self._awaiting_certificate[body] = None
+        if len(self._awaiting_certificate) > MAX_AWAITING_CERTIFICATE:
+            self._evict(random.choice([*self._awaiting_certificate]))  # noqa: S311 - so that no client can choose whom to evict
+            _raise_if_evicted(body)
         result = await self.wait(body, TURN_SECONDS, fetched)
-        del self._wanting[body]
-        self._whole[body] = None
-        self._limit_whole(body)
+        del self._awaiting_certificate[body]
+        self._complete[body] = None
+        self._limit_complete(body)
         return result
 
-    async def wait(self, body: Body, seconds: float, awaited: Awaitable[Result]) -> Result:
-        """Wait for something; meanwhile the body can be evicted."""
-        _require_place(body)
+    async def wait(self, body: IncomingBody, seconds: float, awaited: Awaitable[Result]) -> Result:
+        """Return the result of *awaited*; while it waits, the body can be evicted."""
+        _raise_if_evicted(body)
         try:
             async with asyncio.timeout(seconds) as body.waiting:
                 result = await awaited
         except TimeoutError:
-            _require_place(body)
+            _raise_if_evicted(body)
             raise
         finally:
             body.waiting = None
-        _require_place(body)
+        _raise_if_evicted(body)
         return result
 
-    async def _arrive(self, body: Body, receive: Receive, most: int) -> bytes:
+    async def _read_pieces(self, body: IncomingBody, receive: Receive, limit: int) -> bytes:
         content, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                raise GoneError
+                raise ClientDisconnectedError
             piece = message.get("body", b"")
             content += piece
             more = message.get("more_body", False)
-            if len(content) > most:
-                raise TooLargeError
+            if len(content) > limit:
+                raise BodyTooLargeError
             if len(piece) >= PIECE_BYTES:
                 body.progress_at = _now()
-            self._held += len(content) - body.size
+            self._used_bytes += len(content) - body.size
             body.size = len(content)
-            if self._held > BUDGET_BYTES:
-                bodies = (*self._arriving, *self._whole, *self._wanting)
+            if self._used_bytes > BUDGET_BYTES:
+                bodies = (*self._incomplete, *self._complete, *self._awaiting_certificate)
                 self._evict(min((other for other in bodies if other.waiting), key=_by_weight))
-            _require_place(body)
+            _raise_if_evicted(body)
         return bytes(content)
 
-    def _limit_whole(self, body: Body) -> None:
-        """Evict one if there are too many verified bodies, or too many others."""
-        others = [other for other in self._whole if other.verified == body.verified]
-        if len(others) <= (VERIFIED if body.verified else UNVERIFIED):
+    def _limit_complete(self, body: IncomingBody) -> None:
+        """Evict a body if there are too many of its kind, verified or unverified."""
+        candidates = [other for other in self._complete if other.verified == body.verified]
+        if len(candidates) <= (MAX_VERIFIED if body.verified else MAX_UNVERIFIED):
             return
         if not body.verified:
-            ((most, _),) = Counter(other.provider for other in others).most_common(1)
-            others = [other for other in others if other.provider == most]
-        self._evict(max((other for other in others if other.waiting or other is body), key=_size, default=body))
-        _require_place(body)
+            ((provider, _),) = Counter(other.provider for other in candidates).most_common(1)
+            candidates = [other for other in candidates if other.provider == provider]
+        self._evict(max((other for other in candidates if other.waiting or other is body), key=_size, default=body))
+        _raise_if_evicted(body)
 
-    def _evict(self, body: Body) -> None:
-        """End a body's waiting; what it held is free from now on."""
+    def _evict(self, body: IncomingBody) -> None:
+        """Evict a body: release its memory now, and end its wait with an `OverloadedError`."""
         body.evicted = True
         self._release(body)
         if body.waiting and not body.waiting.expired():
             body.waiting.reschedule(0)
 
-    def _release(self, body: Body) -> None:
-        for bodies in (self._arriving, self._whole, self._wanting):
+    def _release(self, body: IncomingBody) -> None:
+        for bodies in (self._incomplete, self._complete, self._awaiting_certificate):
             bodies.pop(body, None)
-        self._held -= body.size
+        self._used_bytes -= body.size
         body.size = 0
 
 
@@ -191,18 +192,18 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _by_progress(body: Body) -> tuple[bool, bool, float]:
+def _by_progress(body: IncomingBody) -> tuple[bool, bool, float]:
     return body.verified, body.is_progressing(), body.progress_at or 0.0
 
 
-def _by_weight(body: Body) -> tuple[bool, bool, int]:
+def _by_weight(body: IncomingBody) -> tuple[bool, bool, int]:
     return body.verified, body.is_progressing(), -body.size
 
 
-def _size(body: Body) -> int:
+def _size(body: IncomingBody) -> int:
     return body.size
 
 
-def _require_place(body: Body) -> None:
+def _raise_if_evicted(body: IncomingBody) -> None:
     if body.evicted:
-        raise BusyError
+        raise OverloadedError

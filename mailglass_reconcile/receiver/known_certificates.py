@@ -1,7 +1,7 @@
-"""Certificates that have verified a webhook are known again after a restart.
+"""Store the addresses of certificates that have verified a webhook, and fetch them again after a restart.
 
-Anyone who knows a topic's ARN can keep the receiver busy with certificates that do not exist, which delays those that
-it does not know yet. Only an address that has verified a message is stored, so no stranger can add one.
+Anybody who knows a topic's ARN can keep the receiver busy with certificates that do not exist, which delays new ones.
+Only an address that has verified a message is stored, so no stranger can add one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.receiver.secret_store import Secrets
+from mailglass_reconcile.receiver.secret_store import SecretStore
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import Address
@@ -26,22 +26,22 @@ from mailglass_reconcile.webhooks.certificates import CertificateSource
 logger = logging.getLogger(__name__)
 
 TRIES = 10
-"""How often the stored certificates are loaded while some cannot be; each pause is twice as long."""
+"""Attempts to load the stored certificates while some cannot be fetched; the pause doubles each time."""
 FIRST_PAUSE_SECONDS = 1.0
 
 
 class KnownCertificates:
-    """Loads the stored certificates in the background, and stores the addresses of others."""
+    """Loads the stored certificates in the background, and stores the addresses of new ones."""
 
-    def __init__(self, engine: sa.Engine, secrets: Secrets) -> None:
-        """Serve the providers that may have one of the *secrets*; nothing connects yet."""
+    def __init__(self, engine: sa.Engine, secrets: SecretStore) -> None:
+        """Handle the providers that may have one of the *secrets*; nothing connects yet."""
         self._database, self._secrets = Database(engine, runtime.get_settings()), secrets
         self._loading: Future[None] | None = None
         self._stored: set[str] = set()
         self._throttle = LogThrottle()
 
     def start(self) -> Future[None]:
-        """Load in a thread of its own; the result is there when that was tried once."""
+        """Load the stored certificates in a thread; the future is done after the first attempt."""
         if self._loading is None:
             self._loading = Future()
             if any(map(self._is_needed, registry.PROVIDERS)):
@@ -53,7 +53,7 @@ class KnownCertificates:
         return self._loading
 
     def store(self, address: Address) -> None:
-        """Store the address of a certificate that has verified a webhook; raises nothing that a database can cause."""
+        """Store the address of a certificate that has verified a webhook; an error of the database is only logged."""
         if address.url in self._stored or address.url not in sns.certificates:
             return
         try:
@@ -65,17 +65,17 @@ class KnownCertificates:
         else:
             self._stored.add(address.url)
 
-    def _load(self, tried: Future[None]) -> None:
+    def _load(self, first_attempt: Future[None]) -> None:
         for number in range(TRIES):
-            is_loaded = self._is_loaded()
+            is_complete = self._load_once()
             if not number:
-                tried.set_result(None)
-            if is_loaded:
+                first_attempt.set_result(None)
+            if is_complete:
                 return
             time.sleep(FIRST_PAUSE_SECONDS * 2**number)
 
-    def _is_loaded(self) -> bool:
-        """Load what is stored and not known yet, and return whether everything is known now."""
+    def _load_once(self) -> bool:
+        """Fetch the stored certificates that are missing; return True if none is missing any more."""
         try:
             with self._database.reading() as tx:
                 addresses = certificates.load(tx)
@@ -84,17 +84,18 @@ class KnownCertificates:
                 logger.warning("the stored addresses of certificates cannot be read yet: %s", error)
             return False
         self._stored.update(address.url for address in addresses)
-        missing = [source for source in map(self._source, addresses) if source and not self._is_fetched(source)]
+        missing = [source for source in map(self._source, addresses) if source and not self._fetch(source)]
         return not missing
 
     def _source(self, address: Address) -> CertificateSource | None:
-        """Return a stored certificate, if its address is still one that its provider's may have."""
+        """Return the source of a stored certificate, or None if its address is no longer one of the provider's."""
         if not self._is_needed(address.provider):
             return None
         service = registry.get_provider(address.provider).service
         return sns.certificate_source_at(address.url, service) if service else None
 
-    def _is_fetched(self, source: CertificateSource) -> bool:
+    def _fetch(self, source: CertificateSource) -> bool:
+        """Fetch a certificate; return False if it cannot be fetched."""
         try:
             sns.certificates.load(source)
         except MailglassReconcileError:

@@ -1,4 +1,4 @@
-"""What a receiver's process has counted since it started, for Prometheus; needs the extra `webhooks`."""
+"""The counters of a receiver's process for Prometheus; needs the extra `webhooks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receiving a webhook: verified, read, and recorded in one transaction."""
+"""`receive`: verify, parse and record a webhook in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def receive(
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
 
     Returns:
-        The result for each event, in their order; empty if the webhook has none.
+        A result for each event, in order; empty if the webhook has no event.
 
     Raises:
         SignatureError: It does not come from the provider.
@@ -56,74 +56,74 @@ def receive(
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """
     settings = runtime.get_settings()
-    secret_store.load_reader(provider)
-    found = registry.get_provider(provider)
-    known = (
+    secret_store.import_custom_provider(provider)
+    record = registry.get_provider(provider)
+    secrets = (
         [registry.validate_secret(provider, secret)]
         if secret is not None
-        else secret_store.of_setting(settings).of(provider)
+        else secret_store.from_setting(settings).get(provider)
     )
-    if not known:
+    if not secrets:
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for this provider")
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
     request = registry.make_request(body, headers, url=address)
-    sns.certificates.wait(registry.find_certificate_source(found, request, known))
-    check_any(found, request, known)
-    events = registry.read_events(found, request)
+    sns.certificates.wait(registry.find_certificate_source(record, request, secrets))
+    verify_any(record, request, secrets)
+    events = registry.read_events(record, request)
     if not events:
-        confirm(found, request)
+        confirm_subscription(record, request)
         return []
-    with claimed(found, request):
+    with claim_token(record, request):
         return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events)
 
 
-def check_any(found: Provider, request: WebhookRequest, known: Sequence[str]) -> None:
-    """Check that a request was signed with one of the *known* secrets.
+def verify_any(provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> None:
+    """Verify that a request was signed with one of the *secrets*.
 
     Raises:
         SignatureError: It was signed with none of them.
         UnavailableError: Its certificate has not been fetched.
     """
     now = dt.datetime.now(dt.UTC)
-    refusal = SignatureError("there is no secret for this provider")
-    for number, secret in enumerate(known):
+    first_error = SignatureError("there is no secret for this provider")
+    for number, secret in enumerate(secrets):
         try:
-            registry.verify_request(found, request, secret, now)
+            registry.verify_request(provider, request, secret, now)
         except SignatureError as error:
-            refusal = refusal if number else error
+            first_error = first_error if number else error
         else:
             return
-    raise refusal
+    raise first_error
 
 
-def confirm(found: Provider, request: WebhookRequest) -> None:
+def confirm_subscription(provider: Provider, request: WebhookRequest) -> None:
     """Confirm the subscription that a verified request without events may ask for."""
-    if found.confirm:
-        found.confirm(request)
+    if provider.confirm:
+        provider.confirm(request)
 
 
-def answer_handshake(found: Provider, request: WebhookRequest) -> str | None:
-    """Return the JSON that a verified request without events wants for an answer; None for most."""
-    code = found.handshake(request) if found.handshake else None
+def answer_handshake(provider: Provider, request: WebhookRequest) -> str | None:
+    """Return the JSON with which a verified request without events has to be answered, or None for an empty body."""
+    code = provider.handshake(request) if provider.handshake else None
     return None if code is None else json.dumps({"validationResponse": code})
 
 
-def claimed(found: Provider, request: WebhookRequest) -> AbstractContextManager[None]:
-    """Keep what a signature covers for a verified request, while it is recorded: only Mailgun's needs it.
+def claim_token(provider: Provider, request: WebhookRequest) -> AbstractContextManager[None]:
+    """Claim the token of a verified request while it is recorded; only Mailgun's signature has one.
 
     Raises:
-        SignatureError: It belongs to another request.
+        SignatureError: The token belongs to another request.
     """
-    return found.claim(request) if found.claim else nullcontext()
+    return provider.claim(request) if provider.claim else nullcontext()
 
 
 def public_url(base: str, path: str) -> str:
     """Return a webhook's public address.
 
     Args:
-        base: What precedes the providers' names, or the whole address of this webhook.
-        path: The provider's name, and what precedes it below *base*.
+        base: The address below which the providers' webhooks are, or the whole address of this webhook.
+        path: The webhook's path below *base*, which ends with the provider's name.
     """
     path = path.strip("/")
     name = path.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Secrets of providers' webhooks: those of a caller, of its tenants, or of `MAILGLASS_WEBHOOK_SECRETS`."""
+"""The secrets of providers' webhooks, from a caller's argument or `MAILGLASS_WEBHOOK_SECRETS`."""
 
 from __future__ import annotations
 
@@ -11,101 +11,101 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.settings import Settings, read_secret_file
 from mailglass_reconcile.webhooks import registry
 
-Some = str | Sequence[str]
-"""A secret, or several while one is replaced by another; all are accepted."""
-OfProviders = Mapping[str, Some]
-Function = Callable[[str, str], Some | None]
-Given = OfProviders | Mapping[str, OfProviders] | Function
-"""By provider; or by tenant and provider; or a function of a provider's canonical name and a tenant."""
+OneOrMany = str | Sequence[str]
+"""A secret, or several while it is rotated; all are accepted."""
+ProviderSecrets = Mapping[str, OneOrMany]
+SecretsFunction = Callable[[str, str], OneOrMany | None]
+SecretsArgument = ProviderSecrets | Mapping[str, ProviderSecrets] | SecretsFunction
+"""Secrets by provider; or by tenant and provider; or a function of a provider's canonical name and a tenant."""
 
 SETTING = "MAILGLASS_WEBHOOK_SECRETS"
 
 
-class Secrets(Protocol):
-    """Finds the secrets that a webhook may be signed with."""
+class SecretStore(Protocol):
+    """Finds the secrets with which a webhook may be signed."""
 
-    of_tenants: bool
-    """Whether they depend on the tenant, which then has to be known before a signature is checked."""
+    depends_on_tenant: bool
+    """Whether the tenant has to be known before a signature is verified."""
 
     def may_have(self, provider: str) -> bool:
-        """Whether there may be a secret for this provider, without asking anybody."""
+        """Return True if there may be a secret for this provider; calls no function of the application."""
 
-    def of(self, provider: str, tenant: str) -> Sequence[str]:
-        """Return a provider's secrets; none if it is not known, or not to this tenant."""
+    def get(self, provider: str, tenant: str) -> Sequence[str]:
+        """Return the secrets of a provider for a tenant; none if either is not known."""
 
 
-class Shared:
+class SharedSecrets:
     """The secrets of each provider, the same for all tenants."""
 
-    of_tenants = False
+    depends_on_tenant = False
 
     def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
-        """Keep *pairs* of a provider's name, in any known spelling, and a secret; each secret is tried."""
-        self._of: dict[str, list[str]] = {}
+        """Store *pairs* of a provider's name, in any known spelling, and a secret; each secret is validated."""
+        self._by_provider: dict[str, list[str]] = {}
         for provider, secret in pairs:
-            load_reader(provider)
-            usable = registry.validate_secret(provider, secret)
-            self._of.setdefault(providers.canonical(provider), []).append(usable)
+            import_custom_provider(provider)
+            valid_secret = registry.validate_secret(provider, secret)
+            self._by_provider.setdefault(providers.canonical(provider), []).append(valid_secret)
 
     def may_have(self, provider: str) -> bool:
-        return providers.canonical(provider) in self._of
+        return providers.canonical(provider) in self._by_provider
 
-    def of(self, provider: str, tenant: str = "") -> Sequence[str]:
+    def get(self, provider: str, tenant: str = "") -> Sequence[str]:
         """Return a provider's secrets; none if the provider is not known."""
-        return self._of.get(providers.canonical(provider), ())
+        return self._by_provider.get(providers.canonical(provider), ())
 
 
-class OfTenants:
-    """Secrets of tenants that have accounts of their own."""
+class TenantSecrets:
+    """Secrets of tenants with their own accounts."""
 
-    of_tenants = True
+    depends_on_tenant = True
 
-    def __init__(self, given: Mapping[str, OfProviders]) -> None:
-        self._of = {tenant: Shared(_pairs(secrets)) for tenant, secrets in given.items()}
+    def __init__(self, by_tenant: Mapping[str, ProviderSecrets]) -> None:
+        self._by_tenant = {tenant: SharedSecrets(_pairs(secrets)) for tenant, secrets in by_tenant.items()}
 
     def may_have(self, provider: str) -> bool:
-        return any(secrets.may_have(provider) for secrets in self._of.values())
+        return any(secrets.may_have(provider) for secrets in self._by_tenant.values())
 
-    def of(self, provider: str, tenant: str) -> Sequence[str]:
+    def get(self, provider: str, tenant: str) -> Sequence[str]:
         """Return a tenant's secrets for a provider; none if the tenant is not known."""
-        return self._of[tenant].of(provider) if tenant in self._of else ()
+        return self._by_tenant[tenant].get(provider) if tenant in self._by_tenant else ()
 
 
-class Asked:
+class CallableSecrets:
     """Secrets that an application's function returns for each webhook."""
 
-    of_tenants = True
+    depends_on_tenant = True
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: SecretsFunction) -> None:
         self._function = function
-        runtime.load_imports()  # now: a stranger's request for a name that is no provider must not import anything
+        runtime.load_imports()  # now, because a stranger's request for an unknown provider must not import anything
 
     def may_have(self, provider: str) -> bool:
         return registry.is_known(provider)
 
-    def of(self, provider: str, tenant: str) -> Sequence[str]:
-        found = self._function(providers.canonical(provider), tenant)
-        return [registry.validate_secret(provider, secret) for secret in _listed(found)]
+    def get(self, provider: str, tenant: str) -> Sequence[str]:
+        secrets = self._function(providers.canonical(provider), tenant)
+        return [registry.validate_secret(provider, secret) for secret in _as_list(secrets)]
 
 
-def given(secrets: Given | None, settings: Settings) -> Secrets:
-    """Return a caller's secrets, or, if they are None, those of the setting."""
+def from_argument(secrets: SecretsArgument | None, settings: Settings) -> SecretStore:
+    """Return the store for a caller's argument, or for the setting if that is None."""
     if secrets is None:
-        return of_setting(settings)
+        return from_setting(settings)
     if callable(secrets):
-        return Asked(secrets)
-    by_tenant = {tenant: one for tenant, one in secrets.items() if isinstance(one, Mapping)}
+        return CallableSecrets(secrets)
+    by_tenant = {tenant: value for tenant, value in secrets.items() if isinstance(value, Mapping)}
     if not any(by_tenant.values()) and len(by_tenant) == len(secrets):
         raise ConfigurationError("no webhook can be received without a provider's secret")
     if not by_tenant:
-        return Shared(_pairs(cast("OfProviders", secrets)))
+        return SharedSecrets(_pairs(cast("ProviderSecrets", secrets)))
     if len(by_tenant) < len(secrets):
         raise ConfigurationError("secrets must be a mapping of providers, or of tenants to such mappings, not of both")
-    return OfTenants(by_tenant)
+    return TenantSecrets(by_tenant)
 
 
-def of_setting(settings: Settings) -> Shared:
-    """Return the secrets of `MAILGLASS_WEBHOOK_SECRETS`."""
+def from_setting(settings: Settings) -> SharedSecrets:
+    """Return the store for `MAILGLASS_WEBHOOK_SECRETS`."""
     value = settings.webhook_secrets.get_secret_value().strip() if settings.webhook_secrets else ""
     lines = _lines(value.removeprefix("@")) if value.startswith("@") else value.split(",")
     entries = [line.strip() for line in lines if line.strip()]
@@ -113,24 +113,24 @@ def of_setting(settings: Settings) -> Shared:
         raise ConfigurationError(f"{SETTING} is not set; set it to provider=secret, or to @FILE with one on each line")
     pairs = [(provider.strip(), secret.strip()) for provider, _, secret in (entry.partition("=") for entry in entries)]
     try:
-        return Shared(pairs)
+        return SharedSecrets(pairs)
     except ConfigurationError as error:
         raise ConfigurationError(f"{SETTING}: {error}") from None
 
 
-def load_reader(provider: str) -> None:
-    """Import the application's modules if one of them may have the reader of this provider."""
+def import_custom_provider(provider: str) -> None:
+    """Import the application's modules if a provider is not known, because one of them may register it."""
     if not registry.is_known(provider):
         runtime.load_imports()
 
 
-def _pairs(secrets: OfProviders) -> Iterable[tuple[str, object]]:
-    """Yield each provider with each of its secrets; one without any gets None, which cannot be used."""
-    return ((provider, secret) for provider, some in secrets.items() for secret in _listed(some) or [None])
+def _pairs(secrets: ProviderSecrets) -> Iterable[tuple[str, object]]:
+    """Yield each provider with each of its secrets; a provider without any yields None, which is invalid."""
+    return ((provider, secret) for provider, value in secrets.items() for secret in _as_list(value) or [None])
 
 
-def _listed(some: object) -> Sequence[object]:
-    return some if isinstance(some, list | tuple) else [] if some is None else [some]
+def _as_list(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _lines(path: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The lock in Redis that keeps a sweep from being queued or run twice.
+"""The lock in Redis that prevents a sweep from being queued or run twice.
 
-It is a convenience that saves work. Losing it, or Redis, costs the lock and never a sweep: the database
-keeps overlapping sweeps correct.
+It is a convenience that saves work. Without it, or without Redis, sweeps still run, and the database keeps overlapping
+sweeps correct.
 """
 
 from __future__ import annotations
@@ -32,54 +32,54 @@ LOCK_SECONDS = 60
 RENEW_SECONDS = 20
 _SECONDS = re.compile("[0-9]{1,10}")
 TRIES = 3
-"""A holder may vanish between two commands: then the lock is asked for again."""
+"""Attempts to acquire the lock: its holder may release it between two commands."""
 
-RIGHTS = f"the commands SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD on the keys {PREFIX}*"
+PERMISSIONS = f"the commands SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD on the keys {PREFIX}*"
 
 
-# Redis-py's lock cannot change its token; between a release and an acquire, another request would be queued.
-_HAND_OVER = """
+# redis-py's lock cannot change its token, and between a release and an acquire, another request could be queued.
+_REPLACE_HOLDER = """
 if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
 
-def key_of(tenant_id: str | None) -> str:
-    """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant."""
-    which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
-    return f"{PREFIX}{_deployment()}:{which}"
+def lock_key(tenant_id: str | None) -> str:
+    """Return the key of the lock for sweeps of a tenant, or of all tenants: it names the deployment and the tenant."""
+    scope = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
+    return f"{PREFIX}{_deployment()}:{scope}"
 
 
 def _deployment() -> str:
-    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
+    """Return an id of this installation, which may share Redis with others: a digest of database and schema."""
     return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
 
 
 def digest(text: str) -> str:
-    """Return what stands for a text of any length in a key."""
+    """Return a digest that represents a text of any length in a key."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def queued(task_id: str) -> str:
-    """Return the token, which is the lock's value, of a request that waits in the queue."""
+def queued_token(task_id: str) -> str:
+    """Return the token, which is the lock's value, of a queued request."""
     return f"queued {task_id}"
 
 
-def running(task_id: str) -> str:
-    """Return a token of a run, with the time; two runs of one task id, a message that came twice, have two."""
+def running_token(task_id: str) -> str:
+    """Return a new token for a run, with the time; a task that is delivered twice has two."""
     return f"running {task_id} {uuid4().hex[:12]} {int(time.time())}"
 
 
 class Holder(NamedTuple):
-    """Who has a lock: the token, and for how many seconds more."""
+    """The holder of a lock: its token, and the seconds until the lock expires."""
 
     token: str
     seconds_left: float
 
     @property
     def task_id(self) -> str:
-        """The task that took it; `unknown` if the value is not a token of ours."""
+        """The task that acquired it; `unknown` if the value is not a token of ours."""
         return self.token.partition(" ")[2].partition(" ")[0] or "unknown"
 
     @property
@@ -87,98 +87,98 @@ class Holder(NamedTuple):
         return self.token.startswith("queued ")
 
     @property
-    def since(self) -> float | None:
-        """When it was taken, in seconds since 1970: a run notes it, and a request that is queued is not renewed.
+    def acquired_at(self) -> float | None:
+        """When it was acquired, in seconds since 1970: a run's token has it, and a queued request's is not extended.
 
         None if the value is not a token of ours: anybody who may write to Redis may have set it.
         """
         if self.is_queued:
             return time.time() - LOCK_SECONDS + self.seconds_left
-        taken_at = self.token.rpartition(" ")[2]
-        return float(taken_at) if self.token.startswith("running ") and _SECONDS.fullmatch(taken_at) else None
+        seconds = self.token.rpartition(" ")[2]
+        return float(seconds) if self.token.startswith("running ") and _SECONDS.fullmatch(seconds) else None
 
 
-def holder_of(client: Redis, key: str) -> Holder | None:
-    """Return who has the lock *key*, or None if it is free."""
-    value, left = client.get(key), client.pttl(key)
+def load_holder(client: Redis, key: str) -> Holder | None:
+    """Return the holder of the lock *key*, or None if it is free."""
+    value, milliseconds_left = client.get(key), client.pttl(key)
     if value is None:
         return None
     token = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return Holder(token, left / 1000)
+    return Holder(token, milliseconds_left / 1000)
 
 
-def sweep_holder() -> Holder | None:
-    """Return who has the lock of the sweeps of all tenants, or None if it is free."""
+def load_sweep_holder() -> Holder | None:
+    """Return the holder of the lock for sweeps of all tenants, or None if it is free."""
     try:
-        return holder_of(runtime.get_redis(), key_of(None))
+        return load_holder(runtime.get_redis(), lock_key(None))
     except (RedisError, OSError) as error:
-        raise RedisUnavailableError(f"the lock cannot be read ({reason(error, RIGHTS)})") from None
+        raise RedisUnavailableError(f"the lock cannot be read ({reason(error, PERMISSIONS)})") from None
 
 
-def try_lock(client: Redis) -> None:
-    """Take, extend and release a lock that no sweep uses."""
+def probe_lock(client: Redis) -> None:
+    """Acquire, extend and release a lock that no sweep uses, to find missing permissions."""
     lock = client.lock(f"{PREFIX}doctor", timeout=1, blocking=False)
     if lock.acquire():
-        holder_of(client, lock.name)
+        load_holder(client, lock.name)
         with suppress(LockError):
             lock.extend(1, replace_ttl=True)
             lock.release()
 
 
 class LockBackend:
-    """redis-py's lock, one for each key: taken by a token, extended and released by the same token only.
+    """Acquires, extends and releases redis-py's locks by token: only the token that acquired one can release it.
 
-    A call that Redis does not answer takes as long as the client waits, and then does without the lock.
+    If Redis does not respond, a call takes as long as the client's timeout, and continues without the lock.
     """
 
     def __init__(self, client: Redis) -> None:
         self._client = client
-        self._hand_over = client.register_script(_HAND_OVER)
+        self._replace_holder = client.register_script(_REPLACE_HOLDER)
         self._warned = False
 
     def reserve(self, key: str, task_id: str) -> str | None:
-        """Take the lock for a request that is about to be queued; return None, or the task that has it already."""
-        return self._take(key, queued(task_id), lambda holder: False)
+        """Acquire the lock for a request before it is enqueued; return None, or the id of the task that holds it."""
+        return self._acquire(key, queued_token(task_id), lambda holder: False)
 
-    def take(self, key: str, token: str, *, reserved: bool = False) -> str | None:
-        """Take the lock for a run that starts; return None, or the task that has it instead.
+    def acquire(self, key: str, token: str, *, reserved: bool = False) -> str | None:
+        """Acquire the lock for a run that starts; return None, or the id of the task that holds it.
 
-        A run whose request held the lock when it was queued (*reserved*) goes before one that is only queued still, or
-        else a queue longer than a minute would let each request give way to the next, forever.
+        A run whose request held the lock when it was enqueued (*reserved*) replaces a request that is still queued.
+        Otherwise, in a queue longer than a minute, each run would yield to the next request, forever.
         """
         task_id = Holder(token, LOCK_SECONDS).task_id
-        return self._take(key, token, lambda holder: holder.is_queued and (reserved or holder.task_id == task_id))
+        return self._acquire(key, token, lambda holder: holder.is_queued and (reserved or holder.task_id == task_id))
 
-    def _take(self, key: str, token: str, goes_before: Callable[[Holder], bool]) -> str | None:
+    def _acquire(self, key: str, token: str, may_replace: Callable[[Holder], bool]) -> str | None:
         holder = None
-        with self._without_it_if_need_be():
+        with self._ignore_redis_errors():
             for _ in range(TRIES):
                 if self._lock(key, token).acquire(token=token):
                     return None
-                holder = holder_of(self._client, key)
-                if holder and holder.token == token:  # a client that tries again after a lost answer has taken it
+                holder = load_holder(self._client, key)
+                if holder and holder.token == token:  # redis-py retried after a lost response, and had acquired it
                     return None
-                if holder and not goes_before(holder):
+                if holder and not may_replace(holder):
                     return holder.task_id
-                if holder and self._hand_over(keys=[key], args=[holder.token, token, LOCK_SECONDS * 1000]):
+                if holder and self._replace_holder(keys=[key], args=[holder.token, token, LOCK_SECONDS * 1000]):
                     return None
         return holder.task_id if holder else None
 
     def extend(self, key: str, token: str) -> None:
-        """Give the lock another minute, if it still has this *token*."""
-        with self._without_it_if_need_be():
+        """Extend the lock to another minute if it still has this *token*."""
+        with self._ignore_redis_errors():
             self._lock(key, token).extend(LOCK_SECONDS, replace_ttl=True)
 
     def release(self, key: str, token: str) -> None:
-        """Free the lock, if it still has this *token*."""
-        with self._without_it_if_need_be():
+        """Release the lock if it still has this *token*."""
+        with self._ignore_redis_errors():
             self._lock(key, token).release()
 
     @contextmanager
-    def kept(self, key: str, token: str, is_shared: Callable[[], bool]) -> Iterator[None]:
-        """Extend the lock every 20 seconds while the block runs; at its end release it, or extend it if it is shared.
+    def renewing(self, key: str, token: str, is_shared: Callable[[], bool]) -> Iterator[None]:
+        """Extend the lock every 20 seconds while the block runs, and release it at the end.
 
-        A shared lock is not released: it expires a minute after the last process that shared it.
+        A shared lock is extended at the end instead, so that it expires a minute after its last process has ended.
         """
         done = threading.Event()
         threading.Thread(target=self._renew, args=(key, token, done), daemon=True, name=f"renew {key}").start()
@@ -193,20 +193,21 @@ class LockBackend:
             self.extend(key, token)
 
     def _lock(self, key: str, token: str) -> Lock:
-        """Return redis-py's lock, as it is in the hands of whom has taken it with *token*, perhaps another process."""
+        """Return a redis-py Lock that acts as the holder of *token*, even if another process acquired it."""
         lock: Lock = self._client.lock(key, timeout=LOCK_SECONDS, blocking=False, thread_local=False)
         lock.local.token = token.encode()
         return lock
 
     @contextmanager
-    def _without_it_if_need_be(self) -> Iterator[None]:
+    def _ignore_redis_errors(self) -> Iterator[None]:
+        """Continue without the lock after an error of Redis; log the first of consecutive errors."""
         try:
             yield
-        except LockError:  # it has expired, and may be another process's
+        except LockError:  # it has expired, and another process may hold it
             self._warned = False
         except (RedisError, OSError) as error:
             if not self._warned:
                 self._warned = True
-                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", reason(error, RIGHTS))
+                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", reason(error, PERMISSIONS))
         else:
             self._warned = False

@@ -1,4 +1,4 @@
-"""One sweep at a time per tenant argument: celery-singleton's task class, with its edges taken off."""
+"""Celery's task class for sweeps: celery-singleton's, hardened, with one sweep at a time per tenant argument."""
 
 from __future__ import annotations
 
@@ -18,22 +18,29 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.schedule import ORIGIN_HEADER
-from mailglass_reconcile.singleton.lock import LockBackend, digest, key_of, queued, running
+from mailglass_reconcile.singleton.lock import LockBackend, digest, lock_key, queued_token, running_token
 
 RESERVED_HEADER = "mailglass_reserved"
-"""On a message whose sender has held the lock for it."""
+"""Header of a message whose sender holds the lock for it."""
 RANGE_OF_HEADER = "mailglass_range_of"
-"""On a message of a fan-out's range: the token under which the sweep that was cut holds its lock."""
+"""Header of a fan-out's range: the token with which the divided sweep holds its lock."""
 
 RUN_HEADER = "mailglass_run"
-"""On the same message: the row of that sweep in the run history."""
+"""Header of a fan-out's range: the id of the divided sweep's row in the run history."""
 NUMBERS = ("limit", "fan_out")
 """The arguments of a sweep that are integers; the others are strings."""
 
 
 @dataclass
-class Hold:
-    """What a run holds: a lock, under its token, perhaps shared with ranges; or whose duplicate it is, a task's id."""
+class LockLease:
+    """The lock that a run holds, or the task whose duplicate the run is.
+
+    Attributes:
+        key: The lock's key; None in eager mode, which takes no lock.
+        token: The token with which the run holds it.
+        duplicate_of: The id of the task that holds the lock instead.
+        shared: Whether ranges of a fan-out share the lock, so that it is not released.
+    """
 
     key: str | None = None
     token: str = ""
@@ -42,9 +49,10 @@ class Hold:
 
 
 class SweepTask(Singleton):
-    """A task of which one request per tenant argument is queued or running, however it was made.
+    """A task with at most one request per tenant argument queued or running, however it was requested.
 
-    Beat and `apply_async` meet the lock when they ask, `send_task` and `celery call` when the run starts.
+    Requests of beat and `apply_async` take the lock when they are enqueued, those of `send_task` and `celery call` when
+    the run starts.
     """
 
     abstract = True
@@ -52,7 +60,7 @@ class SweepTask(Singleton):
 
     @property
     def singleton_backend(self) -> LockBackend:
-        """The lock of the Redis that is configured now; the library would share one among all apps."""
+        """The locks of the configured Redis; celery-singleton would share one backend among all apps."""
         client = runtime.get_redis()
         cached = self.__dict__.get("_lock_backend")
         if cached is None or cached[0] is not client:
@@ -61,14 +69,14 @@ class SweepTask(Singleton):
         return backend
 
     def generate_lock(self, task_name: str, task_args: Any = None, task_kwargs: Any = None, **unused: Any) -> str:
-        """Return the lock's key: the deployment, the tenant and the range, however they were given; not the limit."""
-        given = self.arguments(task_args, task_kwargs)
-        which = key_of(given["tenant_id"])
-        between = (given["after"], given["until"])
-        return which if between == (None, None) else f"{which}:range:{digest(str(between))}"
+        """Return the lock's key in Redis, which names the deployment, the tenant and the range, but not the limit."""
+        arguments = self.bind_arguments(task_args, task_kwargs)
+        key = lock_key(arguments["tenant_id"])
+        bounds = (arguments["after"], arguments["until"])
+        return key if bounds == (None, None) else f"{key}:range:{digest(str(bounds))}"
 
-    def arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
-        """Return the run's arguments by name; a TypeError says that they are not the task's, or not of its types."""
+    def bind_arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
+        """Return a run's arguments by name; raise TypeError if they do not fit the task, or have other types."""
         bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
         bound.apply_defaults()
         for name, value in bound.arguments.items():
@@ -82,72 +90,78 @@ class SweepTask(Singleton):
     ) -> AsyncResult[Any]:
         """Enqueue a sweep, or return the result of the one that is queued or running already.
 
-        A request for now expires after five minutes, unless it says when. One for later (`countdown`, `eta`) does not,
-        and meets the lock when its run starts. So does a duplicate with a *task_id* of its own, as a group, a chord or
-        a chain gives: a caller waits for the result of that id.
+        A request expires after five minutes by default. A delayed request (`countdown`, `eta`) does not expire, and
+        takes the lock when its run starts. So does a duplicate with its own *task_id*, as in a group, a chord or a
+        chain, because the caller waits for the result of that id.
         """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         try:
             key = self.generate_lock(self.name, args, kwargs)
-        except ConfigurationError:  # a process that only asks may not know the database; the run meets the lock
+        except ConfigurationError:  # a process that only enqueues may not know the database; the run takes the lock
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("countdown") or options.get("eta"):
             options.setdefault("expires", None)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
-        requested = task_id or uuid()
-        holder = self.singleton_backend.reserve(key, requested)
-        if holder is not None:
+        request_id = task_id or uuid()
+        holder_id = self.singleton_backend.reserve(key, request_id)
+        if holder_id is not None:
             if task_id is None or self._raise_on_duplicate:
-                return self.on_duplicate(holder)
+                return self.on_duplicate(holder_id)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: True}
         try:
-            return Task.apply_async(self, args, kwargs, task_id=requested, **options)
+            return Task.apply_async(self, args, kwargs, task_id=request_id, **options)
         except BaseException:
-            self.singleton_backend.release(key, queued(requested))
+            self.singleton_backend.release(key, queued_token(request_id))
             raise
 
     @contextmanager
-    def held(self) -> Iterator[Hold]:
-        """Hold the lock while the block runs, or yield whose duplicate this run is; eager mode needs no lock.
+    def holding_lock(self) -> Iterator[LockLease]:
+        """Hold the lock while the block runs, or yield a lease that names the task which holds it.
 
-        A range of a fan-out holds its own lock and, together with the other ranges, that of the sweep that was cut.
+        Eager mode takes no lock. A range of a fan-out holds its own lock and, together with the other ranges, the lock
+        of the divided sweep.
         """
         if self.request.is_eager or self.request.id is None:
-            yield Hold()
+            yield LockLease()
             return
         headers, backend = self.request.headers or {}, self.singleton_backend
         key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
-        hold = Hold(key, running(self.request.id))
-        wanted = [(key, hold.token, bool(headers.get(RESERVED_HEADER)), lambda: hold.shared)]
-        if isinstance(whole := headers.get(RANGE_OF_HEADER), str):
-            tenant_id = self.arguments(self.request.args, self.request.kwargs)["tenant_id"]
-            wanted.append((key_of(tenant_id), whole, True, lambda: True))
-        with ExitStack() as kept:
-            for lock, token, reserved, is_shared in wanted:
-                hold.duplicate_of = backend.take(lock, token, reserved=reserved)
-                if hold.duplicate_of is not None:
+        lease = LockLease(key, running_token(self.request.id))
+        locks = [(key, lease.token, bool(headers.get(RESERVED_HEADER)), lambda: lease.shared)]
+        if isinstance(sweep_token := headers.get(RANGE_OF_HEADER), str):
+            tenant_id = self.bind_arguments(self.request.args, self.request.kwargs)["tenant_id"]
+            locks.append((lock_key(tenant_id), sweep_token, True, lambda: True))
+        with ExitStack() as renewals:
+            for lock, token, reserved, is_shared in locks:
+                lease.duplicate_of = backend.acquire(lock, token, reserved=reserved)
+                if lease.duplicate_of is not None:
                     break
-                kept.enter_context(backend.kept(lock, token, is_shared))
-            yield hold
+                renewals.enter_context(backend.renewing(lock, token, is_shared))
+            yield lease
 
-    def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
-        """Send a sweep for each of *calls*, the keyword arguments of ranges, to this run's own queue; return their ids.
+    def send_ranges(self, lease: LockLease, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
+        """Enqueue a sweep for each range on this run's queue, and return the tasks' ids.
 
-        The lock of *hold* is left to them, and expires a minute after the last of them has ended.
+        The ranges share the lock of *lease* from now on; it expires a minute after the last of them has ended.
+
+        Args:
+            lease: The lock of the divided sweep.
+            calls: The keyword arguments of each range.
+            run_id: The row of the divided sweep in the run history.
         """
-        hold.shared = True
-        came_by = self.request.delivery_info or {}
-        queue = {"queue": came_by.get("routing_key")}
-        if came_by.get("exchange"):
-            queue = {"exchange": came_by["exchange"], "routing_key": came_by.get("routing_key")}
+        lease.shared = True
+        delivery_info = self.request.delivery_info or {}
+        queue = {"queue": delivery_info.get("routing_key")}
+        if delivery_info.get("exchange"):
+            queue = {"exchange": delivery_info["exchange"], "routing_key": delivery_info.get("routing_key")}
         sent = group(self.s(**call) for call in calls).apply_async(
             **queue,
             expires=SWEEP_INTERVAL_SECONDS,
             headers={
                 ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER),
-                RANGE_OF_HEADER: hold.token,
+                RANGE_OF_HEADER: lease.token,
                 RUN_HEADER: run_id,
             },
         )
@@ -155,7 +169,7 @@ class SweepTask(Singleton):
 
     @property
     def range_of_run(self) -> int | None:
-        """The row in the run history of the sweep that was cut, if this run is a range of it."""
+        """The divided sweep's row in the run history, if this run is one of its ranges."""
         run_id = (self.request.headers or {}).get(RUN_HEADER)
         return run_id if isinstance(run_id, int) else None
 
@@ -163,7 +177,7 @@ class SweepTask(Singleton):
         see = docs_url("formats.md#the-lock-of-celerys-sweeps")
         raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see {see}")
 
-    # Only `apply_async` takes a lock, and only the run that has it frees it.
+    # Only `apply_async` and the run itself acquire the lock, and only its holder releases it.
     release_lock = partialmethod(_refuse, "release_lock")
     unlock = partialmethod(_refuse, "unlock")
     lock_and_run = partialmethod(_refuse, "lock_and_run")
@@ -171,7 +185,7 @@ class SweepTask(Singleton):
     get_existing_task_id = partialmethod(_refuse, "get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        """Do nothing: the run has released the lock itself, and no other process may."""
+        """Do nothing: the run has released its lock, and no other process may."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Do nothing: the run has released the lock itself, and that of one that never ran expires."""
+        """Do nothing: the run has released its lock, and the lock of a run that never started expires."""

@@ -16,7 +16,7 @@ import pytest
 
 from mailglass_reconcile import configure
 from mailglass_reconcile.demo import environment
-from mailglass_reconcile.demo.receiver import Receiver
+from mailglass_reconcile.demo.receiver import ReceiverProcess
 from mailglass_reconcile.demo.scenario import LINK, OPEN, RACE
 from mailglass_reconcile.testing.processes import closing
 from waiting import wait_until
@@ -215,7 +215,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     redis_url = db.settings.redis_url.get_secret_value()
     monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
-    with closing(Receiver) as receiver:
+    with closing(ReceiverProcess) as receiver:
         receiver.start()
         environment.Stage(redis_url, receiver.post).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]

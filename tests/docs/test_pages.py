@@ -85,7 +85,7 @@ def test_the_reference_shows_nothing_internal():
     """No attribute that only this package uses, and no type that the page does not explain."""
     text = reference.api()
     assert "`step`" not in text
-    for name in ("Given", "Receiver", "Rule", "BeatEntry", "When", "sa", "Callable"):
+    for name in ("SecretsArgument", "Receiver", "Rule", "BeatEntry", "When", "sa", "Callable"):
         assert not re.search(rf"^```text\n[^`]*\b{name}\b", text, re.M), name
 
 

@@ -120,7 +120,7 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(handler_db, caplog, monkeyp
     monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setattr(app.amqp, "_producer_pool", None)  # what an earlier test has sent by
     mailglass_reconcile.reconcile()
-    tasks.ask_for_dispatch()
+    tasks.enqueue_dispatch()
     assert "handlers run at the next dispatch" in caplog.text
     assert states(handler_db) == {"waiting": 1}
 

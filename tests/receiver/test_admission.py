@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from mailglass_reconcile.receiver import admission
-from mailglass_reconcile.receiver.admission import Admission, BusyError
+from mailglass_reconcile.receiver.admission import AdmissionControl, OverloadedError
 
 PIECE = bytes(admission.PIECE_BYTES)
 
@@ -27,11 +27,11 @@ class Sender:
 class Arriving:
     """A body that is read in a task."""
 
-    def __init__(self, bodies: Admission, provider: str, *, verified: bool = False) -> None:
+    def __init__(self, bodies: AdmissionControl, provider: str, *, verified: bool = False) -> None:
         self.sender = Sender()
         self.task = asyncio.create_task(self._read(bodies, provider, verified=verified))
 
-    async def _read(self, bodies: Admission, provider: str, *, verified: bool) -> bytes:
+    async def _read(self, bodies: AdmissionControl, provider: str, *, verified: bool) -> bytes:
         with bodies.admit(provider, verified=verified) as self.body:
             content = await bodies.read(self.body, self.sender.receive, 10**9)
             await bodies.wait(self.body, 60, asyncio.Event().wait())
@@ -40,7 +40,7 @@ class Arriving:
     async def evicted(self) -> bool:
         """Whether it was evicted, once everything has settled."""
         await settled()
-        return self.task.done() and isinstance(self.task.exception(), BusyError)
+        return self.task.done() and isinstance(self.task.exception(), OverloadedError)
 
 
 async def settled() -> None:
@@ -53,7 +53,7 @@ def run(story: Callable) -> None:
     """Run a story, and end what is left of it."""
 
     async def whole():
-        await story(Admission())
+        await story(AdmissionControl())
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -64,7 +64,7 @@ def run(story: Callable) -> None:
 
 def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
     """The oldest was evicted, which a large upload is as soon as enough others have begun."""
-    monkeypatch.setattr(admission, "ARRIVING", 2)
+    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
     monkeypatch.setattr(admission, "PROGRESS_SECONDS", 60.0)
 
     async def story(bodies):
@@ -84,7 +84,7 @@ def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
 
 def test_one_that_stopped_is_evicted_before_one_that_goes_on(monkeypatch):
     """A piece makes a body young for a second only."""
-    monkeypatch.setattr(admission, "ARRIVING", 2)
+    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
     now = 0.0
     monkeypatch.setattr(admission, "_now", lambda: now)
 
@@ -104,7 +104,7 @@ def test_one_that_stopped_is_evicted_before_one_that_goes_on(monkeypatch):
 
 def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch):
     """Neither for its number nor for the memory, however large it is."""
-    monkeypatch.setattr(admission, "ARRIVING", 3)
+    monkeypatch.setattr(admission, "MAX_INCOMPLETE", 3)
     monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
 
     async def story(bodies):
@@ -124,7 +124,7 @@ def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch
 
 def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
     """The largest of the provider that has most is evicted, and none that is verified."""
-    monkeypatch.setattr(admission, "UNVERIFIED", 3)
+    monkeypatch.setattr(admission, "MAX_UNVERIFIED", 3)
 
     async def story(bodies):
         verified, other = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")

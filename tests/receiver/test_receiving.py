@@ -14,8 +14,8 @@ from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.receiver import admission, app
-from mailglass_reconcile.receiver.checker import Checker
 from mailglass_reconcile.receiver.receiving import public_url
+from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.webhooks import (
     InvalidWebhookError,
@@ -409,7 +409,7 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
 
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
     """So that a slow database does not fill the memory."""
-    monkeypatch.setattr(admission, "VERIFIED", 2)
+    monkeypatch.setattr(admission, "MAX_VERIFIED", 2)
     receiver, one = mounted(), first("postmark")
 
     async def talk(client):
@@ -441,13 +441,13 @@ def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
 def test_a_signature_over_the_body_is_checked_before_anything_waits(db, monkeypatch):
     """At once, up to 5 MB; Unisender Go's, which takes longer, waits above 1 MB."""
     checked = []
-    run = Checker.run
+    run = VerificationThread.run
 
-    def note(checker, provider, size, *, verified, job):
+    def note(verifier, provider, size, *, verified, job):
         checked.append((provider, verified))
-        return run(checker, provider, size, verified=verified, job=job)
+        return run(verifier, provider, size, verified=verified, job=job)
 
-    monkeypatch.setattr(Checker, "run", note)
+    monkeypatch.setattr(VerificationThread, "run", note)
     receiver = mounted()
     megabyte = b" " * 1024 * 1024
     for provider, status in [("mailtrap", 400), ("unisender_go", 400), ("mailgun", 413)]:

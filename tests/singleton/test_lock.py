@@ -25,7 +25,7 @@ from faults.redis_servers import silent
 from locks import KEY
 from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
 from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import engines
 from waiting import wait_until
@@ -124,8 +124,8 @@ def test_a_request_that_cannot_be_queued_frees_its_lock(store):
 def test_only_its_token_extends_and_releases_it(store):
     """With anybody else's nothing changes."""
     lock = LockBackend(store)
-    mine, other = running("a"), running("b")
-    assert [lock.take(KEY, token) for token in (mine, other)] == [None, "a"]
+    mine, other = running_token("a"), running_token("b")
+    assert [lock.acquire(KEY, token) for token in (mine, other)] == [None, "a"]
     store.expire(KEY, 5)
     lock.extend(KEY, other)
     lock.release(KEY, other)
@@ -145,8 +145,8 @@ def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
     task.push_request(id="run", args=["acme"], kwargs={}, is_eager=False, headers=None)
 
     def work() -> None:
-        with task.held() as hold:
-            assert hold.duplicate_of is None
+        with task.holding_lock() as lease:
+            assert lease.duplicate_of is None
             store.expire(key(app, "acme"), 5)
             wait_until(lambda: store.ttl(key(app, "acme")) > 50)
             raise LookupError
@@ -163,9 +163,9 @@ def test_a_queue_longer_than_a_minute_starves_no_sweep(store):
     assert lock.reserve(KEY, "first") is None
     store.delete(KEY)
     assert lock.reserve(KEY, "second") is None
-    assert lock.take(KEY, running("from celery call")) == "second"
-    assert lock.take(KEY, running("first"), reserved=True) is None
-    assert lock.take(KEY, running("second"), reserved=True) == "first"
+    assert lock.acquire(KEY, running_token("from celery call")) == "second"
+    assert lock.acquire(KEY, running_token("first"), reserved=True) is None
+    assert lock.acquire(KEY, running_token("second"), reserved=True) == "first"
 
 
 def test_a_lock_is_never_free_between_a_request_and_its_run(store):
@@ -173,7 +173,7 @@ def test_a_lock_is_never_free_between_a_request_and_its_run(store):
     lock = LockBackend(store)
     assert lock.reserve(KEY, "request") is None
     with store.monitor() as seen:
-        assert lock.take(KEY, token := running("request"), reserved=True) is None
+        assert lock.acquire(KEY, token := running_token("request"), reserved=True) is None
         store.echo("end")
         commands = list(iter(lambda: seen.next_command()["command"], "ECHO end"))
     assert any(command.lower().startswith("set ") for command in commands)
@@ -189,8 +189,8 @@ def test_sweeps_each_minute_run_although_the_queue_is_a_hundred_seconds_long(sto
         store.delete(KEY)  # the lock of the request before has lapsed
         assert lock.reserve(KEY, f"{minute}") is None
         if minute > 1:  # forty seconds later, the request before it is taken from the queue
-            token = running(f"{minute - 1}")
-            ran.append(lock.take(KEY, token, reserved=True))
+            token = running_token(f"{minute - 1}")
+            ran.append(lock.acquire(KEY, token, reserved=True))
             lock.release(KEY, token)
     assert ran == [None] * 4
 
@@ -210,7 +210,7 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
         client.connection_pool.disconnect()
     (name,) = store.keys()
     assert store.get(name).decode() == f"queued {asked.id}"
-    assert LockBackend(store).take(name.decode(), running(asked.id), reserved=True) is None
+    assert LockBackend(store).acquire(name.decode(), running_token(asked.id), reserved=True) is None
 
 
 def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
@@ -238,7 +238,7 @@ def test_a_client_that_an_application_configured_is_used_as_it_is(caplog):
 def test_a_client_that_decodes_is_understood(store):
     """The id of the other run is a text in either case."""
     decoding = LockBackend(redis.Redis.from_url(url_of(store), decode_responses=True))
-    assert [decoding.take(KEY, running(name)) for name in "ab"] == [None, "a"]
+    assert [decoding.acquire(KEY, running_token(name)) for name in "ab"] == [None, "a"]
 
 
 def test_without_redis_the_sweep_runs(db, caplog):
@@ -265,9 +265,9 @@ def test_a_second_outage_is_told_too(store, caplog):
         lock = LockBackend(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0)))
         for _ in range(2):
             broken.set()
-            assert [lock.take(KEY, running(name)) for name in "ab"] == [None, None]
+            assert [lock.acquire(KEY, running_token(name)) for name in "ab"] == [None, None]
             broken.clear()
-            assert lock.take(KEY, running("c")) == "a"
+            assert lock.acquire(KEY, running_token("c")) == "a"
             store.delete(KEY)
         lock._client.connection_pool.disconnect()
     assert len(caplog.records) == 2
@@ -332,8 +332,8 @@ def held_by(task, id_: str, **headers: object) -> str | None:
     """Return whose duplicate a run with this id is, or None."""
     task.push_request(id=id_, args=[], kwargs={}, is_eager=False, headers=headers)
     try:
-        with task.held() as hold:
-            return hold.duplicate_of
+        with task.holding_lock() as lease:
+            return lease.duplicate_of
     finally:
         task.pop_request()
 
@@ -344,8 +344,8 @@ def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_
     task = sweep_task()
     name = task.generate_lock(task.name, [], {})
     task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
-    with task.held() as hold:
-        assert hold.duplicate_of is None
+    with task.holding_lock() as lease:
+        assert lease.duplicate_of is None
         assert held_by(task, "same") == "same"
         assert held_by(task, "other") == "same"
         assert store.exists(name)
@@ -359,10 +359,10 @@ def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):
     task = sweep_task()
     name = task.generate_lock(task.name, [], {})
     task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
-    first = task.held()
+    first = task.holding_lock()
     first.__enter__()
     store.delete(name)
-    second = task.held()
+    second = task.holding_lock()
     assert second.__enter__().duplicate_of is None
     first.__exit__(None, None, None)
     assert store.exists(name)
@@ -441,7 +441,7 @@ def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
     """However the sweep ends: a thread left per sweep would fill a worker that lives for weeks."""
     before = set(threading.enumerate())
     lock = LockBackend(store)
-    with lock.kept(KEY, "running a", lambda: False):
+    with lock.renewing(KEY, "running a", lambda: False):
         (renewing,) = [one for one in threading.enumerate() if one not in before and one.name == f"renew {KEY}"]
     renewing.join(5)
     assert not renewing.is_alive()
@@ -510,8 +510,8 @@ def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
     try:
         store.execute_command("ACL", "SETUSER", name, *least, *commands)
         lock = LockBackend(redis.Redis(port=where["port"], db=where["db"], username=name, password="pw"))  # noqa: S106
-        token = running("a")
-        assert [lock.take(KEY, one) for one in (token, running("b"))] == [None, "a"]
+        token = running_token("a")
+        assert [lock.acquire(KEY, one) for one in (token, running_token("b"))] == [None, "a"]
         store.expire(KEY, 5)
         lock.extend(KEY, token)
         assert store.ttl(KEY) > 50
@@ -519,7 +519,7 @@ def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
         assert store.keys() == []
         assert caplog.records == []
         store.execute_command("ACL", "SETUSER", name, "-pttl")
-        assert [lock.take(KEY, running(one)) for one in ("a", "b")] == [None, None]
+        assert [lock.acquire(KEY, running_token(one)) for one in ("a", "b")] == [None, None]
         (record,) = caplog.records
         assert "SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD" in record.getMessage()
     finally:

@@ -12,7 +12,7 @@ from locks import KEY, SESSIONS, key_of
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.status import load_status
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.singleton.lock import LockBackend, running
+from mailglass_reconcile.singleton.lock import LockBackend, running_token
 from waiting import wait_until
 
 WHO = """
@@ -169,14 +169,14 @@ def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
 
 def test_a_lock_that_ranges_share_is_released_by_none_of_them(store):
     """The run that cut, and its ranges, under one token: each end gives it another minute, and so it lapses."""
-    lock, token = LockBackend(store), running("cut")
-    assert lock.take(KEY, token) is None
+    lock, token = LockBackend(store), running_token("cut")
+    assert lock.acquire(KEY, token) is None
     for _ in range(3):
-        assert lock.take(KEY, token) is None
-        with lock.kept(KEY, token, lambda: True):
+        assert lock.acquire(KEY, token) is None
+        with lock.renewing(KEY, token, lambda: True):
             store.expire(KEY, 5)
         assert 50 < store.ttl(KEY) <= 60
-        assert lock.take(KEY, running("another")) == "cut"
+        assert lock.acquire(KEY, running_token("another")) == "cut"
 
 
 def test_the_schedule_says_how_often_and_how_much_and_refuses_what_cannot_be():

@@ -29,7 +29,7 @@ from mailglass_reconcile.pubsub import (
     create_client,
     events_channel,
 )
-from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running_token
 from waiting import wait_until
 
 pytestmark = [needs_debians_redis, pytest.mark.slow]
@@ -121,7 +121,7 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
         assert mailglass_reconcile.reconcile().published == 2
         wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
         lock = LockBackend(runtime.get_redis())
-        assert [lock.take(KEY, running(one)) for one in "ab"] == [None, "a"]
+        assert [lock.acquire(KEY, running_token(one)) for one in "ab"] == [None, "a"]
         assert master.get(KEY).startswith(b"running a ")
 
 
@@ -132,7 +132,7 @@ def test_a_silent_sentinel_costs_a_second() -> None:
             "mymaster", **QUICK
         )
         assert published(client) == Published(0, 2)
-        assert LockBackend(client).take(KEY, running("a")) is None
+        assert LockBackend(client).acquire(KEY, running_token("a")) is None
 
 
 def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
@@ -145,7 +145,7 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
             assert published(client) == Published(0, 2)
             wait_until(lambda: published(client) == Published(2, 0), 60)
             assert replica.info("replication")["role"] == "master"
-            assert LockBackend(client).take(KEY, running("a")) is None
+            assert LockBackend(client).acquire(KEY, running_token("a")) is None
             assert replica.get(KEY).startswith(b"running a ")
 
 

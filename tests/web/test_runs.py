@@ -11,7 +11,7 @@ import factories
 import mailglass_reconcile
 from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import runtime
-from mailglass_reconcile.singleton.lock import LockBackend, key_of, queued, running
+from mailglass_reconcile.singleton.lock import LockBackend, lock_key, queued_token, running_token
 from mailglass_reconcile.web import create_app
 
 IDLE = """
@@ -98,12 +98,12 @@ def test_a_page_of_runs_leads_to_the_next_and_none_is_empty(db):
 def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
     """Queued, held by a run, free; and that Redis cannot be asked."""
     visitor = Visitor(app(db))
-    lock, key, token = LockBackend(runtime.get_redis()), key_of(None), running("4711")
+    lock, key, token = LockBackend(runtime.get_redis()), lock_key(None), running_token("4711")
     assert "Free: the next sweep can start." in visitor.get("/runs").text
     lock.reserve(key, "4711")
     assert "Queued by task 4711 since now" in words(Visitor(app(db)).get("/runs").text).replace("  ", " ")
-    lock.release(key, queued("4711"))
-    lock.take(key, token)
+    lock.release(key, queued_token("4711"))
+    lock.acquire(key, token)
     text = words(Visitor(app(db)).get("/runs").text)
     assert re.search(r"Held by task 4711 since (now|\d seconds? ago) \d{4}-", text)
     assert "unless the run renews it" in text
@@ -118,23 +118,23 @@ def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
 def test_a_foreign_value_of_the_lock_is_an_unknown_holder(db, value):
     """Anybody who may write to Redis may set it; the page says what it knows."""
     client = runtime.get_redis()
-    client.set(key_of(None), value, px=60_000)
+    client.set(lock_key(None), value, px=60_000)
     answer = Visitor(app(db)).get("/runs")
-    client.delete(key_of(None))
+    client.delete(lock_key(None))
     assert answer.status_code == 200
     assert re.search(r"by task (unknown|a) since", words(answer.text))
 
 
 def test_a_holder_knows_since_when_it_holds(db):
     """A run notes it; renewing it changes nothing."""
-    lock, key, token = LockBackend(runtime.get_redis()), key_of(None), running("4711")
-    lock.take(key, token)
+    lock, key, token = LockBackend(runtime.get_redis()), lock_key(None), running_token("4711")
+    lock.acquire(key, token)
     lock.extend(key, token)
-    holder = mailglass_reconcile.singleton.lock.sweep_holder()
+    holder = mailglass_reconcile.singleton.lock.load_sweep_holder()
     assert (holder.task_id, holder.is_queued) == ("4711", False)
-    assert holder.since == pytest.approx(time.time(), abs=5)
+    assert holder.acquired_at == pytest.approx(time.time(), abs=5)
     lock.release(key, token)
-    assert mailglass_reconcile.singleton.lock.sweep_holder() is None
+    assert mailglass_reconcile.singleton.lock.load_sweep_holder() is None
 
 
 def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):

@@ -15,7 +15,13 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.receiver import secret_store
-from mailglass_reconcile.receiver.receiving import answer_handshake, check_any, claimed, confirm, public_url
+from mailglass_reconcile.receiver.receiving import (
+    answer_handshake,
+    claim_token,
+    confirm_subscription,
+    public_url,
+    verify_any,
+)
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
@@ -56,8 +62,8 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
         return _answer(200, "ok") if registry.is_known(provider) else _unknown()
     if request.method not in ("POST", "OPTIONS"):
         return _answer(405, "only POST is answered here", allow=METHODS)
-    secret_store.load_reader(provider)
-    known = secret_store.of_setting(runtime.get_settings()).of(provider) if registry.is_known(provider) else ()
+    secret_store.import_custom_provider(provider)
+    known = secret_store.from_setting(runtime.get_settings()).get(provider) if registry.is_known(provider) else ()
     if not known:
         return _unknown()
     found = registry.get_provider(provider)
@@ -72,7 +78,7 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
 
 def _allow(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
     """Answer the validation of CloudEvents, which asks before the first event whether its origin is allowed."""
-    check_any(found, registry.make_request(b"", request.headers, url=_address(request, provider)), known)
+    verify_any(found, registry.make_request(b"", request.headers, url=_address(request, provider)), known)
     origin = request.headers.get("WebHook-Request-Origin", "")
     return _answer(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
 
@@ -81,15 +87,15 @@ def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequen
     """Take a webhook step by step, the cheapest first; nothing connects before it was verified."""
     head = registry.make_request(b"", request.headers, url=_address(request, provider))
     if found.signature is Signature.IN_HEADERS:
-        check_any(found, head, known)
+        verify_any(found, head, known)
     verified = _verified(dataclasses.replace(head, body=_body(request, found.max_bytes)), found, known)
     events = registry.read_events(found, verified)
     if not events:
         if (text := answer_handshake(found, verified)) is not None:
             return HttpResponse(text, content_type="application/json")
-        confirm(found, verified)
+        confirm_subscription(found, verified)
         return _answer(200, "ok")
-    with failures.counted(f"a webhook of {provider}"), claimed(found, verified):
+    with failures.counted(f"a webhook of {provider}"), claim_token(found, verified):
         _record(provider, events)
     return _answer(200, "ok")
 
@@ -110,7 +116,7 @@ def _verified(request: WebhookRequest, found: Provider, known: Sequence[str]) ->
     source = registry.find_certificate_source(found, request, known)
     if source is not None and source.url not in sns.certificates:
         sns.certificates.schedule_fetch(source)
-    check_any(found, request, known)
+    verify_any(found, request, known)
     return request
 
 

@@ -12,7 +12,7 @@ from mailglass_reconcile.errors import ConfigurationError, docs_url
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
 from mailglass_reconcile.pubsub import TEST_MESSAGE, events_channel
 from mailglass_reconcile.rules import connection_errors
-from mailglass_reconcile.singleton.lock import PREFIX, try_lock
+from mailglass_reconcile.singleton.lock import PREFIX, probe_lock
 
 LOST = "links are made, but not broadcast"
 DENIED = ("NoPermissionError", "ACL failure in script")
@@ -81,7 +81,7 @@ def lock_rights(it: Redis) -> Iterator[Finding]:
     """The lock of sweeps can be taken."""
     grant = f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'"
     refused = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
-    yield _tried(lambda: try_lock(it.client), refused, "the lock can be taken")
+    yield _tried(lambda: probe_lock(it.client), refused, "the lock can be taken")
 
 
 def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:

@@ -18,7 +18,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.rules.humanize import pluralize, sanitize
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, key_of, sweep_holder
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, load_sweep_holder, lock_key
 
 ANSWER_SECONDS = (1.0, 2.0)
 """How long workers have to answer; the second, if none has answered within the first."""
@@ -63,7 +63,7 @@ class Cluster(ExitStack):
     def before(self) -> Holder | None:
         """Who had the lock of full sweeps before the workers were asked what they run."""
         try:
-            return sweep_holder()
+            return load_sweep_holder()
         except Exception:  # the check of the lock asks again, and says so
             return None
 
@@ -250,10 +250,10 @@ def held(before: Holder | None, known_tasks: Collection[str], queued: int | None
 
     *before* is who had it before the workers were asked which tasks they know, *queued* the messages in its queue.
     """
-    now = sweep_holder()
+    now = load_sweep_holder()
     if now is None:
         return ok("the lock of full sweeps is free")
-    left, heal = now.seconds_left, f"redis-cli DEL {key_of(None)}"
+    left, heal = now.seconds_left, f"redis-cli DEL {lock_key(None)}"
     since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
     text = f"task {sanitize(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
     same = before is not None and before.token == now.token

@@ -147,11 +147,11 @@ def test_tables_may_be_in_another_schema(empty_database_url, redis_url):
 
 def test_each_database_has_a_lock_of_its_own(empty):
     """Two projects on one Redis do not take each other's sweeps for their own; nor does a test's."""
-    mine = lock.key_of(None)
+    mine = lock.lock_key(None)
     connection.settings_dict["NAME"] += "_other"
-    assert lock.key_of(None) != mine
+    assert lock.lock_key(None) != mine
     connection.settings_dict["NAME"] = connection.settings_dict["NAME"].removesuffix("_other")
-    assert lock.key_of(None) == mine
+    assert lock.lock_key(None) == mine
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from diagnosing import of, report, using
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import held as held_by
 from mailglass_reconcile.pubsub import Subscription
-from mailglass_reconcile.singleton.lock import PREFIX, key_of, sweep_holder
+from mailglass_reconcile.singleton.lock import PREFIX, load_sweep_holder, lock_key
 from mailglass_reconcile.testing import servers
 from waiting import wait_until
 
@@ -103,12 +103,12 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return what is found of the lock if the workers know these tasks."""
-    return held_by(sweep_holder(), known, queued)
+    return held_by(load_sweep_holder(), known, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):
     """Its holder, age and TTL are named, and deleting the key frees it; a holder that somebody knows is no fault."""
-    key = key_of(None)
+    key = lock_key(None)
     assert held().status == OK
     store.set(key, "running task-1 0123456789ab", ex=40)
     found = held()
@@ -126,5 +126,5 @@ def test_a_lock_s_key_is_the_one_of_the_task(db):
     """The doctor need not import Celery to know it."""
     from mailglass_reconcile import tasks  # noqa: PLC0415 - the module that needs Celery
 
-    assert tasks.reconcile.generate_lock("") == key_of(None)
-    assert tasks.reconcile.generate_lock("", ("acme",)) == key_of("acme") != key_of(None)
+    assert tasks.reconcile.generate_lock("") == lock_key(None)
+    assert tasks.reconcile.generate_lock("", ("acme",)) == lock_key("acme") != lock_key(None)

@@ -1,4 +1,4 @@
-"""The one thread that verifies and reads bodies, so that at most one is parsed at a time."""
+"""The thread that verifies and parses bodies, one at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
-FREE_TURNS = 3
-"""Turns of the event loop between two jobs: beside a thread that always computes, each read of a socket takes 5 ms."""
+IDLE_ITERATIONS = 3
+"""Iterations of the event loop between two jobs: while a thread computes, each read of a socket takes 5 ms."""
 
 Result = TypeVar("Result")
 
@@ -22,8 +22,8 @@ class _Job(NamedTuple):
     loop: asyncio.AbstractEventLoop
 
 
-class _Turns:
-    """Queues of jobs by provider: each provider in turn, and of one provider the smallest body first."""
+class _JobQueues:
+    """A queue of jobs for each provider: round robin between providers, smallest body first within one."""
 
     def __init__(self) -> None:
         self._queues: dict[Hashable, list[tuple[int, int, _Job]]] = {}
@@ -37,36 +37,36 @@ class _Turns:
             job = heappop(queue)[2]
             del self._queues[provider]
             if queue:
-                self._queues[provider] = queue  # behind the others
+                self._queues[provider] = queue  # at the end of the round
             return job
         return None
 
 
-class Checker:
-    """Runs jobs in one thread: of those that wait, one of a verified body and one of an unverified one by turns."""
+class VerificationThread:
+    """Runs jobs in one thread, alternating between verified and unverified bodies."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mailglass-checker")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mailglass-verifier")
         self._running: Future[Any] | None = None
-        self._next, self._other = _Turns(), _Turns()
+        self._next, self._other = _JobQueues(), _JobQueues()
         self._verified, self._unverified = self._next, self._other
 
     def run(self, provider: str, size: int, *, verified: bool, job: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Return what is done when a job has run; if it is cancelled before, the job does not run."""
+        """Enqueue a job and return the future of its result; a job that is cancelled while queued does not run."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         (self._verified if verified else self._unverified).push(provider, size, _Job(job, future, loop))
         self._start_next()
         return future
 
-    def _start_next(self, free_turns: int = 0) -> None:
-        if free_turns:
-            asyncio.get_running_loop().call_soon(self._start_next, free_turns - 1)
+    def _start_next(self, after_iterations: int = 0) -> None:
+        if after_iterations:
+            asyncio.get_running_loop().call_soon(self._start_next, after_iterations - 1)
             return
         while (self._running is None or self._running.done()) and (job := self._pop()):
             if not job.future.done():
                 self._running = self._thread.submit(job.function)
-                self._running.add_done_callback(lambda ran, job=job: self._hand_back(job, ran))  # type: ignore[misc]
+                self._running.add_done_callback(lambda done, job=job: self._schedule_finish(job, done))  # type: ignore[misc]
 
     def _pop(self) -> _Job | None:
         if job := self._next.pop():
@@ -74,14 +74,14 @@ class Checker:
             return job
         return self._other.pop()
 
-    def _hand_back(self, job: _Job, ran: Future[Any]) -> None:
+    def _schedule_finish(self, job: _Job, done: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop was closed
-            job.loop.call_soon_threadsafe(self._finish, job, ran)
+            job.loop.call_soon_threadsafe(self._finish, job, done)
 
-    def _finish(self, job: _Job, ran: Future[Any]) -> None:
+    def _finish(self, job: _Job, done: Future[Any]) -> None:
         if not job.future.done():
-            if error := ran.exception():
+            if error := done.exception():
                 job.future.set_exception(error)
             else:
-                job.future.set_result(ran.result())
-        self._start_next(FREE_TURNS)
+                job.future.set_result(done.result())
+        self._start_next(IDLE_ITERATIONS)

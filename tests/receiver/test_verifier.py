@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mailglass_reconcile.receiver.checker import Checker
+from mailglass_reconcile.receiver.verifier import VerificationThread
 
 
 def order(*jobs: tuple[str, int, bool], cancelled: int | None = None) -> list[tuple[str, int, bool]]:
@@ -13,9 +13,9 @@ def order(*jobs: tuple[str, int, bool], cancelled: int | None = None) -> list[tu
     ran: list[tuple[str, int, bool]] = []
 
     async def run():
-        checker, may = Checker(), threading.Event()
-        first = checker.run("first", 0, verified=False, job=may.wait)
-        waiting = [checker.run(job[0], job[1], verified=job[2], job=lambda job=job: ran.append(job)) for job in jobs]
+        verifier, may = VerificationThread(), threading.Event()
+        first = verifier.run("first", 0, verified=False, job=may.wait)
+        waiting = [verifier.run(job[0], job[1], verified=job[2], job=lambda job=job: ran.append(job)) for job in jobs]
         if cancelled is not None:
             waiting.pop(cancelled).cancel()
         may.set()
@@ -49,9 +49,9 @@ def test_an_error_is_raised_where_the_job_is_awaited():
         raise LookupError
 
     async def run():
-        checker = Checker()
+        verifier = VerificationThread()
         with pytest.raises(LookupError):
-            await checker.run("ses", 1, verified=False, job=fail)
-        return await checker.run("ses", 1, verified=False, job=lambda: "ran")
+            await verifier.run("ses", 1, verified=False, job=fail)
+        return await verifier.run("ses", 1, verified=False, job=lambda: "ran")
 
     assert asyncio.run(run()) == "ran"
