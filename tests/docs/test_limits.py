@@ -58,8 +58,8 @@ SENTENCES = [
     ("security.md", "fields of a form | {:,}", wire.MAX_FIELDS),
     ("security.md", "time for a body to arrive | {:.0f} seconds", admission.BODY_SECONDS),
     ("security.md", "memory of all bodies | {:.0f} MB", admission.BUDGET_BYTES / MB),
-    ("security.md", "bodies that have not arrived completely | {}", admission.ARRIVING),
-    ("security.md", "bodies that wait for their signature inside to be checked | {}", admission.UNVERIFIED),
+    ("security.md", "bodies that have not arrived completely | {}", admission.MAX_INCOMPLETE),
+    ("security.md", "bodies that wait for their signature inside to be checked | {}", admission.MAX_UNVERIFIED),
     (
         "security.md",
         "certificate | {} in a minute | one try every {:.0f} seconds. A webhook that waits longer than {:.0f} seconds",
