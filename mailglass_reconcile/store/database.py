@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -176,13 +177,18 @@ def uuid7() -> str:
 
 
 def uuid7s(count: int) -> list[str]:
-    """Return *count* of them; their random bits are drawn together, because each system call releases the GIL."""
-    ms, digits = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10 * count).hex()
+    """Return *count* of them."""
+    ms, digits = f"{time.time_ns() // 1_000_000:012x}", f"{_random.getrandbits(80 * count):0{20 * count}x}"
     return [
         f"{ms[:8]}-{ms[8:]}-7{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
         for bits in (digits[n : n + 20] for n in range(0, 20 * count, 20))
     ]
 
+
+# Not os.urandom: a system call releases the GIL, which the background thread may then hold for milliseconds. Ids are no
+# secrets: their random bits only need to differ between processes.
+_random = random.Random()  # noqa: S311
+os.register_at_fork(after_in_child=_random.seed)
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 """The digit of the variant, by a random one."""
