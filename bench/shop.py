@@ -23,15 +23,20 @@ from wsgiref.util import setup_testing_defaults
 
 import sqlalchemy as sa
 from anymail.backends.test import EmailBackend
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.mail import EmailMessage
 from django.core.wsgi import get_wsgi_application
 
+from bench.parts.receiving import sign
 from mailglass_reconcile.webhooks import registry
 
 SECRET = "user:password"  # noqa: S105 - Anymail wants one
 BATCHES = 3
+KEY = ec.generate_private_key(ec.SECP256R1())
+"""SendGrid's, with which it signs."""
 
 
 class Backend(EmailBackend):
@@ -58,7 +63,7 @@ def configure(url: str, *, with_app: bool) -> None:
         LOGGING_CONFIG=None,
         MAILGLASS_TENANT="acme",
         MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
-        ROOT_URLCONF="anymail.urls",
+        ROOT_URLCONF="bench.shop_urls" if with_app else "anymail.urls",
         SECRET_KEY=SECRET,
         USE_TZ=True,
     )
@@ -67,24 +72,32 @@ def configure(url: str, *, with_app: bool) -> None:
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 
-def postmark(id_: str) -> tuple[str, bytes]:
-    """Return path and body of a webhook about a message."""
-    return "/postmark/tracking/", registry.get_provider("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
+AUTHORIZED = {"Authorization": f"Basic {b64encode(SECRET.encode()).decode()}"}
 
 
-def sendgrid(ids: Iterable[str]) -> tuple[str, bytes]:
-    """Return path and body of a batch of events."""
+def postmark(id_: str) -> Request:
+    """Return a webhook about a message, to Anymail's address."""
+    body = registry.get_provider("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
+    return "/postmark/tracking/", body, AUTHORIZED
+
+
+def sendgrid(ids: Iterable[str]) -> bytes:
+    """Return the body of a batch of events."""
     record = registry.get_provider("sendgrid")
     batch = [record.table.make_sample("delivered", id_, f"{id_}@example.com", AT) | {"anymail_id": id_} for id_ in ids]
-    return "/sendgrid/tracking/", record.bodies(batch)[0]
+    return record.bodies(batch)[0]
 
 
-def wsgi() -> Callable[[tuple[str, bytes]], None]:
+Request = tuple[str, bytes, dict[str, str]]
+"""A path, a body and headers."""
+
+
+def wsgi() -> Callable[[Request], None]:
     """Return a function that posts a request to the WSGI application."""
     application = get_wsgi_application()
 
-    def post(request: tuple[str, bytes]) -> None:
-        path, body = request
+    def post(request: Request) -> None:
+        path, body, headers = request
         environ: dict[str, Any] = {}
         setup_testing_defaults(environ)
         environ |= {
@@ -92,7 +105,7 @@ def wsgi() -> Callable[[tuple[str, bytes]], None]:
             "PATH_INFO": path,
             "CONTENT_TYPE": "application/json",
             "CONTENT_LENGTH": str(len(body)),
-            "HTTP_AUTHORIZATION": f"Basic {b64encode(SECRET.encode()).decode()}",
+            **{f"HTTP_{name.replace('-', '_').upper()}": value for name, value in headers.items()},
             "wsgi.input": io.BytesIO(body),
         }
         statuses: list[str] = []
@@ -106,14 +119,14 @@ def wsgi() -> Callable[[tuple[str, bytes]], None]:
 
 
 @contextmanager
-def asgi() -> Iterator[Callable[[tuple[str, bytes]], None]]:
+def asgi() -> Iterator[Callable[[Request], None]]:
     """Yield a function that posts a request to the ASGI application, in one event loop."""
     application = get_asgi_application()
-    authorization = b"Basic " + b64encode(SECRET.encode())
 
-    async def call(request: tuple[str, bytes]) -> None:
-        path, body = request
-        headers = [(b"authorization", authorization), (b"content-type", b"application/json"), (b"host", b"shop")]
+    async def call(request: Request) -> None:
+        path, body, own_headers = request
+        headers = [(b"content-type", b"application/json"), (b"host", b"shop")]
+        headers += [(name.lower().encode(), value.encode()) for name, value in own_headers.items()]
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
         where = {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}
         told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -165,21 +178,25 @@ def single(calls: int) -> dict[str, float]:
 
 def batches(size: int) -> dict[str, float]:
     """Measure batches of SendGrid, in events a second; each event has its delivery."""
-    numbers = iter(range(1, 2 * (BATCHES + 1)))
+    numbers = iter(range(1, 4 * BATCHES + 1))
 
-    def rate(post: Callable[[tuple[str, bytes]], None]) -> float:
-        found = []
+    def rate(post: Callable[[Request], None], path: str) -> float:
+        rates = []
         for _ in range(BATCHES):
             start = next(numbers) * size
-            request = sendgrid(f"batch-{number}" for number in range(start, start + size))
+            body = sendgrid(f"batch-{number}" for number in range(start, start + size))
+            request = path, body, AUTHORIZED | sign(KEY, body)
             began = time.perf_counter()
             post(request)
-            found.append(size / (time.perf_counter() - began))
-        return statistics.median(found)
+            rates.append(size / (time.perf_counter() - began))
+        return statistics.median(rates)
 
-    by_wsgi = rate(wsgi())
+    def rates(interface: str, post: Callable[[Request], None]) -> dict[str, float]:
+        paths = {"our address": "/webhooks/sendgrid", "Anymail's address": "/sendgrid/tracking/"}
+        return {f"{name}, {interface}": rate(post, path) for name, path in paths.items()}
+
     with asgi() as post:
-        return {"WSGI": by_wsgi, "ASGI": rate(post)}
+        return rates("WSGI", wsgi()) | rates("ASGI", post)
 
 
 def main() -> None:
@@ -189,6 +206,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help="single webhooks and sends, warm ones included")
     parser.add_argument("--batch", type=int, help="events in a batch")
     options = parser.parse_args()
+    public = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    os.environ["MAILGLASS_WEBHOOK_SECRETS"] = f"sendgrid={b64encode(public).decode()}"
     configure(os.environ["MAILGLASS_DATABASE_URL"], with_app=not options.without_app)
     print(json.dumps(batches(options.batch) if options.batch else single(options.calls)), flush=True)
 

@@ -52,7 +52,7 @@ def measure(machine: Machine) -> Part:
         url = machine.copy(source, name)
         fill(url, deliveries=machine.scaled(100_000))
         with psycopg.connect(url) as connection:
-            connection.execute(DELIVERIES, [max(WARM + machine.scaled(THREADED_CALLS), 8 * machine.scaled(BATCH))])
+            connection.execute(DELIVERIES, [max(WARM + machine.scaled(THREADED_CALLS), 14 * machine.scaled(BATCH))])
         vacuum(url)
     _one_thread(machine, part)
     _delayed(machine, part)
@@ -161,8 +161,10 @@ def _django(machine: Machine, part: Part) -> None:
         part.add(f"Django and Anymail, added: {NAMES[kind]}", milliseconds - without[kind], "ms", 2, note=note)
     size = machine.scaled(BATCH)
     rates = json.loads(machine.run_to_its_end(machine.copy("ours"), *shop, "--batch", str(size)))
-    for interface, rate in rates.items():
-        part.add(f"Django, {interface}: a SendGrid batch of {size}", rate, "events/s", 1_000, least=True)
+    for name, rate in rates.items():
+        # Anymail sends a signal for each event, and each is recorded by itself.
+        target = {"target": 1_000, "least": True} if name.startswith("our") else {}
+        part.add(f"Django, {name}: a SendGrid batch of {size}", rate, "events/s", **target)
 
 
 def _many_rows(machine: Machine, part: Part) -> None:

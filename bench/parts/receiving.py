@@ -93,7 +93,7 @@ def _over_http(
     machine: Machine, url: str, key: ec.EllipticCurvePrivateKey, bodies: Sequence[bytes], warm: int
 ) -> float:
     """Return events a second over four connections, from the first request until the last answer."""
-    requests = [(body, _signed(key, body)) for body in bodies]
+    requests = [(body, sign(key, body)) for body in bodies]
     with _receiving(machine, url, key) as port:
         _post(port, requests[:warm])
         shares = [requests[warm + client :: CLIENTS] for client in range(CLIENTS)]
@@ -111,7 +111,8 @@ def _over_http(
     return (len(bodies) - warm) * SIZE / seconds
 
 
-def _signed(key: ec.EllipticCurvePrivateKey, body: bytes) -> dict[str, str]:
+def sign(key: ec.EllipticCurvePrivateKey, body: bytes) -> dict[str, str]:
+    """Return the headers with which SendGrid signs a body."""
     made = key.sign(b"1" + body, ec.ECDSA(hashes.SHA256()))
     names = "X-Twilio-Email-Event-Webhook-Signature", "X-Twilio-Email-Event-Webhook-Timestamp"
     return dict(zip(names, (base64.b64encode(made).decode(), "1"), strict=True))
