@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import math
 import os
 import re
 import subprocess
@@ -155,7 +156,7 @@ def test_no_generated_block_of_a_page_is_empty():
 
 
 def test_a_number_that_stands_on_several_pages_is_the_measured_one():
-    """The costs of a call and of a message, which the README and two pages round."""
+    """The costs of a call and of a message, the speed of a sweep and its delay, which other pages round."""
     parts = page.read(ROOT / "docs")
     calls = {figure["name"]: Figure(**figure) for figure in parts["calls"]["figures"]}
     webhook, send = calls["a webhook whose delivery exists"], calls["a send"]
@@ -164,9 +165,15 @@ def test_a_number_that_stands_on_several_pages_is_the_measured_one():
     milliseconds = [round(float(one.ours.removesuffix(" ms"))) for one in (webhook, send)]
     cost = f"a webhook costs about {milliseconds[0]} ms and a send about {milliseconds[1]} ms"
     ratios = f"{webhook.value:.1f} and {send.value:.1f} times"
+    backlog = {figure["name"]: figure["value"] for figure in parts["backlog"]["figures"]}
+    one, two = (f"{round(backlog[f'{count}: links a second'], -3):,.0f}" for count in ("1 process", "2 processes"))
+    latency = {figure["name"]: math.ceil(figure["value"] / 100) / 10 for figure in parts["latency"]["figures"]}
+    follow, recent = (f"99 % within {latency[f'{name}: p99']} s" for name in ("follow, every 0.1 s", "recent=1.0"))
     for name, words in {
         "README.md": [cost, ratios, f"{disk:.1f} kB"],
-        "docs/performance.md": [ratios],
+        "docs/performance.md": [ratios, f"About {one} events a second with one process, and {two} with two"],
+        "docs/with-mailglass.md": [f"about {one} events a second"],
+        "docs/sweeps.md": [follow, recent],
         "docs/production.md": [f"{disk:.1f} kB"],
         "docs/sizing.md": [f"{disk:.1f} kB"],
     }.items():
@@ -187,5 +194,6 @@ def test_the_benchmark_runs_through(tmp_path, parts):
     written = json.loads((docs / "performance" / "figures.json").read_text())
     for part in parts.split():
         assert written[part]["command"] == f"python -m bench --quick {part}"
+        assert re.search(r" cores, bare SQL links [\d,]+ events/s \(load", written[part]["machine"])
         assert page.table(written[part]) in (docs / "performance" / "figures.md").read_text()
     assert (ROOT / "docs" / "performance" / "figures.md").read_text() == before
