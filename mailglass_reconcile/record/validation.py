@@ -168,7 +168,7 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidEventError(f"{field} must be a mapping")
     kept: dict[str, Any] = _json(field, value, 0)
-    if len(_as_json(kept).encode()) > MAX_METADATA_BYTES:
+    if kept and len(_as_json(kept).encode()) > MAX_METADATA_BYTES:
         raise InvalidEventError(f"{field} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; keep only what you need")
     return kept
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from mailglass_reconcile.rules.providers import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import borrowed
-from mailglass_reconcile.store.database import Transaction, uuid7
+from mailglass_reconcile.store.database import Transaction, uuid7s
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.sweep.matcher import Event, match
@@ -90,25 +89,28 @@ def record_webhook(
     runtime.load_imports()
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
-    checked = check(tenant, provider, events, strict)
+    new_events = validate_events(tenant, provider, events, strict)
     with failures.counted(f"a webhook of {sanitize(provider)}"), borrowed(connection, settings) as tx:
-        recorded = _record(tx, checked)
+        recorded = _record(tx, new_events)
     return after_commit.returned(connection, recorded)
 
 
-def _record(tx: Transaction, checked: Sequence[NewEvent]) -> list[Recorded]:
-    """Append what is new, each with the delivery that the rule finds, and return the result for each of *checked*."""
+def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
+    """Append what is new, each with the delivery that the rule chooses, and return the result for each event."""
     first: dict[str | None, NewEvent] = {}
-    for one in checked:
-        first.setdefault(one.entry.idempotency_key, one)
+    for event in events:
+        first.setdefault(event.entry.idempotency_key, event)
     if not first:
         return []
     new = list(first.values())
-    verdicts = match(tx, [Event(one.entry.id, one.entry.tenant_id, one.keys) for one in new])
-    entries = [one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(new, verdicts, strict=True)]
-    known = [Known(one.keys, verdict.state) for one, verdict in zip(new, verdicts, strict=True)]
+    matches = match(tx, [Event(event.entry.id, event.entry.tenant_id, event.keys) for event in new])
+    entries = [
+        event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
+        for event, result in zip(new, matches, strict=True)
+    ]
+    known = [Known(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
     recorded = ledger.append_webhook(tx, entries, known)
-    return [_result(one, recorded) for one in checked]
+    return [_result(event, recorded) for event in events]
 
 
 def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Recorded:
@@ -122,59 +124,77 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
     return Recorded(UUID(id_), None, Step(recheck=recheck) if recheck else None)
 
 
-def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
-    """Check and repair a webhook's events, and return them in their order; equal ones have the same key."""
+def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
+    """Validate and repair a webhook's events, and return them in their order; equal ones have the same key."""
     provider = validation.provider("provider", provider)
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")
-    different: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-    checked = []
-    for index, event in enumerate(events):
+    events = list(events)
+    numbers = _Numbers()
+    new_events = []
+    for index, (event, id_) in enumerate(zip(events, uuid7s(len(events)), strict=True)):
         at = f"events[{index}]"
         if not isinstance(event, WebhookEvent):
             raise InvalidEventError(f"{at} must be a WebhookEvent")
-        kind = validation.known_type(f"{at}.type", event.type)
-        event_id = validation.event_id(f"{at}.provider_event_id", event.provider_event_id)
-        one = _checked(at, event, kind, tenant_id, provider, strict)
-        numbers = different[event_id, kind]
-        number = numbers.setdefault(_identity(event), len(numbers))
-        key = idempotency_key(tenant_id, provider, event_id, kind, number)
-        checked.append(one._replace(entry=one.entry._replace(idempotency_key=key)))
-    return checked
+        type_ = validation.known_type(f"{at}.type", event.type)
+        provider_event_id = validation.event_id(f"{at}.provider_event_id", event.provider_event_id)
+        entry, keys = _validate(at, event, id_, type_, tenant_id, provider, strict)
+        number = numbers.number_of(event, provider_event_id, type_)
+        key = idempotency_key(tenant_id, provider, provider_event_id, type_, number)
+        new_events.append(NewEvent(entry._replace(idempotency_key=key), keys))
+    return new_events
+
+
+class _Numbers:
+    """Numbers the different events of a call that share provider event id and type; nearly all have theirs alone."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str], WebhookEvent] = {}
+        self._numbers: dict[tuple[str, str], dict[str, int]] = {}
+
+    def number_of(self, event: WebhookEvent, provider_event_id: str, type_: str) -> int:
+        """Return an event's number, from 0; events that are equal in every field have the same."""
+        first = self._first.setdefault((provider_event_id, type_), event)
+        if first is event:
+            return 0
+        numbers = self._numbers.setdefault((provider_event_id, type_), {_identity(first): 0})
+        return numbers.setdefault(_identity(event), len(numbers))
 
 
 def _identity(event: WebhookEvent) -> str:
     return json.dumps([getattr(event, field.name) for field in fields(event)], sort_keys=True, default=str)
 
 
-def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
+def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, type_: str, number: int) -> str:
     """Return the key under which an event is recorded once: a digest, which names no person.
 
     Several different events of one call may share id and type: *number* says, from 0, which of them it is.
     """
-    identity = json.dumps([tenant_id, provider, provider_event_id, kind, number])
+    identity = json.dumps([tenant_id, provider, provider_event_id, type_, number])
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, strict: bool) -> NewEvent:
-    """Return a row for the ledger; its key depends on what else is recorded with it."""
+def _validate(
+    at: str, event: WebhookEvent, id_: str, type_: str, tenant_id: str, provider: str, strict: bool
+) -> tuple[Entry, Keys]:
+    """Validate an event; return its row for the ledger, still without an idempotency key, and its keys."""
     message_id = validation.message_id(f"{at}.message_id", event.message_id)
-    given = validation.metadata(f"{at}.metadata", event.metadata)
-    kept, recipient = _split(given)
+    callers_metadata = validation.metadata(f"{at}.metadata", event.metadata)
+    kept, recipient = _split(callers_metadata)
     recipient = validation.recipient(f"{at}.recipient", event.recipient) or recipient
     own = {"provider_event_id": validation.storable(validation.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
     metadata: dict[str, Any] = {
         **(validation.without_addresses(kept | own) if strict else kept | own),
         "provider": provider,
         providers.rule_of(provider).stored_under: message_id,
-        **_of_smtp(at, event, given),
+        **_smtp_fields(at, event, callers_metadata),
         **({"recipient_known": True} if recipient else {}),
     }
     entry = Entry(
-        id=uuid7(),
+        id=id_,
         tenant_id=tenant_id,
         delivery_id=None,
-        type=kind,
+        type=type_,
         occurred_at=validation.utc(f"{at}.occurred_at", event.occurred_at),
         idempotency_key=None,
         reject_reason=validation.reject_reason(f"{at}.reject_reason", event.reject_reason),
@@ -182,25 +202,25 @@ def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: 
         needs_reconciliation=True,
     )
     keys = keys_of(Document(metadata))
-    return NewEvent(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
+    return entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys
 
 
-def _of_smtp(at: str, event: WebhookEvent, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a message bounced, the codes of SMTP and its id over SMTP; fields go before the caller's metadata."""
-    bounce = validation.bounce(f"{at}.metadata['bounce']", given.get(BOUNCE))
-    status = smtp_status(given.get(SMTP_STATUS))
-    told = {
+def _smtp_fields(at: str, event: WebhookEvent, callers_metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kind of a bounce, the SMTP codes and the SMTP message id; the event's fields override its metadata."""
+    bounce = validation.bounce(f"{at}.metadata['bounce']", callers_metadata.get(BOUNCE))
+    status = smtp_status(callers_metadata.get(SMTP_STATUS))
+    values = {
         BOUNCE: validation.bounce(f"{at}.bounce", event.bounce) or bounce,
         SMTP_STATUS: validation.smtp_status(f"{at}.smtp_status", event.smtp_status) or status,
         SMTP_MESSAGE_ID: validation.message_id(f"{at}.smtp_message_id", event.smtp_message_id),
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in values.items() if value}
 
 
-def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return what is kept of a caller's metadata, and the address in it, as a sweep would read it."""
+def _split(callers_metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the caller's metadata without reserved names, and the address under one of them, as a sweep reads it."""
     kept, reserved = {}, {}
-    for name, value in given.items():
+    for name, value in callers_metadata.items():
         bare = name.strip().lower()
         if bare not in RESERVED and name not in FIELDS:
             kept[name] = value
