@@ -23,7 +23,7 @@ from anymail_payloads import (
 from anymail_single import mailersend_request, mailgun_request
 from anymail_wire import BEGIN, PRIVATE
 from mailglass_reconcile.contrib.anymail import webhook_event
-from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import formats
 from senders import documented, signed
@@ -63,7 +63,7 @@ def test_every_kind_of_event_can_be_recorded_and_names_nobody_in_the_ledger(even
         (event,) = events_of(provider, payload(provider, kind, n=90))
         assert (event.type, event.message_id, event.recipient) == (type_, id_, ANN), kind
         assert int(event.occurred_at.timestamp()) == BEGIN + 90, kind
-        (recorded,) = check("acme", provider.esp_name, [event], strict=False)
+        (recorded,) = validate_events("acme", provider.esp_name, [event], strict=False)
         assert recorded.entry.metadata.get("tags") == (None if provider is UNISENDER_GO else ["welcome"]), kind
         kept = json.dumps([recorded.entry.metadata, recorded.entry.idempotency_key]).replace(str(id_), "")
         assert "@" not in kept, kind
@@ -140,7 +140,10 @@ def test_a_legacy_form_of_mailgun_has_what_anymail_reads(post):
 def test_a_notification_of_ses_is_an_event_for_each_of_its_recipients(events_of, kind):
     """They share the notification's id, and differ by their place in it."""
     events = events_of(SES, payload(SES, kind, to=[f'"Ann, A." <{ANN}>', BOB]))
-    assert [check("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [ANN.lower(), BOB]
+    assert [validate_events("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [
+        ANN.lower(),
+        BOB,
+    ]
     notification, places = zip(*(id_.split("/") for id_ in ids(events)), strict=True)
     assert len(set(notification)) == 1
     assert places == ("0", "1")

@@ -10,7 +10,7 @@ import pytest
 
 import senders
 from mailglass_reconcile import WebhookEvent
-from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify
 from mailglass_reconcile.webhooks.registry import MAX_BYTES
@@ -146,7 +146,7 @@ def recipients(size: int) -> None:
 
 def one_id(size: int) -> None:
     """Check many different events under one id."""
-    check("acme", "sendgrid", [event(n) for n in range(size)], strict=False)
+    validate_events("acme", "sendgrid", [event(n) for n in range(size)], strict=False)
 
 
 def event(number: int) -> WebhookEvent:
@@ -163,11 +163,11 @@ def test_twice_the_input_costs_twice_the_cpu(work, size):
 
 def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
     """Numbered in their order, so that a repeated webhook has the same keys."""
-    made = check("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
+    made = validate_events("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
     keys = [one.entry.idempotency_key for one in made]
     assert keys[0] == keys[2] != keys[1]
     assert keys == [
-        one.entry.idempotency_key for one in check("acme", "sendgrid", [event(1), event(2), event(1)], False)
+        one.entry.idempotency_key for one in validate_events("acme", "sendgrid", [event(1), event(2), event(1)], False)
     ]
 
 

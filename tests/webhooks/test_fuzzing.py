@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.record import validation
-from mailglass_reconcile.record.webhooks import check as check_events
+from mailglass_reconcile.record.webhooks import validate_events as check_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import MANDRILL_URL, Posted, documented, posted, published, secret_of, signed, url_of
@@ -61,7 +61,7 @@ def read(provider, body, headers):
     return None
 
 
-def check(provider, body, headers):
+def validate_events(provider, body, headers):
     """Verify a body; only errors that a receiver answers may come out."""
     with contextlib.suppress(SignatureError, ConfigurationError):
         verify(provider, body, headers, secret=secret_of(provider), url=url_of(provider))
@@ -103,7 +103,7 @@ def read_twisted(provider, data):
 def test_any_json_is_read_or_refused(provider, body, headers):
     """Signed or not."""
     read(provider, body, headers)
-    check(provider, body, headers)
+    validate_events(provider, body, headers)
     one = signed(provider, body)
     read(provider, one.body, one.headers)
 
@@ -115,7 +115,7 @@ def test_any_json_is_read_or_refused(provider, body, headers):
 def test_any_bytes_are_read_or_refused(provider, body, headers):
     """Whatever the headers are."""
     read(provider, body, headers)
-    check(provider, body, headers)
+    validate_events(provider, body, headers)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from anymail_payloads import ALL as ANYMAIL
 from anymail_payloads import message_id
 from mailglass_reconcile import ConfigurationError, WebhookEvent
 from mailglass_reconcile.contrib.anymail import webhook_event
-from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse, registry
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import BATCHES, KEY, NOW, PAYLOADS, documented, notification, posted, signed
@@ -53,7 +53,7 @@ def test_every_documented_event_is_read(provider):
         assert made.occurred_at.utcoffset() == dt.timedelta(0), event
         assert made.message_id is not None or made.recipient is not None, event
         assert set(made.metadata) <= {"tags", "region"}, event
-        (recorded,) = check("acme", provider, [made], strict=False)
+        (recorded,) = validate_events("acme", provider, [made], strict=False)
         assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key, event
 
 

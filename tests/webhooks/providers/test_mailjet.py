@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import parse
 
 GUID = "1ab23cd4-e567-8901-2345-6789f0gh1i2j"
@@ -87,7 +87,7 @@ def test_a_message_sent_over_smtp_is_found_by_its_guid():
     """`Message_GUID` "equals the value of MessageUUID returned after the message is sent"."""
     event = read()
     assert (event.message_id, event.smtp_message_id) == ("13792286917004336", GUID)
-    check("acme", "mailjet", [event], strict=False)
+    validate_events("acme", "mailjet", [event], strict=False)
 
 
 @pytest.mark.parametrize(

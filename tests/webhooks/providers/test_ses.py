@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
 from senders import ARN, documented, notification
 
@@ -197,7 +197,7 @@ def test_a_bounce_that_comes_through_two_topics_is_one_event():
     legacy = {"notificationType": "Bounce", **{k: v for k, v in of("Bounce").items() if k != "eventType"}}
     (first,), (second,) = through_sns(of("Bounce")), through_sns(legacy, MessageId="another", TopicArn=f"{ARN}2")
     assert first.provider_event_id == second.provider_event_id == f"{EVENTS['Bounce']['bounce']['feedbackId']}/0"
-    (one,), (other,) = (check("acme", "ses", [event], strict=False) for event in (first, second))
+    (one,), (other,) = (validate_events("acme", "ses", [event], strict=False) for event in (first, second))
     assert one.entry.idempotency_key == other.entry.idempotency_key
 
 
@@ -243,7 +243,7 @@ def test_a_body_that_is_neither_is_refused(body):
 
 def candidates(event):
     """Return the ids that an event's delivery is looked for by."""
-    (checked,) = check("acme", "ses", [event], strict=False)
+    (checked,) = validate_events("acme", "ses", [event], strict=False)
     return checked.keys.candidate_ids
 
 
