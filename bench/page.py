@@ -42,16 +42,9 @@ SHOWN = {
         "a day: WAL of deleting as many": "WAL of deleting as many",
         "a day: the prune takes": "time of the daily prune",
     },
-    "large": {
-        "1,000,000 open: migrate": "`migrate`, with a million open orphans",
-        "1,000,000 open: the first look": "the first sweep over them",
-        "1,000,000 open: a sweep": "each later sweep",
-        "10,000,000 open: the first look": "the first sweeps over ten million",
-        "10,000,000 open: a sweep": "each later sweep over ten million",
-    },
-    "retention": {
-        "10,000,000 events: rows deleted": "rows deleted, of ten million events",
-        "10,000,000 events: a write meanwhile": "a write of the application meanwhile",
+    "layouts": {
+        "1,000,000 unmatched, in order: the first look": "the first sweep over a million",
+        "1,000,000 unmatched, in order: a sweep": "each later sweep over them",
     },
 }
 """The rows of the two pages, by part, in words that need no explanation."""

@@ -21,7 +21,7 @@ class WebhookEvent:
     """One event of a provider's webhook.
 
     Attributes:
-        type: Anymail's name for it, such as `delivered` or `bounced`; `docs/formats.md` lists all.
+        type: Anymail's name for it, such as `delivered` or `bounced`; `docs/event-types.md` lists all.
         occurred_at: The provider's time, with a time zone.
         provider_event_id: The provider's id of this event, or of the webhook that carried it.
         message_id: The provider's id of the message.

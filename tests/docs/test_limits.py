@@ -120,7 +120,7 @@ SENTENCES = [
         validation.MAX_TEXT - 1,
     ),
     ("trouble.md", "reads at most {:,} events of the ledger", orphans.READ_AT_MOST),
-    ("trouble.md", "at most {:,} events, so with `--type`", orphans.LOOKED_AT_MOST),
+    ("trouble.md", "With `--type`, a list compares at most {:,} events", orphans.LOOKED_AT_MOST),
     ("with-mailglass.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
     ("upgrading.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
     ("concepts.md", "Rows older than {} days are added up", runs.RETENTION_DAYS),

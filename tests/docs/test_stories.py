@@ -63,8 +63,10 @@ def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tm
         reader.paste(checking)
 
 
-def test_fastapi(reader, empty_database_url):
-    """Mount, send: Postmark's webhook comes first, as the page simulates it, and the send links it."""
+def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_database_url):
+    """Mount, send: Postmark's webhook comes first, the send links it, and the order shows it."""
+    assert "docs/python.md" in pages.links(pages.README)
+    assert {"order-status.md", "providers.md"} <= pages.links(DOCS / "python.md")
     reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
     reader.follow(pages.section(DOCS / "python.md", "FastAPI"))
     assert states(empty_database_url) == [("default", "bob@example.com", "delivered")]
