@@ -23,7 +23,7 @@ from mailglass_reconcile.record import after_commit, validation
 from mailglass_reconcile.rules import matching, providers, thresholds
 from mailglass_reconcile.settings import TOKEN_CHARACTERS, Settings
 from mailglass_reconcile.singleton import lock
-from mailglass_reconcile.store import certificates, ledger, outbox, runs
+from mailglass_reconcile.store import certificates, ledger, outbox, privileges, runs
 from mailglass_reconcile.store.migration import steps
 from mailglass_reconcile.sweep import ranges, reconciler
 from mailglass_reconcile.web import access
@@ -219,3 +219,67 @@ def test_the_page_names_what_dispatch_prints():
     (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/formats.md").read_text(), re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", row))
     assert printed - {"waiting", "dead"} == named
+
+
+def test_every_option_that_a_page_names_is_one_of_its_subcommand():
+    """In a command of a block, or within a sentence such as `sweep --dry-run`."""
+    unknown, seen = {}, set()
+    for page in pages.PAGES:
+        for text in re.findall(r"`([^`\n]+)`|^ *\$ (.+)$", page.read_text(), re.MULTILINE):
+            line = "".join(text)
+            command = re.search(r"(?:mailglass-reconcile|manage\.py mailglass|mailglass \w+) (\w+)([^|&;>]*)", line)
+            command = command or re.match(r"(\w+)( [^|&;>]*|$)", line)
+            if command and command[1] in commands.SUBCOMMANDS:
+                known = {option for one in commands.SUBCOMMANDS[command[1]].params for option in one.opts}
+                options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command[2])) - {"--help", "--version"}
+                seen |= options
+                if missing := options - known:
+                    unknown[f"{page.name}: {command[0]}"] = missing
+    assert unknown == {}
+    assert len(seen) > 30
+
+
+def test_every_variable_and_alert_that_a_page_names_exists():
+    """Settings, the variables of the pytest plugin, and the rules of Prometheus."""
+    settings = {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields}
+    settings |= {
+        f"MAILGLASS_TEST_{name}" for name in ("DATABASE_URL", "REDIS_URL", "POSTGRES_PROGRAMS", "REDIS_PROGRAM")
+    }
+    settings |= {
+        "MAILGLASS_DATABASE_ALIAS",
+        "MAILGLASS_DATABASE_SHEMA",
+    }  # Django's own, and a misspelling of an example
+    alerts = set(re.findall(r"alert: (\w+)", (pages.ROOT / "docs/monitoring/alerts.yml").read_text()))
+    for page in pages.PAGES:
+        text = page.read_text()
+        assert (
+            set(re.findall(r"\b_?(MAILGLASS_[A-Z_]*[A-Z])\b", text)) - {"MAILGLASS_RECONCILE_COMPLETE"} <= settings
+        ), page
+        assert set(re.findall(r"\b(MailglassReconcile[A-Z]\w+)\b", text)) - {"MailglassReconcileError"} <= alerts, page
+
+
+def test_the_roles_of_the_pages_are_those_with_privileges():
+    """On the page on roles each with its work, and the login of the manifests."""
+    names = {role.name for role in privileges.ROLES}
+    table = set(re.findall(r"^\| `(mailglass_\w+)` \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE))
+    assert table == names
+    for page in ("grants.md", "deploy.md"):
+        created = set(re.findall(r"CREATE ROLE (mailglass_\w+)", PAGES[page]))
+        assert created - {"mailglass_owner", "mailglass_worker"} <= names
+
+
+def test_the_checks_of_django_are_those_of_the_page():
+    """By their ids."""
+    code = (pages.ROOT / "mailglass_reconcile/contrib/django/checks.py").read_text()
+    ids = set(re.findall(r"\"mailglass_reconcile\.(W\d{3})\"", code)) | set(re.findall(r"\"(E\d{3})\"", code))
+    page = PAGES["django.md"].partition("## Checks")[2].partition("## ")[0]
+    assert set(re.findall(r"\b([EW]\d{3})\b", page)) == ids
+
+
+def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
+    """Mailglass's three, and ours."""
+    text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("## The tables")[2].partition("### Runs")[0]
+    rows = re.findall(r"^\| (`mailglass_[^|]*)\|", text, re.MULTILINE)
+    listed = set(re.findall(r"`(mailglass_\w+)`", " ".join(rows)))
+    names = tx.value("SELECT string_agg(tablename, ' ') FROM pg_tables WHERE tablename LIKE 'mailglass%'")
+    assert listed == set(names.split())
