@@ -170,7 +170,7 @@ def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(e
     piece = bytes(server.PIECE_BYTES)
     monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
     arrived.clear()
-    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
         honest = opened.enter_context(connect(address, HALF_A_HEAD + b"Content-Length: %d\r\n\r\n" % (5 * len(piece))))
         for number in range(1, 5):
             honest.sendall(piece)
@@ -183,7 +183,7 @@ def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(e
 
 def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_connections):
     """Although it is newer."""
-    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
         dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(6)]
         silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
         for connection in silent:  # kept alive after an answer
@@ -199,7 +199,7 @@ def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_conne
 def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
     """However fast new ones come, and however much the others send: uploads of strangers kept everybody else out."""
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
-    with bounded(echo, backlog=1) as address, contextlib.ExitStack() as opened:
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
         ending = threading.Event()
         uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(10)]
         for thread in uploads:
@@ -221,7 +221,7 @@ def upload(address: str, ending: threading.Event) -> None:
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
     """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
-    with bounded(echo, backlog=1) as address, caplog.at_level(logging.DEBUG):
+    with bounded(echo) as address, caplog.at_level(logging.DEBUG):
         head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         with connect(address, head) as one:
             assert one.recv(4_096).startswith(b"HTTP/1.1 200")
@@ -239,7 +239,7 @@ def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monk
     monkeypatch.setattr(
         server.h11.Connection, "receive_data", lambda conn, data: (parsed.append(data), receive_data(conn, data))
     )
-    with bounded(echo, backlog=1) as address:
+    with bounded(echo) as address:
         for lines, status in [(99, b"200"), (100, b"400"), (3_900, b"400")]:
             head = b"POST / HTTP/1.1\r\nContent-Length: 400\r\nHost: x\r\n" + b"a:\r\n" * (lines - 3) + b"\r\n"
             parsed.clear()

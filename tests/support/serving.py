@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -60,24 +61,24 @@ def serving(
 
 
 @contextmanager
-def bounded(application, backlog: int = 2_048) -> Iterator[str]:
-    """Serve an application in this process with the protocol of ours; *backlog* are accepted in a turn of its loop."""
+def bounded(application) -> Iterator[str]:
+    """Serve an application in this process with the protocol of ours, and its queue of connections."""
+    listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         application,
-        port=0,
-        backlog=backlog,
+        backlog=server.ACCEPTED_AT_ONCE,
         log_config=None,
         lifespan="off",
         loop="asyncio",
         http=server.BoundedProtocol,
         h11_max_incomplete_event_size=server.HEAD_BYTES,
     )
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
+    running = server._Server(config)  # without its queue, a full one makes clients wait for seconds
+    thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
     thread.start()
     wait_until(lambda: running.started)
     try:
-        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     finally:
         running.should_exit = True
         thread.join(20)
