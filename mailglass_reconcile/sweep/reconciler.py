@@ -19,7 +19,7 @@ from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
-from mailglass_reconcile.store.database import Connected, Transaction, with_retries
+from mailglass_reconcile.store.database import Connected, Transaction, require_revision, with_retries
 from mailglass_reconcile.store.open_orphans import Open, Place
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
@@ -134,12 +134,19 @@ class Sweep(Request):
             self.unseen_since = choice.unseen_since
             if not self.is_recent:
                 self.window.warn()
+        else:
+            self._retried(partial(self._require_revision, connected))
         if self.event_ids:
             choice.parts.append(part_of(self.event_ids))
             choice.chosen[Group(None, None, None)] += len(self.event_ids)
         self.counters.begin(choice)
         self.has_started = True
         return choice.parts
+
+    def _require_revision(self, connected: Connected) -> None:
+        """Check the schema's revision, which otherwise comes with the window."""
+        with connected.reading(self.deadline.left_ms) as tx:
+            require_revision(tx)
 
     def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
         most_checked = MOST_CHECKED if self.is_recent else None

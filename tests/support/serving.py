@@ -3,7 +3,6 @@
 import os
 import re
 import resource
-import socket
 import subprocess
 import sys
 import threading
@@ -62,8 +61,8 @@ def serving(
 
 @contextmanager
 def bounded(application) -> Iterator[str]:
-    """Serve an application in this process with the protocol of ours, and its queue of connections."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    """Serve an application in this process, as the command does."""
+    listener = server._listening("127.0.0.1", 0)
     config = uvicorn.Config(
         application,
         backlog=server.ACCEPTED_AT_ONCE,

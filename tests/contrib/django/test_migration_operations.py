@@ -177,7 +177,7 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     """In errors, findings, problems and remedies."""
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")  # without a broker, no worker is asked
     with pytest.raises(SystemExit):
-        call_command("mailglass", "doctor")
+        call_command("mailglass", "status")
     call_command("migrate", APP, verbosity=0)
     unknown = str(uuid.uuid4())
     for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", unknown], ["find", "ada@example.com"]):
