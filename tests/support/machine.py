@@ -159,9 +159,9 @@ class Reader(ExitStack):
                 assert without_ids(shown) == without_ids(printed) or not shown, f"{command}\n{printed}"
 
     def _install(self, command: str) -> None:
-        """Run a line of pip in the clone; a second time it could only find what it has put there itself."""
+        """Run a line of pip in the clone, which was installed from there once: more of its extras need no build."""
         if command not in self._machine.installed:
-            self._run(command, self._machine.clone)
+            self._run(command.replace('".[', '"mailglass-reconcile['), self._machine.clone)
             self._machine.installed.add(command)
 
     def _run(self, command: str, where: Path) -> str:
