@@ -1,7 +1,7 @@
 -- What readers for people share: parts of their statements.
 
 -- step: function mailglass_reconcile_orphan_of_v1
--- The orphan that an event has linked, by the event's key; NULL if it is not a link. It and the next one are parts of
+-- The orphan that an event has linked, by the event's key; NULL if it is not a link. It and the next two are parts of
 -- our readers' statements: without settings, so that the planner puts them in the place of the call, and called in our
 -- transactions only, whose search_path is pg_catalog, pg_temp.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_orphan_of_v1(type text, key text)
@@ -23,4 +23,11 @@ SELECT coalesce(own, (SELECT CASE pg_catalog.jsonb_typeof(e.metadata -> 'provide
                        WHERE e.delivery_id = mailglass_reconcile_provider_of_v1.delivery_id
                          AND e.type IN ('dispatched', 'failed', 'rejected')
                        ORDER BY e.delivery_id, e.occurred_at LIMIT 1))
+$$;
+
+-- step: function mailglass_reconcile_iso_v1
+-- A time of UTC without zone, in ISO 8601 with Z, as every reader prints it; infinite times are no ISO 8601.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_iso_v1(at timestamp)
+RETURNS text LANGUAGE sql STABLE AS $$
+SELECT CASE WHEN pg_catalog.isfinite(at) THEN (pg_catalog.to_json(at) #>> '{}') || 'Z' ELSE CAST(at AS text) END
 $$;

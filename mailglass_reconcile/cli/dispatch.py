@@ -16,7 +16,6 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import (
     Duration,
     confirm,
-    moment,
     print_json,
     reader_may_leave,
     require_terminal,
@@ -29,6 +28,7 @@ from mailglass_reconcile.ops import handler_jobs
 from mailglass_reconcile.ops.handler_jobs import HandlerJob, JobList
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, format_duration_ms, pluralize
+from mailglass_reconcile.rules.times import format_time
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _list_dead(handler: str | None, as_json: bool) -> None:
         return
     click.echo(pluralize(listed.total, "event is dead", "events are dead"), err=True)
     for group in listed.groups:
-        text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {moment(group.at)}"
+        text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {format_time(group.at)}"
         click.echo(wrapped(text, "    ", "  "), err=True)
     _print_jobs(listed)
 
@@ -175,7 +175,7 @@ def _list_waiting(handler: str | None, as_json: bool) -> None:
     click.echo(pluralize(listed.total, "event waits for a handler", "events wait for handlers"), err=True)
     for group in listed.groups:
         why = f"{group.error}, next attempt" if group.error else "not tried yet, due"
-        text = f"{group.number:,} {group.type} for {group.handler}: {why} {moment(group.at)}"
+        text = f"{group.number:,} {group.type} for {group.handler}: {why} {format_time(group.at)}"
         click.echo(wrapped(text, "    ", "  "), err=True)
     _print_jobs(listed)
 
@@ -195,7 +195,7 @@ def _print_jobs(listed: JobList) -> None:
 
 def _job(job: HandlerJob) -> str:
     """Return a job of a list, with its whole ids on lines of their own."""
-    when = f"dead since {moment(job.at)}" if job.state == "dead" else f"next attempt {moment(job.at)}"
+    when = f"dead since {format_time(job.at)}" if job.state == "dead" else f"next attempt {format_time(job.at)}"
     facts = [f"{job.type} for {job.handler}", pluralize(job.attempts, "attempt"), *filter(None, [job.error]), when]
     return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 

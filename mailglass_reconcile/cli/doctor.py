@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.output import with_commands, wrapped
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.rules.humanize import escape_unprintable, pluralize
+from mailglass_reconcile.rules.humanize import pluralize
 
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks.workers import Cluster
 
+INDENT = " " * 27
 COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
 
 EXAMPLES = """
@@ -39,18 +41,18 @@ Examples:
 def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     """Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.
 
-    Each finding is a warning or an error, with its cause and a step that fixes it; the gravest is the last, above the
-    total. The exit code is 1 if there is an error. Run it with the environment of the worker. If the Celery app is your
-    own, name its module in MAILGLASS_IMPORTS.
+    Each finding is a warning or an error, with its cause and a step that fixes it. The most severe is printed last,
+    above the total. The exit code is 1 if there is an error. Run it with the environment of the worker. If you use your
+    own Celery app, name its module in MAILGLASS_IMPORTS.
     """
     findings = checks.diagnose(_cluster if runtime.available() else None, repair=repair)
-    wrong = Counter(one.status for one in findings)
+    wrong = Counter(finding.status for finding in findings)
     if as_json:
-        click.echo(json.dumps({"findings": [one.as_dict() for one in findings]}))
+        click.echo(json.dumps({"findings": [finding.as_dict() for finding in findings]}))
     else:
-        for one in reversed(findings):
-            if verbose or one.status != OK:
-                _print(one)
+        for finding in reversed(findings):
+            if verbose or finding.status != OK:
+                _print(finding)
         well = f", {wrong[OK]} ok" if verbose else f"; {pluralize(wrong[OK], 'check is', 'checks are')} ok (--verbose)"
         click.echo(f"{pluralize(wrong[ERROR], 'error')}, {pluralize(wrong[WARNING], 'warning')}{well}")
     sys.exit(1 if wrong[ERROR] else 0)
@@ -66,9 +68,9 @@ def _cluster() -> Cluster:
     return workers.Cluster(app, setting)  # type: ignore[no-any-return]
 
 
-def _print(one: Finding) -> None:
-    click.echo(
-        f"{click.style(f'{one.status:<7}', fg=COLOURS[one.status])}  {one.check:<16}  {escape_unprintable(one.message)}"
-    )
-    if one.remedy:
-        click.echo(f"{'':27}-> {escape_unprintable(one.remedy)}")
+def _print(finding: Finding) -> None:
+    level = f"{finding.status:<7}"
+    message = wrapped(finding.message, INDENT, f"{level}  {finding.check:<16}  ")
+    click.echo(message.replace(level, click.style(level, fg=COLOURS[finding.status]), 1))
+    if finding.remedy:
+        click.echo(with_commands(finding.remedy, f"{INDENT}   ", f"{INDENT}-> "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,13 +11,14 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import moment, print_json, reader_may_leave, with_commands, wrapped
+from mailglass_reconcile.cli.output import print_json, reader_may_leave, with_commands, wrapped
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.states import NOT_CHECKED
+from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
@@ -25,22 +27,25 @@ Examples:
   mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq .remedy
 """
 
+STEP = re.compile(r"(?<=\.) (?=\d\. )")
+"""Between two numbered steps of a remedy."""
+
 
 @click.command(epilog=EXAMPLES)
-@click.argument("wanted", metavar="[EVENT_ID | DELIVERY_ID]", type=click.UUID, required=False)
-@click.option("--message-id", metavar="ID", help="Instead: the events of this message, at most 40.")
+@click.argument("id_", metavar="[EVENT_ID | DELIVERY_ID]", type=click.UUID, required=False)
+@click.option("--message-id", metavar="ID", help="Explain all events of this message instead (at most 40).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
-def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
+def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
     """Show why one event is linked or not, and what must change.
 
-    It begins with what happened to the event's delivery, and where to look next. For a delivery or a message, the
-    latest events come first, and then the open orphans that name the message.
+    The output begins with what happened to the delivery, and where to look next. For a delivery or a message, the
+    latest events are explained first, then the open orphans that name the message.
     """
-    if (wanted is None) == (message_id is None):
-        raise click.UsageError("give an EVENT_ID or a DELIVERY_ID, or --message-id")
+    if (id_ is None) == (message_id is None):
+        raise click.UsageError("pass an EVENT_ID, a DELIVERY_ID or --message-id")
     database = runtime.database()
-    if wanted:
-        events, shown = explanation.of_id(database, wanted)
+    if id_:
+        events, shown = explanation.of_id(database, id_)
     else:
         events, shown = explanation.of_message(database, message_id or "")
         if not events and not shown:
@@ -59,17 +64,17 @@ def _print_json(events: Sequence[Explanation], deliveries: Sequence[Delivery]) -
         print_json({**event.as_dict(), "delivery": by_id.get(event.delivery_id or "")})
 
 
-def _parts(found: Sequence[Explanation], deliveries: Sequence[Delivery]) -> Iterator[str]:
+def _parts(explanations: Sequence[Explanation], deliveries: Sequence[Delivery]) -> Iterator[str]:
     if deliveries:
         yield "\n".join(map(_state, deliveries))
-    if not found:
+    if not explanations:
         yield "no event is linked to it, and no open orphan has its message id"
-    for one in found:
-        yield "\n".join(_lines(one))
+    for explained in explanations:
+        yield "\n".join(_lines(explained))
 
 
 def _state(delivery: Delivery) -> str:
-    since = f"{delivery.type} since {moment(delivery.since or '-')}" if delivery.type else "no event yet"
+    since = f"{delivery.type} since {format_time(delivery.since)}" if delivery.type else "no event yet"
     lines = [wrapped(delivery.summary)]
     lines += [f"  {delivery.command}"] if delivery.command else []
     end = "final" if delivery.final else "not final"
@@ -77,105 +82,110 @@ def _state(delivery: Delivery) -> str:
     return "\n".join(lines)
 
 
-def _lines(found: Explanation) -> Iterator[str]:
-    yield f"{found.event_id}: {found.state}"
-    yield wrapped(found.sentence)
-    if found.state == "unknown":
+def _lines(event: Explanation) -> Iterator[str]:
+    yield f"{event.event_id}: {event.state}"
+    yield wrapped(event.sentence)
+    if event.state == "unknown":
         return
     yield ""
-    yield _fact("type", found.type or "-")
-    if found.bounce:
-        yield _fact("bounce", found.bounce)
-    if found.reject_reason:
-        yield _fact("reason", found.reject_reason)
-    if found.smtp_status:
-        yield _fact("SMTP", found.smtp_status)
-    yield _fact("tenant", found.tenant_id or "-")
-    yield _fact("provider", found.provider or "none that can be used")
-    if hint := providers.mistyped(found.provider or ""):
+    yield _fact("type", event.type or "-")
+    if event.bounce:
+        yield _fact("bounce", event.bounce)
+    if event.reject_reason:
+        yield _fact("reason", event.reject_reason)
+    if event.smtp_status:
+        yield _fact("SMTP", event.smtp_status)
+    yield _fact("tenant", event.tenant_id or "-")
+    yield _fact("provider", event.provider or "none that can be used")
+    if hint := providers.mistyped(event.provider or ""):
         yield _fact("", hint)
-    yield _fact("arrived", moment(found.arrived_at or "-"))
-    if found.delivery_id:
-        yield _fact("delivery", found.delivery_id)
-    if found.reconciled_by:
-        yield _fact("linked" if found.linked_at else "settled", f"{_when(found)}by the event {found.reconciled_by}")
-    if found.recipient_checked is False:
+    yield _fact("arrived", format_time(event.arrived_at))
+    if event.delivery_id:
+        yield _fact("delivery", event.delivery_id)
+    if event.reconciled_by:
+        yield _fact("linked" if event.linked_at else "settled", f"{_when(event)}by the event {event.reconciled_by}")
+    if event.recipient_checked is False:
         yield _fact("recipient", NOT_CHECKED)
-    if found.linked_by:
-        yield _fact("by hand", f"{found.linked_by_actor or 'an unknown user'}: {found.reason or 'no reason'}")
-    for run in found.linked_during:
-        yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
-    yield from _reads(found)
-    yield from _ids(found)
-    yield from _outlook(found)
+    if event.linked_by:
+        yield _fact("by hand", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
+    for run in event.linked_during:
+        yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {format_time(run['started_at'])}")
+    yield from _reads(event)
+    yield from _ids(event)
+    yield from _outlook(event)
 
 
 def _fact(name: str, text: str) -> str:
     return wrapped(text, " " * 11, f"{name:<11}")
 
 
-def _when(found: Explanation) -> str:
-    return f"{moment(found.linked_at)} " if found.linked_at else ""
+def _when(event: Explanation) -> str:
+    return f"{format_time(event.linked_at)} " if event.linked_at else ""
 
 
-def _reads(found: Explanation) -> Iterator[str]:
-    if not found.rule:
+def _reads(event: Explanation) -> Iterator[str]:
+    if not event.rule:
         return
     yield ""
-    yield wrapped(f"places read for an id (rule {found.rule}):")
-    for read in found.reads:
+    yield wrapped(f"fields searched for a message id (rule {event.rule}):")
+    for read in event.reads:
         yield wrapped(f"{read['path']}: {read['holds'] or 'nothing'}", "  ")
 
 
-def _ids(found: Explanation) -> Iterator[str]:
-    if not found.tried:
+def _ids(event: Explanation) -> Iterator[str]:
+    if not event.tried:
         return
     yield ""
     yield "ids tried, in this order:"
-    for one in found.tried:
-        place = one["read_from"] or "several places, or as it was recorded"
-        yield wrapped(one["id"], "  ")
-        yield wrapped(f"from {place}; {_named(one['deliveries'])}", "    ")
-        for named in found.named:
-            if named["candidate_id"] == one["id"]:
-                yield wrapped(f"delivery {named['delivery_id']}{_but(named)}", "    ")
-                yield wrapped(_told_by(named), "      ")
-                if named["command"]:
-                    yield named["command"]
+    for tried in event.tried:
+        field = tried["read_from"] or "several fields, or as it was recorded"
+        yield wrapped(tried["id"], "  ")
+        yield wrapped(f"from {field}; {_deliveries(tried['deliveries'])}", "    ")
+        for delivery in event.named:
+            if delivery["candidate_id"] == tried["id"]:
+                yield wrapped(f"delivery {delivery['delivery_id']}{_differences(delivery)}", "    ")
+                yield wrapped(_description(delivery), "      ")
+                if delivery["command"]:
+                    yield delivery["command"]
 
 
-def _named(deliveries: int) -> str:
-    return "names no delivery" if not deliveries else f"names {pluralize(deliveries, 'delivery', 'deliveries')}:"
+def _deliveries(number: int) -> str:
+    return "names no delivery" if not number else f"names {pluralize(number, 'delivery', 'deliveries')}:"
 
 
-def _but(named: dict[str, object]) -> str:
-    """Return what keeps a delivery from being the event's, if anything does."""
-    reasons = [] if named["own"] else [f"of tenant {named['tenant_id']}"]
-    reasons += [] if named["fitting"] else [f"of provider {named['provider']}"]
-    reasons += [] if named["addressed"] else ["to another recipient"]
+def _differences(delivery: dict[str, object]) -> str:
+    """Return in what a delivery differs from the event, if in anything."""
+    reasons = [] if delivery["own"] else [f"of tenant {delivery['tenant_id']}"]
+    reasons += [] if delivery["fitting"] else [f"of provider {delivery['provider']}"]
+    reasons += [] if delivery["addressed"] else ["to another recipient"]
     return f", {', '.join(reasons)}" if reasons else ""
 
 
-def _told_by(named: dict[str, Any]) -> str:
+def _description(delivery: dict[str, Any]) -> str:
     """Return what distinguishes a delivery from the others."""
-    facts = (named["mailable"], named["state"], f"stored {moment(named['stored_at'])}" if named["stored_at"] else None)
+    facts = (
+        delivery["mailable"],
+        delivery["state"],
+        f"stored {format_time(delivery['stored_at'])}" if delivery["stored_at"] else None,
+    )
     return ", ".join(filter(None, facts))
 
 
-def _outlook(found: Explanation) -> Iterator[str]:
-    if found.remedy or found.expires_at:
+def _outlook(event: Explanation) -> Iterator[str]:
+    if event.remedy or event.expires_at:
         yield ""
-    if found.state in ("waiting", "expired") and found.verdict:
-        yield _fact("verdict", f"a sweep now would find it {found.verdict}")
-    if found.remedy:
-        yield with_commands(found.remedy, " " * 11, f"{'to link':<11}")
-    if found.refused:
+    if event.state in ("waiting", "expired") and event.verdict:
+        yield _fact("verdict", f"a sweep now would find it {event.verdict}")
+    for number, step in enumerate(STEP.split(event.remedy or "")):
+        if step:
+            yield with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
+    if event.refused:
         yield _fact(
-            "refused", f"{pluralize(found.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"
+            "refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"
         )
-    if found.state == "waiting":
-        yield _fact("next look", f"by the first full sweep after {moment(found.eligible_at or '')}")
-    elif found.state == "expired":
-        yield _fact("next look", "never")
-    elif found.expires_at:
-        yield _fact("next look", f"by the next full sweep, and by each one until {moment(found.expires_at)}")
+    if event.state == "waiting":
+        yield _fact("next try", f"first full sweep after {format_time(event.eligible_at)}")
+    elif event.state == "expired":
+        yield _fact("next try", "never")
+    elif event.expires_at:
+        yield _fact("next try", f"next full sweep; expires {format_time(event.expires_at)}")

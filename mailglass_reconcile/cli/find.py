@@ -12,7 +12,6 @@ from mailglass_reconcile.cli.output import (
     argument,
     as_of,
     hint_at_tenant,
-    moment,
     print_json,
     reader_may_leave,
     wrapped,
@@ -23,6 +22,7 @@ from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.rules.humanize import pluralize
+from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
@@ -34,67 +34,68 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("what", metavar="WHAT|-")
-@click.option("--tenant", metavar="ID", help="Only in this tenant.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="At most N.")
+@click.option("--tenant", metavar="ID", help="Search this tenant only.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="Print at most N."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
 def find(what: str, tenant: str | None, limit: int, as_json: bool) -> None:
     """Find the deliveries and open orphans of an address, a message or an id, each with its next command.
 
     WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
-    because shells and process lists keep arguments. Nothing that is printed holds an address. The newest come first.
+    because shells and process lists keep arguments. The newest are printed first, and no address is printed.
 
     An address is found in any spelling. Exits with 1 if nothing is found.
     """
     try:
-        wanted = search.parse_term(argument(what), tenant)
+        term = search.parse_term(argument(what), tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     database = runtime.database()
-    found = search.find(database, wanted, limit=limit)
+    results = search.find(database, term, limit=limit)
     with reader_may_leave():
         if as_json:
-            for one in found.hits:
-                print_json(one.as_dict())
+            for hit in results.hits:
+                print_json(hit.as_dict())
         else:
-            click.echo("\n".join(_lines(found)) if found.hits else _nothing(wanted))
-    if not found.hits:
+            click.echo("\n".join(_lines(results)) if results.hits else _nothing(term))
+    if not results.hits:
         if tenant is not None:
             hint_at_tenant(database, tenant)
         sys.exit(1)
-    if not as_json and any(one.kind == "event" for one in found.hits):
-        click.echo(wrapped(as_of(found.as_of)), err=True)
-    if found.more:
-        click.echo(f"only the newest {len(found.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
+    if not as_json and any(hit.kind == "event" for hit in results.hits):
+        click.echo(wrapped(as_of(results.as_of)), err=True)
+    if results.more:
+        click.echo(f"only the newest {len(results.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
 
 
-def _lines(found: SearchResults) -> Iterator[str]:
-    least = "at least " if found.at_least else ""
-    deliveries = pluralize(found.deliveries, "delivery", "deliveries")
-    yield f"{least}{deliveries} and {pluralize(found.events, 'event')}, newest first"
-    for one in found.hits:
+def _lines(results: SearchResults) -> Iterator[str]:
+    least = "at least " if results.at_least else ""
+    deliveries = pluralize(results.deliveries, "delivery", "deliveries")
+    yield f"{least}{deliveries} and {pluralize(results.events, 'event')}, newest first"
+    for hit in results.hits:
         yield ""
-        yield from _delivery(one.record) if isinstance(one.record, Delivery) else _event(one.record)
-        yield f"  {format_command(f'mailglass-reconcile explain {one.id}')}"
+        yield from _delivery(hit.record) if isinstance(hit.record, Delivery) else _event(hit.record)
+        yield f"  {format_command(f'mailglass-reconcile explain {hit.id}')}"
 
 
-def _delivery(one: Delivery) -> Iterator[str]:
-    yield wrapped(one.summary, "  ", "delivery: ")
-    facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}"]
-    facts += [one.mailable] if one.mailable else []
-    yield wrapped(f"{', '.join(facts)}, stored {moment(one.stored_at)}", "  ")
+def _delivery(delivery: Delivery) -> Iterator[str]:
+    yield wrapped(delivery.summary, "  ", "delivery: ")
+    facts = [f"tenant {delivery.tenant_id}", f"provider {delivery.provider or '-'}"]
+    facts += [delivery.mailable] if delivery.mailable else []
+    yield wrapped(f"{', '.join(facts)}, stored {format_time(delivery.stored_at)}", "  ")
 
 
-def _event(one: OpenOrphan) -> Iterator[str]:
-    yield wrapped(f"{one.type or '-'}, {one.state}", "  ", "event: ")
-    expires = f"; too old {moment(one.expires_at)}" if one.expires_at else ""
-    yield wrapped(
-        f"tenant {one.tenant_id}, provider {one.provider or '-'}, arrived {moment(one.arrived_at)}{expires}", "  "
-    )
+def _event(orphan: OpenOrphan) -> Iterator[str]:
+    yield wrapped(f"{orphan.type or '-'}, {orphan.state}", "  ", "event: ")
+    facts = f"tenant {orphan.tenant_id}, provider {orphan.provider or '-'}, arrived {format_time(orphan.arrived_at)}"
+    expires = f"; expires {format_time(orphan.expires_at)}" if orphan.expires_at else ""
+    yield wrapped(f"{facts}{expires}", "  ")
 
 
-def _nothing(wanted: SearchTerm) -> str:
-    whose = "" if wanted.tenant_id is None else " of this tenant"
-    if not wanted.address:
+def _nothing(term: SearchTerm) -> str:
+    whose = "" if term.tenant_id is None else " of this tenant"
+    if not term.address:
         return f"no delivery and no open orphan{whose} has this id"
     lines = [
         wrapped(

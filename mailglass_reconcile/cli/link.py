@@ -9,11 +9,12 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
-from mailglass_reconcile.cli.output import confirm, moment, require_terminal, wrapped
+from mailglass_reconcile.cli.output import confirm, require_terminal, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import deliveries, explanation
 from mailglass_reconcile.record import manual_link
+from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b
@@ -63,12 +64,12 @@ def _shown(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[st
     """Yield what distinguishes the event and the delivery from others."""
     event = explanation.explain(database, event_id)
     facts = filter(None, (event.type, event.bounce, event.provider, event.state))
-    arrived = moment(event.arrived_at or "-")
+    arrived = format_time(event.arrived_at)
     yield wrapped(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
     with database.reading() as tx:
         (delivery,) = deliveries.read(tx, [str(delivery_id)])
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
-    stored = moment(delivery.stored_at)
+    stored = format_time(delivery.stored_at)
     yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")
     if any(each["delivery_id"] == str(delivery_id) and not each["addressed"] for each in event.named):
         yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")

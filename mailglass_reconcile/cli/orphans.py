@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import argument, as_of, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.output import argument, as_of, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
@@ -17,6 +17,7 @@ from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OPEN_STATES, short_words
+from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import Cause
 
@@ -28,7 +29,8 @@ Examples:
   mailglass-reconcile orphans --expired --json | jq -r .event_id
 """
 
-CAUSES_SHOWN = 10
+SHOWN_CAUSES = 10
+SHOWN_IDS = 3
 
 
 @click.command(epilog=EXAMPLES)
@@ -38,17 +40,17 @@ CAUSES_SHOWN = 10
 @click.option("--type", metavar="TYPE", help="Only those of this type, such as bounced.")
 @click.option("--message-id", metavar="ID", help="Only those with this message id, in any spelling.")
 @click.option("--recipient", metavar="ADDRESS|-", help="Only those about this address; - reads it from standard input.")
-@click.option("--expired", is_flag=True, help="Those that are older than the maximum age, from the ledger.")
+@click.option("--expired", is_flag=True, help="List expired orphans, which are older than the maximum age.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
-@click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Those after this event: the next page.")
+@click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, for the next page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
 def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any) -> None:
-    """List open orphans, the newest first, each with the state that the last sweep left.
+    """List open orphans (events without a delivery), the newest first, with the state that the last sweep left.
 
-    --expired lists by tenant, the oldest first, each with what matches it now.
+    --expired lists expired orphans by tenant, the oldest first, with what matches each one now.
 
-    Standard error says how many there are, by cause, since when the states are known and, if there are more, how to get
-    the next page. The recipient of an orphan is known only while it is open, and never shown.
+    Prints a summary to standard error: totals by cause, when they were counted, and the command for the next page. The
+    recipient of an orphan is known only while it is open, and never shown.
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
@@ -95,10 +97,10 @@ def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) 
         return
     number = "" if found.total is None else f"{_number(found.total, found.at_least)}; "
     yield wrapped(f"{number}{as_of(found.as_of)}")
-    for cause in found.causes[:CAUSES_SHOWN]:
+    for cause in found.causes[:SHOWN_CAUSES]:
         yield wrapped(_cause(cause), "  ")
-    if len(found.causes) > CAUSES_SHOWN:
-        rest = found.causes[CAUSES_SHOWN:]
+    if len(found.causes) > SHOWN_CAUSES:
+        rest = found.causes[SHOWN_CAUSES:]
         yield f"  {sum(one.number for one in rest):,} of {pluralize(len(rest), 'other cause')}"
 
 
@@ -107,31 +109,28 @@ def _number(total: int, at_least: bool) -> str:
 
 
 def _cause(cause: Cause) -> str:
-    whose = (
-        cause.tenant_id or "(small tenants)"
-        if cause.other_tenant_id is None
-        else f"{cause.tenant_id} → {cause.other_tenant_id}"
-    )
+    tenant = cause.tenant_id or "(small tenants)"
+    whose = tenant if cause.other_tenant_id is None else f"{tenant} → {cause.other_tenant_id}"
     provider = f", {cause.provider}" if cause.provider else ""
     return f"{cause.number:,} {cause.state}: {escape_unprintable(whose)}{provider}"
 
 
-def _lines(one: OpenOrphan) -> str:
-    state: str = one.state
-    if one.verdict:
-        how = "sweep --event links it" if one.verdict == MATCHED else short_words(one.verdict)
-        state = f"older than {format_duration(60 * runtime.get_settings().max_age_minutes)}; now {one.verdict}: {how}"
-    facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
-    facts += [f"to {one.delivery_id}"] if one.delivery_id else []
-    expires = f", too old {moment(one.expires_at)}" if one.expires_at and one.state != EXPIRED else ""
+def _lines(orphan: OpenOrphan) -> str:
+    state: str = orphan.state
+    if orphan.verdict:
+        how = "link it with sweep --event" if orphan.verdict == MATCHED else short_words(orphan.verdict)
+        max_age = format_duration(60 * runtime.get_settings().max_age_minutes)
+        state = f"expired (older than {max_age}); now {orphan.verdict}: {how}"
+    facts = [f"tenant {orphan.tenant_id}", f"provider {orphan.provider or '-'}", f"type {orphan.type or '-'}"]
+    facts += [f"to {orphan.delivery_id}"] if orphan.delivery_id else []
+    expires = ""
+    if orphan.expires_at and orphan.state != EXPIRED:
+        expires = f", expires {format_time(orphan.expires_at)}"
+    ids = "  ".join(orphan.candidate_ids[:SHOWN_IDS]) or "none"
+    more = len(orphan.candidate_ids) - SHOWN_IDS
     lines = [
-        f"{one.event_id}  {state}",
-        wrapped(f"arrived {moment(one.arrived_at)}{expires}; {', '.join(facts)}", "  "),
-        wrapped(f"ids: {'  '.join(one.candidate_ids[:3]) or 'none'}{_more(one)}", "  "),
+        wrapped(state, "  ", f"{orphan.event_id}  "),
+        wrapped(f"arrived {format_time(orphan.arrived_at)}{expires}; {', '.join(facts)}", "  "),
+        wrapped(f"ids: {ids}{f'  and {more} more' if more > 0 else ''}", "  "),
     ]
     return "\n".join(lines)
-
-
-def _more(one: OpenOrphan) -> str:
-    left = len(one.candidate_ids) - 3
-    return f"  and {left} more" if left > 0 else ""

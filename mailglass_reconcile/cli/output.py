@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from rich.text import Text
 
 from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.ops import tenant_suggestions
-from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, parse_duration
+from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
+from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
 
 
@@ -37,25 +37,11 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
             self.fail(f"{value!r} is not a duration: {error}")
 
 
-def moment(iso: str) -> str:
-    """Return a time in ISO 8601, UTC, as people read it, with how long ago that is: both for a line of text."""
-    try:
-        at = dt.datetime.fromisoformat(iso)
-    except ValueError:  # Postgres knows infinity, and years that Python does not
-        return iso
-    seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
-    return (
-        f"{at:%Y-%m-%d %H:%M:%S} UTC ({format_duration(seconds)} ago)"
-        if seconds >= 0
-        else (f"{at:%Y-%m-%d %H:%M:%S} UTC (in {format_duration(-seconds)})")
-    )
-
-
 def as_of(ended: str | None) -> str:
     """Return since when the states of open orphans are known: when the last full sweep ended, in ISO 8601."""
     if ended is None:
         return "no full sweep has ended yet"
-    return f"states as of {moment(ended)}, when the last full sweep ended"
+    return f"states as of {format_time(ended)}, when the last full sweep ended"
 
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:

@@ -7,10 +7,11 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import console, moment, print_json, table
+from mailglass_reconcile.cli.output import console, print_json, table
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.rules.humanize import pluralize
+from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
@@ -66,7 +67,7 @@ def _preview(as_json: bool) -> None:
 def _row(one: Preview) -> tuple[str, str, str]:
     kept = one.days is None and one.step not in ("expired", "settled", "added")
     rows = "kept" if kept else f"{'at most ' if one.at_most else ''}{one.rows:,}"
-    return STEPS[one.step], rows, moment(one.oldest) if one.oldest else "-"
+    return STEPS[one.step], rows, format_time(one.oldest) if one.oldest else "-"
 
 
 def _print(result: pruner.PruneResult) -> None:

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, moment, print_json, table
+from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, print_json, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
+from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
 Examples:
@@ -36,7 +37,8 @@ Examples:
     default=f"{LATE_SECONDS // 60}m",
     show_default=True,
     metavar="TIME",
-    help="Unhealthy: what can be linked has been open for longer, or no full sweep succeeded within two thirds of it.",
+    help="Report unhealthy if a linkable event has waited longer than this, or no full sweep has succeeded in two"
+    " thirds of it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> None:
@@ -67,7 +69,7 @@ def _check(max_lag: float) -> int:
 
 
 def _page(found: Status) -> Group:
-    lines = [f"{pluralize(found.eligible, 'open orphan')} as of {moment(found.as_of)}"]
+    lines = [f"{pluralize(found.eligible, 'open orphan')} as of {format_time(found.as_of)}"]
     if found.waiting:
         lines.append(f"{pluralize(found.waiting, 'more is in its', 'more are in their')} grace period now")
     if found.lag_seconds:
@@ -77,7 +79,7 @@ def _page(found: Status) -> Group:
     if found.jobs_waiting:
         lines.append(f"{pluralize(found.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
     for kind, at in found.last_success.items():
-        lines.append(f"last successful {kind} run: {moment(at)}")
+        lines.append(f"last successful {kind} run: {format_time(at)}")
     lines += [f"warning: {warning}" for warning in found.warnings]
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
     return Group(*(Text(escape_unprintable(line)) for line in lines), *_tables(found))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import orphans
-from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules import event_types, providers, times
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
@@ -32,15 +32,14 @@ READ_EVENTS = 2_000
 _READ = """
 SELECT d.id::text AS delivery_id, left(d.tenant_id, 1000) AS tenant_id, left(p.provider, 512) AS provider,
        left(d.provider_message_id, 1000) AS message_id, left(d.mailable, 200) AS mailable,
-       left(d.last_event_type, 100) AS type, to_json(d.last_event_at) #>> '{}' || 'Z' AS since, d.terminal AS final,
-       to_json(d.inserted_at) #>> '{}' || 'Z' AS stored_at, to_json(d.dispatched_at) #>> '{}' || 'Z' AS dispatched_at,
-       to_json(d.delivered_at) #>> '{}' || 'Z' AS delivered_at, to_json(d.bounced_at) #>> '{}' || 'Z' AS bounced_at,
-       to_json(d.complained_at) #>> '{}' || 'Z' AS complained_at,
-       to_json(d.suppressed_at) #>> '{}' || 'Z' AS suppressed_at,
-       extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.last_event_at) THEN d.last_event_at END)::float8
-         AS seconds,
-       extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.delivered_at) THEN d.delivered_at END)::float8
-         AS delivered_seconds,
+       left(d.last_event_type, 100) AS type,
+       {schema}.mailglass_reconcile_iso_v1(d.last_event_at) AS since, d.terminal AS final,
+       {schema}.mailglass_reconcile_iso_v1(d.inserted_at) AS stored_at,
+       {schema}.mailglass_reconcile_iso_v1(d.dispatched_at) AS dispatched_at,
+       {schema}.mailglass_reconcile_iso_v1(d.delivered_at) AS delivered_at,
+       {schema}.mailglass_reconcile_iso_v1(d.bounced_at) AS bounced_at,
+       {schema}.mailglass_reconcile_iso_v1(d.complained_at) AS complained_at,
+       {schema}.mailglass_reconcile_iso_v1(d.suppressed_at) AS suppressed_at,
        left(d.recipient, 1000) AS recipient,
        r.reject_reason, r.bounce, r.smtp_status, coalesce(h.reported, false) AS reported
   FROM unnest(CAST(:ids AS uuid[])) WITH ORDINALITY AS k (id, place)
@@ -86,8 +85,8 @@ SELECT k.number, o.event_id::text, left(o.tenant_id, 1000), o.is_own
 
 _EVENTS = """
 SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 100) AS type,
-       to_json(coalesce(o.occurred_at, e.occurred_at)) #>> '{}' || 'Z' AS occurred_at,
-       CASE WHEN o.id IS NOT NULL THEN to_json(e.inserted_at) #>> '{}' || 'Z' END AS linked_at,
+       {schema}.mailglass_reconcile_iso_v1(coalesce(o.occurred_at, e.occurred_at)) AS occurred_at,
+       CASE WHEN o.id IS NOT NULL THEN {schema}.mailglass_reconcile_iso_v1(e.inserted_at) END AS linked_at,
        extract(epoch FROM e.inserted_at - o.inserted_at)::float8 AS after_seconds,
        coalesce(o.id IS NOT NULL AND e.metadata ->> 'linked_by' = 'hand', false) AS by_hand
   FROM unnest(CAST(:ids AS uuid[])) AS d (id)
@@ -142,7 +141,7 @@ WITH latest AS (
    ORDER BY id DESC LIMIT :read_at_most
 )
 SELECT left(r.tenant_id, 512) AS tenant_id, r.delivery_id::text, o.id::text AS event_id, left(o.type, 100) AS type,
-       to_json(r.inserted_at) #>> '{}' || 'Z' AS linked_at,
+       {schema}.mailglass_reconcile_iso_v1(r.inserted_at) AS linked_at,
        extract(epoch FROM r.inserted_at - o.inserted_at)::float8 AS after_seconds
   FROM (SELECT * FROM latest WHERE type = 'reconciled' AND delivery_id IS NOT NULL LIMIT :size) AS r
   JOIN {schema}.mailglass_events AS o
@@ -342,30 +341,31 @@ def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | Non
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
     is_shown = row.reject_reason is not None and not holds_address(row.reject_reason)
     reason = f"reason {sanitize(row.reject_reason)}" if is_shown else None
-    details = filter(None, (bounce, smtp_status(row.smtp_status), reason, _ago(row.seconds)))
-    if row.type in ("opened", "clicked") and row.delivered_seconds is not None:
-        return f"{row.type} {_ago(row.seconds)}, delivered {_ago(row.delivered_seconds)}", None
+    details = filter(None, (bounce, smtp_status(row.smtp_status), reason, _ago(row.since)))
+    if row.type in ("opened", "clicked") and times.parse(row.delivered_at):
+        return f"{row.type} {_ago(row.since)}, delivered {_ago(row.delivered_at)}", None
     meaning = _MEANINGS.get(row.type)
     return f"{', '.join((sanitize(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
 
 
 def _unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
     """Return the summary of a delivery of which no provider has reported an end."""
-    when = f"{sanitize(row.type)} {_ago(row.seconds)}"
+    when = f"{sanitize(row.type)} {_ago(row.since)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
-        return f"{when}, as the last webhook says: look at {log}", None
+        return f"last reported {_ago(row.since)}: {sanitize(row.type)}; check {log}", None
     if naming:
         return f"{when}; {_named(row, naming)}", format_command(
             f"mailglass-reconcile explain {_first(row, naming).event_id}"
         )
     if row.type == "queued":
-        return f"{when}, and not sent yet: look at the log of the process that sends", None
+        return f"{when}, and not sent yet: check the log of the process that sends", None
     if not row.message_id:
         return f"{when} without a message id, so no webhook can be linked to it: record the id with the send", None
-    if row.seconds is not None and row.seconds < SOON_SECONDS:
+    at = times.parse(row.since)
+    if at is not None and times.seconds_ago(at) < SOON_SECONDS:
         return f"{when}, no webhook has arrived yet", None
-    return f"{when}, no webhook has arrived: look at {log}, and whether its webhook is set up and enabled", None
+    return f"{when}, no webhook has arrived: check {log}, and whether its webhook is set up and enabled", None
 
 
 def _first(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
@@ -382,5 +382,6 @@ def _named(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
     return f"{pluralize(number, 'open event')}{whose}{about} {'names' if number == 1 else 'name'} its message id"
 
 
-def _ago(seconds: float | None) -> str:
-    return "at an unknown time" if seconds is None else format_ago(seconds)
+def _ago(iso: str | None) -> str:
+    at = times.parse(iso)
+    return "at an unknown time" if at is None else format_ago(times.seconds_ago(at))

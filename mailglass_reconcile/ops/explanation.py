@@ -49,13 +49,14 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type,
        left(e.metadata ->> 'smtp_status', 100) AS smtp_status, e.delivery_id::text, e.needs_reconciliation,
        r.id::text AS reconciled_by, r.delivery_id::text AS linked_to,
        r.metadata -> 'recipient_checked' = 'false' AS unchecked,
-       starts_with(e.idempotency_key, 'webhook:') IS TRUE AS recorded, to_json(r.inserted_at) #>> '{}' AS linked_at,
+       starts_with(e.idempotency_key, 'webhook:') IS TRUE AS recorded,
+       {schema}.mailglass_reconcile_iso_v1(r.inserted_at) AS linked_at,
        r.metadata ->> 'linked_by' = 'hand' AS by_hand, left(r.metadata ->> 'linked_by_actor', 512) AS actor,
        left(r.metadata ->> 'reason', 512) AS reason,
        o.event_id IS NOT NULL AS open, o.refused,
-       to_json(a.arrived_at) #>> '{}' AS arrived,
-       to_json(a.arrived_at + make_interval(secs => :grace_seconds)) #>> '{}' AS eligible,
-       to_json(a.arrived_at + make_interval(mins => :max_age_minutes)) #>> '{}' AS expires,
+       {schema}.mailglass_reconcile_iso_v1(a.arrived_at) AS arrived,
+       {schema}.mailglass_reconcile_iso_v1(a.arrived_at + make_interval(secs => :grace_seconds)) AS eligible,
+       {schema}.mailglass_reconcile_iso_v1(a.arrived_at + make_interval(mins => :max_age_minutes)) AS expires,
        a.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) AS expired,
        a.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
   FROM {schema}.mailglass_events AS e
@@ -248,6 +249,7 @@ def _kind_of(value: Any) -> str | None:
     return kinds.get(type(value))
 
 
+LINK_COMMAND = "`mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
 _REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this one stays as it is"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
@@ -275,12 +277,12 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         row.linked_to or row.delivery_id,
         **_reported(row),
         provider=read.provider,
-        arrived_at=utc(row.arrived),
+        arrived_at=row.arrived,
         rule=read.rule,
         reads=_reads(read),
         remedy=None if never else states.remedy(state),
         recipient_checked=False if row.unchecked else None,
-        linked_at=utc(row.linked_at) if row.linked_to else None,
+        linked_at=row.linked_at if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
         linked_by="hand" if row.by_hand else None,
@@ -319,7 +321,7 @@ def _of_open(
         tuple(_named(each, shown.get(each.delivery_id), row, decision) for each in decision.named),
         **_reported(row),
         provider=wanted.provider,
-        arrived_at=utc(row.arrived),
+        arrived_at=row.arrived,
         rule=read.rule,
         reads=_reads(read),
         tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
@@ -327,15 +329,10 @@ def _of_open(
         recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
         verdict=decision.state,
         remedy=_remedy(row, state, decision, erased=erased),
-        eligible_at=None if row.expired else utc(row.eligible),
-        expires_at=utc(row.expires),
+        eligible_at=None if row.expired else row.eligible,
+        expires_at=row.expires,
         refused=row.refused or 0,
     )
-
-
-def utc(time: str) -> str:
-    """Return a time as Postgres writes it in JSON, with its zone."""
-    return time if time.endswith("infinity") else f"{time}Z"
 
 
 def _reads(read: Origins) -> tuple[dict[str, str | None], ...]:
@@ -359,6 +356,8 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
             tenant_id=other.tenant_id,
         )
         found = f"{with_command_name(again)}; {found}" if state == "expired" else with_command_name(again)
+    if found and any(delivery.tenant_id == row.tenant_id for delivery in decision.named):
+        found = found.replace(with_command_name(LINK_COMMAND), "each delivery with such an id is listed with it")
     return None if found is None else found.replace("EVENT_ID", row.id)
 
 

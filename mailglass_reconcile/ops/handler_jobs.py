@@ -18,7 +18,7 @@ State = Literal["waiting", "dead"]
 # Of waiting ones those that fail come first, then what is due first; of dead ones those that died last.
 _JOBS = """
 SELECT event_id::text, handler, delivery_id::text, type, attempts, error, state,
-       to_json(CASE state WHEN 'dead' THEN finished_at ELSE next_at END) #>> '{}' || 'Z' AS at
+       {schema}.mailglass_reconcile_iso_v1(CASE state WHEN 'dead' THEN finished_at ELSE next_at END) AS at
   FROM {schema}.mailglass_handler_outbox AS j
  WHERE state = :state AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))
  ORDER BY CASE state WHEN 'dead' THEN 0 ELSE least(attempts, 1) END DESC,
@@ -28,7 +28,8 @@ SELECT event_id::text, handler, delivery_id::text, type, attempts, error, state,
 
 _GROUPS = """
 SELECT handler, type, error, count(*) AS number,
-       to_json(CASE WHEN min(state) = 'dead' THEN max(finished_at) ELSE min(next_at) END) #>> '{}' || 'Z' AS at,
+       {schema}.mailglass_reconcile_iso_v1(
+         CASE WHEN min(state) = 'dead' THEN max(finished_at) ELSE min(next_at) END) AS at,
        sum(count(*)) OVER () AS total
   FROM {schema}.mailglass_handler_outbox
  WHERE state = :state AND (CAST(:handler AS text) IS NULL OR handler = CAST(:handler AS text))

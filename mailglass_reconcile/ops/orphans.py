@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import runs
-from mailglass_reconcile.rules import providers, states
+from mailglass_reconcile.rules import providers, states, times
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
@@ -75,10 +75,11 @@ SELECT n.event_id::text, n.tenant_id, n.provider, left(e.type, 100) AS type,
        CASE WHEN n.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
             WHEN n.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
             ELSE coalesce(n.state, 'unseen') END AS state,
-       to_json(n.arrived_at) #>> '{}' || 'Z' AS arrived_at,
+       {schema}.mailglass_reconcile_iso_v1(n.arrived_at) AS arrived_at,
        ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = n.event_id ORDER BY i.position) AS candidate_ids,
-       to_json(n.arrived_at + make_interval(mins => :max_age_minutes)) #>> '{}' || 'Z' AS expires_at, n.number
+       {schema}.mailglass_reconcile_iso_v1(n.arrived_at + make_interval(mins => :max_age_minutes)) AS expires_at,
+       n.number
   FROM newest AS n JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
  ORDER BY n.arrived_at DESC, n.event_id DESC
 """
@@ -428,8 +429,10 @@ def _bounds(tx: Transaction, survey: Window, filters: Filters) -> Bounds:
 
 def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
     event_id, arrived_at, tenant_id, provider, type_, state, ids = row
-    expires_at = _expires(tx, arrived_at)
-    return OpenOrphan(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), None, expires_at)
+    expires_at = times.add_minutes(arrived_at, tx.settings.max_age_minutes)
+    return OpenOrphan(
+        event_id, tenant_id, provider, type_, state, times.from_postgres(arrived_at), tuple(ids), None, expires_at
+    )
 
 
 def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
@@ -464,26 +467,12 @@ def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.O
         its.provider,
         types.get(orphan.event_id),
         state,
-        _utc(orphan.arrived_at),
+        times.from_postgres(orphan.arrived_at),
         its.candidate_ids,
         one.verdict.delivery_id,
-        _expires(tx, orphan.arrived_at),
+        times.add_minutes(orphan.arrived_at, tx.settings.max_age_minutes),
         one.verdict.state if state == EXPIRED else None,
     )
-
-
-def _expires(tx: Transaction, arrived_at: str) -> str | None:
-    """Return when an orphan becomes too old, in ISO 8601; Postgres knows times that Python does not."""
-    try:
-        at = dt.datetime.fromisoformat(arrived_at) + dt.timedelta(minutes=tx.settings.max_age_minutes)
-    except (ValueError, OverflowError):
-        return None
-    return f"{at.isoformat()}Z"
-
-
-def _utc(arrived_at: str) -> str:
-    """Return a time that Postgres wrote in ISO 8601."""
-    return arrived_at if arrived_at.endswith("infinity") else f"{arrived_at.replace(' ', 'T', 1)}Z"
 
 
 def _sizes(size: int) -> Iterator[int]:

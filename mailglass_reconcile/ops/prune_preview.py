@@ -14,22 +14,22 @@ from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 TIMEOUT_MS = 240_000
 
 _WEBHOOKS = """
-SELECT count(*), to_json(min(inserted_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_webhook_events
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(inserted_at)) FROM {schema}.mailglass_webhook_events
  WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
 """
 
 _JOBS = """
-SELECT count(*), to_json(min(finished_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_handler_outbox
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(finished_at)) FROM {schema}.mailglass_handler_outbox
  WHERE state = :state AND finished_at < now()::timestamp - make_interval(days => :days)
 """
 
 _EXPIRED = """
-SELECT count(*), to_json(min(arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_open_orphans
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(arrived_at)) FROM {schema}.mailglass_open_orphans
  WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
 """
 
 _SETTLED = """
-SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_open_orphans AS o
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) FROM {schema}.mailglass_open_orphans AS o
  WHERE o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
    AND (EXISTS (SELECT FROM {schema}.mailglass_events AS r
                  WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
@@ -38,7 +38,7 @@ SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailgl
 """
 
 _MISSING = """
-SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
   FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.needs_reconciliation = true
@@ -52,7 +52,7 @@ SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """
-SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
   FROM {schema}.mailglass_reconcile_tenants_of_events_v1() AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
@@ -60,7 +60,7 @@ SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
 
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
-SELECT count(*), to_json(min(d.last_event_at)) #>> '{}' || 'Z'
+SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(d.last_event_at))
   FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
   JOIN {schema}.mailglass_deliveries AS d
     ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)

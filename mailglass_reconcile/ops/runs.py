@@ -22,14 +22,14 @@ TIMEOUT_MS = 10_000
 # What it left although it could be linked is late until sweeps of some tenants or events have linked as many. One that
 # broke off, by its deadline or Ctrl-C, has not succeeded.
 _HISTORY = """
-SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
+SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
        extract(epoch FROM now()::timestamp - success.finished_at)::float8 AS success_age,
        success.origin AS success_origin,
        CASE WHEN greatest(1, ok.skipped + ok.failed)
                  > (SELECT coalesce(sum(linked), 0) FROM {schema}.mailglass_reconcile_runs
                      WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
             THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END AS lag_seconds,
-       to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
+       {schema}.mailglass_reconcile_iso_v1(counted.finished_at) AS counted_at, counted.open_groups AS groups,
        last.status, last.error, extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
        last.linked, last.failed, last.published, last.publish_failed,
        extract(epoch FROM now()::timestamp - uncovered.since)::float8 AS uncovered_seconds,
@@ -40,7 +40,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
           FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
-                 SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
+                 SELECT {schema}.mailglass_reconcile_iso_v1(finished_at) AS at FROM {schema}.mailglass_reconcile_runs
                   WHERE kind = k.kind AND status IN ('ok', 'partial') AND covered AND ranges_done >= coalesce(ranges, 0)
                     AND (kind <> 'full' OR tenant_id IS NULL)
                   ORDER BY id DESC LIMIT 1) AS s) AS last_success
@@ -83,7 +83,8 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
 # A full sweep that was cut into ranges has their counts once they have ended. A recent sweep that found nothing to do,
 # and a dispatch, which is noted once an hour, say no more than that they run.
 _RUNS = """
-SELECT r.id, to_json(r.started_at) #>> '{}' || 'Z' AS started_at, to_json(r.finished_at) #>> '{}' || 'Z' AS finished_at,
+SELECT r.id, {schema}.mailglass_reconcile_iso_v1(r.started_at) AS started_at,
+       {schema}.mailglass_reconcile_iso_v1(r.finished_at) AS finished_at,
        r.kind, r.origin, r.tenant_id,
        CASE WHEN r.ranges_done < r.ranges THEN 'partial' ELSE r.status END AS status, r.error, r.runs, r.scanned,
        r.linked, r.unmatched, r.unmatchable, r.ambiguous, r.tenant_mismatch, r.recipient_mismatch, r.skipped, r.failed,

@@ -40,7 +40,9 @@ def format_duration(seconds: float) -> str:
 
 
 def format_ago(seconds: float) -> str:
-    """Return a distance from now, in hours up to two days: `5 minutes ago`, `30 hours ago`, `6 days ago`."""
+    """Return a distance from now, in hours up to two days: `now`, `5 minutes ago`, `30 hours ago`, `in 6 days`."""
+    if abs(seconds) < 1:
+        return "now"
     if 86_400 <= seconds < 2 * 86_400:
         return f"{pluralize(int(seconds // 3_600), 'hour')} ago"
     return f"{format_duration(seconds)} ago" if seconds >= 0 else f"in {format_duration(-seconds)}"

@@ -88,7 +88,7 @@ SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), [sum(
 # Thirty days of them at most: a pass over the table costs a few milliseconds. Older rows may be totals, which span
 # months.
 _AT = """
-SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
+SELECT kind, origin, {schema}.mailglass_reconcile_iso_v1(started_at) AS started_at
   FROM {schema}.mailglass_reconcile_runs
  WHERE CAST(:time AS timestamp) BETWEEN started_at AND finished_at AND linked > 0
    AND (tenant_id IS NULL OR tenant_id = :tenant_id)
@@ -194,7 +194,7 @@ def linking_at(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]
     The tenant is given as the history shows it.
     """
     rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id, "days": RETENTION_DAYS}).all()
-    return [RunAt(row.kind, row.origin, f"{row.started_at}Z") for row in rows]
+    return [RunAt(row.kind, row.origin, row.started_at) for row in rows]
 
 
 def totals(tx: Transaction) -> list[Total]:

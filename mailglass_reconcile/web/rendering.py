@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from mailglass_reconcile.errors import COMMAND, with_command_name
-from mailglass_reconcile.rules import humanize
+from mailglass_reconcile.rules import humanize, times
 from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, short_words
 
@@ -125,10 +125,8 @@ _PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deli
 
 def exact(iso: str | None) -> Markup:
     """Return a time in UTC, for a sentence such as `until …`."""
-    at = _time(iso)
-    if at is None:
-        return escape(plain(iso or NONE).removesuffix("Z"))
-    return _marked(at, *[at.strftime("%Y-%m-%d %H:%M:%S UTC")] * 2)
+    at = times.parse(iso)
+    return escape(plain(iso or NONE)) if at is None else _marked(at, times.format_utc(at))
 
 
 def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
@@ -137,15 +135,12 @@ def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Marku
     With *close*, in two units, for a list whose times are close together. The script adds the viewer's own time to what
     is shown where a pointer rests.
     """
-    at = _time(iso)
+    at = times.parse(iso)
     if at is None:
-        return escape(plain(iso or NONE).removesuffix("Z"))
-    utc = at.strftime("%Y-%m-%d %H:%M:%S UTC")
-    seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
-    span = (age if close else humanize.format_duration)(abs(seconds))
-    words = "now" if abs(seconds) < 1 else f"{span} ago" if seconds > 0 else f"in {span}"
-    made = _marked(at, words, utc)
-    return made + Markup(' <span class="small">{}</span>').format(utc) if full else made
+        return escape(plain(iso or NONE))
+    seconds = times.seconds_ago(at)
+    made = _marked(at, f"{age(seconds)} ago" if close and seconds >= 1 else humanize.format_ago(seconds))
+    return made + Markup(' <span class="small">{}</span>').format(times.format_utc(at)) if full else made
 
 
 def middle(text: str) -> str:
@@ -162,7 +157,7 @@ def clock(at: float, hours: int, *, words: bool = False) -> Markup:
     """Return a time, given in seconds since 1970; with its weekday in a chart of more than a day; as *words*, bare."""
     time = dt.datetime.fromtimestamp(at, dt.UTC)
     shown_ = time.strftime("%a %H:%M" if hours > 24 else "%H:%M")
-    return escape(shown_) if words else _marked(time, shown_, time.strftime("%Y-%m-%d %H:%M:%S UTC"))
+    return escape(shown_) if words else _marked(time, shown_)
 
 
 def tick(at: float, hours: int) -> str:
@@ -172,8 +167,8 @@ def tick(at: float, hours: int) -> str:
 
 def since(iso: str | None) -> str:
     """Return how long ago a time was, in its two largest units."""
-    at = _time(iso)
-    return NONE if at is None else age(max(0.0, (dt.datetime.now(dt.UTC) - at).total_seconds()))
+    at = times.parse(iso)
+    return NONE if at is None else age(max(0.0, times.seconds_ago(at)))
 
 
 def coded(sentence: str) -> Markup:
@@ -215,17 +210,9 @@ def query(**values: object) -> str:
     return f"?{urlencode(given)}" if given else ""
 
 
-def _time(iso: str | None) -> dt.datetime | None:
-    """Return a time in ISO 8601, of UTC; None for one that Python does not have, such as infinity."""
-    try:
-        return dt.datetime.fromisoformat(iso or "").astimezone(dt.UTC)
-    except (OverflowError, ValueError):
-        return None
-
-
-def _marked(at: dt.datetime, words: str, exact: str) -> Markup:
+def _marked(at: dt.datetime, words: str) -> Markup:
     made = Markup('<time datetime="{}" title="{}">{}</time>')
-    return made.format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), exact, words)
+    return made.format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), times.format_utc(at), words)
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-import commands
 import factories
 from commands import conforming, run, started, tried
 
@@ -30,13 +29,6 @@ def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
     assert any(line.startswith("delivery: dispatched ") and "1 open event of tenant globex" in line for line in lines)
     assert any("tenant globex, provider -, arrived" in line for line in lines)
     assert not re.search("\x1b|lovelace", "\n".join(lines))
-
-
-def test_on_a_terminal_no_line_is_longer_than_80_columns(db, sent):
-    """And the commands stay whole."""
-    written = commands.on_a_terminal(db, "find", "m-1")
-    assert f"  mailglass-reconcile explain {sent}\n" in written
-    assert max(map(len, written.splitlines())) <= 80
 
 
 def test_a_line_of_json_for_each(db, sent):

@@ -40,12 +40,12 @@ def summary(db, delivery_id):
     [
         (
             {"last_event_at": ago(hours=30), "provider": "postmark"},
-            "dispatched 30 hours ago, no webhook has arrived: look at Postmark's log, and whether its webhook is set up"
+            "dispatched 30 hours ago, no webhook has arrived: check Postmark's log, and whether its webhook is set up"
             " and enabled",
         ),
         (
             {"last_event_at": ago(days=3)},
-            "dispatched 3 days ago, no webhook has arrived: look at your provider's log, and whether its webhook is"
+            "dispatched 3 days ago, no webhook has arrived: check your provider's log, and whether its webhook is"
             " set up and enabled",
         ),
         ({"last_event_at": ago(minutes=2, seconds=1)}, "dispatched 2 minutes ago, no webhook has arrived yet"),
@@ -56,7 +56,7 @@ def summary(db, delivery_id):
         ),
         (
             {"last_event_at": ago(hours=3), "last_event_type": "queued"},
-            "queued 3 hours ago, and not sent yet: look at the log of the process that sends",
+            "queued 3 hours ago, and not sent yet: check the log of the process that sends",
         ),
         (
             {"last_event_at": ago(hours=3), "last_event_type": "delivered", "terminal": True},
@@ -115,7 +115,7 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
         factories.sendgrid("m-1"), type="queued", delivery_id=delivery, needs_reconciliation=False
     )
     factories.insert(db, events=[row])
-    assert summary(db, delivery)[0] == ("dispatched 3 hours ago, as the last webhook says: look at SendGrid's log")
+    assert summary(db, delivery)[0] == ("last reported 3 hours ago: dispatched; check SendGrid's log")
 
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):

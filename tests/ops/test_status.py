@@ -313,17 +313,6 @@ def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
     assert "MAILGLASS_REDIS_URL" in finished.stdout
 
 
-@pytest.mark.slow
-def test_a_person_reads_it_in_80_columns(db, command):
-    """Numbers with thousands, times with zone and age."""
-    insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(1_200)])
-    command("sweep")
-    finished = command("status", COLUMNS="80")
-    assert "1,200 open orphans as of" in finished.stdout
-    assert "UTC" in finished.stdout
-    assert all(len(line) <= 80 for line in finished.stdout.splitlines())
-
-
 def test_a_tenant_among_many_small_ones_is_counted(db):
     """A sweep stores the groups beyond the 500 largest without tenants; `status --tenant` said 0 of each of those."""
     tenants = [f"t-{n}" for n in range(505)]

@@ -45,7 +45,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     # A handler's transaction has none of its own.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     found = {name: dict(one.split("=", 1) for one in settings) for name, settings in tx.rows(SETTINGS)}
-    assert len(found) == len(schema.FUNCTIONS) - 9
+    assert len(found) == len(schema.FUNCTIONS) - 10
     for function, settings in found.items():
         given = {name: value.replace('"', "") for name, value in settings.items()}
         assert given == {**wanted, **more.get(function, {})}
@@ -66,6 +66,7 @@ def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
         "SELECT mailglass_reconcile_orphan_of_v1(type, idempotency_key) FROM mailglass_events",
         "SELECT p.provider FROM mailglass_deliveries AS d,"
         " LATERAL mailglass_reconcile_provider_of_v1(d.id, d.provider) AS p",
+        "SELECT mailglass_reconcile_iso_v1(occurred_at) FROM mailglass_events",
     ],
 )
 def test_what_readers_share_is_put_in_the_place_of_the_call(tx, query):
@@ -84,6 +85,15 @@ def test_the_orphan_of_a_link_is_that_of_its_key_alone(tx):
     }
     called = "SELECT mailglass_reconcile_orphan_of_v1(:type, :key)::text"
     assert [tx.value(called, type=type_, key=key) for type_, of in keys.items() for key in of] == [id_, *[None] * 4]
+
+
+@pytest.mark.parametrize(
+    ("time", "iso"),
+    [("2026-11-29 17:05:19.25", "2026-11-29T17:05:19.25Z"), ("infinity", "infinity"), (None, None)],
+)
+def test_a_time_is_written_in_iso_8601(tx, time, iso):
+    """An infinite one was `infinityZ`."""
+    assert tx.value("SELECT mailglass_reconcile_iso_v1(CAST(:time AS timestamp))", time=time) == iso
 
 
 def test_migrating_makes_a_function_that_is_missing(empty_database_url):

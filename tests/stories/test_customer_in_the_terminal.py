@@ -98,7 +98,7 @@ def test_no_webhook_has_come_at_all(db, operator):
     (command,) = operator.finds()
     assert command == f"mailglass-reconcile explain {delivery}"
     operator.pastes(command)
-    assert "dispatched 30 hours ago, no webhook has arrived: look at Postmark's log" in operator.said
+    assert "dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.said
     db.broken.update({"I2", "I7"})
 
 

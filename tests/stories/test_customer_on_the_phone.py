@@ -78,7 +78,7 @@ def test_no_webhook_has_come_at_all(db):
     operator = Operator(db)
     operator.looks_for(CUSTOMER)
     operator.follows("deliveries", delivery)
-    assert "Dispatched 30 hours ago, no webhook has arrived: look at Postmark's log" in operator.words
+    assert "Dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.words
     assert "no open orphan names its message" in operator.words
 
 
