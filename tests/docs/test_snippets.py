@@ -29,6 +29,7 @@ ELSEWHERE = {
     ("live-updates.md", "python"): "test_live_updates.py",
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",
+    ("providers.md", "sql"): "test_other_languages.py",
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",

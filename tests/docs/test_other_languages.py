@@ -1,0 +1,45 @@
+"""The statement with which an application in another language records a send."""
+
+import datetime as dt
+import re
+
+import pytest
+
+import mailglass_reconcile
+import pages
+from mailglass_reconcile import WebhookEvent, broadcast, record_webhook
+from mailglass_reconcile.store import privileges
+
+(STATEMENT,) = [block.text for block in pages.blocks(pages.ROOT / "docs" / "providers.md") if block.language == "sql"]
+
+
+def receive(db) -> None:
+    """Record a webhook about the statement's message, as `receive` does."""
+    event = WebhookEvent(
+        type="delivered", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="e-1", message_id="m-1",
+        recipient="ada@example.com",
+    )  # fmt: skip
+    with db.engine.begin() as connection:
+        recorded = record_webhook(connection, provider="postmark", events=[event])
+    broadcast(recorded)
+
+
+@pytest.mark.parametrize("webhook_first", [False, True])
+def test_a_send_that_the_statement_records_is_found_by_its_webhook(db, webhook_first):
+    """A later one attaches itself, and a sweep links an earlier one."""
+    if webhook_first:
+        receive(db)
+    db.run(STATEMENT)
+    if webhook_first:
+        assert mailglass_reconcile.reconcile_recent().linked == 1
+    else:
+        receive(db)
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+
+
+def test_the_recorder_may_run_the_statement():
+    """Each column that it writes is among the role's."""
+    columns = re.search(r"mailglass_deliveries\s+\(([^)]*)\)", STATEMENT)[1]
+    (granted,) = [grant for grant in privileges.RECORDER.grants if grant.object == "mailglass_deliveries"]
+    assert set(re.findall(r"\w+", columns)) <= set(granted.privileges["INSERT"].split())
+    assert "id" in granted.privileges["SELECT"].split()  # for RETURNING
