@@ -25,7 +25,7 @@ import sweeping
 from database import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, register, states
-from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event
+from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event, runtime
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
@@ -35,6 +35,7 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, holder_of, running
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL
@@ -549,12 +550,35 @@ class Schedule(RuleBasedStateMachine):
     @rule(size=SIZES)
     def overlapping_sweeps(self, size: int) -> None:
         """One sweep begins and ends between two batches of another; each counts what was open when it began."""
+        self._overlap(size)
+
+    @rule(size=SIZES)
+    def sweep_whose_lock_expires(self, size: int) -> None:
+        """Another process takes the lock and sweeps; the first one, when it ends, leaves the lock to its new holder."""
+        client = runtime.get_redis()
+        lock, key, own, other = LockBackend(client), f"{PREFIX}schedule", running("one"), running("two")
+
+        def expire() -> None:
+            client.delete(key)
+            assert lock.take(key, other) is None
+
+        assert lock.take(key, own) is None
+        with lock.kept(key, own, lambda: False):
+            has_expired = self._overlap(size, expire)
+        holder = holder_of(client, key)
+        assert (holder and holder.token) == (other if has_expired else None)
+        lock.release(key, other)
+        assert holder_of(client, key) is None
+
+    def _overlap(self, size: int, before_inner: Callable[[], None] = lambda: None) -> bool:
+        """Run a sweep within another, and return whether the outer one had anything between whose batches it ran."""
         open_ = self._open()
         outer, inner = _Mouth(), _Mouth()
         within: list[tuple[int, SweepResult]] = []
 
         def overlap(so_far: SweepResult) -> None:
             if not within:
+                before_inner()
                 held = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
                 within.append((held, self._sweep(inner, size).run()))
 
@@ -567,6 +591,7 @@ class Schedule(RuleBasedStateMachine):
         self._notice()
         closed = (len(open_) - result.remaining, *(before - each.remaining for before, each in within))
         assert sum(closed) == len(open_) - len(self._open()), "what either of them closed is what one of them counts"
+        return bool(within)
 
     @rule(size=SIZES, limit=st.integers(1, 3))
     def limited_sweep(self, size: int, limit: int) -> None:
