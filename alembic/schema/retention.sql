@@ -24,18 +24,11 @@ BEGIN
     RAISE SQLSTATE '22023' USING MESSAGE = 'events are kept for at least 2 days';
   END IF;
 
-  -- The next old events of the tenant, then of the tenants after it, each found by one probe of the index. Rows of one
-  -- time have a fixed order in it; those that stay are passed by number.
-  WITH RECURSIVE following (tenant_id) AS (
-    (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-      WHERE e.tenant_id >= after_tenant ORDER BY e.tenant_id LIMIT 1)
-     UNION ALL
-    SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-             WHERE e.tenant_id > f.tenant_id ORDER BY e.tenant_id LIMIT 1)
-      FROM following AS f WHERE f.tenant_id IS NOT NULL
-  ), page AS MATERIALIZED (
+  -- The next old events of the tenant, then of the tenants after it. Rows of one time have a fixed order in the index;
+  -- those that stay are passed by number.
+  WITH page AS MATERIALIZED (
     SELECT l.*
-      FROM following AS f
+      FROM {schema}.mailglass_reconcile_tenants_of_events_v1(after_tenant) AS f
      CROSS JOIN LATERAL (
              SELECT e.id, e.tenant_id, e.inserted_at, e.delivery_id,
                     e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan
@@ -152,17 +145,10 @@ BEGIN
   END IF;
 
   -- As above, by the time of the latest event, which the delivery's row keeps.
-  WITH RECURSIVE following (tenant_id) AS (
-    (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-      WHERE d.tenant_id >= after_tenant ORDER BY d.tenant_id LIMIT 1)
-     UNION ALL
-    SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-             WHERE d.tenant_id > f.tenant_id ORDER BY d.tenant_id LIMIT 1)
-      FROM following AS f WHERE f.tenant_id IS NOT NULL
-  ), page AS MATERIALIZED (
+  WITH page AS MATERIALIZED (
     SELECT l.*, row_number() OVER () AS number
       FROM (SELECT n.*
-              FROM following AS f
+              FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1(after_tenant) AS f
              CROSS JOIN LATERAL (
                      SELECT d.id, d.tenant_id, d.last_event_at, d.inserted_at
                        FROM {schema}.mailglass_deliveries AS d

@@ -1,13 +1,14 @@
 -- The tenants of each table.
 
 -- step: function mailglass_reconcile_tenants_of_deliveries_v1
--- The tenants of a table, in the order of their names: each is found by one probe of an index, where a DISTINCT would
+-- The tenants of a table from a name on, in the order of their names: each is found by one probe of an index, where a DISTINCT would
 -- read every row. Without settings, because the planner then puts the query in the place of the call: a LIMIT of the
 -- caller's ends the walk.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_deliveries_v1()
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_deliveries_v1(from_tenant text)
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d ORDER BY d.tenant_id LIMIT 1)
+  (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+    WHERE d.tenant_id >= from_tenant ORDER BY d.tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
            WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
@@ -17,10 +18,11 @@ SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 $$;
 
 -- step: function mailglass_reconcile_tenants_of_events_v1
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_events_v1()
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_events_v1(from_tenant text)
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT e.tenant_id FROM {schema}.mailglass_events AS e ORDER BY e.tenant_id LIMIT 1)
+  (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+    WHERE e.tenant_id >= from_tenant ORDER BY e.tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
            WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
@@ -30,7 +32,7 @@ SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 $$;
 
 -- step: function mailglass_reconcile_tenants_of_orphans_v1
--- Those that have orphans, open or not, from a name on.
+-- Those that have orphans, open or not.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_orphans_v1(from_tenant text)
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (

@@ -53,7 +53,7 @@ SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """
 SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
-  FROM {schema}.mailglass_reconcile_tenants_of_events_v1() AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
 """
@@ -61,7 +61,7 @@ SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
 SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(d.last_event_at))
-  FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') AS t
   JOIN {schema}.mailglass_deliveries AS d
     ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)
    AND d.inserted_at < now()::timestamp - make_interval(days => :days)

@@ -19,11 +19,11 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tena
 """
 
 _OF_DELIVERIES = """
-SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() LIMIT :size
+SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :size
 """
 
 _OF_EVENTS = """
-SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1() LIMIT :size
+SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') LIMIT :size
 """
 
 

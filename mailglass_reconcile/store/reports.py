@@ -32,7 +32,7 @@ DAYS = 7
 _SEEN = """
 -- The first tenants, and some that have events now.
 WITH chosen AS MATERIALIZED (
-  (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() LIMIT :tenants)
+  (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :tenants)
    UNION
   (SELECT DISTINCT e.tenant_id
      FROM (SELECT tenant_id FROM {schema}.mailglass_events

@@ -51,7 +51,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
         assert given == {**wanted, **more.get(function, {})}
 
 
-@pytest.mark.parametrize("call", ["deliveries_v1()", "events_v1()", "orphans_v1('')"])
+@pytest.mark.parametrize("call", ["deliveries_v1('')", "events_v1('')", "orphans_v1('')"])
 def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
     """Because the planner puts the function's query in the place of the call, which otherwise reads all of them."""
     rows = tx.rows(f"EXPLAIN SELECT * FROM mailglass_reconcile_tenants_of_{call} LIMIT 1")  # noqa: S608
