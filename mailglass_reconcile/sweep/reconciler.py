@@ -19,7 +19,7 @@ from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
-from mailglass_reconcile.store.database import Connected, Transaction, require_revision, with_retries
+from mailglass_reconcile.store.database import Connected, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Open, Place
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
@@ -128,30 +128,22 @@ class Sweep(Request):
                 following = self._retried(partial(self._next_first, connected, last)) if last else None
 
     def _choose(self, connected: Connected) -> list[Part]:
-        choice = Choice([], Counter(), Counter())
-        if not self.event_ids or self.only != EVERYTHING:
-            self.window, choice = self._retried(partial(self._read_window, connected))
-            self.unseen_since = choice.unseen_since
-            if not self.is_recent:
-                self.window.warn()
-        else:
-            self._retried(partial(self._require_revision, connected))
+        self.window, choice = self._retried(partial(self._read_window, connected))
+        self.unseen_since = choice.unseen_since
+        if not self.is_recent:
+            self.window.warn()
         if self.event_ids:
             choice.parts.append(part_of(self.event_ids))
             choice.chosen[Group(None, None, None)] += len(self.event_ids)
         self.counters.begin(choice)
-        self.has_started = True
         return choice.parts
-
-    def _require_revision(self, connected: Connected) -> None:
-        """Check the schema's revision, which otherwise comes with the window."""
-        with connected.reading(self.deadline.left_ms) as tx:
-            require_revision(tx)
 
     def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
         most_checked = MOST_CHECKED if self.is_recent else None
         with connected.reading(self.deadline.left_ms) as tx:
             window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
+            if self.event_ids and self.only == EVERYTHING:
+                return window, Choice([], Counter(), Counter())
             return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
     def _next_first(self, connected: Connected, before: Place) -> Part | None:

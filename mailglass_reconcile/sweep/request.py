@@ -38,8 +38,7 @@ class Request:
         deadline: Until when it works.
         started: When it began to run, in seconds of the monotonic clock.
         counters: Its counts so far.
-        window: What it looks at; None before that is known, and in a sweep of certain orphans only.
-        has_started: Whether it is known what is eligible.
+        window: What it looks at; None before that is known.
         unseen_since: When the first of what no sweep had checked was past its grace.
         handed_over: Whether handlers run on an event that was linked.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
@@ -65,7 +64,6 @@ class Request:
     counters: SweepCounters = field(init=False)
     unseen_since: str | None = field(init=False, default=None)
     window: Window | None = field(init=False, default=None)
-    has_started: bool = field(init=False, default=False)
     handed_over: bool = field(init=False, default=False)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
@@ -82,6 +80,11 @@ class Request:
     def result(self) -> SweepResult:
         """The counts as they are now."""
         return self.counters.result()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it is known what is eligible."""
+        return self.window is not None
 
     @property
     def is_recent(self) -> bool:
