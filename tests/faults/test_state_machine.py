@@ -35,7 +35,7 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, holder_of, running
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, load_holder, running_token
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL
@@ -556,19 +556,19 @@ class Schedule(RuleBasedStateMachine):
     def sweep_whose_lock_expires(self, size: int) -> None:
         """Another process takes the lock and sweeps; the first one, when it ends, leaves the lock to its new holder."""
         client = runtime.get_redis()
-        lock, key, own, other = LockBackend(client), f"{PREFIX}schedule", running("one"), running("two")
+        lock, key, own, other = LockBackend(client), f"{PREFIX}schedule", running_token("one"), running_token("two")
 
         def expire() -> None:
             client.delete(key)
-            assert lock.take(key, other) is None
+            assert lock.acquire(key, other) is None
 
-        assert lock.take(key, own) is None
-        with lock.kept(key, own, lambda: False):
+        assert lock.acquire(key, own) is None
+        with lock.renewing(key, own, lambda: False):
             has_expired = self._overlap(size, expire)
-        holder = holder_of(client, key)
+        holder = load_holder(client, key)
         assert (holder and holder.token) == (other if has_expired else None)
         lock.release(key, other)
-        assert holder_of(client, key) is None
+        assert load_holder(client, key) is None
 
     def _overlap(self, size: int, before_inner: Callable[[], None] = lambda: None) -> bool:
         """Run a sweep within another, and return whether the outer one had anything between whose batches it ran."""
