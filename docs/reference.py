@@ -70,13 +70,13 @@ DATA = {
     "include_object": "Pass it as `include_object` in Alembic's `env.py`: autogenerate then leaves our tables alone,"
     " and those of Mailglass that your metadata does not have.",
 }
-"""Names without an entry of their own, and what they are."""
+"""Descriptions of names that get no generated entry."""
 RESULTS = {
     "RecordedDelivery", "Recorded", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update", "Missed",
 }  # fmt: skip
-"""Classes that only functions make: their attributes are what a reader needs."""
+"""Classes that only functions make: the page shows their attributes, and no signature."""
 INNER = {"step"}
-"""Attributes that are no business of a reader's."""
+"""Attributes for internal use."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
 METHODS = {"Subscription": ["close"], "AsyncSubscription": ["aclose"]}
@@ -96,7 +96,7 @@ COMMON = re.compile(
     r"|`ValueError`: \*(?:delivery_id\* is not a UUID|limit\* is below 1|interval\* is out of bounds)\.$"
     r"|`TypeError`: \*connection\*"
 )
-"""What is said once for all functions, at the top of the page or under Errors."""
+"""Entries that are left out, because the top of the page, or its section on errors, says them for all functions."""
 EXAMPLES = {
     "record_send": """
 with engine.begin() as connection:
@@ -218,8 +218,8 @@ def matrix() -> str:
         "| provider | tick | retries | documentation |",
         "|---|---|---|---|",
         *(
-            f"| {one.title} | {one.event_selection} | {one.retries} | [webhooks]({one.documentation}) |"
-            for one in records
+            f"| {record.title} | {record.event_selection} | {record.retries} | [webhooks]({record.documentation}) |"
+            for record in records
         ),
         "",
         "Read by name, without a documented or captured payload that the tests could use:",
@@ -276,8 +276,8 @@ def reported_types(record: Provider) -> set[str]:
 
 def _file(record: Provider) -> dict[str, Any]:
     """Return the payloads of a provider's documentation, and what they are read as."""
-    found: dict[str, Any] = json.loads((PAYLOADS / f"{record.name}.json").read_text())
-    return found
+    file: dict[str, Any] = json.loads((PAYLOADS / f"{record.name}.json").read_text())
+    return file
 
 
 def api() -> str:
@@ -288,38 +288,38 @@ def api() -> str:
 
 def _name(path: str) -> str:
     module, _, name = f"{PACKAGE}.{path}".rpartition(".")
-    named = getattr(import_module(module), name)
-    if isinstance(named, type) and issubclass(named, Exception):
-        return f"- **`{name}`**: {' '.join((inspect.getdoc(named) or '').split())}"
+    value = getattr(import_module(module), name)
+    if isinstance(value, type) and issubclass(value, Exception):
+        return f"- **`{name}`**: {' '.join((inspect.getdoc(value) or '').split())}"
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n{example}"
     methods = "".join(
-        f"\n**`{one}()`**: {' '.join((inspect.getdoc(getattr(named, one)) or '').split())}\n"
-        for one in METHODS.get(name, ())
+        f"\n**`{method}()`**: {' '.join((inspect.getdoc(getattr(value, method)) or '').split())}\n"
+        for method in METHODS.get(name, ())
     )
-    described = "".join(_described(inspect.getdoc(named) or ""))
-    return f"### {name}\n\n{_signature(name, named)}{described}{methods}{example}"
+    described = "".join(_described(inspect.getdoc(value) or ""))
+    return f"### {name}\n\n{_signature(name, value)}{described}{methods}{example}"
 
 
-def _signature(name: str, named: Any) -> str:
+def _signature(name: str, value: Any) -> str:
     """Return a block with the signature, nothing for what a function returns: types only of what must be passed."""
     if name in RESULTS:
         return ""
-    signature = inspect.signature(named)
+    signature = inspect.signature(value)
     parameters, starred = [], False
-    for one in signature.parameters.values():
-        if one.kind is one.KEYWORD_ONLY and not starred:
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             parameters.append("*")
-        starred = starred or one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL)
-        star = "*" if one.kind is one.VAR_POSITIONAL else ""
-        written = f"{star}{one.name}"
-        if one.default is not one.empty:
-            written += "={}" if "factory" in repr(one.default) else f"={one.default!r}"
-        elif one.name != "connection" and (kind := _public(one.annotation)):
-            written += f": {kind}"
-        parameters.append(written)
-    kind = "" if isinstance(named, type) else _public(signature.return_annotation)
+        starred = starred or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+        star = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+        text = f"{star}{parameter.name}"
+        if parameter.default is not parameter.empty:
+            text += "={}" if "factory" in repr(parameter.default) else f"={parameter.default!r}"
+        elif parameter.name != "connection" and (kind := _public(parameter.annotation)):
+            text += f": {kind}"
+        parameters.append(text)
+    kind = "" if isinstance(value, type) else _public(signature.return_annotation)
     returned = f" -> {kind}" if kind else ""
     line = f"{name}({', '.join(parameters)}){returned}"
     if len(line) > WIDTH:
@@ -330,9 +330,9 @@ def _signature(name: str, named: Any) -> str:
 
 def _public(annotation: Any) -> str:
     """Return an annotation in which every name is public, or Python's own; otherwise nothing."""
-    written = str(getattr(annotation, "__forward_arg__", None) or annotation).replace("dt.datetime", "datetime")
+    text = str(getattr(annotation, "__forward_arg__", None) or annotation).replace("dt.datetime", "datetime")
     public = STANDARD.union(path.rpartition(".")[2] for names in NAMES.values() for path in names.split())
-    return written if {*re.findall(r"\w+", written)} <= public else ""
+    return text if {*re.findall(r"\w+", text)} <= public else ""
 
 
 def _described(docstring: str) -> Iterator[str]:
@@ -344,34 +344,34 @@ def _described(docstring: str) -> Iterator[str]:
         if title == "Returns":
             yield f"\n**Returns**: {' '.join(lines.split())}\n"
             continue
-        entries = ENTRY.split(lines)[1:]
-        found = [
-            f"`{entry}`: {' '.join(meaning.split())}"
-            for entry, meaning in zip(entries[::2], entries[1::2], strict=True)
-            if entry not in INNER
+        parts = ENTRY.split(lines)[1:]
+        entries = [
+            f"`{name}`: {' '.join(meaning.split())}"
+            for name, meaning in zip(parts[::2], parts[1::2], strict=True)
+            if name not in INNER
         ]
-        if shown := [one for one in found if not COMMON.match(one)]:
-            yield f"\n**{TITLES.get(title, title)}**\n\n" + "".join(f"- {one}\n" for one in shown)
+        if specific := [entry for entry in entries if not COMMON.match(entry)]:
+            yield f"\n**{TITLES.get(title, title)}**\n\n" + "".join(f"- {entry}\n" for entry in specific)
 
 
 def subcommands() -> str:
     """Return what each subcommand does, with its options and examples, as sections of a page."""
     parts = []
     for name in command.list_commands(click.Context(command)):
-        one = command.get_command(click.Context(command), name)
-        if one is None:
+        subcommand = command.get_command(click.Context(command), name)
+        if subcommand is None:
             continue
-        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in _options(one))
-        usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(one)])
-        examples = f"\n```text\n{textwrap.dedent(one.epilog.replace(chr(8), '')).strip()}\n```\n" if one.epilog else ""
-        parts.append(
-            f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(one.help or '')}\n\n{options}{examples}".rstrip("\n") + "\n"
-        )
+        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in _options(subcommand))
+        usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(subcommand)])
+        epilog = textwrap.dedent((subcommand.epilog or "").replace(chr(8), "")).strip()
+        examples = f"\n```text\n{epilog}\n```\n" if epilog else ""
+        text = f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(subcommand.help or '')}\n\n{options}{examples}"
+        parts.append(text.rstrip("\n") + "\n")
     return "\n".join(parts)
 
 
-def _options(one: click.Command) -> list[click.Option]:
-    return [param for param in one.params if isinstance(param, click.Option) and not param.hidden]
+def _options(subcommand: click.Command) -> list[click.Option]:
+    return [param for param in subcommand.params if isinstance(param, click.Option) and not param.hidden]
 
 
 def _usage(option: click.Option) -> str:
@@ -385,21 +385,21 @@ def _usage(option: click.Option) -> str:
 
 def _bounds(option: click.Option) -> str:
     """Return an option's default and the values that it takes, in brackets; nothing for a flag."""
-    found = []
+    bounds = []
     if not option.is_flag and option.default is not None and not callable(option.default):
         shown = option.show_default if isinstance(option.show_default, str) else option.default
         if isinstance(shown, str | int | float) and not isinstance(shown, bool):
-            found.append(f"default {shown}")
+            bounds.append(f"default {shown}")
     if isinstance(option.type, click.IntRange | click.FloatRange):
-        low, high = (f"{one:,}" if one is not None else None for one in (option.type.min, option.type.max))
-        found.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")
-    return f" ({', '.join(found)})" if found else ""
+        low, high = (f"{bound:,}" if bound is not None else None for bound in (option.type.min, option.type.max))
+        bounds.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")
+    return f" ({', '.join(bounds)})" if bounds else ""
 
 
-def _arguments(one: click.Command) -> list[str]:
-    found = [param for param in one.params if isinstance(param, click.Argument)]
-    words = [(param.metavar or param.name or "").strip("[]").upper() for param in found]
-    return [word if param.required else f"[{word}]" for word, param in zip(words, found, strict=True)]
+def _arguments(subcommand: click.Command) -> list[str]:
+    arguments = [param for param in subcommand.params if isinstance(param, click.Argument)]
+    words = [(param.metavar or param.name or "").strip("[]").upper() for param in arguments]
+    return [word if param.required else f"[{word}]" for word, param in zip(words, arguments, strict=True)]
 
 
 if __name__ == "__main__":
