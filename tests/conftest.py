@@ -43,9 +43,17 @@ LONG = (
 """What has tests of many seconds, or fixtures that take as long: places of modules."""
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let long tests begin: at the end no worker waits for one, and one worker makes what a module of them shares."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Let `make test` leave out the slow variants of a test that guards: another one holds its promise.
+
+    Let long tests begin: at the end no worker waits for one, and one worker makes what a module of them shares.
+    """
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and any(mark.name == "slow" for mark in callspec.marks):
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "guard"]
+    yield
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 

@@ -204,7 +204,9 @@ def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rollin
 
 
 @pytest.mark.guard
-@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "isolation", ["READ COMMITTED", pytest.param("REPEATABLE READ", marks=pytest.mark.slow), "SERIALIZABLE"]
+)
 def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
     db: Database, isolation: str, record_property: Record
 ) -> None:

@@ -57,7 +57,7 @@ BEGIN
   RETURN md5(concat_ws('|', migrated, relations, {changes}));
 END $$;
 CREATE FUNCTION witness.forget(catalog text) RETURNS boolean LANGUAGE plpgsql
-  SET session_replication_role = replica SET lock_timeout = '2s' AS $$
+  SET session_replication_role = replica SET lock_timeout = '1s' AS $$
 DECLARE
   used text;
 BEGIN
