@@ -1,8 +1,9 @@
-"""Incidents, one row each: how it is planted, and what doctor, `status --check`, `/metrics` and dashboard say."""
+"""Incidents, one row each: how it is planted, and what doctor, status, metrics, dashboard and Django's check say."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import unescape
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from handling import handle
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.store import revision
 from mailglass_reconcile.store.migration import runner
 from scraping import scrape, value
 
@@ -21,6 +23,17 @@ RUN = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error)
 VALUES (now() - make_interval(mins => :minutes), now() - make_interval(mins => :minutes), 'full', :origin, :status,
         CASE :status WHEN 'failed' THEN 'DatabaseRefusedError' END)
+"""
+
+
+PRUNED = """
+INSERT INTO mailglass_reconcile_runs (id, started_at, finished_at, kind, origin, status) OVERRIDING SYSTEM VALUE
+VALUES (-1, now() - interval '3 days', now() - interval '3 days', 'prune', 'beat', 'failed')
+"""
+JOB = """
+INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, next_at, inserted_at)
+VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', :state, :attempts,
+        now() - make_interval(secs => :due), now())
 """
 
 
@@ -130,7 +143,52 @@ def expire(db: Any) -> None:
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
 
 
+def leave(db: Any) -> None:
+    """Let a sweep leave an event although it can be linked, long after its delivery came."""
+    rows = [orphan_row(postmark(f"m-{n}"), age_seconds=9_000) for n in range(2)]
+    insert(db, [delivery_row(f"m-{n}") for n in range(2)], rows)
+    db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
+    mailglass_reconcile.reconcile(limit=1)
+
+
+def enqueue(state: str, attempts: int, due_seconds: int) -> Callable[[Any], object]:
+    """Leave a job of a handler in the outbox, due so many seconds ago."""
+
+    def plant(db: Any) -> None:
+        db.broken.add("I14")
+        handle(db, ("suppress", "bounced"))
+        db.run(JOB, state=state, attempts=attempts, due=due_seconds)
+
+    return plant
+
+
+def empty_outbox(db: Any) -> None:
+    """Let the handlers have run."""
+    db.run("DELETE FROM mailglass_handler_outbox")
+
+
+def unprune(db: Any) -> None:
+    """Let the only prune have failed three days ago."""
+    db.run(PRUNED)
+
+
+def mute(db: Any) -> None:
+    """Let Redis have taken nothing of the last full sweep."""
+    db.run("UPDATE mailglass_reconcile_runs SET published = 0, publish_failed = 2 WHERE kind = 'full'")
+
+
+def outdate(db: Any) -> None:
+    """Let the database be at another revision."""
+    db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+
+
+def update(db: Any) -> None:
+    """Bring it back."""
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revision.VERSION)
+
+
 INCIDENTS = [
+    Incident("schema", outdate, "the database is at revision 0000", update),
     Incident("triggers", dropped("TRIGGER mailglass_open_orphans_add ON mailglass_events"), "is missing", migrate),
     Incident(
         "functions", dropped("FUNCTION mailglass_reconcile_after_commit_v1"), "after_commit_v1 is missing", migrate
@@ -141,6 +199,12 @@ INCIDENTS = [
     Incident("beat", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
     Incident("sweeps", run(40, "command", "ok"), "no full sweep has succeeded for 40 minutes", sweep),
     Incident("sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago", sweep),
+    Incident("prune", unprune, "nothing was pruned for 3 days", lambda db: mailglass_reconcile.prune()),
+    Incident("linking", leave, "although its delivery exists", sweep),
+    Incident("broadcasts", mute, "Redis took none of the 2 broadcasts of the last full sweep", sweep),
+    Incident("handlers", enqueue("dead", 9, 0), "1 job of a handler is dead", empty_outbox),
+    Incident("handlers", enqueue("waiting", 0, 400), "an event has waited 6 minutes for a handler", empty_outbox),
+    Incident("handlers", enqueue("waiting", 3, -60), "1 job of a handler has failed 3 times", empty_outbox),
     Incident("reports", send(20, 30), "no webhook of postmark has ever arrived", report),
     Incident("reports", send(3, 30), "no webhook of postmark has ever arrived", report, WARNING),
     Incident("nothing_links", receive, "webhooks of postmark name other message ids than its sends", report),
@@ -157,9 +221,17 @@ INCIDENTS = [
 ]
 
 
+def djangos(check: str) -> list[str]:
+    """Return what `manage.py check --database` says of one check."""
+    checks = import_module("mailglass_reconcile.contrib.django.checks")  # Django is set up by now
+    messages = checks.check_database(databases=["default"])
+    return [f"{message.msg} {message.hint}" for message in messages if message.id == f"mailglass_reconcile.{check}"]
+
+
+@pytest.mark.usefixtures("app")
 @pytest.mark.parametrize("incident", INCIDENTS, ids=lambda incident: f"{incident.check}: {incident.words}"[:50])
 def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incident):
-    """The doctor, `status --check` and the dashboard have one sentence; the metric has the check and the level."""
+    """Doctor, `status --check`, dashboard and Django have one sentence; the metric has the check and the level."""
     sweep(db)
     incident.plant(db)
     finding = of(incident.check)
@@ -167,19 +239,18 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     said = [sentence for sentence in status.check(db.database) if incident.words in sentence]
     assert bool(said) == (incident.level == ERROR)
     assert value(scrape(db), "findings", check=incident.check, status=incident.level) >= 1
+    assert [incident.words in message for message in djangos(incident.check)].count(True) == 1
     page = unescape(Visitor(app(db)).get("/").text)
     assert incident.words in page or incident.words[:1].upper() + incident.words[1:] in page
     incident.heal(db)
     assert of(incident.check).status == OK
     assert value(scrape(db), "findings", check=incident.check, status=incident.level) == 0
+    assert djangos(incident.check) == []
 
 
 def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
     """Here, or by the tests of its own module, which `elsewhere` names."""
-    elsewhere = {
-        *("server", "roles", "rights", "schema", "recipients"),  # tests/ops/checks/test_server.py, test_rights.py, …
-        *("prune", "linking", "broadcasts", "handlers"),  # tests/ops/checks/test_check.py, tests/monitoring
-    }
+    elsewhere = {"server", "roles", "rights", "recipients"}  # tests/ops/checks/test_server.py, test_roles.py, …
     planted = {incident.check for incident in INCIDENTS}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.cheap}
     assert planted | elsewhere == cheap

@@ -210,20 +210,6 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
         mailglass_reconcile.reconcile()
 
 
-@pytest.mark.guard
-def test_an_event_that_stays_open_although_its_delivery_exists(db: Database) -> None:
-    """A sweep has left it, long after its delivery came; the next one links it."""
-    factories.insert(db, [factories.delivery_row(f"m-{n}") for n in range(2)])
-    for number in range(2):
-        orphan(db, postmark(f"m-{number}"), age_seconds=9_000)
-    db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
-    mailglass_reconcile.reconcile(limit=1)
-    found = of("linking")
-    assert (found.status, "although its delivery exists" in found.message) == (ERROR, True)
-    mailglass_reconcile.reconcile()
-    assert of("linking").status == OK
-
-
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """`migrate` heals the first, the newer version the second; the third names the setting."""
     db.run("DELETE FROM mailglass_reconcile_version")

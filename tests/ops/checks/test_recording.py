@@ -100,17 +100,6 @@ def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number,
     assert ("1 warning" in page) is not grave
 
 
-def test_webhooks_that_name_other_ids_than_the_sends_are_unhealthy(db):
-    """The newcomer's likeliest mistake after the tenant; only Prometheus said so."""
-    insert(db, sent(2, 20, provider="postmark"), [orphan_row(postmark(f"other-{n}")) for n in range(20)])
-    reconcile()
-    [problem] = [one for one in status.check(db.database) if "other message ids" in one]
-    assert problem.startswith(
-        "webhooks of postmark name other message ids than its sends: within 24 hours 20 deliveries"
-    )
-    assert of("nothing_links").status == ERROR
-
-
 @pytest.mark.parametrize(
     ("deliveries", "events"),
     [
