@@ -28,7 +28,7 @@ from mailglass_reconcile.store.migration import steps
 from mailglass_reconcile.sweep import ranges, reconciler
 from mailglass_reconcile.web import access
 from mailglass_reconcile.webhooks import certificates as fetching
-from mailglass_reconcile.webhooks import provider, sns, wire
+from mailglass_reconcile.webhooks import provider, registry, sns, wire
 from mailglass_reconcile.webhooks.providers import mailgun
 
 PAGES = {page.name: " ".join(page.read_text().split()) for page in [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md"]}
@@ -283,3 +283,15 @@ def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
     listed = set(re.findall(r"`(mailglass_\w+)`", " ".join(rows)))
     names = tx.value("SELECT string_agg(tablename, ' ') FROM pg_tables WHERE tablename LIKE 'mailglass%'")
     assert listed == set(names.split())
+
+
+def test_the_readme_names_every_provider():
+    """As many as it says, and each has a section on the page on providers."""
+    titles = sorted((registry.get_provider(name).title for name in registry.PROVIDERS), key=str.lower)
+    listed = re.findall(r"\*\*(\d+) providers\*\*.*?does not sign: (.*?)\. You can", PAGES["README.md"])
+    assert listed == [(str(len(titles)), f"{', '.join(titles[:-1])} and {titles[-1]}")]
+    words = {17: "seventeen"}[len(titles)]
+    assert f"{words.capitalize()} providers" in PAGES["own-provider.md"]
+    assert f"webhooks of {words} providers" in " ".join((pages.ROOT / "CHANGELOG.md").read_text().split())
+    headings = re.findall(r"^## (.+)$", (pages.ROOT / "docs/providers.md").read_text(), re.MULTILINE)
+    assert [title for title in titles if title not in headings] == []
