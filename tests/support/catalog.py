@@ -60,6 +60,7 @@ OURS = (
     "mailglass_reconcile_",
     "prune_idx",
     "deliveries_reconcile_idx",
+    "deliveries_recipient_idx",
     "no_truncate",
     "mailglass_prune_",
 )
