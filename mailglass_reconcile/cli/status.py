@@ -13,8 +13,7 @@ from rich.text import Text
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, print_json, table
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import status as looking
-from mailglass_reconcile.ops.status import Status
+from mailglass_reconcile.ops.status import Status, load_problems, load_status
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.rules.times import format_time
@@ -50,51 +49,51 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
         raise click.UsageError("--check and --json exclude each other")
     if check:
         sys.exit(_check(max_lag))
-    found = looking.load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
-    if tenant is not None and not found.open:
+    loaded = load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
+    if tenant is not None and not loaded.open:
         hint_at_tenant(runtime.database(), tenant)
     if as_json:
-        print_json(found.as_dict())
+        print_json(loaded.as_dict())
     else:
-        console().print(_page(found))
+        console().print(_page(loaded))
 
 
 def _check(max_lag: float) -> int:
     try:
-        problems = looking.check(runtime.database(), max_lag)
+        problems = load_problems(runtime.database(), max_lag)
     except MailglassReconcileError as error:
         problems = [str(error)]
     click.echo("unhealthy: " + escape_unprintable("; ".join(problems)) if problems else "healthy")
     return 1 if problems else 0
 
 
-def _page(found: Status) -> Group:
-    lines = [f"{pluralize(found.eligible, 'open orphan')} as of {format_time(found.as_of)}"]
-    if found.waiting:
-        lines.append(f"{pluralize(found.waiting, 'more is in its', 'more are in their')} grace period now")
-    if found.lag_seconds:
-        lines.append(f"the oldest that could be linked has been open for {format_duration(found.lag_seconds)}")
-    if found.totals["expired"]:
-        lines.append(f"{pluralize(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
-    if found.jobs_waiting:
-        lines.append(f"{pluralize(found.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
-    for kind, at in found.last_success.items():
+def _page(loaded: Status) -> Group:
+    lines = [f"{pluralize(loaded.eligible, 'open orphan')} as of {format_time(loaded.as_of)}"]
+    if loaded.waiting:
+        lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
+    if loaded.lag_seconds:
+        lines.append(f"the oldest that could be linked has been open for {format_duration(loaded.lag_seconds)}")
+    if loaded.totals["expired"]:
+        lines.append(f"{pluralize(loaded.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
+    if loaded.jobs_waiting:
+        lines.append(f"{pluralize(loaded.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
+    for kind, at in loaded.last_success.items():
         lines.append(f"last successful {kind} run: {format_time(at)}")
-    lines += [f"warning: {warning}" for warning in found.warnings]
-    lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
-    return Group(*(Text(escape_unprintable(line)) for line in lines), *_tables(found))
+    lines += [f"warning: {warning}" for warning in loaded.warnings]
+    lines += [f"problem: {problem}" for problem in loaded.problems] or ["healthy"]
+    return Group(*(Text(escape_unprintable(line)) for line in lines), *_tables(loaded))
 
 
-def _tables(found: Status) -> list[Table]:
+def _tables(loaded: Status) -> list[Table]:
     groups = table(
         ("state", "tenant", "provider", "orphans"),
         [
             (group["state"], group["tenant_id"] or "(small tenants)", group["provider"] or "-", f"{group['orphans']:,}")
-            for group in found.groups
+            for group in loaded.groups
         ],
     )
-    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_run, found.last_runs))
-    return [one for one in (groups, runs) if one.row_count]
+    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_run, loaded.last_runs))
+    return [rows for rows in (groups, runs) if rows.row_count]
 
 
 def _run(run: dict[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ OTHERS, NONE = "other", "none"
 """Labels of providers that no rule knows, and of deliveries without one."""
 
 SAMPLE = 200
-"""Deliveries that are looked at: the last ones that are 10 to 70 minutes old."""
+"""Deliveries that are sampled: the last ones that are 10 to 70 minutes old."""
 
 # Ids are UUIDv7, whose first 48 bits are the millisecond in UTC; `inserted_at` may be the local time of its session.
 _LATELY = """
@@ -51,7 +51,7 @@ SELECT count(*)
 """
 
 
-class Lately(NamedTuple):
+class RecentActivity(NamedTuple):
     """When the newest open orphan arrived; how many deliveries were made, and how many of them were reported on."""
 
     last_orphan: float | None
@@ -60,8 +60,8 @@ class Lately(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
-    """What is known; times are seconds since 1970.
+class MetricsSnapshot:
+    """A snapshot of what the metrics report; times are seconds since 1970.
 
     Attributes:
         totals: The history of runs, added up by kind and status.
@@ -85,12 +85,12 @@ class Measures:
     triggers: bool
     outbox: outbox.Facts
     findings: list[Finding]
-    lately: Lately
+    lately: RecentActivity
     without_report: dict[str, int]
     unlinked_tenants: int
 
 
-def measure(database: Database) -> Measures:
+def collect(database: Database) -> MetricsSnapshot:
     """Read all of it, by statements whose cost does not depend on what is open."""
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
@@ -102,13 +102,13 @@ def measure(database: Database) -> Measures:
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
         reports = array_literal(PROVIDER_TYPES)
         with connected.reading(TIMEOUT_MS) as tx:
-            lately = Lately(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
+            lately = RecentActivity(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
             unlinked = tx.execute(_UNLINKED_TENANTS, {"tenants": tenants, "reports": reports}).scalar_one()
     now = _epoch(past.now)
     last_success = {kind: _epoch(time) for kind, time in past.last_success.items() if kind != "full"}
     if past.success_age is not None:
         last_success["full"] = now - past.success_age
-    return Measures(
+    return MetricsSnapshot(
         totals,
         last_success,
         None if past.counted_at is None else _epoch(past.counted_at),

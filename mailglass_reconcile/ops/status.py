@@ -1,4 +1,4 @@
-"""How linking is going: what the history of runs says, and whether a person has to act."""
+"""The status of linking, for one tenant or all: open orphans, the last runs, and whether a person has to act."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_seri
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
 from mailglass_reconcile.ops.deliveries import RecentLink
 from mailglass_reconcile.ops.runs import FirstRunState
-from mailglass_reconcile.ops.time_series import Bucket
+from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import schema, window
 from mailglass_reconcile.store.database import Database
@@ -97,12 +97,12 @@ class Overview:
     states: list[tuple[str, int]]
     causes: list[Cause]
     links: list[RecentLink]
-    series: list[Bucket]
+    series: list[TimeBucket]
     health: Health
 
 
-def check(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
-    """Return what is wrong, a sentence for each, the gravest first; its cost does not depend on what is open."""
+def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
+    """Return a sentence for each error, the most severe first; the cost does not depend on what is open."""
     with database.reading(10_000) as tx:
         return sentences(checks.cheap(Look(tx, max_lag_seconds)), ERROR)
 
@@ -143,7 +143,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
             states=runs.count_by_state(groups).most_common(),
             causes=orphans.break_down(tx, groups),
             links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
-            series=time_series.curves(tx, seconds),
+            series=time_series.load_series(tx, seconds),
             health=health,
         )
 

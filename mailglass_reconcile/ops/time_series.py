@@ -12,7 +12,7 @@ BUCKETS = 96
 WIDTHS = (5, 10, 15, 30, 60, 225, 300, 600, 900, 1_800, 3_600, 6_300)
 """Seconds of a bucket. Buckets begin at multiples of their width, so the same moment is always in the same one."""
 SHORTEST_SECONDS = 300.0
-"""The curves of a new installation begin with its first sweep, but span at least this time."""
+"""The series of a new installation begins with its first sweep, but spans at least this time."""
 READ_SWEEPS = 10_000
 """Full sweeps of the history that are read at most: a week of one a minute."""
 
@@ -67,7 +67,7 @@ SELECT b.bucket, extract(epoch FROM f.finished_at)::float8 AS at, f.open_groups 
 """
 
 
-class Bucket(NamedTuple):
+class TimeBucket(NamedTuple):
     """A part of the time that is shown, with the worst of it; times are seconds since 1970.
 
     Attributes:
@@ -87,43 +87,44 @@ class Bucket(NamedTuple):
     silent_seconds: float
 
 
-def curves(tx: Transaction, seconds: float) -> list[Bucket]:
+def load_series(tx: Transaction, seconds: float) -> list[TimeBucket]:
     """Return the buckets of the last *seconds*, or since the first full sweep if that is younger; the oldest first."""
     now, history_began = tx.execute(_HISTORY).one()
     began = now - seconds
     if history_began is not None and history_began > began:
         began = min(history_began, now - SHORTEST_SECONDS)
-    width = next((each for each in WIDTHS if (now - began) / each <= BUCKETS), WIDTHS[-1])
+    width = next((width for width in WIDTHS if (now - began) / width <= BUCKETS), WIDTHS[-1])
     bounds = {"width": width, "size": READ_SWEEPS, "first": int(began // width), "last": int(now // width)}
     return _filled(tx.execute(_BUCKETS, bounds).all(), began, now, width)
 
 
-def _filled(rows: Any, began: float, now: float, width: float) -> list[Bucket]:
+def _filled(rows: Any, began: float, now: float, width: float) -> list[TimeBucket]:
     """Return buckets of rows; between two sweeps, what the first has left is known for some minutes."""
-    held = max(LATE_SECONDS, 3 * width)
-    found: list[Bucket] = []
-    known, known_at = None, 0.0
+    valid_seconds = max(LATE_SECONDS, 3 * width)
+    buckets: list[TimeBucket] = []
+    states, counted_at = None, 0.0
     for row in rows:
         start, end = max(began, row.bucket * width), min(now, (row.bucket + 1) * width)
         if row.fullest is not None:
-            known, known_at = runs.count_by_state(row.fullest), row.at
-        if start - known_at > held:
-            known = None
-        states = None if known is None else {name: number for name, number in known.items() if name != "matched"}
+            states, counted_at = runs.count_by_state(row.fullest), row.at
+        if start - counted_at > valid_seconds:
+            states = None
+        unlinkable = None if states is None else {name: number for name, number in states.items() if name != "matched"}
         matched = runs.count_by_state(row.leftmost or [])["matched"]
         silent = row.silent_seconds or 0.0
-        found.append(Bucket(start, end, states, matched, row.lag_seconds or 0.0, silent if silent > held else 0.0))
-    return [*found[:-2], *_joined(*found[-2:])] if len(found) > 1 else found
+        silent = silent if silent > valid_seconds else 0.0
+        buckets.append(TimeBucket(start, end, unlinkable, matched, row.lag_seconds or 0.0, silent))
+    return [*buckets[:-2], *_merge(*buckets[-2:])] if len(buckets) > 1 else buckets
 
 
-def _joined(before: Bucket, last: Bucket) -> list[Bucket]:
+def _merge(before: TimeBucket, last: TimeBucket) -> list[TimeBucket]:
     """Return the last two buckets, or one with the worst of both if the last has hardly begun: it would not be seen."""
     if last.ended - last.began > (before.ended - before.began) / 2:
         return [before, last]
-    known = [one.states for one in (last, before) if one.states is not None]
-    states = max(known, key=lambda one: sum(one.values()), default=None)
+    counted = [bucket.states for bucket in (last, before) if bucket.states is not None]
+    states = max(counted, key=lambda counts: sum(counts.values()), default=None)
     return [
-        Bucket(
+        TimeBucket(
             before.began,
             last.ended,
             states,

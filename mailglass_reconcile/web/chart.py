@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.ops.time_series import Bucket
+from mailglass_reconcile.ops.time_series import TimeBucket
 
 WIDTH, HEIGHT = 960, 200
 STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant_mismatch")
@@ -39,6 +39,10 @@ class Column(NamedTuple):
     peak: bool
 
     @property
+    def right(self) -> float:
+        return round(self.left + self.width, 1)
+
+    @property
     def total(self) -> float:
         return sum((self.values or {}).values())
 
@@ -69,30 +73,30 @@ class Chart(NamedTuple):
 
     @property
     def has_peak(self) -> bool:
-        """Whether anything is above zero."""
+        """Return True if any value is above zero."""
         return any(column.total for column in self.columns)
 
 
-def backlog(buckets: Sequence[Bucket]) -> Chart:
+def backlog(buckets: Sequence[TimeBucket]) -> Chart:
     """Return the open orphans that no sweep can link, by state."""
-    found = {state for one in buckets for state, orphans in (one.states or {}).items() if orphans}
-    names = [state for state in STATES if state in found] + sorted(found.difference(STATES))
-    return _chart(buckets, names, lambda one: one.states, _rounded)
+    present = {state for bucket in buckets for state, orphans in (bucket.states or {}).items() if orphans}
+    names = [state for state in STATES if state in present] + sorted(present.difference(STATES))
+    return _chart(buckets, names, lambda bucket: bucket.states, _round_up)
 
 
-def left(buckets: Sequence[Bucket]) -> Chart:
+def left(buckets: Sequence[TimeBucket]) -> Chart:
     """Return the open orphans that could be linked when a sweep ended."""
-    return _chart(buckets, ["matched"], lambda one: {"matched": one.matched}, _rounded)
+    return _chart(buckets, ["matched"], lambda bucket: {"matched": bucket.matched}, _round_up)
 
 
-def lag(buckets: Sequence[Bucket]) -> Chart:
-    """Return for how long an orphan was open although it could be linked, as far as it is known.
+def lag(buckets: Sequence[TimeBucket]) -> Chart:
+    """Return the lag: the longest time that a linkable orphan was open.
 
-    While nothing sweeps, that is not known; what is drawn then is for how long nothing did.
+    While nothing sweeps the lag is unknown, so the time without a sweep is drawn instead.
     """
 
-    def values(one: Bucket) -> dict[str, float]:
-        return {"lag": one.lag_seconds, "silent": max(0.0, one.silent_seconds - one.lag_seconds)}
+    def values(bucket: TimeBucket) -> dict[str, float]:
+        return {"lag": bucket.lag_seconds, "silent": max(0.0, bucket.silent_seconds - bucket.lag_seconds)}
 
     def top(highest: float) -> float:
         return float(next((edge for edge in LAGS if edge >= highest), highest))
@@ -101,21 +105,21 @@ def lag(buckets: Sequence[Bucket]) -> Chart:
 
 
 def height(value: float, top: float) -> float:
-    """Return how far below the upper edge a value is drawn."""
+    """Return the distance of a value from the upper edge."""
     return round(HEIGHT * (1 - value / top), 1)
 
 
 def _chart(
-    buckets: Sequence[Bucket],
+    buckets: Sequence[TimeBucket],
     names: Sequence[str],
-    values: Callable[[Bucket], dict[str, int] | dict[str, float] | None],
+    values: Callable[[TimeBucket], dict[str, int] | dict[str, float] | None],
     top_of: Callable[[float], float],
 ) -> Chart:
     columns = _columns(buckets, values)
     top = top_of(max((column.total for column in columns), default=0.0))
     bands, below = [], [0.0] * len(columns)
     for name in names:
-        above = [low + (one.values or {}).get(name, 0.0) for low, one in zip(below, columns, strict=True)]
+        above = [low + (column.values or {}).get(name, 0.0) for low, column in zip(below, columns, strict=True)]
         if above != below or name == names[0]:
             bands.append(Band(name, _path(columns, below, above, top), _edge(columns, below, above, top)))
         below = above
@@ -123,33 +127,33 @@ def _chart(
 
 
 def _columns(
-    buckets: Sequence[Bucket], values: Callable[[Bucket], dict[str, int] | dict[str, float] | None]
+    buckets: Sequence[TimeBucket], values: Callable[[TimeBucket], dict[str, int] | dict[str, float] | None]
 ) -> list[Column]:
     if not buckets:
         return []
     began, scale = buckets[0].began, WIDTH / (buckets[-1].ended - buckets[0].began)
-    found = [(one, values(one)) for one in buckets]
-    totals = [sum((each or {}).values()) for _, each in found]
+    shown = [(bucket, values(bucket)) for bucket in buckets]
+    totals = [sum((by_name or {}).values()) for _, by_name in shown]
     peak = max(range(len(totals)), key=totals.__getitem__) if any(totals) else None
     return [
         Column(
-            round((one.began - began) * scale, 1),
-            round((one.ended - one.began) * scale, 1),
-            one.began,
-            one.ended,
-            None if each is None else {name: float(value) for name, value in each.items()},
+            round((bucket.began - began) * scale, 1),
+            round((bucket.ended - bucket.began) * scale, 1),
+            bucket.began,
+            bucket.ended,
+            None if by_name is None else {name: float(value) for name, value in by_name.items()},
             number == peak,
         )
-        for number, (one, each) in enumerate(found)
+        for number, (bucket, by_name) in enumerate(shown)
     ]
 
 
-def _ticks(buckets: Sequence[Bucket]) -> Iterator[Tick]:
+def _ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
     """Yield round moments, at most six."""
     if not buckets:
         return
     began, ended = buckets[0].began, buckets[-1].ended
-    step = next((one for one in STEPS if (ended - began) / one <= MOST_TICKS), STEPS[-1])
+    step = next((step for step in STEPS if (ended - began) / step <= MOST_TICKS), STEPS[-1])
     at = (began // step + 1) * step
     while at < ended:
         place = round(100 * (at - began) / (ended - began), 2)
@@ -160,21 +164,21 @@ def _ticks(buckets: Sequence[Bucket]) -> Iterator[Tick]:
 
 def _path(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{one.left} {height(low, top)}V{height(high, top)}H{round(one.left + one.width, 1)}V{height(low, top)}Z"
-        for one, low, high in zip(columns, below, above, strict=True)
+        f"M{column.left} {height(low, top)}V{height(high, top)}H{column.right}V{height(low, top)}Z"
+        for column, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
 
 
 def _edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{one.left} {height(high, top)}H{round(one.left + one.width, 1)}"
-        for one, low, high in zip(columns, below, above, strict=True)
+        f"M{column.left} {height(high, top)}H{column.right}"
+        for column, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
 
 
-def _rounded(value: float) -> float:
+def _round_up(value: float) -> float:
     """Return the next of 1, 2, 4, 6, 8, 10, 20, 40, …, whose halves are whole numbers except for 1."""
     size = 1.0
     while True:
@@ -186,7 +190,8 @@ def _rounded(value: float) -> float:
 
 def _rows(columns: Sequence[Column]) -> list[Column]:
     """Return some columns for a table, the newest first and evenly spread, the peak among them."""
-    newest = [one for one in reversed(columns) if one.values is not None]
+    newest = [column for column in reversed(columns) if column.values is not None]
     if len(newest) <= ROWS:
         return newest
-    return [one for n, one in enumerate(newest) if one.peak or n in {i * len(newest) // ROWS for i in range(ROWS)}]
+    spread = {row * len(newest) // ROWS for row in range(ROWS)}
+    return [column for number, column in enumerate(newest) if column.peak or number in spread]

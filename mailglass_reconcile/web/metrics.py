@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.exposition import PREFIX, counter, gauge, keyed, text
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.metrics_source import Measures, measure
+from mailglass_reconcile.ops.metrics_source import MetricsSnapshot, collect
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
@@ -37,16 +37,16 @@ def scrape(database: Database) -> bytes:
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    return text(_families(_measured(database)))
+    return text(_families(_collect(database)))
 
 
-def _measured(database: Database) -> Measures | None:
+def _collect(database: Database) -> MetricsSnapshot | None:
     """Measure in a thread of its own, so that a connection that hangs delays nothing else: what is late is dropped."""
-    answer: Future[Measures] = Future()
+    answer: Future[MetricsSnapshot] = Future()
 
     def read() -> None:
         try:
-            answer.set_result(measure(database))
+            answer.set_result(collect(database))
         except BaseException as error:  # raised in the thread that waits
             answer.set_exception(error)
 
@@ -60,22 +60,22 @@ def _measured(database: Database) -> Measures | None:
     return None
 
 
-def _families(known: Measures | None) -> Iterator[Metric]:
+def _families(snapshot: MetricsSnapshot | None) -> Iterator[Metric]:
     up = "Whether the database could be read; if not, there is no other metric"
-    yield GaugeMetricFamily(PREFIX + "up", up, float(known is not None))
-    if known is not None:
-        yield from _history(known)
-        yield from _backlog(known)
-        yield from _surroundings(known)
+    yield GaugeMetricFamily(PREFIX + "up", up, float(snapshot is not None))
+    if snapshot is not None:
+        yield from _history(snapshot)
+        yield from _backlog(snapshot)
+        yield from _surroundings(snapshot)
 
 
-def _history(known: Measures) -> Iterator[Metric]:
+def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     runs: dict[tuple[str, str], int] = {(kind, status): 0 for kind in KINDS for status in RUN_STATUSES}
     milliseconds: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     orphans, messages = dict.fromkeys(map(str, OUTCOMES), 0), {"published": 0, "failed": 0}
     unchecked = 0
     expired = {"found": 0, "none": 0}
-    for kind, status, counts in known.totals:
+    for kind, status, counts in snapshot.totals:
         runs[kind, status] = counts["runs"]
         milliseconds[kind] += counts["duration_ms"]
         if kind == "prune":
@@ -98,41 +98,44 @@ def _history(known: Measures) -> Iterator[Metric]:
     help_ = "Broadcasts of sweeps that Redis took, and those that it did not"
     yield counter("messages", help_, ("outcome",), keyed(messages))
     help_ = "When a run of this kind last ended well; 0 if no full sweep ever has"
-    success = {"full": 0.0, **known.last_success}
+    success = {"full": 0.0, **snapshot.last_success}
     yield gauge("last_success_timestamp_seconds", help_, ("kind",), keyed(success))
 
 
-def _backlog(known: Measures) -> Iterator[Metric]:
-    states = {**dict.fromkeys(("unmatched", *REASONS), 0), **known.states}
+def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
+    states = {**dict.fromkeys(("unmatched", *REASONS), 0), **snapshot.states}
     yield gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), keyed(states))
     help_ = "When a full sweep last counted the open orphans"
-    yield _single("open_orphans_counted_timestamp_seconds", help_, known.counted_at)
+    yield _single("open_orphans_counted_timestamp_seconds", help_, snapshot.counted_at)
     help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
-    yield _single("linkable_since_timestamp_seconds", help_, known.linkable_since)
+    yield _single("linkable_since_timestamp_seconds", help_, snapshot.linkable_since)
     help_ = "When the newest of the open orphans arrived; NaN if none is open"
-    yield _single("newest_open_orphan_timestamp_seconds", help_, known.lately.last_orphan)
+    yield _single("newest_open_orphan_timestamp_seconds", help_, snapshot.lately.last_orphan)
     help_ = "Tenants with open orphans and, for 24 hours, no delivery with a provider's report"
-    yield _single("tenants_without_links", help_, known.unlinked_tenants)
+    yield _single("tenants_without_links", help_, snapshot.unlinked_tenants)
 
 
-def _surroundings(known: Measures) -> Iterator[Metric]:
+def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     help_ = "Deliveries made 10 to 70 minutes ago, at most 200"
-    yield _single("recent_deliveries", help_, known.lately.deliveries)
+    yield _single("recent_deliveries", help_, snapshot.lately.deliveries)
     help_ = "Those of them on which a provider has reported"
-    yield _single("recent_deliveries_reported", help_, known.lately.reported)
+    yield _single("recent_deliveries_reported", help_, snapshot.lately.reported)
     help_ = "Deliveries without a report, of those checked that should have one by now"
-    yield gauge("deliveries_without_report", help_, ("provider",), keyed(known.without_report), prefix="mailglass_")
+    yield gauge("deliveries_without_report", help_, ("provider",), keyed(snapshot.without_report), prefix="mailglass_")
     help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
-    found = dict.fromkeys(((one.name, status) for one in checks.CHECKS if one.cheap for status in LEVELS), 0)
-    for one in known.findings:
-        found[one.check, one.status] += 1
-    yield gauge("findings", help_, ("check", "status"), found.items())
-    yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
-    jobs = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
+    names = [check.name for check in checks.CHECKS if check.cheap]
+    findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
+    for finding in snapshot.findings:
+        findings[finding.check, finding.status] += 1
+    yield gauge("findings", help_, ("check", "status"), findings.items())
+    yield _single(
+        "triggers_present", "Whether the triggers on mailglass_events exist and are enabled", snapshot.triggers
+    )
+    jobs = {"waiting": snapshot.outbox.waiting, "failing": snapshot.outbox.failing, "dead": snapshot.outbox.dead}
     help_ = "Jobs of handlers (one for each handler and event) that wait, that failed three times, that are dead"
     yield gauge("handler_jobs", help_, ("state",), keyed(jobs))
     help_ = "For how long the first waiting job of a handler has been due"
-    yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
+    yield _single("handler_overdue_seconds", help_, max(0.0, snapshot.outbox.overdue_seconds))
 
 
 def _single(name: str, help_: str, value: float | None) -> GaugeMetricFamily:

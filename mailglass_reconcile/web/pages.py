@@ -304,7 +304,7 @@ class Pages:
     async def readyz(self, request: Request) -> Response:
         """Answer with the line of `status --check`; only requests with the token get the reasons."""
         try:
-            problems = await self._probes.get("problems", lambda: status.check(self._database))
+            problems = await self._probes.get("problems", partial(status.load_problems, self._database))
         except MailglassReconcileError as error:
             problems = [str(error)]
         line = "unhealthy" if problems else "healthy"

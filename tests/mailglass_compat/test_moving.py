@@ -195,7 +195,7 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(beside):
     assert (result.scanned, result.linked, result.skipped, result.status) == (1, 1, 0, "ok")
     assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
-    assert status.check(beside.database) == []
+    assert status.load_problems(beside.database) == []
 
 
 def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):

@@ -12,7 +12,7 @@ import mailglass_reconcile
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
-from mailglass_reconcile.ops.status import check, load_status
+from mailglass_reconcile.ops.status import load_problems, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import reconciler
@@ -146,10 +146,10 @@ def test_check_is_one_line_and_an_exit_code(db, command):
 def test_no_sweep_for_two_intervals_is_unhealthy(db):
     """Silence is the worst fault: judged by results, never by a process that is alive."""
     reconcile()
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
     db.run(AGED)
-    assert check(db.database)[0].startswith("no full sweep has succeeded for 1 hour (limit 10 minutes)")
-    assert check(db.database, 2 * 3_600.0) == []
+    assert load_problems(db.database)[0].startswith("no full sweep has succeeded for 1 hour (limit 10 minutes)")
+    assert load_problems(db.database, 2 * 3_600.0) == []
 
 
 @pytest.mark.parametrize("way", ["targeted", "of its tenant"])
@@ -164,7 +164,7 @@ def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
             assert targeted_sweep.prepare(Target(TENANT), 1).run().linked == 1
         else:
             assert reconcile(TENANT, limit=1).linked == 1
-        assert ["although its delivery exists" in problem for problem in check(db.database)] == expected
+        assert ["although its delivery exists" in problem for problem in load_problems(db.database)] == expected
     assert load_status(db.database).lag_seconds == 0
 
 
@@ -181,10 +181,12 @@ def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"))])
     reconcile()
-    assert ["refused all that the last full sweep tried, 1 link" in problem for problem in check(db.database)] == [True]
+    assert [
+        "refused all that the last full sweep tried, 1 link" in problem for problem in load_problems(db.database)
+    ] == [True]
     insert(db, [delivery_row("good")], [orphan_row(postmark("good"))])
     reconcile()
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
 
 
@@ -194,10 +196,10 @@ def test_stray_events_of_another_tenant_are_healthy_and_so_are_several_where_web
     for number in range(1, 4):
         orphan(db, postmark("m-1"), tenant_id="default")
         assert reconcile().tenant_mismatch == number
-        assert ["another tenant" in problem for problem in check(db.database)] == [True] * (number == 3)
+        assert ["another tenant" in problem for problem in load_problems(db.database)] == [True] * (number == 3)
     with db.engine.begin() as connection:
         record(connection, *(event(provider_event_id=f"e-{n}") for n in range(4)))
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
 
 
 @pytest.mark.slow
@@ -206,11 +208,11 @@ def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_one
     wrong = [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)]
     insert(db, [delivery_row(f"m-{n}") for n in range(3)], wrong)
     reconcile()
-    assert check(db.database) != []
+    assert load_problems(db.database) != []
     insert(db, [delivery_row(f"n-{n}") for n in range(4)], [orphan_row(postmark(f"n-{n}")) for n in range(4)])
     for _ in range(2):
         assert reconcile().tenant_mismatch == 3
-        assert check(db.database) == []
+        assert load_problems(db.database) == []
 
 
 @pytest.mark.slow
@@ -218,16 +220,16 @@ def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(d
     """As if its key rule were missing; a few, or some beside others that have one, are not."""
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": n}}) for n in range(9)])
     reconcile()
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": 9}})])
     reconcile()
     assert [
         "of 10 newest open events of the provider acme, none has a usable id" in problem
-        for problem in check(db.database)
+        for problem in load_problems(db.database)
     ] == [True]
     insert(db, [], [orphan_row({"provider": "acme", "message_id": "m-1"})])
     reconcile()
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
 
 
 def ran(db, kind, status="ok", **more):
@@ -243,14 +245,14 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
         with db.database.writing() as tx:
             run_id = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=len(ranges)))
         for number, more in enumerate(ranges):
-            unfinished = ["no full sweep has ever succeeded" in problem for problem in check(db.database)]
+            unfinished = ["no full sweep has ever succeeded" in problem for problem in load_problems(db.database)]
             assert number == 0 or first or unfinished == [True]
             with db.database.writing() as tx:
                 runs.add_range(tx, run_id, runs.Run("range", "worker", **more))
 
     first = False
     fan_out({"counts": {"scanned": 30, "linked": 20}}, {"counts": {"scanned": 20}})
-    assert check(db.database) == []
+    assert load_problems(db.database) == []
     first = True
     fan_out(
         {"counts": {"scanned": 30, "linked": 20}},
@@ -258,10 +260,10 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
     )
     run = load_status(db.database).last_runs[0]
     assert (run["kind"], run["status"], run["scanned"], run["linked"]) == ("full", "failed", 50, 20)
-    [problem] = check(db.database)
+    [problem] = load_problems(db.database)
     assert "DatabaseRefusedError" in problem
     fan_out({"counts": {"scanned": 30, "linked": 30}, "linkable_since": "2020-01-01"})
-    assert ["although its delivery exists" in problem for problem in check(db.database)] == [True]
+    assert ["although its delivery exists" in problem for problem in load_problems(db.database)] == [True]
     assert [run["linked"] for run in load_status(db.database).last_runs] == [30, 20, 20]
 
 

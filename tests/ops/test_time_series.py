@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailglass_reconcile.ops.time_series import _BUCKETS, BUCKETS, Bucket, curves
+from mailglass_reconcile.ops.time_series import _BUCKETS, BUCKETS, TimeBucket, load_series
 from mailglass_reconcile.store.database import Transaction
 
 DAY = 86_400
@@ -22,9 +22,9 @@ def swept(tx, at: float, unmatched: int = 0, matched: int = 0, since: float | No
     tx.run(RUN, at=at, unmatched=unmatched, matched=matched, groups=json.dumps(groups), since=since)
 
 
-def shown(tx, seconds: float = DAY) -> list[Bucket]:
+def shown(tx, seconds: float = DAY) -> list[TimeBucket]:
     """Return the buckets of a day."""
-    return curves(Transaction(tx.connection, tx.settings), seconds)
+    return load_series(Transaction(tx.connection, tx.settings), seconds)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def now(tx) -> float:
     return tx.value("SELECT extract(epoch FROM now())::float8")
 
 
-def at(buckets: list[Bucket], moment: float) -> Bucket:
+def at(buckets: list[TimeBucket], moment: float) -> TimeBucket:
     """Return the bucket of a moment."""
     return next(one for one in buckets if one.began <= moment <= one.ended)
 

@@ -6,7 +6,7 @@ import pytest
 
 import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
-from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import window
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -84,9 +84,9 @@ def test_a_window_that_two_intervals_did_not_cover_is_unhealthy(db, hurry):
     fill(db, 4)
     hurry()
     uncovered = "full sweeps have not checked everything for"
-    assert not any(uncovered in problem for problem in check(db.database))
+    assert not any(uncovered in problem for problem in load_problems(db.database))
     db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '16 minutes'")
-    assert any(f"{uncovered} 16 min" in problem for problem in check(db.database))
+    assert any(f"{uncovered} 16 min" in problem for problem in load_problems(db.database))
 
 
 def test_what_nobody_has_looked_at_counts_towards_the_lag(db, hurry):

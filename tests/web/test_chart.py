@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from mailglass_reconcile.ops.time_series import Bucket
+from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.web import chart
 
 HOUR = 3_600.0
@@ -15,7 +15,7 @@ CSS = resources.files("mailglass_reconcile.web").joinpath("static/page.css").rea
 
 def bucket(number: int, states: dict[str, int] | None = None, matched: int = 0, lag: float = 0, silent: float = 0):
     """Return the bucket of an hour."""
-    return Bucket(number * HOUR, (number + 1) * HOUR, states, matched, lag, silent)
+    return TimeBucket(number * HOUR, (number + 1) * HOUR, states, matched, lag, silent)
 
 
 def test_every_state_has_its_own_band_whether_it_is_known_or_not():
@@ -61,7 +61,7 @@ def test_the_peak_is_among_the_numbers_however_short_it_was():
 def test_the_axis_of_time_has_ticks_at_round_moments(hours, step):
     """A few, none so near to an end that its label is cut off."""
     began = 1_764_306_123.0
-    parts = [Bucket(began + n * hours * 36, began + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)]
+    parts = [TimeBucket(began + n * hours * 36, began + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)]
     ticks = chart.backlog(parts).ticks
     assert 2 <= len(ticks) <= chart.MOST_TICKS
     assert {tick.at % step for tick in ticks} == {0}

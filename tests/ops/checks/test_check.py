@@ -20,7 +20,7 @@ from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
-from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
@@ -364,7 +364,7 @@ def test_a_prune_that_has_stopped(db: Database) -> None:
     for days, pruned in ((3, "false"), (3, "true"), (1, "true")):
         db.run("DELETE FROM mailglass_reconcile_runs WHERE kind = 'prune'")
         db.run(PRUNED, days=days, status="ok" if pruned == "true" else "failed")
-        stopped = "tables grow" in " ".join(check(db.database))
+        stopped = "tables grow" in " ".join(load_problems(db.database))
         assert (of("prune").status, stopped) == ((ERROR, True) if days == 3 else (OK, False))
 
 
@@ -423,7 +423,10 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     db.run(WAITING, attempts=3, due=-60)
     found = of("handlers")
     assert (found.status, "1 job of a handler has failed 3 times" in found.message) == (ERROR, True)
-    assert ["1 job of a handler has failed 3 times" in problem for problem in check(db.database)] == [False, True]
+    assert ["1 job of a handler has failed 3 times" in problem for problem in load_problems(db.database)] == [
+        False,
+        True,
+    ]
     assert value(scrape(db), "handler_jobs", state="failing") == 1
     db.run("DELETE FROM mailglass_handler_outbox")
     registry._registered.clear()
@@ -439,7 +442,7 @@ def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Datab
     assert (found.status, "the handler old one (bounced, opened) for 1 hour" in found.message) == (ERROR, True)
     assert "dispatch --forget --handler 'old one'`" in found.remedy
     assert "dispatch --rename 'old one' NEW`" in found.remedy
-    assert ["the handler old one" in problem for problem in check(db.database)] == [False, True]
+    assert ["the handler old one" in problem for problem in load_problems(db.database)] == [False, True]
     assert value(scrape(db), "findings", check="handled_types", status="error") == 1
 
 

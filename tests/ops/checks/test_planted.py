@@ -12,7 +12,7 @@ from database import Database
 from diagnosing import heal, of, report
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding, Look
-from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import comparison, privileges, schema, script
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.script import Step
@@ -76,7 +76,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, plante
     if planted.sql.startswith("UPDATE"):
         db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
     else:
-        assert bool(check(db.database)) == (planted.status == ERROR)
+        assert bool(load_problems(db.database)) == (planted.status == ERROR)
         assert [line for line in runner.lacking(db.engine, db.settings) if planted.name in line]
         assert found.remedy == "run `mailglass-reconcile migrate`"
         heal(db, found.remedy)
@@ -96,7 +96,7 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(be
     beside.run(f"DROP INDEX {place}.{index}")
     found = of("indexes")
     assert (found.status, f"index {index} is missing" in found.message) == (ERROR, True)
-    assert check(beside.database)
+    assert load_problems(beside.database)
     assert runner.lacking(beside.engine, beside.settings)
     heal(beside, found.remedy)
     assert [one for one in report() if one.status != OK] == []

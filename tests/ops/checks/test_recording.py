@@ -56,7 +56,7 @@ def found(db):
 
 def silent(db):
     """Return what `status --check` says of silence."""
-    return [problem for problem in status.check(db.database) if SILENT in problem]
+    return [problem for problem in status.load_problems(db.database) if SILENT in problem]
 
 
 def test_webhooks_that_have_stopped_are_found_everywhere(beside):
@@ -91,7 +91,7 @@ def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number,
     """With 20 deliveries checked, of a provider that can report deliveries; the page shows the milder one too."""
     mailglass_reconcile.reconcile()
     insert(db, sent(40, number, provider=provider))
-    assert len([problem for problem in status.check(db.database) if "has ever arrived" in problem]) == grave
+    assert len([problem for problem in status.load_problems(db.database) if "has ever arrived" in problem]) == grave
     finding = of("reports")
     assert finding.status == (ERROR if grave else WARNING)
     assert "if your webhooks report bounces only, set MAILGLASS_SILENCE_HOURS=infinity" in finding.remedy
@@ -116,7 +116,7 @@ def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries,
     rows = [{**row, "provider": "postmark"} for row in deliveries]
     insert(db, rows, [orphan_row(postmark(f"other-{n}")) for n in range(events)])
     reconcile()
-    assert [one for one in status.check(db.database) if "other message ids" in one] == []
+    assert [one for one in status.load_problems(db.database) if "other message ids" in one] == []
 
 
 def test_each_provider_is_looked_at_by_itself(beside):
@@ -192,7 +192,10 @@ def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
         more = {"database_schema": beside.settings.database_schema, "redis_url": beside.settings.redis_url}
         settings = Settings(database_url=beside.settings.database_url, **more)
         mailglass_reconcile.configure(engine=beside.engine, settings=settings)
-        assert len([one for one in status.check(mailglass_reconcile.runtime.database()) if SILENT in one]) == problems
+        assert (
+            len([one for one in status.load_problems(mailglass_reconcile.runtime.database()) if SILENT in one])
+            == problems
+        )
     assert of("reports").status == OK
     for wrong in ("0", "-1", "nan", "never"):
         monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", wrong)

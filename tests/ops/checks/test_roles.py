@@ -14,7 +14,7 @@ from diagnosing import heal, of, report, using
 from mailglass_reconcile import WebhookEvent, record_webhook
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops.checks import ERROR, OK
-from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import engines, privileges
 
 pytestmark = pytest.mark.slow
@@ -62,9 +62,9 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
         " GRANT INSERT ON public.mailglass_open_orphan_ids TO mailglass_recorder",
     )
     using(db, database_url=reader)
-    assert found.message in str(check(mailglass_reconcile.runtime.database()))
+    assert found.message in str(load_problems(mailglass_reconcile.runtime.database()))
     heal(db, found.remedy)
-    assert not check(mailglass_reconcile.runtime.database())
+    assert not load_problems(mailglass_reconcile.runtime.database())
 
 
 @pytest.mark.parametrize("role", [role for role in privileges.ROLES if role.grants], ids=lambda role: role.name)
@@ -127,7 +127,7 @@ def test_a_reader_is_told_which_of_its_own_privileges_is_missing(db, documented)
     """`status --check` reads the history of runs."""
     using(db, database_url=documented("mailglass_reader"))
     db.run("REVOKE SELECT ON mailglass_reconcile_runs FROM mailglass_reader")
-    said = str(check(mailglass_reconcile.runtime.database()))
+    said = str(load_problems(mailglass_reconcile.runtime.database()))
     assert "role mailglass_reader lacks SELECT on mailglass_reconcile_runs" in said
     assert "GRANT SELECT ON public.mailglass_reconcile_runs TO mailglass_reader" in said
 
