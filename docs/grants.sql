@@ -83,16 +83,14 @@ GRANT SELECT,
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 -- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
+\if :made_by_migrate
 -- delete old events, if a retention is set, on tables that `migrate` made
-\if :made_by_migrate
 GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
-\endif
 -- delete old deliveries, as above
-\if :made_by_migrate
 GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
 \endif
--- read recipients from raw webhooks, on tables that Mailglass made
 \if :made_by_mailglass
+-- read recipients from raw webhooks, on tables that Mailglass made
 GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
    ON mailglass_webhook_events TO mailglass_sweeper;
 \endif
@@ -133,8 +131,8 @@ GRANT SELECT (id, tenant_id, recipient, lock_version),
 GRANT SELECT (event_id, tenant_id, recipient),
       UPDATE (recipient, recipient_lost)
    ON mailglass_open_orphans TO mailglass_eraser;
--- erase addresses from raw webhooks, on tables that `migrate` made
 \if :made_by_migrate
+-- erase addresses from raw webhooks, on tables that `migrate` made
 GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
       UPDATE (raw_payload, provider_event_id, updated_at)
    ON mailglass_webhook_events TO mailglass_eraser;

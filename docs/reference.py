@@ -172,21 +172,9 @@ COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER,
 
 
 def compose_grants() -> str:
-    """Return the GRANT statements for psql; those that depend on who made the tables are chosen by it."""
-    lines = []
-    for role in COMPOSE_ROLES:
-        for where, before in (
-            ("everywhere", ""),
-            ("tables made by Mailglass", f"{MADE_BY_MAILGLASS}\n\\if :mailglass_made_them\n"),
-            ("retention", "\\else\n"),
-        ):
-            chosen = [grant.statement(role.name) for grant in role.grants if grant.where == where]
-            lines += [before + "\n".join(chosen)] if chosen else []
-        lines += ["\\endif"] if role is privileges.SWEEPER else []
-    return "\n".join(lines) + "\n"
-
-
-MADE_BY_MAILGLASS = "SELECT to_regproc('mailglass_prune_events') IS NULL AS mailglass_made_them \\gset"
+    """Return the GRANT statements of the compose file's roles for psql, in the schema of its search path."""
+    lines = [line for role in COMPOSE_ROLES for line in privileges.statements(role, with_purposes=False)]
+    return privileges.CHOOSE_TABLES + "\n".join(lines) + "\n"
 
 
 def with_compose_grants(compose: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
@@ -278,10 +279,11 @@ _HEADER = """\
 -- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
 """
 
-_TABLES = """\
+CHOOSE_TABLES = """\
 SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
        to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \\gset
 """
+"""Lets psql know who made the tables of its search path."""
 _CONDITIONS: Mapping[Where, str] = {
     "tables made by migrate": "made_by_migrate",
     "retention": "made_by_migrate",
@@ -295,7 +297,7 @@ def script(schema_name: str) -> str:
 
     psql skips roles that do not exist, and what a role needs only on tables made by Mailglass, or only by `migrate`.
     """
-    blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n{_TABLES}"]
+    blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n{CHOOSE_TABLES}"]
     for role in ROLES:
         lines = [
             _wrapped(f"{role.name}: {role.runs}.", "-- ", "-- "),
@@ -303,14 +305,22 @@ def script(schema_name: str) -> str:
             "\\if :role_exists",
             f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};",
         ]
-        for grant in role.grants:
-            condition = _CONDITIONS.get(grant.where)
-            lines += [f"-- {grant.purpose}"]
-            lines += [f"\\if :{condition}"] if condition else []
-            lines += [grant.statement(role.name)]
-            lines += ["\\endif"] if condition else []
+        lines += statements(role, with_purposes=True)
         blocks.append("\n".join([*lines, "\\endif"]) + "\n")
     return "\n".join(blocks)
+
+
+def statements(role: Role, *, with_purposes: bool) -> Iterator[str]:
+    """Yield the GRANT statements of a role for psql, in the blocks of the condition under which it needs them."""
+    for condition, grants in groupby(role.grants, lambda grant: _CONDITIONS.get(grant.where)):
+        if condition:
+            yield f"\\if :{condition}"
+        for grant in grants:
+            if with_purposes:
+                yield f"-- {grant.purpose}"
+            yield grant.statement(role.name)
+        if condition:
+            yield "\\endif"
 
 
 def _identifier(name: str) -> str:

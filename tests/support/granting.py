@@ -5,7 +5,7 @@ from pathlib import Path
 
 GRANTS = (Path(__file__).parents[2] / "docs" / "grants.sql").read_text()
 
-(RAW_WEBHOOKS,) = re.findall(r"^\\if :made_by_mailglass\n(GRANT [^;]*;\n)", GRANTS, re.MULTILINE)
+(RAW_WEBHOOKS,) = re.findall(r"^\\if :made_by_mailglass\n-- .*\n(GRANT [^;]*;\n)", GRANTS, re.MULTILINE)
 """What the sweeper needs only on tables that Mailglass made."""
 
 STATEMENTS: dict[str, list[str]] = {}
