@@ -6,7 +6,7 @@ from alembic import context
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.schema import VERSION_TABLE
 
-with runner.environment(context.config, click.echo, plan=context.is_offline_mode()):
+with runner.prepare_config(context.config, click.echo, plan=context.is_offline_mode()):
     attributes = context.config.attributes
     context.configure(
         connection=attributes["connection"],

@@ -163,7 +163,7 @@ def main() -> None:
     for name, text in (("providers.md", matrix()), ("event-types.md", providers_by_type())):
         page = DOCS / name
         page.write_text(with_reference(page.read_text(), text))
-    (DOCS / "grants.sql").write_text(privileges.script("public"))
+    (DOCS / "grants.sql").write_text(privileges.format_grants("public"))
     compose = DOCS.parent / "docker-compose.yml"
     compose.write_text(with_compose_grants(compose.read_text()))
 

@@ -1,6 +1,6 @@
-"""The runnable app, configured from the environment: `celery -A mailglass_reconcile worker`.
+"""The bundled Celery app, configured from the environment: `celery -A mailglass_reconcile worker`.
 
-Celery itself reads `CELERY_BROKER_URL`, which goes before the `broker_url` that is set here.
+Celery itself reads `CELERY_BROKER_URL`, which takes precedence over the `broker_url` set here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RESULT_SECONDS = 86_400
 _settings = runtime.get_settings()
 
 
-def _celerys_url(secret: SecretStr) -> str:
-    """Return a URL as Celery reads it, with certificates checked, and the password where `celery report` hides it."""
+def _make_celery_url(secret: SecretStr) -> str:
+    """Return a Redis URL for Celery: with certificate checks, and the password where `celery report` hides it."""
     url = secret.get_secret_value()
     if url.startswith("rediss://") and "ssl_cert_reqs=" not in url:
         url = f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
@@ -32,15 +32,15 @@ def _celerys_url(secret: SecretStr) -> str:
     if "password" not in query:
         return url
     user, password = (quote(query.pop(name, ""), safe="") for name in ("username", "password"))
-    place = f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=place, query=urlencode(query)))
+    netloc = f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query)))
 
 
 app = Celery("mailglass_reconcile", include=["mailglass_reconcile.tasks"])
 app.conf.update(
-    broker_url=_celerys_url(_settings.redis_url),
+    broker_url=_make_celery_url(_settings.redis_url),
     broker_connection_retry_on_startup=True,
-    result_backend=_celerys_url(_settings.redis_url),
+    result_backend=_make_celery_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
     beat_schedule=make_beat_schedule(),
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HANDLER_QUEUE)],

@@ -1,4 +1,4 @@
-"""Prometheus's text format: what the dashboard's metrics and the receiver's share; needs an extra."""
+"""Prometheus's text format, for the metrics of the dashboard and of the receiver; needs an extra."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "mailglass_reconcile_"
 
 Samples = Iterable[tuple[tuple[str, ...], float]]
-"""Values, each with its labels' values."""
+"""Pairs of label values and a value."""
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 
-def text(families: Iterable[Metric]) -> bytes:
-    """Return some metrics in Prometheus's text format."""
+def render(families: Iterable[Metric]) -> bytes:
+    """Return metrics in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Collected(families))
+    registry.register(_StaticCollector(families))
     return generate_latest(registry)
 
 
-def counter(name: str, help_: str, labels: tuple[str, ...], samples: Samples) -> CounterMetricFamily:
-    return _filled(CounterMetricFamily(PREFIX + name, help_, labels=labels), samples)
+def make_counter(name: str, help_: str, labels: tuple[str, ...], samples: Samples) -> CounterMetricFamily:
+    return _add_samples(CounterMetricFamily(PREFIX + name, help_, labels=labels), samples)
 
 
-def gauge(name: str, help_: str, labels: tuple[str, ...], samples: Samples, prefix: str = PREFIX) -> GaugeMetricFamily:
-    return _filled(GaugeMetricFamily(prefix + name, help_, labels=labels), samples)
+def make_gauge(
+    name: str, help_: str, labels: tuple[str, ...], samples: Samples, prefix: str = PREFIX
+) -> GaugeMetricFamily:
+    return _add_samples(GaugeMetricFamily(prefix + name, help_, labels=labels), samples)
 
 
-def keyed(values: Mapping[str, float]) -> Samples:
+def samples_by_label(values: Mapping[str, float]) -> Samples:
     """Return samples with one label each."""
     return [((key,), value) for key, value in values.items()]
 
 
-def _filled(family: Family, samples: Samples) -> Family:
+def _add_samples(family: Family, samples: Samples) -> Family:
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
 
 
-class _Collected(Collector):
+class _StaticCollector(Collector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
 

@@ -1,4 +1,4 @@
-"""The message about an event and its delivery, which is published after the commit.
+"""Make the broadcast about an event and its delivery, which is published after the commit.
 
 The projection of events onto a delivery is SQL: `mailglass_reconcile_project_v1` in
 `alembic/schema/projection.sql`.
@@ -23,19 +23,19 @@ _ATTACHED = (
 )
 
 
-def payload(event: LinkedEvent) -> str:
-    """Return the JSON message about an event and its delivery: ids, type and time; never an address or a subject."""
-    type_, at, tenant_id = _to_json(event.type), _zulu(event.occurred_at), _to_json(event.tenant_id)
+def format_payload(event: LinkedEvent) -> str:
+    """Return the JSON payload of a broadcast: ids, type and time, never an address or a subject."""
+    type_, at, tenant_id = _to_json(event.type), _with_utc_suffix(event.occurred_at), _to_json(event.tenant_id)
     if event.reconciled_id is None:
         return _ATTACHED % (event.delivery_id, type_, event.event_id, type_, at, tenant_id)
     return _LINKED % (event.delivery_id, event.reconciled_id, event.event_id, type_, at, tenant_id)
 
 
-def _zulu(time: str) -> str:
-    """Return a time in UTC with its `Z`; `infinity` and years before Christ stay as Postgres writes them."""
+def _with_utc_suffix(time: str) -> str:
+    """Return a time in UTC with `Z` appended; `infinity` and years BC stay as Postgres writes them."""
     return f"{time}Z" if time[-1].isdigit() else time
 
 
-def message(event: LinkedEvent) -> tuple[str, str, str]:
-    """Return what is published of a committed event: `(tenant id, delivery id, payload)`."""
-    return event.tenant_id, event.delivery_id, payload(event)
+def make_message(event: LinkedEvent) -> tuple[str, str, str]:
+    """Return the broadcast of a committed event: `(tenant id, delivery id, payload)`."""
+    return event.tenant_id, event.delivery_id, format_payload(event)

@@ -1,4 +1,4 @@
-"""This process's settings, engine and Redis clients."""
+"""The settings, the engine and the Redis clients of this process."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _Configured:
+class _Configuration:
     engine: sa.Engine | None = None
     redis: redis_py.Redis | None = None
     settings: Settings | None = None
 
 
-class _Framework:
+class _FrameworkConfiguration:
     engine: sa.Engine | None = None
     values: Mapping[str, Any] = MappingProxyType({})
 
@@ -45,7 +45,7 @@ def configure(
     redis: redis_py.Redis | None = None,
     settings: Settings | None = None,
 ) -> None:
-    """Use your own engine, Redis client or settings; what is None comes from the environment.
+    """Set your own engine, Redis client or settings; each one that is None comes from the environment.
 
     Nothing connects. A later call replaces an earlier one completely.
 
@@ -54,68 +54,73 @@ def configure(
         redis: A client for live updates and the sweep's lock, such as `redis.Redis(…)` or
             `redis.sentinel.Sentinel(…).master_for(…)`. It needs both timeouts, `socket_timeout` and
             `socket_connect_timeout`.
-        settings: Used in place of the environment.
+        settings: Settings that replace those of the environment.
 
     Raises:
         ConfigurationError: *redis* has no timeouts, or is not a `redis.Redis`.
     """
     if redis is not None:
         pubsub.require_timeouts(redis)
-    _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings
+    _Configuration.engine, _Configuration.redis, _Configuration.settings = engine, redis, settings
     reread_settings()
 
 
 def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND, **values: Any) -> None:
-    """Use the engine and the settings of a framework, unless `configure` gives others; the environment's come last.
+    """Set the engine and the settings of a framework, which rank after `configure` and before the environment.
 
-    Hints name our command as *command*, such as `manage.py mailglass`.
+    Args:
+        engine: The framework's engine.
+        command: The command's name in messages, such as `manage.py mailglass`.
+        values: Settings by name.
     """
     set_command_name(command)
-    _Framework.engine, _Framework.values = engine, values
+    _FrameworkConfiguration.engine, _FrameworkConfiguration.values = engine, values
     reread_settings()
 
 
-def in_framework() -> bool:
-    """Whether a framework, such as Django, has given its database."""
-    return _Framework.engine is not None
+def has_framework_engine() -> bool:
+    """Return True if a framework, such as Django, has set its engine."""
+    return _FrameworkConfiguration.engine is not None
 
 
 def reread_settings() -> None:
-    """Forget what was read from the environment, and the engine and clients that were made of it."""
-    for cached in (get_settings, database, _own_engine, _own_redis):
-        cached.cache_clear()
+    """Clear the cached settings, and the engine and clients made from them."""
+    for function in (get_settings, database, _own_engine, _own_redis):
+        function.cache_clear()
 
 
 @cache
 def get_settings() -> Settings:
     """Return the configured settings, or those of the framework and of the environment, read once per process."""
-    return _Configured.settings or Settings(**_Framework.values)
+    return _Configuration.settings or Settings(**_FrameworkConfiguration.values)
 
 
 @cache
 def database() -> Database:
-    """Return this process's database: the engine with the settings; it has not connected yet."""
+    """Return this process's database, the engine with the settings, without connecting."""
     return Database(get_engine(), get_settings())
 
 
 def get_engine() -> sa.Engine:
-    """Return the configured engine, the framework's, or one of `MAILGLASS_DATABASE_URL`; it has not connected yet."""
-    return _Configured.engine or _Framework.engine or _own_engine(get_settings())
+    """Return the configured engine, the framework's, or one for `MAILGLASS_DATABASE_URL`, without connecting."""
+    return _Configuration.engine or _FrameworkConfiguration.engine or _own_engine(get_settings())
 
 
 def pooled_engine(size: int) -> sa.Engine:
-    """Return the configured engine, the framework's, or a new one that keeps *size* connections between uses."""
-    return _Configured.engine or _Framework.engine or engines.create_engine(get_settings(), pool_size=size)
+    """Return the configured engine, the framework's, or a new one with a pool of *size* connections."""
+    return (
+        _Configuration.engine or _FrameworkConfiguration.engine or engines.create_engine(get_settings(), pool_size=size)
+    )
 
 
 def get_redis() -> redis_py.Redis:
-    """Return the configured Redis client, or one of `MAILGLASS_REDIS_URL`; it has not connected yet."""
-    return _Configured.redis or _own_redis(get_settings())
+    """Return the configured Redis client, or one for `MAILGLASS_REDIS_URL`, without connecting."""
+    return _Configuration.redis or _own_redis(get_settings())
 
 
-def redis_was_chosen() -> bool:
-    """Whether a Redis was configured; without one, that of the default address may or may not be there."""
-    return _Configured.redis is not None or "redis_url" in get_settings().model_fields_set
+def is_redis_configured() -> bool:
+    """Return True if Redis was configured; otherwise there may be none at the default address."""
+    return _Configuration.redis is not None or "redis_url" in get_settings().model_fields_set
 
 
 def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
@@ -165,37 +170,40 @@ def _own_redis(settings: Settings) -> redis_py.Redis:
     return pubsub.create_client(settings.redis_url, "MAILGLASS_REDIS_URL")
 
 
-def after_fork() -> None:
-    """Forget, in a forked child, connections of an application's engine, which are the parent's."""
-    if _Configured.engine is not None:
-        _Configured.engine.dispose(close=False)
+def dispose_after_fork() -> None:
+    """Dispose of the configured engine's connections in a forked child: they are the parent's."""
+    if _Configuration.engine is not None:
+        _Configuration.engine.dispose(close=False)
 
 
 def available() -> bool:
-    """Whether Celery can be imported, and so whether the tasks and the beat schedule exist."""
+    """Return True if Celery is installed, so that the tasks and the beat schedule exist."""
     try:
         return all(importlib.util.find_spec(name) for name in ("celery", "celery_singleton"))
     except (ImportError, ValueError):  # an import hook that forbids it, a half-loaded module
         return False
 
 
-def load_imports(*, to_read: bool = False) -> None:
+def load_imports(*, only_warn: bool = False) -> None:
     """Import the modules of `MAILGLASS_IMPORTS`, which register an application's key rules and handlers.
 
-    They are looked for in the working directory too, after everything else. If the caller only reads (*to_read*), one
-    that cannot be imported is logged, once, and raises nothing.
+    They are searched for in the working directory too, after all other places.
+
+    Args:
+        only_warn: Log a module that cannot be imported, once, instead of raising `ConfigurationError`; for callers
+            that only read.
     """
     if imports := get_settings().imports:
-        _load([name for part in imports.split(",") if (name := part.strip())], to_read=to_read)
+        _load([name for part in imports.split(",") if (name := part.strip())], only_warn=only_warn)
 
 
-def _load(names: Sequence[str], *, to_read: bool) -> None:
+def _load(names: Sequence[str], *, only_warn: bool) -> None:
     with nullcontext() if all(name in sys.modules for name in names) else _working_directory_last():
         for name in names:
             try:
                 _import(name)
             except ConfigurationError as error:
-                if not to_read:
+                if not only_warn:
                     raise
                 _warn_once(f"{error}; results may be wrong because a key rule is missing")
 
@@ -211,14 +219,14 @@ def _import(name: str) -> None:
 
 @contextmanager
 def _working_directory_last() -> Iterator[None]:
-    """Let modules of the working directory be found, after all others, for as long as the block runs."""
-    here = ""  # as Python itself puts the working directory there
-    sys.path.append(here)
+    """Append the working directory to `sys.path` while the block runs."""
+    working_directory = ""  # as Python itself writes it
+    sys.path.append(working_directory)
     try:
         yield
     finally:
-        if here in sys.path:  # a module may have set another path
-            del sys.path[-1 - sys.path[::-1].index(here)]
+        if working_directory in sys.path:  # a module may have set another path
+            del sys.path[-1 - sys.path[::-1].index(working_directory)]
 
 
 @cache

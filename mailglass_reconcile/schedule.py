@@ -1,4 +1,4 @@
-"""The beat schedule, and what there is in its place without Celery."""
+"""The beat schedule, and the warning that replaces it without Celery."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ RECENT_TASK = "mailglass_reconcile.tasks.reconcile_recent"
 PRUNE_TASK = "mailglass_reconcile.tasks.prune"
 DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
 ORIGIN_HEADER = "mailglass_origin"
-"""With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
+"""Header by which the run history distinguishes beat's requests from others."""
 PRUNE_EXPIRES_SECONDS = 3_600
 RECENT_EXPIRES_SECONDS = 60
 DISPATCH_EXPIRES_SECONDS = 60
-"""The tasks have these expiries themselves, because a schedule that is kept in a database drops those of entries."""
+"""The tasks have these expiries themselves, because a schedule stored in a database drops those of its entries."""
 DISPATCH_SECONDS = 10.0
 
 
 def __getattr__(name: str) -> Any:
-    """Make `beat_schedule`, the default entries, when it is first asked for: without Celery that logs a warning."""
+    """Make `beat_schedule`, the default entries, on first access, because it logs a warning without Celery."""
     if name != "beat_schedule":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals().setdefault(name, make_beat_schedule())
 
 
 class BeatEntry(TypedDict):
-    """One entry of an app's `beat_schedule`, as Celery takes it."""
+    """One entry of a Celery app's `beat_schedule`."""
 
     task: str
     schedule: When
@@ -62,19 +62,19 @@ def make_beat_schedule(
     dispatch: When | Literal[False] | None = None,
     queue: str | None = None,
 ) -> dict[str, BeatEntry]:
-    """Return new entries for an app's `beat_schedule`; without Celery an empty dict, and one warning.
+    """Return new entries for an app's `beat_schedule`; without Celery, log one warning and return an empty dict.
 
-    *sweep*, *prune* and *dispatch* are Celery schedules or seconds. Of two beats, the second's runs are skipped as
-    duplicates. A restart does not postpone the next run. Entries expire, so a worker that was down finds one pending
-    sweep, not a backlog.
+    *sweep*, *prune* and *dispatch* are Celery schedules or seconds. If two beats run, the second one's sweeps are
+    skipped as duplicates. A restart does not postpone the next run. Entries expire, so a worker that was down finds one
+    pending sweep, not a backlog.
 
     Args:
         sweep: When to sweep; by default every five minutes.
         prune: When to prune; by default daily at 03:00 UTC.
-        recent: Seconds between recent sweeps, above 0 and at most 60; by default none. Their results are ignored, and
-            a tick that no worker took within the interval is dropped.
-        fan_out: If more orphans than this are eligible, one task sweeps about this many, by ranges of arrival; by
-            default never.
+        recent: Seconds between recent sweeps, above 0 and at most 60; by default there are none. Their results are
+            ignored, and a request that no worker takes within the interval expires.
+        fan_out: If more orphans than this are eligible, they are divided into ranges of arrival with about this many
+            each, one task per range; by default never.
         dispatch: When to run handlers; by default every ten seconds, and False for never. Without handlers it costs
             nothing.
         queue: The queue of all entries; by default the app's routes decide.
@@ -100,7 +100,7 @@ def make_beat_schedule(
         },
         "mailglass-reconcile-prune": {
             "task": PRUNE_TASK,
-            "schedule": at_three() if prune is None else prune,
+            "schedule": daily_at_three_utc() if prune is None else prune,
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }
@@ -122,22 +122,23 @@ def make_beat_schedule(
     return entries
 
 
-def at_three() -> BaseSchedule:
-    """Return 03:00 UTC every day: a crontab of Celery's own takes the app's time zone, and forgets one that is set."""
+def daily_at_three_utc() -> BaseSchedule:
+    """Return a schedule for 03:00 UTC daily: Celery's crontab uses the app's time zone and drops another when"
+    " pickled."""
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
     class InUTC(crontab):
         tz = ZoneInfo("UTC")
 
         def __reduce__(self) -> Any:  # beat pickles its entries
-            return at_three, ()
+            return daily_at_three_utc, ()
 
     return InUTC(hour="3", minute="0")
 
 
 @cache
 def warn_without_celery() -> None:
-    """Say, once per process, what an operator does if there is no Celery."""
+    """Log once per process which commands replace the tasks if Celery is not installed."""
     logger.warning(
         with_command_name(
             "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every"

@@ -1,8 +1,8 @@
-"""An ASGI application as a process of its own; needs uvicorn, which comes with an extra.
+"""Serve an ASGI application with uvicorn, which comes with an extra, hardened for requests from a network.
 
-It is safe to reach from a network. uvicorn limits the size of a head and the time between two requests of a connection.
-Added here: a limit of connections that evicts idle ones instead of refusing new ones, limits on the time and the CPU of
-a request, on the lines of its head and on the time of its response, and an early answer survives a malformed body.
+uvicorn limits the size of a request's head and the time between two requests of a connection. This module adds a limit
+of connections that evicts idle ones instead of refusing new ones, limits on the time and the CPU of a request, on the
+lines of its head and on the time of its response, and keeps an early response if the rest of the body is malformed.
 """
 
 from __future__ import annotations
@@ -26,50 +26,49 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mailglass_reconcile.errors import ConfigurationError
 
 SHUTDOWN_SECONDS = 1
-"""How long answers under way may take after SIGTERM."""
-CONNECTIONS = 128
-"""Open connections at most, which stays below usual limits of open files."""
-QUEUE = 1_024
-"""Connections that wait to be accepted; what they send is there when it is their turn."""
+"""Timeout for responses in flight after SIGTERM."""
+MAX_CONNECTIONS = 128
+"""Open connections at most, below the usual limits of open files."""
+BACKLOG = 1_024
+"""Connections that wait to be accepted; the kernel buffers what they send meanwhile."""
 ACCEPTED_AT_ONCE = 1
-"""Connections accepted in one turn of the event loop: each must be read before many others take its place."""
+"""Connections accepted per iteration of the event loop, so that each is read before others can evict it."""
 HEAD_SECONDS = 10.0
-"""How long a request's line and headers may take to arrive, from the opening of its connection or from the answer
-before it."""
+"""Timeout for a request's line and headers, from the opening of the connection or the previous response."""
 BODY_SECONDS = 31.0
-"""How long its body may take: a little longer than an application of ours waits, so that the client gets an answer."""
-ANSWER_SECONDS = 30.0
-"""How long its answer may take to be written."""
-HEAD_BYTES = 16_384
-"""Length of a request's line and headers at most."""
-HEAD_LINES = 100
-"""Lines of a head at most: parsing thousands of tiny headers takes as much CPU as a webhook."""
+"""Timeout for a request's body: a little longer than that of our applications, so that the client gets a response."""
+RESPONSE_SECONDS = 30.0
+"""Timeout for writing a response."""
+MAX_HEAD_BYTES = 16_384
+"""Greatest size of a request's line and headers."""
+MAX_HEAD_LINES = 100
+"""Greatest number of lines in a head: parsing thousands of tiny headers takes as much CPU as a webhook."""
 PIECE_BYTES = 2_048
-"""What is read from a connection before it is the turn of others. A whole piece is progress."""
+"""Bytes read from a connection before others are read. A full piece counts as progress."""
 PROGRESS_SECONDS = 1.0
-"""How long a connection counts as in progress after a whole piece; the pieces of a far client come less often than the
-connections of a near one."""
-FIRST_TURNS = 2
-"""Turns of the event loop in which a new connection is read for the first time; until then it is not evicted."""
+"""How long a full piece counts as progress; pieces of a distant client arrive less often than connections of a near
+one."""
+PROTECTED_ITERATIONS = 2
+"""Iterations of the event loop during which a new connection is not evicted, because it has not been read yet."""
 DEFER_SECONDS = 10
-"""How long the kernel keeps a connection that has sent nothing from us, where it can."""
+"""How long the kernel, where it can, hides a connection that has sent nothing."""
 REQUEST_CPU_SECONDS = 0.01
 BYTE_CPU_SECONDS = 50e-9
 PIECE_CPU_SECONDS = 0.005
-"""What reading a request may cost, and each byte of it more: 5 MB in chunks of one byte would cost minutes. No more is
-counted of a piece, because Python may collect its garbage meanwhile."""
+"""CPU time for reading a request, and for each of its bytes: 5 MB in chunks of one byte would take minutes. At most
+`PIECE_CPU_SECONDS` of a piece are counted, because Python may collect garbage meanwhile."""
 
 
 def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
     """Serve *app* until SIGTERM or SIGINT."""
-    with _listening(host, port) as listener:
-        # uvicorn ends first, then it raises the signal once more.
-        signal.signal(signal.SIGTERM, _leave)
+    with _listen(host, port) as listener:
+        # uvicorn shuts down first, then it raises the signal again.
+        signal.signal(signal.SIGTERM, _exit)
         config = uvicorn.Config(
             app,
-            access_log=False,  # addresses of pages hold message ids
+            access_log=False,  # the dashboard's URLs contain message ids
             backlog=ACCEPTED_AT_ONCE,
-            h11_max_incomplete_event_size=HEAD_BYTES,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             http=BoundedProtocol,
             lifespan="off",
             loop="asyncio",
@@ -83,22 +82,22 @@ def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP with limits on connections and on the time that a request and its answer may take.
+    """HTTP with limits on connections and on the time of a request and its response.
 
-    If too many connections are open, one that has no whole request, or does not read its answer, is evicted, so that
-    idle connections cannot keep others out: one that has sent nothing first, then one that sends little at a time, and
-    then the one without progress for longest.
+    If too many connections are open, one with an incomplete request or an unread response is evicted, so that idle
+    connections cannot keep others out: first one that has sent nothing, then one that sends little at a time, then the
+    one without progress for longest.
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    _since = 0.0
-    """The last progress; before any, the opening of the connection or the answer before."""
-    _turns_left = FIRST_TURNS
-    _silent = True
-    _progressed = False
-    _spare = 0.0
+    _progress_at = 0.0
+    """Time of the last progress; before any, of the connection's opening or the previous response."""
+    _protected_iterations = PROTECTED_ITERATIONS
+    _is_silent = True
+    _has_progressed = False
+    _cpu_budget = 0.0
     _in_body = False
-    _answering = False
+    _is_responding = False
     _head_lines = 0
     _head_end = b""
 
@@ -107,39 +106,39 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined]  # asyncio's own transports have it
         self._wait_for_request()
-        self.loop.call_soon(self._note_turn)
-        if len(self.connections) > CONNECTIONS:
+        self.loop.call_soon(self._count_iteration)
+        if len(self.connections) > MAX_CONNECTIONS:
             idle = [
                 connection
                 for connection in self.connections
                 if isinstance(connection, BoundedProtocol) and connection._is_idle() and connection is not self
             ]
             victim = min(idle, key=BoundedProtocol._rank, default=self)
-            self.connections.discard(victim)  # it is lost only a moment later, and the next one must evict another
+            self.connections.discard(victim)  # `connection_lost` comes later, and the next one must evict another
             victim.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read a part of a request, unless that has cost too much; once it is whole, its answer may take longer."""
-        self._silent = False
+        """Read a piece of a request; close the connection if the request has used up its CPU time."""
+        self._is_silent = False
         if len(data) >= PIECE_BYTES:
-            self._since, self._progressed = self.loop.time(), True
-        if self._has_too_many_lines(data):
+            self._progress_at, self._has_progressed = self.loop.time(), True
+        if self._exceeds_head_lines(data):
             self.send_400_response("Too many header lines.")
             return
-        began = time.thread_time()
+        started = time.thread_time()
         super().data_received(data)
-        self._spare += len(data) * BYTE_CPU_SECONDS - min(time.thread_time() - began, PIECE_CPU_SECONDS)
-        if self._spare < 0:
+        self._cpu_budget += len(data) * BYTE_CPU_SECONDS - min(time.thread_time() - started, PIECE_CPU_SECONDS)
+        if self._cpu_budget < 0:
             self.transport.abort()
-        self._note_progress()
+        self._update_deadline()
 
     def on_response_complete(self) -> None:
         """Wait for the next request on this connection.
 
-        A client that sends it before it has the answer is cut off: no usual one does, and one that reads no answer
-        could keep its place by that.
+        A client that pipelines requests is disconnected: common clients do not, and one that reads no response could
+        avoid its eviction that way.
         """
-        self._answering = False
+        self._is_responding = False
         self._wait_for_request()
         if self.conn.trailing_data[0]:
             self.transport.close()
@@ -151,53 +150,54 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a malformed request; of one that was answered before its end, cut off the rest."""
+        """Reject a malformed request; if it was answered early, close the connection instead."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
             self.transport.abort()
 
     def _is_idle(self) -> bool:
-        return not self._answering or self.flow.write_paused
+        return not self._is_responding or self.flow.write_paused
 
-    def _note_turn(self) -> None:
-        self._turns_left -= 1
-        if self._turns_left:
-            self.loop.call_soon(self._note_turn)
+    def _count_iteration(self) -> None:
+        self._protected_iterations -= 1
+        if self._protected_iterations:
+            self.loop.call_soon(self._count_iteration)
 
     def _rank(self) -> tuple[int, float]:
-        """Return the place in the order of eviction; the lowest is evicted first."""
-        if self._silent:
-            return (3 if self._turns_left else 0), self._since
-        is_progressing = self._progressed and self.loop.time() - self._since < PROGRESS_SECONDS
-        return (2 if is_progressing else 1), self._since
+        """Return the sort key of evictions; the lowest is evicted first."""
+        if self._is_silent:
+            return (3 if self._protected_iterations else 0), self._progress_at
+        is_progressing = self._has_progressed and self.loop.time() - self._progress_at < PROGRESS_SECONDS
+        return (2 if is_progressing else 1), self._progress_at
 
-    def _has_too_many_lines(self, data: bytes) -> bool:
-        """Count the lines of a head that is arriving."""
+    def _exceeds_head_lines(self, data: bytes) -> bool:
+        """Count the lines of an incomplete head, and return True if there are too many."""
         if self._in_body:
             return False
         text = self._head_end + data
         end = _END_OF_HEAD.search(text)
         self._head_lines += text[: end.end() if end else None].count(b"\n") - self._head_end.count(b"\n")
         self._head_end = text[-2:]
-        return self._head_lines > HEAD_LINES
+        return self._head_lines > MAX_HEAD_LINES
 
     def _wait_for_request(self) -> None:
-        self._since, self._spare, self._in_body = self.loop.time(), REQUEST_CPU_SECONDS, False
-        self._silent, self._progressed, self._head_lines, self._head_end = True, False, 0, b""
-        self._allow(HEAD_SECONDS)
+        self._progress_at, self._cpu_budget, self._in_body = self.loop.time(), REQUEST_CPU_SECONDS, False
+        self._is_silent, self._has_progressed, self._head_lines, self._head_end = True, False, 0, b""
+        self._set_deadline(HEAD_SECONDS)
 
-    def _note_progress(self) -> None:
+    def _update_deadline(self) -> None:
+        """Set the deadline of the request's next phase: its body, or its response."""
         if self.cycle is None or self.cycle.response_complete:
             return
         if not self._in_body:
             self._in_body = True
-            self._allow(BODY_SECONDS)
-        if not self.cycle.more_body and not self._answering:
-            self._answering = True
-            self._allow(ANSWER_SECONDS)
+            self._set_deadline(BODY_SECONDS)
+        if not self.cycle.more_body and not self._is_responding:
+            self._is_responding = True
+            self._set_deadline(RESPONSE_SECONDS)
 
-    def _allow(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         # abort(), because close() waits until a client that reads nothing has read everything.
@@ -209,32 +209,32 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve; asyncio takes the number of connections accepted at once for the length of the queue."""
+        """Start to serve, and restore the length of the queue, which asyncio sets to `ACCEPTED_AT_ONCE`."""
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(QUEUE)
+            listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # An answer that is cut off at the end is not an error and needs no traceback.
+        # A response that the shutdown interrupts is not an error and needs no traceback.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = min(candidates, key=lambda candidate: candidate[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
     except (socket.gaierror, UnicodeError):
         raise ConfigurationError(f"cannot listen on {host}: the name of the host is not known") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(QUEUE)
+        listener.listen(BACKLOG)
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
     except OSError as error:

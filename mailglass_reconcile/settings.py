@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
 
 ENV_PREFIX = "MAILGLASS_"
-TOKEN_CHARACTERS = 16
+MIN_TOKEN_CHARACTERS = 16
 
 
 def _infinity_is_none(value: object) -> object:
@@ -35,7 +35,7 @@ def _wrong_usage(sentence: str) -> PydanticCustomError:
     return PydanticCustomError(_WRONG_USAGE, "{sentence}", {"sentence": sentence})
 
 
-def _name(value: str) -> str:
+def _validate_schema_name(value: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_]+", value):
         raise _wrong_usage("use a schema whose name has only letters, digits and underscores")
     return value
@@ -56,7 +56,7 @@ def read_secret_file(path: str) -> str:
     return text
 
 
-def _from_file(secret: SecretStr) -> SecretStr:
+def _read_at_file(secret: SecretStr) -> SecretStr:
     value = secret.get_secret_value()
     if not value.startswith("@"):
         return secret
@@ -69,8 +69,8 @@ def _from_file(secret: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
-Secret = Annotated[SecretStr, AfterValidator(_from_file)]
-"""A value, or `@FILE`: the path of a file that holds it."""
+Secret = Annotated[SecretStr, AfterValidator(_read_at_file)]
+"""A secret value, or `@FILE`: the path of a file that contains it."""
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
 """Days, or `infinity` (None in Python): nothing is deleted."""
 SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False), BeforeValidator(_infinity_is_none)]
@@ -83,10 +83,10 @@ class Settings(BaseSettings):
     `database_url`, `redis_url`, `web_token` and `webhook_url` may be `@FILE`: the path of a file that holds the value.
 
     Attributes:
-        database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
+        database_url: The database of the ledger: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
         database_schema: The schema of Mailglass's tables and ours; a name of letters, digits and underscores.
         tenant: The tenant of sends and webhooks that are recorded without one.
-        redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
+        redis_url: Redis for broadcasts and the sweep's lock; the bundled Celery app also stores its results there, and
             its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         web_token: The dashboard's token, at least 16 characters; anyone with it sees the events of all tenants.
@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     database_url: Secret | None = None
-    database_schema: Annotated[str, AfterValidator(_name)] = Field(default="public", min_length=1, max_length=63)
+    database_schema: Annotated[str, AfterValidator(_validate_schema_name)] = Field(
+        default="public", min_length=1, max_length=63
+    )
     tenant: str = Field(default="default", min_length=1, max_length=512)
     redis_url: Secret = SecretStr("redis://localhost:6379/0")
     imports: str = ""
@@ -132,39 +134,43 @@ class Settings(BaseSettings):
 
     @field_validator("retention_events_days")
     @classmethod
-    def _outlasts_the_maximum_age(cls, days: int | None, known: ValidationInfo) -> int | None:
-        least = 1 + -(-known.data.get("max_age_minutes", 0) // 1_440)
-        if days is not None and days < least:
-            raise _wrong_usage(f"must be `infinity` or at least {least} days (one more than MAILGLASS_MAX_AGE_MINUTES)")
+    def _exceeds_max_age(cls, days: int | None, validated: ValidationInfo) -> int | None:
+        minimum = 1 + -(-validated.data.get("max_age_minutes", 0) // 1_440)
+        if days is not None and days < minimum:
+            raise _wrong_usage(
+                f"must be `infinity` or at least {minimum} days (one more than MAILGLASS_MAX_AGE_MINUTES)"
+            )
         return days
 
     @field_validator("retention_deliveries_days")
     @classmethod
-    def _outlasts_the_events(cls, days: int | None, known: ValidationInfo) -> int | None:
-        if days is None or "retention_events_days" not in known.data:  # what is wrong with that one is said already
+    def _covers_retention_of_events(cls, days: int | None, validated: ValidationInfo) -> int | None:
+        if days is None or "retention_events_days" not in validated.data:  # that setting has an error of its own
             return days
-        events: int | None = known.data["retention_events_days"]
-        if events is None:
+        events_days: int | None = validated.data["retention_events_days"]
+        if events_days is None:
             raise _wrong_usage("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
-        if days < events:
-            raise _wrong_usage(f"must be `infinity` or at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS")
+        if days < events_days:
+            raise _wrong_usage(
+                f"must be `infinity` or at least the {events_days} days of MAILGLASS_RETENTION_EVENTS_DAYS"
+            )
         return days
 
     def __init__(self, **values: Any) -> None:
-        """Read the environment; *values* given by name win.
+        """Read the environment; *values* passed by name take precedence.
 
         Raises:
-            ConfigurationError: A value cannot be used; the message names each such setting, never its value.
+            ConfigurationError: A value is invalid; the message names each such setting, never its value.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
-            wrong_usage = any(fault["type"] == _WRONG_USAGE for fault in error.errors(include_context=False))
-            raise (WrongUsageError if wrong_usage else ConfigurationError)(_in_words(error)) from None
+            is_wrong_usage = any(detail["type"] == _WRONG_USAGE for detail in error.errors(include_context=False))
+            raise (WrongUsageError if is_wrong_usage else ConfigurationError)(_format_errors(error)) from None
 
 
-def web_token(settings: Settings) -> str | None:
-    """Return the token of the page and of metrics, or None if none is set.
+def load_web_token(settings: Settings) -> str | None:
+    """Return the token of the dashboard and of `/metrics`, or None if none is set.
 
     Raises:
         ConfigurationError: It is too short.
@@ -172,17 +178,18 @@ def web_token(settings: Settings) -> str | None:
     if settings.web_token is None:
         return None
     token = settings.web_token.get_secret_value().strip()
-    if len(token) < TOKEN_CHARACTERS:
+    if len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigurationError(
-            f"MAILGLASS_WEB_TOKEN: use at least {TOKEN_CHARACTERS} characters; `openssl rand -hex 24` prints a token"
+            f"MAILGLASS_WEB_TOKEN: use at least {MIN_TOKEN_CHARACTERS} characters; `openssl rand -hex 24` prints"
+            " a token"
         )
     return token
 
 
-def _in_words(error: ValidationError) -> str:
+def _format_errors(error: ValidationError) -> str:
     return "; ".join(
-        f"{ENV_PREFIX}{str(fault['loc'][0]).upper()}: {_sentence(fault['msg'])}"
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        f"{ENV_PREFIX}{str(detail['loc'][0]).upper()}: {_sentence(detail['msg'])}"
+        for detail in error.errors(include_url=False, include_context=False, include_input=False)
     )
 
 

@@ -1,7 +1,7 @@
-"""Spans and metrics: what a sweep and a dispatch report to OpenTelemetry, if the application has set it up.
+"""Spans and metrics that sweeps, dispatches and recordings report to OpenTelemetry, if the application has set it up.
 
-Only the names listed here are reported, with numbers, ids of tenants and words of our own: no value of a row, no text
-of an error. Without an SDK a sweep pays some microseconds for it.
+Only the attributes listed here are reported, with numbers, tenant ids and our own words: never a value of a row or the
+text of an error. Without an SDK this costs a sweep some microseconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ METRIC_ATTRIBUTES = {
     "sweeps": ("status", frozenset(states.RUN_STATUSES)),
     "recording_failures": ("cause", frozenset(name for name in vars(errors) if name.endswith("Error"))),
 }
-"""The only attribute of each counter, and its values; anything else is not counted."""
+"""The only attribute of each counter, and its allowed values; others are not counted."""
 
 DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
 LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0, 604_800.0)
@@ -49,7 +49,7 @@ LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_80
 Span = trace.Span
 
 _lock = threading.Lock()
-_counted: Counter[tuple[str, str]] = Counter()
+_counts: Counter[tuple[str, str]] = Counter()
 Value = str | int | None
 
 
@@ -100,24 +100,24 @@ def _instruments() -> _Instruments:
 
 @contextmanager
 def span(name: str, start_time: int | None = None) -> Iterator[Span]:
-    """Run the block in the span `mailglass_reconcile.<name>`; of an error, only the class is reported."""
+    """Run the block in the span `mailglass_reconcile.<name>`; an error is reported by its class only."""
     with _tracer().start_as_current_span(
         f"{NAME}.{name}", start_time=start_time, record_exception=False, set_status_on_exception=False
     ) as current:
         try:
             yield current
         except Exception as error:
-            describe(current, {}, error=type(error).__name__)
+            set_attributes(current, {}, error=type(error).__name__)
             raise
 
 
-def describe(current: Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
-    """Set those of *attributes* that are allowed and not None; *error*, a class's name, makes the span a failed one."""
+def set_attributes(current: Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
+    """Set a span's attributes that are allowed and not None; with *error*, the name of a class, mark it as failed."""
     if not current.is_recording():
         return
-    named = {**attributes, "error.type": error}
+    values = {**attributes, "error.type": error}
     current.set_attributes(
-        {name: value for name, value in named.items() if name in SPAN_ATTRIBUTES and value is not None}
+        {name: value for name, value in values.items() if name in SPAN_ATTRIBUTES and value is not None}
     )
     if error is not None:
         current.set_status(trace.StatusCode.ERROR)
@@ -137,28 +137,28 @@ def count_recording_failure(cause: str) -> None:
 
 
 def counts(name: str) -> dict[str, int]:
-    """Return what this process has counted since it started, under each value that the counter's attribute may have."""
+    """Return a counter's value since the start of this process, for each value of its attribute."""
     with _lock:
-        return {value: _counted[name, value] for value in sorted(METRIC_ATTRIBUTES[name][1])}
+        return {value: _counts[name, value] for value in sorted(METRIC_ATTRIBUTES[name][1])}
 
 
 def count_sweep(status: str, duration_ms: int | None = None) -> None:
-    """Count a sweep by how it ended, and note how long it took, if it began."""
+    """Count a sweep by its status, and record its duration if it started."""
     _count("sweeps", {status: 1})
     if duration_ms is not None:
         _instruments().duration.record(duration_ms / 1000)
 
 
 def count_format_warning(provider: str, type_: str) -> None:
-    """Count an event whose provider seems to have changed its format."""
+    """Count an event in a format that its provider seems to have changed."""
     _instruments().format_warnings.add(1, {"provider": provider, "type": type_})
 
 
-def note_lags(seconds: Iterable[float]) -> None:
-    """Note for each link how many seconds after its orphan's arrival it was made."""
-    lag = _instruments().lag
-    for each in seconds:
-        lag.record(max(0.0, each))
+def record_lags(seconds: Iterable[float]) -> None:
+    """Record the lag of each link: the seconds between its orphan's arrival and the link."""
+    histogram = _instruments().lag
+    for lag in seconds:
+        histogram.record(max(0.0, lag))
 
 
 def _count(name: str, numbers: Mapping[str, int]) -> None:
@@ -168,4 +168,4 @@ def _count(name: str, numbers: Mapping[str, int]) -> None:
         if number and value in values:
             counter.add(number, {attribute: value})
             with _lock:
-                _counted[name, value] += number
+                _counts[name, value] += number

@@ -36,7 +36,7 @@ def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
     """Whether it is no URL, of another database, or of a server that is not there."""
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
-        runner.lacking(engines.create_engine(settings), settings)
+        runner.find_missing_objects(engines.create_engine(settings), settings)
     said = f"{error.value} {error.value.__cause__} {settings}"
     assert CANARY not in said
     assert "\n" not in str(error.value)

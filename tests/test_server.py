@@ -105,7 +105,7 @@ def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
     with serving(url, redis_url) as (process, address):
         for sent, answer in [
             (b"nonsense\r\n\r\n", b"HTTP/1.1 400"),
-            (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.HEAD_BYTES, b"HTTP/1.1 400"),
+            (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.MAX_HEAD_BYTES, b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 401"),
         ]:
             with connect(address, sent) as one:
@@ -161,7 +161,7 @@ def is_open(connection: socket.socket) -> bool:
 @pytest.fixture
 def eight_connections(monkeypatch):
     """A server that keeps eight connections open."""
-    monkeypatch.setattr(server, "CONNECTIONS", 8)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
 
 
 @pytest.mark.parametrize("sent", [HALF_A_HEAD, NO_BODY])

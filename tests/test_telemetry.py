@@ -73,7 +73,7 @@ def test_what_the_prune_removes_is_counted_as_expired(db, observed):
 def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
     """Enforced where attributes are set, on spans and on metrics."""
     with telemetry.span("sweep") as span:
-        telemetry.describe(span, {**values_, "status": "ok"})
+        telemetry.set_attributes(span, {**values_, "status": "ok"})
     telemetry.count_orphans({"ada@example.com": 1, "published": 1})
     telemetry.count_messages({"linked": 1, "failed": 1})
     assert observed.ours() == [{"status": "ok"}]

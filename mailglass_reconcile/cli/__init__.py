@@ -30,21 +30,21 @@ _SUBCOMMANDS = {
     "sweep": "Link every open orphan whose delivery exists.",
     "trigger": "Send a sample webhook, signed as the provider signs, to try an installation without its account.",
 }
-"""Each is in the module of its name; the first sentence of its help stands here, so that `--help` loads none."""
+"""The first sentence of each subcommand's help, so that `--help` imports no subcommand's module."""
 
 
 class Subcommands(click.Group):
-    """Subcommands that are loaded when they are needed: their libraries take half a second."""
+    """A group that imports a subcommand's module when it runs: their libraries take half a second to import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
-        """Load a subcommand; None if there is none of this name."""
+        """Import and return a subcommand, or None if there is none of this name."""
         if cmd_name not in _SUBCOMMANDS:
             return None
-        loaded: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
-        return loaded
+        subcommand: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return subcommand
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -72,7 +72,7 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
-    """Run the command line; a foreseeable fault is one line on standard error."""
+    """Run the command line; print an error of ours as one line on standard error, and exit."""
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:

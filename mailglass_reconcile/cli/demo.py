@@ -1,4 +1,4 @@
-"""The subcommand `demo`: orphans being linked, on servers of its own."""
+"""The subcommand `demo`: show the race and the link on temporary servers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from mailglass_reconcile.cli.output import (
     require_terminal,
     wrapped,
 )
-from mailglass_reconcile.cli.startup import look_now
+from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs
@@ -116,7 +116,7 @@ def dispatch(
     elif rename:
         _rename(*rename, as_json)
     else:
-        look_now()
+        require_schema()
         with _ended_by_sigterm():
             _dispatch(as_json)
 
@@ -133,7 +133,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def run_for(linked: int) -> None:
     """Run this process's handlers if a sweep has *linked* something; if that fails, the next dispatch runs them."""
-    if not (linked and registry.types()):
+    if not (linked and registry.handled_types()):
         return
     try:
         dispatcher.dispatch_within(None, "command")
@@ -143,7 +143,7 @@ def run_for(linked: int) -> None:
 
 def _dispatch(as_json: bool) -> None:
     result = dispatcher.dispatch_within(None, "command")
-    if not registry.types():
+    if not registry.handled_types():
         click.echo("no handler is registered: name the modules that register them in MAILGLASS_IMPORTS", err=True)
     if as_json:
         print_json(result.as_dict())

@@ -1,4 +1,4 @@
-"""The subcommand `erase`: one person's address leaves our tables."""
+"""The subcommand `erase`: remove a person's address from our tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mailglass_reconcile.record.erasure import Erased
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile erase - --dry-run                   # then type or paste the address: no shell keeps it
+  mailglass-reconcile erase - --dry-run                   # then type or paste the address
   mailglass-reconcile erase - --tenant acme --yes --json < address.txt | jq .not_reached
 """
 
@@ -28,22 +28,23 @@ Examples:
 def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
 
-    With - the address is read from standard input, because shells and process lists keep arguments.
+    Pass - to read the address from standard input: shells and process lists keep arguments.
 
-    It counts the rows first, and asks. The events in the ledger stay; they hold no address, unless your application put
-    one there. On tables that Mailglass made, only open orphans are emptied.
+    The command counts the rows first, and asks for confirmation. Events in the ledger are kept: they hold no address,
+    unless your application stored one there. On tables that Mailglass made, addresses are removed from open orphans
+    only.
     """
     try:
-        wanted = erasure.check(argument(address), tenant)
+        target = erasure.check(argument(address), tenant)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to count the rows")
     database = runtime.database()
     if not (yes or dry_run):
-        found = erasure.erase_with(database, wanted, dry_run=True)
-        confirm(f"erase the address from {found.rows}? This cannot be undone")
-    erased = erasure.erase_with(database, wanted, dry_run=dry_run)
+        counted = erasure.erase_with(database, target, dry_run=True)
+        confirm(f"erase the address from {counted.rows}? This cannot be undone")
+    erased = erasure.erase_with(database, target, dry_run=dry_run)
     if as_json:
         print_json(erased.as_dict())
     else:
@@ -52,5 +53,5 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
 
 def _lines(erased: Erased, *, dry_run: bool) -> Iterator[str]:
     yield f"{'would erase' if dry_run else 'erased'} the address from {erased.rows}"
-    for place in erased.not_reached:
-        yield wrapped(place, "  ", "not reached: ")
+    for reason in erased.not_reached:
+        yield wrapped(reason, "  ", "not reached: ")

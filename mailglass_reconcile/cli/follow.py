@@ -15,7 +15,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
-from mailglass_reconcile.cli.startup import look_now
+from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -91,7 +91,7 @@ class Follower:
             handler.addFilter(self._repeats.passes)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        look_now()
+        require_schema()
         registration.register_before_sweep(self._database)
         try:
             while self._ended_by is None:
@@ -171,7 +171,7 @@ class _Handlers:
 
     def look_after(self, linked: int) -> None:
         """Let the handlers run, if there are any and something was *linked*; this does not wait for them."""
-        if not registry.types():
+        if not registry.handled_types():
             return
         if linked:
             self._asked.set()

@@ -1,4 +1,4 @@
-"""The subcommand `link`: one event goes to the delivery that a person chooses."""
+"""The subcommand `link`: link one event to the delivery that a person chooses."""
 
 from __future__ import annotations
 
@@ -29,25 +29,31 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("event_id", type=click.UUID)
 @click.argument("delivery_id", type=click.UUID)
-@click.option("--reason", required=True, metavar="TEXT", help="Why; the ledger keeps it, so without an address.")
+@click.option(
+    "--reason",
+    required=True,
+    metavar="TEXT",
+    help="Why you link it. Stored permanently: do not include an e-mail address.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the event and the delivery, and whether they can be linked.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: bool) -> None:
     """Link one event to the delivery that you choose; only their tenant must be the same.
 
-    For an event that no sweep links: one that is ambiguous, unmatched, unmatchable, expired, or another recipient's.
-    It shows both and asks. The ledger keeps your user name and the reason. A link cannot be undone.
+    Use it for an event that no sweep links: it is ambiguous, unmatched, unmatchable, expired, or about another
+    recipient. The command shows event and delivery, and asks for confirmation. The ledger keeps your user name and the
+    reason. A link cannot be undone.
     """
     try:
-        wanted = manual_link.request(event_id, delivery_id, reason)
+        manual_link_request = manual_link.request(event_id, delivery_id, reason)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to see what would be linked")
     database = runtime.database()
     if not yes or dry_run:
-        manual_link.check_with(database, wanted)
-        for line in _shown(database, event_id, delivery_id):
+        manual_link.check_with(database, manual_link_request)
+        for line in _describe(database, event_id, delivery_id):
             click.echo(line, err=not dry_run)
     if dry_run:
         click.echo("they can be linked; nothing was written")
@@ -55,13 +61,13 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     if not yes:
         confirm("link them? This cannot be undone")
     registration.register_before_sweep(database)
-    manual_link.link_with(database, wanted)
+    manual_link.link_with(database, manual_link_request)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_for(1)
 
 
-def _shown(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[str]:
-    """Yield what distinguishes the event and the delivery from others."""
+def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[str]:
+    """Yield a line about the event and one about the delivery."""
     event = explanation.explain(database, event_id)
     facts = filter(None, (event.type, event.bounce, event.provider, event.state))
     arrived = format_time(event.arrived_at)
@@ -71,5 +77,5 @@ def _shown(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[st
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
     stored = format_time(delivery.stored_at)
     yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")
-    if any(each["delivery_id"] == str(delivery_id) and not each["addressed"] for each in event.named):
+    if any(named["delivery_id"] == str(delivery_id) and not named["addressed"] for named in event.named):
         yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")

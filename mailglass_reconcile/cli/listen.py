@@ -1,4 +1,4 @@
-"""The subcommand `listen`: the broadcasts as they come."""
+"""The subcommand `listen`: print broadcasts as they are published."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--tenant", metavar="ID", help="Of this tenant only.")
-@click.option("--delivery", type=click.UUID, metavar="ID", help="Of this delivery only.")
+@click.option("--tenant", metavar="ID", help="Print broadcasts of this tenant only.")
+@click.option("--delivery", type=click.UUID, metavar="ID", help="Print broadcasts of this delivery only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per broadcast: channel, message.")
 def listen(tenant: str | None, delivery: UUID | None, as_json: bool) -> None:
     """Print broadcasts as they are published, each event once, until you press Ctrl-C.
 
-    If Redis is lost, a line on standard error says so, and it connects again. What is published meanwhile is missed.
+    If the connection to Redis is lost, a line on standard error says so, and the command reconnects. Pub/sub does not
+    replay the broadcasts that were published meanwhile.
     """
-    _on_signal(lambda number: sys.exit(_code(number)))
-    ended_by: list[int] = []
+    _on_signal(lambda number: sys.exit(_exit_code(number)))
+    signals: list[int] = []
     with runtime.subscribe(tenant, delivery) as subscription, reader_may_leave():
 
-        def end(number: int) -> None:
-            ended_by.append(number)
+        def stop(number: int) -> None:
+            signals.append(number)
             subscription.close()  # the iteration ends after the line that is being printed
-            _on_signal(lambda number: sys.exit(_code(number)))  # a second signal does not wait for it
+            _on_signal(lambda number: sys.exit(_exit_code(number)))  # a second signal exits at once
 
-        _on_signal(end)
+        _on_signal(stop)
         if sys.stderr.isatty():
             click.echo("listening; press Ctrl-C to stop", err=True)
         _print(subscription, as_json=as_json)
-    sys.exit(_code(ended_by[0]))
+    sys.exit(_exit_code(signals[0]))
 
 
-def _on_signal(act: Callable[[int], object]) -> None:
+def _on_signal(action: Callable[[int], object]) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
-        act(number)
+        action(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
 
 
-def _code(number: int) -> int:
+def _exit_code(number: int) -> int:
     return INTERRUPTED if number == signal.SIGINT else 0
 
 
@@ -66,12 +67,12 @@ def _print(subscription: Subscription, *, as_json: bool) -> None:
             if as_json:
                 print_json(item._asdict())
             else:
-                click.echo(_line(item))
+                click.echo(_format_update(item))
         elif not as_json:
-            click.echo(_gap(item))
+            click.echo(_format_gap(item))
 
 
-def _line(update: Update) -> str:
+def _format_update(update: Update) -> str:
     message = update.message
     meta = message.get("meta")
     meta = meta if isinstance(meta, dict) else {}
@@ -85,5 +86,5 @@ def _line(update: Update) -> str:
     return "  ".join(escape_unprintable(str(part)) for part in parts)
 
 
-def _gap(missed: Missed) -> str:
+def _format_gap(missed: Missed) -> str:
     return f"-- connected again; broadcasts from {missed.since:%H:%M:%S} to {missed.until:%H:%M:%S} UTC may be missing"

@@ -1,4 +1,4 @@
-"""The subcommand that changes the database's schema: `migrate`."""
+"""The subcommand `migrate`: create, update or remove the database's schema."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
-@click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
-@click.option("--grants", is_flag=True, help="Print the GRANT statements of each role as SQL; needs no database.")
-@click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers; Mailglass's tables stay.")
-@click.option("--tables", is_flag=True, help="With --remove: drop deliveries and events too, if `migrate` made them.")
-@click.option("--yes", is_flag=True, help="With --remove: do not ask for confirmation.")
+@click.option("--plan", is_flag=True, help="Print the steps as SQL for psql, and change nothing.")
+@click.option("--check", is_flag=True, help="Exit with 0 if the schema is up to date, with 1 otherwise.")
+@click.option("--grants", is_flag=True, help="Print the GRANT statements of each role as SQL. Needs no database.")
+@click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers. Mailglass's tables stay.")
+@click.option("--tables", is_flag=True, help="Drop deliveries and events too, if `migrate` made them (with --remove).")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation (with --remove).")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
 def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass continues to write."""
@@ -39,27 +39,27 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
     if remove and not yes:
         require_terminal("pass --yes")
-    from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
+    from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - takes a fifth of a command's start
 
     if grants:
         from mailglass_reconcile.store import privileges  # noqa: PLC0415 - as above
 
-        click.echo(privileges.script(runtime.get_settings().database_schema), nl=False)
+        click.echo(privileges.format_grants(runtime.get_settings().database_schema), nl=False)
         return
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
-        lacking = runner.lacking(engine, settings)
-        for line in lacking or [f"at revision {schema.VERSION}"]:
+        missing = runner.find_missing_objects(engine, settings)
+        for line in missing or [f"at revision {schema.VERSION}"]:
             click.echo(line)
-        sys.exit(1 if lacking else 0)
+        sys.exit(1 if missing else 0)
     if remove:
-        for line in runner.losses(engine, settings, tables=tables):
+        for line in runner.describe_removal(engine, settings, tables=tables):
             click.echo(line)
         if not yes:
-            more = (
+            question = (
                 "drop deliveries and events with every row?" if tables else "remove our tables, indexes and triggers?"
             )
-            confirm(more)
+            confirm(question)
         runner.remove(engine, settings, click.echo, tables=tables)
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

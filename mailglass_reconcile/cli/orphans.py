@@ -13,10 +13,10 @@ from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
 from mailglass_reconcile.rules import event_types, providers
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.rules.states import OPEN_STATES, short_words
+from mailglass_reconcile.rules.states import OPEN_STATES, short_label
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import Cause
@@ -82,14 +82,14 @@ def _checked(filters: dict[str, Any]) -> dict[str, Any]:
     if filters["recipient"] is None:
         return filters
     recipient = argument(filters["recipient"])
-    if not holds_address(recipient):
+    if not contains_address(recipient):
         raise click.UsageError("--recipient needs an e-mail address, such as ada@example.com")
     return {**filters, "recipient": recipient}
 
 
 def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) -> Iterator[str]:
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
-    hints = [event_types.mistyped(wanted.type or ""), providers.mistyped(wanted.provider or "")]
+    hints = [event_types.suggest_type(wanted.type or ""), providers.mistyped(wanted.provider or "")]
     if wanted.tenant_id is not None and not found.orphans:
         hints.append(tenant_suggestions.nearest(database, wanted.tenant_id))
     yield from filter(None, hints)
@@ -118,7 +118,7 @@ def _cause(cause: Cause) -> str:
 def _lines(orphan: OpenOrphan) -> str:
     state: str = orphan.state
     if orphan.verdict:
-        how = "link it with sweep --event" if orphan.verdict == MATCHED else short_words(orphan.verdict)
+        how = "link it with sweep --event" if orphan.verdict == MATCHED else short_label(orphan.verdict)
         max_age = format_duration(60 * runtime.get_settings().max_age_minutes)
         state = f"expired (older than {max_age}); now {orphan.verdict}: {how}"
     facts = [f"tenant {orphan.tenant_id}", f"provider {orphan.provider or '-'}", f"type {orphan.type or '-'}"]

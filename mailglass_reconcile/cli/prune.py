@@ -1,4 +1,4 @@
-"""The subcommand `prune`: what is old goes, and the table of open orphans is repaired."""
+"""The subcommand `prune`: delete old rows, and repair the table of open orphans."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ STEPS = {
     "events": "events",
     "deliveries": "deliveries",
 }
-"""The steps of a dry run, for a person."""
+"""The steps of a dry run in words."""
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--dry-run", is_flag=True, help="Count the rows of each step, and show the oldest; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --dry-run, one per step.")
+@click.option(
+    "--dry-run", is_flag=True, help="Count the rows of each step and show the oldest, without deleting anything."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --dry-run one per step.")
 def prune(dry_run: bool, as_json: bool) -> None:
     """Delete what is older than its retention, and repair the table of open orphans from the ledger.
 
-    If a step fails, it is one line on standard error, all other steps run, and the exit code is 1.
+    If a step fails, a line on standard error says so, the other steps still run, and the exit code is 1.
     """
     if dry_run:
         _preview(as_json)
@@ -54,20 +56,20 @@ def prune(dry_run: bool, as_json: bool) -> None:
 
 
 def _preview(as_json: bool) -> None:
-    found = prune_preview.preview(runtime.database())
+    previews = prune_preview.preview(runtime.database())
     if as_json:
-        for one in found:
-            print_json(one.as_dict())
+        for preview in previews:
+            print_json(preview.as_dict())
         return
-    console().print(table(("step", "rows", "oldest"), map(_row, found)))
-    if any(one.at_most for one in found):
+    console().print(table(("step", "rows", "oldest"), map(_row, previews)))
+    if any(preview.at_most for preview in previews):
         click.echo("at most: events and deliveries stay as long as something newer needs them")
 
 
-def _row(one: Preview) -> tuple[str, str, str]:
-    kept = one.days is None and one.step not in ("expired", "settled", "added")
-    rows = "kept" if kept else f"{'at most ' if one.at_most else ''}{one.rows:,}"
-    return STEPS[one.step], rows, format_time(one.oldest) if one.oldest else "-"
+def _row(preview: Preview) -> tuple[str, str, str]:
+    is_kept = preview.days is None and preview.step not in ("expired", "settled", "added")
+    rows = "kept" if is_kept else f"{'at most ' if preview.at_most else ''}{preview.rows:,}"
+    return STEPS[preview.step], rows, format_time(preview.oldest) if preview.oldest else "-"
 
 
 def _print(result: pruner.PruneResult) -> None:

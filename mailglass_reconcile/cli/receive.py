@@ -1,4 +1,4 @@
-"""The subcommand `receive`: providers' webhooks."""
+"""The subcommand `receive`: run the receiver of webhooks as a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.startup import look_now
+from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.receiver import app
-from mailglass_reconcile.settings import web_token
+from mailglass_reconcile.settings import load_web_token
 
 EXAMPLES = """\b
 Examples:
@@ -45,10 +45,10 @@ def receive(host: str, port: int) -> None:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
     except ImportError:
         raise ConfigurationError("receive needs more packages: pip install 'mailglass-reconcile[webhooks]'") from None
-    look_now()
+    require_schema()
     runtime.load_imports()
     receiver = app.webhook_app()
-    receiver.metrics_token = web_token(runtime.get_settings())
+    receiver.metrics_token = load_web_token(runtime.get_settings())
     logging.getLogger("mailglass_reconcile.receiver").setLevel(logging.INFO)
     receiver.start()
     server.run(receiver, host, port)

@@ -1,4 +1,4 @@
-"""The subcommand `serve`: the page."""
+"""The subcommand `serve`: run the dashboard as a process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.startup import look_now
+from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.humanize import escape_unprintable
-from mailglass_reconcile.settings import web_token
+from mailglass_reconcile.settings import load_web_token
 
 EXAMPLES = """\b
 Examples:
@@ -22,7 +22,7 @@ Examples:
 """
 
 CONNECTIONS = 8
-"""Connections that are kept between requests: as many as pages and probes read at the same time."""
+"""Size of the connection pool: as many as pages and probes read at the same time."""
 
 
 @click.command(epilog=EXAMPLES)
@@ -38,15 +38,15 @@ CONNECTIONS = 8
 def serve(host: str, port: int) -> None:
     """Serve the read-only dashboard. Needs the extra `web`.
 
-    Anyone with the token MAILGLASS_WEB_TOKEN can see the dashboard. If it is not set, a token is made and printed, and
-    only an address of this machine is allowed as --host.
+    Anyone with the token MAILGLASS_WEB_TOKEN can see the dashboard. If it is not set, the command prints a new token,
+    and accepts only an address of this machine as --host.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra
         from mailglass_reconcile.web import app  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
-    token = web_token(runtime.get_settings())
+    token = load_web_token(runtime.get_settings())
     if token is None and not _is_loopback(host):
         click.echo(
             f"mailglass-reconcile: {escape_unprintable(host)} can be reached from other machines:"
@@ -54,8 +54,8 @@ def serve(host: str, port: int) -> None:
             err=True,
         )
         sys.exit(2)
-    look_now()
-    runtime.load_imports(to_read=True)
+    require_schema()
+    runtime.load_imports(only_warn=True)
     if token is None:
         token = secrets.token_urlsafe(24)
         click.echo(f"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: {token}", err=True)
@@ -63,7 +63,7 @@ def serve(host: str, port: int) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether *host*, a name or an address, can be reached from this machine only."""
+    """Return True if *host*, a name or an address, can be reached from this machine only."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

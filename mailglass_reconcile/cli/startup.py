@@ -1,4 +1,4 @@
-"""The first check of a command that continues to run: whether the database is the one that is meant."""
+"""The first check of a long-running command: refuse a database that is not migrated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.store import schema
 
 
-def look_now() -> None:
-    """Refuse to start on a database that is not migrated; one that cannot be reached may come up later."""
+def require_schema() -> None:
+    """Raise an error if the database is not migrated; one that cannot be reached may come up later."""
     with suppress(DatabaseUnavailableError), runtime.database().reading() as tx:
         schema.require_migrated(tx)

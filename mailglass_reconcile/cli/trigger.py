@@ -1,4 +1,4 @@
-"""The subcommand `trigger`: a sample webhook, to try an installation."""
+"""The subcommand `trigger`: send a sample webhook, to try an installation."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("provider", metavar="PROVIDER")
 @click.argument("type_", metavar="TYPE")
-@click.option("--message-id", required=True, metavar="ID", help="The message's id, as your send is recorded with it.")
-@click.option("--to", "url", metavar="URL", help="Whole address of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
-@click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. If left out, it names none.")
+@click.option("--message-id", required=True, metavar="ID", help="Message id with which your send is recorded.")
+@click.option("--to", "url", metavar="URL", help="Full address of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
+@click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. By default it names none.")
 def trigger(provider: str, type_: str, message_id: str, url: str | None, recipient: str | None) -> None:
     """Send a sample webhook, signed as the provider signs, to try an installation without its account.
 
@@ -43,23 +43,23 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     at = dt.datetime.now(dt.UTC)
     samples = record.samples(message_id, recipient, at)
     if type_ not in samples:
-        meant = did_you_mean(type_, samples, " ({})")
-        raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(sorted(samples))}")
+        suggestion = did_you_mean(type_, samples, " ({})")
+        raise click.UsageError(f"{name} sends no such type{suggestion}; it can send: {', '.join(sorted(samples))}")
     settings = runtime.get_settings()
-    known = secret_store.from_setting(settings).get(provider)
-    if not known:
+    secrets = secret_store.from_setting(settings).get(provider)
+    if not secrets:
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for {name}")
-    public = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None
-    target, option = (public, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
-    if target is None:
+    public_address = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None
+    address, option = (public_address, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
+    if address is None:
         raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")
-    signed = record.sign(samples[type_], known[0], at.timestamp(), public or target)
+    request = record.sign(samples[type_], secrets[0], at.timestamp(), public_address or address)
     try:
-        status, answer = sender.post(target, signed, option)
+        status, response = sender.post(address, request, option)
     except ValueError:
         raise click.UsageError(f"{option} must be a whole address, such as http://127.0.0.1:8081/postmark") from None
     if status != 200:
-        raise MailglassReconcileError(f"the receiver answered {status}: {escape_unprintable(answer)}")
+        raise MailglassReconcileError(f"the receiver answered {status}: {escape_unprintable(response)}")
     click.echo(f"{name}: {type_} for {escape_unprintable(message_id)} was answered with 200")
 
 

@@ -1,7 +1,7 @@
-"""django-anymail: its tracking events as `WebhookEvent`, its send status as `Sent`.
+"""Convert django-anymail's tracking events to `WebhookEvent`, and its send status to `Sent`.
 
-Two functions for receivers of your own; they need neither Django's settings nor a database. `docs/django.md` has the
-table of providers.
+Both functions are for your own receivers of signals; they need neither Django's settings nor a database.
+`docs/django.md` has the table of providers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, registry, wire
 
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
     from anymail.signals import AnymailTrackingEvent
     from django.core.mail import EmailMessage
 
-_REFUSED = ("rejected", "invalid")
-_ENDED = (*_REFUSED, "failed")
+_REJECTED_STATUSES = ("rejected", "invalid")
+_FINAL_STATUSES = (*_REJECTED_STATUSES, "failed")
 
 
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
-    """Return a tracking event of Anymail as `record_webhook` takes it; a retry of the webhook gives the same id.
+    """Convert a tracking event of Anymail for `record_webhook`; a repeated webhook gives the same event id.
 
-    The provider's own payload is read as `parse` reads it, and if that is not possible, Anymail's values count. The
-    message id is always Anymail's, because the send was recorded under it. Of Anymail's further data, only tags are
-    kept.
+    The event is read from the provider's payload, as `parse` does, or from Anymail's values if that is not possible.
+    The message id is always Anymail's, because the send was recorded under it. Of Anymail's further data, only tags
+    are kept.
 
     Args:
         event: The signal's `event`.
         esp_name: The signal's `esp_name`: the provider.
     """
     provider = providers.canonical(esp_name)
-    began = dt.datetime.now(dt.UTC)
-    made = _as_anymail_reads(event)
-    own = _as_parse_reads(event, provider)
-    if own is not None:
-        made = replace(
-            own,
-            message_id=own.message_id if made.message_id is None else made.message_id,
-            # An event without a time happens now, but Anymail may know when SNS was notified of it.
-            occurred_at=made.occurred_at if own.occurred_at >= began else own.occurred_at,
+    started = dt.datetime.now(dt.UTC)
+    converted = _from_anymail(event)
+    parsed = _from_payload(event, provider)
+    if parsed is not None:
+        converted = replace(
+            parsed,
+            message_id=parsed.message_id if converted.message_id is None else converted.message_id,
+            # An event without a time happens now, but Anymail may know the time of SNS's notification.
+            occurred_at=converted.occurred_at if parsed.occurred_at >= started else parsed.occurred_at,
         )
-    formats.identify_or_warn(provider, made)
-    return made
+    formats.identify_or_warn(provider, converted)
+    return converted
 
 
-def _as_anymail_reads(event: AnymailTrackingEvent) -> WebhookEvent:
+def _from_anymail(event: AnymailTrackingEvent) -> WebhookEvent:
     payload = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
     return wire.build_event(
         payload,
@@ -65,43 +65,47 @@ def _as_anymail_reads(event: AnymailTrackingEvent) -> WebhookEvent:
     )
 
 
-def _as_parse_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent | None:
-    """Return what our record makes of the payload for Anymail's recipient, or None if it cannot read it.
+def _from_payload(event: AnymailTrackingEvent, provider: str) -> WebhookEvent | None:
+    """Return the event of Anymail's recipient as our provider's record reads the payload, or None if it cannot.
 
-    Anymail's id of an event counts where it is that of the webhook: of Svix, or of SNS's notification.
+    Anymail's event id is used where it is the webhook's: that of Svix, or of SNS's notification.
     """
     try:
         record = registry.get_provider(provider)
-        read = list(record.read(event.esp_event, event.event_id if record.request_id else None))
-    except Exception:  # there is no payload or no reader, or Anymail passes another part of the request on
+        events = list(record.read(event.esp_event, event.event_id if record.request_id else None))
+    except Exception:  # there is no payload or no record, or Anymail passes another part of the request
         return None
-    found = [one for one in read if one.message_id is not None or one.recipient is not None]
-    if len(found) > 1:  # Anymail makes one event for each recipient, too
-        wanted = address(event.recipient or "")
-        found = [one for one in found if one.recipient is not None and address(one.recipient) == wanted]
-    return found[0] if found else None
+    events = [parsed for parsed in events if parsed.message_id is not None or parsed.recipient is not None]
+    if len(events) > 1:  # Anymail makes one event for each recipient too
+        recipient = normalize_address(event.recipient or "")
+        events = [
+            parsed
+            for parsed in events
+            if parsed.recipient is not None and normalize_address(parsed.recipient) == recipient
+        ]
+    return events[0] if events else None
 
 
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
-    """Return the result of a send for each recipient, as `record_send` takes it.
+    """Convert the status of a send for `record_send`: one `Sent` for each recipient.
 
-    A recipient without a message id is left out, unless it was refused or has failed, because no event could name it.
+    A recipient without a message id is left out, unless it was rejected or failed, because no event could name it.
 
     Args:
         message: The signal's `message`; it is not read.
         status: `message.anymail_status`, or the signal's `status`.
     """
     return [
-        Sent(recipient=recipient, message_id=one.message_id, type=_sent_type(one))
-        for recipient, one in status.recipients.items()
-        if one.message_id is not None or one.status in _ENDED
+        Sent(recipient=recipient, message_id=recipient_status.message_id, type=_sent_type(recipient_status))
+        for recipient, recipient_status in status.recipients.items()
+        if recipient_status.message_id is not None or recipient_status.status in _FINAL_STATUSES
     ]
 
 
-def _sent_type(one: AnymailRecipientStatus) -> str:
-    if one.status in _REFUSED:
+def _sent_type(recipient_status: AnymailRecipientStatus) -> str:
+    if recipient_status.status in _REJECTED_STATUSES:
         return "rejected"
-    return "failed" if one.status == "failed" else "dispatched"
+    return "failed" if recipient_status.status == "failed" else "dispatched"
 
 
 def _aware(timestamp: dt.datetime | None) -> dt.datetime | None:

@@ -1,4 +1,4 @@
-"""What the demo plays on: an application that sends, what its providers post, and a subscriber to the broadcasts."""
+"""The demo's environment: an application that sends, its providers' webhooks, and a subscriber to the broadcasts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TICK_SECONDS = 0.02
 PATIENCE_SECONDS = 40.0
 BEGAN = time.monotonic()
 
-# Where links are broadcast, and where Celery's Redis backend publishes what a recent sweep returned.
+# The channels of broadcasts, and those on which Celery's Redis backend publishes the results of recent sweeps.
 PATTERNS = ("mailglass:events:*", "celery-task-meta-*")
 STYLES = {"app": "cyan", "Postmark": "yellow", "SendGrid": "yellow", "worker": "green", "redis": "magenta"}
 STYLES |= dict.fromkeys(("sweep", "recent"), "bold green")
@@ -32,29 +32,29 @@ ROWS = "SELECT id::text, md5(e::text) FROM mailglass_events AS e WHERE needs_rec
 LAST_EVENTS = "SELECT recipient, last_event_type FROM mailglass_deliveries"
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Write text: in colours to a terminal, plain to anything else."""
+def print_line(text: str, style: str | None = None) -> None:
+    """Print a text, in colours on a terminal."""
     Console(highlight=False).print(text, style=style, markup=False, soft_wrap=True)
 
 
-def tell(who: str, what: str) -> None:
-    """Write one line, with the seconds since the demo began, and with all escaped that a terminal might obey."""
-    say(escape_unprintable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
+def print_event(who: str, what: str) -> None:
+    """Print one escaped line, with the seconds since the demo started."""
+    print_line(escape_unprintable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
 
 
-def check(worker: Process | None = None) -> None:
-    """Exit if a signal has come; fail if the worker has ended."""
+def exit_on_signal(worker: Process | None = None) -> None:
+    """Exit if a signal is pending; raise an error if the worker has ended."""
     if pending := signal.sigpending() & set(ENDING_SIGNALS):
-        say("stopping the worker and both servers; it may take some seconds")
+        print_line("stopping the worker and both servers; it may take some seconds")
         sys.exit(128 + max(pending))
     if worker:
         worker.require()
 
 
-class Stage:
-    """An application, its providers and a subscriber, on a database that this process is configured for.
+class DemoEnvironment:
+    """An application, its providers and a subscriber, on the configured database.
 
-    `rows` is the MD5 of each orphan's row when it came, by event id; `heard` the channel and the event id of each
+    `rows` is the MD5 of each orphan's row at its arrival, by event id; `heard` the channel and the event id of each
     broadcast; `linked_by` the number of links by call and kind of sweep; `last` the result of the last full sweep.
     """
 
@@ -72,55 +72,57 @@ class Stage:
         self._committed, self._shown = 0.0, 0
 
     def call(self, mail: Mail) -> None:
-        """Receive a webhook of *mail*, and record its send only then, as an application does; the send links it."""
+        """Receive the webhooks of *mail*, and then record its send, which links them."""
         for type_ in mail.types:
             self._receive(mail, type_)
-        say(f"{'':19}record_webhook keeps the event: no row has its id yet.")
+        print_line(f"{'':19}record_webhook keeps the event: no row has its id yet.")
         with runtime.get_engine().begin() as connection:
             sent = [Sent(recipient=mail.address, message_id=mail.message_id)]
             recorded = record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=sent)
         broadcast(recorded)
         self.linked_by["record_send"] += recorded[0].linked
-        tell("app", f"record_send, commit, broadcast: {recorded[0].linked} event linked")
+        print_event("app", f"record_send, commit, broadcast: {recorded[0].linked} event linked")
         self.show_links([mail])
 
     def overtake(self, mails: Sequence[Mail], meanwhile: str = "") -> None:
-        """Send in a transaction that stays open while the webhooks arrive; what the plot loses has one of its own."""
+        """Send in a transaction that stays open while the webhooks arrive; lost sends have a second transaction."""
         sent, engine = [mail for mail in mails if mail.sent], runtime.get_engine()
         with engine.connect() as committing, engine.connect() as losing:
             for message_id, call in groupby(sent, lambda mail: mail.message_id):
                 mail, *others = call
-                recipients = [Sent(recipient=one.address, message_id=message_id) for one in (mail, *others)]
+                recipients = [Sent(recipient=each.address, message_id=message_id) for each in (mail, *others)]
                 connection = losing if mail.state else committing
                 record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=recipients)
-            tell("app", f"sends {', '.join(mail.name for mail in sent)}: not committed yet")
+            print_event("app", f"sends {', '.join(mail.name for mail in sent)}: not committed yet")
             for mail in mails:
                 for type_ in mail.types:
                     time.sleep(LINE_SECONDS)  # so that people can read along
                     self._receive(mail, type_)
             if meanwhile:
-                say(meanwhile)
+                print_line(meanwhile)
             committing.commit()
         self._committed = time.monotonic()
         lost = ", ".join(mail.name for mail in sent if mail.state)
-        tell("app", f"commits; rolls {lost} back" if lost else f"commits; {self._last_events(sent)}")
+        print_event("app", f"commits; rolls {lost} back" if lost else f"commits; {self._last_events(sent)}")
 
     def _receive(self, mail: Mail, type_: str) -> None:
-        check(self.worker)
+        exit_on_signal(self.worker)
         self._post(mail, type_)
         self.rows = self.read(ROWS) | self.rows
-        tell(mail.provider, f"{mail.name}: {type_}")
+        print_event(mail.provider, f"{mail.name}: {type_}")
 
     def sweep(self) -> None:
         self.last = reconcile()
         self.linked_by["full"] += self.last.linked
-        tell("sweep", f"a full sweep linked {self.last.linked} of {self.last.scanned} orphans")
+        print_event("sweep", f"a full sweep linked {self.last.linked} of {self.last.scanned} orphans")
 
     def show_links(self, mails: Sequence[Mail]) -> None:
         """Wait until all orphans are linked; show the rows of *mails*, and the number of new broadcasts."""
         self.until(lambda: self.linked_by.total() >= len(self.rows) and len(self.heard) >= 2 * len(self.rows))
-        tell("app", self._last_events(mails))
-        tell("redis", f"{len(self.heard) - self._shown} messages: two channels per link, tenant's and delivery's")
+        print_event("app", self._last_events(mails))
+        print_event(
+            "redis", f"{len(self.heard) - self._shown} messages: two channels per link, tenant's and delivery's"
+        )
         self._shown = len(self.heard)
 
     def read(self, query: str) -> dict[str, str]:
@@ -138,11 +140,11 @@ class Stage:
     def until(self, condition: Callable[[], bool]) -> None:
         ends = time.monotonic() + PATIENCE_SECONDS
         while not condition() and time.monotonic() < ends:
-            check(self.worker)
+            exit_on_signal(self.worker)
             self.poll()
 
     def poll(self) -> None:
-        """Take what has come from Redis: broadcasts, and what recent sweeps returned."""
+        """Read new messages from Redis: broadcasts, and the results of recent sweeps."""
         while (message := self._pubsub.get_message(timeout=TICK_SECONDS)) is not None:
             body = json.loads(message["data"])
             if message["pattern"] == PATTERNS[0]:
@@ -153,4 +155,4 @@ class Stage:
             if body["status"] == "SUCCESS" and swept["linked"]:
                 self.linked_by["recent"] += swept["linked"]
                 late = f"{time.monotonic() - self._committed:.1f} s after the commit"
-                tell("recent", f"a recent sweep linked {swept['linked']} of {swept['scanned']}, {late}")
+                print_event("recent", f"a recent sweep linked {swept['linked']} of {swept['scanned']}, {late}")

@@ -21,11 +21,11 @@ from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.wire import SignedRequest
 
 HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
-START = "from mailglass_reconcile.demo import receiver; receiver.work({port})"
+START = "from mailglass_reconcile.demo import receiver; receiver.run_receiver({port})"
 
 
 class ReceiverProcess(Process):
-    """The process, and what its two providers sign with, made for this run."""
+    """The receiver's process, and the keys with which its two providers sign, made for this run."""
 
     def __init__(self) -> None:
         super().__init__("the demo's receiver")
@@ -33,7 +33,7 @@ class ReceiverProcess(Process):
         self._port = free_port()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the process, and wait until it serves."""
         form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         public = base64.b64encode(self._key.public_key().public_bytes(*form)).decode()
         environment = {**os.environ, "MAILGLASS_WEBHOOK_SECRETS": f"postmark={self._login},sendgrid={public}"}
@@ -42,7 +42,7 @@ class ReceiverProcess(Process):
         self.until(lambda: "serving on" in (self.directory / "log").read_text(errors="replace"))
 
     def post(self, mail: Mail, type_: str) -> None:
-        """Post what the provider of *mail* reports, to the path of its tenant."""
+        """Post an event of *mail*'s provider to the path of its tenant."""
         now, name = dt.datetime.now(dt.UTC), providers.canonical(mail.provider)
         record = registry.get_provider(name)
         payload = record.table.make_sample(record.table.names()[type_], mail.reported_id, None, now)
@@ -61,8 +61,8 @@ class ReceiverProcess(Process):
         return SignedRequest(body, {f"{prefix}-Signature": signature, f"{prefix}-Timestamp": at})
 
 
-def work(port: int) -> None:
-    """Be the receiver; the first part of the path is the tenant."""
+def run_receiver(port: int) -> None:
+    """Run the receiver; the first part of the path is the tenant."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
     from mailglass_reconcile.webhooks import webhook_app  # noqa: PLC0415 - only this process needs it

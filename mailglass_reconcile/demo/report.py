@@ -1,4 +1,4 @@
-"""What the demo led to, and whether every promise was kept: read from the tables, not from the sweeps."""
+"""The demo's result, read from the tables: the open orphans, the links, and whether every promise was kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from mailglass_reconcile import attempt_link, events_channel, find_orphans, runtime
-from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, Stage, say
+from mailglass_reconcile.demo.environment import LAST_EVENTS, ROWS, DemoEnvironment, print_line
 from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 
 REASONS = {
@@ -23,7 +23,7 @@ REASONS = {
 
 WAYS = {"full": "a full sweep", "recent": "a recent sweep", "record_send": "record_send"}
 
-# The delivery that each `reconciled` event names, and what the orphan was about that it links.
+# The delivery of each `reconciled` event, and the type of its orphan.
 LINKS = sa.text("""
 SELECT coalesce(d.recipient, ''), coalesce(o.type, ''), r.id::text, r.tenant_id, r.delivery_id::text
   FROM mailglass_events AS r
@@ -34,9 +34,9 @@ SELECT coalesce(d.recipient, ''), coalesce(o.type, ''), r.id::text, r.tenant_id,
 NAMES = "SELECT id::text, metadata -> 'tags' ->> 0 FROM mailglass_events"
 
 
-def write(stage: Stage) -> bool:
-    """Write why orphans are open and which promises were kept; return whether all were."""
-    mails, names = [CALLS, *RACE, *LINK, *OPEN], stage.read(NAMES)
+def print_report(environment: DemoEnvironment) -> bool:
+    """Print why orphans are open and which promises were kept; return True if all were."""
+    mails, names = [CALLS, *RACE, *LINK, *OPEN], environment.read(NAMES)
     with runtime.get_engine().connect() as connection:
         links = connection.execute(LINKS).all()
         states = {names[str(o.event_id)]: attempt_link(connection, o).state for o in find_orphans(connection)}
@@ -45,30 +45,33 @@ def write(stage: Stage) -> bool:
     last = {mail.address: ("dispatched", *mail.types)[-1] for mail in ours}
     messages = [(events_channel(row.tenant_id, one), row.id) for row in links for one in (None, row.delivery_id)]
     promises = {
-        "each webhook came before its delivery could be seen": len(stage.rows) == sum(len(m.types) for m in mails),
+        "each webhook came before its delivery could be seen": len(environment.rows)
+        == sum(len(m.types) for m in mails),
         "what can be linked is linked, once, and to its own delivery": sorted(row[:2] for row in links) == linked,
-        "each link was broadcast once on each of its two channels": sorted(stage.heard) == sorted(messages),
-        "each delivery shows what its latest event says": stage.read(LAST_EVENTS) == last,
+        "each link was broadcast once on each of its two channels": sorted(environment.heard) == sorted(messages),
+        "each delivery shows what its latest event says": environment.read(LAST_EVENTS) == last,
         "what is open is open for the right reason": states == {m.name: m.state for m in mails if m.state},
-        "no row of an orphan has changed, compared by MD5": stage.read(ROWS) == stage.rows,
-        "a last sweep found nothing to link, and broadcast nothing": not (stage.last.linked or stage.last.published),
+        "no row of an orphan has changed, compared by MD5": environment.read(ROWS) == environment.rows,
+        "a last sweep found nothing to link, and broadcast nothing": not (
+            environment.last.linked or environment.last.published
+        ),
     }
     for state, number in sorted(Counter(states.values()).items()):
-        say(f"{'':10}{number} {state:<16} {REASONS.get(state, '')}")
-    say("\nResult", "bold")
-    ways = ", ".join(f"{number} by {WAYS[way]}" for way, number in sorted(stage.linked_by.items()) if number)
-    say(f"  {len(links)} linked ({ways or 'by no sweep'}), {len(states)} open")
+        print_line(f"{'':10}{number} {state:<16} {REASONS.get(state, '')}")
+    print_line("\nResult", "bold")
+    ways = ", ".join(f"{number} by {WAYS[way]}" for way, number in sorted(environment.linked_by.items()) if number)
+    print_line(f"  {len(links)} linked ({ways or 'by no sweep'}), {len(states)} open")
     for promise, kept in promises.items():
-        say(f"  {'PASS' if kept else 'FAIL'}  {promise}", "green" if kept else "bold red")
-    say("next: export MAILGLASS_DATABASE_URL=postgresql://HOST/DATABASE")
-    say(f"      {_command()} migrate")
-    say(f"      {_command()} doctor")
+        print_line(f"  {'PASS' if kept else 'FAIL'}  {promise}", "green" if kept else "bold red")
+    print_line("next: export MAILGLASS_DATABASE_URL=postgresql://HOST/DATABASE")
+    print_line(f"      {_command()} migrate")
+    print_line(f"      {_command()} doctor")
     return all(promises.values())
 
 
 def _command() -> str:
-    """Return the command as this shell finds it: by its name, or, as after `make demo`, by its path."""
+    """Return the command for this shell: its name if it is on the PATH, else its path, as after `make demo`."""
     name = "mailglass-reconcile"
-    here = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    return name if found and Path(found).resolve() == here.resolve() else os.path.relpath(here)
+    script = Path(sys.executable).with_name(name)
+    on_path = shutil.which(name)
+    return name if on_path and Path(on_path).resolve() == script.resolve() else os.path.relpath(script)

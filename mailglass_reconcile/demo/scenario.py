@@ -1,19 +1,19 @@
-"""The demo's plot: the mail of its three acts, and what providers report about it, some of which must stay open."""
+"""The demo's scenario: its messages and the events that providers report about them; some must stay open."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.rules.states import Verdict
+from mailglass_reconcile.rules.states import MatchState
 
 RELAY = "recvd-7d4f9c5b86-xk2vq-1-65A1B2C3-7.0"  # SendGrid's webhooks append it to a message's id, after a dot
 
 
 class Mail(NamedTuple):
-    """A message, and the types of the events that its provider reports, in a webhook each.
+    """A message, and the types of the events that its provider reports, each in its own webhook.
 
-    `sent` is False for mail of others. `state` is how its webhooks end up; None if they are linked. Mail that is sent
-    here and has a state is rolled back.
+    `sent` is False for mail of other software. `state` is the final state of its webhooks, None if they are linked. The
+    send of a message with a state is rolled back.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Mail(NamedTuple):
     message_id: str
     types: tuple[str, ...] = ()
     sent: bool = True
-    state: Verdict | None = None
+    state: MatchState | None = None
 
     @property
     def address(self) -> str:

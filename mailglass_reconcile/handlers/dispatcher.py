@@ -92,7 +92,7 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
                 dispatcher.run(begin)
                 _note(begin, dispatcher.result, origin)
         finally:
-            telemetry.describe(span, dispatcher.result.as_counts())
+            telemetry.set_attributes(span, dispatcher.result.as_counts())
     return dispatcher.result
 
 
@@ -163,7 +163,7 @@ class _Dispatcher:
         event = execution.event_of(job)
         if event is None:
             return _Attempt(job, outbox.EVENT_MISSING)
-        handler = registry.handler(job.handler)
+        handler = registry.get_handler(job.handler)
         started = False
         try:
             with begin() as work, self._started(work, job) as started:

@@ -25,7 +25,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
-from mailglass_reconcile.rules.handlers import Registered
+from mailglass_reconcile.rules.handlers import RegisteredHandler
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.outbox import Job
@@ -141,21 +141,21 @@ def connected() -> AbstractContextManager[Begin]:
     return _Used.connected()
 
 
-def call(handler: Registered, connection: sa.Connection, event: DeliveryEvent) -> None:
+def call(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent) -> None:
     began = time.monotonic()
     _require_finished(handler.function(connection, event))
     if time.monotonic() - began > HANDLER_SECONDS:
         raise TimeoutError
 
 
-def log_error(handler: Registered, job: Job, error: Exception) -> str:
+def log_error(handler: RegisteredHandler, job: Job, error: Exception) -> str:
     """Log a handler's error by its class and place, because its words may hold an address; return the class.
 
     One line for each cause and minute: the same error comes with thousands of events.
     """
     name = type(error).__name__[: registry.MAX_NAME]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if handler.place and frame.filename == handler.place[0]] or frames
+    own = [frame for frame in frames if handler.location and frame.filename == handler.location[0]] or frames
     at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     if log_throttle.allow((handler.name, name, at)):
         logger.warning(

@@ -13,7 +13,7 @@ from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileE
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import handled_types
-from mailglass_reconcile.store.database import Connected, Database, ids_of_last
+from mailglass_reconcile.store.database import Connected, Database, uuid7_bounds
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import NewJob
 
@@ -29,7 +29,11 @@ MISSED_SECONDS = 5.0
 
 def registrations() -> list[Registration]:
     """Return the handlers of this process, each with each of its types."""
-    return [Registration(handler.name, type_) for handler in registry.handlers() for type_ in sorted(handler.types)]
+    return [
+        Registration(handler.name, type_)
+        for handler in registry.registered_handlers()
+        for type_ in sorted(handler.types)
+    ]
 
 
 def register_before_sweep(database: Database) -> None:
@@ -88,7 +92,7 @@ def missed_pages(connected: Connected, of: Sequence[Registration], seconds: floa
 
     Each list is of one page of the ledger; ids of events are UUIDv7, in the order of their time.
     """
-    bounds = ids_of_last(seconds)
+    bounds = uuid7_bounds(seconds)
     while True:
         with connected.reading() as tx:
             page = handled_types.missed(tx, of, **bounds, size=PAGE)

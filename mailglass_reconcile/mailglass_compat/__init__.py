@@ -1,1 +1,1 @@
-"""What exists only because Mailglass writes the tables; an installation without Mailglass never needs it."""
+"""Compatibility with tables that Mailglass writes; an installation without Mailglass never needs it."""

@@ -1,4 +1,4 @@
-"""Links by the message id alone, because Mailglass's ledger names no recipient; each is noted, and counted."""
+"""Count the links made by the message id alone, because Mailglass's ledger names no recipient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 NOTE = '{"recipient_checked": false}'
-"""What the appended event says, as JSON; the database leaves it out for what our writers recorded."""
+"""Metadata of such a link's appended event, as JSON; the database omits it for events of our writers."""
 
 _OF_OTHER_WRITERS = """
 SELECT count(*)
@@ -16,8 +16,8 @@ SELECT count(*)
 """
 
 
-def of_other_writers(tx: Transaction, event_ids: Collection[str]) -> int:
-    """Return how many of *event_ids* `record_webhook` has not recorded: only their links have the note."""
+def count_unchecked(tx: Transaction, event_ids: Collection[str]) -> int:
+    """Return the number of *event_ids* that `record_webhook` did not record: only their links can be unchecked."""
     if not event_ids:
         return 0
     return int(tx.execute(_OF_OTHER_WRITERS, {"event_ids": array_literal(event_ids)}).scalar_one())

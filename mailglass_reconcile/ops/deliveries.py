@@ -13,10 +13,10 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.rules import event_types, providers, times
-from mailglass_reconcile.rules.addresses import address, holds_address
+from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store.database import Transaction, array_literal, columns
+from mailglass_reconcile.store.database import Transaction, array_literal, column_arrays
 
 LATEST = 200
 """Events of a delivery that are read at most, the latest: a robot may open a mail ten thousand times."""
@@ -245,7 +245,7 @@ class RecentLink(NamedTuple):
 
 def read(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
     """Return deliveries by id, in the order of *delivery_ids*; without those that do not exist."""
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": LATEST}).all()
     unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
     naming = _naming(tx, unreported) if unreported else {}
@@ -299,15 +299,15 @@ def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
 
 def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
     """Return the open orphans that name the message of each delivery, by delivery."""
-    names = [(row.message_id, address(row.recipient)) for row in rows]
+    names = [(row.message_id, normalize_address(row.recipient)) for row in rows]
     naming: dict[str, list[Naming]] = defaultdict(list)
-    for number, *named in tx.execute(_NAMING, {**columns(("message_ids", "recipients"), names), "most": NAMING}):
+    for number, *named in tx.execute(_NAMING, {**column_arrays(("message_ids", "recipients"), names), "most": NAMING}):
         naming[rows[number - 1].delivery_id].append(Naming(*named))
     unnamed = [row for row in rows if row.delivery_id not in naming]
     for orphan, keys in orphans.unread(tx) if unnamed else ():
         for row in unnamed:
             if row.message_id in keys.candidate_ids:
-                is_own = keys.recipient in (None, address(row.recipient))
+                is_own = keys.recipient in (None, normalize_address(row.recipient))
                 naming[row.delivery_id].append(Naming(orphan.event_id, orphan.tenant_id, is_own))
     return naming
 
@@ -319,7 +319,7 @@ def _delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
         row.tenant_id,
         row.provider,
         row.message_id,
-        None if holds_address(row.mailable or "") else row.mailable,
+        None if contains_address(row.mailable or "") else row.mailable,
         row.type,
         row.since,
         row.final,
@@ -339,7 +339,7 @@ def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | Non
     if row.type in event_types.OWN_TYPES:
         return _unreported(row, naming)
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
-    is_shown = row.reject_reason is not None and not holds_address(row.reject_reason)
+    is_shown = row.reject_reason is not None and not contains_address(row.reject_reason)
     reason = f"reason {sanitize(row.reject_reason)}" if is_shown else None
     details = filter(None, (bounce, smtp_status(row.smtp_status), reason, _ago(row.since)))
     if row.type in ("opened", "clicked") and times.parse(row.delivered_at):

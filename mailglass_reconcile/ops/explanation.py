@@ -14,7 +14,7 @@ from mailglass_reconcile.errors import format_command, with_command_name
 from mailglass_reconcile.ops import deliveries, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.rules import matching, providers, redelivery, states
-from mailglass_reconcile.rules.addresses import address, holds_address
+from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import sanitize_tenant
 from mailglass_reconcile.rules.matching import (
@@ -26,7 +26,7 @@ from mailglass_reconcile.rules.matching import (
     spellings_of,
 )
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.rules.states import EventState, Verdict
+from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.store import deliveries as stored_deliveries
 from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
@@ -128,7 +128,7 @@ class Explanation:
     tried: tuple[dict[str, Any], ...] = ()
     recipient_known: bool | None = None
     recipient_checked: bool | None = None
-    verdict: Verdict | None = None
+    verdict: MatchState | None = None
     remedy: str | None = None
     eligible_at: str | None = None
     expires_at: str | None = None
@@ -163,7 +163,7 @@ class Origins(NamedTuple):
 
 def explain(database: Database, event_id: UUID) -> Explanation:
     """Explain why an event is linked or not, in a read-only transaction."""
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
         return explain_within(tx, event_id)
 
@@ -181,7 +181,7 @@ def of_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delive
 
 def of_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
     """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
         shown, _ = deliveries.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
         event_ids = _event_ids(tx, shown, message_id)
@@ -207,7 +207,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     }
     row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
     if row is None:
-        return Explanation(str(event_id), "unknown", states.why("unknown"))
+        return Explanation(str(event_id), "unknown", states.explain_state("unknown"))
     settled = _settled_state(row)
     read = _origins(tx, row.id)
     if settled in ("attached", "no_orphan"):
@@ -272,7 +272,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
     return Explanation(
         row.id,
         state,
-        _TENANT_TOO_LONG if never else states.why(state),
+        _TENANT_TOO_LONG if never else states.explain_state(state),
         row.tenant_id,
         row.linked_to or row.delivery_id,
         **_reported(row),
@@ -280,7 +280,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         arrived_at=row.arrived,
         rule=read.rule,
         reads=_reads(read),
-        remedy=None if never else states.remedy(state),
+        remedy=None if never else states.state_remedy(state),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
@@ -303,7 +303,7 @@ def _reported(row: sa.Row[Any]) -> dict[str, Any]:
 
 def _without_address(text: str | None) -> str | None:
     """Return a text of the ledger, which our own `link` has checked; other writers' may hold anything."""
-    return None if text is None or holds_address(text) else text
+    return None if text is None or contains_address(text) else text
 
 
 def _of_open(
@@ -314,7 +314,7 @@ def _of_open(
     return Explanation(
         row.id,
         state,
-        states.why(state, provider=wanted.provider, recipient_lost=wanted.lost, recipient_erased=erased),
+        states.explain_state(state, provider=wanted.provider, recipient_lost=wanted.lost, recipient_erased=erased),
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
@@ -346,10 +346,10 @@ def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
 
 def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
     """Return what to do so that it can be linked, with the event's own id and tenant."""
-    found = states.remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
+    found = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
     other = next((each for each in decision.named if each.tenant_id != row.tenant_id), None)
     if found and decision.state == TENANT_MISMATCH and other and decision.keys.provider:
-        again = redelivery.remedy(
+        again = redelivery.tenant_remedy(
             provider=decision.keys.provider,
             type_=row.type,
             message_id=other.candidate_id,
@@ -371,7 +371,8 @@ def _named(delivery: Candidate, shown: Delivery | None, row: sa.Row[Any], decisi
         "tenant_id": delivery.tenant_id,
         "own": own,
         "fitting": delivery.has_provider(wanted.provider),
-        "addressed": wanted.recipient is None or address(delivery.recipient) == address(wanted.recipient),
+        "addressed": wanted.recipient is None
+        or normalize_address(delivery.recipient) == normalize_address(wanted.recipient),
         "provider": shown and shown.provider,
         "mailable": shown and shown.mailable,
         "state": shown and shown.type,

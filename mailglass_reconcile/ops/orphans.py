@@ -18,11 +18,17 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import runs
 from mailglass_reconcile.rules import providers, states, times
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
 from mailglass_reconcile.store.caller_transaction import borrowed
-from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, array_literal, by_statistics
+from mailglass_reconcile.store.database import (
+    STATEMENT_TIMEOUT_MS,
+    Database,
+    Transaction,
+    array_literal,
+    trust_statistics,
+)
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
 from mailglass_reconcile.store.window import Window
@@ -143,7 +149,7 @@ class Filters:
         """Return what an open orphan's row must have; `waiting` follows from its arrival."""
         provider = providers.canonical(self.provider) if self.provider else None
         stored = None if self.state == WAITING else self.state
-        recipient = address(self.recipient) if self.recipient else None
+        recipient = normalize_address(self.recipient) if self.recipient else None
         return Wanted(self.tenant_id, provider, self.ids(), stored, recipient)
 
     def accept(self, one: OpenOrphan, ids: frozenset[str] | None) -> bool:
@@ -169,7 +175,7 @@ class OpenOrphan:
         arrived_at: In ISO 8601, UTC.
         candidate_ids: The ids under which its delivery may be stored; none while nothing has looked at it.
         delivery_id: Of a `matched` one, what it would be linked to now.
-        verdict: Of an expired one, what matching finds now: one of `states.VERDICTS`.
+        verdict: Of an expired one, what matching finds now: one of `states.MATCH_STATES`.
         expires_at: When it becomes, or became, too old for every sweep, in ISO 8601; None if that cannot be computed.
     """
 
@@ -182,7 +188,7 @@ class OpenOrphan:
     candidate_ids: tuple[str, ...]
     delivery_id: str | None = None
     expires_at: str | None = None
-    verdict: states.Verdict | None = None
+    verdict: states.MatchState | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `orphans --json` and `find --json` print them."""
@@ -244,7 +250,7 @@ def page(
     With *counted*, all that pass are counted by cause: from the counts of the last full sweep if they can answer the
     filter, else now, in one pass. Nothing is counted by type, which only the ledger has, and no expired orphan.
     """
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
         survey = window.open_window(tx)
         if filters.state == EXPIRED:
@@ -318,7 +324,7 @@ def _open(tx: Transaction, survey: Window, filters: Filters, after: str | None, 
     wanted, within = filters.wanted(), _bounds(tx, survey, filters)
     for number in _sizes(size + 1):
         # Hardly any may pass, and no index has what is stored.
-        with by_statistics(tx) if wanted != Wanted() else nullcontext():
+        with trust_statistics(tx) if wanted != Wanted() else nullcontext():
             rows = listing.next_open(tx, wanted, within, place, number, newest_first=True)
         if rows:
             place = Place(rows[-1].arrived_at, rows[-1].event_id)
@@ -368,7 +374,7 @@ def newest(
         "most": most,
         "size": limit,
     }
-    with by_statistics(tx):  # a pass over the open orphans
+    with trust_statistics(tx):  # a pass over the open orphans
         rows = tx.execute(_NEWEST, parameters).all()
     orphans = [
         OpenOrphan(
@@ -389,7 +395,7 @@ def newest(
 
 def of_message(database: Database, message_id: str, *, limit: int) -> NewestOrphans:
     """Return the open orphans that name a message, in any spelling and in all tenants, the newest first."""
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
         return newest(tx, message_ids=spellings_of(message_id), limit=limit)
 
@@ -555,7 +561,7 @@ def find_orphans(
         MailglassReconcileError: The database refused.
         TypeError: *connection* is something else.
     """
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with borrowed(connection, runtime.get_settings()) as tx:
         eligible = window.open_window(tx)
         within = listing.bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
@@ -587,7 +593,7 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
         MailglassReconcileError: The database refused.
         TypeError: *connection* is something else.
     """
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     keys = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with borrowed(connection, runtime.get_settings()) as tx:
         return matcher.decide(tx, str(orphan.event_id), orphan.tenant_id, keys)

@@ -97,7 +97,7 @@ def preview(database: Database) -> list[Preview]:
     bounds = {"max_age_minutes": settings.max_age_minutes}
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        days = pruner.retentions(settings, theirs=schema.made_by_mailglass(tx))
+        days = pruner.retentions(settings, theirs=schema.is_made_by_mailglass(tx))
         return [
             *(_aged(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
             _aged(tx, "jobs_done", _JOBS, days, state="done"),

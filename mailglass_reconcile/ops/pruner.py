@@ -96,7 +96,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     began = time.monotonic()
     with database.reading() as tx:
         schema.require_migrated(tx)
-        theirs = schema.made_by_mailglass(tx)
+        theirs = schema.is_made_by_mailglass(tx)
     work = _Prune(database, theirs=theirs)
     work.run()
     work.note(origin, began)
@@ -162,13 +162,13 @@ class _Prune:
     def _delete_events(self, connected: Connected) -> int:
         # Counted as they go: what is committed counts even if a later batch fails.
         if (days := self._settings.retention_events_days) is not None:
-            for deleted in retention.events(connected, days, RETENTION_ROWS):
+            for deleted in retention.delete_events(connected, days, RETENTION_ROWS):
                 self.result.events += deleted
         return 0
 
     def _delete_deliveries(self, connected: Connected) -> int:
         if (days := self._settings.retention_deliveries_days) is not None:
-            for deleted in retention.deliveries(connected, days, BATCH_ROWS):
+            for deleted in retention.delete_deliveries(connected, days, BATCH_ROWS):
                 self.result.deliveries += deleted
         return 0
 

@@ -266,7 +266,7 @@ def load_sweep_lock() -> LockState:
     try:
         return LockState(load_sweep_holder())
     except MailglassReconcileError as error:
-        return LockState(fault=str(error), not_configured=not runtime.redis_was_chosen())
+        return LockState(fault=str(error), not_configured=not runtime.is_redis_configured())
 
 
 def count_by_state(groups: Iterable[dict[str, Any]]) -> Counter[str]:

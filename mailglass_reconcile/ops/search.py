@@ -12,11 +12,11 @@ from mailglass_reconcile.ops import deliveries, explanation, orphans, runs
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store import personal_data
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.personal_data import Person
+from mailglass_reconcile.store.personal_data import PersonFilter
 
 MOST = 100_000
 """Deliveries, and open orphans, of one address or id among which the newest are chosen: about a second."""
@@ -95,7 +95,7 @@ def parse_term(text: str, tenant_id: str | None = None) -> SearchTerm:
         id_ = UUID(term) if len(term) == 36 else None
     except ValueError:
         id_ = None
-    return SearchTerm(term, addresses.address(term) if holds_address(term) else None, id_, tenant_id)
+    return SearchTerm(term, addresses.normalize_address(term) if contains_address(term) else None, id_, tenant_id)
 
 
 def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResults:
@@ -112,7 +112,7 @@ def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResu
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
         return find_within(tx, term, limit=limit)
 
@@ -121,7 +121,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     """Search as `find` does, in a transaction that is there already; the adopter's rules must be loaded."""
     message_ids = {term.text, *spellings_of(term.text)}
     event, ids = _event(tx, term)
-    recipient_key = addresses.index_key(term.address) if term.address else None
+    recipient_key = addresses.make_index_key(term.address) if term.address else None
     if term.address and recipient_key is not None and not addresses.is_exact(recipient_key):
         ids |= _compare_recipients(tx, term.address, term.tenant_id)
         recipient_key = None
@@ -172,6 +172,6 @@ def _event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str
 
 def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
     """Return the deliveries to an address whose key others share; at most `MOST` are compared."""
-    person = Person(addresses.index_key(address), addresses.rough_part(address), tenant_id)
-    rows = personal_data.deliveries(tx, person, NIL, MOST)
-    return {id_ for id_, recipient in rows if addresses.address(recipient) == address}
+    person = PersonFilter(addresses.make_index_key(address), addresses.search_fragment(address), tenant_id)
+    rows = personal_data.page_of_deliveries(tx, person, NIL, MOST)
+    return {id_ for id_, recipient in rows if addresses.normalize_address(recipient) == address}

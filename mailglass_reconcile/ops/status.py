@@ -122,7 +122,7 @@ def load_status(
 
     What no full sweep has counted is counted now, at a cost that grows with what is open.
     """
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with database.reading() as tx:
         schema.require_migrated(tx)
         look = Look(tx, max_lag_seconds)

@@ -50,7 +50,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
     Raises:
         LookupError: There is no such delivery, or it has no message id.
     """
-    runtime.load_imports(to_read=dry_run)
+    runtime.load_imports(only_warn=dry_run)
     database, tenant_id, only = runtime.database(), target.tenant_id, EVERYTHING
     provider = None if target.provider is None else providers.canonical(target.provider)
     event_ids: list[str] = []

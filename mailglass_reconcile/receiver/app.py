@@ -46,11 +46,11 @@ from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import pluralize, sanitize
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from mailglass_reconcile.store.certificates import Address
+from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
 from mailglass_reconcile.webhooks.provider import Provider
@@ -226,7 +226,7 @@ class Receiver:
             del content, request  # the parsed body may take twenty times its size
             recorded = await _run_in_thread(self._threads, self._record, provider, scope["path"], tenant, webhook)
         if source is not None:
-            await _run_in_thread(self._threads, self._certificates.store, Address(body.provider, source.url))
+            await _run_in_thread(self._threads, self._certificates.store, CertificateAddress(body.provider, source.url))
         return Response(200, "ok", recorded=recorded)
 
     async def _allow_origin(self, record: Provider, provider: str, scope: Scope) -> Response:
@@ -368,7 +368,9 @@ class Receiver:
         if name is not None:
             logger.warning("a webhook of %s was answered with 404: it has no secret", name)
         else:
-            ending = "a name that looks like an address" if holds_address(provider) else f"'{sanitize(provider, 50)}'"
+            ending = (
+                "a name that looks like an address" if contains_address(provider) else f"'{sanitize(provider, 50)}'"
+            )
             logger.warning("a webhook was answered with 404: its address ends with no provider's name, but %s", ending)
 
 

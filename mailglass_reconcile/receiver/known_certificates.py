@@ -18,7 +18,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.receiver.secret_store import SecretStore
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import certificates
-from mailglass_reconcile.store.certificates import Address
+from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.certificates import CertificateSource
@@ -52,13 +52,13 @@ class KnownCertificates:
                 self._loading.set_result(None)
         return self._loading
 
-    def store(self, address: Address) -> None:
+    def store(self, address: CertificateAddress) -> None:
         """Store the address of a certificate that has verified a webhook; an error of the database is only logged."""
         if address.url in self._stored or address.url not in sns.certificates:
             return
         try:
             with self._database.writing() as tx:
-                certificates.add(tx, address)
+                certificates.add_address(tx, address)
         except MailglassReconcileError as error:
             if self._throttle.allow("store"):
                 logger.warning("the address of a certificate was not stored: %s", error)
@@ -78,7 +78,7 @@ class KnownCertificates:
         """Fetch the stored certificates that are missing; return True if none is missing any more."""
         try:
             with self._database.reading() as tx:
-                addresses = certificates.load(tx)
+                addresses = certificates.load_addresses(tx)
         except MailglassReconcileError as error:
             if self._throttle.allow("load"):
                 logger.warning("the stored addresses of certificates cannot be read yet: %s", error)
@@ -87,7 +87,7 @@ class KnownCertificates:
         missing = [source for source in map(self._source, addresses) if source and not self._fetch(source)]
         return not missing
 
-    def _source(self, address: Address) -> CertificateSource | None:
+    def _source(self, address: CertificateAddress) -> CertificateSource | None:
         """Return the source of a stored certificate, or None if its address is no longer one of the provider's."""
         if not self._is_needed(address.provider):
             return None

@@ -14,18 +14,20 @@ CONTENT_TYPE = exposition.CONTENT_TYPE
 
 def scrape(results: Mapping[tuple[str, str], int]) -> bytes:
     """Return the counters in Prometheus's text format; *results* are webhooks by provider and result."""
-    return exposition.text(_families(results))
+    return exposition.render(_families(results))
 
 
 def _families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
-    yield exposition.counter(
+    yield exposition.make_counter(
         "webhooks", "Webhooks, by provider and result", ("provider", "result"), sorted(results.items())
     )
     help_ = "Events of a known type with neither a message id nor a recipient"
     warnings = sorted(formats.warning_counts().items())
-    yield exposition.counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
+    yield exposition.make_counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
     help_ = "Sends and webhooks that were not recorded, by cause"
-    failures = exposition.keyed(telemetry.counts("recording_failures"))
-    yield exposition.counter("recording_failures", help_, ("cause",), failures)
+    failures = exposition.samples_by_label(telemetry.counts("recording_failures"))
+    yield exposition.make_counter("recording_failures", help_, ("cause",), failures)
     help_ = "Broadcasts of this process that Redis took, and those that it did not"
-    yield exposition.counter("messages", help_, ("outcome",), exposition.keyed(telemetry.counts("messages")))
+    yield exposition.make_counter(
+        "messages", help_, ("outcome",), exposition.samples_by_label(telemetry.counts("messages"))
+    )

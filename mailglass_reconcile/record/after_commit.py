@@ -38,7 +38,7 @@ from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
-from mailglass_reconcile.store.engines import session_of
+from mailglass_reconcile.store.engines import as_session
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.link import Notes, Pairs
 from mailglass_reconcile.sweep.matcher import judge, unchecked
@@ -212,7 +212,7 @@ def _id(event: LinkedEvent) -> str:
 
 
 def _publish(events: Iterable[LinkedEvent]) -> None:
-    if messages := [projector.message(event) for event in events]:
+    if messages := [projector.make_message(event) for event in events]:
         Publisher(runtime.get_redis()).publish(messages)
 
 
@@ -290,7 +290,7 @@ class _Connections:
     def _connect(self, engine: sa.Engine) -> sa.Connection:
         if engine.pool not in self._open:
             try:
-                self._open[engine.pool] = engines.connect(engines.separate(engine))
+                self._open[engine.pool] = engines.connect(engines.separate_engine(engine))
             except BaseException:
                 self._rests[engine.pool] = time.monotonic() + REST_SECONDS
                 raise
@@ -334,7 +334,7 @@ os.register_at_fork(after_in_child=_connections.leave_to_parent)
 
 def returned(given: sa.Connection | Session, recorded: list[Done]) -> list[Done]:
     """Return what a writer did; if a Session was *given*, it takes the step when it commits."""
-    session = session_of(given)
+    session = as_session(given)
     connection: Any = given if session is None else session.connection()
     steps = [each.step for each in recorded if each.step]
     for step in steps:

@@ -22,7 +22,7 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import deliveries, personal_data, schema
 from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.personal_data import Person
+from mailglass_reconcile.store.personal_data import PersonFilter
 
 BATCH_ROWS = 5_000
 
@@ -71,17 +71,19 @@ class Wanted(NamedTuple):
     tenant_id: str | None
 
     @property
-    def person(self) -> Person:
+    def person(self) -> PersonFilter:
         """By what the rows are found."""
-        return Person(addresses.index_key(self.address), addresses.rough_part(self.address), self.tenant_id)
+        return PersonFilter(
+            addresses.make_index_key(self.address), addresses.search_fragment(self.address), self.tenant_id
+        )
 
     def is_recipient(self, _tx: Transaction, row: tuple[str, str]) -> bool:
         """Whether a row's recipient is the address."""
-        return addresses.address(row[1]) == self.address
+        return addresses.normalize_address(row[1]) == self.address
 
     def is_named(self, tx: Transaction, row: tuple[str, bool]) -> bool:
         """Whether a raw webhook holds the address; one at a time is read, because each may have megabytes."""
-        return row[1] and addresses.mentions(personal_data.webhook_text(tx, row[0]), self.address)
+        return row[1] and addresses.contains_recipient(personal_data.load_webhook_text(tx, row[0]), self.address)
 
 
 def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str | None = None) -> Erased:
@@ -120,20 +122,22 @@ def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> 
 def check(recipient: object, tenant_id: object = None) -> Wanted:
     """Check what `erase` is given; the message of an InvalidEventError does not repeat the address."""
     given = validation.recipient("recipient", recipient) or ""
-    if not addresses.holds_address(given) or given.endswith(addresses.ERASED):
+    if not addresses.contains_address(given) or given.endswith(addresses.ERASED):
         raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")
-    return Wanted(addresses.address(given), None if tenant_id is None else validation.name("tenant_id", tenant_id))
+    return Wanted(
+        addresses.normalize_address(given), None if tenant_id is None else validation.name("tenant_id", tenant_id)
+    )
 
 
 def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
     each = partial(_each, begin, wanted.person, dry_run=dry_run)
     with begin() as tx:
-        is_mailglass_s = schema.made_by_mailglass(tx)
-    orphans = each(personal_data.open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
+        is_mailglass_s = schema.is_made_by_mailglass(tx)
+    orphans = each(personal_data.page_of_open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass_s:
         return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))
-    deliveries = each(personal_data.deliveries, wanted.is_recipient, _erase_deliveries)
-    webhooks = each(personal_data.webhook_events, wanted.is_named, personal_data.erase_webhook_events)
+    deliveries = each(personal_data.page_of_deliveries, wanted.is_recipient, _erase_deliveries)
+    webhooks = each(personal_data.page_of_webhook_events, wanted.is_named, personal_data.erase_webhook_events)
     return Erased(deliveries, orphans, webhooks, (GIVEN,))
 
 
@@ -144,8 +148,8 @@ def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
 
 def _each(
     begin: Begin,
-    person: Person,
-    read: Callable[[Transaction, Person, str, int], Sequence[tuple[str, Any]]],
+    person: PersonFilter,
+    read: Callable[[Transaction, PersonFilter, str, int], Sequence[tuple[str, Any]]],
     is_meant: Callable[[Transaction, Any], bool],
     erase_rows: Callable[[Transaction, Sequence[str]], None],
     *,

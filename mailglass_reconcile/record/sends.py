@@ -23,7 +23,7 @@ from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.caller_transaction import borrowed
@@ -137,7 +137,7 @@ def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> tuple
     """Return what is open for the checked' message ids and belongs to one of our deliveries, by the sweep's rule."""
     ids = {send.message_id: None for send in checked if send.message_id is not None}
     # Another recipient's can only belong to another's delivery.
-    recipients = {address(send.recipient) for send in checked}
+    recipients = {normalize_address(send.recipient) for send in checked}
     found = open_orphans.with_message_ids(tx, checked[0].entry.tenant_id, ids, recipients)
     judged = judge(tx, open_orphans.read(tx, found)) if found else []
     pairs = [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
@@ -186,7 +186,7 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
         type=kind,
         occurred_at=NOW if one.occurred_at is None else validation.utc(f"{at}.occurred_at", one.occurred_at),
         idempotency_key=_key(
-            tenant_id, provider, message_id, one._identity if message_id is None else address(recipient)
+            tenant_id, provider, message_id, one._identity if message_id is None else normalize_address(recipient)
         ),
         reject_reason=None,
         metadata={"provider": provider, providers.rule_of(provider).stored_under: message_id},

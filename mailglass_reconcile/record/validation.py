@@ -16,7 +16,7 @@ from uuid import UUID
 
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.rules import addresses, providers, smtp
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import BOUNCES, STREAMS
 from mailglass_reconcile.rules.humanize import did_you_mean
@@ -64,7 +64,7 @@ def name(field: str, value: object) -> str:
 def remark(field: str, value: object) -> str:
     """Return a person's text that the ledger keeps: it must not hold an address."""
     text = name(field, value).strip()
-    if holds_address(text):
+    if contains_address(text):
         raise InvalidEventError(f"{field} must not contain an e-mail address: nothing can be erased from the ledger")
     return text
 
@@ -144,7 +144,7 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a string or None")
-    return addresses.bare(storable(value))[:MAX_ID_LENGTH] or None if value else None
+    return addresses.strip_display_name(storable(value))[:MAX_ID_LENGTH] or None if value else None
 
 
 MAX_TEXT = 4_096
@@ -183,7 +183,7 @@ def without_addresses(value: Any) -> Any:
 
 
 def _is_address(value: object) -> bool:
-    return isinstance(value, str) and holds_address(value)
+    return isinstance(value, str) and contains_address(value)
 
 
 def _json(path: str, value: object, depth: int) -> Any:

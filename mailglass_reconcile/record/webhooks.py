@@ -21,7 +21,7 @@ from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
@@ -202,7 +202,7 @@ def _validate(
         needs_reconciliation=True,
     )
     keys = keys_of(Document(metadata))
-    return entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys
+    return entry, keys._replace(recipient=normalize_address(recipient), lost=False) if recipient else keys
 
 
 def _smtp_fields(at: str, event: WebhookEvent, callers_metadata: Mapping[str, Any]) -> dict[str, str]:

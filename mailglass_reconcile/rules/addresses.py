@@ -1,4 +1,4 @@
-"""E-mail addresses: how a recipient is stored, compared and indexed, and which texts look like an address."""
+"""E-mail addresses: normalize, compare and index recipients, and recognize addresses in texts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\S(?:@|%40)\S")
 
 _ESCAPE = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[bfnrt])")
-"""What JSON writes for a character; with more backslashes in a document that is a string of another one."""
+"""JSON's escape of a character, with more backslashes in a document that is a string inside another document."""
 
 _LOOKALIKES = "\u037e\u1fef\u212a"
-"""Characters outside ASCII that NFC or lower case would turn into `;`, a backtick and `k`: they stay as they are."""
+"""Characters outside ASCII that NFC or lower case would turn into `;`, a backtick and `k`: they are not normalized."""
 
-# An ASCII address whole; of one with another domain, or with an A-label in it, the local part; of others nothing.
+# Matches a whole ASCII address; the local part if the domain is another one or has an A-label; else nothing.
 INDEXED = "^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?"
-"""What the index has of a compared address: a regular expression that Python and Postgres read alike."""
+"""The indexed part of a normalized address: a regular expression with the same meaning in Python and Postgres."""
 
 ERASED_DOMAIN = "erased.invalid"
-"""Of the recipients that stand where an address was erased; no mail can be sent to it (RFC 2606)."""
+"""The domain of the placeholders for erased addresses; no mail can be sent to it (RFC 2606)."""
 ERASED = f"@{ERASED_DOMAIN}"
-"""The end of each of them."""
+"""The end of each placeholder."""
 
 
-def bare(recipient: str) -> str:
-    """Return a recipient as our writers store it: without display name and surrounding white space.
+def strip_display_name(recipient: str) -> str:
+    """Return a recipient without display name and surrounding white space, as our writers store it.
 
     Line breaks and tabs inside become spaces, other control characters U+FFFD.
     """
@@ -38,70 +38,72 @@ def bare(recipient: str) -> str:
     return _CONTROLS.sub("\ufffd", _BREAKS.sub(" ", inner[1].strip() if inner else text))
 
 
-def address(recipient: str) -> str:
-    """Return a recipient as it is compared: bare, lower case, in Unicode's form NFC, and the domain as an A-label.
+def normalize_address(recipient: str) -> str:
+    """Return a recipient in its normal form, by which addresses are compared.
 
-    A domain that has no A-label, such as one with an emoji, is compared as it is.
+    That is without display name, in lower case and NFC, with the domain as an A-label. A domain without an A-label,
+    such as one with an emoji, is not converted.
     """
-    text = bare(recipient)
+    text = strip_display_name(recipient)
     local, at, domain = text.rpartition("@")
-    return f"{_lower(local)}@{_a_label(domain)}" if at else _lower(text)
+    return f"{_lower_nfc(local)}@{_a_label(domain)}" if at else _lower_nfc(text)
 
 
-def holds_address(text: str) -> bool:
-    """Whether *text* looks like an e-mail address, or holds one."""
+def contains_address(text: str) -> bool:
+    """Return True if *text* is or contains an e-mail address."""
     return ("@" in text or "%40" in text) and _ADDRESS.search(text) is not None
 
 
-def mentions(text: str, compared: str) -> bool:
-    """Whether *text* holds the address that compares as *compared*, in any spelling.
+def contains_recipient(text: str, normalized: str) -> bool:
+    """Return True if *text* contains the address with the normal form *normalized*, in any spelling.
 
-    Percent-encoded, and after an escape of JSON, of a document inside a document too.
+    It may be percent-encoded, or inside a JSON document, or inside a document in a string of another one.
     """
-    local, _, domain = compared.rpartition("@")
-    spellings = {compared, f"{local}@{_u_label(domain)}"}
-    pattern = "|".join(re.escape(_lower(one)) for one in spellings)
-    found = re.compile(rf"(?<![\w.+-])(?:{pattern})(?![\w-]|\.\w)")
-    return any(found.search(_lower(one)) for each in (text, _unescaped(text)) for one in (each, unquote(each)))
+    local, _, domain = normalized.rpartition("@")
+    spellings = {normalized, f"{local}@{_u_label(domain)}"}
+    alternatives = "|".join(re.escape(_lower_nfc(spelling)) for spelling in spellings)
+    pattern = re.compile(rf"(?<![\w.+-])(?:{alternatives})(?![\w-]|\.\w)")
+    unescaped = _unescape_json(text)
+    return any(pattern.search(_lower_nfc(form)) for form in (text, unquote(text), unescaped, unquote(unescaped)))
 
 
-def rough_part(compared: str) -> str:
-    """Return what every spelling of an address has in lower case, encoded or not: a part of what is before its `@`."""
-    runs = re.findall("[a-z0-9]+", compared.rpartition("@")[0])
+def search_fragment(normalized: str) -> str:
+    """Return the longest alphanumeric part of an address's local part: every spelling has it in lower case."""
+    runs = re.findall("[a-z0-9]+", normalized.rpartition("@")[0])
     return max(runs, key=len, default="")
 
 
-def index_key(compared: str) -> str:
-    """Return what `recipient_key.sql` hashes of each recipient that compares as *compared*.
+def make_index_key(normalized: str) -> str:
+    """Return the text that `recipient_key.sql` hashes for each recipient with the normal form *normalized*.
 
-    Different addresses may have the same key, unless `is_exact` of it.
+    Different addresses may share a key, unless it `is_exact`.
     """
-    found = re.match(INDEXED, compared)
-    return found[0] if found else ""
+    match = re.match(INDEXED, normalized)
+    return match[0] if match else ""
 
 
 def is_exact(key: str) -> bool:
-    """Whether an `index_key` is a whole address, and not only a part of several."""
+    """Return True if an index key is a whole address, which no other address shares."""
     return key[-1:] not in ("", "@")
 
 
-def _unescaped(text: str) -> str:
+def _unescape_json(text: str) -> str:
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
 
 
-def _lower(text: str) -> str:
+def _lower_nfc(text: str) -> str:
     if text.isascii():
         return text.lower()
-    return "".join(piece if piece in _LOOKALIKES else _folded(piece) for piece in re.split(f"([{_LOOKALIKES}])", text))
+    return "".join(piece if piece in _LOOKALIKES else _fold(piece) for piece in re.split(f"([{_LOOKALIKES}])", text))
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
 
 
 @lru_cache(maxsize=1_000)
 def _a_label(domain: str) -> str:
-    lowered = _lower(domain)
+    lowered = _lower_nfc(domain)
     if lowered.isascii():
         return lowered
     import idna  # noqa: PLC0415 - takes 10 ms, and few domains need it

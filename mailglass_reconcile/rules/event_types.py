@@ -1,11 +1,11 @@
-"""The types of events, and how they are chosen in a setting."""
+"""The types of events, in the order of the projection."""
 
 from __future__ import annotations
 
 from mailglass_reconcile.rules.humanize import did_you_mean, sanitize
 
 OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
-"""What our own side reports: below everything that a provider reports."""
+"""Types that the sending side reports; they rank below those of a provider."""
 
 PROVIDER_TYPES = (
     "subscribed",
@@ -21,7 +21,7 @@ PROVIDER_TYPES = (
     "bounced",
     "complained",
 )
-"""What a provider reports; on equal times, the type that stands later wins."""
+"""Types that a provider reports; at equal times, the later one in this list wins."""
 
 TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
 
@@ -31,7 +31,7 @@ REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubsc
 ALL = "*"
 
 
-def mistyped(type_: str) -> str | None:
-    """Return a sentence if no event has this type and a similar one is known; None otherwise."""
-    meant = "" if type_ in TYPES else did_you_mean(type_, TYPES)
-    return f"no event has the type {sanitize(type_)}{meant}" if meant else None
+def suggest_type(type_: str) -> str | None:
+    """Return a sentence that suggests a type similar to an unknown one, or None."""
+    suggestion = "" if type_ in TYPES else did_you_mean(type_, TYPES)
+    return f"no event has the type {sanitize(type_)}{suggestion}" if suggestion else None

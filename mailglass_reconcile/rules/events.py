@@ -1,4 +1,4 @@
-"""The two events of the public API: what a webhook reports, and what a handler is called with."""
+"""The two event classes of the public API: `WebhookEvent` for writers and `DeliveryEvent` for handlers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Literal
 from uuid import UUID
 
 STREAMS = ("transactional", "operational", "bulk")
-"""Kinds of mail; every delivery is of one."""
+"""Kinds of mail; every delivery has one."""
 
 Bounce = Literal["hard", "soft"]
-"""Whether an address will never take mail (`hard`), or did not take this message now (`soft`)."""
+"""`hard` if an address will never accept mail, `soft` if it did not accept this message now."""
 BOUNCES: tuple[Bounce, ...] = ("hard", "soft")
 
 

@@ -1,4 +1,4 @@
-"""The handlers of this process, by name: the database has their jobs under it."""
+"""Registry of this process's handlers by name, under which the database stores their jobs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Handler = Callable[[Any, DeliveryEvent], object]
 H = TypeVar("H", bound=Handler)
 
 MAX_NAME = 200
-_NOT_RUN_BY_A_CALL = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+_NOT_CALLABLE_DIRECTLY = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
-class Registered(NamedTuple):
-    """A handler, its name, the types it wants, and where its code stands."""
+class RegisteredHandler(NamedTuple):
+    """A handler with its name, its event types, and the file and line of its code."""
 
     name: str
     function: Handler
     types: frozenset[str]
-    place: tuple[str, int] | None
+    location: tuple[str, int] | None
 
 
-_registered: dict[str, Registered] = {}
+_registered: dict[str, RegisteredHandler] = {}
 
 
 def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
@@ -39,95 +39,98 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     not commit. If it raises, it is retried later. Only the processes that dispatch need to import its module.
 
     Args:
-        types: Types of events, such as `bounced`; `*` is all of them.
+        types: Types of events, such as `bounced`; `*` means all types.
         name: The handler's name in the database; None is its dotted path. If it changes, because you move or rename
             the function, run `mailglass-reconcile dispatch --rename OLD NEW`.
 
     Raises:
         ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.
     """
-    wanted = frozenset(TYPES) if ALL in types else frozenset(map(_known, types))
-    if not wanted:
-        raise ConfigurationError("on_event needs at least one type, such as @on_event('bounced'); '*' is all of them")
+    event_types = frozenset(TYPES) if ALL in types else frozenset(map(_validate_type, types))
+    if not event_types:
+        raise ConfigurationError("on_event needs at least one type, such as @on_event('bounced'); '*' means all types")
 
     def register(function: H) -> H:
-        called = name or _path(function)
-        _check(called, function)
-        place = _place(function)
+        handler_name = name or _dotted_path(function)
+        _validate_handler(handler_name, function)
+        location = _source_location(function)
         if name is None:
-            called = _of_main(called, function, place)
-        before = _registered.get(called)
-        if before is not None and not _is_reloaded(before, function, place):
-            at = f" (line {before.place[1]} of {before.place[0]})" if before.place else ""
-            raise ConfigurationError(f"on_event: a handler {called} is registered already{at}: give this one a name=")
-        both = wanted | before.types if before is not None and before.function is function else wanted
-        _registered[called] = Registered(called, function, both, place)
+            handler_name = _resolve_main_name(handler_name, function, location)
+        existing = _registered.get(handler_name)
+        if existing is not None and not _is_reloaded(existing, function, location):
+            at = f" (line {existing.location[1]} of {existing.location[0]})" if existing.location else ""
+            raise ConfigurationError(
+                f"on_event: a handler {handler_name} is registered already{at}: give this one a name="
+            )
+        is_same = existing is not None and existing.function is function
+        all_types = event_types | existing.types if existing is not None and is_same else event_types
+        _registered[handler_name] = RegisteredHandler(handler_name, function, all_types, location)
         return function
 
     return register
 
 
 def is_valid_name(name: str) -> bool:
-    """Whether a handler may have a name."""
+    """Return True if a handler may have this name."""
     return name.isprintable() and bool(name.strip()) and len(name) <= MAX_NAME
 
 
-def types() -> frozenset[str]:
-    """Return the types that have a handler in this process."""
-    return frozenset().union(*(handler.types for handler in _registered.values()))
+def handled_types() -> frozenset[str]:
+    """Return the event types that have a handler in this process."""
+    return frozenset().union(*(get_handler.types for get_handler in _registered.values()))
 
 
-def handlers() -> list[Registered]:
-    """Return the handlers of this process, in the order in which they were registered."""
+def registered_handlers() -> list[RegisteredHandler]:
+    """Return this process's handlers, in the order of their registration."""
     return list(_registered.values())
 
 
-def handler(name: str) -> Registered:
-    """Return the handler of a name, which this process has."""
+def get_handler(name: str) -> RegisteredHandler:
+    """Return this process's handler of a name."""
     return _registered[name]
 
 
-def _known(type_: object) -> str:
+def _validate_type(type_: object) -> str:
     if isinstance(type_, str) and type_ in TYPES:
-        return TYPES[TYPES.index(type_)]  # a plain string, if the type is a member of an application's enumeration
+        return TYPES[TYPES.index(type_)]  # a plain string, even if the type is a member of an application's enumeration
     if callable(type_):
         raise ConfigurationError("on_event needs types: write @on_event('bounced') instead of @on_event")
     hint = did_you_mean(str(type_), TYPES, " ({})")
     raise ConfigurationError(f"on_event: {type_!r} is not a known type{hint}; known types: {', '.join(TYPES)}")
 
 
-def _path(function: Handler) -> str:
+def _dotted_path(function: Handler) -> str:
     path = getattr(function, "__qualname__", "")
     if not path or "<lambda>" in path:
         raise ConfigurationError("on_event: a handler that is not a named function needs name=")
-    return f"{_module(function)}.{path}"
+    return f"{_module_name(function)}.{path}"
 
 
-def _module(function: Handler) -> str:
-    """Return the name of a function's module; of one that runs by `python -m`, the name that others import it by."""
+def _module_name(function: Handler) -> str:
+    """Return the name of a function's module; if it runs as `python -m`, the name by which others import it."""
     spec = sys.modules["__main__"].__spec__ if function.__module__ == "__main__" else None
     return spec.name if spec else function.__module__
 
 
-def _of_main(path: str, function: Handler, place: tuple[str, int] | None) -> str:
-    """Return the name of a function whose module is loaded twice: as the program itself, and by its name."""
-    main = f"__main__.{function.__qualname__}"
-    twins = [
-        one.name
-        for one in _registered.values()
-        if place is not None and one.place == place and one.name.endswith(f".{function.__qualname__}")
+def _resolve_main_name(path: str, function: Handler, location: tuple[str, int] | None) -> str:
+    """Return one name for a function whose module is loaded twice: as the program itself, and by an import."""
+    main_path = f"__main__.{function.__qualname__}"
+    same_code = [
+        handler.name
+        for handler in _registered.values()
+        if location is not None and handler.location == location and handler.name.endswith(f".{function.__qualname__}")
     ]
-    if path == main:
-        return twins[0] if twins else path
-    if main in twins:
-        del _registered[main]
+    if path == main_path:
+        return same_code[0] if same_code else path
+    if main_path in same_code:
+        del _registered[main_path]
     return path
 
 
-def _check(name: str, function: Handler) -> None:
+def _validate_handler(name: str, function: Handler) -> None:
     if not is_valid_name(name):
         raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
-    if any(is_kind(function) for is_kind in _NOT_RUN_BY_A_CALL):
+    if any(is_kind(function) for is_kind in _NOT_CALLABLE_DIRECTLY):
         raise ConfigurationError(
             f"on_event: {name} is asynchronous or a generator, so calling it would not run it: a handler must be an"
             " ordinary function"
@@ -138,16 +141,17 @@ def _check(name: str, function: Handler) -> None:
         raise ConfigurationError(f"on_event: {name} must take two arguments, connection and event") from None
 
 
-def _is_reloaded(before: Registered, function: Handler, place: tuple[str, int] | None) -> bool:
-    """Whether a function is the one that was registered before, or that of its module, which was loaded again.
+def _is_reloaded(existing: RegisteredHandler, function: Handler, location: tuple[str, int] | None) -> bool:
+    """Return True if a function is the registered one, or the same code in a reloaded module.
 
-    Functions that another function has made stand in one place and are different all the same.
+    Functions defined inside another function share their location, but are different functions.
     """
-    made = "<locals>" in getattr(inspect.unwrap(function), "__qualname__", "")
-    return before.function is function or (place is not None and before.place == place and not made)
+    is_local = "<locals>" in getattr(inspect.unwrap(function), "__qualname__", "")
+    return existing.function is function or (location is not None and existing.location == location and not is_local)
 
 
-def _place(function: Handler) -> tuple[str, int] | None:
-    """Return file and line, which tell a module that is loaded again from a second function of the same name."""
+def _source_location(function: Handler) -> tuple[str, int] | None:
+    """Return a function's file and line, which distinguish a reloaded module from a second function of the same"
+    " name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else None

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.providers import KeyRule, canonical
 
 MATCHED: Final = "matched"
@@ -100,7 +100,7 @@ def _keys(
     provider: str | None, rule: KeyRule, recipient: str | None, texts: list[str | None], recipient_known: bool
 ) -> Keys:
     """Compute keys of usable texts, which are those at the paths of the provider's rule."""
-    compared = address(recipient) if recipient else None
+    compared = normalize_address(recipient) if recipient else None
     lost = recipient_known and compared is None
     if provider is None:
         return Keys(None, (), compared, rule.rank, lost)
@@ -201,7 +201,7 @@ class Candidate(NamedTuple):
 class Verdict(NamedTuple):
     """What one event links to, or why not: the state, and the delivery if it is `matched`."""
 
-    state: states.Verdict
+    state: states.MatchState
     delivery_id: str | None = None
 
 
@@ -230,8 +230,8 @@ def _choose(keys: Keys, own: Sequence[Candidate]) -> Verdict:
     if keys.lost or len(own) > MOST_COMPARED:  # more of the recipient's may have been left out
         return Verdict(AMBIGUOUS)
     if keys.recipient is not None:
-        recipient = address(keys.recipient)
-        own = [delivery for delivery in own if address(delivery.recipient) == recipient]
+        recipient = normalize_address(keys.recipient)
+        own = [delivery for delivery in own if normalize_address(delivery.recipient) == recipient]
         if not own:
             return Verdict(RECIPIENT_MISMATCH)
         if len(own) > 1:

@@ -1,4 +1,4 @@
-"""How a webhook is sent again, after it was recorded for the wrong tenant: each provider has its own way, or none."""
+"""How to repair an event that was recorded for the wrong tenant: route its webhooks, and have it sent again."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import escape_unprintable, sanitize
 
 
-def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str) -> str:
-    """Return what to do about an event whose delivery belongs to another tenant.
+def tenant_remedy(*, provider: str, type_: str, message_id: str, tenant_id: str) -> str:
+    """Return the two steps that repair an event whose delivery belongs to another tenant.
 
-    *message_id* and *tenant_id* are the delivery's; they come from outside, so neither can plant a command.
+    *message_id* and *tenant_id* are the delivery's. They come from outside, so they are escaped: none can inject a
+    command.
     """
     tenant = sanitize(tenant_id)
     return (
-        "event and delivery need the same tenant, and a stored event keeps its tenant: first make such webhooks arrive"
-        f" for tenant {tenant} (tenant of webhook_app, tenant_id of record_webhook or receive, MAILGLASS_TENANT; in"
-        " Mailglass resolve_webhook_tenant), then send this one again:"
-        f" {_again(provider, type_, message_id, tenant)}"
+        f"1. Route these webhooks to tenant {tenant}, because a stored event keeps its tenant: tenant of webhook_app,"
+        " tenant_id of receive or record_webhook, or MAILGLASS_TENANT (in Mailglass, resolve_webhook_tenant)."
+        f" 2. {_redelivery_step(provider, type_, message_id, tenant)}"
     )
 
 
-def _again(provider: str, type_: str, message_id: str, tenant: str) -> str:
+def _redelivery_step(provider: str, type_: str, message_id: str, tenant: str) -> str:
     record = providers.record(provider)
     if record and record.redelivery:
         return record.redelivery
-    title = providers.title(provider)
+    request = f"Have {providers.title(provider)} send this webhook again. If it cannot,"
     if record is None or record.has_private_key:
         call = f"receive(connection, '{sanitize(provider)}', body, headers, tenant_id='{tenant}')"
-        return f"if {title} cannot send it again, record the request from your log with `{call}`"
+        return f"{request} record the request from your log: `{call}`"
     is_plain = escape_unprintable(message_id) == message_id and "`" not in message_id
     words = [
         "mailglass-reconcile",
@@ -39,4 +39,4 @@ def _again(provider: str, type_: str, message_id: str, tenant: str) -> str:
         "--message-id",
         message_id if is_plain else "ID",
     ]
-    return f"if {title} cannot send it again, send one like it, which has the time of now: `{shlex.join(words)}`"
+    return f"{request} send a sample, which gets the current time: `{shlex.join(words)}`"

@@ -1,4 +1,4 @@
-"""What is kept of an SMTP server's reply: its codes, never its text, which may hold addresses."""
+"""The codes of an SMTP server's reply; its text is never stored, because it may hold addresses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Several providers send the code by itself and again at the beginning of the text
 
 
 _REPLY = (str, int)
-"""A tuple: a union of types takes twice as long to check, for each event."""
+"""A tuple, because `isinstance` with a union of types takes twice as long, for each event."""
 
 
 def smtp_status(reply: object) -> str | None:
     """Return the codes at the beginning of a reply, such as `550 5.1.1`, or None if it begins with none."""
     if isinstance(reply, bool) or not isinstance(reply, _REPLY):
         return None
-    found = _CODES.match(str(reply)[:100])
-    return " ".join(filter(None, found.groups())) or None if found else None
+    match = _CODES.match(str(reply)[:100])
+    return " ".join(filter(None, match.groups())) or None if match else None

@@ -1,4 +1,4 @@
-"""Every state that a command, a count or the run history names, with its words; no other module defines one."""
+"""All states that commands, counts and the run history name, with their words; no other module defines one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Final, Literal, NamedTuple, get_args
 from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.rules import providers
 
-Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
-"""What the rule says of an orphan; `matched` is what the next sweep links."""
+MatchState = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
+"""The matcher's result for an orphan; the next sweep links a `matched` one."""
 
-OpenState = Literal["waiting", Verdict, "unseen", "expired"]
+OpenState = Literal["waiting", MatchState, "unseen", "expired"]
 """The state of an orphan that is not linked: `waiting` in its grace period, `expired` after the maximum age.
 
-The verdicts are stored with it; `unseen` is one past its grace that no sweep has looked at yet.
+The matcher's result is stored with it; an orphan past its grace that no sweep has checked yet is `unseen`.
 """
 
 UNSEEN: Final = "unseen"
 
 EventState = Literal[OpenState, "linked", "attached", "settled", "no_orphan", "missing", "unknown"]
-"""What `explain` says of any event."""
+"""The state of any event, for `explain`."""
 
 Skipped = Literal["skipped_limit", "skipped_deadline", "skipped_held"]
-"""Why a sweep left an orphan that matches, or did not look at it."""
+"""Why a sweep did not link an orphan that matches, or did not check it."""
 
 Outcome = Literal[
     "linked",
@@ -39,12 +39,12 @@ Outcome = Literal[
 
 SweepStatus = Literal["ok", "partial", "failed"]
 RunStatus = Literal[SweepStatus, "duplicate"]
-"""How a run of the history ended; `duplicate` if the same sweep was queued or running already."""
+"""The status of a run in the history; `duplicate` if the same sweep was queued or running already."""
 
 FindingStatus = Literal["ok", "warning", "error"]
-"""What the doctor says of a part of the installation."""
+"""The doctor's result for a part of the installation."""
 
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+MATCH_STATES: tuple[MatchState, ...] = get_args(MatchState)
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)
 EVENT_STATES: tuple[EventState, ...] = get_args(EventState)
 SKIPPED: tuple[Skipped, ...] = get_args(Skipped)
@@ -53,12 +53,12 @@ RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 
 
 class Meaning(NamedTuple):
-    """What a state means to a person.
+    """A state in words.
 
     Attributes:
-        short: A few words, for a table or a legend.
-        sentence: Why an event is in this state; it fits one event and many.
-        remedy: What has to change so that the event can be linked; None if nothing has to.
+        short: A label of a few words, for a table or a legend.
+        sentence: The reason for the state; it fits one event and many.
+        remedy: The change that makes the event linkable; None if none is needed.
     """
 
     short: str
@@ -66,7 +66,9 @@ class Meaning(NamedTuple):
     remedy: str | None = None
 
 
-_BY_HAND = "if you know its delivery, link it by hand: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
+_LINK_MANUALLY = (
+    "if you know its delivery, link it manually: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
+)
 
 MEANINGS: Mapping[str, Meaning] = {
     "matched": Meaning("can be linked", "its delivery exists; the next sweep links it"),
@@ -74,28 +76,29 @@ MEANINGS: Mapping[str, Meaning] = {
         "no delivery yet",
         "no delivery has a matching id yet",
         "store a delivery of the event's tenant under one of these ids, with the event's provider or none; if other"
-        f" software sent the message through your account, there will never be one; {_BY_HAND}",
+        f" software sent the message through your account, there will never be one; {_LINK_MANUALLY}",
     ),
     "unmatchable": Meaning(
         "no usable id",
         "no provider, or no usable id",
-        f"the event must name a provider, and have an id in one of the places read; {_BY_HAND}",
+        f"the event must name a provider, and have an id in one of the fields searched; {_LINK_MANUALLY}",
     ),
     "ambiguous": Meaning(
         "no single delivery",
-        "nothing shows which delivery is meant: several deliveries have the id, or the recipient is no longer known",
-        f"the event must name its recipient, or only one of the deliveries may have the event's provider; {_BY_HAND}",
+        "several deliveries have this id, or the event's recipient is unknown, so none can be chosen",
+        "the event must name its recipient, or only one of the deliveries may have the event's provider;"
+        f" {_LINK_MANUALLY}",
     ),
     "tenant_mismatch": Meaning(
         "another tenant's",
         "only another tenant's deliveries have the id",
-        "event and delivery need the same tenant: make the webhook find its tenant (in Mailglass,"
-        " resolve_webhook_tenant); stored events keep their tenant",
+        "event and delivery need the same tenant: route the webhooks to it (in Mailglass, resolve_webhook_tenant);"
+        " stored events keep their tenant",
     ),
     "recipient_mismatch": Meaning(
         "another recipient's",
         "only deliveries to other recipients have the id",
-        f"store a delivery to the event's recipient under one of these ids; {_BY_HAND}",
+        f"store a delivery to the event's recipient under one of these ids; {_LINK_MANUALLY}",
     ),
     "unseen": Meaning("not checked yet", "no sweep has checked it yet; the next full sweep does"),
     "waiting": Meaning(
@@ -106,10 +109,10 @@ MEANINGS: Mapping[str, Meaning] = {
         "older than the maximum age, so no sweep checks it any more",
         "run `mailglass-reconcile sweep --event EVENT_ID`, which links it if its delivery exists",
     ),
-    "linked": Meaning("linked", "it has its delivery"),
+    "linked": Meaning("linked", "linked to its delivery"),
     "attached": Meaning("stored with its delivery", "it was stored with its delivery"),
     "settled": Meaning("closed", "closed by a `reconciled` event that names no delivery"),
-    "no_orphan": Meaning("needs no delivery", "it has no delivery, and does not ask for one"),
+    "no_orphan": Meaning("needs no delivery", "stored without a delivery on purpose; never linked"),
     "missing": Meaning(
         "not in the open-orphan table",
         "the table of open orphans does not contain this orphan",
@@ -119,38 +122,39 @@ MEANINGS: Mapping[str, Meaning] = {
     "skipped": Meaning("skipped", "not checked, or not linked, by this sweep"),
     "skipped_limit": Meaning("beyond the limit", "can be linked, but the sweep had reached its limit"),
     "skipped_deadline": Meaning("out of time", "the sweep ended before it could check or link them"),
-    "skipped_held": Meaning("held elsewhere", "another session holds them or has already closed them"),
+    "skipped_held": Meaning("held elsewhere", "another session has claimed them or has already closed them"),
     "failed": Meaning("refused", "the database refused to read or link them"),
 }
-"""Every state and every count of a sweep, in words; commands, the page and `explain` use these."""
+"""Each state, and each count of a sweep, in words, for commands, `explain` and the dashboard."""
 
 _SYNTHETIC = (
-    "if Mailglass sent the message, no delivery ever will: for this provider it stores an id that it made up"
+    "if Mailglass sent the message, no delivery ever will: for this provider it stores a generated id"
     " (mailglass-synthetic-…)"
 )
-_SEVERAL = "several deliveries have the id, and nothing shows which one is meant"
+_SEVERAL = "several deliveries have this id, so none can be chosen"
 _RECIPIENT_LOST = (
-    "the event was about one recipient, whose address is no longer known, so no delivery is chosen: it was erased, or"
-    " lost because an address is kept only while its orphan is open"
+    "the event's recipient is unknown (erased, or lost when the table of open orphans was rebuilt), so no delivery can"
+    " be chosen"
 )
 _RECIPIENT_ERASED = (
     "only deliveries to other recipients have the id; the recipient of at least one was erased, and this event may be"
     " about that person"
 )
-_REMEDY_RECIPIENT_ERASED = f"nothing, if it is about a person who was erased; otherwise, {_BY_HAND}"
+_REMEDY_RECIPIENT_ERASED = f"nothing, if it is about a person who was erased; otherwise, {_LINK_MANUALLY}"
 NOT_CHECKED = "not checked: it could not be read, so the message id alone decides"
-"""Of the recipient of an event that is linked all the same."""
-_REMEDY_RECIPIENT_LOST = f"no sweep will link it; check the deliveries listed, and {_BY_HAND}"
+"""The recipient of an event that is linked without comparing it."""
+_REMEDY_RECIPIENT_LOST = f"no sweep will link it; check the deliveries listed, and {_LINK_MANUALLY}"
 
 
-def short_words(state: str) -> str:
-    """Return a state in a few words; a state that this version does not define is returned as it is."""
+def short_label(state: str) -> str:
+    """Return the label of a state; a state that this version does not define is its own label."""
     return MEANINGS[state].short if state in MEANINGS else state
 
 
-def why(
+def explain_state(
     state: EventState, *, provider: str | None = None, recipient_lost: bool = False, recipient_erased: bool = False
 ) -> str:
+    """Return the reason for a state, with the details that are known."""
     if state == "ambiguous":
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
@@ -161,18 +165,25 @@ def why(
     return MEANINGS[state].sentence
 
 
-def remedy(
+def state_remedy(
     state: EventState,
     verdict: EventState | None = None,
     *,
     recipient_lost: bool = False,
     recipient_erased: bool = False,
 ) -> str | None:
-    """Return what has to change so that an event can be linked; None if nothing has to."""
-    found = verdict or state
-    needed = _REMEDY_RECIPIENT_LOST if found == "ambiguous" and recipient_lost else MEANINGS[found].remedy
-    if found == "recipient_mismatch" and recipient_erased:
-        needed = _REMEDY_RECIPIENT_ERASED
-    if state == "expired" and found != "expired":
-        needed = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, needed)))
-    return None if needed is None else with_command_name(needed)
+    """Return the change that makes an event linkable, or None if none is needed.
+
+    Args:
+        state: The event's state.
+        verdict: The matcher's result for an event that is waiting or expired.
+        recipient_lost: Whether the event's recipient is unknown.
+        recipient_erased: Whether the recipient of one of the deliveries was erased.
+    """
+    cause = verdict or state
+    remedy = _REMEDY_RECIPIENT_LOST if cause == "ambiguous" and recipient_lost else MEANINGS[cause].remedy
+    if cause == "recipient_mismatch" and recipient_erased:
+        remedy = _REMEDY_RECIPIENT_ERASED
+    if state == "expired" and cause != "expired":
+        remedy = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, remedy)))
+    return None if remedy is None else with_command_name(remedy)

@@ -23,7 +23,7 @@ from redis.lock import Lock
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub import reason
-from mailglass_reconcile.store.engines import database_of
+from mailglass_reconcile.store.engines import database_identity
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def lock_key(tenant_id: str | None) -> str:
 
 def _deployment() -> str:
     """Return an id of this installation, which may share Redis with others: a digest of database and schema."""
-    return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
+    return digest(f"{database_identity(runtime.get_engine())}#{runtime.get_settings().database_schema}")
 
 
 def digest(text: str) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, attach_role, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, lacks_tables, require_revision
+from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, is_schema_error, require_revision
 
 UTF8 = ("UTF8", "UNICODE")
 """Its names in Postgres."""
@@ -85,7 +85,7 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
     and if a function or the schema cannot be used, it is aborted.
     """
     with database_errors():
-        connection = given if isinstance(given, sa.Connection) else engines.connection_of_session(given)
+        connection = given if isinstance(given, sa.Connection) else engines.session_connection(given)
         _require_usable(connection)
         tx = Borrowed(connection, settings)
         try:
@@ -96,14 +96,14 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
                 attach_role(error, connection)
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 tx.undo()
-            if lacks_tables(error):
+            if is_schema_error(error):
                 _require_revision(connection, settings)
             raise
 
 
 def _require_revision(connection: sa.Connection, settings: Settings) -> None:
     """Raise the error that names another revision, asked on another connection: the caller's may be aborted."""
-    engine = engines.separate(connection.engine)
+    engine = engines.separate_engine(connection.engine)
     try:
         with suppress(SQLAlchemyError, OSError), engine.connect() as own:
             require_revision(Transaction(own, settings))

@@ -23,19 +23,19 @@ DELETE FROM {schema}.mailglass_webhook_certificates
 """
 
 
-class Address(NamedTuple):
-    """Where a certificate is, and whose it is."""
+class CertificateAddress(NamedTuple):
+    """The address of a certificate, and its provider."""
 
     provider: str
     url: str
 
 
-def load(tx: Transaction) -> list[Address]:
+def load_addresses(tx: Transaction) -> list[CertificateAddress]:
     """Return the stored addresses, the newest first."""
-    return [Address(row.provider, row.url) for row in tx.execute(_LOAD)]
+    return [CertificateAddress(row.provider, row.url) for row in tx.execute(_LOAD)]
 
 
-def add(tx: Transaction, address: Address) -> None:
-    """Store an address; beyond `MAX_ADDRESSES`, the oldest is deleted."""
+def add_address(tx: Transaction, address: CertificateAddress) -> None:
+    """Store an address; at more than `MAX_ADDRESSES`, delete the oldest."""
     if tx.execute(_ADD, address._asdict()).rowcount:
         tx.execute(_TRIM, {"size": MAX_ADDRESSES})

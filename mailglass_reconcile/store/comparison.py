@@ -1,4 +1,4 @@
-"""What the schema lacks of what shall be there: one statement asks the catalog, and `migrate` and `doctor` read it."""
+"""Compare the database's catalog with the steps of the schema, for `migrate` and `doctor`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import schema, script
-from mailglass_reconcile.store.database import Transaction, columns, in_schema
+from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
 from mailglass_reconcile.store.script import Step
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
 
 UNFILLED = "mailglass-reconcile: not filled from the ledger yet"
-"""The comment of the open orphans while a migration fills them: a run that was interrupted there is not over."""
+"""The comment on the table of open orphans while a migration fills it, by which an interrupted run is noticed."""
 
 UNIQUE = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
-"""The indexes of Mailglass's that ON CONFLICT needs, whatever their names are."""
+"""Mailglass's indexes that ON CONFLICT needs, under any name."""
 
-# Of an object that shares our name with another one, such as an overloaded function, there are two rows.
+# One row for each object of a name; an overloaded function has several.
 _OBJECTS = """
 WITH wanted AS (
   SELECT w.kind, w.name, w.tab, n.oid AS namespace, n.nspname
@@ -54,27 +54,27 @@ SELECT w.kind, w.name, quote_ident(w.nspname) AS schema, coalesce(c.oid, f.oid, 
 
 
 _VERSION_TABLE = Step("table", schema.VERSION_TABLE, "", "")
-"""Alembic makes it: only its owner is compared."""
+"""Alembic makes this table, so only its owner is compared."""
 
 
 class Difference(NamedTuple):
-    """An object of the schema that is not as it shall be.
+    """An object of the schema that differs from its step.
 
     Attributes:
         step: The step that makes it.
-        fault: What is wrong with it.
-        is_theirs: Whether it is Mailglass's, so that `migrate` leaves it alone.
+        fault: The difference, as a predicate: `is missing`.
+        is_mailglass: Whether it is Mailglass's, so that `migrate` does not change it.
         is_partitioned: Whether it is an index of a partitioned table.
     """
 
     step: Step
     fault: str
-    is_theirs: bool = False
+    is_mailglass: bool = False
     is_partitioned: bool = False
 
     @property
     def subject(self) -> str:
-        """Which of doctor's checks is about it."""
+        """The doctor's check that reports it."""
         if self.step.is_trigger_function:
             return "triggers"
         return {"table": "schema", "index": "indexes", "function": "functions", "trigger": "triggers"}[self.step.kind]
@@ -88,12 +88,12 @@ class Difference(NamedTuple):
 
     @property
     def is_curable(self) -> bool:
-        """Whether its step can cure it."""
-        return not (self.is_theirs or self.fault in (ANOTHER_INDEX, SOMETHING_ELSE) or self.fault.startswith(LACKS))
+        """Whether running its step cures it."""
+        return not (self.is_mailglass or self.fault in (ANOTHER_INDEX, SOMETHING_ELSE) or self.fault.startswith(LACKS))
 
     @property
     def message(self) -> str:
-        """What is wrong, and what follows from it."""
+        """The difference and its effect, as a sentence."""
         where = f" on {self.step.table}" if self.step.kind == "trigger" else ""
         return f"{self.step.kind} {self.step.name}{where} {self.fault}{self._effect()}"
 
@@ -109,10 +109,10 @@ class Difference(NamedTuple):
         return "" if self.step.kind == "table" else ", so nothing can be recorded or linked"
 
     def remedy(self, tx: Transaction) -> str:
-        """Return the step that cures it."""
+        """Return the command or statement that cures it."""
         if self.is_curable:
             return MIGRATE
-        if self.fault == ANOTHER_INDEX and not self.is_theirs:
+        if self.fault == ANOTHER_INDEX and not self.is_mailglass:
             return f"run DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}, then `mailglass-reconcile migrate`"
         if self.step.kind == "index":
             drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
@@ -126,13 +126,13 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The schema as it is, beside what it shall be.
+    """The result of a comparison.
 
     Attributes:
-        differences: What is not as it shall be, the gravest first.
-        foreign: A phrase for each object that has a name of ours and is not this role's, or is something else.
+        differences: The objects that differ, the gravest first.
+        foreign: A phrase for each object with one of our names that belongs to another role, or is something else.
         role: The role that compares.
-        owner: The other role that owns all that is ours; None if there is none, or several.
+        owner: The other role that owns all of our objects; None if there is none, or several.
     """
 
     differences: list[Difference]
@@ -142,52 +142,58 @@ class Comparison(NamedTuple):
 
 
 def compare(tx: Transaction, *, guard: bool = False) -> Comparison:
-    """Compare the schema with what it shall be.
+    """Compare the database with the steps of the schema.
 
-    With *guard*, the guard against TRUNCATE is wanted on tables that Mailglass made, too.
+    With *guard*, tables that Mailglass made need the guard against TRUNCATE too.
     """
-    theirs = schema.made_by_mailglass(tx)
+    mailglass_tables = schema.is_made_by_mailglass(tx)
     is_migrated = tx.revision() is not None
-    wanted = [step for step in script.steps() if _is_wanted(step, theirs=theirs)]
-    wanted.append(_VERSION_TABLE)
-    names = columns(("kinds", "names", "tables"), [(step.kind, step.name, step.table) for step in wanted])
+    steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
+    steps.append(_VERSION_TABLE)
+    names = column_arrays(("kinds", "names", "tables"), [(step.kind, step.name, step.table) for step in steps])
     rows: dict[tuple[str, str], list[Any]] = {}
     for row in tx.execute(_OBJECTS, {**names, "schema": tx.schema}):
         rows.setdefault((row.kind, row.name), []).append(row)
-    found, foreign, owners, role = [], [], set(), ""
-    for step in wanted:
-        is_theirs = (theirs and step.only == script.MADE_HERE) or (
+    differences, foreign, owners, role = [], [], set(), ""
+    for step in steps:
+        is_mailglass = (mailglass_tables and step.only == script.MADE_HERE) or (
             is_migrated and step.kind == "table" and step.name in schema.MAILGLASS_TABLES
         )
-        each = rows.get((step.kind, step.name), [])
-        faults = [_fault(step, row, tx.schema) for row in each]
-        is_left = step.name == schema.GUARD and theirs and not guard
-        if each and None not in faults and not is_left and not _is_another_s(step, each[0], is_theirs=is_theirs):
-            found.append(Difference(step, str(faults[0]), is_theirs, bool(each[0].is_partitioned)))
-        for row in each:
+        objects = rows.get((step.kind, step.name), [])
+        faults = [_find_fault(step, row, tx.schema) for row in objects]
+        is_ignored = step.name == schema.GUARD and mailglass_tables and not guard
+        if (
+            objects
+            and None not in faults
+            and not is_ignored
+            and not _is_not_ours(step, objects[0], is_mailglass=is_mailglass)
+        ):
+            differences.append(Difference(step, str(faults[0]), is_mailglass, bool(objects[0].is_partitioned)))
+        for row in objects:
             role = row.role
-            if row.is_there and step.name not in schema.MAILGLASS_TABLES and not is_theirs:
-                foreign += [phrase for phrase in [_foreign(step, row)] if phrase]
+            if row.is_there and step.name not in schema.MAILGLASS_TABLES and not is_mailglass:
+                foreign += [phrase for phrase in [_describe_foreign(step, row)] if phrase]
                 owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
-    grave_first = sorted(found, key=lambda difference: not difference.is_grave)
+    grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
     return Comparison(grave_first, foreign, role, owner if owner != role else None)
 
 
-def _is_wanted(step: Step, *, theirs: bool) -> bool:
-    """Return whether a step is compared; Mailglass's tables and unique indexes are, and names that may be taken."""
-    if not step.only or not theirs or step.name == schema.GUARD:
+def _is_compared(step: Step, *, mailglass_tables: bool) -> bool:
+    """Return True if a step is compared; on Mailglass's tables, its tables and unique indexes are, and our objects."""
+    if not step.only or not mailglass_tables or step.name == schema.GUARD:
         return True
     return step.only == script.MADE_HERE and (step.kind == "table" or step.name in UNIQUE)
 
 
-def _is_another_s(step: Step, row: Any, *, is_theirs: bool) -> bool:
-    """Return whether a difference is another one's: Alembic's, or that of the table that an index is missing with."""
-    return step is _VERSION_TABLE or (is_theirs and step.kind == "index" and not row.has_table)
+def _is_not_ours(step: Step, row: Any, *, is_mailglass: bool) -> bool:
+    """Return True if a difference is not reported: Alembic's table, or an index whose table is missing too."""
+    return step is _VERSION_TABLE or (is_mailglass and step.kind == "index" and not row.has_table)
 
 
-def _foreign(step: Step, row: Any) -> str | None:
-    """Return what has the name of a step and is not this role's, or None; an index is its table's owner's."""
+def _describe_foreign(step: Step, row: Any) -> str | None:
+    """Return a phrase about a foreign object with the name of a step, or None; an index belongs to its table's"
+    " owner."""
     if step.kind == "table" and row.has_kind and step.columns and step.columns[0] not in (row.definition or "").split():
         return f"table {step.name} is not ours, because it lacks {step.columns[0]}"
     if row.owner == row.role or (row.has_kind and step.kind == "index"):
@@ -204,23 +210,23 @@ ANOTHER_INDEX = "has another definition than this version's"
 NOT_FILLED = "is not filled from the ledger yet"
 
 
-def _fault(step: Step, row: Any, schema_name: str) -> str | None:
-    """Return what is wrong with an object, or None."""
+def _find_fault(step: Step, row: Any, schema_name: str) -> str | None:
+    """Return the difference between an object and its step, or None."""
     if not row.is_there:
-        serves = step.kind == "index" and any(_serves(step, other, row.schema) for other in row.others)
-        return None if serves else MISSING
+        has_other = step.kind == "index" and any(_is_equivalent(step, other, row.schema) for other in row.others)
+        return None if has_other else MISSING
     if not row.has_kind:
         return SOMETHING_ELSE
     if not row.works:
         return INVALID if step.kind == "index" else "is disabled"
-    return _fault_of_definition(step, row, schema_name)
+    return _find_definition_fault(step, row, schema_name)
 
 
-def _fault_of_definition(step: Step, row: Any, schema_name: str) -> str | None:
+def _find_definition_fault(step: Step, row: Any, schema_name: str) -> str | None:
     if step.kind == "table":
-        columns_there = (row.definition or "").split()
-        missing = [column for column in step.columns if column not in columns_there]
-        if missing and step.name not in schema.MAILGLASS_TABLES:  # of which we do not use all
+        existing = (row.definition or "").split()
+        missing = [column for column in step.columns if column not in existing]
+        if missing and step.name not in schema.MAILGLASS_TABLES:  # we do not use all of their columns
             return LACKS + ", ".join(missing)
         return NOT_FILLED if row.comment == UNFILLED else None
     if step.kind == "function":
@@ -232,15 +238,16 @@ def _fault_of_definition(step: Step, row: Any, schema_name: str) -> str | None:
     return None
 
 
-def _serves(step: Step, definition: str, quoted_schema: str) -> bool:
-    """Return whether an index of another name serves as well; one that is not unique may have more columns."""
-    wanted = _tokens(step.statement.replace(f" {step.name}", "", 1), quoted_schema)
+def _is_equivalent(step: Step, definition: str, quoted_schema: str) -> bool:
+    """Return True if an index of another name can replace a step's; one that is not unique may have more columns."""
+    tokens = _tokens(step.statement.replace(f" {step.name}", "", 1), quoted_schema)
     other = _tokens(re.sub(r"INDEX (\S+) ON", "INDEX ON", definition, count=1), quoted_schema)
     if step.is_unique:
-        index, _, condition = " ".join(wanted).partition(" where ")
-        its_index, _, its_condition = re.sub(r" include [^ ]+( , [^ ]+)*", "", " ".join(other)).partition(" where ")
-        return its_index == index and its_condition in ("", condition)
-    return other[: len(wanted)] == wanted and "where" not in other[len(wanted) :]
+        index, _, condition = " ".join(tokens).partition(" where ")
+        other_text = re.sub(r" include [^ ]+( , [^ ]+)*", "", " ".join(other))
+        other_index, _, other_condition = other_text.partition(" where ")
+        return other_index == index and other_condition in ("", condition)
+    return other[: len(tokens)] == tokens and "where" not in other[len(tokens) :]
 
 
 _TOKEN = re.compile(
@@ -253,7 +260,7 @@ _NOISE = frozenset({"using", "btree", "only", "concurrently"})
 
 @lru_cache(maxsize=1_000)
 def _tokens(sql: str, quoted_schema: str) -> tuple[str, ...]:
-    """Return a definition as words that are equal however Postgres or a person writes it.
+    """Return the tokens of a definition, which are the same whether Postgres or a person wrote it.
 
     Casts, brackets, quotes of names and the schema are left out; Postgres writes substring(a FROM b) with a comma.
     """
@@ -261,7 +268,7 @@ def _tokens(sql: str, quoted_schema: str) -> tuple[str, ...]:
     words = []
     for literal, word, other in _TOKEN.findall(text):
         if literal:
-            words.append(_content(literal))
+            words.append(_unquote(literal))
         elif word and word.lower() not in _NOISE and word != "pg_catalog.":
             words.append("," if word == "FROM" else word.removeprefix("pg_catalog.").lower())
         elif other and other != ";":
@@ -269,7 +276,8 @@ def _tokens(sql: str, quoted_schema: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _content(literal: str) -> str:
+def _unquote(literal: str) -> str:
+    """Return the value of a string literal."""
     parts = re.findall(r"'((?:[^'\\]|''|\\.)*)'", literal)
     text = "".join(parts).replace("''", "'")
     return text.encode("ascii", "backslashreplace").decode("unicode_escape") if literal.startswith("E") else text

@@ -1,9 +1,9 @@
-"""The database handle: an engine with its settings, and the few ways in which this package uses a transaction.
+"""The database handle: an engine with its settings, and the kinds of transactions of this package.
 
-Every transaction is in UTC, sees no schema but Postgres's own unless a statement names one, and is bounded by lock and
-statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction only, so PgBouncer's
-transaction mode works. Rows are reached through indexes, even if the planner misjudges the tables: statistics may be
-stale, and then its guess costs minutes. Where one pass over a table is cheaper, a statement runs in `by_scans`.
+Every transaction is in UTC, has only Postgres's own schema in its search path, and has lock and statement timeouts;
+those that write are READ COMMITTED. All of that is set for the transaction only, so PgBouncer's transaction mode works.
+Statements use indexes, whatever the planner estimates: statistics may be stale, and then a wrong plan takes minutes.
+Where one pass over a table is cheaper, a statement runs in `prefer_scans`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SNAPSHOT = "REPEATABLE READ"
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 240_000
 LINK_LOCK_TIMEOUT_MS = 100
-"""Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
+"""Below Postgres's deadlock_timeout of one second: a batch gives up a lock long before it can be in a deadlock."""
 LINK_STATEMENT_TIMEOUT_MS = 30_000
 
 SCOPE = {
@@ -90,14 +90,14 @@ _ALLOW_SCANS = """
 SELECT set_config('enable_seqscan', :allowed, true), set_config('enable_sort', :allowed, true)
 """
 
-# An ordinary table: reading a view would run its maker's code.
+# An ordinary table: reading a view would run the code of its owner.
 _IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
 class Function(NamedTuple):
-    """A function of the schema, which has our settings by itself, and its arguments, which are all texts.
+    """A function of the schema, which sets our settings itself, and its arguments, which are all texts.
 
-    If it `catches` errors, its last column says what failed: such a row voids all others.
+    If it `catches` errors, its last column describes the failure: such a row voids all others.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Function(NamedTuple):
 
 
 class CaughtError(Exception):
-    """An error that a function of the schema has caught, with what a driver's error tells of one."""
+    """An error that a function of the schema caught, with the attributes of a driver's error."""
 
     def __init__(self, failure: str) -> None:
         facts = json.loads(failure)
@@ -134,13 +134,13 @@ class Transaction:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
         return self._send(statement, dict(parameters or {}))
 
-    def _send(self, statement: str, given: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
-        if self._infers_types:  # a statement as the driver takes it costs a quarter less
-            return self.connection.exec_driver_sql(as_driver_takes_it(statement, self.schema), given)
-        return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
+    def _send(self, statement: str, parameters: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
+        if self._infers_types:  # a compiled statement costs a quarter less
+            return self.connection.exec_driver_sql(compile_for_psycopg(statement, self.schema), parameters)
+        return self.connection.execute(_text(statement, self.schema, self._texts(parameters)), parameters)
 
     def call(self, function: Function, parameters: Mapping[str, str | None]) -> Sequence[Any]:
-        """Return the rows of a function; what it has caught is raised."""
+        """Return the rows of a function, or raise the error that it caught."""
         rows = self._send(function.call, parameters).all()
         if not function.catches:
             return rows
@@ -150,7 +150,7 @@ class Transaction:
         return [row[:-1] for row in rows]
 
     def protect(self) -> None:
-        """Let what follows be undone if the block fails; a transaction of our own is undone as a whole."""
+        """Do nothing: our own transactions are rolled back as a whole (a caller's sets a savepoint here)."""
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
@@ -167,12 +167,12 @@ class Transaction:
         return in_schema(f"{{schema}}.{relation}", self.schema)
 
     def names_of(self, *tables: str) -> dict[str, str]:
-        """Return what `name_of` gives for each of *tables*, which are named without `mailglass_`."""
+        """Return the result of `name_of` for each of *tables*, which are named without `mailglass_`."""
         return {table: self.name_of(f"mailglass_{table}") for table in tables}
 
 
 def uuid7() -> str:
-    """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
+    """Return a new UUIDv7 (RFC 9562), which sorts by its millisecond, as Mailglass's ids do."""
     return uuid7s(1)[0]
 
 
@@ -191,28 +191,28 @@ _random = random.Random()  # noqa: S311
 os.register_at_fork(after_in_child=_random.seed)
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-"""The digit of the variant, by a random one."""
+"""The digit of the UUID's variant for each random digit."""
 
 
-def first_uuid7(seconds_ago: float) -> str:
+def min_uuid7(seconds_ago: float) -> str:
     """Return the lowest UUIDv7 of a time, by this machine's clock."""
     return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
 
 
-def ids_of_last(seconds: float) -> dict[str, str]:
-    """Return the bounds of the UUIDv7s of so many *seconds*, and of a minute to come, because clocks differ."""
-    return {"after_id": first_uuid7(seconds), "until_id": first_uuid7(-60)}
+def uuid7_bounds(seconds: float) -> dict[str, str]:
+    """Return the bounds of the UUIDv7s of the last *seconds* and the next minute, because clocks differ."""
+    return {"after_id": min_uuid7(seconds), "until_id": min_uuid7(-60)}
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Put the quoted *schema* into *sql* in place of `{schema}`, and the key of a recipient for `{recipient_key}`."""
+    """Return *sql* with the quoted *schema* for `{schema}`, and the recipient's key for `{recipient_key}`."""
     if script.RECIPIENT_KEY in sql:
         sql = sql.replace(script.RECIPIENT_KEY, script.recipient_key())
     return sql.replace("{schema}", f'"{schema}"')
 
 
 def array_literal(texts: Iterable[str | None]) -> str:
-    """Return a Postgres array as one string, which the driver passes on as it is; it converts lists slowly."""
+    """Return a Postgres array as one string, because psycopg converts lists slowly."""
     texts = list(texts)
     if texts and None not in texts:
         joined = '","'.join(texts)  # type: ignore[arg-type]
@@ -222,12 +222,12 @@ def array_literal(texts: Iterable[str | None]) -> str:
 
 
 def text_or_none(value: object) -> str | None:
-    """Return a value as an array literal takes it."""
+    """Return a value as an element for `array_literal`: a text, or None."""
     return None if value is None else str(value)
 
 
-def columns(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
-    """Return *rows*, at least one, as parameters: under each of *names* an array of one column."""
+def column_arrays(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
+    """Return *rows*, at least one, as parameters: an array of one column for each of *names*."""
     return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))
 
 
@@ -244,10 +244,11 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
 
 
 @lru_cache(maxsize=512)
-def as_driver_takes_it(statement: str, schema: str) -> str:
-    """Return it compiled, and short: psycopg parses a text of more than 4,096 characters each time that it is sent."""
+def compile_for_psycopg(statement: str, schema: str) -> str:
+    """Return a statement compiled and without comments: psycopg parses one over 4,096 characters at each execution."""
     text = str(_text(statement, schema, ()).compile(dialect=_psycopg()))
-    return "\n".join(line for each in text.split("\n") if (line := each.strip()) and not line.startswith("--"))
+    lines = (line.strip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
 @cache
@@ -256,16 +257,16 @@ def _psycopg() -> sa.Dialect:
 
 
 class Connected:
-    """An open connection without a transaction, and the ways to begin one on it."""
+    """An open connection, on which the kinds of transactions of this package can begin."""
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
 
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
-        """Begin a transaction that writes nothing and sees the tables as they were when its first statement began.
+        """Begin a read-only transaction on one snapshot (REPEATABLE READ).
 
-        Rows that are wanted in an order are read in it, and no more of them than are wanted.
+        Sorting is disabled, so that ordered statements with a limit walk an index.
         """
         return self._begin(SNAPSHOT, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), read_only=True)
 
@@ -274,18 +275,19 @@ class Connected:
     ) -> AbstractContextManager[Transaction]:
         """Begin a transaction that may write; it is committed at the end, and rolled back if the block raises.
 
-        The timeout is for each statement, and at most as long for a lock. With *unwaited*, the commit waits neither for
-        the disk nor for a replica: for what may be lost in a crash.
+        Args:
+            timeout_ms: The timeout of each statement; that of a lock is at most as long.
+            unwaited: Commit asynchronously, without waiting for the disk or a replica: for rows that a crash may lose.
         """
         return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), unwaited=unwaited)
 
     def linking(self) -> AbstractContextManager[Transaction]:
-        """Begin a transaction that links: it waits for a lock only briefly."""
+        """Begin a transaction that links, with short timeouts."""
         return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS)
 
     @contextmanager
     def plain(self) -> Iterator[Transaction]:
-        """Begin a transaction without our settings, for functions of the schema, which have them by themselves."""
+        """Begin a transaction without our settings, for functions of the schema, which set them themselves."""
         if self.connection.get_execution_options().get("isolation_level") != ISOLATION:
             self.connection.execution_options(isolation_level=ISOLATION)
         with self.connection.begin():
@@ -301,7 +303,7 @@ class Connected:
         read_only: bool = False,
         unwaited: bool = False,
     ) -> Iterator[Transaction]:
-        # A connection that was lost and opened again has its server's default isolation again.
+        # A connection that was lost and reopened has the server's default isolation level again.
         self.connection.execution_options(isolation_level=isolation)
         with self.connection.begin():
             tx = Transaction(self.connection, self.settings)
@@ -319,13 +321,13 @@ class Connected:
 
     def cancel(self) -> None:
         """Cancel the statement that another thread runs on this connection."""
-        with suppress(Exception):  # there may be none any more
+        with suppress(Exception):  # it may have ended
             cast("Any", self.connection.connection.dbapi_connection).cancel()
 
     def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
-        """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
+        """Repeat a statement that changes at most `parameters["size"]` rows, each time in its own transaction.
 
-        It ends when the statement changes fewer than that; return how many rows it changed in all.
+        Stop when it changes fewer rows than that, and return the number of all changed rows.
         """
         changed = 0
         while True:
@@ -337,7 +339,7 @@ class Connected:
 
 
 class Database:
-    """One installation's database: an engine, and the settings that name schema, ages and limits."""
+    """An installation's database: an engine, and the settings with schema, ages and limits."""
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self.engine = engine
@@ -351,18 +353,18 @@ class Database:
             try:
                 yield connected
             except Exception as error:
-                if lacks_tables(error):
+                if is_schema_error(error):
                     with suppress(SQLAlchemyError), connected.reading() as tx:
                         require_revision(tx)
                 raise
 
     @contextmanager
     def second_connection(self) -> Iterator[Connected | None]:
-        """Open one more connection for the block, not of the engine's pool, or None if the server refuses it.
+        """Open a connection outside the engine's pool for the block; yield None if the server refuses it.
 
         Errors of the block are not translated.
         """
-        engine = engines.separate(self.engine)
+        engine = engines.separate_engine(self.engine)
         try:
             try:
                 connection = engines.connect(engine)
@@ -377,30 +379,30 @@ class Database:
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Read on a connection of its own, as `Connected.reading`."""
+        """Begin a transaction as `Connected.reading`, on a new connection."""
         with self.connect() as connected, connected.reading(timeout_ms) as tx:
             yield tx
 
     @contextmanager
     def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Write on a connection of its own, as `Connected.writing`."""
+        """Begin a transaction as `Connected.writing`, on a new connection."""
         with self.connect() as connected, connected.writing(timeout_ms) as tx:
             yield tx
 
 
-def lacks_tables(error: BaseException) -> bool:
-    """Return whether *error* may mean that the tables are in another schema, or at another revision."""
-    missing = isinstance(error, DBAPIError) and sqlstate(error) in (
+def is_schema_error(error: BaseException) -> bool:
+    """Return True if *error* may mean that the tables are in another schema, or at another revision."""
+    is_undefined = isinstance(error, DBAPIError) and sqlstate(error) in (
         UNDEFINED_TABLE,
         UNDEFINED_COLUMN,
         UNDEFINED_FUNCTION,
         UNDEFINED_SCHEMA,
     )
-    return missing or isinstance(error, SchemaOutdatedError)
+    return is_undefined or isinstance(error, SchemaOutdatedError)
 
 
 def require_revision(tx: Transaction) -> None:
-    """Raise if the tables are there, at another revision than this version's."""
+    """Raise `SchemaOutdatedError` if the tables exist at another revision than this version's."""
     if version := tx.revision():
         try:
             revision.require(version)
@@ -409,23 +411,23 @@ def require_revision(tx: Transaction) -> None:
 
 
 @contextmanager
-def by_scans(tx: Transaction) -> Iterator[None]:
-    """Let the statements of the block read whole tables and join them by hashing, with the memory for it.
+def prefer_scans(tx: Transaction) -> Iterator[None]:
+    """Make the block's statements scan whole tables and join them by hashing, with more memory.
 
-    Workers cost little per row: the planner expects far more rows than name anything.
+    Parallel workers are made cheap per row, because the planner expects far more rows than there are matches.
     """
     scans = {"scans": "on", "probes": "off", "memory": "64MB", "per_row": "0.001"}
-    before = tx.execute(_CHOOSE_PATH, scans).one()
+    previous = tx.execute(_CHOOSE_PATH, scans).one()
     yield
-    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before.memory, "per_row": before.per_row})
+    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": previous.memory, "per_row": previous.per_row})
 
 
 @contextmanager
-def by_statistics(tx: Transaction) -> Iterator[None]:
-    """Let the planner choose for the block's statements: along an index, or by reading a table and sorting it.
+def trust_statistics(tx: Transaction) -> Iterator[None]:
+    """Let the planner choose between an index and a scan with a sort for the block's statements.
 
-    Only in a transaction that `reading` began, and for statements that cost little either way, because statistics may
-    be stale.
+    Use it only in a transaction of `reading`, for statements that are cheap either way, because statistics may be
+    stale.
     """
     tx.execute(_ALLOW_SCANS, {"allowed": "on"})
     yield
@@ -433,7 +435,7 @@ def by_statistics(tx: Transaction) -> Iterator[None]:
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """Return what *action* returns; a lost connection, a deadlock and the like are tried again, up to four times."""
+    """Return the result of *action*; retry it after a transient error, such as a deadlock, up to four attempts."""
     for attempt in range(1, ATTEMPTS):
         try:
             return action()

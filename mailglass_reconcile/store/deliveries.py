@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import Candidate
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
@@ -71,5 +71,5 @@ def find(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Cand
 
     Of an id that is not wide, these are all of its deliveries.
     """
-    rows = tx.call(FIND, columns(FIND.arguments, questions)) if questions else ()
+    rows = tx.call(FIND, column_arrays(FIND.arguments, questions)) if questions else ()
     return [(number - 1, Candidate._make(delivery)) for number, *delivery in rows]

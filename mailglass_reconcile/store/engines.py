@@ -1,4 +1,4 @@
-"""The way to Postgres: an engine from a URL, a caller's own connection, and the server that it leads to."""
+"""Engines: from a URL, with a framework's connections, or a caller's, and the server to which they connect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ISOLATION = "READ COMMITTED"
 
 _SERVER = "mailglass_reconcile.server"
 SEPARATE = "mailglass_reconcile.separate"
-"""An engine's execution option: a function that returns the engine to use in its place in another thread."""
+"""Execution option of an engine: a function that returns the engine to use instead in another thread."""
 
 
 def database_url(settings: Settings) -> URL:
@@ -49,10 +49,10 @@ def database_url(settings: Settings) -> URL:
 
 
 def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
-    """Return an engine that keeps *pool_size* connections between uses; nothing connects yet.
+    """Return an engine with a pool of *pool_size* connections, without connecting.
 
-    Prepared statements are off: PgBouncer in transaction mode may not keep them. A refused write to the ledger
-    reaches callers as `LedgerImmutableError`.
+    Prepared statements are off, because PgBouncer's transaction mode may lose them. A refused write to the ledger
+    raises `LedgerImmutableError`.
     """
     return _engine(
         database_url(settings),
@@ -69,8 +69,8 @@ def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
     )
 
 
-def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
-    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+def create_engine_with(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose connections to *server* the function *connect* opens."""
     return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
 
 
@@ -82,7 +82,7 @@ def _engine(url: URL | str, **options: Any) -> sa.Engine:
 
 
 def _describe_error(context: sa.engine.ExceptionContext) -> None:
-    """Raise a refused write to the ledger by its name; add the role to a missing privilege."""
+    """Raise `LedgerImmutableError` for a refused write to the ledger; attach the role to a missing privilege."""
     error = context.sqlalchemy_exception
     if not isinstance(error, DBAPIError):
         return
@@ -92,14 +92,16 @@ def _describe_error(context: sa.engine.ExceptionContext) -> None:
         raise translate(error) from None
 
 
-def separate(engine: sa.Engine) -> sa.Engine:
-    """Return an engine that connects as *engine* does, with a pool of its own; dispose of it after use."""
+def separate_engine(engine: sa.Engine) -> sa.Engine:
+    """Return an engine that connects as *engine* does, with its own pool; dispose of it after use."""
     options = engine.get_execution_options()
     if SEPARATE in options:
-        made: sa.Engine = options[SEPARATE]()
-        return made
-    kept = {_SERVER: options[_SERVER]} if _SERVER in options else {}
-    return sa.Engine(engine.pool.recreate(), engine.dialect, engine.url, execution_options=kept, hide_parameters=True)
+        separate: sa.Engine = options[SEPARATE]()
+        return separate
+    own_options = {_SERVER: options[_SERVER]} if _SERVER in options else {}
+    return sa.Engine(
+        engine.pool.recreate(), engine.dialect, engine.url, execution_options=own_options, hide_parameters=True
+    )
 
 
 def connect(engine: sa.Engine) -> sa.Connection:
@@ -112,11 +114,11 @@ def connect(engine: sa.Engine) -> sa.Connection:
 
 
 def server_of(engine: sa.Engine) -> Server:
-    """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
-    known = engine.get_execution_options().get(_SERVER)
-    if known is not None:
-        found: Server = known()
-        return found
+    """Return the server of *engine*, without user and password; libpq's environment fills in what its URL lacks."""
+    server_function = engine.get_execution_options().get(_SERVER)
+    if server_function is not None:
+        server: Server = server_function()
+        return server
     url = engine.url
     options = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     host = options.get("host") or url.host or options.get("hostaddr") or os.environ.get("PGHOST")
@@ -125,31 +127,31 @@ def server_of(engine: sa.Engine) -> Server:
     return Server("Postgres", connection_errors.format_location(host, port, database), "MAILGLASS_DATABASE_URL")
 
 
-def database_of(engine: sa.Engine) -> str:
-    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
-    known = engine.get_execution_options().get(_SERVER)
-    if known is not None:
-        return repr(known())
+def database_identity(engine: sa.Engine) -> str:
+    """Return a text that identifies the database of *engine*, whatever the connection's options."""
+    server_function = engine.get_execution_options().get(_SERVER)
+    if server_function is not None:
+        return repr(server_function())
     url = engine.url
     return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
-def connection_of_session(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Session, in its own transaction."""
-    session = session_of(given)
+def session_connection(value: object) -> sa.Connection:
+    """Return the connection of a SQLAlchemy Session, in its transaction; raise TypeError for anything else."""
+    session = as_session(value)
     if session is not None:
         try:
             return session.connection()
-        except OSError as error:  # asyncpg's own, when nothing listens
+        except OSError as error:  # asyncpg raises it if nothing listens
             raise unavailable_error(type(error).__name__) from None
     raise TypeError(
-        f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
+        f"pass a SQLAlchemy Connection or Session, not {type(value).__module__}.{type(value).__name__}:"
         " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
     )
 
 
-def session_of(given: object) -> Session | None:
-    """Return the Session that was handed over, or None if it was none."""
-    if isinstance(given, scoped_session):
-        given = given()
-    return given if isinstance(given, Session) else None
+def as_session(value: object) -> Session | None:
+    """Return a Session, or that of a scoped_session; None for anything else."""
+    if isinstance(value, scoped_session):
+        value = value()
+    return value if isinstance(value, Session) else None

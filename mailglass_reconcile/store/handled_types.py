@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.store.database import Transaction, columns
+from mailglass_reconcile.store.database import Transaction, column_arrays
 from mailglass_reconcile.store.outbox import NewJob
 
 # A row that was written within ten minutes stays as it is, so that an idle dispatcher only reads. A row that this
@@ -118,7 +118,7 @@ class Page(NamedTuple):
 
 def register(tx: Transaction, registrations: Collection[Registration]) -> list[Registration]:
     """Write down this process's handlers: from now on, events of their types get jobs. Return those that are new."""
-    rows = tx.execute(_REGISTER, columns(("handlers", "types"), registrations))
+    rows = tx.execute(_REGISTER, column_arrays(("handlers", "types"), registrations))
     return [Registration(row.handler, row.type) for row in rows if row.is_new]
 
 
@@ -151,5 +151,5 @@ def rename(tx: Transaction, old: str, new: str) -> None:
 def missed(tx: Transaction, registrations: Sequence[Registration], *, after_id: str, until_id: str, size: int) -> Page:
     """Return the jobs that *registrations* lack, of the newest *size* rows of the ledger between two ids."""
     bounds = {"after_id": after_id, "until_id": until_id, "size": size}
-    rows = tx.execute(_MISSED, {**columns(("handlers", "types"), registrations), **bounds}).all()
+    rows = tx.execute(_MISSED, {**column_arrays(("handlers", "types"), registrations), **bounds}).all()
     return Page([NewJob(*row[:4]) for row in rows if row.event_id], rows[0].last)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns, ids_of_last, uuid7s
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays, uuid7_bounds, uuid7s
 from mailglass_reconcile.store.stored_keys import Known
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
@@ -102,7 +102,7 @@ SELECT count(*)
 
 def newest_links(tx: Transaction, seconds: float) -> int:
     """Return how many of the newest 5,000 events, of the last so many *seconds*, have linked or attached something."""
-    return int(tx.execute(_NEWEST_LINKS, {**ids_of_last(seconds), "size": NEWEST_EVENTS}).scalar_one())
+    return int(tx.execute(_NEWEST_LINKS, {**uuid7_bounds(seconds), "size": NEWEST_EVENTS}).scalar_one())
 
 
 def link(
@@ -116,7 +116,7 @@ def link(
     """
     notes = notes or {}
     rows = [(id_, *pair, notes.get(pair[0], "{}")) for id_, pair in zip(uuid7s(len(pairs)), pairs, strict=True)]
-    return [LinkedEvent(*row) for row in tx.call(LINK, columns(LINK.arguments, rows))]
+    return [LinkedEvent(*row) for row in tx.call(LINK, column_arrays(LINK.arguments, rows))]
 
 
 def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:

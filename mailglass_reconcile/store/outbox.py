@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.events import Bounce
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays
 
 DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
 """Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
@@ -241,7 +241,7 @@ def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
     rows = list(jobs)
     if not rows:
         return 0
-    return tx.execute(_ENQUEUE, columns(("event_ids", "handlers", "delivery_ids", "types"), rows)).rowcount
+    return tx.execute(_ENQUEUE, column_arrays(("event_ids", "handlers", "delivery_ids", "types"), rows)).rowcount
 
 
 def rename(tx: Transaction, old: str, new: str, after: str, size: int) -> tuple[int, str | None]:

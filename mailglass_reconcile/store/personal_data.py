@@ -1,6 +1,7 @@
-"""What our own tables hold about one person, and its removal; nothing is removed from the ledger.
+"""Find and erase a person's address in our tables; the ledger is not touched.
 
-Rows are found by a part of the address that every spelling has; the caller compares. Each page is in the order of ids.
+Rows are found by a part of the address that every spelling contains; the caller compares them. Each page is in the
+order of ids.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.addresses import ERASED_DOMAIN
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-# First all that our index has of the key, then page and order: otherwise the planner walks the primary key, and
-# computes a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
+# First all rows that our index has for the key, then page and order: otherwise the planner walks the primary key, and
+# computes a key for each row. IS NOT DISTINCT FROM keeps the planner from an index on the tenant, which looks cheap.
 _DELIVERIES = """
 WITH found AS MATERIALIZED (
   SELECT id, recipient FROM {schema}.mailglass_deliveries
@@ -22,7 +23,7 @@ WITH found AS MATERIALIZED (
 SELECT f.id::text, f.recipient FROM found AS f WHERE f.id > CAST(:after AS uuid) ORDER BY f.id LIMIT :size
 """
 
-# The version moves, so that an application with optimistic locks does not write back what it read before.
+# The version is incremented, so that an application with optimistic locking does not write the address back.
 _ERASE_DELIVERIES = """
 UPDATE {schema}.mailglass_deliveries AS d
    SET recipient = gen_random_uuid()::text || '@' || :domain, recipient_domain = :domain, metadata = '{}',
@@ -43,8 +44,8 @@ UPDATE {schema}.mailglass_open_orphans SET recipient = NULL, recipient_lost = tr
  WHERE event_id = ANY (CAST(:ids AS uuid[]))
 """
 
-# Every row is returned, so that no statement reads more than a page, however few name anybody. The lower case of ASCII
-# only, in any locale of the database: the part that is looked for has nothing else.
+# Every row is returned, matching or not, so that no statement reads more than a page. COLLATE "C" lowers ASCII only,
+# which is all that the fragment contains, in any locale of the database.
 _WEBHOOK_EVENTS = """
 SELECT w.id::text, strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
   FROM {schema}.mailglass_webhook_events AS w
@@ -64,13 +65,13 @@ UPDATE {schema}.mailglass_webhook_events
 """
 
 
-class Person(NamedTuple):
-    """Whose rows are looked for.
+class PersonFilter(NamedTuple):
+    """The person whose rows are searched for.
 
     Attributes:
-        key: The `index_key` of the address.
-        part: Its `rough_part`.
-        tenant_id: Of this tenant only; None is all.
+        key: The index key of the address, from `make_index_key`.
+        part: The part of it that every spelling contains, from `search_fragment`.
+        tenant_id: Only this tenant; None is all tenants.
     """
 
     key: str
@@ -78,39 +79,39 @@ class Person(NamedTuple):
     tenant_id: str | None
 
 
-def deliveries(tx: Transaction, person: Person, after: str, size: int) -> list[tuple[str, str]]:
+def page_of_deliveries(tx: Transaction, person: PersonFilter, after: str, size: int) -> list[tuple[str, str]]:
     """Return the next deliveries that may be the person's, as id and recipient."""
     parameters = {"key": person.key, "tenant_id": person.tenant_id, "after": after, "size": size}
     return [(id_, recipient) for id_, recipient in tx.execute(_DELIVERIES, parameters).all()]
 
 
 def erase_deliveries(tx: Transaction, ids: Collection[str]) -> None:
-    """Put a random address in the place of each recipient, and empty the metadata; the caller has locked the rows."""
+    """Replace each recipient by a random placeholder, and empty the metadata; the caller has locked the rows."""
     tx.execute(_ERASE_DELIVERIES, {"ids": array_literal(ids), "domain": ERASED_DOMAIN})
 
 
-def open_orphans(tx: Transaction, person: Person, after: str, size: int) -> list[tuple[str, str]]:
+def page_of_open_orphans(tx: Transaction, person: PersonFilter, after: str, size: int) -> list[tuple[str, str]]:
     """Return the next open orphans that may be about the person, as id and recipient."""
     parameters = {"key": person.key, "tenant_id": person.tenant_id, "after": after, "size": size}
     return [(id_, recipient) for id_, recipient in tx.execute(_OPEN_ORPHANS, parameters).all()]
 
 
 def erase_open_orphans(tx: Transaction, ids: Collection[str]) -> None:
-    """Forget the recipients of open orphans, and that they were known: no delivery is chosen for them."""
+    """Erase the recipients of open orphans, and mark them as lost, so that no delivery is chosen for them."""
     tx.execute(_ERASE_OPEN_ORPHANS, {"ids": array_literal(ids)})
 
 
-def webhook_events(tx: Transaction, person: Person, after: str, size: int) -> list[tuple[str, bool]]:
-    """Return the ids of the next raw webhooks, and whether each may name the person."""
+def page_of_webhook_events(tx: Transaction, person: PersonFilter, after: str, size: int) -> list[tuple[str, bool]]:
+    """Return the ids of the next raw webhooks, each with whether it may name the person."""
     parameters = {"part": person.part, "tenant_id": person.tenant_id, "after": after, "size": size}
-    return [(id_, may) for id_, may in tx.execute(_WEBHOOK_EVENTS, parameters).all()]
+    return [(id_, may_name) for id_, may_name in tx.execute(_WEBHOOK_EVENTS, parameters).all()]
 
 
-def webhook_text(tx: Transaction, id_: str) -> str:
-    """Return all that a raw webhook holds; it may have several megabytes."""
+def load_webhook_text(tx: Transaction, id_: str) -> str:
+    """Return the whole text of a raw webhook, which may have several megabytes."""
     return str(tx.execute(_WEBHOOK_EVENT, {"id": id_}).scalar_one_or_none() or "")
 
 
 def erase_webhook_events(tx: Transaction, ids: Collection[str]) -> None:
-    """Empty raw webhooks; the rows stay, with their status and times."""
+    """Empty raw webhooks, and keep the rows with their status and times."""
     tx.execute(_ERASE_WEBHOOK_EVENTS, {"ids": array_literal(ids)})

@@ -1,4 +1,4 @@
-"""The privileges of the documented roles: `docs/grants.sql` is made of them, and `doctor` compares roles with them."""
+"""The privileges of the documented roles, from which `docs/grants.sql` is made, and with which `doctor` compares."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _wrapped(text: str, first: str, following: str) -> str:
 
 
 class Grant(NamedTuple):
-    """What a role may do with a table or a function.
+    """A role's privileges on a table or a function.
 
     Attributes:
-        purpose: What the role does with it.
+        purpose: Why the role needs them.
         object: The name of the table, or the signature of the function.
-        privileges: Each privilege with its columns, which have blanks between; an empty string is all columns.
-        where: On which databases the role needs it.
+        privileges: Each privilege with its columns, separated by blanks; an empty string means all columns.
+        where: The databases on which the role needs them.
     """
 
     purpose: str
@@ -40,13 +40,13 @@ class Grant(NamedTuple):
     where: Where = "everywhere"
 
     def statement(self, role: str) -> str:
-        """Return the statement that grants it."""
+        """Return the GRANT statement."""
         privileges = [_privilege(name, attributes.split()) for name, attributes in self.privileges.items()]
         kind = "FUNCTION " if "EXECUTE" in self.privileges else ""
         line = f"GRANT {', '.join(privileges)} ON {kind}{self.object} TO {role};"
         if len(line) <= WIDTH:
             return line
-        parts = ",\n".join(_wrapped(one, "      ", "              ") for one in privileges)
+        parts = ",\n".join(_wrapped(privilege, "      ", "              ") for privilege in privileges)
         return f"GRANT {parts.lstrip()}\n{_wrapped(f'ON {kind}{self.object} TO {role};', '   ', '      ')}"
 
 
@@ -55,9 +55,9 @@ class Role(NamedTuple):
 
     Attributes:
         name: Its name.
-        runs: What runs with it.
+        runs: The programs that run with it.
         grants: Its privileges.
-        is_foreign: Whether its statements are not ours, so that a policy may hide rows from them.
+        is_foreign: Whether its statements are other programs', so that a policy may hide rows from them.
     """
 
     name: str
@@ -292,7 +292,7 @@ _CONDITIONS: Mapping[Where, str] = {
 """The variable of psql that tells whether a role needs a privilege on these tables."""
 
 
-def script(schema_name: str) -> str:
+def format_grants(schema_name: str) -> str:
     """Return the statements that grant every documented role its privileges, as SQL for psql.
 
     psql skips roles that do not exist, and what a role needs only on tables made by Mailglass, or only by `migrate`.
@@ -332,13 +332,13 @@ def _privilege(name: str, attributes: Sequence[str]) -> str:
 
 
 class ComparedRole(NamedTuple):
-    """A role that exists and is to have the privileges of a documented one.
+    """An existing role, and the documented role whose privileges it needs.
 
     Attributes:
         oid: Its oid.
-        name: Its name, as SQL writes it.
-        documented: The documented role whose privileges it needs; None if it has the part of none.
-        grantee: The role that privileges are granted to, as SQL writes it: the documented one if this is its member.
+        name: Its quoted name.
+        documented: The documented role whose privileges it needs; None if it needs those of none.
+        grantee: The quoted name of the role to grant to: the documented role if this one is its member.
         is_current: Whether this session runs with it.
     """
 
@@ -349,8 +349,8 @@ class ComparedRole(NamedTuple):
     is_current: bool
 
 
-# A role is used here if something was granted to it by name. A role of another name that may delete rows sweeps: no
-# other documented role may delete any, but the recorder addresses of certificates.
+# A role is used here if something was granted to it by name. A role of another name that may delete rows must be a
+# sweeper: of the other documented roles, only the recorder may delete any, which are addresses of certificates.
 _ROLES_TO_COMPARE = r"""
 WITH relations AS (
   SELECT c.oid, c.relname, c.relacl FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -376,7 +376,7 @@ SELECT r.oid, quote_ident(r.rolname) AS name,
  ORDER BY r.rolname
 """
 
-# By the catalog: a name would need USAGE on the schema.
+# From the catalog, because a regclass needs USAGE on the schema.
 _MISSING = """
 WITH compared AS (
   SELECT * FROM unnest(CAST(:oids AS oid[]), CAST(:documented AS text[])) AS c (oid, documented)
@@ -404,7 +404,7 @@ SELECT w.oid, w.object, w.privilege, '', w.number, quote_ident(n.nspname)
 SELECT w.oid, '', w.privilege, '', w.number, quote_ident(n.nspname)
   FROM wanted AS w JOIN pg_namespace AS n ON n.nspname = :schema
  WHERE w.privilege = 'USAGE' AND NOT has_schema_privilege(w.oid, n.oid, 'USAGE')
--- A table's owner passes its policies, unless the table forces them.
+-- A table's owner bypasses its policies, unless the table forces them.
  UNION ALL
 SELECT DISTINCT w.oid, w.object, 'BYPASSRLS', '', 0, quote_ident(n.nspname)
   FROM wanted AS w
@@ -417,14 +417,14 @@ SELECT DISTINCT w.oid, w.object, 'BYPASSRLS', '', 0, quote_ident(n.nspname)
 """
 
 
-class Missing(NamedTuple):
-    """What a role lacks.
+class MissingPrivileges(NamedTuple):
+    """The privileges that a role lacks.
 
     Attributes:
         role: The role.
-        privileges: A phrase for each, such as `UPDATE (terminal) on mailglass_deliveries`.
-        grants: The statements that grant them, in one line.
-        hidden: Tables of which row-level security would hide rows from it.
+        privileges: A phrase for each privilege, such as `UPDATE (terminal) on mailglass_deliveries`.
+        grants: The GRANT statements, in one line.
+        hidden: The tables whose row-level security would hide rows from it.
     """
 
     role: ComparedRole
@@ -434,7 +434,7 @@ class Missing(NamedTuple):
 
 
 def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
-    """Return this session's role, and the documented roles that something in our schema was granted to."""
+    """Return this session's role, and the documented roles with a grant in our schema."""
     parameters = {
         "schema": tx.schema,
         "documented": array_literal(role.name for role in ROLES),
@@ -443,9 +443,9 @@ def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
     return [ComparedRole(*row) for row in tx.execute(_ROLES_TO_COMPARE, parameters)]
 
 
-def missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[Missing]:
-    """Return those of *roles* that lack privileges, with what they lack on the objects that exist."""
-    wanted = list(_wanted(tx.settings, made_by_mailglass=schema.made_by_mailglass(tx)))
+def find_missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[MissingPrivileges]:
+    """Return the missing privileges of each of *roles* that lacks any, on the objects that exist."""
+    required = list(_required_privileges(tx.settings, made_by_mailglass=schema.is_made_by_mailglass(tx)))
     parameters = {
         "schema": tx.schema,
         "oids": array_literal(str(role.oid) for role in roles),
@@ -454,18 +454,18 @@ def missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[Missing]:
         **dict(
             zip(
                 ("roles", "objects", "privileges", "columns"),
-                map(array_literal, zip(*wanted, strict=True)),
+                map(array_literal, zip(*required, strict=True)),
                 strict=True,
             )
         ),
     }
     rows = tx.execute(_MISSING, parameters).all()
     by_role = [(role, [row for row in rows if row.oid == role.oid]) for role in roles]
-    return [_described(role, lacking) for role, lacking in by_role if lacking]
+    return [_describe_missing(role, missing) for role, missing in by_role if missing]
 
 
-def _wanted(settings: Settings, *, made_by_mailglass: bool) -> Iterator[tuple[str, str, str, str]]:
-    """Yield role, object, privilege and column for each privilege that is needed on this database."""
+def _required_privileges(settings: Settings, *, made_by_mailglass: bool) -> Iterator[tuple[str, str, str, str]]:
+    """Yield role, object, privilege and column of each privilege that this database requires."""
     has_retention = settings.retention_events_days is not None or settings.retention_deliveries_days is not None
     applies = {
         "everywhere": True,
@@ -482,26 +482,26 @@ def _wanted(settings: Settings, *, made_by_mailglass: bool) -> Iterator[tuple[st
                         yield role.name, grant.object, privilege, column
 
 
-def _described(role: ComparedRole, rows: Sequence[Any]) -> Missing:
+def _describe_missing(role: ComparedRole, rows: Sequence[Any]) -> MissingPrivileges:
     attributes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         attributes.setdefault((row.object, row.privilege), []).extend(filter(None, [row.attribute]))
     hidden = [name for name, privilege in attributes if privilege == "BYPASSRLS"]
     phrases, statements = [], []
     for (name, privilege), names in attributes.items():
-        what = _privilege(privilege, names)
+        columns = _privilege(privilege, names)
         if privilege == "USAGE":
             phrases.append(f"USAGE on schema {rows[0].schema}")
             statements.append(f"GRANT USAGE ON SCHEMA {rows[0].schema} TO {role.grantee}")
         elif privilege != "BYPASSRLS":
             kind = "FUNCTION " if privilege == "EXECUTE" else ""
-            phrases.append(f"{what} on {name}")
-            statements.append(f"GRANT {what} ON {kind}{rows[0].schema}.{name} TO {role.grantee}")
-    return Missing(role, tuple(phrases), "; ".join(statements), tuple(hidden))
+            phrases.append(f"{columns} on {name}")
+            statements.append(f"GRANT {columns} ON {kind}{rows[0].schema}.{name} TO {role.grantee}")
+    return MissingPrivileges(role, tuple(phrases), "; ".join(statements), tuple(hidden))
 
 
 def require_privileges(connected: Connected, error: DBAPIError) -> None:
-    """Raise if *error* is due to a privilege of the sweeper's that this role lacks, and return otherwise.
+    """Raise `DatabaseRefusedError` if this role lacks a sweeper's privilege that caused *error*; else return.
 
     Triggers and policies may refuse single rows.
     """
@@ -514,11 +514,11 @@ def require_privileges(connected: Connected, error: DBAPIError) -> None:
                 f"role {current.name} may not sweep or prune (SQLSTATE 42501): run this with the privileges of"
                 f" {SWEEPER.name}, see {docs_url('grants.md')}"
             )
-        found = missing(tx, [current._replace(documented=SWEEPER.name)])
-    for lacks in found:
-        if lacks.privileges:
-            raise DatabaseRefusedError(f"role {current.name} lacks a privilege (SQLSTATE 42501): run {lacks.grants}")
+        missing = find_missing(tx, [current._replace(documented=SWEEPER.name)])
+    for lack in missing:
+        if lack.privileges:
+            raise DatabaseRefusedError(f"role {current.name} lacks a privilege (SQLSTATE 42501): run {lack.grants}")
         raise DatabaseRefusedError(
-            f"row level security of {', '.join(lacks.hidden)} hides rows from role {current.name} (SQLSTATE 42501):"
+            f"row level security of {', '.join(lack.hidden)} hides rows from role {current.name} (SQLSTATE 42501):"
             f" run ALTER ROLE {current.grantee} BYPASSRLS"
         )

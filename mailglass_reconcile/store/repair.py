@@ -1,4 +1,4 @@
-"""The open set brought back to what the ledger says: filled by a migration, repaired by the daily prune, in batches."""
+"""Make the table of open orphans equal the ledger, in batches: a migration fills it, and the daily prune repairs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import NIL, Connected, Transaction, array_literal, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
-# Of each tenant the newest, however many orphans it has had.
+# The newest of each tenant, at a cost that does not depend on the number of its orphans.
 _NEWEST = """
 SELECT coalesce(max(n.inserted_at), '-infinity')::text
   FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
@@ -24,7 +24,7 @@ SELECT coalesce(max(n.inserted_at), '-infinity')::text
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
 # its session, which is why there is a margin of a day.
 _ADD_MISSING = """
--- Of each tenant, from the place on, only what is within the maximum age: what settled before that is not read.
+-- The next orphans of each tenant within the maximum age; older rows are not read.
 WITH page AS MATERIALIZED (
   SELECT e.id, e.tenant_id, e.inserted_at
     FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(CAST(:after_tenant AS text)) AS t
@@ -93,8 +93,8 @@ SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
 """
 
-# Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
-# By arrival, from the place on: what a batch has removed is not passed again by the next.
+# Events of other software's mail expire every day, which is normal; one that names a delivery should have been linked.
+# In the order of arrival from a cursor on, so that a batch does not walk over the rows that earlier ones have removed.
 _REMOVE_EXPIRED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
@@ -118,7 +118,7 @@ WITH page AS MATERIALIZED (
   SELECT event_id, position FROM {schema}.mailglass_open_orphan_ids
    WHERE (event_id, position) > (CAST(:after_id AS uuid), CAST(:after_position AS smallint))
    ORDER BY event_id, position LIMIT :size
--- In their order: of two prunes, one waits for the other.
+-- In this order, so that of two prunes one waits for the other.
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphan_ids AS k
    USING page AS p
@@ -142,8 +142,8 @@ COMMIT;
 """
 
 
-def as_script(settings: Settings) -> str:
-    """Return `add_missing` as SQL to be run by hand: one transaction, however large the ledger is."""
+def format_script(settings: Settings) -> str:
+    """Return `add_missing` as an SQL script: one transaction, however large the ledger is."""
     values = {
         **_START,
         "until_time": "infinity",
@@ -161,20 +161,20 @@ def as_script(settings: Settings) -> str:
 
 
 def add_missing(connected: Connected, size: int) -> int:
-    """Add the ledger's open orphans within the maximum age that the open set lacks, and return how many.
+    """Add the ledger's open orphans within the maximum age that are missing in our table, and return their number.
 
-    Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
-    the millisecond of its UUIDv7, or else its `inserted_at` read as UTC.
+    Each *size* rows of the ledger are one transaction. The arrival of an orphan added in this way is the millisecond of
+    its UUIDv7, or else its `inserted_at` read as UTC.
     """
     with connected.writing() as tx:
-        # What is newer is the trigger's: a ledger that is written all the time would have no end.
+        # The trigger adds newer rows; without this bound, a busy ledger would have no end.
         until = tx.execute(_NEWEST).scalar_one()
-    place: dict[str, Any] = dict(_START)
+    cursor: dict[str, Any] = dict(_START)
     added = 0
     while True:
         with connected.writing() as tx:
             page = {
-                **place,
+                **cursor,
                 "until_time": until,
                 "size": size,
                 "max_age_minutes": connected.settings.max_age_minutes,
@@ -183,59 +183,62 @@ def add_missing(connected: Connected, size: int) -> int:
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
             if last is None:
                 return added
-            place = dict(last)
-            added += _still_open(tx, place.pop("added"))
+            cursor = dict(last)
+            event_ids = cursor.pop("added")
+            added += len(event_ids) - _close_reconciled(tx, event_ids)
 
 
-def _still_open(tx: Transaction, event_ids: Collection[str]) -> int:
-    """Close those of the added that were linked meanwhile; return how many are open.
+def _close_reconciled(tx: Transaction, event_ids: Collection[str]) -> int:
+    """Remove added orphans that were linked meanwhile, and return their number.
 
-    A link that had not committed when the statement began holds the row that it removes: the insert waited for it.
+    A link that had not committed when the statement began has locked the row that it removes: the insert waited for
+    it.
     """
     if not event_ids:
         return 0
     closed: int = tx.execute(_CLOSE_RECONCILED, {"event_ids": array_literal(event_ids)}).rowcount
-    return len(event_ids) - closed
+    return closed
 
 
 def remove_settled(connected: Connected, size: int) -> int:
-    """Remove what the ledger holds no open orphan for, *size* open orphans at a time, and return how many rows."""
+    """Remove rows whose orphan is linked or missing in the ledger, in pages of *size*, and return their number."""
     return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": NIL}))
 
 
 def _pages(
-    connected: Connected, statement: str, size: int, place: Mapping[str, Any], **bounds: Any
+    connected: Connected, statement: str, size: int, cursor: Mapping[str, Any], **bounds: Any
 ) -> Iterator[dict[str, Any]]:
-    """Run *statement* from *place* on, each *size* rows in a transaction of their own, and yield what it returns.
+    """Repeat *statement* from *cursor* on, *size* rows per transaction, and yield its row each time.
 
-    It returns the next place, and counts; and nothing at the end.
+    The row has the next cursor and counts; there is none at the end.
     """
     while True:
         with connected.writing() as tx:
-            last = tx.execute(statement, {**place, **bounds, "size": size}).mappings().one_or_none()
+            last = tx.execute(statement, {**cursor, **bounds, "size": size}).mappings().one_or_none()
         if last is None:
             return
         yield dict(last)
-        place = {name: last[name] for name in place}
+        cursor = {name: last[name] for name in cursor}
 
 
 class Expired(NamedTuple):
-    """How many orphans expired, and how many of them have an id that a delivery has, of any tenant."""
+    """The number of orphans that expired, and of those among them with an id of a delivery, of any tenant."""
 
     orphans: int
     named: int
 
 
 def remove_expired(connected: Connected, size: int) -> Expired:
-    """Remove, in batches of *size*, what is older than the maximum age, and return how many orphans that were."""
-    place = {"after_time": "-infinity", "after_id": NIL}
+    """Remove orphans older than the maximum age in batches of *size*, and return their numbers."""
+    cursor = {"after_time": "-infinity", "after_id": NIL}
     max_age = connected.settings.max_age_minutes
     total = Expired(0, 0)
-    for page in _pages(connected, _REMOVE_EXPIRED, size, place, max_age_minutes=max_age):
+    for page in _pages(connected, _REMOVE_EXPIRED, size, cursor, max_age_minutes=max_age):
         total = Expired(total.orphans + page["orphans"], total.named + page["named"])
     return total
 
 
 def remove_stray_ids(connected: Connected, size: int) -> int:
-    place = {"after_id": NIL, "after_position": -1}
-    return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, place))
+    """Remove candidate ids without an open orphan in batches of *size*, and return their number."""
+    cursor = {"after_id": NIL, "after_position": -1}
+    return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, cursor))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
-from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
+from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""
@@ -138,7 +138,7 @@ def missing(tx: Transaction) -> list[Reports]:
         "seconds": hours * 3_600,
         "days": DAYS,
         "tenants": TENANTS,
-        **ids_of_last(hours * 3_600 + DAYS * 86_400),
+        **uuid7_bounds(hours * 3_600 + DAYS * 86_400),
         "newest_events": NEWEST_EVENTS,
         "of_tenant": OF_TENANT,
         "new_seconds": NEW_SECONDS,

@@ -1,4 +1,4 @@
-"""Deleting old events and deliveries, through the functions that the tables' owner has made for it."""
+"""Delete old events and deliveries, through the retention functions of the tables' owner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARGUMENTS = "integer, integer, text, timestamp, bigint"
 
 SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_DAYS"
 
-# By the catalog, and not by a name that needs USAGE on the schema.
+# From the catalog, because a regprocedure needs USAGE on the schema.
 _FUNCTION = """
 SELECT quote_ident(current_user) AS role, has_function_privilege(p.oid, 'EXECUTE') AS may_call
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
@@ -33,8 +33,8 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 """
 
 
-class Unusable(NamedTuple):
-    """Why old rows cannot be deleted, and the step that cures it."""
+class RetentionProblem(NamedTuple):
+    """The reason why old rows cannot be deleted, and its remedy."""
 
     message: str
     remedy: str
@@ -44,47 +44,47 @@ class Unusable(NamedTuple):
         return f"{self.message}: {self.remedy}"
 
 
-def unusable(tx: Transaction, name: str = EVENTS) -> Unusable | None:
-    """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
-    if schema.made_by_mailglass(tx):
-        return Unusable(
+def find_problem(tx: Transaction, name: str = EVENTS) -> RetentionProblem | None:
+    """Return the problem that keeps this role from deleting old rows with the function *name*, or None."""
+    if schema.is_made_by_mailglass(tx):
+        return RetentionProblem(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
         )
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
-        return Unusable(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
+        return RetentionProblem(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
         function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
-        return Unusable(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
+        return RetentionProblem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     return None
 
 
-def events(connected: Connected, days: int, size: int) -> Iterator[int]:
-    """Delete events older than *days* that are linked, attached or expired: of each delivery all, or none.
+def delete_events(connected: Connected, days: int, size: int) -> Iterator[int]:
+    """Delete events older than *days* that are linked, attached or expired: all events of a delivery, or none.
 
-    Yield how many each batch has deleted, when it is committed. A batch looks at *size* events, and deletes besides
-    what belongs to the same deliveries.
+    Yield the number of deleted events after each committed batch. A batch scans *size* events and also deletes the
+    other events of their deliveries.
     """
     return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size)
 
 
-def deliveries(connected: Connected, days: int, size: int) -> Iterator[int]:
-    """Delete deliveries older than *days* that have no event left; yields and raises as `events`."""
+def delete_deliveries(connected: Connected, days: int, size: int) -> Iterator[int]:
+    """Delete deliveries older than *days* without events; yields and raises as `delete_events` does."""
     return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, size)
 
 
 def _batches(connected: Connected, name: str, statement: str, days: int, size: int) -> Iterator[int]:
     with connected.reading() as tx:
-        if reason := unusable(tx, name):
-            raise DatabaseRefusedError(str(reason))
-    place: dict[str, Any] = {"after_tenant": "", "after_time": "-infinity", "passed": 0}
+        if problem := find_problem(tx, name):
+            raise DatabaseRefusedError(str(problem))
+    cursor: dict[str, Any] = {"after_tenant": "", "after_time": "-infinity", "passed": 0}
 
-    def batch() -> dict[str, Any]:
+    def delete_batch() -> dict[str, Any]:
         with connected.writing() as tx:
-            return dict(tx.execute(statement, {"days": days, "size": size, **place}).mappings().one())
+            return dict(tx.execute(statement, {"days": days, "size": size, **cursor}).mappings().one())
 
-    while place["after_tenant"] is not None:
-        # Only the place of a batch that was committed is kept, so that it may be tried again.
-        place = with_retries(batch)
-        yield place.pop("deleted")
+    while cursor["after_tenant"] is not None:
+        # The cursor moves after the commit, so that a failed batch can be retried.
+        cursor = with_retries(delete_batch)
+        yield cursor.pop("deleted")

@@ -1,4 +1,4 @@
-"""What this version needs of the database."""
+"""The names of the schema's objects, and whose tables a database has."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ INDEXES = tuple(script.of_kind("index"))
 """Our indexes, on our tables and on Mailglass's."""
 
 TRIGGERS = tuple(script.of_kind("trigger"))
-"""Each trigger calls the function of its own name."""
+"""Our triggers; each calls the function of the same name."""
 GUARD = "mailglass_events_no_truncate"
-"""The trigger against TRUNCATE, and its function; not every installation has it."""
+"""The trigger against TRUNCATE and its function, which not every installation has."""
 
 IMMUTABLE = "mailglass_events_immutable_trigger"
-"""The trigger that refuses UPDATE and DELETE, by the function mailglass_raise_immutability; ours on tables that
-`migrate` made."""
+"""The trigger that refuses UPDATE and DELETE; it is ours only on tables that `migrate` made."""
 
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
-"""The functions that delete what is old; only on tables that `migrate` made."""
+"""The functions that delete old rows; they exist only for tables that `migrate` made."""
 
 FUNCTIONS = tuple(name for name in script.of_kind("function") if name not in TRIGGERS)
-"""The functions that everybody may call."""
+"""The functions that every role may call."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.
@@ -47,7 +46,7 @@ SELECT bool_or(c.relname <> 'mailglass_suppressions')
 
 _EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
-# Mailglass's own tables are told by one that `migrate` does not make.
+# Mailglass's own tables are recognized by one that `migrate` does not make.
 _LEDGERS = """
 SELECT n.nspname::text,
        EXISTS (SELECT FROM pg_class AS s WHERE s.relnamespace = n.oid AND s.relname = 'mailglass_suppressions')
@@ -63,26 +62,26 @@ WITHOUT_LEDGER = (
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
 MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailglass_webhook_events"})
-"""What `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
+"""The tables that `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
 
 
-def made_by_mailglass(tx: Transaction) -> bool:
-    """Whether Mailglass's own migrations made the tables; False too if there are none."""
+def is_made_by_mailglass(tx: Transaction) -> bool:
+    """Return True if Mailglass's own migrations made the tables; False also if there are none."""
     return bool(tx.execute(_MADE_BY_MAILGLASS, {"schema": tx.schema}).scalar_one())
 
 
-def exists(tx: Transaction) -> bool:
-    """Return whether the database has our schema."""
+def schema_exists(tx: Transaction) -> bool:
+    """Return True if the database has the configured schema."""
     return bool(tx.execute(_EXISTS, {"schema": tx.schema}).scalar_one())
 
 
-def ledgers(tx: Transaction) -> dict[str, bool]:
-    """Return the schemas of the database that have a ledger, and whether Mailglass made it."""
+def find_ledgers(tx: Transaction) -> dict[str, bool]:
+    """Return the schemas of the database with a ledger, each with whether Mailglass made it."""
     return {row.nspname: row.is_mailglass_s for row in tx.execute(_LEDGERS)}
 
 
 def require_migrated(tx: Transaction) -> None:
-    """Refuse a database that is not at `VERSION`."""
+    """Raise `SchemaOutdatedError` unless the database is at `VERSION`."""
     revision.require(tx.execute(revision.READ).scalar_one())
 
 
@@ -95,8 +94,8 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
         item: The schema object.
         name: Its name.
         type_: `table`, `index`, `column`, …
-        reflected: Whether it was found in the database.
-        compare_to: What the application's metadata has in its place, or None.
+        reflected: Whether it comes from the database.
+        compare_to: The object of the application's metadata in its place, or None.
     """
     if not reflected or compare_to is not None:
         return True

@@ -20,7 +20,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import deliveries, revision
-from mailglass_reconcile.store.database import Transaction, array_literal, by_scans
+from mailglass_reconcile.store.database import Transaction, array_literal, prefer_scans
 from mailglass_reconcile.store.open_orphans import LAST, Place
 
 logger = logging.getLogger(__name__)
@@ -319,8 +319,8 @@ def open_window(
     row = tx.execute(_WINDOW, parameters).one()
     revision.require(row.version)
     orphans = max(FEW, row.bytes // ROW_BYTES) if row.few == FEW else row.few or 0
-    by_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
-    return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, by_scans)
+    prefer_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
+    return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, prefer_scans)
 
 
 def choose(
@@ -350,7 +350,7 @@ def choose(
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
     if not is_possible(tenant_id):
         return Choice([], Counter(), Counter())
-    with by_scans(tx) if window.by_scans else nullcontext():
+    with prefer_scans(tx) if window.by_scans else nullcontext():
         return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, only, before, most_checked)))
 
 

@@ -47,7 +47,7 @@ class Batch:
         self.failed += taken
         for event_id in taken:
             logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
-        telemetry.note_lags(event.lag_seconds for event in linked)
+        telemetry.record_lags(event.lag_seconds for event in linked)
 
     def refuse(self, event_id: str, error: DBAPIError) -> None:
         """Add an orphan that cannot be linked because of *error*."""

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
-from mailglass_reconcile.mailglass_compat.recipients import Unknown
+from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
 from mailglass_reconcile.rules import matching, providers, states
-from mailglass_reconcile.rules.addresses import address, index_key
+from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Transaction
@@ -57,7 +57,7 @@ class Decision(NamedTuple):
     deliveries: Mapping[str, Collection[Candidate]]
 
     @property
-    def state(self) -> states.Verdict:
+    def state(self) -> states.MatchState:
         """The verdict's state."""
         return self.verdict.state
 
@@ -113,11 +113,11 @@ def _decide_with_recipients(tx: Transaction, events: Sequence[Event]) -> list[De
     """
     decisions = _decide(tx, events)
     unknown = {
-        position: Unknown(event.event_id, event.tenant_id, event.keys.provider)
+        position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider)
         for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
         if _may_change(event.keys, decision.verdict)
     }
-    recipients_by_event = recipients.named(tx, list(unknown.values()))
+    recipients_by_event = recipients.load_recipients(tx, list(unknown.values()))
     again = {
         position: events[position]._replace(keys=events[position].keys._replace(recipient=recipient))
         for position, event in unknown.items()
@@ -148,7 +148,7 @@ def _decide(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
 
 def _questions(event: Event) -> list[Question]:
     keys = event.keys
-    recipient_key = index_key(address(keys.recipient)) if keys.recipient else None
+    recipient_key = make_index_key(normalize_address(keys.recipient)) if keys.recipient else None
     spellings = _joined_spellings(keys.provider or "")
     return [Question(id_, event.tenant_id, spellings, recipient_key) for id_ in keys.candidate_ids]
 

@@ -189,14 +189,14 @@ class Sweep(Request):
         """Link a batch, publish what was committed, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
             by_id = [event_id for event_id, _ in pairs if event_id in notes]
-            alone = self._read(connected, lambda tx: unchecked_links.of_other_writers(tx, by_id))
+            alone = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, by_id))
             self.counters.would_link(len(pairs), alone)
             return set()
         if self.event_ids:
             self._write(connected, lambda tx: open_orphans.reopen(tx, [event_id for event_id, _ in pairs]))
         self.in_batch = True
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
-        self.publisher.publish([projector.message(one) for one in batch.linked])
+        self.publisher.publish([projector.make_message(one) for one in batch.linked])
         self.counters.add_batch(batch)
         self.handed_over = self.handed_over or any(one.handled for one in batch.linked)
         self.in_batch = False
@@ -264,7 +264,7 @@ def prepare(
     """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis."""
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1")
-    runtime.load_imports(to_read=dry_run)
+    runtime.load_imports(only_warn=dry_run)
     return Sweep(
         runtime.database(),
         Publisher(runtime.get_redis()),

@@ -118,7 +118,7 @@ def _report(run: Run, span: telemetry.Span) -> None:
         "status": run.status,
         "kind": run.kind,
     }
-    telemetry.describe(span, attributes, run.error if run.status == "failed" else None)
+    telemetry.set_attributes(span, attributes, run.error if run.status == "failed" else None)
     telemetry.count_orphans(run.counts)
     telemetry.count_sweep(run.status, run.counts["duration_ms"])
     # A sweep that did something, or could not do all; why it failed has a line of its own.

@@ -30,10 +30,10 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def mailglass_postgres_url() -> Iterator[str]:
-    """The URL of the server on which tests make their databases: `MAILGLASS_TEST_DATABASE_URL`, or one of our own."""
-    given = os.environ.get(POSTGRES)
-    if given:
-        yield given
+    """The URL of the server for the tests' databases: `MAILGLASS_TEST_DATABASE_URL`, or a temporary server."""
+    url_from_environment = os.environ.get(POSTGRES)
+    if url_from_environment:
+        yield url_from_environment
     else:
         with servers.postgres(*FAST) as url:
             yield url
@@ -41,10 +41,10 @@ def mailglass_postgres_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def mailglass_redis_url() -> Iterator[str]:
-    """The URL of a Redis-protocol server: `MAILGLASS_TEST_REDIS_URL`, or one of our own."""
-    given = os.environ.get(REDIS)
-    if given:
-        yield given
+    """The URL of a Redis-protocol server: `MAILGLASS_TEST_REDIS_URL`, or a temporary server."""
+    url_from_environment = os.environ.get(REDIS)
+    if url_from_environment:
+        yield url_from_environment
     else:
         with servers.redis() as url:
             yield url
@@ -52,7 +52,7 @@ def mailglass_redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def mailglass_databases(mailglass_postgres_url: str) -> Iterator[Databases]:
-    """Makes and drops databases on that server."""
+    """Creates and drops databases on that server."""
     databases = Databases(mailglass_postgres_url)
     yield databases
     databases.engine.dispose()
@@ -60,7 +60,7 @@ def mailglass_databases(mailglass_postgres_url: str) -> Iterator[Databases]:
 
 @pytest.fixture(scope="session")
 def mailglass_template(mailglass_databases: Databases) -> Iterator[str]:
-    """The name of a migrated database that those of tests are copies of."""
+    """The name of a migrated database, of which each test's database is a copy."""
     with mailglass_databases.template() as name:
         yield name
 
@@ -71,13 +71,13 @@ def mailglass_database(
 ) -> Iterator[Database]:
     """A migrated database of the test's own, which `MAILGLASS_DATABASE_URL` names; `MAILGLASS_REDIS_URL` is set too.
 
-    What an earlier `configure()` had set is forgotten, before the test and after it.
+    `configure()` is reset before the test and after it.
     """
-    with mailglass_databases.copy(mailglass_template, mailglass_redis_url) as made:
-        monkeypatch.setenv("MAILGLASS_DATABASE_URL", made.url)
+    with mailglass_databases.copy(mailglass_template, mailglass_redis_url) as database:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", database.url)
         monkeypatch.setenv("MAILGLASS_REDIS_URL", mailglass_redis_url)
         runtime.configure()
-        yield made
+        yield database
         runtime.configure()
 
 
@@ -88,6 +88,6 @@ def mailglass_webhook_first(request: pytest.FixtureRequest) -> Callable[..., tup
     In a Django project with our app, that is Django's test database, in a test that commits
     (`@pytest.mark.django_db(transaction=True)`).
     """
-    if runtime.in_framework():
+    if runtime.has_framework_engine():
         return partial(race.webhook_first, runtime.database())
     return partial(race.webhook_first, request.getfixturevalue("mailglass_database"))

@@ -1,7 +1,7 @@
-"""A program in a folder of its own, which ends with it.
+"""Run a program in a temporary folder, which is deleted with it.
 
 PostgreSQL refuses to run as root, and no server should. Root's servers run as the system user `nobody`, from a copy of
-the program in that folder, so that no folder above the virtual environment has to be opened to anybody.
+the program in that folder, so that `nobody` needs no access to the virtual environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
-# Reads which program runs from a pipe that ends with this process, however that ends; then it stops the program and
+# Reads the program's id from a pipe that ends with this process, even if that is killed; then it stops the program and
 # deletes the folder.
 KEEPER = """
 program=; tries=0
@@ -34,15 +34,15 @@ if [ -n "$program" ]; then
 fi
 rm -rf -- "$2"
 """
-LONGEST_PATH = 60  # a socket's whole path has at most 107 bytes on Linux, and 103 on macOS
+MAX_PATH_BYTES = 60  # a socket's whole path has at most 107 bytes on Linux, and 103 on macOS
 
 
 class Process:
-    """A new folder of mode 0700, and a program that works there; `user` is root's replacement, if there is one."""
+    """A program in a new folder of mode 0700; it runs as `user` if that is given, in place of root."""
 
     def __init__(self, name: str, *, user: str | None = None, ending: signal.Signals = signal.SIGTERM) -> None:
         self.user = user
-        self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_place(user)))
+        self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_choose_directory(user)))
         self._name, self._ending = name, ending
         self._process: subprocess.Popen[bytes] | None = None
         read, write = os.pipe()
@@ -95,12 +95,12 @@ class Process:
         return process
 
     def _running(self, process: subprocess.Popen[bytes] | None) -> None:
-        """Note what runs from now on, for the keeper too."""
+        """Set the process that runs from now on, for the keeper too."""
         self._process = process
         self._to_keeper.write(f"{process.pid if process else ''}\n".encode())
 
     def require(self) -> None:
-        """Continue if the program is running.
+        """Check that the program is running.
 
         Raises:
             MailglassReconcileError: It has ended; the message has the last line of its log.
@@ -109,7 +109,7 @@ class Process:
             raise MailglassReconcileError(f"{self._name} has ended: {self.last_line()}")
 
     def until(self, answers: Callable[[], bool]) -> None:
-        """Wait until the program answers.
+        """Wait until the program responds: until *answers* returns True.
 
         Raises:
             MailglassReconcileError: It has ended, or did not answer within 30 seconds.
@@ -137,7 +137,7 @@ class Process:
         self._running(None)
 
     def close(self) -> None:
-        """Stop for good, and delete the folder; until then the keeper would do that."""
+        """Stop the program, delete the folder, and end the keeper, which would do both if this process died."""
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
         self._keeper.kill()
@@ -150,24 +150,24 @@ P = TypeVar("P", bound=Process)
 
 @contextmanager
 def closing(make: Callable[[], P]) -> Iterator[P]:
-    """Yield the process that *make* makes, and close it at the end of the block.
+    """Yield the process that *make* returns, and close it at the end of the block.
 
-    Signals are held back meanwhile, so that they arrive where there is something to close.
+    Signals are blocked while it is made and closed, so that none leaves a process behind.
     """
-    made = None
+    process = None
     try:
-        with undisturbed():
-            made = make()
-        yield made
+        with block_signals():
+            process = make()
+        yield process
     finally:
-        with undisturbed():
-            if made is not None:
-                made.close()
+        with block_signals():
+            if process is not None:
+                process.close()
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done, from this thread and the processes it starts."""
+def block_signals() -> Iterator[None]:
+    """Block Ctrl-C, SIGTERM and SIGHUP for this thread and the processes it starts, until the block ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
@@ -176,21 +176,22 @@ def undisturbed() -> Iterator[None]:
 
 
 def servers_user() -> str | None:
-    """Return the user that servers run as; None is this process's own."""
+    """Return the user for servers if this process is root's, else None."""
     return "nobody" if os.geteuid() == 0 else None
 
 
-def _place(user: str | None) -> Path:
-    """Return the temporary folder, or another one if a socket's path there is too long or *user* cannot get there."""
-    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - a new folder is made there
-    for place in places:
-        if len(os.fsencode(place.resolve())) <= LONGEST_PATH and (user is None or _open_to_all(place.resolve())):
-            return place.resolve()
-    entered = f" that the user {user} can enter" if user else ""
+def _choose_directory(user: str | None) -> Path:
+    """Return the temporary folder, or another one if a socket's path there is too long or *user* cannot enter it."""
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - for a new folder
+    for path in map(Path.resolve, candidates):
+        if len(os.fsencode(path)) <= MAX_PATH_BYTES and (user is None or _is_accessible(path)):
+            return path
+    accessible = f" that the user {user} can enter" if user else ""
     raise MailglassReconcileError(
-        f"servers need a temporary folder{entered}, with a path of at most {LONGEST_PATH} bytes; set TMPDIR to one"
+        f"servers need a temporary folder{accessible}, with a path of at most {MAX_PATH_BYTES} bytes; set TMPDIR to one"
     )
 
 
-def _open_to_all(place: Path) -> bool:
-    return all(folder.stat().st_mode & 0o001 for folder in (place, *place.parents))
+def _is_accessible(path: Path) -> bool:
+    """Return True if every user can enter a folder."""
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

@@ -1,4 +1,4 @@
-"""The race, made to happen: a webhook that comes before its send has committed."""
+"""Force the race: deliver a webhook before its send has committed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answered = TypeVar("Answered")
 
 SECONDS = 20
 
-# Others may read deliveries and lock their rows; a writer waits.
+# Other sessions can read deliveries and lock their rows; a writer waits.
 _HOLD = "LOCK TABLE {schema}.mailglass_deliveries IN SHARE MODE"
 _GIVE_UP = "SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
 
@@ -33,13 +33,13 @@ SELECT EXISTS (SELECT FROM pg_locks
 def webhook_first(
     database: Database | databases.Database, send: Callable[[], Sent], webhook: Callable[[], Answered]
 ) -> tuple[Sent, Answered]:
-    """Call *send*, and *webhook* before what *send* records has committed; return what both return.
+    """Call *send*, and call *webhook* before *send* can commit; return both results.
 
-    *send* runs in a thread of its own until it wants to store a delivery. It waits there while *webhook* runs to its
-    end, and then continues. By then your application has called the provider's API, so the message id is known.
+    *send* runs in its own thread until it stores a delivery. It waits there while *webhook* runs to its end, and then
+    continues. By then your application has called the provider's API, so the message id is known.
 
     Args:
-        database: Where both record, on connections of their own.
+        database: The database in which both record, on their own connections.
         send: Sends one message and records it, such as a request to your application.
         webhook: Delivers the webhooks about it, such as further requests.
 

@@ -21,7 +21,7 @@ from types import FrameType
 import psycopg
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.testing.processes import Process, closing, servers_user, undisturbed
+from mailglass_reconcile.testing.processes import Process, block_signals, closing, servers_user
 
 POSTGRES_PROGRAMS = "MAILGLASS_TEST_POSTGRES_PROGRAMS"
 """Environment variable: the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's."""
@@ -99,7 +99,7 @@ def postgres(*options: str) -> Iterator[str]:
 def postgres_server(*options: str) -> Iterator[Postgres]:
     """Run a new PostgreSQL as `postgres` does, and yield what stops and starts it."""
     with closing(lambda: Postgres(*options)) as server:
-        with undisturbed():
+        with block_signals():
             server.start()
         yield server
 
@@ -111,7 +111,7 @@ def redis(password: str | None = None) -> Iterator[str]:
     with closing(lambda: Process("Valkey", user=servers_user(), ending=signal.SIGKILL)) as server:
         # A password on the command line could be read by everybody.
         server.write("conf", f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
-        with undisturbed():
+        with block_signals():
             server.launch(_valkey_program(server), "conf")
         server.until(lambda: listens(port))
         yield f"redis://:{password}@127.0.0.1:{port}/0"

@@ -14,7 +14,7 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.web.rendering import path_below_root, render
 
 COOKIE = "mailglass_web"
@@ -67,7 +67,7 @@ class Access:
     def refusal(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
         page, asked = path_below_root(request)[1:], request.url.query
-        keeps = asked and not holds_address(unquote_plus(asked))  # typed into the address by hand
+        keeps = asked and not contains_address(unquote_plus(asked))  # typed into the address by hand
         return _form(request, f"{page}?{asked}" if keeps else page)
 
     async def login(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.settings import web_token
+from mailglass_reconcile.settings import load_web_token
 from mailglass_reconcile.web.access import Access, Guard
 from mailglass_reconcile.web.pages import Pages
 
@@ -41,7 +41,7 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
     Raises:
         ConfigurationError: `MAILGLASS_WEB_TOKEN` is not set, or has fewer than 16 characters.
     """
-    token = web_token(runtime.get_settings())
+    token = load_web_token(runtime.get_settings())
     if token is None:
         raise ConfigurationError(
             "MAILGLASS_WEB_TOKEN is not set; set it to a token of your own, such as `openssl rand -hex 24` prints"

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.exposition import PREFIX, counter, gauge, keyed, text
+from mailglass_reconcile.exposition import PREFIX, make_counter, make_gauge, render, samples_by_label
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.metrics_source import MetricsSnapshot, collect
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
@@ -37,7 +37,7 @@ def scrape(database: Database) -> bytes:
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    return text(_families(_collect(database)))
+    return render(_families(_collect(database)))
 
 
 def _collect(database: Database) -> MetricsSnapshot | None:
@@ -87,24 +87,26 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
-    yield counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
+    yield make_counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
     seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
-    yield counter("run_seconds", "How long runs took, added up", ("kind",), keyed(seconds))
-    yield counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), keyed(orphans))
+    yield make_counter("run_seconds", "How long runs took, added up", ("kind",), samples_by_label(seconds))
+    yield make_counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), samples_by_label(orphans))
     help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"
-    yield counter("linked_unchecked", help_, (), [((), unchecked)])
+    yield make_counter("linked_unchecked", help_, (), [((), unchecked)])
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"
-    yield counter("expired_orphans", help_, ("delivery",), keyed(expired))
+    yield make_counter("expired_orphans", help_, ("delivery",), samples_by_label(expired))
     help_ = "Broadcasts of sweeps that Redis took, and those that it did not"
-    yield counter("messages", help_, ("outcome",), keyed(messages))
+    yield make_counter("messages", help_, ("outcome",), samples_by_label(messages))
     help_ = "When a run of this kind last ended well; 0 if no full sweep ever has"
     success = {"full": 0.0, **snapshot.last_success}
-    yield gauge("last_success_timestamp_seconds", help_, ("kind",), keyed(success))
+    yield make_gauge("last_success_timestamp_seconds", help_, ("kind",), samples_by_label(success))
 
 
 def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     states = {**dict.fromkeys(("unmatched", *REASONS), 0), **snapshot.states}
-    yield gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), keyed(states))
+    yield make_gauge(
+        "open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), samples_by_label(states)
+    )
     help_ = "When a full sweep last counted the open orphans"
     yield _single("open_orphans_counted_timestamp_seconds", help_, snapshot.counted_at)
     help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
@@ -121,19 +123,25 @@ def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     help_ = "Those of them on which a provider has reported"
     yield _single("recent_deliveries_reported", help_, snapshot.lately.reported)
     help_ = "Deliveries without a report, of those checked that should have one by now"
-    yield gauge("deliveries_without_report", help_, ("provider",), keyed(snapshot.without_report), prefix="mailglass_")
+    yield make_gauge(
+        "deliveries_without_report",
+        help_,
+        ("provider",),
+        samples_by_label(snapshot.without_report),
+        prefix="mailglass_",
+    )
     help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
     names = [check.name for check in checks.CHECKS if check.cheap]
     findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
     for finding in snapshot.findings:
         findings[finding.check, finding.status] += 1
-    yield gauge("findings", help_, ("check", "status"), findings.items())
+    yield make_gauge("findings", help_, ("check", "status"), findings.items())
     yield _single(
         "triggers_present", "Whether the triggers on mailglass_events exist and are enabled", snapshot.triggers
     )
     jobs = {"waiting": snapshot.outbox.waiting, "failing": snapshot.outbox.failing, "dead": snapshot.outbox.dead}
     help_ = "Jobs of handlers (one for each handler and event) that wait, that failed three times, that are dead"
-    yield gauge("handler_jobs", help_, ("state",), keyed(jobs))
+    yield make_gauge("handler_jobs", help_, ("state",), samples_by_label(jobs))
     help_ = "For how long the first waiting job of a handler has been due"
     yield _single("handler_overdue_seconds", help_, max(0.0, snapshot.outbox.overdue_seconds))
 

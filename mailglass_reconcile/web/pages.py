@@ -36,7 +36,7 @@ from mailglass_reconcile.ops.orphans import OpenOrphan, Page
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import Unknown
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import outbox
@@ -268,7 +268,7 @@ class Pages:
             return _redirect(f"{'events' if hit.kind == 'event' else 'deliveries'}/{hit.id}")
         if tenant and not found.hits:
             shown["unknown_tenant"] = await self._unknown(tenant)
-        kept = "" if posted or holds_address(typed) else typed
+        kept = "" if posted or contains_address(typed) else typed
         return await self._show(request, "found.html", typed=kept, found=found, address=not kept, **shown)
 
     async def _found(self, what: SearchTerm) -> SearchResults:

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse
 from mailglass_reconcile.errors import COMMAND, with_command_name
 from mailglass_reconcile.rules import humanize, times
 from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
-from mailglass_reconcile.rules.states import MEANINGS, short_words
+from mailglass_reconcile.rules.states import MEANINGS, short_label
 
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"
@@ -232,7 +232,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         middle,
         moment,
     ),
-    *(number, plain, sentence, n_of_m, short_words, since, tick, unit_of),
+    *(number, plain, sentence, n_of_m, short_label, since, tick, unit_of),
 )
 
 

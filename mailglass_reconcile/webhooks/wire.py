@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.rules.smtp import smtp_status
@@ -243,7 +243,7 @@ def make_event_id(provider_id: object, payload: object) -> str:
     It is the provider's own id, or a digest of *payload* if that is missing or looks like an address.
     """
     text = str(provider_id).strip() if isinstance(provider_id, _ID) and not isinstance(provider_id, bool) else ""
-    return text if text and not holds_address(text) else digest([provider_id, payload] if text else payload)
+    return text if text and not contains_address(text) else digest([provider_id, payload] if text else payload)
 
 
 def digest(payload: object) -> str:
@@ -256,9 +256,9 @@ def metadata_of_tags(tags: object) -> dict[str, Any]:
     if not tags:
         return {}
     if isinstance(tags, str):
-        return {} if holds_address(tags) else {"tags": [tags[:MAX_TAG]]}
+        return {} if contains_address(tags) else {"tags": [tags[:MAX_TAG]]}
     values: Sequence[object] = tags if isinstance(tags, list | tuple) else ()
-    texts = [tag[:MAX_TAG] for tag in values if isinstance(tag, str) and tag and not holds_address(tag)]
+    texts = [tag[:MAX_TAG] for tag in values if isinstance(tag, str) and tag and not contains_address(tag)]
     if len(texts) <= FEW_TAGS:
         return {"tags": texts} if texts else {}
     fitting: list[str] = []

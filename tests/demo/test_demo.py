@@ -82,7 +82,7 @@ class Run:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
-        return [one for one in self.left() if any("demo.work" in part for part in _asked(one.cmdline, []))]
+        return [one for one in self.left() if any("demo.run_worker" in part for part in _asked(one.cmdline, []))]
 
     def is_gone(self) -> bool:
         """Whether no process of it is left, and no file."""
@@ -217,7 +217,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
     with closing(ReceiverProcess) as receiver:
         receiver.start()
-        environment.Stage(redis_url, receiver.post).overtake(OPEN)
+        environment.DemoEnvironment(redis_url, receiver.post).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]
     transactions = "SELECT count(*), count(DISTINCT xmin::text) FROM mailglass_deliveries WHERE recipient = ANY(:twins)"
     assert db.rows(transactions, twins=twins) == [(2, 1)]
@@ -225,7 +225,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
 
 def test_what_a_terminal_would_obey_is_escaped_on_the_screen(capsys):
     """Nothing that a terminal obeys, and no second line."""
-    environment.tell("redis", "mailglass:events:acme: \x1b[2J\nforged")
+    environment.print_event("redis", "mailglass:events:acme: \x1b[2J\nforged")
     assert capsys.readouterr().out.endswith(r"mailglass:events:acme: \x1b[2J\nforged" + "\n")
 
 

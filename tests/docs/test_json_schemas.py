@@ -31,7 +31,7 @@ RESULTS = {
 }  # fmt: skip
 
 WORDS = {
-    "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.VERDICTS, None},
+    "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.MATCH_STATES, None},
     ("explain", "state"): {*states.EVENT_STATES}, ("orphans", "state"): {*states.OPEN_STATES},
     ("find", "kind"): {"delivery", "event"}, ("find", "state"): {*states.EVENT_STATES},
     ("status", "state"): {*states.OPEN_STATES} - {"expired"}, ("status", "status"): {*states.RUN_STATUSES},

@@ -21,7 +21,7 @@ from mailglass_reconcile.pubsub import publisher
 from mailglass_reconcile.receiver import admission, app
 from mailglass_reconcile.record import after_commit, validation
 from mailglass_reconcile.rules import matching, providers, thresholds
-from mailglass_reconcile.settings import TOKEN_CHARACTERS, Settings
+from mailglass_reconcile.settings import MIN_TOKEN_CHARACTERS, Settings
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import certificates, ledger, outbox, privileges, runs
 from mailglass_reconcile.store.migration import steps
@@ -75,14 +75,14 @@ SENTENCES = [
     ),
     ("security.md", "is stored, at most {} of them", certificates.MAX_ADDRESSES),
     ("concepts.md", "Amazon SES and Scaleway, at most {} |", certificates.MAX_ADDRESSES),
-    ("security.md", "connections | {} | the one without progress", server.CONNECTIONS),
+    ("security.md", "connections | {} | the one without progress", server.MAX_CONNECTIONS),
     ("security.md", "time for the request's head | {:.0f} seconds", server.HEAD_SECONDS),
-    ("security.md", "lines in the head | {}", server.HEAD_LINES),
-    ("security.md", "time for the client to read the answer | {:.0f} seconds", server.ANSWER_SECONDS),
-    ("dashboard.md", "at most {} connections", server.CONNECTIONS),
-    ("dashboard.md", "a token of at least {} characters", TOKEN_CHARACTERS),
+    ("security.md", "lines in the head | {}", server.MAX_HEAD_LINES),
+    ("security.md", "time for the client to read the answer | {:.0f} seconds", server.RESPONSE_SECONDS),
+    ("dashboard.md", "at most {} connections", server.MAX_CONNECTIONS),
+    ("dashboard.md", "a token of at least {} characters", MIN_TOKEN_CHARACTERS),
     ("dashboard.md", "after {} hours", word(access.SESSION_SECONDS / 3600)),
-    ("security.md", "a token of at least {} characters", TOKEN_CHARACTERS),
+    ("security.md", "a token of at least {} characters", MIN_TOKEN_CHARACTERS),
     ("python.md", "works in {} threads", word(app.THREADS)),
     ("providers.md", "tokens, of the last {:,}", mailgun.MAX_TOKENS),
     ("recording.md", "At most {:,} calls wait", after_commit.MOST_STEPS),

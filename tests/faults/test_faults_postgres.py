@@ -312,7 +312,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
     """The sweep either sits it out or says that it failed; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
     engine = engines.create_engine(settings)
-    if runner.lacking(engine, settings):
+    if runner.find_missing_objects(engine, settings):
         runner.migrate(engine, settings, lambda line: None)
     plain = _Plain(engine)
     rounds = 10 if FULL else 2

@@ -31,7 +31,7 @@ from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import matching, providers
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
@@ -257,7 +257,7 @@ class Schedule(RuleBasedStateMachine):
             factories.insert_on(connection, events=[row])
             known = matching.keys_of(Document(json.loads(row["metadata"])))
             with borrowed(connection, self.db.settings) as tx:
-                keys = known._replace(recipient=address(recipient), lost=False)
+                keys = known._replace(recipient=normalize_address(recipient), lost=False)
                 stored_keys.store(tx, {row["id"]: stored_keys.Known(keys, "unmatched")})
                 tx.execute(_FORGET_STATE, {"id": row["id"]})  # as if nobody had looked
 
@@ -382,7 +382,7 @@ class Schedule(RuleBasedStateMachine):
         kept = (before.keys() - self.aged) | self._ids(_NEEDED)
         if dies_at is not None:
             with contextlib.suppress(_CrashError), self.db.database.connect() as connected:
-                for number, _ in enumerate(retention.events(connected, 30, size)):
+                for number, _ in enumerate(retention.delete_events(connected, 30, size)):
                     if number == dies_at:
                         raise _CrashError
             gone = before.keys() - self._ledger().keys()

@@ -514,7 +514,7 @@ def suppress(connection, event):
 
 if __name__ == "__main__":
     runtime.load_imports()
-    print([one.name for one in handlers.handlers()])
+    print([one.name for one in handlers.registered_handlers()])
 """
 
 

@@ -53,17 +53,17 @@ def test_without_mailglass_a_delivery_has_its_provider(db):
 def test_who_made_the_tables_is_one_answer(beside):
     """For guard, prune, erasure, retention, removal and sends."""
     with beside.database.reading() as tx:
-        assert schema.made_by_mailglass(tx)
+        assert schema.is_made_by_mailglass(tx)
 
 
 def test_tables_that_migrate_made_are_ours(db):
     """As long as Mailglass has none there."""
     with db.database.reading() as tx:
-        assert not schema.made_by_mailglass(tx)
+        assert not schema.is_made_by_mailglass(tx)
 
 
 def test_tables_that_are_not_there_were_not_made_by_mailglass(empty_database_url):
     """`migrate` will make them."""
     settings = Settings(database_url=empty_database_url)
     with Database(engines.create_engine(settings), settings).reading() as tx:
-        assert not schema.made_by_mailglass(tx)
+        assert not schema.is_made_by_mailglass(tx)

@@ -105,9 +105,9 @@ def test_what_would_have_to_change_is_said_for_each_state(db):
     for metadata, state, words in [
         (factories.postmark("one"), "matched", None),
         (factories.postmark("none"), "unmatched", "with the event's provider or none"),
-        ({"provider": "postmark"}, "unmatchable", "one of the places read"),
+        ({"provider": "postmark"}, "unmatchable", "one of the fields searched"),
         (factories.postmark("hers", recipient="a@b"), "recipient_mismatch", "to the event's recipient"),
-        (factories.postmark("hers", recipient_known=True), "ambiguous", "by hand"),
+        (factories.postmark("hers", recipient_known=True), "ambiguous", "manually"),
     ]:
         found = of(db, factories.orphan(db, metadata))
         assert (found.state, found.verdict) == (state, state)
@@ -217,9 +217,9 @@ def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
     orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
     found = explain(db.database, UUID(orphan))
     assert found.state == "unmatched"
-    assert "an id that it made up" in found.sentence
+    assert "a generated id" in found.sentence
     other = factories.orphan(db, factories.postmark("x"))
-    assert "made up" not in explain(db.database, UUID(other)).sentence
+    assert "generated" not in explain(db.database, UUID(other)).sentence
 
 
 def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):

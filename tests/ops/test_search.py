@@ -8,11 +8,11 @@ import pytest
 import factories
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.ops import deliveries, orphans, search
-from mailglass_reconcile.rules.addresses import address as compared
-from mailglass_reconcile.rules.addresses import index_key
+from mailglass_reconcile.rules.addresses import make_index_key
+from mailglass_reconcile.rules.addresses import normalize_address as compared
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, personal_data
-from mailglass_reconcile.store.database import NIL, Database, by_statistics
+from mailglass_reconcile.store.database import NIL, Database, trust_statistics
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
 
@@ -226,7 +226,7 @@ def read_of(node) -> int:
 @pytest.mark.parametrize(("address", "at_most"), [("ada@example.com", WIDE + 1_000), ("U5@example.com", 500)])
 def test_an_address_costs_its_own_deliveries(wide, address, at_most):
     """One with 100,000 deliveries, and one with a single one, whatever the statistics."""
-    key = index_key(compared(address))
+    key = make_index_key(compared(address))
     newest = {"recipient_key": key, "message_ids": "{}", "ids": "{}", "most": search.MOST, "size": 20}
     erased = {"key": key, "after": NIL, "size": search.MOST}
     for statement, parameters in ((deliveries._NEWEST, newest), (personal_data._DELIVERIES, erased)):
@@ -248,7 +248,7 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
         "tenant_id": None, "recipient": recipient, "message_ids": message_ids, "ids": "{}",
         "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.MOST, "size": 20,
     }  # fmt: skip
-    with wide.reading() as tx, by_statistics(tx):
+    with wide.reading() as tx, trust_statistics(tx):
         ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {orphans._NEWEST}", parameters)
     assert read_of(plans[0]["Plan"]) <= at_most
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import senders
 from mailglass_reconcile.receiver import known_certificates
 from mailglass_reconcile.store import certificates as stored
-from mailglass_reconcile.store.certificates import Address
+from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.webhooks import certificates, sns
 from mailglass_reconcile.webhooks.certificates import CertificateCache
 from receivers import first, mounted, post
@@ -32,12 +32,12 @@ def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
     return known
 
 
-def add(db, *addresses: Address) -> None:
+def add(db, *addresses: CertificateAddress) -> None:
     """Store addresses, one after the other."""
     database = known_certificates.Database(db.engine, db.settings)
     for address in addresses:
         with database.writing() as tx:
-            stored.add(tx, address)
+            stored.add_address(tx, address)
 
 
 def test_a_restart_under_attack_keeps_no_honest_webhook_out(db, monkeypatch):
@@ -79,11 +79,13 @@ def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db,
     monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
     add(
         db,
-        Address("ses", "https://evil.example/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"),
-        Address("scaleway", CERTIFICATE_URL),
-        Address("postmark", CERTIFICATE_URL),
-        Address("pigeon", OTHER.replace("3210", "aaaa")),
-        Address("ses", OTHER),
+        CertificateAddress(
+            "ses", "https://evil.example/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
+        ),
+        CertificateAddress("scaleway", CERTIFICATE_URL),
+        CertificateAddress("postmark", CERTIFICATE_URL),
+        CertificateAddress("pigeon", OTHER.replace("3210", "aaaa")),
+        CertificateAddress("ses", OTHER),
     )
     known = restarted(monkeypatch)
     mounted().routes[0].app.start()
@@ -94,10 +96,10 @@ def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db,
 
 def test_the_newest_32_addresses_are_kept(db):
     """Those of the last years are not needed."""
-    addresses = [Address("ses", CERTIFICATE_URL.replace("0123", f"{number:04}")) for number in range(40)]
+    addresses = [CertificateAddress("ses", CERTIFICATE_URL.replace("0123", f"{number:04}")) for number in range(40)]
     add(db, *addresses, addresses[-1])
     with known_certificates.Database(db.engine, db.settings).reading() as tx:
-        assert stored.load(tx) == addresses[:7:-1]
+        assert stored.load_addresses(tx) == addresses[:7:-1]
 
 
 def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplog):

@@ -23,7 +23,7 @@ from waiting import wait_until
 def nothing_yet(monkeypatch):
     """As in a process that has begun."""
     monkeypatch.setattr(failures, "_throttle", LogThrottle())
-    monkeypatch.setattr(telemetry, "_counted", telemetry.Counter())
+    monkeypatch.setattr(telemetry, "_counts", telemetry.Counter())
 
 
 def counted():

@@ -12,7 +12,7 @@ from senders import PRIVATE
 def again(provider, **more):
     """Return what to do about a provider's event."""
     given = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
-    return redelivery.remedy(provider=provider, **given)
+    return redelivery.tenant_remedy(provider=provider, **given)
 
 
 def test_the_providers_are_those_whose_webhooks_are_read():
@@ -24,7 +24,7 @@ def test_the_providers_are_those_whose_webhooks_are_read():
 def test_each_provider_has_a_way(provider):
     """Its own dashboard, a sample that it would sign, or the request from a log."""
     said = again(provider)
-    assert "make such webhooks arrive for tenant globex" in said
+    assert "Route these webhooks to tenant globex" in said
     if provider == "resend":
         assert "Replay" in said
     else:

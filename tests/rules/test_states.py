@@ -24,7 +24,7 @@ def schema(name: str, *path: str) -> set[object]:
     ("listed", "path"),
     [
         (states.EVENT_STATES, ("explain", "state")),
-        ((*states.VERDICTS, None), ("explain", "verdict")),
+        ((*states.MATCH_STATES, None), ("explain", "verdict")),
         (states.OPEN_STATES, ("orphans", "state")),
         ([state for state in states.OPEN_STATES if state != "expired"], ("status", "groups", "state")),
         (states.RUN_STATUSES, ("status", "last_runs", "status")),
@@ -40,8 +40,8 @@ def test_a_schema_allows_the_states_that_there_are_and_no_other(listed, path):
 def test_each_state_and_each_count_has_its_words():
     """`explain`, the page and a sweep print them; a state that is not defined here is printed as it is."""
     assert set(states.MEANINGS) == {*states.EVENT_STATES, *states.OUTCOMES, *states.SKIPPED}
-    assert states.short_words("unmatched") == "no delivery yet"
-    assert states.short_words("of a later version") == "of a later version"
+    assert states.short_label("unmatched") == "no delivery yet"
+    assert states.short_label("of a later version") == "of a later version"
     assert {*states.OUTCOMES, *states.SKIPPED} - set(WHY_OPEN) == {"linked", "skipped", "skipped_limit"}
     assert {*states.OUTCOMES, *states.SKIPPED} <= set(SweepResult.__slots__)
     assert set(states.OUTCOMES) <= set(COUNTS)
@@ -49,13 +49,13 @@ def test_each_state_and_each_count_has_its_words():
 
 def test_what_would_help_an_ambiguous_event_without_its_recipient_is_said_of_no_other():
     """A delivery may still come for one that has none."""
-    plain, lost = (states.remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
+    plain, lost = (states.state_remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
     assert plain != lost
-    assert states.remedy("unmatched", recipient_lost=True) == states.remedy("unmatched")
+    assert states.state_remedy("unmatched", recipient_lost=True) == states.state_remedy("unmatched")
 
 
 def test_an_expired_event_needs_a_sweep_that_includes_it_and_what_its_verdict_needs():
     """One of them alone would leave it open."""
-    expired, unmatched, both = map(states.remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched"))
+    expired, unmatched, both = map(states.state_remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched"))
     assert both == f"{expired}; in addition, {unmatched}"
-    assert states.remedy("expired", "matched") == expired
+    assert states.state_remedy("expired", "matched") == expired

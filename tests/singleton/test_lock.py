@@ -456,7 +456,7 @@ def test_after_a_fork_a_child_opens_its_own_connections_and_leaves_the_parents(d
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        runtime.after_fork()
+        runtime.dispose_after_fork()
         with runtime.get_engine().connect() as connection:
             childs = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         os.write(writing, str(childs).encode())
@@ -475,7 +475,7 @@ def test_after_a_fork_an_engine_of_our_own_needs_nothing():
     """Nothing is configured: there is nothing to forget, and nothing connects."""
     with silent() as (port, accepted):
         mailglass_reconcile.configure(settings=Settings(database_url=f"postgresql://nobody@127.0.0.1:{port}/nowhere"))
-        runtime.after_fork()
+        runtime.dispose_after_fork()
         assert accepted == []
 
 

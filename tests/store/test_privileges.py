@@ -132,7 +132,7 @@ def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, sq
         holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         with monkeypatch.context() as patch:
-            patch.setattr(lock, "PATIENCE_SECONDS", 0)
+            patch.setattr(lock, "TIMEOUT_SECONDS", 0)
             with pytest.raises(DatabaseRefusedError) as refused:
                 database.migrate()
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)

@@ -68,7 +68,7 @@ def test_an_event_was_stored_under_another_tenant(db, operator):
     assert "1 open event of tenant globex names its message id" in operator.said
     assert further == f"mailglass-reconcile explain {orphan.event_id}"
     (remedy,) = operator.pastes(further)
-    assert "first make such webhooks arrive for tenant acme" in operator.said
+    assert "Route these webhooks to tenant acme" in operator.said
     assert remedy.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1")
 
 

@@ -53,7 +53,7 @@ def test_the_event_came_under_another_tenant(db):
     operator.follows("deliveries", delivery)
     assert "1 open event of tenant default names its message id." in operator.words
     operator.follows("events", event)
-    assert "first make such webhooks arrive for tenant acme" in operator.words
+    assert "Route these webhooks to tenant acme" in operator.words
     (command,) = operator.commands
     assert command.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1")
 

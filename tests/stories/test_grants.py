@@ -96,7 +96,7 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
     sweeper = f"{prefix}sweeper"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {sweeper}")
-    script = privileges.script(schema).replace("mailglass_sweeper", sweeper)
+    script = privileges.format_grants(schema).replace("mailglass_sweeper", sweeper)
     script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
     done = subprocess.run(
         [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)],
@@ -239,8 +239,10 @@ def test_a_recorder_stores_where_certificates_are(db, acting):
     database = Database(engines.create_engine(settings), settings)
     for number in range(certificates.MAX_ADDRESSES + 1):
         with database.writing() as tx:
-            certificates.add(tx, certificates.Address("ses", f"https://sns.eu-west-1.amazonaws.com/{number}.pem"))
-            assert len(certificates.load(tx)) == min(number + 1, certificates.MAX_ADDRESSES)
+            certificates.add_address(
+                tx, certificates.CertificateAddress("ses", f"https://sns.eu-west-1.amazonaws.com/{number}.pem")
+            )
+            assert len(certificates.load_addresses(tx)) == min(number + 1, certificates.MAX_ADDRESSES)
 
 
 def test_an_eraser_erases(db, acting):

@@ -128,7 +128,7 @@ class Installation:
 
     def is_current(self) -> bool:
         """Whether nothing is left to migrate."""
-        return not runner.lacking(self.engine, self.settings)
+        return not runner.find_missing_objects(self.engine, self.settings)
 
     @contextmanager
     def writing(self, sql: str) -> Any:

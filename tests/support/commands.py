@@ -58,7 +58,7 @@ def started(db: Any, *arguments: str, **environment: str) -> subprocess.Complete
 @contextmanager
 def _unconfigured() -> Iterator[None]:
     """Take settings from the environment while the block runs."""
-    before = runtime._Configured
+    before = runtime._Configuration
     configured = {name: getattr(before, name) for name in ("engine", "redis", "settings")}
     runtime.configure()
     try:

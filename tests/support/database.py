@@ -52,7 +52,7 @@ class Database:
         """Whether it is as a migration makes it."""
         if self.lent and self.lent.is_as_made():
             return True
-        lacking = runner.lacking(self.engine, self.settings)
+        lacking = runner.find_missing_objects(self.engine, self.settings)
         return not lacking and self.value(SCHEMA) == self.settings.database_schema
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:

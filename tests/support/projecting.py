@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mailglass_reconcile.store.database import Transaction, columns
+from mailglass_reconcile.store.database import Transaction, column_arrays
 from mailglass_reconcile.store.ledger import LinkedEvent
 
 _PROJECT = """
@@ -16,4 +16,4 @@ def projected(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     if not events:
         return 0
     rows = [(one.delivery_id, one.type, one.occurred_at, one.arrived_at) for one in events]
-    return int(tx.execute(_PROJECT, columns(("delivery_ids", "types", "times", "arrivals"), rows)).scalar_one())
+    return int(tx.execute(_PROJECT, column_arrays(("delivery_ids", "types", "times", "arrivals"), rows)).scalar_one())

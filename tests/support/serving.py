@@ -62,7 +62,7 @@ def serving(
 @contextmanager
 def bounded(application) -> Iterator[str]:
     """Serve an application in this process, as the command does."""
-    listener = server._listening("127.0.0.1", 0)
+    listener = server._listen("127.0.0.1", 0)
     config = uvicorn.Config(
         application,
         backlog=server.ACCEPTED_AT_ONCE,
@@ -70,7 +70,7 @@ def bounded(application) -> Iterator[str]:
         lifespan="off",
         loop="asyncio",
         http=server.BoundedProtocol,
-        h11_max_incomplete_event_size=server.HEAD_BYTES,
+        h11_max_incomplete_event_size=server.MAX_HEAD_BYTES,
     )
     running = server._Server(config)  # without its queue, a full one makes clients wait for seconds
     thread = threading.Thread(target=running.run, args=([listener],), daemon=True)

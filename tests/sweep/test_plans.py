@@ -15,10 +15,10 @@ import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile.mailglass_compat import raw_webhooks
-from mailglass_reconcile.mailglass_compat.raw_webhooks import Reported
+from mailglass_reconcile.mailglass_compat.raw_webhooks import ReportedEvent
 from mailglass_reconcile.mailglass_compat.readers import READERS
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import index_key
+from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
@@ -33,7 +33,7 @@ from mailglass_reconcile.store import (
     window,
 )
 from mailglass_reconcile.store.caller_transaction import borrowed
-from mailglass_reconcile.store.database import Database, Transaction, by_scans, by_statistics
+from mailglass_reconcile.store.database import Database, Transaction, prefer_scans, trust_statistics
 from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
@@ -338,7 +338,7 @@ FILTERS = {
 def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newest_first, name):
     """In whichever order they are read; types and ids are looked up for the page alone."""
     wanted, began = FILTERS[name], LAST if newest_first else FIRST
-    with by_statistics(reading):
+    with trust_statistics(reading):
         plan = plan_of(
             reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
         )
@@ -368,7 +368,7 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, others):
 def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading, newest_first):
     """Their ids are read once at most, with statistics that are stale; those of an empty database cost a pass."""
     wanted, began = Wanted(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
-    with by_statistics(reading):
+    with trust_statistics(reading):
         plan = plan_of(
             reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
         )
@@ -422,7 +422,7 @@ def test_what_is_judged_is_chosen_by_reading_the_tables_once_each(reading, whole
 @pytest.mark.parametrize("path", [True, False], ids=["by scans", "by probes"])
 def test_both_paths_choose_the_same(reading, whole, path):
     """And leave the same out."""
-    other, one = (window.choose(reading, whole._replace(by_scans=by_scans)) for by_scans in (not path, path))
+    other, one = (window.choose(reading, whole._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path))
     assert (one.chosen, one.left_out) == (other.chosen, other.left_out)
     assert one.chosen.total() + one.left_out.total() == ROWS
     assert sum(len(packed) for part in one.parts for packed in part.packed) == 16 * one.chosen.total()
@@ -438,7 +438,7 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
     """A subplan that does not fit into the memory for a hash would be read once for each orphan."""
     with untouched.connection.begin_nested() as savepoint:
         untouched.connection.exec_driver_sql(MANY_MILLIONS)
-        with by_scans(untouched):
+        with prefer_scans(untouched):
             parameters = window.parameters(untouched, whole._replace(by_scans=True), None)
             rows = untouched.execute("EXPLAIN " + window._CHOOSE, parameters).scalars().all()
         savepoint.rollback()
@@ -479,10 +479,11 @@ def test_documents_are_read_by_the_ledgers_primary_key(reading, events):
 def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, events):
     """One raw webhook per orphan, found by its id at the provider and then read."""
     reported = [
-        Reported(event, "acme", f"Delivery:{n}", None) for n, event in zip(range(1, ROWS, 100), events, strict=True)
+        ReportedEvent(event, "acme", f"Delivery:{n}", None)
+        for n, event in zip(range(1, ROWS, 100), events, strict=True)
     ]
     reader = READERS["postmark"]
-    plan = probing(reading, lambda: raw_webhooks.recipients(reading, "postmark", reader, reported))
+    plan = probing(reading, lambda: raw_webhooks.load_recipients(reading, "postmark", reader, reported))
     assert plan.indexes == {
         "mailglass_webhook_events_pkey",
         "mailglass_webhook_events_provider_event_id_idx",
@@ -538,7 +539,7 @@ ASKING = {
 
 def question(tenant, recipient):
     """Return a question for the deliveries of the wide id."""
-    return Question("campaign", tenant, f"sparkpost{SEPARATOR}SparkPost", recipient and index_key(recipient))
+    return Question("campaign", tenant, f"sparkpost{SEPARATOR}SparkPost", recipient and make_index_key(recipient))
 
 
 @pytest.mark.parametrize("asking", ASKING)

@@ -109,7 +109,7 @@ def test_a_sweep_that_gets_no_second_connection_does_without(db, monkeypatch):
         opened.append(psycopg.connect(db.url.replace("+psycopg", "")))
         return opened[0]
 
-    engine = engines.create_engine_by(connect, lambda: Server("Postgres", "here", "DATABASES"))
+    engine = engines.create_engine_with(connect, lambda: Server("Postgres", "here", "DATABASES"))
     mailglass_reconcile.configure(engine=engine, settings=db.settings)
     result = reconcile()
     assert (result.status, result.linked) == ("ok", 10)

@@ -183,7 +183,7 @@ def test_another_site_can_sign_nobody_in_or_out(db):
 
 def test_wrong_tokens_take_no_connection_from_others(db, monkeypatch):
     """In the header and in the form: each was answered after a second, and a hundred of them closed the dashboard."""
-    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
     form = b"token=wrong"
     requests = [
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n",

@@ -1,6 +1,6 @@
-"""Deliveries with their events, the ledger, and open orphans; lists and searches go by indexes only.
+"""Admin of deliveries with their events, the ledger, and open orphans; lists and searches use indexes only.
 
-Nothing can be changed, but that a person can be erased.
+It is read-only, except for the action that erases a person.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from django.utils.timezone import template_localtime
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored
+from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, StoredColumn
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
@@ -33,23 +33,23 @@ from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction
 
 LIMIT = 1_000
-"""Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
+"""Greatest number of rows that a list shows and counts, because counting a million takes too long."""
 
 MOST_ERASED = 100
-"""Deliveries whose recipients are erased by one action."""
+"""Greatest number of deliveries whose recipients one action erases."""
 
 
 class ShortPaginator(Paginator):
-    """Counts no further than a list goes."""
+    """A paginator that counts at most `LIMIT` rows."""
 
     @cached_property
     def count(self) -> int:
-        """How many rows there are, or `LIMIT` if there are more."""
+        """The number of rows, or `LIMIT` if there are more."""
         return int(self.object_list.order_by()[:LIMIT].count())
 
 
-class ReadOnly:
-    """Nothing can be added, changed or deleted: every add is answered with 403."""
+class ReadOnlyMixin:
+    """Denies adding, changing and deleting: the response to an add is 403."""
 
     def has_add_permission(self, *_args: Any) -> bool:
         return False
@@ -61,8 +61,8 @@ class ReadOnly:
         return False
 
 
-class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
-    """A list of the newest, and a search for what is named exactly."""
+class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
+    """A list of the newest rows, with an exact search."""
 
     actions: Any = None
     list_per_page = 50
@@ -78,24 +78,24 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
         return queryset.filter(pk__in=self.search(search_term)), False
 
     def search(self, term: str) -> list[UUID]:
-        """Return the primary keys of what is found for *term*, at most `LIMIT`."""
+        """Return the primary keys of the rows that match *term*, at most `LIMIT`."""
         raise NotImplementedError
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
-        """Whether the address of a list may filter it: by our filters only, or an address could be guessed so."""
-        return lookup in {one.parameter_name for one in self.list_filter}
+        """Return True for our filters only, because with others an e-mail address could be guessed."""
+        return lookup in {list_filter.parameter_name for list_filter in self.list_filter}
 
     def newest(self) -> Any:
         """Return the newest rows, at most `LIMIT`, along an index."""
         return self.model.objects.order_by(*self.ordering)[:LIMIT]
 
     def history_view(self, request: Any, object_id: str, extra_context: Any = None) -> Any:
-        """Answer with 404: nothing can be changed here, so there is no history."""
+        """Respond with 404: nothing can be changed here, so there is no history."""
         raise Http404
 
 
-class Among(admin.SimpleListFilter):
-    """A filter among the newest rows that a list shows, or among those that a search has found."""
+class NewestRowsFilter(admin.SimpleListFilter):
+    """A filter of the newest rows that a list shows, or of the results of a search."""
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
         return [(name, name) for name in self.names()]
@@ -109,9 +109,10 @@ class Among(admin.SimpleListFilter):
             return queryset
         if not request.GET.get("q", "").strip():
             queryset = queryset.filter(pk__in=self._admin.newest().values("pk"))
-        return self.passing(queryset, value)
+        return self.apply(queryset, value)
 
-    def passing(self, queryset: Any, value: str) -> Any:
+    def apply(self, queryset: Any, value: str) -> Any:
+        """Return the rows of *queryset* with this value."""
         raise NotImplementedError
 
     def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
@@ -119,27 +120,27 @@ class Among(admin.SimpleListFilter):
         super().__init__(request, params, model, model_admin)
 
 
-class LastEvent(Among):
-    """By the last event of a delivery."""
+class LastEventFilter(NewestRowsFilter):
+    """Filters deliveries by their last event."""
 
     title, parameter_name = "last event", "last"
 
     def names(self) -> list[str]:
         return list(event_types.TYPES)
 
-    def passing(self, queryset: Any, value: str) -> Any:
+    def apply(self, queryset: Any, value: str) -> Any:
         return queryset.filter(last_event_type=value)
 
 
-class InState(Among):
-    """By the state that is stored with an open orphan."""
+class StateFilter(NewestRowsFilter):
+    """Filters open orphans by their stored state."""
 
     title, parameter_name = "state", "is"
 
     def names(self) -> list[str]:
-        return [*states.VERDICTS, states.UNSEEN]
+        return [*states.MATCH_STATES, states.UNSEEN]
 
-    def passing(self, queryset: Any, value: str) -> Any:
+    def apply(self, queryset: Any, value: str) -> Any:
         return queryset.filter(state__isnull=True) if value == states.UNSEEN else queryset.filter(state=value)
 
 
@@ -148,7 +149,7 @@ class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
 
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
-    list_filter = (LastEvent,)
+    list_filter = (LastEventFilter,)
     fields = readonly_fields = (
         "summary",
         *("id", "tenant_id", "mailable", "stream", "recipient", "sent_by", "provider_message_id"),
@@ -161,41 +162,42 @@ class DeliveryAdmin(LargeTableAdmin):
     actions = ("erase_recipients",)
 
     def search(self, term: str) -> list[UUID]:
-        return found("delivery", term)
+        return search_ids("delivery", term)
 
     def get_changelist_instance(self, request: Any) -> Any:
-        """Return the list, each delivery with the provider of its send, where its row has none."""
+        """Return the list, each delivery with its summary and the provider of its send."""
         changes = super().get_changelist_instance(request)
         with _reading() as tx:
-            read = deliveries.read(tx, [str(delivery.pk) for delivery in changes.result_list])
-        by_id = {delivery.delivery_id: delivery for delivery in read}
+            details = deliveries.read(tx, [str(delivery.pk) for delivery in changes.result_list])
+        by_id = {detail.delivery_id: detail for detail in details}
         for delivery in changes.result_list:
-            delivery.shown = by_id.get(str(delivery.pk))
+            delivery.details = by_id.get(str(delivery.pk))
         return changes
 
     def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
-        """Return a delivery with what is shown of it, or None."""
+        """Return a delivery with its summary and its events, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             with suppress(MailglassReconcileError), _reading() as tx:
-                (delivery.shown,) = deliveries.read(tx, [str(delivery.pk)])
+                (delivery.details,) = deliveries.read(tx, [str(delivery.pk)])
                 delivery.timeline = deliveries.events(tx, [str(delivery.pk)], deliveries.LATEST)
         return delivery
 
     @admin.display(description="summary")
     def summary(self, delivery: Any) -> str:
-        """Return what happened to it, in one sentence, and the command that shows more."""
-        shown = getattr(delivery, "shown", None)
-        return "-" if shown is None else ": ".join(filter(None, (shown.summary, shown.command)))
+        """Return the delivery's summary in one sentence, and the command that shows more."""
+        details = getattr(delivery, "details", None)
+        return "-" if details is None else ": ".join(filter(None, (details.summary, details.command)))
 
     @admin.display(description="provider")
     def sent_by(self, delivery: Any) -> Any:
-        shown = getattr(delivery, "shown", None)
-        return shown.provider if shown and shown.provider else "-"
+        """Return the provider of the delivery's send."""
+        details = getattr(delivery, "details", None)
+        return details.provider if details and details.provider else "-"
 
     @admin.display(description="events")
     def timeline(self, delivery: Any) -> Any:
-        """Return its latest events, the latest first; of those that were linked, the orphans."""
+        """Return the delivery's latest events, the latest first; for links, their orphans."""
         rows = [
             (
                 reverse(
@@ -210,12 +212,12 @@ class DeliveryAdmin(LargeTableAdmin):
         return format_html_join(mark_safe("<br>"), '<a href="{}">{}</a> {}, {}', rows) or "-"
 
     def has_erase_permission(self, request: Any) -> bool:
-        """Whether the user may erase a person: with the permission to delete deliveries, which allows nothing else."""
+        """Return True if the user may erase a person: with the permission to delete deliveries."""
         return bool(request.user.has_perm("mailglass_reconcile.delete_delivery"))
 
     @admin.action(description="Erase the recipients of selected deliveries", permissions=["erase"])
     def erase_recipients(self, request: Any, queryset: Any) -> Any:
-        """Ask, and then erase each recipient from the rows of its tenant."""
+        """Ask for confirmation, then erase each recipient from the rows of its tenant."""
         selected = list(queryset.values_list("pk", "tenant_id", "recipient")[: MOST_ERASED + 1])
         people = sorted({(tenant, to) for _, tenant, to in selected if not to.endswith(addresses.ERASED)})
         if len(selected) > MOST_ERASED:
@@ -235,14 +237,14 @@ class DeliveryAdmin(LargeTableAdmin):
     def _erase(self, request: Any, people: list[tuple[str, str]]) -> None:
         for tenant, recipient in people:
             try:
-                with database.connection() as lent:
-                    erased = erase(lent, recipient=recipient, tenant_id=tenant)
+                with database.connection() as connection:
+                    erased = erase(connection, recipient=recipient, tenant_id=tenant)
             except MailglassReconcileError as error:
                 self.message_user(request, f"An address was not erased: {error}.", messages.ERROR)
                 continue
             self.message_user(request, f"Erased an address from {erased.rows}.", messages.SUCCESS)
-            for place in erased.not_reached:
-                self.message_user(request, f"Not reached: {place}.", messages.WARNING)
+            for reason in erased.not_reached:
+                self.message_user(request, f"Not reached: {reason}.", messages.WARNING)
 
 
 @admin.register(Event)
@@ -259,14 +261,14 @@ class EventAdmin(LargeTableAdmin):
     )
 
     def search(self, term: str) -> list[UUID]:
-        delivery_ids = [str(delivery_id) for delivery_id in found("delivery", term)]
+        delivery_ids = [str(delivery_id) for delivery_id in search_ids("delivery", term)]
         with _reading() as tx:
             events = deliveries.events(tx, delivery_ids, LIMIT)
-        return [*(UUID(event.event_id) for event in events), *found("event", term), *filter(None, [_uuid(term)])]
+        return [*(UUID(event.event_id) for event in events), *search_ids("event", term), *filter(None, [_uuid(term)])]
 
     @admin.display(description="verdict")
     def explanation(self, event: Any) -> str:
-        return _explained(event.pk)
+        return _explain(event.pk)
 
     def get_queryset(self, request: Any) -> Any:
         return super().get_queryset(request).defer("metadata")
@@ -274,61 +276,62 @@ class EventAdmin(LargeTableAdmin):
 
 @admin.register(OpenOrphan)
 class OpenOrphanAdmin(LargeTableAdmin):
-    """What arrived last and has no delivery yet."""
+    """The newest open orphans."""
 
     list_display = ("event_id", "arrived_at", "state", "provider", "recipient", "tenant_id", "refused")
-    list_filter = (InState,)
+    list_filter = (StateFilter,)
     fields = readonly_fields = (
         "explanation",
         *("event", "tenant_id", "arrived_at", "provider", "recipient", "state", "refused"),
     )
-    ordering = (Stored("arrived_at").desc(), "-event_id")
+    ordering = (StoredColumn("arrived_at").desc(), "-event_id")
     search_help_text = "A provider's message id, or an event's id."
 
     def search(self, term: str) -> list[UUID]:
-        return found("event", term)
+        return search_ids("event", term)
 
     @admin.display(description="verdict")
     def explanation(self, orphan: Any) -> str:
-        """Return why it is not linked, judged now, and what has to change."""
-        return _explained(orphan.pk)
+        """Return why the orphan is not linked, matched now, and the remedy."""
+        return _explain(orphan.pk)
 
 
 @contextmanager
 def _reading() -> Iterator[Transaction]:
-    with database.connection() as lent, borrowed(lent, runtime.get_settings()) as tx:
+    """Begin a transaction in our scope on Django's connection."""
+    with database.connection() as connection, borrowed(connection, runtime.get_settings()) as tx:
         yield tx
 
 
-def found(kind: str, text: str) -> list[UUID]:
-    """Return the ids of the deliveries, or of the events, that the dashboard's search finds, at most `LIMIT`."""
+def search_ids(kind: str, text: str) -> list[UUID]:
+    """Return the ids of the deliveries, or of the events, that match a search of the dashboard, at most `LIMIT`."""
     try:
         term = search.parse_term(text)
     except ValueError:
         return []
-    runtime.load_imports(to_read=True)
+    runtime.load_imports(only_warn=True)
     with _reading() as tx:
         results = search.find_within(tx, term, limit=LIMIT)
     return [UUID(hit.id) for hit in results.hits if hit.kind == kind]
 
 
 def _localized(iso: str) -> str:
-    """Return a time in ISO 8601 in the reader's zone and language."""
+    """Return an ISO 8601 time in the user's time zone and language."""
     try:
         return str(localize(template_localtime(dt.datetime.fromisoformat(iso))))
     except ValueError:  # Postgres knows infinity, and years that Python does not
         return iso
 
 
-def _explained(event_id: UUID) -> str:
+def _explain(event_id: UUID) -> str:
     try:
-        runtime.load_imports(to_read=True)
+        runtime.load_imports(only_warn=True)
         with _reading() as tx:
-            found = explanation.explain_within(tx, event_id)
+            event = explanation.explain_within(tx, event_id)
     except MailglassReconcileError as error:
         return str(error)
-    remedy = f". To link it: {found.remedy}" if found.remedy else ""
-    return f"{found.state}: {found.sentence}{remedy}"
+    remedy = f". To link it: {event.remedy}" if event.remedy else ""
+    return f"{event.state}: {event.sentence}{remedy}"
 
 
 def _uuid(text: str) -> UUID | None:

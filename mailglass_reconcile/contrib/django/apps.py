@@ -1,4 +1,4 @@
-"""What Django loads: the app's name and label, its receivers, and the database that our processes use."""
+"""The Django app: its name and label, its startup, and the database that our processes use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 
 COMMAND = "manage.py mailglass"
-"""How a Django project calls our command."""
+"""The name of our command in a Django project."""
 
 
 class MailglassReconcileConfig(AppConfig):
@@ -24,7 +24,7 @@ class MailglassReconcileConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Take the database from `DATABASES`, without connecting; register checks, receivers and handlers' place."""
+        """Configure the database of `DATABASES`, without connecting, and register checks, receivers and migrations."""
         from mailglass_reconcile.contrib.django import checks, migration_operations, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
 
         self._configure("MAILGLASS_")
@@ -34,7 +34,7 @@ class MailglassReconcileConfig(AppConfig):
         receivers.connect()
 
     def _configure(self, setting: str, **_others: Any) -> None:
-        """Take our settings from Django's, at the start and when a test changes one."""
+        """Configure our settings from Django's, at startup and when a test changes one."""
         from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
 
         if setting.startswith("MAILGLASS_"):

@@ -1,4 +1,4 @@
-"""What `manage.py check` can say: by the settings, and with `--database` and before `migrate`, by the database."""
+"""System checks for `manage.py check`: of the settings, and with `--database` and before `migrate` of the database."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
 
 TIMEOUT_MS = 2_000
 READS_VERSION_1 = (15, 2)
-"""The last version of Anymail, as far as we know, that reads only the old version of MailerSend's webhooks."""
+"""The last known version of Anymail that reads only version 1 of MailerSend's webhooks."""
 
-OF_TESTS = "django.core.mail.backends.locmem.EmailBackend"
-"""Django's test runner puts it in the place of the real one, and then checks."""
+TEST_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+"""The backend with which Django's test runner replaces the real one before it checks."""
 
 NO_ANYMAIL = Warning(
-    "No e-mail backend is Anymail's, so sends are not recorded and no event finds its delivery.",
-    hint="Set EMAIL_BACKEND to one such as anymail.backends.postmark.EmailBackend.",
+    "No e-mail backend is Anymail's, so sends are not recorded and events stay unlinked.",
+    hint="Set EMAIL_BACKEND to one of Anymail's, such as anymail.backends.postmark.EmailBackend.",
     id="mailglass_reconcile.W001",
 )
 OTHER_IDS = Warning(
-    "SENDGRID_GENERATE_MESSAGE_ID is off, so SendGrid's events name other ids than those of their sends.",
+    "SENDGRID_GENERATE_MESSAGE_ID is off, so SendGrid's events carry ids that differ from those of the sends and cannot"
+    " be linked.",
     hint="Remove it from ANYMAIL: it is on by default.",
     id="mailglass_reconcile.W002",
 )
@@ -60,60 +61,60 @@ MAILERSEND = Warning(
 
 
 @register
-def check(**_others: Any) -> list[CheckMessage]:
-    """Return what is wrong with the settings of Django, Anymail and Celery that matter here."""
-    return list(_found())
+def check_settings(**_others: Any) -> list[CheckMessage]:
+    """Return the problems in the settings of Django, Anymail and Celery."""
+    return list(_settings_problems())
 
 
 @register(Tags.database)
 def check_database(*, databases: Collection[str] | None = None, **_others: Any) -> list[CheckMessage]:
-    """Return what the cheap checks of the doctor find, as warnings, so that none stops `migrate`."""
+    """Return the findings of the doctor's fast checks, as warnings, so that none stops `migrate`."""
     try:
-        asked = database.alias() in (databases or ())
-        return [_as_djangos(one) for one in _findings()] if asked else []
-    except ConfigurationError:  # E001 to E003 say so
+        is_checked = database.alias() in (databases or ())
+        return [_to_check_message(finding) for finding in _run_fast_checks()] if is_checked else []
+    except ConfigurationError:  # E001 to E003 report it
         return []
 
 
-def _findings() -> list[Finding]:
+def _run_fast_checks() -> list[Finding]:
     try:
         with runtime.database().reading(TIMEOUT_MS) as tx:
-            # Before the first `migrate` there is nothing to look at.
+            # Before the first `migrate` there is nothing to check.
             return [] if tx.revision() is None else checks.cheap(Look(tx))
     except MailglassReconcileError as error:
         return [Finding("database", ERROR, str(error))]
 
 
-def _as_djangos(one: Finding) -> CheckMessage:
-    return Warning(f"{one.message}.", hint=one.remedy, id=f"mailglass_reconcile.{one.check}")
+def _to_check_message(finding: Finding) -> CheckMessage:
+    return Warning(f"{finding.message}.", hint=finding.remedy, id=f"mailglass_reconcile.{finding.check}")
 
 
-def _found() -> Iterator[CheckMessage]:
-    yield from _usable("E001", lambda: database.wrapper(database.alias()))
-    yield from _usable("E002", receivers.tenant_function)
-    yield from _usable("E003", runtime.get_settings)
-    if not any(backend == OF_TESTS or _is_anymails(backend) for backend in _backends()):
+def _settings_problems() -> Iterator[CheckMessage]:
+    yield from _report_configuration_error("E001", lambda: database.wrapper(database.alias()))
+    yield from _report_configuration_error("E002", receivers.tenant_function)
+    yield from _report_configuration_error("E003", runtime.get_settings)
+    if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
-    if _anymail() <= READS_VERSION_1 and any("mailersend" in backend for backend in _backends()):
+    if _anymail_version() <= READS_VERSION_1 and any("mailersend" in backend for backend in _backends()):
         yield MAILERSEND
-    if runtime.available() and not _schedules(SWEEP_TASK):
+    if runtime.available() and not _is_scheduled(SWEEP_TASK):
         yield NO_SWEEPS
-    if handlers.types():
-        if runtime.available() and not _schedules(DISPATCH_TASK):
+    if handlers.handled_types():
+        if runtime.available() and not _is_scheduled(DISPATCH_TASK):
             yield NO_DISPATCH
-        yield from _elsewhere()
+        yield from _models_in_other_databases()
 
 
-def _usable(number: str, look: Callable[[], object]) -> Iterator[CheckMessage]:
+def _report_configuration_error(number: str, read_setting: Callable[[], object]) -> Iterator[CheckMessage]:
     try:
-        look()
+        read_setting()
     except ConfigurationError as error:
         yield Error(f"{error}.", id=f"mailglass_reconcile.{number}")
 
 
-def _anymail() -> tuple[int, ...]:
+def _anymail_version() -> tuple[int, ...]:
     return tuple(int(part) for part in anymail.__version__.split(".")[:2])
 
 
@@ -122,15 +123,15 @@ def _backends() -> set[str]:
     return {mailer.get("BACKEND", "") for mailer in mailers.values()} if mailers else {settings.EMAIL_BACKEND}
 
 
-def _is_anymails(backend: str) -> bool:
+def _is_anymail_backend(backend: str) -> bool:
     try:
         return issubclass(import_string(backend), AnymailBaseBackend)
-    except (ImportError, TypeError):  # Django names it when it is used
+    except (ImportError, TypeError):  # Django reports it when the backend is used
         return False
 
 
-def _elsewhere() -> Iterator[CheckMessage]:
-    """Name the apps whose models a handler cannot write exactly once."""
+def _models_in_other_databases() -> Iterator[CheckMessage]:
+    """Warn about apps with models in other databases, which a handler cannot write exactly once."""
     ours = database.alias()
     models = (model for model in apps.get_models() if model._meta.managed)
     others = sorted({model._meta.app_label for model in models if router.db_for_write(model) != ours})
@@ -143,7 +144,7 @@ def _elsewhere() -> Iterator[CheckMessage]:
         )
 
 
-def _schedules(task: str) -> bool:
+def _is_scheduled(task: str) -> bool:
     from celery import current_app  # noqa: PLC0415 - Celery may be missing
 
     schedules = (current_app.conf.beat_schedule, getattr(settings, "CELERY_BEAT_SCHEDULE", {}))

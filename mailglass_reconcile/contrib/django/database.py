@@ -157,7 +157,7 @@ def engine(name: str) -> sa.Engine:
 
     They lead to where `DATABASES[name]` points at that moment: under Django's test runner, to the test database.
     """
-    return engines.create_engine_by(lambda: _open(name), lambda: _server(name))
+    return engines.create_engine_with(lambda: _open(name), lambda: _server(name))
 
 
 def wrapper(name: str) -> Any:
@@ -205,7 +205,7 @@ class _Lent:
 
 @cache
 def _lending(name: str) -> sa.Engine:
-    lending = engines.create_engine_by(lambda: _lend(name), lambda: _server(name))
+    lending = engines.create_engine_with(lambda: _lend(name), lambda: _server(name))
     return lending.execution_options(**{engines.SEPARATE: partial(engine, name)})
 
 

@@ -1,4 +1,4 @@
-"""Our own migration, run by Django's: with its locks, its checks and its connections, outside of any transaction."""
+"""Run our own migration from Django's migrations, with its own locks, checks and connections, outside a transaction."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 def migrate(_apps: Any, schema_editor: Any) -> None:
-    """Bring the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; pass every other one by."""
+    """Migrate the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; do nothing for other databases."""
     _run(runner.migrate, schema_editor)
 
 
 def install(*, using: str, **_others: Any) -> None:
-    """Do the same after every `migrate` of Django's, which cures what was dropped; but not after one to zero.
+    """Migrate again after each of Django's migrations, which restores dropped objects, but not after one to zero.
 
-    A project may have switched our migrations off, as pytest's `--nomigrations` does.
+    This also migrates if a project has disabled our migrations, as pytest's `--nomigrations` does.
     """
     connection = connections[using]
     has_migrations = not MigrationLoader(None).migrated_apps.isdisjoint({LABEL})
@@ -40,14 +40,14 @@ def install(*, using: str, **_others: Any) -> None:
 
 
 def remove(_apps: Any, schema_editor: Any) -> None:
-    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row."""
+    """Remove our tables, indexes and triggers; Mailglass's tables keep every row."""
     _run(_remove, schema_editor)
 
 
-def _remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
-    for line in runner.losses(engine, settings):
-        tell(line)
-    runner.remove(engine, settings, tell)
+def _remove(engine: sa.Engine, settings: Settings, log: Callable[[str], None]) -> None:
+    for line in runner.describe_removal(engine, settings):
+        log(line)
+    runner.remove(engine, settings, log)
 
 
 def _run(step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], schema_editor: Any) -> None:

@@ -1,6 +1,6 @@
-"""Mailglass's tables and ours, read-only: any attempt to write through a model is refused.
+"""Read-only models of Mailglass's tables and ours; any write through them is refused.
 
-A column that this package does not need may be missing in a database of Mailglass's, so none such is named here.
+They have only the columns that this package needs, because others may be missing in a database of Mailglass's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mailglass_reconcile.contrib.django import database
 
 
 class _UTCColumn(Col):
-    """A `timestamp without time zone` in UTC, as the `timestamp with time zone` that Django takes a time for."""
+    """A `timestamp without time zone` in UTC, converted to the `timestamp with time zone` that Django expects."""
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         """Return the column with its time zone, for every comparison and function."""
@@ -24,8 +24,8 @@ class _UTCColumn(Col):
         return f"({sql} AT TIME ZONE 'UTC')", params
 
 
-class Stored(models.F):
-    """A `UTCDateTimeField` as it is stored: to order by it along an index."""
+class StoredColumn(models.F):
+    """A `UTCDateTimeField` without the conversion, to order by it along an index."""
 
     def resolve_expression(self, *args: Any, **kwargs: Any) -> Col:
         """Return the column without its time zone."""
@@ -42,27 +42,27 @@ class UTCDateTimeField(models.DateTimeField):
 
 
 class MessageIdField(models.TextField):
-    """A provider's message id, which the index on deliveries has as a hash."""
+    """A provider's message id, which the index on deliveries stores as a hash."""
 
 
 @MessageIdField.register_lookup
-class _Equal(Exact):
-    """An id that is equal, found by its hash first: no other index serves an id alone."""
+class _HashedExact(Exact):
+    """The lookup `exact`, by the id's hash first: only that index serves an id alone."""
 
     def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         sql, params = super().as_sql(compiler, connection)
-        column, of_column = self.process_lhs(compiler, connection)
-        value, of_value = self.process_rhs(compiler, connection)
-        by_hash = f"hashtextextended({column}, 0) = hashtextextended({value}, 0)"
-        return f"({by_hash} AND {sql})", [*of_column, *of_value, *params]
+        column, column_params = self.process_lhs(compiler, connection)
+        value, value_params = self.process_rhs(compiler, connection)
+        equal_hashes = f"hashtextextended({column}, 0) = hashtextextended({value}, 0)"
+        return f"({equal_hashes} AND {sql})", [*column_params, *value_params, *params]
 
 
 class ReadOnlyError(TypeError):
     """These tables are written by record_send, record_webhook and sweeps, never by a model."""
 
 
-def refuse(*_args: Any, raw: bool = False, **_kwargs: Any) -> NoReturn:
-    """Refuse a write; a *raw* one is that of `loaddata`."""
+def refuse_write(*_args: Any, raw: bool = False, **_kwargs: Any) -> NoReturn:
+    """Raise `ReadOnlyError` for a write; a *raw* one comes from `loaddata`."""
     raise ReadOnlyError(
         "loaddata cannot write the ledger, whose models have some of its columns only: leave it out of the fixture with"
         " `dumpdata --exclude mailglass_reconcile`, and copy these tables with pg_dump"
@@ -72,14 +72,14 @@ def refuse(*_args: Any, raw: bool = False, **_kwargs: Any) -> NoReturn:
 
 
 class ReadOnlyQuerySet(models.QuerySet):
-    """A QuerySet that only reads; saving and deleting are refused by signals."""
+    """A QuerySet without bulk writes; signals refuse saving and deleting."""
 
-    update = refuse
-    bulk_create = refuse
+    update = refuse_write
+    bulk_create = refuse_write
 
 
 class LedgerManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Reads the database of `MAILGLASS_DATABASE_ALIAS`."""
+    """A manager that reads the database of `MAILGLASS_DATABASE_ALIAS`."""
 
     def get_queryset(self) -> Any:
         return super().get_queryset().using(database.alias())
@@ -107,11 +107,11 @@ class Delivery(models.Model):
     objects = LedgerManager()
 
     class Meta:
-        """Never made, changed or flushed by Django."""
+        """Django never creates, changes or flushes the table."""
 
         managed = False
         db_table = database.table("mailglass_deliveries")
-        default_permissions = ("view", "delete")  # the latter is for erasing a person
+        default_permissions = ("view", "delete")  # `delete` allows erasing a person
         verbose_name_plural = "deliveries"
 
     def __str__(self) -> str:
@@ -134,7 +134,7 @@ class Event(models.Model):
     objects = LedgerManager()
 
     class Meta:
-        """Never made, changed or flushed by Django."""
+        """Django never creates, changes or flushes the table."""
 
         managed = False
         db_table = database.table("mailglass_events")
@@ -145,7 +145,7 @@ class Event(models.Model):
 
 
 class OpenOrphan(models.Model):
-    """An event whose delivery is not found yet."""
+    """An event without a delivery yet."""
 
     event = models.OneToOneField(
         Event, models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="open_orphan"
@@ -160,7 +160,7 @@ class OpenOrphan(models.Model):
     objects = LedgerManager()
 
     class Meta:
-        """Never made, changed or flushed by Django."""
+        """Django never creates, changes or flushes the table."""
 
         managed = False
         db_table = database.table("mailglass_open_orphans")
@@ -171,5 +171,5 @@ class OpenOrphan(models.Model):
 
 
 for _model in (Delivery, Event, OpenOrphan):
-    pre_save.connect(refuse, sender=_model)
-    pre_delete.connect(refuse, sender=_model)
+    pre_save.connect(refuse_write, sender=_model)
+    pre_delete.connect(refuse_write, sender=_model)

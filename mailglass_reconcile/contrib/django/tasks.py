@@ -1,4 +1,4 @@
-"""Where Celery's autodiscovery looks for the tasks of an installed app."""
+"""The tasks, in the module where Celery's autodiscovery looks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))`: one address for each provider."""
+"""URLs of the webhooks: include them with `path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))`."""
 
 from __future__ import annotations
 

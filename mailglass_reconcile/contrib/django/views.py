@@ -1,4 +1,4 @@
-"""The webhooks of all providers: `path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))`."""
+"""The view that receives the webhooks of all providers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ METHODS = "GET, HEAD, POST"
 _throttle = LogThrottle()
 
 
-class TooLargeError(Exception):
-    """The body is larger than the provider's webhooks are."""
+class RequestTooLargeError(Exception):
+    """The body is larger than the provider's limit."""
 
 
 def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let no database wrap a view in a transaction: ours begins when the webhook is verified."""
+    """Exempt a view from ATOMIC_REQUESTS of all databases: its transaction begins when the webhook is verified."""
     for alias in connections:
         view = transaction.non_atomic_requests(alias)(view)
     return view
@@ -54,69 +54,69 @@ def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[...,
 @csrf_exempt
 @_outside_atomic_requests
 def webhook(request: HttpRequest, provider: str) -> HttpResponse:
-    """Verify, read and record a provider's webhook, and answer 200 after the commit.
+    """Verify, read and record a provider's webhook, and respond with 200 after the commit.
 
-    Other answers make the provider send it again, or say what is wrong with it: `docs/providers.md` lists them.
+    With another status the provider sends it again, or shows what is wrong: `docs/providers.md` lists them.
     """
-    if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go ask before they accept an address
-        return _answer(200, "ok") if registry.is_known(provider) else _unknown()
+    if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
+        return _make_response(200, "ok") if registry.is_known(provider) else _unknown_provider()
     if request.method not in ("POST", "OPTIONS"):
-        return _answer(405, "only POST is answered here", allow=METHODS)
+        return _make_response(405, "only POST is answered here", allow=METHODS)
     secret_store.import_custom_provider(provider)
-    known = secret_store.from_setting(runtime.get_settings()).get(provider) if registry.is_known(provider) else ()
-    if not known:
-        return _unknown()
-    found = registry.get_provider(provider)
-    if request.method == "OPTIONS" and not found.handshake:
-        return _answer(405, "only POST is answered here", allow=METHODS)
-    take = _receive if request.method == "POST" else _allow
+    secrets = secret_store.from_setting(runtime.get_settings()).get(provider) if registry.is_known(provider) else ()
+    if not secrets:
+        return _unknown_provider()
+    record = registry.get_provider(provider)
+    if request.method == "OPTIONS" and not record.handshake:
+        return _make_response(405, "only POST is answered here", allow=METHODS)
+    respond = _receive if request.method == "POST" else _allow_origin
     try:
-        return take(request, found, providers.canonical(provider), known)
+        return respond(request, record, providers.canonical(provider), secrets)
     except Exception as error:
-        return _refusal(found, providers.canonical(provider), error)
+        return _error_response(record, providers.canonical(provider), error)
 
 
-def _allow(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
-    """Answer the validation of CloudEvents, which asks before the first event whether its origin is allowed."""
-    verify_any(found, registry.make_request(b"", request.headers, url=_address(request, provider)), known)
+def _allow_origin(request: HttpRequest, record: Provider, provider: str, secrets: Sequence[str]) -> HttpResponse:
+    """Answer the validation request of CloudEvents, which comes before the first event."""
+    verify_any(record, registry.make_request(b"", request.headers, url=_address(request, provider)), secrets)
     origin = request.headers.get("WebHook-Request-Origin", "")
-    return _answer(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
+    return _make_response(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
 
 
-def _receive(request: HttpRequest, found: Provider, provider: str, known: Sequence[str]) -> HttpResponse:
-    """Take a webhook step by step, the cheapest first; nothing connects before it was verified."""
+def _receive(request: HttpRequest, record: Provider, provider: str, secrets: Sequence[str]) -> HttpResponse:
+    """Verify a webhook, cheapest checks first, and record its events; nothing connects before it is verified."""
     head = registry.make_request(b"", request.headers, url=_address(request, provider))
-    if found.signature is Signature.IN_HEADERS:
-        verify_any(found, head, known)
-    verified = _verified(dataclasses.replace(head, body=_body(request, found.max_bytes)), found, known)
-    events = registry.read_events(found, verified)
+    if record.signature is Signature.IN_HEADERS:
+        verify_any(record, head, secrets)
+    verified = _verify(dataclasses.replace(head, body=_read_body(request, record.max_bytes)), record, secrets)
+    events = registry.read_events(record, verified)
     if not events:
-        if (text := answer_handshake(found, verified)) is not None:
+        if (text := answer_handshake(record, verified)) is not None:
             return HttpResponse(text, content_type="application/json")
-        confirm_subscription(found, verified)
-        return _answer(200, "ok")
-    with failures.counted(f"a webhook of {provider}"), claim_token(found, verified):
+        confirm_subscription(record, verified)
+        return _make_response(200, "ok")
+    with failures.counted(f"a webhook of {provider}"), claim_token(record, verified):
         _record(provider, events)
-    return _answer(200, "ok")
+    return _make_response(200, "ok")
 
 
-def _body(request: HttpRequest, limit: int) -> bytes:
+def _read_body(request: HttpRequest, limit: int) -> bytes:
     """Read the body from the stream, which DATA_UPLOAD_MAX_MEMORY_SIZE does not limit."""
-    announced = request.META.get("CONTENT_LENGTH") or ""
-    if announced.isdecimal() and int(announced) > limit:
-        raise TooLargeError
+    content_length = request.META.get("CONTENT_LENGTH") or ""
+    if content_length.isdecimal() and int(content_length) > limit:
+        raise RequestTooLargeError
     body = bytes(request.read(limit + 1))
     if len(body) > limit:
-        raise TooLargeError
+        raise RequestTooLargeError
     return body
 
 
-def _verified(request: WebhookRequest, found: Provider, known: Sequence[str]) -> WebhookRequest:
-    """Return a request that one of the secrets has signed; a certificate that is not there yet is fetched meanwhile."""
-    source = registry.find_certificate_source(found, request, known)
+def _verify(request: WebhookRequest, record: Provider, secrets: Sequence[str]) -> WebhookRequest:
+    """Return a request that is signed with one of the secrets; schedule the fetch of a certificate that is missing."""
+    source = registry.find_certificate_source(record, request, secrets)
     if source is not None and source.url not in sns.certificates:
         sns.certificates.schedule_fetch(source)
-    verify_any(found, request, known)
+    verify_any(record, request, secrets)
     return request
 
 
@@ -140,28 +140,29 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
     database.after_commit(recorded)
 
 
-def _refusal(found: Provider, provider: str, error: Exception) -> HttpResponse:
-    """Return the answer to a webhook that was not recorded; the log has a line for each cause and minute."""
-    again = found.retry_status
+def _error_response(record: Provider, provider: str, error: Exception) -> HttpResponse:
+    """Return the response to a webhook that was not recorded, and log each cause once a minute."""
     match error:
         case SignatureError():
             _log(logging.WARNING, provider, str(error))
-            if found.rejection_status != 401:
-                return _answer(found.rejection_status, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS))
-            return _answer(401, "invalid signature", www_authenticate='Basic realm="webhooks"')
+            if record.rejection_status != 401:
+                return _make_response(
+                    record.rejection_status, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS)
+                )
+            return _make_response(401, "invalid signature", www_authenticate='Basic realm="webhooks"')
         case InvalidWebhookError() | InvalidEventError():
             _log(logging.ERROR, provider, str(error))
-            return _answer(400, "the body cannot be read")
-        case TooLargeError():
+            return _make_response(400, "the body cannot be read")
+        case RequestTooLargeError():
             _log(logging.WARNING, provider, "its body is too large")
-            return _answer(413, "the body is too large")
+            return _make_response(413, "the body is too large")
         case UnreadablePostError():
-            return _answer(400, "the client has left")
+            return _make_response(400, "the client has left")
         case UnavailableError():
             _log(logging.WARNING, provider, str(error))
-        case _:  # also of a function of an application's, or a fault of ours
+        case _:  # including errors of an application's functions, and bugs of ours
             failures.log(f"a webhook of {provider}", error)
-    return _answer(again, "try again later", retry_after=str(RETRY_AFTER_SECONDS))
+    return _make_response(record.retry_status, "try again later", retry_after=str(RETRY_AFTER_SECONDS))
 
 
 def _log(level: int, provider: str, cause: str) -> None:
@@ -169,12 +170,12 @@ def _log(level: int, provider: str, cause: str) -> None:
         logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
 
-def _unknown() -> HttpResponse:
+def _unknown_provider() -> HttpResponse:
     if _throttle.allow(None):
         logger.warning("a webhook was answered with 404: MAILGLASS_WEBHOOK_SECRETS has no secret for its provider")
-    return _answer(404, "no secret is configured for this provider")
+    return _make_response(404, "no secret is configured for this provider")
 
 
-def _answer(status: int, text: str, **headers: str) -> HttpResponse:
-    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=named)
+def _make_response(status: int, text: str, **headers: str) -> HttpResponse:
+    header_fields = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=header_fields)

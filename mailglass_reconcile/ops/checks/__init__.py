@@ -150,7 +150,7 @@ def _runs_without_celery(connected: Connected) -> bool:
 def _of_redis(*, uses_celery: bool) -> Iterator[Finding]:
     from mailglass_reconcile.ops.checks import redis_server  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
-    redis = redis_server.Redis(is_wanted=uses_celery or runtime.redis_was_chosen())
+    redis = redis_server.Redis(is_wanted=uses_celery or runtime.is_redis_configured())
     for one in _of(redis_server):
         yield from one.attempted(redis)
         if redis.fault is not None:

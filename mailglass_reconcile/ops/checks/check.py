@@ -171,7 +171,7 @@ class Look:
     @cached_property
     def is_mailglass_s(self) -> bool:
         """Whether Mailglass's own migrations made the tables."""
-        return schema.made_by_mailglass(self.tx)
+        return schema.is_made_by_mailglass(self.tx)
 
     @property
     def has_triggers(self) -> bool:

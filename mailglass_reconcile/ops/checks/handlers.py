@@ -38,7 +38,7 @@ def handlers(look: Look) -> Iterator[Finding]:
             "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
             " process has the line",
         )
-    if look.thorough and facts.waiting and not registry.types():
+    if look.thorough and facts.waiting and not registry.handled_types():
         yield warning(
             f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this"
             " process",

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
-from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
+from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 from mailglass_reconcile.store.open_orphans import NO_KEYS, Open
 from mailglass_reconcile.sweep.matcher import judge
 
@@ -67,7 +67,7 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
         yield ok("there is no Mailglass here")
         return
     bounds = {
-        **ids_of_last(HOUR_SECONDS),
+        **uuid7_bounds(HOUR_SECONDS),
         "events": EVENTS_OF_AN_HOUR,
         "tenants": TENANTS,
         "of_tenant": EVENTS_OF_A_TENANT,
@@ -130,7 +130,7 @@ def links(look: Look) -> Iterator[Finding]:
     if not look.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
-    bounds = {**ids_of_last(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}
+    bounds = {**uuid7_bounds(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}
     rows = look.tx.execute(_NEWEST_LINKS, bounds).all()
     other_tenant = [row for row in rows if row.other_tenant]
     other_recipient, unreadable = _recipients_of(look.tx, [row for row in rows if not row.other_tenant])
@@ -167,7 +167,7 @@ def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Ro
         if not orphan.keys.recipient:
             unreadable.append(row)
         elif orphan.verdict.delivery_id != row.delivery_id and (
-            address(orphan.keys.recipient) != address(row.recipient)
+            normalize_address(orphan.keys.recipient) != normalize_address(row.recipient)
         ):
             wrong.append(row)
     return wrong, unreadable

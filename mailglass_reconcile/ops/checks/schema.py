@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.store import privileges, schema
-from mailglass_reconcile.store.privileges import Missing
-from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
+from mailglass_reconcile.store.privileges import MissingPrivileges
+from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
 from mailglass_reconcile.store.revision import outdated
 
 
@@ -15,14 +15,14 @@ from mailglass_reconcile.store.revision import outdated
 def roles(look: Look) -> Iterator[Finding]:
     """The documented roles that are used here have the privileges that docs/grants.md gives them."""
     others = [role for role in look.roles if not role.is_current and role.name != look.current_role.grantee]
-    found = privileges.missing(look.tx, others)
+    found = privileges.find_missing(look.tx, others)
     yield from _lacking(found)
     if not found:
         names = ", ".join(role.name for role in others)
         yield ok(f"{names} can do their work" if others else "no other documented role is used here")
 
 
-def _lacking(found: list[Missing]) -> Iterator[Finding]:
+def _lacking(found: list[MissingPrivileges]) -> Iterator[Finding]:
     for lacks in found:
         if lacks.privileges:
             yield error(f"role {lacks.role.name} lacks {'; '.join(lacks.privileges)}", lacks.grants)
@@ -38,7 +38,7 @@ def _lacking(found: list[Missing]) -> Iterator[Finding]:
 def rights(look: Look) -> Iterator[Finding]:
     """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
     role = look.current_role
-    found = privileges.missing(look.tx, [role])
+    found = privileges.find_missing(look.tx, [role])
     yield from _lacking(found)
     if not found and role.documented == privileges.SWEEPER.name:
         yield from _retention(look)
@@ -62,7 +62,7 @@ def _retention(look: Look) -> Iterator[Finding]:
     """If a retention is set, this role may delete old events and deliveries; the first reason is enough."""
     functions = {EVENTS: look.tx.settings.retention_events_days, DELIVERIES: look.tx.settings.retention_deliveries_days}
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
-        if days is not None and (wrong := unusable(look.tx, function)):
+        if days is not None and (wrong := find_problem(look.tx, function)):
             level = warning if look.is_mailglass_s else error
             yield level(f"the prune cannot delete old {rows}: {wrong.message}", wrong.remedy)
             return
@@ -73,11 +73,11 @@ def _retention(look: Look) -> Iterator[Finding]:
 def revision(look: Look) -> Iterator[Finding]:
     """The schema is there, at this version's revision, with all tables."""
     tx = look.tx
-    ledgers = schema.ledgers(tx)
+    ledgers = schema.find_ledgers(tx)
     others = [name for name in ledgers if name != tx.schema]
     elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
     version = tx.revision()
-    if not schema.exists(tx):
+    if not schema.schema_exists(tx):
         step = f"{elsewhere if others else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
     elif tx.schema not in ledgers and version:

@@ -99,7 +99,7 @@ def prune(look: Look) -> Iterator[Finding]:
 def broadcasts(look: Look) -> Iterator[Finding]:
     """Redis has taken what the last full sweep published; without a configured Redis there are no subscribers."""
     last = look.history.last
-    if last is not None and last.publish_failed and not last.published and runtime.redis_was_chosen():
+    if last is not None and last.publish_failed and not last.published and runtime.is_redis_configured():
         yield error(
             f"Redis took none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
             "check MAILGLASS_REDIS_URL",

@@ -118,7 +118,7 @@ class Cluster(ExitStack):
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
         more = [RECENT_TASK] if self._options(RECENT_TASK) else []
-        dispatching = [DISPATCH_TASK] if registry.types() or self._options(DISPATCH_TASK) else []
+        dispatching = [DISPATCH_TASK] if registry.handled_types() or self._options(DISPATCH_TASK) else []
         return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
 
     def queues_of(self, task: str) -> list[str]:
@@ -223,7 +223,7 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
     """Beat would ask for sweeps, and for dispatches if there are handlers, with this app's schedule."""
     conf = cluster.app.conf
     scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
-    wanted = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.types() else {})}
+    wanted = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.handled_types() else {})}
     lacking = [what for task, what in wanted.items() if task not in scheduled]
     if "PersistentScheduler" not in str(conf.beat_scheduler or "PersistentScheduler"):
         yield ok("a custom scheduler stores the schedule, so it cannot be checked here")

@@ -1,1 +1,1 @@
-"""Bringing a database to the schema that this version needs."""
+"""Migrate a database to the schema of this version."""

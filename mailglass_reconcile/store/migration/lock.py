@@ -1,4 +1,4 @@
-"""One migration of a database at a time."""
+"""The advisory lock that allows one migration of a database at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import connect
 
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))"
 
@@ -33,12 +33,12 @@ SELECT a.pid, a.usename::text AS role, a.application_name AS application
 
 
 @contextmanager
-def one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
-    """Hold the lock of migrations while the block runs.
+def migration_lock(engine: sa.Engine, settings: Settings) -> Iterator[None]:
+    """Hold the lock of migrations while the block runs; wait for it for up to a minute.
 
-    The others ask again: one that waited in a statement would hold up a concurrent index.
+    It is polled, because a session that waits in a statement would block a concurrent index build.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     with connect(engine) as connection:
         while True:
             with Connected(connection, settings).writing() as tx:
@@ -47,11 +47,11 @@ def one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
                     yield
                     return
                 if time.monotonic() > deadline:
-                    raise DatabaseRefusedError(_in_words(tx))
+                    raise DatabaseRefusedError(_describe_holder(tx))
             time.sleep(0.2)
 
 
-def _in_words(tx: Transaction) -> str:
+def _describe_holder(tx: Transaction) -> str:
     holder = tx.execute(_HOLDER).one_or_none()
     if holder is None:
         return "another session held the lock of migrations: run migrate again"

@@ -1,4 +1,4 @@
-"""What a migration looks at before it changes anything, and refuses."""
+"""The checks before a migration changes anything."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _COLUMNS = {
     ),
     "mailglass_webhook_events": "id status inserted_at",
 }
-"""What Mailglass's tables must have; a column that we do not use may be missing."""
+"""The columns that Mailglass's tables must have; others may be missing."""
 
 _ENCODING = "SELECT current_setting('server_encoding')"
 
-# From the catalog itself: information_schema hides what the role has no privilege on.
+# From the catalog, because information_schema hides objects without a privilege.
 _FOUND_COLUMNS = """
 SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
   FROM pg_class AS c
@@ -35,10 +35,10 @@ SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
 """
 
 
-def require_place(tx: Transaction, version: str | None) -> bool:
-    """Refuse a database or a schema in which no table may be made; return whether Mailglass's tables are there.
+def require_usable_schema(tx: Transaction, version: str | None) -> bool:
+    """Raise an error if no tables can be made in the database or the schema; return True if Mailglass's tables exist.
 
-    They are made only once: on a database that is at a *version*, one that is missing was dropped.
+    They are made only once: on a database at a *version*, a missing table was dropped.
     """
     encoding = tx.execute(_ENCODING).scalar_one()
     if encoding != "UTF8":
@@ -46,34 +46,34 @@ def require_place(tx: Transaction, version: str | None) -> bool:
             f"nothing was changed: the database is encoded in {encoding}, which cannot hold every address and id:"
             " create one with ENCODING 'UTF8' and move the tables there"
         )
-    if not schema.exists(tx):
+    if not schema.schema_exists(tx):
         raise ConfigurationError(
             f"MAILGLASS_DATABASE_SCHEMA: there is no schema {tx.schema} in this database:"
             " correct the setting, or create the schema first"
         )
     rows = tx.execute(_FOUND_COLUMNS, {"schema": tx.schema, "tables": list(_COLUMNS)})
-    found = {row.table_name: set(row.columns) for row in rows}
-    if "mailglass_events" not in found:
+    tables = {row.table_name: set(row.columns) for row in rows}
+    if "mailglass_events" not in tables:
         _require_no_other_ledger(tx)
-    missing = "; ".join(_missing(found))
-    if found and missing and (version or schema.made_by_mailglass(tx)):
+    missing = "; ".join(_describe_missing(tables))
+    if tables and missing and (version or schema.is_made_by_mailglass(tx)):
         raise SchemaOutdatedError(
             f"nothing was changed: schema {tx.schema} lacks {missing}. Run Mailglass's own migrations first; without"
             " Mailglass, restore it from a backup"
         )
-    return bool(found)
+    return bool(tables)
 
 
-def _missing(found: Mapping[str, set[str]]) -> Iterator[str]:
+def _describe_missing(tables: Mapping[str, set[str]]) -> Iterator[str]:
     for table, names in _COLUMNS.items():
-        if table not in found:
+        if table not in tables:
             yield f"table {table}"
         else:
-            yield from (f"column {table}.{column}" for column in names.split() if column not in found[table])
+            yield from (f"column {table}.{column}" for column in names.split() if column not in tables[table])
 
 
 def _require_no_other_ledger(tx: Transaction) -> None:
-    others = [name for name in schema.ledgers(tx) if name != tx.schema]
+    others = [name for name in schema.find_ledgers(tx) if name != tx.schema]
     if others and "database_schema" not in tx.settings.model_fields_set:
         raise ConfigurationError(
             f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
@@ -82,7 +82,7 @@ def _require_no_other_ledger(tx: Transaction) -> None:
 
 
 def refuse_foreign(tx: Transaction, comparison: Comparison) -> None:
-    """Refuse to build on or drop an object with a name of ours that is not this role's."""
+    """Raise an error if another role owns an object with one of our names."""
     if comparison.foreign:
         raise DatabaseRefusedError(
             f"nothing was changed: in schema {tx.schema}, {'; '.join(comparison.foreign)}. The name is reserved for an"
@@ -92,8 +92,10 @@ def refuse_foreign(tx: Transaction, comparison: Comparison) -> None:
 
 
 def refuse_incurable(tx: Transaction, comparison: Comparison) -> None:
-    """Refuse differences that no step cures, but for those of Mailglass's that cost only speed."""
-    incurable = [one for one in comparison.differences if not one.is_curable and one.is_grave]
+    """Raise an error if no step cures a grave difference."""
+    incurable = [
+        difference for difference in comparison.differences if not difference.is_curable and difference.is_grave
+    ]
     if incurable:
         lines = "; ".join(f"{difference.message}: {difference.remedy(tx)}" for difference in incurable)
         raise SchemaOutdatedError(f"nothing was changed, because no step of `migrate` cures this: {lines}")

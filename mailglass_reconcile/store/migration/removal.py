@@ -1,4 +1,4 @@
-"""Removing what is ours, and what that loses."""
+"""Remove our objects from a database, and describe the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.migration.steps import Steps
+from mailglass_reconcile.store.migration.steps import StepRunner
 
 MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
 
@@ -16,7 +16,7 @@ DROP_TABLES = """
 DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
 DROP FUNCTION IF EXISTS {schema}.mailglass_raise_immutability();
 """
-"""Without CASCADE: what an application has built on them stops it."""
+"""Without CASCADE, so that an application's objects that depend on them stop it."""
 
 _OPEN = "SELECT count(*) AS orphans, count(recipient) AS recipients FROM {schema}.mailglass_open_orphans"
 _OUTBOX = """
@@ -46,15 +46,15 @@ SELECT 'function', p.oid::regprocedure::text
 """
 
 
-class Object(NamedTuple):
-    """Something of ours that a database has: its kind, and its name; of a function, its signature."""
+class RemovableObject(NamedTuple):
+    """An object of ours in a database: its kind, and its name or a function's signature."""
 
     kind: str
     name: str
 
 
-def objects(tx: Transaction) -> list[Object]:
-    """Return what a removal drops."""
+def find_objects(tx: Transaction) -> list[RemovableObject]:
+    """Return the objects that a removal drops."""
     ours = [step for step in script.steps() if step.only != script.MADE_HERE or step.name in schema.RETENTION]
     parameters = {
         "schema": tx.schema,
@@ -62,35 +62,31 @@ def objects(tx: Transaction) -> list[Object]:
         "indexes": array_literal(step.name for step in ours if step.table in schema.MAILGLASS_TABLES),
         "functions": array_literal(step.name for step in ours if step.kind == "function"),
     }
-    return [Object(*row) for row in tx.execute(_OBJECTS, parameters)]
+    return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
 
 
-def remove(steps: Steps, ours: Sequence[Object]) -> None:
+def remove(steps: StepRunner, ours: Sequence[RemovableObject]) -> None:
     """Drop *ours* but the version table; triggers go with their functions."""
-    functions = [f"DROP FUNCTION {found.name} CASCADE;" for found in ours if found.kind == "function"]
+    functions = [f"DROP FUNCTION {function.name} CASCADE;" for function in ours if function.kind == "function"]
     if functions:
         steps.run("drop our triggers and functions", "\n".join(functions), locks_ledger=True)
-    for found in ours:
-        if found.kind == "index":
-            steps.drop_index(found.name)
-    tables = [found.name for found in ours if found.kind == "table" and found.name != schema.VERSION_TABLE]
+    for index in ours:
+        if index.kind == "index":
+            steps.drop_index(index.name)
+    tables = [table.name for table in ours if table.kind == "table" and table.name != schema.VERSION_TABLE]
     if tables:
         steps.run("drop our tables", "\n".join(f"DROP TABLE {{schema}}.{name};" for name in tables))
 
 
-def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
-    """Return a line each for what is pending, what a removal loses, and what it leaves behind.
+def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
+    """Return a line about pending work, one about lost rows, and one about the tables that a removal keeps.
 
-    With *tables*, it leaves nothing.
+    With *tables*, it keeps none.
     """
-    there = {found.name for found in objects(tx) if found.kind == "table"}
-
-    def has(table: str) -> bool:
-        return table in there
-
-    orphans, recipients = tx.execute(_OPEN).one() if has("mailglass_open_orphans") else (0, 0)
-    waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_handler_outbox") else (0, 0)
-    runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
+    existing = {table.name for table in find_objects(tx) if table.kind == "table"}
+    orphans, recipients = tx.execute(_OPEN).one() if "mailglass_open_orphans" in existing else (0, 0)
+    waiting, dead = tx.execute(_OUTBOX).one() if "mailglass_handler_outbox" in existing else (0, 0)
+    runs = tx.execute(_RUNS).scalar_one() if "mailglass_reconcile_runs" in existing else 0
     lines = [
         f"will stay unlinked: {pluralize(orphans, 'open orphan')}; waiting jobs of handlers: {waiting:,};"
         f" dead ones: {dead:,}",
@@ -100,7 +96,7 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     names = ", ".join(tx.name_of(name) for name in MAILGLASS)
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
-    if schema.made_by_mailglass(tx):
+    if schema.is_made_by_mailglass(tx):
         return [*lines, f"stays: Mailglass's tables with every row ({names})"]
     return [
         *lines,

@@ -1,7 +1,7 @@
-"""Bringing a database to this version's schema, while Mailglass continues to write.
+"""Migrate a database to this version's schema, while Mailglass continues to write.
 
-One script says what shall be in the schema, and one statement says what differs: only the steps of that are run.
-Alembic records the revision, and runs what has to run once.
+One script has the steps of the schema, and one statement finds the differences: only their steps run. Alembic records
+the revision.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mailglass_reconcile.store.database import (
 )
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import preflight, removal
-from mailglass_reconcile.store.migration.lock import one_at_a_time
-from mailglass_reconcile.store.migration.steps import Steps
+from mailglass_reconcile.store.migration.lock import migration_lock
+from mailglass_reconcile.store.migration.steps import StepRunner
 
 _PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out"
 
@@ -53,19 +53,22 @@ def migrate(
     plan: bool = False,
     guard_truncate: bool = False,
 ) -> None:
-    """Bring the database to this version's schema; on one that is there already, change nothing.
+    """Migrate the database to this version's schema; change nothing if it is up to date.
 
-    The engine is of a role that owns the tables, or may create them; *tell* gets a line for each step. With *plan*, it
-    tells the steps as SQL for psql, with everything else in comments, and changes nothing. With *guard_truncate*,
-    TRUNCATE of the ledger is refused also on tables that Mailglass made.
+    Args:
+        engine: An engine of the role that owns the tables, or may create them.
+        settings: The settings.
+        tell: Gets a line for each step.
+        plan: Print the steps as SQL for psql, with everything else in comments, and change nothing.
+        guard_truncate: Refuse TRUNCATE of the ledger also on tables that Mailglass made.
     """
     say = (lambda line: tell(f"-- {line}")) if plan else tell
-    with database_errors(), one_at_a_time(engine, settings), _patient(engine) as connection:
+    with database_errors(), migration_lock(engine, settings), _connect_without_timeout(engine) as connection:
         connected = Connected(connection, settings)
         with connected.reading() as tx:
-            say(_place(tx))
+            say(_describe_location(tx))
             version = tx.revision()
-            has_ledger = preflight.require_place(tx, version)
+            has_ledger = preflight.require_usable_schema(tx, version)
             _refuse_another(version, has_ledger=has_ledger)
             comparison = compare(tx, guard=guard_truncate)
             if not (version and _is_done(comparison)):
@@ -77,7 +80,7 @@ def migrate(
             return
         if not has_ledger:
             say(_NONE_FOUND)
-        steps = Steps(connected, tell, plan=plan)
+        steps = StepRunner(connected, tell, plan=plan)
 
         def install() -> None:
             steps.install(comparison.differences, fill=version is None)
@@ -85,7 +88,7 @@ def migrate(
         if plan:
             tell(f"-- {_PLAN_HEADER}")
             if version is None:
-                tell(_recorded(engine, settings, install))
+                tell(_format_alembic_sql(engine, settings, install))
             else:
                 install()
             tell(f"-- done: revision {schema.VERSION}")
@@ -102,44 +105,45 @@ def _is_done(comparison: Comparison) -> bool:
     return not any(difference.is_curable for difference in comparison.differences)
 
 
-def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
-    """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do."""
+def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
+    """Return a line for each difference from this version's schema; none if the database is up to date."""
     with Database(engine, settings).reading() as tx:
-        if wrong := revision.outdated(tx.revision()):
-            return [with_command_name(str(wrong))]
-        found = compare(tx).differences
+        if error := revision.outdated(tx.revision()):
+            return [with_command_name(str(error))]
         return [
-            with_command_name(f"{one.message}: {one.remedy(tx)}") for one in found if one.is_grave or one.is_curable
+            with_command_name(f"{difference.message}: {difference.remedy(tx)}")
+            for difference in compare(tx).differences
+            if difference.is_grave or difference.is_curable
         ]
 
 
-def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
-    """Return a line each for what is pending, what `remove` takes away for good, and what it leaves."""
+def describe_removal(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
+    """Return lines about the pending work, the lost rows and the kept tables of a removal."""
     with database_errors(), Database(engine, settings).reading() as tx:
         preflight.refuse_foreign(tx, compare(tx))
         if tables:
             _refuse_to_drop(tx)
-        return [with_command_name(line) for line in removal.losses(tx, tables=tables)]
+        return [with_command_name(line) for line in removal.describe_removal(tx, tables=tables)]
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:
-    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
+    """Remove our tables, indexes and triggers; Mailglass's tables keep every row.
 
-    With *tables*, those of Mailglass's tables that `migrate` made are dropped too, with every row.
+    With *tables*, deliveries, events and raw webhooks are dropped too, if `migrate` made them.
     """
-    with database_errors(), one_at_a_time(engine, settings), _patient(engine) as connection:
+    with database_errors(), migration_lock(engine, settings), _connect_without_timeout(engine) as connection:
         connected = Connected(connection, settings)
         with connected.reading() as tx:
-            tell(_place(tx))
+            tell(_describe_location(tx))
             preflight.refuse_foreign(tx, compare(tx))
-            ours = removal.objects(tx)
+            ours = removal.find_objects(tx)
             _refuse_newer(tx.revision())
             if tables:
                 _refuse_to_drop(tx)
         if not (ours or tables):
             tell("nothing to do: there is nothing to remove")
             return
-        steps = Steps(connected, tell)
+        steps = StepRunner(connected, tell)
         if ours:
             removal.remove(steps, ours)
             steps.run("drop the version table", f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE}")
@@ -149,23 +153,23 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
 
 
 def _refuse_to_drop(tx: Transaction) -> None:
-    if schema.made_by_mailglass(tx):
+    if schema.is_made_by_mailglass(tx):
         raise DatabaseRefusedError(
             f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
             " Run it without --tables, which leaves them"
         )
 
 
-def _place(tx: Transaction) -> str:
-    """Name database and schema; JSON keeps a database's name with a line break on its line."""
+def _describe_location(tx: Transaction) -> str:
+    """Return the names of database and schema, as JSON, so that a name with a line break stays on its line."""
     names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
 def _refuse_another(version: str | None, *, has_ledger: bool) -> None:
-    """Refuse another revision than this version's, and our tables without Mailglass's."""
-    if wrong := revision.outdated(version) if version else None:
-        raise DatabaseRefusedError(f"{wrong}; nothing was changed")
+    """Raise an error if the database is at another revision, or has our tables without Mailglass's."""
+    if error := revision.outdated(version) if version else None:
+        raise DatabaseRefusedError(f"{error}; nothing was changed")
     if version and not has_ledger:
         raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
 
@@ -175,32 +179,32 @@ def _refuse_newer(version: str | None) -> None:
         raise DatabaseRefusedError(f"{revision.outdated(version)}; nothing was changed")
 
 
-def _recorded(engine: sa.Engine, settings: Settings, install: Callable[[], None]) -> str:
-    """Return the SQL by which Alembic records the revision, after *install* has told its own."""
-    own = io.StringIO()
-    with _alembic(engine, settings, install=install, output=own) as config:
+def _format_alembic_sql(engine: sa.Engine, settings: Settings, install: Callable[[], None]) -> str:
+    """Run *install*, and return the SQL with which Alembic records the revision."""
+    sql = io.StringIO()
+    with _alembic(engine, settings, install=install, output=sql) as config:
         command.upgrade(config, "base:head", sql=True)
-    return f"-- record the revision in {schema.VERSION_TABLE}\n{own.getvalue().strip()}"
+    return f"-- record the revision in {schema.VERSION_TABLE}\n{sql.getvalue().strip()}"
 
 
 @contextmanager
-def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> Iterator[None]:
-    """Give *config* what the revisions need, from the environment, unless `migrate` has done so."""
+def prepare_config(config: Config, tell: Callable[[str], None], *, plan: bool) -> Iterator[None]:
+    """Set the attributes of *config* that the revisions need, from the environment, unless `migrate` has set them."""
     if "install" in config.attributes:
         yield
         return
     settings = Settings()
     engine = create_engine(settings)
-    with _patient(engine) as connection:
+    with _connect_without_timeout(engine) as connection:
         connected = Connected(connection, settings)
-        steps = Steps(connected, tell, plan=plan)
+        steps = StepRunner(connected, tell, plan=plan)
         with connected.reading() as tx:
-            preflight.require_place(tx, tx.revision())
+            preflight.require_usable_schema(tx, tx.revision())
             comparison = compare(tx)
             preflight.refuse_foreign(tx, comparison)
-            ours = removal.objects(tx)
+            ours = removal.find_objects(tx)
         config.attributes["remove"] = lambda: removal.remove(steps, ours)
-        with _given(config, engine, settings, lambda: steps.install(comparison.differences, fill=True)):
+        with _with_attributes(config, engine, settings, lambda: steps.install(comparison.differences, fill=True)):
             yield
 
 
@@ -210,19 +214,21 @@ def _alembic(
 ) -> Iterator[Config]:
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(script.folder()).replace("%", "%%"))
-    with _given(config, engine, settings, install):
+    with _with_attributes(config, engine, settings, install):
         yield config
 
 
 @contextmanager
-def _given(config: Config, engine: sa.Engine, settings: Settings, install: Callable[[], None]) -> Iterator[None]:
-    """Give the revisions what they need.
+def _with_attributes(
+    config: Config, engine: sa.Engine, settings: Settings, install: Callable[[], None]
+) -> Iterator[None]:
+    """Set the attributes of *config* that the revisions need.
 
-    Alembic's own statements do not name Postgres's types and operators with their schema, so each of its transactions
-    gets our scope first. It has ended before the first step, because an index would wait for it.
+    Alembic's own statements do not qualify Postgres's types and operators, so each of its transactions gets our scope
+    first. It is committed before the first step, because an index build would wait for it.
     """
-    with _patient(engine) as connection:
-        sa.event.listen(connection, "begin", _scope)
+    with _connect_without_timeout(engine) as connection:
+        sa.event.listen(connection, "begin", _set_scope)
 
         def install_alone() -> None:
             connection.commit()
@@ -234,19 +240,19 @@ def _given(config: Config, engine: sa.Engine, settings: Settings, install: Calla
 
 
 @contextmanager
-def _patient(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection that may be idle while another one works."""
+def _connect_without_timeout(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection without an idle timeout, because it is idle while another one works."""
     with connect(engine) as connection:
-        _scope(connection)
+        _set_scope(connection)
         connection.exec_driver_sql("SET idle_session_timeout = 0")
         connection.commit()
         yield connection
         connection.rollback()
-        _scope(connection)
+        _set_scope(connection)
         connection.exec_driver_sql("RESET idle_session_timeout")
         connection.commit()
 
 
-def _scope(connection: sa.Connection) -> None:
+def _set_scope(connection: sa.Connection) -> None:
     timeouts = {"lock_timeout": str(LOCK_TIMEOUT_MS), "statement_timeout": str(STATEMENT_TIMEOUT_MS)}
     connection.execute(sa.text(_SCOPE), timeouts)

@@ -1,7 +1,7 @@
-"""Running the steps of the script; Mailglass continues to write meanwhile.
+"""Run the steps of the schema while Mailglass continues to write.
 
-Each step is a transaction of its own. It waits for a lock only briefly, and tries again if it did not get it; indexes
-are built concurrently; the open orphans are filled in batches.
+Each step is one transaction. It waits for a lock only briefly, and is retried if it does not get it; indexes are built
+concurrently; the table of open orphans is filled in batches.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mailglass_reconcile.store.database import Connected, in_schema
 from mailglass_reconcile.store.script import Step
 
 LOCK_TIMEOUT_MS = 100
-"""Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""
-LOCK_PATIENCE_SECONDS = 60
+"""Writers queue behind a session that waits for a lock; Mailglass's own time out after 500 ms."""
+LOCK_RETRY_SECONDS = 60
 FILL_ORPHANS = 5_000
 
 OPEN_ORPHANS = "mailglass_open_orphans"
 
-# Postgres cancels an autovacuum that a session has waited for as long as deadlock_timeout. This lock shuts autovacuum
-# out and lets writers in, so it may be waited for that long; the step's own lock then waits for writers alone.
+# Postgres cancels an autovacuum that blocks a session for deadlock_timeout. This lock conflicts with autovacuum but not
+# with writers, so waiting that long does no harm; the step's own lock then waits for writers only.
 _AUTOVACUUM_PATIENCE = """
 SELECT set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)
                                   ::int::text, true)
@@ -41,8 +41,8 @@ SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM 
  WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout')
 """
 
-# Functions come before the tables that they name. Where everybody may execute a function by default, a GRANT would be
-# missing from a dump.
+# Functions are created before the tables that they name. A GRANT that repeats the default privilege would be missing
+# from a dump.
 _WITHOUT_TABLES = "SET LOCAL check_function_bodies = off;\n"
 _EXECUTE_BY_ALL = """
 DO $$
@@ -55,11 +55,11 @@ $$;
 """
 
 
-class Steps:
+class StepRunner:
     """Runs steps on one connection; a plan prints their SQL and runs none."""
 
     def __init__(self, connected: Connected, tell: Callable[[str], None], *, plan: bool = False) -> None:
-        """Prepare steps in the schema of *connected*; *tell* gets a line for each, or the SQL of a plan."""
+        """Prepare to run steps in the schema of *connected*; *tell* gets a line for each, or the SQL of a plan."""
         self._connected = connected
         self._connection = connected.connection
         self._schema = connected.settings.database_schema
@@ -67,9 +67,13 @@ class Steps:
         self._plan = plan
 
     def install(self, differences: Iterable[Difference], *, fill: bool) -> None:
-        """Run the steps of what differs; with *fill*, fill the open orphans although nothing of theirs differs."""
-        curable = sorted((one for one in differences if one.is_curable), key=_rank)
-        new_tables = {one.step.name for one in curable if one.step.kind == "table" and one.fault != NOT_FILLED}
+        """Run the steps of the differences; with *fill*, fill the open orphans in any case."""
+        curable = sorted((difference for difference in differences if difference.is_curable), key=_rank)
+        new_tables = {
+            difference.step.name
+            for difference in curable
+            if difference.step.kind == "table" and difference.fault != NOT_FILLED
+        }
         for difference in curable:
             step = difference.step
             fill = fill or difference.fault == NOT_FILLED or _needs_fill(step)
@@ -81,7 +85,7 @@ class Steps:
             self._fill()
 
     def run(self, title: str, sql: str, *, locks_ledger: bool = False) -> None:
-        """Run statements in one transaction; try again until it gets its locks."""
+        """Run statements in one transaction; retry until it gets its locks."""
         self._title(title)
         self._execute(title, sql, locks_ledger=locks_ledger)
 
@@ -105,7 +109,7 @@ class Steps:
     def _create_index(self, difference: Difference, *, is_new: bool) -> None:
         step = difference.step
         if is_new:
-            if not step.name.endswith("_pkey"):  # which the table has made
+            if not step.name.endswith("_pkey"):  # created with its table
                 self.run(f"create index {step.name}", step.statement)
             return
         if difference.is_partitioned and not self._plan:
@@ -121,12 +125,12 @@ class Steps:
         self._outside_transaction(f"build the index {step.name} concurrently", step.concurrently.removesuffix(";"))
 
     def _fill(self) -> None:
-        """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
+        """Fill the table of open orphans from the ledger, within the maximum age, in batches."""
         title = f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction"
         self._title(title)
         comment = _COMMENT.findall(script.of_kind("table")[OPEN_ORPHANS].sql)[0]
         if self._plan:
-            self._tell(repair.as_script(self._connected.settings))
+            self._tell(repair.format_script(self._connected.settings))
         else:
             added = repair.add_missing(self._connected, FILL_ORPHANS)
             settled = repair.remove_settled(self._connected, FILL_ORPHANS)
@@ -144,7 +148,7 @@ class Steps:
                 f"{text}\nCOMMIT;"
             )
             return
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+        deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
             try:
                 with self._connected.writing() as tx:
@@ -160,7 +164,7 @@ class Steps:
                 if time.monotonic() > deadline:
                     raise DatabaseRefusedError(
                         f"could not {title}: another transaction held a lock on the table for more than"
-                        f" {LOCK_PATIENCE_SECONDS} s; the steps before this one are done, run migrate again later"
+                        f" {LOCK_RETRY_SECONDS} s; the steps before this one are done, run migrate again later"
                     ) from None
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
             finally:
@@ -188,14 +192,14 @@ _COMMENT = re.compile(r"^COMMENT ON TABLE .*?;$", re.MULTILINE | re.DOTALL)
 
 
 def _needs_fill(step: Step) -> bool:
-    """Return whether orphans may have been missed while what a step makes was not there."""
+    """Return True if orphans may have been missed while the object of a step was missing."""
     return (step.kind == "table" and step.name == OPEN_ORPHANS) or (step.kind == "trigger" and not step.only)
 
 
 def _rank(difference: Difference) -> int:
-    """Return the place of a step: functions before tables, Mailglass's tables first, indexes of old tables last.
+    """Return the sort key of a step: functions first, Mailglass's tables before ours, indexes of existing tables last.
 
-    By a function `migrate` knows that it made Mailglass's tables, also after a run that was interrupted.
+    The functions come first because they tell an interrupted run that `migrate` made Mailglass's tables.
     """
     step = difference.step
     if step.kind == "table":

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.addresses import bare
+from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
@@ -81,7 +81,7 @@ def _recipient(data: Mapping[str, Any]) -> object:
     if recipient := data.get("recipient"):
         return recipient
     to = get_path(data, "message", "headers", "to") if data.get("event") == "rejected" else None
-    return bare(to) if isinstance(to, str) and "," not in to else None
+    return strip_display_name(to) if isinstance(to, str) and "," not in to else None
 
 
 def _message_id(data: Mapping[str, Any]) -> object:

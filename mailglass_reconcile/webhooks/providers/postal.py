@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.addresses import bare
+from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.provider import (
     NO_EVENT,
@@ -56,7 +56,7 @@ def _kind(webhook: Mapping[str, Any]) -> str:
 
 def _recipient(webhook: Mapping[str, Any]) -> object:
     to = get_path(_message(webhook), "to")
-    return bare(to) if isinstance(to, str) else to
+    return strip_display_name(to) if isinstance(to, str) else to
 
 
 def _at(webhook: Mapping[str, Any]) -> dt.datetime | None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.addresses import bare
+from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, wire
 from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, computed_field, iso_field
@@ -53,7 +53,7 @@ def _recipient(payload: Mapping[str, Any]) -> str | None:
     """Return the message's only recipient, or None if it went to several, also as copies."""
     headers = ("to", "cc", "bcc")
     recipients = [recipient for header in headers for recipient in _as_list(get_path(payload, "data", header))]
-    return bare(recipients[0]) if len(recipients) == 1 and isinstance(recipients[0], str) else None
+    return strip_display_name(recipients[0]) if len(recipients) == 1 and isinstance(recipients[0], str) else None
 
 
 def _as_list(value: object) -> list[Any]:
@@ -121,7 +121,7 @@ PROVIDER = Provider(
     title="Resend",
     message_ids=MessageIds(("metadata/email_id", "metadata/data/email_id", "metadata/message_id"), _ids, version=2),
     # https://resend.com/docs/webhooks/retries-and-replays
-    redelivery="open this event under Webhooks in Resend's dashboard, and press Replay",
+    redelivery="Open this event under Webhooks in Resend's dashboard, and press Replay.",
     documentation="https://resend.com/docs/webhooks/event-types",
     recipient_known="if there is one only",
     event_selection="all that begin with `email.`, but `email.received`",

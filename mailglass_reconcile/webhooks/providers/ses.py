@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, sns, wire
@@ -156,10 +156,10 @@ def _replies(payload: Mapping[str, Any]) -> Callable[[str | None], object]:
     entries = _as_list(get_path(payload, *_path(event))) if event in ("Bounce", "DeliveryDelay") else []
     replies: dict[str, object] = {}
     for entry in entries:
-        replies.setdefault(address(str(get_path(entry, "emailAddress"))), _reply(entry))
+        replies.setdefault(normalize_address(str(get_path(entry, "emailAddress"))), _reply(entry))
     if len(entries) == 1:
         return lambda _: _reply(entries[0])
-    return lambda recipient: replies.get(address(recipient)) if recipient else None
+    return lambda recipient: replies.get(normalize_address(recipient)) if recipient else None
 
 
 def _reply(entry: object) -> object:
@@ -199,8 +199,8 @@ def _event_ids(payload: Mapping[str, Any], notification_id: str | None) -> Calla
     event_id = wire.make_event_id(id_, payload)
     indexes: dict[str, int] = {}
     for index, recipient in enumerate(_recipients(payload)):
-        indexes.setdefault(address(recipient), index)
-    return lambda recipient: f"{event_id}/{indexes.get(address(recipient or ''), 0)}"
+        indexes.setdefault(normalize_address(recipient), index)
+    return lambda recipient: f"{event_id}/{indexes.get(normalize_address(recipient or ''), 0)}"
 
 
 def _recipients(payload: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ def empty(empty_database_url, anymail_django):
 
 def is_current():
     """Whether the database has all that is ours."""
-    return not runner.lacking(runtime.get_engine(), runtime.get_settings())
+    return not runner.find_missing_objects(runtime.get_engine(), runtime.get_settings())
 
 
 def test_each_revision_has_a_migration_of_djangos_with_its_name():
@@ -189,7 +189,7 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     assert "`manage.py mailglass sweep`" in said
     assert "\n  manage.py mailglass find MESSAGE_ID\n" in said
     assert not re.search("[` ]mailglass-reconcile ", said)
-    assert "`manage.py mailglass prune`" in (states.remedy("missing") or "")
+    assert "`manage.py mailglass prune`" in (states.state_remedy("missing") or "")
 
 
 @pytest.mark.slow

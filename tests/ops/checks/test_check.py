@@ -249,11 +249,11 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(besi
     assert (found.status, f"index {index} is missing" in found.message) == (ERROR, True)
     assert found.remedy is not None
     assert found.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
-    assert runner.lacking(beside.engine, beside.settings) == [found.sentence]
+    assert runner.find_missing_objects(beside.engine, beside.settings) == [found.sentence]
     with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
         runner.migrate(beside.engine, beside.settings, lambda line: None)
     heal(beside, found.remedy)
-    assert (of("indexes").status, runner.lacking(beside.engine, beside.settings)) == (OK, [])
+    assert (of("indexes").status, runner.find_missing_objects(beside.engine, beside.settings)) == (OK, [])
 
 
 def test_mailglass_s_own_reconciler_that_still_runs(beside: Database) -> None:

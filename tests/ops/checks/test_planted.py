@@ -77,10 +77,10 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, plante
         db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
     else:
         assert bool(load_problems(db.database)) == (planted.status == ERROR)
-        assert [line for line in runner.lacking(db.engine, db.settings) if planted.name in line]
+        assert [line for line in runner.find_missing_objects(db.engine, db.settings) if planted.name in line]
         assert found.remedy == "run `mailglass-reconcile migrate`"
         heal(db, found.remedy)
-    assert runner.lacking(db.engine, db.settings) == []
+    assert runner.find_missing_objects(db.engine, db.settings) == []
     assert defined(db, planted.name) == before
     assert of(planted.check).status == OK
     with db.database.reading() as tx:
@@ -97,7 +97,7 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(be
     found = of("indexes")
     assert (found.status, f"index {index} is missing" in found.message) == (ERROR, True)
     assert load_problems(beside.database)
-    assert runner.lacking(beside.engine, beside.settings)
+    assert runner.find_missing_objects(beside.engine, beside.settings)
     heal(beside, found.remedy)
     assert [one for one in report() if one.status != OK] == []
 

@@ -31,7 +31,7 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
     database.run("""
         INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
         VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', now(), now())""")
-    pending, lost, stays = runner.losses(database.engine, database.settings)
+    pending, lost, stays = runner.describe_removal(database.engine, database.settings)
     open_now = len(database.open_set())
     assert pending.startswith(f"will stay unlinked: {open_now} open orphan")
     assert "waiting jobs of handlers: 1" in pending
@@ -51,7 +51,7 @@ def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_
     with_history(database)
     if first:
         database.remove()
-    assert runner.losses(database.engine, database.settings, tables=True)[-1].startswith("dropped for good: ")
+    assert runner.describe_removal(database.engine, database.settings, tables=True)[-1].startswith("dropped for good: ")
     database.remove(tables=True)
     assert database.objects() == before
     database.migrate()
@@ -65,7 +65,7 @@ def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
     database.migrate()
     before = database.objects()
     with pytest.raises(DatabaseRefusedError, match="nothing was changed: `migrate` did not make the tables"):
-        runner.losses(database.engine, database.settings, tables=True)
+        runner.describe_removal(database.engine, database.settings, tables=True)
     with pytest.raises(DatabaseRefusedError, match="nothing was changed"):
         database.remove(tables=True)
     assert database.objects() == before
@@ -133,7 +133,7 @@ def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url)
     """They stay, and that is all."""
     database = live(empty_database_url, "mailglass", "2.x")
     database.migrate()
-    assert not any("DROP" in line for line in runner.losses(database.engine, database.settings))
+    assert not any("DROP" in line for line in runner.describe_removal(database.engine, database.settings))
 
 
 def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_url):

@@ -46,7 +46,7 @@ SELECT a.pid FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
 
 def test_a_migration_gets_past_an_autovacuum_and_no_writer_fails(slow_vacuum, monkeypatch):
     """Postgres cancels it for whoever waits a second; writers give up after half of one, and do not have to."""
-    monkeypatch.setattr(steps, "LOCK_PATIENCE_SECONDS", 15)
+    monkeypatch.setattr(steps, "LOCK_RETRY_SECONDS", 15)
     wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
     stop, written = threading.Event(), []
     with ThreadPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""`manage.py mailglass …`: the command `mailglass-reconcile`, on the database that `DATABASES` has."""
+"""`manage.py mailglass …`: the command `mailglass-reconcile` on the database of `DATABASES`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from mailglass_reconcile.contrib.django.apps import COMMAND
 
 
 class Command(BaseCommand):
-    """Hands its arguments over; exit codes and output are those of `mailglass-reconcile`."""
+    """Passes its arguments on; exit codes and output are those of `mailglass-reconcile`."""
 
     help = "mailglass-reconcile on the database of DATABASES; `manage.py mailglass help` lists the subcommands."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take everything from the subcommand on."""
+        """Accept all arguments from the subcommand on."""
         parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="subcommand …")
 
     def handle(self, *_args: Any, arguments: list[str], **_options: Any) -> None:
-        """Run the subcommand; it ends with an exit code of its own."""
-        wanted = ["--help"] if arguments[:1] in ([], ["help"]) else arguments
-        cli.main(wanted, COMMAND)
+        """Run the subcommand, which exits with its own code."""
+        cli.main(["--help"] if arguments[:1] in ([], ["help"]) else arguments, COMMAND)
