@@ -167,31 +167,30 @@ def _merged(rows: Iterable[_Row]) -> list[Reports]:
     by_name: dict[str | None, list[_Row]] = {}
     for row in rows:
         by_name.setdefault(providers.canonical(row.provider) if row.provider else None, []).append(row)
-    found = []
-    for name, of_name in by_name.items():
-        # Whose webhook an orphan without keys was is not known, and what a delivery without a provider waits for.
-        heard = [row for other, those in by_name.items() if None in (name, other) or other == name for row in those]
-        unreported = _least(row.unreported_seconds for row in of_name)
-        reported = _least(row.reported_seconds for row in of_name)
-        arrived = _least(row.arrived_seconds for row in heard)
-        last = min(reported, arrived)
-        deliveries = sum(row.deliveries for row in of_name)
-        unreported_today = sum(row.unreported_today for row in of_name)
+    reports = []
+    for name, own in by_name.items():
+        # An orphan without keys may be any provider's webhook, and a delivery without a provider may wait for any.
+        webhooks = [row for other, rows in by_name.items() if None in (name, other) or other == name for row in rows]
+        unreported = _least(row.unreported_seconds for row in own)
+        reported = _least(row.reported_seconds for row in own)
+        last = min(reported, _least(row.arrived_seconds for row in webhooks))
+        deliveries = sum(row.deliveries for row in own)
+        unreported_today = sum(row.unreported_today for row in own)
         if deliveries or unreported_today or math.isfinite(reported):
-            found.append(
+            reports.append(
                 Reports(
                     name,
                     deliveries,
-                    sum(row.without_report for row in of_name),
+                    sum(row.without_report for row in own),
                     reported if math.isfinite(reported) else None,
                     last if unreported < last else None,
                     unreported_today,
-                    sum(row.reported_today for row in of_name),
-                    sum(row.unmatched_today for row in of_name),
+                    sum(row.reported_today for row in own),
+                    sum(row.unmatched_today for row in own),
                 )
             )
-    return sorted(found, key=lambda one: -one.deliveries)
+    return sorted(reports, key=lambda report: -report.deliveries)
 
 
-def _least(seconds: Iterable[float | None]) -> float:
-    return min((max(0.0, one) for one in seconds if one is not None), default=math.inf)
+def _least(durations: Iterable[float | None]) -> float:
+    return min((max(0.0, seconds) for seconds in durations if seconds is not None), default=math.inf)

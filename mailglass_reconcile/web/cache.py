@@ -1,4 +1,4 @@
-"""What was read, for a few seconds, and read once however many ask: ten viewers cost what one does."""
+"""A cache for a few seconds whose entries are read once, however many viewers ask at the same time."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from mailglass_reconcile.errors import MailglassReconcileError
 T = TypeVar("T")
 
 KEPT = 256
-"""Answers that are kept, the oldest ones making room; each is a page at most."""
+"""Entries that are kept; the oldest is evicted first. Each is a page at most."""
 AT_ONCE = 4
 """Reads of the database at the same time, each of which has a connection."""
-UNDER_WAY = 64
-"""Reads that are under way or wait for their turn; more are refused."""
+IN_FLIGHT = 64
+"""Reads in flight or queued; more are refused."""
 
 
 class BusyError(MailglassReconcileError):
-    """More is asked for than is read in a reasonable time."""
+    """Too many reads are in flight."""
 
 
 class Cache:
-    """Answers by key; who asks while one is being read waits for that one."""
+    """Results by key; a second caller waits for the read that is in flight."""
 
     def __init__(self, seconds: float) -> None:
-        """Keep each answer for so many *seconds* after it was read, an error as well."""
+        """Keep each result for *seconds* after it was read, an error as well."""
         self._seconds = seconds
         self._kept: OrderedDict[Hashable, tuple[Future[Any], list[float]]] = OrderedDict()
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(AT_ONCE)
-        self._under_way = 0
+        self._in_flight = 0
 
     async def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises."""
+        """Return the result of *read*, or the one that is kept for *key*; its exception is raised."""
         # A thread of its own, so that nothing waits at the end of the process for a read that hangs.
         answer: T = await asyncio.shield(asyncio.wrap_future(self._answer(key, read)))
         return answer
@@ -48,9 +48,9 @@ class Cache:
             kept = self._kept.get(key)
             if kept is not None and (not kept[1] or kept[1][0] > time.monotonic()):
                 return kept[0]
-            if self._under_way >= UNDER_WAY:
+            if self._in_flight >= IN_FLIGHT:
                 raise BusyError("too many requests at the same time: try again in a moment")
-            self._under_way += 1
+            self._in_flight += 1
             answer: Future[T] = Future()
             answer.set_running_or_notify_cancel()
             until: list[float] = []
@@ -64,15 +64,15 @@ class Cache:
     def _read(self, answer: Future[T], until: list[float], read: Callable[[], T]) -> None:
         with self._slots:
             try:
-                found = read()
+                result = read()
             except BaseException as error:  # all waiting threads get it, of any kind
                 self._ended(until)
                 answer.set_exception(error)
             else:
                 self._ended(until)
-                answer.set_result(found)
+                answer.set_result(result)
 
     def _ended(self, until: list[float]) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._in_flight -= 1
             until.append(time.monotonic() + self._seconds)

@@ -136,7 +136,7 @@ class Pages:
     @_page
     async def orphans(self, request: Request) -> Response:
         if parameters.has_empty(request.query_params):
-            return _redirect(f"orphans{query(**parameters.given(request.query_params))}")
+            return _redirect(f"orphans{query(**parameters.without_empty(request.query_params))}")
         wanted = parameters.listing(request.query_params)
         key = ("page", wanted.filters, wanted.after)
         found = await self._cache.get(key, lambda: self._list(wanted))
@@ -172,7 +172,7 @@ class Pages:
     async def runs(self, request: Request) -> Response:
         """Show the history of runs, and who holds the lock of sweeps."""
         if parameters.has_empty(request.query_params):
-            return _redirect(f"runs{query(**parameters.given(request.query_params))}")
+            return _redirect(f"runs{query(**parameters.without_empty(request.query_params))}")
         wanted, before = parameters.runs(request.query_params)
         found = await self._cache.get(
             ("runs", wanted, before), partial(runs.load_page, self._database, wanted, before=before)

@@ -37,10 +37,10 @@ class Listing:
 
 
 def hours(query: QueryParams) -> int:
-    given = query.get("hours", "24")
-    if given not in map(str, HOURS):
+    value = query.get("hours", "24")
+    if value not in map(str, HOURS):
         raise InvalidParameterError(f"hours: use one of {', '.join(map(str, HOURS))}")
-    return int(given)
+    return int(value)
 
 
 def listing(query: QueryParams) -> Listing:
@@ -60,11 +60,11 @@ def listing(query: QueryParams) -> Listing:
 
 
 def runs(query: QueryParams) -> tuple[RunFilter, int | None]:
-    """Return which runs to list, and before which one."""
+    """Return the filter for runs, and the id of the run before which the page begins."""
     fields = {name: text(query, name) for name in ("kind", "status", "before")}
-    for name, known in (("kind", KINDS), ("status", RUN_STATUSES)):
-        if fields[name] not in ("", *known):
-            raise InvalidParameterError(f"{name}: use one of {', '.join(known)}")
+    for name, choices in (("kind", KINDS), ("status", RUN_STATUSES)):
+        if fields[name] not in ("", *choices):
+            raise InvalidParameterError(f"{name}: use one of {', '.join(choices)}")
     before = fields["before"]
     if before and not (before.isascii() and before.isdecimal() and len(before) < 19):
         raise InvalidParameterError("before: the id of a run is a number")
@@ -72,13 +72,13 @@ def runs(query: QueryParams) -> tuple[RunFilter, int | None]:
     return RunFilter(fields["kind"] or None, fields["status"] or None, idle), int(before) if before else None
 
 
-def given(query: QueryParams) -> dict[str, str]:
+def without_empty(query: QueryParams) -> dict[str, str]:
     """Return the parameters that have a value."""
     return {name: value for name, value in query.items() if value}
 
 
 def has_empty(query: QueryParams) -> bool:
-    """Whether a parameter has no value, as a form sends each of its fields."""
+    """Return True if a parameter is empty, as in a form that was sent with empty fields."""
     return any(not value for value in query.values())
 
 
@@ -91,12 +91,12 @@ def id_of(text: str) -> UUID:
 
 def text(fields: Mapping[str, str], name: str) -> str:
     """Return a field's value, trimmed; empty if it is not there."""
-    given = fields.get(name, "").strip()
-    if len(given) > LONGEST:
+    value = fields.get(name, "").strip()
+    if len(value) > LONGEST:
         raise InvalidParameterError(f"{name}: use at most {LONGEST} characters")
-    if "\x00" in given:
+    if "\x00" in value:
         raise InvalidParameterError(f"{name}: remove the character NUL")
-    return given
+    return value
 
 
 def _after(text: str) -> UUID | None:

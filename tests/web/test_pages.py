@@ -16,7 +16,7 @@ from browsing import TOKEN, Visitor, app
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
-from mailglass_reconcile.web.cache import UNDER_WAY
+from mailglass_reconcile.web.cache import IN_FLIGHT
 from scraping import parsed, value
 from waiting import wait_until
 
@@ -307,7 +307,7 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
         holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
 
         async def ask():
-            paths = [f"/orphans?type=t{n}" for n in range(UNDER_WAY + 5)]
+            paths = [f"/orphans?type=t{n}" for n in range(IN_FLIGHT + 5)]
             asked = [asyncio.create_task(visitor.one(path)) for path in paths]
             done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             alive = await visitor.one("/healthz")

@@ -1,6 +1,6 @@
-"""What the open orphans say: links that are late, webhooks of a wrong tenant, ids that no rule finds.
+"""Checks of open orphans: late links, webhooks of a wrong tenant, ids that no rule finds, oversized documents.
 
-Their states are those that the last look has stored.
+States are those that the last sweep stored.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def tenants(look: Look) -> Iterator[Finding]:
     if not number:
         yield ok(f"none of the {pluralize(seen, 'newest open event')} is of a wrong tenant")
         return
-    named = ", ".join(map(sanitize, sorted({group.tenant_id for group in astray})[:3]))
+    tenant_ids = ", ".join(map(sanitize, sorted({group.tenant_id for group in astray})[:3]))
     message = (
         f"{n_of_m(number, seen, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
-        f" deliveries; the events' tenant is {named}"
+        f" deliveries; the events' tenant is {tenant_ids}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
     if look.is_mailglass_s:
@@ -94,9 +94,9 @@ def key_rules(look: Look) -> Iterator[Finding]:
 
 def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None:
     if name is None:
-        those = pluralize(without, "newest open event names", "newest open events name")
+        events = pluralize(without, "newest open event names", "newest open events name")
         step = "give provider in the metadata, or to record_webhook()"
-        return warning(f"{those} no provider", step) if without else None
+        return warning(f"{events} no provider", step) if without else None
     if hint := providers.mistyped(name):
         step = "correct the name where your webhooks are recorded; stored events keep their name"
         return warning(f"{hint} ({pluralize(with_id + without, 'newest open event')})", step)

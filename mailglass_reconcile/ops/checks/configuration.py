@@ -1,4 +1,4 @@
-"""Whether the environment says what it means: settings that can be read, names that exist, modules that load."""
+"""Checks of the environment: settings that can be read, names that exist, modules that load."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def settings() -> Iterator[Finding]:
     except ConfigurationError as fault:
         yield error(str(fault), "correct the variable that the message names")
         return
-    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    setting_names = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     ours = [name for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
-    unknown = [name for name in ours if name.upper() not in known and not name.upper().startswith(OF_TESTS)]
+    unknown = [name for name in ours if name.upper() not in setting_names and not name.upper().startswith(OF_TESTS)]
     for name in unknown:
-        meant = find_closest(name, known, cutoff=0.75)
-        asked = f"; did you mean {meant}?" if meant else ""
+        closest = find_closest(name, setting_names, cutoff=0.75)
+        question = f"; did you mean {closest}?" if closest else ""
         step = (
-            f"rename it to {meant}, or remove it"
-            if meant
+            f"rename it to {closest}, or remove it"
+            if closest
             else f"remove it; {docs_url('settings.md')} lists the settings"
         )
-        yield warning(f"nothing reads the variable {sanitize(name)}{asked}", step)
+        yield warning(f"nothing reads the variable {sanitize(name)}{question}", step)
     if not unknown:
         yield ok("every MAILGLASS_* variable is known and has a value that can be used")
 

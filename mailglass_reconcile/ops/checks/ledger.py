@@ -1,4 +1,4 @@
-"""Whether the table of open orphans equals the ledger, and whether events can find deliveries: by samples.
+"""Checks by samples: the table of open orphans equals the ledger, and deliveries have ids that events can name.
 
 A sample of pages costs the same however large a table is, and each time it is another one; a smaller table is looked at
 whole. The repair of the open orphans is complete.

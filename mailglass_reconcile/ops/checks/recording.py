@@ -1,4 +1,4 @@
-"""Whether providers report on what was sent: the sign that webhooks come, are recorded, and match what was sent."""
+"""Checks of provider reports: webhooks arrive, are recorded, and match the sends."""
 
 from __future__ import annotations
 

@@ -91,11 +91,11 @@ def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:
         if _is_denied(fault):
             return refused
         text = f"{type(fault).__name__} {fault}"
-        known = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
-        return error(f"Redis refuses to write: {known}", "look at the server's log, memory and disk", ("redis_rights",))
+        reason = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
+        return error(f"Redis refuses to write: {reason}", "check the server's log, memory and disk", ("redis_rights",))
     return ok(well)
 
 
 def _is_denied(fault: Exception) -> bool:
-    """Whether a right is missing; what a script of the lock may not do is an error of the script."""
+    """Return True if a privilege is missing; for the lock's script, Redis reports an error of the script."""
     return any(word in f"{type(fault).__name__} {fault}" for word in DENIED)
