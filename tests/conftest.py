@@ -13,7 +13,7 @@ import invariants
 import mailglass_reconcile
 import witness as watching
 from database import Database
-from lending import Lender, Lent, Uncommitted
+from database_pool import DatabasePool, PooledDatabase, Uncommitted
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.settings import Settings
@@ -113,26 +113,26 @@ def mailglass_template(
 
 
 @pytest.fixture(scope="session")
-def lender(mailglass_databases: Databases, mailglass_template: str, redis_url: str) -> Iterator[Lender]:
+def database_pool(mailglass_databases: Databases, mailglass_template: str, redis_url: str) -> Iterator[DatabasePool]:
     """Lends one database to one test after the other."""
-    lender = Lender(
+    pool = DatabasePool(
         mailglass_databases, mailglass_template, lambda url: Settings(database_url=url, redis_url=redis_url)
     )
-    yield lender
-    lender.close()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture
-def mailglass_database(lender: Lender, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
+def mailglass_database(database_pool: DatabasePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[PooledDatabase]:
     """A migrated database without rows, which the environment names; the test has it for itself.
 
     It is the plugin's fixture, except that the next test gets the same database if only rows have changed.
     """
-    with lender.lend() as lent:
-        monkeypatch.setenv("MAILGLASS_DATABASE_URL", lent.url)
-        monkeypatch.setenv("MAILGLASS_REDIS_URL", lent.settings.redis_url.get_secret_value())
+    with database_pool.acquire() as pooled:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", pooled.url)
+        monkeypatch.setenv("MAILGLASS_REDIS_URL", pooled.settings.redis_url.get_secret_value())
         mailglass_reconcile.configure()
-        yield lent
+        yield pooled
         mailglass_reconcile.configure()
 
 
@@ -151,12 +151,12 @@ def empty_database_url(make_database: Callable[..., str], drop_database: Callabl
 
 
 @pytest.fixture
-def tx(lender: Lender) -> Iterator[Uncommitted]:
+def tx(database_pool: DatabasePool) -> Iterator[Uncommitted]:
     """A transaction that is rolled back, on a migrated database without rows, for code that takes a connection.
 
     It is what a test takes unless it needs a commit, two sessions or a process: those take `db`.
     """
-    with lender.transaction() as uncommitted:
+    with database_pool.transaction() as uncommitted:
         mailglass_reconcile.configure(engine=uncommitted.connection.engine, settings=uncommitted.settings)
         yield uncommitted
         invariants.check_uncommitted(uncommitted)
@@ -164,12 +164,12 @@ def tx(lender: Lender) -> Iterator[Uncommitted]:
 
 
 @pytest.fixture
-def db(mailglass_database: Lent, redis_url: str) -> Iterator[Database]:
+def db(mailglass_database: PooledDatabase, redis_url: str) -> Iterator[Database]:
     """A migrated database for a test that commits, configured to be used, whose invariants are checked at the end."""
     engine, settings = mailglass_database.engine, mailglass_database.settings
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with watching.watched(engine, redis_url) as witness:
-        made = Database(mailglass_database.url, settings, engine, witness, lent=mailglass_database)
+        made = Database(mailglass_database.url, settings, engine, witness, pooled=mailglass_database)
         yield made
         settle()
         invariants.check(made, witness, holding=invariants.ALL - made.broken)

@@ -53,7 +53,7 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost:",
     ]
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with contextlib.ExitStack() as opened, serving(url, redis_url, module="hurried") as (_, address):
+    with contextlib.ExitStack() as opened, serving(url, redis_url, module="short_timeouts") as (_, address):
         for one in [opened.enter_context(connect(address, half)) for half in halves]:
             until_closed(one)
 
@@ -62,7 +62,7 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
 def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
     """Of which the receiver answers its own before that."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with serving(url, redis_url, module="hurried") as (_, address):
+    with serving(url, redis_url, module="short_timeouts") as (_, address):
         began = time.monotonic()
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as one:

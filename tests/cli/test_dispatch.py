@@ -27,7 +27,7 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     factories.delivery(handler_db, "two")
     fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
-    done = commands.inside("dispatch", "--waiting")
+    done = commands.run_here("dispatch", "--waiting")
     total, *groups = done.stderr.splitlines()
     assert total == "3 events wait for handlers"
     assert re.fullmatch(r"  1 bounced for flaky: KeyError, next attempt \d{4}-.* UTC \(in \d seconds?\)", groups[0])
@@ -40,7 +40,7 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     assert re.fullmatch(r"  bounced for flaky, 1 attempt, KeyError, next attempt .*", lines[1])
     assert lines[2] == f"  delivery {handler_db.value(OF, id=failed)}"
     assert lines[3] == lines[6] == fresh
-    (found,) = commands.conforming("dispatch", commands.inside("dispatch", "--waiting", "--json").stdout)
+    (found,) = commands.conforming("dispatch", commands.run_here("dispatch", "--waiting", "--json").stdout)
     jobs = [(job["event_id"], job["handler"]) for job in found["waiting"]]
     assert jobs == [(failed, "flaky"), (fresh, "flaky"), (fresh, "steady")]
     assert [(group["handler"], group["error"]) for group in found["groups"]] == [
@@ -48,7 +48,7 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
         ("flaky", None),
         ("steady", None),
     ]
-    of_one = commands.inside("dispatch", "--waiting", "--handler", "steady", "--json").stdout
+    of_one = commands.run_here("dispatch", "--waiting", "--handler", "steady", "--json").stdout
     (found,) = commands.conforming("dispatch", of_one)
     assert ([job["handler"] for job in found["waiting"]], found["total"]) == (["steady"], 1)
 
@@ -58,9 +58,9 @@ OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id
 
 def test_nothing_waits(handler_db):
     """No line on standard output."""
-    done = commands.inside("dispatch", "--waiting")
+    done = commands.run_here("dispatch", "--waiting")
     assert (done.stdout, done.stderr) == ("", "0 events wait for handlers\n")
-    done = commands.inside("dispatch", "--dead")
+    done = commands.run_here("dispatch", "--dead")
     assert (done.stdout, done.stderr) == ("", "0 events are dead\n")
 
 
@@ -73,26 +73,26 @@ def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, argumen
     factories.delivery(handler_db, "two")
     factories.orphan(handler_db, factories.postmark("two"), type="bounced")
     mailglass_reconcile.reconcile()
-    other = commands.inside("dispatch", "--retry", "--handler", "steady").output
+    other = commands.run_here("dispatch", "--retry", "--handler", "steady").output
     assert other == "0 jobs will be tried again\n"
-    done = commands.inside("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
+    done = commands.run_here("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
     assert done.output == "1 job will be tried again\n"
     rows = handler_db.rows(
         "SELECT attempts, next_at <= now()::timestamp FROM mailglass_handler_outbox WHERE state = 'waiting' ORDER BY 1"
     )
     assert rows == [(0, True), (0, True), (7, True)]
-    assert commands.inside("dispatch", "--retry").output == "0 jobs will be tried again\n"
+    assert commands.run_here("dispatch", "--retry").output == "0 jobs will be tried again\n"
     make_due(handler_db)
     assert states(handler_db) == {"done": 1, "waiting": 3}
 
 
 def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
     """One line that says where to look."""
-    done = commands.inside("dispatch", "--retry", factories.new_id())
+    done = commands.run_here("dispatch", "--retry", factories.new_id())
     assert done.exit_code == 1
     assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in done.stderr
 
 
 def test_the_three_exclude_each_other(handler_db):
     """Exit code 2."""
-    assert commands.inside("dispatch", "--waiting", "--dead").exit_code == 2
+    assert commands.run_here("dispatch", "--waiting", "--dead").exit_code == 2

@@ -36,9 +36,9 @@ def test_each_state_conforms_to_the_schema_and_is_escaped(db):
         "no_orphan": factories.orphan(db, {}, needs_reconciliation=False),
     }
     for state, event in events.items():
-        found = commands.conforming("explain", commands.inside("explain", event, "--json").stdout)[0]
+        found = commands.conforming("explain", commands.run_here("explain", event, "--json").stdout)[0]
         assert (found["event_id"], found["state"]) == (event, state)
-        said = commands.inside("explain", event).stdout
+        said = commands.run_here("explain", event).stdout
         assert f"{event}: {state}\n" in said
         has_delivery = state in ("linked", "matched", "waiting", "expired", "attached")
         assert said.startswith(("delivered", "dispatched", "last reported")) == has_delivery
@@ -51,7 +51,7 @@ def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
     """80 columns at most; a program reads one fact a line."""
     factories.delivery(db, "one", tenant_id="other")
     event = factories.orphan(db, factories.postmark("one"))
-    fact = max(commands.inside("explain", event).stdout.splitlines(), key=len)
+    fact = max(commands.run_here("explain", event).stdout.splitlines(), key=len)
     words = fact.partition("`")[0]  # a command has a line of its own on a terminal
     assert len(words) > 80
     said = commands.on_a_terminal(db, "explain", event)
@@ -67,19 +67,19 @@ def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(
     mailglass_reconcile.reconcile()
     waiting = factories.orphan(db, factories.postmark("m-1"), type="clicked", age_seconds=-200)
     for arguments in ((delivery,), ("--message-id", "m-1")):
-        said = commands.inside("explain", *arguments).stdout
+        said = commands.run_here("explain", *arguments).stdout
         first, _, rest = said.partition("\n\n")
         verdict, state = first.splitlines()
         assert verdict == "opened, 5 minutes ago"
         assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", state), said
         assert rest.startswith(f"{linked}: linked\n")
         assert rest.find(f"{waiting}: waiting\n") > 0
-        found = commands.conforming("explain", commands.inside("explain", *arguments, "--json").stdout)
+        found = commands.conforming("explain", commands.run_here("explain", *arguments, "--json").stdout)
         assert [one["event_id"] for one in found] == [linked, waiting]
         assert (found[0]["delivery"]["type"], found[0]["delivery"]["final"]) == ("opened", True)
         assert (found[0]["delivery"]["summary"], found[0]["delivery"]["command"]) == (verdict, None)
     nothing = factories.delivery(db, "m-2")
-    said = commands.inside("explain", nothing).stdout
+    said = commands.run_here("explain", nothing).stdout
     assert f"delivery {nothing}: dispatched since" in said
     assert "no event is linked to it, and no open orphan has its message id" in said
 
@@ -88,7 +88,7 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
     """The fields searched, what they hold, which deliveries are named, and when a sweep looks next."""
     delivery = factories.delivery(db, "one", tenant_id="other", recipient="grace@example.com")
     event = factories.orphan(db, factories.postmark("one", recipient="ada@example.com"))
-    said = commands.inside("explain", event).stdout
+    said = commands.run_here("explain", event).stdout
     for words in (
         "type       delivered",
         "tenant     acme",
@@ -104,7 +104,7 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
         assert words in said, said
     assert re.search(r"arrived    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(5 minutes ago\)", said)
     waiting = factories.orphan(db, factories.postmark("none"), age_seconds=-200)
-    said = commands.inside("explain", waiting).stdout
+    said = commands.run_here("explain", waiting).stdout
     assert "would find it unmatched" in said
     assert re.search(r"next try   first full sweep after .* UTC \(in 4 minutes\)", said)
 
@@ -122,16 +122,16 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     found = commands.conforming("explain", done.stdout)
     assert [(one["event_id"], one["state"]) for one in found] == [(linked, "linked"), (still_open, "waiting")]
     assert found[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
-    missing = commands.tried(db, "explain", "--message-id", "m-2")
+    missing = commands.run_unchecked(db, "explain", "--message-id", "m-2")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == "Error: no open orphan and no delivery has this message id\n"
-    assert commands.inside("explain").exit_code == 2
+    assert commands.run_here("explain").exit_code == 2
 
 
 def test_a_mistyped_provider_is_named(db):
     """No rule knows it, so its ids are looked for where most providers put them."""
     event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
-    assert "no rule knows sendgird; did you mean sendgrid?" in commands.inside("explain", event).stdout
+    assert "no rule knows sendgird; did you mean sendgrid?" in commands.run_here("explain", event).stdout
 
 
 def test_the_remedy_for_each_candidate_can_be_pasted(db):
@@ -166,6 +166,6 @@ def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, wor
     factories.delivery(db, "<m@1>", tenant_id="globex")
     names = dict.fromkeys(("message_id", "sg_message_id", "email_id"), "<m@1>")
     event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")
-    said = commands.inside("explain", event).stdout
+    said = commands.run_here("explain", event).stdout
     assert "Route these webhooks to tenant globex" in said
     assert words in said

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import factories
-from commands import conforming, run, started, tried
+from commands import conforming, run, run_forked, run_unchecked
 
 ADA = "ada.lovelace@example.com"
 
@@ -47,7 +47,7 @@ def test_the_newest_are_shown_and_how_to_see_more(db, sent):
 
 def test_an_address_of_nobody_leads_to_the_message_id(db):
     """Exit code 1, and not the address."""
-    done = tried(db, "find", ADA)
+    done = run_unchecked(db, "find", ADA)
     assert done.returncode == 1
     assert done.stdout.endswith("  mailglass-reconcile find MESSAGE_ID\n")
     assert "lovelace" not in done.stdout + done.stderr
@@ -55,13 +55,13 @@ def test_an_address_of_nobody_leads_to_the_message_id(db):
 
 def test_an_id_of_nothing_is_one_line(db):
     """Exit code 1."""
-    done = tried(db, "find", "m-9")
+    done = run_unchecked(db, "find", "m-9")
     assert (done.returncode, done.stdout) == (1, "no delivery and no open orphan has this id\n")
 
 
 def test_a_mistyped_tenant_is_named(db, sent):
     """With the one that was probably meant."""
-    done = tried(db, "find", "m-1", "--tenant", "acne")
+    done = run_unchecked(db, "find", "m-1", "--tenant", "acne")
     assert done.returncode == 1
     assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
 
@@ -69,11 +69,11 @@ def test_a_mistyped_tenant_is_named(db, sent):
 @pytest.mark.parametrize("arguments", [["-"], ["x" * 513]])
 def test_what_cannot_be_looked_for_is_a_usage_error(db, arguments):
     """In one line that does not repeat it."""
-    done = tried(db, "find", *arguments, stdin="")
+    done = run_unchecked(db, "find", *arguments, stdin="")
     assert done.returncode == 2
     assert "xxx" not in done.stderr
 
 
 def test_it_runs_in_a_process_of_its_own(db, sent):
     """Which has loaded nothing else."""
-    assert f"mailglass-reconcile explain {sent}" in started(db, "find", "m-1").stdout
+    assert f"mailglass-reconcile explain {sent}" in run_forked(db, "find", "m-1").stdout

@@ -143,7 +143,7 @@ def test_two_at_once_link_everything_once(db):
 )
 def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
     """A supervisor starts it again; a person reads one line."""
-    done = commands.tried(db, "follow", *arguments, **environment)
+    done = commands.run_unchecked(db, "follow", *arguments, **environment)
     assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr

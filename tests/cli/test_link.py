@@ -30,7 +30,7 @@ def test_at_a_terminal_it_asks(db, pair, answer, code, links):
 
 def test_without_a_terminal_it_refuses_and_names_the_option(db, pair):
     """Exit code 2, and nothing is written."""
-    done = commands.tried(db, "link", *pair, *REASON)
+    done = commands.run_unchecked(db, "link", *pair, *REASON)
     assert (done.returncode, db.appended()) == (2, 0)
     assert "no terminal to confirm on: pass --yes, or --dry-run" in done.stderr
 
@@ -47,7 +47,7 @@ def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
 def test_a_dry_run_refuses_what_a_link_would(db, pair):
     """On one line."""
     other = factories.delivery(db, "many", tenant_id="globex")
-    done = commands.tried(db, "link", pair[0], other, *REASON, "--dry-run")
+    done = commands.run_unchecked(db, "link", pair[0], other, *REASON, "--dry-run")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (f"mailglass-reconcile: event {pair[0]} and delivery {other} are of different tenants\n")
 
@@ -63,6 +63,6 @@ def test_a_delivery_to_another_recipient_is_noted(db):
 
 def test_the_remedy_as_it_stands_asks_for_the_reason(db, pair):
     """Pasted from `explain` without one, it is a usage error that names the option."""
-    done = commands.tried(db, "link", *pair, "--reason", "")
+    done = commands.run_unchecked(db, "link", *pair, "--reason", "")
     assert done.returncode == 2
     assert "reason" in done.stderr

@@ -36,7 +36,7 @@ def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
     """In a pipe, where nothing is wrapped."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
     mailglass_reconcile.reconcile()
-    said = commands.inside("orphans").stdout
+    said = commands.run_here("orphans").stdout
     assert "unmatched" in said
     assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", said)
     assert "a\\x1b[2Jcme" in said
@@ -48,20 +48,20 @@ def test_a_person_reads_since_when_the_states_are_known(db):
     """On standard error, before and after the first full sweep; not of expired ones, which are judged now."""
     factories.orphan(db, factories.postmark("x"), age_seconds=300)
     factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
-    unseen = commands.inside("orphans")
+    unseen = commands.run_here("orphans")
     assert ("  unseen\n" in unseen.stdout, unseen.stderr) == (
         True,
         "1 orphan; no full sweep has ended yet\n  1 unseen: acme\n",
     )
     mailglass_reconcile.reconcile()
-    swept = commands.inside("orphans")
+    swept = commands.run_here("orphans")
     assert "  unmatched\n" in swept.stdout
     assert re.fullmatch(
         r"1 orphan; states as of 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \((?:now|\d seconds? ago)\), when the last full"
         r" sweep ended\n  1 unmatched: acme, postmark\n",
         swept.stderr,
     )
-    assert [commands.inside("orphans", option).stderr for option in ("--json", "--expired")] == ["", ""]
+    assert [commands.run_here("orphans", option).stderr for option in ("--json", "--expired")] == ["", ""]
 
 
 def test_an_expired_one_is_listed_with_what_matches_it_now(db):
@@ -69,11 +69,11 @@ def test_an_expired_one_is_listed_with_what_matches_it_now(db):
     delivery = factories.delivery(db, "there")
     late = factories.orphan(db, factories.postmark("there"), age_seconds=9 * 86_400)
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
-    assert commands.inside("orphans").stdout == "none\n"
-    said = commands.inside("orphans", "--expired").stdout
+    assert commands.run_here("orphans").stdout == "none\n"
+    said = commands.run_here("orphans", "--expired").stdout
     assert f"{late}  expired (older than 7 days); now matched: link it with sweep --event" in said
     assert f"{old}  expired (older than 7 days); now unmatched: no delivery yet" in said
-    lines = commands.conforming("orphans", commands.inside("orphans", "--state", "expired", "--json").stdout)
+    lines = commands.conforming("orphans", commands.run_here("orphans", "--state", "expired", "--json").stdout)
     assert [(line["event_id"], line["state"], line["verdict"], line["delivery_id"]) for line in lines] == [
         (late, "expired", "matched", delivery),
         (old, "expired", "unmatched", None),
@@ -93,7 +93,7 @@ def test_an_expired_one_is_listed_with_what_matches_it_now(db):
 )
 def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
     """A state or a unit that is none, options that exclude each other, an event that is not there."""
-    done = commands.inside("orphans", *arguments)
+    done = commands.run_here("orphans", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
@@ -118,7 +118,7 @@ def test_a_mistyped_type_or_provider_gets_a_hint(db):
         ("--provider", "Amazon SES", ""),
         ("--provider", "something-else", ""),
     ):
-        done = commands.inside("orphans", option, name)
+        done = commands.run_here("orphans", option, name)
         assert (done.exit_code, HEADING.split(done.stderr)[0].strip()) == (0, hint)
 
 
@@ -141,17 +141,17 @@ def test_identical_causes_are_one_line(db):
 def test_an_orphan_says_when_it_expires(db):
     """Each of the list."""
     factories.orphan(db, factories.postmark("x"), age_seconds=3_700)
-    said = commands.inside("orphans").stdout
+    said = commands.run_here("orphans").stdout
     assert re.search(r"arrived .* \(1 hour ago\), expires .* UTC \(in 6 days\);", said)
 
 
 def test_a_mistyped_tenant_gets_a_hint(db):
     """With the one that was probably meant; not one that has no open orphan."""
     factories.delivery(db, "m-1")
-    done = commands.inside("orphans", "--tenant", "acne")
+    done = commands.run_here("orphans", "--tenant", "acne")
     assert (done.exit_code, done.stdout) == (0, "none\n")
     assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
-    assert commands.inside("orphans", "--tenant", "acme").stderr == ""
+    assert commands.run_here("orphans", "--tenant", "acme").stderr == ""
 
 
 def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
@@ -162,6 +162,6 @@ def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
     assert done.stdout.startswith(f"{own.event_id}  ")
     assert "example.com" not in (done.stdout + done.stderr).lower()
     for given, options in (("nobody", []), ("", []), ("ada@example.com", ["--expired"])):
-        refused = commands.tried(db, "orphans", "--recipient", "-", *options, stdin=given)
+        refused = commands.run_unchecked(db, "orphans", "--recipient", "-", *options, stdin=given)
         assert refused.returncode == 2
         assert "nobody" not in refused.stderr

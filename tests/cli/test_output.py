@@ -22,20 +22,20 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
     factories.orphan(db, factories.postmark("none"))
     counts = commands.run(db, "sweep", "--dry-run", "--json").stdout
     assert commands.conforming("sweep", counts)[0]["linked"] == 2
-    said = commands.inside("sweep", "--dry-run", "--verbose").stdout.splitlines()
+    said = commands.run_here("sweep", "--dry-run", "--verbose").stdout.splitlines()
     assert sorted(said[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
     assert said[2].startswith("would link 2 of 3 open orphans")
-    assert len(commands.inside("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
+    assert len(commands.run_here("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
     assert db.appended() == 0
-    assert commands.inside("sweep", "--verbose").exit_code == 2
-    assert commands.inside("sweep", "--dry-run", "--verbose", "--json").exit_code == 2
+    assert commands.run_here("sweep", "--verbose").exit_code == 2
+    assert commands.run_here("sweep", "--dry-run", "--verbose", "--json").exit_code == 2
 
 
 def test_every_command_prints_what_its_schema_says(db):
     """With nothing to do as with something."""
     for _ in range(2):
         for name in ("sweep", "prune", "status", "doctor"):
-            assert commands.conforming(name, commands.inside(name, "--json").stdout)
+            assert commands.conforming(name, commands.run_here(name, "--json").stdout)
         factories.delivery(db, "one")
         for message in ("one", "two"):
             factories.orphan(db, factories.postmark(message))
@@ -55,7 +55,7 @@ def test_dispatch_prints_what_its_schema_says(handler_db, arguments):
     if arguments == ("--waiting",):
         handler_db.run("UPDATE mailglass_handler_outbox SET state = 'waiting', finished_at = NULL")
     for _ in range(2):
-        assert commands.conforming("dispatch", commands.inside("dispatch", *arguments, "--json").stdout)
+        assert commands.conforming("dispatch", commands.run_here("dispatch", *arguments, "--json").stdout)
         handler_db.run("DELETE FROM mailglass_handler_outbox")
     handler_db.broken.add("I14")
 
@@ -82,7 +82,7 @@ WORK = {
 def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(db, name):
     """All other tests of what it does may run it within theirs."""
     factories.orphan(db, factories.postmark("one"))
-    done = commands.started(db, name, *WORK[name])
+    done = commands.run_forked(db, name, *WORK[name])
     assert (done.returncode, done.stderr) == (0, "")
     within = commands.run(db, name, *WORK[name]).stdout
     assert [shape(line) for line in done.stdout.splitlines()] == [shape(line) for line in within.splitlines()]
@@ -96,7 +96,7 @@ def shape(line):
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_a_command_shows_an_example_in_its_help(name):
     """Which begins with the command itself."""
-    said = commands.inside(name, "--help").stdout
+    said = commands.run_here(name, "--help").stdout
     assert f" mailglass-reconcile {name}" in said.partition("Example")[2]
 
 
@@ -110,6 +110,6 @@ def test_the_list_of_commands_has_the_first_sentences_of_each_ones_help(name):
 
 def listing():
     """Return the names and sentences that `--help` lists."""
-    text = commands.inside("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    text = commands.run_here("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
     rows = re.findall(r"^  (\w+) +(.+(?:\n {6,}.+)*)", text, re.M)
     return [(name, " ".join(sentence.split())) for name, sentence in rows]

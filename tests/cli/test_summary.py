@@ -50,23 +50,23 @@ def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result,
 @pytest.mark.slow
 def test_a_sweep_with_nothing_to_do_says_why(db):
     """Orphans in their grace period, of all tenants or of one; or none at all."""
-    assert commands.inside("sweep").stdout == "nothing to do: there are no open orphans\n"
+    assert commands.run_here("sweep").stdout == "nothing to do: there are no open orphans\n"
     for number in range(8):
         factories.orphan(db, factories.postmark(number), age_seconds=1)
-    assert commands.inside("sweep").stdout == "nothing to do yet: 8 orphans are in their 60 s grace period\n"
+    assert commands.run_here("sweep").stdout == "nothing to do yet: 8 orphans are in their 60 s grace period\n"
     factories.orphan(db, factories.postmark("b"), age_seconds=1, tenant_id="b")
-    said = commands.inside("sweep", "--tenant", "b").stdout
+    said = commands.run_here("sweep", "--tenant", "b").stdout
     assert said == "nothing to do yet: 1 orphan of tenant 'b' is in its 60 s grace period\n"
-    assert commands.inside("sweep", "--tenant", "b\x00").stdout.startswith(
+    assert commands.run_here("sweep", "--tenant", "b\x00").stdout.startswith(
         "nothing to do: there are no open orphans of"
     )
-    said = commands.inside("sweep", "--provider", "ses", "--yes").stdout
+    said = commands.run_here("sweep", "--provider", "ses", "--yes").stdout
     assert said == "nothing to link: no open event is selected\n"
 
 
 def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
     """Nothing is cut off, whatever the width."""
-    said = commands.inside("--help").stdout
+    said = commands.run_here("--help").stdout
     assert "..." not in said.partition("Commands:")[2]
     assert {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields} <= set(
         re.findall(r"MAILGLASS_[A-Z_]+", said)

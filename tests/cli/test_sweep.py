@@ -77,10 +77,10 @@ def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, 
     old, lost = (orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2"))
     mailglass_reconcile.prune()
     assert db.rows("SELECT FROM mailglass_open_orphans") == []
-    refused = commands.tried(db, "sweep", "--event", lost, "--yes")
+    refused = commands.run_unchecked(db, "sweep", "--event", lost, "--yes")
     assert (refused.returncode, "cannot link event" in refused.stderr) == (1, True)
     name = old if option == "--event" else there
-    [counts] = commands.conforming("sweep", commands.inside("sweep", option, name, "--dry-run", "--json").stdout)
+    [counts] = commands.conforming("sweep", commands.run_here("sweep", option, name, "--dry-run", "--json").stdout)
     assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
     commands.run(db, "sweep", option, name, "--yes")
     assert linked(db) == {old}
@@ -104,7 +104,7 @@ def test_all_that_have_expired_are_linked_by_a_prune_and_a_sweep_with_a_higher_m
 def test_it_asks_at_a_terminal_and_refuses_without_one(db):
     """`n` links nothing; without a terminal, `--yes` or `--dry-run` is needed."""
     pair(db, "m-1")
-    refused = commands.tried(db, "sweep", "--provider", "postmark")
+    refused = commands.run_unchecked(db, "sweep", "--provider", "postmark")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
     main, other = pty.openpty()
     environment = db.environment(db.settings.redis_url.get_secret_value())
@@ -135,7 +135,7 @@ def test_a_target_that_is_not_there_is_one_line(db):
     """Exit code 1, and no traceback."""
     nothing = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
     for option in ("--event", "--delivery"):
-        done = commands.tried(db, "sweep", option, nothing, "--yes")
+        done = commands.run_unchecked(db, "sweep", option, nothing, "--yes")
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
         assert nothing in done.stderr
 

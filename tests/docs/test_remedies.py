@@ -87,7 +87,7 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
         [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
     )
     db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at) VALUES ('bounced', 'suppress', now())")
-    done = commands.tried(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
+    done = commands.run_unchecked(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
     said = done.stdout + done.stderr
     assert done.returncode in (0, 1), said
     assert not re.search("42501|permission denied|lacks a privilege|must be owner", said), said

@@ -119,7 +119,7 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
     (tmp_path / "certificates.json").write_text(
         json.dumps({senders.CERTIFICATE_URL: senders.published(senders.CERTIFICATE_URL).decode()})
     )
-    (tmp_path / "sitecustomize.py").write_text("import answering")
+    (tmp_path / "sitecustomize.py").write_text("import canned_certificates")
     bounce = senders.documented("ses")[0]
     with ses_api(bounce.message_id) as endpoint:
         reader.environment |= {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import factories
-from aging import check, fill, prune
+from backdating import check, fill, prune
 from database import Database
 from faults.runs import FULL
 from faults.tracing import killed, may_trace

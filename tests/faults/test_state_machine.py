@@ -62,7 +62,7 @@ TIMES = st.sampled_from(
 )
 SIZES = st.sampled_from([1, 2, 5])
 SLICE = 2
-"""So many orphans a hurried sweep looks at."""
+"""How many orphans a sweep with a limit looks at."""
 
 _DELIVERIES = "SELECT id::text, to_jsonb(d) AS row FROM mailglass_deliveries AS d"
 _LINKS = """

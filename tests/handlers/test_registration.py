@@ -185,10 +185,10 @@ def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handl
 def test_what_is_not_there_cannot_be_renamed(handler_db):
     """One line, with the name that was probably meant; exit code 1, or 2 if the new one cannot be a name."""
     leaving("suppress", "bounced")
-    refused = commands.tried(handler_db, "dispatch", "--rename", "supress", "other")
+    refused = commands.run_unchecked(handler_db, "dispatch", "--rename", "supress", "other")
     words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
     assert (refused.returncode, refused.stderr) == (1, words)
-    assert commands.tried(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
+    assert commands.run_unchecked(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
     done = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
     assert commands.conforming("dispatch", done.stdout) == [{"renamed": 0}]
     assert handler_db.rows(REGISTERED) == [("other", "bounced")]
@@ -210,7 +210,7 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
     (tmp_path / "suppressing.py").write_text(HANDLER)
     handlers = {"MAILGLASS_IMPORTS": "suppressing", "PYTHONPATH": str(tmp_path)}
     replaying = ("dispatch", "--replay", "bounced", "--since")
-    refused = commands.started(missed, *replaying, "7d", "--yes")
+    refused = commands.run_forked(missed, *replaying, "7d", "--yes")
     assert (refused.returncode, "no dispatcher has registered a handler of 'bounced'" in refused.stderr) == (1, True)
     for arguments, environment, line in (
         ((*replaying, "7d"), handlers, "pass --yes to queue 4 bounced events of the last 7 days for suppress"),
@@ -220,13 +220,13 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
         (("dispatch", "--handler", "suppress"), handlers, "--handler needs"),
         (("dispatch", "--forget"), handlers, "--forget needs a type"),
     ):
-        refused = commands.started(missed, *arguments, **environment)
+        refused = commands.run_forked(missed, *arguments, **environment)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert line in refused.stderr
     assert states(missed) == {}
-    done = commands.started(missed, *replaying, "7d", "--yes", "--json", **handlers)
+    done = commands.run_forked(missed, *replaying, "7d", "--yes", "--json", **handlers)
     assert commands.conforming("dispatch", done.stdout) == [{"replayed": 4}]
-    assert commands.started(missed, "dispatch", **handlers).returncode == 0
+    assert commands.run_forked(missed, "dispatch", **handlers).returncode == 0
     assert effects(missed) == {"suppress": 4}
 
 
@@ -237,7 +237,7 @@ def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
     handler_db.handled.clear()
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
-    refused = commands.tried(handler_db, "dispatch", "--forget", "--handler", "gone")
+    refused = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone")
     question = "pass --yes to forget gone (bounced), gone (opened) and delete 2 waiting jobs"
     assert (refused.returncode, question in refused.stderr) == (2, True)
     done = commands.run(handler_db, "dispatch", "--forget", "opened", "--handler", "gone", "--yes", "--json")
@@ -249,7 +249,7 @@ def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", provider_event_id="3"))
     assert handler_db.rows(JOBS) == 2 * [("audit", "bounced", "waiting")]
-    again = commands.tried(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
+    again = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
     words = "no dispatcher has registered a handler 'gone', and no job of it waits\n"
     assert (again.returncode, again.stderr) == (1, words)
 
@@ -264,7 +264,7 @@ def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
     commands.run(handler_db, "dispatch", "--forget", "bounced", "--yes")
     assert handler_db.rows(JOBS) == [("bad", "opened", "waiting")]
     assert ("bad", "bounced") not in handler_db.rows(REGISTERED)
-    again = commands.tried(handler_db, "dispatch", "--forget", "bonced", "--yes")
+    again = commands.run_unchecked(handler_db, "dispatch", "--forget", "bonced", "--yes")
     words = "no dispatcher has registered a handler of 'bonced' (did you mean bounced?), and no job of it waits\n"
     assert (again.returncode, again.stderr) == (1, words)
 
@@ -285,5 +285,5 @@ def test_a_sweep_in_a_process_with_handlers_registers_them_first(db, tmp_path):
     db.handled.add(("suppress", "bounced"))
     factories.delivery(db, "m-1")
     factories.orphan(db, factories.postmark("m-1"), type="bounced")
-    done = commands.started(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))
+    done = commands.run_forked(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))
     assert (done.returncode, effects(db)) == (0, {"suppress": 1})

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 import factories
 import raw_webhooks
-from commands import conforming, inside
+from commands import conforming, run_here
 from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.store import runs
@@ -83,7 +83,7 @@ def resend(recipient, kind="bounced"):
 
 def pointed_at():
     """Return what a sweep of some events would link, and how many of these by the message id alone."""
-    [counts] = conforming("sweep", inside("sweep", "--since", "1h", "--dry-run", "--json").stdout)
+    [counts] = conforming("sweep", run_here("sweep", "--since", "1h", "--dry-run", "--json").stdout)
     return counts["linked"], counts["linked_unchecked"]
 
 

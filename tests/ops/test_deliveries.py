@@ -155,7 +155,7 @@ def test_the_latest_events_come_first_everywhere(db):
     rows = [{**row, "id": uuid7(), "occurred_at": time} for time in at]
     complained = {**row, "id": uuid7(), "type": "complained", "occurred_at": "2026-11-02 10:00"}
     factories.insert(db, events=[*rows, complained])
-    said = commands.inside("explain", delivery).stdout
+    said = commands.run_here("explain", delivery).stdout
     assert said.index(complained["id"]) < said.index(rows[-1]["id"])
     assert rows[0]["id"] not in said
     page = Visitor(app(db)).get(f"/deliveries/{delivery}").text
@@ -175,10 +175,10 @@ def test_every_voice_says_the_same_of_a_delivery(db, columns):
     with db.begin() as connection:
         (other,) = record(connection, event("m-1", recipient="bob@example.com"), provider="sendgrid")
     sentence = "1 open event about another recipient names its message id"
-    terminal = [commands.inside("find", RECIPIENT).stdout, commands.inside("explain", delivery).stdout]
+    terminal = [commands.run_here("find", RECIPIENT).stdout, commands.run_here("explain", delivery).stdout]
     visitor = Visitor(app(db))
     pages = [visitor.get(f"/deliveries/{delivery}").text, visitor.ask("POST", "/find", data={"q": RECIPIENT}).text]
-    hits = [json.loads(line) for line in commands.inside("find", "--json", RECIPIENT).stdout.splitlines()]
+    hits = [json.loads(line) for line in commands.run_here("find", "--json", RECIPIENT).stdout.splitlines()]
     (hit,) = [hit for hit in hits if hit["id"] == delivery]
     assert all(sentence in text for text in (*terminal, *pages, hit["summary"]))
     assert hit["provider"] == "sendgrid"

@@ -33,7 +33,7 @@ def test_why_a_mail_bounced_is_shown(db, attached):
         (recorded,) = recording.record(connection, bounced)
     found = explain(db.database, recorded.event_id)
     assert (found.reject_reason, found.bounce, found.smtp_status) == ("invalid", "hard", "550 5.1.1")
-    said = commands.inside("explain", str(recorded.event_id)).stdout
+    said = commands.run_here("explain", str(recorded.event_id)).stdout
     assert "type       bounced\nbounce     hard\nreason     invalid\nSMTP       550 5.1.1\n" in said
     page = Visitor(app(db)).get(f"/events/{recorded.event_id}").text
     for name, value in (("Bounce", "hard"), ("Reason", "invalid"), ("SMTP", "550 5.1.1")):
@@ -46,7 +46,7 @@ def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
     id_ = factories.orphan(db, metadata, type="bounced", reject_reason="ada@example.com")
     found = of(db, id_)
     assert (found.reject_reason, found.bounce, found.smtp_status) == (None, None, "550")
-    assert "\nreason" not in commands.inside("explain", id_).stdout
+    assert "\nreason" not in commands.run_here("explain", id_).stdout
 
 
 def test_an_event_with_too_long_a_document_says_so(db):
@@ -255,7 +255,7 @@ def test_the_password_of_the_webhook_address_is_printed_nowhere(db):
     event = factories.orphan(db, factories.postmark("m@1"), tenant_id="default")
     url = SecretStr("https://hooks:canary@mail.example.com/webhooks")
     visitor = Visitor(app(db, webhook_url=url))
-    shown = [commands.inside("explain", event).stdout, commands.inside("explain", event, "--json").stdout]
+    shown = [commands.run_here("explain", event).stdout, commands.run_here("explain", event, "--json").stdout]
     shown.append(visitor.get(f"/events/{event}").text)
     for text in shown:
         assert "trigger postmark delivered" in text

@@ -7,7 +7,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
-from aging import days_ago
+from backdating import days_ago
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.store.database import Database
 

@@ -60,7 +60,7 @@ AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval
 @pytest.fixture
 def command(db):
     """Run `mailglass-reconcile` on the test's database, and return what it did."""
-    return partial(commands.tried, db)
+    return partial(commands.run_unchecked, db)
 
 
 def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):

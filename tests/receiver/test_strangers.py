@@ -159,7 +159,7 @@ def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, 
 def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_path):
     """After half a minute, also by a mounted application; this test runs it with a tenth of that."""
     sent = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n["
-    modules = "answering,hurried"
+    modules = "canned_certificates,short_timeouts"
     with (
         serving("a mounted application", db, redis_url, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
         connected(base) as one,

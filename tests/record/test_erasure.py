@@ -132,7 +132,7 @@ def test_later_events_stay_open_and_explain_says_why(db):
     for _ in range(2):
         result = mailglass_reconcile.reconcile()
         assert (result.linked, result.recipient_mismatch, result.ambiguous) == (0, 1, 1)
-        commands.inside("rekey")
+        commands.run_here("rekey")
     found = explanation.explain(db.database, later.event_id)
     assert (found.state, "was erased" in found.sentence) == ("recipient_mismatch", True)
     assert "nothing, if it is about a person who was erased" in found.remedy
@@ -211,7 +211,7 @@ def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
         (before,) = record(connection, event("m-1", recipient=ADA))
     erased(db)
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
-    (said,) = [line for line in commands.inside("sweep").output.splitlines() if "ambiguous" in line]
+    (said,) = [line for line in commands.run_here("sweep").output.splitlines() if "ambiguous" in line]
     assert "the event's recipient is unknown" in said
     assert "several deliveries have this id, or" in said
     assert "(erased, or lost" in explanation.explain(db.database, before.event_id).sentence
@@ -253,13 +253,13 @@ def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
 def test_the_command_counts_and_erases(db):
     """Without a terminal it wants --yes; no output repeats the address."""
     factories.delivery(db, recipient="ada@example.com")
-    dry = commands.inside("erase", "ada@example.com", "--dry-run")
+    dry = commands.run_here("erase", "ada@example.com", "--dry-run")
     assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open orphans and 0 raw webhooks"
-    refused = commands.inside("erase", "ada@example.com")
+    refused = commands.run_here("erase", "ada@example.com")
     assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
-    assert commands.inside("erase", "ada").exit_code == 2
+    assert commands.run_here("erase", "ada").exit_code == 2
     assert db.value(RECIPIENTS) == "ada@example.com"
-    done = commands.inside("erase", "Ada@Example.com", "--yes", "--json")
+    done = commands.run_here("erase", "Ada@Example.com", "--yes", "--json")
     assert commands.conforming("erase", done.output)[0]["deliveries"] == 1
     assert not [one for one in (dry, refused, done) if "ada@" in one.output.lower()]
     assert db.value(RECIPIENTS).endswith("@erased.invalid")

@@ -80,7 +80,7 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
     found = explanation.explain(db.database, uuid.UUID(event))
     assert (found.linked_by, found.linked_by_actor, found.reason) == ("hand", "ada", REASON)
     assert found.linked_during == ()
-    assert f"by hand    ada: {REASON}" in commands.inside("explain", event).stdout
+    assert f"by hand    ada: {REASON}" in commands.run_here("explain", event).stdout
     visitor = Visitor(app(db))
     assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
     assert "by hand" in visitor.get(f"/deliveries/{to}").text
@@ -145,14 +145,14 @@ def test_the_command_links_and_names_the_user(db, monkeypatch):
     """A second time it is refused on one line; so is an address, as wrong usage."""
     event, to = stuck(db)["ambiguous"], factories.delivery(db)
     monkeypatch.setenv("LOGNAME", "grace")
-    done = commands.inside("link", event, to, "--reason", REASON, "--yes")
+    done = commands.run_here("link", event, to, "--reason", REASON, "--yes")
     assert done.output == f"linked event {event} to delivery {to}\n"
     assert db.value(METADATA)["linked_by_actor"] == "grace"
     assert len(db.witness.messages()) == 2
-    again = commands.tried(db, "link", event, to, "--reason", REASON, "--yes")
+    again = commands.run_unchecked(db, "link", event, to, "--reason", REASON, "--yes")
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert f"mailglass-reconcile explain {event}" in again.stderr
-    assert commands.inside("link", event, to, "--reason", "to ada@example.com").exit_code == 2
+    assert commands.run_here("link", event, to, "--reason", "to ada@example.com").exit_code == 2
 
 
 def test_a_text_of_another_writer_that_looks_like_an_address_is_not_shown(db):

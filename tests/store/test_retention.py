@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 import forking
 import mailglass_reconcile
-from aging import days_ago, prune
+from backdating import days_ago, prune
 from catalog import live
 from factories import delivery, insert, new_id, orphan, orphan_row, postmark
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook

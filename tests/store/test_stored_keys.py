@@ -137,7 +137,7 @@ def test_rekey_computes_the_keys_again_under_the_same_version(db):
     assert reconcile().unmatched == 1
     acme(1)
     assert reconcile().unmatched == 1
-    assert commands.inside("rekey").stdout == "the next sweep computes the keys of 1 open orphan\n"
+    assert commands.run_here("rekey").stdout == "the next sweep computes the keys of 1 open orphan\n"
     assert reconcile().linked == 1
 
 
@@ -150,7 +150,7 @@ def test_rekey_forgets_no_recipient(db):
     db.run("UPDATE mailglass_open_orphans SET recipient = 'bob@example.com'")
     assert reconcile().unmatched == 1
     for _ in range(2):  # once more changes nothing
-        commands.inside("rekey")
+        commands.run_here("rekey")
     assert db.rows("SELECT rank, ids, recipient FROM mailglass_open_orphans") == [(None, None, "bob@example.com")]
     assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
     assert reconcile().unmatched == 1
@@ -254,7 +254,7 @@ def test_an_earlier_version_leaves_what_a_later_one_has_stored_until_rekey(db, o
     know(version=1)
     reconcile()
     assert db.value(KEYS) & 0xFF == 2
-    commands.inside("rekey")
+    commands.run_here("rekey")
     reconcile()
     assert db.value(KEYS) & 0xFF == 1
 
@@ -266,17 +266,17 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
     reconcile()
     before = db.rows(KEYS), db.rows(IDS)
     assert before == ([(providers.rank_of("acme"), 1, "acme")], [(["r-1"],)])
-    assert commands.started(db, "sweep").returncode == 0
+    assert commands.run_forked(db, "sweep").returncode == 0
     assert (db.rows(KEYS), db.rows(IDS)) == before
     factories.delivery(db, "r-1")
-    assert commands.started(db, "sweep").returncode == 0
+    assert commands.run_forked(db, "sweep").returncode == 0
     assert db.appended() == 1
 
 
 @pytest.mark.slow
 def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(db, orphan):
     """However long ago that was."""
-    assert commands.started(db, "sweep").returncode == 0
+    assert commands.run_forked(db, "sweep").returncode == 0
     assert db.value(KEYS) == providers.rank_of(None)
     factories.delivery(db, "r-1")
     know()
@@ -361,7 +361,7 @@ def test_rekey_during_a_sweep_leaves_nothing_that_no_sweep_selects(db, orphan, m
         factories.delivery(db, "r-1", recipient=recipient)
     assert reconcile().ambiguous == 1
     db.run("DELETE FROM mailglass_deliveries")
-    meanwhile(monkeypatch, lambda: commands.inside("rekey"))
+    meanwhile(monkeypatch, lambda: commands.run_here("rekey"))
     assert reconcile().unmatched == 1
     factories.delivery(db, "r-1")
     assert reconcile().linked == 1
@@ -374,7 +374,7 @@ def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
     assert reconcile().unmatched == 3
     with db.engine.connect() as connection, ThreadPoolExecutor(1) as pool:
         connection.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans LIMIT 1 FOR UPDATE")
-        result = pool.submit(commands.inside, "rekey")
+        result = pool.submit(commands.run_here, "rekey")
         wait_until(lambda: result.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
         connection.rollback()
         assert result.result().stdout == "the next sweep computes the keys of 3 open orphans\n"

@@ -79,7 +79,7 @@ def acting_in(db, admin) -> Iterator:
 
 def test_the_document_is_what_migrate_prints():
     """After a change of the list, `python docs/reference.py` writes it."""
-    assert commands.inside("migrate", "--grants").output == granting.GRANTS
+    assert commands.run_here("migrate", "--grants").output == granting.GRANTS
 
 
 MAY = """SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT'),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aging import LEFT, check, days_ago, fill, prune
+from backdating import LEFT, check, days_ago, fill, prune
 from factories import delivery, orphan
 from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError

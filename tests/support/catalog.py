@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from lending import keeping_one
+from database_pool import keep_one_connection
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
@@ -151,7 +151,7 @@ def ours(objects: set[str]) -> set[str]:
 def installation(url: str, schema: str = "public") -> Installation:
     """Return a schema of the database at *url* as it is."""
     settings = Settings(database_url=url, database_schema=schema)
-    return Installation(settings, keeping_one(settings))
+    return Installation(settings, keep_one_connection(settings))
 
 
 def live(url: str, schema: str = "public", shape: str = "0.1.1") -> Installation:

@@ -28,18 +28,20 @@ SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_co
 
 def run(db: Any, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
-    done = tried(db, *arguments, stdin=stdin, **environment)
+    done = run_unchecked(db, *arguments, stdin=stdin, **environment)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def tried(db: Any, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_unchecked(
+    db: Any, *arguments: str, stdin: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did, whatever that is.
 
     It runs within this process as if it were another one: with settings and a log of its own.
     """
     variables = {**db.environment(db.settings.redis_url.get_secret_value()), **environment}
-    assert "MAILGLASS_IMPORTS" not in variables, "modules are imported once in a process: use `started`"
+    assert "MAILGLASS_IMPORTS" not in variables, "modules are imported once in a process: use `run_forked`"
     absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
     program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
     with _unconfigured(), _without_a_log():
@@ -49,7 +51,7 @@ def tried(db: Any, *arguments: str, stdin: str | None = None, **environment: str
     return subprocess.CompletedProcess(["mailglass-reconcile", *arguments], done.exit_code, done.stdout, done.stderr)
 
 
-def started(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_forked(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, which has loaded nothing else, and return what it did."""
     redis_url = db.settings.redis_url.get_secret_value()
     return forking.run({**db.environment(redis_url), **environment}, *arguments)
@@ -99,7 +101,7 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
     return written.decode().replace("\r\n", "\n")
 
 
-def inside(*arguments: str) -> click.testing.Result:
+def run_here(*arguments: str) -> click.testing.Result:
     """Run the command within this process, on what it is configured for: a test of much output needs many runs."""
     return RUNNER.invoke(command, arguments)
 

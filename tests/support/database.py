@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import witness as watching
-from lending import Lent
+from database_pool import PooledDatabase
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.migration import runner
@@ -36,7 +36,7 @@ class Database:
     handled: set[tuple[str, str]] = field(default_factory=set)
     """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
-    lent: Lent | None = field(default=None, repr=False)
+    pooled: PooledDatabase | None = field(default=None, repr=False)
     """Which of the databases that are kept it is, if it is one."""
 
     @property
@@ -50,7 +50,7 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether it is as a migration makes it."""
-        if self.lent and self.lent.is_as_made():
+        if self.pooled and self.pooled.is_unchanged():
             return True
         lacking = runner.find_missing_objects(self.engine, self.settings)
         return not lacking and self.value(SCHEMA) == self.settings.database_schema

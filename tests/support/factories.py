@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lending import Uncommitted
+from database_pool import Uncommitted
 
 TENANT = "acme"
 RECIPIENT = "Ada@Example.com"

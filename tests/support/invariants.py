@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import oracle
-from lending import Uncommitted, session
+from database_pool import Uncommitted, session
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import Settings
@@ -156,7 +156,7 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
     with session(db.engine) as driver:
         _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(driver, witness)}, holding)
-        state = State(driver, db.settings) if db.lent and db.lent.is_as_made_in(driver) else None
+        state = State(driver, db.settings) if db.pooled and db.pooled.is_unchanged_in(driver) else None
     if state is None:
         if not db.is_current():
             return

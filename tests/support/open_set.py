@@ -34,10 +34,10 @@ def insert(connection: sa.Connection, inserted_at: str | None = None, **columns:
 
 
 @pytest.fixture
-def database(lender_of, shape) -> Iterator[Installation]:
+def database(pool_of, shape) -> Iterator[Installation]:
     """A migrated database without rows, of each version."""
-    with lender_of(shape).lend() as lent:
-        yield Installation(lent.settings, lent.engine)
+    with pool_of(shape).acquire() as pooled:
+        yield Installation(pooled.settings, pooled.engine)
 
 
 ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"

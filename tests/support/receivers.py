@@ -117,7 +117,7 @@ def receiving(
     env = {
         **db.environment(redis_url),
         "PYTHONPATH": str(Path(__file__).parent),
-        "MAILGLASS_IMPORTS": "answering",
+        "MAILGLASS_IMPORTS": "canned_certificates",
         "MAILGLASS_WEBHOOK_SECRETS": f"@{folder / 'secrets'}",
         "MAILGLASS_WEBHOOK_URL": MANDRILL_URL,
         "TEST_CERTIFICATES": str(folder / "certificates"),

@@ -12,7 +12,7 @@ import mailglass_reconcile
 import witness as watching
 from catalog import Installation, installation, live
 from database import Database
-from lending import Lender, keeping_one
+from database_pool import DatabasePool, keep_one_connection
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.databases import Databases
@@ -68,7 +68,7 @@ def template_of(
         url = make_database(name)
         made(url, shape).engine.dispose()  # a database is not copied while it is used
         settings = settings_of(url, shape)
-        engine = keeping_one(settings)
+        engine = keep_one_connection(settings)
         runner.migrate(engine, settings, lambda line: None)
         if witnessed:
             watching.install(engine)
@@ -94,37 +94,37 @@ def unmigrated(empty_database_url: str, shape: str) -> Installation:
 
 
 @pytest.fixture(scope="session")
-def lender_of(
+def pool_of(
     mailglass_databases: Databases, template_of: Callable[..., str], redis_url: str
-) -> Iterator[Callable[[str], Lender]]:
+) -> Iterator[Callable[[str], DatabasePool]]:
     """Returns what lends a migrated database of a version to one test after the other."""
 
     @cache
-    def lending(shape: str) -> Lender:
-        lender = Lender(
+    def migrated_pool(shape: str) -> DatabasePool:
+        pool = DatabasePool(
             mailglass_databases, template_of(shape), lambda url: settings_of(url, shape, redis_url=redis_url)
         )
-        lenders.append(lender)
-        return lender
+        pools.append(pool)
+        return pool
 
-    lenders: list[Lender] = []
-    yield lending
-    for lender in lenders:
-        lender.close()
+    pools: list[DatabasePool] = []
+    yield migrated_pool
+    for pool in pools:
+        pool.close()
 
 
 @pytest.fixture
 def beside(
-    shape: str, lender_of: Callable[[str], Lender], redis_url: str, monkeypatch: pytest.MonkeyPatch
+    shape: str, pool_of: Callable[[str], DatabasePool], redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
     """A migrated database of each version, configured to be used, whose invariants are checked at the end."""
-    with lender_of(shape).lend() as lent:
-        monkeypatch.setenv("MAILGLASS_DATABASE_URL", lent.url)
-        monkeypatch.setenv("MAILGLASS_DATABASE_SCHEMA", lent.settings.database_schema)
+    with pool_of(shape).acquire() as pooled:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", pooled.url)
+        monkeypatch.setenv("MAILGLASS_DATABASE_SCHEMA", pooled.settings.database_schema)
         monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
-        mailglass_reconcile.configure(engine=lent.engine, settings=lent.settings)
-        with watching.watched(lent.engine, redis_url) as witness:
-            used = Database(lent.url, lent.settings, lent.engine, witness, lent=lent)
+        mailglass_reconcile.configure(engine=pooled.engine, settings=pooled.settings)
+        with watching.watched(pooled.engine, redis_url) as witness:
+            used = Database(pooled.url, pooled.settings, pooled.engine, witness, pooled=pooled)
             yield used
             invariants.check(used, witness, holding=invariants.ALL - used.broken)
         mailglass_reconcile.configure()

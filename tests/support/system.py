@@ -100,7 +100,7 @@ class System:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command in the environment of the worker."""
-        return commands.started(self.site.db, *arguments, **{**self.site.environment, **environment})
+        return commands.run_forked(self.site.db, *arguments, **{**self.site.environment, **environment})
 
     def reset(self) -> None:
         """Forget all rows, and make sure that everything runs and is well."""
@@ -133,7 +133,7 @@ class System:
 
     def says(self) -> str:
         """Return the line of `status --check`."""
-        done = commands.inside("status", "--check", "--max-lag", MAX_LAG)
+        done = commands.run_here("status", "--check", "--max-lag", MAX_LAG)
         assert done.exit_code == int(done.output != "healthy\n"), done.output
         return done.output
 

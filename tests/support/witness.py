@@ -19,8 +19,8 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+import database_pool
 import forking
-import lending
 from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.link import Pairs
@@ -105,7 +105,7 @@ def install(engine: sa.Engine) -> None:
     """Let a database, and copies of it, write down what happens to their rows."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_WITNESS)
-    lending.install(engine)
+    database_pool.install(engine)
 
 
 @cache

@@ -15,8 +15,8 @@ import commands
 import factories
 import mailglass_reconcile
 import oracle
+from database_pool import Uncommitted
 from factories import delivery_row, insert, orphan_row
-from lending import Uncommitted
 from mailglass_reconcile import Settings, WebhookEvent, find_orphans, reconcile, record_webhook
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
@@ -315,7 +315,7 @@ def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db, rekeyed):
     """To Bob's delivery among two of one id; the address is with the open orphan only, which keeps it when rekeyed."""
     record_bobs_bounce(db)
     if rekeyed:
-        commands.inside("rekey")
+        commands.run_here("rekey")
     factories.delivery(db, "m", recipient="alice@example.com")
     bob = factories.delivery(db, "m", recipient="BOB@example.com")
     assert reconcile().linked == 1
@@ -328,6 +328,6 @@ def test_an_erased_recipient_does_not_come_back_from_the_ledger_when_keys_are_co
     assert reconcile().unmatched == 1
     with db.engine.begin() as connection:
         assert mailglass_reconcile.erase(connection, recipient="bob@example.com").open_orphans == 1
-    commands.inside("rekey")
+    commands.run_here("rekey")
     factories.delivery(db, "m", recipient="bob@example.com")
     assert reconcile().ambiguous == 1

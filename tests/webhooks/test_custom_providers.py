@@ -178,7 +178,7 @@ def test_the_command_serves_it(db, redis_url, tmp_path, carrier):
     one = carrier.sent()
     with receiving(
         db, redis_url, tmp_path,
-        MAILGLASS_IMPORTS="answering,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
+        MAILGLASS_IMPORTS="canned_certificates,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
     ) as (base, log):  # fmt: skip
         answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
         assert answer.status_code == 200, log.read_text()

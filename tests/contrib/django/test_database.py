@@ -15,7 +15,7 @@ import mailglass_reconcile
 from django_project import another_database
 from mailglass_reconcile import DatabaseRefusedError, Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.contrib.django import connection
-from mailglass_reconcile.contrib.django import database as lending
+from mailglass_reconcile.contrib.django import database as django_database
 from mailglass_reconcile.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("shop")
@@ -114,7 +114,7 @@ def test_a_savepoint_of_the_application_that_is_rolled_back_takes_ours_along(db)
 @pytest.mark.parametrize("first", [True, False], ids=["in the first use", "in a later one"])
 def test_an_error_of_ours_costs_nothing_of_the_applications(db, first):
     """What the database refuses, and what a block raises, is undone to a savepoint."""
-    lending._lending.cache_clear()
+    django_database._lending.cache_clear()
     if not first:
         with connection():
             pass
@@ -164,7 +164,7 @@ def test_it_works_in_a_testcase_of_djangos(db):
 
         def test_one(self):
             with self.captureOnCommitCallbacks(execute=True) as callbacks, connection() as lent:
-                lending.after_commit(send(lent))
+                django_database.after_commit(send(lent))
             assert callbacks
             with djangos.cursor() as cursor:
                 cursor.execute(EVENTS)
@@ -202,7 +202,7 @@ def test_our_own_connections_have_the_role_and_the_options_of_djangos(monkeypatc
     """`assume_role`, and what libpq is told; but neither Django's cursors nor prepared statements."""
     options = {"assume_role": "pg_monitor", "application_name": "shop"}
     monkeypatch.setitem(djangos.settings_dict, "OPTIONS", options)
-    with lending.engine("default").connect() as ours:
+    with django_database.engine("default").connect() as ours:
         found = ours.exec_driver_sql("SELECT current_user, current_setting('application_name')").one()
         driver = ours.connection.driver_connection
         assert (*found, driver.cursor_factory, driver.prepare_threshold) == ("pg_monitor", "shop", psycopg.Cursor, None)

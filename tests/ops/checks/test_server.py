@@ -55,7 +55,7 @@ AWAY = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
     """The broker is away; nothing is on standard error, and no password in the report."""
-    done = commands.tried(db, "doctor", "--json", **AWAY)
+    done = commands.run_unchecked(db, "doctor", "--json", **AWAY)
     found = json.loads(done.stdout)
     jsonschema.validate(found, REPORT)
     assert (done.returncode, done.stderr) == (1, "")
@@ -66,22 +66,22 @@ def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because
 
 def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
     """Also how to ask, with an example, in its help."""
-    done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
+    done = commands.run_unchecked(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("1 error, 1 warning; ")
     assert lines[-3].startswith("error    broker"), "the gravest is next to the prompt"
     assert not [line for line in lines if line.startswith("ok ")]
-    assert "ok       database" in commands.tried(db, "doctor", "--verbose", **AWAY).stdout
+    assert "ok       database" in commands.run_unchecked(db, "doctor", "--verbose", **AWAY).stdout
     [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND;" in line]
     assert lines[at].startswith("warning  settings")
     assert "did you mean MAILGLASS_GRACE_SECONDS?" in lines[at]
     assert lines[at + 1].lstrip().startswith("-> rename it to MAILGLASS_GRACE_SECONDS")
-    assert "doctor --json |" in commands.tried(db, "doctor", "--help").stdout
+    assert "doctor --json |" in commands.run_unchecked(db, "doctor", "--help").stdout
 
 
 def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
     """The variable, never its value; as JSON too."""
-    done = commands.tried(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
+    done = commands.run_unchecked(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
     [found] = json.loads(done.stdout)["findings"]
     assert (done.returncode, found["check"], found["status"]) == (1, "settings", "error")
     assert "MAILGLASS_GRACE_SECONDS" in found["message"]

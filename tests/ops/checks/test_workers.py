@@ -26,7 +26,7 @@ WHILE_IT_LINKS = "LOCK TABLE mailglass_open_orphans IN EXCLUSIVE MODE"
 
 def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
     """Return what the command finds in the installation's environment, by check."""
-    done = commands.started(site.db, "doctor", "--json", **{**site.environment, **environment})
+    done = commands.run_forked(site.db, "doctor", "--json", **{**site.environment, **environment})
     assert done.stdout, done.stderr
     found: dict[str, list[dict[str, str]]] = {}
     for one in json.loads(done.stdout)["findings"]:

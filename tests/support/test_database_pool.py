@@ -40,63 +40,64 @@ def run(engine: sa.Engine, sql: str) -> None:
 
 
 @pytest.mark.parametrize("sql", CHANGES, ids=lambda sql: sql[:40])
-def test_a_database_in_which_more_than_rows_has_changed_is_replaced(lender, sql):
+def test_a_database_in_which_more_than_rows_has_changed_is_replaced(database_pool, sql):
     """Whatever it is: the next test gets another copy of the template."""
-    with lender.lend() as lent:
-        before = lent.url
-        run(lent.engine, sql.format(name=lent.engine.url.database))
-    with lender.lend() as lent:
-        assert lent.url != before
-        assert lent.is_as_made()
+    with database_pool.acquire() as pooled:
+        before = pooled.url
+        run(pooled.engine, sql.format(name=pooled.engine.url.database))
+    with database_pool.acquire() as pooled:
+        assert pooled.url != before
+        assert pooled.is_unchanged()
 
 
 @pytest.mark.parametrize("orphans", [1, 100], ids=["few", "many"])
-def test_rows_are_gone_and_the_database_is_the_same(lender, orphans):
+def test_rows_are_gone_and_the_database_is_the_same(database_pool, orphans):
     """Of the ledger, too, which refuses to be emptied; pages and statistics go with them."""
     count = "SELECT pg_relation_size('mailglass_events') + pg_relation_size('witness.events')"
     analyzed = "SELECT count(*) FROM pg_statistic WHERE starelid >= 16384"
-    with lender.lend() as lent:
-        before = lent.url
-        factories.insert(lent, events=[factories.orphan_row(factories.postmark(number)) for number in range(orphans)])
-        run(lent.engine, "ANALYZE mailglass_events" if orphans > 1 else "SELECT 1")
-    with lender.lend() as lent, lent.engine.connect() as connection:
-        assert lent.url == before
+    with database_pool.acquire() as pooled:
+        before = pooled.url
+        factories.insert(pooled, events=[factories.orphan_row(factories.postmark(number)) for number in range(orphans)])
+        run(pooled.engine, "ANALYZE mailglass_events" if orphans > 1 else "SELECT 1")
+    with database_pool.acquire() as pooled, pooled.engine.connect() as connection:
+        assert pooled.url == before
         assert connection.exec_driver_sql(count).scalar_one() == 0
         assert connection.exec_driver_sql(analyzed).scalar_one() == 0
 
 
-def test_a_session_is_kept_and_has_nothing_of_the_last_test(lender):
+def test_a_session_is_kept_and_has_nothing_of_the_last_test(database_pool):
     """Its settings, role, temporary tables and advisory locks end with the test."""
     state = (
         "SELECT pg_backend_pid(), current_user = session_user, current_setting('work_mem') = '1MB', to_regclass('t'),"
         " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
     )
-    with lender.lend() as lent:
+    with database_pool.acquire() as pooled:
         run(
-            lent.engine, "CREATE TEMP TABLE t (); SET work_mem = '1MB'; SELECT pg_advisory_lock(1); SET ROLE pg_monitor"
+            pooled.engine,
+            "CREATE TEMP TABLE t (); SET work_mem = '1MB'; SELECT pg_advisory_lock(1); SET ROLE pg_monitor",
         )
-        with lent.engine.connect() as connection:
+        with pooled.engine.connect() as connection:
             pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-    with lender.lend() as lent, lent.engine.connect() as connection:
+    with database_pool.acquire() as pooled, pooled.engine.connect() as connection:
         assert connection.exec_driver_sql(state).one() == (pid, True, False, None, 0)
 
 
-def test_a_database_that_somebody_still_uses_is_replaced(lender):
+def test_a_database_that_somebody_still_uses_is_replaced(database_pool):
     """A lock that a test has left behind holds up no other one."""
-    with lender.lend() as lent:
-        before = lent.url
-        factories.delivery(lent)
-        holder = lent.engine.connect()
+    with database_pool.acquire() as pooled:
+        before = pooled.url
+        factories.delivery(pooled)
+        holder = pooled.engine.connect()
         holder.exec_driver_sql("LOCK mailglass_deliveries")
-    with lender.lend() as lent:
-        assert lent.url != before
+    with database_pool.acquire() as pooled:
+        assert pooled.url != before
     holder.invalidate()
     holder.close()
 
 
-def test_what_a_rolled_back_test_has_done_is_gone(lender):
+def test_what_a_rolled_back_test_has_done_is_gone(database_pool):
     """Rows, settings and tables: the database is the same, without anything of it."""
-    with lender.transaction() as tx:
+    with database_pool.transaction() as tx:
         factories.orphan(tx, factories.postmark("m"))
         tx.run("CREATE TABLE notes ()")
         tx.run("SET work_mem = '1MB'")
@@ -104,21 +105,21 @@ def test_what_a_rolled_back_test_has_done_is_gone(lender):
     state = (
         "SELECT current_database(), (SELECT count(*) FROM mailglass_open_orphans), current_setting('work_mem') = '1MB'"
     )
-    with lender.lend() as lent, lent.engine.connect() as connection:
+    with database_pool.acquire() as pooled, pooled.engine.connect() as connection:
         assert connection.exec_driver_sql(state).one() == (before, 0, False)
-        assert lent.is_as_made()
+        assert pooled.is_unchanged()
 
 
 @pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
-def test_a_test_that_ends_its_transaction_fails_and_leaves_nothing_to_the_next_one(lender, end):
+def test_a_test_that_ends_its_transaction_fails_and_leaves_nothing_to_the_next_one(database_pool, end):
     """It needs a database that is emptied."""
 
     def test():
-        with lender.transaction() as tx:
+        with database_pool.transaction() as tx:
             factories.orphan(tx, factories.postmark("m"))
             tx.run(end)
 
     with pytest.raises(AssertionError, match="needs the fixture `db`"):
         test()
-    with lender.transaction() as tx:
+    with database_pool.transaction() as tx:
         assert tx.value("SELECT count(*) FROM mailglass_events") == 0

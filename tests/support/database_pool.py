@@ -88,13 +88,13 @@ DISCARD SEQUENCES; DISCARD TEMP
 
 
 def install(engine: sa.Engine) -> None:
-    """Let copies of a database, which has a witness, be lent."""
+    """Let copies of a database, which has a witness, be pooled."""
     with engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(_INSTALL)
 
 
 @dataclass
-class Lent:
+class PooledDatabase:
     """A database as one test has it.
 
     Attributes:
@@ -109,21 +109,21 @@ class Lent:
     engine: sa.Engine = field(repr=False)
     catalog: str = ""
 
-    def is_as_made(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether no more than rows has changed since the database was made; resets the session that is kept."""
         try:
             with session(self.engine) as driver:
-                return self.is_as_made_in(driver)
+                return self.is_unchanged_in(driver)
         except SQLAlchemyError:
             return False
 
-    def is_as_made_in(self, driver: psycopg.Connection) -> bool:
+    def is_unchanged_in(self, driver: psycopg.Connection) -> bool:
         """The same, in the session that is kept, which is open."""
         if self.catalog and _after_reset(driver, "SELECT witness.catalog()") != self.catalog:
             self.catalog = ""
         return bool(self.catalog)
 
-    def forget(self) -> bool:
+    def reset(self) -> bool:
         """Take away all rows, if no more has changed, and return whether that was possible."""
         if not self.catalog:
             return False
@@ -189,42 +189,42 @@ class Uncommitted:
         self.connection.execute(sa.text(sql), parameters)
 
 
-def keeping_one(settings: Settings) -> sa.Engine:
+def keep_one_connection(settings: Settings) -> sa.Engine:
     """Return an engine that keeps one connection between uses, and opens others as without a pool."""
     engine = engines.create_engine(settings, pool_size=1)
     engine.pool._max_overflow = -1  # type: ignore[attr-defined]
     return engine
 
 
-class Lender:
+class DatabasePool:
     """Lends the copies of a template: the same one again and again, as long as nothing but rows changes."""
 
     def __init__(self, databases: Databases, template: str, settings_of: Callable[[str], Settings]) -> None:
         """Copy *template* when a test needs it; *settings_of* gives the settings for a URL."""
         self._databases, self._template, self._settings_of = databases, template, settings_of
         self._name = ""
-        self._made: Lent | None = None
+        self._made: PooledDatabase | None = None
 
     @contextmanager
-    def lend(self) -> Iterator[Lent]:
+    def acquire(self) -> Iterator[PooledDatabase]:
         """Yield the database for as long as a block runs, without any row."""
-        lent = self._next()
+        pooled = self._next()
         try:
-            yield lent
+            yield pooled
         finally:
-            if not lent.forget():
+            if not pooled.reset():
                 self.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Uncommitted]:
         """Yield a transaction on it, which is rolled back with all that a block has done there."""
-        lent = self._next()
-        with lent.engine.connect() as connection:
+        pooled = self._next()
+        with pooled.engine.connect() as connection:
             transaction = connection.begin()
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
             try:
-                yield Uncommitted(connection, lent.settings)
+                yield Uncommitted(connection, pooled.settings)
             finally:
                 has_ended = driver.info.transaction_status == TransactionStatus.IDLE
                 transaction.rollback()
@@ -239,16 +239,16 @@ class Lender:
             self._databases.drop(self._name)
             self._made = None
 
-    def _next(self) -> Lent:
+    def _next(self) -> PooledDatabase:
         """Return the database with an engine of its own for the next test."""
         made = self._made = self._made or self._make()
-        return Lent(made.url, made.settings, made.engine.execution_options(), made.catalog)
+        return PooledDatabase(made.url, made.settings, made.engine.execution_options(), made.catalog)
 
-    def _make(self) -> Lent:
+    def _make(self) -> PooledDatabase:
         self._name = f"mgtest_{uuid.uuid4().hex[:12]}"
         settings = self._settings_of(self._databases.create(self._name, self._template))
         assert settings.database_url is not None
-        engine = keeping_one(settings)
+        engine = keep_one_connection(settings)
         with engine.connect() as connection:
             catalog = connection.exec_driver_sql("SELECT witness.catalog()").scalar_one()
-        return Lent(settings.database_url.get_secret_value(), settings, engine, catalog)
+        return PooledDatabase(settings.database_url.get_secret_value(), settings, engine, catalog)

@@ -1,6 +1,7 @@
 """A process under test that waits for a request a tenth of the product's time, so that no test waits half a minute.
 
-Run as `python -m hurried COMMAND ...` instead of `python -m mailglass_reconcile`, or named in `MAILGLASS_IMPORTS`.
+Run as `python -m short_timeouts COMMAND ...` instead of `python -m mailglass_reconcile`, or named in
+`MAILGLASS_IMPORTS`.
 """
 
 from mailglass_reconcile import cli, server
