@@ -58,7 +58,10 @@ def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tm
         assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
         reader._run("mailglass-reconcile migrate", tmp_path)
         reader.save("first.py", script.text)
-        reader.paste(running)
+        (running_it,), (shown,) = pages.commands(running), pages.outputs(running)
+        (third_line,) = re.findall(r"a third line says `([^`]+)`", pages.README.read_text())
+        printed = reader._run(f"{running_it} 2>&1", tmp_path)
+        assert sorted(printed.splitlines()) == sorted([*shown.splitlines(), third_line])
     with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
         reader.paste(checking)
 
