@@ -86,7 +86,7 @@ def publish(client: redis.Redis, number: int) -> Published:
 
 def test_what_a_slow_redis_has_not_taken_a_second_after_the_sweep_counts_as_failed(valkey: Valkey) -> None:
     """Each answer is 0.15 s late; the rest leaves later, and nothing is sent twice."""
-    links = 20 * CHUNK_LINKS
+    links = 10 * CHUNK_LINKS
     with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub, slow(valkey.url, 0.15) as url:
         pubsub.psubscribe("mailglass:*")
         outcome = publish(redis.Redis.from_url(url), links)

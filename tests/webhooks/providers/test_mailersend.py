@@ -70,13 +70,6 @@ def test_the_type_says_whether_a_bounce_is_hard_or_soft(kind, meta, read_as):
     assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == read_as
 
 
-def test_version_1_has_hard_and_soft_bounces_too():
-    """https://developers.mailersend.com/api/v1/webhooks.html."""
-    told = {e.payload["type"]: e.payload for e in documented("mailersend") if "morph" in e.payload["data"]}
-    read_as = [(event.reject_reason, event.bounce) for event in map(read, told.values()) if event.type == "bounced"]
-    assert read_as == [("other", "soft"), ("bounced", "hard")]
-
-
 @pytest.mark.parametrize(
     ("named", "reason"),
     [

@@ -26,31 +26,6 @@ def test_a_delivery_is_read():
     assert (event.type, event.reject_reason, event.bounce) == ("delivered", None, None)
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("hard_bounce", ("bounced", "bounced", "hard")),
-        ("soft_bounce", ("bounced", "other", "soft")),
-        ("reject", ("rejected", None, None)),
-        ("deferral", ("deferred", None, None)),
-    ],
-)
-def test_the_name_of_a_bounce_says_whether_it_is_hard(kind, expected):
-    """The page's examples."""
-    (event,) = read(EVENTS[kind])
-    assert (event.type, event.reject_reason, event.bounce) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "status"),
-    [("hard_bounce", "550 5.1.1"), ("soft_bounce", "552 5.2.2"), ("deferral", "451 4.3.5"), ("send", None)],
-)
-def test_the_codes_of_the_servers_reply_are_kept(kind, status):
-    """The page's `diag` of a bounce, and of each attempt in `smtp_events`."""
-    (event,) = read(EVENTS[kind])
-    assert event.smtp_status == status
-
-
 def test_the_reply_to_a_delivery_may_stand_beside_the_message():
     """Captured: github.com/tutorcruncher/morpheus/pull/501."""
     (event,) = read({"event": "delivered", "_id": "m", "ts": 1, "diag": "250 OK", "msg": {"email": "a@b.c"}})

@@ -41,12 +41,6 @@ def test_an_open_of_a_message_to_several_is_about_none_of_them():
     assert event.recipient == "a@example.org"
 
 
-def test_the_id_of_the_request_is_that_of_the_answer_to_the_send():
-    """`request_id`."""
-    (event,) = parse("zeptomail", json.dumps(BOUNCE).encode())
-    assert event.message_id == BOUNCE["event_message"][0]["request_id"]
-
-
 def test_a_form_with_the_json_is_verified_and_read_as_the_json_is():
     """The signature is over the JSON in both: the validator of the page URL-decodes what follows the first `=`."""
     one = signed("zeptomail", json.dumps(BOUNCE).encode())
