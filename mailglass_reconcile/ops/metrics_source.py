@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import Finding, Look
+from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.runs import count_by_state
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
@@ -94,10 +94,10 @@ def collect(database: Database) -> MetricsSnapshot:
     """Read all of it, by statements whose cost does not depend on what is open."""
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
-            look = Look(tx)
-            past, totals, findings = look.history, runs.totals(tx), checks.cheap(look)
-            waiting, without_report = look.outbox, by_label(look.reports)
-            triggers = look.has_triggers
+            context = CheckContext(tx)
+            past, totals, findings = context.history, runs.totals(tx), checks.run_fast(context)
+            waiting, without_report = context.outbox, by_label(context.reports)
+            triggers = context.has_triggers
         groups = past.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
         reports = array_literal(PROVIDER_TYPES)

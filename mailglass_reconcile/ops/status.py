@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_series
-from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
+from mailglass_reconcile.ops.checks import ERROR, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.deliveries import RecentLink
 from mailglass_reconcile.ops.runs import FirstRunState
 from mailglass_reconcile.ops.time_series import TimeBucket
@@ -104,7 +104,7 @@ class Overview:
 def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
     """Return a sentence for each error, the most severe first; the cost does not depend on what is open."""
     with database.reading(10_000) as tx:
-        return sentences(checks.cheap(Look(tx, max_lag_seconds)), ERROR)
+        return sentences(checks.run_fast(CheckContext(tx, max_lag_seconds)), ERROR)
 
 
 def sentences(findings: Iterable[Finding], status: str) -> list[str]:
@@ -125,21 +125,21 @@ def load_status(
     runtime.load_imports(only_warn=True)
     with database.reading() as tx:
         schema.require_migrated(tx)
-        look = Look(tx, max_lag_seconds)
-        as_of, groups = _groups_of_last_sweep(look, tenant_id) or _groups_now(look, tenant_id)
-        return _status(look, checks.cheap(look), as_of, groups, tenant_id, LAST_RUNS)
+        context = CheckContext(tx, max_lag_seconds)
+        as_of, groups = _groups_of_last_sweep(context, tenant_id) or _groups_now(context, tenant_id)
+        return _status(context, checks.run_fast(context), as_of, groups, tenant_id, LAST_RUNS)
 
 
 def load_overview(database: Database, *, seconds: int) -> Overview:
     """Return the overview, with charts of the last *seconds*; the cost does not depend on what is open."""
     with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        look = Look(tx)
-        health = _health(look)
-        as_of, groups = _groups_of_last_sweep(look, None) or (look.history.now, [])
+        context = CheckContext(tx)
+        health = _health(context)
+        as_of, groups = _groups_of_last_sweep(context, None) or (context.history.now, [])
         return Overview(
-            status=_status(look, health.findings, as_of, groups, None, OVERVIEW_ROWS),
-            counted_at=look.history.counted_at,
+            status=_status(context, health.findings, as_of, groups, None, OVERVIEW_ROWS),
+            counted_at=context.history.counted_at,
             states=runs.count_by_state(groups).most_common(),
             causes=orphans.break_down(tx, groups),
             links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
@@ -152,18 +152,18 @@ def load_health(database: Database) -> Health:
     """Return what the fast checks find; the cost does not depend on what is open."""
     with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        return _health(Look(tx))
+        return _health(CheckContext(tx))
 
 
-def _health(look: Look) -> Health:
-    findings = checks.cheap(look)
+def _health(context: CheckContext) -> Health:
+    findings = checks.run_fast(context)
     lacks_sweeps = any(finding.check == "sweeps" and finding.status == ERROR for finding in findings)
-    return Health(findings, runs.load_first_run(look.tx) if lacks_sweeps else None)
+    return Health(findings, runs.load_first_run(context.tx) if lacks_sweeps else None)
 
 
-def _groups_of_last_sweep(look: Look, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
+def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
     """Return when the last full sweep counted, and its groups; None if it does not know those of the tenant."""
-    counted_at, groups = look.history.counted_at, look.history.groups
+    counted_at, groups = context.history.counted_at, context.history.groups
     if groups is None or counted_at is None:
         return None
     # Small groups are stored together, without their tenants.
@@ -172,34 +172,34 @@ def _groups_of_last_sweep(look: Look, tenant_id: str | None) -> tuple[str, list[
     return counted_at, [group for group in groups if tenant_id in (None, group["tenant_id"])]
 
 
-def _groups_now(look: Look, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]]:
-    choice = window.choose(look.tx, window.open_window(look.tx), tenant_id)
-    return look.history.now, window.as_groups(choice.open)
+def _groups_now(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]]:
+    choice = window.choose(context.tx, window.open_window(context.tx), tenant_id)
+    return context.history.now, window.as_groups(choice.open)
 
 
 def _status(
-    look: Look,
+    context: CheckContext,
     findings: list[Finding],
     as_of: str,
     groups: list[dict[str, Any]],
     tenant_id: str | None,
     last_runs: int,
 ) -> Status:
-    eligible, waiting = sum(group["orphans"] for group in groups), window.waiting(look.tx, tenant_id)
+    eligible, waiting = sum(group["orphans"] for group in groups), window.waiting(context.tx, tenant_id)
     problems = sentences(findings, ERROR)
     return Status(
         open=eligible + waiting,
         eligible=eligible,
         waiting=waiting,
-        lag_seconds=look.history.lag_seconds,
+        lag_seconds=context.history.lag_seconds,
         as_of=as_of,
         groups=groups,
-        last_success=look.history.last_success,
-        last_runs=runs.load_newest(look.tx, size=last_runs),
-        jobs_waiting=look.outbox.waiting,
-        jobs_dead=look.outbox.dead,
-        totals=runs.load_totals(look.tx),
-        triggers=look.has_triggers,
+        last_success=context.history.last_success,
+        last_runs=runs.load_newest(context.tx, size=last_runs),
+        jobs_waiting=context.outbox.waiting,
+        jobs_dead=context.outbox.dead,
+        totals=runs.load_totals(context.tx),
+        triggers=context.has_triggers,
         healthy=not problems,
         problems=problems,
         warnings=sentences(findings, WARNING),

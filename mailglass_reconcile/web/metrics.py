@@ -130,8 +130,8 @@ def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         samples_by_label(snapshot.without_report),
         prefix="mailglass_",
     )
-    help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
-    names = [check.name for check in checks.CHECKS if check.cheap]
+    help_ = "Findings of the fast checks of the doctor, by check and by error or warning"
+    names = [check.name for check in checks.CHECKS if check.is_fast]
     findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
     for finding in snapshot.findings:
         findings[finding.check, finding.status] += 1

@@ -27,7 +27,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
 from mailglass_reconcile.ops import status
-from mailglass_reconcile.ops.checks import Finding, Look
+from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.checks import schema as checks
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
@@ -58,7 +58,7 @@ def move(url: str, there: str, here: str) -> None:
 def finding(database: Installation) -> Finding:
     """Return what doctor finds of the schema."""
     with Database(database.engine, database.settings).reading() as tx:
-        [found] = checks.revision.findings(Look(tx))
+        [found] = checks.revision.findings(CheckContext(tx))
     return found
 
 

@@ -38,7 +38,7 @@ def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
 
 def test_every_incident_has_a_section_that_its_alert_names():
     """A check that Prometheus reports has one of its name, and each other alert; no section is without its incident."""
-    cheap = [check.name for check in checks.CHECKS if check.cheap]
+    cheap = [check.name for check in checks.CHECKS if check.is_fast]
     other = [rule["alert"] for rule in rules() if rule["alert"] != "MailglassReconcileFinding"]
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
     assert [*sections] == [*cheap, *other]
@@ -52,7 +52,7 @@ def test_every_check_has_a_row_that_says_whether_prometheus_reports_it():
     """Two tables: the checks that Prometheus reports, each with a link to its section, and all others."""
     section = PAGE.partition("## What it checks")[2].partition("## `--repair`")[0]
     reported, others = section.split("Only the doctor runs these:")
-    fast = [check.name for check in checks.CHECKS if check.cheap]
+    fast = [check.name for check in checks.CHECKS if check.is_fast]
     assert re.findall(r"^\| \[`(\w+)`\]\(#(\w+)\) \|", reported, re.MULTILINE) == [(name, name) for name in fast]
     names = {"database", "celery"}  # which no decorator registers
     for path in Path(checks.__file__).parent.glob("*.py"):

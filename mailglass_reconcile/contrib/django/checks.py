@@ -18,7 +18,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, Finding, Look
+from mailglass_reconcile.ops.checks import ERROR, CheckContext, Finding
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
 
@@ -80,7 +80,7 @@ def _run_fast_checks() -> list[Finding]:
     try:
         with runtime.database().reading(TIMEOUT_MS) as tx:
             # Before the first `migrate` there is nothing to check.
-            return [] if tx.revision() is None else checks.cheap(Look(tx))
+            return [] if tx.revision() is None else checks.run_fast(CheckContext(tx))
     except MailglassReconcileError as error:
         return [Finding("database", ERROR, str(error))]
 

@@ -1,6 +1,6 @@
-"""One list of checks: the doctor runs all, and `status --check`, the page, `/metrics` and Django the cheap ones.
+"""One list of checks: the doctor runs all; `status --check`, dashboard, `/metrics` and Django the fast ones.
 
-Each is a function of a module that this one lists; what they find is one finding for each cause, the gravest first.
+Each is a function of a module that this one lists. There is one finding for each cause, the most severe first.
 Nothing is written but a mark in Redis that expires after a second, unless a repair is requested. The cost does not grow
 with the tables.
 """
@@ -33,11 +33,11 @@ from mailglass_reconcile.ops.checks.check import (
     READABLE,
     WARNING,
     Check,
+    CheckContext,
     Finding,
-    Look,
     Needs,
     error,
-    merged,
+    merge,
     ok,
 )
 from mailglass_reconcile.rules import connection_errors
@@ -47,118 +47,119 @@ from mailglass_reconcile.store.engines import server_of
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks.workers import Cluster
 
-__all__ = ["ERROR", "OK", "WARNING", "Finding", "Look", "cheap", "diagnose"]
+__all__ = ["ERROR", "OK", "WARNING", "CheckContext", "Finding", "diagnose", "run_fast"]
 
 STATEMENT_TIMEOUT_MS = 2_000
 
 
 def _of(*modules: ModuleType) -> tuple[Check, ...]:
-    return tuple(one for module in modules for one in vars(module).values() if isinstance(one, Check))
+    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Check))
 
 
 CHECKS = _of(configuration, server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
 """All but those of `redis_server` and `workers`, which load what other commands do without; causes before effects."""
 
 
-def _needing(needs: Needs, *, only_cheap: bool = False) -> Iterator[Check]:
-    return (one for one in CHECKS if one.needs == needs and (one.cheap or not only_cheap))
+def _needing(needs: Needs, *, only_fast: bool = False) -> Iterator[Check]:
+    return (check for check in CHECKS if check.needs == needs and (check.is_fast or not only_fast))
 
 
-def cheap(look: Look) -> list[Finding]:
-    """Return what the cheap checks find, the gravest first; what is well is not among it."""
-    found: list[Finding] = []
-    for one in _needing("database", only_cheap=True):
-        found += one.findings(look)
-        if one.name in READABLE and _is_wrong(found, one.name):
+def run_fast(context: CheckContext) -> list[Finding]:
+    """Return the warnings and errors of the fast checks, the most severe first."""
+    findings: list[Finding] = []
+    for check in _needing("database", only_fast=True):
+        findings += check.findings(context)
+        if check.name in READABLE and _failed(findings, check.name):
             break
-    return [one for one in merged(found) if one.status != OK]
+    return [finding for finding in merge(findings) if finding.status != OK]
 
 
-def _is_wrong(found: Iterable[Finding], name: str) -> bool:
-    return any(one.check == name and one.status == ERROR for one in found)
+def _failed(findings: Iterable[Finding], name: str) -> bool:
+    return any(finding.check == name and finding.status == ERROR for finding in findings)
 
 
 def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> list[Finding]:
-    """Return what all checks found, the gravest first.
+    """Return the findings of all checks, the most severe first.
 
-    *celery* makes the Celery app and its broker, after the modules of MAILGLASS_IMPORTS; None if Celery is missing.
-    With *repair*, the open orphans are made equal to the ledger first, which reads all of it and may take minutes.
+    Args:
+        celery: Makes the Celery app and its broker, after the modules of MAILGLASS_IMPORTS; None if Celery is missing.
+        repair: Make the open orphans equal to the ledger first, which reads all of it and may take minutes.
     """
-    found: list[Finding] = []
-    for one in _needing("nothing"):
-        found += one.attempted()
-        if _is_wrong(found, "settings"):
-            return found
+    findings: list[Finding] = []
+    for check in _needing("nothing"):
+        findings += check.attempt()
+        if _failed(findings, "settings"):
+            return findings
     uses_celery = celery is not None
-    connected = _connected(found)
+    connected = _connect(findings)
     if connected is not None:
         with connected.connection:
-            found += _repaired(connected) if repair else []
-            found += _of_database(connected)
+            findings += _repair(connected) if repair else []
+            findings += _check_database(connected)
             uses_celery = uses_celery and not _runs_without_celery(connected)
-    found += _of_redis(uses_celery=uses_celery)
-    found += _of_celery(celery) if uses_celery and celery else [ok(WITHOUT_CELERY)._replace(check="celery")]
-    return merged(found)
+    findings += _check_redis(uses_celery=uses_celery)
+    findings += _check_celery(celery) if uses_celery and celery else [ok(WITHOUT_CELERY)._replace(check="celery")]
+    return merge(findings)
 
 
 WITHOUT_CELERY = "Celery does not run the sweeps here"
 
 
-def _connected(found: list[Finding]) -> Connected | None:
-    """Connect, and note in *found* how that went."""
+def _connect(findings: list[Finding]) -> Connected | None:
+    """Connect, and add the finding about it to *findings*."""
     try:
         database = runtime.database()
         server = server_of(database.engine)
         connection = database.engine.connect()
     except ConfigurationError as fault:
         step = "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name"
-        found.append(error(str(fault), step)._replace(check="database"))
+        findings.append(error(str(fault), step)._replace(check="database"))
     except sa.exc.DBAPIError as fault:
-        said, remedy = connection_errors.classify(fault, server)
-        message = f"cannot connect to {server.kind} at {server.location}: {said}"
-        found.append(error(message, remedy)._replace(check="database"))
+        reason, remedy = connection_errors.classify(fault, server)
+        message = f"cannot connect to {server.kind} at {server.location}: {reason}"
+        findings.append(error(message, remedy)._replace(check="database"))
     else:
-        found.append(ok(f"connected to {server.kind} at {server.location}")._replace(check="database"))
+        findings.append(ok(f"connected to {server.kind} at {server.location}")._replace(check="database"))
         return Connected(connection, database.settings)
     return None
 
 
-def _of_database(connected: Connected) -> Iterator[Finding]:
-    """Make each check in a transaction of its own, until one finds that the others cannot be made."""
-    for one in _needing("database"):
-        found = one.within(_looking(connected)).attempted()
-        yield from found
-        is_wrong = any(finding.status == ERROR for finding in found)
-        if connected.connection.invalidated or (one in (schema.readable, schema.revision) and is_wrong):
+def _check_database(connected: Connected) -> Iterator[Finding]:
+    """Run each check in a transaction of its own, until one finds that the others cannot be made."""
+    for check in _needing("database"):
+        findings = check.within(_context(connected)).attempt()
+        yield from findings
+        failed = any(finding.status == ERROR for finding in findings)
+        if connected.connection.invalidated or (check in (schema.readable, schema.revision) and failed):
             return
 
 
 @contextmanager
-def _looking(connected: Connected) -> Iterator[Look]:
+def _context(connected: Connected) -> Iterator[CheckContext]:
     with database_errors(), connected.reading(STATEMENT_TIMEOUT_MS) as tx:
-        yield Look(tx, thorough=True)
+        yield CheckContext(tx, is_full=True)
 
 
 def _runs_without_celery(connected: Connected) -> bool:
     try:
-        with _looking(connected) as look:
-            return sweeps.runs_without_celery(look)
+        with _context(connected) as context:
+            return sweeps.runs_without_celery(context)
     except MailglassReconcileError:
         return False
 
 
-def _of_redis(*, uses_celery: bool) -> Iterator[Finding]:
+def _check_redis(*, uses_celery: bool) -> Iterator[Finding]:
     from mailglass_reconcile.ops.checks import redis_server  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
     redis = redis_server.Redis(is_wanted=uses_celery or runtime.is_redis_configured())
-    for one in _of(redis_server):
-        yield from one.attempted(redis)
+    for check in _of(redis_server):
+        yield from check.attempt(redis)
         if redis.fault is not None:
             return
 
 
-def _repaired(connected: Connected) -> list[Finding]:
-    """Repair the open orphans, and return what was done, or why it could not be."""
+def _repair(connected: Connected) -> list[Finding]:
+    """Repair the open orphans, and return the finding about it."""
     try:
         return [ok(ledger.repaired(connected))._replace(check="open_set")]
     except MailglassReconcileError as fault:
@@ -166,7 +167,7 @@ def _repaired(connected: Connected) -> list[Finding]:
         return [error(f"could not repair: {fault}", step, READABLE)._replace(check="open_set")]
 
 
-def _of_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
+def _check_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
     from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
 
     try:
@@ -176,8 +177,8 @@ def _of_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
         yield error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery")
         return
     with cluster:
-        for one in _of(workers):
-            found = one.attempted(cluster)
-            yield from found
-            if one.name == "broker" and _is_wrong(found, "broker"):
+        for check in _of(workers):
+            findings = check.attempt(cluster)
+            yield from findings
+            if check.name == "broker" and _failed(findings, "broker"):
                 return

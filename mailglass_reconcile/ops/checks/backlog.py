@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_DATABASE, OF_THE_WORKER
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
@@ -31,11 +31,11 @@ SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
 """
 
 
-@check("linking", cheap=True)
-def linking(look: Look) -> Iterator[Finding]:
+@check("linking", fast=True)
+def linking(context: CheckContext) -> Iterator[Finding]:
     """Nothing stays open for long although its delivery exists."""
-    lag = look.history.lag_seconds
-    if lag > look.max_lag_seconds:
+    lag = context.history.lag_seconds
+    if lag > context.max_lag_seconds:
         yield error(
             f"an event has been open for {format_duration(lag)} although its delivery exists",
             "run `mailglass-reconcile sweep`, which links it or says why not",
@@ -45,10 +45,10 @@ def linking(look: Look) -> Iterator[Finding]:
         yield ok("no event is late that can be linked")
 
 
-@check("tenants", cheap=True)
-def tenants(look: Look) -> Iterator[Finding]:
+@check("tenants", fast=True)
+def tenants(context: CheckContext) -> Iterator[Finding]:
     """Webhooks carry the tenant of their deliveries."""
-    groups = look.newest_orphans
+    groups = context.newest_orphans
     astray = [group for group in groups if group.state == "tenant_mismatch"]
     number, seen = sum(group.orphans for group in astray), sum(group.orphans for group in groups)
     if not number:
@@ -60,12 +60,12 @@ def tenants(look: Look) -> Iterator[Finding]:
         f" deliveries; the events' tenant is {tenant_ids}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
-    if look.is_mailglass_s:
+    if context.is_mailglass_s:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
     found_match = sum(
         group.orphans for group in groups if group.state not in ("unmatched", "unmatchable", None, UNSEEN)
     )
-    if number >= SEVERAL and number * 2 >= found_match and number > _linked_lately(look.tx):
+    if number >= SEVERAL and number * 2 >= found_match and number > _linked_lately(context.tx):
         yield error(f"{message}, and fewer were linked within {LATELY_DAYS} days", step)
     else:
         yield warning(message, step)
@@ -77,12 +77,12 @@ def _linked_lately(tx: Transaction) -> int:
     return max(swept, ledger.newest_links(tx, LATELY_DAYS * 86_400))
 
 
-@check("key_rules", cheap=True)
-def key_rules(look: Look) -> Iterator[Finding]:
+@check("key_rules", fast=True)
+def key_rules(context: CheckContext) -> Iterator[Finding]:
     """The ids of the newest open events are where the rule of their provider looks."""
     with_id: Counter[str | None] = Counter()
     without: Counter[str | None] = Counter()
-    for group in look.newest_orphans:
+    for group in context.newest_orphans:
         if group.state != "unmatchable":
             with_id[group.provider] += group.orphans
         elif not group.is_oversized and not providers.may_lack_id(group.provider, group.type):
@@ -110,11 +110,11 @@ def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None
     return (error if without >= MANY else warning)(message, step)
 
 
-@check("documents", cheap=True)
-def documents(look: Look) -> Iterator[Finding]:
+@check("documents", fast=True)
+def documents(context: CheckContext) -> Iterator[Finding]:
     """No event has a document that is too long to be read."""
-    total = sum(group.orphans for group in look.newest_orphans)
-    oversized = sum(group.orphans for group in look.newest_orphans if group.is_oversized)
+    total = sum(group.orphans for group in context.newest_orphans)
+    oversized = sum(group.orphans for group in context.newest_orphans if group.is_oversized)
     if not oversized:
         yield ok(f"none of {pluralize(total, NEWEST)} has more than 64 kB of text")
         return

@@ -1,4 +1,4 @@
-"""A check looks at one thing and yields what it found: a level, one sentence, and the step that cures it."""
+"""A check of one thing: it yields findings, each with a level, one sentence, and the step that cures it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AGAIN = "fix the other findings, then run `mailglass-reconcile doctor` again"
 
 
 class Finding(NamedTuple):
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         check: The check's name.
@@ -57,22 +57,22 @@ class Finding(NamedTuple):
         return self.message if self.remedy is None else f"{self.message}: {self.remedy}"
 
     def as_dict(self) -> dict[str, str | None]:
-        """Return what `doctor --json` prints of it."""
+        """Return the fields by name, as `doctor --json` prints them."""
         return {"check": self.check, "status": self.status, "message": self.message, "remedy": self.remedy}
 
 
 def ok(message: str) -> Finding:
-    """Return a finding of something that is well."""
+    """Return a finding that nothing is wrong."""
     return Finding("", OK, with_command_name(message))
 
 
 def warning(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
-    """Return a finding that needs a look and costs no link."""
+    """Return a finding that a person should look at, although no link is lost."""
     return Finding("", WARNING, with_command_name(message), with_command_name(remedy), because)
 
 
 def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
-    """Return a finding by which links, broadcasts or handlers are lost or late."""
+    """Return a finding that links, broadcasts or handlers are lost or late."""
     return Finding("", ERROR, with_command_name(message), with_command_name(remedy), because)
 
 
@@ -81,59 +81,59 @@ READABLE = ("rights", "schema", "functions")
 
 
 class Check(NamedTuple):
-    """A check: its name, what it is given to look at, whether it is cheap, and how it looks.
+    """A check: its name, what it needs, whether it is fast, and the function that yields its findings.
 
-    A cheap one reads catalogs, the history of runs and a bounded part of small tables.
+    A fast one reads catalogs, the history of runs and a bounded part of small tables.
     """
 
     name: str
     needs: Needs
-    cheap: bool
-    look: Callable[..., Iterable[Finding]]
+    is_fast: bool
+    run: Callable[..., Iterable[Finding]]
 
-    def findings(self, *given: Any) -> Iterator[Finding]:
-        for one in self.look(*given):
-            yield one._replace(check=self.name)
+    def findings(self, *arguments: Any) -> Iterator[Finding]:
+        for finding in self.run(*arguments):
+            yield finding._replace(check=self.name)
 
-    def attempted(self, *given: Any) -> list[Finding]:
-        """Return what it finds; if it fails itself, that is a finding."""
-        found: list[Finding] = []
+    def attempt(self, *arguments: Any) -> list[Finding]:
+        """Return the findings; if the check itself fails, that is a finding."""
+        findings: list[Finding] = []
         because = READABLE if self.needs == "database" else ()
         try:
-            for one in self.findings(*given):
-                found.append(one)
+            for finding in self.findings(*arguments):
+                findings.append(finding)
         except MailglassReconcileError as fault:
             message, step = f"this could not be checked: {fault}", AGAIN
         except Exception as fault:  # one check that fails must not hide the others
             message, step = f"this could not be checked: {type(fault).__name__}", f"{AGAIN}; if it stays, report it"
         else:
-            return found
-        return [*found, error(message, step, because)._replace(check=self.name)]
+            return findings
+        return [*findings, error(message, step, because)._replace(check=self.name)]
 
-    def within(self, given: AbstractContextManager[Any]) -> Check:
-        """Return this check, made in the context that *given* opens, on what that yields."""
+    def within(self, manager: AbstractContextManager[Any]) -> Check:
+        """Return this check with the value of *manager* as its argument; it is opened when the check runs."""
 
-        def look() -> Iterator[Finding]:
-            with given as opened:
-                yield from self.look(opened)
+        def run() -> Iterator[Finding]:
+            with manager as value:
+                yield from self.run(value)
 
-        return self._replace(look=look)
+        return self._replace(run=run)
 
 
-def check(name: str, needs: Needs = "database", *, cheap: bool = False) -> Callable[[Callable[..., Any]], Check]:
-    """Make a function the check *name*; checks of a module run in the order in which they stand there."""
-    return lambda look: Check(name, needs, cheap, look)
+def check(name: str, needs: Needs = "database", *, fast: bool = False) -> Callable[[Callable[..., Any]], Check]:
+    """Make a function the check *name*; the checks of a module run in the order of their definitions."""
+    return lambda run: Check(name, needs, fast, run)
 
 
 @dataclass
-class Look:
-    """What a check of the database is given: a read-only transaction, and what the history of runs says."""
+class CheckContext:
+    """The argument of a check of the database: a read-only transaction, and what several checks read in it."""
 
     tx: Transaction
     max_lag_seconds: float = LATE_SECONDS
-    """What could be linked may have been open for so long; a full sweep has to succeed within two thirds of it."""
-    thorough: bool = False
-    """Whether the doctor looks, which runs with the rights of a sweeper."""
+    """A linkable event may wait so long; a full sweep has to succeed within two thirds of it."""
+    is_full: bool = False
+    """Whether the doctor runs the check, with the privileges of a sweeper."""
 
     @cached_property
     def roles(self) -> list[ComparedRole]:
@@ -176,38 +176,38 @@ class Look:
     @property
     def has_triggers(self) -> bool:
         """Whether new orphans are noticed."""
-        return not any(one.subject == "triggers" and one.is_grave for one in self.differences)
+        return not any(difference.subject == "triggers" and difference.is_grave for difference in self.differences)
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """What is not in the schema as it shall be."""
+        """The differences between the schema and its definition."""
         return comparison.compare(self.tx).differences
 
 
-def merged(found: Iterable[Finding]) -> list[Finding]:
-    """Return findings with one for each cause, the gravest first."""
-    findings = list(found)
-    wrong = {one.check for one in findings if one.status == ERROR}
-    causes = {one.check: _cause(one, wrong) for one in findings if one.status == ERROR}
+def merge(findings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding for each cause, the most severe first."""
+    findings = list(findings)
+    failed = {finding.check for finding in findings if finding.status == ERROR}
+    causes = {finding.check: _cause(finding, failed) for finding in findings if finding.status == ERROR}
 
     def root(name: str) -> str:
-        while (further := causes.get(name)) is not None:
-            name = further
+        while (cause := causes.get(name)) is not None:
+            name = cause
         return name
 
-    kept: list[Finding] = []
+    merged: list[Finding] = []
     effects: dict[str, list[str]] = {}
-    for one in findings:
-        cause = None if one.status == OK else _cause(one, wrong)
+    for finding in findings:
+        cause = None if finding.status == OK else _cause(finding, failed)
         if cause is None:
-            kept.append(one)
-        elif one.status == ERROR:
-            effects.setdefault(root(cause), []).append(one.message)
-    for number, one in enumerate(kept):
-        if one.status == ERROR and (its := effects.pop(one.check, None)):
-            kept[number] = one._replace(message="; ".join([one.message, *its]))
-    return sorted(kept, key=lambda one: -LEVELS.index(one.status))
+            merged.append(finding)
+        elif finding.status == ERROR:
+            effects.setdefault(root(cause), []).append(finding.message)
+    for number, finding in enumerate(merged):
+        if finding.status == ERROR and (messages := effects.pop(finding.check, None)):
+            merged[number] = finding._replace(message="; ".join([finding.message, *messages]))
+    return sorted(merged, key=lambda finding: -LEVELS.index(finding.status))
 
 
-def _cause(one: Finding, wrong: set[str]) -> str | None:
-    return next((name for name in one.because if name in wrong), None)
+def _cause(finding: Finding, failed: set[str]) -> str | None:
+    return next((name for name in finding.because if name in failed), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import OF_THE_WORKER
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration, pluralize
@@ -13,10 +13,10 @@ from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
 from mailglass_reconcile.store import outbox
 
 
-@check("handlers", cheap=True)
-def handlers(look: Look) -> Iterator[Finding]:
+@check("handlers", fast=True)
+def handlers(context: CheckContext) -> Iterator[Finding]:
     """Handlers run on what waits for them in time, and do not fail."""
-    facts = look.outbox
+    facts = context.outbox
     if facts.dead:
         yield error(
             f"{pluralize(facts.dead, 'job of a handler is dead: it has', 'jobs of handlers are dead: they have')}"
@@ -38,7 +38,7 @@ def handlers(look: Look) -> Iterator[Finding]:
             "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
             " process has the line",
         )
-    if look.thorough and facts.waiting and not registry.handled_types():
+    if context.is_full and facts.waiting and not registry.handled_types():
         yield warning(
             f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this"
             " process",
@@ -48,10 +48,10 @@ def handlers(look: Look) -> Iterator[Finding]:
         yield ok(f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for handlers, none is late, failing or dead")
 
 
-@check("handled_types", cheap=True)
-def handled_types(look: Look) -> Iterator[Finding]:
+@check("handled_types", fast=True)
+def handled_types(context: CheckContext) -> Iterator[Finding]:
     """Each registered handler has a dispatcher."""
-    for unseen in look.unseen:
+    for unseen in context.unseen:
         name = shlex.quote(unseen.handler)
         yield error(
             f"no dispatcher has had the handler {unseen.handler} ({unseen.types}) for"
@@ -62,5 +62,5 @@ def handled_types(look: Look) -> Iterator[Finding]:
             f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
             (*OF_THE_WORKER, "beat"),
         )
-    if not look.unseen:
+    if not context.unseen:
         yield ok("every registered handler has a dispatcher")

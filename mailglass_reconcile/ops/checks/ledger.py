@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
@@ -77,13 +77,13 @@ SELECT coalesce(nullif((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tr
 
 
 @check("open_set")
-def open_set(look: Look) -> Iterator[Finding]:
+def open_set(context: CheckContext) -> Iterator[Finding]:
     """The table of open orphans has what the ledger says, and nothing else."""
-    max_age = look.tx.settings.max_age_minutes
+    max_age = context.tx.settings.max_age_minutes
     minutes = {"minutes": max_age - min(DAY_MINUTES, max_age // 2), "max_tenant_length": MAX_TENANT_LENGTH}
-    of_ledger = _sample(look.tx, _MISSING, "mailglass_events", **minutes)
-    of_open = _sample(look.tx, _SETTLED, "mailglass_open_orphans")
-    of_ids = _sample(look.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
+    of_ledger = _sample(context.tx, _MISSING, "mailglass_events", **minutes)
+    of_open = _sample(context.tx, _SETTLED, "mailglass_open_orphans")
+    of_ids = _sample(context.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
     if of_ledger.wrong:
         yield error(
             f"{n_of_m(of_ledger.wrong, of_ledger.looked_at, 'orphan')} checked {verb(of_ledger.wrong)} missing in the"
@@ -110,9 +110,11 @@ def open_set(look: Look) -> Iterator[Finding]:
 
 
 @check("delivery_ids")
-def delivery_ids(look: Look) -> Iterator[Finding]:
+def delivery_ids(context: CheckContext) -> Iterator[Finding]:
     """Deliveries have ids that an event can name."""
-    row = look.tx.execute(_DELIVERIES, {"percent": _percent(look.tx, "mailglass_deliveries", DELIVERY_PAGES)}).one()
+    row = context.tx.execute(
+        _DELIVERIES, {"percent": _percent(context.tx, "mailglass_deliveries", DELIVERY_PAGES)}
+    ).one()
     if row.made_up:
         yield warning(
             f"{n_of_m(row.made_up, row.deliveries, 'delivery', 'deliveries')} checked"

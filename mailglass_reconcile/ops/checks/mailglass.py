@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, ok, warning
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
@@ -61,9 +61,9 @@ SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text 
 
 
 @check("other_reconciler")
-def other_reconciler(look: Look) -> Iterator[Finding]:
+def other_reconciler(context: CheckContext) -> Iterator[Finding]:
     """Mailglass's own reconciler no longer runs."""
-    if not look.is_mailglass_s:
+    if not context.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
     bounds = {
@@ -73,7 +73,7 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
         "of_tenant": EVENTS_OF_A_TENANT,
         "seconds": HOUR_SECONDS,
     }
-    foreign = look.tx.execute(_FOREIGN, bounds).scalar_one()
+    foreign = context.tx.execute(_FOREIGN, bounds).scalar_one()
     if foreign:
         yield warning(
             f"another program made {pluralize(foreign, 'link')} within an hour: Mailglass's own reconciler still"
@@ -99,20 +99,20 @@ SELECT quote_ident(r.rolname), quote_ident(:schema)
 """
 
 
-@check("recipients", cheap=True)
-def recipients(look: Look) -> Iterator[Finding]:
+@check("recipients", fast=True)
+def recipients(context: CheckContext) -> Iterator[Finding]:
     """The role that sweeps may read the recipients that Mailglass's raw webhooks name."""
-    if not look.is_mailglass_s:
+    if not context.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
-    names = look.tx.names_of("open_orphans", "webhook_events")
+    names = context.tx.names_of("open_orphans", "webhook_events")
     parameters = {
-        "schema": look.tx.schema,
+        "schema": context.tx.schema,
         "orphans": names["open_orphans"],
         "webhooks": names["webhook_events"],
         "columns": array_literal(raw_webhooks.COLUMNS),
     }
-    row = look.tx.execute(_CANNOT_READ, parameters).one_or_none()
+    row = context.tx.execute(_CANNOT_READ, parameters).one_or_none()
     if row is None:
         yield ok("recipients can be read from raw webhooks")
         return
@@ -125,15 +125,15 @@ def recipients(look: Look) -> Iterator[Finding]:
 
 
 @check("links")
-def links(look: Look) -> Iterator[Finding]:
+def links(context: CheckContext) -> Iterator[Finding]:
     """The newest links are to deliveries of the event's tenant and, where it can be read, recipient."""
-    if not look.is_mailglass_s:
+    if not context.is_mailglass_s:
         yield ok("there is no Mailglass here")
         return
     bounds = {**uuid7_bounds(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}
-    rows = look.tx.execute(_NEWEST_LINKS, bounds).all()
+    rows = context.tx.execute(_NEWEST_LINKS, bounds).all()
     other_tenant = [row for row in rows if row.other_tenant]
-    other_recipient, unreadable = _recipients_of(look.tx, [row for row in rows if not row.other_tenant])
+    other_recipient, unreadable = _recipients_of(context.tx, [row for row in rows if not row.other_tenant])
     foreign = [row for row in (*other_tenant, *other_recipient) if not row.ours]
     if foreign:
         of_tenant = sum(row.other_tenant for row in foreign)

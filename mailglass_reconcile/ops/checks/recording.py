@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.store.reports import Reports
@@ -23,14 +23,14 @@ OTHER_IDS = (
 )
 
 
-@check("reports", cheap=True)
-def missing_reports(look: Look) -> Iterator[Finding]:
+@check("reports", fast=True)
+def missing_reports(context: CheckContext) -> Iterator[Finding]:
     """No provider's webhooks have stopped, or never come, although mail goes out."""
-    hours = look.tx.settings.silence_hours
+    hours = context.tx.settings.silence_hours
     if hours is None:
         yield ok("missing reports are not looked for (MAILGLASS_SILENCE_HOURS is infinity)")
         return
-    reports = [provider for provider in look.reports if provider.deliveries]
+    reports = [provider for provider in context.reports if provider.deliveries]
     for provider in reports:
         of = _of(provider)
         lacking = (
@@ -59,12 +59,12 @@ def _never_reports(provider: Reports) -> bool:
     return can_report and MANY <= provider.deliveries == provider.without_report
 
 
-@check("nothing_links", cheap=True)
-def nothing_links(look: Look) -> Iterator[Finding]:
+@check("nothing_links", fast=True)
+def nothing_links(context: CheckContext) -> Iterator[Finding]:
     """The ids that webhooks name are those under which sends are recorded."""
     unlinked = [
         provider
-        for provider in look.reports
+        for provider in context.reports
         if provider.unmatched_today >= MANY
         and provider.unreported_today >= MANY
         and provider.unreported_today > provider.reported_today

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.store import privileges, schema
 from mailglass_reconcile.store.privileges import MissingPrivileges
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
 from mailglass_reconcile.store.revision import outdated
 
 
-@check("roles", cheap=True)
-def roles(look: Look) -> Iterator[Finding]:
+@check("roles", fast=True)
+def roles(context: CheckContext) -> Iterator[Finding]:
     """The documented roles that are used here have the privileges that docs/grants.md gives them."""
-    others = [role for role in look.roles if not role.is_current and role.name != look.current_role.grantee]
-    found = privileges.find_missing(look.tx, others)
+    others = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
+    found = privileges.find_missing(context.tx, others)
     yield from _lacking(found)
     if not found:
         names = ", ".join(role.name for role in others)
@@ -34,22 +34,22 @@ def _lacking(found: list[MissingPrivileges]) -> Iterator[Finding]:
             )
 
 
-@check("rights", cheap=True)
-def rights(look: Look) -> Iterator[Finding]:
+@check("rights", fast=True)
+def rights(context: CheckContext) -> Iterator[Finding]:
     """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
-    role = look.current_role
-    found = privileges.find_missing(look.tx, [role])
+    role = context.current_role
+    found = privileges.find_missing(context.tx, [role])
     yield from _lacking(found)
     if not found and role.documented == privileges.SWEEPER.name:
-        yield from _retention(look)
+        yield from _retention(context)
     elif not found:
         yield ok(f"role {role.name} has the privileges that it needs")
 
 
 @check("rights")
-def readable(look: Look) -> Iterator[Finding]:
+def readable(context: CheckContext) -> Iterator[Finding]:
     """Doctor has the sweeper's privileges: with others it could read only a part."""
-    role = look.current_role
+    role = context.current_role
     if role.documented != privileges.SWEEPER.name:
         yield error(
             f"doctor needs the privileges of {privileges.SWEEPER.name}, and role {role.name} has others:"
@@ -58,21 +58,24 @@ def readable(look: Look) -> Iterator[Finding]:
         )
 
 
-def _retention(look: Look) -> Iterator[Finding]:
+def _retention(context: CheckContext) -> Iterator[Finding]:
     """If a retention is set, this role may delete old events and deliveries; the first reason is enough."""
-    functions = {EVENTS: look.tx.settings.retention_events_days, DELIVERIES: look.tx.settings.retention_deliveries_days}
+    functions = {
+        EVENTS: context.tx.settings.retention_events_days,
+        DELIVERIES: context.tx.settings.retention_deliveries_days,
+    }
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
-        if days is not None and (wrong := find_problem(look.tx, function)):
-            level = warning if look.is_mailglass_s else error
+        if days is not None and (wrong := find_problem(context.tx, function)):
+            level = warning if context.is_mailglass_s else error
             yield level(f"the prune cannot delete old {rows}: {wrong.message}", wrong.remedy)
             return
     yield ok("this role may sweep and prune")
 
 
-@check("schema", cheap=True)
-def revision(look: Look) -> Iterator[Finding]:
+@check("schema", fast=True)
+def revision(context: CheckContext) -> Iterator[Finding]:
     """The schema is there, at this version's revision, with all tables."""
-    tx = look.tx
+    tx = context.tx
     ledgers = schema.find_ledgers(tx)
     others = [name for name in ledgers if name != tx.schema]
     elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
@@ -94,42 +97,42 @@ def revision(look: Look) -> Iterator[Finding]:
     elif wrong := outdated(version):
         yield error(*wrong)
     else:
-        found = _differences(look, "schema")
-        if second := _second_ledger(look, ledgers, others):
+        found = _differences(context, "schema")
+        if second := _second_ledger(context, ledgers, others):
             found.append(second)
         yield from found or [ok(f"schema {tx.schema} is at revision {version}")]
 
 
-def _second_ledger(look: Look, ledgers: Mapping[str, bool], others: Sequence[str]) -> Finding | None:
+def _second_ledger(context: CheckContext, ledgers: Mapping[str, bool], others: Sequence[str]) -> Finding | None:
     """Return a warning if another schema has a ledger that may be the one that is meant."""
-    is_unset = "database_schema" not in look.tx.settings.model_fields_set
-    mailglass_s = [name for name in others if ledgers[name] and not ledgers[look.tx.schema]]
+    is_unset = "database_schema" not in context.tx.settings.model_fields_set
+    mailglass_s = [name for name in others if ledgers[name] and not ledgers[context.tx.schema]]
     if not mailglass_s and not (others and is_unset):
         return None
     return warning(
         f"schema {', '.join(mailglass_s or others)} has a mailglass_events too, which is not used",
-        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(mailglass_s or others)} to use it, or to {look.tx.schema}",
+        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(mailglass_s or others)} to use it, or to {context.tx.schema}",
     )
 
 
-def _differences(look: Look, subject: str) -> list[Finding]:
-    found = [difference for difference in look.differences if difference.subject == subject]
-    return [(error if one.is_grave else warning)(one.message, one.remedy(look.tx)) for one in found]
+def _differences(context: CheckContext, subject: str) -> list[Finding]:
+    found = [difference for difference in context.differences if difference.subject == subject]
+    return [(error if one.is_grave else warning)(one.message, one.remedy(context.tx)) for one in found]
 
 
-@check("indexes", cheap=True)
-def indexes(look: Look) -> Iterator[Finding]:
+@check("indexes", fast=True)
+def indexes(context: CheckContext) -> Iterator[Finding]:
     """The indexes that ON CONFLICT and sweeps rely on are there and valid, Mailglass's too."""
-    yield from _differences(look, "indexes") or [ok("all indexes that are needed exist and are valid")]
+    yield from _differences(context, "indexes") or [ok("all indexes that are needed exist and are valid")]
 
 
-@check("triggers", cheap=True)
-def triggers(look: Look) -> Iterator[Finding]:
+@check("triggers", fast=True)
+def triggers(context: CheckContext) -> Iterator[Finding]:
     """The triggers on the ledger are at work; without them, new orphans are not noticed until the prune."""
-    yield from _differences(look, "triggers") or [ok("all triggers on mailglass_events are enabled")]
+    yield from _differences(context, "triggers") or [ok("all triggers on mailglass_events are enabled")]
 
 
-@check("functions", cheap=True)
-def functions(look: Look) -> Iterator[Finding]:
+@check("functions", fast=True)
+def functions(context: CheckContext) -> Iterator[Finding]:
     """The statements that the database keeps as functions are there."""
-    yield from _differences(look, "functions") or [ok("all functions that are needed exist")]
+    yield from _differences(context, "functions") or [ok("all functions that are needed exist")]

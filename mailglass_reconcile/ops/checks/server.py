@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 
 OLDEST_SERVER = 150_000
 
@@ -21,15 +21,15 @@ SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
 """
 
 
-@check("server", cheap=True)
-def server(look: Look) -> Iterator[Finding]:
+@check("server", fast=True)
+def server(context: CheckContext) -> Iterator[Finding]:
     """The server is recent, and takes writes."""
-    row = look.tx.execute(_SERVER).one()
+    row = context.tx.execute(_SERVER).one()
     if row.number < OLDEST_SERVER:
         yield error(f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
-    elif row.replica and look.thorough:  # a page may read one
+    elif row.replica and context.is_full:  # a page may read one
         yield error("this server is a replica, which takes no writes", "set MAILGLASS_DATABASE_URL to the primary")
-    elif row.read_only and look.thorough:
+    elif row.read_only and context.is_full:
         yield error(
             "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
             f"ALTER ROLE {row.role} SET default_transaction_read_only = off",
@@ -39,12 +39,12 @@ def server(look: Look) -> Iterator[Finding]:
 
 
 @check("time_zone")
-def time_zone(look: Look) -> Iterator[Finding]:
+def time_zone(context: CheckContext) -> Iterator[Finding]:
     """Sessions are in UTC where Mailglass writes times that depend on it."""
-    row = look.tx.execute(_TIME_ZONE).one()
+    row = context.tx.execute(_TIME_ZONE).one()
     if row.is_utc:
         yield ok("sessions of this role are in UTC")
-    elif look.is_mailglass_s:
+    elif context.is_mailglass_s:
         yield warning(
             f"sessions of this role are in the time zone {row.time_zone}: rows of Mailglass whose id is no UUIDv7 may"
             " seem to have arrived at another time",

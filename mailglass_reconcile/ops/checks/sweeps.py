@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
 from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
@@ -19,13 +19,13 @@ ASK_WORKER = (
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
 
 
-@check("beat", cheap=True)
-def beat(look: Look) -> Iterator[Finding]:
+@check("beat", fast=True)
+def beat(context: CheckContext) -> Iterator[Finding]:
     """Runs that beat queued end in time, or something else sweeps in their place.
 
     The history has only what a worker has finished, so it cannot say which of beat, broker and worker has stopped.
     """
-    past = look.history
+    past = context.history
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     if past.beat_age is None or past.beat_age <= LATE_SECONDS:
         yield ok(
@@ -33,7 +33,7 @@ def beat(look: Look) -> Iterator[Finding]:
         )
     elif in_time:
         yield ok(
-            f"beat last queued a run {format_duration(past.beat_age)} ago; full sweeps are started by {_who(look)}"
+            f"beat last queued a run {format_duration(past.beat_age)} ago; full sweeps are started by {_who(context)}"
         )
     else:
         yield error(
@@ -41,10 +41,10 @@ def beat(look: Look) -> Iterator[Finding]:
         )
 
 
-@check("sweeps", cheap=True)
-def sweeps(look: Look) -> Iterator[Finding]:
+@check("sweeps", fast=True)
+def sweeps(context: CheckContext) -> Iterator[Finding]:
     """A full sweep has succeeded in time, and the last one has not failed."""
-    past, allowed = look.history, look.max_lag_seconds * 2 / 3
+    past, allowed = context.history, context.max_lag_seconds * 2 / 3
     because = (*OF_THE_DATABASE, *OF_THE_WORKER, "beat")
     if past.success_age is None and past.last is None:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
@@ -61,7 +61,7 @@ def sweeps(look: Look) -> Iterator[Finding]:
         refused = pluralize(past.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
     else:
-        yield ok(f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_who(look)}")
+        yield ok(f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_who(context)}")
     if past.uncovered_seconds > allowed:
         yield error(
             f"full sweeps have not checked everything for {format_duration(past.uncovered_seconds)}: each ends"
@@ -70,16 +70,16 @@ def sweeps(look: Look) -> Iterator[Finding]:
         )
 
 
-def _who(look: Look) -> str:
-    return {"call": "a call of the task", "python": "Python"}.get(str(look.history.success_origin)) or str(
-        look.history.success_origin
+def _who(context: CheckContext) -> str:
+    return {"call": "a call of the task", "python": "Python"}.get(str(context.history.success_origin)) or str(
+        context.history.success_origin
     )
 
 
-@check("prune", cheap=True)
-def prune(look: Look) -> Iterator[Finding]:
+@check("prune", fast=True)
+def prune(context: CheckContext) -> Iterator[Finding]:
     """Something was pruned within two days."""
-    past = look.history
+    past = context.history
     if past.unpruned_seconds > PRUNE_LATE_SECONDS:
         yield error(
             f"nothing was pruned for {format_duration(past.unpruned_seconds)}: tables grow, and expired orphans"
@@ -95,10 +95,10 @@ def prune(look: Look) -> Iterator[Finding]:
         )
 
 
-@check("broadcasts", cheap=True)
-def broadcasts(look: Look) -> Iterator[Finding]:
+@check("broadcasts", fast=True)
+def broadcasts(context: CheckContext) -> Iterator[Finding]:
     """Redis has taken what the last full sweep published; without a configured Redis there are no subscribers."""
-    last = look.history.last
+    last = context.history.last
     if last is not None and last.publish_failed and not last.published and runtime.is_redis_configured():
         yield error(
             f"Redis took none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
@@ -109,9 +109,9 @@ def broadcasts(look: Look) -> Iterator[Finding]:
         yield ok("the last full sweep lost no broadcast")
 
 
-def runs_without_celery(look: Look) -> bool:
+def runs_without_celery(context: CheckContext) -> bool:
     """Whether full sweeps run in time although Celery gets no tasks."""
-    past = look.history
+    past = context.history
     of_beat = past.beat_age is not None and past.beat_age <= LATE_SECONDS
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     return in_time and not of_beat and past.success_origin not in ("beat", "call")

@@ -11,7 +11,7 @@ import mailglass_reconcile
 from database import Database
 from diagnosing import heal, of, report
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding, Look
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import comparison, privileges, schema, script
 from mailglass_reconcile.store.migration import runner
@@ -55,7 +55,7 @@ def defined(db: Database, name: str) -> str | None:
 def wrong_to_the_role() -> list[Finding]:
     """Return what the cheap checks find as the role that this process is configured for."""
     with mailglass_reconcile.runtime.database().reading() as tx:
-        return checks.cheap(Look(tx))
+        return checks.run_fast(CheckContext(tx))
 
 
 PLANTED = [
@@ -84,7 +84,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, plante
     assert defined(db, planted.name) == before
     assert of(planted.check).status == OK
     with db.database.reading() as tx:
-        assert [one for one in checks.cheap(Look(tx)) if one.check != "sweeps"] == []
+        assert [one for one in checks.run_fast(CheckContext(tx)) if one.check != "sweeps"] == []
 
 
 @pytest.mark.parametrize("index", comparison.UNIQUE)
@@ -145,6 +145,6 @@ def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: 
     """The schema comes first, and nothing is read after an error of it."""
     db.run("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
     with db.database.reading() as tx:
-        found = checks.cheap(Look(tx))
+        found = checks.run_fast(CheckContext(tx))
     db.run("ALTER TABLE away RENAME TO mailglass_reconcile_runs")
     assert [(one.check, one.status) for one in found] == [("schema", ERROR)]
