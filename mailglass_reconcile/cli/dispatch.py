@@ -52,7 +52,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 
 @click.command(epilog=EXAMPLES)
 @click.option("--waiting", is_flag=True, help="List the events that wait for handlers, by handler and error.")
-@click.option("--dead", "lists", is_flag=True, help="List the events that handlers have failed on for the last time.")
+@click.option("--dead", "lists", is_flag=True, help="List the events on which handlers have failed for the last time.")
 @click.option(
     "--retry",
     callback=_event_id,
@@ -61,8 +61,14 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     metavar="[EVENT_ID]",
     help="Try all dead and failing events, or one, again in the next dispatch.",
 )
-@click.option("--replay", metavar="TYPE", help="Let new handlers run on the events of this type since --since.")
-@click.option("--since", type=Duration(), metavar="AGE", help="For --replay: how old the events may be: 12h, 7d.")
+@click.option(
+    "--replay",
+    metavar="TYPE",
+    help="Queue past events of this type (see --since) for handlers that have not processed them.",
+)
+@click.option(
+    "--since", type=Duration(), metavar="AGE", help="Queue events up to this age, such as 12h or 7d (with --replay)."
+)
 @click.option(
     "--forget",
     is_flag=False,
@@ -74,9 +80,9 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 @click.option(
     "--handler",
     metavar="NAME",
-    help="For --waiting, --dead, --retry, --replay and --forget: this handler only.",
+    help="Select this handler only (with --waiting, --dead, --retry, --replay and --forget).",
 )
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation (--replay, --forget).")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation (with --replay and --forget).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def dispatch(
     waiting: bool,

@@ -35,9 +35,11 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the list `findings`.")
 @click.option(
-    "--repair", is_flag=True, help="Repair the table of open orphans first; reads all orphans up to the maximum age."
+    "--repair",
+    is_flag=True,
+    help="Repair the table of open orphans first. This reads all orphans up to the maximum age.",
 )
-@click.option("--verbose", "-v", is_flag=True, help="Print what is ok, too.")
+@click.option("--verbose", "-v", is_flag=True, help="Print the checks that are ok, too.")
 def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     """Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.
 

@@ -22,8 +22,8 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("address", metavar="ADDRESS|-")
 @click.option("--tenant", metavar="ID", help="Erase it from this tenant's rows only.")
-@click.option("--dry-run", is_flag=True, help="Count the rows; write nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--dry-run", is_flag=True, help="Count the rows without erasing anything.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
@@ -35,7 +35,7 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
     only.
     """
     try:
-        target = erasure.check(argument(address), tenant)
+        target = erasure.validate_erasure(argument(address), tenant)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):

@@ -36,7 +36,12 @@ Examples:
 @click.argument("what", metavar="WHAT|-")
 @click.option("--tenant", metavar="ID", help="Search this tenant only.")
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="Print at most N."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Print at most N deliveries and events.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
 def find(what: str, tenant: str | None, limit: int, as_json: bool) -> None:

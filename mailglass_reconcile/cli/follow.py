@@ -55,7 +55,7 @@ Examples:
     default=0.1,
     show_default=True,
     metavar="SECONDS",
-    help="Seconds between sweeps.",
+    help="Wait this many seconds between sweeps.",
 )
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")

@@ -36,7 +36,7 @@ Examples:
     help="Why you link it. Stored permanently: do not include an e-mail address.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the event and the delivery, and whether they can be linked.")
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: bool) -> None:
     """Link one event to the delivery that you choose; only their tenant must be the same.
 
@@ -45,14 +45,14 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     reason. A link cannot be undone.
     """
     try:
-        manual_link_request = manual_link.request(event_id, delivery_id, reason)
+        manual_link_request = manual_link.validate_link(event_id, delivery_id, reason)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to see what would be linked")
     database = runtime.database()
     if not yes or dry_run:
-        manual_link.check_with(database, manual_link_request)
+        manual_link.require_linkable(database, manual_link_request)
         for line in _describe(database, event_id, delivery_id):
             click.echo(line, err=not dry_run)
     if dry_run:

@@ -34,15 +34,26 @@ SHOWN_IDS = 3
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--state", type=click.Choice(OPEN_STATES), help="Only those in this state.")
-@click.option("--tenant", "tenant_id", metavar="ID", help="Only those of this tenant.")
-@click.option("--provider", metavar="NAME", help="Only those of this provider, in any spelling.")
-@click.option("--type", metavar="TYPE", help="Only those of this type, such as bounced.")
-@click.option("--message-id", metavar="ID", help="Only those with this message id, in any spelling.")
-@click.option("--recipient", metavar="ADDRESS|-", help="Only those about this address; - reads it from standard input.")
+@click.option("--state", type=click.Choice(OPEN_STATES), help="List orphans in this state only.")
+@click.option("--tenant", "tenant_id", metavar="ID", help="List orphans of this tenant only.")
+@click.option("--provider", metavar="NAME", help="List orphans of this provider only, in any spelling.")
+@click.option("--type", metavar="TYPE", help="List orphans of this type only, such as bounced.")
+@click.option("--message-id", metavar="ID", help="List orphans with this message id only, in any spelling.")
+@click.option(
+    "--recipient",
+    metavar="ADDRESS|-",
+    help="List orphans about this address only. Pass - to read it from standard input.",
+)
 @click.option("--expired", is_flag=True, help="List expired orphans, which are older than the maximum age.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
-@click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, for the next page.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Print at most N results.",
+)
+@click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, to get the next page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
 def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any) -> None:
     """List open orphans (events without a delivery), the newest first, with the state that the last sweep left.

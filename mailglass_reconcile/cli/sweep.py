@@ -45,13 +45,13 @@ Examples:
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
 @click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, of any age.")
-@click.option("--delivery", type=click.UUID, metavar="ID", help="Link what belongs to this delivery only, of any age.")
+@click.option("--delivery", type=click.UUID, metavar="ID", help="Link events of this delivery only, of any age.")
 @click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
-@click.option("--since", type=Duration(), metavar="AGE", help="Link only what is at most this old: 90s, 5m, 2h, 6d.")
-@click.option("--until", type=Duration(), metavar="AGE", help="Link only what is at least this old.")
+@click.option("--since", type=Duration(), metavar="AGE", help="Link only events of at most this age: 90s, 5m, 2h, 6d.")
+@click.option("--until", type=Duration(), metavar="AGE", help="Link only events of at least this age.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
-@click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
+@click.option("--dry-run", is_flag=True, help="Show what would be linked, and why the rest would not, without writing.")
+@click.option("--verbose", is_flag=True, help="List each event and the delivery that it would get (with --dry-run).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sweep(
     tenant: str | None,

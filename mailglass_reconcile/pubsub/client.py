@@ -1,4 +1,4 @@
-"""The client: one of an application, as it is, or one of our own, which waits half a second and never tries again."""
+"""Redis clients: an application's own, used unchanged, or ours, with timeouts of half a second and no retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.rules.connection_errors import Server
 
 TIMEOUT_SECONDS = 1.0
-"""The longest that a sweep waits for Redis in all; our own client waits half of that for one answer."""
+"""The longest that a sweep waits for Redis in all; our own client waits half of that for one response."""
 
 _PLACE_AND_USER = (
     *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "protocol"),
@@ -23,9 +23,9 @@ _PLACE_AND_USER = (
 
 
 def create_client(url: SecretStr, setting: str) -> redis.Redis:
-    """Return a client of *url* with short timeouts and without retries; nothing connects yet.
+    """Return a client for *url* with short timeouts and no retries, without connecting.
 
-    Celery's spelling of a Unix socket, `redis+socket:///path?virtual_host=0`, is understood as well.
+    Celery's URL of a Unix socket, `redis+socket:///path?virtual_host=0`, is accepted too.
     """
     text = url.get_secret_value()
     if text.startswith("redis+socket://"):
@@ -35,18 +35,18 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
             text,
             socket_connect_timeout=TIMEOUT_SECONDS / 2,
             socket_timeout=TIMEOUT_SECONDS / 2,
-            retry=_never_again(),
+            retry=_no_retries(),
         )
     except (ValueError, TypeError):
         raise ConfigurationError(f"{setting} cannot be used: it should look like redis://host:6379/0") from None
 
 
-def _never_again() -> redis.retry.Retry:
+def _no_retries() -> redis.retry.Retry:
     return redis.retry.Retry(redis.backoff.NoBackoff(), 0)
 
 
 def server_of(client: redis.Redis, setting: str) -> Server:
-    """Return where *client* leads to, without user and password; *setting* is the one that names it."""
+    """Return the server of *client*, without user and password; *setting* is the setting that names it."""
     pool: Any = getattr(client, "connection_pool", None)
     if isinstance(pool, redis.sentinel.SentinelConnectionPool):
         return Server(
@@ -56,7 +56,7 @@ def server_of(client: redis.Redis, setting: str) -> Server:
 
 
 def require_timeouts(client: redis.Redis) -> None:
-    """Refuse a client of an application that could wait without end."""
+    """Raise ConfigurationError for an application's client without timeouts, which could wait forever."""
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(f"configure(redis=…) needs a redis.Redis, not a {type(client).__name__}")
     pool: Any = client.connection_pool
@@ -68,55 +68,58 @@ def require_timeouts(client: redis.Redis) -> None:
             " give it socket_timeout and socket_connect_timeout, such as 0.5 seconds each"
         )
     if isinstance(pool, redis.sentinel.SentinelConnectionPool):
-        for each in pool.sentinel_manager.sentinels:
-            require_timeouts(each)
+        for sentinel in pool.sentinel_manager.sentinels:
+            require_timeouts(sentinel)
 
 
 def async_client(client: redis.Redis) -> redis.asyncio.Redis:
-    """Return a new client of redis.asyncio to the server of *client*; nothing connects yet."""
+    """Return a new redis.asyncio client for the server of *client*, without connecting."""
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(
             f"subscribing needs a redis.Redis, not a {type(client).__name__}: see"
             f" {docs_url('redis.md#your-own-client')}"
         )
-    theirs: Any = client.connection_pool
-    if not isinstance(theirs, redis.sentinel.SentinelConnectionPool):
-        kind = _asyncio_class(theirs.connection_class)
-        pool = redis.asyncio.ConnectionPool(connection_class=kind, **_asyncio_settings(kind, theirs.connection_kwargs))
-        return redis.asyncio.Redis(connection_pool=pool)
-    over_tls = issubclass(theirs.connection_class, redis.SSLConnection)
+    sync_pool: Any = client.connection_pool
+    if not isinstance(sync_pool, redis.sentinel.SentinelConnectionPool):
+        kind = _asyncio_class(sync_pool.connection_class)
+        settings = _asyncio_settings(kind, sync_pool.connection_kwargs)
+        return redis.asyncio.Redis(connection_pool=redis.asyncio.ConnectionPool(connection_class=kind, **settings))
+    over_tls = issubclass(sync_pool.connection_class, redis.SSLConnection)
     sentinel = redis.asyncio.sentinel
     kind = sentinel.SentinelManagedSSLConnection if over_tls else sentinel.SentinelManagedConnection
-    fewest = theirs.sentinel_manager.min_other_sentinels
-    manager = sentinel.Sentinel([], min_other_sentinels=fewest)  # type: ignore[no-untyped-call]
-    manager.sentinels = [async_client(each) for each in theirs.sentinel_manager.sentinels]
-    found = sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        theirs.service_name,
+    min_others = sync_pool.sentinel_manager.min_other_sentinels
+    manager = sentinel.Sentinel([], min_other_sentinels=min_others)  # type: ignore[no-untyped-call]
+    manager.sentinels = [async_client(sync_client) for sync_client in sync_pool.sentinel_manager.sentinels]
+    pool = sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        sync_pool.service_name,
         manager,
         connection_class=kind,
-        is_master=theirs.is_master,
-        check_connection=theirs.check_connection,
-        **_asyncio_settings(kind, theirs.connection_kwargs),
+        is_master=sync_pool.is_master,
+        check_connection=sync_pool.check_connection,
+        **_asyncio_settings(kind, sync_pool.connection_kwargs),
     )
-    return redis.asyncio.Redis(connection_pool=found)
+    return redis.asyncio.Redis(connection_pool=pool)
 
 
-def _asyncio_class(theirs: type) -> type:
-    if issubclass(theirs, redis.UnixDomainSocketConnection):
+def _asyncio_class(sync_class: type) -> type:
+    """Return the connection class of redis.asyncio that corresponds to one of redis."""
+    if issubclass(sync_class, redis.UnixDomainSocketConnection):
         return redis.asyncio.UnixDomainSocketConnection
-    return redis.asyncio.SSLConnection if issubclass(theirs, redis.SSLConnection) else redis.asyncio.Connection
+    return redis.asyncio.SSLConnection if issubclass(sync_class, redis.SSLConnection) else redis.asyncio.Connection
 
 
-def _asyncio_settings(kind: type, theirs: dict[str, Any]) -> dict[str, Any]:
-    """Return those of *theirs* that *kind* takes: older versions of redis.asyncio lack some options of TLS."""
-    accepted = {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
-    carried = {name: value for name, value in theirs.items() if name in _PLACE_AND_USER or name.startswith("ssl_")}
+def _asyncio_settings(kind: type, sync_settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that the class *kind* accepts: older versions of redis.asyncio lack some options of TLS."""
+    accepted = {name for class_ in kind.__mro__ for name in inspect.signature(class_).parameters}
+    carried = {
+        name: value for name, value in sync_settings.items() if name in _PLACE_AND_USER or name.startswith("ssl_")
+    }
     settings = {name: value for name, value in carried.items() if name in accepted}
     settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "socket_connect_timeout": TIMEOUT_SECONDS / 2}
     return settings | {"retry": redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)}
 
 
 def reason(error: BaseException, needed: str) -> str:
-    """Return in a few words why Redis did not do it: the class of *error*, and *needed* if a right is missing."""
+    """Return the cause of an error of Redis: its class, with the *needed* permissions if one was missing."""
     denied = isinstance(error, redis.exceptions.NoPermissionError)
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"

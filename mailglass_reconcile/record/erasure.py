@@ -1,6 +1,6 @@
-"""Erasing a person: an address leaves the deliveries, open orphans and raw webhooks, in any spelling.
+"""Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
 
-The ledger is append-only and stays as it is; our writers put no address there.
+The ledger is append-only and does not change; our writers store no address there.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from mailglass_reconcile.store.personal_data import PersonFilter
 
 BATCH_ROWS = 5_000
 
-GIVEN = "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
-MAILGLASS_S = (
+APPLICATION_METADATA = (
+    "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
+)
+MAILGLASS_TABLES = (
     "Mailglass's own tables (mailglass_deliveries, mailglass_webhook_events, mailglass_suppressions, and what Mailglass"
     " wrote to mailglass_events): erase the address there as Mailglass provides for it"
 )
@@ -44,7 +46,7 @@ class Erased:
         deliveries: Deliveries that now have a random recipient and empty metadata.
         open_orphans: Open orphans that now have no recipient.
         webhook_events: Raw webhooks that were emptied.
-        not_reached: Where the address may still be, each in words.
+        not_reached: A phrase for each place where the address may still be.
     """
 
     deliveries: int
@@ -54,7 +56,7 @@ class Erased:
 
     @property
     def rows(self) -> str:
-        """What it was erased from, for a person."""
+        """The counts in words: `2 deliveries, 1 open orphan and 0 raw webhooks`."""
         deliveries = pluralize(self.deliveries, "delivery", "deliveries")
         orphans = pluralize(self.open_orphans, "open orphan")
         return f"{deliveries}, {orphans} and {pluralize(self.webhook_events, 'raw webhook')}"
@@ -64,25 +66,25 @@ class Erased:
         return asdict(self)
 
 
-class Wanted(NamedTuple):
-    """A checked address, as it is compared, and the tenant; None is all."""
+class ErasureTarget(NamedTuple):
+    """The normalized address to erase, and its tenant; None is all tenants."""
 
     address: str
     tenant_id: str | None
 
     @property
     def person(self) -> PersonFilter:
-        """By what the rows are found."""
+        """The filter by which the address's rows are found."""
         return PersonFilter(
             addresses.make_index_key(self.address), addresses.search_fragment(self.address), self.tenant_id
         )
 
     def is_recipient(self, _tx: Transaction, row: tuple[str, str]) -> bool:
-        """Whether a row's recipient is the address."""
+        """Return True if a row's recipient is the address."""
         return addresses.normalize_address(row[1]) == self.address
 
     def is_named(self, tx: Transaction, row: tuple[str, bool]) -> bool:
-        """Whether a raw webhook holds the address; one at a time is read, because each may have megabytes."""
+        """Return True if a raw webhook contains the address; each is read alone, because it may have megabytes."""
         return row[1] and addresses.contains_recipient(personal_data.load_webhook_text(tx, row[0]), self.address)
 
 
@@ -106,64 +108,64 @@ def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str
         MailglassReconcileError: The database refused; nothing was erased, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
-    wanted = check(recipient, tenant_id)
+    target = validate_erasure(recipient, tenant_id)
     with borrowed(connection, runtime.get_settings()) as tx:
-        return _erase(lambda: nullcontext(tx), wanted)
+        return _erase(lambda: nullcontext(tx), target)
 
 
-def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> Erased:
-    """Erase in batches, each a transaction of its own, or count with *dry_run*; a second call does what is left."""
+def erase_with(database: Database, target: ErasureTarget, *, dry_run: bool = False) -> Erased:
+    """Erase in batches, each in its own transaction, or count with *dry_run*; a second call continues."""
     with database.connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
-        return _erase(connected.reading if dry_run else connected.writing, wanted, dry_run=dry_run)
+        return _erase(connected.reading if dry_run else connected.writing, target, dry_run=dry_run)
 
 
-def check(recipient: object, tenant_id: object = None) -> Wanted:
-    """Check what `erase` is given; the message of an InvalidEventError does not repeat the address."""
-    given = validation.recipient("recipient", recipient) or ""
-    if not addresses.contains_address(given) or given.endswith(addresses.ERASED):
+def validate_erasure(recipient: object, tenant_id: object = None) -> ErasureTarget:
+    """Validate the arguments of `erase`; the message of an InvalidEventError does not repeat the address."""
+    address = validation.recipient("recipient", recipient) or ""
+    if not addresses.contains_address(address) or address.endswith(addresses.ERASED):
         raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")
-    return Wanted(
-        addresses.normalize_address(given), None if tenant_id is None else validation.name("tenant_id", tenant_id)
+    return ErasureTarget(
+        addresses.normalize_address(address), None if tenant_id is None else validation.name("tenant_id", tenant_id)
     )
 
 
-def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
-    each = partial(_each, begin, wanted.person, dry_run=dry_run)
+def _erase(begin: Begin, target: ErasureTarget, *, dry_run: bool = False) -> Erased:
+    erase_pages = partial(_erase_pages, begin, target.person, dry_run=dry_run)
     with begin() as tx:
-        is_mailglass_s = schema.is_made_by_mailglass(tx)
-    orphans = each(personal_data.page_of_open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
-    if is_mailglass_s:
-        return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))
-    deliveries = each(personal_data.page_of_deliveries, wanted.is_recipient, _erase_deliveries)
-    webhooks = each(personal_data.page_of_webhook_events, wanted.is_named, personal_data.erase_webhook_events)
-    return Erased(deliveries, orphans, webhooks, (GIVEN,))
+        is_mailglass = schema.is_made_by_mailglass(tx)
+    orphans = erase_pages(personal_data.page_of_open_orphans, target.is_recipient, personal_data.erase_open_orphans)
+    if is_mailglass:
+        return Erased(0, orphans, 0, (APPLICATION_METADATA, MAILGLASS_TABLES))
+    deliveries = erase_pages(personal_data.page_of_deliveries, target.is_recipient, _erase_deliveries)
+    webhooks = erase_pages(personal_data.page_of_webhook_events, target.is_named, personal_data.erase_webhook_events)
+    return Erased(deliveries, orphans, webhooks, (APPLICATION_METADATA,))
 
 
 def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
-    """Lock in the order of ids first, as all writers do."""
+    """Erase deliveries, after locking them in the order of ids, as all writers do."""
     personal_data.erase_deliveries(tx, deliveries.lock(tx, ids))
 
 
-def _each(
+def _erase_pages(
     begin: Begin,
     person: PersonFilter,
     read: Callable[[Transaction, PersonFilter, str, int], Sequence[tuple[str, Any]]],
-    is_meant: Callable[[Transaction, Any], bool],
+    matches: Callable[[Transaction, Any], bool],
     erase_rows: Callable[[Transaction, Sequence[str]], None],
     *,
     dry_run: bool,
 ) -> int:
-    """Read page after page of rows, whose ids come first, and erase those that are meant; return how many."""
+    """Erase the matching rows page by page, and return their number; a row begins with its id."""
     erased, after = 0, NIL
     while True:
         with begin() as tx:
             page = read(tx, person, after, BATCH_ROWS)
-            meant = [row[0] for row in page if is_meant(tx, row)]
-            if meant and not dry_run:
-                erase_rows(tx, meant)
-        erased += len(meant)
+            matching = [row[0] for row in page if matches(tx, row)]
+            if matching and not dry_run:
+                erase_rows(tx, matching)
+        erased += len(matching)
         if len(page) < BATCH_ROWS:
             return erased
         after = page[-1][0]

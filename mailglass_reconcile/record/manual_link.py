@@ -1,4 +1,4 @@
-"""Linking by hand: an event and the delivery that a person chooses, against its ids if need be."""
+"""Link an event manually to the delivery that a person chooses, whatever its ids are."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id I
 """
 
 
-class Request(NamedTuple):
-    """What to link, and what the appended event says about it; checked."""
+class ManualLink(NamedTuple):
+    """A validated manual link: event, delivery, and the reason and actor that the appended event stores."""
 
     event_id: str
     delivery_id: str
@@ -79,77 +79,78 @@ def link(
         TypeError: *connection* is something else.
     """
     runtime.load_imports()
-    wanted = request(event_id, delivery_id, reason, actor)
+    manual = validate_link(event_id, delivery_id, reason, actor)
     with borrowed(connection, runtime.get_settings()) as tx:
-        linked = _link(tx, wanted)
+        linked = _link(tx, manual)
     return after_commit.returned(connection, [_recorded(linked)])[0]
 
 
-def request(event_id: object, delivery_id: object, reason: object, actor: object = None) -> Request:
-    """Check what `link` is given; an InvalidEventError names what cannot be used."""
-    return Request(
+def validate_link(event_id: object, delivery_id: object, reason: object, actor: object = None) -> ManualLink:
+    """Validate the arguments of `link`; an InvalidEventError names the invalid one."""
+    return ManualLink(
         validation.uuid("event_id", event_id),
         validation.uuid("delivery_id", delivery_id),
         validation.remark("reason", reason),
-        validation.remark("actor", _user() if actor is None else actor),
+        validation.remark("actor", _operating_system_user() if actor is None else actor),
     )
 
 
-def link_with(database: Database, wanted: Request) -> Recorded:
-    """Link in a transaction of its own, and broadcast it."""
+def link_with(database: Database, manual: ManualLink) -> Recorded:
+    """Make a manual link in its own transaction, and broadcast it."""
     runtime.load_imports()
     with database.connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
         with connected.writing() as tx:
-            linked = _link(tx, wanted)
+            linked = _link(tx, manual)
         recorded = after_commit.returned(connected.connection, [_recorded(linked)])
     after_commit.broadcast(recorded)
     return recorded[0]
 
 
-def check_with(database: Database, wanted: Request) -> None:
-    """Require that the event can be linked to the delivery, and write nothing."""
+def require_linkable(database: Database, manual: ManualLink) -> None:
+    """Raise an error unless the event can be linked to the delivery; write nothing."""
     with database.reading() as tx:
         schema.require_migrated(tx)
-        _facts(tx, wanted)
+        _load_and_require_linkable(tx, manual)
 
 
-def _user() -> str:
+def _operating_system_user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have a number only
         return f"uid {os.getuid()}"
 
 
-def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
-    """Check what is there, open the orphan again if it has expired, and link it as a sweep does."""
-    if not _is_open(tx, wanted):
-        open_orphans.reopen(tx, [wanted.event_id])
-    notes = {"linked_by": LINKED_BY, "linked_by_actor": wanted.actor, "reason": wanted.reason}
-    pairs = [(wanted.event_id, wanted.delivery_id)]
-    linked = [one for one in ledger.link(tx, pairs, {wanted.event_id: json.dumps(notes)}) if one.reconciled_id]
+def _link(tx: Transaction, manual: ManualLink) -> LinkedEvent:
+    """Require a linkable event, reopen its orphan if it has expired, and link it as a sweep does."""
+    if not _is_open(tx, manual):
+        open_orphans.reopen(tx, [manual.event_id])
+    metadata = {"linked_by": LINKED_BY, "linked_by_actor": manual.actor, "reason": manual.reason}
+    pairs = [(manual.event_id, manual.delivery_id)]
+    events = ledger.link(tx, pairs, {manual.event_id: json.dumps(metadata)})
+    linked = [event for event in events if event.reconciled_id]
     if not linked:
-        _is_open(tx, wanted)  # it may be gone, or linked, by now
-        raise DatabaseRefusedError(f"another session holds event {wanted.event_id} or its delivery: try again")
+        _is_open(tx, manual)  # raises if it has been deleted or linked meanwhile
+        raise DatabaseRefusedError(f"another session holds event {manual.event_id} or its delivery: try again")
     return linked[0]
 
 
-def _is_open(tx: Transaction, wanted: Request) -> bool:
-    """Require that the event can be linked to the delivery, and return whether it is open, and not expired."""
-    row = _facts(tx, wanted)
+def _is_open(tx: Transaction, manual: ManualLink) -> bool:
+    """Require that the event can be linked to the delivery; return True if its orphan is open, False if it expired."""
+    row = _load_and_require_linkable(tx, manual)
     if not row.is_open and row.isolation != "READ COMMITTED":
         raise ConfigurationError(
-            f"event {wanted.event_id} has expired: link it in a READ COMMITTED transaction, not in a {row.isolation}"
+            f"event {manual.event_id} has expired: link it in a READ COMMITTED transaction, not in a {row.isolation}"
             " one"
         )
     return bool(row.is_open)
 
 
-def _facts(tx: Transaction, wanted: Request) -> sa.Row[Any]:
-    """Require that the event can be linked to the delivery, and return what is known of them."""
-    event, delivery = f"event {wanted.event_id}", f"delivery {wanted.delivery_id}"
-    row = tx.execute(_FACTS, {"event_id": wanted.event_id, "delivery_id": wanted.delivery_id}).one()
+def _load_and_require_linkable(tx: Transaction, manual: ManualLink) -> sa.Row[Any]:
+    """Return the facts about event and delivery; raise an error unless they can be linked."""
+    event, delivery = f"event {manual.event_id}", f"delivery {manual.delivery_id}"
+    row = tx.execute(_FACTS, {"event_id": manual.event_id, "delivery_id": manual.delivery_id}).one()
     if not row.has_event:
         raise InvalidEventError(f"there is no {event}")
     if not row.has_delivery:
@@ -157,7 +158,7 @@ def _facts(tx: Transaction, wanted: Request) -> sa.Row[Any]:
     if not row.is_orphan:
         raise InvalidEventError(f"{event} is not an orphan: it was stored with its delivery, or needs none")
     if row.is_linked:
-        raise InvalidEventError(f"{event} is linked already: `mailglass-reconcile explain {wanted.event_id}` shows how")
+        raise InvalidEventError(f"{event} is linked already: `mailglass-reconcile explain {manual.event_id}` shows how")
     if not row.is_own:
         raise InvalidEventError(f"{event} and {delivery} are of different tenants")
     if row.tenant_length > MAX_TENANT_LENGTH:

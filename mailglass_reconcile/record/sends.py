@@ -1,7 +1,7 @@
-"""Recording what a provider's API has answered: one delivery per recipient, linked to what is already open for it.
+"""Record a send: one delivery per recipient, to which the events that came earlier are linked.
 
-Everything happens in the caller's transaction. A send is recorded once: the key of its first event, which the ledger
-holds once, is made of tenant, provider, message id and address.
+Everything happens in the caller's transaction. A send is recorded once: the idempotency key of its first event is made
+of tenant, provider, message id and address.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Sent:
     type: str = "dispatched"
     occurred_at: dt.datetime | None = None
     _identity: str = field(init=False, repr=False, compare=False, default_factory=uuid7)
-    """What a send without a message id is known by if the same object is recorded again."""
+    """Identity of a send without a message id, if the same object is recorded again."""
 
 
 class NewSend(NamedTuple):
@@ -63,7 +63,7 @@ class NewSend(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What it shares with the same send, given again."""
+        """The key that it shares with the same send, recorded again."""
         return str(self.entry.idempotency_key)
 
 
@@ -111,17 +111,17 @@ def record_send(
         validation.stream("stream", stream),
         json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
     )
-    checked = check(campaign.tenant_id, campaign.spellings[0], sent)
+    new_sends = validate_sends(campaign.tenant_id, campaign.spellings[0], sent)
     with failures.counted(f"a send by {sanitize(provider)}"), borrowed(connection, settings) as tx:
-        delivery_ids, may_be_open = _store(tx, campaign, checked)
-        pairs, notes = _match(tx, checked, set(delivery_ids)) if may_be_open else ([], {})
+        delivery_ids, may_be_open = _store(tx, campaign, new_sends)
+        pairs, notes = _match(tx, new_sends, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, notes)
-    return after_commit.returned(connection, _recorded(checked, delivery_ids, linked))
+    return after_commit.returned(connection, _make_results(new_sends, delivery_ids, linked))
 
 
-def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> tuple[list[str], bool]:
-    """Store the sends that are new; return the delivery of each, and whether events may be open for one of the ids."""
-    first = {send.identity: send for send in reversed(checked)}
+def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) -> tuple[list[str], bool]:
+    """Store the new sends; return the delivery of each, and whether orphans may be open for one of the message ids."""
+    first = {send.identity: send for send in reversed(new_sends)}
     recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
         New(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
@@ -129,53 +129,53 @@ def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> t
     ]
     if not rows:
         return [], False
-    known, may_be_open = sends.store(tx, campaign, rows)
-    return [known.get(send.identity) or first[send.identity].delivery_id for send in checked], may_be_open
+    stored, may_be_open = sends.store(tx, campaign, rows)
+    return [stored.get(send.identity) or first[send.identity].delivery_id for send in new_sends], may_be_open
 
 
-def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:
-    """Return what is open for the checked' message ids and belongs to one of our deliveries, by the sweep's rule."""
-    ids = {send.message_id: None for send in checked if send.message_id is not None}
-    # Another recipient's can only belong to another's delivery.
-    recipients = {normalize_address(send.recipient) for send in checked}
-    found = open_orphans.with_message_ids(tx, checked[0].entry.tenant_id, ids, recipients)
+def _match(tx: Transaction, new_sends: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:
+    """Match the open orphans of the sends' message ids; return those that belong to one of the new deliveries."""
+    ids = {send.message_id: None for send in new_sends if send.message_id is not None}
+    # An orphan of another recipient can only belong to another delivery.
+    recipients = {normalize_address(send.recipient) for send in new_sends}
+    found = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
     judged = judge(tx, open_orphans.read(tx, found)) if found else []
     pairs = [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
     return pairs, unchecked(judged)
 
 
-def _recorded(
-    checked: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
+def _make_results(
+    new_sends: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
     events: dict[str, list[LinkedEvent]] = defaultdict(list)
     for event in linked:
         events[event.delivery_id].append(event)
     recorded = []
-    for send, id_ in zip(checked, delivery_ids, strict=True):
+    for send, id_ in zip(new_sends, delivery_ids, strict=True):
         recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
-        # A recipient that was given twice is broadcast once.
+        # A recipient that is passed twice is broadcast once.
         step = Step(tuple(events.pop(id_, ())), recheck)
         recorded.append(RecordedDelivery(UUID(id_), counts[id_], step if step.events or step.recheck else None))
     return recorded
 
 
-def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
-    """Check what a provider's API has answered, and return it in its order; *provider* in its canonical spelling."""
+def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
+    """Validate the results of a provider's API, and return a new send for each, in order; *provider* is canonical."""
     if not isinstance(sent, Iterable):
         raise InvalidEventError("sent must be a list of Sent")
-    checked = []
-    for index, one in enumerate(sent):
-        if not isinstance(one, Sent):
+    new_sends = []
+    for index, result in enumerate(sent):
+        if not isinstance(result, Sent):
             raise InvalidEventError(f"sent[{index}] must be a Sent")
-        checked.append(_checked(f"sent[{index}]", one, tenant_id, provider))
-    return checked
+        new_sends.append(_validate_send(f"sent[{index}]", result, tenant_id, provider))
+    return new_sends
 
 
-def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
-    kind = validation.sent_type(f"{at}.type", one.type)
-    message_id = validation.sent_id(f"{at}.message_id", one.message_id, needed=kind == "dispatched")
-    recipient = validation.recipient(f"{at}.recipient", one.recipient)
+def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewSend:
+    type_ = validation.sent_type(f"{at}.type", result.type)
+    message_id = validation.sent_id(f"{at}.message_id", result.message_id, needed=type_ == "dispatched")
+    recipient = validation.recipient(f"{at}.recipient", result.recipient)
     if recipient is None:
         raise InvalidEventError(f"{at}.recipient must be an address")
     delivery_id = uuid7()
@@ -183,10 +183,10 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
         id=uuid7(),
         tenant_id=tenant_id,
         delivery_id=delivery_id,
-        type=kind,
-        occurred_at=NOW if one.occurred_at is None else validation.utc(f"{at}.occurred_at", one.occurred_at),
-        idempotency_key=_key(
-            tenant_id, provider, message_id, one._identity if message_id is None else normalize_address(recipient)
+        type=type_,
+        occurred_at=NOW if result.occurred_at is None else validation.utc(f"{at}.occurred_at", result.occurred_at),
+        idempotency_key=_idempotency_key(
+            tenant_id, provider, message_id, result._identity if message_id is None else normalize_address(recipient)
         ),
         reject_reason=None,
         metadata={"provider": provider, providers.rule_of(provider).stored_under: message_id},
@@ -195,6 +195,6 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
     return NewSend(entry, delivery_id, recipient, message_id)
 
 
-def _key(*identity: str | None) -> str:
+def _idempotency_key(*identity: str | None) -> str:
     """Return the key under which a send is recorded once: a digest, which names no person."""
     return f"send:{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}"

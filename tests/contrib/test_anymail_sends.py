@@ -13,7 +13,7 @@ import anymail_wire
 from anymail_answers import accepted, send
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
-from mailglass_reconcile.record.sends import check
+from mailglass_reconcile.record.sends import validate_sends
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 
@@ -57,7 +57,7 @@ def test_each_recipient_that_a_provider_accepts_is_sent_under_its_id(esp_name):
     made = sent(None, answered)
     assert [(one.recipient, one.type) for one in made] == [(ANN, "dispatched"), (BOB, "dispatched")]
     assert [str(one.message_id)[-1] for one in made] == ["1", "2" if own else "1"]
-    assert len(check("acme", esp_name, made)) == 2
+    assert len(validate_sends("acme", esp_name, made)) == 2
 
 
 @pytest.mark.parametrize("esp_name", ["SendGrid", "Unisender Go"])

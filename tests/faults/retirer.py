@@ -18,4 +18,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "prune":
         mailglass_reconcile.prune()
     else:
-        erasure.erase_with(runtime.database(), erasure.check(sys.argv[2]))
+        erasure.erase_with(runtime.database(), erasure.validate_erasure(sys.argv[2]))

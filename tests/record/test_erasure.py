@@ -93,10 +93,10 @@ def test_one_tenant_alone_can_be_meant(tx):
         factories.delivery(tx, recipient=ADA, tenant_id=tenant)
         record(tx.connection, event(recipient=ADA), tenant_id=tenant)
         raw(tx, {"to": ADA}, tenant)
-    assert erased(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.GIVEN,))
+    assert erased(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
     assert everything(tx).count(ADA) == 2
     assert everything(tx).count("ada@xn--bcher-kva.example") == 1
-    assert erased(tx) == erasure.Erased(1, 1, 1, (erasure.GIVEN,))
+    assert erased(tx) == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
 
 
 def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
@@ -200,7 +200,7 @@ def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
     raw(db, {"to": ADA})
     with db.engine.begin() as connection:
         record(connection, event(recipient=ADA))
-    assert erased(db) == erasure.Erased(0, 1, 0, (erasure.GIVEN, erasure.MAILGLASS_S))
+    assert erased(db) == erasure.Erased(0, 1, 0, (erasure.APPLICATION_METADATA, erasure.MAILGLASS_TABLES))
     assert everything(db).count(ADA) == 2
 
 
@@ -240,7 +240,7 @@ def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
     for _ in range(3):
         raw(db, {"to": ADA})
     last = str(db.value("SELECT id FROM mailglass_deliveries ORDER BY id DESC LIMIT 1"))
-    wanted = erasure.check(ADA)
+    wanted = erasure.validate_erasure(ADA)
     with db.engine.begin() as holder:
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": uuid.UUID(last)})
         with pytest.raises(mailglass_reconcile.DatabaseRefusedError):
@@ -306,7 +306,7 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
                      'python', 'bulk', 'r' || n || '@example.org', 'example.org', 'postmark', 'm-' || n,
                      'dispatched', now(), now(), now()
                 FROM generate_series(1, 10000) AS n""")
-    person = erasure.check("R7@example.org", tenant_id).person
+    person = erasure.validate_erasure("R7@example.org", tenant_id).person
     for _ in range(2):
         for begin in (db.database.reading, db.database.writing):
             with begin() as tx:

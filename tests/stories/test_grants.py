@@ -191,7 +191,7 @@ def test_with_mailglass_each_role_does_its_work_in_its_schema(beside, acting_bes
         mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
     refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
     eraser = acting_beside("mailglass_eraser")
-    wanted = erasure.check("somebody@example.com")
+    wanted = erasure.validate_erasure("somebody@example.com")
     assert erasure.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
     acting_beside("mailglass_reader", web_token=TOKEN)
     visitor = Visitor(create_app())
@@ -258,7 +258,7 @@ def test_an_eraser_erases(db, acting):
               VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
                       now(), now(), now())""")
     settings = acting("mailglass_eraser")
-    wanted = erasure.check("Ada@Example.com")
+    wanted = erasure.validate_erasure("Ada@Example.com")
     done = erasure.erase_with(Database(engines.create_engine(settings), settings), wanted)
     assert (done.deliveries, done.open_orphans, done.webhook_events) == (1, 1, 1)
     for statement in (
