@@ -34,7 +34,7 @@ from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.store.window import Range
 from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
-from mailglass_reconcile.sweep.interruption import ended_by
+from mailglass_reconcile.sweep.interruption import stop_on_signal
 from mailglass_reconcile.sweep.reconciler import Sweep
 
 try:
@@ -94,7 +94,7 @@ def reconcile(
             if lease.duplicate_of is not None:
                 return _duplicate(lease.duplicate_of, "full" if bounds == (None, None) else "range", tenant_id)
             if fan_out is not None and lease.key is not None and (limit, *bounds) == (None, None, None):
-                eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
+                eligible, parts = ranges.cut_window(runtime.database(), tenant_id, fan_out)
                 if parts:
                     return _send_ranges(lease, tenant_id, eligible, parts)
             registration.register_before_sweep(runtime.database())
@@ -184,7 +184,7 @@ def enqueue_dispatch() -> None:
 
 def _finish(sweep: Sweep) -> dict[str, Any]:
     """Enqueue the handlers of linked events, and return a sweep's counts as the task's result."""
-    if sweep.handed_over:
+    if sweep.has_jobs:
         enqueue_dispatch()
     result = sweep.result
     return {**result.as_dict(), "tenant_id": result.shown_tenant}
@@ -217,7 +217,7 @@ def _add_run(run: Run) -> int | None:
     """Add a row to the run history, and return its id; if the database is down now, only this row is lost."""
     try:
         with runtime.database().connect() as connected:
-            return run_log.note(connected, run)
+            return run_log.add_run(connected, run)
     except MailglassReconcileError as error:
         logger.warning("this sweep is missing from the history of runs: %s", error)
         return None
@@ -253,9 +253,9 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
     if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has limits
         yield
         return
-    with ended_by(SIG_SOFT_TIMEOUT, sweep) as interruption:
+    with stop_on_signal(SIG_SOFT_TIMEOUT, sweep) as interruption:
         yield
-    if interruption.came:
+    if interruption.received:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
         sweep.counters.complete = False
 

@@ -23,7 +23,7 @@ from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
-from mailglass_reconcile.sweep.interruption import ended_by
+from mailglass_reconcile.sweep.interruption import stop_on_signal
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
@@ -95,12 +95,12 @@ def sweep(
 
 def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     has_bar = with_bar and show is None and Console(stderr=True).is_terminal
-    with ended_by(signal.SIGINT, sweep) as interruption, _progress(wanted=has_bar) as tell:
+    with stop_on_signal(signal.SIGINT, sweep) as interruption, _progress(wanted=has_bar) as tell:
         for pairs in sweep.steps():
             tell(sweep)
             if show is not None:
                 show(pairs)
-    if interruption.came:
+    if interruption.received:
         if sys.stderr.isatty() and not has_bar:
             click.echo(err=True)  # after the ^C that the terminal shows; with a bar, it goes with the bar
         links = pluralize(sweep.result.linked, "link is committed and stays", "links are committed and stay")
@@ -181,14 +181,14 @@ def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> s
 
 @contextmanager
 def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
-    """Show how many orphans are judged on standard error, where a person waits; lines of the log come above the bar."""
+    """Show how many orphans are processed on standard error, for a person; log lines come above the bar."""
     if not wanted:
         yield lambda sweep: None
         return
     columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar, _logged_above():
         task = bar.add_task("sweep", total=None)
-        yield lambda sweep: bar.update(task, total=sweep.counters.chosen, completed=sweep.counters.judged)
+        yield lambda sweep: bar.update(task, total=sweep.counters.chosen, completed=sweep.counters.processed)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.store import deliveries as stored_deliveries
 from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, Open
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import Decision
@@ -216,7 +216,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         by_sweep = settled == "linked" and not row.by_hand
         linking = runs.linking_at(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _of_settled(row, settled, read, linking)
-    orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
+    orphans = open_orphans.read(tx, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
     (wanted,) = matcher.current_keys(tx, orphans)
     decision = matcher.decide(tx, row.id, row.tenant_id, wanted)
     mismatch = decision.state == RECIPIENT_MISMATCH

@@ -30,12 +30,12 @@ from mailglass_reconcile.store.database import (
     trust_statistics,
 )
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Open, Place
+from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor, OrphanRow
 from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import Decision, Judged
+from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
 
-P = TypeVar("P", Place, listing.LedgerPlace)
+P = TypeVar("P", Cursor, listing.LedgerPlace)
 
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
@@ -327,7 +327,7 @@ def _open(tx: Transaction, survey: Window, filters: Filters, after: str | None, 
         with trust_statistics(tx) if wanted != Wanted() else nullcontext():
             rows = listing.next_open(tx, wanted, within, place, number, newest_first=True)
         if rows:
-            place = Place(rows[-1].arrived_at, rows[-1].event_id)
+            place = Cursor(rows[-1].arrived_at, rows[-1].event_id)
             there = [row for row in rows if row.type is not None]  # one whose event is gone has none
             yield Chunk([_as_stored(tx, row) for row in there], len(rows), place.event_id, len(rows) < number)
         if len(rows) < number:
@@ -412,18 +412,18 @@ def _unread(tx: Transaction, recipient: str | None, message_ids: Collection[str]
     return matching, len(found) < UNREAD
 
 
-def unread(tx: Transaction) -> list[tuple[Open, Keys]]:
+def unread(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
     """Return those of the newest `UNREAD` open orphans whose keys nobody has stored yet, with their keys."""
     orphans = open_orphans.read(tx, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
     return list(zip(orphans, matcher.current_keys(tx, orphans), strict=True)) if orphans else []
 
 
 def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:
-    """Return *listed*, the matched ones with the delivery that the judge finds now."""
+    """Return *listed*, the matched ones with the delivery that matching finds now."""
     if not any(orphan.state == MATCHED for orphan in listed):
         return listed
     matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
-    found = {one.orphan.event_id: one.verdict.delivery_id for one in matcher.judge(tx, matched)}
+    found = {one.orphan.event_id: one.result.delivery_id for one in matcher.match_orphans(tx, matched)}
     return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]
 
 
@@ -458,14 +458,14 @@ def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | Non
             place = entries[-1].place
             left = [one for one in entries if not one.settled]
             types = ledger.types_of(tx, [one.orphan.event_id for one in left])
-            found = matcher.judge(tx, [one.orphan for one in left])
+            found = matcher.match_orphans(tx, [one.orphan for one in left])
             listed = [_listed(tx, one, types, EXPIRED) for one in found]
             yield Chunk(listed, len(entries), place.event_id, len(entries) < number)
         if len(entries) < number:
             return
 
 
-def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.OpenState) -> OpenOrphan:
+def _listed(tx: Transaction, one: OrphanMatch, types: dict[str, str], state: states.OpenState) -> OpenOrphan:
     orphan, its = one.orphan, one.keys
     return OpenOrphan(
         orphan.event_id,
@@ -475,9 +475,9 @@ def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.O
         state,
         times.from_postgres(orphan.arrived_at),
         its.candidate_ids,
-        one.verdict.delivery_id,
+        one.result.delivery_id,
         times.add_minutes(orphan.arrived_at, tx.settings.max_age_minutes),
-        one.verdict.state if state == EXPIRED else None,
+        one.result.state if state == EXPIRED else None,
     )
 
 
@@ -496,7 +496,7 @@ def _known(place: P | None, event_id: str) -> P:
 def count_waiting(database: Database, tenant_id: str | None = None) -> int:
     """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
     with database.reading() as tx:
-        return window.waiting(tx, tenant_id)
+        return window.count_waiting(tx, tenant_id)
 
 
 def break_down(tx: Transaction, groups: Sequence[dict[str, Any]]) -> list[Cause]:
@@ -570,7 +570,7 @@ def find_orphans(
         return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
 
 
-def _orphan(row: Open, keys: Keys) -> Orphan:
+def _orphan(row: OrphanRow, keys: Keys) -> Orphan:
     return Orphan(
         UUID(row.event_id),
         row.tenant_id,

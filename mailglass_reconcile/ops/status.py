@@ -185,7 +185,7 @@ def _status(
     tenant_id: str | None,
     last_runs: int,
 ) -> Status:
-    eligible, waiting = sum(group["orphans"] for group in groups), window.waiting(context.tx, tenant_id)
+    eligible, waiting = sum(group["orphans"] for group in groups), window.count_waiting(context.tx, tenant_id)
     problems = sentences(findings, ERROR)
     return Status(
         open=eligible + waiting,

@@ -12,7 +12,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.window import EVERYTHING, Filter
+from mailglass_reconcile.store.window import EVERYTHING, OrphanFilter
 from mailglass_reconcile.sweep.recent import AHEAD_SECONDS
 from mailglass_reconcile.sweep.reconciler import Sweep
 
@@ -58,10 +58,10 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
         event_ids = [str(target.event_id)]
     elif target.delivery_id is not None:
         tenant_id, message_id = _read_delivery(database, target.delivery_id)
-        only = Filter(provider, spellings_of(message_id), str(target.delivery_id))
+        only = OrphanFilter(provider, spellings_of(message_id), str(target.delivery_id))
         event_ids = _find_expired(database, target, tenant_id, message_id)
     else:
-        only = Filter(provider)
+        only = OrphanFilter(provider)
     oldest = database.settings.max_age_minutes * 60 if target.newer is None else target.newer
     return Sweep(
         database,

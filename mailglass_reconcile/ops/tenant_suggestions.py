@@ -36,7 +36,7 @@ class Unknown(NamedTuple):
 
 def unknown(database: Database, tenant_id: str) -> Unknown | None:
     """Return what to say if no event and no delivery has this tenant; None if one has."""
-    if not window.is_possible(tenant_id):
+    if not window.is_storable_tenant(tenant_id):
         return Unknown(f"no event or delivery can have tenant {sanitize_tenant(tenant_id)!r}")
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():

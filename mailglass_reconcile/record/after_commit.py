@@ -41,7 +41,7 @@ from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import as_session
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.link import Notes, Pairs
-from mailglass_reconcile.sweep.matcher import judge, unchecked
+from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
 logger = logging.getLogger(__name__)
 
@@ -248,9 +248,9 @@ def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
     found = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
     ids = dict.fromkeys([*found, *recheck.event_ids])
     orphans = [orphan for orphan in open_orphans.read(tx, ids) if orphan.keys.is_current and not orphan.refused]
-    judged = judge(tx, orphans)
-    pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judged if one.verdict.delivery_id]
-    return pairs[:size], unchecked(judged), len(found) >= size or len(pairs) > size
+    matches = match_orphans(tx, orphans)
+    pairs = [(match.orphan.event_id, match.result.delivery_id) for match in matches if match.result.delivery_id]
+    return pairs[:size], unchecked_notes(matches), len(found) >= size or len(pairs) > size
 
 
 class _Connections:

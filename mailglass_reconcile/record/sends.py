@@ -31,7 +31,7 @@ from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
-from mailglass_reconcile.sweep.matcher import judge, unchecked
+from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +139,9 @@ def _match(tx: Transaction, new_sends: Sequence[NewSend], ours: Set[str]) -> tup
     # An orphan of another recipient can only belong to another delivery.
     recipients = {normalize_address(send.recipient) for send in new_sends}
     found = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
-    judged = judge(tx, open_orphans.read(tx, found)) if found else []
-    pairs = [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
-    return pairs, unchecked(judged)
+    matches = match_orphans(tx, open_orphans.read(tx, found)) if found else []
+    pairs = [(match.orphan.event_id, id_) for match in matches if (id_ := match.result.delivery_id) in ours and id_]
+    return pairs, unchecked_notes(matches)
 
 
 def _make_results(

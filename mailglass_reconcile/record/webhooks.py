@@ -32,7 +32,7 @@ from mailglass_reconcile.store.caller_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7s
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.sweep.matcher import Event, match
+from mailglass_reconcile.sweep.matcher import EventKeys, match
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
@@ -103,7 +103,7 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     if not first:
         return []
     new = list(first.values())
-    matches = match(tx, [Event(event.entry.id, event.entry.tenant_id, event.keys) for event in new])
+    matches = match(tx, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new])
     entries = [
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
         for event, result in zip(new, matches, strict=True)

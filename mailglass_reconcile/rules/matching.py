@@ -198,20 +198,20 @@ class Candidate(NamedTuple):
         return self.provider is None or canonical(self.provider) == provider
 
 
-class Verdict(NamedTuple):
-    """What one event links to, or why not: the state, and the delivery if it is `matched`."""
+class MatchResult(NamedTuple):
+    """The delivery that an event links to, or why it does not: the state, and the delivery if it is `matched`."""
 
     state: states.MatchState
     delivery_id: str | None = None
 
 
-def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candidate]]) -> Verdict:
-    """Return the verdict on an event of a tenant.
+def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candidate]]) -> MatchResult:
+    """Match an event of a tenant.
 
     *deliveries* are those that carry its candidate ids, by id; of an id that names many, those that decide.
     """
     if not keys.candidate_ids:
-        return Verdict(UNMATCHABLE)
+        return MatchResult(UNMATCHABLE)
     has_others = False
     for candidate_id in keys.candidate_ids:
         own = []
@@ -223,17 +223,17 @@ def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candi
                     has_others = True
         if own:
             return _choose(keys, own)
-    return Verdict(TENANT_MISMATCH if has_others else UNMATCHED)
+    return MatchResult(TENANT_MISMATCH if has_others else UNMATCHED)
 
 
-def _choose(keys: Keys, own: Sequence[Candidate]) -> Verdict:
+def _choose(keys: Keys, own: Sequence[Candidate]) -> MatchResult:
     if keys.lost or len(own) > MOST_COMPARED:  # more of the recipient's may have been left out
-        return Verdict(AMBIGUOUS)
+        return MatchResult(AMBIGUOUS)
     if keys.recipient is not None:
         recipient = normalize_address(keys.recipient)
         own = [delivery for delivery in own if normalize_address(delivery.recipient) == recipient]
         if not own:
-            return Verdict(RECIPIENT_MISMATCH)
+            return MatchResult(RECIPIENT_MISMATCH)
         if len(own) > 1:
             own = [delivery for delivery in own if delivery.provider is not None]
-    return Verdict(MATCHED, own[0].delivery_id) if len(own) == 1 else Verdict(AMBIGUOUS)
+    return MatchResult(MATCHED, own[0].delivery_id) if len(own) == 1 else MatchResult(AMBIGUOUS)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
-from mailglass_reconcile.store.open_orphans import FIRST, NO_KEYS, Open, Place
+from mailglass_reconcile.store.open_orphans import FIRST, NO_KEYS, Cursor, OrphanRow
 
 OVERSIZED_SHOWN = 50
 """Documents of the newest open orphans that are measured at most: each may have megabytes."""
@@ -103,7 +103,7 @@ SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), co
  GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4
 """
 
-# What the judge may let pass: by its keys as they are stored, or because they are not current, and are computed then.
+# What matching may let pass: by its keys as they are stored, or because they are not current, and are computed then.
 # Only an event without keys may have a document that is too long to be read; few of them are read for that.
 _NEWEST = """
 WITH newest AS MATERIALIZED (
@@ -232,7 +232,7 @@ class Bounds(NamedTuple):
     until_time: str
     eligible_until: str
 
-    def parameters(self, after: Place) -> dict[str, object]:
+    def parameters(self, after: Cursor) -> dict[str, object]:
         """Return the parameters of the statements that list what comes after a place."""
         return self._asdict() | {"place_time": after.arrived_at, "place_event": after.event_id}
 
@@ -273,7 +273,7 @@ FIRST_OF_LEDGER = LedgerPlace("", "-infinity", NIL)
 class ExpiredEntry(NamedTuple):
     """An old orphan of the ledger, and whether something has reconciled it."""
 
-    orphan: Open
+    orphan: OrphanRow
     settled: bool
 
     @property
@@ -311,14 +311,14 @@ def bounds(
     return Bounds(from_time, until_time, eligible[1])
 
 
-def place_of(tx: Transaction, event_id: str) -> Place | None:
+def place_of(tx: Transaction, event_id: str) -> Cursor | None:
     """Return where an orphan is in the order of arrival, or None if the ledger has no such event."""
     row = tx.execute(_PLACE, {"event_id": event_id}).one_or_none()
-    return Place(*row) if row else None
+    return Cursor(*row) if row else None
 
 
 def next_open(
-    tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int, *, newest_first: bool = False
+    tx: Transaction, wanted: Wanted, within: Bounds, after: Cursor, size: int, *, newest_first: bool = False
 ) -> list[Row]:
     """Return the next *size* open orphans after a place, in order, those whose event is gone among them."""
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
@@ -371,6 +371,6 @@ def next_expired(
         "newer": newer,
     }
     return [
-        ExpiredEntry(Open(event_id, tenant, arrived_at, 0, NO_KEYS), settled)
+        ExpiredEntry(OrphanRow(event_id, tenant, arrived_at, 0, NO_KEYS), settled)
         for event_id, tenant, arrived_at, settled in tx.execute(_EXPIRED, parameters).all()
     ]

@@ -103,18 +103,18 @@ UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
 NO_KEYS = Keys(None, (), None)
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """A place in the order of arrival."""
 
     arrived_at: str
     event_id: str
 
 
-FIRST = Place("-infinity", NIL)
-LAST = Place("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
+FIRST = Cursor("-infinity", NIL)
+LAST = Cursor("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 
 
-class Open(NamedTuple):
+class OrphanRow(NamedTuple):
     """An open orphan as its own row has it.
 
     Times and ids are strings as Postgres writes them: the ledger may hold times that no Python datetime can. Without
@@ -130,28 +130,30 @@ class Open(NamedTuple):
     state: str | None = None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Cursor:
         """Where it is in the order of arrival."""
-        return Place(self.arrived_at, self.event_id)
+        return Cursor(self.arrived_at, self.event_id)
 
 
-def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
+def read(tx: Transaction, event_ids: Iterable[str]) -> list[OrphanRow]:
     """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
     rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
     return [
-        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state)
+        OrphanRow(
+            event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state
+        )
         for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows.all()
     ]
 
 
-def read_of_any_age(tx: Transaction, event_ids: Collection[str]) -> list[Open]:
+def read_of_any_age(tx: Transaction, event_ids: Collection[str]) -> list[OrphanRow]:
     """Return those of *event_ids* that are open, or that a prune has taken out because they are expired."""
     orphans = read(tx, event_ids)
     missing = {str(UUID(event_id)) for event_id in event_ids} - {orphan.event_id for orphan in orphans}
     if missing:
         parameters = {"event_ids": array_literal(missing), "max_tenant_length": MAX_TENANT_LENGTH}
         rows = tx.execute(_READ_EXPIRED, parameters).all()
-        orphans += [Open(event_id, tenant_id, arrived_at, 0, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
+        orphans += [OrphanRow(event_id, tenant_id, arrived_at, 0, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
     return orphans
 
 

@@ -1,4 +1,4 @@
-"""The window of a sweep: what it judges, in which order, and what it leaves out.
+"""The window of a sweep: what it matches, in which order, and what it leaves out.
 
 First, the newest first, comes what no sweep has checked, what matched and was left, and what has outdated keys. Then,
 from a random row on, comes what may match: mismatches, failed rules, and what a delivery has an id of by now. What the
@@ -21,7 +21,7 @@ from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import deliveries, revision
 from mailglass_reconcile.store.database import Transaction, array_literal, prefer_scans
-from mailglass_reconcile.store.open_orphans import LAST, Place
+from mailglass_reconcile.store.open_orphans import LAST, Cursor
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ NAMED_GROUPS = 500
 """With more tenants, small groups are added up under no name, so that memory stays bounded."""
 
 FIRST, CHECKED, REFUSED = 0, 1, 2
-"""The parts of what is judged, in their order."""
+"""The parts of what is matched, in their order."""
 
 _WINDOW = """
 SELECT w.after::text, w.until::text, now()::timestamp::text AS now,
@@ -68,7 +68,7 @@ SELECT w.after::text, w.until::text, now()::timestamp::text AS now,
 
 # Row by row along the index of arrival, or each table once: `by_scans` chooses, because statistics may be stale, and
 # the one-time filters leave the branches of the other path out. Ids of which only the hashes are equal do no harm: the
-# judge compares the ids.
+# matcher compares the ids.
 _CHOOSE = """
 -- The open orphans of the window. Keys of a rank below that of their provider's rule are outdated: few providers have a
 -- rule above the lowest rank, so the JSON is rarely looked into.
@@ -104,7 +104,7 @@ WITH of_window AS NOT MATERIALIZED (
     FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
    WHERE :by_scans AND o.state = 'tenant_mismatch'
      AND (k.candidate_id, o.tenant_id) IN (SELECT provider_message_id, tenant_id FROM {schema}.mailglass_deliveries)
--- What is judged, each row in one branch.
+-- What is matched, each row in one branch.
 ), candidate AS MATERIALIZED (
   SELECT event_id, arrived_at, tenant_id, provider, state,
          CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END AS part
@@ -216,7 +216,7 @@ class Window(NamedTuple):
             logger.warning(with_command_name(f"{problem}: run `mailglass-reconcile migrate`"))
 
 
-class Filter(NamedTuple):
+class OrphanFilter(NamedTuple):
     """Which open orphans a targeted sweep is about; None is all.
 
     Attributes:
@@ -238,7 +238,7 @@ class Filter(NamedTuple):
         )
 
 
-EVERYTHING = Filter()
+EVERYTHING = OrphanFilter()
 
 
 class Group(NamedTuple):
@@ -253,11 +253,11 @@ class Group(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Ids to judge, 16 bytes each, in order; `last` is where the next ones begin, None unless there may be more."""
+    """Ids to match, 16 bytes each, in order; `last` is where the next ones begin, None unless there may be more."""
 
     number: int
     packed: Sequence[bytes]
-    last: Place | None = None
+    last: Cursor | None = None
 
     def slices(self, size: int) -> Iterator[list[str]]:
         """Yield the ids in lists of *size*, each as 32 hexadecimal digits, which Postgres reads as a UUID."""
@@ -268,7 +268,7 @@ class Part(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a sweep judges, part by part, and by group how much that is, and how much it leaves out.
+    """What a sweep matches, part by part, and by group how much that is, and how much it leaves out.
 
     `unseen_since` is when the first of what no sweep has checked has been past its grace.
     """
@@ -328,11 +328,11 @@ def choose(
     window: Window,
     tenant_id: str | None = None,
     *,
-    only: Filter = EVERYTHING,
-    before: Place = LAST,
+    only: OrphanFilter = EVERYTHING,
+    before: Cursor = LAST,
     most_checked: int | None = None,
 ) -> Choice:
-    """Return what a sweep judges of a window, of one tenant or, with None, of all, and what it leaves out.
+    """Return what a sweep matches of a window, of one tenant or, with None, of all, and what it leaves out.
 
     Args:
         tx: A reading transaction, in whose snapshot the window was opened.
@@ -348,7 +348,7 @@ def choose(
     if not window.indexed:
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
-    if not is_possible(tenant_id):
+    if not is_storable_tenant(tenant_id):
         return Choice([], Counter(), Counter())
     with prefer_scans(tx) if window.by_scans else nullcontext():
         return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, only, before, most_checked)))
@@ -358,8 +358,8 @@ def parameters(
     tx: Transaction,
     window: Window,
     tenant_id: str | None,
-    only: Filter = EVERYTHING,
-    before: Place = LAST,
+    only: OrphanFilter = EVERYTHING,
+    before: Cursor = LAST,
     most_checked: int | None = None,
 ) -> dict[str, object]:
     """Return the parameters of the statement that chooses; they are those of `choose`."""
@@ -396,20 +396,20 @@ def _choice(rows: Any) -> Choice:
         choice.left_out[group] += row.orphans - row.chosen
     for part in sorted(packed):
         is_full = part == FIRST and sum(map(len, packed[part])) == 16 * MOST_IDS
-        place = Place(last[part], packed[part][-1][-16:].hex()) if is_full else None
+        place = Cursor(last[part], packed[part][-1][-16:].hex()) if is_full else None
         choice.parts.append(Part(part, packed[part], place))
     return choice
 
 
 def next_first(
-    tx: Transaction, window: Window, tenant_id: str | None, before: Place, only: Filter = EVERYTHING
+    tx: Transaction, window: Window, tenant_id: str | None, before: Cursor, only: OrphanFilter = EVERYTHING
 ) -> Part | None:
     """Return what comes first before a place in the order of arrival, or None."""
     parts = choose(tx, window, tenant_id, only=only, before=before).parts
     return next((part for part in parts if part.number == FIRST), None)
 
 
-def part_of(event_ids: Sequence[str]) -> Part:
+def make_part(event_ids: Sequence[str]) -> Part:
     """Return given events as a part."""
     return Part(FIRST, [bytes.fromhex("".join(event_ids).replace("-", ""))])
 
@@ -436,28 +436,28 @@ def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
     return sorted(groups, key=lambda g: (-g["orphans"], g["state"], g["tenant_id"] or "", g["provider"] or ""))
 
 
-def cuts(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
+def range_boundaries(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
     """Return when every *size*-th of the *orphans* open in the window arrived, except for the last, in one walk."""
     return list(tx.execute(_CUTS, {**_within(window, tenant_id), "size": size, "open": orphans}).scalars().all())
 
 
-def count(tx: Transaction, window: Window, tenant_id: str | None) -> int:
+def count_open(tx: Transaction, window: Window, tenant_id: str | None) -> int:
     """Return how many orphans are open in a window, of one tenant or, with None, of all."""
-    return int(tx.execute(_COUNT, _within(window, tenant_id)).scalar_one()) if is_possible(tenant_id) else 0
+    return int(tx.execute(_COUNT, _within(window, tenant_id)).scalar_one()) if is_storable_tenant(tenant_id) else 0
 
 
 def _within(window: Window, tenant_id: str | None) -> dict[str, object]:
     return {"after": window.after, "until": window.until, "tenant_id": tenant_id}
 
 
-def waiting(tx: Transaction, tenant_id: str | None = None) -> int:
+def count_waiting(tx: Transaction, tenant_id: str | None = None) -> int:
     """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
-    if not is_possible(tenant_id):
+    if not is_storable_tenant(tenant_id):
         return 0
     parameters = {"grace_seconds": tx.settings.grace_seconds, "tenant_id": tenant_id}
     return int(tx.execute(_WAITING, parameters).scalar_one())
 
 
-def is_possible(tenant_id: str | None) -> bool:
+def is_storable_tenant(tenant_id: str | None) -> bool:
     """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
     return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))

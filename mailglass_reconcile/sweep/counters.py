@@ -1,6 +1,6 @@
 """The counters of a sweep: the only place that counts orphans.
 
-They begin with one snapshot: how many orphans the sweep judges, and what it leaves out, by stored state. Each judged
+They begin with one snapshot: how many orphans the sweep matches, and what it leaves out, by stored state. Each matched
 orphan gets exactly one outcome, and what has none at the end is `skipped_deadline`. So the outcomes add up to what was
 eligible, whatever other sessions do meanwhile, also after an error.
 """
@@ -24,7 +24,7 @@ class SweepCounters:
         complete: Whether everything was looked at.
         broke_off: Whether a fault has ended the sweep.
         duration_ms: Milliseconds from start to end.
-        chosen: How many orphans the sweep judges.
+        chosen: How many orphans the sweep matches.
         messages: What Redis took of the messages about links, and what it did not.
     """
 
@@ -42,7 +42,7 @@ class SweepCounters:
         self._unchecked = 0
         self._closed = 0
 
-    def begin(self, choice: Choice) -> None:
+    def start(self, choice: Choice) -> None:
         """Take what was chosen and left out."""
         self._left_out, self._unreached = Counter(choice.left_out), Counter(choice.chosen)
         self.chosen = choice.chosen.total()
@@ -53,7 +53,7 @@ class SweepCounters:
         return self._left_out.total() + self.chosen
 
     @property
-    def judged(self) -> int:
+    def processed(self) -> int:
         """How many orphans have an outcome already."""
         return self._outcomes.total()
 
@@ -66,23 +66,23 @@ class SweepCounters:
         """Whether something that no sweep has checked was not looked at."""
         return not self.complete and any(group.state is None and self._unreached[group] for group in self._unreached)
 
-    def reach(self, groups: Iterable[Group]) -> None:
+    def mark_processed(self, groups: Iterable[Group]) -> None:
         """Note orphans that were read, by their stored states."""
         for group, orphans in Counter(groups).items():
             self._unreached[group if self._unreached[group] > 0 else Group(group.state, None, None)] -= orphans
 
-    def pass_over(self, orphans: int) -> None:
+    def exclude(self, orphans: int) -> None:
         """Count no more orphans that do not pass the filter, which was known only when their keys were computed."""
         self.chosen -= orphans
 
-    def stay_open(self, groups: Iterable[Group]) -> None:
-        """Note in which states orphans stay open that were judged."""
+    def add_open(self, groups: Iterable[Group]) -> None:
+        """Count by state processed orphans that stay open."""
         for group, orphans in Counter(groups).items():
             is_named = group in self._open or len(self._open) < NAMED_GROUPS
             self._open[group if is_named else Group(group.state, None, None)] += orphans
 
-    def mismatch(self, states: Iterable[str]) -> None:
-        """Count orphans that were judged and do not match, by their states."""
+    def add_mismatches(self, states: Iterable[str]) -> None:
+        """Count processed orphans that do not match, by their states."""
         self._outcomes.update(states)
 
     def add_batch(self, batch: Batch) -> None:
@@ -93,16 +93,16 @@ class SweepCounters:
         self._closed += len(batch.closed)
         self._unchecked += sum(not event.checked for event in batch.linked)
 
-    def would_link(self, orphans: int, unchecked: int = 0) -> None:
+    def add_would_link(self, orphans: int, unchecked: int = 0) -> None:
         """Count what a sweep would link that writes nothing."""
         self._outcomes["linked"] += orphans
         self._unchecked += unchecked
 
-    def exceed_limit(self, orphans: int) -> None:
+    def add_over_limit(self, orphans: int) -> None:
         """Count orphans that match, beyond the sweep's limit."""
         self._outcomes["skipped_limit"] += orphans
 
-    def add_closed(self, orphans: int) -> None:
+    def add_closed_elsewhere(self, orphans: int) -> None:
         """Count orphans that another session closed before they were read."""
         self._outcomes["skipped_held"] += orphans
         self._closed += orphans
@@ -112,14 +112,14 @@ class SweepCounters:
         self._outcomes["failed"] += orphans
 
     def open_groups(self) -> Counter[Group]:
-        """Return what stays open: what was left out, what was judged, and at a deadline what was not reached."""
+        """Return what stays open: what was left out, what was processed, and at a deadline what was not."""
         unreached = Counter[Group]() if self.complete else +self._unreached
         return self._left_out + self._open + unreached
 
     def result(self) -> SweepResult:
         """Return the counts as they are now: everything eligible has exactly one outcome."""
         outcomes = Counter(self._outcomes)
-        outcomes["skipped_deadline"] += max(0, self.chosen - self.judged)
+        outcomes["skipped_deadline"] += max(0, self.chosen - self.processed)
         for group, orphans in self._left_out.items():
             outcomes[str(group.state)] += orphans
         return SweepResult(

@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from mailglass_reconcile.sweep.request import Request
+from mailglass_reconcile.sweep.request import SweepRun
 
 
 @dataclass
 class Interruption:
     """Whether the signal came."""
 
-    came: bool = False
+    received: bool = False
 
 
 @contextmanager
-def ended_by(number: int, sweep: Request) -> Iterator[Interruption]:
+def stop_on_signal(number: int, sweep: SweepRun) -> Iterator[Interruption]:
     """Let the first signal of *number* end *sweep*, which runs in the block; what was committed until then stays.
 
     A second one does what it did before. For a KeyboardInterrupt, psycopg cancels its statement and leaves a usable
@@ -28,7 +28,7 @@ def ended_by(number: int, sweep: Request) -> Iterator[Interruption]:
     interruption = Interruption()
 
     def end(number: int, frame: FrameType | None) -> None:
-        interruption.came = True
+        interruption.received = True
         signal.signal(number, before)
         sweep.stop()
         if not sweep.in_batch:
@@ -38,6 +38,6 @@ def ended_by(number: int, sweep: Request) -> Iterator[Interruption]:
     try:
         yield interruption
     except KeyboardInterrupt:
-        interruption.came = True
+        interruption.received = True
     finally:
         signal.signal(number, before)

@@ -1,4 +1,4 @@
-"""The judge: from open orphans to verdicts. It computes keys that are missing or outdated, and looks each id up once.
+"""The matcher: from open orphans to match results. It computes keys that are missing or outdated.
 
 A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call it. Nothing is locked or written.
 """
@@ -13,19 +13,19 @@ from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
 from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
 from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
-from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
+from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import SEPARATOR, Question
-from mailglass_reconcile.store.open_orphans import Open
+from mailglass_reconcile.store.open_orphans import OrphanRow
 
 
-class Judged(NamedTuple):
-    """An orphan, its keys as they are now, and the verdict on it."""
+class OrphanMatch(NamedTuple):
+    """An orphan, its keys as they are now, and its match result."""
 
-    orphan: Open
+    orphan: OrphanRow
     keys: Keys
-    verdict: Verdict
+    result: MatchResult
 
     @property
     def has_new_keys(self) -> bool:
@@ -35,11 +35,11 @@ class Judged(NamedTuple):
     @property
     def is_unchecked(self) -> bool:
         """Whether it matches by its message id alone, because its recipient is unknown."""
-        return self.verdict.delivery_id is not None and self.keys.recipient is None
+        return self.result.delivery_id is not None and self.keys.recipient is None
 
 
-class Event(NamedTuple):
-    """What is judged: an event's id, its tenant, and its keys."""
+class EventKeys(NamedTuple):
+    """An event's id, its tenant, and its keys."""
 
     event_id: str
     tenant_id: str
@@ -47,24 +47,24 @@ class Event(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A verdict, the keys that decided, and the deliveries that decided, by candidate id.
+    """A match result, the keys that decided, and the deliveries that decided, by candidate id.
 
     Of an id that is not wide, these are all of its deliveries. The keys have the recipient that a raw webhook names.
     """
 
-    verdict: Verdict
+    result: MatchResult
     keys: Keys
     deliveries: Mapping[str, Collection[Candidate]]
 
     @property
     def state(self) -> states.MatchState:
-        """The verdict's state."""
-        return self.verdict.state
+        """The result's state."""
+        return self.result.state
 
     @property
     def delivery_id(self) -> str | None:
         """The delivery that the event links to."""
-        return self.verdict.delivery_id
+        return self.result.delivery_id
 
     @property
     def named(self) -> tuple[Candidate, ...]:
@@ -72,50 +72,54 @@ class Decision(NamedTuple):
         return tuple(delivery for of_id in self.deliveries.values() for delivery in of_id)
 
 
-def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
-    """Return the verdict on each of *orphans*, in their order, with their keys as this process computes them.
+def match_orphans(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
+    """Match orphans, and return the results in their order, with their keys as this process computes them.
 
     All statements of the transaction should see the same rows.
     """
-    now = current_keys(tx, orphans)
-    events = [Event(orphan.event_id, orphan.tenant_id, keys) for orphan, keys in zip(orphans, now, strict=True)]
+    events = [
+        EventKeys(orphan.event_id, orphan.tenant_id, keys)
+        for orphan, keys in zip(orphans, current_keys(tx, orphans), strict=True)
+    ]
     decisions = _decide_with_recipients(tx, events)
-    return [Judged(orphan, it.keys, it.verdict) for orphan, it in zip(orphans, decisions, strict=True)]
+    return [
+        OrphanMatch(orphan, decision.keys, decision.result) for orphan, decision in zip(orphans, decisions, strict=True)
+    ]
 
 
-def unchecked(judged: Iterable[Judged]) -> dict[str, str]:
-    """Return the note for each of *judged* that matches by its message id alone, because its recipient is unknown."""
-    return {one.orphan.event_id: unchecked_links.NOTE for one in judged if one.is_unchecked}
+def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
+    """Return the note, by event, for each that matches by its message id alone, because its recipient is unknown."""
+    return {match.orphan.event_id: unchecked_links.NOTE for match in matches if match.is_unchecked}
 
 
-def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:
-    """Return the keys of *orphans*: as stored if they are current, or else as the ledger's row gives them."""
+def current_keys(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[Keys]:
+    """Return the keys of *orphans*: as stored if they are current, or else computed from the ledger's row."""
     outdated = {orphan.event_id: orphan.keys for orphan in orphans if not orphan.keys.is_current}
-    computed = _computed(tx, outdated) if outdated else {}
+    computed = _compute(tx, outdated) if outdated else {}
     return [computed.get(orphan.event_id, orphan.keys) for orphan in orphans]
 
 
-def match(tx: Transaction, events: Sequence[Event]) -> list[Verdict]:
-    """Return the verdict on each event; every distinct question for deliveries is asked once."""
-    return [decision.verdict for decision in _decide(tx, events)]
+def match(tx: Transaction, events: Sequence[EventKeys]) -> list[MatchResult]:
+    """Match events with their keys as they are; every distinct question for deliveries is asked once."""
+    return [decision.result for decision in _decide(tx, events)]
 
 
 def decide(tx: Transaction, event_id: str, tenant_id: str, keys: Keys) -> Decision:
     """Decide for one event, with the recipient that a raw webhook names."""
-    (decision,) = _decide_with_recipients(tx, [Event(event_id, tenant_id, keys)])
+    (decision,) = _decide_with_recipients(tx, [EventKeys(event_id, tenant_id, keys)])
     return decision
 
 
-def _decide_with_recipients(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
+def _decide_with_recipients(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
     """Decide for each event, with the recipients that Mailglass's raw webhooks name.
 
-    Those are read only where they may change the verdict.
+    Those are read only where they may change the result.
     """
     decisions = _decide(tx, events)
     unknown = {
         position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider)
         for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
-        if _may_change(event.keys, decision.verdict)
+        if _may_change(event.keys, decision.result)
     }
     recipients_by_event = recipients.load_recipients(tx, list(unknown.values()))
     again = {
@@ -128,11 +132,11 @@ def _decide_with_recipients(tx: Transaction, events: Sequence[Event]) -> list[De
     return decisions
 
 
-def _may_change(keys: Keys, verdict: Verdict) -> bool:
-    return keys.recipient is None and not keys.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
+def _may_change(keys: Keys, result: MatchResult) -> bool:
+    return keys.recipient is None and not keys.lost and result.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
-def _decide(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
+def _decide(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
     """Decide for each event with its keys as they are."""
     questions = [_questions(event) for event in events]
     answers: dict[Question, dict[str, Candidate]] = {question: {} for each in questions for question in each}
@@ -146,7 +150,7 @@ def _decide(tx: Transaction, events: Sequence[Event]) -> list[Decision]:
     return decisions
 
 
-def _questions(event: Event) -> list[Question]:
+def _questions(event: EventKeys) -> list[Question]:
     keys = event.keys
     recipient_key = make_index_key(normalize_address(keys.recipient)) if keys.recipient else None
     spellings = _joined_spellings(keys.provider or "")
@@ -158,15 +162,15 @@ def _joined_spellings(provider: str) -> str:
     return SEPARATOR.join(providers.spellings(provider))
 
 
-def _computed(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
+def _compute(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
     """Compute keys by event from the ledger, and from the recipients that writers left with the open orphan."""
     return {
-        event_id: _with_what_is_stored(matching.keys_of(document), outdated[event_id])
+        event_id: _merge_stored(matching.keys_of(document), outdated[event_id])
         for event_id, document in ledger.documents(tx, outdated)
     }
 
 
-def _with_what_is_stored(computed: Keys, stored: Keys) -> Keys:
+def _merge_stored(computed: Keys, stored: Keys) -> Keys:
     if stored.recipient:  # the event's writer left it there; then nothing is lost
         return computed._replace(recipient=stored.recipient, lost=False)
     return computed._replace(recipient=None, lost=True) if stored.lost else computed  # it may have been erased

@@ -13,7 +13,7 @@ MOST_RANGES = 100
 """A backlog that would need more gets larger ones."""
 
 
-def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:
+def cut_window(database: Database, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:
     """Return how many orphans are eligible and, if more than *size*, ranges of arrival with about *size* in each.
 
     The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
@@ -24,12 +24,12 @@ def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list
     def read() -> tuple[int, list[Range]]:
         with connected.reading() as tx:
             opened = window.open_window(tx)
-            eligible = window.count(tx, opened, tenant_id)
+            eligible = window.count_open(tx, opened, tenant_id)
             if eligible <= size:
                 return eligible, []
             ranges = min(MOST_RANGES, math.ceil(eligible / size))
-            edges = window.cuts(tx, opened, tenant_id, math.ceil(eligible / ranges), eligible)
-        return eligible, [Range(*each) for each in pairwise([opened.after, *dict.fromkeys(edges), opened.until])]
+            edges = window.range_boundaries(tx, opened, tenant_id, math.ceil(eligible / ranges), eligible)
+        return eligible, [Range(*edge) for edge in pairwise([opened.after, *dict.fromkeys(edges), opened.until])]
 
     with database.connect() as connected:
         return with_retries(read)

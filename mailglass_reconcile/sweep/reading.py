@@ -1,4 +1,4 @@
-"""Reading a slice of open orphans and judging it, in one snapshot; what cannot be read delays nothing else."""
+"""Reading a slice of open orphans and matching it, in one snapshot; what cannot be read delays nothing else."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
-from mailglass_reconcile.sweep.matcher import Judged, judge
+from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Found:
-    """Some orphans that were judged; how many were closed by then; and those that cannot be read."""
+class SliceResult:
+    """The match results of a slice; how many of its orphans were closed by then; and those that cannot be read."""
 
-    judged: list[Judged] = field(default_factory=list)
+    matches: list[OrphanMatch] = field(default_factory=list)
     closed: int = 0
     unreadable: list[str] = field(default_factory=list)
 
 
-def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry, *, of_any_age: bool) -> Found:
-    """Judge orphans; after the deadline, what is left of a slice that was halved is not judged."""
-    found = Found()
+def match_slice(
+    connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry, *, of_any_age: bool
+) -> SliceResult:
+    """Read and match orphans; after the deadline, the rest of a slice that was halved is not matched."""
+    slice_result = SliceResult()
 
-    def read(part: Sequence[str]) -> list[Judged]:
+    def read(part: Sequence[str]) -> list[OrphanMatch]:
         with connected.reading(deadline.left_ms) as tx:
             orphans = open_orphans.read_of_any_age(tx, part) if of_any_age else open_orphans.read(tx, part)
-            return judge(tx, orphans)
+            return match_orphans(tx, orphans)
 
     def is_over() -> bool:
-        return bool(found.judged) and deadline.is_over
+        return bool(slice_result.matches) and deadline.is_over
 
     for part, result in run_halved(connected, ids, read, retry=retry, is_of_rows=is_data_error, is_over=is_over):
         if isinstance(result, Refused):
             event_id = str(UUID(part[0]))
             logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))
-            found.unreadable.append(event_id)
+            slice_result.unreadable.append(event_id)
         else:
-            found.judged += result
-            found.closed += len(part) - len(result)
-    return found
+            slice_result.matches += result
+            slice_result.closed += len(part) - len(result)
+    return slice_result

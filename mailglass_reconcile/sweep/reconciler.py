@@ -20,7 +20,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
-from mailglass_reconcile.store.open_orphans import Open, Place
+from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.store.window import (
@@ -30,27 +30,27 @@ from mailglass_reconcile.store.window import (
     Part,
     Window,
     choose,
+    make_part,
     next_first,
     open_window,
-    part_of,
 )
 from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
-from mailglass_reconcile.sweep.matcher import Judged, unchecked
+from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_notes
 from mailglass_reconcile.sweep.prefetch import run_ahead
-from mailglass_reconcile.sweep.reading import Found
-from mailglass_reconcile.sweep.request import Request
+from mailglass_reconcile.sweep.reading import SliceResult
+from mailglass_reconcile.sweep.request import SweepRun
 from mailglass_reconcile.sweep.result import SweepResult
 
 T = TypeVar("T")
 
 SLICE_ORPHANS = 4_000
-"""Orphans whose keys and verdicts are in memory at once, of two slices: about 10 MB."""
+"""Orphans whose keys and match results are in memory at once, of two slices: about 10 MB."""
 MOST_CHECKED = 2_000
 """A recent sweep looks at so many of those that were checked before."""
 
 
-class Sweep(Request):
+class Sweep(SweepRun):
     """One run over open orphans, which has not begun yet, and connects only when it runs."""
 
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
@@ -65,20 +65,20 @@ class Sweep(Request):
     def steps(self, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
         """Sweep as `run` does, and yield each batch's pairs of orphan and delivery, or in a dry run each slice's.
 
-        After each slice it yields no pairs: then all of it is judged.
+        After each slice it yields no pairs: then all of it is processed.
         """
         self.started = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
             # In an application's process the collector is the application's.
             nullcontext() if self.origin == "python" else _collector_paused(),
-            nullcontext() if self.dry_run else run_log.reported(self.kind, lambda error: run_log.run_of(self, error)),
+            nullcontext() if self.dry_run else run_log.reporting(self.kind, lambda error: run_log.to_run(self, error)),
             on or self.database.connect() as connected,
         ):
             try:
                 yield from self._sweep(connected)
             except (DBAPIError, DatabaseRefusedError) as error:
-                run_log.break_off(self, connected, error)
+                run_log.fail(self, connected, error)
             except BaseException as error:
                 self.error = error
                 raise
@@ -86,22 +86,22 @@ class Sweep(Request):
                 if self.publisher is not None:
                     self.counters.messages = self.publisher.wait()
                 self.counters.duration_ms = round((time.monotonic() - self.started) * 1000)
-                run_log.leave(self, connected)
+                run_log.finish(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
-        """Choose; then judge slice by slice, link what matches, and store what stays open with its state."""
+        """Choose; then match slice by slice, link what matches, and store the state of what stays open."""
         parts = self._choose(connected)
-        with self._judged(connected, parts) as slices:
-            for found in slices:
+        with self._matched_slices(connected, parts) as slices:
+            for slice_ in slices:
                 if self.deadline.is_over:
                     break
-                yield from self._act_on(connected, found)
+                yield from self._process(connected, slice_)
                 yield ()
         self.counters.complete = not self.deadline.is_over
 
     @contextmanager
-    def _judged(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[Found]]:
-        """Judge slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
+    def _matched_slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
+        """Match slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
 
         A sweep for which that connection cannot be opened does without.
         """
@@ -115,15 +115,17 @@ class Sweep(Request):
             with run_ahead(self._slices(second, parts), second.cancel) as slices:
                 yield slices
 
-    def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Found]:
-        """Yield the judged slices until the deadline; what did not fit into memory is read after its part."""
+    def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[SliceResult]:
+        """Yield the matched slices until the deadline; what did not fit into memory is read after its part."""
         for part in parts:
             following: Part | None = part
             while following is not None:
                 for ids in following.slices(SLICE_ORPHANS):
                     if self.deadline.is_over:
                         return
-                    yield reading.judged(connected, ids, self.deadline, self._retried, of_any_age=bool(self.event_ids))
+                    yield reading.match_slice(
+                        connected, ids, self.deadline, self._retried, of_any_age=bool(self.event_ids)
+                    )
                 last = following.last
                 following = self._retried(partial(self._next_first, connected, last)) if last else None
 
@@ -133,9 +135,9 @@ class Sweep(Request):
         if not self.is_recent:
             self.window.warn()
         if self.event_ids:
-            choice.parts.append(part_of(self.event_ids))
+            choice.parts.append(make_part(self.event_ids))
             choice.chosen[Group(None, None, None)] += len(self.event_ids)
-        self.counters.begin(choice)
+        self.counters.start(choice)
         return choice.parts
 
     def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
@@ -146,36 +148,36 @@ class Sweep(Request):
                 return window, Choice([], Counter(), Counter())
             return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
-    def _next_first(self, connected: Connected, before: Place) -> Part | None:
+    def _next_first(self, connected: Connected, before: Cursor) -> Part | None:
         with connected.reading(self.deadline.left_ms) as tx:
             return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
 
-    def _act_on(self, connected: Connected, found: Found) -> Iterator[Pairs]:
+    def _process(self, connected: Connected, slice_: SliceResult) -> Iterator[Pairs]:
         """Give each orphan of a slice its outcome; yield the batches that were linked."""
         counters = self.counters
-        counters.reach(_stored_group(one.orphan) for one in found.judged)
-        judged = [one for one in found.judged if self.only.accepts(one.keys, one.verdict.delivery_id)]
-        counters.pass_over(len(found.judged) - len(judged))
-        counters.add_closed(found.closed)
-        counters.add_unreadable(len(found.unreadable))
-        counters.mismatch(one.verdict.state for one in judged if one.verdict.state != MATCHED)
-        self.failures.update(one.keys.failure for one in judged if one.keys.failure)
+        counters.mark_processed(_stored_group(match.orphan) for match in slice_.matches)
+        matches = [match for match in slice_.matches if self.only.accepts(match.keys, match.result.delivery_id)]
+        counters.exclude(len(slice_.matches) - len(matches))
+        counters.add_closed_elsewhere(slice_.closed)
+        counters.add_unreadable(len(slice_.unreadable))
+        counters.add_mismatches(match.result.state for match in matches if match.result.state != MATCHED)
+        self.failures.update(match.keys.failure for match in matches if match.keys.failure)
         closed: set[str] = set()
-        notes = unchecked(judged)
-        for batch in self._batches(judged):
+        notes = unchecked_notes(matches)
+        for batch in self._batches(matches):
             closed |= self._link(connected, batch, notes)
             yield batch
-        left = [one for one in judged if one.orphan.event_id not in closed]
-        counters.stay_open(_open_group(one) for one in left)
+        remaining = [match for match in matches if match.orphan.event_id not in closed]
+        counters.add_open(_open_group(match) for match in remaining)
         if not self.dry_run:
-            self._refuse(connected, found.unreadable)
-            self._keep(connected, left)
+            self._refuse(connected, slice_.unreadable)
+            self._store(connected, remaining)
 
-    def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
+    def _batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
-        pairs = _by_delivery(judged)
+        pairs = _by_delivery(matches)
         allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)
-        self.counters.exceed_limit(len(pairs) - allowed)
+        self.counters.add_over_limit(len(pairs) - allowed)
         if self.dry_run:
             yield pairs[:allowed]
             return
@@ -188,44 +190,46 @@ class Sweep(Request):
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish what was committed, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
-            by_id = [event_id for event_id, _ in pairs if event_id in notes]
-            alone = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, by_id))
-            self.counters.would_link(len(pairs), alone)
+            with_note = [event_id for event_id, _ in pairs if event_id in notes]
+            unchecked = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, with_note))
+            self.counters.add_would_link(len(pairs), unchecked)
             return set()
         if self.event_ids:
             self._write(connected, lambda tx: open_orphans.reopen(tx, [event_id for event_id, _ in pairs]))
         self.in_batch = True
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
-        self.publisher.publish([projector.make_message(one) for one in batch.linked])
+        self.publisher.publish([projector.make_message(event) for event in batch.linked])
         self.counters.add_batch(batch)
-        self.handed_over = self.handed_over or any(one.handled for one in batch.linked)
+        self.has_jobs = self.has_jobs or any(event.handled for event in batch.linked)
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage
         self._refuse(connected, batch.failed)
         return set(batch.closed)
 
-    def _keep(self, connected: Connected, left: Sequence[Judged]) -> None:
-        """Of what stays open, store keys and states that are new, and note since when it could have been linked."""
-        new_keys = {one.orphan.event_id: one for one in left if one.has_new_keys}
-        if new_keys:
-            self._store_keys(connected, new_keys)
+    def _store(self, connected: Connected, remaining: Sequence[OrphanMatch]) -> None:
+        """Store new keys and states of orphans that stay open, and record since when they could have been linked."""
+        with_new_keys = {match.orphan.event_id: match for match in remaining if match.has_new_keys}
+        if with_new_keys:
+            self._store_keys(connected, with_new_keys)
         # A rule that failed changes nothing over stored keys.
         states = {
-            one.orphan.event_id: (one.verdict.state, one.keys.rank)
-            for one in left
-            if not one.has_new_keys and one.verdict.state != one.orphan.state and one.keys.rank == one.orphan.keys.rank
+            match.orphan.event_id: (match.result.state, match.keys.rank)
+            for match in remaining
+            if not match.has_new_keys
+            and match.result.state != match.orphan.state
+            and match.keys.rank == match.orphan.keys.rank
         }
         if states:
             self._write(connected, lambda tx: open_orphans.store_states(tx, states))
-        pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in left if one.verdict.delivery_id]
+        pairs = [(match.orphan.event_id, match.result.delivery_id) for match in remaining if match.result.delivery_id]
         if pairs:
-            self.note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
+            self.update_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
 
-    def _store_keys(self, connected: Connected, new: Mapping[str, Judged]) -> None:
+    def _store_keys(self, connected: Connected, matches: Mapping[str, OrphanMatch]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
-        computed = {event_id: Known(one.keys, one.verdict.state) for event_id, one in new.items()}
-        ranks_before = {event_id: one.orphan.keys.rank for event_id, one in new.items()}
+        computed = {event_id: Known(match.keys, match.result.state) for event_id, match in matches.items()}
+        ranks_before = {event_id: match.orphan.keys.rank for event_id, match in matches.items()}
         self._write(connected, lambda tx: stored_keys.store(tx, computed, ranks_before))
 
     def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
@@ -297,27 +301,28 @@ def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepRe
     return prepare(tenant_id, limit).run()
 
 
-def _stored_group(orphan: Open) -> Group:
+def _stored_group(orphan: OrphanRow) -> Group:
     return Group(orphan.state, orphan.tenant_id, orphan.keys.provider)
 
 
-def _open_group(one: Judged) -> Group:
+def _open_group(match: OrphanMatch) -> Group:
     """Return the group of an orphan that stays open; a rule that failed leaves what is stored."""
-    if one.keys.rank is None and one.orphan.keys.rank is not None:
-        return _stored_group(one.orphan)
-    return Group(one.verdict.state, one.orphan.tenant_id, one.keys.provider)
+    if match.keys.rank is None and match.orphan.keys.rank is not None:
+        return _stored_group(match.orphan)
+    return Group(match.result.state, match.orphan.tenant_id, match.keys.provider)
 
 
-def _by_delivery(judged: Sequence[Judged]) -> list[tuple[str, str]]:
+def _by_delivery(matches: Sequence[OrphanMatch]) -> list[tuple[str, str]]:
     """Return matched pairs of orphan and delivery in their order, but a delivery's together, behind its first.
 
     One batch then projects them at once.
     """
-    together: dict[str, list[tuple[str, str]]] = {}
-    for one in judged:
-        if one.verdict.delivery_id:
-            together.setdefault(one.verdict.delivery_id, []).append((one.orphan.event_id, one.verdict.delivery_id))
-    return list(chain.from_iterable(together.values()))
+    pairs_by_delivery: dict[str, list[tuple[str, str]]] = {}
+    for match in matches:
+        delivery_id = match.result.delivery_id
+        if delivery_id:
+            pairs_by_delivery.setdefault(delivery_id, []).append((match.orphan.event_id, delivery_id))
+    return list(chain.from_iterable(pairs_by_delivery.values()))
 
 
 @contextmanager

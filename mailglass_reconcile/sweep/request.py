@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import Kind, Origin
-from mailglass_reconcile.store.window import EVERYTHING, Filter, Window
+from mailglass_reconcile.store.window import EVERYTHING, OrphanFilter, Window
 from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.result import SweepResult
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Request:
+class SweepRun:
     """A run over open orphans, which has not begun yet.
 
     Attributes:
@@ -27,7 +27,7 @@ class Request:
         kind: What kind of run it is.
         tenant_id: Sweep this tenant's orphans only.
         limit: Link at most this many.
-        dry_run: Judge in read-only transactions; write and publish nothing.
+        dry_run: Match in read-only transactions; write and publish nothing.
         bounds: Sweep only what arrived after the first time and until the second, in UTC.
         only: Sweep what passes this filter only.
         event_ids: Sweep these orphans, of any age; with a filter, besides what passes it, else only these.
@@ -40,7 +40,7 @@ class Request:
         counters: Its counts so far.
         window: What it looks at; None before that is known.
         unseen_since: When the first of what no sweep had checked was past its grace.
-        handed_over: Whether handlers run on an event that was linked.
+        has_jobs: Whether handlers run on an event that was linked.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
         error: What ended the sweep before its end.
         linkable_since: Since when the first orphan that stays open could have been linked.
@@ -54,7 +54,7 @@ class Request:
     limit: int | None = None
     dry_run: bool = False
     bounds: tuple[str | None, str | None] = (None, None)
-    only: Filter = EVERYTHING
+    only: OrphanFilter = EVERYTHING
     event_ids: Sequence[str] = ()
     ages: tuple[float, float] | None = None
     seconds: float = math.inf
@@ -64,7 +64,7 @@ class Request:
     counters: SweepCounters = field(init=False)
     unseen_since: str | None = field(init=False, default=None)
     window: Window | None = field(init=False, default=None)
-    handed_over: bool = field(init=False, default=False)
+    has_jobs: bool = field(init=False, default=False)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
     linkable_since: str | None = field(init=False, default=None)
@@ -100,6 +100,6 @@ class Request:
         """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
         self.deadline.stop()
 
-    def note_lag(self, since: str | None) -> None:
+    def update_lag(self, since: str | None) -> None:
         """Note since when an orphan that stays open could have been linked."""
         self.linkable_since = min(filter(None, (since, self.linkable_since)), default=None)

@@ -26,7 +26,7 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import privileges, runs, window
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
-from mailglass_reconcile.sweep.request import Request
+from mailglass_reconcile.sweep.request import SweepRun
 from mailglass_reconcile.sweep.result import line, mismatches
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ HELD_SECONDS = 10.0
 """Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
-_held: dict[tuple[str, str | None], Run] = {}
+_idle_runs: dict[tuple[str, str | None], Run] = {}
 
 
-def run_of(sweep: Request, error: BaseException | None = None) -> Run:
+def to_run(sweep: SweepRun, error: BaseException | None = None) -> Run:
     """Return a sweep as the history has it; *error*, or what broke it off before, is what ended it before its end."""
     result, error = sweep.result, error or sweep.error
     run = Run(sweep.kind, sweep.origin, result.shown_tenant, result.status, remaining=result.remaining)
@@ -54,7 +54,7 @@ def run_of(sweep: Request, error: BaseException | None = None) -> Run:
     return run
 
 
-def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int | None:
+def add_run(connected: Connected, run: Run, *, range_of: int | None = None) -> int | None:
     """Add a run to the history, or to *range_of* the sweep that was cut, and return its id.
 
     Recent ones that did nothing wait for one that did, or some seconds.
@@ -76,19 +76,19 @@ def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int 
 def _is_due(run: Run) -> bool:
     """Add to *run* the idle ones that were held before it, and hold them all unless it is time."""
     key = (run.origin, run.tenant_id)
-    before = _held.pop(key, None)
+    before = _idle_runs.pop(key, None)
     if before is not None:
         run.counts = {name: run.counts[name] + before.counts[name] for name in runs.COUNTS}
         run.runs += before.runs
         run.began = before.began
     if run.counts["linked"] or run.counts["failed"] or time.monotonic() - run.began >= HELD_SECONDS:
         return True
-    _held[key] = run
+    _idle_runs[key] = run
     return False
 
 
 @contextmanager
-def reported(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
+def reporting(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
     """Report the sweep that the block makes to OpenTelemetry and the log; *as_run* gets the error that ended it.
 
     Of recent sweeps there may be ten a second: only one that linked or failed is reported, when that is known.
@@ -127,7 +127,7 @@ def _report(run: Run, span: telemetry.Span) -> None:
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
-def break_off(sweep: Request, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
+def fail(sweep: SweepRun, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
     """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault."""
     if isinstance(error, DBAPIError):
         if sqlstate(error) == QUERY_CANCELED and sweep.has_started and sweep.is_out_of_time:
@@ -143,7 +143,7 @@ def break_off(sweep: Request, connected: Connected, error: DBAPIError | Database
     logger.error("the sweep failed: %s", cause)
 
 
-def leave(sweep: Request, connected: Connected) -> None:
+def finish(sweep: SweepRun, connected: Connected) -> None:
     """Log what an operator should know, and leave a row in the history of runs.
 
     If nothing was swept because the database or the table is down, there is no row.
@@ -157,8 +157,8 @@ def leave(sweep: Request, connected: Connected) -> None:
     if sweep.dry_run or nowhere:
         return
     if sweep.counters.misses_unseen:
-        sweep.note_lag(sweep.unseen_since)
-    run = run_of(sweep)
+        sweep.update_lag(sweep.unseen_since)
+    run = to_run(sweep)
     if sweep.kind in ("full", "range"):
         run.open_groups = window.as_groups(sweep.counters.open_groups())
-    note(connected, run, range_of=sweep.range_of)
+    add_run(connected, run, range_of=sweep.range_of)

@@ -222,6 +222,6 @@ def test_the_bar_counts_what_is_judged_and_reaches_its_end(db):
     for n in range(3):
         orphan(db, postmark(f"m-{n}"))
     sweep = reconciler.prepare(None, None)
-    seen = [(sweep.counters.judged, sweep.counters.chosen) for _ in sweep.steps()]
+    seen = [(sweep.counters.processed, sweep.counters.chosen) for _ in sweep.steps()]
     assert sweep.result.scanned == 4
     assert seen[-1] == (3, 3)

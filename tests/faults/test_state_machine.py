@@ -124,8 +124,8 @@ class _Mouth:
 class _Hurried(Sweep):
     """A sweep whose deadline passes when it has looked at one slice, and linked what matches there."""
 
-    def _keep(self, *given: Any) -> None:
-        super()._keep(*given)
+    def _store(self, *arguments: Any) -> None:
+        super()._store(*arguments)
         self.stop()
 
 

@@ -94,7 +94,7 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
     good = load_status(db.database).last_success["full"]
     sweep = reconciler.prepare()
 
-    reach = SweepCounters.reach
+    reach = SweepCounters.mark_processed
 
     def end(counters, groups):
         reach(counters, groups)
@@ -103,7 +103,7 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
         sweep.stop()
 
     insert(db, [], [orphan_row(postmark("m-4"))])
-    monkeypatch.setattr(SweepCounters, "reach", end)
+    monkeypatch.setattr(SweepCounters, "mark_processed", end)
     with suppress(KeyboardInterrupt):
         sweep.run()
     found = load_status(db.database)

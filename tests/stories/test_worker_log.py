@@ -152,7 +152,7 @@ def test_the_line_of_a_sweep(result, line, caplog):
     """What was linked, what was not and why, what is lost."""
     counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     run = runs.Run("full", "call", result.shown_tenant, result.status, counts, result.remaining)
-    with caplog.at_level(logging.INFO), run_log.reported("full", lambda _: run):
+    with caplog.at_level(logging.INFO), run_log.reporting("full", lambda _: run):
         pass
     assert [line in record.getMessage() for record in caplog.records] == ([True] if line else [])
 

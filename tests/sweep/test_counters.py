@@ -28,7 +28,7 @@ def begun(chosen=(), left_out=()):
     """Return counters of a sweep that judges orphans with some stored states, and leaves others out."""
     groups = [Counter(Group(state, "acme", "postmark") for state in states) for states in (chosen, left_out)]
     counters = SweepCounters()
-    counters.begin(Choice([], *groups))
+    counters.start(Choice([], *groups))
     return counters
 
 
@@ -57,9 +57,9 @@ def test_what_is_left_out_counts_by_its_stored_state_and_the_rest_is_out_of_time
 def test_what_was_judged_has_its_outcome_and_its_new_state():
     """Whatever was stored before."""
     counters = begun([None, None, "ambiguous"])
-    counters.reach([Group(None, "acme", "postmark"), Group("ambiguous", "acme", "postmark")])
-    counters.mismatch(["ambiguous", "unmatched"])
-    counters.stay_open([Group("ambiguous", "acme", "postmark"), Group("unmatched", "acme", "postmark")])
+    counters.mark_processed([Group(None, "acme", "postmark"), Group("ambiguous", "acme", "postmark")])
+    counters.add_mismatches(["ambiguous", "unmatched"])
+    counters.add_open([Group("ambiguous", "acme", "postmark"), Group("unmatched", "acme", "postmark")])
     assert outcomes(counters) == {"ambiguous": 1, "unmatched": 1, "skipped": 1, "skipped_deadline": 1}
     assert open_states(counters) == {None: 1, "ambiguous": 1, "unmatched": 1}
 
@@ -67,7 +67,7 @@ def test_what_was_judged_has_its_outcome_and_its_new_state():
 def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_not_remain():
     """It has an outcome, so that the counts add up."""
     counters = begun([None] * 3)
-    counters.add_closed(2)
+    counters.add_closed_elsewhere(2)
     assert outcomes(counters) == {"skipped": 3, "skipped_held": 2, "skipped_deadline": 1}
     assert counters.result().remaining == 1
 
@@ -75,8 +75,8 @@ def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_no
 def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
     """Of an orphan that was new when it was chosen."""
     counters = begun([None] * 2, ["unmatched"])
-    counters.reach([Group("unmatched", "acme", "postmark")] * 2)
-    counters.mismatch(["unmatched"] * 2)
+    counters.mark_processed([Group("unmatched", "acme", "postmark")] * 2)
+    counters.add_mismatches(["unmatched"] * 2)
     counters.complete = True
     assert outcomes(counters) == {"unmatched": 3}
     assert counters.result().remaining == 3
@@ -85,7 +85,7 @@ def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
 def test_the_groups_of_very_many_tenants_are_bounded():
     """Those beyond the five hundredth are counted under no name."""
     counters = begun([None] * 1_000)
-    counters.stay_open(Group("unmatched", f"tenant {n}", "postmark") for n in range(1_000))
+    counters.add_open(Group("unmatched", f"tenant {n}", "postmark") for n in range(1_000))
     counters.complete = True
     assert len(counters.open_groups()) <= 501
     assert open_states(counters) == {"unmatched": 1_000}
@@ -96,7 +96,7 @@ def test_the_groups_of_very_many_tenants_are_bounded():
 def test_outcomes_always_add_up(chosen, left_out, judged):
     """Wherever the sweep ended."""
     counters = begun(chosen, left_out)
-    counters.mismatch(["ambiguous"] * min(judged, len(chosen)))
+    counters.add_mismatches(["ambiguous"] * min(judged, len(chosen)))
     result = counters.result()
     assert result.scanned == sum(getattr(result, state) for state in OUTCOMES) == len(chosen) + len(left_out)
     counters.add_batch(Batch(failed=["a"], held=1))

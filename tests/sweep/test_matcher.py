@@ -64,7 +64,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     transaction = Transaction(tx.connection, tx.settings)
     with tx.connection.begin_nested() as example:
         factories.insert(tx, rows)
-        found = matcher.match(transaction, [matcher.Event("", tenant, known), matcher.Event("", "b", known)])
+        found = matcher.match(transaction, [matcher.EventKeys("", tenant, known), matcher.EventKeys("", "b", known)])
         decision = matcher.decide(transaction, factories.new_id(), tenant, known)
         example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}

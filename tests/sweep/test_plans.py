@@ -37,10 +37,10 @@ from mailglass_reconcile.store.database import Database, Transaction, prefer_sca
 from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
+from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.store.window import Filter, Window
+from mailglass_reconcile.store.window import OrphanFilter, Window
 from projecting import projected
 
 ROWS = 50_000
@@ -295,7 +295,7 @@ def test_the_window_of_a_full_sweep_counts_a_few_along_the_index_of_arrival(read
 
 def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, whole):
     """Nothing is sorted, however large the backlog."""
-    plan = probing(reading, lambda: window.cuts(reading, whole, None, 5_000, ROWS))
+    plan = probing(reading, lambda: window.range_boundaries(reading, whole, None, 5_000, ROWS))
     assert plan.indexes == {ARRIVAL}
     assert plan.kinds["Sort"] <= 1, "that of the few edges"
     assert plan.read <= ROWS
@@ -303,7 +303,7 @@ def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(readi
 
 def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
     """Along the index of arrival, from its end."""
-    plan = probing(reading, lambda: window.waiting(reading))
+    plan = probing(reading, lambda: window.count_waiting(reading))
     assert plan.indexes == {ARRIVAL}
     assert plan.read == 0
 
@@ -393,7 +393,7 @@ def test_what_is_judged_is_chosen_by_probes(reading, whole, tenant_id):
 
 def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(reading, whole):
     """What has other keys, or none, is among it."""
-    only = Filter("postmark", ["message-7"])
+    only = OrphanFilter("postmark", ["message-7"])
     plan = probing(reading, lambda: window.choose(reading, whole._replace(by_scans=False), "acme", only=only))
     assert plan.indexes <= {*PROBED, "mailglass_open_orphan_ids_candidate_idx"}
     assert plan.read <= 3 * ROWS
@@ -698,14 +698,14 @@ def test_storing_sends_looks_for_their_ids_only(application):
     assert plan.read <= 2 * SIZE + 2 * TYPES
 
 
-def _place(tx: Transaction, number: int) -> Place:
+def _place(tx: Transaction, number: int) -> Cursor:
     """Return the place of the *number*-th open orphan in the order of arrival."""
     row = tx.execute(
         "SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans"
         " ORDER BY arrived_at, event_id LIMIT 1 OFFSET CAST(:number AS bigint) - 1",
         {"number": number},
     ).one()
-    return Place(*row)
+    return Cursor(*row)
 
 
 LARGER = """

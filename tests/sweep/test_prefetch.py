@@ -84,13 +84,13 @@ def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch)
     """And leaves no thread."""
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
     threads = set()
-    judge = reconciler.reading.judged
+    match_slice = reconciler.reading.match_slice
 
-    def judged(*arguments, **options):
+    def match_in_thread(*arguments, **options):
         threads.add(threading.current_thread())
-        return judge(*arguments, **options)
+        return match_slice(*arguments, **options)
 
-    monkeypatch.setattr(reconciler.reading, "judged", judged)
+    monkeypatch.setattr(reconciler.reading, "match_slice", match_in_thread)
     fill(db, 14)
     assert reconcile().linked == 14
     assert threads.isdisjoint({threading.main_thread()})

@@ -25,7 +25,7 @@ def test_the_ranges_hold_about_as_many_each_and_their_counts_add_up_to_one_sweep
     """103 orphans, at most 10 in each range; those in their grace are in none."""
     backlog(db, *(100 + number for number in range(103)), 5, 10)
     whole = reconciler.prepare(dry_run=True).run()
-    eligible, parts = ranges.cut(db.database, None, 10)
+    eligible, parts = ranges.cut_window(db.database, None, 10)
     found = sizes(db, parts)
     assert eligible == sum(found) == whole.scanned == 103
     assert len(parts) == 11
@@ -40,7 +40,7 @@ def test_the_ranges_hold_about_as_many_each_and_their_counts_add_up_to_one_sweep
 def test_many_orphans_of_one_arrival_time_are_in_one_range_and_counted_once(db):
     """As one transaction leaves them: more than a range is to hold, at either end and in the middle."""
     backlog(db, *[300.0] * 25, *(301 + number for number in range(10)), *[400.0] * 25, *[500.0] * 25)
-    eligible, parts = ranges.cut(db.database, None, 10)
+    eligible, parts = ranges.cut_window(db.database, None, 10)
     found = sizes(db, parts)
     assert eligible == sum(found) == 85
     assert sorted(found)[-3:] == [25, 25, 25] or max(found) < 40
@@ -51,16 +51,16 @@ def test_a_tenants_backlog_is_cut_by_itself_and_a_small_one_not_at_all(db):
     """Only that tenant's orphans count."""
     backlog(db, *(100 + number for number in range(30)), tenant="big")
     backlog(db, *(100 + number for number in range(5)), tenant="small")
-    eligible, parts = ranges.cut(db.database, "big", 10)
+    eligible, parts = ranges.cut_window(db.database, "big", 10)
     assert (eligible, sizes(db, parts, "big")) == (30, [10, 10, 10])
-    assert ranges.cut(db.database, "small", 10) == (5, [])
-    assert ranges.cut(db.database, "\x00", 10) == (0, [])
-    assert ranges.cut(db.database, None, 35) == (35, [])
+    assert ranges.cut_window(db.database, "small", 10) == (5, [])
+    assert ranges.cut_window(db.database, "\x00", 10) == (0, [])
+    assert ranges.cut_window(db.database, None, 35) == (35, [])
 
 
 def test_a_huge_backlog_gets_larger_ranges_instead_of_more_than_a_hundred(db):
     """One message to the broker each."""
     backlog(db, *(100 + number for number in range(250)))
-    _, parts = ranges.cut(db.database, None, 1)
+    _, parts = ranges.cut_window(db.database, None, 1)
     assert 80 <= len(parts) <= 100
     assert sum(sizes(db, parts[:5])) == 15

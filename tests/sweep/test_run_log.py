@@ -18,7 +18,7 @@ SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched,
 @pytest.fixture(autouse=True)
 def nothing_held():
     """Start without recent sweeps that wait to be noted."""
-    run_log._held.clear()
+    run_log._idle_runs.clear()
 
 
 def last(db):
@@ -104,7 +104,7 @@ def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, cap
     """Such as one whose transaction an interruption has left open: that is no error of the database."""
     with db.database.connect() as connected:
         connected.connection.begin()
-        assert run_log.note(connected, runs.Run("full", "python")) is None
+        assert run_log.add_run(connected, runs.Run("full", "python")) is None
     assert caplog.messages == ["this sweep is missing from the history of runs: InvalidRequestError"]
     assert db.rows(RUNS) == []
 

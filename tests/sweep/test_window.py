@@ -18,8 +18,8 @@ LAST = "SELECT {} FROM mailglass_reconcile_runs WHERE kind = 'full' AND tenant_i
 class Hurried(Sweep):
     """A sweep whose deadline passes when it has looked at one slice, and linked what matches there."""
 
-    def _keep(self, *given: Any) -> None:
-        super()._keep(*given)
+    def _store(self, *arguments: Any) -> None:
+        super()._store(*arguments)
         self.stop()
 
 
@@ -105,8 +105,8 @@ def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
     with db.engine.connect() as holder:
 
         class Hindered(Sweep):
-            def _keep(self, *given: Any) -> None:
-                super()._keep(*given)
+            def _store(self, *arguments: Any) -> None:
+                super()._store(*arguments)
                 holder.exec_driver_sql("LOCK TABLE mailglass_events")
 
         monkeypatch.setattr(reconciler, "Sweep", Hindered)

@@ -12,8 +12,8 @@ from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, o
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
-from mailglass_reconcile.store.open_orphans import NO_KEYS, Open
-from mailglass_reconcile.sweep.matcher import judge
+from mailglass_reconcile.store.open_orphans import NO_KEYS, OrphanRow
+from mailglass_reconcile.sweep.matcher import match_orphans
 
 HOUR_SECONDS = 3_600
 EVENTS_OF_AN_HOUR = 20_000
@@ -161,12 +161,12 @@ def _in_order(links: int, unreadable: int) -> str:
 
 def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
     """Return the links whose orphan names another recipient than their delivery has, and those that name none."""
-    judged = judge(tx, [Open(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
+    matches = match_orphans(tx, [OrphanRow(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
     wrong, unreadable = [], []
-    for row, orphan in zip(rows, judged, strict=True):
+    for row, orphan in zip(rows, matches, strict=True):
         if not orphan.keys.recipient:
             unreadable.append(row)
-        elif orphan.verdict.delivery_id != row.delivery_id and (
+        elif orphan.result.delivery_id != row.delivery_id and (
             normalize_address(orphan.keys.recipient) != normalize_address(row.recipient)
         ):
             wrong.append(row)
