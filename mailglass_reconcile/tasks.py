@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mailglass_reconcile import pubsub, runtime, telemetry
+from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.ops import pruner
@@ -40,7 +40,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import Task, current_task, shared_task
-    from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
+    from celery.signals import celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import LockLease, SweepTask
 except ModuleNotFoundError as error:
@@ -263,11 +263,6 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
 @worker_process_init.connect
 def _reset_connections(**unused: Any) -> None:
     runtime.dispose_after_fork()
-
-
-@worker_process_shutdown.connect
-def _flush(**unused: Any) -> None:
-    pubsub.flush()  # billiard ends a child without Python's exit handlers
 
 
 @celeryd_after_setup.connect

@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures.thread  # noqa: F401 - the thread may import it for others when Python ends, which is too late
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,6 +151,7 @@ class _Thread:
             except RuntimeError:  # no thread is left, or the interpreter is ending
                 return False
             self._started = True
+            _flush_at_exit()
         return True
 
     def flush(self, seconds: float) -> bool:
@@ -219,6 +221,19 @@ def flush() -> bool:
         Whether nothing is left to do.
     """
     return _thread.flush(FLUSH_SECONDS)
+
+
+def _flush_at_exit() -> None:
+    """Flush when a child of multiprocessing or of a Celery worker ends, which runs no handlers of `atexit`."""
+    if "multiprocessing.util" in sys.modules:
+        sys.modules["multiprocessing.util"].Finalize(None, flush, exitpriority=0)
+    if "celery.signals" in sys.modules:
+        ends = sys.modules["celery.signals"].worker_process_shutdown
+        ends.connect(_flush_celerys_child, dispatch_uid="mailglass_reconcile.flush")
+
+
+def _flush_celerys_child(**_signal: Any) -> None:
+    flush()
 
 
 _parents: list[object] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import threading
 import uuid
@@ -434,6 +435,22 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
                 os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
     assert told(db) == ["m-1", "m-1", "m-2", "m-2"]
+
+
+def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
+    """It runs no handlers of `atexit`."""
+    child = multiprocessing.get_context("fork").Process(target=_record_and_end, args=(db,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert told(db) == ["m-1", "m-1"]
+
+
+def _record_and_end(db):
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        with engine.begin() as connection:
+            recorded = record(connection, event("m-1"))
+        broadcast(recorded)
 
 
 WRITERS = pytest.mark.parametrize(

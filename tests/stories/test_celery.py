@@ -1,12 +1,16 @@
 """Real workers, real beats, a real broker: each worker is a process of its own, which ends with its test."""
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
+import factories
 from installation import CALL, PATIENCE, QUEUE, Site, end
 from locks import SESSIONS, key_of
+from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.schedule import SWEEP_TASK
 from waiting import wait_until
 
@@ -224,3 +228,18 @@ def test_a_tick_that_has_expired_is_not_run(site):
         assert site.result(fresh)["status"] == "ok"
         assert site.client.AsyncResult(stale).state in {"REVOKED", "PENDING"}, "RabbitMQ drops it by itself"
         assert len(site.swept()) == 1
+
+
+def test_a_child_that_records_and_ends_has_published_before(site):
+    """Each child ends after one task; the application has none of ours, so no signal of Celery's is listened to."""
+    deliveries = [factories.delivery(site.db, f"m-{number}") for number in range(4)]
+    with site.redis.pubsub() as updates:
+        updates.subscribe(events_channel(factories.TENANT))
+        wait_until(updates.get_message, PATIENCE)
+        with site.worker("--max-tasks-per-child", "1", "-Q", "celery", app="recording_worker"):
+            tasks = [site.client.send_task("record", [f"m-{number}"], queue="celery").id for number in range(4)]
+            children = {site.result(task) for task in tasks}
+            assert len(children) == len(tasks)
+            wait_until(lambda: not children & {child.pid for child in psutil.process_iter()}, PATIENCE)
+        messages = [message for _ in deliveries if (message := updates.get_message(timeout=5))]
+    assert sorted(json.loads(message["data"])["delivery_id"] for message in messages) == sorted(deliveries)
