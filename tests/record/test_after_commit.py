@@ -4,6 +4,7 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,16 @@ from sqlalchemy.orm import Session
 import factories
 from drivers import Driver
 from faults import proxy, servers
-from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, flush, record_send
+from mailglass_reconcile import (
+    ConfigurationError,
+    Sent,
+    broadcast,
+    broadcast_async,
+    erase,
+    flush,
+    reconcile,
+    record_send,
+)
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from recording import LEDGER, NOTED, NOW, event, record, round_trips, statements_in_background
@@ -435,6 +445,24 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
                 os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
     assert told(db) == ["m-1", "m-1", "m-2", "m-2"]
+
+
+def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_link_to_a_sweep(db):
+    """Its send and a webhook overlapped, so that neither saw the other."""
+    child = os.fork()
+    if child == 0:
+        after_commit._queue._delay = 60.0
+        with suppress(Exception), engine_of(db, poolclass=sa.NullPool) as engine, Session(engine) as session:
+            sent(session, "m-9")
+            with engine.begin() as other:
+                record(other, event("m-9"))
+            session.commit()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
 
 
 def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
