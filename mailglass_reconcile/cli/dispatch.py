@@ -187,7 +187,7 @@ def _list_waiting(handler: str | None, as_json: bool) -> None:
 
 
 def _print_list(name: str, listed: JobList) -> None:
-    jobs, groups = ([each.as_dict() for each in rows] for rows in (listed.jobs, listed.groups))
+    jobs, groups = ([row.as_dict() for row in rows] for rows in (listed.jobs, listed.groups))
     print_json({name: jobs, "groups": groups, "total": listed.total})
 
 
@@ -206,8 +206,8 @@ def _job(job: HandlerJob) -> str:
     return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 
 
-def _retry(wanted: UUID | str, handler: str | None, as_json: bool) -> None:
-    event_id = wanted if isinstance(wanted, UUID) else None
+def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
+    event_id = selected if isinstance(selected, UUID) else None
     retried = administration.retry(runtime.database(), event_id, handler)
     if as_json:
         print_json({"retried": retried})
@@ -228,7 +228,7 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
     except LookupError as error:
         _fail(error)
     missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
-    names = escape_unprintable(", ".join(each.handler for each in registrations))
+    names = escape_unprintable(", ".join(registration.handler for registration in registrations))
     _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?", yes)
     replayed = administration.replay(database, registrations, seconds)
     if as_json:
@@ -244,14 +244,17 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
     except LookupError as error:
         _fail(error)
     names = escape_unprintable(
-        ", ".join(f"{each.handler} ({each.type})" for each in registrations) or handler or type_ or ""
+        ", ".join(f"{registration.handler} ({registration.type})" for registration in registrations)
+        or handler
+        or type_
+        or ""
     )
-    seen = min((each.seen_seconds for each in registrations), default=None)
+    seen = min((registration.seen_seconds for registration in registrations), default=None)
     last = "" if seen is None else f"; a dispatcher had one of them {format_duration(seen)} ago"
     _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last}? This cannot be undone", yes)
     deleted = administration.forget(database, type_, handler)
     if as_json:
-        forgotten = [{"handler": each.handler, "type": each.type} for each in registrations]
+        forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
         print_json({"forgotten": forgotten, "deleted": deleted})
     else:
         click.echo(f"forgot {names} and deleted {pluralize(deleted, 'waiting job')}")

@@ -99,12 +99,12 @@ def _event(orphan: OpenOrphan) -> Iterator[str]:
 
 
 def _nothing(term: SearchTerm) -> str:
-    whose = "" if term.tenant_id is None else " of this tenant"
+    scope = "" if term.tenant_id is None else " of this tenant"
     if not term.address:
-        return f"no delivery and no open orphan{whose} has this id"
+        return f"no delivery and no open orphan{scope} has this id"
     lines = [
         wrapped(
-            f"no delivery and no open orphan{whose} has this address. If your application sent the message, its send"
+            f"no delivery and no open orphan{scope} has this address. If your application sent the message, its send"
             " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
             " there:"
         ),

@@ -115,8 +115,8 @@ class Follower:
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._ended_by is None and (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.1))  # a signal does not end a sleep
+        while self._ended_by is None and (remaining_seconds := until - time.monotonic()) > 0:
+            time.sleep(min(remaining_seconds, 0.1))  # a signal does not end a sleep
 
     def _sweep_on_one_connection(self) -> None:
         """Sweep at each tick, until a signal comes or a sweep has failed."""

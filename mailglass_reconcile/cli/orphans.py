@@ -51,7 +51,7 @@ SHOWN_IDS = 3
     default=50,
     show_default=True,
     metavar="N",
-    help="Print at most N results.",
+    help="Print at most N orphans.",
 )
 @click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, to get the next page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
@@ -71,21 +71,21 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:
-        found = pages.page(database, wanted, limit=limit, after=begin, counted=counting)
+        page = pages.page(database, wanted, limit=limit, after=begin, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
-    for line in _before(database, wanted, found, as_json=as_json):
+    for line in _before(database, wanted, page, as_json=as_json):
         click.echo(line, err=True)
     with reader_may_leave():
-        for one in found.orphans:
+        for orphan in page.orphans:
             if as_json:
-                print_json(one.as_dict())
+                print_json(orphan.as_dict())
             else:
-                click.echo(_lines(one))
-        if not (found.orphans or as_json):
-            click.echo(f"none among the {found.looked_at:,} checked" if found.after else "none")
-    if found.after:
-        click.echo(f"{'more' if found.orphans else 'there may be more'}: --after {found.after}", err=True)
+                click.echo(_lines(orphan))
+        if not (page.orphans or as_json):
+            click.echo(f"none among the {page.looked_at:,} checked" if page.after else "none")
+    if page.after:
+        click.echo(f"{'more' if page.orphans else 'there may be more'}: --after {page.after}", err=True)
 
 
 def _checked(filters: dict[str, Any]) -> dict[str, Any]:
@@ -98,20 +98,20 @@ def _checked(filters: dict[str, Any]) -> dict[str, Any]:
     return {**filters, "recipient": recipient}
 
 
-def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) -> Iterator[str]:
+def _before(database: Database, filters: Filters, page: Page, *, as_json: bool) -> Iterator[str]:
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
-    hints = [event_types.suggest_type(wanted.type or ""), providers.mistyped(wanted.provider or "")]
-    if wanted.tenant_id is not None and not found.orphans:
-        hints.append(tenant_suggestions.nearest(database, wanted.tenant_id))
+    hints = [event_types.suggest_type(filters.type or ""), providers.mistyped(filters.provider or "")]
+    if filters.tenant_id is not None and not page.orphans:
+        hints.append(tenant_suggestions.nearest(database, filters.tenant_id))
     yield from filter(None, hints)
-    if not found.orphans or wanted.state == EXPIRED or as_json:
+    if not page.orphans or filters.state == EXPIRED or as_json:
         return
-    number = "" if found.total is None else f"{_number(found.total, found.at_least)}; "
-    yield wrapped(f"{number}{as_of(found.as_of)}")
-    for cause in found.causes[:SHOWN_CAUSES]:
+    number = "" if page.total is None else f"{_number(page.total, page.at_least)}; "
+    yield wrapped(f"{number}{as_of(page.as_of)}")
+    for cause in page.causes[:SHOWN_CAUSES]:
         yield wrapped(_cause(cause), "  ")
-    if len(found.causes) > SHOWN_CAUSES:
-        rest = found.causes[SHOWN_CAUSES:]
+    if len(page.causes) > SHOWN_CAUSES:
+        rest = page.causes[SHOWN_CAUSES:]
         yield f"  {sum(one.number for one in rest):,} of {pluralize(len(rest), 'other cause')}"
 
 
@@ -121,9 +121,9 @@ def _number(total: int, at_least: bool) -> str:
 
 def _cause(cause: Cause) -> str:
     tenant = cause.tenant_id or "(small tenants)"
-    whose = tenant if cause.other_tenant_id is None else f"{tenant} → {cause.other_tenant_id}"
+    tenants = tenant if cause.other_tenant_id is None else f"{tenant} → {cause.other_tenant_id}"
     provider = f", {cause.provider}" if cause.provider else ""
-    return f"{cause.number:,} {cause.state}: {escape_unprintable(whose)}{provider}"
+    return f"{cause.number:,} {cause.state}: {escape_unprintable(tenants)}{provider}"
 
 
 def _lines(orphan: OpenOrphan) -> str:

@@ -147,9 +147,9 @@ def _in_words(result: SweepResult, *, is_targeted: bool) -> str:
 def summary(result: SweepResult) -> str:
     """Return what a sweep did, and why the rest stays open, in lines for a person."""
     verb = "would link" if result.dry_run else "linked"
-    whose = "" if result.tenant_id is None else f" of tenant '{sanitize(result.tenant_id)}'"
+    of_tenant = "" if result.tenant_id is None else f" of tenant '{sanitize(result.tenant_id)}'"
     scanned = pluralize(result.scanned, "open orphan")
-    lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {format_duration_ms(result.duration_ms)}"]
+    lines = [f"{verb} {result.linked:,} of {scanned}{of_tenant} in {format_duration_ms(result.duration_ms)}"]
     if result.linked_unchecked:
         lines.append(
             f"{result.linked_unchecked:>10,} of these by the message id alone: their recipient could not be read"
@@ -172,11 +172,11 @@ def summary(result: SweepResult) -> str:
 
 
 def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
-    whose = "" if tenant_id is None else f" of tenant '{sanitize(tenant_id)}'"
+    of_tenant = "" if tenant_id is None else f" of tenant '{sanitize(tenant_id)}'"
     if not waiting:
-        return f"nothing to do: there are no open orphans{whose}"
-    those = pluralize(waiting, f"orphan{whose} is in its", f"orphans{whose} are in their")
-    return f"nothing to do yet: {those} {grace_seconds:,} s grace period"
+        return f"nothing to do: there are no open orphans{of_tenant}"
+    waiting_orphans = pluralize(waiting, f"orphan{of_tenant} is in its", f"orphans{of_tenant} are in their")
+    return f"nothing to do yet: {waiting_orphans} {grace_seconds:,} s grace period"
 
 
 @contextmanager
@@ -194,11 +194,11 @@ def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
 @contextmanager
 def _logged_above() -> Iterator[None]:
     """Let the log write to what stands for standard error now: a bar's, which begins a line of its own."""
-    streams = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
-    before = [one.setStream(sys.stderr) for one in streams]
+    streams = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    before = [handler.setStream(sys.stderr) for handler in streams]
     try:
         yield
     finally:
-        for one, stream in zip(streams, before, strict=True):
+        for handler, stream in zip(streams, before, strict=True):
             if stream is not None:
-                one.setStream(stream)
+                handler.setStream(stream)

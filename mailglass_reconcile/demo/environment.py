@@ -90,7 +90,9 @@ class DemoEnvironment:
         with engine.connect() as committing, engine.connect() as losing:
             for message_id, call in groupby(sent, lambda mail: mail.message_id):
                 mail, *others = call
-                recipients = [Sent(recipient=each.address, message_id=message_id) for each in (mail, *others)]
+                recipients = [
+                    Sent(recipient=recipient_mail.address, message_id=message_id) for recipient_mail in (mail, *others)
+                ]
                 connection = losing if mail.state else committing
                 record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=recipients)
             print_event("app", f"sends {', '.join(mail.name for mail in sent)}: not committed yet")

@@ -43,7 +43,9 @@ def print_report(environment: DemoEnvironment) -> bool:
     ours = [mail for mail in mails if mail.sent and not mail.state]
     linked = sorted((mail.address, type_) for mail in ours for type_ in mail.types)
     last = {mail.address: ("dispatched", *mail.types)[-1] for mail in ours}
-    messages = [(events_channel(row.tenant_id, one), row.id) for row in links for one in (None, row.delivery_id)]
+    messages = [
+        (events_channel(row.tenant_id, delivery_id), row.id) for row in links for delivery_id in (None, row.delivery_id)
+    ]
     promises = {
         "each webhook came before its delivery could be seen": len(environment.rows)
         == sum(len(m.types) for m in mails),

@@ -37,11 +37,13 @@ def replayable(database: Database, type_: str, seconds: float, handler: str | No
     runtime.load_imports()
     registration.register(database)
     with database.reading() as tx:
-        found = handled_types.registered(tx, type_=type_, handler=handler)
-        known = handled_types.registered(tx)
-    if not found:
-        raise LookupError(f"{_none_registered(known, type_, handler)}: a dispatch with its module registers it")
-    return [Registration(row.handler, row.type) for row in found]
+        selected = handled_types.registered(tx, type_=type_, handler=handler)
+        all_registered = handled_types.registered(tx)
+    if not selected:
+        raise LookupError(
+            f"{_none_registered(all_registered, type_, handler)}: a dispatch with its module registers it"
+        )
+    return [Registration(row.handler, row.type) for row in selected]
 
 
 def _require_kept(settings: Settings, seconds: float) -> None:
@@ -78,12 +80,12 @@ def registered(database: Database, type_: str | None, handler: str | None) -> tu
     If there is nothing to forget, a LookupError says so.
     """
     with database.reading() as tx:
-        found = handled_types.registered(tx, type_=type_, handler=handler)
+        selected = handled_types.registered(tx, type_=type_, handler=handler)
         waiting = handled_types.waiting(tx, type_=type_, handler=handler)
-        known = handled_types.registered(tx)
-    if not found and not waiting:
-        raise LookupError(f"{_none_registered(known, type_, handler)}, and no job of it waits")
-    return found, waiting
+        all_registered = handled_types.registered(tx)
+    if not selected and not waiting:
+        raise LookupError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
+    return selected, waiting
 
 
 def forget(database: Database, type_: str | None, handler: str | None) -> int:
@@ -102,7 +104,7 @@ def rename(database: Database, old: str, new: str) -> int:
     """
     with database.connect() as connected:
         with connected.reading() as tx:
-            known = handled_types.registered(tx)
+            all_registered = handled_types.registered(tx)
         with connected.writing() as tx:
             handled_types.rename(tx, old, new)
         after: str | None = NIL
@@ -111,8 +113,8 @@ def rename(database: Database, old: str, new: str) -> int:
             with connected.writing() as tx:
                 number, after = outbox.rename(tx, old, new, after, BATCH)
             renamed += number
-    if not renamed and old not in {row.handler for row in known}:
-        raise LookupError(f"{_none_registered(known, None, old)}, and there is no job of it")
+    if not renamed and old not in {row.handler for row in all_registered}:
+        raise LookupError(f"{_none_registered(all_registered, None, old)}, and there is no job of it")
     return renamed
 
 

