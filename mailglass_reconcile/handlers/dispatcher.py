@@ -26,7 +26,7 @@ from mailglass_reconcile.handlers.execution import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox, runs
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import Claim, Failure, Job
@@ -152,7 +152,7 @@ class _Dispatcher:
             return
 
         def action(work: Work) -> list[Registration]:
-            with borrowed(work.connection, self._settings) as tx:
+            with use_caller_transaction(work.connection, self._settings) as tx:
                 return handled_types.register(tx, self._turns)
 
         registration.log_missed(runtime.database(), self._own(begin, action))
@@ -244,7 +244,7 @@ def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
         return
     run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms})
     try:
-        with begin() as work, borrowed(work.connection, runtime.get_settings()) as tx:
+        with begin() as work, use_caller_transaction(work.connection, runtime.get_settings()) as tx:
             runs.add(tx, run)
     except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)

@@ -21,7 +21,7 @@ from mailglass_reconcile.rules import providers, states, times
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import (
     STATEMENT_TIMEOUT_MS,
     Database,
@@ -562,7 +562,7 @@ def find_orphans(
         TypeError: *connection* is something else.
     """
     runtime.load_imports(only_warn=True)
-    with borrowed(connection, runtime.get_settings()) as tx:
+    with use_caller_transaction(connection, runtime.get_settings()) as tx:
         eligible = window.open_window(tx)
         within = listing.bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
         rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
@@ -595,5 +595,5 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
     """
     runtime.load_imports(only_warn=True)
     keys = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
-    with borrowed(connection, runtime.get_settings()) as tx:
+    with use_caller_transaction(connection, runtime.get_settings()) as tx:
         return matcher.decide(tx, str(orphan.event_id), orphan.tenant_id, keys)

@@ -20,7 +20,7 @@ from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import deliveries, personal_data, schema
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import PersonFilter
 
@@ -109,7 +109,7 @@ def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str
         TypeError: *connection* is something else.
     """
     target = validate_erasure(recipient, tenant_id)
-    with borrowed(connection, runtime.get_settings()) as tx:
+    with use_caller_transaction(connection, runtime.get_settings()) as tx:
         return _erase(lambda: nullcontext(tx), target)
 
 

@@ -14,7 +14,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
 
@@ -68,7 +68,7 @@ def append(
         metadata=validation.metadata("metadata", metadata or {}),
         needs_reconciliation=needs_reconciliation,
     )
-    with failures.counted("an event"), borrowed(connection, runtime.get_settings()) as tx:
+    with failures.counted("an event"), use_caller_transaction(connection, runtime.get_settings()) as tx:
         try:
             is_new = ledger.append_event(tx, entry)
         except LookupError as error:

@@ -16,7 +16,7 @@ from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError,
 from mailglass_reconcile.record import after_commit, validation
 from mailglass_reconcile.record.after_commit import Recorded, Step
 from mailglass_reconcile.store import ledger, open_orphans, schema
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
@@ -80,7 +80,7 @@ def link(
     """
     runtime.load_imports()
     manual = validate_link(event_id, delivery_id, reason, actor)
-    with borrowed(connection, runtime.get_settings()) as tx:
+    with use_caller_transaction(connection, runtime.get_settings()) as tx:
         linked = _link(tx, manual)
     return after_commit.returned(connection, [_recorded(linked)])[0]
 

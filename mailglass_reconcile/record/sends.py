@@ -26,7 +26,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store import open_orphans, sends
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
@@ -112,7 +112,7 @@ def record_send(
         json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
     )
     new_sends = validate_sends(campaign.tenant_id, campaign.spellings[0], sent)
-    with failures.counted(f"a send by {sanitize(provider)}"), borrowed(connection, settings) as tx:
+    with failures.counted(f"a send by {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
         delivery_ids, may_be_open = _store(tx, campaign, new_sends)
         pairs, notes = _match(tx, new_sends, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, notes)

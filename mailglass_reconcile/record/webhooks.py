@@ -28,7 +28,7 @@ from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, ke
 from mailglass_reconcile.rules.providers import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known
@@ -90,7 +90,7 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     new_events = validate_events(tenant, provider, events, strict)
-    with failures.counted(f"a webhook of {sanitize(provider)}"), borrowed(connection, settings) as tx:
+    with failures.counted(f"a webhook of {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
         recorded = _record(tx, new_events)
     return after_commit.returned(connection, recorded)
 

@@ -28,7 +28,7 @@ SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
 """
 
 # The caller's values are read before ours are made: a row of the first is what the second is computed for.
-_MAKE_SETTINGS = """
+_APPLY_SETTINGS = """
 WITH callers AS MATERIALIZED (
   SELECT pg_catalog.array_agg(pg_catalog.current_setting(s.name) ORDER BY s.place) AS settings
     FROM unnest(CAST(CAST(:names AS text) AS text[])) WITH ORDINALITY AS s (name, place)
@@ -42,14 +42,14 @@ _NAMES = array_literal(SCOPE)
 _OURS = {"names": _NAMES, "values": array_literal(SCOPE.values())}
 
 
-class Borrowed(Transaction):
+class CallerTransaction(Transaction):
     """A caller's transaction: functions are called in it, and statements run under a savepoint and our settings."""
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
         """Use *connection*, which is in a transaction, on the tables that *settings* name."""
         super().__init__(connection, settings)
         self._savepoint: sa.NestedTransaction | None = None
-        self._callers_settings = ""
+        self._caller_settings = ""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement under our settings, as `Transaction.execute`."""
@@ -60,42 +60,42 @@ class Borrowed(Transaction):
         """Begin the savepoint, and set our settings, unless that is done."""
         if self._savepoint is None:
             self._savepoint = self.connection.begin_nested()
-            self._callers_settings = array_literal(self._send(_MAKE_SETTINGS, _OURS).one()[0])
+            self._caller_settings = array_literal(self._send(_APPLY_SETTINGS, _OURS).one()[0])
 
-    def undo(self) -> None:
-        """Undo what was done since the savepoint, and our settings with it."""
+    def rollback(self) -> None:
+        """Roll back to the savepoint, and our settings with it."""
         if self._savepoint is not None:
             self._savepoint.rollback()
             self._savepoint = None
 
-    def leave(self) -> None:
-        """Restore the caller's settings, and end the savepoint."""
+    def release(self) -> None:
+        """Restore the caller's settings, and release the savepoint."""
         if self._savepoint is not None:
-            self._send(_SET, {"names": _NAMES, "values": self._callers_settings})
+            self._send(_SET, {"names": _NAMES, "values": self._caller_settings})
             self._savepoint.commit()
             self._savepoint = None
 
 
 @contextmanager
-def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
+def use_caller_transaction(handle: object, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction.
 
-    *given* is a SQLAlchemy Connection or Session in a transaction. If the block raises, nothing of it is left, and the
+    *handle* is a SQLAlchemy Connection or Session in a transaction. If the block raises, nothing of it is left, and the
     caller's transaction continues. After errors of the classes 08, 25, 40, 53, 57, 58 and XX outside of a savepoint,
     and if a function or the schema cannot be used, it is aborted.
     """
     with database_errors():
-        connection = given if isinstance(given, sa.Connection) else engines.session_connection(given)
+        connection = handle if isinstance(handle, sa.Connection) else engines.session_connection(handle)
         _require_usable(connection)
-        tx = Borrowed(connection, settings)
+        tx = CallerTransaction(connection, settings)
         try:
             yield tx
-            tx.leave()
+            tx.release()
         except BaseException as error:
             if isinstance(error, DBAPIError):
                 attach_role(error, connection)
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
-                tx.undo()
+                tx.rollback()
             if is_schema_error(error):
                 _require_revision(connection, settings)
             raise

@@ -37,7 +37,7 @@ from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, load_holder, running_token
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.sweep import reconciler
@@ -256,7 +256,7 @@ class Schedule(RuleBasedStateMachine):
         with self.db.engine.begin() as connection:
             factories.insert_on(connection, events=[row])
             known = matching.keys_of(Document(json.loads(row["metadata"])))
-            with borrowed(connection, self.db.settings) as tx:
+            with use_caller_transaction(connection, self.db.settings) as tx:
                 keys = known._replace(recipient=normalize_address(recipient), lost=False)
                 stored_keys.store(tx, {row["id"]: stored_keys.Known(keys, "unmatched")})
                 tx.execute(_FORGET_STATE, {"id": row["id"]})  # as if nobody had looked

@@ -19,7 +19,7 @@ from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL, in_schema
 from personal import ADA, erased, raw
 from recording import event, record
@@ -169,11 +169,11 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     """The keys of an open orphan are stored some time after they were read."""
     with db.engine.begin() as connection:
         (recorded,) = record(connection, event("m-1", recipient=ADA))
-    with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
+    with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
         (read,) = open_orphans.read(tx, [str(recorded.event_id)])
     erased(db)
     assert read.keys.recipient
-    with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
+    with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
         id_ = str(recorded.event_id)
         stored_keys.store(tx, {id_: stored_keys.Known(read.keys, "unmatched")}, {id_: read.keys.rank})
     assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]

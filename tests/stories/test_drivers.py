@@ -30,7 +30,7 @@ from mailglass_reconcile import (
     record_send,
 )
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.ledger import LinkedEvent
 from own_settings import OWN, settings_of, take
 from projecting import projected
@@ -78,7 +78,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert [each.event_id is not None for each in late] == [False, False, True]
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
-        with borrowed(connection, db.settings) as tx:
+        with use_caller_transaction(connection, db.settings) as tx:
             ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
             known = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
             assert (projected(tx, [known]), projected(tx, [known])) == (1, 0)

@@ -32,7 +32,7 @@ from mailglass_reconcile.store import (
     stored_keys,
     window,
 )
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans, trust_statistics
 from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
@@ -165,7 +165,7 @@ def reading(made) -> Iterator[Transaction]:
 def application(made) -> Iterator[Transaction]:
     """A caller's own transaction, borrowed, with our savepoint outside those of the tests."""
     engine, settings = made
-    with engine.begin() as connection, borrowed(connection, settings) as tx:
+    with engine.begin() as connection, use_caller_transaction(connection, settings) as tx:
         tx.execute("SELECT 1")
         yield tx
 
@@ -753,7 +753,7 @@ def test_of_200_000_open_orphans_a_writer_reads_only_those_of_its_ids(make_datab
                         assert plan.read == min(expected, 1), asked
                     plan = probing(after, partial(open_orphans.after_commit, after, (), (), event))
                     assert plan.read == 0
-                with connection.begin(), borrowed(connection, settings) as tx:
+                with connection.begin(), use_caller_transaction(connection, settings) as tx:
                     for asked, (ids, expected) in wanted.items():
                         found = open_orphans.with_message_ids(tx, "acme", ids)
                         assert len(found) == expected, asked

@@ -29,7 +29,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
 from mailglass_reconcile.rules import addresses, event_types, states
-from mailglass_reconcile.store.caller_transaction import borrowed
+from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction
 
 LIMIT = 1_000
@@ -299,7 +299,7 @@ class OpenOrphanAdmin(LargeTableAdmin):
 @contextmanager
 def _reading() -> Iterator[Transaction]:
     """Begin a transaction in our scope on Django's connection."""
-    with database.connection() as connection, borrowed(connection, runtime.get_settings()) as tx:
+    with database.connection() as connection, use_caller_transaction(connection, runtime.get_settings()) as tx:
         yield tx
 
 
