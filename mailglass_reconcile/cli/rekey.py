@@ -1,4 +1,4 @@
-"""The subcommand `rekey`: the keys of open orphans are forgotten, and computed again by the next sweep."""
+"""The subcommand `rekey`: clear the keys of open orphans, so that the next sweep computes them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH_ROWS = 5_000
 def rekey() -> None:
     """Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.
 
-    No recipient is forgotten. The sweep's process loads your rules, which MAILGLASS_IMPORTS names there.
+    Recipients are kept. Set MAILGLASS_IMPORTS for the process that sweeps, so that it loads your rules.
     """
     with runtime.database().connect() as connected:
         with connected.reading() as tx:

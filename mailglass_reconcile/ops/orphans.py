@@ -583,7 +583,7 @@ def _orphan(row: OrphanRow, keys: Keys) -> Orphan:
 
 
 def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
-    """Return what *orphan*, from `find_orphans`, would link to, or why it would not; write nothing.
+    """Preview the link of *orphan*, from `find_orphans`: its delivery, or why it would not link. Nothing is written.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.

@@ -52,7 +52,7 @@ class Update(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """The connection was lost: updates between the two times may have been missed, so read the tables now.
+    """A gap: the connection was lost, and updates between the two times may be missing, so read the tables now.
 
     Attributes:
         since: When the last message was received, in UTC.

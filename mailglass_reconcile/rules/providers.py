@@ -77,7 +77,9 @@ _rules: dict[str, KeyRule] = {}
 
 
 def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the key rule of *providers*; a later rule replaces an earlier one.
+    """Register the decorated function, which extracts the message id from events of *providers*, as their key rule.
+
+    A later rule replaces an earlier one.
 
     Args:
         providers: Names as in an event's `metadata.provider`, in any known spelling; `*` is every provider without a
