@@ -65,16 +65,16 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
-    wanted = Filters(**{**_checked(filters), "state": EXPIRED if expired else filters["state"]})
-    if wanted.state == EXPIRED and wanted.recipient:
+    selection = Filters(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
+    if selection.state == EXPIRED and selection.recipient:
         raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:
-        page = pages.page(database, wanted, limit=limit, after=begin, counted=counting)
+        page = pages.page(database, selection, limit=limit, after=begin, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
-    for line in _before(database, wanted, page, as_json=as_json):
+    for line in _before(database, selection, page, as_json=as_json):
         click.echo(line, err=True)
     with reader_may_leave():
         for orphan in page.orphans:
@@ -88,8 +88,8 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
         click.echo(f"{'more' if page.orphans else 'there may be more'}: --after {page.after}", err=True)
 
 
-def _checked(filters: dict[str, Any]) -> dict[str, Any]:
-    """Return the filters with the address that is meant, which no message repeats."""
+def _validate(filters: dict[str, Any]) -> dict[str, Any]:
+    """Return the filters with the recipient validated; no message repeats the address."""
     if filters["recipient"] is None:
         return filters
     recipient = argument(filters["recipient"])
@@ -98,13 +98,13 @@ def _checked(filters: dict[str, Any]) -> dict[str, Any]:
     return {**filters, "recipient": recipient}
 
 
-def _before(database: Database, filters: Filters, page: Page, *, as_json: bool) -> Iterator[str]:
+def _before(database: Database, selection: Filters, page: Page, *, as_json: bool) -> Iterator[str]:
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
-    hints = [event_types.suggest_type(filters.type or ""), providers.mistyped(filters.provider or "")]
-    if filters.tenant_id is not None and not page.orphans:
-        hints.append(tenant_suggestions.nearest(database, filters.tenant_id))
+    hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
+    if selection.tenant_id is not None and not page.orphans:
+        hints.append(tenant_suggestions.nearest(database, selection.tenant_id))
     yield from filter(None, hints)
-    if not page.orphans or filters.state == EXPIRED or as_json:
+    if not page.orphans or selection.state == EXPIRED or as_json:
         return
     number = "" if page.total is None else f"{_number(page.total, page.at_least)}; "
     yield wrapped(f"{number}{as_of(page.as_of)}")
@@ -112,7 +112,7 @@ def _before(database: Database, filters: Filters, page: Page, *, as_json: bool) 
         yield wrapped(_cause(cause), "  ")
     if len(page.causes) > SHOWN_CAUSES:
         rest = page.causes[SHOWN_CAUSES:]
-        yield f"  {sum(one.number for one in rest):,} of {pluralize(len(rest), 'other cause')}"
+        yield f"  {sum(cause.number for cause in rest):,} of {pluralize(len(rest), 'other cause')}"
 
 
 def _number(total: int, at_least: bool) -> str:

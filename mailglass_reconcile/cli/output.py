@@ -82,10 +82,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return made
 
 
-def argument(given: str) -> str:
+def argument(value: str) -> str:
     """Return an argument, or for `-` a line of standard input: shells and process lists keep arguments."""
-    if given != "-":
-        return given
+    if value != "-":
+        return value
     if sys.stdin.isatty():
         click.echo("address or id: ", err=True, nl=False)
     return sys.stdin.readline().strip()

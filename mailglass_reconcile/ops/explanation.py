@@ -28,7 +28,7 @@ from mailglass_reconcile.rules.matching import (
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.store import deliveries as stored_deliveries
-from mailglass_reconcile.store import ledger, open_orphans, runs
+from mailglass_reconcile.store import ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
 from mailglass_reconcile.store.runs import RunAt
@@ -217,14 +217,17 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         linking = runs.linking_at(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _of_settled(row, settled, read, linking)
     orphans = open_orphans.read(tx, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
-    (wanted,) = matcher.current_keys(tx, orphans)
-    decision = matcher.decide(tx, row.id, row.tenant_id, wanted)
+    (keys,) = matcher.current_keys(tx, orphans)
+    decision = matcher.decide(tx, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
-    erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
-    shown = {one.delivery_id: one for one in deliveries.read(tx, [one.delivery_id for one in decision.named])}
+    erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, keys.candidate_ids)
+    named = deliveries.read(tx, [candidate.delivery_id for candidate in decision.named])
+    shown = {delivery.delivery_id: delivery for delivery in named}
     explanation = _of_open(row, read, decision, shown, erased=erased)
     if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
         return replace(explanation, sentence=_OVERSIZED, remedy=_REMEDY_OVERSIZED)
+    if explanation.remedy and IN_MAILGLASS in explanation.remedy and not schema.is_made_by_mailglass(tx):
+        return replace(explanation, remedy=explanation.remedy.replace(IN_MAILGLASS, ""))
     return explanation
 
 
@@ -239,16 +242,17 @@ def _origins(tx: Transaction, event_id: str) -> Origins:
     for path in rule.paths:
         for id_ in matching.keys_of_one(document, path).candidate_ids:
             places.setdefault(id_, "/".join(path))
-    held = tuple(("/".join(path), _kind_of(document.at(path))) for path in rule.paths)
-    return Origins(provider, rule.name, held, places)
+    reads = tuple(("/".join(path), _json_type(document.at(path))) for path in rule.paths)
+    return Origins(provider, rule.name, reads, places)
 
 
-def _kind_of(value: Any) -> str | None:
-    """Return what JSON calls the kind of a value, or None if there is none."""
-    kinds = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
-    return kinds.get(type(value))
+def _json_type(value: Any) -> str | None:
+    """Return the JSON type of a value, or None for no value."""
+    types = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    return types.get(type(value))
 
 
+IN_MAILGLASS = " (in Mailglass, resolve_webhook_tenant)"
 LINK_COMMAND = "`mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
 _REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this one stays as it is"
@@ -292,7 +296,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
 
 
 def _reported(row: sa.Row[Any]) -> dict[str, Any]:
-    """Return what the event says happened to the message."""
+    """Return the fields about the message: the type, and why it bounced."""
     return {
         "type": row.type,
         "reject_reason": _without_address(row.reject_reason),
@@ -309,24 +313,24 @@ def _without_address(text: str | None) -> str | None:
 def _of_open(
     row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Delivery], *, erased: bool
 ) -> Explanation:
-    wanted = decision.keys
+    keys = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return Explanation(
         row.id,
         state,
-        states.explain_state(state, provider=wanted.provider, recipient_lost=wanted.lost, recipient_erased=erased),
+        states.explain_state(state, provider=keys.provider, recipient_lost=keys.lost, recipient_erased=erased),
         row.tenant_id,
         decision.delivery_id,
-        wanted.candidate_ids,
-        tuple(_named(each, shown.get(each.delivery_id), row, decision) for each in decision.named),
+        keys.candidate_ids,
+        tuple(_named(candidate, shown.get(candidate.delivery_id), row, decision) for candidate in decision.named),
         **_reported(row),
-        provider=wanted.provider,
+        provider=keys.provider,
         arrived_at=row.arrived,
         rule=read.rule,
         reads=_reads(read),
-        tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
-        recipient_known=wanted.recipient is not None,
-        recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
+        tried=tuple(_tried(id_, read, decision) for id_ in keys.candidate_ids),
+        recipient_known=keys.recipient is not None,
+        recipient_checked=False if decision.delivery_id and not keys.recipient and not row.recorded else None,
         verdict=decision.state,
         remedy=_remedy(row, state, decision, erased=erased),
         eligible_at=None if row.expired else row.eligible,
@@ -340,39 +344,41 @@ def _reads(read: Origins) -> tuple[dict[str, str | None], ...]:
 
 
 def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
-    found = sum(each.candidate_id == candidate for each in decision.named)
-    return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": found}
+    number = sum(delivery.candidate_id == candidate for delivery in decision.named)
+    return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": number}
 
 
 def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
-    """Return what to do so that it can be linked, with the event's own id and tenant."""
-    found = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
-    other = next((each for each in decision.named if each.tenant_id != row.tenant_id), None)
-    if found and decision.state == TENANT_MISMATCH and other and decision.keys.provider:
-        again = redelivery.tenant_remedy(
+    """Return the step that lets the event be linked, with its own id and tenant."""
+    remedy = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
+    if remedy is None:
+        return None
+    foreign = next((delivery for delivery in decision.named if delivery.tenant_id != row.tenant_id), None)
+    if decision.state == TENANT_MISMATCH and foreign and decision.keys.provider:
+        steps = redelivery.tenant_remedy(
             provider=decision.keys.provider,
             type_=row.type,
-            message_id=other.candidate_id,
-            tenant_id=other.tenant_id,
+            message_id=foreign.candidate_id,
+            tenant_id=foreign.tenant_id,
         )
-        found = f"{with_command_name(again)}; {found}" if state == "expired" else with_command_name(again)
-    if found and any(delivery.tenant_id == row.tenant_id for delivery in decision.named):
-        found = found.replace(with_command_name(LINK_COMMAND), "each delivery with such an id is listed with it")
-    return None if found is None else found.replace("EVENT_ID", row.id)
+        remedy = f"{with_command_name(steps)}; {remedy}" if state == "expired" else with_command_name(steps)
+    if any(delivery.tenant_id == row.tenant_id for delivery in decision.named):
+        remedy = remedy.replace(with_command_name(LINK_COMMAND), "each delivery with such an id is listed with it")
+    return remedy.replace("EVENT_ID", row.id)
 
 
 def _named(delivery: Candidate, shown: Delivery | None, row: sa.Row[Any], decision: Decision) -> dict[str, Any]:
-    """Return what may be shown of a delivery: no address; and the command that links the event to it by hand."""
-    wanted, own = decision.keys, delivery.tenant_id == row.tenant_id
+    """Return the fields of a candidate without its address, with the command that links the event to it manually."""
+    keys, own = decision.keys, delivery.tenant_id == row.tenant_id
     by_hand = own and (decision.state != MATCHED or row.expired)
     return {
         "candidate_id": delivery.candidate_id,
         "delivery_id": delivery.delivery_id,
         "tenant_id": delivery.tenant_id,
         "own": own,
-        "fitting": delivery.has_provider(wanted.provider),
-        "addressed": wanted.recipient is None
-        or normalize_address(delivery.recipient) == normalize_address(wanted.recipient),
+        "fitting": delivery.has_provider(keys.provider),
+        "addressed": keys.recipient is None
+        or normalize_address(delivery.recipient) == normalize_address(keys.recipient),
         "provider": shown and shown.provider,
         "mailable": shown and shown.mailable,
         "state": shown and shown.type,

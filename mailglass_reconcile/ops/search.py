@@ -125,7 +125,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     if term.address and recipient_key is not None and not addresses.is_exact(recipient_key):
         ids |= _compare_recipients(tx, term.address, term.tenant_id)
         recipient_key = None
-    found, number = deliveries.newest(
+    newest_deliveries, number = deliveries.newest(
         tx,
         recipient_key=recipient_key,
         message_ids=message_ids,
@@ -134,13 +134,13 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
         limit=limit,
         most=MOST,
     )
-    message_ids |= {delivery.message_id for delivery in found if delivery.message_id}
+    message_ids |= {delivery.message_id for delivery in newest_deliveries if delivery.message_id}
     open_ = orphans.newest(
         tx, recipient=term.address, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
     )
     as_of = runs.load_history(tx).counted_at
     events = {orphan.event_id: orphan for orphan in (*open_.orphans, *event)}
-    hits = [Hit("delivery", delivery.delivery_id, delivery.stored_at, delivery) for delivery in found]
+    hits = [Hit("delivery", delivery.delivery_id, delivery.stored_at, delivery) for delivery in newest_deliveries]
     hits += [Hit("event", orphan.event_id, orphan.arrived_at, orphan) for orphan in events.values()]
     newest = sorted(hits, key=attrgetter("at", "id"), reverse=True)[:limit]
     events_number = max(open_.number, len(events))
@@ -152,22 +152,22 @@ def _event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str
     """Return the event that has the id, if one has, and the ids that deliveries may have."""
     if term.id is None:
         return [], set()
-    known = explanation.explain_within(tx, term.id)
-    if known.state == "unknown" or term.tenant_id not in (None, known.tenant_id):
+    explained = explanation.explain_within(tx, term.id)
+    if explained.state == "unknown" or term.tenant_id not in (None, explained.tenant_id):
         return [], {str(term.id)}
     event = OpenOrphan(
-        known.event_id,
-        known.tenant_id or "",
-        known.provider,
-        known.type,
-        known.state,
-        known.arrived_at or "",
-        known.candidate_ids,
-        known.delivery_id,
-        known.expires_at,
-        known.verdict,
+        explained.event_id,
+        explained.tenant_id or "",
+        explained.provider,
+        explained.type,
+        explained.state,
+        explained.arrived_at or "",
+        explained.candidate_ids,
+        explained.delivery_id,
+        explained.expires_at,
+        explained.verdict,
     )
-    return [event], {str(term.id), *filter(None, [known.delivery_id])}
+    return [event], {str(term.id), *filter(None, [explained.delivery_id])}
 
 
 def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:

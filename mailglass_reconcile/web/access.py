@@ -66,9 +66,9 @@ class Access:
 
     def refusal(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
-        page, asked = path_below_root(request)[1:], request.url.query
-        keeps = asked and not contains_address(unquote_plus(asked))  # typed into the address by hand
-        return _form(request, f"{page}?{asked}" if keeps else page)
+        page, query = path_below_root(request)[1:], request.url.query
+        keeps = query and not contains_address(unquote_plus(query))  # typed into the address by hand
+        return _form(request, f"{page}?{query}" if keeps else page)
 
     async def login(self, request: Request) -> Response:
         """Answer the sign-in form: with a session cookie for the right token, else with the form."""
@@ -115,8 +115,8 @@ class Guard:
 
 
 def _form(request: Request, next_: str, *, wrong: bool = False) -> Response:
-    known = next_ if _PAGE.fullmatch(next_) else ""
-    return render(request, "login.html", status=401, headers={"www-authenticate": "Bearer"}, next_=known, wrong=wrong)
+    local = next_ if _PAGE.fullmatch(next_) else ""
+    return render(request, "login.html", status=401, headers={"www-authenticate": "Bearer"}, next_=local, wrong=wrong)
 
 
 def is_cross_site(request: Request) -> bool:

@@ -92,12 +92,12 @@ class _Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = list(message.get("headers", []))
-                names = {name for name, _ in given}
-                given += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                headers = list(message.get("headers", []))
+                names = {name for name, _ in headers}
+                headers += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 if b"cache-control" not in names:
-                    given.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": given}
+                    headers.append((b"cache-control", b"no-store"))
+                message = {**message, "headers": headers}
             await send(message)
 
         await self.app(scope, receive, with_headers)

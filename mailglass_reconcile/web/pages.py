@@ -137,29 +137,29 @@ class Pages:
     async def orphans(self, request: Request) -> Response:
         if parameters.has_empty(request.query_params):
             return _redirect(f"orphans{query(**parameters.without_empty(request.query_params))}")
-        wanted = parameters.listing(request.query_params)
-        key = ("page", wanted.filters, wanted.after)
-        found = await self._cache.get(key, lambda: self._list(wanted))
-        tenant, unknown = wanted.filters.tenant_id, None
-        if tenant is not None and not found.orphans and not found.after:
+        listing = parameters.listing(request.query_params)
+        key = ("page", listing.filters, listing.after)
+        page = await self._cache.get(key, lambda: self._list(listing))
+        tenant, unknown = listing.filters.tenant_id, None
+        if tenant is not None and not page.orphans and not page.after:
             unknown = await self._unknown(tenant)
         return await self._show(
             request,
             "orphans.html",
-            found=found,
-            wanted=wanted,
-            fields=wanted.fields,
+            page=page,
+            listing=listing,
+            fields=listing.fields,
             states=OPEN_STATES,
             causes_shown=GROUPS,
             unknown_tenant=unknown,
         )
 
-    def _list(self, wanted: Listing) -> Page:
-        after = None if wanted.after is None else str(wanted.after)
+    def _list(self, listing: Listing) -> Page:
+        after = None if listing.after is None else str(listing.after)
         try:
             return orphans.page(
                 self._database,
-                wanted.filters,
+                listing.filters,
                 limit=PAGE_SIZE,
                 after=after,
                 counted=True,
@@ -173,16 +173,16 @@ class Pages:
         """Show the history of runs, and who holds the lock of sweeps."""
         if parameters.has_empty(request.query_params):
             return _redirect(f"runs{query(**parameters.without_empty(request.query_params))}")
-        wanted, before = parameters.runs(request.query_params)
-        found = await self._cache.get(
-            ("runs", wanted, before), partial(runs.load_page, self._database, wanted, before=before)
+        filters, before = parameters.runs(request.query_params)
+        page = await self._cache.get(
+            ("runs", filters, before), partial(runs.load_page, self._database, filters, before=before)
         )
         return await self._show(
             request,
             "runs.html",
-            found=found,
+            page=page,
             before=before,
-            fields={"kind": wanted.kind, "status": wanted.status, "idle": "yes" if wanted.idle else ""},
+            fields={"kind": filters.kind, "status": filters.status, "idle": "yes" if filters.idle else ""},
             kinds=KINDS,
             statuses=RUN_STATUSES,
             lock=await self._cache.get("lock", runs.load_sweep_lock),
@@ -205,18 +205,19 @@ class Pages:
     @_page
     async def event(self, request: Request) -> Response:
         event_id = parameters.id_of(request.path_params["event_id"])
-        found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._database, event_id))
-        if found.state == "unknown":
+        explain = partial(explanation.explain, self._database, event_id)
+        explained = await self._cache.get(("event", event_id), explain)
+        if explained.state == "unknown":
             raise NotFoundError
-        return await self._show(request, "event.html", found=found, not_checked=NOT_CHECKED)
+        return await self._show(request, "event.html", event=explained, not_checked=NOT_CHECKED)
 
     @_page
     async def delivery(self, request: Request) -> Response:
         delivery_id = parameters.id_of(request.path_params["delivery_id"])
-        found = await self._cache.get(("delivery", delivery_id), lambda: self._read(delivery_id))
-        if found is None:
+        loaded = await self._cache.get(("delivery", delivery_id), lambda: self._read(delivery_id))
+        if loaded is None:
             raise NotFoundError
-        delivery, events = found
+        delivery, events = loaded
         named_by: list[OpenOrphan] = []
         if message_id := delivery.message_id:
             read = partial(orphans.of_message, self._database, message_id, limit=EVENTS)
@@ -233,8 +234,9 @@ class Pages:
 
     def _read(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
         with self._database.reading(LIST_TIMEOUT_MS) as tx:
-            found = deliveries.read(tx, [str(delivery_id)])
-            return (found[0], deliveries.events(tx, [str(delivery_id)], deliveries.LATEST + 1)) if found else None
+            for delivery in deliveries.read(tx, [str(delivery_id)]):
+                return delivery, deliveries.events(tx, [str(delivery_id)], deliveries.LATEST + 1)
+            return None
 
     @_page
     async def find(self, request: Request) -> Response:
@@ -251,27 +253,27 @@ class Pages:
             "unknown_tenant": None,
         }
         if not typed:
-            return await self._show(request, "found.html", typed="", found=None, address=False, **shown)
+            return await self._show(request, "found.html", typed="", results=None, address=False, **shown)
         try:
             what = search.parse_term(typed, tenant or None)
         except ValueError as error:
             shown["wrong"] = str(error)
-            return await self._show(request, "found.html", status=400, typed="", found=None, address=False, **shown)
+            return await self._show(request, "found.html", status=400, typed="", results=None, address=False, **shown)
         if posted and not what.address:
             return _redirect(f"find{query(q=what.text, tenant=tenant)}")
         if not posted:
             what = what._replace(address=None)
-        found = await self._found(what)
-        hit = next((one for one in found.hits if what.id is not None and one.id == str(what.id)), None)
-        if hit or (len(found.hits) == 1 and not posted):
-            hit = hit or found.hits[0]
+        results = await self._search(what)
+        hit = next((hit for hit in results.hits if what.id is not None and hit.id == str(what.id)), None)
+        if hit or (len(results.hits) == 1 and not posted):
+            hit = hit or results.hits[0]
             return _redirect(f"{'events' if hit.kind == 'event' else 'deliveries'}/{hit.id}")
-        if tenant and not found.hits:
+        if tenant and not results.hits:
             shown["unknown_tenant"] = await self._unknown(tenant)
         kept = "" if posted or contains_address(typed) else typed
-        return await self._show(request, "found.html", typed=kept, found=found, address=not kept, **shown)
+        return await self._show(request, "found.html", typed=kept, results=results, address=not kept, **shown)
 
-    async def _found(self, what: SearchTerm) -> SearchResults:
+    async def _search(self, what: SearchTerm) -> SearchResults:
         # What is kept for a few seconds does not hold the address either.
         digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id)).encode()).digest()
         return await self._cache.get(("find", digest), lambda: search.find(self._database, what))

@@ -80,7 +80,7 @@ UNITS = (Unit("d", 86_400), Unit("h", 3_600), Unit("min", 60), Unit("s", 1), Uni
 
 def unit_of(seconds: Iterable[float | None]) -> Unit:
     """Return the unit for a column: the largest of which the column's longest span has at least two."""
-    longest = max((one for one in seconds if one is not None), default=0.0)
+    longest = max((span for span in seconds if span is not None), default=0.0)
     return next((unit for unit in UNITS if longest >= 2 * unit.seconds), UNITS[-1 if longest else -2])
 
 
@@ -101,12 +101,12 @@ def counts(run: Mapping[str, Any]) -> Markup:
     """Return what a run did: its counts that are not zero, the links first."""
     kind = run["kind"]
     words = _PRUNED if kind == "prune" else _SWEPT
-    found = [f"{run[name]:,} {text}" for name, text in words.items() if run[name]]
+    parts = [f"{run[name]:,} {text}" for name, text in words.items() if run[name]]
     if kind == "dispatch":
-        found = ["handlers ran"]
+        parts = ["handlers ran"]
     elif kind != "prune" and not run["linked"]:
-        found.insert(0, "nothing linked")
-    return escape(plain(", ".join(found) or "nothing to do"))
+        parts.insert(0, "nothing linked")
+    return escape(plain(", ".join(parts) or "nothing to do"))
 
 
 _SWEPT = {
@@ -176,8 +176,8 @@ def coded(sentence: str) -> Markup:
     return Markup(_CODE.sub(_as_code, str(escape(sentence))))  # noqa: S704 - escaped before
 
 
-def _as_code(found: re.Match[str]) -> str:
-    text = found[1]
+def _as_code(match: re.Match[str]) -> str:
+    text = match[1]
     if not text.startswith(escape(with_command_name(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
         return f"<code>{text}</code>"
     return str(command(Markup(text)))  # noqa: S704 - escaped before
@@ -206,8 +206,8 @@ def sentence(state: str) -> str:
 
 def query(**values: object) -> str:
     """Return a query of the values that are set, with its question mark; empty if none is."""
-    given = {name: value for name, value in values.items() if value not in (None, "", False)}
-    return f"?{urlencode(given)}" if given else ""
+    present = {name: value for name, value in values.items() if value not in (None, "", False)}
+    return f"?{urlencode(present)}" if present else ""
 
 
 def _marked(at: dt.datetime, words: str) -> Markup:
@@ -244,7 +244,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update((each.__name__, each) for each in FILTERS)
+    made.filters.update((function.__name__, function) for function in FILTERS)
     made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query, dict=dict)
     return made
 

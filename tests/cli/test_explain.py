@@ -168,4 +168,5 @@ def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, wor
     event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")
     said = commands.run_here("explain", event).stdout
     assert "Route these webhooks to tenant globex" in said
+    assert "Mailglass" not in said, "its tables are not here"
     assert words in said
