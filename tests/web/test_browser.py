@@ -273,7 +273,7 @@ def test_filters_lead_from_a_state_to_its_orphans_and_to_why_one_is_open(shop, p
     expect(page.get_by_label("Provider")).to_have_value("sendgrid")
     expect(page.locator(".orphans li")).to_have_count(6)
     page.locator(".orphans a").first.click()
-    expect(page.locator(".verdict")).to_contain_text("several deliveries have the id")
+    expect(page.locator(".verdict")).to_contain_text("several deliveries have this id")
     expect(page.locator(".candidate .command").first).to_contain_text("--reason ''")
     page.goto(f"{shop.address}orphans?tenant=default")
     expect(page.locator("#causes-heading + table")).to_contain_text(re.compile(r"default → acme"))
