@@ -31,16 +31,18 @@ DECLARE
   in_table text;
   in_context text;
 BEGIN
-  -- An eleventh delivery shows that an id is wide; of such a question, one row comes out.
+  -- Each id is looked up once. An eleventh delivery shows that it is wide: then each of its questions has one row here.
   FOR question, candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN
-  SELECT q.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), d.siblings
-    FROM unnest(CAST(message_ids AS text[])) WITH ORDINALITY AS q (id, number)
+  SELECT n.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), d.siblings
+    FROM (SELECT m.id, array_agg(m.number) AS numbers
+            FROM unnest(CAST(message_ids AS text[])) WITH ORDINALITY AS m (id, number) GROUP BY m.id) AS q
    CROSS JOIN LATERAL (
            SELECT f.*, count(*) OVER () AS siblings, row_number() OVER () AS place
              FROM (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
                     WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
                       AND provider_message_id = q.id
                     LIMIT 11) AS f) AS d
+   CROSS JOIN LATERAL unnest(q.numbers) AS n (number)
    WHERE d.siblings <= 10 OR d.place = 1
   LOOP
     IF siblings <= 10 THEN
