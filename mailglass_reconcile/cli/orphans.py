@@ -11,7 +11,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import argument, as_of, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, Page
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, OrphanPage
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
@@ -98,7 +98,7 @@ def _validate(filters: dict[str, Any]) -> dict[str, Any]:
     return {**filters, "recipient": recipient}
 
 
-def _before(database: Database, selection: Filters, page: Page, *, as_json: bool) -> Iterator[str]:
+def _before(database: Database, selection: Filters, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
     hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:

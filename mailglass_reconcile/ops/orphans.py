@@ -196,7 +196,7 @@ class OpenOrphan:
 
 
 @dataclass(slots=True)
-class Page:
+class OrphanPage:
     """Orphans in order.
 
     Attributes:
@@ -239,7 +239,7 @@ def page(
     after: str | None = None,
     counted: bool = False,
     timeout_ms: int = STATEMENT_TIMEOUT_MS,
-) -> Page:
+) -> OrphanPage:
     """Return the next *limit* orphans that pass, the newest first; those in their grace are among them.
 
     States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
@@ -264,14 +264,14 @@ def page(
         return found
 
 
-def _count(tx: Transaction, found: Page, wanted: Wanted, within: Bounds) -> None:
+def _count(tx: Transaction, found: OrphanPage, wanted: Wanted, within: Bounds) -> None:
     found.causes = listing.causes(tx, wanted, within, COUNTED_AT_MOST)
     found.total = sum(cause.number for cause in found.causes)
     found.at_least = found.total >= COUNTED_AT_MOST
 
 
 def _count_by_last_sweep(
-    tx: Transaction, found: Page, groups: Sequence[dict[str, Any]] | None, survey: Window, filters: Filters
+    tx: Transaction, found: OrphanPage, groups: Sequence[dict[str, Any]] | None, survey: Window, filters: Filters
 ) -> bool:
     """Take the counts of the last full sweep, and return True, if they can answer the filter.
 
@@ -300,9 +300,9 @@ def _count_by_last_sweep(
     return True
 
 
-def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:
+def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> OrphanPage:
     """Return a page of what is read; there is a next one only if something may be on it."""
-    found, ids = Page(), filters.ids()
+    found, ids = OrphanPage(), filters.ids()
     for chunk in read:
         found.looked_at += chunk.rows
         for one in chunk.listed:

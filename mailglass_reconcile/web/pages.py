@@ -32,7 +32,7 @@ from mailglass_reconcile.ops import (
     tenant_suggestions,
 )
 from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
-from mailglass_reconcile.ops.orphans import OpenOrphan, Page
+from mailglass_reconcile.ops.orphans import OpenOrphan, OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import Unknown
@@ -154,7 +154,7 @@ class Pages:
             unknown_tenant=unknown,
         )
 
-    def _list(self, listing: Listing) -> Page:
+    def _list(self, listing: Listing) -> OrphanPage:
         after = None if listing.after is None else str(listing.after)
         try:
             return orphans.page(
