@@ -307,10 +307,10 @@ def meanwhile(monkeypatch, action):
     actions = [action]
 
     class Interrupted(reconciler.Sweep):
-        def _keep(self, *arguments):
+        def _store(self, *arguments):
             if actions:
                 actions.pop()()
-            return super()._keep(*arguments)
+            return super()._store(*arguments)
 
     monkeypatch.setattr(reconciler, "Sweep", Interrupted)
 
