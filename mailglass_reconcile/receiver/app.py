@@ -308,7 +308,7 @@ class Receiver:
         """Record the events of a verified webhook in one transaction."""
         tenant = tenant or self._tenant_of(path)
         with (
-            failures.counted(_webhook_of(provider)),
+            failures.count_failure(_webhook_of(provider)),
             webhook.claim,
             connect(self._engine) as connection,
             database_errors(),
@@ -353,7 +353,7 @@ class Receiver:
             case OverloadedError():
                 self._log(logging.WARNING, provider, "too many webhooks are in flight")
             case _:  # including errors of an application's functions, and bugs of ours
-                failures.log(_webhook_of(provider), error)
+                failures.log_failure(_webhook_of(provider), error)
         return Response(retry_status, "try again later", _RETRY_AFTER)
 
     def _log(self, level: int, provider: str, cause: str) -> None:

@@ -1,11 +1,11 @@
-"""After the caller's commit: broadcast what a writer attached or linked, and look once more for its ids.
+"""After the caller's commit: broadcast the linked events, and look up their ids once more.
 
 `broadcast`, a Session that commits, and Django's `on_commit` enqueue; the background thread does the work, on a
-connection of its own. It asks the database once for all calls that have come: which of the recorded events are there,
-however their savepoints and transactions ended, and whether anything may match. Only what is there is broadcast.
+connection of its own. It asks the database once for all waiting calls: which recorded events exist, however
+their savepoints and transactions ended, and whether anything may match. Only events that exist are broadcast.
 
-Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when its
-ids are looked up again, so nothing waits for a lock, or for a sweep.
+If the transactions of a send and a webhook overlap, neither sees the other. The one that commits last sees both when
+its ids are looked up again, so nothing waits for a lock, or for a sweep.
 
 The caller has committed: nothing is raised, and a fault is one line in the log.
 """
@@ -45,22 +45,22 @@ from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
 logger = logging.getLogger(__name__)
 
-MOST_STEPS = 10_000
-"""Steps that wait in memory; what does not fit is dropped."""
-STEPS_AT_ONCE = 500
+MAX_WAITING_ACTIONS = 10_000
+"""Actions that wait in memory at most; further ones are dropped."""
+ACTIONS_PER_BATCH = 500
 GATHER_SECONDS = 0.02
-"""How long the first of some calls waits for others, to be asked about together: calls in a row cost a quarter less."""
+"""The first call waits this long for others, to share one look-up: calls in a row cost a quarter less."""
 ATTEMPTS = 10
-"""How often a look-up is repeated, every tenth of a second, while another session holds what it found."""
+"""A look-up is repeated so often, every tenth of a second, while another session has locked its orphans."""
 STATEMENT_TIMEOUT_MS = 5_000
-REST_SECONDS = 5.0
-"""A database that cannot be reached is left alone for so long."""
+BACKOFF_SECONDS = 5.0
+"""Seconds without another attempt after a database could not be reached."""
 
 NOT_BROADCAST = "cannot broadcast the events of this call; the next sweep links those that arrived at the same time"
 
 
 class Recheck(NamedTuple):
-    """What to look up once more after the commit: open events for message ids, and open events themselves."""
+    """A look-up to repeat after the commit: open events by message ids, and open events by their own ids."""
 
     tenant_id: str
     message_ids: tuple[str, ...] = ()
@@ -68,15 +68,15 @@ class Recheck(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Step:
-    """What one result of a writer leaves to do after the commit; when it is done, nothing is left in it."""
+class AfterCommitAction:
+    """The work to do for one result of a writer after the commit; empty when it is done."""
 
     events: tuple[LinkedEvent, ...] = ()
-    """What is broadcast, if it is there."""
+    """Events to broadcast, if the database has them."""
     recheck: Recheck | None = None
     engine: sa.Engine | None = None
     attempts: int = 0
-    """How often what the recheck found was held by another session."""
+    """Rechecks that met orphans which another session had locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Recorded:
 
     event_id: UUID | None
     delivery_id: UUID | None
-    step: Step | None = field(default=None, repr=False, compare=False)
+    step: AfterCommitAction | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,10 @@ class RecordedDelivery:
 
     delivery_id: UUID
     linked: int
-    step: Step | None = field(default=None, repr=False, compare=False)
+    step: AfterCommitAction | None = field(default=None, repr=False, compare=False)
 
 
-Done = TypeVar("Done", Recorded, RecordedDelivery)
+Result = TypeVar("Result", Recorded, RecordedDelivery)
 T = TypeVar("T")
 
 
@@ -125,8 +125,8 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     Args:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
-    with _quietly():
-        _enqueue([each.step for each in recorded if each.step])
+    with _log_errors():
+        _enqueue([result.step for result in recorded if result.step])
 
 
 async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
@@ -138,76 +138,76 @@ async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> No
     broadcast(recorded)
 
 
-def _enqueue(steps: Iterable[Step]) -> None:
+def _enqueue(actions: Iterable[AfterCommitAction]) -> None:
     lazy_redis.load()
-    if dropped := _queue.put_all(step for step in steps if step.events or step.recheck):
+    if dropped := _queue.put_all(action for action in actions if action.events or action.recheck):
         _count_failed(dropped)
         if _throttle.allow(NOT_BROADCAST):
             logger.warning("%s: too many calls wait for the background thread", NOT_BROADCAST)
 
 
-def _count_failed(steps: Iterable[Step]) -> None:
-    if failed := 2 * sum(len(step.events) for step in steps):
+def _count_failed(actions: Iterable[AfterCommitAction]) -> None:
+    if failed := 2 * sum(len(action.events) for action in actions):
         telemetry.count_messages({"failed": failed})
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _log_errors() -> Iterator[None]:
     """Log what the block raises: the caller has committed."""
     try:
         yield
     except Exception as error:  # a driver, an application's engine or its listeners may raise anything
-        logger.warning("%s: %s", NOT_BROADCAST, _reason(error))
+        logger.warning("%s: %s", NOT_BROADCAST, _describe_error(error))
 
 
-def _reason(error: Exception) -> str:
-    """Return in a few words what went wrong; another's message may hold an address."""
-    return failures.reason(translate(error) if isinstance(error, DBAPIError) else error)
+def _describe_error(error: Exception) -> str:
+    """Describe an error in a few words, without a foreign message, which may hold an address."""
+    return failures.describe_error(translate(error) if isinstance(error, DBAPIError) else error)
 
 
-def _take(steps: Sequence[Step]) -> list[Step]:
-    """Take steps in the background thread, and return those to be taken again in a moment."""
-    by_pool: dict[Pool, list[Step]] = defaultdict(list)
-    for step in steps:
-        by_pool[(step.engine or runtime.get_engine()).pool].append(step)
+def _run_actions(actions: Sequence[AfterCommitAction]) -> list[AfterCommitAction]:
+    """Run actions in the background thread, and return those to repeat in a moment."""
+    by_pool: dict[Pool, list[AfterCommitAction]] = defaultdict(list)
+    for action in actions:
+        by_pool[(action.engine or runtime.get_engine()).pool].append(action)
     again = []
     for group in by_pool.values():
         engine = group[0].engine or runtime.get_engine()
-        if not _connections.is_resting(engine):
-            with _quietly():
-                again += _connections.run(engine, partial(_take_with, group))
+        if not _connections.is_backing_off(engine):
+            with _log_errors():
+                again += _connections.run(engine, partial(_run_on_connection, group))
                 continue
         _count_failed(group)
     return again
 
 
-def _take_with(steps: Sequence[Step], connected: Connected) -> list[Step]:
-    """Take steps on a connection, which then have nothing left, except for events that are not there."""
-    rechecks = [step.recheck for step in steps if step.recheck]
+def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connected) -> list[AfterCommitAction]:
+    """Run actions on a connection, and return those to repeat; the others keep only events that do not exist."""
+    rechecks = [action.recheck for action in actions if action.recheck]
     with connected.plain() as tx:
         present, may_match = open_orphans.after_commit(
             tx,
-            [_id(event) for step in steps for event in step.events],
+            [_appended_id(event) for action in actions for event in action.events],
             [id_ for recheck in rechecks for id_ in recheck.message_ids],
             [id_ for recheck in rechecks for id_ in recheck.event_ids],
         )
     events = []
-    for step in steps:
-        events += [event for event in step.events if _id(event) in present]
-        step.events = tuple(event for event in step.events if _id(event) not in present)
+    for action in actions:
+        events += [event for event in action.events if _appended_id(event) in present]
+        action.events = tuple(event for event in action.events if _appended_id(event) not in present)
     _publish(events)
-    by_tenant: dict[str, list[Step]] = defaultdict(list)
-    for step in steps if may_match else ():
-        if step.recheck:
-            by_tenant[step.recheck.tenant_id].append(step)
-    again = [step for group in by_tenant.values() for step in _relink(connected, group)]
-    for step in steps:
-        if step not in again:
-            step.recheck = None
+    by_tenant: dict[str, list[AfterCommitAction]] = defaultdict(list)
+    for action in actions if may_match else ():
+        if action.recheck:
+            by_tenant[action.recheck.tenant_id].append(action)
+    again = [action for group in by_tenant.values() for action in _relink(connected, group)]
+    for action in actions:
+        if action not in again:
+            action.recheck = None
     return again
 
 
-def _id(event: LinkedEvent) -> str:
+def _appended_id(event: LinkedEvent) -> str:
     return event.reconciled_id or event.event_id
 
 
@@ -216,9 +216,9 @@ def _publish(events: Iterable[LinkedEvent]) -> None:
         Publisher(runtime.get_redis()).publish(messages)
 
 
-def _relink(connected: Connected, steps: list[Step]) -> list[Step]:
-    """Link what is open for a tenant's steps; return them if some of it is held by another session, or is left over."""
-    rechecks = [step.recheck for step in steps if step.recheck]
+def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[AfterCommitAction]:
+    """Link the open orphans of a tenant's actions; return the actions if orphans were locked, or more are open."""
+    rechecks = [action.recheck for action in actions if action.recheck]
     message_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.message_ids)
     event_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.event_ids)
     try:
@@ -228,29 +228,29 @@ def _relink(connected: Connected, steps: list[Step]) -> list[Step]:
     except DBAPIError as error:
         if not is_data_error(error):
             raise
-        if len(steps) > 1:  # one orphan that the database refuses does not hold up those of other calls
-            middle = len(steps) // 2
-            return [*_relink(connected, steps[:middle]), *_relink(connected, steps[middle:])]
+        if len(actions) > 1:  # one orphan that the database refuses does not hold up those of other calls
+            middle = len(actions) // 2
+            return [*_relink(connected, actions[:middle]), *_relink(connected, actions[middle:])]
         text = "cannot look once more for events of this call, which the next sweep links: %s"
-        logger.warning(text, _reason(error))
+        logger.warning(text, _describe_error(error))
         return []
     _publish(linked)
     if has_more and linked:
-        return steps
-    for step in steps:
-        step.attempts += 1
-    return steps if len(linked) < len(pairs) and steps[0].attempts < ATTEMPTS else []
+        return actions
+    for action in actions:
+        action.attempts += 1
+    return actions if len(linked) < len(pairs) and actions[0].attempts < ATTEMPTS else []
 
 
 def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
-    """Return what is open for a recheck and matches, at most a batch, its notes, and whether there may be more."""
+    """Match the open orphans of a recheck: at most a batch of pairs, their notes, and True if there may be more."""
     size = tx.settings.batch_size
-    found = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
-    ids = dict.fromkeys([*found, *recheck.event_ids])
+    open_ids = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
+    ids = dict.fromkeys([*open_ids, *recheck.event_ids])
     orphans = [orphan for orphan in open_orphans.read(tx, ids) if orphan.keys.is_current and not orphan.refused]
     matches = match_orphans(tx, orphans)
     pairs = [(match.orphan.event_id, match.result.delivery_id) for match in matches if match.result.delivery_id]
-    return pairs[:size], unchecked_notes(matches), len(found) >= size or len(pairs) > size
+    return pairs[:size], unchecked_notes(matches), len(open_ids) >= size or len(pairs) > size
 
 
 class _Connections:
@@ -261,23 +261,25 @@ class _Connections:
 
     def __init__(self) -> None:
         self._open: dict[Pool, sa.Connection] = {}
-        self._rests: dict[Pool, float] = {}
+        self._backoff_until: dict[Pool, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parents: list[object] = []
 
-    def is_resting(self, engine: sa.Engine) -> bool:
-        """Whether the engine's database could not be reached a moment ago."""
-        return time.monotonic() < self._rests.get(engine.pool, 0)
+    def is_backing_off(self, engine: sa.Engine) -> bool:
+        """True if the engine's database could not be reached a moment ago."""
+        return time.monotonic() < self._backoff_until.get(engine.pool, 0)
 
-    def run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:
-        """Return what *act* returns on a connection, which is opened if there is none; a lost one is replaced once."""
-        return self._in_loop(engine, partial(self._run, engine, act))
+    def run(self, engine: sa.Engine, action: Callable[[Connected], list[AfterCommitAction]]) -> list[AfterCommitAction]:
+        """Call *action* with a connection, and return its result; a connection that was lost is replaced once."""
+        return self._in_loop(engine, partial(self._run, engine, action))
 
-    def _run(self, engine: sa.Engine, act: Callable[[Connected], list[Step]]) -> list[Step]:
+    def _run(
+        self, engine: sa.Engine, action: Callable[[Connected], list[AfterCommitAction]]
+    ) -> list[AfterCommitAction]:
         settings = runtime.get_settings()
         was_open = engine.pool in self._open
         try:
-            return act(Connected(self._connect(engine), settings))
+            return action(Connected(self._connect(engine), settings))
         except DBAPIError as error:
             self._close(engine.pool)
             if not (was_open and is_transient(error)):
@@ -285,22 +287,22 @@ class _Connections:
         except BaseException:
             self._close(engine.pool)
             raise
-        return act(Connected(self._connect(engine), settings))
+        return action(Connected(self._connect(engine), settings))
 
     def _connect(self, engine: sa.Engine) -> sa.Connection:
         if engine.pool not in self._open:
             try:
                 self._open[engine.pool] = engines.connect(engines.separate_engine(engine))
             except BaseException:
-                self._rests[engine.pool] = time.monotonic() + REST_SECONDS
+                self._backoff_until[engine.pool] = time.monotonic() + BACKOFF_SECONDS
                 raise
         return self._open[engine.pool]
 
-    def _in_loop(self, engine: sa.Engine, act: Callable[[], T]) -> T:
+    def _in_loop(self, engine: sa.Engine, action: Callable[[], T]) -> T:
         if not engine.dialect.is_async:
-            return act()
+            return action()
         self._loop = self._loop or asyncio.new_event_loop()
-        return self._loop.run_until_complete(greenlet_spawn(act))
+        return self._loop.run_until_complete(greenlet_spawn(action))
 
     def _close(self, pool: Pool) -> None:
         connection = self._open.pop(pool, None)
@@ -311,16 +313,16 @@ class _Connections:
                 connection.engine.dispose()
 
     def leave_to_parent(self) -> None:
-        """Begin without connections in a forked child; those of the parent stay referenced, so that none is closed."""
+        """Start without connections in a forked child; keep references to the parent's, so that none is closed."""
         self._parents.append((self._open, self._loop))
         self._open, self._loop = {}, None
 
     def close(self) -> None:
         """Close all connections."""
         for pool, connection in list(self._open.items()):
-            with _quietly():
+            with _log_errors():
                 self._in_loop(connection.engine, partial(self._close, pool))
-        self._rests = {pool: until for pool, until in self._rests.items() if until > time.monotonic()}
+        self._backoff_until = {pool: until for pool, until in self._backoff_until.items() if until > time.monotonic()}
         if self._loop is not None:
             self._loop.close()
             self._loop = None
@@ -328,19 +330,21 @@ class _Connections:
 
 _throttle = LogThrottle()
 _connections = _Connections()
-_queue = Queue(_take, limit=MOST_STEPS, batch=STEPS_AT_ONCE, delay=GATHER_SECONDS, close=_connections.close)
+_queue = Queue(
+    _run_actions, limit=MAX_WAITING_ACTIONS, batch=ACTIONS_PER_BATCH, delay=GATHER_SECONDS, close=_connections.close
+)
 os.register_at_fork(after_in_child=_connections.leave_to_parent)
 
 
-def returned(given: sa.Connection | Session, recorded: list[Done]) -> list[Done]:
-    """Return what a writer did; if a Session was *given*, it takes the step when it commits."""
-    session = as_session(given)
-    connection: Any = given if session is None else session.connection()
-    steps = [each.step for each in recorded if each.step]
-    for step in steps:
-        step.engine = connection.engine
-    if session is not None and steps:
-        _after_commit(session, connection, steps)
+def attach_actions(connection_or_session: sa.Connection | Session, recorded: list[Result]) -> list[Result]:
+    """Return a writer's results; a Session runs their actions when it commits."""
+    session = as_session(connection_or_session)
+    connection: Any = connection_or_session if session is None else session.connection()
+    actions = [result.step for result in recorded if result.step]
+    for action in actions:
+        action.engine = connection.engine
+    if session is not None and actions:
+        _add_to_session(session, connection, actions)
     return recorded
 
 
@@ -348,31 +352,31 @@ _KEY = "mailglass_reconcile.pending"
 
 
 class _Pending(NamedTuple):
-    """What a Session's transaction on one connection leaves to do."""
+    """The actions to run when a Session's transaction on one connection has committed."""
 
     connection: sa.Connection
-    steps: list[Step]
+    actions: list[AfterCommitAction]
 
 
-def _after_commit(session: Session, connection: sa.Connection, steps: Sequence[Step]) -> None:
+def _add_to_session(session: Session, connection: sa.Connection, actions: Sequence[AfterCommitAction]) -> None:
     pending: _Pending | None = session.info.get(_KEY)
     if pending is None or pending.connection is not connection:
         pending = session.info[_KEY] = _Pending(connection, [])
-    pending.steps.extend(steps)
+    pending.actions.extend(actions)
 
 
 # For every session of the process: listening to one after the other costs as much as a statement.
 @sa.event.listens_for(Session, "after_commit")
-def _committed(session: Session) -> None:
+def _on_commit(session: Session) -> None:
     pending: _Pending | None = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
     if pending is not None and not pending.connection.in_transaction():
         del session.info[_KEY]
-        with _quietly():
-            _enqueue(pending.steps)
+        with _log_errors():
+            _enqueue(pending.actions)
 
 
 @sa.event.listens_for(Session, "after_transaction_end")
-def _ended(session: Session, transaction: SessionTransaction) -> None:
+def _on_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.info.pop(_KEY, None)

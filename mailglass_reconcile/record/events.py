@@ -19,7 +19,7 @@ from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
 
 RESERVED_KEYS = ("reconciled:", "webhook:", "send:")
-"""What the keys begin with that this package makes itself."""
+"""Prefixes of the keys that this package makes itself."""
 
 
 def append(
@@ -63,12 +63,12 @@ def append(
         delivery_id=None if delivery_id is None else validation.uuid("delivery_id", delivery_id),
         type=validation.known_type("type", type),
         occurred_at=validation.utc("occurred_at", occurred_at),
-        idempotency_key=_own_key(idempotency_key),
+        idempotency_key=_validate_key(idempotency_key),
         reject_reason=validation.reject_reason("reject_reason", reject_reason),
         metadata=validation.metadata("metadata", metadata or {}),
         needs_reconciliation=needs_reconciliation,
     )
-    with failures.counted("an event"), use_caller_transaction(connection, runtime.get_settings()) as tx:
+    with failures.count_failure("an event"), use_caller_transaction(connection, runtime.get_settings()) as tx:
         try:
             is_new = ledger.append_event(tx, entry)
         except LookupError as error:
@@ -76,7 +76,7 @@ def append(
     return UUID(entry.id) if is_new else None
 
 
-def _own_key(key: object) -> str | None:
+def _validate_key(key: object) -> str | None:
     if key is None:
         return None
     text = validation.name("idempotency_key", key)

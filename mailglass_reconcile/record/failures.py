@@ -1,6 +1,6 @@
-"""Recording that fails: counted by cause, and one line in the log for each cause and minute.
+"""Failures to record: counted by cause, and logged at most once a minute for each cause.
 
-A webhook comes by the thousand, and a provider repeats what was not recorded for hours.
+Webhooks come by the thousand, and providers repeat for hours each one that was not recorded.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from mailglass_reconcile.rules.log_throttle import LogThrottle
 logger = logging.getLogger(__name__)
 
 _throttle = LogThrottle()
-_NOTED = "_mailglass_noted"
-"""On an error that was counted already, where one writer calls another."""
+_COUNTED = "_mailglass_counted"
+"""Set on an error that was counted already, because one writer may call another."""
 
 
 @contextmanager
-def counted(what: str) -> Iterator[None]:
-    """Count and log an error that leaves the block, once; *what* was not recorded, such as `a webhook of mailgun`."""
+def count_failure(subject: str) -> Iterator[None]:
+    """Count and log an error that leaves the block, once; *subject* is what failed, such as `a webhook of mailgun`."""
     try:
         yield
     except MailglassReconcileError as error:
-        if not hasattr(error, _NOTED):
-            setattr(error, _NOTED, True)
+        if not hasattr(error, _COUNTED):
+            setattr(error, _COUNTED, True)
             telemetry.count_recording_failure(type(error).__name__)
-            log(what, error)
+            log_failure(subject, error)
         raise
 
 
-def log(what: str, error: Exception) -> None:
-    """Log once a minute for each cause that something was not recorded; the caller who passed it is told anyway."""
-    if not isinstance(error, InvalidEventError) and _throttle.allow((what, type(error).__name__)):
-        logger.error("%s was not recorded: %s", what, reason(error))
+def log_failure(subject: str, error: Exception) -> None:
+    """Log that *subject* was not recorded, at most once a minute for each cause; an invalid event is only raised."""
+    if not isinstance(error, InvalidEventError) and _throttle.allow((subject, type(error).__name__)):
+        logger.error("%s was not recorded: %s", subject, describe_error(error))
 
 
-def reason(error: Exception) -> str:
-    """Return in a few words what went wrong and where; another's message may hold an address."""
+def describe_error(error: Exception) -> str:
+    """Describe an error in a few words, with its place but without a foreign message, which may hold an address."""
     if isinstance(error, MailglassReconcileError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]

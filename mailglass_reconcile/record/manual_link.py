@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, validation
-from mailglass_reconcile.record.after_commit import Recorded, Step
+from mailglass_reconcile.record.after_commit import AfterCommitAction, Recorded
 from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction
@@ -82,7 +82,7 @@ def link(
     manual = validate_link(event_id, delivery_id, reason, actor)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
         linked = _link(tx, manual)
-    return after_commit.returned(connection, [_recorded(linked)])[0]
+    return after_commit.attach_actions(connection, [_recorded(linked)])[0]
 
 
 def validate_link(event_id: object, delivery_id: object, reason: object, actor: object = None) -> ManualLink:
@@ -103,7 +103,7 @@ def link_with(database: Database, manual: ManualLink) -> Recorded:
             schema.require_migrated(tx)
         with connected.writing() as tx:
             linked = _link(tx, manual)
-        recorded = after_commit.returned(connected.connection, [_recorded(linked)])
+        recorded = after_commit.attach_actions(connected.connection, [_recorded(linked)])
     after_commit.broadcast(recorded)
     return recorded[0]
 
@@ -167,4 +167,4 @@ def _load_and_require_linkable(tx: Transaction, manual: ManualLink) -> sa.Row[An
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:
-    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), Step(events=(linked,)))
+    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), AfterCommitAction(events=(linked,)))

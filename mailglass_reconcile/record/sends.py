@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
-from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
+from mailglass_reconcile.record.after_commit import AfterCommitAction, Recheck, RecordedDelivery
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
@@ -112,11 +112,11 @@ def record_send(
         json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
     )
     new_sends = validate_sends(campaign.tenant_id, campaign.spellings[0], sent)
-    with failures.counted(f"a send by {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
+    with failures.count_failure(f"a send by {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
         delivery_ids, may_be_open = _store(tx, campaign, new_sends)
         pairs, notes = _match(tx, new_sends, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, notes)
-    return after_commit.returned(connection, _make_results(new_sends, delivery_ids, linked))
+    return after_commit.attach_actions(connection, _make_results(new_sends, delivery_ids, linked))
 
 
 def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) -> tuple[list[str], bool]:
@@ -138,8 +138,8 @@ def _match(tx: Transaction, new_sends: Sequence[NewSend], ours: Set[str]) -> tup
     ids = {send.message_id: None for send in new_sends if send.message_id is not None}
     # An orphan of another recipient can only belong to another delivery.
     recipients = {normalize_address(send.recipient) for send in new_sends}
-    found = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
-    matches = match_orphans(tx, open_orphans.read(tx, found)) if found else []
+    open_ids = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
+    matches = match_orphans(tx, open_orphans.read(tx, open_ids)) if open_ids else []
     pairs = [(match.orphan.event_id, id_) for match in matches if (id_ := match.result.delivery_id) in ours and id_]
     return pairs, unchecked_notes(matches)
 
@@ -155,8 +155,8 @@ def _make_results(
     for send, id_ in zip(new_sends, delivery_ids, strict=True):
         recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
         # A recipient that is passed twice is broadcast once.
-        step = Step(tuple(events.pop(id_, ())), recheck)
-        recorded.append(RecordedDelivery(UUID(id_), counts[id_], step if step.events or step.recheck else None))
+        action = AfterCommitAction(tuple(events.pop(id_, ())), recheck)
+        recorded.append(RecordedDelivery(UUID(id_), counts[id_], action if action.events or action.recheck else None))
     return recorded
 
 

@@ -27,17 +27,17 @@ SENT_TYPES = ("dispatched", "failed", "rejected")
 
 def known_type(field: str, value: object) -> str:
     """Return *value* if it is a type that a writer may record."""
-    return _known(field, value, "type", TYPES)
+    return _one_of(field, value, "type", TYPES)
 
 
 def reject_reason(field: str, value: object) -> str | None:
     """Return *value* if it is None or a known reason."""
-    return None if value is None else _known(field, value, "reason", REJECT_REASONS)
+    return None if value is None else _one_of(field, value, "reason", REJECT_REASONS)
 
 
 def bounce(field: str, value: object) -> str | None:
     """Return *value* if it is None or a kind of bounce."""
-    return None if value is None else _known(field, value, "bounce", BOUNCES)
+    return None if value is None else _one_of(field, value, "bounce", BOUNCES)
 
 
 def smtp_status(field: str, value: object) -> str | None:
@@ -47,11 +47,11 @@ def smtp_status(field: str, value: object) -> str | None:
     return smtp.smtp_status(value)
 
 
-def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
-    if isinstance(value, str) and value in known:
+def _one_of(field: str, value: object, noun: str, choices: Collection[str]) -> str:
+    if isinstance(value, str) and value in choices:
         return plain(value)
-    hint = did_you_mean(value, known, " ({})") if isinstance(value, str) else ""
-    raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(known)}")
+    hint = did_you_mean(value, choices, " ({})") if isinstance(value, str) else ""
+    raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(choices)}")
 
 
 def name(field: str, value: object) -> str:
@@ -83,12 +83,12 @@ def provider(field: str, value: object) -> str:
 
 
 def stream(field: str, value: object) -> str:
-    return _known(field, value, "stream", STREAMS)
+    return _one_of(field, value, "stream", STREAMS)
 
 
 def sent_type(field: str, value: object) -> str:
     """Return *value* if it says what a provider's API has answered to a send."""
-    return _known(field, value, "type", SENT_TYPES)
+    return _one_of(field, value, "type", SENT_TYPES)
 
 
 def plain(value: object) -> str:

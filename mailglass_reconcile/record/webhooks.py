@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
-from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
+from mailglass_reconcile.record.after_commit import AfterCommitAction, Recheck, Recorded
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -46,7 +46,7 @@ FIELDS = (BOUNCE, SMTP_STATUS)
 """Names in metadata that count as the event's fields, and are checked like them."""
 
 REPEATED = Recorded(None, None)
-"""What becomes of an event that was recorded before."""
+"""The result for an event that was recorded before."""
 
 
 class NewEvent(NamedTuple):
@@ -90,9 +90,12 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     new_events = validate_events(tenant, provider, events, strict)
-    with failures.counted(f"a webhook of {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
+    with (
+        failures.count_failure(f"a webhook of {sanitize(provider)}"),
+        use_caller_transaction(connection, settings) as tx,
+    ):
         recorded = _record(tx, new_events)
-    return after_commit.returned(connection, recorded)
+    return after_commit.attach_actions(connection, recorded)
 
 
 def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
@@ -108,8 +111,8 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
         for event, result in zip(new, matches, strict=True)
     ]
-    known = [Known(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
-    recorded = ledger.append_webhook(tx, entries, known)
+    stored_keys = [Known(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
+    recorded = ledger.append_webhook(tx, entries, stored_keys)
     return [_result(event, recorded) for event in events]
 
 
@@ -119,9 +122,9 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
         return REPEATED
     attached = recorded[id_]
     if attached:
-        return Recorded(UUID(id_), UUID(attached.delivery_id), Step(events=(attached,)))
+        return Recorded(UUID(id_), UUID(attached.delivery_id), AfterCommitAction(events=(attached,)))
     recheck = Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
-    return Recorded(UUID(id_), None, Step(recheck=recheck) if recheck else None)
+    return Recorded(UUID(id_), None, AfterCommitAction(recheck=recheck) if recheck else None)
 
 
 def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:

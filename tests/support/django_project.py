@@ -103,7 +103,7 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
         configuration = apps.get_app_config("mailglass_reconcile")
         configuration.ready()
         settle()
-        after_commit._connections._rests.clear()  # an earlier test may have left Django's database unreachable
+        after_commit._connections._backoff_until.clear()  # an earlier test may have left Django's database unreachable
         yield configuration
         settle()  # else the background thread would look for the database that is nowhere, and rest
         leave_the_app()

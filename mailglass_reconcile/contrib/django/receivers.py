@@ -44,7 +44,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) ->
             return
         ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         tenant = tenant_of(message)
-        with failures.counted(f"a send by {sanitize(esp_name)}"):
+        with failures.count_failure(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
                 lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant))
             )
@@ -52,7 +52,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) ->
         logger.error(
             "a send by %s was not recorded: %s (tenant %s, message ids %s); record it by hand: %s",
             esp_name,
-            failures.reason(error),
+            failures.describe_error(error),
             sanitize(tenant),
             ids,
             docs_url("django.md#a-send-that-was-not-recorded"),
@@ -68,11 +68,11 @@ def on_tracking(*, event: Any, esp_name: str, **_others: Any) -> None:
     try:
         made = anymail.webhook_event(event, esp_name)
     except Exception as error:  # a payload that Anymail reads and we do not
-        logger.error("an event of %s was skipped: %s", esp_name, failures.reason(error))
+        logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
     tenant = tenant_of(event)
     try:
-        with failures.counted(f"a webhook of {sanitize(esp_name)}"):
+        with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
             _in_sync_thread(
                 lambda: _record(lambda lent: record_webhook(lent, provider=esp_name, events=[made], tenant_id=tenant))
             )
@@ -159,5 +159,5 @@ def tenant_of(given: Any) -> str:
         if fixed_tenant() is not None:
             return validation.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way
-        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, failures.reason(error))
+        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, failures.describe_error(error))
     return runtime.get_settings().tenant

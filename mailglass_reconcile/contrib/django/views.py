@@ -95,7 +95,7 @@ def _receive(request: HttpRequest, record: Provider, provider: str, secrets: Seq
             return HttpResponse(text, content_type="application/json")
         confirm_subscription(record, verified)
         return _make_response(200, "ok")
-    with failures.counted(f"a webhook of {provider}"), claim_token(record, verified):
+    with failures.count_failure(f"a webhook of {provider}"), claim_token(record, verified):
         _record(provider, events)
     return _make_response(200, "ok")
 
@@ -161,7 +161,7 @@ def _error_response(record: Provider, provider: str, error: Exception) -> HttpRe
         case UnavailableError():
             _log(logging.WARNING, provider, str(error))
         case _:  # including errors of an application's functions, and bugs of ours
-            failures.log(f"a webhook of {provider}", error)
+            failures.log_failure(f"a webhook of {provider}", error)
     return _make_response(record.retry_status, "try again later", retry_after=str(RETRY_AFTER_SECONDS))
 
 
