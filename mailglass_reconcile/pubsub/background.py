@@ -1,7 +1,7 @@
-"""The one background thread of this process: it does what follows commits, so that no caller waits for it.
+"""The one background thread of this process: it runs the work after commits, so that no caller waits for it.
 
-Queues are bounded; what they hold is lost if the process is killed. The thread starts with the first entry and never
-keeps the process alive. After a second without work, and on `flush`, it closes its connections. A forked child begins
+Queues are bounded; their entries are lost if the process is killed. The thread starts with the first entry and never
+keeps the process alive. After a second without work, and on `flush`, it closes its connections. A forked child starts
 with empty queues and without a thread.
 """
 
@@ -22,10 +22,10 @@ from typing import Any, Generic, TypeVar
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0
-"""Connections are closed after so long without work."""
+"""Seconds without work after which connections are closed."""
 FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 0.1
-"""When an entry that is processed again is due."""
+"""Seconds until an entry is processed again."""
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Queue(Generic[T]):
     def put(self, entry: T, size: int = 1) -> bool:
         """Enqueue an entry, and return False if the queue is full or no thread can be started."""
         with _thread.condition:
-            if entry in self._waiting or entry in self._delayed or entry in self._taken:
+            if entry in self._waiting or entry in self._delayed or entry in self._in_flight:
                 return True
             if self._size + size > self._limit or not _thread.start():
                 return False
@@ -76,51 +76,51 @@ class Queue(Generic[T]):
 
     @property
     def has_entries(self) -> bool:
-        """Whether an entry waits or is being processed."""
+        """True if an entry waits or is in flight."""
         return self._size > 0
 
     @property
     def due_at(self) -> float | None:
-        """When the next entry is to be processed, by the monotonic clock; None if there is none."""
+        """The time of the next entry to process, by the monotonic clock; None if there is none."""
         if self._waiting:
             return self._waiting_since + (0.0 if _thread.is_flushing else self._delay)
         return next(iter(self._delayed.values()))[1] if self._delayed else None
 
-    def take(self) -> None:
-        """Take the entries to process next."""
+    def claim_batch(self) -> None:
+        """Move the entries to process next in flight."""
         now = time.monotonic()
         for entry in [entry for entry, (_, due_at) in self._delayed.items() if due_at <= now]:
             self._waiting[entry] = self._delayed.pop(entry)[0]
         size = 0
         for entry in list(islice(self._waiting, self._batch)):
             size += self._waiting[entry]
-            if self._taken and size > self._batch:
+            if self._in_flight and size > self._batch:
                 break
-            self._taken[entry] = self._waiting.pop(entry)
+            self._in_flight[entry] = self._waiting.pop(entry)
 
     def process(self) -> None:
-        """Process what was taken; an entry that must be processed again is delayed."""
+        """Process the entries in flight; delay those that must be processed again."""
         again: Iterable[T] = ()
-        with _logged():
-            again = self._process(list(self._taken))
+        with _log_errors():
+            again = self._process(list(self._in_flight))
         with _thread.condition:
             due_at = time.monotonic() + RETRY_SECONDS
             for entry in again:
-                self._delayed[entry] = self._taken.pop(entry), due_at
-            self._size -= sum(self._taken.values())
-            self._taken.clear()
+                self._delayed[entry] = self._in_flight.pop(entry), due_at
+            self._size -= sum(self._in_flight.values())
+            self._in_flight.clear()
 
     def clear(self) -> None:
         """Forget all entries, as a forked child does."""
         self._waiting: dict[T, int] = {}
         self._delayed: dict[T, tuple[int, float]] = {}
-        self._taken: dict[T, int] = {}
+        self._in_flight: dict[T, int] = {}
         self._waiting_since = 0.0
         self._size: int = 0
 
 
 @contextmanager
-def _logged() -> Iterator[None]:
+def _log_errors() -> Iterator[None]:
     """Log what the block raises, by its class, because a message may quote a value; the thread must go on."""
     try:
         yield
@@ -129,7 +129,7 @@ def _logged() -> Iterator[None]:
 
 
 class _Thread:
-    """The thread, and what it waits for."""
+    """The thread, and the condition that it waits for."""
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
@@ -140,11 +140,11 @@ class _Thread:
 
     @property
     def is_flushing(self) -> bool:
-        """Whether somebody waits until all is done."""
+        """True while a caller waits until all entries are processed."""
         return self._flushes > 0
 
     def start(self) -> bool:
-        """Start the thread if it does not run, and return whether it does; the caller holds the condition."""
+        """Start the thread unless it runs; return False if it cannot be started. The caller holds the condition."""
         if not self._started:
             try:
                 threading.Thread(target=self._run, daemon=True, name="mailglass after commit").start()
@@ -155,7 +155,7 @@ class _Thread:
         return True
 
     def flush(self, seconds: float) -> bool:
-        """Wait until nothing is left to do and no connection is open; return whether that is so."""
+        """Wait until no entry is left and no connection is open; return False after a timeout."""
         with self.condition:
             self._flushes += 1
             self.condition.notify_all()
@@ -169,17 +169,17 @@ class _Thread:
 
     def _run(self) -> None:
         while True:
-            queue = self._next()
+            queue = self._wait_for_batch()
             if queue is None:
-                for each in _queues:
-                    with _logged():
-                        each.close()
+                for idle_queue in _queues:
+                    with _log_errors():
+                        idle_queue.close()
                 self._may_be_connected = False
                 continue
             queue.process()
 
-    def _next(self) -> Queue[Any] | None:
-        """Return a queue that has taken entries which are due, in turn, or None if connections are to be closed."""
+    def _wait_for_batch(self) -> Queue[Any] | None:
+        """Wait for due entries and return their queue, each queue in turn, or None if connections are to be closed."""
         idle_since = time.monotonic()
         with self.condition:
             self._is_working = False
@@ -191,7 +191,7 @@ class _Thread:
                 if queue is not None:
                     _queues.remove(queue)
                     _queues.append(queue)
-                    queue.take()
+                    queue.claim_batch()
                     self._is_working = self._may_be_connected = True
                     return queue
                 if self._may_be_connected and not due and (self.is_flushing or now - idle_since >= IDLE_SECONDS):
@@ -206,7 +206,7 @@ _thread = _Thread()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until a condition on what the thread has processed holds, at most *seconds*; return whether it does."""
+    """Wait until a condition holds, which the thread may fulfil; return False after *seconds*."""
     with _thread.condition:
         return _thread.condition.wait_for(condition, seconds)
 
@@ -228,19 +228,19 @@ def _flush_at_exit() -> None:
     if "multiprocessing.util" in sys.modules:
         sys.modules["multiprocessing.util"].Finalize(None, flush, exitpriority=0)
     if "celery.signals" in sys.modules:
-        ends = sys.modules["celery.signals"].worker_process_shutdown
-        ends.connect(_flush_celerys_child, dispatch_uid="mailglass_reconcile.flush")
+        shutdown = sys.modules["celery.signals"].worker_process_shutdown
+        shutdown.connect(_flush_celery_child, dispatch_uid="mailglass_reconcile.flush")
 
 
-def _flush_celerys_child(**_signal: Any) -> None:
+def _flush_celery_child(**_signal: Any) -> None:
     flush()
 
 
 _parents: list[object] = []
-"""What a forked child keeps of its parent's, so that collecting it does not use the parent's connections."""
+"""The parents' threads: a forked child keeps them, because collecting them would use the parent's connections."""
 
 
-def _begin_in_child() -> None:
+def _reset_in_child() -> None:
     global _thread  # noqa: PLW0603 - one for each process
     _parents.append(_thread)
     _thread = _Thread()
@@ -248,5 +248,5 @@ def _begin_in_child() -> None:
         queue.clear()
 
 
-os.register_at_fork(after_in_child=_begin_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)
 atexit.register(flush)

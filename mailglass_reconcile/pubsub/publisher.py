@@ -1,10 +1,10 @@
 """Publishing over Redis pub/sub, which delays neither a sweep nor a request if Redis is slow or down.
 
-Publishing is best effort. A message that Redis did not take is counted and never sent again, so that no subscriber
-gets one twice. Success means only that Redis took it, not that anybody subscribes.
+Publishing is best effort. A message that Redis did not accept is counted and never sent again, so that no subscriber
+gets one twice. Success means only that Redis accepted it, not that anybody subscribes.
 
-The background thread of this process publishes what sweeps and calls enqueue: a connection that hangs or a slow name
-server delays only that thread. Messages that are enqueued meanwhile are sent together.
+Sweeps and calls enqueue messages, and the background thread of this process publishes them: a connection that hangs or
+a slow name server delays only that thread. Messages that are enqueued meanwhile are sent together.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from mailglass_reconcile.pubsub.lazy_redis import redis
 
 logger = logging.getLogger(__name__)
 
-REST_SECONDS = 5.0
-"""After a failure, this process leaves the server alone for so long."""
+BACKOFF_SECONDS = 5.0
+"""Seconds without another attempt after a server has failed."""
 
 CHUNK_LINKS = 500
 """Links per round trip: a thousand PUBLISH take Redis about 2 ms."""
 
-MOST_WAITING = 10_000
-"""Links whose messages wait in memory, some megabytes; what does not fit is dropped."""
+MAX_WAITING_LINKS = 10_000
+"""Links whose messages wait in memory at most, some megabytes; further ones are dropped."""
 
 WARN_SECONDS = 60.0
-"""A server that is down is logged so often at most."""
+"""Seconds between two log lines about the same server."""
 
 NEVER = float("-inf")
 
-RIGHTS = "the command PUBLISH on the channels mailglass:events:*"
+PERMISSIONS = "the command PUBLISH on the channels mailglass:events:*"
 
 Message = tuple[str, str, str]
 """A tenant id, a delivery id, and the JSON that goes to the channels of both."""
 
 
 class Published(NamedTuple):
-    """How many messages Redis took, and how many it did not; two per link."""
+    """The numbers of messages that Redis accepted and did not accept; two per link."""
 
     published: int = 0
     failed: int = 0
@@ -59,39 +59,39 @@ class Published(NamedTuple):
 class Publisher:
     """Publishes the messages of one sweep or of some calls, in the background; creating one costs nothing.
 
-    What does not fit into the queue, and what a server does not take, is dropped and counted. After a failure, nothing
-    in this process asks that server again for five seconds.
+    Messages that do not fit into the queue, or that a server does not accept, are dropped and counted. After a failure,
+    this process does not use that server for five seconds.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.server = _servers.get(client) or _servers.setdefault(client, _Server())
         self._lock = threading.Lock()
-        self._enqueued = self._published = self._settled = 0
+        self._enqueued = self._published = self._completed = 0
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Enqueue *messages*, and return immediately."""
         for chunk in _chunks(messages):
             self._enqueued += 2 * len(chunk)
-            if self.server.is_resting:
-                self.settle(chunk, 0)
-            elif not _queue.put(_Entry(self, chunk), len(chunk)):
+            if self.server.is_backing_off:
+                self.count_published(chunk, 0)
+            elif not _queue.put(_Chunk(self, chunk), len(chunk)):
                 self.server.warn("it answers too slowly")
-                self.settle(chunk, 0)
+                self.count_published(chunk, 0)
 
     def wait(self) -> Published:
-        """Wait until all is published, at most a second, and return how many messages Redis took, and how many not."""
-        before = self._settled
-        is_done = background.wait_for(lambda: self._settled == self._enqueued, TIMEOUT_SECONDS)
-        if not is_done and self._settled == before:  # the client is more patient than a sweep
-            self.server.fail(TimeoutError())
+        """Wait until all messages are published, at most a second, and return the numbers accepted and failed."""
+        before = self._completed
+        is_done = background.wait_for(lambda: self._completed == self._enqueued, TIMEOUT_SECONDS)
+        if not is_done and self._completed == before:  # the client's timeout is longer than a sweep waits
+            self.server.back_off(TimeoutError())
         return Published(self._published, self._enqueued - self._published)
 
-    def settle(self, chunk: Sequence[Message], published: int) -> None:
-        """Count the messages of a chunk, of which Redis took so many."""
+    def count_published(self, chunk: Sequence[Message], published: int) -> None:
+        """Count the messages of a chunk, of which Redis accepted *published*."""
         with self._lock:
             self._published += published
-            self._settled += 2 * len(chunk)
+            self._completed += 2 * len(chunk)
         failed = 2 * len(chunk) - published
         telemetry.count_messages({name: n for name, n in (("published", published), ("failed", failed)) if n})
 
@@ -102,20 +102,20 @@ def _chunks(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 class _Server:
-    """What this process remembers of one client's server."""
+    """The state of one client's server, as this process knows it."""
 
     def __init__(self) -> None:
-        self._rests_until = self._warned_at = NEVER
+        self._backoff_until = self._warned_at = NEVER
 
     @property
-    def is_resting(self) -> bool:
-        """Whether the server has failed a moment ago and is not asked again yet."""
-        return time.monotonic() < self._rests_until
+    def is_backing_off(self) -> bool:
+        """True if the server failed a moment ago and is not used yet."""
+        return time.monotonic() < self._backoff_until
 
     def publish(self, client: redis.Redis, messages: Iterable[Message]) -> list[bool]:
-        """Publish two messages for each link, in one round trip, and return for each message whether Redis took it.
+        """Publish two messages for each link, in one round trip, and return True for each that Redis accepted.
 
-        redis-py's own pipeline would send all of them again after a lost answer, if the client retries.
+        redis-py's own pipeline would send all of them again after a lost reply, if the client retries.
         """
         commands = [
             ("PUBLISH", channel, payload)
@@ -123,28 +123,28 @@ class _Server:
             for channel in (events_channel(tenant_id), events_channel(tenant_id, delivery_id))
         ]
         pool: Any = client.connection_pool
-        connection = pool.get_connection(*_command_of(pool.__class__))
+        connection = pool.get_connection(*_connection_arguments(pool.__class__))
         try:
             connection.send_packed_command(connection.pack_commands(commands))
-            refusals = [_refusal(connection) for _ in commands]
-        except BaseException:  # the rest of the answers belongs to nothing else
+            errors = [_read_error(connection) for _ in commands]
+        except BaseException:  # the remaining replies must not be read by another user
             connection.disconnect()
             raise
         finally:
             pool.release(connection)
-        self._answered(next(filter(None, refusals), None))
-        return [refusal is None for refusal in refusals]
+        self._handle_reply(next(filter(None, errors), None))
+        return [error is None for error in errors]
 
-    def fail(self, error: Exception) -> None:
-        """Let the server rest, and log why."""
-        self._rests_until = time.monotonic() + REST_SECONDS
-        self.warn(reason(error, RIGHTS))
+    def back_off(self, error: Exception) -> None:
+        """Do not use the server for some seconds, and log why."""
+        self._backoff_until = time.monotonic() + BACKOFF_SECONDS
+        self.warn(reason(error, PERMISSIONS))
 
-    def _answered(self, refusal: Exception | None) -> None:
-        if self._rests_until > NEVER:  # it is back, and the next failure is news
-            self._rests_until = self._warned_at = NEVER
-        if refusal is not None:
-            self.warn(reason(refusal, RIGHTS))
+    def _handle_reply(self, error: Exception | None) -> None:
+        if self._backoff_until > NEVER:  # it is back, and the next failure is news
+            self._backoff_until = self._warned_at = NEVER
+        if error is not None:
+            self.warn(reason(error, PERMISSIONS))
 
     def warn(self, cause: str) -> None:
         """Log once in a while that broadcasts are lost, and why."""
@@ -155,14 +155,14 @@ class _Server:
 
 
 @cache
-def _command_of(pool: type) -> tuple[str, ...]:
-    """Return the command that a pool asks for: redis-py before 5.3 requires one, and later versions warn of it."""
-    wanted = inspect.signature(pool.get_connection).parameters.get("command_name")  # type: ignore[attr-defined]
-    return ("PUBLISH",) if wanted and wanted.default is inspect.Parameter.empty else ()
+def _connection_arguments(pool: type) -> tuple[str, ...]:
+    """Return the arguments for a pool's `get_connection`: redis-py before 5.3 requires a command, later ones warn."""
+    parameter = inspect.signature(pool.get_connection).parameters.get("command_name")  # type: ignore[attr-defined]
+    return ("PUBLISH",) if parameter and parameter.default is inspect.Parameter.empty else ()
 
 
-def _refusal(connection: Any) -> Exception | None:
-    """Return the error in the next answer, if it is one."""
+def _read_error(connection: Any) -> Exception | None:
+    """Read the next reply, and return it if it is an error."""
     try:
         connection.read_response()
     except redis.ResponseError as error:
@@ -173,35 +173,35 @@ def _refusal(connection: Any) -> Exception | None:
 _servers: WeakKeyDictionary[redis.Redis, _Server] = WeakKeyDictionary()
 
 
-class _Entry:
-    """The messages of some links that wait for being published."""
+class _Chunk:
+    """The messages of some links, waiting to be published."""
 
-    def __init__(self, publisher: Publisher, chunk: Sequence[Message]) -> None:
+    def __init__(self, publisher: Publisher, messages: Sequence[Message]) -> None:
         self.publisher = publisher
         self.server = publisher.server
-        self.chunk = chunk
+        self.messages = messages
 
 
-def _publish(entries: Sequence[_Entry]) -> Sequence[_Entry]:
-    """Publish entries, those of one server together; none is ever published again."""
-    for server, group in groupby(entries, attrgetter("server")):
+def _publish(chunks: Sequence[_Chunk]) -> Sequence[_Chunk]:
+    """Publish chunks, those of one server together; none is ever published again."""
+    for server, group in groupby(chunks, attrgetter("server")):
         _publish_to(server, list(group))
     return ()
 
 
-def _publish_to(server: _Server, entries: Sequence[_Entry]) -> None:
-    taken: list[bool] = []
-    if not server.is_resting:
+def _publish_to(server: _Server, chunks: Sequence[_Chunk]) -> None:
+    accepted: list[bool] = []
+    if not server.is_backing_off:
         try:
-            client = entries[0].publisher.client
-            taken = server.publish(client, [message for entry in entries for message in entry.chunk])
+            client = chunks[0].publisher.client
+            accepted = server.publish(client, [message for chunk in chunks for message in chunk.messages])
         except Exception as error:  # a driver may raise anything
-            server.fail(error)
+            server.back_off(error)
     start = 0
-    for entry in entries:
-        end = start + 2 * len(entry.chunk)
-        entry.publisher.settle(entry.chunk, sum(taken[start:end]))
+    for chunk in chunks:
+        end = start + 2 * len(chunk.messages)
+        chunk.publisher.count_published(chunk.messages, sum(accepted[start:end]))
         start = end
 
 
-_queue = Queue(_publish, limit=MOST_WAITING, batch=CHUNK_LINKS)
+_queue = Queue(_publish, limit=MAX_WAITING_LINKS, batch=CHUNK_LINKS)

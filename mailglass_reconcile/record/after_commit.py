@@ -231,7 +231,7 @@ def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[Afte
         if len(actions) > 1:  # one orphan that the database refuses does not hold up those of other calls
             middle = len(actions) // 2
             return [*_relink(connected, actions[:middle]), *_relink(connected, actions[middle:])]
-        text = "cannot look once more for events of this call, which the next sweep links: %s"
+        text = "cannot look up the ids of this call again; the next sweep links its events: %s"
         logger.warning(text, _describe_error(error))
         return []
     _publish(linked)

@@ -87,8 +87,8 @@ SENTENCES = [
     ("providers.md", "tokens, of the last {:,}", mailgun.MAX_TOKENS),
     ("recording.md", "At most {:,} calls wait", after_commit.MAX_WAITING_ACTIONS),
     ("recording.md", "left alone for {} seconds", word(after_commit.BACKOFF_SECONDS)),
-    ("redis.md", "holds the messages of {:,} links", publisher.MOST_WAITING),
-    ("redis.md", "does not use Redis for {} seconds", word(publisher.REST_SECONDS)),
+    ("redis.md", "holds the messages of {:,} links", publisher.MAX_WAITING_LINKS),
+    ("redis.md", "does not use Redis for {} seconds", word(publisher.BACKOFF_SECONDS)),
     ("handlers.md", "After {} seconds Postgres cancels", execution.HANDLER_SECONDS),
     ("handlers.md", "After {} attempts it is **dead**", word(outbox.MOST_ATTEMPTS)),
     (

@@ -36,7 +36,7 @@ from mailglass_reconcile.pubsub import (
     create_client,
 )
 from mailglass_reconcile.pubsub import publisher as publisher_module
-from mailglass_reconcile.pubsub.publisher import MOST_WAITING
+from mailglass_reconcile.pubsub.publisher import MAX_WAITING_LINKS
 from mailglass_reconcile.testing.servers import free_port
 from observing import Observed
 from waiting import settle, wait_until
@@ -102,23 +102,23 @@ def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey, observed: Obs
     """Thirty thousand links, ten thousand at a time, and none is lost."""
     with redis.Redis.from_url(valkey.url) as client:
         for _ in range(3):
-            assert publish(client, MOST_WAITING).published > 0
+            assert publish(client, MAX_WAITING_LINKS).published > 0
             settle()
-        assert observed.counts("messages") == {"published": 6 * MOST_WAITING}
+        assert observed.counts("messages") == {"published": 6 * MAX_WAITING_LINKS}
 
 
 @pytest.mark.slow
 def test_a_redis_at_a_distance_of_20_ms_takes_all_that_waits_within_the_second(valkey: Valkey) -> None:
     """Twenty round trips, and none of their links is lost."""
     with slow(valkey.url, 0.02) as url:
-        assert publish(redis.Redis.from_url(url), MOST_WAITING).failed == 0
+        assert publish(redis.Redis.from_url(url), MAX_WAITING_LINKS).failed == 0
 
 
 def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the one call that is let through after the pause, without a new client."""
-    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.02)
+    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.02)
     client = redis.Redis.from_url(valkey.url)
     for outages in (1, 2):
         assert publish(client, 1).published == 2
@@ -132,7 +132,7 @@ def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
 def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeout of a socket ends a look-up; when it has ended, messages are published again."""
     monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.01)
+    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.01)
     answered, look_up = threading.Event(), socket.getaddrinfo
 
     def slowly(*arguments: Any, **options: Any) -> Any:
@@ -165,7 +165,7 @@ def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None
     with silent() as (port, accepted):
         client, began = ours(port), time.monotonic()
         assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
-        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / publisher_module.REST_SECONDS
+        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / publisher_module.BACKOFF_SECONDS
 
 
 @pytest.mark.parametrize("state", ["closed", "silent"])
@@ -238,9 +238,9 @@ def test_publish_waits_for_nothing_and_drops_what_does_not_fit(observed: Observe
     with silent() as (port, accepted):
         client = ours(port)
         for _ in range(3):
-            Publisher(client).publish(messages(MOST_WAITING // 2))
-        assert observed.counts("messages")["failed"] >= MOST_WAITING - 2 * CHUNK_LINKS
-        wait_until(lambda: observed.counts("messages") == {"failed": 3 * MOST_WAITING})
+            Publisher(client).publish(messages(MAX_WAITING_LINKS // 2))
+        assert observed.counts("messages")["failed"] >= MAX_WAITING_LINKS - 2 * CHUNK_LINKS
+        wait_until(lambda: observed.counts("messages") == {"failed": 3 * MAX_WAITING_LINKS})
         assert len(accepted) == 1
 
 
