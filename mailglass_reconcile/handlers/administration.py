@@ -1,4 +1,4 @@
-"""What a person does with handlers and their jobs: retry, replay, forget and rename."""
+"""Manual administration of handlers and their jobs: retry, replay, forget and rename."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def _require_kept(settings: Settings, seconds: float) -> None:
         )
 
 
-def count_missed(database: Database, of: Sequence[Registration], seconds: float) -> int:
-    """Return how many jobs `replay` would enqueue."""
+def count_missed(database: Database, registrations: Sequence[Registration], seconds: float) -> int:
+    """Count the jobs that `replay` would enqueue."""
     with database.connect() as connected:
-        return sum(map(len, registration.missed_pages(connected, of, seconds)))
+        return sum(map(len, registration.missed_pages(connected, registrations, seconds)))
 
 
-def replay(database: Database, of: Sequence[Registration], seconds: float) -> int:
+def replay(database: Database, registrations: Sequence[Registration], seconds: float) -> int:
     """Enqueue the jobs that registrations lack, of events that reached a delivery within *seconds*; return how many.
 
     An event that has a job of a handler, in any state, gets no second one.
     """
     enqueued = 0
     with database.connect() as connected:
-        for jobs in registration.missed_pages(connected, of, seconds):
+        for jobs in registration.missed_pages(connected, registrations, seconds):
             with connected.writing() as tx:
                 enqueued += outbox.enqueue(tx, jobs)
     return enqueued
@@ -118,9 +118,9 @@ def rename(database: Database, old: str, new: str) -> int:
     return renamed
 
 
-def _none_registered(known: Sequence[Registered], type_: str | None, handler: str | None) -> str:
-    names = sorted({row.handler for row in known})
+def _none_registered(registrations: Sequence[Registered], type_: str | None, handler: str | None) -> str:
+    names = sorted({row.handler for row in registrations})
     if handler is not None and handler not in names:
         return f"no dispatcher has registered a handler {handler!r}{did_you_mean(handler, names, ' ({})')}"
-    what = f"a handler of {type_!r}" if handler is None else f"{handler!r} for {type_!r}"
-    return f"no dispatcher has registered {what}{did_you_mean(type_ or '', TYPES, ' ({})')}"
+    subject = f"a handler of {type_!r}" if handler is None else f"{handler!r} for {type_!r}"
+    return f"no dispatcher has registered {subject}{did_you_mean(type_ or '', TYPES, ' ({})')}"

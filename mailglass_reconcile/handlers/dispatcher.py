@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.handlers import execution, registration
-from mailglass_reconcile.handlers.execution import Begin, Work
+from mailglass_reconcile.handlers.execution import Begin, HandlerTransaction
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox, runs
@@ -44,7 +44,7 @@ REGISTER_SECONDS = 60.0
 
 @dataclass(slots=True)
 class DispatchResult:
-    """What a dispatcher did.
+    """The counts of a dispatcher's jobs.
 
     Attributes:
         handled: Jobs whose handler succeeded; its work is committed.
@@ -82,15 +82,15 @@ def dispatch() -> DispatchResult:
 def dispatch_within(seconds: float | None, origin: Origin = "python") -> DispatchResult:
     """Dispatch, but claim no more jobs after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
-    own = registration.registrations()
+    own = registration.own_registrations()
     dispatcher = _Dispatcher(runtime.get_settings(), own, seconds)
     if not own:
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), execution.connected() as begin:
+            with database_errors(), execution.open_connection() as begin:
                 dispatcher.run(begin)
-                _note(begin, dispatcher.result, origin)
+                _add_run(begin, dispatcher.result, origin)
         finally:
             telemetry.set_attributes(span, dispatcher.result.as_counts())
     return dispatcher.result
@@ -117,7 +117,7 @@ class _Dispatcher:
         self._registered_at = -REGISTER_SECONDS
 
     def run(self, begin: Begin) -> None:
-        """Dispatch what is due, until nothing is."""
+        """Run jobs until none is due."""
         attempt: _Attempt | None = None
         while job := self._next(begin, attempt):
             attempt = None
@@ -134,11 +134,11 @@ class _Dispatcher:
         turns = [] if is_over else self._turns
         failure = Failure(attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
 
-        def action(work: Work) -> Claim:
-            tx = Transaction(work.connection, self._settings)
-            return outbox.claim(tx, turns, synchronous=work.nested, failure=failure)
+        def action(handler_tx: HandlerTransaction) -> Claim:
+            tx = Transaction(handler_tx.connection, self._settings)
+            return outbox.claim(tx, turns, synchronous=handler_tx.nested, failure=failure)
 
-        job, failed_state = self._own(begin, action)
+        job, failed_state = self._run_without_handler(begin, action)
         if attempt:
             self._count(attempt, failed_state)
         if job:
@@ -151,25 +151,25 @@ class _Dispatcher:
         if time.monotonic() - self._registered_at < REGISTER_SECONDS:
             return
 
-        def action(work: Work) -> list[Registration]:
-            with use_caller_transaction(work.connection, self._settings) as tx:
+        def action(handler_tx: HandlerTransaction) -> list[Registration]:
+            with use_caller_transaction(handler_tx.connection, self._settings) as tx:
                 return handled_types.register(tx, self._turns)
 
-        registration.log_missed(runtime.database(), self._own(begin, action))
+        registration.log_missed(runtime.database(), self._run_without_handler(begin, action))
         self._registered_at = time.monotonic()
 
     def _run(self, begin: Begin, job: Job) -> _Attempt | None:
         """Run a handler on an event in a transaction of its own; return None if another dispatcher has the job now."""
-        event = execution.event_of(job)
+        event = execution.make_event(job)
         if event is None:
             return _Attempt(job, outbox.EVENT_MISSING)
         handler = registry.get_handler(job.handler)
         started = False
         try:
-            with begin() as work, self._started(work, job) as started:
+            with begin() as handler_tx, self._start(handler_tx, job) as started:
                 if not started:
                     return None
-                execution.call(handler, work.connection, event)
+                execution.call_handler(handler, handler_tx.connection, event)
         except Exception as error:  # an application's handler may fail in any way, which costs that job only
             if execution.is_contention(error):
                 return _Attempt(job, type(error).__name__, contended=True)
@@ -179,16 +179,16 @@ class _Dispatcher:
         return _Attempt(job)
 
     @contextmanager
-    def _started(self, work: Work, job: Job) -> Iterator[bool]:
-        """Mark a job done and limit its transaction, until its end or that of the block; yield whether that worked."""
-        tx = Transaction(work.connection, self._settings)
+    def _start(self, handler_tx: HandlerTransaction, job: Job) -> Iterator[bool]:
+        """Mark a job done and limit its transaction to the block; yield False if another dispatcher has the job."""
+        tx = Transaction(handler_tx.connection, self._settings)
         before = outbox.start(tx, job, execution.HANDLER_SECONDS)
         yield before is not None
-        if before and work.nested:
+        if before and handler_tx.nested:
             outbox.restore(tx, before)
 
     def _count(self, attempt: _Attempt, state: str | None) -> None:
-        """Count an attempt by the state that its failure has left, which is None if it was committed."""
+        """Count an attempt by the state of its failed job, which is None if the attempt was committed."""
         job = attempt.job
         if state is None:
             self.result.handled += 1
@@ -211,7 +211,7 @@ class _Dispatcher:
                 job.attempts,
             )
 
-    def _own(self, begin: Begin, action: Callable[[Work], T]) -> T:
+    def _run_without_handler(self, begin: Begin, action: Callable[[HandlerTransaction], T]) -> T:
         """Run a transaction without handlers; one that contends with another is tried again, as READ COMMITTED.
 
         That is enough for claims and registrations, and does not fail; SERIALIZABLE may be the database's default.
@@ -219,11 +219,11 @@ class _Dispatcher:
         nested = contended = False
         for pause in (*CONTENTION_PAUSES, None):
             try:
-                with begin() as work:
-                    nested = work.nested
+                with begin() as handler_tx:
+                    nested = handler_tx.nested
                     if contended:
-                        work.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                    return action(work)
+                        handler_tx.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    return action(handler_tx)
             except Exception as error:
                 if pause is None or nested or not execution.is_contention(error):
                     raise
@@ -232,21 +232,21 @@ class _Dispatcher:
         raise AssertionError("unreachable")
 
 
-_noted_at: WeakKeyDictionary[sa.Engine, dict[Origin, float]] = WeakKeyDictionary()
-"""When this process last left a row in the history of runs, by engine and origin."""
+_runs_added_at: WeakKeyDictionary[sa.Engine, dict[Origin, float]] = WeakKeyDictionary()
+"""Times of this process's last rows in the history of runs, by engine and origin."""
 
 
-def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
-    """Leave a row in the history of runs; an idle dispatcher does so once a minute."""
-    noted_at = _noted_at.setdefault(runtime.get_engine(), {})
+def _add_run(begin: Begin, result: DispatchResult, origin: Origin) -> None:
+    """Add a row to the history of runs; an idle dispatcher does so once a minute."""
+    added_at = _runs_added_at.setdefault(runtime.get_engine(), {})
     idle = not (result.handled or result.failed)
-    if idle and time.monotonic() - noted_at.get(origin, -IDLE_SECONDS) < IDLE_SECONDS:
+    if idle and time.monotonic() - added_at.get(origin, -IDLE_SECONDS) < IDLE_SECONDS:
         return
     run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms})
     try:
-        with begin() as work, use_caller_transaction(work.connection, runtime.get_settings()) as tx:
+        with begin() as handler_tx, use_caller_transaction(handler_tx.connection, runtime.get_settings()) as tx:
             runs.add(tx, run)
     except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
         return
-    noted_at[origin] = time.monotonic()
+    added_at[origin] = time.monotonic()

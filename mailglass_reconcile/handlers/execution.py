@@ -1,7 +1,7 @@
-"""Where handlers run, and how one is called: it may fail in any way, which costs that handler only.
+"""Execution of handlers: their connection and transaction, and the call, which may fail without harm to other handlers.
 
 They work on the application's own connection, with its own settings. By default it is one of this process's engine. A
-framework with connections of its own, such as Django, puts them in its place with `use`.
+framework with connections of its own, such as Django, sets them with `set_connection_factory`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 log_throttle = LogThrottle()
 
 HANDLER_SECONDS = 30
-"""What one statement of a handler, and a handler in all, may take."""
+"""The limit for one statement of a handler, and for a handler in all."""
 
 
-class Work(NamedTuple):
-    """A transaction that one handler works in, and `connection`, which it is given.
+class HandlerTransaction(NamedTuple):
+    """The transaction of one handler, on the `connection` that the handler gets.
 
     `nested` says that it is a savepoint in a transaction of the application, which gets its settings back.
     """
@@ -48,51 +48,51 @@ class Work(NamedTuple):
     nested: bool = False
 
 
-Begin = Callable[[], AbstractContextManager[Work]]
-"""Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
+Begin = Callable[[], AbstractContextManager[HandlerTransaction]]
+"""Begins a transaction; the end of the block commits it, an error rolls it back."""
 
-Connected = Callable[[], AbstractContextManager[Begin]]
-"""Opens what one dispatcher works on, and closes it."""
-
-
-class CommittedError(Exception):
-    """A handler wanted to commit."""
+ConnectionFactory = Callable[[], AbstractContextManager[Begin]]
+"""Opens the connection of one dispatcher for a block, and yields a function that begins its transactions."""
 
 
-class EndedError(Exception):
-    """A handler has ended the transaction that it ran in."""
+class HandlerCommittedError(Exception):
+    """A handler tried to commit."""
+
+
+class HandlerEndedTransactionError(Exception):
+    """A handler ended the transaction that it ran in."""
 
 
 @contextmanager
-def of_engine() -> Iterator[Begin]:
-    """Work on one connection of this process's engine."""
-    engine = _OfEngine(runtime.get_engine())
+def from_engine() -> Iterator[Begin]:
+    """Open one connection of this process's engine for a block."""
+    connection = _EngineConnection(runtime.get_engine())
     try:
-        yield engine.begin
+        yield connection.begin
     finally:
-        engine.close()
+        connection.close()
 
 
-class _OfEngine:
-    """A connection that is kept from one transaction to the next, but not after one that has failed."""
+class _EngineConnection:
+    """A connection that is reused for the next transaction, unless one has failed."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._connection: sa.Connection | None = None
-        self._handlers_at_work = False
+        self._is_handler_running = False
 
     @contextmanager
-    def begin(self) -> Iterator[Work]:
-        connection = self._connected()
+    def begin(self) -> Iterator[HandlerTransaction]:
+        connection = self._connect()
         try:
             with connection.begin() as transaction:
-                self._handlers_at_work = True
-                yield Work(connection)
-                self._handlers_at_work = False
+                self._is_handler_running = True
+                yield HandlerTransaction(connection)
+                self._is_handler_running = False
                 if connection.closed or not transaction.is_active:
-                    raise EndedError
+                    raise HandlerEndedTransactionError
         except BaseException:
-            self._drop(connection)
+            self._discard(connection)
             raise
 
     def close(self) -> None:
@@ -100,28 +100,28 @@ class _OfEngine:
             self._connection.close()
             self._connection = None
 
-    def _drop(self, connection: sa.Connection) -> None:
-        """Do not use a connection again after a failure: a handler may have done anything to it."""
+    def _discard(self, connection: sa.Connection) -> None:
+        """Invalidate a connection after a failure: a handler may have done anything to it."""
         with suppress(sa.exc.SQLAlchemyError):  # a handler may have closed it
             connection.invalidate()
-        self._handlers_at_work = False
+        self._is_handler_running = False
         self.close()
 
-    def _connected(self) -> sa.Connection:
+    def _connect(self) -> sa.Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
-            sa.event.listen(self._connection, "commit", self._refuse)
+            sa.event.listen(self._connection, "commit", self._refuse_commit)
         return self._connection
 
-    def _refuse(self, _connection: sa.Connection) -> None:
-        if self._handlers_at_work:
-            raise CommittedError(
+    def _refuse_commit(self, _connection: sa.Connection) -> None:
+        if self._is_handler_running:
+            raise HandlerCommittedError(
                 "a handler must not commit: its work is committed together with the record that it ran"
             )
 
 
 def is_contention(error: BaseException) -> bool:
-    """Whether *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
+    """Return True if *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
     raised = [
         candidate for candidate in (error, error.__context__) if candidate is not None
     ]  # ours replaces the driver's
@@ -129,21 +129,22 @@ def is_contention(error: BaseException) -> bool:
     return any(getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES for cause in causes)
 
 
-class _Used:
-    connected: Connected = staticmethod(of_engine)
+class _Current:
+    factory: ConnectionFactory = staticmethod(from_engine)
 
 
-def use(connected_: Connected | None) -> None:
-    """Let handlers work on what *connected_* opens from now on, in this process; None is the engine's connections."""
-    _Used.connected = staticmethod(connected_ or of_engine)
+def set_connection_factory(factory: ConnectionFactory | None) -> None:
+    """Set where the handlers of this process get their connection; None is this process's engine."""
+    _Current.factory = staticmethod(factory or from_engine)
 
 
-def connected() -> AbstractContextManager[Begin]:
-    """Open what a dispatcher works on."""
-    return _Used.connected()
+def open_connection() -> AbstractContextManager[Begin]:
+    """Open the connection of a dispatcher for a block."""
+    return _Current.factory()
 
 
-def call(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent) -> None:
+def call_handler(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent) -> None:
+    """Call a handler; raise an error if it returned a coroutine or generator, or took too long."""
     began = time.monotonic()
     _require_finished(handler.function(connection, event))
     if time.monotonic() - began > HANDLER_SECONDS:
@@ -171,16 +172,16 @@ def log_error(handler: RegisteredHandler, job: Job, error: Exception) -> str:
     return name
 
 
-def _require_finished(returned: Any) -> None:
-    """Fail if a handler returned what has yet to be awaited or iterated: it has done nothing."""
-    if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
-        if inspect.iscoroutine(returned):
-            returned.close()
+def _require_finished(result: Any) -> None:
+    """Raise TypeError if a handler returned a coroutine or generator: it has done nothing."""
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
         raise TypeError("the handler returned a coroutine or generator, which is never run")
 
 
-def event_of(job: Job) -> DeliveryEvent | None:
-    """Return the event that a handler is called with; None if the ledger does not have it any more."""
+def make_event(job: Job) -> DeliveryEvent | None:
+    """Make the event for a call of a handler; None if the ledger does not have it any more."""
     if job.tenant_id is None:
         return None
     return DeliveryEvent(

@@ -1,4 +1,4 @@
-"""Which handlers there are: a process writes its own into the database, which then has jobs for them."""
+"""Registration of handlers: a process writes its own into the database, which then enqueues jobs for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_MISSED = 10_000
 MISSED_SECONDS = 5.0
 
 
-def registrations() -> list[Registration]:
+def own_registrations() -> list[Registration]:
     """Return the handlers of this process, each with each of its types."""
     return [
         Registration(handler.name, type_)
@@ -50,7 +50,7 @@ def register_before_sweep(database: Database) -> None:
 
 def register(database: Database) -> None:
     """Register this process's handlers, if it has any."""
-    if own := registrations():
+    if own := own_registrations():
         with database.writing() as tx:
             new = handled_types.register(tx, own)
         log_missed(database, new)
@@ -87,7 +87,7 @@ def log_missed(database: Database, new: Sequence[Registration]) -> None:
         )
 
 
-def missed_pages(connected: Connected, of: Sequence[Registration], seconds: float) -> Iterator[list[NewJob]]:
+def missed_pages(connected: Connected, registrations: Sequence[Registration], seconds: float) -> Iterator[list[NewJob]]:
     """Yield the jobs that registrations lack, of events that reached a delivery within *seconds*, the newest first.
 
     Each list is of one page of the ledger; ids of events are UUIDv7, in the order of their time.
@@ -95,7 +95,7 @@ def missed_pages(connected: Connected, of: Sequence[Registration], seconds: floa
     bounds = uuid7_bounds(seconds)
     while True:
         with connected.reading() as tx:
-            page = handled_types.missed(tx, of, **bounds, size=PAGE)
+            page = handled_types.missed(tx, registrations, **bounds, size=PAGE)
         if page.last is None:
             return
         yield page.jobs

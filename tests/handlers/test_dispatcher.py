@@ -224,7 +224,7 @@ def _failing_session(connection):
 
 def _committing_session(connection):
     with (
-        suppress(execution.CommittedError),
+        suppress(execution.HandlerCommittedError),
         sa.orm.Session(connection, join_transaction_mode="control_fully") as session,
     ):
         session.execute(sa.text("SELECT 1"))

@@ -59,7 +59,7 @@ def leave_the_app() -> None:
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     receivers._thread().submit(connections.close_all).result()
     runtime.configure_framework()
-    handlers.use(None)
+    handlers.set_connection_factory(None)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def handler_db(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def register(db: Any) -> None:
     """Register this process's handlers, as a dispatcher does when it starts."""
-    handle(db, *registration.registrations())
+    handle(db, *registration.own_registrations())
 
 
 def handle(db: Any, *registrations: tuple[str, str]) -> None:
@@ -54,7 +54,7 @@ def handle_all(db: Any, *handlers: str) -> None:
 def enqueue(db: Any) -> None:
     """Register this process's handlers, and let them have the events that have reached a delivery already."""
     register(db)
-    if own := registration.registrations():
+    if own := registration.own_registrations():
         administration.replay(db.database, own, 86_400)
 
 

@@ -90,7 +90,7 @@ def _to_check_message(finding: Finding) -> CheckMessage:
 
 
 def _settings_problems() -> Iterator[CheckMessage]:
-    yield from _report_configuration_error("E001", lambda: database.wrapper(database.alias()))
+    yield from _report_configuration_error("E001", lambda: database.connection_wrapper(database.alias()))
     yield from _report_configuration_error("E002", receivers.tenant_function)
     yield from _report_configuration_error("E003", runtime.get_settings)
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):

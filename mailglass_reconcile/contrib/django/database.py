@@ -27,7 +27,7 @@ from mailglass_reconcile.errors import (
     is_transient,
 )
 from mailglass_reconcile.handlers import execution as handlers
-from mailglass_reconcile.handlers.execution import Begin, EndedError, Work
+from mailglass_reconcile.handlers.execution import Begin, HandlerEndedTransactionError, HandlerTransaction
 from mailglass_reconcile.record.after_commit import broadcast
 from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.rules.connection_errors import Server
@@ -35,11 +35,11 @@ from mailglass_reconcile.store import engines
 
 logger = logging.getLogger(__name__)
 
-PAUSES_SECONDS = (0.05, 0.2, 0.5)
-"""Before another attempt: a request waits for them."""
+RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
+"""Pauses before each further attempt; a request waits for them."""
 
-OF_DJANGOS_CURSORS = ("context", "cursor_factory")
-"""Parameters that make Django's connections return values as Django wants them."""
+CURSOR_PARAMETERS = ("context", "cursor_factory")
+"""Parameters with which Django's connections return values in Django's types."""
 
 
 def alias() -> str:
@@ -70,36 +70,36 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
         ConfigurationError: There is no such database, or it is not PostgreSQL.
     """
     name = alias() if using is None else using
-    wrapper(name)
-    with transaction.atomic(name), _lending(name).connect() as lent, lent.begin():
-        yield lent
+    connection_wrapper(name)
+    with transaction.atomic(name), _shared_engine(name).connect() as sa_connection, sa_connection.begin():
+        yield sa_connection
 
 
 def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
-    """Return what *action* returns on Django's connection; a fault that passes is tried again.
+    """Call *action* with Django's connection, and return its result; transient errors are retried.
 
-    Not in a transaction of the application's, which has failed as a whole then. A transaction of its own is READ
-    COMMITTED, not the database's default, because ours are safe in it and fail less often.
+    There is no retry in a transaction of the application's, which has failed as a whole then. A transaction of its own
+    is READ COMMITTED, not the database's default, because ours are safe in it and fail less often.
     """
-    djangos = wrapper(alias())
-    for pause in (*PAUSES_SECONDS, None):
-        nested = djangos.in_atomic_block
+    wrapper = connection_wrapper(alias())
+    for pause in (*RETRY_PAUSES_SECONDS, None):
+        nested = wrapper.in_atomic_block
         try:
-            nested = nested or not djangos.get_autocommit()
-            with nullcontext() if nested else _read_committed(djangos), connection() as lent:
-                return action(lent)
+            nested = nested or not wrapper.get_autocommit()
+            with nullcontext() if nested else _read_committed(wrapper), connection() as sa_connection:
+                return action(sa_connection)
         except Exception as error:
-            if pause is None or nested or not _is_passing(error):
+            if pause is None or nested or not _can_retry(error):
                 raise
-            djangos.close_if_unusable_or_obsolete()
+            wrapper.close_if_unusable_or_obsolete()
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
 @contextmanager
-def _read_committed(djangos: Any) -> Iterator[None]:
-    djangos.ensure_connection()
-    driver = djangos.connection
+def _read_committed(wrapper: Any) -> Iterator[None]:
+    wrapper.ensure_connection()
+    driver = wrapper.connection
     before, driver.isolation_level = driver.isolation_level, psycopg.IsolationLevel.READ_COMMITTED
     try:
         yield
@@ -108,8 +108,8 @@ def _read_committed(djangos: Any) -> Iterator[None]:
             driver.isolation_level = before
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Whether *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict with another transaction."""
+def _can_retry(error: BaseException) -> bool:
+    """Return True if *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict of transactions."""
     if isinstance(error, MailglassReconcileError):
         return error.is_transient
     if isinstance(error, sa.exc.DBAPIError):
@@ -123,8 +123,8 @@ def _is_passing(error: BaseException) -> bool:
 
 def after_commit(recorded: Sequence[Any]) -> None:
     """Broadcast *recorded*, and look up its ids once more, when Django has committed."""
-    djangos = wrapper(alias())
-    if djangos.commit_on_exit if djangos.in_atomic_block else djangos.get_autocommit():
+    wrapper = connection_wrapper(alias())
+    if wrapper.commit_on_exit if wrapper.in_atomic_block else wrapper.get_autocommit():
         transaction.on_commit(partial(broadcast, recorded), using=alias(), robust=True)
     else:  # Django calls nothing at a commit of the application's own
         _warn_of_autocommit(alias())
@@ -138,13 +138,13 @@ def _warn_of_autocommit(name: str) -> None:
 
 
 def require_autocommit() -> None:
-    """Refuse a connection on which nothing would commit what this package writes, outside of `atomic()`.
+    """Refuse a connection without autocommit outside of `atomic()`: nothing would commit our writes.
 
     Raises:
         ConfigurationError: `AUTOCOMMIT` is False, or `set_autocommit(False)` was called.
     """
-    djangos = wrapper(alias())
-    if not (djangos.in_atomic_block or djangos.get_autocommit()):
+    wrapper = connection_wrapper(alias())
+    if not (wrapper.in_atomic_block or wrapper.get_autocommit()):
         raise ConfigurationError(
             f"autocommit is off in DATABASES[{alias()!r}], so nothing would be committed: remove AUTOCOMMIT, or do this"
             " in transaction.atomic()"
@@ -160,23 +160,22 @@ def engine(name: str) -> sa.Engine:
     return engines.create_engine_with(lambda: _open(name), lambda: _server(name))
 
 
-def wrapper(name: str) -> Any:
+def connection_wrapper(name: str) -> Any:
     """Return Django's wrapper of a database, which must be there and PostgreSQL; it does not connect."""
     try:
-        connection_wrapper = connections[name]
+        wrapper = connections[name]
     except (ConnectionDoesNotExist, ImproperlyConfigured):
         raise ConfigurationError(
             f"DATABASES[{name!r}] is missing or unusable: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
         ) from None
-    if connection_wrapper.vendor != "postgresql":
+    if wrapper.vendor != "postgresql":
         raise ConfigurationError(
-            f"DATABASES[{name!r}] is {connection_wrapper.display_name}: MAILGLASS_DATABASE_ALIAS must name a"
-            " PostgreSQL database"
+            f"DATABASES[{name!r}] is {wrapper.display_name}: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
         )
-    return connection_wrapper
+    return wrapper
 
 
-class _Lent:
+class _SharedConnection:
     """Django's connection to SQLAlchemy, which can use it and can neither end its transaction nor close it."""
 
     __slots__ = ("_djangos",)
@@ -205,20 +204,20 @@ class _Lent:
 
 
 @cache
-def _lending(name: str) -> sa.Engine:
-    lending = engines.create_engine_with(lambda: _lend(name), lambda: _server(name))
-    return lending.execution_options(**{engines.SEPARATE: partial(engine, name)})
+def _shared_engine(name: str) -> sa.Engine:
+    shared = engines.create_engine_with(lambda: _share_connection(name), lambda: _server(name))
+    return shared.execution_options(**{engines.SEPARATE: partial(engine, name)})
 
 
-def _lend(name: str) -> _Lent:
-    lent = wrapper(name).connection
-    if not isinstance(lent, psycopg.Connection):
+def _share_connection(name: str) -> _SharedConnection:
+    driver = connection_wrapper(name).connection
+    if not isinstance(driver, psycopg.Connection):
         raise ConfigurationError(f"DATABASES[{name!r}] is not on psycopg 3: use Django's own PostgreSQL backend")
-    return _Lent(lent)
+    return _SharedConnection(driver)
 
 
 def _server(name: str) -> Server:
-    django_settings = wrapper(name).settings_dict
+    django_settings = connection_wrapper(name).settings_dict
     options = django_settings["OPTIONS"]
     host, port = django_settings["HOST"] or options.get("host"), django_settings["PORT"] or options.get("port") or 5432
     return Server(
@@ -227,15 +226,15 @@ def _server(name: str) -> Server:
 
 
 def _open(name: str) -> psycopg.Connection[Any]:
-    djangos = wrapper(name)
+    wrapper = connection_wrapper(name)
     try:
-        parameters = djangos.get_connection_params()
+        parameters = wrapper.get_connection_params()
     except ImproperlyConfigured:
         raise ConfigurationError(f"DATABASES[{name!r}] has no usable NAME") from None
-    options = {key: value for key, value in parameters.items() if key not in OF_DJANGOS_CURSORS}
+    options = {key: value for key, value in parameters.items() if key not in CURSOR_PARAMETERS}
     options = {"connect_timeout": engines.CONNECT_TIMEOUT_SECONDS, **options, "prepare_threshold": None}
     opened = psycopg.connect(**options)
-    role = djangos.settings_dict["OPTIONS"].get("assume_role")
+    role = wrapper.settings_dict["OPTIONS"].get("assume_role")
     if role:
         try:
             opened.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
@@ -248,11 +247,11 @@ def _open(name: str) -> psycopg.Connection[Any]:
 
 def use_djangos_connection() -> None:
     """Let the handlers of this process work on Django's connection, in `atomic()`, so that models are part of it."""
-    handlers.use(_connected)
+    handlers.set_connection_factory(_open_handlers_connection)
 
 
 @contextmanager
-def _connected() -> Iterator[Begin]:
+def _open_handlers_connection() -> Iterator[Begin]:
     renew_connections()
     try:
         require_autocommit()
@@ -267,17 +266,17 @@ def _connected() -> Iterator[Begin]:
 
 def renew_connections() -> None:
     """Close this thread's connections that are broken or too old, but none on which a transaction is open."""
-    for used in connections.all(initialized_only=True):
-        if used.connection is not None and not used.in_atomic_block and used.get_autocommit():
-            used.close_if_unusable_or_obsolete()
+    for wrapper in connections.all(initialized_only=True):
+        if wrapper.connection is not None and not wrapper.in_atomic_block and wrapper.get_autocommit():
+            wrapper.close_if_unusable_or_obsolete()
 
 
 @contextmanager
-def _begin() -> Iterator[Work]:
+def _begin() -> Iterator[HandlerTransaction]:
     """Begin a transaction for one handler; in a transaction of the application, `atomic()` makes it a savepoint."""
-    djangos = wrapper(alias())
-    nested = djangos.in_atomic_block
-    with connection() as lent:
-        yield Work(lent, nested)
-        if lent.closed or not lent.in_transaction():
-            raise EndedError
+    wrapper = connection_wrapper(alias())
+    nested = wrapper.in_atomic_block
+    with connection() as sa_connection:
+        yield HandlerTransaction(sa_connection, nested)
+        if sa_connection.closed or not sa_connection.in_transaction():
+            raise HandlerEndedTransactionError

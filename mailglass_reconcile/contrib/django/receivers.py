@@ -150,12 +150,12 @@ def tenant_function() -> Callable[[Any], str] | None:
     return tenant_of_event
 
 
-def tenant_of(given: Any) -> str:
+def tenant_of(source: Any) -> str:
     """Return the tenant of a message or a tracking event: the default one, with a log line, if the setting fails."""
     try:
         function = tenant_function()
         if function is not None:
-            return validation.name("MAILGLASS_TENANT: what it returns", function(given))
+            return validation.name("MAILGLASS_TENANT: what it returns", function(source))
         if fixed_tenant() is not None:
             return validation.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way

@@ -114,7 +114,7 @@ def test_a_savepoint_of_the_application_that_is_rolled_back_takes_ours_along(db)
 @pytest.mark.parametrize("first", [True, False], ids=["in the first use", "in a later one"])
 def test_an_error_of_ours_costs_nothing_of_the_applications(db, first):
     """What the database refuses, and what a block raises, is undone to a savepoint."""
-    django_database._lending.cache_clear()
+    django_database._shared_engine.cache_clear()
     if not first:
         with connection():
             pass
