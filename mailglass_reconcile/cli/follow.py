@@ -28,7 +28,7 @@ from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult, remaining
+from mailglass_reconcile.sweep.result import SweepResult, format_remaining
 
 logger = logging.getLogger(__name__)
 
@@ -223,4 +223,4 @@ def _in_words(result: SweepResult) -> str:
     words = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
     words += f"; {result.failed:,} failed" if result.failed else ""
     words += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
-    return words + ("" if result.status == "ok" else f"; {result.status}, {remaining(result.remaining)}")
+    return words + ("" if result.status == "ok" else f"; {result.status}, {format_remaining(result.remaining)}")

@@ -26,7 +26,7 @@ from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.interruption import stop_on_signal
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult, remaining
+from mailglass_reconcile.sweep.result import SweepResult, format_remaining
 
 Shower = Callable[[Pairs], None]
 
@@ -167,7 +167,7 @@ def summary(result: SweepResult) -> str:
         messages = pluralize(result.published + result.publish_failed, "broadcast")
         lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")
     if result.status != "ok":
-        lines.append(f"this sweep is {result.status}: {remaining(result.remaining)}")
+        lines.append(f"this sweep is {result.status}: {format_remaining(result.remaining)}")
     return "\n".join(lines)
 
 

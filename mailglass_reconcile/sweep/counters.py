@@ -21,11 +21,11 @@ class SweepCounters:
     """Counts one sweep's orphans and messages.
 
     Attributes:
-        complete: Whether everything was looked at.
-        broke_off: Whether a fault has ended the sweep.
+        complete: True if all chosen orphans were matched.
+        broke_off: True if an error ended the sweep.
         duration_ms: Milliseconds from start to end.
         chosen: How many orphans the sweep matches.
-        messages: What Redis took of the messages about links, and what it did not.
+        messages: The numbers of messages that Redis accepted and did not accept.
     """
 
     def __init__(self, tenant_id: str | None = None, *, dry_run: bool = False) -> None:
@@ -43,18 +43,18 @@ class SweepCounters:
         self._closed = 0
 
     def start(self, choice: Choice) -> None:
-        """Take what was chosen and left out."""
+        """Set the orphans to match and those left out."""
         self._left_out, self._unreached = Counter(choice.left_out), Counter(choice.chosen)
         self.chosen = choice.chosen.total()
 
     @property
     def eligible(self) -> int:
-        """How many orphans were eligible in the snapshot that chose."""
+        """Orphans that were eligible in the first snapshot."""
         return self._left_out.total() + self.chosen
 
     @property
     def processed(self) -> int:
-        """How many orphans have an outcome already."""
+        """Orphans that have an outcome already."""
         return self._outcomes.total()
 
     @property
@@ -63,16 +63,16 @@ class SweepCounters:
 
     @property
     def misses_unseen(self) -> bool:
-        """Whether something that no sweep has checked was not looked at."""
+        """True if this sweep did not match an orphan that no sweep has matched."""
         return not self.complete and any(group.state is None and self._unreached[group] for group in self._unreached)
 
     def mark_processed(self, groups: Iterable[Group]) -> None:
-        """Note orphans that were read, by their stored states."""
+        """Count orphans as read, by their stored states."""
         for group, orphans in Counter(groups).items():
             self._unreached[group if self._unreached[group] > 0 else Group(group.state, None, None)] -= orphans
 
     def exclude(self, orphans: int) -> None:
-        """Count no more orphans that do not pass the filter, which was known only when their keys were computed."""
+        """Remove orphans that do not pass the filter, which needs their keys."""
         self.chosen -= orphans
 
     def add_open(self, groups: Iterable[Group]) -> None:
@@ -86,7 +86,7 @@ class SweepCounters:
         self._outcomes.update(states)
 
     def add_batch(self, batch: Batch) -> None:
-        """Count what became of a batch; what it did not reach in time has no outcome yet."""
+        """Count the outcomes of a batch; orphans that it did not reach in time have none yet."""
         self._outcomes["linked"] += len(batch.linked)
         self._outcomes["failed"] += len(batch.failed)
         self._outcomes["skipped_held"] += batch.held + len(batch.closed) - len(batch.linked)
@@ -94,7 +94,7 @@ class SweepCounters:
         self._unchecked += sum(not event.checked for event in batch.linked)
 
     def add_would_link(self, orphans: int, unchecked: int = 0) -> None:
-        """Count what a sweep would link that writes nothing."""
+        """Count orphans that a dry run would link."""
         self._outcomes["linked"] += orphans
         self._unchecked += unchecked
 
@@ -112,7 +112,7 @@ class SweepCounters:
         self._outcomes["failed"] += orphans
 
     def open_groups(self) -> Counter[Group]:
-        """Return what stays open: what was left out, what was processed, and at a deadline what was not."""
+        """Count by group the orphans that stay open: those left out, those processed, and at a deadline the others."""
         unreached = Counter[Group]() if self.complete else +self._unreached
         return self._left_out + self._open + unreached
 

@@ -1,4 +1,4 @@
-"""Until when a sweep works."""
+"""The deadline of a sweep."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing new may begin."""
-        return self.left_seconds <= 0
+        """True if no further work may begin."""
+        return self.remaining_seconds <= 0
 
     @property
-    def left_seconds(self) -> float:
-        """How many seconds are left; below 0 after the end."""
+    def remaining_seconds(self) -> float:
+        """Seconds until the end; below 0 after it."""
         return self._end - time.monotonic()
 
     @property
-    def left_ms(self) -> int:
-        """How many milliseconds a statement may take: those that are left, or a second."""
-        return max(1_000, int(self.left_seconds * 1000))
+    def remaining_ms(self) -> int:
+        """The timeout of a statement in milliseconds: the remaining time, but at least a second."""
+        return max(1_000, int(self.remaining_seconds * 1000))
 
     def stop(self) -> None:
         """End now. Safe in a signal handler."""

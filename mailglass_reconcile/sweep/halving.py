@@ -15,11 +15,11 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 Retry = Callable[[Callable[[], Any]], Any]
-"""Calls a function and returns its result; may call it again after a passing fault."""
+"""Calls a function and returns its result; may call it again after a transient error."""
 
 
 class Refused(NamedTuple):
-    """Why the database refuses a row that stands alone."""
+    """The error with which the database refuses a single row."""
 
     error: DBAPIError
 
@@ -41,9 +41,9 @@ def run_halved(
         connected: The connection, to find out which privilege is missing.
         rows: The rows.
         action: Runs in one transaction.
-        retry: Handles passing faults.
-        is_of_rows: Whether fewer rows may succeed after an error; any other error is raised.
-        is_over: Whether nothing may begin any more.
+        retry: Retries transient errors.
+        is_of_rows: True if fewer rows may succeed after an error; any other error is raised.
+        is_over: True if no further transaction may begin.
 
     Raises:
         DatabaseRefusedError: This role lacks a privilege; the message has the GRANT.

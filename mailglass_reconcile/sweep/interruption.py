@@ -13,7 +13,7 @@ from mailglass_reconcile.sweep.request import SweepRun
 
 @dataclass
 class Interruption:
-    """Whether the signal came."""
+    """The state of `stop_on_signal`: True after the signal."""
 
     received: bool = False
 

@@ -1,4 +1,4 @@
-"""One batch: the transactions that link it, and what became of each pair."""
+"""One batch: the transactions that link it, and the outcome of each pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Pairs = Sequence[tuple[str, str]]
 Notes = Mapping[str, str]
-"""What else the appended event's metadata says, as JSON, by orphan id."""
+"""Further metadata of the appended event, as JSON, by orphan id."""
 
 
 @dataclass(slots=True)
@@ -35,17 +35,17 @@ class Batch:
     failed: list[str] = field(default_factory=list)
     held: int = 0
     outage: DBAPIError | None = None
-    """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
+    """An outage that outlasted the retries and ended the batch: the lists hold the work before it."""
 
     def add(self, pairs: Pairs, claimed: Sequence[LinkedEvent]) -> None:
-        """Add what a transaction on *pairs* has claimed and committed."""
+        """Add the events that a transaction on *pairs* has claimed and committed."""
         linked = [event for event in claimed if event.reconciled_id]
-        taken = [event.event_id for event in claimed if not event.closed]
+        conflicting_ids = [event.event_id for event in claimed if not event.closed]
         self.linked += linked
         self.closed += [event.event_id for event in claimed if event.closed]
         self.held += len(pairs) - len(claimed)
-        self.failed += taken
-        for event_id in taken:
+        self.failed += conflicting_ids
+        for event_id in conflicting_ids:
             logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
         telemetry.record_lags(event.lag_seconds for event in linked)
 
@@ -59,14 +59,14 @@ class Batch:
 
 
 def link_batch(connected: Connected, pairs: Pairs, is_over: Callable[[], bool], notes: Notes | None = None) -> Batch:
-    """Link what can be linked of *pairs*, each link committed whole or not at all.
+    """Link *pairs* as far as possible, each link committed whole or not at all.
 
     A batch that fails on its data is halved until the culprit stands alone, which is reported and left open. A
-    lost connection, a deadlock and the like are tried again, a bounded number of times. What a COMMIT has linked whose
-    answer was lost is not open any more, and counts as held. No transaction begins after *is_over* says so.
+    lost connection, a deadlock and the like are retried, a bounded number of times. If the answer of a COMMIT was lost,
+    its linked orphans are not open any more, and count as held. No transaction begins once *is_over* returns True.
 
     Raises:
-        DatabaseRefusedError: This role lacks a right; the message has the GRANT.
+        DatabaseRefusedError: This role lacks a privilege; the message has the GRANT.
     """
     batch = Batch()
 
@@ -92,7 +92,7 @@ def link_batch(connected: Connected, pairs: Pairs, is_over: Callable[[], bool], 
 def link_in(tx: Transaction, pairs: Pairs, notes: Notes) -> list[LinkedEvent]:
     """Link *pairs* in a caller's transaction, and return the linked.
 
-    What cannot be linked because of its own data costs a savepoint and stays open.
+    Orphans that cannot be linked because of their own data cost a savepoint and stay open.
     """
     if not pairs:
         return []

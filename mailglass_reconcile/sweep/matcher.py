@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
@@ -29,12 +30,12 @@ class OrphanMatch(NamedTuple):
 
     @property
     def has_new_keys(self) -> bool:
-        """Whether its keys were computed now and can be stored."""
+        """True if its keys were computed now and can be stored."""
         return self.keys.rank is not None and self.keys is not self.orphan.keys
 
     @property
     def is_unchecked(self) -> bool:
-        """Whether it matches by its message id alone, because its recipient is unknown."""
+        """True if it matches by its message id alone, because its recipient is unknown."""
         return self.result.delivery_id is not None and self.keys.recipient is None
 
 
@@ -139,10 +140,10 @@ def _may_change(keys: Keys, result: MatchResult) -> bool:
 def _decide(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
     """Decide for each event with its keys as they are."""
     questions = [_questions(event) for event in events]
-    answers: dict[Question, dict[str, Candidate]] = {question: {} for each in questions for question in each}
-    asked = list(answers)
-    for position, delivery in deliveries.find(tx, asked):
-        answers[asked[position]][delivery.delivery_id] = delivery
+    answers: dict[Question, dict[str, Candidate]] = {question: {} for question in chain.from_iterable(questions)}
+    distinct_questions = list(answers)
+    for position, delivery in deliveries.find(tx, distinct_questions):
+        answers[distinct_questions[position]][delivery.delivery_id] = delivery
     decisions = []
     for event, own_questions in zip(events, questions, strict=True):
         by_id = {question.candidate_id: answers[question].values() for question in own_questions}

@@ -19,17 +19,17 @@ def run_ahead(items: Iterator[T], cancel: Callable[[], None]) -> Iterator[Iterat
     If the block ends before the items do, *cancel* is called until the thread has given up.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="mailglass-reconcile-ahead") as thread:
-        coming: Future[T | None] = thread.submit(next, items, None)
+        future: Future[T | None] = thread.submit(next, items, None)
 
         def computed() -> Iterator[T]:
-            nonlocal coming
-            while (item := coming.result()) is not None:
-                coming = thread.submit(next, items, None)
+            nonlocal future
+            while (item := future.result()) is not None:
+                future = thread.submit(next, items, None)
                 yield item
 
         try:
             yield computed()
         finally:
-            while not coming.done():
+            while not future.done():
                 cancel()
-                wait([coming], POLL_SECONDS)
+                wait([future], POLL_SECONDS)

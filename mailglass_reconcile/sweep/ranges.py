@@ -14,7 +14,7 @@ MOST_RANGES = 100
 
 
 def cut_window(database: Database, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:
-    """Return how many orphans are eligible and, if more than *size*, ranges of arrival with about *size* in each.
+    """Count the eligible orphans and, if there are more than *size*, cut them into ranges of arrival of about *size*.
 
     The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
     """

@@ -1,4 +1,4 @@
-"""Reading a slice of open orphans and matching it, in one snapshot; what cannot be read delays nothing else."""
+"""Reading a slice of open orphans and matching it, in one snapshot; unreadable orphans delay no others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def match_slice(
     slice_result = SliceResult()
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
-        with connected.reading(deadline.left_ms) as tx:
+        with connected.reading(deadline.remaining_ms) as tx:
             orphans = open_orphans.read_of_any_age(tx, part) if of_any_age else open_orphans.read(tx, part)
             return match_orphans(tx, orphans)
 

@@ -1,4 +1,4 @@
-"""The recent sweep: what arrived during the last minute."""
+"""The recent sweep: it links events that arrived during the last minute."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Sweep(SweepRun):
                 run_log.finish(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
-        """Choose; then match slice by slice, link what matches, and store the state of what stays open."""
+        """Choose orphans; match them slice by slice, link the matches, and store the states of the others."""
         parts = self._choose(connected)
         with self._matched_slices(connected, parts) as slices:
             for slice_ in slices:
@@ -116,7 +116,7 @@ class Sweep(SweepRun):
                 yield slices
 
     def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[SliceResult]:
-        """Yield the matched slices until the deadline; what did not fit into memory is read after its part."""
+        """Yield the matched slices until the deadline; a part too large for memory continues after its last id."""
         for part in parts:
             following: Part | None = part
             while following is not None:
@@ -124,13 +124,13 @@ class Sweep(SweepRun):
                     if self.deadline.is_over:
                         return
                     yield reading.match_slice(
-                        connected, ids, self.deadline, self._retried, of_any_age=bool(self.event_ids)
+                        connected, ids, self.deadline, self._retry, of_any_age=bool(self.event_ids)
                     )
                 last = following.last
-                following = self._retried(partial(self._next_first, connected, last)) if last else None
+                following = self._retry(partial(self._next_first, connected, last)) if last else None
 
     def _choose(self, connected: Connected) -> list[Part]:
-        self.window, choice = self._retried(partial(self._read_window, connected))
+        self.window, choice = self._retry(partial(self._read_window, connected))
         self.unseen_since = choice.unseen_since
         if not self.is_recent:
             self.window.warn()
@@ -142,18 +142,18 @@ class Sweep(SweepRun):
 
     def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
         most_checked = MOST_CHECKED if self.is_recent else None
-        with connected.reading(self.deadline.left_ms) as tx:
+        with connected.reading(self.deadline.remaining_ms) as tx:
             window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
             if self.event_ids and self.only == EVERYTHING:
                 return window, Choice([], Counter(), Counter())
             return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
     def _next_first(self, connected: Connected, before: Cursor) -> Part | None:
-        with connected.reading(self.deadline.left_ms) as tx:
+        with connected.reading(self.deadline.remaining_ms) as tx:
             return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
 
     def _process(self, connected: Connected, slice_: SliceResult) -> Iterator[Pairs]:
-        """Give each orphan of a slice its outcome; yield the batches that were linked."""
+        """Count an outcome for each orphan of a slice; yield the batches that were linked."""
         counters = self.counters
         counters.mark_processed(_stored_group(match.orphan) for match in slice_.matches)
         matches = [match for match in slice_.matches if self.only.accepts(match.keys, match.result.delivery_id)]
@@ -174,7 +174,7 @@ class Sweep(SweepRun):
             self._store(connected, remaining)
 
     def _batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
-        """Yield what to link, batch by batch, as far as the limit and the deadline go."""
+        """Yield the pairs to link, batch by batch, up to the limit and the deadline."""
         pairs = _by_delivery(matches)
         allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)
         self.counters.add_over_limit(len(pairs) - allowed)
@@ -188,7 +188,7 @@ class Sweep(SweepRun):
             yield pairs[start : min(start + size, allowed)]
 
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
-        """Link a batch, publish what was committed, and return the ids of the orphans that it closed."""
+        """Link a batch, publish its committed links, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
             with_note = [event_id for event_id, _ in pairs if event_id in notes]
             unchecked = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, with_note))
@@ -239,7 +239,7 @@ class Sweep(SweepRun):
 
     def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def read() -> T:
-            with connected.reading(self.deadline.left_ms) as tx:
+            with connected.reading(self.deadline.remaining_ms) as tx:
                 return action(tx)
 
         return with_retries(read)
@@ -251,8 +251,8 @@ class Sweep(SweepRun):
 
         return with_retries(write)
 
-    def _retried(self, action: Callable[[], T]) -> T:
-        """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
+    def _retry(self, action: Callable[[], T]) -> T:
+        """Call *action* and return its result, with retries; a recent sweep leaves them to the next one."""
         return action() if self.is_recent else with_retries(action)
 
 

@@ -1,4 +1,4 @@
-"""What one sweep is asked for, until when it works, and what it knows so far."""
+"""The state of one sweep: its arguments, its deadline, its counters."""
 
 from __future__ import annotations
 
@@ -83,23 +83,23 @@ class SweepRun:
 
     @property
     def has_started(self) -> bool:
-        """Whether it is known what is eligible."""
+        """True if the eligible orphans are known."""
         return self.window is not None
 
     @property
     def is_recent(self) -> bool:
-        """Whether it is a recent sweep, which logs nothing that the full sweep reports."""
+        """True for a recent sweep, which leaves log lines to the full sweep."""
         return self.kind == "recent"
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether a statement that was cancelled has met the deadline."""
-        return self.deadline.left_seconds <= 1.0
+        """True if the deadline explains that a statement was cancelled."""
+        return self.deadline.remaining_seconds <= 1.0
 
     def stop(self) -> None:
         """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
         self.deadline.stop()
 
     def update_lag(self, since: str | None) -> None:
-        """Note since when an orphan that stays open could have been linked."""
+        """Keep the earliest time since which an open orphan could have been linked."""
         self.linkable_since = min(filter(None, (since, self.linkable_since)), default=None)

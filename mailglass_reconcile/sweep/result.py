@@ -1,4 +1,4 @@
-"""What a sweep did."""
+"""The result of a sweep."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mailglass_reconcile.rules import humanize, states
 from mailglass_reconcile.rules.states import SweepStatus
 
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
-"""Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
+"""States of orphans that stay open after matching, for a reason other than `unmatched`."""
 
 
-def remaining(orphans: int | None) -> str:
-    """Return how many orphans a sweep has left; None if they could not be counted."""
+def format_remaining(orphans: int | None) -> str:
+    """Format the number of eligible orphans that stay open; None if they could not be counted."""
     if orphans is None:
         return "what remains could not be counted"
     return humanize.pluralize(orphans, "eligible orphan remains", "eligible orphans remain")
@@ -77,27 +77,27 @@ class SweepResult:
         return None if self.tenant_id is None else humanize.sanitize_tenant(self.tenant_id)
 
 
-def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: int | None) -> str:
-    """Return a sweep as one line of a log."""
-    whose = "all tenants" if tenant_id is None else f"tenant '{tenant_id}'"
-    rest = [f"{counts[state]:,} {state}" for state in states.OUTCOMES if state != "linked" and counts[state]]
-    rest += (
+def format_line(tenant_id: str | None, status: str, counts: Mapping[str, int], remaining: int | None) -> str:
+    """Format a sweep as one line of a log."""
+    scope = "all tenants" if tenant_id is None else f"tenant '{tenant_id}'"
+    parts = [f"{counts[state]:,} {state}" for state in states.OUTCOMES if state != "linked" and counts[state]]
+    parts += (
         [f"{humanize.pluralize(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
     )
-    rest += [] if status == "ok" else [f"{status}, {remaining(left)}"]
+    parts += [] if status == "ok" else [f"{status}, {format_remaining(remaining)}"]
     scanned, took = (
         humanize.pluralize(counts["scanned"], "open orphan"),
         humanize.format_duration_ms(counts["duration_ms"]),
     )
-    return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
+    return "; ".join([f"swept {scope}: linked {counts['linked']:,} of {scanned} in {took}", *parts])
 
 
-def mismatches(result: SweepResult) -> list[str]:
+def format_mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
-    found = ((result.tenant_mismatch, "tenant's"), (result.recipient_mismatch, "recipient's"))
+    counts = ((result.tenant_mismatch, "tenant's"), (result.recipient_mismatch, "recipient's"))
     return [
-        f"{humanize.pluralize(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
+        f"{humanize.pluralize(number, 'orphan matches', 'orphans match')} only another {owner} deliveries and"
         f" {humanize.verb(number, 'was', 'were')} not linked"
-        for number, whose in found
+        for number, owner in counts
         if number
     ]

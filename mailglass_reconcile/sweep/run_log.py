@@ -1,7 +1,7 @@
-"""What a sweep leaves behind: a row in the run history, its span and metrics, lines in the log.
+"""The record of a sweep: a row in the run history, a span and metrics, lines in the log.
 
-None of it can make a sweep fail: the row has a transaction of its own. It also has what stays open by state, tenant and
-provider, because the states are stored.
+None of it can make a sweep fail: the row has a transaction of its own. The row also counts the open orphans by state,
+tenant and provider, because the states are stored.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mailglass_reconcile.store import privileges, runs, window
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
 from mailglass_reconcile.sweep.request import SweepRun
-from mailglass_reconcile.sweep.result import line, mismatches
+from mailglass_reconcile.sweep.result import format_line, format_mismatches
 
 logger = logging.getLogger(__name__)
 
 HELD_SECONDS = 10.0
-"""Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
+"""Recent sweeps that did nothing share one row in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
 _idle_runs: dict[tuple[str, str | None], Run] = {}
 
 
 def to_run(sweep: SweepRun, error: BaseException | None = None) -> Run:
-    """Return a sweep as the history has it; *error*, or what broke it off before, is what ended it before its end."""
+    """Make a sweep's row for the history of runs; *error*, or an earlier one, ended the sweep early."""
     result, error = sweep.result, error or sweep.error
     run = Run(sweep.kind, sweep.origin, result.shown_tenant, result.status, remaining=result.remaining)
     if error is not None:
@@ -89,9 +89,9 @@ def _is_due(run: Run) -> bool:
 
 @contextmanager
 def reporting(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
-    """Report the sweep that the block makes to OpenTelemetry and the log; *as_run* gets the error that ended it.
+    """Report the block's sweep to OpenTelemetry and the log; *as_run* makes its row from the error that ended it.
 
-    Of recent sweeps there may be ten a second: only one that linked or failed is reported, when that is known.
+    There may be ten recent sweeps a second: one is reported only if it linked or failed, at its end.
     """
     began, error = time.time_ns(), None
     with nullcontext() if kind == "recent" else telemetry.span("sweep") as span:
@@ -124,11 +124,11 @@ def _report(run: Run, span: telemetry.Span) -> None:
     # A sweep that did something, or could not do all; why it failed has a line of its own.
     notable = run.counts["linked"] or run.counts["failed"] or run.status == "partial"
     if notable and logger.isEnabledFor(logging.INFO):
-        logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
+        logger.info("%s", format_line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
 def fail(sweep: SweepRun, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
-    """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault."""
+    """Set the error that ended a sweep: a missing privilege or another fault; the deadline is none."""
     if isinstance(error, DBAPIError):
         if sqlstate(error) == QUERY_CANCELED and sweep.has_started and sweep.is_out_of_time:
             return
@@ -144,14 +144,14 @@ def fail(sweep: SweepRun, connected: Connected, error: DBAPIError | DatabaseRefu
 
 
 def finish(sweep: SweepRun, connected: Connected) -> None:
-    """Log what an operator should know, and leave a row in the history of runs.
+    """Log failed key rules and mismatches, and add a row to the history of runs.
 
     If nothing was swept because the database or the table is down, there is no row.
     """
     if sweep.has_started and not sweep.is_recent:
         for failure, orphans in sweep.failures.items():
             logger.error("%s (%s)", failure, pluralize(orphans, "orphan"))
-        for mismatch in mismatches(sweep.result):
+        for mismatch in format_mismatches(sweep.result):
             logger.warning("%s", mismatch)
     nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.has_started
     if sweep.dry_run or nowhere:
