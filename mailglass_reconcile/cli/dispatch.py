@@ -123,13 +123,13 @@ def dispatch(
         _rename(*rename, as_json)
     else:
         require_schema()
-        with _ended_by_sigterm():
+        with _interrupt_on_sigterm():
             _dispatch(as_json)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: a handler's statement is cancelled, and its job is not locked any longer."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: a handler's statement is cancelled, and its job is unlocked."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -137,7 +137,7 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_for(linked: int) -> None:
+def run_handlers(linked: int) -> None:
     """Run this process's handlers if a sweep has *linked* something; if that fails, the next dispatch runs them."""
     if not (linked and registry.handled_types()):
         return
@@ -162,47 +162,47 @@ def _dispatch(as_json: bool) -> None:
 
 
 def _list_dead(handler: str | None, as_json: bool) -> None:
-    listed = handler_jobs.load_jobs(runtime.database(), "dead", handler)
+    job_list = handler_jobs.load_jobs(runtime.database(), "dead", handler)
     if as_json:
-        _print_list("dead", listed)
+        _print_list("dead", job_list)
         return
-    click.echo(pluralize(listed.total, "event is dead", "events are dead"), err=True)
-    for group in listed.groups:
+    click.echo(pluralize(job_list.total, "event is dead", "events are dead"), err=True)
+    for group in job_list.groups:
         text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {format_time(group.at)}"
         click.echo(wrapped(text, "    ", "  "), err=True)
-    _print_jobs(listed)
+    _print_jobs(job_list)
 
 
 def _list_waiting(handler: str | None, as_json: bool) -> None:
-    listed = handler_jobs.load_jobs(runtime.database(), "waiting", handler)
+    job_list = handler_jobs.load_jobs(runtime.database(), "waiting", handler)
     if as_json:
-        _print_list("waiting", listed)
+        _print_list("waiting", job_list)
         return
-    click.echo(pluralize(listed.total, "event waits for a handler", "events wait for handlers"), err=True)
-    for group in listed.groups:
-        why = f"{group.error}, next attempt" if group.error else "not tried yet, due"
-        text = f"{group.number:,} {group.type} for {group.handler}: {why} {format_time(group.at)}"
+    click.echo(pluralize(job_list.total, "event waits for a handler", "events wait for handlers"), err=True)
+    for group in job_list.groups:
+        status = f"{group.error}, next attempt" if group.error else "not tried yet, due"
+        text = f"{group.number:,} {group.type} for {group.handler}: {status} {format_time(group.at)}"
         click.echo(wrapped(text, "    ", "  "), err=True)
-    _print_jobs(listed)
+    _print_jobs(job_list)
 
 
-def _print_list(name: str, listed: JobList) -> None:
-    jobs, groups = ([row.as_dict() for row in rows] for rows in (listed.jobs, listed.groups))
-    print_json({name: jobs, "groups": groups, "total": listed.total})
+def _print_list(name: str, job_list: JobList) -> None:
+    jobs, groups = ([row.as_dict() for row in rows] for rows in (job_list.jobs, job_list.groups))
+    print_json({name: jobs, "groups": groups, "total": job_list.total})
 
 
-def _print_jobs(listed: JobList) -> None:
+def _print_jobs(job_list: JobList) -> None:
     with reader_may_leave():
-        for job in listed.jobs:
-            click.echo(_job(job))
-    if listed.total > len(listed.jobs):
-        click.echo(f"only the first {len(listed.jobs):,} are shown", err=True)
+        for job in job_list.jobs:
+            click.echo(_format_job(job))
+    if job_list.total > len(job_list.jobs):
+        click.echo(f"only the first {len(job_list.jobs):,} are shown", err=True)
 
 
-def _job(job: HandlerJob) -> str:
-    """Return a job of a list, with its whole ids on lines of their own."""
-    when = f"dead since {format_time(job.at)}" if job.state == "dead" else f"next attempt {format_time(job.at)}"
-    facts = [f"{job.type} for {job.handler}", pluralize(job.attempts, "attempt"), *filter(None, [job.error]), when]
+def _format_job(job: HandlerJob) -> str:
+    """Format a job of a list, with its whole ids on lines of their own."""
+    due = f"dead since {format_time(job.at)}" if job.state == "dead" else f"next attempt {format_time(job.at)}"
+    facts = [f"{job.type} for {job.handler}", pluralize(job.attempts, "attempt"), *filter(None, [job.error]), due]
     return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 
 
@@ -250,8 +250,8 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
         or ""
     )
     seen = min((registration.seen_seconds for registration in registrations), default=None)
-    last = "" if seen is None else f"; a dispatcher had one of them {format_duration(seen)} ago"
-    _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last}? This cannot be undone", yes)
+    last_seen = "" if seen is None else f"; a dispatcher had one of them {format_duration(seen)} ago"
+    _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone", yes)
     deleted = administration.forget(database, type_, handler)
     if as_json:
         forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]

@@ -63,7 +63,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
     registration.register_before_sweep(database)
     manual_link.link_with(database, manual_link_request)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
-    dispatch.run_for(1)
+    dispatch.run_handlers(1)
 
 
 def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[str]:

@@ -89,7 +89,7 @@ def sweep(
     if tenant is not None and not result.scanned:
         hint_at_tenant(runtime.database(), tenant)
     if not result.dry_run:
-        dispatch.run_for(result.linked)
+        dispatch.run_handlers(result.linked)
     sys.exit(0 if result.status == "ok" else 1)
 
 

@@ -1,4 +1,4 @@
-"""Matching: under which ids the delivery of an event may be stored, and which of the deliveries that are is its own.
+"""Matching: the ids under which an event's delivery may be stored, and the choice among the deliveries that have them.
 
 A provider's rule says which ids an event names; `expand` adds the spellings in which one id is written. Then the
 matching rule decides, for sweeps and single events alike: the first candidate id that names a delivery of the event's
@@ -33,7 +33,7 @@ MAX_IDS = 32
 
 
 class Keys(NamedTuple):
-    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
+    """The keys that match an orphan: its provider, its candidate ids in order, its recipient if known.
 
     `rank` is that of the rule that made them; None if they were not computed yet, or if the rule failed for the
     reason `failure`, and nothing may be stored. `lost`: the event had a recipient that is no longer known.
@@ -48,7 +48,7 @@ class Keys(NamedTuple):
 
     @property
     def is_current(self) -> bool:
-        """Whether this process would compute the same: no rule of higher rank was registered since."""
+        """True if this process would compute the same keys: no rule of higher rank was registered since."""
         return self.rank is not None and self.rank >= providers.rank_of(self.provider)
 
 
@@ -120,7 +120,7 @@ def _failure(rule: KeyRule, error: Exception) -> str:
 
 
 class _RuleError(Exception):
-    """A rule returned something else than ids; the message says what."""
+    """A rule returned a value that is not a list of ids; the message names it."""
 
 
 def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
@@ -138,7 +138,7 @@ def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
 
 
 def spellings_of(message_id: str) -> frozenset[str]:
-    """Return the candidate ids that some provider's rule makes of a message id, or of what its webhook calls so."""
+    """Return the candidate ids that all providers' rules make of a message id, as webhooks call it."""
     spellings: set[str] = set()
     for provider, rule in providers.rules().items():
         texts = [text_of(message_id)] * len(rule.paths)
@@ -164,7 +164,7 @@ _TOO_LONG: Final = 10**MAX_ID_LENGTH
 
 
 def is_usable(text: str) -> bool:
-    """Whether *text* can be an id: 1 to 512 characters, none of them a control character."""
+    """Return True if *text* can be an id: 1 to 512 characters, none of them a control character."""
     if not 0 < len(text) <= MAX_ID_LENGTH:
         return False
     return text.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
@@ -194,7 +194,7 @@ class Candidate(NamedTuple):
     recipient: str
 
     def has_provider(self, provider: str | None) -> bool:
-        """Whether an event of *provider*, in its canonical spelling, can be about this delivery."""
+        """Return True if an event of *provider*, in its canonical spelling, can be about this delivery."""
         return self.provider is None or canonical(self.provider) == provider
 
 
@@ -208,7 +208,7 @@ class MatchResult(NamedTuple):
 def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candidate]]) -> MatchResult:
     """Match an event of a tenant.
 
-    *deliveries* are those that carry its candidate ids, by id; of an id that names many, those that decide.
+    *deliveries* are those that carry its candidate ids, by id; for an id of many deliveries, only those that decide.
     """
     if not keys.candidate_ids:
         return MatchResult(UNMATCHABLE)

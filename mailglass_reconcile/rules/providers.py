@@ -130,7 +130,7 @@ class MessageIds(NamedTuple):
 
 
 class Record(Protocol):
-    """What this wing reads of a provider's record: `webhooks.provider.Provider` says what it means."""
+    """The fields of a provider's record that rules read; `webhooks.provider.Provider` documents them."""
 
     title: str
     spellings: tuple[str, ...]
@@ -190,38 +190,42 @@ def canonical(provider: str) -> str:
     if provider in built_in():
         return provider
     name = provider.strip().lower()
-    return name if name in built_in() else _spelled().get(name, name)
+    return name if name in built_in() else _names_by_spelling().get(name, name)
 
 
 @cache
-def _spelled() -> Mapping[str, str]:
+def _names_by_spelling() -> Mapping[str, str]:
     """Return the canonical names by other spellings in lower case."""
-    records = {name: found for name in built_in() if (found := record(name))}
-    return {other.lower(): name for name, found in records.items() for other in (found.title, *found.spellings)}
+    records = {name: provider_record for name in built_in() if (provider_record := record(name))}
+    return {
+        spelling.lower(): name
+        for name, provider_record in records.items()
+        for spelling in (provider_record.title, *provider_record.spellings)
+    }
 
 
 def spellings(provider: str) -> tuple[str, ...]:
     """Return the spellings under which deliveries of a provider, given in its canonical one, may be stored."""
-    found = record(provider)
-    return (provider, found.title, *found.spellings) if found else (provider,)
+    provider_record = record(provider)
+    return (provider, provider_record.title, *provider_record.spellings) if provider_record else (provider,)
 
 
 def title(provider: str) -> str:
-    """Return a provider's name as it writes it itself; that of an unknown one as it was given."""
-    found = record(canonical(provider))
-    return found.title if found else humanize.sanitize(provider.strip())
+    """Return a provider's name in its own spelling; an unknown name is returned unchanged."""
+    provider_record = record(canonical(provider))
+    return provider_record.title if provider_record else humanize.sanitize(provider.strip())
 
 
-def known() -> list[str]:
+def providers_with_rule() -> list[str]:
     """Return the providers that have a rule of their own."""
     return [provider for provider in rules() if provider != ANY_PROVIDER]
 
 
 def mistyped(provider: str) -> str | None:
-    """Return a sentence if no rule has *provider*'s name, and one has a similar name; None otherwise."""
-    name, names = canonical(provider), {*known(), *built_in()}
-    meant = None if name in names else humanize.did_you_mean(name, names)
-    return f"no rule knows {humanize.sanitize(name)}{meant}" if meant else None
+    """Return a sentence that suggests a similar name if no rule has *provider*'s; None otherwise."""
+    name, names = canonical(provider), {*providers_with_rule(), *built_in()}
+    suggestion = None if name in names else humanize.did_you_mean(name, names)
+    return f"no rule knows {humanize.sanitize(name)}{suggestion}" if suggestion else None
 
 
 @lru_cache(maxsize=4096)
@@ -233,13 +237,13 @@ def warn_if_mistyped(provider: str) -> None:
 
 
 def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
-    """Whether events of a provider may have no id at all, by its documentation: those of this type; with None, some.
+    """Return True if a provider documents events without any id: of this type or, with None, of some type.
 
     An adopter's rule is expected to find one.
     """
     name = canonical(provider or "")
-    found = None if name in _rules else record(name)
-    types = found.lacks_id if found else None
+    provider_record = None if name in _rules else record(name)
+    types = provider_record.lacks_id if provider_record else None
     if type_ is None:
         return types is not None
     return type_ == "unknown" or (types is not None and type_ in types)

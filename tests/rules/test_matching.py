@@ -267,7 +267,7 @@ def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
     assert matching.keys_of(Document(nested | {"a": "b"})).candidate_ids == ()
 
 
-@pytest.mark.parametrize("provider", [*providers.known(), "other", "acme"])
+@pytest.mark.parametrize("provider", [*providers.providers_with_rule(), "other", "acme"])
 def test_the_id_over_smtp_is_the_last_candidate_of_every_provider(rules, provider):
     """With and without angle brackets, after the provider's own id; an adopter's rule need not read it."""
     providers.key_rule("acme", reads=("metadata/number",))(lambda number: [number])

@@ -1,4 +1,4 @@
-"""Anymail's signals: what was sent, and what a provider reports of it, are recorded in the caller's transaction."""
+"""Receivers of Anymail's signals: they record sends and tracking events in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) ->
         tenant = tenant_of(message)
         with failures.count_failure(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
-                lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant))
+                lambda: _record(
+                    lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant)
+                )
             )
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
@@ -66,7 +68,7 @@ def on_tracking(*, event: Any, esp_name: str, **_others: Any) -> None:
     all is skipped: it would fail at each retry, and the rest of its batch with it.
     """
     try:
-        made = anymail.webhook_event(event, esp_name)
+        webhook_event = anymail.webhook_event(event, esp_name)
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
@@ -74,14 +76,18 @@ def on_tracking(*, event: Any, esp_name: str, **_others: Any) -> None:
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
             _in_sync_thread(
-                lambda: _record(lambda lent: record_webhook(lent, provider=esp_name, events=[made], tenant_id=tenant))
+                lambda: _record(
+                    lambda connection: record_webhook(
+                        connection, provider=esp_name, events=[webhook_event], tenant_id=tenant
+                    )
+                )
             )
     except InvalidEventError as error:  # nothing was written
         logger.error("an event of %s was skipped: %s", esp_name, error)
 
 
 def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
-    """Return an event as an application's function for the tenant takes it; of Anymail's further data it has tags."""
+    """Make the tracking event for an application's tenant function; besides our fields it has tags."""
     return AnymailTrackingEvent(
         event_type=event.type,
         timestamp=event.occurred_at,
@@ -95,12 +101,12 @@ def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
 
 
 def _record(action: Callable[[sa.Connection], list[Any]]) -> None:
-    """Write on Django's connection, and leave the step after the commit to it."""
+    """Write on Django's connection, and enqueue the after-commit actions at its commit."""
     database.after_commit(database.with_retries(action))
 
 
 def _in_sync_thread(action: Callable[[], None]) -> None:
-    """Do it here, or in a thread of our own where an event loop runs, because Django allows no queries there."""
+    """Run *action*, but in a thread of our own under an event loop, where Django allows no queries."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -110,12 +116,12 @@ def _in_sync_thread(action: Callable[[], None]) -> None:
         action()
         return
 
-    def act() -> None:
+    def run_on_own_connection() -> None:
         database.renew_connections()
         database.require_autocommit()
         action()
 
-    _thread().submit(copy_context().run, act).result()
+    _thread().submit(copy_context().run, run_on_own_connection).result()
 
 
 @cache
