@@ -222,7 +222,7 @@ def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
 def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json: bool) -> None:
     database = runtime.database()
     try:
-        registrations = administration.replayable(database, type_, seconds, handler)
+        registrations = administration.load_replayable(database, type_, seconds, handler)
     except ValueError as error:
         raise click.UsageError(f"--since: {error}") from None
     except LookupError as error:
@@ -240,7 +240,7 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
 def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) -> None:
     database = runtime.database()
     try:
-        registrations, waiting = administration.registered(database, type_, handler)
+        registrations, waiting = administration.load_registrations(database, type_, handler)
     except LookupError as error:
         _fail(error)
     names = escape_unprintable(

@@ -28,10 +28,10 @@ def retry(database: Database, event_id: UUID | None = None, handler: str | None 
         return connected.in_batches(outbox.RETRY, selection)
 
 
-def replayable(database: Database, type_: str, seconds: float, handler: str | None = None) -> list[Registration]:
-    """Return the registered handlers of a type, for which events of an age can be enqueued once each.
+def load_replayable(database: Database, type_: str, seconds: float, handler: str | None = None) -> list[Registration]:
+    """Load the registered handlers of a type, for which events of the last *seconds* can be enqueued once each.
 
-    A LookupError says that there are none, a ValueError that what handlers have done is not kept for so long.
+    A LookupError says that there are none, a ValueError that finished jobs are not kept for so long.
     """
     _require_kept(database.settings, seconds)
     runtime.load_imports()
@@ -74,8 +74,8 @@ def replay(database: Database, registrations: Sequence[Registration], seconds: f
     return enqueued
 
 
-def registered(database: Database, type_: str | None, handler: str | None) -> tuple[list[Registered], int]:
-    """Return the registrations of a type, a handler or both, and how many of their jobs wait.
+def load_registrations(database: Database, type_: str | None, handler: str | None) -> tuple[list[Registered], int]:
+    """Load the registrations of a type, a handler or both, and count their waiting jobs.
 
     If there is nothing to forget, a LookupError says so.
     """

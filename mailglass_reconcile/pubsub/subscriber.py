@@ -36,7 +36,7 @@ CANCEL_SECONDS = 0.1
 """A step that has not ended so long after it was cancelled is cancelled again."""
 
 SETTING = "MAILGLASS_REDIS_URL"
-RIGHTS = "the commands SUBSCRIBE, PSUBSCRIBE and PING on the channels mailglass:events:*"
+PERMISSIONS = "the commands SUBSCRIBE, PSUBSCRIBE and PING on the channels mailglass:events:*"
 
 
 class Update(NamedTuple):
@@ -67,7 +67,7 @@ class _LostError(Exception):
     """The server does not answer, or redis-py has silently connected again."""
 
 
-def _faults() -> tuple[type[Exception], ...]:
+def _lost_errors() -> tuple[type[Exception], ...]:
     return redis.RedisError, OSError, _LostError
 
 
@@ -102,7 +102,7 @@ class AsyncSubscription:
         self._closed = False
         self._lost = False
         self._last_received = dt.datetime.now(dt.UTC)
-        # What uses the connection is a task of its own: if the caller's is cancelled, that is never lost in redis-py.
+        # The connection is used in a task of its own: redis-py could lose a cancellation of the caller's.
         self._step: asyncio.Task[Update | Missed | None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -114,7 +114,7 @@ class AsyncSubscription:
         """
         self._step = asyncio.ensure_future(self._open())
         try:
-            await self._end_of(self._step)
+            await self._await_step(self._step)
         except BaseException:
             await self.aclose()
             raise
@@ -136,7 +136,7 @@ class AsyncSubscription:
             raise StopAsyncIteration
         if self._step is None:
             self._step = asyncio.ensure_future(self._next())
-        item = await self._end_of(self._step)
+        item = await self._await_step(self._step)
         if item is None:
             raise StopAsyncIteration
         return item
@@ -154,8 +154,8 @@ class AsyncSubscription:
             await asyncio.wait({self._step}, timeout=CANCEL_SECONDS)
         await self._disconnect()
 
-    async def _end_of(self, step: asyncio.Task[Update | Missed | None]) -> Update | Missed | None:
-        """Return the result of *step*, or None if it is closed; if this is cancelled, the next call gets its item."""
+    async def _await_step(self, step: asyncio.Task[Update | Missed | None]) -> Update | Missed | None:
+        """Await *step* and return its result, or None if it was cancelled; a cancelled caller leaves it to the next."""
         await asyncio.wait({step})
         self._step = None
         return None if step.cancelled() else step.result()
@@ -163,8 +163,8 @@ class AsyncSubscription:
     async def _open(self) -> None:
         try:
             await self._subscribe()
-        except _faults() as error:
-            raise RedisUnavailableError(self._refusal(error)) from None
+        except _lost_errors() as error:
+            raise RedisUnavailableError(self._describe_refusal(error)) from None
 
     async def _next(self) -> Update | Missed | None:
         """Return the next item, or None if the subscription has been closed."""
@@ -173,10 +173,10 @@ class AsyncSubscription:
                 return await self._recover()
             try:
                 message = await self._receive()
-            except _faults() as error:
-                self._note_loss(error)
+            except _lost_errors() as error:
+                self._mark_lost(error)
                 continue
-            if message and (update := self._update_of(message)):
+            if message and (update := self._parse_update(message)):
                 return update
         return None
 
@@ -186,17 +186,17 @@ class AsyncSubscription:
             await self._pubsub.psubscribe(EVERY_CHANNEL)
         else:
             await self._pubsub.subscribe(self._channel)
-        message = await self._answer()
+        message = await self._read_reply()
         if message is None or not message["type"].endswith("subscribe"):
             raise _LostError("it timed out")
         self._last_received = dt.datetime.now(dt.UTC)
 
     async def _receive(self) -> dict[str, Any] | None:
-        """Return the server's next message, which a PING brings if there is silence, or None if closed."""
+        """Return the server's next message, after silence the reply to a PING, or None if closed."""
         message: dict[str, Any] | None = await self._pubsub.get_message(timeout=self._ping_seconds)
         if message is None and not self._closed:
             await self._pubsub.ping()
-            message = await self._answer()
+            message = await self._read_reply()
         if message is None and not self._closed:
             raise _LostError("it timed out")
         if message and message["type"].endswith("subscribe"):  # redis-py has connected again by itself
@@ -204,14 +204,14 @@ class AsyncSubscription:
         self._last_received = dt.datetime.now(dt.UTC)
         return message
 
-    async def _answer(self) -> dict[str, Any] | None:
+    async def _read_reply(self) -> dict[str, Any] | None:
         """Return the server's next message, or None if it did not answer in time."""
         message: dict[str, Any] | None = await self._pubsub.get_message(timeout=self._answer_seconds)
         if message is None:  # if the event loop was held up, the time is over although the answer has come
             message = await self._pubsub.get_message(timeout=0)
         return message
 
-    def _note_loss(self, error: Exception) -> None:
+    def _mark_lost(self, error: Exception) -> None:
         self._lost = not self._closed
         if self._lost:
             cause, _ = connection_errors.classify(error, self._server)
@@ -219,13 +219,13 @@ class AsyncSubscription:
             logger.warning("lost Redis at %s (%s): %s; broadcasts are missed until it is back", place, setting, cause)
 
     async def _recover(self) -> Missed | None:
-        """Connect again, however long it takes, and return what may have been missed; None if closed meanwhile."""
+        """Connect again, however long it takes, and return the gap; None if closed meanwhile."""
         since, pause = self._last_received, RECONNECT_SECONDS[0]
         while not self._closed:
             await self._disconnect()
             try:
                 await self._subscribe()
-            except _faults():
+            except _lost_errors():
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RECONNECT_SECONDS[1])
             else:
@@ -236,15 +236,14 @@ class AsyncSubscription:
     async def _disconnect(self) -> None:
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    def _refusal(self, error: Exception) -> str:
+    def _describe_refusal(self, error: Exception) -> str:
         if isinstance(error, redis.exceptions.NoPermissionError):
-            return (
-                f"cannot listen to Redis at {self._server.location}: the user of {self._server.setting} needs {RIGHTS}"
-            )
+            server = self._server
+            return f"cannot listen to Redis at {server.location}: the user of {server.setting} needs {PERMISSIONS}"
         return connection_errors.describe(error, self._server)
 
-    def _update_of(self, received: dict[str, Any]) -> Update | None:
-        """Return the broadcast in *received*, if it is one of this subscription; anybody may publish anything."""
+    def _parse_update(self, received: dict[str, Any]) -> Update | None:
+        """Parse a message into this subscription's update, or None: other clients may publish anything."""
         if not received["type"].endswith("message"):
             return None
         channel = received["channel"]
@@ -348,7 +347,7 @@ class Subscription:
 
 
 def _has_ids(message: dict[str, Any]) -> bool:
-    """Return whether the ids of a broadcast are strings, as in each of ours: anybody may publish anything."""
+    """Return True if the ids of a broadcast are strings, as in ours: other clients may publish anything."""
     meta = message.get("meta", {})
     if not isinstance(meta, dict):
         return False

@@ -61,7 +61,7 @@ def append(
         id=uuid7(),
         tenant_id=validation.name("tenant_id", tenant_id),
         delivery_id=None if delivery_id is None else validation.uuid("delivery_id", delivery_id),
-        type=validation.known_type("type", type),
+        type=validation.event_type("type", type),
         occurred_at=validation.utc("occurred_at", occurred_at),
         idempotency_key=_validate_key(idempotency_key),
         reject_reason=validation.reject_reason("reject_reason", reject_reason),

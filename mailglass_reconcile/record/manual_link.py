@@ -90,8 +90,8 @@ def validate_link(event_id: object, delivery_id: object, reason: object, actor: 
     return ManualLink(
         validation.uuid("event_id", event_id),
         validation.uuid("delivery_id", delivery_id),
-        validation.remark("reason", reason),
-        validation.remark("actor", _operating_system_user() if actor is None else actor),
+        validation.free_text("reason", reason),
+        validation.free_text("actor", _operating_system_user() if actor is None else actor),
     )
 
 

@@ -174,7 +174,7 @@ def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[
 
 def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewSend:
     type_ = validation.sent_type(f"{at}.type", result.type)
-    message_id = validation.sent_id(f"{at}.message_id", result.message_id, needed=type_ == "dispatched")
+    message_id = validation.sent_message_id(f"{at}.message_id", result.message_id, needed=type_ == "dispatched")
     recipient = validation.recipient(f"{at}.recipient", result.recipient)
     if recipient is None:
         raise InvalidEventError(f"{at}.recipient must be an address")

@@ -25,7 +25,7 @@ from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, is_usable
 SENT_TYPES = ("dispatched", "failed", "rejected")
 
 
-def known_type(field: str, value: object) -> str:
+def event_type(field: str, value: object) -> str:
     """Return *value* if it is a type that a writer may record."""
     return _one_of(field, value, "type", TYPES)
 
@@ -49,7 +49,7 @@ def smtp_status(field: str, value: object) -> str | None:
 
 def _one_of(field: str, value: object, noun: str, choices: Collection[str]) -> str:
     if isinstance(value, str) and value in choices:
-        return plain(value)
+        return to_str(value)
     hint = did_you_mean(value, choices, " ({})") if isinstance(value, str) else ""
     raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(choices)}")
 
@@ -57,12 +57,12 @@ def _one_of(field: str, value: object, noun: str, choices: Collection[str]) -> s
 def name(field: str, value: object) -> str:
     """Return a tenant's, a provider's or a key's *value*, as it is."""
     if isinstance(value, str) and value.strip() and is_usable(value):
-        return plain(value)
+        return to_str(value)
     raise InvalidEventError(f"{field} must be a string of 1 to 512 characters without control characters")
 
 
-def remark(field: str, value: object) -> str:
-    """Return a person's text that the ledger keeps: it must not hold an address."""
+def free_text(field: str, value: object) -> str:
+    """Return a person's text, without an address, which the ledger keeps."""
     text = name(field, value).strip()
     if contains_address(text):
         raise InvalidEventError(f"{field} must not contain an e-mail address: nothing can be erased from the ledger")
@@ -87,12 +87,12 @@ def stream(field: str, value: object) -> str:
 
 
 def sent_type(field: str, value: object) -> str:
-    """Return *value* if it says what a provider's API has answered to a send."""
+    """Return *value* if it is a type that a provider's API can answer to a send."""
     return _one_of(field, value, "type", SENT_TYPES)
 
 
-def plain(value: object) -> str:
-    """Return a value as a string of its own: of a member of `class Kind(str, Enum)` its value, not `Kind.BOUNCED`."""
+def to_str(value: object) -> str:
+    """Return a value as a plain str: for a member of `class Kind(str, Enum)` its value, not `Kind.BOUNCED`."""
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 
@@ -112,24 +112,24 @@ def event_id(field: str, value: object) -> str:
     """Return a provider's id of an event as a text, whole and as it came."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidEventError(f"{field} must be a string or an integer")
-    text = plain(value).strip()
+    text = to_str(value).strip()
     if not text:
         raise InvalidEventError(f"{field} must not be empty, because it identifies an event that is sent again")
     return text
 
 
 def message_id(field: str, value: object) -> str | None:
-    """Return a message id as a text that can be stored; one that is too long stays too long to be matched."""
+    """Return a message id as a text that can be stored; an id that is too long stays too long to match."""
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise InvalidEventError(f"{field} must be a string, an integer or None")
-    return None if value is None else storable(plain(value))[: MAX_ID_LENGTH + 1]
+    return None if value is None else replace_unstorable(to_str(value))[: MAX_ID_LENGTH + 1]
 
 
-def sent_id(field: str, value: object, *, needed: bool) -> str | None:
+def sent_message_id(field: str, value: object, *, needed: bool) -> str | None:
     """Return the message id of a send as it is stored, trimmed; None only if none is *needed*."""
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise InvalidEventError(f"{field} must be a string, an integer or None")
-    text = "" if value is None else plain(value).strip()
+    text = "" if value is None else to_str(value).strip()
     if not text and not needed:
         return None
     if not is_usable(text):
@@ -144,7 +144,7 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a string or None")
-    return addresses.strip_display_name(storable(value))[:MAX_ID_LENGTH] or None if value else None
+    return addresses.strip_display_name(replace_unstorable(value))[:MAX_ID_LENGTH] or None if value else None
 
 
 MAX_TEXT = 4_096
@@ -156,8 +156,8 @@ _as_json = json.JSONEncoder(ensure_ascii=False).encode
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def storable(text: str) -> str:
-    """Return *text* with U+FFFD for what Postgres cannot store: NUL and halves of surrogate pairs."""
+def replace_unstorable(text: str) -> str:
+    """Replace the characters that Postgres cannot store by U+FFFD: NUL and halves of surrogate pairs."""
     if text.isascii() and "\x00" not in text:  # nearly all, at a fifth of the cost
         return text
     return _NOT_STORABLE.sub("\ufffd", text)
@@ -173,12 +173,12 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     return kept
 
 
-def without_addresses(value: Any) -> Any:
-    """Return a JSON value without the texts, and the keys, that look like an e-mail address."""
+def remove_addresses(value: Any) -> Any:
+    """Remove the texts, and the keys, of a JSON value that look like an e-mail address."""
     if isinstance(value, dict):
-        return {k: without_addresses(v) for k, v in value.items() if not (_is_address(k) or _is_address(v))}
+        return {k: remove_addresses(v) for k, v in value.items() if not (_is_address(k) or _is_address(v))}
     if isinstance(value, list):
-        return [without_addresses(v) for v in value if not _is_address(v)]
+        return [remove_addresses(v) for v in value if not _is_address(v)]
     return value
 
 
@@ -199,12 +199,12 @@ def _json(path: str, value: object, depth: int) -> Any:
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
         raise InvalidEventError(f"{path} has a key that is not a string")
-    return storable(plain(key))[:MAX_TEXT]
+    return replace_unstorable(to_str(key))[:MAX_TEXT]
 
 
 def _shown(key: object) -> str:
     """Return a key for an error; one that looks like an address is not shown."""
-    return "…" if _is_address(key) else repr(storable(str(key))[:50])
+    return "…" if _is_address(key) else repr(replace_unstorable(str(key))[:50])
 
 
 def _scalar(path: str, value: object) -> str | int | float | None:
@@ -216,6 +216,6 @@ def _scalar(path: str, value: object) -> str | int | float | None:
         case float():
             return float(value) if math.isfinite(value) else None
         case str() | dt.date() | dt.time() | UUID():
-            text = storable(value.isoformat() if isinstance(value, dt.date | dt.time) else plain(value))
+            text = replace_unstorable(value.isoformat() if isinstance(value, dt.date | dt.time) else to_str(value))
             return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
     raise InvalidEventError(f"{path} is a {type(value).__name__}, which JSON cannot hold")

@@ -139,7 +139,7 @@ def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent
         at = f"events[{index}]"
         if not isinstance(event, WebhookEvent):
             raise InvalidEventError(f"{at} must be a WebhookEvent")
-        type_ = validation.known_type(f"{at}.type", event.type)
+        type_ = validation.event_type(f"{at}.type", event.type)
         provider_event_id = validation.event_id(f"{at}.provider_event_id", event.provider_event_id)
         entry, keys = _validate(at, event, id_, type_, tenant_id, provider, strict)
         number = numbers.number_of(event, provider_event_id, type_)
@@ -185,9 +185,13 @@ def _validate(
     callers_metadata = validation.metadata(f"{at}.metadata", event.metadata)
     kept, recipient = _split(callers_metadata)
     recipient = validation.recipient(f"{at}.recipient", event.recipient) or recipient
-    own = {"provider_event_id": validation.storable(validation.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
+    own = {
+        "provider_event_id": validation.replace_unstorable(validation.to_str(event.provider_event_id).strip())[
+            :MAX_ID_LENGTH
+        ]
+    }
     metadata: dict[str, Any] = {
-        **(validation.without_addresses(kept | own) if strict else kept | own),
+        **(validation.remove_addresses(kept | own) if strict else kept | own),
         "provider": provider,
         providers.rule_of(provider).stored_under: message_id,
         **_smtp_fields(at, event, callers_metadata),

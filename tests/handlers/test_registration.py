@@ -10,7 +10,7 @@ import mailglass_reconcile
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import administration, registration
-from mailglass_reconcile.handlers.administration import count_missed, replay, replayable
+from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
 from recording import event, record
 
@@ -38,7 +38,7 @@ def missed(handler_db):
 def test_a_new_handler_gets_what_it_missed_once(missed):
     """What was attached and what was linked; a second replay finds nothing left to do."""
     leaving("suppress", "bounced")
-    bounced = replayable(missed.database, "bounced", WEEK)
+    bounced = load_replayable(missed.database, "bounced", WEEK)
     assert count_missed(missed.database, bounced, WEEK) == 4
     assert replay(missed.database, bounced, WEEK) == 4
     assert missed.rows(REGISTERED) == [("suppress", "bounced")]
@@ -62,7 +62,7 @@ def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(handler
         " (SELECT max(event_id::text)::uuid FROM mailglass_handler_outbox WHERE state = 'waiting')"
     )
     leaving("second", "bounced")
-    assert replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK), WEEK) == 3
+    assert replay(handler_db.database, load_replayable(handler_db.database, "bounced", WEEK), WEEK) == 3
     assert states(handler_db) == {"done": 1, "waiting": 4, "dead": 1}
     assert dispatch().handled == 4
     assert effects(handler_db) == {"first": 2, "second": 3}
@@ -72,7 +72,7 @@ def test_a_replay_can_be_for_one_handler(missed):
     """The other one of the type misses its events for good, if that is wanted."""
     leaving("audit", "bounced", "opened")
     leaving("suppress", "bounced")
-    [suppress] = replayable(missed.database, "bounced", WEEK, "suppress")
+    [suppress] = load_replayable(missed.database, "bounced", WEEK, "suppress")
     assert replay(missed.database, [suppress], WEEK) == 4
     assert missed.rows(JOBS) == 4 * [("suppress", "bounced", "waiting")]
 
@@ -81,7 +81,7 @@ def test_a_replay_goes_through_the_ledger_page_by_page_and_keeps_to_its_time(mis
     """In order of the events' ids, which begin with their time."""
     monkeypatch.setattr(registration, "PAGE", 1)
     leaving("suppress", "bounced", "opened")
-    bounced, opened = (replayable(missed.database, type_, WEEK) for type_ in ("bounced", "opened"))
+    bounced, opened = (load_replayable(missed.database, type_, WEEK) for type_ in ("bounced", "opened"))
     assert replay(missed.database, bounced, WEEK) == 4
     assert count_missed(missed.database, opened, 0) == 0
     assert count_missed(missed.database, opened, 60) == 1
@@ -97,7 +97,7 @@ def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
         ("opened", "suppress", "registered 'suppress' for 'opened'"),
     ):
         with pytest.raises(LookupError, match=words):
-            replayable(missed.database, type_, WEEK, handler)
+            load_replayable(missed.database, type_, WEEK, handler)
 
 
 def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_it(missed, caplog):
@@ -153,7 +153,7 @@ def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
     leaving("new", "bounced")
     handler_db.broken.add("I14")  # one effect has the old name
     assert dispatch().handled == 2
-    assert replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK), WEEK) == 0
+    assert replay(handler_db.database, load_replayable(handler_db.database, "bounced", WEEK), WEEK) == 0
     assert effects(handler_db) == {"old": 1, "new": 2}
 
 
@@ -170,7 +170,7 @@ def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handl
             assert dispatch().handled == 2
             leaving("new", "bounced")
     handler_db.handled.clear()
-    replay(handler_db.database, replayable(handler_db.database, "bounced", WEEK, "new"), 0.0)
+    replay(handler_db.database, load_replayable(handler_db.database, "bounced", WEEK, "new"), 0.0)
     handler_db.run(
         "INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)"
         " SELECT event_id, 'new', delivery_id, type, next_at, inserted_at FROM mailglass_handler_outbox"

@@ -112,7 +112,7 @@ def test_an_answer_that_waits_in_the_socket_while_the_event_loop_is_held_up_is_i
         with redis.Redis.from_url(redis_url) as client:
             async with AsyncSubscription(client, "acme", None) as updates:
                 updates._answer_seconds = 0.02
-                waiting = asyncio.ensure_future(updates._answer())
+                waiting = asyncio.ensure_future(updates._read_reply())
                 await asyncio.sleep(0)
                 publish(redis_url, "acme", DELIVERY, 1)
                 assert client.ping()  # the message has been sent
