@@ -1,4 +1,4 @@
-"""The subcommand `dispatch`, which runs handlers, and manages their jobs; `sweep` runs them for what it has linked."""
+"""The subcommand `dispatch`, which runs handlers and manages their jobs; `sweep` runs them after it has linked."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BATCH = 5_000
 
 
 def retry(database: Database, event_id: UUID | None = None, handler: str | None = None) -> int:
-    """Make jobs that are dead or fail due now, and return how many; dead ones as if they were new.
+    """Make dead and failing jobs due now, dead ones as if they were new; return their number.
 
     All, or those of an event, of a handler, or of both. What is done stays done.
     """
@@ -89,7 +89,7 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
 
 
 def forget(database: Database, type_: str | None, handler: str | None) -> int:
-    """Enqueue no further jobs for a type, a handler or both, delete those that wait, and return how many these were."""
+    """Stop enqueuing jobs for a type, a handler or both; delete the waiting ones, and return their number."""
     with database.connect() as connected:
         with connected.writing() as tx:
             handled_types.forget(tx, type_=type_, handler=handler)

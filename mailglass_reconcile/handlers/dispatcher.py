@@ -110,7 +110,7 @@ class _Dispatcher:
     def __init__(self, settings: Settings, registrations: list[Registration], seconds: float | None) -> None:
         self.result = DispatchResult()
         self._settings = settings
-        # Of several dispatchers, each begins with another handler.
+        # Shuffled, so that several dispatchers start with different handlers.
         self._turns = random.sample(registrations, len(registrations))
         self._began = time.monotonic()
         self._seconds = seconds

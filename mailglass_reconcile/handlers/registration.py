@@ -37,7 +37,7 @@ def own_registrations() -> list[Registration]:
 
 
 def register_before_sweep(database: Database) -> None:
-    """Register this process's handlers, if it has any, so that they run on what a sweep links next.
+    """Register this process's handlers, if it has any, so that they run on the events that a sweep links next.
 
     A role without the privilege to do so sweeps anyway.
     """

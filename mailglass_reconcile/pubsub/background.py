@@ -121,7 +121,7 @@ class Queue(Generic[T]):
 
 @contextmanager
 def _log_errors() -> Iterator[None]:
-    """Log what the block raises, by its class, because a message may quote a value; the thread must go on."""
+    """Log an error of the block by its class, because a message may quote a value; the thread must go on."""
     try:
         yield
     except BaseException as error:

@@ -153,7 +153,7 @@ def _count_failed(actions: Iterable[AfterCommitAction]) -> None:
 
 @contextmanager
 def _log_errors() -> Iterator[None]:
-    """Log what the block raises: the caller has committed."""
+    """Log an error of the block instead of raising it: the caller has committed."""
     try:
         yield
     except Exception as error:  # a driver, an application's engine or its listeners may raise anything

@@ -1,4 +1,4 @@
-"""The fields that a writer accepts: what cannot be recorded is refused before anything is written.
+"""Validation of the fields that writers accept: invalid values are refused before anything is written.
 
 What Postgres or JSON cannot hold is replaced instead, so that no event is lost. A refusal names field and reason,
 never the value. `docs/formats.md`, "Accepted input", lists what is refused and what is repaired.

@@ -99,7 +99,7 @@ def record_webhook(
 
 
 def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
-    """Append what is new, each with the delivery that the rule chooses, and return the result for each event."""
+    """Append the new events, each with the delivery that the rule chooses, and return the result for each event."""
     first: dict[str | None, NewEvent] = {}
     for event in events:
         first.setdefault(event.entry.idempotency_key, event)

@@ -26,7 +26,7 @@ MAX_READS = 8
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
 """Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
 SMTP_MESSAGE_ID = "smtp_message_id"
-"""The key of metadata that is read for every provider, last: what a message sent over SMTP is recorded under."""
+"""The key of metadata that is read for every provider, last: messages sent over SMTP are recorded under it."""
 
 GENERATION = 2
 """Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""

@@ -20,9 +20,9 @@ class Interruption:
 
 @contextmanager
 def stop_on_signal(number: int, sweep: SweepRun) -> Iterator[Interruption]:
-    """Let the first signal of *number* end *sweep*, which runs in the block; what was committed until then stays.
+    """End *sweep*, which runs in the block, at the first signal of *number*; its committed links stay.
 
-    A second one does what it did before. For a KeyboardInterrupt, psycopg cancels its statement and leaves a usable
+    A second signal has its former effect. For a KeyboardInterrupt, psycopg cancels its statement and leaves a usable
     connection; Celery's own exception would leave the statement running.
     """
     interruption = Interruption()

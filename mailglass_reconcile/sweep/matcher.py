@@ -50,7 +50,7 @@ class EventKeys(NamedTuple):
 class Decision(NamedTuple):
     """A match result, the keys that decided, and the deliveries that decided, by candidate id.
 
-    Of an id that is not wide, these are all of its deliveries. The keys have the recipient that a raw webhook names.
+    For an id that is not wide, these are all its deliveries. The keys have the recipient that a raw webhook names.
     """
 
     result: MatchResult

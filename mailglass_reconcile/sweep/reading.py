@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class SliceResult:
-    """The match results of a slice; how many of its orphans were closed by then; and those that cannot be read."""
+    """The match results of a slice, the number of its orphans that were closed meanwhile, and the unreadable ones."""
 
     matches: list[OrphanMatch] = field(default_factory=list)
     closed: int = 0

@@ -9,9 +9,9 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
 LOOK_BACK_SECONDS = 60.0
-"""A recent sweep looks at what arrived during the last minute, or during three intervals if that is longer."""
+"""A recent sweep matches events that arrived during the last minute, or three intervals if that is longer."""
 LEAST_SECONDS = 2.0
-"""It may take so long, or an interval if that is longer."""
+"""Its time limit, unless the interval is longer."""
 AHEAD_SECONDS = 300.0
 """How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
 MAX_INTERVAL_SECONDS = 60

@@ -47,7 +47,7 @@ T = TypeVar("T")
 SLICE_ORPHANS = 4_000
 """Orphans whose keys and match results are in memory at once, of two slices: about 10 MB."""
 MOST_CHECKED = 2_000
-"""A recent sweep looks at so many of those that were checked before."""
+"""Orphans that a recent sweep matches again, at most."""
 
 
 class Sweep(SweepRun):
@@ -306,7 +306,7 @@ def _stored_group(orphan: OrphanRow) -> Group:
 
 
 def _open_group(match: OrphanMatch) -> Group:
-    """Return the group of an orphan that stays open; a rule that failed leaves what is stored."""
+    """Return the group of an orphan that stays open; a rule that failed leaves the stored group."""
     if match.keys.rank is None and match.orphan.keys.rank is not None:
         return _stored_group(match.orphan)
     return Group(match.result.state, match.orphan.tenant_id, match.keys.provider)

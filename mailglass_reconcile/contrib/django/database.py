@@ -1,4 +1,4 @@
-"""Postgres by Django's settings: SQLAlchemy on Django's own connection, and an engine for what runs beside it."""
+"""Postgres by Django's settings: SQLAlchemy on Django's own connection, and an engine with separate connections."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def table(name: str) -> str:
 def connection(using: str | None = None) -> Iterator[sa.Connection]:
     """Lend Django's own connection to SQLAlchemy, in `transaction.atomic(using)`, for our functions or your statements.
 
-    What is written is Django's to commit or roll back, together with what the application has written itself. If the
-    block raises, what it has written is undone, and nothing else.
+    Django commits or rolls back these writes together with the application's own. If the block raises, only its writes
+    are rolled back.
 
     Args:
         using: A name in `DATABASES`; None is `MAILGLASS_DATABASE_ALIAS`.
