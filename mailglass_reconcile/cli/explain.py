@@ -45,9 +45,9 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
         raise click.UsageError("pass an EVENT_ID, a DELIVERY_ID or --message-id")
     database = runtime.database()
     if id_:
-        events, shown = explanation.of_id(database, id_)
+        events, shown = explanation.explain_id(database, id_)
     else:
-        events, shown = explanation.of_message(database, message_id or "")
+        events, shown = explanation.explain_message(database, message_id or "")
         if not events and not shown:
             raise click.ClickException("no open orphan and no delivery has this message id")
     with reader_may_leave():

@@ -73,7 +73,7 @@ def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator
     arrived = format_time(event.arrived_at)
     yield wrapped(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
     with database.reading() as tx:
-        (delivery,) = deliveries.read(tx, [str(delivery_id)])
+        (delivery,) = deliveries.load_deliveries(tx, [str(delivery_id)])
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
     stored = format_time(delivery.stored_at)
     yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")

@@ -11,7 +11,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import argument, as_of, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters, OpenOrphan, OrphanPage
+from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter, OpenOrphan, OrphanPage
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
@@ -65,13 +65,13 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
-    selection = Filters(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
+    selection = ListFilter(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
     if selection.state == EXPIRED and selection.recipient:
         raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:
-        page = pages.page(database, selection, limit=limit, after=begin, counted=counting)
+        page = pages.load_page(database, selection, limit=limit, after=begin, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
     for line in _before(database, selection, page, as_json=as_json):
@@ -98,7 +98,7 @@ def _validate(filters: dict[str, Any]) -> dict[str, Any]:
     return {**filters, "recipient": recipient}
 
 
-def _before(database: Database, selection: Filters, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
+def _before(database: Database, selection: ListFilter, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
     hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:

@@ -64,7 +64,7 @@ SELECT d.id::text AS delivery_id, left(d.tenant_id, 1000) AS tenant_id, left(p.p
  ORDER BY k.place
 """
 
-# Of an id that names many: those of the recipient, or of an unknown one; and one of another recipient.
+# For an id in many orphans: those of the delivery's recipient or of an unknown one, and one of another recipient.
 _NAMING = """
 SELECT k.number, o.event_id::text, left(o.tenant_id, 1000), o.is_own
   FROM unnest(CAST(:message_ids AS text[]), CAST(:recipients AS text[]))
@@ -243,22 +243,22 @@ class RecentLink(NamedTuple):
     after_seconds: float
 
 
-def read(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
-    """Return deliveries by id, in the order of *delivery_ids*; without those that do not exist."""
+def load_deliveries(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
+    """Return the deliveries that exist, in the order of *delivery_ids*."""
     runtime.load_imports(only_warn=True)
     rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": LATEST}).all()
     unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
-    naming = _naming(tx, unreported) if unreported else {}
-    return [_delivery(row, naming.get(row.delivery_id, [])) for row in rows]
+    naming = _load_naming(tx, unreported) if unreported else {}
+    return [_to_delivery(row, naming.get(row.delivery_id, [])) for row in rows]
 
 
-def events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[TimelineEvent]:
+def load_events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[TimelineEvent]:
     """Return the latest events of deliveries, the latest first, at most *limit*."""
     rows = tx.execute(_EVENTS, {"ids": array_literal(delivery_ids), "size": limit})
     return list(map(TimelineEvent._make, rows))
 
 
-def newest(
+def find_newest(
     tx: Transaction,
     *,
     recipient_key: str | None = None,
@@ -288,7 +288,7 @@ def newest(
         "size": limit,
     }
     rows = tx.execute(_NEWEST, parameters).all()
-    return (read(tx, [row.id for row in rows]), rows[0].number) if rows else ([], 0)
+    return (load_deliveries(tx, [row.id for row in rows]), rows[0].number) if rows else ([], 0)
 
 
 def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
@@ -297,14 +297,16 @@ def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
     return list(map(RecentLink._make, rows))
 
 
-def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
+def _load_naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
     """Return the open orphans that name the message of each delivery, by delivery."""
     names = [(row.message_id, normalize_address(row.recipient)) for row in rows]
     naming: dict[str, list[Naming]] = defaultdict(list)
-    for number, *named in tx.execute(_NAMING, {**column_arrays(("message_ids", "recipients"), names), "most": NAMING}):
-        naming[rows[number - 1].delivery_id].append(Naming(*named))
+    for number, *columns in tx.execute(
+        _NAMING, {**column_arrays(("message_ids", "recipients"), names), "most": NAMING}
+    ):
+        naming[rows[number - 1].delivery_id].append(Naming(*columns))
     unnamed = [row for row in rows if row.delivery_id not in naming]
-    for orphan, keys in orphans.unread(tx) if unnamed else ():
+    for orphan, keys in orphans.load_without_keys(tx) if unnamed else ():
         for row in unnamed:
             if row.message_id in keys.candidate_ids:
                 is_own = keys.recipient in (None, normalize_address(row.recipient))
@@ -312,8 +314,8 @@ def _naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Nami
     return naming
 
 
-def _delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
-    summary, command = _summary(row, naming)
+def _to_delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
+    summary, command = _summarize(row, naming)
     return Delivery(
         row.delivery_id,
         row.tenant_id,
@@ -334,10 +336,10 @@ def _delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
     )
 
 
-def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
-    """Return what happened to a delivery, in one sentence, and the command that shows more."""
+def _summarize(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+    """Return the summary of a delivery, one sentence, and the command that shows more."""
     if row.type in event_types.OWN_TYPES:
-        return _unreported(row, naming)
+        return _summarize_unreported(row, naming)
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
     is_shown = row.reject_reason is not None and not contains_address(row.reject_reason)
     reason = f"reason {sanitize(row.reject_reason)}" if is_shown else None
@@ -348,15 +350,15 @@ def _summary(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | Non
     return f"{', '.join((sanitize(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
 
 
-def _unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+def _summarize_unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
     """Return the summary of a delivery of which no provider has reported an end."""
     when = f"{sanitize(row.type)} {_ago(row.since)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
         return f"last reported {_ago(row.since)}: {sanitize(row.type)}; check {log}", None
     if naming:
-        return f"{when}; {_named(row, naming)}", format_command(
-            f"mailglass-reconcile explain {_first(row, naming).event_id}"
+        return f"{when}; {_describe_naming(row, naming)}", format_command(
+            f"mailglass-reconcile explain {_most_relevant(row, naming).event_id}"
         )
     if row.type == "queued":
         return f"{when}, and not sent yet: check the log of the process that sends", None
@@ -368,18 +370,20 @@ def _unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | 
     return f"{when}, no webhook has arrived: check {log}, and whether its webhook is set up and enabled", None
 
 
-def _first(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
-    """Return the orphan that is explained first: one about the recipient, and of another tenant, if there is one."""
+def _most_relevant(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
+    """Return the orphan to explain first: preferably about the same recipient, and of another tenant."""
     return min(naming, key=lambda orphan: (not orphan.is_own, orphan.tenant_id == row.tenant_id))
 
 
-def _named(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
+def _describe_naming(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
     """Return the clause about the open orphans that name a delivery's message."""
-    first = _first(row, naming)
+    first = _most_relevant(row, naming)
     number = sum(orphan.is_own for orphan in naming) or 1
-    whose = "" if first.tenant_id == row.tenant_id else f" of tenant {sanitize(first.tenant_id)}"
+    tenant_clause = "" if first.tenant_id == row.tenant_id else f" of tenant {sanitize(first.tenant_id)}"
     about = "" if first.is_own else " about another recipient"
-    return f"{pluralize(number, 'open event')}{whose}{about} {'names' if number == 1 else 'name'} its message id"
+    return (
+        f"{pluralize(number, 'open event')}{tenant_clause}{about} {'names' if number == 1 else 'name'} its message id"
+    )
 
 
 def _ago(iso: str | None) -> str:

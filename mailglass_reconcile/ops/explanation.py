@@ -146,7 +146,7 @@ class Explanation:
 
 
 class Origins(NamedTuple):
-    """What the rule of an event's provider makes of the event.
+    """The fields that the rule of an event's provider reads, and the ids from them.
 
     Attributes:
         provider: The event's provider, in its canonical spelling, or None if it names none that can be used.
@@ -168,38 +168,42 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         return explain_within(tx, event_id)
 
 
-def of_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delivery]]:
+def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delivery]]:
     """Explain an event, or the latest events of a delivery; with the deliveries that they name."""
     event = explain(database, id_)
     with database.reading(TIMEOUT_MS) as tx:
         if event.state != "unknown":
-            return [event], deliveries.read(tx, [event.delivery_id]) if event.delivery_id else []
-        shown = deliveries.read(tx, [str(id_)])
-        event_ids = _event_ids(tx, shown, shown[0].message_id) if shown else []
-    return ([explain(database, event_id) for event_id in event_ids] if shown else [event]), shown
+            return [event], deliveries.load_deliveries(tx, [event.delivery_id]) if event.delivery_id else []
+        delivery_list = deliveries.load_deliveries(tx, [str(id_)])
+        event_ids = _event_ids(tx, delivery_list, delivery_list[0].message_id) if delivery_list else []
+    return ([explain(database, event_id) for event_id in event_ids] if delivery_list else [event]), delivery_list
 
 
-def of_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
+def explain_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
     """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
     runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
-        shown, _ = deliveries.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
-        event_ids = _event_ids(tx, shown, message_id)
-    return [explain(database, event_id) for event_id in event_ids], shown
+        delivery_list, _ = deliveries.find_newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
+        event_ids = _event_ids(tx, delivery_list, message_id)
+    return [explain(database, event_id) for event_id in event_ids], delivery_list
 
 
-def _event_ids(tx: Transaction, shown: Sequence[Delivery], message_id: str | None) -> list[UUID]:
+def _event_ids(tx: Transaction, delivery_list: Sequence[Delivery], message_id: str | None) -> list[UUID]:
     """Return the latest events of deliveries, and the open orphans of their message, at most `EVENTS` of each."""
-    events = deliveries.events(tx, [delivery.delivery_id for delivery in shown], EVENTS) if shown else []
+    events = (
+        deliveries.load_events(tx, [delivery.delivery_id for delivery in delivery_list], EVENTS)
+        if delivery_list
+        else []
+    )
     event_ids = [event.event_id for event in events]
     if message_id:
-        newest = orphans.newest(tx, message_ids=spellings_of(message_id), limit=EVENTS)
+        newest = orphans.find_newest(tx, message_ids=spellings_of(message_id), limit=EVENTS)
         event_ids += [orphan.event_id for orphan in newest.orphans]
     return [UUID(event_id) for event_id in dict.fromkeys(event_ids)]
 
 
 def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
-    """Explain it in a transaction that is there already; the adopter's rules must be loaded."""
+    """Explain an event in the caller's transaction; the adopter's rules must be loaded."""
     bounds = {
         "event_id": str(event_id),
         "max_age_minutes": tx.settings.max_age_minutes,
@@ -208,22 +212,22 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
     if row is None:
         return Explanation(str(event_id), "unknown", states.explain_state("unknown"))
-    settled = _settled_state(row)
-    read = _origins(tx, row.id)
-    if settled in ("attached", "no_orphan"):
-        read = read._replace(rule=None, reads=())  # nothing is looked for
-    if settled:
-        by_sweep = settled == "linked" and not row.by_hand
+    settled_state = _settled_state(row)
+    origins = _load_origins(tx, row.id)
+    if settled_state in ("attached", "no_orphan"):
+        origins = origins._replace(rule=None, reads=())  # nothing is looked for
+    if settled_state:
+        by_sweep = settled_state == "linked" and not row.by_hand
         linking = runs.linking_at(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
-        return _of_settled(row, settled, read, linking)
+        return _explain_settled(row, settled_state, origins, linking)
     orphans = open_orphans.read(tx, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
     (keys,) = matcher.current_keys(tx, orphans)
     decision = matcher.decide(tx, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, keys.candidate_ids)
-    named = deliveries.read(tx, [candidate.delivery_id for candidate in decision.named])
-    shown = {delivery.delivery_id: delivery for delivery in named}
-    explanation = _of_open(row, read, decision, shown, erased=erased)
+    candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.named])
+    deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
+    explanation = _explain_open(row, origins, decision, deliveries_by_id, erased=erased)
     if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
         return replace(explanation, sentence=_OVERSIZED, remedy=_REMEDY_OVERSIZED)
     if explanation.remedy and IN_MAILGLASS in explanation.remedy and not schema.is_made_by_mailglass(tx):
@@ -231,8 +235,8 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     return explanation
 
 
-def _origins(tx: Transaction, event_id: str) -> Origins:
-    """Read the places again, and let the rule make ids of each value alone."""
+def _load_origins(tx: Transaction, event_id: str) -> Origins:
+    """Read the rule's fields again, and compute the candidate ids of each field alone."""
     ((_, document),) = ledger.documents(tx, [event_id])
     provider = document.provider
     if provider is None:
@@ -271,20 +275,20 @@ def _settled_state(row: sa.Row[Any]) -> EventState | None:
     return None
 
 
-def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Sequence[RunAt]) -> Explanation:
-    never = state == "missing" and len(row.tenant_id) > MAX_TENANT_LENGTH
+def _explain_settled(row: sa.Row[Any], state: EventState, origins: Origins, linking: Sequence[RunAt]) -> Explanation:
+    is_too_long = state == "missing" and len(row.tenant_id) > MAX_TENANT_LENGTH
     return Explanation(
         row.id,
         state,
-        _TENANT_TOO_LONG if never else states.explain_state(state),
+        _TENANT_TOO_LONG if is_too_long else states.explain_state(state),
         row.tenant_id,
         row.linked_to or row.delivery_id,
-        **_reported(row),
-        provider=read.provider,
+        **_message_fields(row),
+        provider=origins.provider,
         arrived_at=row.arrived,
-        rule=read.rule,
-        reads=_reads(read),
-        remedy=None if never else states.state_remedy(state),
+        rule=origins.rule,
+        reads=_reads(origins),
+        remedy=None if is_too_long else states.state_remedy(state),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
@@ -295,7 +299,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
     )
 
 
-def _reported(row: sa.Row[Any]) -> dict[str, Any]:
+def _message_fields(row: sa.Row[Any]) -> dict[str, Any]:
     """Return the fields about the message: the type, and why it bounced."""
     return {
         "type": row.type,
@@ -306,12 +310,12 @@ def _reported(row: sa.Row[Any]) -> dict[str, Any]:
 
 
 def _without_address(text: str | None) -> str | None:
-    """Return a text of the ledger, which our own `link` has checked; other writers' may hold anything."""
+    """Return a text of the ledger, or None if it contains an address: only `link` of this package refuses one."""
     return None if text is None or contains_address(text) else text
 
 
-def _of_open(
-    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Delivery], *, erased: bool
+def _explain_open(
+    row: sa.Row[Any], origins: Origins, decision: Decision, deliveries_by_id: Mapping[str, Delivery], *, erased: bool
 ) -> Explanation:
     keys = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
@@ -322,13 +326,16 @@ def _of_open(
         row.tenant_id,
         decision.delivery_id,
         keys.candidate_ids,
-        tuple(_named(candidate, shown.get(candidate.delivery_id), row, decision) for candidate in decision.named),
-        **_reported(row),
+        tuple(
+            _describe_candidate(candidate, deliveries_by_id.get(candidate.delivery_id), row, decision)
+            for candidate in decision.named
+        ),
+        **_message_fields(row),
         provider=keys.provider,
         arrived_at=row.arrived,
-        rule=read.rule,
-        reads=_reads(read),
-        tried=tuple(_tried(id_, read, decision) for id_ in keys.candidate_ids),
+        rule=origins.rule,
+        reads=_reads(origins),
+        tried=tuple(_tried_id(id_, origins, decision) for id_ in keys.candidate_ids),
         recipient_known=keys.recipient is not None,
         recipient_checked=False if decision.delivery_id and not keys.recipient and not row.recorded else None,
         verdict=decision.state,
@@ -339,13 +346,13 @@ def _of_open(
     )
 
 
-def _reads(read: Origins) -> tuple[dict[str, str | None], ...]:
-    return tuple({"path": path, "holds": kind} for path, kind in read.reads)
+def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:
+    return tuple({"path": path, "holds": kind} for path, kind in origins.reads)
 
 
-def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
+def _tried_id(candidate: str, origins: Origins, decision: Decision) -> dict[str, Any]:
     number = sum(delivery.candidate_id == candidate for delivery in decision.named)
-    return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": number}
+    return {"id": candidate, "read_from": origins.places.get(candidate), "deliveries": number}
 
 
 def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
@@ -367,23 +374,25 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
     return remedy.replace("EVENT_ID", row.id)
 
 
-def _named(delivery: Candidate, shown: Delivery | None, row: sa.Row[Any], decision: Decision) -> dict[str, Any]:
+def _describe_candidate(
+    candidate: Candidate, delivery: Delivery | None, row: sa.Row[Any], decision: Decision
+) -> dict[str, Any]:
     """Return the fields of a candidate without its address, with the command that links the event to it manually."""
-    keys, own = decision.keys, delivery.tenant_id == row.tenant_id
-    by_hand = own and (decision.state != MATCHED or row.expired)
+    keys, is_own = decision.keys, candidate.tenant_id == row.tenant_id
+    can_link = is_own and (decision.state != MATCHED or row.expired)
     return {
-        "candidate_id": delivery.candidate_id,
-        "delivery_id": delivery.delivery_id,
-        "tenant_id": delivery.tenant_id,
-        "own": own,
-        "fitting": delivery.has_provider(keys.provider),
+        "candidate_id": candidate.candidate_id,
+        "delivery_id": candidate.delivery_id,
+        "tenant_id": candidate.tenant_id,
+        "own": is_own,
+        "fitting": candidate.has_provider(keys.provider),
         "addressed": keys.recipient is None
-        or normalize_address(delivery.recipient) == normalize_address(keys.recipient),
-        "provider": shown and shown.provider,
-        "mailable": shown and shown.mailable,
-        "state": shown and shown.type,
-        "stored_at": shown and shown.stored_at,
-        "command": format_command(f"mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''")
-        if by_hand
+        or normalize_address(candidate.recipient) == normalize_address(keys.recipient),
+        "provider": delivery and delivery.provider,
+        "mailable": delivery and delivery.mailable,
+        "state": delivery and delivery.type,
+        "stored_at": delivery and delivery.stored_at,
+        "command": format_command(f"mailglass-reconcile link {row.id} {candidate.delivery_id} --reason ''")
+        if can_link
         else None,
     }

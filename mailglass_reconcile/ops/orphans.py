@@ -29,13 +29,13 @@ from mailglass_reconcile.store.database import (
     array_literal,
     trust_statistics,
 )
-from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, Wanted
+from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, RowFilter
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor, OrphanRow
 from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
 
-P = TypeVar("P", Cursor, listing.LedgerPlace)
+P = TypeVar("P", Cursor, listing.LedgerCursor)
 
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
@@ -117,8 +117,8 @@ SELECT DISTINCT left(s.tenant_id, 1000) AS tenant_id, s.provider, left(d.tenant_
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
-    """Which orphans to list; None is all that are not expired.
+class ListFilter:
+    """A filter for the list of orphans; None is all that are not expired.
 
     Attributes:
         state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant, matched now.
@@ -141,24 +141,24 @@ class Filters:
     message_id: str | None = None
     recipient: str | None = None
 
-    def ids(self) -> frozenset[str] | None:
-        """Return the candidate ids of which an orphan must have one, or None."""
+    def candidate_id_set(self) -> frozenset[str] | None:
+        """Return the ids of the message in all spellings, one of which an orphan must have; None without a message."""
         return None if self.message_id is None else spellings_of(self.message_id)
 
-    def wanted(self) -> Wanted:
-        """Return what an open orphan's row must have; `waiting` follows from its arrival."""
+    def row_filter(self) -> RowFilter:
+        """Return the filter for stored rows, without `waiting`, which follows from the arrival."""
         provider = providers.canonical(self.provider) if self.provider else None
         stored = None if self.state == WAITING else self.state
         recipient = normalize_address(self.recipient) if self.recipient else None
-        return Wanted(self.tenant_id, provider, self.ids(), stored, recipient)
+        return RowFilter(self.tenant_id, provider, self.candidate_id_set(), stored, recipient)
 
-    def accept(self, one: OpenOrphan, ids: frozenset[str] | None) -> bool:
-        """Whether an orphan passes, with its state and its keys as they are now; *ids* are those of `ids()`."""
+    def accepts(self, orphan: OpenOrphan, candidate_ids: frozenset[str] | None) -> bool:
+        """Return True if an orphan passes the filter; *candidate_ids* are the result of `candidate_id_set()`."""
         return (
-            self.state in (None, one.state)
-            and self.type in (None, one.type)
-            and (self.provider is None or one.provider == providers.canonical(self.provider))
-            and (ids is None or not ids.isdisjoint(one.candidate_ids))
+            self.state in (None, orphan.state)
+            and self.type in (None, orphan.type)
+            and (self.provider is None or orphan.provider == providers.canonical(self.provider))
+            and (candidate_ids is None or not candidate_ids.isdisjoint(orphan.candidate_ids))
         )
 
 
@@ -202,7 +202,7 @@ class OrphanPage:
     Attributes:
         orphans: Those that pass the filter.
         after: The event after which the next page begins; None at the end.
-        looked_at: How many were looked at to find them.
+        looked_at: Number of orphans read to find them.
         as_of: When the last full sweep ended, in ISO 8601: the states are as it left them, or newer. None without one,
             and for expired ones.
         causes: If they were counted: how many orphans pass on all pages, by cause, the most first.
@@ -220,20 +220,20 @@ class OrphanPage:
 
 
 class Chunk(NamedTuple):
-    """The next orphans of the ledger, how many rows it took to find them, and the event of the last of those.
+    """The next orphans of the ledger, the number of rows read for them, and the event of the last row.
 
     `ends`: nothing comes after them.
     """
 
-    listed: list[OpenOrphan]
+    orphans: list[OpenOrphan]
     rows: int
     last: str
     ends: bool
 
 
-def page(
+def load_page(
     database: Database,
-    filters: Filters,
+    filters: ListFilter,
     *,
     limit: int = 50,
     after: str | None = None,
@@ -252,34 +252,34 @@ def page(
     """
     runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
-        survey = window.open_window(tx)
+        snapshot = window.open_window(tx)
         if filters.state == EXPIRED:
-            return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
-        found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit))
-        found.orphans = _with_deliveries(tx, found.orphans)
+            return _fill_page(filters, limit, READ_AT_MOST, _expired(tx, snapshot, filters, after, limit))
+        page = _fill_page(filters, limit, LOOKED_AT_MOST, _open(tx, snapshot, filters, after, limit))
+        page.orphans = _with_deliveries(tx, page.orphans)
         history = runs.load_history(tx)
-        found.as_of = history.counted_at
-        if counted and not _count_by_last_sweep(tx, found, history.groups, survey, filters) and filters.type is None:
-            _count(tx, found, filters.wanted(), _bounds(tx, survey, filters))
-        return found
+        page.as_of = history.counted_at
+        if counted and not _count_by_last_sweep(tx, page, history.groups, snapshot, filters) and filters.type is None:
+            _count(tx, page, filters.row_filter(), _bounds(tx, snapshot, filters))
+        return page
 
 
-def _count(tx: Transaction, found: OrphanPage, wanted: Wanted, within: Bounds) -> None:
-    found.causes = listing.causes(tx, wanted, within, COUNTED_AT_MOST)
-    found.total = sum(cause.number for cause in found.causes)
-    found.at_least = found.total >= COUNTED_AT_MOST
+def _count(tx: Transaction, page: OrphanPage, row_filter: RowFilter, bounds: Bounds) -> None:
+    page.causes = listing.count_causes(tx, row_filter, bounds, COUNTED_AT_MOST)
+    page.total = sum(cause.number for cause in page.causes)
+    page.at_least = page.total >= COUNTED_AT_MOST
 
 
 def _count_by_last_sweep(
-    tx: Transaction, found: OrphanPage, groups: Sequence[dict[str, Any]] | None, survey: Window, filters: Filters
+    tx: Transaction, page: OrphanPage, groups: Sequence[dict[str, Any]] | None, snapshot: Window, filters: ListFilter
 ) -> bool:
     """Take the counts of the last full sweep, and return True, if they can answer the filter.
 
     They can for state, tenant and provider, at a cost that does not depend on what is open; orphans in their grace are
     counted now.
     """
-    others = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
-    if groups is None or any(value is not None for value in others):
+    finer_filters = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
+    if groups is None or any(value is not None for value in finer_filters):
         return False
     if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small groups were added up
         return False
@@ -294,43 +294,43 @@ def _count_by_last_sweep(
     causes = break_down(tx, passing)
     if filters.state in (None, WAITING):
         waiting = replace(filters, state=WAITING)
-        causes += listing.causes(tx, waiting.wanted(), _bounds(tx, survey, waiting), COUNTED_AT_MOST)
-    found.causes = sorted(causes, key=lambda cause: -cause.number)
-    found.total = sum(cause.number for cause in causes)
+        causes += listing.count_causes(tx, waiting.row_filter(), _bounds(tx, snapshot, waiting), COUNTED_AT_MOST)
+    page.causes = sorted(causes, key=lambda cause: -cause.number)
+    page.total = sum(cause.number for cause in causes)
     return True
 
 
-def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> OrphanPage:
-    """Return a page of what is read; there is a next one only if something may be on it."""
-    found, ids = OrphanPage(), filters.ids()
-    for chunk in read:
-        found.looked_at += chunk.rows
-        for one in chunk.listed:
-            if not filters.accept(one, ids):
+def _fill_page(filters: ListFilter, limit: int, at_most: int, chunks: Iterator[Chunk]) -> OrphanPage:
+    """Return a page of the orphans that pass; it names a next page only if that may have some."""
+    page, candidate_ids = OrphanPage(), filters.candidate_id_set()
+    for chunk in chunks:
+        page.looked_at += chunk.rows
+        for orphan in chunk.orphans:
+            if not filters.accepts(orphan, candidate_ids):
                 continue
-            if len(found.orphans) == limit:
-                found.after = found.orphans[-1].event_id
-                return found
-            found.orphans.append(one)
-        if found.looked_at >= at_most and not chunk.ends:
-            found.after = chunk.last
-            return found
-    return found
+            if len(page.orphans) == limit:
+                page.after = page.orphans[-1].event_id
+                return page
+            page.orphans.append(orphan)
+        if page.looked_at >= at_most and not chunk.ends:
+            page.after = chunk.last
+            return page
+    return page
 
 
-def _open(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
+def _open(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int) -> Iterator[Chunk]:
     """Yield open orphans as they are stored, the newest first."""
-    place = _known(listing.place_of(tx, after), after) if after else LAST
-    wanted, within = filters.wanted(), _bounds(tx, survey, filters)
-    for number in _sizes(size + 1):
+    cursor = _require(listing.find_cursor(tx, after), after) if after else LAST
+    row_filter, bounds = filters.row_filter(), _bounds(tx, snapshot, filters)
+    for batch_size in _sizes(size + 1):
         # Hardly any may pass, and no index has what is stored.
-        with trust_statistics(tx) if wanted != Wanted() else nullcontext():
-            rows = listing.next_open(tx, wanted, within, place, number, newest_first=True)
+        with trust_statistics(tx) if row_filter != RowFilter() else nullcontext():
+            rows = listing.load_open(tx, row_filter, bounds, cursor, batch_size, newest_first=True)
         if rows:
-            place = Cursor(rows[-1].arrived_at, rows[-1].event_id)
-            there = [row for row in rows if row.type is not None]  # one whose event is gone has none
-            yield Chunk([_as_stored(tx, row) for row in there], len(rows), place.event_id, len(rows) < number)
-        if len(rows) < number:
+            cursor = Cursor(rows[-1].arrived_at, rows[-1].event_id)
+            existing = [row for row in rows if row.type is not None]  # one whose event is gone has none
+            yield Chunk([_as_stored(tx, row) for row in existing], len(rows), cursor.event_id, len(rows) < batch_size)
+        if len(rows) < batch_size:
             return
 
 
@@ -342,7 +342,7 @@ class NewestOrphans(NamedTuple):
     at_least: bool
 
 
-def newest(
+def find_newest(
     tx: Transaction,
     *,
     recipient: str | None = None,
@@ -363,12 +363,12 @@ def newest(
         limit: At most this many are returned.
         most: At most this many of each kind are looked at.
     """
-    unread, all_read = _unread(tx, recipient, message_ids)
+    unread_ids, all_read = _find_unread(tx, recipient, message_ids)
     parameters = {
         "tenant_id": tenant_id,
         "recipient": recipient,
         "message_ids": array_literal(sorted(message_ids)),
-        "ids": array_literal(sorted(unread)),
+        "ids": array_literal(sorted(unread_ids)),
         "grace_seconds": tx.settings.grace_seconds,
         "max_age_minutes": tx.settings.max_age_minutes,
         "most": most,
@@ -393,44 +393,44 @@ def newest(
     return NewestOrphans(_with_deliveries(tx, orphans), number, number >= most or not all_read)
 
 
-def of_message(database: Database, message_id: str, *, limit: int) -> NewestOrphans:
+def find_by_message(database: Database, message_id: str, *, limit: int) -> NewestOrphans:
     """Return the open orphans that name a message, in any spelling and in all tenants, the newest first."""
     runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
-        return newest(tx, message_ids=spellings_of(message_id), limit=limit)
+        return find_newest(tx, message_ids=spellings_of(message_id), limit=limit)
 
 
-def _unread(tx: Transaction, recipient: str | None, message_ids: Collection[str]) -> tuple[set[str], bool]:
-    """Return those of the newest open orphans without stored ids that a search is for, and whether those are all."""
-    found = unread(tx)
-    named = set(message_ids)
+def _find_unread(tx: Transaction, recipient: str | None, message_ids: Collection[str]) -> tuple[set[str], bool]:
+    """Search the newest orphans without stored ids; return the ids that match, and whether all were read."""
+    orphans = load_without_keys(tx)
+    wanted_ids = set(message_ids)
     matching = {
         orphan.event_id
-        for orphan, keys in found
-        if (recipient is not None and keys.recipient == recipient) or not named.isdisjoint(keys.candidate_ids)
+        for orphan, keys in orphans
+        if (recipient is not None and keys.recipient == recipient) or not wanted_ids.isdisjoint(keys.candidate_ids)
     }
-    return matching, len(found) < UNREAD
+    return matching, len(orphans) < UNREAD
 
 
-def unread(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
-    """Return those of the newest `UNREAD` open orphans whose keys nobody has stored yet, with their keys."""
+def load_without_keys(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
+    """Return the newest open orphans without stored keys, at most `UNREAD`, with their keys as computed now."""
     orphans = open_orphans.read(tx, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
     return list(zip(orphans, matcher.current_keys(tx, orphans), strict=True)) if orphans else []
 
 
-def _with_deliveries(tx: Transaction, listed: list[OpenOrphan]) -> list[OpenOrphan]:
-    """Return *listed*, the matched ones with the delivery that matching finds now."""
-    if not any(orphan.state == MATCHED for orphan in listed):
-        return listed
-    matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
-    found = {one.orphan.event_id: one.result.delivery_id for one in matcher.match_orphans(tx, matched)}
-    return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]
+def _with_deliveries(tx: Transaction, orphans: list[OpenOrphan]) -> list[OpenOrphan]:
+    """Return *orphans* with the delivery that each matched one would get now."""
+    if not any(orphan.state == MATCHED for orphan in orphans):
+        return orphans
+    matched = open_orphans.read(tx, [orphan.event_id for orphan in orphans if orphan.state == MATCHED])
+    delivery_ids = {match.orphan.event_id: match.result.delivery_id for match in matcher.match_orphans(tx, matched)}
+    return [replace(orphan, delivery_id=delivery_ids.get(orphan.event_id)) for orphan in orphans]
 
 
-def _bounds(tx: Transaction, survey: Window, filters: Filters) -> Bounds:
+def _bounds(tx: Transaction, snapshot: Window, filters: ListFilter) -> Bounds:
     waiting = None if filters.state is None else filters.state == WAITING
-    eligible = (survey.after, survey.until)
-    return listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
+    eligible = (snapshot.after, snapshot.until)
+    return listing.compute_bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
 
 
 def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
@@ -441,43 +441,43 @@ def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
     )
 
 
-def _expired(tx: Transaction, survey: Window, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
+def _expired(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int) -> Iterator[Chunk]:
     """Yield orphans of the ledger that nothing has reconciled and that are too old, by tenant and time."""
-    place = _known(listing.ledger_place_of(tx, after), after) if after else FIRST_OF_LEDGER
-    for number in _sizes(size + 1):
-        entries = listing.next_expired(
+    cursor = _require(listing.find_ledger_cursor(tx, after), after) if after else FIRST_OF_LEDGER
+    for batch_size in _sizes(size + 1):
+        entries = listing.load_expired(
             tx,
-            place,
-            number,
+            cursor,
+            batch_size,
             tenant_id=filters.tenant_id,
-            eligible_after=survey.after,
+            eligible_after=snapshot.after,
             older=filters.older,
             newer=filters.newer,
         )
         if entries:
-            place = entries[-1].place
-            left = [one for one in entries if not one.settled]
-            types = ledger.types_of(tx, [one.orphan.event_id for one in left])
-            found = matcher.match_orphans(tx, [one.orphan for one in left])
-            listed = [_listed(tx, one, types, EXPIRED) for one in found]
-            yield Chunk(listed, len(entries), place.event_id, len(entries) < number)
-        if len(entries) < number:
+            cursor = entries[-1].cursor
+            unsettled = [entry for entry in entries if not entry.settled]
+            types = ledger.types_of(tx, [entry.orphan.event_id for entry in unsettled])
+            matches = matcher.match_orphans(tx, [entry.orphan for entry in unsettled])
+            orphans = [_to_open_orphan(tx, match, types, EXPIRED) for match in matches]
+            yield Chunk(orphans, len(entries), cursor.event_id, len(entries) < batch_size)
+        if len(entries) < batch_size:
             return
 
 
-def _listed(tx: Transaction, one: OrphanMatch, types: dict[str, str], state: states.OpenState) -> OpenOrphan:
-    orphan, its = one.orphan, one.keys
+def _to_open_orphan(tx: Transaction, match: OrphanMatch, types: dict[str, str], state: states.OpenState) -> OpenOrphan:
+    orphan, keys = match.orphan, match.keys
     return OpenOrphan(
         orphan.event_id,
         orphan.tenant_id,
-        its.provider,
+        keys.provider,
         types.get(orphan.event_id),
         state,
         times.from_postgres(orphan.arrived_at),
-        its.candidate_ids,
-        one.result.delivery_id,
+        keys.candidate_ids,
+        match.result.delivery_id,
         times.add_minutes(orphan.arrived_at, tx.settings.max_age_minutes),
-        one.result.state if state == EXPIRED else None,
+        match.result.state if state == EXPIRED else None,
     )
 
 
@@ -487,7 +487,7 @@ def _sizes(size: int) -> Iterator[int]:
         size *= 2
 
 
-def _known(place: P | None, event_id: str) -> P:
+def _require(place: P | None, event_id: str) -> P:
     if place is None:
         raise LookupError(f"the ledger has no event {event_id}")
     return place
@@ -564,8 +564,8 @@ def find_orphans(
     runtime.load_imports(only_warn=True)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
         eligible = window.open_window(tx)
-        within = listing.bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
-        rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
+        bounds = listing.compute_bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
+        rows = listing.load_open(tx, RowFilter(tenant_id), bounds, FIRST, limit)
         orphans = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there
         return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
 

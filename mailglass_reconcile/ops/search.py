@@ -125,7 +125,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     if term.address and recipient_key is not None and not addresses.is_exact(recipient_key):
         ids |= _compare_recipients(tx, term.address, term.tenant_id)
         recipient_key = None
-    newest_deliveries, number = deliveries.newest(
+    newest_deliveries, number = deliveries.find_newest(
         tx,
         recipient_key=recipient_key,
         message_ids=message_ids,
@@ -135,7 +135,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
         most=MOST,
     )
     message_ids |= {delivery.message_id for delivery in newest_deliveries if delivery.message_id}
-    open_ = orphans.newest(
+    open_ = orphans.find_newest(
         tx, recipient=term.address, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
     )
     as_of = runs.load_history(tx).counted_at

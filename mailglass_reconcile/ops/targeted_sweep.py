@@ -7,7 +7,7 @@ from uuid import UUID
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import explanation, orphans
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters
+from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import spellings_of
@@ -95,13 +95,13 @@ def _read_delivery(database: Database, delivery_id: UUID) -> tuple[str, str]:
 
 def _find_expired(database: Database, target: Target, tenant_id: str, message_id: str) -> list[str]:
     """Return the expired events that match a target's delivery; only the ledger has them."""
-    filters = Filters(
+    filters = ListFilter(
         EXPIRED, tenant_id, target.provider, older=target.older, newer=target.newer, message_id=message_id
     )
     event_ids: list[str] = []
     after: str | None = None
     while True:
-        page = orphans.page(database, filters, limit=PAGE_ORPHANS, after=after)
+        page = orphans.load_page(database, filters, limit=PAGE_ORPHANS, after=after)
         event_ids += [orphan.event_id for orphan in page.orphans if orphan.delivery_id == str(target.delivery_id)]
         after = page.after
         if after is None:

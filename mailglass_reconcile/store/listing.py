@@ -1,4 +1,4 @@
-"""Which orphans a list shows, in order: open ones by arrival, expired ones by tenant; a filter costs one pass."""
+"""Queries for lists of orphans: open ones by arrival, expired ones by tenant; a filter costs one pass."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SELECT greatest(CASE WHEN :waiting THEN CAST(:eligible_until AS timestamp) ELSE 
              now()::timestamp - make_interval(secs => CAST(:older AS float8)))::text
 """
 
-# One that was linked since is where it was, if its session wrote UTC; one whose event is gone is where it is.
-_PLACE = """
+# An orphan linked since keeps its cursor, if its session wrote UTC; one without an event is still in our table.
+_CURSOR = """
 SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
   FROM (SELECT CAST(:event_id AS uuid) AS id) AS k
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
@@ -29,8 +29,8 @@ SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
  WHERE coalesce(o.arrived_at, e.inserted_at) IS NOT NULL
 """
 
-# The inner query chooses the page by what is stored, and only for that are types and ids looked up. Message ids become
-# an array, so that their orphans can be found by primary key.
+# The inner query chooses the page from stored columns; types and ids are looked up only for that page. Message ids
+# become an array, so that their orphans can be found by primary key.
 _OLDEST_FIRST = """
 SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
        (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
@@ -73,7 +73,7 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
  ORDER BY p.arrived_at DESC, p.event_id DESC
 """
 
-# Of a tenant mismatch the cause is the tenant that has the delivery: one of each id tells it.
+# The cause of a tenant mismatch is the tenant that has the delivery: one delivery of each id is enough.
 _CAUSES = """
 WITH passed AS MATERIALIZED (
   SELECT event_id, tenant_id, provider,
@@ -130,7 +130,7 @@ SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
  GROUP BY 1, 2, 3, 4, 5
 """
 
-_LEDGER_PLACE = """
+_LEDGER_CURSOR = """
 SELECT tenant_id, inserted_at::text AS inserted_at, id::text AS event_id
   FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)
 """
@@ -165,8 +165,8 @@ SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
 """
 
 
-class Wanted(NamedTuple):
-    """Which open orphans to list; None is all of them.
+class RowFilter(NamedTuple):
+    """A filter for the rows of open orphans; None is all.
 
     Attributes:
         tenant_id: The tenant.
@@ -188,7 +188,7 @@ class Wanted(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """Open orphans that are open for the same cause, and how many.
+    """A cause for which orphans stay open, and the number of them.
 
     Attributes:
         state: Their state, as it is listed.
@@ -206,7 +206,7 @@ class Cause(NamedTuple):
 
 
 class NewestGroup(NamedTuple):
-    """Some of the newest open orphans, which are alike.
+    """A group of the newest open orphans.
 
     Attributes:
         tenant_id: Their tenant.
@@ -226,14 +226,14 @@ class NewestGroup(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """After which arrival, and until which, orphans are listed; and until which they are eligible."""
+    """The range of arrival of a list, and the time until which orphans are eligible."""
 
     from_time: str
     until_time: str
     eligible_until: str
 
     def parameters(self, after: Cursor) -> dict[str, object]:
-        """Return the parameters of the statements that list what comes after a place."""
+        """Return the parameters of the statements that list orphans after a cursor."""
         return self._asdict() | {"place_time": after.arrived_at, "place_event": after.event_id}
 
 
@@ -259,30 +259,30 @@ class Row(NamedTuple):
     candidate_ids: list[str]
 
 
-class LedgerPlace(NamedTuple):
-    """A place in the order in which expired orphans are listed."""
+class LedgerCursor(NamedTuple):
+    """A cursor in the list of expired orphans."""
 
     tenant_id: str
     inserted_at: str
     event_id: str
 
 
-FIRST_OF_LEDGER = LedgerPlace("", "-infinity", NIL)
+FIRST_OF_LEDGER = LedgerCursor("", "-infinity", NIL)
 
 
 class ExpiredEntry(NamedTuple):
-    """An old orphan of the ledger, and whether something has reconciled it."""
+    """An expired orphan of the ledger; `settled` if it is reconciled."""
 
     orphan: OrphanRow
     settled: bool
 
     @property
-    def place(self) -> LedgerPlace:
-        """Where it is in the order in which expired orphans are listed."""
-        return LedgerPlace(self.orphan.tenant_id, self.orphan.arrived_at, self.orphan.event_id)
+    def cursor(self) -> LedgerCursor:
+        """The cursor after which the next entry comes."""
+        return LedgerCursor(self.orphan.tenant_id, self.orphan.arrived_at, self.orphan.event_id)
 
 
-def bounds(
+def compute_bounds(
     tx: Transaction,
     eligible: tuple[str, str],
     *,
@@ -290,7 +290,7 @@ def bounds(
     older: float | None,
     newer: float | None,
 ) -> Bounds:
-    """Return which arrivals to list.
+    """Return the range of arrival of a list.
 
     Args:
         tx: A reading transaction.
@@ -311,29 +311,29 @@ def bounds(
     return Bounds(from_time, until_time, eligible[1])
 
 
-def place_of(tx: Transaction, event_id: str) -> Cursor | None:
-    """Return where an orphan is in the order of arrival, or None if the ledger has no such event."""
-    row = tx.execute(_PLACE, {"event_id": event_id}).one_or_none()
+def find_cursor(tx: Transaction, event_id: str) -> Cursor | None:
+    """Return the cursor of an orphan in the order of arrival, or None if the ledger has no such event."""
+    row = tx.execute(_CURSOR, {"event_id": event_id}).one_or_none()
     return Cursor(*row) if row else None
 
 
-def next_open(
-    tx: Transaction, wanted: Wanted, within: Bounds, after: Cursor, size: int, *, newest_first: bool = False
+def load_open(
+    tx: Transaction, row_filter: RowFilter, bounds: Bounds, after: Cursor, size: int, *, newest_first: bool = False
 ) -> list[Row]:
-    """Return the next *size* open orphans after a place, in order, those whose event is gone among them."""
+    """Return the next *size* open orphans after a cursor, in order, including those whose event is gone."""
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
-    parameters = {**wanted.parameters(), **within.parameters(after), "size": size}
+    parameters = {**row_filter.parameters(), **bounds.parameters(after), "size": size}
     return list(map(Row._make, tx.execute(statement, parameters)))
 
 
-def causes(tx: Transaction, wanted: Wanted, within: Bounds, most: int) -> list[Cause]:
-    """Return why orphans are open, and how many for each cause, the most first; at most *most* are read."""
-    parameters = {**wanted.parameters(), **within.parameters(FIRST), "most": most}
+def count_causes(tx: Transaction, row_filter: RowFilter, bounds: Bounds, most: int) -> list[Cause]:
+    """Count open orphans by cause, the most frequent first; at most *most* are read."""
+    parameters = {**row_filter.parameters(), **bounds.parameters(FIRST), "most": most}
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 
-def newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
-    """Return the newest *size* open orphans that have not expired, those that are alike together."""
+def load_newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
+    """Group the newest *size* open orphans that have not expired by tenant, provider, state and type."""
     parameters = {
         "max_age_minutes": tx.settings.max_age_minutes,
         "size": size,
@@ -343,15 +343,15 @@ def newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
     return list(map(NewestGroup._make, tx.execute(_NEWEST, parameters)))
 
 
-def ledger_place_of(tx: Transaction, event_id: str) -> LedgerPlace | None:
-    """Return where an event is in the order of expired orphans, or None if the ledger has no such event."""
-    row = tx.execute(_LEDGER_PLACE, {"event_id": event_id}).one_or_none()
-    return LedgerPlace(*row) if row else None
+def find_ledger_cursor(tx: Transaction, event_id: str) -> LedgerCursor | None:
+    """Return the cursor of an event in the list of expired orphans, or None if the ledger has no such event."""
+    row = tx.execute(_LEDGER_CURSOR, {"event_id": event_id}).one_or_none()
+    return LedgerCursor(*row) if row else None
 
 
-def next_expired(
+def load_expired(
     tx: Transaction,
-    after: LedgerPlace,
+    after: LedgerCursor,
     size: int,
     *,
     tenant_id: str | None,

@@ -157,7 +157,7 @@ class Pages:
     def _list(self, listing: Listing) -> OrphanPage:
         after = None if listing.after is None else str(listing.after)
         try:
-            return orphans.page(
+            return orphans.load_page(
                 self._database,
                 listing.filters,
                 limit=PAGE_SIZE,
@@ -220,7 +220,7 @@ class Pages:
         delivery, events = loaded
         named_by: list[OpenOrphan] = []
         if message_id := delivery.message_id:
-            read = partial(orphans.of_message, self._database, message_id, limit=EVENTS)
+            read = partial(orphans.find_by_message, self._database, message_id, limit=EVENTS)
             named_by = (await self._cache.get(("message", message_id), read)).orphans
         return await self._show(
             request,
@@ -234,8 +234,8 @@ class Pages:
 
     def _read(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
         with self._database.reading(LIST_TIMEOUT_MS) as tx:
-            for delivery in deliveries.read(tx, [str(delivery_id)]):
-                return delivery, deliveries.events(tx, [str(delivery_id)], deliveries.LATEST + 1)
+            for delivery in deliveries.load_deliveries(tx, [str(delivery_id)]):
+                return delivery, deliveries.load_events(tx, [str(delivery_id)], deliveries.LATEST + 1)
             return None
 
     @_page

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from mailglass_reconcile.ops.orphans import Filters
+from mailglass_reconcile.ops.orphans import ListFilter
 from mailglass_reconcile.ops.runs import RunFilter
 from mailglass_reconcile.rules.humanize import parse_duration
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
@@ -31,7 +31,7 @@ class NotFoundError(Exception):
 class Listing:
     """Which orphans to list, after which event; `fields` are those of the form, to fill it again."""
 
-    filters: Filters
+    filters: ListFilter
     after: UUID | None
     fields: dict[str, str]
 
@@ -47,7 +47,7 @@ def listing(query: QueryParams) -> Listing:
     fields = {name: text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
-    filters = Filters(
+    filters = ListFilter(
         state=fields["state"] or None,
         tenant_id=fields["tenant"] or None,
         provider=fields["provider"] or None,

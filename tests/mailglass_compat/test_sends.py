@@ -37,7 +37,7 @@ def test_the_provider_is_shown_all_the_same(beside):
     """It is that of the send, in the delivery's timeline and among what an event's id names."""
     deliveries = sent_in(beside, ADA, BOB)
     with beside.database.reading() as tx:
-        (shown,) = readers.read(tx, [str(deliveries[0].delivery_id)])
+        (shown,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
     assert shown.provider == "postmark"
     orphan = factories.orphan(beside, factories.postmark("m-1"), type="opened")
     named = explain(beside.database, orphan).named

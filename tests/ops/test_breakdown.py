@@ -6,7 +6,7 @@ import commands
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
-from mailglass_reconcile.ops.orphans import Filters, of_message, page
+from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
 
 
 def astray(db, number, tenant="default", provider=factories.postmark):
@@ -22,7 +22,7 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     astray(db, 8, provider=factories.sendgrid)
     factories.orphan(db, factories.postmark("nobody's"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = [tuple(one) for one in page(db.database, Filters(), counted=True).causes]
+    found = [tuple(one) for one in load_page(db.database, ListFilter(), counted=True).causes]
     assert found == [
         ("tenant_mismatch", "default", "postmark", "acme", 7),
         ("tenant_mismatch", "default", "sendgrid", "acme", 1),
@@ -47,7 +47,7 @@ def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
         ({"message_id": "m-1"}, 1),
         ({"state": "expired"}, None),
     ]
-    found = [(filters, page(db.database, Filters(**filters), counted=True).total) for filters, _ in expected]
+    found = [(filters, load_page(db.database, ListFilter(**filters), counted=True).total) for filters, _ in expected]
     assert found == expected
 
 
@@ -66,7 +66,7 @@ def test_the_command_and_the_dashboard_count_a_list_alike(db):
 def test_before_the_first_full_sweep_a_list_is_counted_now(db):
     """And has no time of a sweep."""
     astray(db, 1)
-    listed = page(db.database, Filters(), counted=True)
+    listed = load_page(db.database, ListFilter(), counted=True)
     assert (listed.total, listed.as_of) == (1, None)
 
 
@@ -78,8 +78,8 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
         events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(12)],
     )
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
-    found = page(db.database, Filters(state="matched"))
-    assert page(db.database, Filters(state="matched"), counted=True).total == len(found.orphans) == 8
+    found = load_page(db.database, ListFilter(state="matched"))
+    assert load_page(db.database, ListFilter(state="matched"), counted=True).total == len(found.orphans) == 8
     assert all(one.delivery_id for one in found.orphans)
 
 
@@ -88,14 +88,14 @@ def test_a_message_is_named_by_orphans_of_every_tenant(db):
     event = astray(db, 1, tenant="globex")
     astray(db, 2, tenant="globex")
     newer = factories.orphan(db, factories.postmark("m-1"), tenant_id="initech", age_seconds=100)
-    unseen = of_message(db.database, "m-1", limit=5)
+    unseen = find_by_message(db.database, "m-1", limit=5)
     assert [(one.event_id, one.state) for one in unseen.orphans] == [(newer, "unseen"), (event, "unseen")]
     mailglass_reconcile.reconcile()
-    swept = of_message(db.database, "<m-1>", limit=5)
+    swept = find_by_message(db.database, "<m-1>", limit=5)
     assert [(one.event_id, one.tenant_id, one.state) for one in swept.orphans] == [
         (newer, "initech", "tenant_mismatch"),
         (event, "globex", "tenant_mismatch"),
     ]
-    one = of_message(db.database, "m-1", limit=1)
+    one = find_by_message(db.database, "m-1", limit=1)
     assert ([orphan.event_id for orphan in one.orphans], one.number) == ([newer], 2)
-    assert of_message(db.database, "nobody's", limit=5).orphans == []
+    assert find_by_message(db.database, "nobody's", limit=5).orphans == []

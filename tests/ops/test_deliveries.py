@@ -31,7 +31,7 @@ def as_stored(value):
 def summary(db, delivery_id):
     """Return the summary of a delivery, and its command."""
     with db.database.reading() as tx:
-        (delivery,) = deliveries.read(tx, [delivery_id])
+        (delivery,) = deliveries.load_deliveries(tx, [delivery_id])
     return delivery.summary, delivery.command
 
 

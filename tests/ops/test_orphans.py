@@ -10,7 +10,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops.orphans import Filters, of_message, page
+from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
 
@@ -51,7 +51,7 @@ def listed(db, **options):
     how = {name: options.pop(name) for name in names}
     found, after = [], None
     while True:
-        one = page(db.database, Filters(**options), after=after, **how)
+        one = load_page(db.database, ListFilter(**options), after=after, **how)
         found += one.orphans
         after = one.after
         if after is None:
@@ -88,11 +88,11 @@ def test_a_page_has_the_time_of_the_last_full_sweep(db):
     """That of one tenant is no full sweep of all; without any there is none, and expired ones are judged now."""
     factories.orphan(db, factories.postmark("one"), age_seconds=300)
     mailglass_reconcile.reconcile("acme")
-    assert page(db.database, Filters()).as_of is None
+    assert load_page(db.database, ListFilter()).as_of is None
     mailglass_reconcile.reconcile()
     ended = db.value("SELECT to_json(max(finished_at)) #>> '{}' || 'Z' FROM mailglass_reconcile_runs")
-    assert page(db.database, Filters()).as_of == ended
-    assert page(db.database, Filters(state="expired")).as_of is None
+    assert load_page(db.database, ListFilter()).as_of == ended
+    assert load_page(db.database, ListFilter(state="expired")).as_of is None
 
 
 @pytest.mark.slow
@@ -165,11 +165,11 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
     factories.delivery(db, "one")
     first = factories.orphan(db, factories.postmark("one"), age_seconds=300)
     second = factories.orphan(db, factories.postmark("two"), age_seconds=400)
-    assert page(db.database, Filters(), limit=1).after == first
+    assert load_page(db.database, ListFilter(), limit=1).after == first
     mailglass_reconcile.reconcile()
-    assert [one.event_id for one in page(db.database, Filters(), after=first).orphans] == [second]
+    assert [one.event_id for one in load_page(db.database, ListFilter(), after=first).orphans] == [second]
     with pytest.raises(LookupError):
-        page(db.database, Filters(), after=str(uuid.uuid4()))
+        load_page(db.database, ListFilter(), after=str(uuid.uuid4()))
 
 
 @pytest.mark.parametrize("state", [None, "expired"])
@@ -178,8 +178,8 @@ def test_no_page_is_empty_because_the_one_before_it_was_full(db, state):
     age = WEEK if state else 0
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=age + 500 - n) for n in range(4)]
     ids = ids if state else ids[::-1]
-    first = page(db.database, Filters(state=state), limit=2)
-    second = page(db.database, Filters(state=state), limit=2, after=first.after)
+    first = load_page(db.database, ListFilter(state=state), limit=2)
+    second = load_page(db.database, ListFilter(state=state), limit=2, after=first.after)
     assert [one.event_id for one in (*first.orphans, *second.orphans)] == ids
     assert (first.after, second.after) == (ids[1], None)
 
@@ -190,22 +190,22 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"))
     mailglass_reconcile.reconcile()
-    found = page(db.database, Filters(), limit=1, counted=True)
+    found = load_page(db.database, ListFilter(), limit=1, counted=True)
     assert found.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
     assert found.total == sum(one.number for one in found.causes) == len(listed(db))
-    of_state = page(db.database, Filters(state="unmatched"), counted=True)
+    of_state = load_page(db.database, ListFilter(state="unmatched"), counted=True)
     assert of_state.causes == [
         ("unmatched", "acme", "postmark", None, 2),
         ("unmatched", "acme", "sendgrid", None, 1),
     ]
-    assert page(db.database, Filters(type="delivered"), counted=True).total is None
-    assert page(db.database, Filters()).total is None
+    assert load_page(db.database, ListFilter(type="delivered"), counted=True).total is None
+    assert load_page(db.database, ListFilter()).total is None
 
 
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
     """The number then is a lower bound."""
     monkeypatch.setattr(pages, "COUNTED_AT_MOST", 2)
-    found = page(db.database, Filters(), counted=True)
+    found = load_page(db.database, ListFilter(), counted=True)
     assert (found.total, found.at_least) == (2, True)
 
 
@@ -218,7 +218,7 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
             event(recipient="bob@example.com", provider_event_id="2"),
         )
     for recipient in ("ada@bücher.example", "Ada <ADA@BÜCHER.EXAMPLE>"):
-        found = page(db.database, Filters(recipient=recipient), counted=True)
+        found = load_page(db.database, ListFilter(recipient=recipient), counted=True)
         assert [one.event_id for one in found.orphans] == [str(own.event_id)]
         assert found.total == 1
     assert listed(db, recipient="grace@example.com") == []
@@ -267,7 +267,7 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
     monkeypatch.setattr(pages, "READ_AT_MOST", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
-    one = page(db.database, Filters(state="expired", message_id="4"), limit=1)
+    one = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
     assert (one.orphans, one.looked_at) == ([], 2)
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
@@ -278,7 +278,7 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
-    one = page(db.database, Filters(type="clicked"), limit=2)
+    one = load_page(db.database, ListFilter(type="clicked"), limit=2)
     assert (one.orphans, one.looked_at) == ([], 9)
     assert one.after is not None
     assert listed(db, type="clicked", limit=2) == []
@@ -296,7 +296,7 @@ def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swe
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)
     if swept:
         mailglass_reconcile.reconcile()
-    assert [one.event_id for one in of_message(db.database, "mine", limit=20).orphans] == [event]
+    assert [one.event_id for one in find_by_message(db.database, "mine", limit=20).orphans] == [event]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.orphans import Filters, of_message, page
+from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
 
 OPEN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
@@ -61,12 +61,12 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
             db.run(OPEN, kind="open", orphans=orphans)
         mailglass_reconcile.reconcile()
         db.run("ANALYZE")
-        middle = page(db.database, Filters(), limit=100).after
+        middle = load_page(db.database, ListFilter(), limit=100).after
         seen.append(
             [
-                cost(db, lambda: page(db.database, Filters())),
-                cost(db, lambda: page(db.database, Filters())),
-                cost(db, lambda after=middle: page(db.database, Filters(), after=after)),
+                cost(db, lambda: load_page(db.database, ListFilter())),
+                cost(db, lambda: load_page(db.database, ListFilter())),
+                cost(db, lambda after=middle: load_page(db.database, ListFilter(), after=after)),
                 cost(db, lambda event=middle: explain(db.database, UUID(event))),
             ]
         )
@@ -80,7 +80,7 @@ def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
     db.run(DELIVERIES, deliveries=5_000)
     db.run("ANALYZE")
     for message_id in ("sent0", "nobody's"):
-        touched, statements = cost(db, lambda id_=message_id: of_message(db.database, id_, limit=20))
+        touched, statements = cost(db, lambda id_=message_id: find_by_message(db.database, id_, limit=20))
         assert statements <= 10
         assert touched <= 300
 
@@ -89,6 +89,6 @@ def test_expired_ones_cost_what_a_page_may_read_at_most(db):
     """However many of the ledger's old orphans were reconciled."""
     db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)
     db.run(RECONCILED)
-    touched, statements = cost(db, lambda: page(db.database, Filters(state="expired"), limit=50))
+    touched, statements = cost(db, lambda: load_page(db.database, ListFilter(state="expired"), limit=50))
     assert statements <= 12
     assert touched <= 3_000 * 12

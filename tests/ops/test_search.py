@@ -74,7 +74,7 @@ def record_orphan(db, recipient):
 
 def listed(db, recipient):
     """Return the open orphans that `orphans --recipient` lists."""
-    return [one.event_id for one in orphans.page(db.database, orphans.Filters(recipient=recipient)).orphans]
+    return [one.event_id for one in orphans.load_page(db.database, orphans.ListFilter(recipient=recipient)).orphans]
 
 
 def test_an_address_is_found_in_every_tenant_or_in_one(db):

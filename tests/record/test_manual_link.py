@@ -85,7 +85,7 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
     assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
     assert "by hand" in visitor.get(f"/deliveries/{to}").text
     with db.database.reading() as tx:
-        assert deliveries.events(tx, [to], 1)[0].by_hand is True
+        assert deliveries.load_events(tx, [to], 1)[0].by_hand is True
 
 
 def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):

@@ -36,7 +36,7 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans, trust_statistics
 from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
-from mailglass_reconcile.store.listing import Bounds, Wanted
+from mailglass_reconcile.store.listing import Bounds, RowFilter
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.store.stored_keys import Known
@@ -316,7 +316,7 @@ def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading,
     """Each orphan, its event for the type, and its two ids."""
     began = LAST if newest_first else FIRST
     plan = probing(
-        reading, lambda: listing.next_open(reading, Wanted(), EVERYTHING, began, SIZE, newest_first=newest_first)
+        reading, lambda: listing.load_open(reading, RowFilter(), EVERYTHING, began, SIZE, newest_first=newest_first)
     )
     assert plan.indexes >= {ARRIVAL, "mailglass_events_pkey"}
     assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0
@@ -324,12 +324,12 @@ def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading,
 
 
 FILTERS = {
-    **{state: Wanted(state=state) for state in ("unmatched", "unseen", "ambiguous")},
-    "tenant": Wanted("acme"),
-    "another tenant": Wanted("beryl"),
-    "provider": Wanted(provider="postmark"),
-    "tenant and state": Wanted("acme", state="unmatched"),
-    "recipient": Wanted(recipient="a@example.com"),
+    **{state: RowFilter(state=state) for state in ("unmatched", "unseen", "ambiguous")},
+    "tenant": RowFilter("acme"),
+    "another tenant": RowFilter("beryl"),
+    "provider": RowFilter(provider="postmark"),
+    "tenant and state": RowFilter("acme", state="unmatched"),
+    "recipient": RowFilter(recipient="a@example.com"),
 }
 
 
@@ -337,10 +337,10 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newest_first, name):
     """In whichever order they are read; types and ids are looked up for the page alone."""
-    wanted, began = FILTERS[name], LAST if newest_first else FIRST
+    row_filter, began = FILTERS[name], LAST if newest_first else FIRST
     with trust_statistics(reading):
         plan = plan_of(
-            reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
+            reading, lambda: listing.load_open(reading, row_filter, EVERYTHING, began, SIZE, newest_first=newest_first)
         )
     assert plan.whole.keys() <= {"mailglass_open_orphans"}
     assert plan.read <= ROWS + 3 * SIZE
@@ -349,7 +349,7 @@ def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newes
 @pytest.mark.parametrize("name", FILTERS)
 def test_causes_are_counted_along_the_index_of_arrival(reading, name):
     """Each open orphan once; ids and deliveries are looked up for a tenant mismatch only."""
-    plan = probing(reading, lambda: listing.causes(reading, FILTERS[name], EVERYTHING, ROWS))
+    plan = probing(reading, lambda: listing.count_causes(reading, FILTERS[name], EVERYTHING, ROWS))
     assert plan.read <= ROWS
 
 
@@ -357,8 +357,8 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, others):
     """Those of 500, among all that are open."""
     with writing.connection.begin_nested() as savepoint:
         open_orphans.store_states(writing, dict.fromkeys(others, ("tenant_mismatch", RANK)))
-        wanted = Wanted(state="tenant_mismatch")
-        plan = probing(writing, lambda: listing.causes(writing, wanted, EVERYTHING, ROWS))
+        row_filter = RowFilter(state="tenant_mismatch")
+        plan = probing(writing, lambda: listing.count_causes(writing, row_filter, EVERYTHING, ROWS))
         savepoint.rollback()
     assert deliveries.INDEX in plan.indexes
     assert plan.read <= ROWS + 4 * SIZE
@@ -367,10 +367,10 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, others):
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading, newest_first):
     """Their ids are read once at most, with statistics that are stale; those of an empty database cost a pass."""
-    wanted, began = Wanted(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
+    row_filter, began = RowFilter(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
     with trust_statistics(reading):
         plan = plan_of(
-            reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
+            reading, lambda: listing.load_open(reading, row_filter, EVERYTHING, began, SIZE, newest_first=newest_first)
         )
     assert plan.whole.keys() <= {"mailglass_open_orphan_ids"}
     if request.node.callspec.params["made"] == "of an empty database":

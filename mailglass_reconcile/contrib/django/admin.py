@@ -168,7 +168,7 @@ class DeliveryAdmin(LargeTableAdmin):
         """Return the list, each delivery with its summary and the provider of its send."""
         changes = super().get_changelist_instance(request)
         with _reading() as tx:
-            details = deliveries.read(tx, [str(delivery.pk) for delivery in changes.result_list])
+            details = deliveries.load_deliveries(tx, [str(delivery.pk) for delivery in changes.result_list])
         by_id = {detail.delivery_id: detail for detail in details}
         for delivery in changes.result_list:
             delivery.details = by_id.get(str(delivery.pk))
@@ -179,8 +179,8 @@ class DeliveryAdmin(LargeTableAdmin):
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
             with suppress(MailglassReconcileError), _reading() as tx:
-                (delivery.details,) = deliveries.read(tx, [str(delivery.pk)])
-                delivery.timeline = deliveries.events(tx, [str(delivery.pk)], deliveries.LATEST)
+                (delivery.details,) = deliveries.load_deliveries(tx, [str(delivery.pk)])
+                delivery.timeline = deliveries.load_events(tx, [str(delivery.pk)], deliveries.LATEST)
         return delivery
 
     @admin.display(description="summary")
@@ -263,7 +263,7 @@ class EventAdmin(LargeTableAdmin):
     def search(self, term: str) -> list[UUID]:
         delivery_ids = [str(delivery_id) for delivery_id in search_ids("delivery", term)]
         with _reading() as tx:
-            events = deliveries.events(tx, delivery_ids, LIMIT)
+            events = deliveries.load_events(tx, delivery_ids, LIMIT)
         return [*(UUID(event.event_id) for event in events), *search_ids("event", term), *filter(None, [_uuid(term)])]
 
     @admin.display(description="verdict")

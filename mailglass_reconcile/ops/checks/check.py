@@ -161,7 +161,7 @@ class CheckContext:
     @cached_property
     def newest_orphans(self) -> list[NewestGroup]:
         """The newest open orphans, those that are alike together."""
-        return listing.newest_groups(self.tx, NEWEST_ORPHANS)
+        return listing.load_newest_groups(self.tx, NEWEST_ORPHANS)
 
     @cached_property
     def reports(self) -> list[Reports]:
