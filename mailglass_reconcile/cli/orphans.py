@@ -102,7 +102,7 @@ def _before(database: Database, selection: ListFilter, page: OrphanPage, *, as_j
     """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
     hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:
-        hints.append(tenant_suggestions.nearest(database, selection.tenant_id))
+        hints.append(tenant_suggestions.suggest(database, selection.tenant_id))
     yield from filter(None, hints)
     if not page.orphans or selection.state == EXPIRED or as_json:
         return

@@ -104,7 +104,7 @@ def confirm(question: str) -> None:
 
 def hint_at_tenant(database: Database, tenant_id: str) -> None:
     """Say on standard error that nothing has this tenant, and which one was probably meant; nothing if one has it."""
-    sentence = tenant_suggestions.nearest(database, tenant_id)
+    sentence = tenant_suggestions.suggest(database, tenant_id)
     if sentence is not None:
         click.echo(sentence, err=True)
 

@@ -9,7 +9,7 @@ from mailglass_reconcile.rules.humanize import sanitize_tenant
 from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database
 
-LOOKED_AT = 1_000
+READ_AT_MOST = 1_000
 """Tenants of either table that are compared."""
 TIMEOUT_MS = 24_000
 
@@ -27,30 +27,32 @@ SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_
 """
 
 
-class Unknown(NamedTuple):
-    """A sentence about a tenant that nothing has, and the one that was probably meant, if any is like it."""
+class UnknownTenant(NamedTuple):
+    """A sentence about a tenant without events and deliveries, and a similar tenant, if there is one."""
 
     sentence: str
-    meant: str | None = None
+    suggestion: str | None = None
 
 
-def unknown(database: Database, tenant_id: str) -> Unknown | None:
-    """Return what to say if no event and no delivery has this tenant; None if one has."""
+def find_unknown(database: Database, tenant_id: str) -> UnknownTenant | None:
+    """Return a sentence and a suggestion if no event and no delivery has this tenant; None if one has."""
     if not window.is_storable_tenant(tenant_id):
-        return Unknown(f"no event or delivery can have tenant {sanitize_tenant(tenant_id)!r}")
+        return UnknownTenant(f"no event or delivery can have tenant {sanitize_tenant(tenant_id)!r}")
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         statements = (_OF_DELIVERIES, _OF_EVENTS)
-        known = [one for statement in statements for one in tx.execute(statement, {"size": LOOKED_AT}).scalars()]
-    return Unknown(
-        f"no event or delivery has tenant {sanitize_tenant(tenant_id)!r}", humanize.find_closest(tenant_id, known)
+        tenants = [
+            tenant for statement in statements for tenant in tx.execute(statement, {"size": READ_AT_MOST}).scalars()
+        ]
+    return UnknownTenant(
+        f"no event or delivery has tenant {sanitize_tenant(tenant_id)!r}", humanize.find_closest(tenant_id, tenants)
     )
 
 
-def nearest(database: Database, tenant_id: str) -> str | None:
-    """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant."""
-    found = unknown(database, tenant_id)
-    if found is None or found.meant is None:
-        return found and found.sentence
-    return f"{found.sentence}; did you mean {sanitize_tenant(found.meant)!r}?"
+def suggest(database: Database, tenant_id: str) -> str | None:
+    """Return a sentence if no event and no delivery has this tenant, with a similar tenant if there is one."""
+    unknown = find_unknown(database, tenant_id)
+    if unknown is None or unknown.suggestion is None:
+        return unknown and unknown.sentence
+    return f"{unknown.sentence}; did you mean {sanitize_tenant(unknown.suggestion)!r}?"

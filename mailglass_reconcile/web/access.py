@@ -29,14 +29,14 @@ _PAGE = re.compile(
 )
 
 
-def session(token: str, issued: int) -> str:
+def make_session(token: str, issued: int) -> str:
     """Return the cookie's value for a sign-in at *issued*, in seconds since 1970; it does not reveal the token."""
     sealed = hmac.new(token.encode(), f"mailglass-reconcile session {issued}".encode(), hashlib.sha256)
     return f"{issued}.{sealed.hexdigest()}"
 
 
 class Access:
-    """Decides which requests may see the page."""
+    """Authentication of requests: a bearer token or a session cookie."""
 
     def __init__(self, token: str, *, secure_cookie: bool) -> None:
         """Admit requests with *token* or with a session cookie made from it.
@@ -48,8 +48,8 @@ class Access:
         """
         self._token, self._secure_cookie = token, secure_cookie
 
-    def admits(self, request: Request) -> bool:
-        """Return whether a request has the token or a valid session; a token in the address is ignored."""
+    def has_access(self, request: Request) -> bool:
+        """Return True if a request has the token or a valid session; a token in the address is ignored."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._is_token(token.strip().encode("latin-1"))
@@ -57,29 +57,29 @@ class Access:
         issued = cookie.partition(".")[0]
         if not (issued.isascii() and issued.isdecimal() and len(issued) < 12):
             return False
-        fresh = -60 <= time.time() - int(issued) < SESSION_SECONDS
-        return hmac.compare_digest(session(self._token, int(issued)).encode(), cookie.encode()) and fresh
+        is_fresh = -60 <= time.time() - int(issued) < SESSION_SECONDS
+        return hmac.compare_digest(make_session(self._token, int(issued)).encode(), cookie.encode()) and is_fresh
 
     def _is_token(self, token: bytes) -> bool:
         # No delay for a wrong token: guessing 16 characters is hopeless, and a delayed answer occupies a connection.
         return hmac.compare_digest(hashlib.sha256(token).digest(), hashlib.sha256(self._token.encode()).digest())
 
-    def refusal(self, request: Request) -> Response:
+    def show_login(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
         page, query = path_below_root(request)[1:], request.url.query
-        keeps = query and not contains_address(unquote_plus(query))  # typed into the address by hand
-        return _form(request, f"{page}?{query}" if keeps else page)
+        keeps_query = query and not contains_address(unquote_plus(query))  # typed into the address bar
+        return _render_login(request, f"{page}?{query}" if keeps_query else page)
 
     async def login(self, request: Request) -> Response:
         """Answer the sign-in form: with a session cookie for the right token, else with the form."""
         if is_cross_site(request):
             return PlainTextResponse("sign in from the dashboard itself\n", 403)
-        fields = await fields_of(request)
+        fields = await read_form(request)
         next_ = fields.get("next", "")
         if not self._is_token(fields.get("token", "").strip().encode()):
-            return _form(request, next_, wrong=True)
+            return _render_login(request, next_, wrong=True)
         answer = Response(status_code=303, headers={"location": f"./{next_ if _PAGE.fullmatch(next_) else ''}"})
-        self._set_cookie(answer, request, session(self._token, int(time.time())))
+        self._set_cookie(answer, request, make_session(self._token, int(time.time())))
         return answer
 
     async def logout(self, request: Request) -> Response:
@@ -96,7 +96,7 @@ class Access:
 
 
 class Guard:
-    """Hands an application only the requests that may see the page, whether it has a route for them or not."""
+    """Passes a request to the application if it has access; otherwise answers with the sign-in form."""
 
     def __init__(self, app: Router, access: Access) -> None:
         self.app, self.routes, self._access = app, app.routes, access
@@ -108,27 +108,27 @@ class Guard:
         request = Request(scope, receive)
         if path_below_root(request).count("/") > DEEPEST_PATH:
             await PlainTextResponse("not found\n", 404)(scope, receive, send)
-        elif self._access.admits(request):
+        elif self._access.has_access(request):
             await self.app(scope, receive, send)
         else:
-            await self._access.refusal(request)(scope, receive, send)
+            await self._access.show_login(request)(scope, receive, send)
 
 
-def _form(request: Request, next_: str, *, wrong: bool = False) -> Response:
+def _render_login(request: Request, next_: str, *, wrong: bool = False) -> Response:
     local = next_ if _PAGE.fullmatch(next_) else ""
     return render(request, "login.html", status=401, headers={"www-authenticate": "Bearer"}, next_=local, wrong=wrong)
 
 
 def is_cross_site(request: Request) -> bool:
-    """Return whether another site's page sent this form; what is no browser sends neither header."""
+    """Return True if another site's page sent this form; only browsers send these headers."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return site not in ("same-origin", "none")
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
-async def fields_of(request: Request) -> dict[str, str]:
-    """Return the fields of a small form; nothing for any other body."""
+async def read_form(request: Request) -> dict[str, str]:
+    """Read the fields of a small form; none for any other body."""
     body = b""
     try:
         async for chunk in request.stream():

@@ -29,7 +29,7 @@ class Band(NamedTuple):
 
 
 class Column(NamedTuple):
-    """What one bucket shows: its place, of 960, and when it was, with its values by name; None if nothing is known."""
+    """A bucket: its position, of 960, its time, and its values by name; None if nothing is known."""
 
     left: float
     width: float
@@ -48,7 +48,7 @@ class Column(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A moment on the axis of time, in seconds since 1970, and how far to the right it is, in per cent."""
+    """A label of the time axis: seconds since 1970, and the position in per cent of the width."""
 
     at: float
     place: float
@@ -77,20 +77,20 @@ class Chart(NamedTuple):
         return any(column.total for column in self.columns)
 
 
-def backlog(buckets: Sequence[TimeBucket]) -> Chart:
-    """Return the open orphans that no sweep can link, by state."""
+def draw_backlog(buckets: Sequence[TimeBucket]) -> Chart:
+    """Draw the open orphans that no sweep can link, by state."""
     present = {state for bucket in buckets for state, orphans in (bucket.states or {}).items() if orphans}
     names = [state for state in STATES if state in present] + sorted(present.difference(STATES))
-    return _chart(buckets, names, lambda bucket: bucket.states, _round_up)
+    return _draw(buckets, names, lambda bucket: bucket.states, _round_up)
 
 
-def left(buckets: Sequence[TimeBucket]) -> Chart:
-    """Return the open orphans that could be linked when a sweep ended."""
-    return _chart(buckets, ["matched"], lambda bucket: {"matched": bucket.matched}, _round_up)
+def draw_matched(buckets: Sequence[TimeBucket]) -> Chart:
+    """Draw the orphans that could be linked but were still open when a sweep ended."""
+    return _draw(buckets, ["matched"], lambda bucket: {"matched": bucket.matched}, _round_up)
 
 
-def lag(buckets: Sequence[TimeBucket]) -> Chart:
-    """Return the lag: the longest time that a linkable orphan was open.
+def draw_lag(buckets: Sequence[TimeBucket]) -> Chart:
+    """Draw the lag: the longest time that a linkable orphan was open.
 
     While nothing sweeps the lag is unknown, so the time without a sweep is drawn instead.
     """
@@ -101,39 +101,39 @@ def lag(buckets: Sequence[TimeBucket]) -> Chart:
     def top(highest: float) -> float:
         return float(next((edge for edge in LAGS if edge >= highest), highest))
 
-    return _chart(buckets, ["lag", "silent"], values, top)
+    return _draw(buckets, ["lag", "silent"], values, top)
 
 
-def height(value: float, top: float) -> float:
+def y_position(value: float, top: float) -> float:
     """Return the distance of a value from the upper edge."""
     return round(HEIGHT * (1 - value / top), 1)
 
 
-def _chart(
+def _draw(
     buckets: Sequence[TimeBucket],
     names: Sequence[str],
     values: Callable[[TimeBucket], dict[str, int] | dict[str, float] | None],
     top_of: Callable[[float], float],
 ) -> Chart:
-    columns = _columns(buckets, values)
+    columns = _make_columns(buckets, values)
     top = top_of(max((column.total for column in columns), default=0.0))
     bands, below = [], [0.0] * len(columns)
     for name in names:
         above = [low + (column.values or {}).get(name, 0.0) for low, column in zip(below, columns, strict=True)]
         if above != below or name == names[0]:
-            bands.append(Band(name, _path(columns, below, above, top), _edge(columns, below, above, top)))
+            bands.append(Band(name, _make_path(columns, below, above, top), _make_edge(columns, below, above, top)))
         below = above
-    return Chart(bands, top, columns, _rows(columns), list(_ticks(buckets)))
+    return Chart(bands, top, columns, _choose_rows(columns), list(_make_ticks(buckets)))
 
 
-def _columns(
+def _make_columns(
     buckets: Sequence[TimeBucket], values: Callable[[TimeBucket], dict[str, int] | dict[str, float] | None]
 ) -> list[Column]:
     if not buckets:
         return []
     began, scale = buckets[0].began, WIDTH / (buckets[-1].ended - buckets[0].began)
-    shown = [(bucket, values(bucket)) for bucket in buckets]
-    totals = [sum((by_name or {}).values()) for _, by_name in shown]
+    drawn = [(bucket, values(bucket)) for bucket in buckets]
+    totals = [sum((by_name or {}).values()) for _, by_name in drawn]
     peak = max(range(len(totals)), key=totals.__getitem__) if any(totals) else None
     return [
         Column(
@@ -144,12 +144,12 @@ def _columns(
             None if by_name is None else {name: float(value) for name, value in by_name.items()},
             number == peak,
         )
-        for number, (bucket, by_name) in enumerate(shown)
+        for number, (bucket, by_name) in enumerate(drawn)
     ]
 
 
-def _ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
-    """Yield round moments, at most six."""
+def _make_ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
+    """Yield the labels of the time axis at round times, at most six."""
     if not buckets:
         return
     began, ended = buckets[0].began, buckets[-1].ended
@@ -162,17 +162,17 @@ def _ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
         at += step
 
 
-def _path(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
+def _make_path(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{column.left} {height(low, top)}V{height(high, top)}H{column.right}V{height(low, top)}Z"
+        f"M{column.left} {y_position(low, top)}V{y_position(high, top)}H{column.right}V{y_position(low, top)}Z"
         for column, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
 
 
-def _edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
+def _make_edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{column.left} {height(high, top)}H{column.right}"
+        f"M{column.left} {y_position(high, top)}H{column.right}"
         for column, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
@@ -188,8 +188,8 @@ def _round_up(value: float) -> float:
         size *= 10
 
 
-def _rows(columns: Sequence[Column]) -> list[Column]:
-    """Return some columns for a table, the newest first and evenly spread, the peak among them."""
+def _choose_rows(columns: Sequence[Column]) -> list[Column]:
+    """Choose columns for a table, the newest first and evenly spread, including the peak."""
     newest = [column for column in reversed(columns) if column.values is not None]
     if len(newest) <= ROWS:
         return newest

@@ -35,7 +35,7 @@ from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
 from mailglass_reconcile.ops.orphans import OpenOrphan, OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
-from mailglass_reconcile.ops.tenant_suggestions import Unknown
+from mailglass_reconcile.ops.tenant_suggestions import UnknownTenant
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
@@ -43,10 +43,10 @@ from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.web import chart, health, metrics, parameters
-from mailglass_reconcile.web.access import Access, fields_of, is_cross_site
+from mailglass_reconcile.web.access import Access, is_cross_site, read_form
 from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.health import HealthIssues
-from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
+from mailglass_reconcile.web.parameters import InvalidParameterError, ListParameters, NotFoundError
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query, render
 
 Handler = Callable[..., Awaitable[Response]]
@@ -68,8 +68,8 @@ _TITLES = (
 )
 
 
-def _page(handler: Handler) -> Handler:
-    """Turn an error into a page."""
+def _with_error_pages(handler: Handler) -> Handler:
+    """Show an error of the handler as a page."""
 
     @wraps(handler)
     async def safe(self: Pages, request: Request) -> Response:
@@ -90,19 +90,19 @@ class Pages:
     """The pages of one application; what they read serves everybody for a few seconds."""
 
     def __init__(self, engine: sa.Engine | None, access: Access) -> None:
-        self._given, self._access = engine, access
+        self._engine, self._access = engine, access
         self._cache = Cache(REFRESH_SECONDS)
         # Probes do not wait behind slow pages.
         self._probes = Cache(PROBE_SECONDS)
 
     @property
     def _database(self) -> Database:
-        return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
+        return Database(self._engine, runtime.get_settings()) if self._engine else runtime.database()
 
     async def _show(
         self, request: Request, template: str, *, status: int = 200, issues: HealthIssues | None = None, **values: Any
     ) -> Response:
-        """Return a page, which says how many issues there are: the given ones, or those that are loaded now."""
+        """Return a page, with the number of issues: of *issues*, or loaded now."""
         with suppress(MailglassReconcileError):  # what the page shows could be read
             issues = issues or await self._cache.get("issues", self._load_issues)
         return render(request, template, status=status, issues=issues, **values)
@@ -110,13 +110,13 @@ class Pages:
     def _load_issues(self) -> HealthIssues:
         return health.issues(load_health(self._database))
 
-    @_page
+    @_with_error_pages
     async def overview(self, request: Request) -> Response:
-        hours = parameters.hours(request.query_params)
+        hours = parameters.parse_hours(request.query_params)
         seconds = hours * 3_600
         load = partial(load_overview, self._database, seconds=seconds)
         overview = await self._cache.get(("overview", hours), load)
-        lag = chart.lag(overview.series)
+        lag = chart.draw_lag(overview.series)
         return await self._show(
             request,
             "overview.html",
@@ -127,22 +127,22 @@ class Pages:
             spans=parameters.HOURS,
             groups_shown=GROUPS,
             threshold=LATE_SECONDS,
-            threshold_at=chart.height(LATE_SECONDS, lag.top),
-            backlog=chart.backlog(overview.series),
-            left=chart.left(overview.series),
+            threshold_at=chart.y_position(LATE_SECONDS, lag.top),
+            backlog=chart.draw_backlog(overview.series),
+            left=chart.draw_matched(overview.series),
             lag=lag,
         )
 
-    @_page
+    @_with_error_pages
     async def orphans(self, request: Request) -> Response:
         if parameters.has_empty(request.query_params):
             return _redirect(f"orphans{query(**parameters.without_empty(request.query_params))}")
-        listing = parameters.listing(request.query_params)
+        listing = parameters.parse_listing(request.query_params)
         key = ("page", listing.filters, listing.after)
-        page = await self._cache.get(key, lambda: self._list(listing))
+        page = await self._cache.get(key, lambda: self._load_page(listing))
         tenant, unknown = listing.filters.tenant_id, None
         if tenant is not None and not page.orphans and not page.after:
-            unknown = await self._unknown(tenant)
+            unknown = await self._find_unknown_tenant(tenant)
         return await self._show(
             request,
             "orphans.html",
@@ -154,7 +154,7 @@ class Pages:
             unknown_tenant=unknown,
         )
 
-    def _list(self, listing: Listing) -> OrphanPage:
+    def _load_page(self, listing: ListParameters) -> OrphanPage:
         after = None if listing.after is None else str(listing.after)
         try:
             return orphans.load_page(
@@ -168,12 +168,12 @@ class Pages:
         except LookupError:
             raise InvalidParameterError("after: there is no such event") from None
 
-    @_page
+    @_with_error_pages
     async def runs(self, request: Request) -> Response:
         """Show the history of runs, and who holds the lock of sweeps."""
         if parameters.has_empty(request.query_params):
             return _redirect(f"runs{query(**parameters.without_empty(request.query_params))}")
-        filters, before = parameters.runs(request.query_params)
+        filters, before = parameters.parse_runs(request.query_params)
         page = await self._cache.get(
             ("runs", filters, before), partial(runs.load_page, self._database, filters, before=before)
         )
@@ -189,7 +189,7 @@ class Pages:
             last_success=await self._cache.get("last success", partial(runs.load_last_success, self._database)),
         )
 
-    @_page
+    @_with_error_pages
     async def handlers(self, request: Request) -> Response:
         return await self._show(
             request,
@@ -202,19 +202,24 @@ class Pages:
             most_attempts=outbox.MOST_ATTEMPTS,
         )
 
-    @_page
+    @_with_error_pages
     async def event(self, request: Request) -> Response:
-        event_id = parameters.id_of(request.path_params["event_id"])
+        event_id = parameters.parse_id(request.path_params["event_id"])
         explain = partial(explanation.explain, self._database, event_id)
         explained = await self._cache.get(("event", event_id), explain)
         if explained.state == "unknown":
             raise NotFoundError
-        return await self._show(request, "event.html", event=explained, not_checked=NOT_CHECKED)
+        return await self._show(
+            request,
+            "event.html",
+            event=explained,
+            not_checked=NOT_CHECKED,
+        )
 
-    @_page
+    @_with_error_pages
     async def delivery(self, request: Request) -> Response:
-        delivery_id = parameters.id_of(request.path_params["delivery_id"])
-        loaded = await self._cache.get(("delivery", delivery_id), lambda: self._read(delivery_id))
+        delivery_id = parameters.parse_id(request.path_params["delivery_id"])
+        loaded = await self._cache.get(("delivery", delivery_id), lambda: self._load_delivery(delivery_id))
         if loaded is None:
             raise NotFoundError
         delivery, events = loaded
@@ -232,62 +237,68 @@ class Pages:
             named_shown=EVENTS,
         )
 
-    def _read(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
+    def _load_delivery(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
         with self._database.reading(LIST_TIMEOUT_MS) as tx:
             for delivery in deliveries.load_deliveries(tx, [str(delivery_id)]):
                 return delivery, deliveries.load_events(tx, [str(delivery_id)], deliveries.LATEST + 1)
             return None
 
-    @_page
+    @_with_error_pages
     async def find(self, request: Request) -> Response:
-        """Show what an address or an id leads to. An address is taken from a form only, and never shown again."""
+        """Show the deliveries and events of an address or an id. An address is read only from a form, never shown."""
         posted = request.method == "POST"
         if posted and is_cross_site(request):
             return PlainTextResponse("search from the dashboard itself\n", 403)
-        fields = await fields_of(request) if posted else dict(request.query_params)
-        typed, tenant = fields.get("q", "").strip(), parameters.text(fields, "tenant")
-        shown: dict[str, Any] = {
+        fields = await read_form(request) if posted else dict(request.query_params)
+        typed, tenant = fields.get("q", "").strip(), parameters.read_text(fields, "tenant")
+        page_values: dict[str, Any] = {
             "tenant": tenant,
             "posted": posted,
             "wrong": None,
             "unknown_tenant": None,
         }
         if not typed:
-            return await self._show(request, "found.html", typed="", results=None, address=False, **shown)
+            return await self._show(request, "found.html", typed="", results=None, address=False, **page_values)
         try:
-            what = search.parse_term(typed, tenant or None)
+            term = search.parse_term(typed, tenant or None)
         except ValueError as error:
-            shown["wrong"] = str(error)
-            return await self._show(request, "found.html", status=400, typed="", results=None, address=False, **shown)
-        if posted and not what.address:
-            return _redirect(f"find{query(q=what.text, tenant=tenant)}")
+            page_values["wrong"] = str(error)
+            return await self._show(
+                request, "found.html", status=400, typed="", results=None, address=False, **page_values
+            )
+        if posted and not term.address:
+            return _redirect(f"find{query(q=term.text, tenant=tenant)}")
         if not posted:
-            what = what._replace(address=None)
-        results = await self._search(what)
-        hit = next((hit for hit in results.hits if what.id is not None and hit.id == str(what.id)), None)
+            term = term._replace(address=None)
+        results = await self._search(term)
+        hit = next((hit for hit in results.hits if term.id is not None and hit.id == str(term.id)), None)
         if hit or (len(results.hits) == 1 and not posted):
             hit = hit or results.hits[0]
             return _redirect(f"{'events' if hit.kind == 'event' else 'deliveries'}/{hit.id}")
         if tenant and not results.hits:
-            shown["unknown_tenant"] = await self._unknown(tenant)
-        kept = "" if posted or contains_address(typed) else typed
-        return await self._show(request, "found.html", typed=kept, results=results, address=not kept, **shown)
+            page_values["unknown_tenant"] = await self._find_unknown_tenant(tenant)
+        typed_id = "" if posted or contains_address(typed) else typed
+        return await self._show(
+            request, "found.html", typed=typed_id, results=results, address=not typed_id, **page_values
+        )
 
-    async def _search(self, what: SearchTerm) -> SearchResults:
-        # What is kept for a few seconds does not hold the address either.
-        digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id)).encode()).digest()
-        return await self._cache.get(("find", digest), lambda: search.find(self._database, what))
+    async def _search(self, term: SearchTerm) -> SearchResults:
+        # The cache's key does not hold the address either.
+        digest = hashlib.sha256(repr((term.text, term.address, term.tenant_id)).encode()).digest()
+        return await self._cache.get(("find", digest), lambda: search.find(self._database, term))
 
-    async def _unknown(self, tenant: str) -> Unknown | None:
-        return await self._cache.get(("tenant", tenant), lambda: tenant_suggestions.unknown(self._database, tenant))
+    async def _find_unknown_tenant(self, tenant: str) -> UnknownTenant | None:
+        return await self._cache.get(
+            ("tenant", tenant), lambda: tenant_suggestions.find_unknown(self._database, tenant)
+        )
 
-    @_page
+    @_with_error_pages
     async def metrics(self, request: Request) -> Response:
         scraped = await self._probes.get("metrics", lambda: metrics.scrape(self._database))
         return Response(scraped, media_type=exposition.CONTENT_TYPE)
 
     async def missing(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer that there is no such page."""
+        """Answer with 404."""
         answer = _problem(Request(scope, receive), 404, "Not found", "No event, delivery or page has this address.")
         await answer(scope, receive, send)
 
@@ -310,7 +321,7 @@ class Pages:
         except MailglassReconcileError as error:
             problems = [str(error)]
         line = "unhealthy" if problems else "healthy"
-        if problems and self._access.admits(request):
+        if problems and self._access.has_access(request):
             line = f"unhealthy: {'; '.join(problems)}"
         return PlainTextResponse(f"{line}\n", _UNAVAILABLE if problems else 200)
 

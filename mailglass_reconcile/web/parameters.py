@@ -28,23 +28,23 @@ class NotFoundError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """Which orphans to list, after which event; `fields` are those of the form, to fill it again."""
+class ListParameters:
+    """The filter of a list of orphans, its start, and the `fields` that fill the form again."""
 
     filters: ListFilter
     after: UUID | None
     fields: dict[str, str]
 
 
-def hours(query: QueryParams) -> int:
+def parse_hours(query: QueryParams) -> int:
     value = query.get("hours", "24")
     if value not in map(str, HOURS):
         raise InvalidParameterError(f"hours: use one of {', '.join(map(str, HOURS))}")
     return int(value)
 
 
-def listing(query: QueryParams) -> Listing:
-    fields = {name: text(query, name) for name in FIELDS}
+def parse_listing(query: QueryParams) -> ListParameters:
+    fields = {name: read_text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
     filters = ListFilter(
@@ -52,16 +52,16 @@ def listing(query: QueryParams) -> Listing:
         tenant_id=fields["tenant"] or None,
         provider=fields["provider"] or None,
         type=fields["type"] or None,
-        older=_seconds("older", fields["older"]),
-        newer=_seconds("newer", fields["newer"]),
+        older=_parse_seconds("older", fields["older"]),
+        newer=_parse_seconds("newer", fields["newer"]),
         message_id=fields["message_id"] or None,
     )
-    return Listing(filters, _after(query.get("after", "")), fields)
+    return ListParameters(filters, _parse_after(query.get("after", "")), fields)
 
 
-def runs(query: QueryParams) -> tuple[RunFilter, int | None]:
+def parse_runs(query: QueryParams) -> tuple[RunFilter, int | None]:
     """Return the filter for runs, and the id of the run before which the page begins."""
-    fields = {name: text(query, name) for name in ("kind", "status", "before")}
+    fields = {name: read_text(query, name) for name in ("kind", "status", "before")}
     for name, choices in (("kind", KINDS), ("status", RUN_STATUSES)):
         if fields[name] not in ("", *choices):
             raise InvalidParameterError(f"{name}: use one of {', '.join(choices)}")
@@ -82,14 +82,14 @@ def has_empty(query: QueryParams) -> bool:
     return any(not value for value in query.values())
 
 
-def id_of(text: str) -> UUID:
+def parse_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         raise NotFoundError from None
 
 
-def text(fields: Mapping[str, str], name: str) -> str:
+def read_text(fields: Mapping[str, str], name: str) -> str:
     """Return a field's value, trimmed; empty if it is not there."""
     value = fields.get(name, "").strip()
     if len(value) > LONGEST:
@@ -99,14 +99,14 @@ def text(fields: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _after(text: str) -> UUID | None:
+def _parse_after(text: str) -> UUID | None:
     try:
         return UUID(text) if text else None
     except ValueError:
         raise InvalidParameterError("after: an event's id is a UUID") from None
 
 
-def _seconds(name: str, text: str) -> float | None:
+def _parse_seconds(name: str, text: str) -> float | None:
     try:
         return parse_duration(text) if text else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From a template to an answer. Every address in it is relative, so that it works under any path."""
+"""Rendering of templates. Every link is relative, so that the dashboard works under any path."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def number(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
-def age(seconds: float | None) -> str:
+def format_age(seconds: float | None) -> str:
     """Return a span of time in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `6 d 1 h`."""
     if seconds is None or seconds < 0:
         return NONE
@@ -63,8 +63,8 @@ def age(seconds: float | None) -> str:
     whole = int(seconds)
     for name, size, lesser, small in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
-            rest = whole % size // small
-            return f"{whole // size:,} {name}" + (f" {rest} {lesser}" if rest else "")
+            lesser_units = whole % size // small
+            return f"{whole // size:,} {name}" + (f" {lesser_units} {lesser}" if lesser_units else "")
     return f"{whole} s"
 
 
@@ -78,13 +78,13 @@ class Unit(NamedTuple):
 UNITS = (Unit("d", 86_400), Unit("h", 3_600), Unit("min", 60), Unit("s", 1), Unit("ms", 0.001))
 
 
-def unit_of(seconds: Iterable[float | None]) -> Unit:
-    """Return the unit for a column: the largest of which the column's longest span has at least two."""
+def choose_unit(seconds: Iterable[float | None]) -> Unit:
+    """Choose the unit of a column: the largest that fits at least twice into the column's longest span."""
     longest = max((span for span in seconds if span is not None), default=0.0)
     return next((unit for unit in UNITS if longest >= 2 * unit.seconds), UNITS[-1 if longest else -2])
 
 
-def in_unit(seconds: float | None, unit: Unit) -> str:
+def format_in_unit(seconds: float | None, unit: Unit) -> str:
     """Return a span of time as a number of *unit*; a dash for None."""
     if seconds is None:
         return NONE
@@ -97,8 +97,8 @@ def durations(runs: Iterable[Mapping[str, Any]]) -> list[float]:
     return [run["duration_ms"] / 1000 for run in runs]
 
 
-def counts(run: Mapping[str, Any]) -> Markup:
-    """Return what a run did: its counts that are not zero, the links first."""
+def describe_counts(run: Mapping[str, Any]) -> Markup:
+    """Describe a run by its counts that are not zero, the links first."""
     kind = run["kind"]
     words = _PRUNED if kind == "prune" else _SWEPT
     parts = [f"{run[name]:,} {text}" for name, text in words.items() if run[name]]
@@ -123,14 +123,14 @@ _SWEPT = {
 _PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deliveries deleted"}
 
 
-def exact(iso: str | None) -> Markup:
-    """Return a time in UTC, for a sentence such as `until …`."""
+def exact_time(iso: str | None) -> Markup:
+    """Return a time in UTC as a `<time>` element, for a sentence such as `until …`."""
     at = times.parse(iso)
-    return escape(plain(iso or NONE)) if at is None else _marked(at, times.format_utc(at))
+    return escape(plain(iso or NONE)) if at is None else _time_element(at, times.format_utc(at))
 
 
-def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
-    """Return how long ago a time was, for people and for machines; with *full*, the time too.
+def time_ago(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
+    """Return the time since *iso* as a `<time>` element; with *full*, the time itself too.
 
     With *close*, in two units, for a list whose times are close together. The script adds the viewer's own time to what
     is shown where a pointer rests.
@@ -139,12 +139,14 @@ def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Marku
     if at is None:
         return escape(plain(iso or NONE))
     seconds = times.seconds_ago(at)
-    made = _marked(at, f"{age(seconds)} ago" if close and seconds >= 1 else humanize.format_ago(seconds))
-    return made + Markup(' <span class="small">{}</span>').format(times.format_utc(at)) if full else made
+    element = _time_element(
+        at, f"{format_age(seconds)} ago" if close and seconds >= 1 else humanize.format_ago(seconds)
+    )
+    return element + Markup(' <span class="small">{}</span>').format(times.format_utc(at)) if full else element
 
 
-def middle(text: str) -> str:
-    """Return an id that is too long for a line without its middle, which identifies it least."""
+def shorten_id(text: str) -> str:
+    """Shorten an id that is too long for a line: leave out its middle, which identifies it least."""
     return text if len(text) <= LONGEST_ID else f"{text[:8]}…{text[-12:]}"
 
 
@@ -153,11 +155,11 @@ def iso(at: float) -> str:
     return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def clock(at: float, hours: int, *, words: bool = False) -> Markup:
+def clock_time(at: float, hours: int, *, words: bool = False) -> Markup:
     """Return a time, given in seconds since 1970; with its weekday in a chart of more than a day; as *words*, bare."""
     time = dt.datetime.fromtimestamp(at, dt.UTC)
-    shown_ = time.strftime("%a %H:%M" if hours > 24 else "%H:%M")
-    return escape(shown_) if words else _marked(time, shown_)
+    label = time.strftime("%a %H:%M" if hours > 24 else "%H:%M")
+    return escape(label) if words else _time_element(time, label)
 
 
 def tick(at: float, hours: int) -> str:
@@ -165,14 +167,14 @@ def tick(at: float, hours: int) -> str:
     return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%a %d" if hours > 24 else "%H:%M")
 
 
-def since(iso: str | None) -> str:
-    """Return how long ago a time was, in its two largest units."""
+def time_since(iso: str | None) -> str:
+    """Return the time since *iso* in its two largest units."""
     at = times.parse(iso)
-    return NONE if at is None else age(max(0.0, times.seconds_ago(at)))
+    return NONE if at is None else format_age(max(0.0, times.seconds_ago(at)))
 
 
-def coded(sentence: str) -> Markup:
-    """Return a sentence of this package with what is in its backticks set as code; a whole command can be copied."""
+def mark_code(sentence: str) -> Markup:
+    """Render the text in backticks of a sentence as code; a complete command gets a button that copies it."""
     return Markup(_CODE.sub(_as_code, str(escape(sentence))))  # noqa: S704 - escaped before
 
 
@@ -187,20 +189,20 @@ def command(text: str) -> Markup:
     """Return a command that can be copied as a whole; on a phone, the ids that are shown are shortened."""
     if escape_unprintable(text) != text:  # it holds foreign input, such as a message's id
         return Markup("<code>{}</code>").format(escape_unprintable(text))
-    brief = Markup(_UUID.sub(lambda id_: middle(id_[0]), str(escape(text))))  # noqa: S704 - escaped before
-    both = Markup('<code class="whole">{0}</code><code class="brief">{1}</code>')
-    shown_ = both.format(text, brief) if brief != escape(text) else Markup("<code>{}</code>").format(text)
+    brief = Markup(_UUID.sub(lambda id_: shorten_id(id_[0]), str(escape(text))))  # noqa: S704 - escaped before
+    widths = Markup('<code class="whole">{0}</code><code class="brief">{1}</code>')
+    code = widths.format(text, brief) if brief != escape(text) else Markup("<code>{}</code>").format(text)
     copy = Markup('<button class="copy" type="button" data-copy="{0}" aria-label="Copy: {0}" hidden>Copy</button>')
-    return Markup('<span class="command">') + shown_ + copy.format(text) + Markup("</span>")
+    return Markup('<span class="command">') + code + copy.format(text) + Markup("</span>")
 
 
-def capitalized(sentence: str) -> Markup:
+def capitalize_first(sentence: str) -> Markup:
     """Return a sentence with a capital letter at its beginning."""
     return escape(sentence[:1].upper()) + escape(sentence)[1:] if sentence[:1].isalpha() else escape(sentence)
 
 
 def sentence(state: str) -> str:
-    """Return what a state means; nothing for one that this version does not define."""
+    """Return the meaning of a state; empty for one that this version does not define."""
     return MEANINGS[state].sentence if state in MEANINGS else ""
 
 
@@ -210,46 +212,46 @@ def query(**values: object) -> str:
     return f"?{urlencode(present)}" if present else ""
 
 
-def _marked(at: dt.datetime, words: str) -> Markup:
-    made = Markup('<time datetime="{}" title="{}">{}</time>')
-    return made.format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), times.format_utc(at), words)
+def _time_element(at: dt.datetime, words: str) -> Markup:
+    template = Markup('<time datetime="{}" title="{}">{}</time>')
+    return template.format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), times.format_utc(at), words)
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
     *(
-        age,
+        format_age,
         breakable,
-        capitalized,
-        clock,
-        coded,
+        capitalize_first,
+        clock_time,
+        mark_code,
         command,
         pluralize,
-        counts,
+        describe_counts,
         durations,
-        exact,
-        in_unit,
+        exact_time,
+        format_in_unit,
         iso,
-        middle,
-        moment,
+        shorten_id,
+        time_ago,
     ),
-    *(number, plain, sentence, n_of_m, short_label, since, tick, unit_of),
+    *(number, plain, sentence, n_of_m, short_label, time_since, tick, choose_unit),
 )
 
 
-def _environment() -> Environment:
-    made = Environment(
+def _make_environment() -> Environment:
+    environment = Environment(
         loader=PackageLoader("mailglass_reconcile.web"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update((function.__name__, function) for function in FILTERS)
-    made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query, dict=dict)
-    return made
+    environment.filters.update((function.__name__, function) for function in FILTERS)
+    environment.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query, dict=dict)
+    return environment
 
 
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = _make_environment()
 
 
 def path_below_root(request: Request) -> str:
@@ -261,7 +263,7 @@ def path_below_root(request: Request) -> str:
 def render(
     request: Request, template: str, *, status: int = 200, headers: dict[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
-    """Return a page, or only the parts that change if the script requests those."""
+    """Render a page, or only its changing parts if the script requests those."""
     path = path_below_root(request)
     common = {
         "root": "../" * (path.count("/") - 1) or "./",

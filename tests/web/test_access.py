@@ -122,11 +122,11 @@ def test_a_session_ends_after_twelve_hours_and_with_the_token(db):
     """The cookie says when it was issued; neither that nor anything else in it can be changed."""
     closed, now = Visitor(app(db), None), int(time.time())
     for cookie, status in [
-        (access.session(TOKEN, now - 11 * 3_600), 200),
-        (access.session(TOKEN, now - 13 * 3_600), 401),
-        (access.session(TOKEN, now + 3_600), 401),
-        (access.session("the-token-of-before", now), 401),
-        (f"{now}.{access.session(TOKEN, now - 13 * 3_600).partition('.')[2]}", 401),
+        (access.make_session(TOKEN, now - 11 * 3_600), 200),
+        (access.make_session(TOKEN, now - 13 * 3_600), 401),
+        (access.make_session(TOKEN, now + 3_600), 401),
+        (access.make_session("the-token-of-before", now), 401),
+        (f"{now}.{access.make_session(TOKEN, now - 13 * 3_600).partition('.')[2]}", 401),
         ("", 401),
         ("x.y", 401),
         (f"{'9' * 400}.x", 401),

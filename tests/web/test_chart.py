@@ -20,7 +20,7 @@ def bucket(number: int, states: dict[str, int] | None = None, matched: int = 0, 
 
 def test_every_state_has_its_own_band_whether_it_is_known_or_not():
     """The known ones in their order, then the others by name; what nothing has does not."""
-    drawn = chart.backlog([bucket(0, {"later": 2, "unmatched": 3, "earlier": 4, "ambiguous": 0})])
+    drawn = chart.draw_backlog([bucket(0, {"later": 2, "unmatched": 3, "earlier": 4, "ambiguous": 0})])
     assert [band.name for band in drawn.bands] == ["unmatched", "earlier", "later"]
     assert drawn.top == 10
 
@@ -28,14 +28,14 @@ def test_every_state_has_its_own_band_whether_it_is_known_or_not():
 def test_what_can_be_linked_has_a_scale_of_its_own():
     """Ten of them over a hundred thousand others were a hairline."""
     buckets = [bucket(0, {"unmatched": 100_000}, matched=9), bucket(1, {"unmatched": 90_000})]
-    drawn = chart.left(buckets)
+    drawn = chart.draw_matched(buckets)
     assert (drawn.top, [band.name for band in drawn.bands]) == (10, ["matched"])
     assert drawn.bands[0].path == "M0.0 200.0V20.0H480.0V200.0Z"
 
 
 def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
     """In the shapes and in the values."""
-    drawn = chart.backlog([bucket(0, {"unmatched": 1}), bucket(1), bucket(2, {"unmatched": 1})])
+    drawn = chart.draw_backlog([bucket(0, {"unmatched": 1}), bucket(1), bucket(2, {"unmatched": 1})])
     assert drawn.bands[0].path.count("M") == 2
     assert drawn.columns[1].values is None
     assert len(drawn.rows) == 2
@@ -43,7 +43,7 @@ def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
 
 def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
     """On top of what is known of it."""
-    drawn = chart.lag([bucket(0, lag=1_200), bucket(1, lag=1_500, silent=5_000)])
+    drawn = chart.draw_lag([bucket(0, lag=1_200), bucket(1, lag=1_500, silent=5_000)])
     assert [band.name for band in drawn.bands] == ["lag", "silent"]
     assert drawn.columns[1].values == {"lag": 1_500, "silent": 3_500}
     assert drawn.top == 7_200
@@ -51,7 +51,7 @@ def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
 
 def test_the_peak_is_among_the_numbers_however_short_it_was():
     """With the rows evenly spread over the time."""
-    drawn = chart.left([bucket(n, matched=500 if n == 13 else 1) for n in range(96)])
+    drawn = chart.draw_matched([bucket(n, matched=500 if n == 13 else 1) for n in range(96)])
     assert [row.total for row in drawn.rows if row.peak] == [500]
     assert len(drawn.rows) == chart.ROWS + 1
     assert [row.began for row in drawn.rows] == sorted((row.began for row in drawn.rows), reverse=True)
@@ -62,7 +62,7 @@ def test_the_axis_of_time_has_ticks_at_round_moments(hours, step):
     """A few, none so near to an end that its label is cut off."""
     began = 1_764_306_123.0
     parts = [TimeBucket(began + n * hours * 36, began + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)]
-    ticks = chart.backlog(parts).ticks
+    ticks = chart.draw_backlog(parts).ticks
     assert 2 <= len(ticks) <= chart.MOST_TICKS
     assert {tick.at % step for tick in ticks} == {0}
     assert all(chart.EDGES[0] <= tick.place <= chart.EDGES[1] for tick in ticks)
