@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,9 +25,6 @@ Examples:
   mailglass-reconcile explain --message-id '<20261125.1@mail.example.com>'
   mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq .remedy
 """
-
-STEP = re.compile(r"(?<=\.) (?=\d\. )")
-"""Between two numbered steps of a remedy."""
 
 
 @click.command(epilog=EXAMPLES)
@@ -176,9 +172,8 @@ def _outlook(event: Explanation) -> Iterator[str]:
         yield ""
     if event.state in ("waiting", "expired") and event.verdict:
         yield _fact("verdict", f"a sweep now would find it {event.verdict}")
-    for number, step in enumerate(STEP.split(event.remedy or "")):
-        if step:
-            yield with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
+    for number, step in enumerate(explanation.split_steps(event.remedy or "")):
+        yield with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
     if event.refused:
         yield _fact(
             "refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -261,6 +262,15 @@ LINK_COMMAND = "`mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
 _REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this one stays as it is"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
+
+
+_STEP = re.compile(r"(?<=\.) (?=\d\. )")
+"""The space between two numbered steps of a remedy."""
+
+
+def split_steps(remedy: str) -> list[str]:
+    """Split a remedy into its numbered steps; a remedy without numbers is one step."""
+    return _STEP.split(remedy) if remedy else []
 
 
 def _settled_state(row: sa.Row[Any]) -> EventState | None:

@@ -213,6 +213,7 @@ class Pages:
             request,
             "event.html",
             event=explained,
+            steps=explanation.split_steps(explained.remedy or ""),
             not_checked=NOT_CHECKED,
         )
 

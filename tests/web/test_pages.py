@@ -83,6 +83,18 @@ def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
     assert re.search(r"<strong>opened</strong>.*linked <time.*" + filled["linked"], timeline, re.DOTALL)
 
 
+def test_the_steps_of_a_remedy_are_a_numbered_list(db):
+    """As `explain` prints them on lines of their own; a remedy of one step has no list."""
+    factories.delivery(db, "theirs", tenant_id="globex")
+    mismatch, unmatched = (factories.orphan(db, factories.postmark(id_)) for id_ in ("theirs", "none"))
+    visitor = Visitor(app(db))
+    steps = re.findall(r"<li>(.*?)</li>", visitor.get(f"/events/{mismatch}").text.partition('class="remedy"')[2])[:2]
+    assert [step.split()[0] for step in steps] == ["Route", "Have"]
+    text = visitor.get(f"/events/{unmatched}").text
+    assert "To link it:" in text
+    assert 'class="remedy"' not in text
+
+
 def test_no_address_subject_or_body_is_on_any_page(db, filled):
     """Those of deliveries, orphans, raw webhooks and payloads, also where they decide what is shown."""
     db.run(CANARIES)
