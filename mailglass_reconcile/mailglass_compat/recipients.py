@@ -27,7 +27,7 @@ def load_recipients(tx: Transaction, events: Sequence[UnknownRecipient]) -> dict
     events_by_id = {event.event_id: event for event in _select_readable(tx, events)}
     recipients: dict[str, str] = {}
     reported: dict[str, list[ReportedEvent]] = defaultdict(list)
-    for event_id, document in ledger.documents(tx, events_by_id):
+    for event_id, document in ledger.load_documents(tx, events_by_id):
         _, tenant_id, provider = events_by_id[event_id]
         provider_event_id = matching.text_of(document.metadata.get("provider_event_id"))
         if provider_event_id is None or provider is None:

@@ -219,7 +219,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         origins = origins._replace(rule=None, reads=())  # nothing is looked for
     if settled_state:
         by_sweep = settled_state == "linked" and not row.by_hand
-        linking = runs.linking_at(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
+        linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _explain_settled(row, settled_state, origins, linking)
     orphans = open_orphans.read(tx, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
     (keys,) = matcher.current_keys(tx, orphans)
@@ -238,7 +238,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
 
 def _load_origins(tx: Transaction, event_id: str) -> Origins:
     """Read the rule's fields again, and compute the candidate ids of each field alone."""
-    ((_, document),) = ledger.documents(tx, [event_id])
+    ((_, document),) = ledger.load_documents(tx, [event_id])
     provider = document.provider
     if provider is None:
         return Origins(None, None, (), {})

@@ -117,6 +117,6 @@ def load_jobs(database: Database, state: State, handler: str | None = None) -> J
 
 
 def load_facts(database: Database) -> Facts:
-    """Return how many jobs wait, fail and are dead."""
+    """Count the jobs that wait, fail or are dead."""
     with database.reading(TIMEOUT_MS) as tx:
         return outbox.facts(tx)

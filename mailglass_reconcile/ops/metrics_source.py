@@ -95,7 +95,7 @@ def collect(database: Database) -> MetricsSnapshot:
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
             context = CheckContext(tx)
-            past, totals, findings = context.history, runs.totals(tx), checks.run_fast(context)
+            past, totals, findings = context.history, runs.sum_by_status(tx), checks.run_fast(context)
             waiting, without_report = context.outbox, by_label(context.reports)
             triggers = context.has_triggers
         groups = past.groups or []

@@ -457,7 +457,7 @@ def _expired(tx: Transaction, snapshot: Window, filters: ListFilter, after: str 
         if entries:
             cursor = entries[-1].cursor
             unsettled = [entry for entry in entries if not entry.settled]
-            types = ledger.types_of(tx, [entry.orphan.event_id for entry in unsettled])
+            types = ledger.load_types(tx, [entry.orphan.event_id for entry in unsettled])
             matches = matcher.match_orphans(tx, [entry.orphan for entry in unsettled])
             orphans = [_to_open_orphan(tx, match, types, EXPIRED) for match in matches]
             yield Chunk(orphans, len(entries), cursor.event_id, len(entries) < batch_size)
@@ -494,7 +494,7 @@ def _require(place: P | None, event_id: str) -> P:
 
 
 def count_waiting(database: Database, tenant_id: str | None = None) -> int:
-    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
+    """Count the open orphans in their grace, of one tenant or, with None, of all."""
     with database.reading() as tx:
         return window.count_waiting(tx, tenant_id)
 

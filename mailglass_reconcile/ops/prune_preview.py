@@ -70,7 +70,7 @@ SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(d.last_event_at))
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What one step of a prune would change.
+    """The rows that one step of a prune would change.
 
     Attributes:
         step: The step, as the fields of `PruneResult` name it.
@@ -92,39 +92,39 @@ class Preview:
 
 
 def preview(database: Database) -> list[Preview]:
-    """Return what each step of a prune would change now, in their order."""
+    """Count the rows that each step of a prune would change now, in order."""
     settings = database.settings
     bounds = {"max_age_minutes": settings.max_age_minutes}
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        days = pruner.retentions(settings, theirs=schema.is_made_by_mailglass(tx))
+        days = pruner.retention_days(settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
         return [
-            *(_aged(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
-            _aged(tx, "jobs_done", _JOBS, days, state="done"),
-            _aged(tx, "jobs_dead", _JOBS, days, state="dead"),
-            _counted(tx, "expired", _EXPIRED, bounds),
-            _counted(tx, "settled", _SETTLED, bounds),
-            _counted(tx, "added", _MISSING, {**bounds, "max_tenant_length": MAX_TENANT_LENGTH}),
-            _aged(tx, "events", _EVENTS, days, at_most=True),
-            _aged(tx, "deliveries", _DELIVERIES, days, at_most=True),
+            *(_count_old(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
+            _count_old(tx, "jobs_done", _JOBS, days, state="done"),
+            _count_old(tx, "jobs_dead", _JOBS, days, state="dead"),
+            _count(tx, "expired", _EXPIRED, bounds),
+            _count(tx, "settled", _SETTLED, bounds),
+            _count(tx, "added", _MISSING, {**bounds, "max_tenant_length": MAX_TENANT_LENGTH}),
+            _count_old(tx, "events", _EVENTS, days, at_most=True),
+            _count_old(tx, "deliveries", _DELIVERIES, days, at_most=True),
         ]
 
 
-def _aged(
+def _count_old(
     tx: Transaction,
     step: str,
     statement: str,
     days: Mapping[str, int | None],
     *,
     at_most: bool = False,
-    **more: str,
+    **parameters: str,
 ) -> Preview:
     if days[step] is None:
         return Preview(step, 0, None, None, at_most=False)
-    rows, oldest = tx.execute(statement, {"days": days[step], **more}).one()
+    rows, oldest = tx.execute(statement, {"days": days[step], **parameters}).one()
     return Preview(step, rows, oldest, days[step], at_most=at_most and rows > 0)
 
 
-def _counted(tx: Transaction, step: str, statement: str, parameters: Mapping[str, Any]) -> Preview:
+def _count(tx: Transaction, step: str, statement: str, parameters: Mapping[str, Any]) -> Preview:
     rows, oldest = tx.execute(statement, parameters).one()
     return Preview(step, rows, oldest, None, at_most=False)

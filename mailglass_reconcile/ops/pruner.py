@@ -96,25 +96,29 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     began = time.monotonic()
     with database.reading() as tx:
         schema.require_migrated(tx)
-        theirs = schema.is_made_by_mailglass(tx)
-    work = _Prune(database, theirs=theirs)
-    work.run()
-    work.note(origin, began)
-    work.report()
-    telemetry.count_orphans({"expired": work.result.expired})
-    return work.result
+        made_by_mailglass = schema.is_made_by_mailglass(tx)
+    prune_run = _Prune(database, made_by_mailglass=made_by_mailglass)
+    prune_run.run()
+    prune_run.add_to_history(origin, began)
+    prune_run.log_failures()
+    telemetry.count_orphans({"expired": prune_run.result.expired})
+    return prune_run.result
 
 
-def retentions(settings: Settings, *, theirs: bool) -> dict[str, int | None]:
+def retention_days(settings: Settings, *, made_by_mailglass: bool) -> dict[str, int | None]:
     """Return the days after which each step deletes, by its name; None deletes nothing.
 
-    If the tables are *theirs*, that is Mailglass's, only what was set counts for raw webhooks.
+    On tables *made_by_mailglass*, raw webhooks of a status are deleted only if its retention is set.
     """
     succeeded, dead = settings.retention_succeeded_days, settings.retention_dead_days
     webhooks = {"succeeded": succeeded, "dead": dead, "failed": settings.retention_failed_days}
-    kept = {status for status in webhooks if theirs and f"retention_{status}_days" not in settings.model_fields_set}
+    unset = {
+        status
+        for status in webhooks
+        if made_by_mailglass and f"retention_{status}_days" not in settings.model_fields_set
+    }
     return {
-        **{status: None if status in kept else days for status, days in webhooks.items()},
+        **{status: None if status in unset else days for status, days in webhooks.items()},
         "jobs_done": succeeded,
         "jobs_dead": dead,
         "events": settings.retention_events_days,
@@ -125,8 +129,8 @@ def retentions(settings: Settings, *, theirs: bool) -> dict[str, int | None]:
 class _Prune:
     """One prune of a database."""
 
-    def __init__(self, database: Database, *, theirs: bool) -> None:
-        self._theirs = theirs
+    def __init__(self, database: Database, *, made_by_mailglass: bool) -> None:
+        self._made_by_mailglass = made_by_mailglass
         self._database = database
         self._settings = database.settings
         self._expired = Expired(0, 0)
@@ -134,26 +138,26 @@ class _Prune:
         self.result = PruneResult()
 
     def run(self) -> None:
-        """Take all steps, each on a connection of its own, and count what they did."""
+        """Run all steps, each on a connection of its own, and add up their counts."""
         for name, step in self._steps():
-            changed = self._take(name, step)
+            changed = self._run_step(name, step)
             if hasattr(self.result, name):
                 setattr(self.result, name, getattr(self.result, name) + changed)
 
     def _steps(self) -> Iterator[tuple[str, Step]]:
         """Yield the steps; one whose name is a field of the result is counted there."""
-        days = retentions(self._settings, theirs=self._theirs)
+        days = retention_days(self._settings, made_by_mailglass=self._made_by_mailglass)
         for status in ("succeeded", "dead", "failed"):
-            yield status, _deleting(raw_webhooks.DELETE_OLD, days[status], status=status)
-        yield "jobs_done", _deleting(outbox.DELETE_DONE, days["jobs_done"])
-        yield "jobs_dead", _deleting(outbox.DELETE_DEAD, days["jobs_dead"])
+            yield status, _make_delete_step(raw_webhooks.DELETE_OLD, days[status], status=status)
+        yield "jobs_done", _make_delete_step(outbox.DELETE_DONE, days["jobs_done"])
+        yield "jobs_dead", _make_delete_step(outbox.DELETE_DEAD, days["jobs_dead"])
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
         yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
         yield "events", self._delete_events
         yield "deliveries", self._delete_deliveries
-        yield "history", runs.fold
+        yield "history", runs.fold_old
 
     def _expire(self, connected: Connected) -> int:
         self._expired = repair.remove_expired(connected, BATCH_ROWS)
@@ -172,8 +176,8 @@ class _Prune:
                 self.result.deliveries += deleted
         return 0
 
-    def _take(self, name: str, step: Step) -> int:
-        """Take one step; if it fails, note why and return 0. Only a database that cannot be reached ends the prune."""
+    def _run_step(self, name: str, step: Step) -> int:
+        """Run one step, or store why it failed and return 0. Only an unreachable database ends the prune."""
         with self._database.connect() as connected:
             try:
                 with database_errors():
@@ -187,8 +191,8 @@ class _Prune:
                 self.result.failures[name] = str(error)
         return 0
 
-    def note(self, origin: Origin, began: float) -> None:
-        """Leave a row in the history of runs; if it cannot be written, that is a failed step as well."""
+    def add_to_history(self, origin: Origin, began: float) -> None:
+        """Add a row to the history of runs; if that fails, it is a failed step as well."""
         expired = self._expired
         milliseconds = round((time.monotonic() - began) * 1000)
         run = Run(
@@ -210,9 +214,9 @@ class _Prune:
             with connected.writing() as tx:
                 return runs.add(tx, run)
 
-        self._take("history", add)
+        self._run_step("history", add)
 
-    def report(self) -> None:
+    def log_failures(self) -> None:
         """Log one line for each reason for which steps failed."""
         by_reason: dict[str, list[str]] = defaultdict(list)
         for name, reason in self.result.failures.items():
@@ -222,12 +226,12 @@ class _Prune:
             logger.error("prune: %s %s failed, and the others ran: %s", steps, ", ".join(names), reason)
 
 
-def _deleting(statement: str, days: int | None, **more: str) -> Step:
-    """Return the step that deletes, in batches, what is older than *days*; None deletes nothing."""
+def _make_delete_step(statement: str, days: int | None, **parameters: str) -> Step:
+    """Make a step that deletes rows older than *days* in batches; with None it deletes nothing."""
 
     def delete(connected: Connected) -> int:
         if days is None:
             return 0
-        return connected.in_batches(statement, {"days": days, "size": BATCH_ROWS, **more})
+        return connected.in_batches(statement, {"days": days, "size": BATCH_ROWS, **parameters})
 
     return delete

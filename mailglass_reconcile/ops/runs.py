@@ -120,7 +120,7 @@ class LastSweep(NamedTuple):
 
 
 class RunHistory(NamedTuple):
-    """What the history of runs says; one statement reads it, at a cost that does not depend on what is open.
+    """The history of runs; one statement reads it, at a cost that does not depend on what is open.
 
     Attributes:
         now: The database's time, in ISO 8601, UTC.
@@ -153,7 +153,7 @@ class RunHistory(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs to list.
+    """A filter for runs.
 
     Attributes:
         kind: One of `store.runs.KINDS`; None is all.
@@ -187,14 +187,14 @@ class LockState:
 
 
 class FirstRunState(NamedTuple):
-    """What a new installation has before its first run: a delivery, an event that needs one."""
+    """The state of a new installation before its first run: has it a delivery, and an event that needs one."""
 
     has_delivery: bool
     has_orphan: bool
 
 
 def load_history(tx: Transaction) -> RunHistory:
-    """Return what the history says of sweeps, of beat and of the prune."""
+    """Load the history of sweeps, of beat and of the prune."""
     row = tx.execute(_HISTORY).one()
     last = None
     if row.status is not None:
@@ -216,13 +216,13 @@ def load_history(tx: Transaction) -> RunHistory:
 
 
 def load_last_success(database: Database) -> dict[str, str]:
-    """Return when a run of each kind last ended well, in ISO 8601."""
+    """Return the time of the last successful run of each kind, in ISO 8601."""
     with database.reading(TIMEOUT_MS) as tx:
         return load_history(tx).last_success
 
 
 def load_first_run(tx: Transaction) -> FirstRunState | None:
-    """Return what a new installation has; None after the first run, or if an orphan has waited too long for it."""
+    """Return the state of a new installation; None after the first run, or if an orphan has waited too long for it."""
     row = tx.execute(_FIRST_RUN, {"late_seconds": LATE_SECONDS}).one()
     return None if row.has_run or row.is_late else FirstRunState(row.has_delivery, row.has_orphan)
 
@@ -251,7 +251,7 @@ def load_newest(
 
 def load_totals(tx: Transaction) -> dict[str, int]:
     """Return `linked`, `expired` and `failed_runs` since the history began."""
-    totals = runs.totals(tx)
+    totals = runs.sum_by_status(tx)
     return {
         "linked": sum(total.counts["linked"] for total in totals),
         "expired": sum(total.counts["expired"] for total in totals),
@@ -260,7 +260,7 @@ def load_totals(tx: Transaction) -> dict[str, int]:
 
 
 def load_sweep_lock() -> LockState:
-    """Return who holds the lock of the sweeps of all tenants."""
+    """Return the holder of the lock of the sweeps of all tenants."""
     from mailglass_reconcile.singleton.lock import load_sweep_holder  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
     try:
@@ -270,7 +270,7 @@ def load_sweep_lock() -> LockState:
 
 
 def count_by_state(groups: Iterable[dict[str, Any]]) -> Counter[str]:
-    """Return how many orphans of the groups are open in each state."""
+    """Add up the open orphans of the groups by state."""
     counts: Counter[str] = Counter()
     for group in add_up(groups):
         counts[group["state"]] += group["orphans"]

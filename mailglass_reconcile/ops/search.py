@@ -24,7 +24,7 @@ TIMEOUT_MS = 24_000
 
 
 class SearchTerm(NamedTuple):
-    """What is looked for, validated.
+    """A validated search term.
 
     Attributes:
         text: As it was given, trimmed.
@@ -55,13 +55,13 @@ class Hit(NamedTuple):
     record: Delivery | OpenOrphan
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `find --json` prints."""
+        """Return the fields as `find --json` prints them."""
         return {"kind": self.kind, "id": self.id, **self.record.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResults:
-    """What was found.
+    """The results of a search.
 
     Attributes:
         hits: The newest, newest first.
@@ -81,7 +81,7 @@ class SearchResults:
 
 
 def parse_term(text: str, tenant_id: str | None = None) -> SearchTerm:
-    """Validate what is looked for, and see what it may be: an address, an id, or in any case a message id.
+    """Validate a search term and classify it: an address, an id, and always a message id.
 
     Raises:
         ValueError: Nothing has such an address or id; the message does not repeat it.
@@ -118,9 +118,9 @@ def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResu
 
 
 def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> SearchResults:
-    """Search as `find` does, in a transaction that is there already; the adopter's rules must be loaded."""
+    """Search as `find` does, in the caller's transaction; the adopter's rules must be loaded."""
     message_ids = {term.text, *spellings_of(term.text)}
-    event, ids = _event(tx, term)
+    event, ids = _load_event(tx, term)
     recipient_key = addresses.make_index_key(term.address) if term.address else None
     if term.address and recipient_key is not None and not addresses.is_exact(recipient_key):
         ids |= _compare_recipients(tx, term.address, term.tenant_id)
@@ -148,8 +148,8 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     return SearchResults(tuple(newest), number, events_number, more, number >= MOST or open_.at_least, as_of)
 
 
-def _event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str]]:
-    """Return the event that has the id, if one has, and the ids that deliveries may have."""
+def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str]]:
+    """Return the event with the id of the term, if any, and the ids of deliveries to search for."""
     if term.id is None:
         return [], set()
     explained = explanation.explain_within(tx, term.id)

@@ -25,7 +25,7 @@ OVERVIEW_TIMEOUT_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How linking is going.
+    """The state of linking.
 
     Attributes:
         open: `eligible` and `waiting` together.
@@ -67,7 +67,7 @@ class Status:
 
 
 class Health(NamedTuple):
-    """What the fast checks find.
+    """The findings of the fast checks.
 
     Attributes:
         findings: The errors, then the warnings.
@@ -118,7 +118,7 @@ def load_status(
     tenant_id: str | None = None,
     max_lag_seconds: float = LATE_SECONDS,
 ) -> Status:
-    """Return how linking is going, of one tenant or, with None, of all, in a read-only transaction.
+    """Load the state of linking, of one tenant or, with None, of all, in a read-only transaction.
 
     What no full sweep has counted is counted now, at a cost that grows with what is open.
     """
@@ -149,7 +149,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
 
 
 def load_health(database: Database) -> Health:
-    """Return what the fast checks find; the cost does not depend on what is open."""
+    """Run the fast checks; their cost does not depend on the number of open orphans."""
     with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         return _health(CheckContext(tx))
@@ -162,7 +162,7 @@ def _health(context: CheckContext) -> Health:
 
 
 def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return when the last full sweep counted, and its groups; None if it does not know those of the tenant."""
+    """Return the time of the last full sweep's counts, and its groups; None if it did not count this tenant apart."""
     counted_at, groups = context.history.counted_at, context.history.groups
     if groups is None or counted_at is None:
         return None

@@ -25,7 +25,7 @@ SELECT tenant_id, provider_message_id FROM {schema}.mailglass_deliveries WHERE i
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which orphans to sweep, those in their grace among them.
+    """The orphans to sweep, including those in their grace.
 
     Attributes:
         tenant_id: This tenant's only.

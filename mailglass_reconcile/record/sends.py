@@ -29,7 +29,7 @@ from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
-from mailglass_reconcile.store.sends import Campaign, New
+from mailglass_reconcile.store.sends import Campaign, NewDelivery
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
 from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
@@ -124,7 +124,7 @@ def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) ->
     first = {send.identity: send for send in reversed(new_sends)}
     recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
-        New(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
+        NewDelivery(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
         for d in first.values()
     ]
     if not rows:

@@ -31,7 +31,7 @@ from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
-from mailglass_reconcile.store.stored_keys import Known
+from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.sweep.matcher import EventKeys, match
 
 ADDRESS_KEYS = ("recipient", "email")
@@ -111,7 +111,7 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
         for event, result in zip(new, matches, strict=True)
     ]
-    stored_keys = [Known(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
+    stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
     recorded = ledger.append_webhook(tx, entries, stored_keys)
     return [_result(event, recorded) for event in events]
 

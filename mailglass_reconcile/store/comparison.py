@@ -81,14 +81,14 @@ class Difference(NamedTuple):
 
     @property
     def is_grave(self) -> bool:
-        """Whether recording or linking fails or is late because of it."""
+        """Return True if recording or linking fails or is late because of it."""
         if self.step.kind == "index":
             return self.step.is_unique or not self.step.only
         return self.step.kind == "table" or not self.step.only
 
     @property
     def is_curable(self) -> bool:
-        """Whether running its step cures it."""
+        """Return True if running its step repairs it."""
         return not (self.is_mailglass or self.fault in (ANOTHER_INDEX, SOMETHING_ELSE) or self.fault.startswith(LACKS))
 
     @property

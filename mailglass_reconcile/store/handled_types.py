@@ -133,7 +133,7 @@ def registered(tx: Transaction, *, type_: str | None = None, handler: str | None
 
 
 def waiting(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> int:
-    """Return how many jobs of a type, of a handler or of both wait."""
+    """Count the waiting jobs of a type, of a handler or of both."""
     number: int = tx.execute(_WAITING, {"type": type_, "handler": handler}).scalar_one()
     return number
 

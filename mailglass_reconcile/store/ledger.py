@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays, uuid7_bounds, uuid7s
-from mailglass_reconcile.store.stored_keys import Known
+from mailglass_reconcile.store.stored_keys import StoredKeys
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("entries",), catches=True)
@@ -101,7 +101,7 @@ SELECT count(*)
 
 
 def newest_links(tx: Transaction, seconds: float) -> int:
-    """Return how many of the newest 5,000 events, of the last so many *seconds*, have linked or attached something."""
+    """Count the newest 5,000 events of the last *seconds* that have linked or attached something."""
     return int(tx.execute(_NEWEST_LINKS, {**uuid7_bounds(seconds), "size": NEWEST_EVENTS}).scalar_one())
 
 
@@ -119,19 +119,21 @@ def link(
     return [LinkedEvent(*row) for row in tx.call(LINK, column_arrays(LINK.arguments, rows))]
 
 
-def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:
+def append_webhook(
+    tx: Transaction, entries: Sequence[Entry], keys: Sequence[StoredKeys]
+) -> dict[str, LinkedEvent | None]:
     """Append a webhook's events, each with its delivery or as an orphan; project and hand over what is attached.
 
-    Orphans are stored with the keys and states that are *known* of them. What is new is returned by id: with its
-    delivery, or None for an orphan.
+    Orphans are stored with *keys*, which has the keys and the state of each entry. New events are returned by id, with
+    the delivery, or None for an orphan.
     """
-    events = json.dumps(list(map(_as_json, entries, known)))
+    events = json.dumps(list(map(_as_json, entries, keys)))
     delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"entries": events}))
     return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 
-def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
-    keys = known.keys
+def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
+    keys = stored.keys
     return {
         **entry._asdict(),
         "provider": keys.provider,
@@ -139,7 +141,7 @@ def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
         "rank": keys.rank,
         "ids": keys.candidate_ids,
         "lost": keys.lost,
-        "state": known.state,
+        "state": stored.state,
     }
 
 
@@ -160,47 +162,47 @@ def append_event(tx: Transaction, entry: Entry) -> bool:
     return bool(event_ids)
 
 
-def types_of(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
+def load_types(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
     """Return the type of each event, cut after 512 characters."""
-    wanted = list(event_ids)
-    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(wanted)}))) if wanted else {}
+    ids = list(event_ids)
+    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(ids)}))) if ids else {}
 
 
-def documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
-    """Yield the id of each event and what its keys are computed from, as many at a time as fit into memory.
+def load_documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
+    """Yield the id and the document of each event, as many at a time as fit into memory.
 
     A document of more than 64 kB of text, or one that Python cannot read, is empty.
     """
-    wanted = list(event_ids)
-    while wanted:
+    remaining_ids = list(event_ids)
+    while remaining_ids:
         parameters = {
-            "event_ids": array_literal(wanted),
+            "event_ids": array_literal(remaining_ids),
             "most_bytes": DOCUMENT_BYTES,
             "slice_bytes": SLICE_BYTES,
         }
-        last = len(wanted)
+        last = len(remaining_ids)
         for number, event_id, metadata, normalized_payload in tx.execute(_DOCUMENTS, parameters).all():
             last = number
-            yield event_id, _document(metadata, normalized_payload)
-        wanted = wanted[last:]
+            yield event_id, _parse_document(metadata, normalized_payload)
+        remaining_ids = remaining_ids[last:]
 
 
 def is_oversized(tx: Transaction, event_id: str) -> bool:
-    """Return whether an event's document is too long to be read."""
+    """Return True if an event's document is too long to be read."""
     return bool(tx.execute(_IS_OVERSIZED, {"event_id": event_id, "most_bytes": DOCUMENT_BYTES}).scalar_one_or_none())
 
 
-def _document(metadata: str | None, normalized_payload: str | None) -> Document:
+def _parse_document(metadata: str | None, normalized_payload: str | None) -> Document:
     try:
-        return Document(_object(metadata), _object(normalized_payload or "{}"))
+        return Document(_parse_object(metadata), _parse_object(normalized_payload or "{}"))
     except (ValueError, RecursionError):
         return Document()
 
 
-def _object(text: str | None) -> Mapping[str, Any]:
+def _parse_object(text: str | None) -> Mapping[str, Any]:
     if text is None:
         raise ValueError("too long")
     if text == "{}":  # most events' normalized payload
         return {}
-    found = json.loads(text)
-    return found if isinstance(found, dict) else {}
+    document = json.loads(text)
+    return document if isinstance(document, dict) else {}

@@ -97,7 +97,7 @@ SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arr
 
 
 class Reports(NamedTuple):
-    """What is known of one provider's deliveries, or of all that name no provider.
+    """The reports on one provider's deliveries, or on all deliveries without a provider.
 
     Attributes:
         provider: Its canonical name; None for the deliveries without one.
@@ -121,15 +121,15 @@ class Reports(NamedTuple):
     unmatched_today: int = 0
 
     @property
-    def stopped(self) -> bool:
-        """Whether reports came, and come no longer."""
+    def has_stopped(self) -> bool:
+        """Return True if reports arrived earlier, and no longer do."""
         return self.silent_seconds is not None and self.reported_seconds is not None
 
 
-def missing(tx: Transaction) -> list[Reports]:
-    """Return the state of each provider's reports, the one with most deliveries first; nothing if it is not wanted.
+def load_reports(tx: Transaction) -> list[Reports]:
+    """Return the reports of each provider, the one with most deliveries first; none without `MAILGLASS_SILENCE_HOURS`.
 
-    How long a silence may be is `MAILGLASS_SILENCE_HOURS`. An orphan counts as a webhook: it is open for other reasons.
+    That setting is the longest silence. An orphan counts as a webhook: it is open for other reasons.
     """
     hours = tx.settings.silence_hours
     if hours is None:
@@ -147,7 +147,7 @@ def missing(tx: Transaction) -> list[Reports]:
         "reports": array_literal(PROVIDER_TYPES),
         "newest_orphans": NEWEST_ORPHANS,
     }
-    return _merged(_Row(*row) for row in tx.execute(_SEEN, parameters).all())
+    return _merge(_Row(*row) for row in tx.execute(_SEEN, parameters).all())
 
 
 class _Row(NamedTuple):
@@ -162,35 +162,40 @@ class _Row(NamedTuple):
     unmatched_today: int
 
 
-def _merged(rows: Iterable[_Row]) -> list[Reports]:
+def _merge(rows: Iterable[_Row]) -> list[Reports]:
     """Add up the rows of one provider, whose name may be spelled in several ways."""
     by_name: dict[str | None, list[_Row]] = {}
     for row in rows:
         by_name.setdefault(providers.canonical(row.provider) if row.provider else None, []).append(row)
     reports = []
-    for name, own in by_name.items():
+    for name, own_rows in by_name.items():
         # An orphan without keys may be any provider's webhook, and a delivery without a provider may wait for any.
-        webhooks = [row for other, rows in by_name.items() if None in (name, other) or other == name for row in rows]
-        unreported = _least(row.unreported_seconds for row in own)
-        reported = _least(row.reported_seconds for row in own)
-        last = min(reported, _least(row.arrived_seconds for row in webhooks))
-        deliveries = sum(row.deliveries for row in own)
-        unreported_today = sum(row.unreported_today for row in own)
+        webhooks = [
+            row
+            for other_name, rows in by_name.items()
+            if None in (name, other_name) or other_name == name
+            for row in rows
+        ]
+        unreported = _minimum(row.unreported_seconds for row in own_rows)
+        reported = _minimum(row.reported_seconds for row in own_rows)
+        last = min(reported, _minimum(row.arrived_seconds for row in webhooks))
+        deliveries = sum(row.deliveries for row in own_rows)
+        unreported_today = sum(row.unreported_today for row in own_rows)
         if deliveries or unreported_today or math.isfinite(reported):
             reports.append(
                 Reports(
                     name,
                     deliveries,
-                    sum(row.without_report for row in own),
+                    sum(row.without_report for row in own_rows),
                     reported if math.isfinite(reported) else None,
                     last if unreported < last else None,
                     unreported_today,
-                    sum(row.reported_today for row in own),
-                    sum(row.unmatched_today for row in own),
+                    sum(row.reported_today for row in own_rows),
+                    sum(row.unmatched_today for row in own_rows),
                 )
             )
     return sorted(reports, key=lambda report: -report.deliveries)
 
 
-def _least(durations: Iterable[float | None]) -> float:
+def _minimum(durations: Iterable[float | None]) -> float:
     return min((max(0.0, seconds) for seconds in durations if seconds is not None), default=math.inf)

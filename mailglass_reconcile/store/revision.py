@@ -1,4 +1,4 @@
-"""The revision of our tables that this version works on, and what to do about another one."""
+"""The revision of our tables that this version works on, and the remedy for any other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ VERSION = "0001f"
 READ = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
 
-class Outdated(NamedTuple):
-    """Why this version does not work on a database, and the step that cures it."""
+class SchemaMismatch(NamedTuple):
+    """The reason why this version does not work on a database, and the remedy."""
 
     message: str
     remedy: str
@@ -26,29 +26,29 @@ class Outdated(NamedTuple):
         return f"{self.message}: {self.remedy}"
 
 
-def outdated(version: str | None) -> Outdated | None:
-    """Return what to do about a database at *version*, or None if this version works on it.
+def find_mismatch(version: str | None) -> SchemaMismatch | None:
+    """Return why this version does not work on a database at *version*, and the remedy; None if it works.
 
     Until the first release the only revision has another id whenever it changes, so an earlier one cannot be migrated.
     """
     if version == VERSION:
         return None
     if version is None:
-        return Outdated(
+        return SchemaMismatch(
             f"the database is not migrated, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
         )
     if version > VERSION:
-        return Outdated(
+        return SchemaMismatch(
             f"the database is at revision {version}, this version knows {VERSION}",
             "install the newer mailglass-reconcile here",
         )
-    return Outdated(
+    return SchemaMismatch(
         f"the database is at revision {version} of an unreleased version, this one needs {VERSION}",
         "run `mailglass-reconcile migrate --remove`, and then `mailglass-reconcile migrate`",
     )
 
 
 def require(version: str | None) -> None:
-    """Refuse a database at another revision than `VERSION`."""
-    if found := outdated(version):
-        raise SchemaOutdatedError(str(found))
+    """Raise `SchemaOutdatedError` unless *version* is `VERSION`."""
+    if mismatch := find_mismatch(version):
+        raise SchemaOutdatedError(str(mismatch))

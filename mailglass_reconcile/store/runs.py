@@ -188,27 +188,27 @@ def _parameters(run: Run) -> dict[str, Any]:
     }
 
 
-def linking_at(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:
+def find_linking(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:
     """Return the runs, at most three, that were linking a tenant's orphans at *time*, in UTC as Postgres writes it.
 
-    The tenant is given as the history shows it.
+    *tenant_id* is in the form that the history stores.
     """
     rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id, "days": RETENTION_DAYS}).all()
     return [RunAt(row.kind, row.origin, row.started_at) for row in rows]
 
 
-def totals(tx: Transaction) -> list[Total]:
-    """Return what all runs add up to, by kind and status; it never shrinks."""
+def sum_by_status(tx: Transaction) -> list[Total]:
+    """Return the totals of all runs by kind and status; they never shrink."""
     rows = tx.execute(_TOTALS).mappings().all()
     return [
         Total(row["kind"], row["status"], {name: row[name] for name in row if name not in _OF_A_TOTAL}) for row in rows
     ]
 
 
-def fold(connected: Connected) -> int:
-    """Add up the rows older than `RETENTION_DAYS` into one for each kind, origin and status; return how many those are.
+def fold_old(connected: Connected) -> int:
+    """Add up the rows older than `RETENTION_DAYS` into one for each kind, origin and status; return their number.
 
-    Two prunes at the same time wait for each other, and the second finds nothing.
+    A concurrent prune waits, and then finds no old rows.
     """
     with connected.writing() as tx:
         return int(tx.execute(_FOLD, {"days": RETENTION_DAYS}).rowcount)

@@ -9,13 +9,13 @@ from mailglass_reconcile.store.database import Transaction
 
 VERSION = revision.VERSION
 VERSION_TABLE = revision.VERSION_TABLE
-TABLES = tuple(script.of_kind("table"))
+TABLES = tuple(script.steps_of_kind("table"))
 """Our tables."""
 
-INDEXES = tuple(script.of_kind("index"))
+INDEXES = tuple(script.steps_of_kind("index"))
 """Our indexes, on our tables and on Mailglass's."""
 
-TRIGGERS = tuple(script.of_kind("trigger"))
+TRIGGERS = tuple(script.steps_of_kind("trigger"))
 """Our triggers; each calls the function of the same name."""
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE and its function, which not every installation has."""
@@ -26,7 +26,7 @@ IMMUTABLE = "mailglass_events_immutable_trigger"
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""
 
-FUNCTIONS = tuple(name for name in script.of_kind("function") if name not in TRIGGERS)
+FUNCTIONS = tuple(name for name in script.steps_of_kind("function") if name not in TRIGGERS)
 """The functions that every role may call."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses

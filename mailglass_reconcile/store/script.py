@@ -64,31 +64,33 @@ class Step(NamedTuple):
     @property
     def primary_key(self) -> list[Step]:
         """The step that builds the index of a table's primary key again, which the table itself makes first."""
-        found = _PRIMARY_KEY.findall(self.statement) if self.kind == "table" else []
+        columns = _PRIMARY_KEY.findall(self.statement) if self.kind == "table" else []
         name = f"{self.name}_pkey"
         return [
-            Step("index", name, self.only, f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({one or several});")
-            for one, several in found
+            Step(
+                "index", name, self.only, f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({column or several});"
+            )
+            for column, several in columns
         ]
 
     @property
     def body(self) -> str:
-        """What Postgres keeps of a function."""
+        """The text of a function that Postgres stores."""
         return self.sql.partition(" $$")[2].rpartition("$$")[0]
 
     @property
     def is_public(self) -> bool:
-        """Whether everybody may execute a function."""
+        """Return True if everybody may execute a function."""
         return self.kind == "function" and "REVOKE ALL" not in self.sql and not self.is_trigger_function
 
     @property
     def is_trigger_function(self) -> bool:
-        """Whether it is a function of a trigger."""
+        """Return True for a trigger function."""
         return self.kind == "function" and "RETURNS trigger" in self.sql
 
     @property
     def is_unique(self) -> bool:
-        """Whether it is a unique index."""
+        """Return True for a unique index."""
         return "CREATE UNIQUE INDEX" in self.sql
 
     @property
@@ -97,7 +99,7 @@ class Step(NamedTuple):
         return self.statement.partition(f" ON {{schema}}.{self.table} ")[2].removesuffix(";")
 
 
-def folder() -> Path:
+def find_folder() -> Path:
     """Return Alembic's folder: inside the installed package, or at the top level of a checkout."""
     installed = Path(str(files("mailglass_reconcile"))) / "_alembic"
     return installed if installed.is_dir() else installed.parent.parent / "alembic"
@@ -106,23 +108,23 @@ def folder() -> Path:
 @cache
 def recipient_key() -> str:
     """Return the expression for the coarse key of a recipient, without its comments."""
-    lines = (folder() / "schema" / "recipient_key.sql").read_text(encoding="utf-8").splitlines()
+    lines = (find_folder() / "schema" / "recipient_key.sql").read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("--"))
 
 
 @cache
 def steps() -> tuple[Step, ...]:
     """Return all steps, in the order of the files."""
-    found = []
-    for path in sorted((folder() / "schema").glob("*.sql")):
+    all_steps = []
+    for path in sorted((find_folder() / "schema").glob("*.sql")):
         sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
         parts = _MARK.split(sql)[1:]
         for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
             step = Step(cast("Kind", kind), name, only or "", sql.strip())
-            found += [step, *step.primary_key]
-    return tuple(found)
+            all_steps += [step, *step.primary_key]
+    return tuple(all_steps)
 
 
-def of_kind(kind: Kind, only: str = "") -> Mapping[str, Step]:
+def steps_of_kind(kind: Kind, only: str = "") -> Mapping[str, Step]:
     """Return the steps of one kind that are needed on the same databases, by name."""
     return {step.name: step for step in steps() if step.kind == kind and step.only == only}

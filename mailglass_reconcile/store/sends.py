@@ -35,7 +35,7 @@ STORE = Function(
 
 
 class Campaign(NamedTuple):
-    """What the deliveries of one call have in common; `spellings` are those of the provider, its own one first."""
+    """The fields shared by all deliveries of one call; `spellings` are the provider's, its own name first."""
 
     tenant_id: str
     spellings: tuple[str, ...]
@@ -44,7 +44,7 @@ class Campaign(NamedTuple):
     metadata: str
 
 
-class New(NamedTuple):
+class NewDelivery(NamedTuple):
     """A delivery to be stored, and its first event, which names it.
 
     `shared` if its message id has other recipients in the same call.
@@ -57,15 +57,15 @@ class New(NamedTuple):
     shared: bool
 
 
-class Stored(NamedTuple):
-    """What storing found: the deliveries of what was recorded before, by key; and whether events may wait for one."""
+class StoredSends(NamedTuple):
+    """The deliveries recorded before, by idempotency key; and whether open events may wait for a new one."""
 
-    known: Mapping[str, str]
+    delivery_ids: Mapping[str, str]
     may_be_open: bool
 
 
-def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
-    """Store what is new of *sent*, each delivery with the projection of its event, and hand the events to handlers."""
+def store(tx: Transaction, campaign: Campaign, new_deliveries: Sequence[NewDelivery]) -> StoredSends:
+    """Store new deliveries, each with the projection of its event, and enqueue the events for handlers."""
     parameters = {
         "tenant": campaign.tenant_id,
         "mailable": campaign.mailable,
@@ -73,16 +73,16 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
         "metadata": campaign.metadata,
         "spellings": array_literal(campaign.spellings),
         "provider": campaign.spellings[0],
-        "event_ids": array_literal(one.entry.id for one in sent),
-        "delivery_ids": array_literal(one.delivery_id for one in sent),
-        "types": array_literal(one.entry.type for one in sent),
-        "times": array_literal(one.entry.occurred_at for one in sent),
-        "keys": array_literal(one.entry.idempotency_key for one in sent),
-        "entries": array_literal(json.dumps(one.entry.metadata) for one in sent),
-        "recipients": array_literal(one.recipient for one in sent),
-        "domains": array_literal(one.recipient.rpartition("@")[2].lower() for one in sent),
-        "message_ids": array_literal(one.message_id for one in sent),
-        "several": array_literal(str(one.shared) for one in sent),
+        "event_ids": array_literal(delivery.entry.id for delivery in new_deliveries),
+        "delivery_ids": array_literal(delivery.delivery_id for delivery in new_deliveries),
+        "types": array_literal(delivery.entry.type for delivery in new_deliveries),
+        "times": array_literal(delivery.entry.occurred_at for delivery in new_deliveries),
+        "keys": array_literal(delivery.entry.idempotency_key for delivery in new_deliveries),
+        "entries": array_literal(json.dumps(delivery.entry.metadata) for delivery in new_deliveries),
+        "recipients": array_literal(delivery.recipient for delivery in new_deliveries),
+        "domains": array_literal(delivery.recipient.rpartition("@")[2].lower() for delivery in new_deliveries),
+        "message_ids": array_literal(delivery.message_id for delivery in new_deliveries),
+        "several": array_literal(str(delivery.shared) for delivery in new_deliveries),
         "anyway": "false",
     }
     rows = tx.call(STORE, parameters)
@@ -90,7 +90,8 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
     if may_be_open:
         tx.protect()
         rows = tx.call(STORE, {**parameters, "anyway": "true"})
-    known = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
-    if None in known.values():  # another transaction committed one while the statement waited for it: now it is seen
-        known |= {key: id_ for key, id_, is_open in tx.call(STORE, {**parameters, "anyway": "true"}) if not is_open}
-    return Stored(known, may_be_open)
+    delivery_ids = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
+    if None in delivery_ids.values():  # another transaction committed one meanwhile: a new statement sees it
+        rows = tx.call(STORE, {**parameters, "anyway": "true"})
+        delivery_ids |= {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
+    return StoredSends(delivery_ids, may_be_open)

@@ -54,14 +54,16 @@ SELECT k.event_id, c.position, c.id
 """
 
 
-class Known(NamedTuple):
-    """What is stored with an orphan: its keys, and the state that they have led to."""
+class StoredKeys(NamedTuple):
+    """The keys stored with an orphan, and the state they led to."""
 
     keys: Keys
     state: str
 
 
-def store(tx: Transaction, computed: Mapping[str, Known], ranks_before: Mapping[str, int | None] | None = None) -> None:
+def store(
+    tx: Transaction, computed: Mapping[str, StoredKeys], ranks_before: Mapping[str, int | None] | None = None
+) -> None:
     """Replace the keys and states of open orphans.
 
     One that another session has locked, or has stored keys with since it was read, is left alone.
@@ -95,15 +97,15 @@ def _delete_ids(tx: Transaction, event_ids: Iterable[str]) -> None:
     tx.execute(_DELETE_IDS, {"event_ids": array_literal(event_ids)})
 
 
-def _parameters(computed: Mapping[str, Known]) -> dict[str, str]:
+def _parameters(computed: Mapping[str, StoredKeys]) -> dict[str, str]:
     """Return keys and states by event id as the parameters of a statement that stores them."""
-    keys = [one.keys for one in computed.values()]
+    keys = [stored.keys for stored in computed.values()]
     return {
         "event_ids": array_literal(computed),
-        "providers": array_literal(one.provider for one in keys),
-        "recipients": array_literal(one.recipient for one in keys),
-        "ranks": array_literal(text_or_none(one.rank) for one in keys),
-        "ids": array_literal("\x1f".join(one.candidate_ids) for one in keys),
-        "lost": array_literal(str(one.lost) for one in keys),
-        "states": array_literal(one.state for one in computed.values()),
+        "providers": array_literal(orphan_keys.provider for orphan_keys in keys),
+        "recipients": array_literal(orphan_keys.recipient for orphan_keys in keys),
+        "ranks": array_literal(text_or_none(orphan_keys.rank) for orphan_keys in keys),
+        "ids": array_literal("\x1f".join(orphan_keys.candidate_ids) for orphan_keys in keys),
+        "lost": array_literal(str(orphan_keys.lost) for orphan_keys in keys),
+        "states": array_literal(stored.state for stored in computed.values()),
     }

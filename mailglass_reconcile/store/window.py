@@ -210,14 +210,14 @@ class Window(NamedTuple):
     by_scans: bool
 
     def warn(self) -> None:
-        """Log what an operator should know of the schema before anything is swept."""
+        """Log a warning about missing triggers, before anything is swept."""
         if not self.triggers:
             problem = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
             logger.warning(with_command_name(f"{problem}: run `mailglass-reconcile migrate`"))
 
 
 class OrphanFilter(NamedTuple):
-    """Which open orphans a targeted sweep is about; None is all.
+    """A filter for the open orphans of a targeted sweep; None is all.
 
     Attributes:
         provider: Those of this provider, in its canonical spelling.
@@ -230,7 +230,7 @@ class OrphanFilter(NamedTuple):
     delivery_id: str | None = None
 
     def accepts(self, keys: Keys, delivery_id: str | None) -> bool:
-        """Whether an orphan passes that has these keys and matches this delivery, if any."""
+        """Return True if an orphan with these keys, matched to this delivery or none, passes."""
         return (
             self.provider in (None, keys.provider)
             and (self.message_ids is None or not set(self.message_ids).isdisjoint(keys.candidate_ids))
@@ -242,7 +242,7 @@ EVERYTHING = OrphanFilter()
 
 
 class Group(NamedTuple):
-    """What is counted together: a stored state, None if no sweep has checked it, a tenant and a provider.
+    """A stored state (None before the first check), a tenant and a provider, whose orphans are counted together.
 
     The small groups of very many tenants have no tenant.
     """
@@ -253,7 +253,7 @@ class Group(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Ids to match, 16 bytes each, in order; `last` is where the next ones begin, None unless there may be more."""
+    """Ids to match, 16 bytes each, in order; `last` is the cursor of the next part, None if there is none."""
 
     number: int
     packed: Sequence[bytes]
@@ -268,9 +268,9 @@ class Part(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a sweep matches, part by part, and by group how much that is, and how much it leaves out.
+    """The orphans that a sweep matches, part by part, and by group the number of those and of the others.
 
-    `unseen_since` is when the first of what no sweep has checked has been past its grace.
+    `unseen_since` is the end of the grace of the first orphan that no sweep has checked.
     """
 
     parts: list[Part]
@@ -280,7 +280,7 @@ class Choice(NamedTuple):
 
     @property
     def open(self) -> Counter[Group]:
-        """How many orphans are open, by group."""
+        """The number of open orphans by group."""
         return self.chosen + self.left_out
 
 
@@ -332,15 +332,15 @@ def choose(
     before: Cursor = LAST,
     most_checked: int | None = None,
 ) -> Choice:
-    """Return what a sweep matches of a window, of one tenant or, with None, of all, and what it leaves out.
+    """Choose the orphans of a window that a sweep matches, of one tenant or, with None, of all.
 
     Args:
         tx: A reading transaction, in whose snapshot the window was opened.
         window: The window.
         tenant_id: The tenant.
         only: Only what passes this filter; without current keys, an orphan is chosen and counted with the others.
-        before: Only what is before this place in the order of arrival.
-        most_checked: Of what was checked before, only so many, the newest; None is all, from a random row on.
+        before: Only orphans before this cursor in the order of arrival.
+        most_checked: At most this many orphans that were checked before, the newest; None is all, from a random row on.
 
     Raises:
         SchemaOutdatedError: The index on deliveries is missing.
@@ -404,13 +404,13 @@ def _choice(rows: Any) -> Choice:
 def next_first(
     tx: Transaction, window: Window, tenant_id: str | None, before: Cursor, only: OrphanFilter = EVERYTHING
 ) -> Part | None:
-    """Return what comes first before a place in the order of arrival, or None."""
+    """Choose the first part before a cursor in the order of arrival; None if nothing is left."""
     parts = choose(tx, window, tenant_id, only=only, before=before).parts
     return next((part for part in parts if part.number == FIRST), None)
 
 
 def make_part(event_ids: Sequence[str]) -> Part:
-    """Return given events as a part."""
+    """Make a part of *event_ids*."""
     return Part(FIRST, [bytes.fromhex("".join(event_ids).replace("-", ""))])
 
 
@@ -437,12 +437,12 @@ def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
 
 
 def range_boundaries(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
-    """Return when every *size*-th of the *orphans* open in the window arrived, except for the last, in one walk."""
+    """Return the arrival of every *size*-th of the *orphans* open in the window, except for the last, in one walk."""
     return list(tx.execute(_CUTS, {**_within(window, tenant_id), "size": size, "open": orphans}).scalars().all())
 
 
 def count_open(tx: Transaction, window: Window, tenant_id: str | None) -> int:
-    """Return how many orphans are open in a window, of one tenant or, with None, of all."""
+    """Count the open orphans of a window, of one tenant or, with None, of all."""
     return int(tx.execute(_COUNT, _within(window, tenant_id)).scalar_one()) if is_storable_tenant(tenant_id) else 0
 
 
@@ -451,7 +451,7 @@ def _within(window: Window, tenant_id: str | None) -> dict[str, object]:
 
 
 def count_waiting(tx: Transaction, tenant_id: str | None = None) -> int:
-    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
+    """Count the open orphans in their grace, of one tenant or, with None, of all."""
     if not is_storable_tenant(tenant_id):
         return 0
     parameters = {"grace_seconds": tx.settings.grace_seconds, "tenant_id": tenant_id}
@@ -459,5 +459,5 @@ def count_waiting(tx: Transaction, tenant_id: str | None = None) -> int:
 
 
 def is_storable_tenant(tenant_id: str | None) -> bool:
-    """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
+    """Return True if a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
     return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))

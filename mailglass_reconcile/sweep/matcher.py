@@ -167,7 +167,7 @@ def _compute(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
     """Compute keys by event from the ledger, and from the recipients that writers left with the open orphan."""
     return {
         event_id: _merge_stored(matching.keys_of(document), outdated[event_id])
-        for event_id, document in ledger.documents(tx, outdated)
+        for event_id, document in ledger.load_documents(tx, outdated)
     }
 
 

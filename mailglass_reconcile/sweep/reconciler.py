@@ -22,7 +22,7 @@ from mailglass_reconcile.store import open_orphans, stored_keys
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
 from mailglass_reconcile.store.runs import Origin
-from mailglass_reconcile.store.stored_keys import Known
+from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import (
     EVERYTHING,
     Choice,
@@ -228,7 +228,7 @@ class Sweep(SweepRun):
 
     def _store_keys(self, connected: Connected, matches: Mapping[str, OrphanMatch]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
-        computed = {event_id: Known(match.keys, match.result.state) for event_id, match in matches.items()}
+        computed = {event_id: StoredKeys(match.keys, match.result.state) for event_id, match in matches.items()}
         ranks_before = {event_id: match.orphan.keys.rank for event_id, match in matches.items()}
         self._write(connected, lambda tx: stored_keys.store(tx, computed, ranks_before))
 

@@ -258,7 +258,7 @@ class Schedule(RuleBasedStateMachine):
             known = matching.keys_of(Document(json.loads(row["metadata"])))
             with use_caller_transaction(connection, self.db.settings) as tx:
                 keys = known._replace(recipient=normalize_address(recipient), lost=False)
-                stored_keys.store(tx, {row["id"]: stored_keys.Known(keys, "unmatched")})
+                stored_keys.store(tx, {row["id"]: stored_keys.StoredKeys(keys, "unmatched")})
                 tx.execute(_FORGET_STATE, {"id": row["id"]})  # as if nobody had looked
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)

@@ -176,7 +176,7 @@ def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(bes
         assert explain(beside.database, UUID(unchecked)).recipient_checked is False
     assert sorted(map(str, beside.rows(CHECKED))) == ["(False,)", "(None,)"]
     with beside.database.reading() as tx:
-        counts = runs.totals(tx)[0].counts
+        counts = runs.sum_by_status(tx)[0].counts
     assert (counts["linked"], counts["linked_unchecked"]) == (2, 1)
     assert value(scrape(beside), "linked_unchecked_total") == 1
 

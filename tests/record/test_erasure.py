@@ -175,7 +175,7 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     assert read.keys.recipient
     with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
         id_ = str(recorded.event_id)
-        stored_keys.store(tx, {id_: stored_keys.Known(read.keys, "unmatched")}, {id_: read.keys.rank})
+        stored_keys.store(tx, {id_: stored_keys.StoredKeys(read.keys, "unmatched")}, {id_: read.keys.rank})
     assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]
 
 

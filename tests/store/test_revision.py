@@ -9,7 +9,7 @@ import factories
 from mailglass_reconcile import Sent, record_send, record_webhook
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.revision import VERSION, outdated
+from mailglass_reconcile.store.revision import VERSION, find_mismatch
 from recording import event
 
 UNRELEASED = (
@@ -72,6 +72,6 @@ def test_the_writers_say_the_same(earlier, call):
 
 def test_a_newer_revision_wants_the_newer_version():
     """And a database without one wants to be migrated."""
-    assert outdated(VERSION) is None
-    assert "install the newer mailglass-reconcile here" in str(outdated("9999"))
-    assert str(outdated(None)).endswith("run `mailglass-reconcile migrate`")
+    assert find_mismatch(VERSION) is None
+    assert "install the newer mailglass-reconcile here" in str(find_mismatch("9999"))
+    assert str(find_mismatch(None)).endswith("run `mailglass-reconcile migrate`")

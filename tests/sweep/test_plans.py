@@ -38,8 +38,8 @@ from mailglass_reconcile.store.deliveries import SEPARATOR, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, RowFilter
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor
-from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.store.stored_keys import Known
+from mailglass_reconcile.store.sends import Campaign, NewDelivery
+from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import OrphanFilter, Window
 from projecting import projected
 
@@ -471,7 +471,7 @@ def test_since_when_they_could_be_linked_is_read_by_primary_keys(reading, pairs)
 
 def test_documents_are_read_by_the_ledgers_primary_key(reading, events):
     """One row per orphan, however many paths its rule reads."""
-    plan = probing(reading, lambda: list(ledger.documents(reading, events)))
+    plan = probing(reading, lambda: list(ledger.load_documents(reading, events)))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read <= SIZE
 
@@ -495,7 +495,7 @@ def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, even
 
 def test_keys_are_stored_by_primary_keys(writing, others):
     """Claimed; then their old ids are deleted, and the new ones stored."""
-    computed = {event: Known(Keys("postmark", ("one", "two"), None, RANK), "unmatched") for event in others}
+    computed = {event: StoredKeys(Keys("postmark", ("one", "two"), None, RANK), "unmatched") for event in others}
     plan = probing(writing, lambda: stored_keys.store(writing, computed, dict.fromkeys(others, RANK)))
     assert plan.indexes == {
         "mailglass_open_orphans_pkey",
@@ -507,7 +507,9 @@ def test_keys_are_stored_by_primary_keys(writing, others):
 def test_keys_of_a_slice_are_stored_without_reading_the_ledger_whole(writing):
     """One event and one probe for each of a fifth of all orphans."""
     sql = "SELECT md5('event' || n)::uuid::text FROM generate_series(40001, 50000) AS n"
-    computed = {id_: Known(Keys("postmark", (), None, RANK), "unmatchable") for id_ in writing.execute(sql).scalars()}
+    computed = {
+        id_: StoredKeys(Keys("postmark", (), None, RANK), "unmatchable") for id_ in writing.execute(sql).scalars()
+    }
     plan = probing(writing, lambda: stored_keys.store(writing, computed))
     assert plan.read <= 3 * len(computed)
 
@@ -677,7 +679,7 @@ def test_a_webhooks_events_are_appended_with_three_probes_for_each_delivery(appl
         id_ = factories.new_id()
         attached = delivery if number % 2 else None
         entries.append(Entry(id_, "acme", attached, "opened", "2026-01-02", f"webhook:{id_}", None, {}, True))
-    known = [Known(Keys("postmark", ("one", "two"), None, RANK), "unmatched")] * len(entries)
+    known = [StoredKeys(Keys("postmark", ("one", "two"), None, RANK), "unmatched")] * len(entries)
     plan = probing(application, lambda: ledger.append_webhook(application, entries, known))
     assert plan.indexes == {"mailglass_deliveries_pkey", HANDLED}
     assert plan.read <= 3 * SIZE / 2 + TYPES
@@ -691,7 +693,7 @@ def test_storing_sends_looks_for_their_ids_only(application):
     for id_ in ids:
         event, delivery = factories.new_id(), factories.new_id()
         entry = Entry(event, "acme", delivery, "dispatched", "2026-01-02", f"send:{id_}", None, {}, False)
-        new.append(New(entry, delivery, "a@example.com", id_, shared=False))
+        new.append(NewDelivery(entry, delivery, "a@example.com", id_, shared=False))
     plan = probing(application, lambda: sends.store(application, campaign, new))
     candidates = "mailglass_open_orphan_ids_candidate_idx"
     assert plan.indexes == {deliveries.INDEX, "mailglass_events_idempotency_key_idx", candidates, HANDLED}

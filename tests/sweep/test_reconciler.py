@@ -342,7 +342,7 @@ def test_documents_are_read_as_many_at_a_time_as_fit_into_memory(db, monkeypatch
     wanted = [row["id"] for row in rows]
     wanted[7:7] = [str(uuid.uuid4())]
     with db.database.reading() as tx:
-        found = list(ledger.documents(tx, wanted))
+        found = list(ledger.load_documents(tx, wanted))
     assert [event_id for event_id, _ in found] == [row["id"] for row in rows]
     assert [document.metadata["message_id"] for _, document in found] == [f"m-{n}" for n in range(20)]
 

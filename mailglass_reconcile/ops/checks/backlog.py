@@ -50,13 +50,13 @@ def tenants(context: CheckContext) -> Iterator[Finding]:
     """Webhooks carry the tenant of their deliveries."""
     groups = context.newest_orphans
     astray = [group for group in groups if group.state == "tenant_mismatch"]
-    number, seen = sum(group.orphans for group in astray), sum(group.orphans for group in groups)
+    number, total = sum(group.orphans for group in astray), sum(group.orphans for group in groups)
     if not number:
-        yield ok(f"none of the {pluralize(seen, 'newest open event')} is of a wrong tenant")
+        yield ok(f"none of the {pluralize(total, 'newest open event')} is of a wrong tenant")
         return
     tenant_ids = ", ".join(map(sanitize, sorted({group.tenant_id for group in astray})[:3]))
     message = (
-        f"{n_of_m(number, seen, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
+        f"{n_of_m(number, total, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
         f" deliveries; the events' tenant is {tenant_ids}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"

@@ -166,16 +166,16 @@ class CheckContext:
     @cached_property
     def reports(self) -> list[Reports]:
         """The state of each provider's reports."""
-        return reports.missing(self.tx)
+        return reports.load_reports(self.tx)
 
     @cached_property
     def is_mailglass_s(self) -> bool:
-        """Whether Mailglass's own migrations made the tables."""
+        """Return True if Mailglass's own migrations made the tables."""
         return schema.is_made_by_mailglass(self.tx)
 
     @property
     def has_triggers(self) -> bool:
-        """Whether new orphans are noticed."""
+        """Return True if the triggers notice new orphans."""
         return not any(difference.subject == "triggers" and difference.is_grave for difference in self.differences)
 
     @cached_property

@@ -81,32 +81,32 @@ def open_set(context: CheckContext) -> Iterator[Finding]:
     """The table of open orphans has what the ledger says, and nothing else."""
     max_age = context.tx.settings.max_age_minutes
     minutes = {"minutes": max_age - min(DAY_MINUTES, max_age // 2), "max_tenant_length": MAX_TENANT_LENGTH}
-    of_ledger = _sample(context.tx, _MISSING, "mailglass_events", **minutes)
-    of_open = _sample(context.tx, _SETTLED, "mailglass_open_orphans")
-    of_ids = _sample(context.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
-    if of_ledger.wrong:
+    ledger = _sample(context.tx, _MISSING, "mailglass_events", **minutes)
+    orphans = _sample(context.tx, _SETTLED, "mailglass_open_orphans")
+    ids = _sample(context.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
+    if ledger.wrong:
         yield error(
-            f"{n_of_m(of_ledger.wrong, of_ledger.looked_at, 'orphan')} checked {verb(of_ledger.wrong)} missing in the"
+            f"{n_of_m(ledger.wrong, ledger.looked_at, 'orphan')} checked {verb(ledger.wrong)} missing in the"
             " table of open orphans, so no sweep links them",
             REPAIR,
         )
-    if of_open.wrong or of_ids.wrong:
+    if orphans.wrong or ids.wrong:
         yield warning(
-            f"the table of open orphans has extra rows: {n_of_m(of_open.wrong, of_open.looked_at, 'orphan')} that"
-            f" {verb(of_open.wrong)} reconciled or not in the ledger, {n_of_m(of_ids.wrong, of_ids.looked_at, 'id')}"
+            f"the table of open orphans has extra rows: {n_of_m(orphans.wrong, orphans.looked_at, 'orphan')} that"
+            f" {verb(orphans.wrong)} reconciled or not in the ledger, {n_of_m(ids.wrong, ids.looked_at, 'id')}"
             " without an orphan",
             REPAIR,
         )
-    if of_ledger.too_long:
+    if ledger.too_long:
         yield warning(
-            f"{n_of_m(of_ledger.too_long, of_ledger.looked_at, 'orphan')} checked"
-            f" {verb(of_ledger.too_long, 'has', 'have')} a tenant of more than {MAX_TENANT_LENGTH:,} characters, and no"
+            f"{n_of_m(ledger.too_long, ledger.looked_at, 'orphan')} checked"
+            f" {verb(ledger.too_long, 'has', 'have')} a tenant of more than {MAX_TENANT_LENGTH:,} characters, and no"
             " sweep links such events",
             "write events and deliveries with a shorter tenant id",
         )
-    if not (of_ledger.wrong or of_open.wrong or of_ids.wrong):
-        seen = pluralize(of_ledger.looked_at, "orphan")
-        yield ok(f"the table of open orphans equals the ledger, as far as checked ({seen})")
+    if not (ledger.wrong or orphans.wrong or ids.wrong):
+        checked = pluralize(ledger.looked_at, "orphan")
+        yield ok(f"the table of open orphans equals the ledger, as far as checked ({checked})")
 
 
 @check("delivery_ids")
@@ -133,18 +133,18 @@ def delivery_ids(context: CheckContext) -> Iterator[Finding]:
 
 
 def _sample(tx: Transaction, statement: str, table: str, **more: int) -> sa.Row[Any]:
-    """Return how many rows of a sample are `wrong`, and how many were `looked_at`."""
+    """Count the rows of a sample that are `wrong`, and all that were `looked_at`."""
     return tx.execute(statement, {"percent": _percent(tx, table, PAGES[table]), **more}).one()
 
 
 def _percent(tx: Transaction, table: str, pages: int) -> float:
-    """Return which part of *table*, in percent, has about as many pages of 8 kB; 100 if it has no more than that."""
-    there = float(tx.execute(_PAGES, {"table": tx.name_of(table)}).scalar_one())
-    return min(100.0, 100.0 * pages / max(there, 1.0))
+    """Return the share of *table*, in percent, that has about *pages* pages of 8 kB; at most 100."""
+    table_pages = float(tx.execute(_PAGES, {"table": tx.name_of(table)}).scalar_one())
+    return min(100.0, 100.0 * pages / max(table_pages, 1.0))
 
 
 def repaired(connected: Connected) -> str:
-    """Make the open orphans equal the ledger, as the daily prune does, and return what was done."""
+    """Make the open orphans equal the ledger, as the daily prune does, and return a summary."""
     with database_errors():
         removed = repair.remove_expired(connected, BATCH_ROWS).orphans
         removed += repair.remove_settled(connected, BATCH_ROWS)

@@ -136,11 +136,11 @@ def links(context: CheckContext) -> Iterator[Finding]:
     other_recipient, unreadable = _recipients_of(context.tx, [row for row in rows if not row.other_tenant])
     foreign = [row for row in (*other_tenant, *other_recipient) if not row.ours]
     if foreign:
-        of_tenant = sum(row.other_tenant for row in foreign)
+        other_tenants = sum(row.other_tenant for row in foreign)
         yield warning(
             f"{n_of_m(len(foreign), len(rows), 'newest link')} {verb(len(foreign))} to another tenant's"
-            f" ({of_tenant:,}) or recipient's ({len(foreign) - of_tenant:,}) delivery, made by another reconciler, such"
-            f" as the event {foreign[0].event_id}",
+            f" ({other_tenants:,}) or recipient's ({len(foreign) - other_tenants:,}) delivery, made by another"
+            f" reconciler, such as the event {foreign[0].event_id}",
             f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
         )
     own = [row for row in (*other_tenant, *other_recipient) if row.ours]

@@ -37,7 +37,7 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
             f"{n_of_m(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
             f" than {format_duration(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
         )
-        if provider.stopped:
+        if provider.has_stopped:
             since = format_duration(provider.silent_seconds or 0)
             yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {lacking}", REMEDY)
         elif provider.silent_seconds is not None:
@@ -54,7 +54,7 @@ def _of(provider: Reports) -> str:
 
 
 def _never_reports(provider: Reports) -> bool:
-    """Return whether a provider whose webhooks can report deliveries has reported none of many."""
+    """Return True if a provider whose webhooks can report deliveries has reported none of many."""
     can_report = provider.provider in providers.built_in()
     return can_report and MANY <= provider.deliveries == provider.without_report
 

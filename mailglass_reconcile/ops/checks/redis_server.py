@@ -39,25 +39,29 @@ class Redis:
 
 
 @check("redis", needs="redis")
-def redis(it: Redis) -> Iterator[Finding]:
+def redis(connection: Redis) -> Iterator[Finding]:
     """It can be reached and is a master; without Celery and a configured Redis none is needed."""
     try:
-        server = pubsub.server_of(it.client, "MAILGLASS_REDIS_URL")
-        role = it.client.info("replication").get("role")
+        server = pubsub.server_of(connection.client, "MAILGLASS_REDIS_URL")
+        role = connection.client.info("replication").get("role")
     except ConfigurationError as fault:
-        it.fault = fault
+        connection.fault = fault
         yield error(str(fault), "correct MAILGLASS_REDIS_URL")
         return
     except Exception as fault:  # any error of the client's: of the connection, or a missing privilege
         role = None
         if not _is_denied(fault):
-            it.fault = fault
-            said, remedy = connection_errors.classify(fault, server)
-            message = f"cannot connect to {server.kind} at {server.location}: {said}; {LOST}"
-            yield error(message, remedy) if it.is_wanted else ok("no Redis is configured, so there are no live updates")
+            connection.fault = fault
+            cause, remedy = connection_errors.classify(fault, server)
+            message = f"cannot connect to {server.kind} at {server.location}: {cause}; {LOST}"
+            yield (
+                error(message, remedy)
+                if connection.is_wanted
+                else ok("no Redis is configured, so there are no live updates")
+            )
             return
     if role == "slave":
-        it.fault = ConfigurationError("a replica")
+        connection.fault = ConfigurationError("a replica")
         yield error(
             f"the {server.kind} at {server.location} is a replica: {LOST}",
             "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…):"
@@ -68,20 +72,20 @@ def redis(it: Redis) -> Iterator[Finding]:
 
 
 @check("redis_rights", needs="redis")
-def rights(it: Redis) -> Iterator[Finding]:
+def rights(connection: Redis) -> Iterator[Finding]:
     """This user may publish."""
     grant = "ACL SETUSER <this user> +publish '&mailglass:events:*'"
     refused = error(f"this user may not PUBLISH on mailglass:events:*: {LOST}", grant)
-    test = partial(it.client.publish, events_channel("doctor"), TEST_MESSAGE)
+    test = partial(connection.client.publish, events_channel("doctor"), TEST_MESSAGE)
     yield _tried(test, refused, "this user may publish")
 
 
 @check("lock_rights", needs="redis")
-def lock_rights(it: Redis) -> Iterator[Finding]:
+def lock_rights(connection: Redis) -> Iterator[Finding]:
     """The lock of sweeps can be taken."""
     grant = f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'"
     refused = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
-    yield _tried(lambda: probe_lock(it.client), refused, "the lock can be taken")
+    yield _tried(lambda: probe_lock(connection.client), refused, "the lock can be taken")
 
 
 def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:
@@ -91,7 +95,7 @@ def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:
         if _is_denied(fault):
             return refused
         text = f"{type(fault).__name__} {fault}"
-        reason = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
+        reason = next((reason for word, reason in _REFUSALS.items() if word in text), type(fault).__name__)
         return error(f"Redis refuses to write: {reason}", "check the server's log, memory and disk", ("redis_rights",))
     return ok(well)
 

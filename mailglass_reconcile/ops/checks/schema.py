@@ -8,22 +8,22 @@ from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, e
 from mailglass_reconcile.store import privileges, schema
 from mailglass_reconcile.store.privileges import MissingPrivileges
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
-from mailglass_reconcile.store.revision import outdated
+from mailglass_reconcile.store.revision import find_mismatch
 
 
 @check("roles", fast=True)
 def roles(context: CheckContext) -> Iterator[Finding]:
     """The documented roles that are used here have the privileges that docs/grants.md gives them."""
-    others = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
-    found = privileges.find_missing(context.tx, others)
-    yield from _lacking(found)
-    if not found:
-        names = ", ".join(role.name for role in others)
-        yield ok(f"{names} can do their work" if others else "no other documented role is used here")
+    other_roles = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
+    missing_privileges = privileges.find_missing(context.tx, other_roles)
+    yield from _lacking(missing_privileges)
+    if not missing_privileges:
+        names = ", ".join(role.name for role in other_roles)
+        yield ok(f"{names} can do their work" if other_roles else "no other documented role is used here")
 
 
-def _lacking(found: list[MissingPrivileges]) -> Iterator[Finding]:
-    for lacks in found:
+def _lacking(missing_privileges: list[MissingPrivileges]) -> Iterator[Finding]:
+    for lacks in missing_privileges:
         if lacks.privileges:
             yield error(f"role {lacks.role.name} lacks {'; '.join(lacks.privileges)}", lacks.grants)
         if lacks.hidden:
@@ -38,11 +38,11 @@ def _lacking(found: list[MissingPrivileges]) -> Iterator[Finding]:
 def rights(context: CheckContext) -> Iterator[Finding]:
     """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
     role = context.current_role
-    found = privileges.find_missing(context.tx, [role])
-    yield from _lacking(found)
-    if not found and role.documented == privileges.SWEEPER.name:
+    missing_privileges = privileges.find_missing(context.tx, [role])
+    yield from _lacking(missing_privileges)
+    if not missing_privileges and role.documented == privileges.SWEEPER.name:
         yield from _retention(context)
-    elif not found:
+    elif not missing_privileges:
         yield ok(f"role {role.name} has the privileges that it needs")
 
 
@@ -77,47 +77,51 @@ def revision(context: CheckContext) -> Iterator[Finding]:
     """The schema is there, at this version's revision, with all tables."""
     tx = context.tx
     ledgers = schema.find_ledgers(tx)
-    others = [name for name in ledgers if name != tx.schema]
-    elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
+    other_names = [name for name in ledgers if name != tx.schema]
+    elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(other_names)}"
     version = tx.revision()
     if not schema.schema_exists(tx):
-        step = f"{elsewhere if others else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
+        step = f"{elsewhere if other_names else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
     elif tx.schema not in ledgers and version:
-        where = f", which schema {', '.join(others)} has" if others else ""
+        where = f", which schema {', '.join(other_names)} has" if other_names else ""
         yield error(
             f"schema {tx.schema} has our tables but no mailglass_events{where}",
             f"if Mailglass's tables have moved, move ours as docs/upgrading.md describes, and {elsewhere}"
-            if others
+            if other_names
             else "run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
             " `mailglass-reconcile migrate --remove`",
         )
-    elif tx.schema not in ledgers and others:
-        yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has", elsewhere)
-    elif wrong := outdated(version):
+    elif tx.schema not in ledgers and other_names:
+        yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(other_names)} has", elsewhere)
+    elif wrong := find_mismatch(version):
         yield error(*wrong)
     else:
-        found = _differences(context, "schema")
-        if second := _second_ledger(context, ledgers, others):
-            found.append(second)
-        yield from found or [ok(f"schema {tx.schema} is at revision {version}")]
+        findings = _differences(context, "schema")
+        if second := _second_ledger(context, ledgers, other_names):
+            findings.append(second)
+        yield from findings or [ok(f"schema {tx.schema} is at revision {version}")]
 
 
-def _second_ledger(context: CheckContext, ledgers: Mapping[str, bool], others: Sequence[str]) -> Finding | None:
+def _second_ledger(context: CheckContext, ledgers: Mapping[str, bool], other_names: Sequence[str]) -> Finding | None:
     """Return a warning if another schema has a ledger that may be the one that is meant."""
     is_unset = "database_schema" not in context.tx.settings.model_fields_set
-    mailglass_s = [name for name in others if ledgers[name] and not ledgers[context.tx.schema]]
-    if not mailglass_s and not (others and is_unset):
+    mailglass_s = [name for name in other_names if ledgers[name] and not ledgers[context.tx.schema]]
+    if not mailglass_s and not (other_names and is_unset):
         return None
     return warning(
-        f"schema {', '.join(mailglass_s or others)} has a mailglass_events too, which is not used",
-        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(mailglass_s or others)} to use it, or to {context.tx.schema}",
+        f"schema {', '.join(mailglass_s or other_names)} has a mailglass_events too, which is not used",
+        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(mailglass_s or other_names)} to use it,"
+        f" or to {context.tx.schema}",
     )
 
 
 def _differences(context: CheckContext, subject: str) -> list[Finding]:
-    found = [difference for difference in context.differences if difference.subject == subject]
-    return [(error if one.is_grave else warning)(one.message, one.remedy(context.tx)) for one in found]
+    findings = [difference for difference in context.differences if difference.subject == subject]
+    return [
+        (error if difference.is_grave else warning)(difference.message, difference.remedy(context.tx))
+        for difference in findings
+    ]
 
 
 @check("indexes", fast=True)

@@ -50,8 +50,8 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
         yield error("no full sweep of all tenants has run yet", step, because)
     elif past.last is not None and past.last.status == "failed":
-        named = sanitize(past.last.error or "no error was noted")
-        yield error(f"the last full sweep failed {format_duration(past.last.age)} ago ({named})", SWEEP, because)
+        reason = sanitize(past.last.error or "no error was noted")
+        yield error(f"the last full sweep failed {format_duration(past.last.age)} ago ({reason})", SWEEP, because)
     elif past.success_age is None:
         yield error("no full sweep has ever succeeded", SWEEP, because)
     elif past.success_age > allowed:
@@ -110,8 +110,8 @@ def broadcasts(context: CheckContext) -> Iterator[Finding]:
 
 
 def runs_without_celery(context: CheckContext) -> bool:
-    """Whether full sweeps run in time although Celery gets no tasks."""
+    """Return True if full sweeps run in time although Celery gets no tasks."""
     past = context.history
-    of_beat = past.beat_age is not None and past.beat_age <= LATE_SECONDS
+    beat_is_recent = past.beat_age is not None and past.beat_age <= LATE_SECONDS
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
-    return in_time and not of_beat and past.success_origin not in ("beat", "call")
+    return in_time and not beat_is_recent and past.success_origin not in ("beat", "call")

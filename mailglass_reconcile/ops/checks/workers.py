@@ -52,12 +52,16 @@ class Cluster(ExitStack):
 
     @cached_property
     def server(self) -> Server:
-        """Where the broker is."""
-        it = self.connection
-        host = it.hostname
-        if it.transport_cls and "redis" in str(it.transport_cls) and host and "://" in host:
+        """The address of the broker."""
+        connection = self.connection
+        host = connection.hostname
+        if connection.transport_cls and "redis" in str(connection.transport_cls) and host and "://" in host:
             host = host.partition("://")[2]
-        return Server("the broker", connection_errors.format_location(host, it.port, it.virtual_host), self._setting)
+        return Server(
+            "the broker",
+            connection_errors.format_location(host, connection.port, connection.virtual_host),
+            self._setting,
+        )
 
     @cached_property
     def before(self) -> Holder | None:
@@ -103,7 +107,7 @@ class Cluster(ExitStack):
 
     @property
     def is_bundled(self) -> bool:
-        """Whether no app of the application's own was found."""
+        """Return True if the application has no Celery app of its own."""
         return bool(self.app.main == "mailglass_reconcile")
 
     @property
@@ -133,7 +137,7 @@ class Cluster(ExitStack):
         return [entry.get("options") or {} for entry in entries if entry.get("task") == task]
 
     def messages(self, queue: str) -> int | None:
-        """Return how many messages wait in a queue; None if the broker cannot say."""
+        """Count the messages that wait in a queue; None if the broker cannot."""
         try:
             with self.connection.channel() as channel:
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
@@ -148,9 +152,9 @@ def broker(cluster: Cluster) -> Iterator[Finding]:
     try:
         cluster.connection.connect()
     except Exception as fault:  # each broker's driver has errors of its own
-        said, remedy = connection_errors.classify(fault, server)
+        cause, remedy = connection_errors.classify(fault, server)
         redis = pubsub.server_of(runtime.get_redis(), "")
-        message = f"cannot connect to {server.kind} at {server.location}: {said}; no task can run"
+        message = f"cannot connect to {server.kind} at {server.location}: {cause}; no task can run"
         yield error(message, remedy, ("redis",) if redis.location == server.location else ())
     else:
         yield ok(f"connected to {server.kind} at {server.location}")
@@ -187,12 +191,12 @@ def queues(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
-    consumers = [one for one, its in cluster.queues.items() if name in its]
-    waiting, which = cluster.messages(name), " and ".join(tasks)
+    consumers = [worker for worker, queues in cluster.queues.items() if name in queues]
+    waiting, task_names = cluster.messages(name), " and ".join(tasks)
     size = "" if waiting is None else f", {pluralize(waiting, 'message waits', 'messages wait')} there"
-    informed = any(all(_knows(cluster, one, task) for task in tasks) for one in cluster.answering)
+    informed = any(all(_knows(cluster, worker, task) for task in tasks) for worker in cluster.answering)
     if not consumers and informed and not waiting and cluster.is_bundled:
-        yield ok(f"a worker knows {which}, and nothing waits in the bundled app's queue {sanitize(name)}")
+        yield ok(f"a worker knows {task_names}, and nothing waits in the bundled app's queue {sanitize(name)}")
     elif not consumers and cluster.answering:
         step = cluster.start
         step = (
@@ -200,22 +204,26 @@ def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
             if cluster.is_bundled
             else f"{step}, with `-Q {sanitize(name)}`"
         )
-        yield error(f"no worker consumes the queue {sanitize(name)} of {which}{size}", step)
+        yield error(f"no worker consumes the queue {sanitize(name)} of {task_names}{size}", step)
     elif not consumers and waiting:
-        message = f"{pluralize(waiting, 'message waits', 'messages wait')} in the queue {sanitize(name)} of {which}"
+        message = (
+            f"{pluralize(waiting, 'message waits', 'messages wait')} in the queue {sanitize(name)} of {task_names}"
+        )
         yield error(message, cluster.start, ("worker",))
-    elif lacking := [task for task in tasks if consumers and not any(_knows(cluster, one, task) for one in consumers)]:
+    elif lacking := [
+        task for task in tasks if consumers and not any(_knows(cluster, worker, task) for worker in consumers)
+    ]:
         yield error(
             f"the workers that consume the queue {sanitize(name)} do not know {' and '.join(lacking)}{size}",
             'call app.autodiscover_tasks(["mailglass_reconcile"]) in your app, then restart its workers',
         )
     elif consumers:
         consuming = pluralize(len(consumers), "worker consumes", "workers consume")
-        yield ok(f"{consuming} the queue {sanitize(name)} of {which}{size}")
+        yield ok(f"{consuming} the queue {sanitize(name)} of {task_names}{size}")
 
 
 def _knows(cluster: Cluster, worker: str, task: str) -> bool:
-    return worker not in cluster.registered or any(task in one for one in cluster.registered[worker])
+    return worker not in cluster.registered or any(task in entry for entry in cluster.registered[worker])
 
 
 @check("schedule", needs="celery")
@@ -223,8 +231,8 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
     """Beat would ask for sweeps, and for dispatches if there are handlers, with this app's schedule."""
     conf = cluster.app.conf
     scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
-    wanted = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.handled_types() else {})}
-    lacking = [what for task, what in wanted.items() if task not in scheduled]
+    required = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.handled_types() else {})}
+    lacking = [work for task, work in required.items() if task not in scheduled]
     if "PersistentScheduler" not in str(conf.beat_scheduler or "PersistentScheduler"):
         yield ok("a custom scheduler stores the schedule, so it cannot be checked here")
     elif lacking:
@@ -234,7 +242,7 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
             "add `beat_schedule` of mailglass_reconcile to it",
         )
     else:
-        yield ok(f"it has {' and '.join(wanted.values())}")
+        yield ok(f"it has {' and '.join(required.values())}")
 
 
 @check("lock", needs="celery")
@@ -246,18 +254,21 @@ def lock(cluster: Cluster) -> Iterator[Finding]:
 
 
 def held(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Finding:
-    """Return who has the lock of full sweeps, and whether that is a task that some worker runs.
+    """Report the holder of the lock of full sweeps, and whether a worker runs that task.
 
     *before* is who had it before the workers were asked which tasks they know, *queued* the messages in its queue.
     """
-    now = load_sweep_holder()
-    if now is None:
+    holder = load_sweep_holder()
+    if holder is None:
         return ok("the lock of full sweeps is free")
-    left, heal = now.seconds_left, f"redis-cli DEL {lock_key(None)}"
-    since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
-    text = f"task {sanitize(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
-    same = before is not None and before.token == now.token
-    if same and now.task_id not in known_tasks and (queued == 0 or not now.is_queued):
+    seconds_left, heal = holder.seconds_left, f"redis-cli DEL {lock_key(None)}"
+    since, how = max(0, LOCK_SECONDS - seconds_left), "queued" if holder.is_queued else "taken or renewed"
+    text = (
+        f"task {sanitize(holder.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago,"
+        f" for {seconds_left:.0f} s more"
+    )
+    same = before is not None and before.token == holder.token
+    if same and holder.task_id not in known_tasks and (queued == 0 or not holder.is_queued):
         return warning(
             f"{text}; no worker that answers knows this task: perhaps its worker was killed. Until the lock expires,"
             " sweeps are duplicates of it",

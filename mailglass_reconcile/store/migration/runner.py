@@ -108,7 +108,7 @@ def _is_done(comparison: Comparison) -> bool:
 def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date."""
     with Database(engine, settings).reading() as tx:
-        if error := revision.outdated(tx.revision()):
+        if error := revision.find_mismatch(tx.revision()):
             return [with_command_name(str(error))]
         return [
             with_command_name(f"{difference.message}: {difference.remedy(tx)}")
@@ -168,7 +168,7 @@ def _describe_location(tx: Transaction) -> str:
 
 def _refuse_another(version: str | None, *, has_ledger: bool) -> None:
     """Raise an error if the database is at another revision, or has our tables without Mailglass's."""
-    if error := revision.outdated(version) if version else None:
+    if error := revision.find_mismatch(version) if version else None:
         raise DatabaseRefusedError(f"{error}; nothing was changed")
     if version and not has_ledger:
         raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
@@ -176,7 +176,7 @@ def _refuse_another(version: str | None, *, has_ledger: bool) -> None:
 
 def _refuse_newer(version: str | None) -> None:
     if version and version > schema.VERSION:
-        raise DatabaseRefusedError(f"{revision.outdated(version)}; nothing was changed")
+        raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
 
 
 def _format_alembic_sql(engine: sa.Engine, settings: Settings, install: Callable[[], None]) -> str:
@@ -213,7 +213,7 @@ def _alembic(
     engine: sa.Engine, settings: Settings, *, install: Callable[[], None], output: io.StringIO | None = None
 ) -> Iterator[Config]:
     config = Config(output_buffer=output)
-    config.set_main_option("script_location", str(script.folder()).replace("%", "%%"))
+    config.set_main_option("script_location", str(script.find_folder()).replace("%", "%%"))
     with _with_attributes(config, engine, settings, install):
         yield config
 

@@ -128,7 +128,7 @@ class StepRunner:
         """Fill the table of open orphans from the ledger, within the maximum age, in batches."""
         title = f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction"
         self._title(title)
-        comment = _COMMENT.findall(script.of_kind("table")[OPEN_ORPHANS].sql)[0]
+        comment = _COMMENT.findall(script.steps_of_kind("table")[OPEN_ORPHANS].sql)[0]
         if self._plan:
             self._tell(repair.format_script(self._connected.settings))
         else:

@@ -43,7 +43,7 @@ def is_current():
 
 def test_each_revision_has_a_migration_of_djangos_with_its_name():
     """Otherwise an upgrade of the package would leave Django nothing to apply."""
-    revisions = {path.stem for path in (script.folder() / "versions").glob("*.py")}
+    revisions = {path.stem for path in (script.find_folder() / "versions").glob("*.py")}
     assert {module.name for module in pkgutil.iter_modules(migrations.__path__)} == revisions
     assert max(revisions).partition("_")[0] == schema.VERSION
 

@@ -51,7 +51,7 @@ def delivered(hours_ago, number=1, **columns):
 def found(db):
     """Return what the sample says, by provider."""
     with db.database.reading() as tx:
-        return {one.provider: one for one in reports.missing(tx)}
+        return {one.provider: one for one in reports.load_reports(tx)}
 
 
 def silent(db):
