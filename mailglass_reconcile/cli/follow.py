@@ -32,14 +32,14 @@ from mailglass_reconcile.sweep.result import SweepResult, format_remaining
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 1.0
-"""After a fault, the next try comes so much later."""
+RETRY_SECONDS = 1.0
+"""Wait this long after a fault before the next attempt."""
 REPEAT_SECONDS = 60.0
-"""A fault that lasts says the same at each try: each line is logged once in this time."""
+"""A lasting fault logs the same line at each attempt: log each line once in this time."""
 DISPATCH_SECONDS = 30.0
-"""How often handlers are looked after although nothing was linked."""
+"""Run handlers at least this often, even if nothing was linked."""
 FINISH_SECONDS = 10.0
-"""At the end, handlers that run have so long to finish."""
+"""Wait this long for running handlers at the end."""
 
 EXAMPLES = """\b
 Examples:
@@ -68,7 +68,7 @@ def follow(interval: float, tenant: str | None, as_json: bool) -> None:
 
 
 class Follower:
-    """Sweeps at each tick, and again and again after a fault, with one connection that is kept."""
+    """Sweeps at each tick on one connection, and retries after a fault."""
 
     def __init__(self, interval: float, tenant_id: str | None, as_json: bool) -> None:
         self._interval = interval
@@ -76,113 +76,113 @@ class Follower:
         self._as_json = as_json
         self._database = runtime.database()
         self._handlers = _Handlers()
-        self._repeats = _Repeats()
+        self._log_filter = _RepeatFilter()
         self._sweep: Sweep | None = None
         self._first = True
         self._failing = False
-        """Whether the last sweep has failed."""
+        """True if the last sweep failed."""
         self._lost = self._redis_lost = False
-        """Whether the log says that the database, or Redis, is lost, and not yet that it is back."""
-        self._ended_by: int | None = None
+        """True from the log line that the database, or Redis, is lost until the line that it is back."""
+        self._stop_signal: int | None = None
 
     def run(self) -> int:
         """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
         for handler in logging.getLogger().handlers:
-            handler.addFilter(self._repeats.passes)
+            handler.addFilter(self._log_filter.is_new)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+            signal.signal(number, self._stop)
         require_schema()
         registration.register_before_sweep(self._database)
         try:
-            while self._ended_by is None:
+            while self._stop_signal is None:
                 try:
                     self._sweep_on_one_connection()
                 except MailglassReconcileError as error:
                     if self._first or isinstance(error, ConfigurationError | SchemaOutdatedError):
                         raise
-                    self._tell_of_loss(error)
-                self._wait(PAUSE_SECONDS)
+                    self._log_loss(error)
+                self._wait(RETRY_SECONDS)
         finally:
-            self._handlers.end()
-        return INTERRUPTED if self._ended_by == signal.SIGINT else 0
+            self._handlers.stop()
+        return INTERRUPTED if self._stop_signal == signal.SIGINT else 0
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        """Let the running batch be the last one; a second Ctrl-C does not wait for it."""
-        self._ended_by = number
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Finish the running batch, then stop; a second Ctrl-C does not wait for it."""
+        self._stop_signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._sweep is not None:
             self._sweep.stop()
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._ended_by is None and (remaining_seconds := until - time.monotonic()) > 0:
+        while self._stop_signal is None and (remaining_seconds := until - time.monotonic()) > 0:
             time.sleep(min(remaining_seconds, 0.1))  # a signal does not end a sleep
 
     def _sweep_on_one_connection(self) -> None:
         """Sweep at each tick, until a signal comes or a sweep has failed."""
         with self._database.connect() as connected:
-            while self._ended_by is None:
+            while self._stop_signal is None:
                 began = time.monotonic()
-                result = self._swept(connected)
-                self._tell(result)
+                result = self._sweep_once(connected)
+                self._report(result)
                 if result.status == "failed":
                     return
                 self._wait(began + self._interval - time.monotonic())
 
-    def _swept(self, connected: Connected) -> SweepResult:
+    def _sweep_once(self, connected: Connected) -> SweepResult:
         self._sweep = recent.prepare(self._interval, self._tenant_id, origin="follow")
         result = self._sweep.run(nullcontext(connected))
         self._first = False
         return result
 
-    def _tell(self, result: SweepResult) -> None:
-        """Print what a sweep did, let handlers run, and say what is back."""
-        self._handlers.look_after(result.linked)
-        if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
-            click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
+    def _report(self, result: SweepResult) -> None:
+        """Print the result of a sweep, wake the handlers, and log what works again."""
+        self._handlers.wake(result.linked)
+        if result.linked or result.failed or (result.status != "ok" and self._stop_signal is None):
+            click.echo(json.dumps(result.as_dict()) if self._as_json else _format_result(result))
         if self._failing and result.status != "failed":
             self._lost = False
-            self._tell_of_return("the database is back")
+            self._log_recovery("the database is back")
         self._failing = result.status == "failed"
-        if result.publish_failed:  # the publisher has said so
+        if result.publish_failed:  # the publisher has logged it
             self._redis_lost = True
         elif result.published and self._redis_lost:
             self._redis_lost = False
-            self._tell_of_return("Redis is back: broadcasts are published again")
+            self._log_recovery("Redis is back: broadcasts are published again")
 
-    def _tell_of_loss(self, error: MailglassReconcileError) -> None:
+    def _log_loss(self, error: MailglassReconcileError) -> None:
         if not self._lost:
             lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
             logger.warning("%s; retrying: %s", lost, error)
         self._lost = self._failing = True
 
-    def _tell_of_return(self, line: str) -> None:
+    def _log_recovery(self, line: str) -> None:
         logger.warning(line)
-        self._repeats.forget()
+        self._log_filter.reset()
 
 
 class _Handlers:
-    """A thread that runs this process's handlers for what is linked, and now and then what has to be tried again."""
+    """A thread that runs this process's handlers for linked events, and retries failed jobs at intervals."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._wake_up = threading.Event()
         self._ended = False
         self._thread: threading.Thread | None = None
 
-    def look_after(self, linked: int) -> None:
-        """Let the handlers run, if there are any and something was *linked*; this does not wait for them."""
+    def wake(self, linked: int) -> None:
+        """Run the handlers in their thread if something was *linked*; this does not wait for them."""
         if not registry.handled_types():
             return
         if linked:
-            self._asked.set()
+            self._wake_up.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="mailglass handlers")
             self._thread.start()
 
-    def end(self) -> None:
-        """Let the handlers that run finish, within some seconds; what they have not done then is tried again."""
+    def stop(self) -> None:
+        """Wait some seconds for running handlers; what they do not finish is retried later."""
         self._ended = True
-        self._asked.set()
+        self._wake_up.set()
         if self._thread is not None:
             self._thread.join(FINISH_SECONDS)
 
@@ -191,36 +191,36 @@ class _Handlers:
             try:
                 while not self._ended and dispatcher.dispatch_within(FINISH_SECONDS / 2, "follow").handled:
                     pass
-            except Exception as error:  # a thread that has ended would run no handler any more
+            except Exception as error:  # if this thread ended, no handler would run any more
                 cause = str(error) if isinstance(error, MailglassReconcileError) else type(error).__name__
                 logger.warning("handlers did not run, and will at the next dispatch: %s", cause)
-            self._asked.wait(DISPATCH_SECONDS)
-            self._asked.clear()
+            self._wake_up.wait(DISPATCH_SECONDS)
+            self._wake_up.clear()
 
 
-class _Repeats:
-    """Knows which lines were logged lately."""
+class _RepeatFilter:
+    """A filter of log records that passes each line once a minute."""
 
     def __init__(self) -> None:
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
-    def forget(self) -> None:
-        """Let every line be news again."""
-        self._said = {}
+    def reset(self) -> None:
+        """Pass every line again."""
+        self._logged_at = {}
 
-    def passes(self, record: logging.LogRecord) -> bool:
-        """Whether a line is this module's own, or was not logged within the last minute."""
+    def is_new(self, record: logging.LogRecord) -> bool:
+        """Return True if a line is this module's own, or was not logged within the last minute."""
         now, line = time.monotonic(), record.getMessage()
-        self._said = {old: when for old, when in self._said.items() if now - when < REPEAT_SECONDS}
-        if record.name == __name__ or line not in self._said:
-            self._said[line] = now
+        self._logged_at = {old: at for old, at in self._logged_at.items() if now - at < REPEAT_SECONDS}
+        if record.name == __name__ or line not in self._logged_at:
+            self._logged_at[line] = now
             return True
         return False
 
 
-def _in_words(result: SweepResult) -> str:
+def _format_result(result: SweepResult) -> str:
     orphans = pluralize(result.scanned, "recent orphan")
-    words = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
-    words += f"; {result.failed:,} failed" if result.failed else ""
-    words += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
-    return words + ("" if result.status == "ok" else f"; {result.status}, {format_remaining(result.remaining)}")
+    line = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
+    line += f"; {result.failed:,} failed" if result.failed else ""
+    line += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
+    return line + ("" if result.status == "ok" else f"; {result.status}, {format_remaining(result.remaining)}")

@@ -74,14 +74,14 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
         page = pages.load_page(database, selection, limit=limit, after=begin, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
-    for line in _before(database, selection, page, as_json=as_json):
+    for line in _introduce(database, selection, page, as_json=as_json):
         click.echo(line, err=True)
     with reader_may_leave():
         for orphan in page.orphans:
             if as_json:
                 print_json(orphan.as_dict())
             else:
-                click.echo(_lines(orphan))
+                click.echo(_format_orphan(orphan))
         if not (page.orphans or as_json):
             click.echo(f"none among the {page.looked_at:,} checked" if page.after else "none")
     if page.after:
@@ -98,40 +98,40 @@ def _validate(filters: dict[str, Any]) -> dict[str, Any]:
     return {**filters, "recipient": recipient}
 
 
-def _before(database: Database, selection: ListFilter, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
-    """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
+def _introduce(database: Database, selection: ListFilter, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
+    """Yield the lines before a list: names that may be mistyped, the number of orphans by cause, and as of when."""
     hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:
         hints.append(tenant_suggestions.suggest(database, selection.tenant_id))
     yield from filter(None, hints)
     if not page.orphans or selection.state == EXPIRED or as_json:
         return
-    number = "" if page.total is None else f"{_number(page.total, page.at_least)}; "
+    number = "" if page.total is None else f"{_format_total(page.total, page.at_least)}; "
     yield wrapped(f"{number}{as_of(page.as_of)}")
     for cause in page.causes[:SHOWN_CAUSES]:
-        yield wrapped(_cause(cause), "  ")
+        yield wrapped(_format_cause(cause), "  ")
     if len(page.causes) > SHOWN_CAUSES:
-        rest = page.causes[SHOWN_CAUSES:]
-        yield f"  {sum(cause.number for cause in rest):,} of {pluralize(len(rest), 'other cause')}"
+        other_causes = page.causes[SHOWN_CAUSES:]
+        yield f"  {sum(cause.number for cause in other_causes):,} of {pluralize(len(other_causes), 'other cause')}"
 
 
-def _number(total: int, at_least: bool) -> str:
+def _format_total(total: int, at_least: bool) -> str:
     return f"at least {total:,} orphans" if at_least else pluralize(total, "orphan")
 
 
-def _cause(cause: Cause) -> str:
+def _format_cause(cause: Cause) -> str:
     tenant = cause.tenant_id or "(small tenants)"
     tenants = tenant if cause.other_tenant_id is None else f"{tenant} → {cause.other_tenant_id}"
     provider = f", {cause.provider}" if cause.provider else ""
     return f"{cause.number:,} {cause.state}: {escape_unprintable(tenants)}{provider}"
 
 
-def _lines(orphan: OpenOrphan) -> str:
+def _format_orphan(orphan: OpenOrphan) -> str:
     state: str = orphan.state
     if orphan.verdict:
-        how = "link it with sweep --event" if orphan.verdict == MATCHED else short_label(orphan.verdict)
+        outcome = "link it with sweep --event" if orphan.verdict == MATCHED else short_label(orphan.verdict)
         max_age = format_duration(60 * runtime.get_settings().max_age_minutes)
-        state = f"expired (older than {max_age}); now {orphan.verdict}: {how}"
+        state = f"expired (older than {max_age}); now {orphan.verdict}: {outcome}"
     facts = [f"tenant {orphan.tenant_id}", f"provider {orphan.provider or '-'}", f"type {orphan.type or '-'}"]
     facts += [f"to {orphan.delivery_id}"] if orphan.delivery_id else []
     expires = ""

@@ -21,15 +21,15 @@ def rekey() -> None:
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
-        count = _forget_all(connected)
+        count = _clear_all_keys(connected)
     click.echo(f"the next sweep computes the keys of {pluralize(count, 'open orphan')}")
 
 
-def _forget_all(connected: Connected) -> int:
+def _clear_all_keys(connected: Connected) -> int:
     count, after = 0, NIL
     while True:
         with connected.writing() as tx:
-            event_ids = stored_keys.forget(tx, after, BATCH_ROWS)
+            event_ids = stored_keys.clear(tx, after, BATCH_ROWS)
         count += len(event_ids)
         if len(event_ids) < BATCH_ROWS:
             return count

@@ -48,17 +48,17 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
     if check and as_json:
         raise click.UsageError("--check and --json exclude each other")
     if check:
-        sys.exit(_check(max_lag))
+        sys.exit(_print_health(max_lag))
     loaded = load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if tenant is not None and not loaded.open:
         hint_at_tenant(runtime.database(), tenant)
     if as_json:
         print_json(loaded.as_dict())
     else:
-        console().print(_page(loaded))
+        console().print(_render(loaded))
 
 
-def _check(max_lag: float) -> int:
+def _print_health(max_lag: float) -> int:
     try:
         problems = load_problems(runtime.database(), max_lag)
     except MailglassReconcileError as error:
@@ -67,7 +67,7 @@ def _check(max_lag: float) -> int:
     return 1 if problems else 0
 
 
-def _page(loaded: Status) -> Group:
+def _render(loaded: Status) -> Group:
     lines = [f"{pluralize(loaded.eligible, 'open orphan')} as of {format_time(loaded.as_of)}"]
     if loaded.waiting:
         lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
@@ -81,10 +81,10 @@ def _page(loaded: Status) -> Group:
         lines.append(f"last successful {kind} run: {format_time(at)}")
     lines += [f"warning: {warning}" for warning in loaded.warnings]
     lines += [f"problem: {problem}" for problem in loaded.problems] or ["healthy"]
-    return Group(*(Text(escape_unprintable(line)) for line in lines), *_tables(loaded))
+    return Group(*(Text(escape_unprintable(line)) for line in lines), *_make_tables(loaded))
 
 
-def _tables(loaded: Status) -> list[Table]:
+def _make_tables(loaded: Status) -> list[Table]:
     groups = table(
         ("state", "tenant", "provider", "orphans"),
         [
@@ -92,10 +92,10 @@ def _tables(loaded: Status) -> list[Table]:
             for group in loaded.groups
         ],
     )
-    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_run, loaded.last_runs))
+    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_format_run, loaded.last_runs))
     return [rows for rows in (groups, runs) if rows.row_count]
 
 
-def _run(run: dict[str, Any]) -> tuple[str, ...]:
-    what = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
-    return (*what, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")
+def _format_run(run: dict[str, Any]) -> tuple[str, ...]:
+    columns = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
+    return (*columns, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")

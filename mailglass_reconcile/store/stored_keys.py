@@ -81,8 +81,8 @@ def store(
         tx.execute(_STORE, _parameters({event_id: computed[event_id] for event_id in claimed}))
 
 
-def forget(tx: Transaction, after: str, size: int) -> Sequence[str]:
-    """Forget the keys and states of the next *size* orphans after an id, and return their ids, in order.
+def clear(tx: Transaction, after: str, size: int) -> Sequence[str]:
+    """Clear the keys and states of the next *size* orphans after an id, and return their ids, in order.
 
     The next sweep computes them again. Waits for orphans that another session has locked.
     """

@@ -493,7 +493,7 @@ class Schedule(RuleBasedStateMachine):
     def rekey(self) -> None:
         """All keys are forgotten; no recipient is."""
         with self.db.database.writing() as tx:
-            while stored_keys.forget(tx, NIL, 2):
+            while stored_keys.clear(tx, NIL, 2):
                 pass
 
     @rule()
