@@ -119,4 +119,4 @@ def load_jobs(database: Database, state: State, handler: str | None = None) -> J
 def load_facts(database: Database) -> Facts:
     """Count the jobs that wait, fail or are dead."""
     with database.reading(TIMEOUT_MS) as tx:
-        return outbox.facts(tx)
+        return outbox.load_facts(tx)

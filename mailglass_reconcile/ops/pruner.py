@@ -30,7 +30,7 @@ BATCH_ROWS = 5_000
 RETENTION_ROWS = 1_000
 """Events that one transaction looks at; it deletes all that their deliveries have besides."""
 
-Step = Callable[[Connected], int]
+PruneStep = Callable[[Connected], int]
 """One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""
 
 
@@ -144,7 +144,7 @@ class _Prune:
             if hasattr(self.result, name):
                 setattr(self.result, name, getattr(self.result, name) + changed)
 
-    def _steps(self) -> Iterator[tuple[str, Step]]:
+    def _steps(self) -> Iterator[tuple[str, PruneStep]]:
         """Yield the steps; one whose name is a field of the result is counted there."""
         days = retention_days(self._settings, made_by_mailglass=self._made_by_mailglass)
         for status in ("succeeded", "dead", "failed"):
@@ -176,7 +176,7 @@ class _Prune:
                 self.result.deliveries += deleted
         return 0
 
-    def _run_step(self, name: str, step: Step) -> int:
+    def _run_step(self, name: str, step: PruneStep) -> int:
         """Run one step, or store why it failed and return 0. Only an unreachable database ends the prune."""
         with self._database.connect() as connected:
             try:
@@ -226,7 +226,7 @@ class _Prune:
             logger.error("prune: %s %s failed, and the others ran: %s", steps, ", ".join(names), reason)
 
 
-def _make_delete_step(statement: str, days: int | None, **parameters: str) -> Step:
+def _make_delete_step(statement: str, days: int | None, **parameters: str) -> PruneStep:
     """Make a step that deletes rows older than *days* in batches; with None it deletes nothing."""
 
     def delete(connected: Connected) -> int:

@@ -95,11 +95,11 @@ def load_series(tx: Transaction, seconds: float) -> list[TimeBucket]:
         began = min(history_began, now - SHORTEST_SECONDS)
     width = next((width for width in WIDTHS if (now - began) / width <= BUCKETS), WIDTHS[-1])
     bounds = {"width": width, "size": READ_SWEEPS, "first": int(began // width), "last": int(now // width)}
-    return _filled(tx.execute(_BUCKETS, bounds).all(), began, now, width)
+    return _make_buckets(tx.execute(_BUCKETS, bounds).all(), began, now, width)
 
 
-def _filled(rows: Any, began: float, now: float, width: float) -> list[TimeBucket]:
-    """Return buckets of rows; between two sweeps, what the first has left is known for some minutes."""
+def _make_buckets(rows: Any, began: float, now: float, width: float) -> list[TimeBucket]:
+    """Make buckets of rows; the counts of a sweep stay valid for some minutes after it."""
     valid_seconds = max(LATE_SECONDS, 3 * width)
     buckets: list[TimeBucket] = []
     states, counted_at = None, 0.0
@@ -114,11 +114,11 @@ def _filled(rows: Any, began: float, now: float, width: float) -> list[TimeBucke
         silent = row.silent_seconds or 0.0
         silent = silent if silent > valid_seconds else 0.0
         buckets.append(TimeBucket(start, end, unlinkable, matched, row.lag_seconds or 0.0, silent))
-    return [*buckets[:-2], *_merge(*buckets[-2:])] if len(buckets) > 1 else buckets
+    return [*buckets[:-2], *_merge_short(*buckets[-2:])] if len(buckets) > 1 else buckets
 
 
-def _merge(before: TimeBucket, last: TimeBucket) -> list[TimeBucket]:
-    """Return the last two buckets, or one with the worst of both if the last has hardly begun: it would not be seen."""
+def _merge_short(before: TimeBucket, last: TimeBucket) -> list[TimeBucket]:
+    """Return the last two buckets, merged into one if the last is too short to be visible."""
     if last.ended - last.began > (before.ended - before.began) / 2:
         return [before, last]
     counted = [bucket.states for bucket in (last, before) if bucket.states is not None]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
-from mailglass_reconcile.store.script import Step
+from mailglass_reconcile.store.script import SchemaStep
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
@@ -53,7 +53,7 @@ SELECT w.kind, w.name, quote_ident(w.nspname) AS schema, coalesce(c.oid, f.oid, 
 """
 
 
-_VERSION_TABLE = Step("table", schema.VERSION_TABLE, "", "")
+_VERSION_TABLE = SchemaStep("table", schema.VERSION_TABLE, "", "")
 """Alembic makes this table, so only its owner is compared."""
 
 
@@ -67,7 +67,7 @@ class Difference(NamedTuple):
         is_partitioned: Whether it is an index of a partitioned table.
     """
 
-    step: Step
+    step: SchemaStep
     fault: str
     is_mailglass: bool = False
     is_partitioned: bool = False
@@ -179,19 +179,19 @@ def compare(tx: Transaction, *, guard: bool = False) -> Comparison:
     return Comparison(grave_first, foreign, role, owner if owner != role else None)
 
 
-def _is_compared(step: Step, *, mailglass_tables: bool) -> bool:
+def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
     """Return True if a step is compared; on Mailglass's tables, its tables and unique indexes are, and our objects."""
     if not step.only or not mailglass_tables or step.name == schema.GUARD:
         return True
     return step.only == script.MADE_HERE and (step.kind == "table" or step.name in UNIQUE)
 
 
-def _is_not_ours(step: Step, row: Any, *, is_mailglass: bool) -> bool:
+def _is_not_ours(step: SchemaStep, row: Any, *, is_mailglass: bool) -> bool:
     """Return True if a difference is not reported: Alembic's table, or an index whose table is missing too."""
     return step is _VERSION_TABLE or (is_mailglass and step.kind == "index" and not row.has_table)
 
 
-def _describe_foreign(step: Step, row: Any) -> str | None:
+def _describe_foreign(step: SchemaStep, row: Any) -> str | None:
     """Return a phrase about a foreign object with the name of a step, or None; an index belongs to its table's"
     " owner."""
     if step.kind == "table" and row.has_kind and step.columns and step.columns[0] not in (row.definition or "").split():
@@ -210,7 +210,7 @@ ANOTHER_INDEX = "has another definition than this version's"
 NOT_FILLED = "is not filled from the ledger yet"
 
 
-def _find_fault(step: Step, row: Any, schema_name: str) -> str | None:
+def _find_fault(step: SchemaStep, row: Any, schema_name: str) -> str | None:
     """Return the difference between an object and its step, or None."""
     if not row.is_there:
         has_other = step.kind == "index" and any(_is_equivalent(step, other, row.schema) for other in row.others)
@@ -222,7 +222,7 @@ def _find_fault(step: Step, row: Any, schema_name: str) -> str | None:
     return _find_definition_fault(step, row, schema_name)
 
 
-def _find_definition_fault(step: Step, row: Any, schema_name: str) -> str | None:
+def _find_definition_fault(step: SchemaStep, row: Any, schema_name: str) -> str | None:
     if step.kind == "table":
         existing = (row.definition or "").split()
         missing = [column for column in step.columns if column not in existing]
@@ -238,7 +238,7 @@ def _find_definition_fault(step: Step, row: Any, schema_name: str) -> str | None
     return None
 
 
-def _is_equivalent(step: Step, definition: str, quoted_schema: str) -> bool:
+def _is_equivalent(step: SchemaStep, definition: str, quoted_schema: str) -> bool:
     """Return True if an index of another name can replace a step's; one that is not unique may have more columns."""
     tokens = _tokens(step.statement.replace(f" {step.name}", "", 1), quoted_schema)
     other = _tokens(re.sub(r"INDEX (\S+) ON", "INDEX ON", definition, count=1), quoted_schema)

@@ -104,7 +104,7 @@ NO_KEYS = Keys(None, (), None)
 
 
 class Cursor(NamedTuple):
-    """A place in the order of arrival."""
+    """A cursor in the order of arrival."""
 
     arrived_at: str
     event_id: str
@@ -131,7 +131,7 @@ class OrphanRow(NamedTuple):
 
     @property
     def place(self) -> Cursor:
-        """Where it is in the order of arrival."""
+        """The cursor after which the next orphan comes."""
         return Cursor(self.arrived_at, self.event_id)
 
 

@@ -134,7 +134,7 @@ _DELAYS = array_literal(map(str, DELAYS_SECONDS))
 
 
 class Facts(NamedTuple):
-    """How many jobs wait and are dead, by how long the first is overdue, and how many have failed several times."""
+    """Numbers of waiting, dead and repeatedly failed jobs, and the delay of the first due job."""
 
     waiting: int
     dead: int
@@ -143,7 +143,7 @@ class Facts(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A claimed job, and what its handler is told of event and delivery.
+    """A claimed job, with the fields of event and delivery that its handler gets.
 
     `dead` if its last attempt had ended with its process; `tenant_id` is None if the ledger lacks the event.
     """
@@ -165,16 +165,16 @@ class Job(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """How an attempt of a job has ended, unless its transaction was committed: the class of an error."""
+    """A failed attempt of a job, whose transaction was not committed: the class of the error."""
 
     job: Job
     error: str
 
 
 class Claim(NamedTuple):
-    """The job that was claimed, if one is due, and the state that the failure of the last attempt has left.
+    """The claimed job, if one is due, and the state of the job whose attempt failed before.
 
-    That is None if the attempt was committed, or if another dispatcher has claimed its job since.
+    That state is None if the attempt was committed, or if another dispatcher has claimed the job since.
     """
 
     job: Job | None
@@ -190,8 +190,8 @@ class NewJob(NamedTuple):
     type: str
 
 
-def facts(tx: Transaction) -> Facts:
-    """Return what waits and what is dead, by one query over the jobs that are not done."""
+def load_facts(tx: Transaction) -> Facts:
+    """Count the waiting and the dead jobs, by one query over the jobs that are not done."""
     return Facts(*tx.execute(_FACTS, {"attempts": FAILING_ATTEMPTS}).one())
 
 

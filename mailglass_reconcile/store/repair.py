@@ -222,7 +222,7 @@ def _pages(
 
 
 class Expired(NamedTuple):
-    """The number of orphans that expired, and of those among them with an id of a delivery, of any tenant."""
+    """The number of expired orphans, and the number of those that name a delivery, of any tenant."""
 
     orphans: int
     named: int

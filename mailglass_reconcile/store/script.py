@@ -25,7 +25,7 @@ MADE_HERE = "made here"
 _COLUMN = re.compile(r"^  ([a-z]\w*) ", re.MULTILINE)
 
 
-class Step(NamedTuple):
+class SchemaStep(NamedTuple):
     """A step: one object of the schema, and the statements that make it.
 
     Attributes:
@@ -62,12 +62,12 @@ class Step(NamedTuple):
         return _COLUMN.findall(self.statement)
 
     @property
-    def primary_key(self) -> list[Step]:
+    def primary_key(self) -> list[SchemaStep]:
         """The step that builds the index of a table's primary key again, which the table itself makes first."""
         columns = _PRIMARY_KEY.findall(self.statement) if self.kind == "table" else []
         name = f"{self.name}_pkey"
         return [
-            Step(
+            SchemaStep(
                 "index", name, self.only, f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({column or several});"
             )
             for column, several in columns
@@ -113,18 +113,18 @@ def recipient_key() -> str:
 
 
 @cache
-def steps() -> tuple[Step, ...]:
+def steps() -> tuple[SchemaStep, ...]:
     """Return all steps, in the order of the files."""
     all_steps = []
     for path in sorted((find_folder() / "schema").glob("*.sql")):
         sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
         parts = _MARK.split(sql)[1:]
         for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-            step = Step(cast("Kind", kind), name, only or "", sql.strip())
+            step = SchemaStep(cast("Kind", kind), name, only or "", sql.strip())
             all_steps += [step, *step.primary_key]
     return tuple(all_steps)
 
 
-def steps_of_kind(kind: Kind, only: str = "") -> Mapping[str, Step]:
+def steps_of_kind(kind: Kind, only: str = "") -> Mapping[str, SchemaStep]:
     """Return the steps of one kind that are needed on the same databases, by name."""
     return {step.name: step for step in steps() if step.kind == kind and step.only == only}

@@ -151,7 +151,7 @@ class CheckContext:
 
     @cached_property
     def outbox(self) -> outbox.Facts:
-        return outbox.facts(self.tx)
+        return outbox.load_facts(self.tx)
 
     @cached_property
     def unseen(self) -> list[Unseen]:

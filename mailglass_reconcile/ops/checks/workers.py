@@ -65,10 +65,10 @@ class Cluster(ExitStack):
 
     @cached_property
     def before(self) -> Holder | None:
-        """Who had the lock of full sweeps before the workers were asked what they run."""
+        """The holder of the lock of full sweeps before the workers are asked for their tasks."""
         try:
             return load_sweep_holder()
-        except Exception:  # the check of the lock asks again, and says so
+        except Exception:  # the check of the lock reads it again, and reports the error
             return None
 
     @cached_property
@@ -80,26 +80,26 @@ class Cluster(ExitStack):
 
     @cached_property
     def queues(self) -> Mapping[str, set[str]]:
-        """The queues that each consumes."""
-        found = self._asked.active_queues() or {} if self.answering else {}
-        return {name: {queue["name"] for queue in found.get(name) or []} for name in self.answering}
+        """The queues that each worker consumes."""
+        replies = self._inspector.active_queues() or {} if self.answering else {}
+        return {name: {queue["name"] for queue in replies.get(name) or []} for name in self.answering}
 
     @cached_property
     def registered(self) -> Mapping[str, Any]:
-        """The tasks that each knows."""
-        return (self._asked.registered() or {}) if self.answering else {}
+        """The tasks that each worker has registered."""
+        return (self._inspector.registered() or {}) if self.answering else {}
 
     @cached_property
     def taken(self) -> frozenset[str]:
-        """The ids of the tasks that they run, or have taken from a queue."""
+        """The ids of the tasks that the workers run or have reserved."""
         if not self.answering:
             return frozenset()
-        replies = (self._asked.active() or {}, self._asked.reserved() or {})
+        replies = (self._inspector.active() or {}, self._inspector.reserved() or {})
         return frozenset(request["id"] for reply in replies for requests in reply.values() for request in requests)
 
     @property
-    def _asked(self) -> Any:
-        """Ask those that answer; each question ends as soon as all have answered."""
+    def _inspector(self) -> Any:
+        """Celery's inspector of the workers that answer; each request ends as soon as all have answered."""
         return self._inspect(ANSWER_SECONDS[0], destination=self.answering, limit=len(self.answering))
 
     def _inspect(self, seconds: float, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE,
 from mailglass_reconcile.store import repair, schema, script
 from mailglass_reconcile.store.comparison import INVALID, NOT_FILLED, UNFILLED, Difference
 from mailglass_reconcile.store.database import Connected, in_schema
-from mailglass_reconcile.store.script import Step
+from mailglass_reconcile.store.script import SchemaStep
 
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a session that waits for a lock; Mailglass's own time out after 500 ms."""
@@ -95,7 +95,7 @@ class StepRunner:
             f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
         )
 
-    def _create(self, step: Step) -> None:
+    def _create(self, step: SchemaStep) -> None:
         sql = step.sql
         if step.kind == "function":
             sql = _WITHOUT_TABLES + sql
@@ -191,7 +191,7 @@ class StepRunner:
 _COMMENT = re.compile(r"^COMMENT ON TABLE .*?;$", re.MULTILINE | re.DOTALL)
 
 
-def _needs_fill(step: Step) -> bool:
+def _needs_fill(step: SchemaStep) -> bool:
     """Return True if orphans may have been missed while the object of a step was missing."""
     return (step.kind == "table" and step.name == OPEN_ORPHANS) or (step.kind == "trigger" and not step.only)
 

@@ -15,7 +15,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Fin
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import comparison, privileges, schema, script
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.script import Step
+from mailglass_reconcile.store.script import SchemaStep
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ class Planted(NamedTuple):
     status: str = ERROR
 
 
-def dropped(step: Step) -> Planted:
+def dropped(step: SchemaStep) -> Planted:
     """Drop an object, or the key that an index belongs to."""
     if step.kind == "index":
         is_key = step.name.endswith("_pkey")
