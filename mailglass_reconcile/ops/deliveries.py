@@ -233,7 +233,7 @@ class Naming(NamedTuple):
 
 
 class RecentLink(NamedTuple):
-    """A link: which event of which type got which delivery, when, and how many seconds after the event arrived."""
+    """A link of an event to a delivery, with its time and the seconds since the event arrived."""
 
     tenant_id: str
     delivery_id: str
@@ -351,7 +351,7 @@ def _summarize(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | N
 
 
 def _summarize_unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
-    """Return the summary of a delivery of which no provider has reported an end."""
+    """Return the summary of a delivery whose outcome no provider has reported."""
     when = f"{sanitize(row.type)} {_ago(row.since)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:

@@ -225,7 +225,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     (keys,) = matcher.current_keys(tx, orphans)
     decision = matcher.decide(tx, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
-    erased = mismatch and stored_deliveries.some_erased(tx, row.tenant_id, keys.candidate_ids)
+    erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
     candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.named])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
     explanation = _explain_open(row, origins, decision, deliveries_by_id, erased=erased)

@@ -107,7 +107,7 @@ class JobList:
 
 
 def load_jobs(database: Database, state: State, handler: str | None = None) -> JobList:
-    """Return the jobs that wait, or those that are dead; all, or those of a handler."""
+    """Return the waiting or the dead jobs, of one handler or of all."""
     selection = {"state": state, "handler": handler}
     with database.reading(TIMEOUT_MS) as tx:
         groups = tx.execute(_GROUPS, {**selection, "size": LISTED_GROUPS}).all()

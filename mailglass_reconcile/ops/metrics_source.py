@@ -91,12 +91,12 @@ class MetricsSnapshot:
 
 
 def collect(database: Database) -> MetricsSnapshot:
-    """Read all of it, by statements whose cost does not depend on what is open."""
+    """Load the snapshot, by statements whose cost does not depend on the number of open orphans."""
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
             context = CheckContext(tx)
             past, totals, findings = context.history, runs.sum_by_status(tx), checks.run_fast(context)
-            waiting, without_report = context.outbox, by_label(context.reports)
+            waiting, without_report = context.outbox, count_by_label(context.reports)
             triggers = context.has_triggers
         groups = past.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
@@ -123,8 +123,8 @@ def collect(database: Database) -> MetricsSnapshot:
     )
 
 
-def by_label(reports: Sequence[Reports]) -> dict[str, int]:
-    """Count deliveries without a report by a label of few values: a provider that no rule knows is `other`."""
+def count_by_label(reports: Sequence[Reports]) -> dict[str, int]:
+    """Count deliveries without a report by provider; a provider without a rule is `other`, so that labels are few."""
     counts: Counter[str] = Counter({NONE: 0})
     for provider in reports:
         is_known = provider.provider in providers.rules()

@@ -240,7 +240,7 @@ def load_page(
     counted: bool = False,
     timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> OrphanPage:
-    """Return the next *limit* orphans that pass, the newest first; those in their grace are among them.
+    """Return the next *limit* orphans that pass, the newest first; including those in their grace.
 
     States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
     matched now, and come tenant by tenant, the oldest first. A page that has looked at `LOOKED_AT_MOST` open orphans,
@@ -254,8 +254,8 @@ def load_page(
     with database.reading(timeout_ms) as tx:
         snapshot = window.open_window(tx)
         if filters.state == EXPIRED:
-            return _fill_page(filters, limit, READ_AT_MOST, _expired(tx, snapshot, filters, after, limit))
-        page = _fill_page(filters, limit, LOOKED_AT_MOST, _open(tx, snapshot, filters, after, limit))
+            return _fill_page(filters, limit, READ_AT_MOST, _read_expired(tx, snapshot, filters, after, limit))
+        page = _fill_page(filters, limit, LOOKED_AT_MOST, _read_open(tx, snapshot, filters, after, limit))
         page.orphans = _with_deliveries(tx, page.orphans)
         history = runs.load_history(tx)
         page.as_of = history.counted_at
@@ -318,8 +318,8 @@ def _fill_page(filters: ListFilter, limit: int, at_most: int, chunks: Iterator[C
     return page
 
 
-def _open(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int) -> Iterator[Chunk]:
-    """Yield open orphans as they are stored, the newest first."""
+def _read_open(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int) -> Iterator[Chunk]:
+    """Yield chunks of open orphans as stored, the newest first."""
     cursor = _require(listing.find_cursor(tx, after), after) if after else LAST
     row_filter, bounds = filters.row_filter(), _bounds(tx, snapshot, filters)
     for batch_size in _sizes(size + 1):
@@ -329,7 +329,7 @@ def _open(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | N
         if rows:
             cursor = Cursor(rows[-1].arrived_at, rows[-1].event_id)
             existing = [row for row in rows if row.type is not None]  # one whose event is gone has none
-            yield Chunk([_as_stored(tx, row) for row in existing], len(rows), cursor.event_id, len(rows) < batch_size)
+            yield Chunk([_from_row(tx, row) for row in existing], len(rows), cursor.event_id, len(rows) < batch_size)
         if len(rows) < batch_size:
             return
 
@@ -433,7 +433,7 @@ def _bounds(tx: Transaction, snapshot: Window, filters: ListFilter) -> Bounds:
     return listing.compute_bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
 
 
-def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
+def _from_row(tx: Transaction, row: Row) -> OpenOrphan:
     event_id, arrived_at, tenant_id, provider, type_, state, ids = row
     expires_at = times.add_minutes(arrived_at, tx.settings.max_age_minutes)
     return OpenOrphan(
@@ -441,8 +441,10 @@ def _as_stored(tx: Transaction, row: Row) -> OpenOrphan:
     )
 
 
-def _expired(tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int) -> Iterator[Chunk]:
-    """Yield orphans of the ledger that nothing has reconciled and that are too old, by tenant and time."""
+def _read_expired(
+    tx: Transaction, snapshot: Window, filters: ListFilter, after: str | None, size: int
+) -> Iterator[Chunk]:
+    """Yield chunks of expired orphans that are not reconciled, by tenant and time."""
     cursor = _require(listing.find_ledger_cursor(tx, after), after) if after else FIRST_OF_LEDGER
     for batch_size in _sizes(size + 1):
         entries = listing.load_expired(

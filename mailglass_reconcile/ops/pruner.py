@@ -88,7 +88,7 @@ def prune() -> PruneResult:
 
 
 def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
-    """Delete what is old, repair the table of open orphans, and return the counts; each batch is a transaction.
+    """Delete old rows, repair the table of open orphans, and return the counts; each batch is a transaction.
 
     A retention of `infinity` sends no DELETE. On tables that Mailglass made, which deletes raw webhooks itself, those
     of a status are left alone unless its retention is set.

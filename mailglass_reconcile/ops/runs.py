@@ -120,7 +120,7 @@ class LastSweep(NamedTuple):
 
 
 class RunHistory(NamedTuple):
-    """The history of runs; one statement reads it, at a cost that does not depend on what is open.
+    """The history of runs; one statement reads it, at a cost that does not depend on the number of open orphans.
 
     Attributes:
         now: The database's time, in ISO 8601, UTC.

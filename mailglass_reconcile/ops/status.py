@@ -102,7 +102,7 @@ class Overview:
 
 
 def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
-    """Return a sentence for each error, the most severe first; the cost does not depend on what is open."""
+    """Return a sentence for each error, the most severe first; at a cost independent of the open orphans."""
     with database.reading(10_000) as tx:
         return sentences(checks.run_fast(CheckContext(tx, max_lag_seconds)), ERROR)
 
@@ -131,7 +131,7 @@ def load_status(
 
 
 def load_overview(database: Database, *, seconds: int) -> Overview:
-    """Return the overview, with charts of the last *seconds*; the cost does not depend on what is open."""
+    """Return the overview, with charts of the last *seconds*; at a cost independent of the open orphans."""
     with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         context = CheckContext(tx)

@@ -218,7 +218,7 @@ def array_literal(texts: Iterable[str | None]) -> str:
         joined = '","'.join(texts)  # type: ignore[arg-type]
         if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
             return f'{{"{joined}"}}'
-    return "{" + ",".join("NULL" if text is None else _quoted(text) for text in texts) + "}"
+    return "{" + ",".join("NULL" if text is None else _quote(text) for text in texts) + "}"
 
 
 def text_or_none(value: object) -> str | None:
@@ -231,7 +231,7 @@ def column_arrays(names: Sequence[str], rows: Iterable[Sequence[str | None]]) ->
     return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

@@ -57,11 +57,11 @@ SEPARATOR = "\x1f"
 
 
 def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
-    """Lock deliveries for the caller's transaction, in the order of their ids, and return those that are there."""
+    """Lock deliveries for the caller's transaction, in the order of their ids, and return those that exist."""
     return set(tx.execute(_LOCK, {"ids": array_literal(ids)}).scalars()) if ids else set()
 
 
-def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
+def has_erased_recipient(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
     parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": addresses.ERASED}
     return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 

@@ -117,7 +117,7 @@ class Page(NamedTuple):
 
 
 def register(tx: Transaction, registrations: Collection[Registration]) -> list[Registration]:
-    """Write down this process's handlers: from now on, events of their types get jobs. Return those that are new."""
+    """Register this process's handlers, so that events of their types get jobs. Return the new ones."""
     rows = tx.execute(_REGISTER, column_arrays(("handlers", "types"), registrations))
     return [Registration(row.handler, row.type) for row in rows if row.is_new]
 

@@ -122,14 +122,14 @@ def link(
 def append_webhook(
     tx: Transaction, entries: Sequence[Entry], keys: Sequence[StoredKeys]
 ) -> dict[str, LinkedEvent | None]:
-    """Append a webhook's events, each with its delivery or as an orphan; project and hand over what is attached.
+    """Append a webhook's events, each with its delivery or as an orphan; project and enqueue attached events.
 
     Orphans are stored with *keys*, which has the keys and the state of each entry. New events are returned by id, with
     the delivery, or None for an orphan.
     """
     events = json.dumps(list(map(_as_json, entries, keys)))
     delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"entries": events}))
-    return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
+    return {entry.id: _to_linked_event(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 
 def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
     }
 
 
-def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
+def _to_linked_event(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
     if delivery_id is None:
         return None
     return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)

@@ -136,7 +136,7 @@ class OrphanRow(NamedTuple):
 
 
 def read(tx: Transaction, event_ids: Iterable[str]) -> list[OrphanRow]:
-    """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
+    """Return the open orphans among *event_ids*, in about their order, with their keys as stored, current or not."""
     rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
     return [
         OrphanRow(
@@ -147,7 +147,7 @@ def read(tx: Transaction, event_ids: Iterable[str]) -> list[OrphanRow]:
 
 
 def read_of_any_age(tx: Transaction, event_ids: Collection[str]) -> list[OrphanRow]:
-    """Return those of *event_ids* that are open, or that a prune has taken out because they are expired."""
+    """Return the orphans among *event_ids* that are open, or that a prune has removed as expired."""
     orphans = read(tx, event_ids)
     missing = {str(UUID(event_id)) for event_id in event_ids} - {orphan.event_id for orphan in orphans}
     if missing:

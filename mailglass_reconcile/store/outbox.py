@@ -237,7 +237,7 @@ def restore(tx: Transaction, before: Mapping[str, str]) -> None:
 
 
 def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
-    """Write jobs, except those that are there in any state, and return how many were written."""
+    """Insert jobs, except those that exist in any state, and return the number of new ones."""
     rows = list(jobs)
     if not rows:
         return 0

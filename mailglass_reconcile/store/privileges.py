@@ -20,7 +20,7 @@ Where = Literal["everywhere", "tables made by migrate", "retention", "tables mad
 WIDTH = 120
 
 
-def _wrapped(text: str, first: str, following: str) -> str:
+def _wrap(text: str, first: str, following: str) -> str:
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
 
 
@@ -46,8 +46,8 @@ class Grant(NamedTuple):
         line = f"GRANT {', '.join(privileges)} ON {kind}{self.object} TO {role};"
         if len(line) <= WIDTH:
             return line
-        parts = ",\n".join(_wrapped(privilege, "      ", "              ") for privilege in privileges)
-        return f"GRANT {parts.lstrip()}\n{_wrapped(f'ON {kind}{self.object} TO {role};', '   ', '      ')}"
+        parts = ",\n".join(_wrap(privilege, "      ", "              ") for privilege in privileges)
+        return f"GRANT {parts.lstrip()}\n{_wrap(f'ON {kind}{self.object} TO {role};', '   ', '      ')}"
 
 
 class Role(NamedTuple):
@@ -300,7 +300,7 @@ def format_grants(schema_name: str) -> str:
     blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n{CHOOSE_TABLES}"]
     for role in ROLES:
         lines = [
-            _wrapped(f"{role.name}: {role.runs}.", "-- ", "-- "),
+            _wrap(f"{role.name}: {role.runs}.", "-- ", "-- "),
             f"SELECT to_regrole('{role.name}') IS NOT NULL AS role_exists \\gset",
             "\\if :role_exists",
             f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};",

@@ -362,7 +362,7 @@ def parameters(
     before: Cursor = LAST,
     most_checked: int | None = None,
 ) -> dict[str, object]:
-    """Return the parameters of the statement that chooses; they are those of `choose`."""
+    """Return the parameters of the statement of `choose`, from the same arguments."""
     return {
         "after": window.after,
         "until": window.until,

@@ -77,7 +77,7 @@ def application(token: str, engine: sa.Engine | None = None) -> Starlette:
             Mount("", app=Guard(guarded, access), name="guarded"),
         ],
         middleware=[Middleware(_Headers)],
-        exception_handlers={Exception: _failed},
+        exception_handlers={Exception: _answer_error},
     )
     app.router.redirect_slashes = False
     return app
@@ -103,6 +103,6 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     # Starlette answers a bug outside of its middleware, so the headers are added here; the server logs the traceback.
     return PlainTextResponse("internal error\n", 500, headers=HEADERS)

@@ -41,7 +41,7 @@ def scrape(database: Database) -> bytes:
 
 
 def _collect(database: Database) -> MetricsSnapshot | None:
-    """Measure in a thread of its own, so that a connection that hangs delays nothing else: what is late is dropped."""
+    """Collect in a thread of its own, so that a hanging connection delays nothing else; a late result is dropped."""
     answer: Future[MetricsSnapshot] = Future()
 
     def read() -> None:

@@ -52,29 +52,29 @@ __all__ = ["ERROR", "OK", "WARNING", "CheckContext", "Finding", "diagnose", "run
 STATEMENT_TIMEOUT_MS = 2_000
 
 
-def _of(*modules: ModuleType) -> tuple[Check, ...]:
+def _collect_checks(*modules: ModuleType) -> tuple[Check, ...]:
     return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Check))
 
 
-CHECKS = _of(configuration, server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
-"""All but those of `redis_server` and `workers`, which load what other commands do without; causes before effects."""
+CHECKS = _collect_checks(configuration, server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
+"""All checks but those of `redis_server` and `workers`, whose imports are slow; causes before effects."""
 
 
-def _needing(needs: Needs, *, only_fast: bool = False) -> Iterator[Check]:
+def _select_checks(needs: Needs, *, only_fast: bool = False) -> Iterator[Check]:
     return (check for check in CHECKS if check.needs == needs and (check.is_fast or not only_fast))
 
 
 def run_fast(context: CheckContext) -> list[Finding]:
     """Return the warnings and errors of the fast checks, the most severe first."""
     findings: list[Finding] = []
-    for check in _needing("database", only_fast=True):
+    for check in _select_checks("database", only_fast=True):
         findings += check.findings(context)
-        if check.name in READABLE and _failed(findings, check.name):
+        if check.name in READABLE and _has_error(findings, check.name):
             break
     return [finding for finding in merge(findings) if finding.status != OK]
 
 
-def _failed(findings: Iterable[Finding], name: str) -> bool:
+def _has_error(findings: Iterable[Finding], name: str) -> bool:
     return any(finding.check == name and finding.status == ERROR for finding in findings)
 
 
@@ -86,9 +86,9 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
         repair: Make the open orphans equal to the ledger first, which reads all of it and may take minutes.
     """
     findings: list[Finding] = []
-    for check in _needing("nothing"):
+    for check in _select_checks("nothing"):
         findings += check.attempt()
-        if _failed(findings, "settings"):
+        if _has_error(findings, "settings"):
             return findings
     uses_celery = celery is not None
     connected = _connect(findings)
@@ -126,7 +126,7 @@ def _connect(findings: list[Finding]) -> Connected | None:
 
 def _check_database(connected: Connected) -> Iterator[Finding]:
     """Run each check in a transaction of its own, until one finds that the others cannot be made."""
-    for check in _needing("database"):
+    for check in _select_checks("database"):
         findings = check.within(_context(connected)).attempt()
         yield from findings
         failed = any(finding.status == ERROR for finding in findings)
@@ -152,7 +152,7 @@ def _check_redis(*, uses_celery: bool) -> Iterator[Finding]:
     from mailglass_reconcile.ops.checks import redis_server  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
     redis = redis_server.Redis(is_wanted=uses_celery or runtime.is_redis_configured())
-    for check in _of(redis_server):
+    for check in _collect_checks(redis_server):
         yield from check.attempt(redis)
         if redis.fault is not None:
             return
@@ -161,7 +161,7 @@ def _check_redis(*, uses_celery: bool) -> Iterator[Finding]:
 def _repair(connected: Connected) -> list[Finding]:
     """Repair the open orphans, and return the finding about it."""
     try:
-        return [ok(ledger.repaired(connected))._replace(check="open_set")]
+        return [ok(ledger.repair_open_orphans(connected))._replace(check="open_set")]
     except MailglassReconcileError as fault:
         step = "fix the other findings first, then repair"
         return [error(f"could not repair: {fault}", step, READABLE)._replace(check="open_set")]
@@ -177,8 +177,8 @@ def _check_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
         yield error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery")
         return
     with cluster:
-        for check in _of(workers):
+        for check in _collect_checks(workers):
             findings = check.attempt(cluster)
             yield from findings
-            if check.name == "broker" and _failed(findings, "broker"):
+            if check.name == "broker" and _has_error(findings, "broker"):
                 return

@@ -88,11 +88,11 @@ def key_rules(context: CheckContext) -> Iterator[Finding]:
         elif not group.is_oversized and not providers.may_lack_id(group.provider, group.type):
             without[group.provider] += group.orphans
     names = {**with_id, **without}
-    findings = [finding for name in names if (finding := _of_provider(name, with_id[name], without[name]))]
+    findings = [finding for name in names if (finding := _find_provider_fault(name, with_id[name], without[name]))]
     yield from findings or [ok("the ids of the newest open events are where their key rules look")]
 
 
-def _of_provider(name: str | None, with_id: int, without: int) -> Finding | None:
+def _find_provider_fault(name: str | None, with_id: int, without: int) -> Finding | None:
     if name is None:
         events = pluralize(without, "newest open event names", "newest open events name")
         step = "give provider in the metadata, or to record_webhook()"

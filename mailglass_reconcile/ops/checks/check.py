@@ -160,7 +160,7 @@ class CheckContext:
 
     @cached_property
     def newest_orphans(self) -> list[NewestGroup]:
-        """The newest open orphans, those that are alike together."""
+        """The newest open orphans, grouped."""
         return listing.load_newest_groups(self.tx, NEWEST_ORPHANS)
 
     @cached_property

@@ -143,7 +143,7 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
     return min(100.0, 100.0 * pages / max(table_pages, 1.0))
 
 
-def repaired(connected: Connected) -> str:
+def repair_open_orphans(connected: Connected) -> str:
     """Make the open orphans equal the ledger, as the daily prune does, and return a summary."""
     with database_errors():
         removed = repair.remove_expired(connected, BATCH_ROWS).orphans

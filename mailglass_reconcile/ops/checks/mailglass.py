@@ -160,7 +160,7 @@ def _in_order(links: int, unreadable: int) -> str:
 
 
 def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
-    """Return the links whose orphan names another recipient than their delivery has, and those that name none."""
+    """Return the links to a delivery with another recipient, and the links whose orphan names no recipient."""
     matches = match_orphans(tx, [OrphanRow(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
     wrong, unreadable = [], []
     for row, orphan in zip(rows, matches, strict=True):

@@ -32,7 +32,7 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
         return
     reports = [provider for provider in context.reports if provider.deliveries]
     for provider in reports:
-        of = _of(provider)
+        of = _provider_clause(provider)
         lacking = (
             f"{n_of_m(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
             f" than {format_duration(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
@@ -49,7 +49,7 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
         yield ok(f"no delivery of those checked was dispatched more than {format_duration(hours * 3_600)} ago")
 
 
-def _of(provider: Reports) -> str:
+def _provider_clause(provider: Reports) -> str:
     return "" if provider.provider is None else f" of {sanitize(provider.provider)}"
 
 
@@ -61,7 +61,7 @@ def _never_reports(provider: Reports) -> bool:
 
 @check("nothing_links", fast=True)
 def nothing_links(context: CheckContext) -> Iterator[Finding]:
-    """The ids that webhooks name are those under which sends are recorded."""
+    """Check that webhooks name the message ids under which sends are recorded."""
     unlinked = [
         provider
         for provider in context.reports
@@ -73,8 +73,8 @@ def nothing_links(context: CheckContext) -> Iterator[Finding]:
         lacking = pluralize(provider.unreported_today, "delivery", "deliveries")
         events = pluralize(provider.unmatched_today, "event matches", "events match")
         yield error(
-            f"webhooks{_of(provider)} name other message ids than its sends: within 24 hours {lacking} got no report,"
-            f" and {events} no delivery",
+            f"webhooks{_provider_clause(provider)} name other message ids than its sends: within 24 hours"
+            f" {lacking} got no report, and {events} no delivery",
             OTHER_IDS,
             ("key_rules", "tenants", "sweeps"),
         )

@@ -77,7 +77,7 @@ def rights(connection: Redis) -> Iterator[Finding]:
     grant = "ACL SETUSER <this user> +publish '&mailglass:events:*'"
     refused = error(f"this user may not PUBLISH on mailglass:events:*: {LOST}", grant)
     test = partial(connection.client.publish, events_channel("doctor"), TEST_MESSAGE)
-    yield _tried(test, refused, "this user may publish")
+    yield _try_write(test, refused, "this user may publish")
 
 
 @check("lock_rights", needs="redis")
@@ -85,10 +85,10 @@ def lock_rights(connection: Redis) -> Iterator[Finding]:
     """The lock of sweeps can be taken."""
     grant = f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'"
     refused = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
-    yield _tried(lambda: probe_lock(connection.client), refused, "the lock can be taken")
+    yield _try_write(lambda: probe_lock(connection.client), refused, "the lock can be taken")
 
 
-def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:
+def _try_write(use: Callable[[], object], refused: Finding, well: str) -> Finding:
     try:
         use()
     except Exception as fault:  # as above

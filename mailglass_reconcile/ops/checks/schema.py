@@ -104,7 +104,7 @@ def revision(context: CheckContext) -> Iterator[Finding]:
 
 
 def _second_ledger(context: CheckContext, ledgers: Mapping[str, bool], other_names: Sequence[str]) -> Finding | None:
-    """Return a warning if another schema has a ledger that may be the one that is meant."""
+    """Return a warning if another schema has a ledger that may be the intended one."""
     is_unset = "database_schema" not in context.tx.settings.model_fields_set
     mailglass_s = [name for name in other_names if ledgers[name] and not ledgers[context.tx.schema]]
     if not mailglass_s and not (other_names and is_unset):

@@ -120,13 +120,13 @@ class Cluster(ExitStack):
         return f"start a worker of your Celery app {sanitize(self.app.main or '?')}"
 
     def tasks(self) -> list[str]:
-        """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
+        """Return our tasks that have to run: scheduled tasks, the sweep, the prune, and the dispatch of handlers."""
         more = [RECENT_TASK] if self._options(RECENT_TASK) else []
         dispatching = [DISPATCH_TASK] if registry.handled_types() or self._options(DISPATCH_TASK) else []
         return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
 
     def queues_of(self, task: str) -> list[str]:
-        """Return the names of the queues that a task goes to: those of its entries in the schedule, or its route."""
+        """Return the queues of a task: from its entries in the schedule, or from its route."""
         routes = [self.app.amqp.router.route(dict(options), task) for options in self._options(task) or [{}]]
         queues = [route["queue"] for route in routes if route.get("queue") is not None]
         return sorted({str(getattr(queue, "name", queue)) for queue in queues})
