@@ -102,6 +102,7 @@ class DemoEnvironment:
                     self._receive(mail, type_)
             if meanwhile:
                 print_line(meanwhile)
+            time.sleep(5 * LINE_SECONDS)  # until the receiver has looked again: a sweep is to link
             committing.commit()
         self._committed = time.monotonic()
         lost = ", ".join(mail.name for mail in sent if mail.state)

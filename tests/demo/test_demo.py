@@ -35,8 +35,8 @@ cli.main(["demo"])
 WITHOUT_SWEEPS = """
 import sys
 from mailglass_reconcile import demo
-from mailglass_reconcile.demo import stage
-stage.PATIENCE_SECONDS = 1
+from mailglass_reconcile.demo import environment
+environment.PATIENCE_SECONDS = 1
 demo.START = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); signal.pause()"
 sys.exit(demo.main())
 """
