@@ -21,7 +21,7 @@ _SUBCOMMANDS = {
     "link": "Link one event to the delivery that you choose; only their tenant must be the same.",
     "listen": "Print broadcasts as they are published, each event once, until you press Ctrl-C.",
     "migrate": "Bring the database to this version's schema, while Mailglass continues to write.",
-    "orphans": "List open orphans, the newest first, each with the state that the last sweep left.",
+    "orphans": "List open orphans (events without a delivery), the newest first, with their state at the last sweep.",
     "prune": "Delete what is older than its retention, and repair the table of open orphans from the ledger.",
     "receive": "Receive providers' webhooks and record them. Needs the extra `webhooks`.",
     "rekey": "Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.",

@@ -56,7 +56,7 @@ SHOWN_IDS = 3
 @click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Start after this event, to get the next page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
 def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any) -> None:
-    """List open orphans (events without a delivery), the newest first, with the state that the last sweep left.
+    """List open orphans (events without a delivery), the newest first, with their state at the last sweep.
 
     --expired lists expired orphans by tenant, the oldest first, with what matches each one now.
 
