@@ -17,6 +17,7 @@ from pydantic import SecretStr
 import mailglass_reconcile
 from bench.cpu import backend_seconds
 from mailglass_reconcile import Settings
+from mailglass_reconcile.sweep import reconciler
 
 PLAN = re.compile(r"duration: (?P<ms>[0-9.]+) ms.*?Buffers: shared(?: hit=(?P<hit>\d+))?(?: read=(?P<read>\d+))?", re.S)
 
@@ -82,7 +83,12 @@ def measured(action: Callable[[], dict[str, Any]], url: str, *, explained: bool 
 
 def sweep(url: str) -> dict[str, Any]:
     """Sweep in this process, with its Redis, and return counts and costs."""
-    return measured(lambda: mailglass_reconcile.reconcile().as_dict(), url)
+    return measured(run_sweep, url)
+
+
+def run_sweep(tenant_id: str | None = None) -> dict[str, Any]:
+    """Sweep as the command and the workers do, where the garbage collector pauses; return the counts."""
+    return reconciler.prepare(tenant_id, origin="command").run().as_dict()
 
 
 def main() -> None:
@@ -107,7 +113,7 @@ def main() -> None:
                 kwargs={"after": options.after, "until": options.until}
             ).get()
             return counts
-        return mailglass_reconcile.reconcile(options.tenant).as_dict()
+        return run_sweep(options.tenant)
 
     print(json.dumps(measured(action, os.environ["MAILGLASS_DATABASE_URL"], explained=options.buffers), default=str))
 
