@@ -78,6 +78,7 @@ SELECT id::text, delivery_id::text, type, idempotency_key, needs_reconciliation 
 """
 _NEEDED = "SELECT event_id::text FROM mailglass_handler_outbox WHERE state <> 'done'"
 _OPEN = "SELECT event_id::text FROM mailglass_open_orphans"
+_TENANT_MISMATCHES = "SELECT event_id::text FROM mailglass_open_orphans WHERE state = 'tenant_mismatch'"
 _AGE = """
 WITH events AS (
   UPDATE mailglass_events SET inserted_at = inserted_at - interval '40 days' WHERE id = ANY (CAST(:ids AS uuid[]))
@@ -469,9 +470,11 @@ class Schedule(RuleBasedStateMachine):
     def sweep(self, size: int, tenant: str | None, recent: float | None) -> None:
         """A whole sweep links exactly what the oracle links, and counts as it counts.
 
-        So does a recent one that looks at what arrived during the last ten minutes.
+        So does a recent one that looks at what arrived during the last ten minutes. A tenant mismatch whose delivery
+        was deleted since may still be counted as one, because only a delivery of its own tenant has it matched again.
         """
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
+        mismatches = self._ids(_TENANT_MISMATCHES) & set(open_)
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
         ages = None if recent is None else (recent, -300.0)
@@ -481,6 +484,9 @@ class Schedule(RuleBasedStateMachine):
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in OUTCOMES}
+        kept = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
+        assert 0 <= kept <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
+        wanted.update(tenant_mismatch=kept, unmatched=-kept)
         assert counts == {
             **{state: wanted[state] for state in OUTCOMES},
             "linked": wanted["matched"],
