@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -18,16 +19,12 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import (
     ConfigurationError,
     InvalidEventError,
-    InvalidWebhookError,
-    SignatureError,
     database_errors,
 )
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,
-    BodyTimeoutError,
     BodyTooLargeError,
-    ClientDisconnectedError,
     IncomingBody,
     OverloadedError,
     Receive,
@@ -40,6 +37,7 @@ from mailglass_reconcile.receiver.receiving import (
     public_url,
     verify_any,
 )
+from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, refuse
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
@@ -64,7 +62,6 @@ MAX_TENANT_LOOKUPS = 128
 """Webhooks whose tenant and secrets are looked up, in separate threads; beyond that, the status is 503."""
 SMALL_BYTES = 16 * 1024
 """A signature inside a body of at most this size is verified on the event loop: parsing takes a few milliseconds."""
-RETRY_AFTER_SECONDS = 30
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
 """Limits for reading the rest of a body after an early response: a client reads none while it is still sending."""
@@ -89,10 +86,8 @@ class Response(NamedTuple):
     content_type: bytes = b"text/plain; charset=utf-8"
 
 
-_RETRY_AFTER = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
 _CLOSE = ((b"connection", b"close"),)
 _OK = Response(200, "ok")
-_INVALID = "invalid signature"
 _UNKNOWN = Response(404, "no secret is configured for this provider")
 
 
@@ -326,37 +321,12 @@ class Receiver:
             raise ConfigurationError(str(error)) from None
 
     def _error_response(self, record: Provider, provider: str, error: Exception) -> Response:
-        """Return the response to a webhook that was not recorded, and log each cause once a minute.
+        """Return the response to a webhook that was not recorded, and log each cause once a minute."""
+        refusal = refuse(record, provider, error, partial(self._log, provider))
+        headers = tuple((name.encode(), value.encode()) for name, value in refusal.headers.items())
+        return Response(refusal.status, refusal.text, headers)
 
-        A cause that a stranger can bring about without a secret is logged as a warning.
-        """
-        retry_status = record.retry_status
-        match error:
-            case SignatureError():
-                self._log(logging.WARNING, provider, str(error))
-                is_final = record.rejection_status == 401
-                headers = ((b"www-authenticate", b'Basic realm="webhooks"'),) if is_final else _RETRY_AFTER
-                return Response(record.rejection_status, _INVALID, headers)
-            case InvalidWebhookError() | InvalidEventError():
-                self._log(logging.ERROR, provider, str(error))
-                return Response(400, "the body cannot be read")
-            case BodyTooLargeError():
-                self._log(logging.WARNING, provider, "its body is too large")
-                return Response(413, "the body is too large")
-            case ClientDisconnectedError():
-                return Response(400, "the client has left")
-            case BodyTimeoutError():
-                self._log(logging.WARNING, provider, "its body did not arrive in time")
-                return Response(408 if retry_status == 503 else retry_status, "the body did not arrive in time")
-            case certificates.UnavailableError():
-                self._log(logging.WARNING, provider, str(error))
-            case OverloadedError():
-                self._log(logging.WARNING, provider, "too many webhooks are in flight")
-            case _:  # including errors of an application's functions, and bugs of ours
-                failures.log_failure(_webhook_of(provider), error)
-        return Response(retry_status, "try again later", _RETRY_AFTER)
-
-    def _log(self, level: int, provider: str, cause: str) -> None:
+    def _log(self, provider: str, level: int, cause: str) -> None:
         if self._throttle.allow((provider, cause)):
             logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
@@ -401,7 +371,7 @@ def _format_counts(recorded: Sequence[Recorded]) -> str:
 
 
 def _result(response: Response) -> str:
-    if response.text == _INVALID:
+    if response.text == INVALID_SIGNATURE:
         return "refused"
     return "received" if response.status == 200 else "failed" if response.status in (408, 429, 503) else "refused"
 

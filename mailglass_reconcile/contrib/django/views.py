@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
@@ -13,8 +14,8 @@ from django.views.decorators.csrf import csrf_exempt
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
-from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.receiver import secret_store
+from mailglass_reconcile.receiver.admission import BodyTooLargeError, ClientDisconnectedError
 from mailglass_reconcile.receiver.receiving import (
     answer_handshake,
     claim_token,
@@ -22,26 +23,21 @@ from mailglass_reconcile.receiver.receiving import (
     public_url,
     verify_any,
 )
+from mailglass_reconcile.receiver.refusals import refuse
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import registry, sns
-from mailglass_reconcile.webhooks.certificates import UnavailableError
 from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 30
 METHODS = "GET, HEAD, POST"
 
 _throttle = LogThrottle()
-
-
-class RequestTooLargeError(Exception):
-    """The body is larger than the provider's limit."""
 
 
 def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -104,10 +100,13 @@ def _read_body(request: HttpRequest, limit: int) -> bytes:
     """Read the body from the stream, which DATA_UPLOAD_MAX_MEMORY_SIZE does not limit."""
     content_length = request.META.get("CONTENT_LENGTH") or ""
     if content_length.isdecimal() and int(content_length) > limit:
-        raise RequestTooLargeError
-    body = bytes(request.read(limit + 1))
+        raise BodyTooLargeError
+    try:
+        body = bytes(request.read(limit + 1))
+    except UnreadablePostError:
+        raise ClientDisconnectedError from None
     if len(body) > limit:
-        raise RequestTooLargeError
+        raise BodyTooLargeError
     return body
 
 
@@ -142,30 +141,11 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
 
 def _error_response(record: Provider, provider: str, error: Exception) -> HttpResponse:
     """Return the response to a webhook that was not recorded, and log each cause once a minute."""
-    match error:
-        case SignatureError():
-            _log(logging.WARNING, provider, str(error))
-            if record.rejection_status != 401:
-                return _make_response(
-                    record.rejection_status, "invalid signature", retry_after=str(RETRY_AFTER_SECONDS)
-                )
-            return _make_response(401, "invalid signature", www_authenticate='Basic realm="webhooks"')
-        case InvalidWebhookError() | InvalidEventError():
-            _log(logging.ERROR, provider, str(error))
-            return _make_response(400, "the body cannot be read")
-        case RequestTooLargeError():
-            _log(logging.WARNING, provider, "its body is too large")
-            return _make_response(413, "the body is too large")
-        case UnreadablePostError():
-            return _make_response(400, "the client has left")
-        case UnavailableError():
-            _log(logging.WARNING, provider, str(error))
-        case _:  # including errors of an application's functions, and bugs of ours
-            failures.log_failure(f"a webhook of {provider}", error)
-    return _make_response(record.retry_status, "try again later", retry_after=str(RETRY_AFTER_SECONDS))
+    refusal = refuse(record, provider, error, partial(_log, provider))
+    return _make_response(refusal.status, refusal.text, **refusal.headers)
 
 
-def _log(level: int, provider: str, cause: str) -> None:
+def _log(provider: str, level: int, cause: str) -> None:
     if _throttle.allow((provider, cause)):
         logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
