@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
 EVERY_CHANNEL = "mailglass:events:*"
@@ -21,7 +22,12 @@ def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
         tenant_id: The tenant, as it stands in the tables.
         delivery_id: Only this delivery.
     """
+    channel = _tenant_channel(tenant_id)
+    return channel if delivery_id is None else f"{channel}:{delivery_id}"
+
+
+@lru_cache(maxsize=1_000)
+def _tenant_channel(tenant_id: str) -> str:
     # quote() leaves "~" alone, which is outside the alphabet above.
     tenant = quote(tenant_id, safe="").replace("~", "%7E")
-    channel = f"mailglass:events:{tenant}"
-    return channel if delivery_id is None else f"{channel}:{delivery_id}"
+    return f"mailglass:events:{tenant}"

@@ -223,6 +223,22 @@ def test_what_is_enqueued_is_published_in_order_and_counted(valkey: Valkey, obse
     wait_until(lambda: observed.counts("messages") == {"published": 12 * CHUNK_LINKS + 2})
 
 
+def test_a_message_arrives_as_it_was_given_on_both_channels(valkey: Valkey) -> None:
+    """Its lengths are bytes, not characters, and a line break inside ends no command."""
+    text, delivery = '{"é": "€\r\n*1\r\n"}', str(uuid.uuid4())
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub() as pubsub:
+        pubsub.psubscribe("mailglass:*")
+        publisher = Publisher(client)
+        publisher.publish([("é~", delivery, text)])
+        assert publisher.wait() == Published(2, 0)
+        client.publish("mailglass:", "end")
+        channel = b"mailglass:events:%C3%A9%7E"
+        assert heard(pubsub, b"end") == {
+            (channel, text.encode()): 1,
+            (channel + b":" + delivery.encode(), text.encode()): 1,
+        }
+
+
 def test_what_several_callers_publish_meanwhile_goes_out_together(valkey: Valkey) -> None:
     """Redis is a tenth of a second away: twenty calls one by one would take two, and the end of a process waits one."""
     with subscribed(valkey) as count, slow(valkey.url, 0.1) as url:
