@@ -97,7 +97,8 @@ class Sweep(SweepRun):
                     break
                 yield from self._process(connected, slice_)
                 yield ()
-        self.counters.complete = not self.deadline.is_over
+        # More checked orphans than fit into memory are left to the next sweep.
+        self.counters.complete = not self.deadline.is_over and self.counters.processed >= self.counters.chosen
 
     @contextmanager
     def _matched_slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:

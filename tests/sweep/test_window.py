@@ -69,6 +69,16 @@ def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_i
     assert sweep.counters.chosen == 9
 
 
+def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_partial(db, monkeypatch):
+    """Four of nine are matched again; the others are still open, and in the history by their stored state."""
+    fill(db, 9)
+    reconciler.prepare().run()
+    monkeypatch.setattr(window, "MOST_IDS", 4)
+    result = reconciler.prepare().run()
+    assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 4, 5)
+    assert [group["orphans"] for group in db.value(LAST.format("open_groups"))] == [9]
+
+
 def test_what_is_new_comes_before_the_rest(db, hurry):
     """Although four older ones have not been looked at in this round; it has just come out of its grace."""
     fill(db, 6)
