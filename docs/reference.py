@@ -57,8 +57,8 @@ DATA = {
     " `unmatched`, `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
     " [what they mean](concepts.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
     " and `skipped_held`. `remaining` are eligible and still open (None: not counted). Redis accepted `published`"
-    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` if the deadline passed or"
-    " some failed, or `failed`. Also `duration_ms`, `dry_run` and `tenant_id`.",
+    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` if some were left"
+    " unchecked or failed, or `failed`. Also `duration_ms`, `dry_run` and `tenant_id`.",
     "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), rows of the handlers' outbox"
     " (`jobs_done`, `jobs_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
     " their retention. Repaired are open orphans that the ledger has reconciled or not at all (`settled`: removed), and"

@@ -43,7 +43,7 @@ class SweepResult:
         duration_ms: Milliseconds from start to end.
         dry_run: Whether nothing was written.
         tenant_id: The tenant that was swept, or None for all.
-        status: `ok`; `partial` if the deadline passed or some failed; `failed` if the sweep failed.
+        status: `ok`; `partial` if some were left unchecked or failed; `failed` if the sweep failed.
     """
 
     scanned: int = 0
