@@ -86,8 +86,10 @@ def test_a_locked_delivery_is_left_for_the_next_sweep(db):
     with db.engine.connect() as other, other.begin():
         lock = sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE")
         other.execute(lock, {"id": deliveries[1]["id"]})
-        result = reconcile()
+        with refusals(db.engine) as refused:
+            result = reconcile()
         assert (result.linked, result.skipped, result.status) == (2, 1, "ok")
+        assert refused == [], "no statement waited for a lock"
     assert reconcile().linked == 1
 
 
