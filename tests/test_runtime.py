@@ -30,6 +30,7 @@ def ran(db, directory, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_path):
     """As beside a script; no module of a library is replaced by one that stands there."""
     (tmp_path / "pigeon_rules.py").write_text(RULE)

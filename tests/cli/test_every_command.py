@@ -9,6 +9,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+from marking import slow_unless
 from recording import event, record
 
 HOSTILE = "\x1b[2J[red]`x`[/red][/]\u202e" + "long " * 30
@@ -44,6 +45,9 @@ PRINTING = {
     "a preview of an erasure": ["erase", CUSTOMER, "--dry-run"],
 }
 """The commands that print what rows hold."""
+
+QUICK = ("status", "orphans", "find an address", "explain an event", "dead jobs", "doctor")
+"""Those of which `make test` reads every line; one for each module that prints rows."""
 
 OTHERS = {
     "demo": "prints its own rows",
@@ -84,7 +88,7 @@ def arguments_of(name: str, ids: dict[str, str]) -> list[str]:
     return [ids.get(argument, argument) for argument in PRINTING[name]]
 
 
-@pytest.mark.parametrize("name", PRINTING)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, PRINTING))
 def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     """In a pipe a line is as long as it needs; a command to be pasted is whole; the address is nowhere."""
     arguments = arguments_of(name, hostile)
@@ -97,7 +101,9 @@ def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     assert [line for line in terminal.splitlines() if len(line) > 80 and not line.startswith(PASTED)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in PRINTING if name != "a preview of the prune"])
+@pytest.mark.parametrize(
+    "name", slow_unless(QUICK.__contains__, [name for name in PRINTING if name != "a preview of the prune"])
+)
 def test_every_line_of_json_conforms_to_its_schema(db, hostile, name):
     """And holds no address."""
     arguments = arguments_of(name, hostile)

@@ -190,6 +190,7 @@ def test_sigterm_stops_the_demo_and_its_servers(started):
     wait_until(started.is_gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[sys.executable, "-c", WITHOUT_WHEELS]])
 def test_without_its_extra_the_demo_says_what_to_install(started):
     """One line, exit code 1."""

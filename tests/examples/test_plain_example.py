@@ -6,7 +6,6 @@ import readme
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_the_plain_script_prints_what_its_readme_shows(db, redis_url):
     """Twice, because a reader will: the second message has an id of its own."""
     env = readme.environment(db, redis_url)

@@ -132,7 +132,6 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
                 connection.commit()
 
 
-@pytest.mark.guard
 def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(
     db: Database, record_property: Record
 ) -> None:

@@ -50,7 +50,7 @@ def sweep(db: Database, fault: Fault = "before") -> SweepResult:
 
 
 @pytest.mark.guard
-@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("fault", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_a_connection_lost_at_a_commit_costs_no_link(
     db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:

@@ -150,7 +150,7 @@ PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("fault", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
     handler_db: Database, request: pytest.FixtureRequest, place: str, fault: Fault, record_property: Record
 ) -> None:

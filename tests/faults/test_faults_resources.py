@@ -16,6 +16,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import reconciler
+from marking import slow_unless
 
 _BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 
@@ -40,7 +41,7 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", slow_unless(("a sweep", "a prune").__contains__, WORK))
 def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(
     db: Database, name: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -23,6 +23,7 @@ from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.outbox import Failure
+from marking import slow_unless
 from recording import NOW, event, record
 from waiting import wait_until
 
@@ -252,7 +253,10 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+QUICK = ("commits", "rolls back", "loses the connection", "swallows an error")
+
+
+@pytest.mark.parametrize("ending", slow_unless(QUICK.__contains__, ENDINGS))
 def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(handler_db, ending):
     """The other events' effects are committed once, its own not at all, although it did not raise."""
 

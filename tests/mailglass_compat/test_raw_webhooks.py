@@ -14,6 +14,7 @@ from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, 
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep.reconciler import prepare
+from marking import slow_unless
 from scraping import scrape, value
 
 TO, CC = "to@example.com", "cc@example.com"
@@ -89,8 +90,11 @@ def pointed_at():
 
 PROVIDERS = {"postmark": postmark, "sendgrid": sendgrid, "mailgun": mailgun, "ses": ses, "resend": resend}
 
+QUICK = ("sendgrid", "ses")
+"""Providers of which `make test` reads raw webhooks: one in batches, and one of whose events each has a row."""
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+
+@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
 def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(beside, provider, named):
     """Found by the raw webhook's id, by the event's own, or, in a batch, by the moment."""
@@ -102,7 +106,7 @@ def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(beside, provide
     assert reconcile().recipient_mismatch == 1  # from what the first sweep has stored
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
 def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(beside, provider, named):
     """Mailglass's own delivery of the To, and another writer's of the Cc."""
@@ -159,7 +163,7 @@ def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(beside, c
     assert beside.rows(CHECKED) == [(False,)]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(beside, provider):
     """It counts as a part of `linked`; a dry run counts the same, of all or of some; explain says it of both."""
     raw, events, message_id, raw_id = PROVIDERS[provider](TO)
@@ -304,6 +308,7 @@ def test_without_raw_webhooks_no_event_is_read_for_its_recipient(beside, stateme
     assert not [sql for sql in statements if "normalized_payload" in sql]
 
 
+@pytest.mark.slow
 def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
     """A thousand events of one webhook cost what one costs, and a share."""
     example = raw_webhooks.payload("sendgrid", "bounced")

@@ -75,6 +75,7 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
         assert lots[0] <= few[0] + 200 <= 1_500, seen
 
 
+@pytest.mark.slow
 def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
     """Nor all of those that carry its id; and an id that none carries costs as little."""
     db.run(DELIVERIES, deliveries=5_000)

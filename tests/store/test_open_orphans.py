@@ -296,6 +296,7 @@ def test_a_dump_and_its_restore_bring_everything_back(
         drop_database(name)
 
 
+@pytest.mark.slow
 def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
     database, make_database, drop_database, template_of, shape, tmp_path
 ):
@@ -323,7 +324,7 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
         drop_database(name)
 
 
-@pytest.mark.parametrize("way", ["trigger", "repair"])
+@pytest.mark.parametrize("way", ["trigger", pytest.param("repair", marks=pytest.mark.slow)])
 def test_orphans_of_tenants_with_very_long_names_stay_out(db, way):
     """Names of 150,000 characters that compress well would exhaust a sweep; those of 1,000 are linked."""
     if way == "repair":

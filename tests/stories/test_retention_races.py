@@ -20,6 +20,7 @@ WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datna
 LEDGER = "SELECT type FROM mailglass_events ORDER BY type"
 
 
+@pytest.mark.slow
 def test_two_prunes_while_webhooks_come(db, monkeypatch):
     """Late webhooks of old deliveries: each finds its delivery, or is an orphan because the delivery has gone."""
     monkeypatch.setattr(pruner, "RETENTION_ROWS", 20)

@@ -4,6 +4,7 @@ import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import pytest
 import sqlalchemy as sa
 
 import factories
@@ -41,6 +42,7 @@ def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
     assert db.value(LEDGER) == 20 * 2 * len(ids)
 
 
+@pytest.mark.slow
 def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
     """Each event is recorded by one of them, whether it is an orphan or is attached."""
     ids = [f"m-{n}" for n in range(20)]

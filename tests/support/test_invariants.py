@@ -14,6 +14,7 @@ import mailglass_reconcile
 from handling import leaving
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.sweep.result import SweepResult
+from marking import slow_unless
 
 TAMPERING = [
     ("I1", "UPDATE mailglass_events SET idempotency_key = 'x' WHERE type = 'reconciled'"),
@@ -32,7 +33,12 @@ TAMPERING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "sql"), TAMPERING, ids=lambda value: str(value)[:40])
+def is_quick(broken: tuple[str, str]) -> bool:
+    """Whether `make test` breaks it: the first way for each of some invariants."""
+    return broken in [next(way for way in TAMPERING if way[0] == name) for name in ("I1", "I2", "I3", "I13", "I14")]
+
+
+@pytest.mark.parametrize(("name", "sql"), slow_unless(is_quick, TAMPERING), ids=lambda value: str(value)[:40])
 def test_what_breaks_an_invariant_is_found(handler_db, name, sql):
     """Each statement, run in the package's own scope with the ledger's guard off, fails the check it belongs to."""
     db = handler_db

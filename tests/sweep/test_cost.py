@@ -75,7 +75,7 @@ def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db,
     assert one["read"] <= 2 * distinct["read"]
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_ambiguous_orphans_of_wide_ids_cost_what_they_are(db, again):
     """600 without a recipient on two ids of 300 deliveries each, with keys to compute and with stored ones."""
     insert(

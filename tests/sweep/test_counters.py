@@ -236,7 +236,7 @@ def test_a_dry_run_counts_as_a_sweep_would(db):
     assert (result.linked, result.unmatched, result.ambiguous, result.remaining) == (2, 2, 1, 5)
 
 
-@pytest.mark.parametrize("sweeps", [2, 3])
+@pytest.mark.parametrize("sweeps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sweeps_that_overlap_each_count_every_orphan_once(db, monkeypatch, sweeps):
     """Each stores states that the others find in their next slices."""
     fill(db, 0, never=240)

@@ -290,7 +290,9 @@ def pruned_short_and_long(db) -> None:
     assert db.value("SELECT recipient IS NULL FROM mailglass_open_orphans")
 
 
-@pytest.mark.parametrize("rebuilt", [taken_out_and_put_back, pruned_short_and_long])
+@pytest.mark.parametrize(
+    "rebuilt", [pytest.param(taken_out_and_put_back, marks=pytest.mark.slow), pruned_short_and_long]
+)
 def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
     """The one delivery of the id is Alice's; without the address nobody can tell, so the orphan stays ambiguous."""
     event_id = record_bobs_bounce(db)

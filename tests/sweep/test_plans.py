@@ -383,7 +383,7 @@ def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading,
 PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
 
 
-@pytest.mark.parametrize("tenant_id", [None, "acme"])
+@pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_what_is_judged_is_chosen_by_probes(reading, whole, tenant_id):
     """Each orphan of the window twice, along the index of arrival; its two ids, and their deliveries."""
     plan = probing(reading, lambda: window.choose(reading, whole._replace(by_scans=False), tenant_id))
@@ -407,7 +407,7 @@ def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading
     assert plan.read <= 20 * SIZE
 
 
-@pytest.mark.parametrize("tenant_id", [None, "acme"])
+@pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_what_is_judged_is_chosen_by_reading_the_tables_once_each(reading, whole, tenant_id):
     """Ids and deliveries are hashed; orphans are read for their states, and to be counted."""
     plan = plan_of(reading, lambda: window.choose(reading, whole._replace(by_scans=True), tenant_id))
@@ -419,7 +419,7 @@ def test_what_is_judged_is_chosen_by_reading_the_tables_once_each(reading, whole
     assert plan.whole["mailglass_deliveries"] <= 2
 
 
-@pytest.mark.parametrize("path", [True, False], ids=["by scans", "by probes"])
+@pytest.mark.parametrize("path", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["by scans", "by probes"])
 def test_both_paths_choose_the_same(reading, whole, path):
     """And leave the same out."""
     other, one = (window.choose(reading, whole._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path))
@@ -449,6 +449,7 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
     assert "Hash" in plan
 
 
+@pytest.mark.slow
 def test_after_scans_statements_probe_again(reading, whole):
     """The path that was chosen for one statement is not kept."""
     window.choose(reading, whole._replace(by_scans=True))

@@ -49,7 +49,7 @@ def test_what_a_deadline_has_cut_off_comes_first_in_the_next_sweep_the_newest_fi
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 2, 3)
 
 
-@pytest.mark.parametrize("most", [window.MOST_IDS, 4])
+@pytest.mark.parametrize("most", [pytest.param(window.MOST_IDS, marks=pytest.mark.slow), 4])
 def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, hurry, monkeypatch, most):
     """It begins at a random row, even if a sweep reads fewer ids than are open: what has become linkable is reached."""
     monkeypatch.setattr(window, "MOST_IDS", most)

@@ -76,8 +76,7 @@ def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis
 
 def test_celery_is_available_where_it_can_be_imported():
     """Which it can in this environment, for it is a dependency."""
-    done = python("import mailglass_reconcile; print(mailglass_reconcile.available())")
-    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert mailglass_reconcile.available()
 
 
 def test_importing_connects_to_nothing_and_needs_no_setting():
@@ -91,7 +90,7 @@ def test_importing_connects_to_nothing_and_needs_no_setting():
 HEAVY = ("sqlalchemy", "celery", "alembic", "redis", "rich", "psycopg")
 
 
-@pytest.mark.parametrize("option", ["--version", "--help"])
+@pytest.mark.parametrize("option", [pytest.param("--version", marks=pytest.mark.slow), "--help"])
 def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(option):
     """They take half a second."""
     code = "from mailglass_reconcile.cli import main\ntry:\n    main()\nfinally:\n    import sys\n"
@@ -99,6 +98,7 @@ def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(opt
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
+@pytest.mark.slow
 def test_redis_is_loaded_by_what_connects_to_it():
     """Loading it takes a tenth of a second, and most commands need no Redis."""
     modules = "record.sends", "record.webhooks", "sweep.reconciler", "cli.status", "cli.migrate", "handlers.dispatcher"
@@ -112,7 +112,7 @@ def test_redis_is_loaded_by_what_connects_to_it():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("parse", "receive") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "receive" else pytest.mark.slow)
         for name in mailglass_reconcile.webhooks.__all__
     ],
 )

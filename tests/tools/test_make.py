@@ -33,6 +33,7 @@ def make(folder: Path, *targets: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *targets], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_environment_that_the_reader_made_is_used_and_not_cleared(environment):
     """What was installed there stays; the stamp is made, so the next target does not touch it again."""
     done = make(environment.parent, ".venv/venv.stamp")

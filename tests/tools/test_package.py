@@ -24,6 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(directory.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_the_migrations(wheel):
     """All that runs from an installed wheel is in it, with types, templates and pictures, and nothing else."""
     names = zipfile.ZipFile(wheel).namelist()
@@ -73,6 +74,7 @@ django.setup()
 """
 
 
+@pytest.mark.slow
 def test_no_import_connects_to_anything():
     """Importing every module leaves both servers alone."""
     with socket.create_server(("127.0.0.1", 0)) as server:

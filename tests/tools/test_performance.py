@@ -22,6 +22,7 @@ from bench.checker import check
 from bench.figures import Figure
 from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
 from bench.load import EARLY, OVERLAPPING, Load, plan
+from marking import slow_unless
 
 ROOT = Path(__file__).parents[2]
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -39,8 +40,8 @@ TAMPERING = [
 MANY = 1_100
 """Messages with more orphans than a sweep probes for one by one."""
 STATES = [
-    pytest.param("unmatched", "spread", {"messages": MANY, **NOBODYS}, marks=pytest.mark.slow),
-    pytest.param("unmatched", "in order", {"messages": MANY, **NOBODYS}, marks=pytest.mark.slow),
+    ("unmatched", "spread", {"messages": MANY, **NOBODYS}),
+    ("unmatched", "in order", {"messages": MANY, **NOBODYS}),
     ("unmatched", "tied", {"messages": MANY, **NOBODYS}),
     ("tenant_mismatch", "tied", {"deliveries": 50, "messages": 50, **ANOTHER_TENANTS}),
     ("ambiguous", "in order", {"deliveries": 50, "copies": 2, "messages": 50}),
@@ -49,7 +50,9 @@ STATES = [
 """The state in which a sweep finds the orphans, their layout, and what `fill` is asked for."""
 
 
-@pytest.mark.parametrize(("words", "sql"), TAMPERING, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("words", "sql"), slow_unless(TAMPERING[:2].__contains__, TAMPERING), ids=lambda value: str(value)[:40]
+)
 def test_a_run_that_lost_or_doubled_an_event_has_no_figures(db, words, sql):
     """The checker lets a right database pass, and names what each statement has broken."""
     factories.delivery(db, "one")
@@ -79,6 +82,7 @@ def test_the_load_is_what_the_page_says():
     assert sends[1_999][1].at - sends[0][1].at == pytest.approx(40, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "layout", "rows"), STATES)
 def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state, layout, rows):
     """A sweep counts them so; tied ones have ten moments at most, and ids in order follow the arrivals."""

@@ -14,6 +14,7 @@ from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify
 from mailglass_reconcile.webhooks.registry import MAX_BYTES
+from marking import slow_unless
 from senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
 
 KB, MB = 1024, 1024 * 1024
@@ -71,7 +72,7 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("kind", slow_unless(("cut off", "deep and broad").__contains__, BODIES))
 @pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
 def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
     """Of the longest that is parsed."""

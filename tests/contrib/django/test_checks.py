@@ -82,6 +82,7 @@ call_command("check")
 """
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     """By the check of a project that starts with it, and not by a traceback."""
     environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}

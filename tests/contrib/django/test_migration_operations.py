@@ -79,6 +79,7 @@ def test_each_later_migrate_cures_what_was_dropped(empty):
     assert is_current()
 
 
+@pytest.mark.slow
 def test_a_project_without_migrations_gets_the_tables_all_the_same(empty):
     """As `pytest --nomigrations` has it."""
     with override_settings(MIGRATION_MODULES={APP: None}):

@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import logging
+from itertools import product
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -16,6 +17,7 @@ import senders
 from anymail_payloads import POSTMARK
 from anymail_stories import ANN, Message
 from mailglass_reconcile.webhooks import registry, sns
+from marking import slow_unless
 from waiting import wait_until
 
 EVENTS = "SELECT count(*) FROM mailglass_events"
@@ -73,10 +75,9 @@ def postmark(event=OPEN, **changes):
 @pytest.mark.parametrize(
     ("post", "provider"),
     [
-        *((over_wsgi, provider) for provider in registry.PROVIDERS),
-        *(
-            pytest.param(over_asgi, provider, marks=() if provider in ("postmark", "ses") else pytest.mark.slow)
-            for provider in registry.PROVIDERS
+        *slow_unless(
+            lambda variant: variant[1] in ("postmark", "ses") or variant == (over_wsgi, "sendgrid"),
+            product((over_wsgi, over_asgi), registry.PROVIDERS),
         ),
     ],
 )

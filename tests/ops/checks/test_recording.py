@@ -203,6 +203,7 @@ def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
             Settings(database_url=SecretStr("postgresql://x/y"))
 
 
+@pytest.mark.slow
 def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
     """A hundred tenants with three hundred deliveries each: no table is read whole."""
     beside.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
