@@ -98,4 +98,4 @@ def find_closest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -
 def did_you_mean(name: str, candidates: Iterable[str], form: str = "; {}") -> str:
     """Return the end of a sentence about an unknown name, `; did you mean bounced?`, or an empty string."""
     closest = find_closest(name, candidates)
-    return "" if closest is None else form.format(f"did you mean {sanitize(closest)}?")
+    return "" if closest is None or closest == name else form.format(f"did you mean {sanitize(closest)}?")

@@ -41,6 +41,7 @@ def test_a_known_name_is_offered_for_one_that_is_like_it_and_none_for_others():
     """In upper or lower case."""
     assert did_you_mean("BOUNCE", ["opened", "bounced"]) == "; did you mean bounced?"
     assert did_you_mean("quite another", ["opened", "bounced"]) == ""
+    assert did_you_mean("bounced", ["opened", "bounced"]) == "", "it is known, but not here"
 
 
 def test_a_tenant_is_shown_in_one_line_and_no_two_look_the_same():
