@@ -97,5 +97,6 @@ def _make_tables(loaded: Status) -> list[Table]:
 
 
 def _format_run(run: dict[str, Any]) -> tuple[str, ...]:
-    columns = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
+    kind = run["kind"] if run["tenant_id"] is None else f"{run['kind']}, {run['tenant_id']}"
+    columns = (run["finished_at"][:19].replace("T", " "), kind, run["origin"], run["error"] or run["status"])
     return (*columns, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")
