@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, set_command_name
-from mailglass_reconcile.pubsub import AsyncSubscription, Subscription
+from mailglass_reconcile.pubsub import AsyncSubscription, Publisher, Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
@@ -121,6 +121,11 @@ def get_redis() -> redis_py.Redis:
 def is_redis_configured() -> bool:
     """Return True if Redis was configured; otherwise there may be none at the default address."""
     return _Configuration.redis is not None or "redis_url" in get_settings().model_fields_set
+
+
+def create_publisher() -> Publisher:
+    """Return a publisher for this process's Redis, without connecting."""
+    return Publisher(get_redis(), is_expected=is_redis_configured())
 
 
 def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:

@@ -8,7 +8,6 @@ from uuid import UUID
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import explanation, orphans
 from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter
-from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
@@ -65,7 +64,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
     oldest = database.settings.max_age_minutes * 60 if target.newer is None else target.newer
     return Sweep(
         database,
-        Publisher(runtime.get_redis()),
+        runtime.create_publisher(),
         kind="targeted",
         tenant_id=tenant_id,
         limit=limit,

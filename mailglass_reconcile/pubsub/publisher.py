@@ -66,9 +66,10 @@ class Publisher:
     this process does not use that server for five seconds.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, is_expected: bool = True) -> None:
+        """Create a publisher; a server that is not expected may be absent, which is logged at INFO only."""
         self.client = client
-        self.server = _servers.get(client) or _servers.setdefault(client, _Server())
+        self.server = _servers.get(client) or _servers.setdefault(client, _Server(is_expected))
         self._lock = threading.Lock()
         self._enqueued = self._published = self._completed = 0
 
@@ -107,7 +108,8 @@ def _chunks(messages: Sequence[Message], links: int) -> Iterator[Sequence[Messag
 class _Server:
     """The state of one client's server, as this process knows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_expected: bool) -> None:
+        self._level = logging.WARNING if is_expected else logging.INFO
         self._backoff_until = self._warned_at = NEVER
 
     @property
@@ -149,7 +151,7 @@ class _Server:
         if time.monotonic() - self._warned_at >= WARN_SECONDS:
             self._warned_at = time.monotonic()
             text = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
-            logger.warning(text, cause)
+            logger.log(self._level, text, cause)
 
 
 def _pack(messages: Iterable[Message]) -> bytes:

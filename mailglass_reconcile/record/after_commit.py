@@ -32,7 +32,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from mailglass_reconcile import projector, runtime, telemetry
 from mailglass_reconcile.errors import is_data_error, is_transient, translate
-from mailglass_reconcile.pubsub import Publisher, lazy_redis
+from mailglass_reconcile.pubsub import lazy_redis
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
@@ -213,7 +213,7 @@ def _appended_id(event: LinkedEvent) -> str:
 
 def _publish(events: Iterable[LinkedEvent]) -> None:
     if messages := [projector.make_message(event) for event in events]:
-        Publisher(runtime.get_redis()).publish(messages)
+        runtime.create_publisher().publish(messages)
 
 
 def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[AfterCommitAction]:

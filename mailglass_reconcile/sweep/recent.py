@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -42,7 +41,7 @@ def prepare(interval: float, tenant_id: str | None = None, *, origin: Origin = "
     """Return a recent sweep, not yet begun; `reconcile_recent` describes it."""
     require_interval(interval)
     runtime.load_imports()
-    publisher = Publisher(runtime.get_redis())
+    publisher = runtime.create_publisher()
     database, seconds = runtime.database(), max(LEAST_SECONDS, interval)  # a burst is left to the next ones
     ages = (max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)
     return Sweep(database, publisher, kind="recent", tenant_id=tenant_id, ages=ages, seconds=seconds, origin=origin)

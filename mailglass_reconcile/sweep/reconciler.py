@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.mailglass_compat import unchecked_links
-from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
@@ -272,7 +271,7 @@ def prepare(
     runtime.load_imports(only_warn=dry_run)
     return Sweep(
         runtime.database(),
-        Publisher(runtime.get_redis()),
+        runtime.create_publisher(),
         kind="full" if bounds == (None, None) else "range",
         tenant_id=tenant_id,
         limit=limit,

@@ -27,7 +27,6 @@ from waiting import wait_until
 pytestmark = pytest.mark.slow
 
 DOCS = pages.ROOT / "docs"
-NO_REDIS = "redis://localhost:1/0"
 STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY 1, 2"
 
 
@@ -52,17 +51,15 @@ def states(url: str) -> list[tuple[str, ...]]:
 
 
 def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tmp_path):
-    """From an empty folder to a linked event, without a Redis; with one, the doctor has nothing to report."""
+    """From an empty folder to a linked event and a doctor without findings; nobody has set up a Redis."""
     installing, script, running, checking = pages.section(pages.README, "Quickstart")
-    with Reader(machine, empty_database_url, NO_REDIS, tmp_path) as reader:
+    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
+        del reader.environment["MAILGLASS_REDIS_URL"]
         assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
         reader._run("mailglass-reconcile migrate", tmp_path)
         reader.save("first.py", script.text)
         (running_it,), (shown,) = pages.commands(running), pages.outputs(running)
-        (third_line,) = re.findall(r"a third line says `([^`]+)`", pages.README.read_text())
-        printed = reader._run(f"{running_it} 2>&1", tmp_path)
-        assert sorted(printed.splitlines()) == sorted([*shown.splitlines(), third_line])
-    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
+        assert reader._run(f"{running_it} 2>&1", tmp_path).splitlines() == shown.splitlines()
         reader.paste(checking)
 
 

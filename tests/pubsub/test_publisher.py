@@ -1,6 +1,7 @@
 """Publishing delays a sweep by a second at most, whatever client the application has, and sends nothing twice."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -127,6 +128,18 @@ def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
         valkey.start()
         wait_until(lambda: publish(client, 1).published)
         assert len([line for line in caplog.messages if "cannot publish" in line]) == outages
+
+
+@pytest.mark.parametrize(("is_expected", "level"), [(False, "INFO"), (True, "WARNING")])
+def test_an_absent_redis_that_nobody_has_configured_is_no_warning(
+    is_expected: bool, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default address was tried because there may be one; a configured one that is absent is a warning."""
+    caplog.set_level(logging.INFO)
+    publisher = Publisher(redis.Redis(port=1, socket_timeout=1, socket_connect_timeout=1), is_expected=is_expected)
+    publisher.publish(messages(1))
+    assert publisher.wait() == Published(0, 2)
+    assert [record.levelname for record in caplog.records if "cannot publish" in record.message] == [level]
 
 
 def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ with the tables.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -40,6 +42,7 @@ from mailglass_reconcile.ops.checks.check import (
     merge,
     ok,
 )
+from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import server_of
@@ -90,14 +93,18 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
         findings += check.attempt()
         if _has_error(findings, "settings"):
             return findings
-    uses_celery = celery is not None
+    uses_celery, expects_redis = celery is not None, runtime.is_redis_configured() or _has_broker()
     connected = _connect(findings)
     if connected is not None:
         with connected.connection:
             findings += _repair(connected) if repair else []
             findings += _check_database(connected)
-            uses_celery = uses_celery and not _runs_without_celery(connected)
-    findings += _check_redis(uses_celery=uses_celery)
+            history = _load_history(connected)
+            uses_celery = uses_celery and not (history and sweeps.runs_without_celery(history))
+            expects_redis = expects_redis or (uses_celery and history is not None and sweeps.ran_with_celery(history))
+    redis_findings, is_absent = _check_redis(is_expected=expects_redis)
+    findings += redis_findings
+    uses_celery = uses_celery and not is_absent
     findings += _check_celery(celery) if uses_celery and celery else [ok(WITHOUT_CELERY)._replace(check="celery")]
     return merge(findings)
 
@@ -140,22 +147,36 @@ def _context(connected: Connected) -> Iterator[CheckContext]:
         yield CheckContext(tx, is_full=True)
 
 
-def _runs_without_celery(connected: Connected) -> bool:
+def _load_history(connected: Connected) -> RunHistory | None:
+    """Return the history of runs, or None if it cannot be read."""
     try:
         with _context(connected) as context:
-            return sweeps.runs_without_celery(context)
+            return context.history
     except MailglassReconcileError:
+        return None
+
+
+def _has_broker() -> bool:
+    """Return True if the application has made a Celery app, or the bundled app has a broker of its own."""
+    if os.environ.get("CELERY_BROKER_URL"):
+        return True
+    if "celery" not in sys.modules:
         return False
+    from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
+
+    return workers.own_app() is not None
 
 
-def _check_redis(*, uses_celery: bool) -> Iterator[Finding]:
+def _check_redis(*, is_expected: bool) -> tuple[list[Finding], bool]:
+    """Return the findings about Redis, and True if there is none and nobody expects one."""
     from mailglass_reconcile.ops.checks import redis_server  # noqa: PLC0415 - loading Redis takes a tenth of a second
 
-    redis = redis_server.Redis(is_wanted=uses_celery or runtime.is_redis_configured())
+    redis, findings = redis_server.Redis(is_expected), list[Finding]()
     for check in _collect_checks(redis_server):
-        yield from check.attempt(redis)
+        findings += check.attempt(redis)
         if redis.fault is not None:
-            return
+            break
+    return findings, redis.fault is not None and not is_expected
 
 
 def _repair(connected: Connected) -> list[Finding]:

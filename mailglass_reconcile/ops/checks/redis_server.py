@@ -27,9 +27,9 @@ _REFUSALS = {
 
 @dataclass
 class Redis:
-    """The Redis of the broadcasts and the lock, and whether anybody wants one."""
+    """The Redis of the broadcasts and the lock, and whether one was configured or has been used."""
 
-    is_wanted: bool
+    is_expected: bool
     fault: Exception | None = None
     """Why it cannot be reached."""
 
@@ -56,7 +56,7 @@ def redis(connection: Redis) -> Iterator[Finding]:
             message = f"cannot connect to {server.kind} at {server.location}: {cause}; {LOST}"
             yield (
                 error(message, remedy)
-                if connection.is_wanted
+                if connection.is_expected
                 else ok("no Redis is configured, so there are no live updates")
             )
             return

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
+from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
@@ -109,9 +110,13 @@ def broadcasts(context: CheckContext) -> Iterator[Finding]:
         yield ok("the last full sweep lost no broadcast")
 
 
-def runs_without_celery(context: CheckContext) -> bool:
+def ran_with_celery(past: RunHistory) -> bool:
+    """Return True if Celery has ever run a full sweep."""
+    return past.beat_age is not None or past.success_origin in ("beat", "call")
+
+
+def runs_without_celery(past: RunHistory) -> bool:
     """Return True if full sweeps run in time although Celery gets no tasks."""
-    past = context.history
     beat_is_recent = past.beat_age is not None and past.beat_age <= LATE_SECONDS
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     return in_time and not beat_is_recent and past.success_origin not in ("beat", "call")

@@ -3,8 +3,10 @@
 import uuid
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+from unittest.mock import Mock
 
 import pytest
+import sqlalchemy as sa
 from celery import Celery
 from pydantic import SecretStr
 
@@ -18,13 +20,14 @@ from handling import handle
 from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, workers
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines, schema
 from mailglass_reconcile.store.migration import runner
 from recording import event, record
 from scraping import scrape, value
@@ -355,6 +358,26 @@ def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker
     assert [one for one in report() if one.status != OK] == []
     db.run(RUN, minutes=1, origin="beat", status="ok")
     assert asked()
+
+
+def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
+    db: Database, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither before nor after `migrate`, nor without a database; once Celery has swept, one is missing."""
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
+    monkeypatch.setattr(workers, "own_app", lambda: None)
+    default = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    default.model_fields_set.discard("redis_url")
+
+    def errors(engine: sa.Engine) -> set[str]:
+        mailglass_reconcile.configure(engine=engine, settings=default)
+        return {finding.check for finding in checks.diagnose(Mock(side_effect=ValueError)) if finding.status == ERROR}
+
+    assert errors(sa.create_engine("postgresql+psycopg://127.0.0.1:1/none")) == {"database"}
+    assert errors(engines.create_engine(Settings(database_url=empty_database_url))) == {"schema"}
+    assert errors(db.engine) == {"sweeps"}
+    db.run(RUN, minutes=60, origin="beat", status="ok")
+    assert errors(db.engine) >= {"redis", "celery"}
 
 
 def test_a_prune_that_has_stopped(db: Database) -> None:
