@@ -1,17 +1,19 @@
 """Sweeps beside sweeps, beside writers with optimistic locks, and beside a reconciler that appends one by one."""
 
 import json
+import os
 import random
-import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 import factories
+import forking
 import mailglass_reconcile
 from database import Database
 from faults.runs import FULL
@@ -26,18 +28,41 @@ GROUP = 10
 TYPES = ("delivered", "opened", "bounced", "deferred", "complained", "dispatched", "zap")
 
 
+class Sweeper:
+    """A process that sweeps when it is told to."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        given, told = os.pipe()
+        answered, output = os.pipe()
+        files = (given, output, sys.__stderr__.fileno())
+        self._process = forking.start(environment, "-m", "faults.sweeper", "--serve", files=files)
+        os.close(given)
+        os.close(output)
+        self._told, self._answered = os.fdopen(told, "w"), os.fdopen(answered)
+
+    def begin(self, batch_size: int) -> None:
+        """Let it sweep in batches of that size."""
+        print(batch_size, file=self._told, flush=True)
+
+    def result(self) -> dict[str, Any]:
+        """Wait for what its sweep counted."""
+        return dict(json.loads(self._answered.readline()))
+
+    def close(self) -> None:
+        """Let it end."""
+        self._told.close()
+        self._answered.close()
+        assert self._process.wait(30) == 0
+
+
 @pytest.fixture
-def sweepers(db: Database, redis_url: str) -> Iterator[list[subprocess.Popen[str]]]:
+def sweepers(db: Database, redis_url: str) -> Iterator[list[Sweeper]]:
     """Eight processes that sweep when they are told to, without any lock."""
     environment = {**db.environment(redis_url), "PYTHONPATH": "tests"}
-    command = [sys.executable, "-m", "faults.sweeper", "--serve"]
-    made = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(PROCESSES)
-    ]
+    made = [Sweeper(environment) for _ in range(PROCESSES)]
     yield made
     for process in made:
-        process.communicate(timeout=30)
+        process.close()
 
 
 def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
@@ -61,7 +86,7 @@ def seeds() -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize(("first", "number", "orphans"), seeds())
 def test_eight_processes_without_a_lock_link_each_orphan_once(
     db: Database,
-    sweepers: list[subprocess.Popen[str]],
+    sweepers: list[Sweeper],
     first: int,
     number: int,
     orphans: int,
@@ -73,8 +98,8 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
         crowd(db, draw, orphans)
         before = db.appended()
         for process in sweepers:
-            print(draw.choice((1, 3, 10, 50, 200)), file=process.stdin, flush=True)
-        results = [json.loads(process.stdout.readline()) for process in sweepers]
+            process.begin(draw.choice((1, 3, 10, 50, 200)))
+        results = [process.result() for process in sweepers]
         linked = sum(result["linked"] for result in results)
         assert [result["status"] for result in results] == ["ok"] * PROCESSES, seed
         assert linked == db.appended() - before, seed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forking
 import mailglass_reconcile
 from database import Database
 from faults.racing import raced
@@ -33,19 +34,18 @@ TRIED = [
 ]
 
 
-def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[bytes]:
+def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a sweep in a process of its own, under the command *before*."""
     more = {"MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "tests", "SWEEPER_DIES_AT": str(dies_at)}
-    return subprocess.run(
-        [*before, sys.executable, "-m", "faults.sweeper"],
-        env={**db.environment(redis_url), **more},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {**db.environment(redis_url), **more}
+    program = ("-m", "faults.sweeper")
+    if not before:
+        return forking.python(environment, *program)
+    command = [*before, sys.executable, *program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a sweep under strace, which is to look at *call* only."""
     return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
 

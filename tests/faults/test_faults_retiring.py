@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import factories
+import forking
 from backdating import check, fill, prune
 from database import Database
 from faults.runs import FULL
@@ -89,14 +90,13 @@ class Erase:
 
 def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
     """Do the work in a process of its own, under the command *before*; return whether it was killed."""
-    environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
-    return killed(
-        subprocess.run(
-            [*before, sys.executable, "-m", "faults.retirer", *work.arguments],
-            env={**environment, "RETIRER_DIES_AT": str(dies_at)},
-            capture_output=True, timeout=60, check=False,
-        )
-    )  # fmt: skip
+    more = {**RETENTION, "PYTHONPATH": "tests", "RETIRER_DIES_AT": str(dies_at)}
+    environment = {**work.db.environment(redis_url), **more}
+    program = ("-m", "faults.retirer", *work.arguments)
+    if not before:
+        return killed(forking.python(environment, *program))
+    command = [*before, sys.executable, *program]
+    return killed(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False))
 
 
 def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
@@ -117,11 +117,11 @@ def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool],
 
 
 def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
-    """Return which of the *call*s to try: all since the first that has to do with a server, or six of them."""
+    """Return which of the *call*s to try: all since the first that has to do with a server, or three of them."""
     assert not retired(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
     lines = log.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)
-    step = 1 if FULL else max(1, (len(lines) - first) // 7)
+    step = 1 if FULL else max(1, (len(lines) - first) // 4)
     return iter(range(first if FULL else first + step, len(lines), step))
 
 

@@ -12,7 +12,7 @@ def may_trace() -> bool:
     return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
 
 
-def killed(done: subprocess.CompletedProcess[bytes]) -> bool:
+def killed(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether a sweep was killed, and did not end by itself."""
     assert done.returncode in (0, -9, 137), done.stderr
     return done.returncode != 0

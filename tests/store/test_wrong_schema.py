@@ -1,12 +1,11 @@
 """A database that Mailglass itself made, or that holds another one's tables in another schema."""
 
-import subprocess
-import sys
-from pathlib import Path
+import os
 
 import pytest
 import sqlalchemy as sa
 
+import forking
 from catalog import installation, live
 from history import with_history
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
@@ -16,7 +15,6 @@ from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
 
-COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
 
 
@@ -60,10 +58,10 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
     assert not any("no_truncate" in line for line in database.objects())
     assert before <= database.objects()
     database.run("TRUNCATE mailglass_events")
-    environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
+    environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
     environment["MAILGLASS_DATABASE_SCHEMA"] = SCHEMAS[shape]
     for _ in range(2):
-        subprocess.run([COMMAND, "migrate", "--guard-truncate"], env=environment, check=True, capture_output=True)
+        assert forking.run(environment, "migrate", "--guard-truncate").returncode == 0
     database.migrate()
     assert database.is_current()
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
@@ -75,7 +73,7 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
 @pytest.mark.parametrize("words", [["--check"], ["--remove"]])
 def test_the_guard_goes_with_a_migration_only(words):
     """Anything else is wrong usage."""
-    done = subprocess.run([COMMAND, "migrate", "--guard-truncate", *words], check=False, capture_output=True)
+    done = forking.run(os.environ, "migrate", "--guard-truncate", *words)
     assert done.returncode == 2
 
 

@@ -8,7 +8,7 @@ import pytest
 from anymail.signals import post_send
 from django.db import connections, transaction
 
-from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID
+from anymail_payloads import POSTMARK, RESEND, SENDGRID, SES
 from anymail_stories import ANN, BOB, STORY, Message
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.django import receivers
@@ -61,7 +61,7 @@ def answered(provider, then):
     "provider",
     [
         pytest.param(provider, id=provider.esp_name, marks=[] if provider is SENDGRID else pytest.mark.slow)
-        for provider in ALL
+        for provider in (SENDGRID, RESEND, SES)  # in one batch, one a webhook with one recipient, one an address
     ],
 )
 def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send(db, post, provider):

@@ -1,16 +1,18 @@
 """`migrate --remove` tells what is lost before it asks; and what belongs to somebody else stays."""
 
 import csv
+import os
 import re
 import subprocess
-import sys
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import forking
 from catalog import client, installation, live, url_of
 from history import with_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
@@ -18,8 +20,6 @@ from mailglass_reconcile.store.migration import runner
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
-
-COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 
 
 def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
@@ -140,17 +140,15 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     """Without a terminal it needs --yes; what is lost is on its output."""
     database = unmigrated
     database.migrate()
-    environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
-    command = [COMMAND, "migrate", "--remove"]
-    refused = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    place = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
+    run = partial(forking.run, {**os.environ, **place}, "migrate")
+    refused = run("--remove")
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
-    done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
+    done = run("--remove", "--yes")
+    assert done.returncode == 0
     assert "will stay unlinked: 0 open orphans" in done.stdout
-    alone = [COMMAND, "migrate", "--tables"]
-    wrong = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
+    wrong = run("--tables")
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
 
