@@ -355,6 +355,29 @@ def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, given):
         assert len(waiting.result(timeout=30)) == 2
 
 
+IN_ORDER_OF_KEYS = """
+SELECT d.provider_message_id FROM mailglass_events AS e JOIN mailglass_deliveries AS d ON d.id = e.delivery_id
+ ORDER BY e.idempotency_key COLLATE "C"
+"""
+
+
+@pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
+def test_events_are_stored_in_the_order_of_their_keys(db, given):
+    """As above, where the same sends are recorded a second time."""
+    with db.engine.connect() as undone:
+        send(undone, one(ADA, "m-1"), one(ADA, "m-2"))
+        first, second = undone.exec_driver_sql(IN_ORDER_OF_KEYS).scalars()
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
+        send(holder, one(ADA, first))
+        waiting = threads.submit(sent_in, db, *(one(ADA, id_) for id_ in given))
+        wait_until(lambda: db.value(WAITING) == 1)
+        with db.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            send(other, one(ADA, second))
+        holder.rollback()
+        assert len(waiting.result(timeout=30)) == 2
+
+
 def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
     """If the application does not call `broadcast`; neither sees the other, and neither waits."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:

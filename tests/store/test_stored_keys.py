@@ -354,6 +354,19 @@ def test_a_worker_whose_rule_fails_stores_no_state_over_keys_of_another(db, orph
     assert reconcile().linked == 1
 
 
+def test_a_worker_with_an_older_rule_does_not_replace_keys_that_a_newer_one_stored_meanwhile(db, orphan, monkeypatch):
+    """Both have found it without keys."""
+
+    def sweep_with_the_newer_rule():
+        know(version=2)
+        assert reconcile().unmatched == 1
+
+    know(version=1, read="metadata/other")
+    meanwhile(monkeypatch, sweep_with_the_newer_rule)
+    assert reconcile().unmatchable == 1
+    assert (db.rows(STATES), db.value(IDS)) == ([(providers.rank_of("acme"), 1, "unmatched")], ["r-1"])
+
+
 def test_rekey_during_a_sweep_leaves_nothing_that_no_sweep_selects(db, orphan, monkeypatch):
     """A state without its keys would never be checked again."""
     know()
