@@ -75,3 +75,15 @@ def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
     assert mailglass_reconcile.reconcile().linked == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+
+
+@pytest.mark.parametrize("columns", [{"tenant_id": "other"}, {"type": "delivered"}])
+def test_an_orphan_whose_key_an_event_of_another_tenant_or_type_holds_stays_open(db, caplog, columns):
+    """It cannot be linked, and nothing says that it was."""
+    event_id = factories.orphan(db, factories.postmark("one"))
+    delivery_id = factories.delivery(db, "one")
+    factories.insert(db, events=[{**factories.reconciled_row(event_id, delivery_id), **columns}])
+    result = mailglass_reconcile.reconcile()
+    assert (result.linked, result.failed, result.status, result.remaining) == (0, 1, "partial", 1)
+    assert "another kind of event holds its key" in caplog.text
+    assert db.value("SELECT event_id::text FROM mailglass_open_orphans") == event_id
