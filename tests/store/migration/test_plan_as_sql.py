@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forking
 from catalog import Installation, client, installation, live, url_of
 from history import with_history
 from mailglass_reconcile.store import schema
@@ -48,8 +49,8 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
             if not mailglass:
                 database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
                 database.run("DROP FUNCTION mailglass_raise_immutability()")
-        command = str(BIN / "mailglass-reconcile")
-        script = run(command, "migrate", "--plan", url=url(planned), MAILGLASS_DATABASE_SCHEMA=name)
+        place = {"MAILGLASS_DATABASE_URL": url(planned), "MAILGLASS_DATABASE_SCHEMA": name}
+        script = forking.run({**os.environ, **place}, "migrate", "--plan").stdout
         run(client("psql", planned), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(planned), script=script)
         migrated.migrate()
         assert planned.objects() == migrated.objects()
