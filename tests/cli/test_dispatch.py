@@ -64,7 +64,9 @@ def test_nothing_waits(handler_db):
     assert (done.stdout, done.stderr) == ("", "0 events are dead\n")
 
 
-@pytest.mark.parametrize("arguments", [("event",), ("--handler", "flaky"), ()])
+@pytest.mark.parametrize(
+    "arguments", [("event",), *(pytest.param(words, marks=pytest.mark.slow) for words in (("--handler", "flaky"), ()))]
+)
 def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, arguments):
     """By its event, by its handler, or with all others; its attempts still count. What is new is left as it is."""
     handler_db.run(

@@ -209,6 +209,7 @@ def test_a_broken_promise_is_told_and_costs_the_exit_code(started):
     assert started.is_gone()
 
 
+@pytest.mark.slow
 def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch):
     """A sweep between two commits would link to the first what is ambiguous once the second is there."""
     configure(settings=db.settings)

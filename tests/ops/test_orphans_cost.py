@@ -86,6 +86,7 @@ def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
         assert touched <= 300
 
 
+@pytest.mark.slow
 def test_expired_ones_cost_what_a_page_may_read_at_most(db):
     """However many of the ledger's old orphans were reconciled."""
     db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)

@@ -265,6 +265,7 @@ def test_the_command_counts_and_erases(db):
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
 
 
+@pytest.mark.slow
 def test_the_command_reads_the_address_from_standard_input(db):
     """So that no history of a shell keeps the address; at a terminal it asks for it, and then for a confirmation."""
     factories.delivery(db, recipient=ADA)
@@ -295,6 +296,7 @@ def test_at_a_terminal_the_command_asks(db, answer, code, left):
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("tenant-7", marks=pytest.mark.slow)])
 def test_the_deliveries_are_found_by_our_index(db, tenant_id):
     """Nothing else serves an address in any spelling; a pass over the table would compute a key for each row."""

@@ -283,7 +283,14 @@ def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(d
     assert reconcile().linked == 1
 
 
-@pytest.mark.parametrize("answer", [ZeroDivisionError(), None, "r-1", [1], ["r"] * 1_000_000])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ZeroDivisionError(),
+        *(pytest.param(bad, marks=pytest.mark.slow) for bad in (None, "r-1", [1])),
+        ["r"] * 1_000_000,
+    ],
+)
 def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog):
     """It costs its own events, with one line in the log, until it is corrected, which needs no new version."""
     factories.insert(db, [], [orphan_row({"provider": "acme", "ref": "r-2"})])

@@ -6,6 +6,7 @@ import pytest
 
 import factories
 import mailglass_reconcile
+from factories import delivery_row, orphan_row
 
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 SES_ID = "010001679a55ab63-e87ab0a6-f2de-4e93-b0b1-8c2cf9e3a8b2-000000"
@@ -140,14 +141,18 @@ LINKED = {
 }
 
 
-@pytest.mark.parametrize("case", LINKED.values(), ids=LINKED)
-def test_an_event_of_real_shape_is_linked(db, case):
-    """One orphan, its delivery, and a delivery of another message beside it."""
-    delivery = factories.delivery(db, case.sent)
-    factories.delivery(db, "somebody else's")
-    factories.orphan(db, case.event)
-    assert mailglass_reconcile.reconcile().linked == 1
-    assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == delivery
+def test_an_event_of_real_shape_is_linked(db):
+    """In a tenant for each: one orphan, its delivery, and a delivery of another message beside it."""
+    deliveries, events, expected = [], [], {}
+    for tenant_id, case in LINKED.items():
+        sent = delivery_row(case.sent, tenant_id=tenant_id)
+        deliveries += [sent, delivery_row("somebody else's", tenant_id=tenant_id)]
+        events.append(orphan_row(case.event, tenant_id=tenant_id))
+        expected[tenant_id] = sent["id"]
+    factories.insert(db, deliveries, events)
+    assert mailglass_reconcile.reconcile().linked == len(LINKED)
+    linked = db.rows("SELECT tenant_id, delivery_id::text FROM mailglass_events WHERE type = 'reconciled'")
+    assert dict(map(tuple, linked)) == expected
 
 
 NOT_LINKED = {

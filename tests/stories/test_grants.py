@@ -26,6 +26,7 @@ from mailglass_reconcile.store import certificates, engines, privileges
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
+from marking import slow_unless
 from shapes import made
 
 pytestmark = pytest.mark.slow
@@ -383,7 +384,10 @@ def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin
 
 
 @pytest.mark.guard
-@pytest.mark.parametrize("documented", ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"])
+@pytest.mark.parametrize(
+    "documented",
+    slow_unless("mailglass_sweeper".__eq__, ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"]),
+)
 def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, acting, documented):
     """`metadata` may hold rendered mail; tenant and recipient are never changed by us."""
     settings = acting(documented)

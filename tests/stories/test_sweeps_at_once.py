@@ -103,7 +103,8 @@ def test_a_locked_twin_does_not_make_an_ambiguous_id_look_unique(db):
         assert reconcile().ambiguous == 1
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
     """The other settles the same orphans in random order, several to a transaction, some of which roll back."""
     deliveries, orphans = rows_of(300)

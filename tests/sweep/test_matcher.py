@@ -74,7 +74,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     assert (decision.state, decision.delivery_id) == expected[0]
 
 
-@pytest.mark.parametrize("provider", ["postmark", "acme"])
+@pytest.mark.parametrize("provider", [pytest.param("postmark", marks=pytest.mark.slow), "acme"])
 @pytest.mark.parametrize(("own", "state"), [(0, "tenant_mismatch"), (1, "matched"), (2, "ambiguous")])
 def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     tx: Uncommitted, own: int, state: str, provider: str

@@ -25,7 +25,9 @@ def pairs_of_age(db, *ages: float) -> None:
     insert(db, [delivery_row(one) for one in ids], rows)
 
 
-@pytest.mark.parametrize(("interval", "seconds"), [(0.1, 60), (1.0, 60), (30.0, 90)])
+@pytest.mark.parametrize(
+    ("interval", "seconds"), [pytest.param(0.1, 60, marks=pytest.mark.slow), (1.0, 60), (30.0, 90)]
+)
 def test_what_arrived_during_the_last_minute_or_three_intervals_is_linked_and_the_rest_is_left(db, interval, seconds):
     """In its grace or not; the full sweep links what is left."""
     recent_ages, others = (0, 2.5, 30, seconds - 5), (seconds + 5, 260, 3_600)

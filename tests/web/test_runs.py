@@ -13,6 +13,7 @@ from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import runtime
 from mailglass_reconcile.singleton.lock import LockBackend, lock_key, queued_token, running_token
 from mailglass_reconcile.web import create_app
+from marking import slow_unless
 
 IDLE = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, linked, duration_ms)
@@ -113,7 +114,11 @@ def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
 
 
 @pytest.mark.parametrize(
-    "value", ["running", "queued", "x", "", "running a b nan", "running a b 1e300", "running a b ²"]
+    "value",
+    slow_unless(
+        ("x", "running a b nan").__contains__,
+        ["running", "queued", "x", "", "running a b nan", "running a b 1e300", "running a b ²"],
+    ),
 )
 def test_a_foreign_value_of_the_lock_is_an_unknown_holder(db, value):
     """Anybody who may write to Redis may set it; the page says what it knows."""

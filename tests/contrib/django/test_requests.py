@@ -56,7 +56,7 @@ def answer(request):
     return request.param
 
 
-@pytest.mark.parametrize("atomic", [False, True], ids=["", "ATOMIC_REQUESTS"])
+@pytest.mark.parametrize("atomic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "ATOMIC_REQUESTS"])
 def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monkeypatch, atomic):
     """And broadcast. Anymail hands them over one by one."""
     monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
