@@ -11,7 +11,7 @@ OLDEST_SERVER = 150_000
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
        (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
-       pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
+       current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
 """
 
 _TIME_ZONE = """
@@ -23,10 +23,15 @@ SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
 
 @check("server", fast=True)
 def server(context: CheckContext) -> Iterator[Finding]:
-    """The server is recent, and takes writes."""
+    """The server is recent, takes writes, and stores every character."""
     row = context.tx.execute(_SERVER).one()
     if row.number < OLDEST_SERVER:
         yield error(f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
+    elif row.encoding != "UTF8":
+        yield error(
+            f"the database is encoded in {row.encoding}, which cannot hold every address and id",
+            "create a database with ENCODING 'UTF8', and let MAILGLASS_DATABASE_URL name it",
+        )
     elif row.replica and context.is_full:  # a page may read one
         yield error("this server is a replica, which takes no writes", "set MAILGLASS_DATABASE_URL to the primary")
     elif row.read_only and context.is_full:

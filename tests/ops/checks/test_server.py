@@ -162,6 +162,7 @@ def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.En
     try:
         found = {one.check: one for one in report()}
         assert (found["schema"].status, "migrate" in found["schema"].remedy) == (ERROR, True)
+        assert (found["server"].status, "SQL_ASCII" in found["server"].message) == (ERROR, True)
         assert "triggers" not in found
     finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
