@@ -92,7 +92,7 @@ def _delivery(delivery: Delivery) -> Iterator[str]:
 
 
 def _event(orphan: OpenOrphan) -> Iterator[str]:
-    yield wrapped(f"{orphan.type or '-'}, {orphan.state}", "  ", "event: ")
+    yield wrapped(orphan.summary, "  ", "event: ")
     facts = f"tenant {orphan.tenant_id}, provider {orphan.provider or '-'}, arrived {format_time(orphan.arrived_at)}"
     expires = f"; expires {format_time(orphan.expires_at)}" if orphan.expires_at else ""
     yield wrapped(f"{facts}{expires}", "  ")

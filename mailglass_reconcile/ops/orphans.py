@@ -190,9 +190,14 @@ class OpenOrphan:
     expires_at: str | None = None
     verdict: states.MatchState | None = None
 
+    @property
+    def summary(self) -> str:
+        """The type, the state, and the reason for it, in one sentence."""
+        return f"{self.type or '-'}, {self.state}: {states.MEANINGS[self.state].sentence}"
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `orphans --json` and `find --json` print them."""
-        return asdict(self)
+        """Return the fields and the summary by name, as `orphans --json` and `find --json` print them."""
+        return {**asdict(self), "summary": self.summary}
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
     assert lines[0] == "1 delivery and 1 event, newest first"
     assert f"  mailglass-reconcile explain {sent}" in lines
     assert f"  mailglass-reconcile explain {orphan}" in lines
-    assert "event: delivered, unseen" in lines
+    assert "event: delivered, unseen: no sweep has checked it yet; the next full sweep does" in lines
     assert any(line.startswith("delivery: dispatched ") and "1 open event of tenant globex" in line for line in lines)
     assert any("tenant globex, provider -, arrived" in line for line in lines)
     assert not re.search("\x1b|lovelace", "\n".join(lines))
@@ -33,8 +33,12 @@ def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
 
 def test_a_line_of_json_for_each(db, sent):
     """As its schema says."""
-    (one,) = conforming("find", run(db, "find", "-", "--json", stdin=ADA).stdout)
-    assert (one["kind"], one["id"], one["type"]) == ("delivery", sent, "dispatched")
+    orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
+    delivery, event = conforming("find", run(db, "find", "-", "--json", stdin=ADA).stdout)
+    assert (delivery["kind"], delivery["id"], delivery["type"]) == ("delivery", sent, "dispatched")
+    assert "1 open event of tenant globex" in delivery["summary"]
+    assert (event["kind"], event["id"]) == ("event", orphan)
+    assert event["summary"] == "delivered, unseen: no sweep has checked it yet; the next full sweep does"
 
 
 def test_the_newest_are_shown_and_how_to_see_more(db, sent):

@@ -22,7 +22,7 @@ from mailglass_reconcile.store import runs
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (pages.ROOT / "docs/schemas").glob("*.json")}
 OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attached has none
 
-ADDED = {"explain": {"delivery"}, "prune": {"status"}}
+ADDED = {"explain": {"delivery"}, "orphans": {"summary"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
     "erase": Erased, "explain": Explanation, "orphans": OpenOrphan, "prune": PruneResult,
