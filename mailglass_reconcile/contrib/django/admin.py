@@ -330,8 +330,10 @@ def _explain(event_id: UUID) -> str:
             event = explanation.explain_within(tx, event_id)
     except MailglassReconcileError as error:
         return str(error)
-    remedy = f". To link it: {event.remedy}" if event.remedy else ""
-    return f"{event.state}: {event.sentence}{remedy}"
+    first, *steps = explanation.split_steps(event.remedy or "") or [""]
+    lines = [f"{event.state}: {event.sentence}", *([f"To link it: {first}", *steps] if first else [])]
+    html: str = format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
+    return html
 
 
 def _uuid(text: str) -> UUID | None:
