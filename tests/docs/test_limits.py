@@ -12,7 +12,7 @@ import reference
 import commands
 import pages
 from mailglass_reconcile import PruneResult, SweepResult, celery, cli, schedule, server, telemetry
-from mailglass_reconcile.cli import follow
+from mailglass_reconcile.cli import follow, serve
 from mailglass_reconcile.handlers import execution, registration
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops import orphans
@@ -107,6 +107,7 @@ SENTENCES = [
     ("sweeps.md", "expires within {} seconds", lock.LOCK_SECONDS),
     ("sweeps.md", "Running handlers get {} seconds", word(follow.FINISH_SECONDS)),
     ("deploy.md", "within {} seconds (`MAILGLASS_SWEEP_SECONDS`)", Settings.model_fields["sweep_seconds"].default),
+    ("deploy.md", "{} for a receiver, {} for the dashboard", word(app.THREADS + 1), word(serve.CONNECTIONS)),
     ("own-provider.md", "at most {} paths", word(providers.MAX_READS)),
     ("own-provider.md", "a string of 1 to {} characters", matching.MAX_ID_LENGTH),
     ("own-provider.md", "at most {} ids", matching.MAX_IDS),
