@@ -110,8 +110,8 @@ def _keys(
         ids = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         return Keys(provider, (), compared, None, lost, _failure(rule, error))
-    spellings = dict.fromkeys(spelling for id_ in ids if id_ for spelling in expand(id_))
-    return Keys(provider, tuple(spelling for spelling in spellings if is_usable(spelling)), compared, rule.rank, lost)
+    spellings = dict.fromkeys(spelling for id_ in ids if id_ for spelling in expand(id_) if is_usable(spelling))
+    return Keys(provider, tuple(spellings), compared, rule.rank, lost)
 
 
 def _failure(rule: KeyRule, error: Exception) -> str:
@@ -152,6 +152,8 @@ def text_of(value: Any, *, numbers: bool = True) -> str | None:
     A text of 1 to 512 characters without control characters is usable, and, unless *numbers* is false, a whole number
     of 0 or more as its digits.
     """
+    if value is None:
+        return None
     if isinstance(value, str):
         text = value.strip()
         return text if is_usable(text) else None
