@@ -1,5 +1,6 @@
 """Nothing starves: what nobody has looked at comes first, then one ring, then what the database has refused."""
 
+import uuid
 from typing import Any
 
 import pytest
@@ -77,6 +78,18 @@ def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_
     result = reconciler.prepare().run()
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 4, 5)
     assert [group["orphans"] for group in db.value(LAST.format("open_groups"))] == [9]
+
+
+def test_ids_are_in_memory_only_until_their_slice_is_read():
+    """Three to a row, in slices of two: each once, in order, and none is kept."""
+    ids = [str(uuid.UUID(int=number)) for number in range(7)]
+    rows = [uuid.UUID(id_).bytes for id_ in ids]
+    part = window.Part(1, [b"".join(rows[start : start + 3]) for start in (0, 3, 6)])
+    slices = part.slices(2)
+    assert next(slices) == [id_.replace("-", "") for id_ in ids[:2]]
+    assert len(part.packed) == 2
+    assert [str(uuid.UUID(id_)) for slice_ in slices for id_ in slice_] == ids[2:]
+    assert part.packed == []
 
 
 def test_what_is_new_comes_before_the_rest(db, hurry):
