@@ -182,15 +182,16 @@ def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None
 
 
 @pytest.mark.parametrize("state", ["closed", "silent"])
-def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str) -> None:
+def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an application may have one, with long timeouts and retries: the thread waits for it, the sweep does not."""
     with silent() as (open_port, accepted):
         port = open_port if state == "silent" else free_port()
         client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(0.7), 3))
         assert publish(client, 20 * CHUNK_LINKS) == Published(0, 40 * CHUNK_LINKS)
+        monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 60)  # of each that waits at all
         began = time.monotonic()
         assert [publish(client, 1).published for _ in range(20)] == [0] * 20
-        assert time.monotonic() - began < publisher_module.TIMEOUT_SECONDS, "the server is left alone"
+        assert time.monotonic() - began < 30, "the server is left alone"
         assert len(accepted) <= 1
 
 

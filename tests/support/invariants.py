@@ -1,6 +1,5 @@
 """The checker of what must hold (I1 to I7 and I9 to I14 of the design), run after every test that uses `db`."""
 
-import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +22,7 @@ from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
+from waiting import wait_until
 from witness import Witness, running
 
 ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13", "I14"})
@@ -353,9 +353,16 @@ def check_log(lines: Sequence[str]) -> None:
 
 def check_nobody_stays(driver: psycopg.Connection, witness: Witness) -> None:
     """I10: no lock, no idle transaction, no connection and no process is left behind."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while left := [*driver.execute(_LEFT).fetchall(), *(running().items() - witness.children.items())]:  # type: ignore[call-overload]
-        assert time.monotonic() < deadline, f"left behind: {left}"
+    left: list[Any] = []
+
+    def is_clear() -> bool:
+        left[:] = [*driver.execute(_LEFT).fetchall(), *(running().items() - witness.children.items())]  # type: ignore[call-overload]
+        return not left
+
+    try:
+        wait_until(is_clear, PATIENCE_SECONDS)
+    except AssertionError:
+        raise AssertionError(f"left behind: {left}") from None
 
 
 def check_open_set(state: State) -> None:
