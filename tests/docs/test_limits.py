@@ -41,6 +41,13 @@ def word(number: float) -> str:
     return WORDS[int(number)]
 
 
+def columns_of_dispatcher() -> str:
+    """Return the columns of deliveries that the dispatcher may read, as a page enumerates them."""
+    (grant,) = [grant for grant in privileges.DISPATCHER.grants if grant.object == "mailglass_deliveries"]
+    *columns, last = [f"`{column}`" for column in grant.privileges["SELECT"].split()]
+    return f"{', '.join(columns)} and {last}"
+
+
 SENTENCES = [
     (
         "security.md",
@@ -108,6 +115,11 @@ SENTENCES = [
     ("sweeps.md", "Running handlers get {} seconds", word(follow.FINISH_SECONDS)),
     ("deploy.md", "within {} seconds (`MAILGLASS_SWEEP_SECONDS`)", Settings.model_fields["sweep_seconds"].default),
     ("deploy.md", "{} for a receiver, {} for the dashboard", word(app.THREADS + 1), word(serve.CONNECTIONS)),
+    (
+        "handlers.md",
+        "Of `mailglass_deliveries` it may read only {}",
+        columns_of_dispatcher(),
+    ),
     ("own-provider.md", "at most {} paths", word(providers.MAX_READS)),
     ("own-provider.md", "a string of 1 to {} characters", matching.MAX_ID_LENGTH),
     ("own-provider.md", "at most {} ids", matching.MAX_IDS),
