@@ -111,8 +111,11 @@ def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(d
     assert cost["written"] <= 4 + IN_THE_HISTORY
 
 
-def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):
+@pytest.mark.parametrize("by_scans", [False, True])
+def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monkeypatch, by_scans):
     """Others are linked first, even older ones."""
+    opened = reconciler.open_window
+    monkeypatch.setattr(reconciler, "open_window", lambda *a, **o: opened(*a, **o)._replace(by_scans=by_scans))
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     refused = [delivery_row(f"bad {n}", recipient="bad@x.com") for n in range(5)]
     insert(db, refused, [orphan_row(postmark(f"bad {n}")) for n in range(5)])
