@@ -186,7 +186,7 @@ def test_a_number_that_stands_on_several_pages_is_the_measured_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", ["calls handlers receiving", "layouts sweep"])
+@pytest.mark.parametrize("parts", ["calls", "handlers receiving", "layouts sweep"])
 def test_the_benchmark_runs_through(tmp_path, parts):
     """With `--quick` it leaves the page alone, and writes the figures of the parts into a folder of its own."""
     before = (ROOT / "docs" / "performance" / "figures.md").read_text()

@@ -31,7 +31,7 @@ HEADERS = st.dictionaries(
     | st.text(max_size=20),
     max_size=4,
 )
-PATIENT = settings(max_examples=60, deadline=None, derandomize=True)
+PATIENT = settings(max_examples=40, deadline=None, derandomize=True)
 FEW = settings(PATIENT, max_examples=20)
 
 
