@@ -13,6 +13,9 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.matching import Keys
+from mailglass_reconcile.store import stored_keys
+from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.sweep import reconciler
 from waiting import wait_until
 
@@ -407,3 +410,34 @@ def test_ids_that_a_row_without_keys_has_are_replaced(db, orphan):
     assert reconcile().unmatched == 1
     db.run("UPDATE mailglass_open_orphans SET rank = NULL, ids = NULL, state = NULL")
     assert (reconcile().status, db.rows(IDS)) == ("ok", [(["r-1"],)])
+
+
+HOLD_UP = """
+CREATE FUNCTION public.hold_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM pg_catalog.pg_advisory_xact_lock(1);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER hold_up BEFORE UPDATE ON public.mailglass_open_orphans FOR EACH ROW
+WHEN (OLD.arrived_at < now() - interval '20 minutes') EXECUTE FUNCTION public.hold_up();
+"""
+
+
+def test_ids_that_another_session_stores_while_the_statement_runs_are_replaced(db):
+    """The statement's snapshot does not have them, and both sessions store keys of the same rank."""
+    old, new = (factories.orphan(db, {"provider": "acme"}, age_seconds=seconds) for seconds in (1_800, 600))
+
+    def store(ids, *event_ids, rank_before=1):
+        keys = StoredKeys(Keys("acme", ids, None, rank=1), "unmatched")
+        with db.database.writing() as tx:
+            stored_keys.store(tx, dict.fromkeys(event_ids, keys), dict.fromkeys(event_ids, rank_before))
+
+    store(("r-1",), old, new, rank_before=None)
+    db.run(HOLD_UP)
+    with db.engine.connect() as holder, ThreadPoolExecutor(1) as pool:
+        holder.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        held_up = pool.submit(store, ("r-2",), old, new)
+        wait_until(lambda: held_up.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        store(("r-3", "r-4"), new)
+        holder.rollback()
+        held_up.result()
+    assert db.rows("SELECT candidate_id FROM mailglass_open_orphan_ids") == [("r-2",), ("r-2",)]
