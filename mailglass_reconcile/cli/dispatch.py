@@ -249,8 +249,10 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
         or type_
         or ""
     )
-    seen = min((registration.seen_seconds for registration in registrations), default=None)
-    last_seen = "" if seen is None else f"; a dispatcher had one of them {format_duration(seen)} ago"
+    last_seen_seconds = min((registration.seen_seconds for registration in registrations), default=None)
+    last_seen = (
+        "" if last_seen_seconds is None else f"; a dispatcher had one of them {format_duration(last_seen_seconds)} ago"
+    )
     _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone", yes)
     deleted = administration.forget(database, type_, handler)
     if as_json:

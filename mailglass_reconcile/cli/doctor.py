@@ -48,16 +48,18 @@ def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     own Celery app, name its module in MAILGLASS_IMPORTS.
     """
     findings = checks.diagnose(_cluster if runtime.available() else None, repair=repair)
-    wrong = Counter(finding.status for finding in findings)
+    counts = Counter(finding.status for finding in findings)
     if as_json:
         click.echo(json.dumps({"findings": [finding.as_dict() for finding in findings]}))
     else:
         for finding in reversed(findings):
             if verbose or finding.status != OK:
                 _print(finding)
-        well = f", {wrong[OK]} ok" if verbose else f"; {pluralize(wrong[OK], 'check is', 'checks are')} ok (--verbose)"
-        click.echo(f"{pluralize(wrong[ERROR], 'error')}, {pluralize(wrong[WARNING], 'warning')}{well}")
-    sys.exit(1 if wrong[ERROR] else 0)
+        well = (
+            f", {counts[OK]} ok" if verbose else f"; {pluralize(counts[OK], 'check is', 'checks are')} ok (--verbose)"
+        )
+        click.echo(f"{pluralize(counts[ERROR], 'error')}, {pluralize(counts[WARNING], 'warning')}{well}")
+    sys.exit(1 if counts[ERROR] else 0)
 
 
 def _cluster() -> Cluster:

@@ -42,8 +42,8 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
         require_terminal("pass --yes, or --dry-run to count the rows")
     database = runtime.database()
     if not (yes or dry_run):
-        counted = erasure.erase_with(database, target, dry_run=True)
-        confirm(f"erase the address from {counted.rows}? This cannot be undone")
+        preview = erasure.erase_with(database, target, dry_run=True)
+        confirm(f"erase the address from {preview.rows}? This cannot be undone")
     erased = erasure.erase_with(database, target, dry_run=dry_run)
     if as_json:
         print_json(erased.as_dict())

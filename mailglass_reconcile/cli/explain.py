@@ -41,16 +41,16 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
         raise click.UsageError("pass an EVENT_ID, a DELIVERY_ID or --message-id")
     database = runtime.database()
     if id_:
-        events, shown = explanation.explain_id(database, id_)
+        events, summary = explanation.explain_id(database, id_)
     else:
-        events, shown = explanation.explain_message(database, message_id or "")
-        if not events and not shown:
+        events, summary = explanation.explain_message(database, message_id or "")
+        if not events and not summary:
             raise click.ClickException("no open orphan and no delivery has this message id")
     with reader_may_leave():
         if as_json:
-            _print_json(events, shown)
+            _print_json(events, summary)
         else:
-            click.echo("\n\n".join(_parts(events, shown)))
+            click.echo("\n\n".join(_parts(events, summary)))
     sys.exit(1 if [event.state for event in events] == ["unknown"] else 0)
 
 
@@ -99,7 +99,9 @@ def _lines(event: Explanation) -> Iterator[str]:
     if event.delivery_id:
         yield _fact("delivery", event.delivery_id)
     if event.reconciled_by:
-        yield _fact("linked" if event.linked_at else "settled", f"{_when(event)}by the event {event.reconciled_by}")
+        yield _fact(
+            "linked" if event.linked_at else "settled", f"{_linked_time(event)}by the event {event.reconciled_by}"
+        )
     if event.recipient_checked is False:
         yield _fact("recipient", NOT_CHECKED)
     if event.linked_by:
@@ -115,7 +117,7 @@ def _fact(name: str, text: str) -> str:
     return wrapped(text, " " * 11, f"{name:<11}")
 
 
-def _when(event: Explanation) -> str:
+def _linked_time(event: Explanation) -> str:
     return f"{format_time(event.linked_at)} " if event.linked_at else ""
 
 
@@ -124,8 +126,8 @@ def _reads(event: Explanation) -> Iterator[str]:
         return
     yield ""
     yield wrapped(f"fields searched for a message id (rule {event.rule}):")
-    for read in event.reads:
-        yield wrapped(f"{read['path']}: {read['holds'] or 'nothing'}", "  ")
+    for field in event.reads:
+        yield wrapped(f"{field['path']}: {field['holds'] or 'nothing'}", "  ")
 
 
 def _ids(event: Explanation) -> Iterator[str]:
@@ -133,12 +135,12 @@ def _ids(event: Explanation) -> Iterator[str]:
         return
     yield ""
     yield "ids tried, in this order:"
-    for tried in event.tried:
-        field = tried["read_from"] or "several fields, or as it was recorded"
-        yield wrapped(tried["id"], "  ")
-        yield wrapped(f"from {field}; {_deliveries(tried['deliveries'])}", "    ")
+    for candidate in event.tried:
+        source = candidate["read_from"] or "several fields, or as it was recorded"
+        yield wrapped(candidate["id"], "  ")
+        yield wrapped(f"from {source}; {_deliveries(candidate['deliveries'])}", "    ")
         for delivery in event.named:
-            if delivery["candidate_id"] == tried["id"]:
+            if delivery["candidate_id"] == candidate["id"]:
                 yield wrapped(f"delivery {delivery['delivery_id']}{_differences(delivery)}", "    ")
                 yield wrapped(_description(delivery), "      ")
                 if delivery["command"]:

@@ -33,7 +33,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("what", metavar="WHAT|-")
+@click.argument("term_text", metavar="WHAT|-")
 @click.option("--tenant", metavar="ID", help="Search this tenant only.")
 @click.option(
     "--limit",
@@ -44,7 +44,7 @@ Examples:
     help="Print at most N deliveries and events.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
-def find(what: str, tenant: str | None, limit: int, as_json: bool) -> None:
+def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
     """Find the deliveries and open orphans of an address, a message or an id, each with its next command.
 
     WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
@@ -53,7 +53,7 @@ def find(what: str, tenant: str | None, limit: int, as_json: bool) -> None:
     An address is found in any spelling. Exits with 1 if nothing is found.
     """
     try:
-        term = search.parse_term(argument(what), tenant)
+        term = search.parse_term(argument(term_text), tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     database = runtime.database()

@@ -78,10 +78,10 @@ class Follower:
         self._handlers = _Handlers()
         self._log_filter = _RepeatFilter()
         self._sweep: Sweep | None = None
-        self._first = True
+        self._is_first_sweep = True
         self._failing = False
         """True if the last sweep failed."""
-        self._lost = self._redis_lost = False
+        self._database_lost = self._redis_lost = False
         """True from the log line that the database, or Redis, is lost until the line that it is back."""
         self._stop_signal: int | None = None
 
@@ -98,7 +98,7 @@ class Follower:
                 try:
                     self._sweep_on_one_connection()
                 except MailglassReconcileError as error:
-                    if self._first or isinstance(error, ConfigurationError | SchemaOutdatedError):
+                    if self._is_first_sweep or isinstance(error, ConfigurationError | SchemaOutdatedError):
                         raise
                     self._log_loss(error)
                 self._wait(RETRY_SECONDS)
@@ -132,7 +132,7 @@ class Follower:
     def _sweep_once(self, connected: Connected) -> SweepResult:
         self._sweep = recent.prepare(self._interval, self._tenant_id, origin="follow")
         result = self._sweep.run(nullcontext(connected))
-        self._first = False
+        self._is_first_sweep = False
         return result
 
     def _report(self, result: SweepResult) -> None:
@@ -141,7 +141,7 @@ class Follower:
         if result.linked or result.failed or (result.status != "ok" and self._stop_signal is None):
             click.echo(json.dumps(result.as_dict()) if self._as_json else _format_result(result))
         if self._failing and result.status != "failed":
-            self._lost = False
+            self._database_lost = False
             self._log_recovery("the database is back")
         self._failing = result.status == "failed"
         if result.publish_failed:  # the publisher has logged it
@@ -151,10 +151,10 @@ class Follower:
             self._log_recovery("Redis is back: broadcasts are published again")
 
     def _log_loss(self, error: MailglassReconcileError) -> None:
-        if not self._lost:
-            lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
-            logger.warning("%s; retrying: %s", lost, error)
-        self._lost = self._failing = True
+        if not self._database_lost:
+            problem = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
+            logger.warning("%s; retrying: %s", problem, error)
+        self._database_lost = self._failing = True
 
     def _log_recovery(self, line: str) -> None:
         logger.warning(line)
@@ -211,7 +211,7 @@ class _RepeatFilter:
     def is_new(self, record: logging.LogRecord) -> bool:
         """Return True if a line is this module's own, or was not logged within the last minute."""
         now, line = time.monotonic(), record.getMessage()
-        self._logged_at = {old: at for old, at in self._logged_at.items() if now - at < REPEAT_SECONDS}
+        self._logged_at = {logged_line: at for logged_line, at in self._logged_at.items() if now - at < REPEAT_SECONDS}
         if record.name == __name__ or line not in self._logged_at:
             self._logged_at[line] = now
             return True

@@ -75,7 +75,7 @@ def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator
     with database.reading() as tx:
         (delivery,) = deliveries.load_deliveries(tx, [str(delivery_id)])
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
-    stored = format_time(delivery.stored_at)
-    yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")
-    if any(named["delivery_id"] == str(delivery_id) and not named["addressed"] for named in event.named):
+    stored_at = format_time(delivery.stored_at)
+    yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored_at}", " " * 10, "delivery  ")
+    if any(candidate["delivery_id"] == str(delivery_id) and not candidate["addressed"] for candidate in event.named):
         yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")

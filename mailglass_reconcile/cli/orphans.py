@@ -71,7 +71,7 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:
-        page = pages.load_page(database, selection, limit=limit, after=begin, counted=counting)
+        page = pages.load_page(database, selection, limit=limit, after=begin, with_counts=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
     for line in _introduce(database, selection, page, as_json=as_json):

@@ -37,20 +37,20 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
             self.fail(f"{value!r} is not a duration: {error}")
 
 
-def as_of(ended: str | None) -> str:
+def as_of(ended_at: str | None) -> str:
     """Return since when the states of open orphans are known: when the last full sweep ended, in ISO 8601."""
-    if ended is None:
+    if ended_at is None:
         return "no full sweep has ended yet"
-    return f"states as of {format_time(ended)}, when the last full sweep ended"
+    return f"states as of {format_time(ended_at)}, when the last full sweep ended"
 
 
-def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
+def wrapped(text: str, indent: str = "", first_indent: str | None = None) -> str:
     """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line."""
-    first, text = indent if first is None else first, escape_unprintable(text)
+    first_indent, text = indent if first_indent is None else first_indent, escape_unprintable(text)
     if not sys.stdout.isatty():
-        return first + text
+        return first_indent + text
     return textwrap.fill(
-        text, 80, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, 80, initial_indent=first_indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -76,10 +76,10 @@ def console() -> Console:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Return a table whose cells may hold what rows hold: they are escaped, and no markup."""
-    made = Table(*columns)
+    table_ = Table(*columns)
     for row in rows:
-        made.add_row(*(Text(escape_unprintable(str(cell))) for cell in row))
-    return made
+        table_.add_row(*(Text(escape_unprintable(str(cell))) for cell in row))
+    return table_
 
 
 def argument(value: str) -> str:

@@ -95,7 +95,7 @@ def sweep(
 
 def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     has_bar = with_bar and show is None and Console(stderr=True).is_terminal
-    with stop_on_signal(signal.SIGINT, sweep) as interruption, _progress(wanted=has_bar) as tell:
+    with stop_on_signal(signal.SIGINT, sweep) as interruption, _progress(visible=has_bar) as tell:
         for pairs in sweep.steps():
             tell(sweep)
             if show is not None:
@@ -180,9 +180,9 @@ def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> s
 
 
 @contextmanager
-def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
+def _progress(*, visible: bool) -> Iterator[Callable[[Sweep], None]]:
     """Show how many orphans are processed on standard error, for a person; log lines come above the bar."""
-    if not wanted:
+    if not visible:
         yield lambda sweep: None
         return
     columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

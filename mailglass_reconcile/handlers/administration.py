@@ -37,8 +37,8 @@ def load_replayable(database: Database, type_: str, seconds: float, handler: str
     runtime.load_imports()
     registration.register(database)
     with database.reading() as tx:
-        selected = handled_types.registered(tx, type_=type_, handler=handler)
-        all_registered = handled_types.registered(tx)
+        selected = handled_types.load_registered(tx, type_=type_, handler=handler)
+        all_registered = handled_types.load_registered(tx)
     if not selected:
         raise LookupError(
             f"{_none_registered(all_registered, type_, handler)}: a dispatch with its module registers it"
@@ -80,9 +80,9 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
     If there is nothing to forget, a LookupError says so.
     """
     with database.reading() as tx:
-        selected = handled_types.registered(tx, type_=type_, handler=handler)
+        selected = handled_types.load_registered(tx, type_=type_, handler=handler)
         waiting = handled_types.waiting(tx, type_=type_, handler=handler)
-        all_registered = handled_types.registered(tx)
+        all_registered = handled_types.load_registered(tx)
     if not selected and not waiting:
         raise LookupError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
     return selected, waiting
@@ -104,7 +104,7 @@ def rename(database: Database, old: str, new: str) -> int:
     """
     with database.connect() as connected:
         with connected.reading() as tx:
-            all_registered = handled_types.registered(tx)
+            all_registered = handled_types.load_registered(tx)
         with connected.writing() as tx:
             handled_types.rename(tx, old, new)
         after: str | None = NIL

@@ -82,9 +82,9 @@ def dispatch() -> DispatchResult:
 def dispatch_within(seconds: float | None, origin: Origin = "python") -> DispatchResult:
     """Dispatch, but claim no more jobs after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
-    own = registration.own_registrations()
-    dispatcher = _Dispatcher(runtime.get_settings(), own, seconds)
-    if not own:
+    registrations = registration.own_registrations()
+    dispatcher = _Dispatcher(runtime.get_settings(), registrations, seconds)
+    if not registrations:
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:

@@ -158,8 +158,8 @@ def log_error(handler: RegisteredHandler, job: Job, error: Exception) -> str:
     """
     name = type(error).__name__[: registry.MAX_NAME]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if handler.location and frame.filename == handler.location[0]] or frames
-    at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    own_frames = [frame for frame in frames if handler.location and frame.filename == handler.location[0]] or frames
+    at = f" at {Path(own_frames[-1].filename).name}:{own_frames[-1].lineno}" if own_frames else ""
     if log_throttle.allow((handler.name, name, at)):
         logger.warning(
             "handler %s failed on event %s, attempt %d: %s%s (logged once a minute)",

@@ -50,22 +50,22 @@ def register_before_sweep(database: Database) -> None:
 
 def register(database: Database) -> None:
     """Register this process's handlers, if it has any."""
-    if own := own_registrations():
+    if registrations := own_registrations():
         with database.writing() as tx:
-            new = handled_types.register(tx, own)
-        log_missed(database, new)
+            new_registrations = handled_types.register(tx, registrations)
+        log_missed(database, new_registrations)
 
 
-def log_missed(database: Database, new: Sequence[Registration]) -> None:
+def log_missed(database: Database, new_registrations: Sequence[Registration]) -> None:
     """Log how many events of the last days each new handler has missed, and the command that enqueues them."""
-    if not new:
+    if not new_registrations:
         return
     stop = time.monotonic() + MISSED_SECONDS
     numbers = Counter[Registration]()
     complete = True
     try:
         with database.connect() as connected:
-            for jobs in missed_pages(connected, new, MISSED_DAYS * 86_400):
+            for jobs in missed_pages(connected, new_registrations, MISSED_DAYS * 86_400):
                 numbers.update(Registration(job.handler, job.type) for job in jobs)
                 complete = numbers.total() <= MOST_MISSED and time.monotonic() < stop
                 if not complete:

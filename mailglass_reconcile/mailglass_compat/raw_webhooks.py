@@ -60,7 +60,7 @@ SELECT k.number, w.id::text, pg_column_size(w.raw_payload) AS size
 
 # One row for each event of a webhook; `address` is NULL unless the event names exactly one. A webhook that is no batch
 # is one event.
-_NAMED = """
+_RECIPIENTS = """
 SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
   FROM unnest(CAST(:webhook_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT id, raw_payload FROM {schema}.mailglass_webhook_events WHERE id = k.id OFFSET 0) AS w
@@ -167,7 +167,7 @@ def _read_recipients(
         "event_id": reader.event_id,
         **{f"place{n}": array_literal(place.split("/")) if (place := places[n]) else None for n in range(MAX_PATHS)},
     }
-    return [(webhook_id, event_id, text) for webhook_id, event_id, text in tx.execute(_NAMED, parameters)]
+    return [(webhook_id, event_id, text) for webhook_id, event_id, text in tx.execute(_RECIPIENTS, parameters)]
 
 
 def _group_by_size(sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -266,7 +266,7 @@ def find_newest(
     ids: Iterable[str] = (),
     tenant_id: str | None = None,
     limit: int,
-    most: int,
+    read_limit: int,
 ) -> tuple[list[Delivery], int]:
     """Return the deliveries to an address or with one of the ids, the newest first, and how many there are.
 
@@ -277,14 +277,14 @@ def find_newest(
         ids: Ids of deliveries.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many are returned.
-        most: At most this many of each kind are looked at.
+        read_limit: At most this many of each kind are read.
     """
     parameters = {
         "tenant_id": tenant_id,
         "recipient_key": recipient_key,
         "message_ids": array_literal(sorted(message_ids)),
         "ids": array_literal(sorted(ids)),
-        "most": most,
+        "most": read_limit,
         "size": limit,
     }
     rows = tx.execute(_NEWEST, parameters).all()
@@ -352,22 +352,25 @@ def _summarize(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | N
 
 def _summarize_unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
     """Return the summary of a delivery whose outcome no provider has reported."""
-    when = f"{sanitize(row.type)} {_ago(row.since)}"
+    last_event = f"{sanitize(row.type)} {_ago(row.since)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
         return f"last reported {_ago(row.since)}: {sanitize(row.type)}; check {log}", None
     if naming:
-        return f"{when}; {_describe_naming(row, naming)}", format_command(
+        return f"{last_event}; {_describe_naming(row, naming)}", format_command(
             f"mailglass-reconcile explain {_most_relevant(row, naming).event_id}"
         )
     if row.type == "queued":
-        return f"{when}, and not sent yet: check the log of the process that sends", None
+        return f"{last_event}, and not sent yet: check the log of the process that sends", None
     if not row.message_id:
-        return f"{when} without a message id, so no webhook can be linked to it: record the id with the send", None
+        return (
+            f"{last_event} without a message id, so no webhook can be linked to it: record the id with the send",
+            None,
+        )
     at = times.parse(row.since)
     if at is not None and times.seconds_ago(at) < SOON_SECONDS:
-        return f"{when}, no webhook has arrived yet", None
-    return f"{when}, no webhook has arrived: check {log}, and whether its webhook is set up and enabled", None
+        return f"{last_event}, no webhook has arrived yet", None
+    return f"{last_event}, no webhook has arrived: check {log}, and whether its webhook is set up and enabled", None
 
 
 def _most_relevant(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
@@ -377,10 +380,10 @@ def _most_relevant(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
 
 def _describe_naming(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
     """Return the clause about the open orphans that name a delivery's message."""
-    first = _most_relevant(row, naming)
+    orphan = _most_relevant(row, naming)
     number = sum(orphan.is_own for orphan in naming) or 1
-    tenant_clause = "" if first.tenant_id == row.tenant_id else f" of tenant {sanitize(first.tenant_id)}"
-    about = "" if first.is_own else " about another recipient"
+    tenant_clause = "" if orphan.tenant_id == row.tenant_id else f" of tenant {sanitize(orphan.tenant_id)}"
+    about = "" if orphan.is_own else " about another recipient"
     return (
         f"{pluralize(number, 'open event')}{tenant_clause}{about} {'names' if number == 1 else 'name'} its message id"
     )

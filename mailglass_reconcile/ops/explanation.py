@@ -39,7 +39,7 @@ from mailglass_reconcile.sweep.matcher import Decision
 TIMEOUT_MS = 24_000
 EVENTS = 20
 """Events of a delivery or a message that are explained: one id may name a hundred thousand deliveries."""
-MOST = 1_000
+DELIVERIES_READ = 1_000
 """Deliveries of a message among which the newest are chosen."""
 
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
@@ -184,7 +184,9 @@ def explain_message(database: Database, message_id: str) -> tuple[list[Explanati
     """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
     runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
-        delivery_list, _ = deliveries.find_newest(tx, message_ids=spellings_of(message_id), limit=EVENTS, most=MOST)
+        delivery_list, _ = deliveries.find_newest(
+            tx, message_ids=spellings_of(message_id), limit=EVENTS, read_limit=DELIVERIES_READ
+        )
         event_ids = _event_ids(tx, delivery_list, message_id)
     return [explain(database, event_id) for event_id in event_ids], delivery_list
 
@@ -226,7 +228,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     decision = matcher.decide(tx, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
-    candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.named])
+    candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.candidates])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
     explanation = _explain_open(row, origins, decision, deliveries_by_id, erased=erased)
     if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
@@ -338,7 +340,7 @@ def _explain_open(
         keys.candidate_ids,
         tuple(
             _describe_candidate(candidate, deliveries_by_id.get(candidate.delivery_id), row, decision)
-            for candidate in decision.named
+            for candidate in decision.candidates
         ),
         **_message_fields(row),
         provider=keys.provider,
@@ -361,7 +363,7 @@ def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:
 
 
 def _tried_id(candidate: str, origins: Origins, decision: Decision) -> dict[str, Any]:
-    number = sum(delivery.candidate_id == candidate for delivery in decision.named)
+    number = sum(delivery.candidate_id == candidate for delivery in decision.candidates)
     return {"id": candidate, "read_from": origins.places.get(candidate), "deliveries": number}
 
 
@@ -370,7 +372,7 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
     remedy = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
     if remedy is None:
         return None
-    foreign = next((delivery for delivery in decision.named if delivery.tenant_id != row.tenant_id), None)
+    foreign = next((delivery for delivery in decision.candidates if delivery.tenant_id != row.tenant_id), None)
     if decision.state == TENANT_MISMATCH and foreign and decision.keys.provider:
         steps = redelivery.tenant_remedy(
             provider=decision.keys.provider,
@@ -379,7 +381,7 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
             tenant_id=foreign.tenant_id,
         )
         remedy = f"{with_command_name(steps)}; {remedy}" if state == "expired" else with_command_name(steps)
-    if any(delivery.tenant_id == row.tenant_id for delivery in decision.named):
+    if any(delivery.tenant_id == row.tenant_id for delivery in decision.candidates):
         remedy = remedy.replace(with_command_name(LINK_COMMAND), "each delivery with such an id is listed with it")
     return remedy.replace("EVENT_ID", row.id)
 

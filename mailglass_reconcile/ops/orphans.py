@@ -148,9 +148,9 @@ class ListFilter:
     def row_filter(self) -> RowFilter:
         """Return the filter for stored rows, without `waiting`, which follows from the arrival."""
         provider = providers.canonical(self.provider) if self.provider else None
-        stored = None if self.state == WAITING else self.state
+        stored_state = None if self.state == WAITING else self.state
         recipient = normalize_address(self.recipient) if self.recipient else None
-        return RowFilter(self.tenant_id, provider, self.candidate_id_set(), stored, recipient)
+        return RowFilter(self.tenant_id, provider, self.candidate_id_set(), stored_state, recipient)
 
     def accepts(self, orphan: OpenOrphan, candidate_ids: frozenset[str] | None) -> bool:
         """Return True if an orphan passes the filter; *candidate_ids* are the result of `candidate_id_set()`."""
@@ -242,7 +242,7 @@ def load_page(
     *,
     limit: int = 50,
     after: str | None = None,
-    counted: bool = False,
+    with_counts: bool = False,
     timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> OrphanPage:
     """Return the next *limit* orphans that pass, the newest first; including those in their grace.
@@ -252,8 +252,8 @@ def load_page(
     or read `READ_AT_MOST` rows of the ledger, ends there, however few have the type; the next page begins after its
     event *after*, and if the ledger has no such event, a LookupError says so.
 
-    With *counted*, all that pass are counted by cause: from the counts of the last full sweep if they can answer the
-    filter, else now, in one pass. Nothing is counted by type, which only the ledger has, and no expired orphan.
+    With *with_counts*, all that pass are counted by cause: from the counts of the last full sweep if they can answer
+    the filter, else now, in one pass. Nothing is counted by type, which only the ledger has, and no expired orphan.
     """
     runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
@@ -264,7 +264,11 @@ def load_page(
         page.orphans = _with_deliveries(tx, page.orphans)
         history = runs.load_history(tx)
         page.as_of = history.counted_at
-        if counted and not _count_by_last_sweep(tx, page, history.groups, snapshot, filters) and filters.type is None:
+        if (
+            with_counts
+            and not _count_by_last_sweep(tx, page, history.groups, snapshot, filters)
+            and filters.type is None
+        ):
             _count(tx, page, filters.row_filter(), _bounds(tx, snapshot, filters))
         return page
 
@@ -354,7 +358,7 @@ def find_newest(
     message_ids: Collection[str] = (),
     tenant_id: str | None = None,
     limit: int,
-    most: int = COUNTED_AT_MOST,
+    read_limit: int = COUNTED_AT_MOST,
 ) -> NewestOrphans:
     """Return the open orphans that name one of the message ids or recipients, the newest first.
 
@@ -366,7 +370,7 @@ def find_newest(
         message_ids: Ids of messages, in each spelling.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many are returned.
-        most: At most this many of each kind are looked at.
+        read_limit: At most this many of each kind are read.
     """
     unread_ids, all_read = _find_unread(tx, recipient, message_ids)
     parameters = {
@@ -376,7 +380,7 @@ def find_newest(
         "ids": array_literal(sorted(unread_ids)),
         "grace_seconds": tx.settings.grace_seconds,
         "max_age_minutes": tx.settings.max_age_minutes,
-        "most": most,
+        "most": read_limit,
         "size": limit,
     }
     with trust_statistics(tx):  # a pass over the open orphans
@@ -395,7 +399,7 @@ def find_newest(
         for row in rows
     ]
     number = rows[0].number if rows else 0
-    return NewestOrphans(_with_deliveries(tx, orphans), number, number >= most or not all_read)
+    return NewestOrphans(_with_deliveries(tx, orphans), number, number >= read_limit or not all_read)
 
 
 def find_by_message(database: Database, message_id: str, *, limit: int) -> NewestOrphans:

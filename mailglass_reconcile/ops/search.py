@@ -18,7 +18,7 @@ from mailglass_reconcile.store import personal_data
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import PersonFilter
 
-MOST = 100_000
+READ_LIMIT = 100_000
 """Deliveries, and open orphans, of one address or id among which the newest are chosen: about a second."""
 TIMEOUT_MS = 24_000
 
@@ -132,11 +132,16 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
         ids=ids,
         tenant_id=term.tenant_id,
         limit=limit,
-        most=MOST,
+        read_limit=READ_LIMIT,
     )
     message_ids |= {delivery.message_id for delivery in newest_deliveries if delivery.message_id}
     open_ = orphans.find_newest(
-        tx, recipient=term.address, message_ids=message_ids, tenant_id=term.tenant_id, limit=limit, most=MOST
+        tx,
+        recipient=term.address,
+        message_ids=message_ids,
+        tenant_id=term.tenant_id,
+        limit=limit,
+        read_limit=READ_LIMIT,
     )
     as_of = runs.load_history(tx).counted_at
     events = {orphan.event_id: orphan for orphan in (*open_.orphans, *event)}
@@ -145,7 +150,7 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     newest = sorted(hits, key=attrgetter("at", "id"), reverse=True)[:limit]
     events_number = max(open_.number, len(events))
     more = number + events_number > len(newest)
-    return SearchResults(tuple(newest), number, events_number, more, number >= MOST or open_.at_least, as_of)
+    return SearchResults(tuple(newest), number, events_number, more, number >= READ_LIMIT or open_.at_least, as_of)
 
 
 def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str]]:
@@ -173,5 +178,5 @@ def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], se
 def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
     """Return the deliveries to an address whose key others share; at most `MOST` are compared."""
     person = PersonFilter(addresses.make_index_key(address), addresses.search_fragment(address), tenant_id)
-    rows = personal_data.page_of_deliveries(tx, person, NIL, MOST)
+    rows = personal_data.page_of_deliveries(tx, person, NIL, READ_LIMIT)
     return {id_ for id_, recipient in rows if addresses.normalize_address(recipient) == address}

@@ -50,17 +50,17 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
         LookupError: There is no such delivery, or it has no message id.
     """
     runtime.load_imports(only_warn=dry_run)
-    database, tenant_id, only = runtime.database(), target.tenant_id, EVERYTHING
+    database, tenant_id, orphan_filter = runtime.database(), target.tenant_id, EVERYTHING
     provider = None if target.provider is None else providers.canonical(target.provider)
     event_ids: list[str] = []
     if target.event_id is not None:
         event_ids = [str(target.event_id)]
     elif target.delivery_id is not None:
         tenant_id, message_id = _read_delivery(database, target.delivery_id)
-        only = OrphanFilter(provider, spellings_of(message_id), str(target.delivery_id))
+        orphan_filter = OrphanFilter(provider, spellings_of(message_id), str(target.delivery_id))
         event_ids = _find_expired(database, target, tenant_id, message_id)
     else:
-        only = OrphanFilter(provider)
+        orphan_filter = OrphanFilter(provider)
     oldest = database.settings.max_age_minutes * 60 if target.newer is None else target.newer
     return Sweep(
         database,
@@ -70,7 +70,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
         limit=limit,
         dry_run=dry_run,
         ages=(oldest, -AHEAD_SECONDS if target.older is None else target.older),
-        only=only,
+        only=orphan_filter,
         event_ids=event_ids,
         origin="command",
     )

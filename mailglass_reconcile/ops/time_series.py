@@ -121,8 +121,8 @@ def _merge_short(before: TimeBucket, last: TimeBucket) -> list[TimeBucket]:
     """Return the last two buckets, merged into one if the last is too short to be visible."""
     if last.ended - last.began > (before.ended - before.began) / 2:
         return [before, last]
-    counted = [bucket.states for bucket in (last, before) if bucket.states is not None]
-    states = max(counted, key=lambda counts: sum(counts.values()), default=None)
+    known_states = [bucket.states for bucket in (last, before) if bucket.states is not None]
+    states = max(known_states, key=lambda counts: sum(counts.values()), default=None)
     return [
         TimeBucket(
             before.began,

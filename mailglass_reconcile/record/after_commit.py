@@ -86,12 +86,12 @@ class Recorded:
     Attributes:
         event_id: Its id, or None if it was recorded before.
         delivery_id: Its delivery, or None if it is still open.
-        step: Used by `broadcast`.
+        action: Used by `broadcast`.
     """
 
     event_id: UUID | None
     delivery_id: UUID | None
-    step: AfterCommitAction | None = field(default=None, repr=False, compare=False)
+    action: AfterCommitAction | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +101,12 @@ class RecordedDelivery:
     Attributes:
         delivery_id: Its id.
         linked: How many earlier events were linked to it.
-        step: Used by `broadcast`.
+        action: Used by `broadcast`.
     """
 
     delivery_id: UUID
     linked: int
-    step: AfterCommitAction | None = field(default=None, repr=False, compare=False)
+    action: AfterCommitAction | None = field(default=None, repr=False, compare=False)
 
 
 Result = TypeVar("Result", Recorded, RecordedDelivery)
@@ -126,7 +126,7 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
     with _log_errors():
-        _enqueue([result.step for result in recorded if result.step])
+        _enqueue([result.action for result in recorded if result.action])
 
 
 async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
@@ -339,7 +339,7 @@ def attach_actions(connection_or_session: sa.Connection | Session, recorded: lis
     """Return a writer's results; a Session runs their actions when it commits."""
     session = as_session(connection_or_session)
     connection: Any = connection_or_session if session is None else session.connection()
-    actions = [result.step for result in recorded if result.step]
+    actions = [result.action for result in recorded if result.action]
     for action in actions:
         action.engine = connection.engine
     if session is not None and actions:

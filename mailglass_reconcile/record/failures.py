@@ -17,7 +17,7 @@ from mailglass_reconcile.rules.log_throttle import LogThrottle
 logger = logging.getLogger(__name__)
 
 _throttle = LogThrottle()
-_COUNTED = "_mailglass_counted"
+_COUNTED_ATTRIBUTE = "_mailglass_counted"
 """Set on an error that was counted already, because one writer may call another."""
 
 
@@ -27,8 +27,8 @@ def count_failure(subject: str) -> Iterator[None]:
     try:
         yield
     except MailglassReconcileError as error:
-        if not hasattr(error, _COUNTED):
-            setattr(error, _COUNTED, True)
+        if not hasattr(error, _COUNTED_ATTRIBUTE):
+            setattr(error, _COUNTED_ATTRIBUTE, True)
             telemetry.count_recording_failure(type(error).__name__)
             log_failure(subject, error)
         raise
@@ -44,5 +44,5 @@ def describe_error(error: Exception) -> str:
     """Describe an error in a few words, with its place but without a foreign message, which may hold an address."""
     if isinstance(error, MailglassReconcileError):
         return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {where.filename}:{where.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.filename}:{frame.lineno}"

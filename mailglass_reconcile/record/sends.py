@@ -121,26 +121,30 @@ def record_send(
 
 def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) -> tuple[list[str], bool]:
     """Store the new sends; return the delivery of each, and whether orphans may be open for one of the message ids."""
-    first = {send.identity: send for send in reversed(new_sends)}
-    recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
+    first_sends = {send.identity: send for send in reversed(new_sends)}
+    recipients = Counter(send.message_id for send in first_sends.values() if send.message_id is not None)
     rows = [
         NewDelivery(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
-        for d in first.values()
+        for d in first_sends.values()
     ]
     if not rows:
         return [], False
-    stored, may_be_open = sends.store(tx, campaign, rows)
-    return [stored.get(send.identity) or first[send.identity].delivery_id for send in new_sends], may_be_open
+    stored_ids, may_be_open = sends.store(tx, campaign, rows)
+    return [stored_ids.get(send.identity) or first_sends[send.identity].delivery_id for send in new_sends], may_be_open
 
 
-def _match(tx: Transaction, new_sends: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:
+def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[str]) -> tuple[Pairs, Notes]:
     """Match the open orphans of the sends' message ids; return those that belong to one of the new deliveries."""
     ids = {send.message_id: None for send in new_sends if send.message_id is not None}
     # An orphan of another recipient can only belong to another delivery.
     recipients = {normalize_address(send.recipient) for send in new_sends}
     open_ids = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
     matches = match_orphans(tx, open_orphans.read(tx, open_ids)) if open_ids else []
-    pairs = [(match.orphan.event_id, id_) for match in matches if (id_ := match.result.delivery_id) in ours and id_]
+    pairs = [
+        (match.orphan.event_id, id_)
+        for match in matches
+        if (id_ := match.result.delivery_id) in new_delivery_ids and id_
+    ]
     return pairs, unchecked_notes(matches)
 
 

@@ -167,10 +167,10 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     """Return *value* as JSON that Postgres can hold."""
     if not isinstance(value, Mapping):
         raise InvalidEventError(f"{field} must be a mapping")
-    kept: dict[str, Any] = _json(field, value, 0)
-    if kept and len(_as_json(kept).encode()) > MAX_METADATA_BYTES:
+    document: dict[str, Any] = _json(field, value, 0)
+    if document and len(_as_json(document).encode()) > MAX_METADATA_BYTES:
         raise InvalidEventError(f"{field} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; keep only what you need")
-    return kept
+    return document
 
 
 def remove_addresses(value: Any) -> Any:
@@ -190,7 +190,7 @@ def _json(path: str, value: object, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise InvalidEventError(f"{path[:100]}… is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        return {_key(path, k): _json(f"{path}[{_shown(k)}]", v, depth + 1) for k, v in value.items()}
+        return {_key(path, k): _json(f"{path}[{_describe_key(k)}]", v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json(f"{path}[{n}]", v, depth + 1) for n, v in enumerate(value)]
     return _scalar(path, value)
@@ -202,7 +202,7 @@ def _key(path: str, key: object) -> str:
     return replace_unstorable(to_str(key))[:MAX_TEXT]
 
 
-def _shown(key: object) -> str:
+def _describe_key(key: object) -> str:
     """Return a key for an error; one that looks like an address is not shown."""
     return "…" if _is_address(key) else repr(replace_unstorable(str(key))[:50])
 

@@ -100,18 +100,18 @@ def record_webhook(
 
 def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     """Append the new events, each with the delivery that the rule chooses, and return the result for each event."""
-    first: dict[str | None, NewEvent] = {}
+    distinct: dict[str | None, NewEvent] = {}
     for event in events:
-        first.setdefault(event.entry.idempotency_key, event)
-    if not first:
+        distinct.setdefault(event.entry.idempotency_key, event)
+    if not distinct:
         return []
-    new = list(first.values())
-    matches = match(tx, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new])
+    new_events = list(distinct.values())
+    matches = match(tx, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events])
     entries = [
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
-        for event, result in zip(new, matches, strict=True)
+        for event, result in zip(new_events, matches, strict=True)
     ]
-    stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new, matches, strict=True)]
+    stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new_events, matches, strict=True)]
     recorded = ledger.append_webhook(tx, entries, stored_keys)
     return [_result(event, recorded) for event in events]
 
@@ -152,15 +152,15 @@ class _Numbers:
     """Numbers the different events of a call that share provider event id and type; nearly all have theirs alone."""
 
     def __init__(self) -> None:
-        self._first: dict[tuple[str, str], WebhookEvent] = {}
+        self._first_events: dict[tuple[str, str], WebhookEvent] = {}
         self._numbers: dict[tuple[str, str], dict[str, int]] = {}
 
     def number_of(self, event: WebhookEvent, provider_event_id: str, type_: str) -> int:
         """Return an event's number, from 0; events that are equal in every field have the same."""
-        first = self._first.setdefault((provider_event_id, type_), event)
-        if first is event:
+        first_event = self._first_events.setdefault((provider_event_id, type_), event)
+        if first_event is event:
             return 0
-        numbers = self._numbers.setdefault((provider_event_id, type_), {_identity(first): 0})
+        numbers = self._numbers.setdefault((provider_event_id, type_), {_identity(first_event): 0})
         return numbers.setdefault(_identity(event), len(numbers))
 
 
@@ -226,15 +226,15 @@ def _smtp_fields(at: str, event: WebhookEvent, callers_metadata: Mapping[str, An
 
 def _split(callers_metadata: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Return the caller's metadata without reserved names, and the address under one of them, as a sweep reads it."""
-    kept, reserved = {}, {}
+    other_fields, reserved = {}, {}
     for name, value in callers_metadata.items():
-        bare = name.strip().lower()
-        if bare not in RESERVED and name not in FIELDS:
-            kept[name] = value
+        normalized_name = name.strip().lower()
+        if normalized_name not in RESERVED and name not in FIELDS:
+            other_fields[name] = value
         elif isinstance(value, str):
-            reserved[bare] = value
+            reserved[normalized_name] = value
     for name in ADDRESS_KEYS:
         recipient = validation.recipient(name, reserved.get(name))
         if recipient:
-            return kept, recipient
-    return kept, None
+            return other_fields, recipient
+    return other_fields, None

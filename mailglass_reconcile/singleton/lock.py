@@ -180,16 +180,16 @@ class LockBackend:
 
         A shared lock is extended at the end instead, so that it expires a minute after its last process has ended.
         """
-        done = threading.Event()
-        threading.Thread(target=self._renew, args=(key, token, done), daemon=True, name=f"renew {key}").start()
+        released = threading.Event()
+        threading.Thread(target=self._renew, args=(key, token, released), daemon=True, name=f"renew {key}").start()
         try:
             yield
         finally:
-            done.set()
+            released.set()
             (self.extend if is_shared() else self.release)(key, token)
 
-    def _renew(self, key: str, token: str, done: threading.Event) -> None:
-        while not done.wait(RENEW_SECONDS):
+    def _renew(self, key: str, token: str, released: threading.Event) -> None:
+        while not released.wait(RENEW_SECONDS):
             self.extend(key, token)
 
     def _lock(self, key: str, token: str) -> Lock:

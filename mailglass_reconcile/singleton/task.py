@@ -156,7 +156,7 @@ class SweepTask(Singleton):
         queue = {"queue": delivery_info.get("routing_key")}
         if delivery_info.get("exchange"):
             queue = {"exchange": delivery_info["exchange"], "routing_key": delivery_info.get("routing_key")}
-        sent = group(self.s(**call) for call in calls).apply_async(
+        group_result = group(self.s(**call) for call in calls).apply_async(
             **queue,
             expires=SWEEP_INTERVAL_SECONDS,
             headers={
@@ -165,7 +165,7 @@ class SweepTask(Singleton):
                 RUN_HEADER: run_id,
             },
         )
-        return [result.id for result in sent.results]
+        return [result.id for result in group_result.results]
 
     @property
     def range_of_run(self) -> int | None:

@@ -39,7 +39,7 @@ SELECT settings,
   FROM callers
 """
 _NAMES = array_literal(SCOPE)
-_OURS = {"names": _NAMES, "values": array_literal(SCOPE.values())}
+_PARAMETERS = {"names": _NAMES, "values": array_literal(SCOPE.values())}
 
 
 class CallerTransaction(Transaction):
@@ -60,7 +60,7 @@ class CallerTransaction(Transaction):
         """Begin the savepoint, and set our settings, unless that is done."""
         if self._savepoint is None:
             self._savepoint = self.connection.begin_nested()
-            self._caller_settings = array_literal(self._send(_APPLY_SETTINGS, _OURS).one()[0])
+            self._caller_settings = array_literal(self._send(_APPLY_SETTINGS, _PARAMETERS).one()[0])
 
     def rollback(self) -> None:
         """Roll back to the savepoint, and our settings with it."""
@@ -105,8 +105,8 @@ def _require_revision(connection: sa.Connection, settings: Settings) -> None:
     """Raise the error that names another revision, asked on another connection: the caller's may be aborted."""
     engine = engines.separate_engine(connection.engine)
     try:
-        with suppress(SQLAlchemyError, OSError), engine.connect() as own:
-            require_revision(Transaction(own, settings))
+        with suppress(SQLAlchemyError, OSError), engine.connect() as connection_:
+            require_revision(Transaction(connection_, settings))
     finally:
         engine.dispose()
 

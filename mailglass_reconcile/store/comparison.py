@@ -83,8 +83,8 @@ class Difference(NamedTuple):
     def is_grave(self) -> bool:
         """Return True if recording or linking fails or is late because of it."""
         if self.step.kind == "index":
-            return self.step.is_unique or not self.step.only
-        return self.step.kind == "table" or not self.step.only
+            return self.step.is_unique or not self.step.only_on
+        return self.step.kind == "table" or not self.step.only_on
 
     @property
     def is_curable(self) -> bool:
@@ -103,7 +103,7 @@ class Difference(NamedTuple):
         if self.step.name == schema.GUARD:
             return ", so TRUNCATE would empty the ledger"
         if self.subject == "triggers":
-            return ", so the ledger can be changed" if self.step.only else ", so new orphans are not noticed"
+            return ", so the ledger can be changed" if self.step.only_on else ", so new orphans are not noticed"
         if self.step.kind == "index" and not self.step.is_unique:
             return ", so statements read whole tables"
         return "" if self.step.kind == "table" else ", so nothing can be recorded or linked"
@@ -156,7 +156,7 @@ def compare(tx: Transaction, *, guard: bool = False) -> Comparison:
         rows.setdefault((row.kind, row.name), []).append(row)
     differences, foreign, owners, role = [], [], set(), ""
     for step in steps:
-        is_mailglass = (mailglass_tables and step.only == script.MADE_HERE) or (
+        is_mailglass = (mailglass_tables and step.only_on == script.MADE_HERE) or (
             is_migrated and step.kind == "table" and step.name in schema.MAILGLASS_TABLES
         )
         objects = rows.get((step.kind, step.name), [])
@@ -181,9 +181,9 @@ def compare(tx: Transaction, *, guard: bool = False) -> Comparison:
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
     """Return True if a step is compared; on Mailglass's tables, its tables and unique indexes are, and our objects."""
-    if not step.only or not mailglass_tables or step.name == schema.GUARD:
+    if not step.only_on or not mailglass_tables or step.name == schema.GUARD:
         return True
-    return step.only == script.MADE_HERE and (step.kind == "table" or step.name in UNIQUE)
+    return step.only_on == script.MADE_HERE and (step.kind == "table" or step.name in UNIQUE)
 
 
 def _is_not_ours(step: SchemaStep, row: Any, *, is_mailglass: bool) -> bool:
@@ -241,13 +241,13 @@ def _find_definition_fault(step: SchemaStep, row: Any, schema_name: str) -> str 
 def _is_equivalent(step: SchemaStep, definition: str, quoted_schema: str) -> bool:
     """Return True if an index of another name can replace a step's; one that is not unique may have more columns."""
     tokens = _tokens(step.statement.replace(f" {step.name}", "", 1), quoted_schema)
-    other = _tokens(re.sub(r"INDEX (\S+) ON", "INDEX ON", definition, count=1), quoted_schema)
+    other_tokens = _tokens(re.sub(r"INDEX (\S+) ON", "INDEX ON", definition, count=1), quoted_schema)
     if step.is_unique:
         index, _, condition = " ".join(tokens).partition(" where ")
-        other_text = re.sub(r" include [^ ]+( , [^ ]+)*", "", " ".join(other))
+        other_text = re.sub(r" include [^ ]+( , [^ ]+)*", "", " ".join(other_tokens))
         other_index, _, other_condition = other_text.partition(" where ")
         return other_index == index and other_condition in ("", condition)
-    return other[: len(tokens)] == tokens and "where" not in other[len(tokens) :]
+    return other_tokens[: len(tokens)] == tokens and "where" not in other_tokens[len(tokens) :]
 
 
 _TOKEN = re.compile(

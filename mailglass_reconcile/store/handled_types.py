@@ -22,7 +22,7 @@ SELECT r.type, r.handler, now()::timestamp
 RETURNING handler, type, xmax = 0 AS is_new
 """
 
-_UNSEEN = """
+_WITHOUT_DISPATCHER = """
 SELECT handler, string_agg(type, ', ' ORDER BY type) AS types,
        min(extract(epoch FROM now()::timestamp - seen_at))::float8 AS seconds
   FROM {schema}.mailglass_handled_types WHERE seen_at < now()::timestamp - interval '1 hour'
@@ -93,7 +93,7 @@ class Registration(NamedTuple):
     type: str
 
 
-class Unseen(NamedTuple):
+class HandlerWithoutDispatcher(NamedTuple):
     """A handler that no dispatcher has had for an hour, its types, and how many seconds ago the last one had it."""
 
     handler: str
@@ -122,12 +122,12 @@ def register(tx: Transaction, registrations: Collection[Registration]) -> list[R
     return [Registration(row.handler, row.type) for row in rows if row.is_new]
 
 
-def unseen(tx: Transaction) -> list[Unseen]:
+def find_without_dispatcher(tx: Transaction) -> list[HandlerWithoutDispatcher]:
     """Return the handlers that no dispatcher has named for an hour."""
-    return list(map(Unseen._make, tx.execute(_UNSEEN)))
+    return list(map(HandlerWithoutDispatcher._make, tx.execute(_WITHOUT_DISPATCHER)))
 
 
-def registered(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> list[Registered]:
+def load_registered(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> list[Registered]:
     """Return the registrations of a type, of a handler, of both, or all."""
     return list(map(Registered._make, tx.execute(_REGISTERED, {"type": type_, "handler": handler})))
 

@@ -180,11 +180,11 @@ def load_documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tupl
             "most_bytes": DOCUMENT_BYTES,
             "slice_bytes": SLICE_BYTES,
         }
-        last = len(remaining_ids)
+        returned = len(remaining_ids)
         for number, event_id, metadata, normalized_payload in tx.execute(_DOCUMENTS, parameters).all():
-            last = number
+            returned = number
             yield event_id, _parse_document(metadata, normalized_payload)
-        remaining_ids = remaining_ids[last:]
+        remaining_ids = remaining_ids[returned:]
 
 
 def is_oversized(tx: Transaction, event_id: str) -> bool:

@@ -14,14 +14,14 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, array_literal
 
-Where = Literal["everywhere", "tables made by migrate", "retention", "tables made by Mailglass"]
+Condition = Literal["everywhere", "tables made by migrate", "retention", "tables made by Mailglass"]
 
 
 WIDTH = 120
 
 
-def _wrap(text: str, first: str, following: str) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
+def _wrap(text: str, first_indent: str, indent: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first_indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 class Grant(NamedTuple):
@@ -37,7 +37,7 @@ class Grant(NamedTuple):
     purpose: str
     object: str
     privileges: Mapping[str, str]
-    where: Where = "everywhere"
+    condition: Condition = "everywhere"
 
     def statement(self, role: str) -> str:
         """Return the GRANT statement."""
@@ -284,7 +284,7 @@ SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
        to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \\gset
 """
 """Lets psql know who made the tables of its search path."""
-_CONDITIONS: Mapping[Where, str] = {
+_CONDITIONS: Mapping[Condition, str] = {
     "tables made by migrate": "made_by_migrate",
     "retention": "made_by_migrate",
     "tables made by Mailglass": "made_by_mailglass",
@@ -312,7 +312,7 @@ def format_grants(schema_name: str) -> str:
 
 def statements(role: Role, *, with_purposes: bool) -> Iterator[str]:
     """Yield the GRANT statements of a role for psql, in the blocks of the condition under which it needs them."""
-    for condition, grants in groupby(role.grants, lambda grant: _CONDITIONS.get(grant.where)):
+    for condition, grants in groupby(role.grants, lambda grant: _CONDITIONS.get(grant.condition)):
         if condition:
             yield f"\\if :{condition}"
         for grant in grants:
@@ -430,7 +430,7 @@ class MissingPrivileges(NamedTuple):
     role: ComparedRole
     privileges: tuple[str, ...]
     grants: str
-    hidden: tuple[str, ...]
+    hidden_tables: tuple[str, ...]
 
 
 def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
@@ -476,7 +476,7 @@ def _required_privileges(settings: Settings, *, made_by_mailglass: bool) -> Iter
     for role in ROLES:
         yield role.name, "", "USAGE", ""
         for grant in role.grants:
-            if applies[grant.where]:
+            if applies[grant.condition]:
                 for privilege, attributes in grant.privileges.items():
                     for column in attributes.split() or [""]:
                         yield role.name, grant.object, privilege, column
@@ -486,7 +486,7 @@ def _describe_missing(role: ComparedRole, rows: Sequence[Any]) -> MissingPrivile
     attributes: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         attributes.setdefault((row.object, row.privilege), []).extend(filter(None, [row.attribute]))
-    hidden = [name for name, privilege in attributes if privilege == "BYPASSRLS"]
+    hidden_tables = [name for name, privilege in attributes if privilege == "BYPASSRLS"]
     phrases, statements = [], []
     for (name, privilege), names in attributes.items():
         columns = _privilege(privilege, names)
@@ -497,7 +497,7 @@ def _describe_missing(role: ComparedRole, rows: Sequence[Any]) -> MissingPrivile
             kind = "FUNCTION " if privilege == "EXECUTE" else ""
             phrases.append(f"{columns} on {name}")
             statements.append(f"GRANT {columns} ON {kind}{rows[0].schema}.{name} TO {role.grantee}")
-    return MissingPrivileges(role, tuple(phrases), "; ".join(statements), tuple(hidden))
+    return MissingPrivileges(role, tuple(phrases), "; ".join(statements), tuple(hidden_tables))
 
 
 def require_privileges(connected: Connected, error: DBAPIError) -> None:
@@ -519,6 +519,6 @@ def require_privileges(connected: Connected, error: DBAPIError) -> None:
         if lack.privileges:
             raise DatabaseRefusedError(f"role {current.name} lacks a privilege (SQLSTATE 42501): run {lack.grants}")
         raise DatabaseRefusedError(
-            f"row level security of {', '.join(lack.hidden)} hides rows from role {current.name} (SQLSTATE 42501):"
-            f" run ALTER ROLE {current.grantee} BYPASSRLS"
+            f"row level security of {', '.join(lack.hidden_tables)} hides rows from role {current.name}"
+            f" (SQLSTATE 42501): run ALTER ROLE {current.grantee} BYPASSRLS"
         )

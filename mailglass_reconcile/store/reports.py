@@ -29,7 +29,7 @@ DAYS = 7
 """Deliveries that were dispatched longer before are not looked at."""
 
 # Mailglass counts opens and clicks itself: they show that the mail came, and not that webhooks come.
-_SEEN = """
+_REPORTS = """
 -- The first tenants, and some that have events now.
 WITH chosen AS MATERIALIZED (
   (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') LIMIT :tenants)
@@ -147,7 +147,7 @@ def load_reports(tx: Transaction) -> list[Reports]:
         "reports": array_literal(PROVIDER_TYPES),
         "newest_orphans": NEWEST_ORPHANS,
     }
-    return _merge(_Row(*row) for row in tx.execute(_SEEN, parameters).all())
+    return _merge(_Row(*row) for row in tx.execute(_REPORTS, parameters).all())
 
 
 class _Row(NamedTuple):

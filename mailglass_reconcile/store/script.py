@@ -37,7 +37,7 @@ class SchemaStep(NamedTuple):
 
     kind: Kind
     name: str
-    only: str
+    only_on: str
     sql: str
 
     @property
@@ -68,7 +68,10 @@ class SchemaStep(NamedTuple):
         name = f"{self.name}_pkey"
         return [
             SchemaStep(
-                "index", name, self.only, f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({column or several});"
+                "index",
+                name,
+                self.only_on,
+                f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({column or several});",
             )
             for column, several in columns
         ]
@@ -119,12 +122,12 @@ def steps() -> tuple[SchemaStep, ...]:
     for path in sorted((find_folder() / "schema").glob("*.sql")):
         sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
         parts = _MARK.split(sql)[1:]
-        for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-            step = SchemaStep(cast("Kind", kind), name, only or "", sql.strip())
+        for kind, name, only_on, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+            step = SchemaStep(cast("Kind", kind), name, only_on or "", sql.strip())
             all_steps += [step, *step.primary_key]
     return tuple(all_steps)
 
 
-def steps_of_kind(kind: Kind, only: str = "") -> Mapping[str, SchemaStep]:
+def steps_of_kind(kind: Kind, only_on: str = "") -> Mapping[str, SchemaStep]:
     """Return the steps of one kind that are needed on the same databases, by name."""
-    return {step.name: step for step in steps() if step.kind == kind and step.only == only}
+    return {step.name: step for step in steps() if step.kind == kind and step.only_on == only_on}

@@ -68,7 +68,7 @@ class Decision(NamedTuple):
         return self.result.delivery_id
 
     @property
-    def named(self) -> tuple[Candidate, ...]:
+    def candidates(self) -> tuple[Candidate, ...]:
         """The deliveries, in the order of the candidate ids."""
         return tuple(delivery for of_id in self.deliveries.values() for delivery in of_id)
 

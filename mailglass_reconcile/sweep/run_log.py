@@ -105,8 +105,8 @@ def reporting(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) ->
             if span is not None:
                 _report(run, span)
             elif run.status != "ok" or run.counts["linked"] or run.counts["failed"]:
-                with telemetry.span("sweep", start_time=began) as late:
-                    _report(run, late)
+                with telemetry.span("sweep", start_time=began) as span_:
+                    _report(run, span_)
 
 
 def _report(run: Run, span: telemetry.Span) -> None:
@@ -134,8 +134,8 @@ def fail(sweep: SweepRun, connected: Connected, error: DBAPIError | DatabaseRefu
             return
         try:
             privileges.require_privileges(connected, error)
-        except DatabaseRefusedError as missing:
-            error = missing
+        except DatabaseRefusedError as privilege_error:
+            error = privilege_error
     sweep.error = cause = translate(error) if isinstance(error, DBAPIError) else error
     if not sweep.has_started:
         raise cause from None

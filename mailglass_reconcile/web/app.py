@@ -65,7 +65,7 @@ def application(token: str, engine: sa.Engine | None = None) -> Starlette:
             Route("/metrics", pages.metrics, name="metrics"),
         ],
         redirect_slashes=False,
-        default=pages.missing,
+        default=pages.not_found,
     )
     app = Starlette(
         routes=[

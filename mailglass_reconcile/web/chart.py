@@ -156,9 +156,9 @@ def _make_ticks(buckets: Sequence[TimeBucket]) -> Iterator[Tick]:
     step = next((step for step in STEPS if (ended - began) / step <= MOST_TICKS), STEPS[-1])
     at = (began // step + 1) * step
     while at < ended:
-        place = round(100 * (at - began) / (ended - began), 2)
-        if EDGES[0] <= place <= EDGES[1]:
-            yield Tick(at, place)
+        percent = round(100 * (at - began) / (ended - began), 2)
+        if EDGES[0] <= percent <= EDGES[1]:
+            yield Tick(at, percent)
         at += step
 
 

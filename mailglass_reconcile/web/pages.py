@@ -162,7 +162,7 @@ class Pages:
                 listing.filters,
                 limit=PAGE_SIZE,
                 after=after,
-                counted=True,
+                with_counts=True,
                 timeout_ms=LIST_TIMEOUT_MS,
             )
         except LookupError:
@@ -298,7 +298,7 @@ class Pages:
         scraped = await self._probes.get("metrics", lambda: metrics.scrape(self._database))
         return Response(scraped, media_type=exposition.CONTENT_TYPE)
 
-    async def missing(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with 404."""
         answer = _problem(Request(scope, receive), 404, "Not found", "No event, delivery or page has this address.")
         await answer(scope, receive, send)

@@ -21,7 +21,7 @@ from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, plura
 from mailglass_reconcile.rules.states import MEANINGS, short_label
 
 SHOWN_CHARACTERS = 200
-NONE = "\N{EN DASH}"
+EN_DASH = "\N{EN DASH}"
 FRAGMENT = "x-fragment"
 """The header by which the script requests only the parts that change."""
 REFRESH_SECONDS = 5
@@ -39,7 +39,7 @@ _PLACEHOLDER = re.compile(r"\b(EVENT_ID|DELIVERY_ID|TEXT|URL|ID)\b")
 """In a command that cannot be pasted as it stands."""
 
 
-def plain(text: object) -> str:
+def sanitize_text(text: object) -> str:
     """Return a text from a row: escaped where it is not printable, and cut."""
     return sanitize(str(text), SHOWN_CHARACTERS)
 
@@ -51,13 +51,13 @@ def breakable(name: str) -> Markup:
 
 def number(value: int | None) -> str:
     """Return a number with commas; a dash for None."""
-    return NONE if value is None else f"{value:,}"
+    return EN_DASH if value is None else f"{value:,}"
 
 
 def format_age(seconds: float | None) -> str:
     """Return a span of time in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `6 d 1 h`."""
     if seconds is None or seconds < 0:
-        return NONE
+        return EN_DASH
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = int(seconds)
@@ -87,7 +87,7 @@ def choose_unit(seconds: Iterable[float | None]) -> Unit:
 def format_in_unit(seconds: float | None, unit: Unit) -> str:
     """Return a span of time as a number of *unit*; a dash for None."""
     if seconds is None:
-        return NONE
+        return EN_DASH
     value = seconds / unit.seconds
     return f"{value:,.0f}" if value >= 100 or value == 0 or unit.name == "ms" else f"{value:.1f}"
 
@@ -106,7 +106,7 @@ def describe_counts(run: Mapping[str, Any]) -> Markup:
         parts = ["handlers ran"]
     elif kind != "prune" and not run["linked"]:
         parts.insert(0, "nothing linked")
-    return escape(plain(", ".join(parts) or "nothing to do"))
+    return escape(sanitize_text(", ".join(parts) or "nothing to do"))
 
 
 _SWEPT = {
@@ -126,7 +126,7 @@ _PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deli
 def exact_time(iso: str | None) -> Markup:
     """Return a time in UTC as a `<time>` element, for a sentence such as `until …`."""
     at = times.parse(iso)
-    return escape(plain(iso or NONE)) if at is None else _time_element(at, times.format_utc(at))
+    return escape(sanitize_text(iso or EN_DASH)) if at is None else _time_element(at, times.format_utc(at))
 
 
 def time_ago(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
@@ -137,7 +137,7 @@ def time_ago(iso: str | None, *, full: bool = False, close: bool = False) -> Mar
     """
     at = times.parse(iso)
     if at is None:
-        return escape(plain(iso or NONE))
+        return escape(sanitize_text(iso or EN_DASH))
     seconds = times.seconds_ago(at)
     element = _time_element(
         at, f"{format_age(seconds)} ago" if close and seconds >= 1 else humanize.format_ago(seconds)
@@ -170,7 +170,7 @@ def tick(at: float, hours: int) -> str:
 def time_since(iso: str | None) -> str:
     """Return the time since *iso* in its two largest units."""
     at = times.parse(iso)
-    return NONE if at is None else format_age(max(0.0, times.seconds_ago(at)))
+    return EN_DASH if at is None else format_age(max(0.0, times.seconds_ago(at)))
 
 
 def mark_code(sentence: str) -> Markup:
@@ -234,7 +234,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         shorten_id,
         time_ago,
     ),
-    *(number, plain, sentence, n_of_m, short_label, time_since, tick, choose_unit),
+    *(number, sanitize_text, sentence, n_of_m, short_label, time_since, tick, choose_unit),
 )
 
 

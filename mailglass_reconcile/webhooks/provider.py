@@ -139,7 +139,7 @@ class EventTable:
     metadata: ValueFunction | None = None
     sample: Payload = field(default_factory=dict)
     _fields: Mapping[str, PayloadField] = field(init=False, repr=False, default_factory=dict)
-    _read: Sequence[tuple[str, ValueFunction]] = field(init=False, repr=False, default=())
+    _readers: Sequence[tuple[str, ValueFunction]] = field(init=False, repr=False, default=())
 
     def __post_init__(self) -> None:
         names = ("kind", "at", "id", "message_id", "recipient", "reply", "smtp_message_id", "tags")
@@ -167,9 +167,9 @@ class EventTable:
         if kind is NO_EVENT:
             return None
         if more:
-            values = {name: read(payload) for name, read in self._read if name not in more} | more
+            values = {name: read(payload) for name, read in self._readers if name not in more} | more
         else:
-            values = {name: read(payload) for name, read in self._read}
+            values = {name: read(payload) for name, read in self._readers}
         if request_id is not None:
             values.setdefault("id", request_id)
         return wire.build_event(
@@ -211,8 +211,8 @@ class EventTable:
         return payload
 
 
-def _merge(payload: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
+def _merge(payload: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
         if isinstance(value, dict) and isinstance(payload.get(key), dict):
             _merge(payload[key], value)
         else:

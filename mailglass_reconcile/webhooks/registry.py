@@ -134,7 +134,7 @@ def load_provider(provider: str) -> Provider:
 def get_provider(provider: str) -> Provider:
     """Return the record of a built-in or registered provider, by any known spelling."""
     if not is_known(provider):
-        known = ", ".join([*PROVIDERS, *_custom_providers])
-        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {known}")
+        names = ", ".join([*PROVIDERS, *_custom_providers])
+        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {names}")
     name = providers.canonical(provider)
     return _custom_providers.get(name) or cast("Provider", providers.record(name))

@@ -22,7 +22,7 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     astray(db, 8, provider=factories.sendgrid)
     factories.orphan(db, factories.postmark("nobody's"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = [tuple(one) for one in load_page(db.database, ListFilter(), counted=True).causes]
+    found = [tuple(one) for one in load_page(db.database, ListFilter(), with_counts=True).causes]
     assert found == [
         ("tenant_mismatch", "default", "postmark", "acme", 7),
         ("tenant_mismatch", "default", "sendgrid", "acme", 1),
@@ -47,7 +47,9 @@ def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
         ({"message_id": "m-1"}, 1),
         ({"state": "expired"}, None),
     ]
-    found = [(filters, load_page(db.database, ListFilter(**filters), counted=True).total) for filters, _ in expected]
+    found = [
+        (filters, load_page(db.database, ListFilter(**filters), with_counts=True).total) for filters, _ in expected
+    ]
     assert found == expected
 
 
@@ -66,7 +68,7 @@ def test_the_command_and_the_dashboard_count_a_list_alike(db):
 def test_before_the_first_full_sweep_a_list_is_counted_now(db):
     """And has no time of a sweep."""
     astray(db, 1)
-    listed = load_page(db.database, ListFilter(), counted=True)
+    listed = load_page(db.database, ListFilter(), with_counts=True)
     assert (listed.total, listed.as_of) == (1, None)
 
 
@@ -79,7 +81,7 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
     )
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
     found = load_page(db.database, ListFilter(state="matched"))
-    assert load_page(db.database, ListFilter(state="matched"), counted=True).total == len(found.orphans) == 8
+    assert load_page(db.database, ListFilter(state="matched"), with_counts=True).total == len(found.orphans) == 8
     assert all(one.delivery_id for one in found.orphans)
 
 

@@ -190,22 +190,22 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"))
     mailglass_reconcile.reconcile()
-    found = load_page(db.database, ListFilter(), limit=1, counted=True)
+    found = load_page(db.database, ListFilter(), limit=1, with_counts=True)
     assert found.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
     assert found.total == sum(one.number for one in found.causes) == len(listed(db))
-    of_state = load_page(db.database, ListFilter(state="unmatched"), counted=True)
+    of_state = load_page(db.database, ListFilter(state="unmatched"), with_counts=True)
     assert of_state.causes == [
         ("unmatched", "acme", "postmark", None, 2),
         ("unmatched", "acme", "sendgrid", None, 1),
     ]
-    assert load_page(db.database, ListFilter(type="delivered"), counted=True).total is None
+    assert load_page(db.database, ListFilter(type="delivered"), with_counts=True).total is None
     assert load_page(db.database, ListFilter()).total is None
 
 
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
     """The number then is a lower bound."""
     monkeypatch.setattr(pages, "COUNTED_AT_MOST", 2)
-    found = load_page(db.database, ListFilter(), counted=True)
+    found = load_page(db.database, ListFilter(), with_counts=True)
     assert (found.total, found.at_least) == (2, True)
 
 
@@ -218,7 +218,7 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
             event(recipient="bob@example.com", provider_event_id="2"),
         )
     for recipient in ("ada@bücher.example", "Ada <ADA@BÜCHER.EXAMPLE>"):
-        found = load_page(db.database, ListFilter(recipient=recipient), counted=True)
+        found = load_page(db.database, ListFilter(recipient=recipient), with_counts=True)
         assert [one.event_id for one in found.orphans] == [str(own.event_id)]
         assert found.total == 1
     assert listed(db, recipient="grace@example.com") == []

@@ -145,7 +145,7 @@ def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, d
         assert between.dropped == 1
     committed = fault == "after"
     assert (db.value(LEDGER), told(db)) == (int(committed), [])
-    recorded[0].step.engine = db.engine
+    recorded[0].action.engine = db.engine
     broadcast(recorded)
     assert told(db) == ["m-1", "m-1"] * committed
     broadcast(recorded)

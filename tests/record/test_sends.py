@@ -147,7 +147,7 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
     recorded = sent_in(tx, *(one(each) for each in spelled))
     assert {(each.delivery_id, each.linked) for each in recorded} == {(recorded[0].delivery_id, 1)}
-    assert sum(len(each.step.events) for each in recorded) == 1
+    assert sum(len(each.action.events) for each in recorded) == 1
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
 
 

@@ -159,7 +159,7 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
         recorded = record(connection, event(), event(None, provider_event_id="2"))
         recorded += record(connection, event())
         recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
-    assert recorded[0].step.recheck is None
+    assert recorded[0].action.recheck is None
     with statements_in_background() as sent:
         tell(recorded[1:])
     assert sent == []
@@ -245,7 +245,7 @@ def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
         "CREATE TRIGGER contend AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION contend()",
     ):
         db.run(sql)
-    recorded[0].step.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
+    recorded[0].action.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
     tell(recorded)
     assert db.appended() == 1
 

@@ -85,7 +85,7 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     transaction = Transaction(tx.connection, tx.settings)
     decision = matcher.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
     assert decision.state == state
-    assert len(decision.named) <= 20
+    assert len(decision.candidates) <= 20
 
 
 KEYS = """

@@ -33,7 +33,7 @@ class MailglassReconcileConfig(AppConfig):
         database.use_djangos_connection()
         receivers.connect()
 
-    def _configure(self, setting: str, **_others: Any) -> None:
+    def _configure(self, setting: str, **_kwargs: Any) -> None:
         """Configure our settings from Django's, at startup and when a test changes one."""
         from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
 

@@ -61,13 +61,13 @@ MAILERSEND = Warning(
 
 
 @register
-def check_settings(**_others: Any) -> list[CheckMessage]:
+def check_settings(**_kwargs: Any) -> list[CheckMessage]:
     """Return the problems in the settings of Django, Anymail and Celery."""
     return list(_settings_problems())
 
 
 @register(Tags.database)
-def check_database(*, databases: Collection[str] | None = None, **_others: Any) -> list[CheckMessage]:
+def check_database(*, databases: Collection[str] | None = None, **_kwargs: Any) -> list[CheckMessage]:
     """Return the findings of the doctor's fast checks, as warnings, so that none stops `migrate`."""
     try:
         is_checked = database.alias() in (databases or ())
@@ -132,13 +132,13 @@ def _is_anymail_backend(backend: str) -> bool:
 
 def _models_in_other_databases() -> Iterator[CheckMessage]:
     """Warn about apps with models in other databases, which a handler cannot write exactly once."""
-    ours = database.alias()
+    our_alias = database.alias()
     models = (model for model in apps.get_models() if model._meta.managed)
-    others = sorted({model._meta.app_label for model in models if router.db_for_write(model) != ours})
-    if others:
+    app_labels = sorted({model._meta.app_label for model in models if router.db_for_write(model) != our_alias})
+    if app_labels:
         yield Warning(
-            f"Handlers write exactly once only in DATABASES[{ours!r}]; models of these apps are elsewhere:"
-            f" {', '.join(others)}.",
+            f"Handlers write exactly once only in DATABASES[{our_alias!r}]; models of these apps are elsewhere:"
+            f" {', '.join(app_labels)}.",
             hint="Make what a handler writes there idempotent, by event.event_id, and silence this check.",
             id="mailglass_reconcile.W005",
         )

@@ -116,8 +116,10 @@ def _can_retry(error: BaseException) -> bool:
         return is_transient(error)
     if isinstance(error, Error):
         state = getattr(error.__cause__, "sqlstate", None)
-        lost = isinstance(error, OperationalError | InterfaceError) and (state is None or state[:2] in ("08", "57"))
-        return lost or state in CONTENTION_SQLSTATES | OUTAGE_SQLSTATES
+        is_connection_lost = isinstance(error, OperationalError | InterfaceError) and (
+            state is None or state[:2] in ("08", "57")
+        )
+        return is_connection_lost or state in CONTENTION_SQLSTATES | OUTAGE_SQLSTATES
     return False
 
 
@@ -258,10 +260,12 @@ def _open_handlers_connection() -> Iterator[Begin]:
         yield _begin
     except Error as error:
         state = getattr(error.__cause__, "sqlstate", None)
-        where = f"DATABASES[{alias()!r}]"
+        database_name = f"DATABASES[{alias()!r}]"
         if state is None or state[:2] in ("08", "57"):
-            raise DatabaseUnavailableError(f"cannot reach or use {where}: {state or type(error).__name__}") from None
-        raise DatabaseRefusedError(f"{where} refused a statement (SQLSTATE {state})") from None
+            raise DatabaseUnavailableError(
+                f"cannot reach or use {database_name}: {state or type(error).__name__}"
+            ) from None
+        raise DatabaseRefusedError(f"{database_name} refused a statement (SQLSTATE {state})") from None
 
 
 def renew_connections() -> None:

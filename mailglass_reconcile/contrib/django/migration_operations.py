@@ -28,7 +28,7 @@ def migrate(_apps: Any, schema_editor: Any) -> None:
     _run(runner.migrate, schema_editor)
 
 
-def install(*, using: str, **_others: Any) -> None:
+def install(*, using: str, **_kwargs: Any) -> None:
     """Migrate again after each of Django's migrations, which restores dropped objects, but not after one to zero.
 
     This also migrates if a project has disabled our migrations, as pytest's `--nomigrations` does.

@@ -35,7 +35,7 @@ def connect() -> None:
     tracking.connect(on_tracking, dispatch_uid="mailglass_reconcile.tracking")
 
 
-def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) -> None:
+def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) -> None:
     """Record a send; never raise, because the mail is gone already."""
     tenant, ids = "?", "?"
     try:
@@ -61,7 +61,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_others: Any) ->
         )
 
 
-def on_tracking(*, event: Any, esp_name: str, **_others: Any) -> None:
+def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
     """Record an event that Anymail has read, in a transaction of its own unless one is open.
 
     It raises if the database fails, so that the provider sends the event again. An event that cannot be recorded at

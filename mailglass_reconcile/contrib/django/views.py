@@ -130,10 +130,10 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
     for event in events:
         by_tenant[receivers.tenant_of(receivers.as_tracking_event(event))].append(event)
     recorded = database.with_retries(
-        lambda lent: [
-            done
+        lambda connection: [
+            result
             for tenant, of_tenant in by_tenant.items()
-            for done in record_webhook(lent, provider=provider, events=of_tenant, tenant_id=tenant)
+            for result in record_webhook(connection, provider=provider, events=of_tenant, tenant_id=tenant)
         ]
     )
     database.after_commit(recorded)

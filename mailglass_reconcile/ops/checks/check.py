@@ -16,7 +16,7 @@ from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import comparison, handled_types, listing, outbox, privileges, reports, schema
 from mailglass_reconcile.store.comparison import Difference
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.handled_types import Unseen
+from mailglass_reconcile.store.handled_types import HandlerWithoutDispatcher
 from mailglass_reconcile.store.listing import NewestGroup
 from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import Reports
@@ -154,9 +154,9 @@ class CheckContext:
         return outbox.load_facts(self.tx)
 
     @cached_property
-    def unseen(self) -> list[Unseen]:
+    def handlers_without_dispatcher(self) -> list[HandlerWithoutDispatcher]:
         """The handlers that no dispatcher has named for an hour."""
-        return handled_types.unseen(self.tx)
+        return handled_types.find_without_dispatcher(self.tx)
 
     @cached_property
     def newest_orphans(self) -> list[NewestGroup]:
@@ -187,8 +187,8 @@ class CheckContext:
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """Return one finding for each cause, the most severe first."""
     findings = list(findings)
-    failed = {finding.check for finding in findings if finding.status == ERROR}
-    causes = {finding.check: _cause(finding, failed) for finding in findings if finding.status == ERROR}
+    failed_checks = {finding.check for finding in findings if finding.status == ERROR}
+    causes = {finding.check: _cause(finding, failed_checks) for finding in findings if finding.status == ERROR}
 
     def root(name: str) -> str:
         while (cause := causes.get(name)) is not None:
@@ -198,7 +198,7 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
     merged: list[Finding] = []
     effects: dict[str, list[str]] = {}
     for finding in findings:
-        cause = None if finding.status == OK else _cause(finding, failed)
+        cause = None if finding.status == OK else _cause(finding, failed_checks)
         if cause is None:
             merged.append(finding)
         elif finding.status == ERROR:
@@ -209,5 +209,5 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(merged, key=lambda finding: -LEVELS.index(finding.status))
 
 
-def _cause(finding: Finding, failed: set[str]) -> str | None:
-    return next((name for name in finding.because if name in failed), None)
+def _cause(finding: Finding, failed_checks: set[str]) -> str | None:
+    return next((name for name in finding.because if name in failed_checks), None)

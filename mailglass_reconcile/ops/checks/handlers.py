@@ -51,16 +51,16 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
 @check("handled_types", fast=True)
 def handled_types(context: CheckContext) -> Iterator[Finding]:
     """Each registered handler has a dispatcher."""
-    for unseen in context.unseen:
-        name = shlex.quote(unseen.handler)
+    for registration in context.handlers_without_dispatcher:
+        name = shlex.quote(registration.handler)
         yield error(
-            f"no dispatcher has had the handler {unseen.handler} ({unseen.types}) for"
-            f" {format_duration(unseen.seconds)}, and these"
+            f"no dispatcher has had the handler {registration.handler} ({registration.types}) for"
+            f" {format_duration(registration.seconds)}, and these"
             " events wait for it",
             "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
             f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"
             f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
             (*OF_THE_WORKER, "beat"),
         )
-    if not context.unseen:
+    if not context.handlers_without_dispatcher:
         yield ok("every registered handler has a dispatcher")

@@ -132,9 +132,9 @@ def delivery_ids(context: CheckContext) -> Iterator[Finding]:
         yield ok(f"{pluralize(row.deliveries, 'delivery', 'deliveries')} checked")
 
 
-def _sample(tx: Transaction, statement: str, table: str, **more: int) -> sa.Row[Any]:
+def _sample(tx: Transaction, statement: str, table: str, **parameters: int) -> sa.Row[Any]:
     """Count the rows of a sample that are `wrong`, and all that were `looked_at`."""
-    return tx.execute(statement, {"percent": _percent(tx, table, PAGES[table]), **more}).one()
+    return tx.execute(statement, {"percent": _percent(tx, table, PAGES[table]), **parameters}).one()
 
 
 def _percent(tx: Transaction, table: str, pages: int) -> float:

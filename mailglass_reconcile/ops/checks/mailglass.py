@@ -143,31 +143,32 @@ def links(context: CheckContext) -> Iterator[Finding]:
             f" reconciler, such as the event {foreign[0].event_id}",
             f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
         )
-    own = [row for row in (*other_tenant, *other_recipient) if row.ours]
-    if own:
+    own_links = [row for row in (*other_tenant, *other_recipient) if row.ours]
+    if own_links:
         yield warning(
-            f"{n_of_m(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery, made by"
-            f" the message id alone while the recipient could not be read, such as the event {own[0].event_id}",
+            f"{n_of_m(len(own_links), len(rows), 'newest link')} {verb(len(own_links))} to another recipient's"
+            " delivery, made by the message id alone while the recipient could not be read, such as the event"
+            f" {own_links[0].event_id}",
             "correct these deliveries by hand: the ledger keeps the events",
         )
-    if not (foreign or own):
+    if not (foreign or own_links):
         yield ok(_in_order(len(rows), len(unreadable)))
 
 
 def _in_order(links: int, unreadable: int) -> str:
-    right = f"the {pluralize(links, 'newest link')} {verb(links)} to the right tenant"
-    return f"{right}; the recipient of {unreadable:,} cannot be read" if unreadable else f"{right} and recipient"
+    sentence = f"the {pluralize(links, 'newest link')} {verb(links)} to the right tenant"
+    return f"{sentence}; the recipient of {unreadable:,} cannot be read" if unreadable else f"{sentence} and recipient"
 
 
 def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
     """Return the links to a delivery with another recipient, and the links whose orphan names no recipient."""
     matches = match_orphans(tx, [OrphanRow(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
-    wrong, unreadable = [], []
+    other_recipients, unreadable = [], []
     for row, orphan in zip(rows, matches, strict=True):
         if not orphan.keys.recipient:
             unreadable.append(row)
         elif orphan.result.delivery_id != row.delivery_id and (
             normalize_address(orphan.keys.recipient) != normalize_address(row.recipient)
         ):
-            wrong.append(row)
-    return wrong, unreadable
+            other_recipients.append(row)
+    return other_recipients, unreadable

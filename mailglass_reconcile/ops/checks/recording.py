@@ -33,18 +33,18 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
     reports = [provider for provider in context.reports if provider.deliveries]
     for provider in reports:
         of = _provider_clause(provider)
-        lacking = (
+        unreported = (
             f"{n_of_m(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
             f" than {format_duration(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
         )
         if provider.has_stopped:
             since = format_duration(provider.silent_seconds or 0)
-            yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {lacking}", REMEDY)
+            yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {unreported}", REMEDY)
         elif provider.silent_seconds is not None:
             finding = error if _never_reports(provider) else warning
-            yield finding(f"no webhook{of} has ever arrived, although mail goes out: {lacking}", REMEDY)
+            yield finding(f"no webhook{of} has ever arrived, although mail goes out: {unreported}", REMEDY)
         else:
-            yield ok(f"{lacking}{of and f' ({of.strip()})'}")
+            yield ok(f"{unreported}{of and f' ({of.strip()})'}")
     if not reports:
         yield ok(f"no delivery of those checked was dispatched more than {format_duration(hours * 3_600)} ago")
 
@@ -70,11 +70,11 @@ def nothing_links(context: CheckContext) -> Iterator[Finding]:
         and provider.unreported_today > provider.reported_today
     ]
     for provider in unlinked:
-        lacking = pluralize(provider.unreported_today, "delivery", "deliveries")
+        unreported = pluralize(provider.unreported_today, "delivery", "deliveries")
         events = pluralize(provider.unmatched_today, "event matches", "events match")
         yield error(
             f"webhooks{_provider_clause(provider)} name other message ids than its sends: within 24 hours"
-            f" {lacking} got no report, and {events} no delivery",
+            f" {unreported} got no report, and {events} no delivery",
             OTHER_IDS,
             ("key_rules", "tenants", "sweeps"),
         )

@@ -16,21 +16,21 @@ def roles(context: CheckContext) -> Iterator[Finding]:
     """The documented roles that are used here have the privileges that docs/grants.md gives them."""
     other_roles = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
     missing_privileges = privileges.find_missing(context.tx, other_roles)
-    yield from _lacking(missing_privileges)
+    yield from _describe_missing(missing_privileges)
     if not missing_privileges:
         names = ", ".join(role.name for role in other_roles)
         yield ok(f"{names} can do their work" if other_roles else "no other documented role is used here")
 
 
-def _lacking(missing_privileges: list[MissingPrivileges]) -> Iterator[Finding]:
-    for lacks in missing_privileges:
-        if lacks.privileges:
-            yield error(f"role {lacks.role.name} lacks {'; '.join(lacks.privileges)}", lacks.grants)
-        if lacks.hidden:
+def _describe_missing(missing_privileges: list[MissingPrivileges]) -> Iterator[Finding]:
+    for missing in missing_privileges:
+        if missing.privileges:
+            yield error(f"role {missing.role.name} lacks {'; '.join(missing.privileges)}", missing.grants)
+        if missing.hidden_tables:
             yield error(
-                f"row-level security of {', '.join(lacks.hidden)} would hide rows from role {lacks.role.name}, so"
-                " Postgres refuses its statements",
-                f"ALTER ROLE {lacks.role.grantee} BYPASSRLS",
+                f"row-level security of {', '.join(missing.hidden_tables)} would hide rows from role"
+                f" {missing.role.name}, so Postgres refuses its statements",
+                f"ALTER ROLE {missing.role.grantee} BYPASSRLS",
             )
 
 
@@ -39,7 +39,7 @@ def rights(context: CheckContext) -> Iterator[Finding]:
     """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
     role = context.current_role
     missing_privileges = privileges.find_missing(context.tx, [role])
-    yield from _lacking(missing_privileges)
+    yield from _describe_missing(missing_privileges)
     if not missing_privileges and role.documented == privileges.SWEEPER.name:
         yield from _retention(context)
     elif not missing_privileges:
@@ -65,9 +65,9 @@ def _retention(context: CheckContext) -> Iterator[Finding]:
         DELIVERIES: context.tx.settings.retention_deliveries_days,
     }
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
-        if days is not None and (wrong := find_problem(context.tx, function)):
+        if days is not None and (problem := find_problem(context.tx, function)):
             level = warning if context.is_mailglass_s else error
-            yield level(f"the prune cannot delete old {rows}: {wrong.message}", wrong.remedy)
+            yield level(f"the prune cannot delete old {rows}: {problem.message}", problem.remedy)
             return
     yield ok("this role may sweep and prune")
 
@@ -94,8 +94,8 @@ def revision(context: CheckContext) -> Iterator[Finding]:
         )
     elif tx.schema not in ledgers and other_names:
         yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(other_names)} has", elsewhere)
-    elif wrong := find_mismatch(version):
-        yield error(*wrong)
+    elif problem := find_mismatch(version):
+        yield error(*problem)
     else:
         findings = _differences(context, "schema")
         if second := _second_ledger(context, ledgers, other_names):

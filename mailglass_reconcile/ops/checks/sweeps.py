@@ -34,7 +34,8 @@ def beat(context: CheckContext) -> Iterator[Finding]:
         )
     elif in_time:
         yield ok(
-            f"beat last queued a run {format_duration(past.beat_age)} ago; full sweeps are started by {_who(context)}"
+            f"beat last queued a run {format_duration(past.beat_age)} ago;"
+            f" full sweeps are started by {_success_origin(context)}"
         )
     else:
         yield error(
@@ -56,13 +57,17 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
     elif past.success_age is None:
         yield error("no full sweep has ever succeeded", SWEEP, because)
     elif past.success_age > allowed:
-        late = f"no full sweep has succeeded for {format_duration(past.success_age)} (limit {format_duration(allowed)})"
-        yield error(late, SWEEP, because)
+        message = (
+            f"no full sweep has succeeded for {format_duration(past.success_age)} (limit {format_duration(allowed)})"
+        )
+        yield error(message, SWEEP, because)
     elif past.last is not None and past.last.failed and not past.last.linked:
         refused = pluralize(past.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
     else:
-        yield ok(f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_who(context)}")
+        yield ok(
+            f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_success_origin(context)}"
+        )
     if past.uncovered_seconds > allowed:
         yield error(
             f"full sweeps have not checked everything for {format_duration(past.uncovered_seconds)}: each ends"
@@ -71,7 +76,7 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
         )
 
 
-def _who(context: CheckContext) -> str:
+def _success_origin(context: CheckContext) -> str:
     return {"call": "a call of the task", "python": "Python"}.get(str(context.history.success_origin)) or str(
         context.history.success_origin
     )

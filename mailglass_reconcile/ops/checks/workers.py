@@ -90,7 +90,7 @@ class Cluster(ExitStack):
         return (self._inspector.registered() or {}) if self.answering else {}
 
     @cached_property
-    def taken(self) -> frozenset[str]:
+    def known_task_ids(self) -> frozenset[str]:
         """The ids of the tasks that the workers run or have reserved."""
         if not self.answering:
             return frozenset()
@@ -250,10 +250,10 @@ def lock(cluster: Cluster) -> Iterator[Finding]:
     """The lock of full sweeps is free, or a task has it that a worker runs."""
     counts = [cluster.messages(queue) for queue in cluster.queues_of(SWEEP_TASK)]
     queued = None if None in counts else sum(count or 0 for count in counts)
-    yield held(cluster.before, cluster.taken, queued)
+    yield lock_holder(cluster.before, cluster.known_task_ids, queued)
 
 
-def held(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Finding:
+def lock_holder(before: Holder | None, known_task_ids: Collection[str], queued: int | None) -> Finding:
     """Report the holder of the lock of full sweeps, and whether a worker runs that task.
 
     *before* is who had it before the workers were asked which tasks they know, *queued* the messages in its queue.
@@ -267,8 +267,8 @@ def held(before: Holder | None, known_tasks: Collection[str], queued: int | None
         f"task {sanitize(holder.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago,"
         f" for {seconds_left:.0f} s more"
     )
-    same = before is not None and before.token == holder.token
-    if same and holder.task_id not in known_tasks and (queued == 0 or not holder.is_queued):
+    is_same_task = before is not None and before.token == holder.token
+    if is_same_task and holder.task_id not in known_task_ids and (queued == 0 or not holder.is_queued):
         return warning(
             f"{text}; no worker that answers knows this task: perhaps its worker was killed. Until the lock expires,"
             " sweeps are duplicates of it",

@@ -55,25 +55,27 @@ class RemovableObject(NamedTuple):
 
 def find_objects(tx: Transaction) -> list[RemovableObject]:
     """Return the objects that a removal drops."""
-    ours = [step for step in script.steps() if step.only != script.MADE_HERE or step.name in schema.RETENTION]
+    removed_steps = [
+        step for step in script.steps() if step.only_on != script.MADE_HERE or step.name in schema.RETENTION
+    ]
     parameters = {
         "schema": tx.schema,
         "tables": array_literal([*schema.TABLES, *EARLIER_TABLES, schema.VERSION_TABLE]),
-        "indexes": array_literal(step.name for step in ours if step.table in schema.MAILGLASS_TABLES),
-        "functions": array_literal(step.name for step in ours if step.kind == "function"),
+        "indexes": array_literal(step.name for step in removed_steps if step.table in schema.MAILGLASS_TABLES),
+        "functions": array_literal(step.name for step in removed_steps if step.kind == "function"),
     }
     return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
 
 
-def remove(steps: StepRunner, ours: Sequence[RemovableObject]) -> None:
-    """Drop *ours* but the version table; triggers go with their functions."""
-    functions = [f"DROP FUNCTION {function.name} CASCADE;" for function in ours if function.kind == "function"]
+def remove(steps: StepRunner, objects: Sequence[RemovableObject]) -> None:
+    """Drop *objects* but the version table; triggers go with their functions."""
+    functions = [f"DROP FUNCTION {function.name} CASCADE;" for function in objects if function.kind == "function"]
     if functions:
         steps.run("drop our triggers and functions", "\n".join(functions), locks_ledger=True)
-    for index in ours:
+    for index in objects:
         if index.kind == "index":
             steps.drop_index(index.name)
-    tables = [table.name for table in ours if table.kind == "table" and table.name != schema.VERSION_TABLE]
+    tables = [table.name for table in objects if table.kind == "table" and table.name != schema.VERSION_TABLE]
     if tables:
         steps.run("drop our tables", "\n".join(f"DROP TABLE {{schema}}.{name};" for name in tables))
 

@@ -136,16 +136,16 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
         with connected.reading() as tx:
             tell(_describe_location(tx))
             preflight.refuse_foreign(tx, compare(tx))
-            ours = removal.find_objects(tx)
+            objects = removal.find_objects(tx)
             _refuse_newer(tx.revision())
             if tables:
                 _refuse_to_drop(tx)
-        if not (ours or tables):
+        if not (objects or tables):
             tell("nothing to do: there is nothing to remove")
             return
         steps = StepRunner(connected, tell)
-        if ours:
-            removal.remove(steps, ours)
+        if objects:
+            removal.remove(steps, objects)
             steps.run("drop the version table", f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE}")
         if tables:
             steps.run("drop deliveries, events and raw webhooks", removal.DROP_TABLES)
@@ -202,8 +202,8 @@ def prepare_config(config: Config, tell: Callable[[str], None], *, plan: bool) -
             preflight.require_usable_schema(tx, tx.revision())
             comparison = compare(tx)
             preflight.refuse_foreign(tx, comparison)
-            ours = removal.find_objects(tx)
-        config.attributes["remove"] = lambda: removal.remove(steps, ours)
+            objects = removal.find_objects(tx)
+        config.attributes["remove"] = lambda: removal.remove(steps, objects)
         with _with_attributes(config, engine, settings, lambda: steps.install(comparison.differences, fill=True)):
             yield
 

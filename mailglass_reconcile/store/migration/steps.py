@@ -193,7 +193,7 @@ _COMMENT = re.compile(r"^COMMENT ON TABLE .*?;$", re.MULTILINE | re.DOTALL)
 
 def _needs_fill(step: SchemaStep) -> bool:
     """Return True if orphans may have been missed while the object of a step was missing."""
-    return (step.kind == "table" and step.name == OPEN_ORPHANS) or (step.kind == "trigger" and not step.only)
+    return (step.kind == "table" and step.name == OPEN_ORPHANS) or (step.kind == "trigger" and not step.only_on)
 
 
 def _rank(difference: Difference) -> int:
@@ -204,5 +204,5 @@ def _rank(difference: Difference) -> int:
     step = difference.step
     if step.kind == "table":
         return 1 if step.name in schema.MAILGLASS_TABLES else 2
-    is_on_ours = step.only or step.table in schema.TABLES
+    is_on_ours = step.only_on or step.table in schema.TABLES
     return {"function": 0, "trigger": 4}.get(step.kind, 3 if is_on_ours else 5)

@@ -98,8 +98,8 @@ def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
         "tags": wire.metadata_of_tags(_tags(payload)).get("tags", ()),
     }
     for recipient in recipients or [None]:
-        own = {"id": event_id_of(recipient), "recipient": recipient, "reply": reply_of(recipient)}
-        event = PROVIDER.table.read(payload, None, **own, **common)
+        recipient_fields = {"id": event_id_of(recipient), "recipient": recipient, "reply": reply_of(recipient)}
+        event = PROVIDER.table.read(payload, None, **recipient_fields, **common)
         if event is not None:
             yield event
 
@@ -169,10 +169,10 @@ def _reply(entry: object) -> object:
 def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
     """Return the Message-ID header as it was sent, the only id that a sender over SMTP knows; SES replaces it."""
     headers = _as_list(get_path(payload, "mail", "headers"))
-    own = next(
+    header = next(
         (get_path(entry, "value") for entry in headers if str(get_path(entry, "name")).lower() == "message-id"), None
     )
-    id_ = own or get_path(payload, "mail", "commonHeaders", "messageId")
+    id_ = header or get_path(payload, "mail", "commonHeaders", "messageId")
     if not isinstance(id_, str) or id_.strip(" <>").endswith("amazonses.com"):
         return None
     return id_.strip() if id_.strip() != get_path(payload, "mail", "messageId") else None

@@ -154,7 +154,7 @@ def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(beside: Dat
     [
         (grant.object, privilege, columns)
         for grant in privileges.SWEEPER.grants
-        if grant.where == "everywhere"
+        if grant.condition == "everywhere"
         for privilege, columns in grant.privileges.items()
     ],
     ids=lambda part: part.replace(" ", "-")[:40],

@@ -11,7 +11,7 @@ import redis
 from database import Database
 from diagnosing import of, report, using
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.ops.checks.workers import held as held_by
+from mailglass_reconcile.ops.checks.workers import lock_holder
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.singleton.lock import PREFIX, load_sweep_holder, lock_key
 from mailglass_reconcile.testing import servers
@@ -103,7 +103,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return what is found of the lock if the workers know these tasks."""
-    return held_by(load_sweep_holder(), known, queued)
+    return lock_holder(load_sweep_holder(), known, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):

@@ -74,7 +74,7 @@ def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy
     documented(role.name)
     mailglass_reconcile.reconcile()
     for grant in role.grants:
-        if grant.where in ("everywhere", "tables made by migrate"):
+        if grant.condition in ("everywhere", "tables made by migrate"):
             for privilege, columns in grant.privileges.items():
                 named = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
                 db.run(f"REVOKE {named} ON {grant.object} FROM {role.name}")
