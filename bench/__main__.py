@@ -1,7 +1,7 @@
 """Measure what this package costs, print each figure with its target, and write it into `docs/performance/figures.md`.
 
-Name the parts to measure; without one, all are, which takes half an hour. `--quick` tries them out with a 500th of
-every size, and writes to a folder of its own.
+Name the parts to measure; the default is all, which takes half an hour. `--quick` runs them with a 500th of every
+size, as a test of the benchmark, and writes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import page, statements
 from bench.figures import medians
 from bench.filling import fill
-from bench.machine import Machine
+from bench.testbed import Testbed
 from mailglass_reconcile.testing import servers
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,7 +25,7 @@ QUICK = 500
 """What `--quick` divides every size by."""
 
 PARTS = {
-    "calls": "one call of an application, against the same work by hand",
+    "calls": "one call of an application, against hand-written SQL",
     "receiving": "webhooks over HTTP, against calls",
     "sweep": "one sweep, against the bare statement",
     "layouts": "sweeps that link nothing, in two layouts",
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="take medians of N runs of each part")
-    parser.add_argument("--quick", action="store_true", help="try it out with a 500th of every size")
+    parser.add_argument("--quick", action="store_true", help="run with a 500th of every size")
     options = parser.parse_args()
     names = options.parts or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
@@ -59,38 +59,38 @@ def main() -> None:
         shutil.copytree(DOCS / "performance", docs / "performance")
     servers.exit_on_signals()
     with servers.postgres_server() as postgres, servers.redis() as redis_url:
-        machine = Machine(postgres, redis_url, QUICK if options.quick else 1)
+        testbed = Testbed(postgres, redis_url, QUICK if options.quick else 1)
         for name in names:
-            _run(name, machine, docs, options)
+            _run(name, testbed, docs, options)
     print(f"\nwritten to {docs}/performance/figures.md, and to the pages that quote some")
 
 
-def bare_rate(machine: Machine) -> float:
+def bare_rate(testbed: Testbed) -> float:
     """Return how many events a second one bare SQL statement links: the speed of this machine at this moment."""
-    messages = machine.scaled(5_000)
-    url = machine.copy("migrated", "speed")
+    messages = testbed.scaled(5_000)
+    url = testbed.copy("migrated", "speed")
     fill(url, deliveries=messages, messages=messages)
-    seconds, _ = statements.bare(url)
-    machine.drop("speed")
+    seconds, _ = statements.run_bare_statement(url)
+    testbed.drop("speed")
     return 2 * messages / seconds
 
 
-def _run(name: str, machine: Machine, docs: Path, options: argparse.Namespace) -> None:
+def _run(name: str, testbed: Testbed, docs: Path, options: argparse.Namespace) -> None:
     print(f"\n{name}: {PARTS[name]}", flush=True)
-    about, measured = machine.about(bare_rate(machine)), page.read(docs)
+    about, measured = testbed.about(bare_rate(testbed)), page.read(docs)
     began = time.monotonic()
     measure = importlib.import_module(f"bench.parts.{name}").measure
-    found = medians([measure(machine) for _ in range(options.runs)])
+    result = medians([measure(testbed) for _ in range(options.runs)])
     measured[name] = {
         "command": f"python -m bench{' --quick' * options.quick} {name}",
         "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{about}, {'one run' if options.runs == 1 else f'medians of {options.runs}'},"
         f" {time.monotonic() - began:.0f} s",
-        "figures": [figure.as_json() for figure in found.figures],
-        "curves": found.curves,
+        "figures": [figure.as_json() for figure in result.figures],
+        "curves": result.curves,
     }
     page.write(docs, measured, draws=not options.quick)
-    missed = [figure.name for figure in found.figures if figure.verdict == "missed"]
+    missed = [figure.name for figure in result.figures if figure.verdict == "missed"]
     print(f"{len(missed)} missed: {'; '.join(missed)}" if missed else "every target met", flush=True)
 
 

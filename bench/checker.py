@@ -49,7 +49,7 @@ SELECT count(*)
 }
 
 
-def check(url: str, what: str) -> None:
+def check(url: str, label: str) -> None:
     """Check a database in which every orphan has its delivery, after all of them should be linked.
 
     Raises:
@@ -60,4 +60,4 @@ def check(url: str, what: str) -> None:
         for name, statement in CHECKS.items():
             row = connection.execute(statement).fetchone()
             if row is None or row[0]:
-                raise SystemExit(f"{what}: {name}: {row and row[0]}; no figure of this run counts")
+                raise SystemExit(f"{label}: {name}: {row and row[0]}; the figures of this run are void")

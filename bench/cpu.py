@@ -1,4 +1,4 @@
-"""What each process costs, as the kernel counts it."""
+"""The CPU seconds of each process, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import psycopg
 import redis
 
 if TYPE_CHECKING:
-    from bench.machine import Machine
+    from bench.testbed import Testbed
 
 
 def tree_seconds(pid: int) -> float:
     """Return the CPU seconds of a process and of all that it has started, those that have ended included."""
     process = psutil.Process(pid)
-    return sum(_seconds(each) for each in [process, *process.children(recursive=True)])
+    return sum(_seconds(child) for child in [process, *process.children(recursive=True)])
 
 
 def _seconds(process: psutil.Process) -> float:
     with suppress(psutil.NoSuchProcess, FileNotFoundError):
         times = process.cpu_times()
-        # Of a process with several threads, the finer clock leaves out those that have ended.
-        own = backend_seconds(process.pid) if process.name() == "postgres" else times.user + times.system
-        return float(own + times.children_user + times.children_system)
+        # The finer clock omits threads that have ended, so it serves Postgres only, whose backends have one.
+        own_seconds = backend_seconds(process.pid) if process.name() == "postgres" else times.user + times.system
+        return float(own_seconds + times.children_user + times.children_system)
     return 0.0
 
 
@@ -37,11 +37,11 @@ def backend_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def servers(machine: Machine) -> dict[str, int]:
+def servers(testbed: Testbed) -> dict[str, int]:
     """Return the process ids of the two servers."""
-    with redis.Redis.from_url(machine.redis_url) as client:
+    with redis.Redis.from_url(testbed.redis_url) as client:
         redis_pid = int(client.info("server")["process_id"])
-    postmaster = machine.postgres.directory / "data" / "postmaster.pid"
+    postmaster = testbed.postgres.directory / "data" / "postmaster.pid"
     return {"Postgres": int(postmaster.read_text().split()[0]), "Redis": redis_pid}
 
 

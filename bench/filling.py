@@ -6,7 +6,7 @@ from typing import Literal
 
 import psycopg
 
-from bench.machine import vacuum
+from bench.testbed import vacuum
 
 SEED = "20240501"
 

@@ -1,4 +1,4 @@
-"""Where figures go: `performance/figures.json`, all rows and curves in `figures.md`, a few rows on two pages."""
+"""Writes the figures: to `performance/figures.json`, all rows to `figures.md`, selected rows to two pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEW_POINTS = 20
 PAGES = ("performance.md", "sizing.md")
 
 ALSO_5_MS = "5 ms per round trip: "
-SHOWN = {
+SELECTED = {
     "calls": {
         "a webhook whose delivery exists": "a webhook",
         "a send": "a send",
@@ -43,7 +43,7 @@ SHOWN = {
         "a day: the prune takes": "time of the daily prune",
     },
     "layouts": {
-        "1,000,000 unmatched, in order: the first look": "the first sweep over a million",
+        "1,000,000 unmatched, in order: the first sweep": "the first sweep over a million",
         "1,000,000 unmatched, in order: a sweep": "each later sweep over them",
     },
 }
@@ -51,7 +51,7 @@ SHOWN = {
 
 ABOUT = {
     "calls": "One call and its commit, against the same work written by hand with SQLAlchemy on the same tables:"
-    " look the delivery up, insert, update (`bench/by_hand.py`). A send by hand inserts one row; ours"
+    " look the delivery up, insert, update (`bench/hand_written.py`). A send by hand inserts one row; ours"
     " also writes an event, stores the ids, and checks again after the commit.",
     "receiving": "Four clients post signed batches to `mailglass-reconcile receive`, which records them in eight"
     " threads. By hand is one thread that calls `record_webhook` with events that were parsed before.",
@@ -73,7 +73,7 @@ ABOUT = {
 }
 """What a part measures, for `figures.md`."""
 
-EVERY = """# All figures
+INTRODUCTION = """# All figures
 
 Every row that `python -m bench` has measured, with its small print. [Performance](../performance.md) has the few that
 most readers need. Targets are our own goals for a change of the code; a missed one is a plan, not a fault. Each part
@@ -125,7 +125,7 @@ CHARTS = (
 
 
 def read(docs: Path) -> Parts:
-    """Return the parts that were measured before, by name."""
+    """Return the stored parts, by name."""
     path = docs / "performance" / "figures.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -134,47 +134,47 @@ def write(docs: Path, parts: Parts, *, draws: bool = True) -> None:
     """Write the figures of *parts*, their curves, all rows as `figures.md`, and the tables of the two pages."""
     directory = docs / "performance"
     directory.mkdir(exist_ok=True)
-    (directory / "figures.json").write_text(as_lines(parts))
+    (directory / "figures.json").write_text(to_json(parts))
     if draws:
         _draw({name: points for part in parts.values() for name, points in part["curves"].items()}, directory)
     for page in (docs / name for name in PAGES):
         text = page.read_text()
         for name, part in parts.items():
-            head, marker, rest = text.partition(f"<!-- {name}: written by python -m bench -->\n")
+            head, marker, tail = text.partition(f"<!-- {name}: written by python -m bench -->\n")
             if marker:
-                text = head + marker + chosen(name, part) + rest[rest.index("<!-- end -->") :]
+                text = head + marker + selected_table(name, part) + tail[tail.index("<!-- end -->") :]
         page.write_text(text)
-    (directory / "figures.md").write_text(EVERY + "".join(_whole(name, part) for name, part in parts.items()))
+    (directory / "figures.md").write_text(INTRODUCTION + "".join(_section(name, part) for name, part in parts.items()))
 
 
-def _whole(name: str, part: dict[str, Any]) -> str:
+def _section(name: str, part: dict[str, Any]) -> str:
     return f"\n## {name}\n\n{ABOUT[name]}\n\n{table(part)}{_images(part)}"
 
 
-def as_lines(parts: Parts) -> str:
+def to_json(parts: Parts) -> str:
     """Return *parts* as JSON, one line for each figure and each curve."""
-    written = []
+    lines = []
     for name, part in parts.items():
         about = {key: value for key, value in part.items() if key not in ("figures", "curves")}
-        figures = ",\n   ".join(json.dumps(each, ensure_ascii=False) for each in part["figures"])
+        figures = ",\n   ".join(json.dumps(row, ensure_ascii=False) for row in part["figures"])
         curves = ",\n   ".join(f"{json.dumps(curve)}: {_compact(points)}" for curve, points in part["curves"].items())
         head = json.dumps(about, ensure_ascii=False)[:-1]
-        written.append(f' {json.dumps(name)}: {head},\n  "figures": [\n   {figures}],\n  "curves": {{\n   {curves}}}}}')
-    return "{\n" + ",\n".join(written) + "\n}\n"
+        lines.append(f' {json.dumps(name)}: {head},\n  "figures": [\n   {figures}],\n  "curves": {{\n   {curves}}}}}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _compact(points: Points) -> str:
     return json.dumps([[float(f"{value:.4g}") for value in point] for point in points], separators=(",", ":"))
 
 
-def chosen(name: str, part: dict[str, Any]) -> str:
+def selected_table(name: str, part: dict[str, Any]) -> str:
     """Return the figures of the part *name* that `SHOWN` names as a Markdown table."""
-    figures = {each["name"]: Figure(**each) for each in part["figures"]}
-    rows = [(label, figures[figure]) for figure, label in SHOWN[name].items() if figure in figures]
+    figures = {row["name"]: Figure(**row) for row in part["figures"]}
+    rows = [(label, figures[figure]) for figure, label in SELECTED[name].items() if figure in figures]
     trial = TRIAL * ("--quick" in part["command"])
     head = f"{trial}Measured on {part['date'].partition(' ')[0]}, {part['machine'].partition(' (')[0]}:\n\n"
-    if any(row.by_hand for _, row in rows):
-        lines = [f"| {label} | {row.ours} | {row.by_hand} | {number(row.value)} |\n" for label, row in rows]
+    if any(row.baseline for _, row in rows):
+        lines = [f"| {label} | {row.package} | {row.baseline} | {number(row.value)} |\n" for label, row in rows]
         return head + "| | this package | by hand | ratio |\n|---|---|---|---|\n" + "".join(lines)
     lines = [f"| {label} | {number(row.value)} {row.unit} |\n" for label, row in rows]
     return head + "| | measured |\n|---|---|\n" + "".join(lines)
@@ -182,29 +182,30 @@ def chosen(name: str, part: dict[str, Any]) -> str:
 
 def table(part: dict[str, Any]) -> str:
     """Return the figures of a part as a Markdown table with their small print, after how they were measured."""
-    rows = [Figure(**each) for each in part["figures"]]
+    rows = [Figure(**row) for row in part["figures"]]
     names = {row.name: f"{row.name}<br><sub>{row.note}</sub>" if row.note else row.name for row in rows}
     head = f"{TRIAL * ('--quick' in part['command'])}`{part['command']}`, {part['date']}, {part['machine']}\n\n"
-    if any(row.by_hand for row in rows):
+    if any(row.baseline for row in rows):
         lines = [
-            f"| {names[r.name]} | {_ours(r)} | {r.by_hand} | {_ratio(r)} | {r.wanted} | {_bold(r)} |\n" for r in rows
+            f"| {names[r.name]} | {_package_cost(r)} | {r.baseline} | {_ratio(r)} | {r.target_text} | {_bold(r)} |\n"
+            for r in rows
         ]
         return head + "| | ours | by hand | ratio | target | |\n|---|---|---|---|---|---|\n" + "".join(lines)
-    lines = [f"| {names[r.name]} | {number(r.value)} {r.unit} | {r.wanted} | {_bold(r)} |\n" for r in rows]
+    lines = [f"| {names[r.name]} | {number(r.value)} {r.unit} | {r.target_text} | {_bold(r)} |\n" for r in rows]
     return head + "| | measured | target | |\n|---|---|---|---|\n" + "".join(lines)
 
 
 def _images(part: dict[str, Any]) -> str:
-    shown = [chart for chart in CHARTS if any(name.startswith(chart.prefix) for name in part["curves"])]
-    return "".join(f"\n![{chart.title}]({chart.file}.svg)\n" for chart in shown)
+    series = [chart for chart in CHARTS if any(name.startswith(chart.prefix) for name in part["curves"])]
+    return "".join(f"\n![{chart.title}]({chart.file}.svg)\n" for chart in series)
 
 
-def _ours(row: Figure) -> str:
-    return row.ours if row.by_hand else f"{number(row.value)} {row.unit}"
+def _package_cost(row: Figure) -> str:
+    return row.package if row.baseline else f"{number(row.value)} {row.unit}"
 
 
 def _ratio(row: Figure) -> str:
-    return number(row.value) if row.by_hand else ""
+    return number(row.value) if row.baseline else ""
 
 
 def _bold(row: Figure) -> str:
@@ -213,7 +214,7 @@ def _bold(row: Figure) -> str:
 
 INK, FAINT = "#010203", "#010204"
 SERIES = ("#010210", "#010211", "#010212", "#010213")
-"""What is drawn in these colours gets those of `LOOK`, which follow the reader's colour scheme."""
+"""Placeholders that are replaced by the colours of `LOOK`, which follow the reader's colour scheme."""
 LOOK = """
 svg{--ink:#1f2328;--faint:#d0d7de;--a:#0a62c4;--b:#b35900;--c:#1a7f37;--d:#8250df}
 @media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--faint:#3d444d;--a:#6cb0ff;--b:#f0a04b;--c:#56d364;--d:#c297ff}}
@@ -237,7 +238,7 @@ STYLE = {
     "grid.color": FAINT,
 }
 LABEL_POINTS = 13.0
-"""Between two labels at the ends of curves, in points."""
+"""The distance between two labels at the ends of curves, in points."""
 
 
 def _draw(curves: dict[str, Points], directory: Path) -> None:
@@ -247,8 +248,8 @@ def _draw(curves: dict[str, Points], directory: Path) -> None:
 
     mpl.rcParams.update(STYLE)
     for chart in CHARTS:
-        shown = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
-        if not shown:
+        series = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
+        if not series:
             continue
         canvas = Canvas(figsize=(7, 3.6), layout="constrained", facecolor="none")
         axes = canvas.subplots()
@@ -257,38 +258,38 @@ def _draw(curves: dict[str, Points], directory: Path) -> None:
         axes.set(xscale=xscale, yscale=yscale, xlabel=chart.x)
         axes.set_title(f"{chart.title}, {chart.y}", loc="left", fontweight="bold")
         if yscale == "linear":
-            axes.set_ylim(0, 1.1 * max(y for points in shown.values() for _, y in points))
+            axes.set_ylim(0, 1.1 * max(y for points in series.values() for _, y in points))
         for axis in (axes.yaxis,) if chart.bars else (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, position: f"{value:,.0f}" if value >= 1 else f"{value:g}")
             axis.set_minor_formatter(lambda value, position: "")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        (_draw_bars if chart.bars else _draw_lines)(axes, chart, shown)
-        drawn = io.StringIO()
-        canvas.savefig(drawn, format="svg", metadata={"Date": None})
-        (directory / f"{chart.file}.svg").write_text(_following_the_scheme(drawn.getvalue()))
+        (_draw_bars if chart.bars else _draw_lines)(axes, chart, series)
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None})
+        (directory / f"{chart.file}.svg").write_text(_use_color_scheme(buffer.getvalue()))
 
 
-def _following_the_scheme(svg: str) -> str:
-    """Return a picture whose colours are those of the reader's scheme, on the page's own ground."""
+def _use_color_scheme(svg: str) -> str:
+    """Replace the placeholder colours by those of the reader's colour scheme, on a transparent background."""
     for colour, name in NAMES.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg.replace('<style type="text/css">', f'<style type="text/css">{LOOK}', 1)
 
 
-def _draw_lines(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
+def _draw_lines(axes: Any, chart: Chart, series: dict[str, Points]) -> None:
     """Draw curves, each with its name at its end."""
-    for points, colour in zip(shown.values(), SERIES, strict=False):
+    for points, colour in zip(series.values(), SERIES, strict=False):
         marker = "o" if len(points) < FEW_POINTS else None
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colour)
     if len(points) < FEW_POINTS:
         axes.set_xticks([x for x, _ in points])
-    if len(shown) == 1:
+    if len(series) == 1:
         for x, y in points:
             axes.annotate(number(y), (x, y), xytext=(-6, 7), textcoords="offset points", ha="right")
         axes.margins(x=0.15, y=0.15)
         return
-    ends = sorted((points[-1], name, colour) for (name, points), colour in zip(shown.items(), SERIES, strict=False))
+    ends = sorted((points[-1], name, colour) for (name, points), colour in zip(series.items(), SERIES, strict=False))
     before = -LABEL_POINTS
     for (x, y), name, colour in sorted(ends, key=lambda end: end[0][1]):
         points_up = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
@@ -303,16 +304,16 @@ def _draw_lines(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
         )
 
 
-def _draw_bars(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
-    """Draw bars with their values; of two at one place, the first pair says which is which."""
+def _draw_bars(axes: Any, chart: Chart, series: dict[str, Points]) -> None:
+    """Draw bars with their values; the first pair is labelled."""
     if not chart.shares:
-        (points,) = shown.values()
-        found = axes.bar([f"{x:g}" for x, _ in points], [y for _, y in points], width=0.6, color=SERIES[0])
-        axes.bar_label(found, fmt="{:,.0f}")
+        (points,) = series.values()
+        bars = axes.bar([f"{x:g}" for x, _ in points], [y for _, y in points], width=0.6, color=SERIES[0])
+        axes.bar_label(bars, fmt="{:,.0f}")
         return
-    names = [name.removeprefix(chart.prefix).replace(", ", ",\n") for name in shown]
+    names = [name.removeprefix(chart.prefix).replace(", ", ",\n") for name in series]
     for offset, longer, label, colour in ((-0.2, 50, "median", SERIES[0]), (0.2, 1, "99 %", SERIES[1])):
-        values = [next(x for x, share in points if share <= longer) for points in shown.values()]
+        values = [next(x for x, share in points if share <= longer) for points in series.values()]
         places = [place + offset for place in range(len(names))]
         axes.bar_label(axes.bar(places, values, width=0.38, color=colour), fmt=number, fontsize=9)
         axes.annotate(

@@ -1,4 +1,4 @@
-"""What a sweep is compared with: one bare statement, one honest join, and Mailglass's own algorithm."""
+"""The baselines of a sweep: one bare statement, one plain join, and Mailglass's own algorithm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 
 from bench.cpu import backend_seconds
 
-BARE = """
+BARE_STATEMENT = """
 WITH matched AS MATERIALIZED (
   SELECT e.id, e.tenant_id, e.type, e.occurred_at, d.id AS delivery_id, e.metadata
     FROM mailglass_events AS e
@@ -39,7 +39,7 @@ UPDATE mailglass_deliveries AS d
        lock_version = lock_version + 1, updated_at = now()
   FROM folded AS f WHERE f.delivery_id = d.id
 """
-"""Matches, appends and projects as a sweep does, without batches, checks or anybody else at work."""
+"""Matches, appends and projects as a sweep does, without batches, checks or concurrent sessions."""
 
 JOIN = """
 SELECT count(*)
@@ -48,7 +48,7 @@ SELECT count(*)
   JOIN mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
  WHERE o.arrived_at BETWEEN now()::timestamp - interval '7 days' AND now()::timestamp - interval '60 seconds'
 """
-"""The deliveries that eligible orphans name: what a sweep must find out. The planner chooses the plan."""
+"""Counts the deliveries that eligible orphans name, which a sweep has to look up. The planner chooses the plan."""
 
 LOOK_UP = """
 SELECT id FROM mailglass_deliveries
@@ -68,21 +68,21 @@ UPDATE mailglass_deliveries
 """
 
 
-def bare(url: str) -> tuple[float, float]:
+def run_bare_statement(url: str) -> tuple[float, float]:
     """Drop our triggers, run the bare statement and its commit, and return seconds and CPU seconds of its backend."""
     with psycopg.connect(url) as connection:
         connection.execute("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
         connection.execute("DROP TRIGGER mailglass_open_orphans_remove ON mailglass_events")
         connection.commit()
         spent, began = backend_seconds(connection.info.backend_pid), time.monotonic()
-        connection.execute(BARE)
+        connection.execute(BARE_STATEMENT)
         connection.commit()
         seconds = time.monotonic() - began
         return seconds, backend_seconds(connection.info.backend_pid) - spent
 
 
-def join(url: str) -> float:
-    """Return the seconds of the honest join."""
+def run_join(url: str) -> float:
+    """Return the seconds of the plain join."""
     with psycopg.connect(url) as connection:
         connection.execute("SET jit = off")
         began = time.monotonic()
@@ -90,7 +90,7 @@ def join(url: str) -> float:
         return time.monotonic() - began
 
 
-def original(url: str, redis_url: str, sample: int) -> float:
+def run_mailglass_algorithm(url: str, redis_url: str, sample: int) -> float:
     """Link *sample* orphans as Mailglass does, a look-up and a transaction each, and return orphans a second."""
     client = redis.Redis.from_url(redis_url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -106,10 +106,16 @@ def original(url: str, redis_url: str, sample: int) -> float:
 
 
 def _link(
-    connection: psycopg.Connection, client: redis.Redis, orphan: uuid.UUID, tenant: str, type_: str, at: Any, about: Any
+    connection: psycopg.Connection,
+    client: redis.Redis,
+    orphan: uuid.UUID,
+    tenant: str,
+    type_: str,
+    at: Any,
+    metadata: Any,
 ) -> None:
-    wanted = about.get("message_id") or about["sg_message_id"][:22]
-    delivery = connection.execute(LOOK_UP, [wanted, tenant, about["provider"]]).fetchone()
+    message_id = metadata.get("message_id") or metadata["sg_message_id"][:22]
+    delivery = connection.execute(LOOK_UP, [message_id, tenant, metadata["provider"]]).fetchone()
     if delivery is None:
         return
     with connection.transaction():

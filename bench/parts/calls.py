@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 from sqlalchemy.orm import Session
 
-from bench import by_hand, calling, proxy
+from bench import call_process, hand_written, proxy
 from bench.figures import Part
 from bench.filling import fill
-from bench.machine import Machine, vacuum
+from bench.testbed import Testbed, vacuum
 from mailglass_reconcile import Sent, Settings, WebhookEvent, configure, record_send, record_webhook
 
 NAMES = {"webhook": "a webhook whose delivery exists", "send": "a send", "early": "a webhook that is too early"}
@@ -45,169 +45,182 @@ SELECT gen_random_uuid(), 'acme', 'News', 'bulk', 'u' || n || '@example.com', 'e
 """
 
 
-def measure(machine: Machine) -> Part:
+def measure(testbed: Testbed) -> Part:
     """Measure single calls in every way that an application makes them, and calls with many rows."""
     part = Part()
-    for source, name in (("migrated", "ours"), ("bare", "hand")):
-        url = machine.copy(source, name)
-        fill(url, deliveries=machine.scaled(100_000))
+    for source, name in (("migrated", "package"), ("bare", "baseline")):
+        url = testbed.copy(source, name)
+        fill(url, deliveries=testbed.scaled(100_000))
         with psycopg.connect(url) as connection:
-            connection.execute(DELIVERIES, [max(WARM + machine.scaled(THREADED_CALLS), 14 * machine.scaled(BATCH))])
+            connection.execute(DELIVERIES, [max(WARM + testbed.scaled(THREADED_CALLS), 14 * testbed.scaled(BATCH))])
         vacuum(url)
-    _one_thread(machine, part)
-    _delayed(machine, part)
-    _threads(machine, part)
-    _asyncpg(machine, part)
-    _silent_redis(machine, part)
-    _django(machine, part)
-    _many_rows(machine, part)
-    machine.drop("ours", "hand", "run", "run by hand")
+    _measure_one_thread(testbed, part)
+    _measure_delayed(testbed, part)
+    _measure_threads(testbed, part)
+    _measure_asyncpg(testbed, part)
+    _measure_silent_redis(testbed, part)
+    _measure_django(testbed, part)
+    _measure_many_rows(testbed, part)
+    testbed.drop("package", "baseline", "run", "baseline run")
     return part
 
 
-def _copies(machine: Machine) -> tuple[str, str]:
-    return machine.copy("ours"), machine.copy("hand", "run by hand")
+def _copies(testbed: Testbed) -> tuple[str, str]:
+    return testbed.copy("package"), testbed.copy("baseline", "baseline run")
 
 
-def _calling(machine: Machine, how: str, url: str, calls: int, *options: str, **settings: str) -> dict[str, Any]:
-    """Call in a process of its own, *calls* times after warming up, and return what it printed."""
-    warm = machine.scaled(WARM)
-    command = ("-m", "bench.calling", how, "--url", url, "--warm", str(warm), "--calls", str(warm + calls), *options)
-    found: dict[str, Any] = json.loads(machine.run_to_its_end(url, *command, **settings))
-    return found
+def _run_calls(testbed: Testbed, how: str, url: str, calls: int, *options: str, **settings: str) -> dict[str, Any]:
+    """Run `bench.call_process` with *calls* calls after the warm-up, and return its figures."""
+    warm = testbed.scaled(WARM)
+    command = (
+        "-m",
+        "bench.call_process",
+        how,
+        "--url",
+        url,
+        "--warm",
+        str(warm),
+        "--calls",
+        str(warm + calls),
+        *options,
+    )
+    results: dict[str, Any] = json.loads(testbed.run_to_its_end(url, *command, **settings))
+    return results
 
 
-def _one_thread(machine: Machine, part: Part) -> None:
-    ours, hand = _copies(machine)
-    found = _calling(machine, "one-thread", ours, machine.scaled(CALLS), "--by-hand", hand)
-    _ratios(part, found, "{}")
+def _measure_one_thread(testbed: Testbed, part: Part) -> None:
+    package_url, baseline_url = _copies(testbed)
+    results = _run_calls(testbed, "one-thread", package_url, testbed.scaled(CALLS), "--baseline", baseline_url)
+    _add_ratios(part, results, "{}")
     for kind, name in NAMES.items():
-        ours, hand = found[kind]["ours"]["cpu"], found[kind]["by_hand"]["cpu"]
-        part.compare(f"CPU of Python, with the background thread's: {name}", ours, hand, "ms", CPU_RATIO)
+        package_url, baseline_url = results[kind]["package"]["cpu"], results[kind]["baseline"]["cpu"]
+        part.compare(f"CPU of Python, with the background thread's: {name}", package_url, baseline_url, "ms", CPU_RATIO)
 
 
-def _ratios(part: Part, found: dict[str, Any], name: str) -> None:
-    for kind, sides in found.items():
-        ours, hand = sides["ours"]["wall"], sides["by_hand"]["wall"]
-        part.compare(name.format(NAMES[kind]), ours, hand, "ms", RATIO)
+def _add_ratios(part: Part, results: dict[str, Any], name: str) -> None:
+    for kind, sides in results.items():
+        package_url, baseline_url = sides["package"]["wall"], sides["baseline"]["wall"]
+        part.compare(name.format(NAMES[kind]), package_url, baseline_url, "ms", RATIO)
 
 
-def _delayed(machine: Machine, part: Part) -> None:
-    """Call through the proxy: with 5 ms for each round trip, and counting them."""
-    ours, hand = _copies(machine)
-    with proxy.in_front_of(machine.server, DELAY) as through:
-        urls = through.url(ours), "--by-hand", through.url(hand)
-        calls = machine.scaled(DELAYED_CALLS)
-        _ratios(part, _calling(machine, "one-thread", urls[0], calls, *urls[1:]), "5 ms per round trip: {}")
-    ours, hand = _copies(machine)
-    with proxy.in_front_of(machine.server) as through:
-        options = "--control", str(through.control)
-        url, calls = through.url(ours), machine.scaled(CALLS)
-        found = _calling(machine, "one-thread", url, calls, *options)
-        with psycopg.connect(machine.copy("ours"), autocommit=True) as connection:
+def _measure_delayed(testbed: Testbed, part: Part) -> None:
+    """Measure calls through the proxy: first with 5 ms for each round trip, then counting round trips."""
+    package_url, baseline_url = _copies(testbed)
+    with proxy.in_front_of(testbed.server, DELAY) as proxied:
+        urls = proxied.url(package_url), "--baseline", proxied.url(baseline_url)
+        calls = testbed.scaled(DELAYED_CALLS)
+        _add_ratios(part, _run_calls(testbed, "one-thread", urls[0], calls, *urls[1:]), "5 ms per round trip: {}")
+    package_url, baseline_url = _copies(testbed)
+    with proxy.in_front_of(testbed.server) as proxied:
+        options = "--control", str(proxied.control)
+        url, calls = proxied.url(package_url), testbed.scaled(CALLS)
+        results = _run_calls(testbed, "one-thread", url, calls, *options)
+        with psycopg.connect(testbed.copy("package"), autocommit=True) as connection:
             connection.execute("INSERT INTO mailglass_handled_types VALUES ('delivered', 'suppress', now())")
-        handled = _calling(machine, "one-thread", url, calls, *options, "--kinds", "webhook")
-    for kind, counted in found.items():
-        _round_trips(part, NAMES[kind], counted, ROUND_TRIPS[kind])
-    _round_trips(part, f"{NAMES['webhook']}, with a handler", handled["webhook"], ROUND_TRIPS["webhook"])
+        handled = _run_calls(testbed, "one-thread", url, calls, *options, "--kinds", "webhook")
+    for kind, counts in results.items():
+        _add_round_trips(part, NAMES[kind], counts, ROUND_TRIPS[kind])
+    _add_round_trips(part, f"{NAMES['webhook']}, with a handler", handled["webhook"], ROUND_TRIPS["webhook"])
     for name in ("connections", "threads"):
         verb = "opened" if name == "connections" else "started"
-        most = max(counted[name] for counted in found.values())
-        part.add(f"{name} {verb} per call, the most of the three", most, "", 0)
+        maximum = max(counts[name] for counts in results.values())
+        part.add(f"{name} {verb} per call, maximum of the three kinds", maximum, "", 0)
 
 
-def _round_trips(part: Part, name: str, counted: dict[str, float], target: int) -> None:
-    note = f"and {counted['begins_and_ends']:.1f} for BEGIN and COMMIT, {counted['background']:.1f} in the background"
-    part.add(f"round trips: {name}", counted["round_trips"], "", target, note=note)
+def _add_round_trips(part: Part, name: str, counts: dict[str, float], target: int) -> None:
+    note = f"and {counts['begins_and_ends']:.1f} for BEGIN and COMMIT, {counts['background']:.1f} in the background"
+    part.add(f"round trips: {name}", counts["round_trips"], "", target, note=note)
 
 
-def _threads(machine: Machine, part: Part) -> None:
-    ours, hand = _copies(machine)
-    calls, threads = machine.scaled(THREADED_CALLS), str(THREADS)
-    found = _calling(machine, "threads", ours, calls, "--by-hand", hand, "--threads", threads)
-    rates = (3_000 / found[side]["wall"] for side in ("ours", "by_hand"))
+def _measure_threads(testbed: Testbed, part: Part) -> None:
+    package_url, baseline_url = _copies(testbed)
+    calls, threads = testbed.scaled(THREADED_CALLS), str(THREADS)
+    results = _run_calls(testbed, "threads", package_url, calls, "--baseline", baseline_url, "--threads", threads)
+    rates = (3_000 / results[side]["wall"] for side in ("package", "baseline"))
     part.compare(f"{THREADS} threads in one process", *rates, "calls/s", 0.4, least=True)
 
 
-def _asyncpg(machine: Machine, part: Part) -> None:
-    ours, hand = _copies(machine)
-    found = _calling(machine, "asyncpg", ours, machine.scaled(CALLS), "--by-hand", hand)
-    _ratios(part, found, "AsyncSession on asyncpg: {}")
+def _measure_asyncpg(testbed: Testbed, part: Part) -> None:
+    package_url, baseline_url = _copies(testbed)
+    results = _run_calls(testbed, "asyncpg", package_url, testbed.scaled(CALLS), "--baseline", baseline_url)
+    _add_ratios(part, results, "AsyncSession on asyncpg: {}")
 
 
-def _silent_redis(machine: Machine, part: Part) -> None:
-    """Make the same calls with a Redis that accepts and never answers; the first of them are not left out."""
-    calls, options = max(10, machine.scaled(SILENT_CALLS)), ("--kinds", "webhook", "--warm", "1")
+def _measure_silent_redis(testbed: Testbed, part: Part) -> None:
+    """Make the same calls with a Redis that accepts and never answers; this includes the first calls."""
+    calls, options = max(10, testbed.scaled(SILENT_CALLS)), ("--kinds", "webhook", "--warm", "1")
     seconds = []
     with socket.create_server(("127.0.0.1", 0), backlog=1_024) as deaf:
-        for redis_url in (machine.redis_url, f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"):
-            url, began = machine.copy("ours"), time.monotonic()
-            _calling(machine, "one-thread", url, calls - machine.scaled(WARM), *options, MAILGLASS_REDIS_URL=redis_url)
+        for redis_url in (testbed.redis_url, f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"):
+            url, began = testbed.copy("package"), time.monotonic()
+            _run_calls(
+                testbed, "one-thread", url, calls - testbed.scaled(WARM), *options, MAILGLASS_REDIS_URL=redis_url
+            )
             seconds.append(time.monotonic() - began)
-    name = f"Redis never answers: {calls} calls, more than with one that does"
+    name = f"Redis never answers: extra time of {calls} calls"
     part.add(name, seconds[1] - seconds[0], "s", 2)
 
 
-def _django(machine: Machine, part: Part) -> None:
-    shop = "-m", "bench.shop"
-    calls = str(WARM + machine.scaled(CALLS))
-    found: list[dict[str, float]] = [
-        json.loads(machine.run_to_its_end(machine.copy("ours"), *shop, "--calls", calls, *more))
-        for more in ([], ["--without-app"])
+def _measure_django(testbed: Testbed, part: Part) -> None:
+    shop = "-m", "bench.django_process"
+    calls = str(WARM + testbed.scaled(CALLS))
+    results: list[dict[str, float]] = [
+        json.loads(testbed.run_to_its_end(testbed.copy("package"), *shop, "--calls", calls, *options_))
+        for options_ in ([], ["--without-app"])
     ]
-    ours, without = found
-    for kind, milliseconds in ours.items():
+    package_url, without = results
+    for kind, milliseconds in package_url.items():
         note = f"{milliseconds:.2f} ms, and {without[kind]:.2f} ms without our app"
         part.add(f"Django and Anymail, added: {NAMES[kind]}", milliseconds - without[kind], "ms", 2, note=note)
-    size = machine.scaled(BATCH)
-    rates = json.loads(machine.run_to_its_end(machine.copy("ours"), *shop, "--batch", str(size)))
+    size = testbed.scaled(BATCH)
+    rates = json.loads(testbed.run_to_its_end(testbed.copy("package"), *shop, "--batch", str(size)))
     for name, rate in rates.items():
         # Anymail sends a signal for each event, and each is recorded by itself.
         target = {"target": 1_000, "least": True} if name.startswith("our") else {}
         part.add(f"Django, {name}: a SendGrid batch of {size}", rate, "events/s", **target)
 
 
-def _many_rows(machine: Machine, part: Part) -> None:
-    """Compare calls with many recipients or events with one statement of each kind for all; then a wide id."""
-    ours, hand = _copies(machine)
-    configure(settings=Settings(database_url=ours, redis_url=machine.redis_url))
-    recipients, events = machine.scaled(RECIPIENTS), machine.scaled(BATCH)
+def _measure_many_rows(testbed: Testbed, part: Part) -> None:
+    """Compare calls with many recipients or events with one hand-written statement of each kind; then a wide id."""
+    package_url, baseline_url = _copies(testbed)
+    configure(settings=Settings(database_url=package_url, redis_url=testbed.redis_url))
+    recipients, events = testbed.scaled(RECIPIENTS), testbed.scaled(BATCH)
 
     def send(session: Session, ids: Sequence[str]) -> None:
-        sent = [Sent(recipient=f"{id_}@example.com", message_id=id_, occurred_at=calling.AT) for id_ in ids]
+        sent = [Sent(recipient=f"{id_}@example.com", message_id=id_, occurred_at=call_process.AT) for id_ in ids]
         record_send(session, tenant_id="acme", provider="postmark", sent=sent)
 
     def webhook(session: Session, ids: Sequence[str]) -> None:
         record_webhook(session, tenant_id="acme", provider="postmark", events=[_event(id_, id_) for id_ in ids])
 
     def plain_send(session: Session, ids: Sequence[str]) -> None:
-        by_hand.send(session, "acme", ids, [f"{id_}@example.com" for id_ in ids], calling.AT)
+        hand_written.send(session, "acme", ids, [f"{id_}@example.com" for id_ in ids], call_process.AT)
 
     def plain_webhook(session: Session, ids: Sequence[str]) -> None:
-        by_hand.webhooks(session, "acme", ids, "event", calling.AT)
+        hand_written.webhooks(session, "acme", ids, "event", call_process.AT)
 
-    sent = [_rate(url, call, "many", recipients) for url, call in ((ours, send), (hand, plain_send))]
+    sent = [_rate(url, call, "many", recipients) for url, call in ((package_url, send), (baseline_url, plain_send))]
     part.compare(f"a send of {recipients:,} recipients", *sent, "rows/s", 0.35, least=True)
     for name, tag in (("whose deliveries exist", "many"), ("that are too early", "nobody")):
-        rates = [_rate(url, call, tag, events) for url, call in ((ours, webhook), (hand, plain_webhook))]
+        rates = [_rate(url, call, tag, events) for url, call in ((package_url, webhook), (baseline_url, plain_webhook))]
         part.compare(f"a webhook of {events} events {name}", *rates, "rows/s", 0.35, least=True)
-    with psycopg.connect(ours) as connection:
+    with psycopg.connect(package_url) as connection:
         connection.execute("ALTER TABLE mailglass_deliveries SET (autovacuum_enabled = false)")
-        connection.execute(WIDE, [machine.scaled(100_000)])
+        connection.execute(WIDE, [testbed.scaled(100_000)])
 
     def wide(session: Session, ids: Sequence[str]) -> None:
         record_webhook(session, tenant_id="acme", provider="postmark", events=[_event(f"w-{ids[0]}", "wide", "u1")])
 
-    milliseconds = 1000 / _rate(ours, wide, "wide", 1)
+    milliseconds = 1000 / _rate(package_url, wide, "wide", 1)
     note = "the planner's statistics do not know of them"
-    part.add(f"a webhook of an id of {machine.scaled(100_000):,} deliveries", milliseconds, "ms", 20, note=note)
+    part.add(f"a webhook of an id of {testbed.scaled(100_000):,} deliveries", milliseconds, "ms", 20, note=note)
     configure()
 
 
 def _event(event_id: str, message_id: str, recipient: str | None = None) -> WebhookEvent:
     return WebhookEvent(
         type="delivered",
-        occurred_at=calling.AT,
+        occurred_at=call_process.AT,
         provider_event_id=event_id,
         message_id=message_id,
         recipient=f"{recipient or message_id}@example.com",
@@ -216,7 +229,7 @@ def _event(event_id: str, message_id: str, recipient: str | None = None) -> Webh
 
 def _rate(url: str, call: Callable[[Session, Sequence[str]], None], tag: str, rows: int) -> float:
     """Return rows a second, as a median of several calls with their commits."""
-    engine = calling.engine_of(url)
+    engine = call_process.engine_of(url)
     seconds = []
     for number in range(ROUNDS):
         ids = [f"{tag}-{number}-{n}" for n in range(rows)]

@@ -6,68 +6,70 @@ import os
 
 from bench.figures import Part, Points, percentile
 from bench.filling import fill
-from bench.load import Load
-from bench.machine import Machine
-from bench.trial import FOLLOW, RECENT, RECORD, Outcome, Way, trial
+from bench.load_generator import Load
+from bench.testbed import Testbed
+from bench.trial import FOLLOW, RECENT, RECORD, LinkMethod, TrialResult, run_trial
 
 DELIVERIES, EVENTS = 100_000, 10_000
 """In the database at first, and in each trial at half of the maximum."""
 
-FLAT_OUT = {"record": 300.0, "insert": 1_000.0}
-"""Events a second for each core, by the kind of writer: more than it takes, and doubled if not."""
+UNLIMITED_RATE = {"record": 300.0, "insert": 1_000.0}
+"""Events a second for each core, by the kind of writer: above its limit; doubled if it is not."""
 
-LATE = 0.5
-"""Seconds; a generator that is later than this has more to do than it can."""
+MAX_DELAY_SECONDS = 0.5
+"""A generator that is later than this is overloaded."""
 
 TICK_SECONDS, GRACE_SECONDS = 300, 60
 
 
-def measure(machine: Machine) -> Part:
-    """Measure each way at half of the maximum that it sustains, and simulate the sweep every five minutes alone."""
+def measure(testbed: Testbed) -> Part:
+    """Measure each method at half of its maximum load, and simulate the five-minute sweep alone."""
     part = Part()
-    fill(machine.copy("migrated", "start"), deliveries=machine.scaled(DELIVERIES))
-    for way in (RECORD, FOLLOW, RECENT):
-        most = _maximum(machine, way, part)
-        load = Load("half", max(150, machine.scaled(EVENTS) // 2), most / 2)
-        half = trial(machine, "start", way, load)
-        at = f"at {load.rate:,.0f} events/s; {half.early:.0%} were written before their send had committed"
-        part.add(f"{way.name}: p99", half.percentile(99) * 1000, "ms", way.wanted * 1000, note=at)
+    fill(testbed.copy("migrated", "start"), deliveries=testbed.scaled(DELIVERIES))
+    for method in (RECORD, FOLLOW, RECENT):
+        maximum = _find_maximum(testbed, method, part)
+        load = Load("half", max(150, testbed.scaled(EVENTS) // 2), maximum / 2)
+        result = run_trial(testbed, "start", method, load)
+        at = f"at {load.rate:,.0f} events/s; {result.early_share:.0%} were written before their send had committed"
+        part.add(f"{method.name}: p99", result.percentile(99) * 1000, "ms", method.target_seconds * 1000, note=at)
         for name, percent in (("p50", 50), ("p95", 95), ("maximum", 100)):
-            part.add(f"{way.name}: {name}", half.percentile(percent) * 1000, "ms")
-        spent = half.meter.seconds["Postgres, writers"] / len(half.latencies) * 1e6
-        note = f"with half a send; {half.meter.cores()}"
-        part.add(f"{way.name}: Postgres, writers, per event", spent, "CPU µs", note=note)
-        part.curves[f"latency: {way.name}"] = _tail([seconds * 1000 for seconds in half.latencies])
-    _tick_alone(part)
-    machine.drop("start")
+            part.add(f"{method.name}: {name}", result.percentile(percent) * 1000, "ms")
+        spent = result.meter.seconds["Postgres, writers"] / len(result.latencies) * 1e6
+        note = f"with half a send; {result.meter.cores()}"
+        part.add(f"{method.name}: Postgres, writers, per event", spent, "CPU µs", note=note)
+        part.curves[f"latency: {method.name}"] = _survival_curve([seconds * 1000 for seconds in result.latencies])
+    _simulate_full_sweeps(part)
+    testbed.drop("start")
     return part
 
 
-def _maximum(machine: Machine, way: Way, part: Part) -> float:
-    """Return the highest load, in events a second, that neither the generator nor the way fell behind.
+def _find_maximum(testbed: Testbed, method: LinkMethod, part: Part) -> float:
+    """Return the highest load, in events a second, with which generator and method keep up.
 
-    A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate until one is kept up.
+    A first trial writes as fast as it can. Then the load is lowered from 0.95 of its rate until both keep up.
     """
-    messages, rate = max(150, machine.scaled(1_500)), FLAT_OUT[way.writer] * (os.cpu_count() or 1)
-    while (flat_out := trial(machine, "start", way, Load("most", messages, rate))).rate > rate * 0.75:
+    messages, rate = max(150, testbed.scaled(1_500)), UNLIMITED_RATE[method.writer] * (os.cpu_count() or 1)
+    while (unlimited := run_trial(testbed, "start", method, Load("most", messages, rate))).rate > rate * 0.75:
         rate *= 2
-    rate = flat_out.rate * 0.95
+    rate = unlimited.rate * 0.95
     while True:
-        tried = trial(machine, "start", way, Load("tried", max(messages, round(rate * 2.5 / machine.scale)), rate))
-        if _is_sustained(tried, way):
+        outcome = run_trial(
+            testbed, "start", method, Load("tried", max(messages, round(rate * 2.5 / testbed.scale)), rate)
+        )
+        if _is_sustained(outcome, method):
             break
         rate *= 0.9
-    part.add(f"{way.name}: maximum sustained", rate, "events/s", note=tried.meter.cores())
+    part.add(f"{method.name}: maximum sustained", rate, "events/s", note=outcome.meter.cores())
     return rate
 
 
-def _is_sustained(outcome: Outcome, way: Way) -> bool:
-    """Whether the generator was less than half a second late, and nine in ten events within a second of the target."""
-    return outcome.late < LATE and outcome.percentile(90) < way.wanted + 1
+def _is_sustained(result: TrialResult, method: LinkMethod) -> bool:
+    """Return True if the generator was on time, and nine in ten events took at most a second more than the target."""
+    return result.delay < MAX_DELAY_SECONDS and result.percentile(90) < method.target_seconds + 1
 
 
-def _tick_alone(part: Part) -> None:
-    """Simulate the full sweep alone, by its clock: events of all moments of one interval, each due after its grace.
+def _simulate_full_sweeps(part: Part) -> None:
+    """Simulate full sweeps alone: events arrive evenly over one interval, and wait for the next tick after their grace.
 
     The sweep itself takes seconds, and is left out.
     """
@@ -77,10 +79,10 @@ def _tick_alone(part: Part) -> None:
         waits.append(-(-(arrived + GRACE_SECONDS) // TICK_SECONDS) * TICK_SECONDS - arrived)
     part.add("the tick alone, simulated: p50", percentile(waits, 50), "s")
     part.add("the tick alone, simulated: p99", percentile(waits, 99), "s")
-    part.curves["latency: the tick alone, simulated"] = _tail([seconds * 1000 for seconds in waits])
+    part.curves["latency: the tick alone, simulated"] = _survival_curve([seconds * 1000 for seconds in waits])
 
 
-def _tail(milliseconds: list[float]) -> Points:
+def _survival_curve(milliseconds: list[float]) -> Points:
     """Return the share of events, in percent, that waited longer than so many milliseconds."""
     ordered, points = sorted(milliseconds), []
     for step in range(61):

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.figures import Part
 from bench.filling import fill
-from bench.machine import Machine, vacuum
+from bench.testbed import Testbed, vacuum
 from mailglass_reconcile import Settings, broadcast, configure, record_webhook
 from mailglass_reconcile.webhooks import parse, registry
 
@@ -38,44 +38,44 @@ SELECT gen_random_uuid(), 'default', 'Mail', 'transactional', 'u' || n || '@exam
 """
 
 
-def measure(machine: Machine) -> Part:
+def measure(testbed: Testbed) -> Part:
     """Record the same batches by calls and over HTTP, in turns; their deliveries exist."""
     part = Part()
-    warm = machine.scaled(WARM)
-    batches = warm + machine.scaled(BATCHES)
-    url = machine.copy("migrated", "received")
-    fill(url, deliveries=machine.scaled(100_000))
+    warm = testbed.scaled(WARM)
+    batches = warm + testbed.scaled(BATCHES)
+    url = testbed.copy("migrated", "received")
+    fill(url, deliveries=testbed.scaled(100_000))
     with psycopg.connect(url) as connection:
         connection.execute(DELIVERIES, [batches * SIZE])
     vacuum(url)
     key = ec.generate_private_key(ec.SECP256R1())
     bodies = [_batch(number) for number in range(batches)]
     received, called = [], []
-    for _ in range(machine.rounds):
-        received.append(_over_http(machine, machine.copy("received"), key, bodies, warm))
-        called.append(_by_calls(machine, machine.copy("received"), bodies, warm))
+    for _ in range(testbed.rounds):
+        received.append(_over_http(testbed, testbed.copy("received"), key, bodies, warm))
+        called.append(_by_calls(testbed, testbed.copy("received"), bodies, warm))
     rates = statistics.median(received), statistics.median(called)
     part.compare(NAME, *rates, "events/s", 0.6, least=True)
-    machine.drop("received", "run")
+    testbed.drop("received", "run")
     return part
 
 
 def _batch(number: int) -> bytes:
     record, at = registry.get_provider("sendgrid"), dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-    relayed, more = "filter0001.16648.5515E0B88.0", {"response": "250 OK", "category": ["welcome"], "tls": 1}
+    relayed, extra_fields = "filter0001.16648.5515E0B88.0", {"response": "250 OK", "category": ["welcome"], "tls": 1}
     events = [
         record.table.make_sample(
             "delivered", f"message-{n}.{relayed}", f"u{n}@example.com", at + dt.timedelta(seconds=n % 3_600)
         )
-        | more
+        | extra_fields
         for n in range(number * SIZE, (number + 1) * SIZE)
     ]
     return record.bodies(events)[0]
 
 
-def _by_calls(machine: Machine, url: str, bodies: Sequence[bytes], warm: int) -> float:
+def _by_calls(testbed: Testbed, url: str, bodies: Sequence[bytes], warm: int) -> float:
     """Return events a second of `record_webhook` and `broadcast`, in one thread, on a pool."""
-    configure(settings=Settings(database_url=url, redis_url=machine.redis_url))
+    configure(settings=Settings(database_url=url, redis_url=testbed.redis_url))
     engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
     calls = [parse("sendgrid", body) for body in bodies]
     for number, events in enumerate(calls):
@@ -90,11 +90,11 @@ def _by_calls(machine: Machine, url: str, bodies: Sequence[bytes], warm: int) ->
 
 
 def _over_http(
-    machine: Machine, url: str, key: ec.EllipticCurvePrivateKey, bodies: Sequence[bytes], warm: int
+    testbed: Testbed, url: str, key: ec.EllipticCurvePrivateKey, bodies: Sequence[bytes], warm: int
 ) -> float:
     """Return events a second over four connections, from the first request until the last answer."""
     requests = [(body, sign(key, body)) for body in bodies]
-    with _receiving(machine, url, key) as port:
+    with _receiving(testbed, url, key) as port:
         _post(port, requests[:warm])
         shares = [requests[warm + client :: CLIENTS] for client in range(CLIENTS)]
         threads = [threading.Thread(target=_post, args=(port, share)) for share in shares]
@@ -113,9 +113,9 @@ def _over_http(
 
 def sign(key: ec.EllipticCurvePrivateKey, body: bytes) -> dict[str, str]:
     """Return the headers with which SendGrid signs a body."""
-    made = key.sign(b"1" + body, ec.ECDSA(hashes.SHA256()))
+    signature = key.sign(b"1" + body, ec.ECDSA(hashes.SHA256()))
     names = "X-Twilio-Email-Event-Webhook-Signature", "X-Twilio-Email-Event-Webhook-Timestamp"
-    return dict(zip(names, (base64.b64encode(made).decode(), "1"), strict=True))
+    return dict(zip(names, (base64.b64encode(signature).decode(), "1"), strict=True))
 
 
 def _post(port: int, requests: Sequence[tuple[bytes, dict[str, str]]]) -> None:
@@ -129,17 +129,17 @@ def _post(port: int, requests: Sequence[tuple[bytes, dict[str, str]]]) -> None:
 
 
 @contextmanager
-def _receiving(machine: Machine, url: str, key: ec.EllipticCurvePrivateKey) -> Iterator[int]:
+def _receiving(testbed: Testbed, url: str, key: ec.EllipticCurvePrivateKey) -> Iterator[int]:
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     public = base64.b64encode(key.public_key().public_bytes(*form)).decode()
-    environment = {**machine.environment(url), "MAILGLASS_WEBHOOK_SECRETS": f"sendgrid={public}"}
+    environment = {**testbed.environment(url), "MAILGLASS_WEBHOOK_SECRETS": f"sendgrid={public}"}
     command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            said = process.stderr.readline() if process.stderr else ""
-            found = re.search(r":(\d+)/;", said)
-            if found is None:
-                raise SystemExit(f"receive did not start: {said}")
-            yield int(found[1])
+            startup_line = process.stderr.readline() if process.stderr else ""
+            match = re.search(r":(\d+)/;", startup_line)
+            if match is None:
+                raise SystemExit(f"receive did not start: {startup_line}")
+            yield int(match[1])
         finally:
             process.terminate()

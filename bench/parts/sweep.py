@@ -11,75 +11,77 @@ import psycopg
 from bench import statements
 from bench.figures import Part
 from bench.filling import NOBODYS, fill
-from bench.machine import Machine
+from bench.testbed import Testbed
 
 MIDDLE = "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
 
 
-def measure(machine: Machine) -> Part:
-    """Measure one sweep in both ways."""
+def measure(testbed: Testbed) -> Part:
+    """Measure the speed and the memory of one sweep."""
     part = Part()
-    _speed(machine, part)
-    _memory(machine, part)
+    _speed(testbed, part)
+    _memory(testbed, part)
     return part
 
 
-def _speed(machine: Machine, part: Part) -> None:
+def _speed(testbed: Testbed, part: Part) -> None:
     """Compare one sweep, and two on disjoint ranges, with the bare statement and Mailglass's algorithm."""
-    messages = machine.scaled(50_000)
-    storm = machine.copy("migrated", "storm")
+    messages = testbed.scaled(50_000)
+    storm = testbed.copy("migrated", "storm")
     fill(storm, deliveries=messages * 9 // 10, messages=messages)
     with psycopg.connect(storm) as connection:
         middle = connection.execute(MIDDLE).fetchall()[0][0]
     links = messages * 9 // 10 * 2
     runs: dict[str, list[float]] = defaultdict(list)
-    for _ in range(machine.rounds):
-        seconds, postgres = statements.bare(machine.copy("storm"))
-        one = complete(machine.sweep(machine.copy("storm")), links)
-        two = machine.sweeps(machine.copy("storm"), ("--until", middle), ("--after", middle))
-        linked = sum(each["linked"] for each in two)
+    for _ in range(testbed.rounds):
+        seconds, postgres = statements.run_bare_statement(testbed.copy("storm"))
+        single = complete(testbed.sweep(testbed.copy("storm")), links)
+        pair = testbed.sweeps(testbed.copy("storm"), ("--until", middle), ("--after", middle))
+        linked = sum(result["linked"] for result in pair)
         # A delivery's two events may be in different ranges, and then one of them may have to wait.
         if linked < 0.99 * links:
             raise SystemExit(f"of {links} orphans two processes linked {linked}")
         runs["bare"].append(links / seconds)
-        runs["one"].append(links / one["seconds"])
-        runs["two"].append(linked / (max(each["ended"] for each in two) - min(each["began"] for each in two)))
-        runs["original"].append(statements.original(machine.copy("storm"), machine.redis_url, machine.scaled(2_000)))
-        runs["Postgres"].append(one["postgres"] / postgres)
-        runs["Python"].append(one["python"] * 1e6 / links)
-    of = {name: statistics.median(found) for name, found in runs.items()}
-    for name, rate, other, target in (
+        runs["one"].append(links / single["seconds"])
+        runs["two"].append(linked / (max(result["ended"] for result in pair) - min(result["began"] for result in pair)))
+        runs["original"].append(
+            statements.run_mailglass_algorithm(testbed.copy("storm"), testbed.redis_url, testbed.scaled(2_000))
+        )
+        runs["Postgres"].append(single["postgres"] / postgres)
+        runs["Python"].append(single["python"] * 1e6 / links)
+    rates = {name: statistics.median(values) for name, values in runs.items()}
+    for name, rate, reference, target in (
         ("links a second, one process / the bare statement", "one", "bare", 0.4),
         ("links a second, two processes / one", "two", "one", 1.7),
         ("links a second, one process / Mailglass's algorithm on a sample", "one", "original", 10),
     ):
-        part.compare(name, of[rate], of[other], "links/s", target, least=True)
-    part.add("CPU of Postgres, one process / the bare statement", of["Postgres"], "", 1.7)
-    part.add("CPU of Python", of["Python"], "µs/link")
-    machine.drop("storm")
+        part.compare(name, rates[rate], rates[reference], "links/s", target, least=True)
+    part.add("CPU of Postgres, one process / the bare statement", rates["Postgres"], "", 1.7)
+    part.add("CPU of Python", rates["Python"], "µs/link")
+    testbed.drop("storm")
 
 
-def _memory(machine: Machine, part: Part) -> None:
+def _memory(testbed: Testbed, part: Part) -> None:
     memory = {}
     for name, messages, padding in (
         ("few", 500, 0),
-        ("many", machine.scaled(500_000), 0),
-        ("large", 500, 1_000_000 // machine.scale),
+        ("many", testbed.scaled(500_000), 0),
+        ("large", 500, 1_000_000 // testbed.scale),
     ):
-        url = machine.copy("migrated")
+        url = testbed.copy("migrated")
         fill(url, deliveries=1_000, messages=messages, padding=padding, **NOBODYS)
-        memory[name] = machine.sweep(url)["memory"] / 1024
-    note = "at the first look"
-    name = f"peak memory, {machine.scaled(500_000) * 2:,} open above 1,000"
+        memory[name] = testbed.sweep(url)["memory"] / 1024
+    note = "in the first sweep"
+    name = f"peak memory, {testbed.scaled(500_000) * 2:,} open above 1,000"
     part.add(name, memory["many"] - memory["few"], "MB", 50, note=note)
     part.add("peak memory, 1,000 orphans of 1 MB above 1,000 small ones", memory["large"] - memory["few"], "MB", 50)
 
 
 def complete(swept: dict[str, Any], links: int) -> dict[str, Any]:
-    """Return what a sweep printed.
+    """Return the result of a sweep.
 
     Raises:
-        SystemExit: It linked something else than *links* orphans.
+        SystemExit: It did not link exactly *links* orphans.
     """
     if swept["linked"] != links:
         raise SystemExit(f"of {links} orphans a sweep linked {swept['linked']}")

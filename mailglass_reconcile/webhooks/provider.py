@@ -146,7 +146,7 @@ class EventTable:
         object.__setattr__(self, "_fields", {name: to_field(getattr(self, name)) for name in names})
         present = (name for name in names[1:] if getattr(self, name) is not None)
         readers = [(name, self._fields[name].read) for name in present]
-        object.__setattr__(self, "_read", [*readers, ("metadata", self.metadata)] if self.metadata else readers)
+        object.__setattr__(self, "_readers", [*readers, ("metadata", self.metadata)] if self.metadata else readers)
 
     def row_of(self, payload: Payload) -> str:
         """Return the name of a payload's row, or an empty string."""

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 import factories
 import invariants
 import mailglass_reconcile
-from bench import by_hand, calling, page, proxy, statements
+from bench import call_process, hand_written, page, proxy, statements
 from bench.checker import check
 from bench.figures import Figure
 from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
-from bench.load import EARLY, OVERLAPPING, Load, plan
+from bench.load_generator import EARLY_SHARE, OVERLAPPING_SHARE, Load, plan
 from marking import slow_unless
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_the_load_is_what_the_page_says():
     assert len({(job.message, job.number) for _, job in events}) == len(events) == 4_000
     assert all(sends[job.message][0] != part for part, job in events)
     early = [job for _, job in events if job.at < sends[job.message][1].at + sends[job.message][1].open_seconds]
-    assert len(early) / len(events) == pytest.approx(EARLY + OVERLAPPING, abs=0.02)
+    assert len(early) / len(events) == pytest.approx(EARLY_SHARE + OVERLAPPING_SHARE, abs=0.02)
     assert sends[1_999][1].at - sends[0][1].at == pytest.approx(40, abs=0.1)
 
 
@@ -94,7 +94,7 @@ def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state,
     assert (times <= 10) == (layout == "tied")
     assert (falls == 0) == (layout == "in order") or layout == "spread"
     assert mailglass_reconcile.reconcile().as_dict()[state] == 2 * rows["messages"]
-    assert statements.join(db.url) >= 0
+    assert statements.run_join(db.url) >= 0
     db.broken.add("I6")
 
 
@@ -102,10 +102,10 @@ def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state,
 def test_what_is_compared_does_the_same_work(db, kind):
     """After the call by hand, and after ours, the same columns say the same of the delivery."""
     shown = []
-    for make, id_ in ((calling.hand_written(kind), "by-hand"), (calling.ours(kind), "ours")):
+    for make, id_ in ((call_process.baseline_call(kind), "by-hand"), (call_process.package_call(kind), "package")):
         with Session(db.engine) as session:
             if kind == "webhook":
-                by_hand.send(session, calling.TENANT, [id_], [f"{id_}@example.com"], AT)
+                hand_written.send(session, call_process.TENANT, [id_], [f"{id_}@example.com"], AT)
             make(session, id_)
             session.commit()
         shown += db.rows(
@@ -119,9 +119,9 @@ def test_what_is_compared_does_the_same_work(db, kind):
 
 def test_the_proxy_counts_round_trips_and_delays_each(db):
     """By hand a webhook takes three, and two for BEGIN and COMMIT, on a connection that was open; each takes longer."""
-    by_hand_webhook = calling.hand_written("webhook")
+    by_hand_webhook = call_process.baseline_call("webhook")
     with Session(db.engine) as session:
-        by_hand.send(session, calling.TENANT, ["one", "two"], ["one@example.com", "two@example.com"], AT)
+        hand_written.send(session, call_process.TENANT, ["one", "two"], ["one@example.com", "two@example.com"], AT)
         session.commit()
     with proxy.in_front_of(db.url, delay=0.03) as through:
         engine = sa.create_engine(sa.make_url(through.url(db.url)).set(drivername="postgresql+psycopg"))
@@ -141,13 +141,15 @@ def test_the_proxy_counts_round_trips_and_delays_each(db):
 def test_the_pages_show_what_was_measured():
     """All rows of `figures.json` stand in `figures.md`, and a few in the two pages that quote them."""
     parts = page.read(ROOT / "docs")
-    assert (ROOT / "docs" / "performance" / "figures.json").read_text() == page.as_lines(parts)
+    assert (ROOT / "docs" / "performance" / "figures.json").read_text() == page.to_json(parts)
     every = (ROOT / "docs" / "performance" / "figures.md").read_text()
     assert [name for name, part in parts.items() if page.table(part) not in every] == []
     text = "".join((ROOT / "docs" / name).read_text() for name in page.PAGES)
-    assert [name for name in page.SHOWN if page.chosen(name, parts[name]) not in text] == []
+    assert [name for name in page.SELECTED if page.selected_table(name, parts[name]) not in text] == []
     assert [
-        name for name, rows in page.SHOWN.items() if page.chosen(name, parts[name]).count("\n| ") != len(rows) + 1
+        name
+        for name, rows in page.SELECTED.items()
+        if page.selected_table(name, parts[name]).count("\n| ") != len(rows) + 1
     ] == []
 
 
@@ -166,7 +168,7 @@ def test_a_number_that_stands_on_several_pages_is_the_measured_one():
     webhook, send = calls["a webhook whose delivery exists"], calls["a send"]
     sizing = {figure["name"]: figure["value"] for figure in parts["sizing"]["figures"]}
     disk = sizing["a million messages a day, kept 30 days: on disk"] / 30
-    milliseconds = [round(float(one.ours.removesuffix(" ms"))) for one in (webhook, send)]
+    milliseconds = [round(float(one.package.removesuffix(" ms"))) for one in (webhook, send)]
     cost = f"a webhook costs about {milliseconds[0]} ms and a send about {milliseconds[1]} ms"
     ratios = f"{webhook.value:.1f} and {send.value:.1f} times"
     backlog = {figure["name"]: figure["value"] for figure in parts["backlog"]["figures"]}

@@ -36,15 +36,15 @@ def dropped(step: SchemaStep) -> Planted:
     if step.kind == "index":
         is_key = step.name.endswith("_pkey")
         sql = f"ALTER TABLE {step.table} DROP CONSTRAINT {step.name}" if is_key else f"DROP INDEX {step.name}"
-        return Planted("indexes", step.name, sql, ERROR if step.is_unique or not step.only else WARNING)
+        return Planted("indexes", step.name, sql, ERROR if step.is_unique or not step.only_on else WARNING)
     if step.kind == "trigger":
         return Planted(
-            "triggers", step.name, f"DROP TRIGGER {step.name} ON {step.table}", WARNING if step.only else ERROR
+            "triggers", step.name, f"DROP TRIGGER {step.name} ON {step.table}", WARNING if step.only_on else ERROR
         )
     if step.kind == "function":
         subject = "triggers" if step.is_trigger_function else "functions"
         name = schema.IMMUTABLE if step.name == "mailglass_raise_immutability" else step.name  # what it is missed by
-        return Planted(subject, name, f"DROP FUNCTION {step.name} CASCADE", WARNING if step.only else ERROR)
+        return Planted(subject, name, f"DROP FUNCTION {step.name} CASCADE", WARNING if step.only_on else ERROR)
     return Planted("schema", step.name, f"DROP TABLE {step.name}")
 
 

@@ -31,12 +31,12 @@ def engine_of(url: str) -> sa.Engine:
     )
 
 
-def explain(engine: sa.Engine, found: list[tuple[float, int]]) -> None:
-    """Let Postgres explain every statement; collect its milliseconds and the buffers of its plan in *found*."""
+def explain(engine: sa.Engine, collected: list[tuple[float, int]]) -> None:
+    """Let Postgres explain every statement; append milliseconds and buffers of each plan to *collected*."""
 
     def notice(diagnostic: Any) -> None:
         if plan := PLAN.search(diagnostic.message_primary or ""):
-            found.append((float(plan["ms"]), int(plan["hit"] or 0) + int(plan["read"] or 0)))
+            collected.append((float(plan["ms"]), int(plan["hit"] or 0) + int(plan["read"] or 0)))
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
@@ -48,30 +48,30 @@ def explain(engine: sa.Engine, found: list[tuple[float, int]]) -> None:
         connection.commit()
 
 
-def count_backends(engine: sa.Engine, found: list[float]) -> None:
-    """Collect in *found* the CPU seconds of each backend of *engine*, when its connection closes."""
+def count_backends(engine: sa.Engine, collected: list[float]) -> None:
+    """Append the CPU seconds of each backend of *engine* to *collected* when its connection closes."""
 
     @sa.event.listens_for(engine, "close")
     def closed(connection: Any, record: Any) -> None:
-        found.append(backend_seconds(connection.info.backend_pid))
+        collected.append(backend_seconds(connection.info.backend_pid))
 
 
-def measured(action: Callable[[], dict[str, Any]], url: str, *, explained: bool = False) -> dict[str, Any]:
-    """Call *action* on an engine whose backends are counted, and return its counts with what it cost."""
+def measure_action(action: Callable[[], dict[str, Any]], url: str, *, with_plans: bool = False) -> dict[str, Any]:
+    """Call *action* on an engine whose backends are measured, and return its counts and costs."""
     plans: list[tuple[float, int]] = []
     backends: list[float] = []
     engine = engine_of(url)
     count_backends(engine, backends)
-    if explained:
+    if with_plans:
         explain(engine, plans)
     mailglass_reconcile.configure(engine=engine, settings=Settings(database_url=SecretStr(url)))
-    spent, began = time.process_time(), time.time()
+    spent, began_at = time.process_time(), time.time()
     counts = action()
-    ended = time.time()
+    ended_at = time.time()
     return {
-        "began": began,
-        "ended": ended,
-        "seconds": ended - began,
+        "began": began_at,
+        "ended": ended_at,
+        "seconds": ended_at - began_at,
         "python": time.process_time() - spent,
         "postgres": sum(backends),
         # `ru_maxrss` would count the parent's memory before exec.
@@ -83,7 +83,7 @@ def measured(action: Callable[[], dict[str, Any]], url: str, *, explained: bool 
 
 def sweep(url: str) -> dict[str, Any]:
     """Sweep in this process, with its Redis, and return counts and costs."""
-    return measured(run_sweep, url)
+    return measure_action(run_sweep, url)
 
 
 def run_sweep(tenant_id: str | None = None) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def run_sweep(tenant_id: str | None = None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do it, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and the counts."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sweeping")
+    """Sweep or prune, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and counts."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sweep_process")
     parser.add_argument("--buffers", action="store_true")
     parser.add_argument("--prune", action="store_true")
     parser.add_argument("--tenant")
@@ -102,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.after or options.until:
-        # A range is what a worker gets from a fan-out.
+        # A worker gets such a range from a fan-out.
         from mailglass_reconcile import celery, tasks  # noqa: F401, PLC0415 - only ranges need Celery
 
     def action() -> dict[str, Any]:
@@ -115,7 +115,11 @@ def main() -> None:
             return counts
         return run_sweep(options.tenant)
 
-    print(json.dumps(measured(action, os.environ["MAILGLASS_DATABASE_URL"], explained=options.buffers), default=str))
+    print(
+        json.dumps(
+            measure_action(action, os.environ["MAILGLASS_DATABASE_URL"], with_plans=options.buffers), default=str
+        )
+    )
 
 
 if __name__ == "__main__":

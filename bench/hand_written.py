@@ -1,7 +1,7 @@
-"""The same work as `record_send` and `record_webhook`, written by hand with SQLAlchemy.
+"""The baseline of `record_send` and `record_webhook`: the same work, written by hand with SQLAlchemy.
 
-What a competent person would write who has Mailglass's tables and nothing of this package: look the delivery up, insert
-once, update. One text per statement, so that SQLAlchemy compiles it once; the caller commits.
+This is what an experienced developer would write for Mailglass's tables without this package: look the delivery up,
+insert once, update. Each statement is one constant, so that SQLAlchemy compiles it once; the caller commits.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def webhook(session: Session, tenant: str, message_id: str, event_id: str, at: d
 
 
 def webhooks(session: Session, tenant: str, message_ids: Sequence[str], tag: str, at: dt.datetime) -> None:
-    """Do the same for many events, a statement for all of each kind."""
-    found = session.execute(DELIVERIES_OF, {"tenant": tenant, "message_ids": list(message_ids)}).all()
-    known: dict[str, Any] = dict(map(tuple, found))
-    session.execute(EVENT, [_event(tenant, known.get(id_), id_, f"{tag}-{id_}", at) for id_ in message_ids])
-    if known:
-        session.execute(PROJECTION, [{"id": id_, "type": "delivered", "at": _utc(at)} for id_ in known.values()])
+    """Do the same for many events, with one statement of each kind for all."""
+    rows = session.execute(DELIVERIES_OF, {"tenant": tenant, "message_ids": list(message_ids)}).all()
+    delivery_ids: dict[str, Any] = dict(map(tuple, rows))
+    session.execute(EVENT, [_event(tenant, delivery_ids.get(id_), id_, f"{tag}-{id_}", at) for id_ in message_ids])
+    if delivery_ids:
+        session.execute(PROJECTION, [{"id": id_, "type": "delivered", "at": _utc(at)} for id_ in delivery_ids.values()])
 
 
 def _event(tenant: str, delivery_id: Any, message_id: str, event_id: str, at: dt.datetime) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The addresses of `bench.shop` with our app: Anymail's and our own."""
+"""The addresses of `bench.django_process` with our app: Anymail's and our own."""
 
 from django.urls import include, path
 

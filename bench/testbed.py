@@ -1,4 +1,4 @@
-"""The servers that the benchmark runs on, the databases on them, and programs in processes of their own."""
+"""The servers that the benchmark uses, their databases, and the processes that it starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from psycopg import sql
 from mailglass_reconcile.testing.servers import Postgres
 
 
-class Machine:
+class Testbed:
     """One PostgreSQL and one Redis-protocol server.
 
-    Sizes and pauses are divided by `scale`, and medians are of `rounds`.
+    Sizes and pauses are divided by `scale`; medians are over `rounds` runs.
     """
 
     def __init__(self, postgres: Postgres, redis_url: str, scale: int) -> None:
-        """Make the templates: `migrated` has Mailglass's tables and ours, `bare` has Mailglass's alone."""
+        """Create the template databases: `migrated` has Mailglass's tables and ours, `bare` only Mailglass's."""
         self.postgres, self.redis_url, self.scale = postgres, redis_url, scale
         self.server, self.rounds = postgres.url, 1 if scale > 1 else 3
         os.environ["MAILGLASS_REDIS_URL"] = redis_url
@@ -36,11 +36,11 @@ class Machine:
         self.run_to_its_end(self.copy("migrated", "bare"), "-m", "mailglass_reconcile", "migrate", "--remove", "--yes")
 
     def scaled(self, size: int) -> int:
-        """Return a size for this run."""
+        """Return *size* divided by the scale of this run."""
         return max(2, size // self.scale)
 
     def copy(self, template: str, name: str = "run") -> str:
-        """Make a database as a copy of *template*, and return its URL; one that has the name already is dropped."""
+        """Create a database as a copy of *template*, and return its URL; drop an existing one of that name."""
         self.drop(name)
         with psycopg.connect(self.server, autocommit=True) as connection:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
@@ -49,29 +49,29 @@ class Machine:
         return self.server.replace("/postgres?", f"/{name}?")
 
     def drop(self, *names: str) -> None:
-        """Drop databases if they are there."""
+        """Drop databases if they exist."""
         with psycopg.connect(self.server, autocommit=True) as connection:
             for name in names:
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def environment(self, url: str) -> dict[str, str]:
-        """Return this process's environment with the settings that lead to the database of *url*."""
+        """Return the environment of a process that uses the database of *url*."""
         return {**os.environ, "MAILGLASS_DATABASE_URL": url}
 
     def run_to_its_end(self, url: str, *arguments: str, **settings: str) -> str:
-        """Run a Python program on the database of *url*, and return what it printed."""
+        """Run a Python program on the database of *url* to its end, and return its output."""
         environment = self.environment(url) | settings
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
-        return done.stdout
+        return process.stdout
 
     @contextmanager
     def running(self, url: str, *arguments: str) -> Iterator[int]:
         """Run a Python program while the block runs, and yield its process id.
 
         Raises:
-            SystemExit: It ended before that.
+            SystemExit: The program ended earlier.
         """
         directory = Path(tempfile.mkdtemp(prefix="mailglass-bench-"))
         with (directory / "log").open("wb") as log:
@@ -81,16 +81,16 @@ class Machine:
         try:
             yield process.pid
         finally:
-            ended = process.poll() is not None
+            has_ended = process.poll() is not None
             process.terminate()
             process.wait(20)
-            last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
+            last_line = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
             shutil.rmtree(directory)
-            if ended:
-                raise SystemExit(f"python {' '.join(arguments)} ended by itself: {last}")
+            if has_ended:
+                raise SystemExit(f"python {' '.join(arguments)} ended by itself: {last_line}")
 
     def sweep(self, url: str, *options: str) -> dict[str, Any]:
-        """Sweep in a process of its own, and return what `bench.sweeping` printed."""
+        """Run one `bench.sweep_process`, and return its figures."""
         return self.sweeps(url, options)[0]
 
     def sweeps(self, url: str, *processes: Sequence[str], **settings: str) -> list[dict[str, Any]]:
@@ -98,14 +98,14 @@ class Machine:
 
         Args:
             url: The database.
-            processes: The options of `bench.sweeping`, for each process.
+            processes: The options of `bench.sweep_process`, for each process.
             settings: Further environment variables, for all of them.
 
         Returns:
-            What each of them printed.
+            The figures of each process.
         """
         environment = self.environment(url) | settings
-        command = [sys.executable, "-m", "bench.sweeping"]
+        command = [sys.executable, "-m", "bench.sweep_process"]
         children = [
             subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
             for options in processes

@@ -1,4 +1,4 @@
-"""A Django project with Anymail in a process of its own, with our app or without it; prints its figures as JSON.
+"""A process with a Django project that uses Anymail, with our app or without it; prints its figures as JSON.
 
 Requests go to Django's own WSGI and ASGI applications, without a server in front of them.
 """
@@ -36,7 +36,7 @@ from mailglass_reconcile.webhooks import registry
 SECRET = "user:password"  # noqa: S105 - Anymail wants one
 BATCHES = 3
 KEY = ec.generate_private_key(ec.SECP256R1())
-"""SendGrid's, with which it signs."""
+"""SendGrid's signing key."""
 
 
 class Backend(EmailBackend):
@@ -45,25 +45,29 @@ class Backend(EmailBackend):
     esp_name = "Postmark"
 
     def get_esp_message_id(self, message: object) -> str:
-        """Return an id as Postmark gives them."""
+        """Return an id in the form that Postmark uses."""
         return str(uuid.uuid4())
 
 
 def configure(url: str, *, with_app: bool) -> None:
     """Set Django up, with connections that stay open."""
     warnings.filterwarnings("ignore", "django-anymail has dropped official support for SendGrid")
-    given = sa.make_url(url)
-    database = {"NAME": given.database, "USER": given.username or "", "HOST": given.query.get("host") or given.host}
+    parsed_url = sa.make_url(url)
+    database = {
+        "NAME": parsed_url.database,
+        "USER": parsed_url.username or "",
+        "HOST": parsed_url.query.get("host") or parsed_url.host,
+    }
     settings.configure(
         ALLOWED_HOSTS=["*"],
         ANYMAIL={"WEBHOOK_SECRET": SECRET},
         DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, **database}},
-        EMAIL_BACKEND="bench.shop.Backend",
+        EMAIL_BACKEND="bench.django_process.Backend",
         INSTALLED_APPS=["anymail", *["mailglass_reconcile.contrib.django"] * with_app],
         LOGGING_CONFIG=None,
         MAILGLASS_TENANT="acme",
         MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
-        ROOT_URLCONF="bench.shop_urls" if with_app else "anymail.urls",
+        ROOT_URLCONF="bench.django_urls" if with_app else "anymail.urls",
         SECRET_KEY=SECRET,
         USE_TZ=True,
     )
@@ -75,14 +79,14 @@ AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 AUTHORIZED = {"Authorization": f"Basic {b64encode(SECRET.encode()).decode()}"}
 
 
-def postmark(id_: str) -> Request:
-    """Return a webhook about a message, to Anymail's address."""
+def postmark_request(id_: str) -> Request:
+    """Return a webhook of Postmark about a message, to Anymail's address."""
     body = registry.get_provider("postmark").samples(id_, f"{id_}@example.com", AT)["delivered"]
     return "/postmark/tracking/", body, AUTHORIZED
 
 
-def sendgrid(ids: Iterable[str]) -> bytes:
-    """Return the body of a batch of events."""
+def sendgrid_body(ids: Iterable[str]) -> bytes:
+    """Return the body of a SendGrid batch."""
     record = registry.get_provider("sendgrid")
     batch = [record.table.make_sample("delivered", id_, f"{id_}@example.com", AT) | {"anymail_id": id_} for id_ in ids]
     return record.bodies(batch)[0]
@@ -92,7 +96,7 @@ Request = tuple[str, bytes, dict[str, str]]
 """A path, a body and headers."""
 
 
-def wsgi() -> Callable[[Request], None]:
+def wsgi_client() -> Callable[[Request], None]:
     """Return a function that posts a request to the WSGI application."""
     application = get_wsgi_application()
 
@@ -119,7 +123,7 @@ def wsgi() -> Callable[[Request], None]:
 
 
 @contextmanager
-def asgi() -> Iterator[Callable[[Request], None]]:
+def asgi_client() -> Iterator[Callable[[Request], None]]:
     """Yield a function that posts a request to the ASGI application, in one event loop."""
     application = get_asgi_application()
 
@@ -128,16 +132,16 @@ def asgi() -> Iterator[Callable[[Request], None]]:
         headers = [(b"content-type", b"application/json"), (b"host", b"shop")]
         headers += [(name.lower().encode(), value.encode()) for name, value in own_headers.items()]
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
-        where = {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}
-        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        told.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        address = {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}
+        requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        requests.put_nowait({"type": "http.request", "body": body, "more_body": False})
         statuses: list[int] = []
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        await application({**scope, **where}, told.get, send)
+        await application({**scope, **address}, requests.get, send)
         if statuses != [200]:
             raise SystemExit(f"the webhook was answered with {statuses}")
 
@@ -145,8 +149,8 @@ def asgi() -> Iterator[Callable[[Request], None]]:
         yield lambda request: runner.run(call(request))
 
 
-def milliseconds(call: Callable[[str], object], ids: list[str], warm: int) -> float:
-    """Return what one call takes, as a median over blocks of ten, after *warm* calls."""
+def median_milliseconds(call: Callable[[str], object], ids: list[str], warm: int) -> float:
+    """Return the milliseconds of one call: the median of blocks of ten, after *warm* calls."""
     for id_ in ids[:warm]:
         call(id_)
     blocks = []
@@ -159,24 +163,24 @@ def milliseconds(call: Callable[[str], object], ids: list[str], warm: int) -> fl
     return statistics.median(blocks)
 
 
-def single(calls: int) -> dict[str, float]:
+def measure_single_requests(calls: int) -> dict[str, float]:
     """Measure webhooks by WSGI and sends outside a request, in milliseconds."""
-    post = wsgi()
+    post = wsgi_client()
 
     def send(id_: str) -> None:
         EmailMessage("Hello", "Hello", "shop@example.com", [f"{id_}@example.com"]).send()
 
     return {
-        kind: milliseconds(call, [f"{kind}-{number}" for number in range(calls)], warm=15)
+        kind: median_milliseconds(call, [f"{kind}-{number}" for number in range(calls)], warm=15)
         for kind, call in {
-            "webhook": lambda id_: post(postmark(id_)),
-            "early": lambda id_: post(postmark(id_)),
+            "webhook": lambda id_: post(postmark_request(id_)),
+            "early": lambda id_: post(postmark_request(id_)),
             "send": send,
         }.items()
     }
 
 
-def batches(size: int) -> dict[str, float]:
+def measure_batches(size: int) -> dict[str, float]:
     """Measure batches of SendGrid, in events a second; each event has its delivery."""
     numbers = iter(range(1, 4 * BATCHES + 1))
 
@@ -184,7 +188,7 @@ def batches(size: int) -> dict[str, float]:
         rates = []
         for _ in range(BATCHES):
             start = next(numbers) * size
-            body = sendgrid(f"batch-{number}" for number in range(start, start + size))
+            body = sendgrid_body(f"batch-{number}" for number in range(start, start + size))
             request = path, body, AUTHORIZED | sign(KEY, body)
             began = time.perf_counter()
             post(request)
@@ -195,21 +199,24 @@ def batches(size: int) -> dict[str, float]:
         paths = {"our address": "/webhooks/sendgrid", "Anymail's address": "/sendgrid/tracking/"}
         return {f"{name}, {interface}": rate(post, path) for name, path in paths.items()}
 
-    with asgi() as post:
-        return rates("WSGI", wsgi()) | rates("ASGI", post)
+    with asgi_client() as post:
+        return rates("WSGI", wsgi_client()) | rates("ASGI", post)
 
 
 def main() -> None:
-    """Set Django up, call, and print what it took."""
-    parser = argparse.ArgumentParser(prog="python -m bench.shop")
+    """Set Django up, measure, and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m bench.django_process")
     parser.add_argument("--without-app", action="store_true")
-    parser.add_argument("--calls", type=int, help="single webhooks and sends, warm ones included")
+    parser.add_argument("--calls", type=int, help="number of single webhooks and sends, warm-up included")
     parser.add_argument("--batch", type=int, help="events in a batch")
     options = parser.parse_args()
     public = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     os.environ["MAILGLASS_WEBHOOK_SECRETS"] = f"sendgrid={b64encode(public).decode()}"
     configure(os.environ["MAILGLASS_DATABASE_URL"], with_app=not options.without_app)
-    print(json.dumps(batches(options.batch) if options.batch else single(options.calls)), flush=True)
+    print(
+        json.dumps(measure_batches(options.batch) if options.batch else measure_single_requests(options.calls)),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

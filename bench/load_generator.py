@@ -1,8 +1,8 @@
-"""A load, and one process of its generator: `python -m bench.load`, with the database in the environment.
+"""A load, and one process of its generator: `python -m bench.load_generator`, with the database in the environment.
 
-The same seed gives the same load. A process prints `ready` when it has connected and warmed up, reads the time of the
-start from its input, prints what it did as JSON, and ends with its input. Each thread takes the next transaction that
-is due; what is due and finds no free thread is late.
+The same seed gives the same load. A process prints `ready` when it has connected and warmed up, reads the start time
+from its input, prints its results as JSON, and ends at the end of its input. Each thread takes the next transaction
+that is due; a transaction that is due while no thread is free is late.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import psycopg
 
 import mailglass_reconcile
-from bench.calling import engine_of
+from bench.call_process import engine_of
 from bench.figures import percentile
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 
-EARLY, OVERLAPPING = 0.15, 0.10
+EARLY_SHARE, OVERLAPPING_SHARE = 0.15, 0.10
 """A quarter of the events come before their send commits: some before it begins, some while it is open."""
 
 OPEN_SECONDS = 0.03
@@ -92,31 +92,31 @@ class Load(NamedTuple):
 
 
 def plan(load: Load, part: int, parts: int) -> list[Job]:
-    """Return the jobs of one of *parts* processes, in order of time; a send and its events are of different ones."""
+    """Return the jobs of one of *parts* processes by time; a send and its events are in different processes."""
     jobs: list[Job] = []
     for message in range(load.messages):
-        drawn = random.Random(f"{load.run}/{message}")
-        sent = 0.2 + message / (load.rate / 2)
+        rng = random.Random(f"{load.run}/{message}")
+        sent_at = 0.2 + message / (load.rate / 2)
         events, send_open = [], 0.0
         for number in range(len(TYPES)):
-            share = drawn.random()
-            if share < EARLY:
-                events.append(Job(sent - drawn.uniform(0.01, 0.1), "event", message, number, 0.0))
-            elif share < EARLY + OVERLAPPING:
+            share = rng.random()
+            if share < EARLY_SHARE:
+                events.append(Job(sent_at - rng.uniform(0.01, 0.1), "event", message, number, 0.0))
+            elif share < EARLY_SHARE + OVERLAPPING_SHARE:
                 send_open = OPEN_SECONDS
-                later = OPEN_SECONDS if drawn.random() < 0.5 else 0.0  # commits after the send, or before it
-                events.append(Job(sent + drawn.uniform(0.005, 0.015), "event", message, number, later))
+                open_seconds = OPEN_SECONDS if rng.random() < 0.5 else 0.0  # commits after the send, or before it
+                events.append(Job(sent_at + rng.uniform(0.005, 0.015), "event", message, number, open_seconds))
             else:
-                events.append(Job(sent + OPEN_SECONDS + drawn.uniform(0.04, 0.4), "event", message, number, 0.0))
+                events.append(Job(sent_at + OPEN_SECONDS + rng.uniform(0.04, 0.4), "event", message, number, 0.0))
         if message % parts == part:
-            jobs.append(Job(sent, "send", message, 0, send_open))
+            jobs.append(Job(sent_at, "send", message, 0, send_open))
         if (message + 1) % parts == part:
             jobs += events
     return sorted(jobs)
 
 
-class Written(NamedTuple):
-    """What a transaction wrote: an event's id, or None for a send; what commits it, and what follows the commit."""
+class OpenTransaction(NamedTuple):
+    """A transaction before its commit: the event's id, or None for a send, its commit, and the after-commit action."""
 
     event_id: str | None
     commit: Callable[[], None]
@@ -131,14 +131,14 @@ class Recorder:
         self._load, self._engine = load, engine_of(f"{url}&application_name=load", THREADS)
         mailglass_reconcile.configure(engine=self._engine)
 
-    def write(self, job: Job, at: dt.datetime) -> Written:
+    def write(self, job: Job, at: dt.datetime) -> OpenTransaction:
         """Record a send or an event."""
-        tenant, id_, recipient = _of(self._load, job)
+        tenant, id_, recipient = _ids_of(self._load, job)
         connection = self._engine.connect()
         recorded: Sequence[Any]
         if job.kind == "send":
-            sent = [Sent(recipient=recipient, message_id=id_)]
-            recorded = record_send(connection, tenant_id=tenant, provider="postmark", sent=sent, mailable="Mail")
+            sent_at = [Sent(recipient=recipient, message_id=id_)]
+            recorded = record_send(connection, tenant_id=tenant, provider="postmark", sent=sent_at, mailable="Mail")
         else:
             event_id = f"{id_}/{job.number}"
             event = WebhookEvent(
@@ -150,7 +150,7 @@ class Recorder:
             connection.close()
             broadcast(recorded)
 
-        return Written(None if job.kind == "send" else str(recorded[0].event_id), connection.commit, finish)
+        return OpenTransaction(None if job.kind == "send" else str(recorded[0].event_id), connection.commit, finish)
 
 
 class Inserter:
@@ -161,9 +161,9 @@ class Inserter:
         self._load = load
         self._idle = [psycopg.connect(f"{url}&application_name=load") for _ in range(THREADS)]
 
-    def write(self, job: Job, at: dt.datetime) -> Written:
+    def write(self, job: Job, at: dt.datetime) -> OpenTransaction:
         """Insert a delivery and its event, or a raw webhook and its orphan."""
-        tenant, id_, recipient = _of(self._load, job)
+        tenant, id_, recipient = _ids_of(self._load, job)
         connection, row = self._idle.pop(), uuid.uuid4()
         if job.kind == "send":
             connection.execute(DELIVERY, [row, tenant, recipient, id_])
@@ -173,12 +173,12 @@ class Inserter:
             connection.execute(RAW_WEBHOOK, [uuid.uuid4(), tenant, event_id, kind, recipient])
             key, occurred_at = f"postmark:{event_id}", at.replace(tzinfo=None)
             connection.execute(ORPHAN, [row, tenant, kind, occurred_at, key, event_id, id_])
-        return Written(
+        return OpenTransaction(
             None if job.kind == "send" else str(row), connection.commit, lambda: self._idle.append(connection)
         )
 
 
-def _of(load: Load, job: Job) -> tuple[str, str, str]:
+def _ids_of(load: Load, job: Job) -> tuple[str, str, str]:
     return load.tenant(job.message), load.message_id(job.message), f"u{job.message}@example.com"
 
 
@@ -186,20 +186,20 @@ WRITERS = {"record": Recorder, "insert": Inserter}
 
 
 class Generator:
-    """Works through a plan with a few threads, and notes when each transaction had committed."""
+    """Runs the jobs in a few threads, and records the commit time of each."""
 
     def __init__(self, writer: Recorder | Inserter, jobs: list[Job]) -> None:
-        """Take the jobs in their order."""
+        """Run *jobs* in their order."""
         self._writer, self._jobs = writer, iter(jobs)
         self._lock = threading.Lock()
         self.sends: dict[int, float] = {}
         self.events: list[tuple[str, int, float, float]] = []
         """Each event's id, its message, and when it was written and committed."""
-        self.late: list[float] = []
+        self.delays: list[float] = []
         self.errors: list[str] = []
 
     def run(self, start: float) -> None:
-        """Work until nothing is left; *start* is of the monotonic clock."""
+        """Run all jobs; *start* is a time of the monotonic clock."""
         threads = [threading.Thread(target=self._work, args=[start]) for _ in range(THREADS)]
         for thread in threads:
             thread.start()
@@ -213,32 +213,32 @@ class Generator:
             if job is None:
                 return
             time.sleep(max(0.0, start + job.at - time.monotonic()))
-            self.late.append(time.monotonic() - start - job.at)
+            self.delays.append(time.monotonic() - start - job.at)
             try:
-                self._do(job)
+                self._execute(job)
             except Exception as error:  # reported; the run does not count
                 self.errors.append(f"{type(error).__name__}: {error}"[:300])
 
-    def _do(self, job: Job) -> None:
-        # The provider's clock: the two events of a message are never of one moment.
+    def _execute(self, job: Job) -> None:
+        # The provider's clock: the two events of a message never have the same time.
         at = dt.datetime.now(dt.UTC).replace(microsecond=(job.message * 2 + job.number) % 1_000_000)
-        done = self._writer.write(job, at)
-        written = time.monotonic()
+        transaction = self._writer.write(job, at)
+        written_at = time.monotonic()
         if job.open_seconds:
             time.sleep(job.open_seconds)
-        done.commit()
-        if done.event_id is None:
+        transaction.commit()
+        if transaction.event_id is None:
             self.sends[job.message] = time.monotonic()
         else:
-            self.events.append((done.event_id, job.message, written, time.monotonic()))
-        done.finish()
+            self.events.append((transaction.event_id, job.message, written_at, time.monotonic()))
+        transaction.finish()
 
 
 def main() -> None:
-    """Warm up, wait for the start, work, and print what happened."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load")
+    """Warm up, wait for the start time, run the jobs, and print the results."""
+    parser = argparse.ArgumentParser(prog="python -m bench.load_generator")
     parser.add_argument("writer", choices=WRITERS)
-    parser.add_argument("--load", type=json.loads, help="what makes a Load, as JSON")
+    parser.add_argument("--load", type=json.loads, help="the fields of a Load, as JSON")
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     options = parser.parse_args()
@@ -251,11 +251,11 @@ def main() -> None:
     figures = {
         "sends": list(generator.sends.items()),
         "events": generator.events,
-        "late": percentile(generator.late, 99),
+        "late": percentile(generator.delays, 99),
         "errors": generator.errors[:3],
     }
     print(json.dumps(figures), flush=True)
-    sys.stdin.readline()  # until this process and its sessions have been looked at
+    sys.stdin.readline()  # until the CPU of this process and its sessions has been read
 
 
 if __name__ == "__main__":
