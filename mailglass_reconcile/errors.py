@@ -86,7 +86,7 @@ class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
 
     is_transient = False
-    """Whether the same call may succeed when it is tried again."""
+    """True if a retry of the same call may succeed."""
 
     exit_code = 1
     """The exit code of a command that fails with this error."""

@@ -1,4 +1,4 @@
-"""The Celery tasks, and what a worker does for them: warnings at its start, connections after a fork, time limits.
+"""The Celery tasks, and their hooks in a worker: warnings at startup, connections after a fork, time limits.
 
 `shared_task` puts the tasks into whichever app the process has.
 """
@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 celerys_logger = logging.getLogger("celery.app.trace")
 
 DISPATCH_SECONDS = 20
-"""After this, a task starts no further batch, so that slow handlers do not occupy the worker; the next task"
-" continues."""
+"""After this, a task starts no further batch, so that slow handlers do not occupy the worker; the next task
+continues."""
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))

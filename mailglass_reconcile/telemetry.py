@@ -1,7 +1,7 @@
 """Spans and metrics that sweeps, dispatches and recordings report to OpenTelemetry, if the application has set it up.
 
-Only the attributes listed here are reported, with numbers, tenant ids and our own words: never a value of a row or the
-text of an error. Without an SDK this costs a sweep some microseconds.
+Only the attributes listed here are reported, with numbers, tenant ids and our own constants, but no values of rows and
+no texts of errors. Without an SDK this costs a sweep some microseconds.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _instruments() -> _Instruments:
         orphans=meter.create_counter(
             f"{NAME}.orphans", "{orphan}", "Orphans that sweeps checked or the prune removed, by outcome"
         ),
-        sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by how they ended"),
-        messages=meter.create_counter(f"{NAME}.messages", "{message}", "Messages that Redis took, and that it did not"),
+        sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by status"),
+        messages=meter.create_counter(f"{NAME}.messages", "{message}", "Published and failed messages, by outcome"),
         recording_failures=meter.create_counter(
             f"{NAME}.recording_failures", "{failure}", "Sends and webhooks that were not recorded, by cause"
         ),
@@ -86,13 +86,13 @@ def _instruments() -> _Instruments:
         duration=meter.create_histogram(
             f"{NAME}.sweep.duration",
             "s",
-            "How long sweeps took",
+            "Duration of sweeps",
             explicit_bucket_boundaries_advisory=DURATION_SECONDS,
         ),
         lag=meter.create_histogram(
             f"{NAME}.link.lag",
             "s",
-            "From an orphan's arrival to its link by a sweep",
+            "Time from the arrival of an orphan to its link by a sweep",
             explicit_bucket_boundaries_advisory=LAG_SECONDS,
         ),
     )

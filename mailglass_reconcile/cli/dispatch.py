@@ -16,10 +16,10 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import (
     Duration,
     confirm,
+    ignore_broken_pipe,
     print_json,
-    reader_may_leave,
     require_terminal,
-    wrapped,
+    wrap_text,
 )
 from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
@@ -169,7 +169,7 @@ def _list_dead(handler: str | None, as_json: bool) -> None:
     click.echo(pluralize(job_list.total, "event is dead", "events are dead"), err=True)
     for group in job_list.groups:
         text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {format_time(group.at)}"
-        click.echo(wrapped(text, "    ", "  "), err=True)
+        click.echo(wrap_text(text, "    ", "  "), err=True)
     _print_jobs(job_list)
 
 
@@ -182,7 +182,7 @@ def _list_waiting(handler: str | None, as_json: bool) -> None:
     for group in job_list.groups:
         status = f"{group.error}, next attempt" if group.error else "not tried yet, due"
         text = f"{group.number:,} {group.type} for {group.handler}: {status} {format_time(group.at)}"
-        click.echo(wrapped(text, "    ", "  "), err=True)
+        click.echo(wrap_text(text, "    ", "  "), err=True)
     _print_jobs(job_list)
 
 
@@ -192,7 +192,7 @@ def _print_list(name: str, job_list: JobList) -> None:
 
 
 def _print_jobs(job_list: JobList) -> None:
-    with reader_may_leave():
+    with ignore_broken_pipe():
         for job in job_list.jobs:
             click.echo(_format_job(job))
     if job_list.total > len(job_list.jobs):
@@ -203,7 +203,7 @@ def _format_job(job: HandlerJob) -> str:
     """Format a job of a list, with its whole ids on lines of their own."""
     due = f"dead since {format_time(job.at)}" if job.state == "dead" else f"next attempt {format_time(job.at)}"
     facts = [f"{job.type} for {job.handler}", pluralize(job.attempts, "attempt"), *filter(None, [job.error]), due]
-    return "\n".join((job.event_id, wrapped(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
+    return "\n".join((job.event_id, wrap_text(", ".join(facts), "  "), f"  delivery {job.delivery_id}"))
 
 
 def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:

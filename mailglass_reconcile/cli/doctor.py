@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import with_commands, wrapped
+from mailglass_reconcile.cli.output import wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
 from mailglass_reconcile.rules.humanize import pluralize
@@ -63,7 +63,7 @@ def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
 
 
 def _cluster() -> Cluster:
-    """Return Celery as the application's own app has it, or else the bundled one."""
+    """Return the cluster of the application's own Celery app, or of the bundled one."""
     workers = importlib.import_module("mailglass_reconcile.ops.checks.workers")  # Celery may be missing
     app, setting = workers.own_app(), "broker_url of your Celery app"
     if app is None:
@@ -74,7 +74,7 @@ def _cluster() -> Cluster:
 
 def _print(finding: Finding) -> None:
     level = f"{finding.status:<7}"
-    message = wrapped(finding.message, INDENT, f"{level}  {finding.check:<16}  ")
+    message = wrap_text(finding.message, INDENT, f"{level}  {finding.check:<16}  ")
     click.echo(message.replace(level, click.style(level, fg=COLOURS[finding.status]), 1))
     if finding.remedy:
-        click.echo(with_commands(finding.remedy, f"{INDENT}   ", f"{INDENT}-> "))
+        click.echo(wrap_with_commands(finding.remedy, f"{INDENT}   ", f"{INDENT}-> "))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import argument, confirm, print_json, require_terminal, wrapped
+from mailglass_reconcile.cli.output import argument, confirm, print_json, require_terminal, wrap_text
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.record.erasure import Erased
@@ -54,4 +54,4 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
 def _lines(erased: Erased, *, dry_run: bool) -> Iterator[str]:
     yield f"{'would erase' if dry_run else 'erased'} the address from {erased.rows}"
     for reason in erased.not_reached:
-        yield wrapped(reason, "  ", "not reached: ")
+        yield wrap_text(reason, "  ", "not reached: ")

@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import print_json, reader_may_leave, with_commands, wrapped
+from mailglass_reconcile.cli.output import ignore_broken_pipe, print_json, wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
@@ -46,7 +46,7 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
         events, summary = explanation.explain_message(database, message_id or "")
         if not events and not summary:
             raise click.ClickException("no open orphan and no delivery has this message id")
-    with reader_may_leave():
+    with ignore_broken_pipe():
         if as_json:
             _print_json(events, summary)
         else:
@@ -71,16 +71,16 @@ def _parts(explanations: Sequence[Explanation], deliveries: Sequence[Delivery]) 
 
 def _state(delivery: Delivery) -> str:
     since = f"{delivery.type} since {format_time(delivery.since)}" if delivery.type else "no event yet"
-    lines = [wrapped(delivery.summary)]
+    lines = [wrap_text(delivery.summary)]
     lines += [f"  {delivery.command}"] if delivery.command else []
     end = "final" if delivery.final else "not final"
-    lines.append(wrapped(f"delivery {delivery.delivery_id}: {since}, {end}", "  ", ""))
+    lines.append(wrap_text(f"delivery {delivery.delivery_id}: {since}, {end}", "  ", ""))
     return "\n".join(lines)
 
 
 def _lines(event: Explanation) -> Iterator[str]:
     yield f"{event.event_id}: {event.state}"
-    yield wrapped(event.sentence)
+    yield wrap_text(event.sentence)
     if event.state == "unknown":
         return
     yield ""
@@ -114,7 +114,7 @@ def _lines(event: Explanation) -> Iterator[str]:
 
 
 def _fact(name: str, text: str) -> str:
-    return wrapped(text, " " * 11, f"{name:<11}")
+    return wrap_text(text, " " * 11, f"{name:<11}")
 
 
 def _linked_time(event: Explanation) -> str:
@@ -125,9 +125,9 @@ def _reads(event: Explanation) -> Iterator[str]:
     if not event.rule:
         return
     yield ""
-    yield wrapped(f"fields searched for a message id (rule {event.rule}):")
+    yield wrap_text(f"fields searched for a message id (rule {event.rule}):")
     for field in event.reads:
-        yield wrapped(f"{field['path']}: {field['holds'] or 'nothing'}", "  ")
+        yield wrap_text(f"{field['path']}: {field['holds'] or 'nothing'}", "  ")
 
 
 def _ids(event: Explanation) -> Iterator[str]:
@@ -137,12 +137,12 @@ def _ids(event: Explanation) -> Iterator[str]:
     yield "ids tried, in this order:"
     for candidate in event.tried:
         source = candidate["read_from"] or "several fields, or as it was recorded"
-        yield wrapped(candidate["id"], "  ")
-        yield wrapped(f"from {source}; {_deliveries(candidate['deliveries'])}", "    ")
+        yield wrap_text(candidate["id"], "  ")
+        yield wrap_text(f"from {source}; {_deliveries(candidate['deliveries'])}", "    ")
         for delivery in event.named:
             if delivery["candidate_id"] == candidate["id"]:
-                yield wrapped(f"delivery {delivery['delivery_id']}{_differences(delivery)}", "    ")
-                yield wrapped(_description(delivery), "      ")
+                yield wrap_text(f"delivery {delivery['delivery_id']}{_differences(delivery)}", "    ")
+                yield wrap_text(_description(delivery), "      ")
                 if delivery["command"]:
                     yield delivery["command"]
 
@@ -152,7 +152,7 @@ def _deliveries(number: int) -> str:
 
 
 def _differences(delivery: dict[str, object]) -> str:
-    """Return in what a delivery differs from the event, if in anything."""
+    """Return the differences between a delivery and the event; empty if there are none."""
     reasons = [] if delivery["own"] else [f"of tenant {delivery['tenant_id']}"]
     reasons += [] if delivery["fitting"] else [f"of provider {delivery['provider']}"]
     reasons += [] if delivery["addressed"] else ["to another recipient"]
@@ -160,7 +160,7 @@ def _differences(delivery: dict[str, object]) -> str:
 
 
 def _description(delivery: dict[str, Any]) -> str:
-    """Return what distinguishes a delivery from the others."""
+    """Return the fields that distinguish a delivery from the others."""
     facts = (
         delivery["mailable"],
         delivery["state"],
@@ -175,7 +175,7 @@ def _outlook(event: Explanation) -> Iterator[str]:
     if event.state in ("waiting", "expired") and event.verdict:
         yield _fact("verdict", f"a sweep now would find it {event.verdict}")
     for number, step in enumerate(explanation.split_steps(event.remedy or "")):
-        yield with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
+        yield wrap_with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
     if event.refused:
         yield _fact(
             "refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"

@@ -10,11 +10,11 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import (
     argument,
-    as_of,
-    hint_at_tenant,
+    format_as_of,
+    ignore_broken_pipe,
     print_json,
-    reader_may_leave,
-    wrapped,
+    suggest_tenant,
+    wrap_text,
 )
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import search
@@ -58,7 +58,7 @@ def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
         raise click.UsageError(str(error)) from None
     database = runtime.database()
     results = search.find(database, term, limit=limit)
-    with reader_may_leave():
+    with ignore_broken_pipe():
         if as_json:
             for hit in results.hits:
                 print_json(hit.as_dict())
@@ -66,10 +66,10 @@ def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
             click.echo("\n".join(_lines(results)) if results.hits else _nothing(term))
     if not results.hits:
         if tenant is not None:
-            hint_at_tenant(database, tenant)
+            suggest_tenant(database, tenant)
         sys.exit(1)
     if not as_json and any(hit.kind == "event" for hit in results.hits):
-        click.echo(wrapped(as_of(results.as_of)), err=True)
+        click.echo(wrap_text(format_as_of(results.as_of)), err=True)
     if results.more:
         click.echo(f"only the newest {len(results.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
 
@@ -85,17 +85,21 @@ def _lines(results: SearchResults) -> Iterator[str]:
 
 
 def _delivery(delivery: Delivery) -> Iterator[str]:
-    yield wrapped(delivery.summary, "  ", "delivery: ")
+    yield wrap_text(delivery.summary, "  ", "delivery: ")
     facts = [f"tenant {delivery.tenant_id}", f"provider {delivery.provider or '-'}"]
     facts += [delivery.mailable] if delivery.mailable else []
-    yield wrapped(f"{', '.join(facts)}, stored {format_time(delivery.stored_at)}", "  ")
+    yield wrap_text(f"{', '.join(facts)}, stored {format_time(delivery.stored_at)}", "  ")
 
 
 def _event(orphan: OpenOrphan) -> Iterator[str]:
+<<<<<<< HEAD
     yield wrapped(orphan.summary, "  ", "event: ")
+=======
+    yield wrap_text(f"{orphan.type or '-'}, {orphan.state}", "  ", "event: ")
+>>>>>>> adca684e (Say privileges, and read the package's docstrings as a stranger)
     facts = f"tenant {orphan.tenant_id}, provider {orphan.provider or '-'}, arrived {format_time(orphan.arrived_at)}"
     expires = f"; expires {format_time(orphan.expires_at)}" if orphan.expires_at else ""
-    yield wrapped(f"{facts}{expires}", "  ")
+    yield wrap_text(f"{facts}{expires}", "  ")
 
 
 def _nothing(term: SearchTerm) -> str:
@@ -103,7 +107,7 @@ def _nothing(term: SearchTerm) -> str:
     if not term.address:
         return f"no delivery and no open orphan{scope} has this id"
     lines = [
-        wrapped(
+        wrap_text(
             f"no delivery and no open orphan{scope} has this address. If your application sent the message, its send"
             " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
             " there:"

@@ -136,7 +136,7 @@ class Follower:
         return result
 
     def _report(self, result: SweepResult) -> None:
-        """Print the result of a sweep, wake the handlers, and log what works again."""
+        """Print the result of a sweep, wake the handlers, and log recoveries."""
         self._handlers.wake(result.linked)
         if result.linked or result.failed or (result.status != "ok" and self._stop_signal is None):
             click.echo(json.dumps(result.as_dict()) if self._as_json else _format_result(result))
@@ -180,7 +180,7 @@ class _Handlers:
             self._thread.start()
 
     def stop(self) -> None:
-        """Wait some seconds for running handlers; what they do not finish is retried later."""
+        """Wait some seconds for running handlers; unfinished jobs are retried later."""
         self._ended = True
         self._wake_up.set()
         if self._thread is not None:

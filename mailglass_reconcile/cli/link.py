@@ -9,7 +9,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
-from mailglass_reconcile.cli.output import confirm, require_terminal, wrapped
+from mailglass_reconcile.cli.output import confirm, require_terminal, wrap_text
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import deliveries, explanation
@@ -62,7 +62,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
         confirm("link them? This cannot be undone")
     registration.register_before_sweep(database)
     manual_link.link_with(database, manual_link_request)
-    click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
+    click.echo(wrap_text(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_handlers(1)
 
 
@@ -71,11 +71,11 @@ def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator
     event = explanation.explain(database, event_id)
     facts = filter(None, (event.type, event.bounce, event.provider, event.state))
     arrived = format_time(event.arrived_at)
-    yield wrapped(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
+    yield wrap_text(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
     with database.reading() as tx:
         (delivery,) = deliveries.load_deliveries(tx, [str(delivery_id)])
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
     stored_at = format_time(delivery.stored_at)
-    yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored_at}", " " * 10, "delivery  ")
+    yield wrap_text(f"{delivery_id}: {', '.join(facts)}, stored {stored_at}", " " * 10, "delivery  ")
     if any(candidate["delivery_id"] == str(delivery_id) and not candidate["addressed"] for candidate in event.named):
-        yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")
+        yield wrap_text("the event is about another recipient than the delivery's", " " * 10, "note      ")

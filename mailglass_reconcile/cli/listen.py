@@ -12,7 +12,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
-from mailglass_reconcile.cli.output import print_json, reader_may_leave
+from mailglass_reconcile.cli.output import ignore_broken_pipe, print_json
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
 from mailglass_reconcile.rules.humanize import escape_unprintable
 
@@ -35,7 +35,7 @@ def listen(tenant: str | None, delivery: UUID | None, as_json: bool) -> None:
     """
     _on_signal(lambda number: sys.exit(_exit_code(number)))
     signals: list[int] = []
-    with runtime.subscribe(tenant, delivery) as subscription, reader_may_leave():
+    with runtime.subscribe(tenant, delivery) as subscription, ignore_broken_pipe():
 
         def stop(number: int) -> None:
             signals.append(number)

@@ -1,4 +1,4 @@
-"""The subcommand `orphans`: a page of them."""
+"""The subcommand `orphans`: a page of open orphans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import argument, as_of, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_json, wrap_text
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter, OpenOrphan, OrphanPage
@@ -76,7 +76,7 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
         raise click.BadParameter(f"{error}", param_hint="--after") from None
     for line in _introduce(database, selection, page, as_json=as_json):
         click.echo(line, err=True)
-    with reader_may_leave():
+    with ignore_broken_pipe():
         for orphan in page.orphans:
             if as_json:
                 print_json(orphan.as_dict())
@@ -107,9 +107,9 @@ def _introduce(database: Database, selection: ListFilter, page: OrphanPage, *, a
     if not page.orphans or selection.state == EXPIRED or as_json:
         return
     number = "" if page.total is None else f"{_format_total(page.total, page.at_least)}; "
-    yield wrapped(f"{number}{as_of(page.as_of)}")
+    yield wrap_text(f"{number}{format_as_of(page.as_of)}")
     for cause in page.causes[:SHOWN_CAUSES]:
-        yield wrapped(_format_cause(cause), "  ")
+        yield wrap_text(_format_cause(cause), "  ")
     if len(page.causes) > SHOWN_CAUSES:
         other_causes = page.causes[SHOWN_CAUSES:]
         yield f"  {sum(cause.number for cause in other_causes):,} of {pluralize(len(other_causes), 'other cause')}"
@@ -140,8 +140,8 @@ def _format_orphan(orphan: OpenOrphan) -> str:
     ids = "  ".join(orphan.candidate_ids[:SHOWN_IDS]) or "none"
     more = len(orphan.candidate_ids) - SHOWN_IDS
     lines = [
-        wrapped(state, "  ", f"{orphan.event_id}  "),
-        wrapped(f"arrived {format_time(orphan.arrived_at)}{expires}; {', '.join(facts)}", "  "),
-        wrapped(f"ids: {ids}{f'  and {more} more' if more > 0 else ''}", "  "),
+        wrap_text(state, "  ", f"{orphan.event_id}  "),
+        wrap_text(f"arrived {format_time(orphan.arrived_at)}{expires}; {', '.join(facts)}", "  "),
+        wrap_text(f"ids: {ids}{f'  and {more} more' if more > 0 else ''}", "  "),
     ]
     return "\n".join(lines)

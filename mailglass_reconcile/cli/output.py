@@ -1,4 +1,4 @@
-"""How the commands write what they print: escaped, wrapped for a terminal only, ages as people say them."""
+"""Output of the commands: escaping, wrapping for terminals, tables, ages, JSON."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
             self.fail(f"{value!r} is not a duration: {error}")
 
 
-def as_of(ended_at: str | None) -> str:
-    """Return since when the states of open orphans are known: when the last full sweep ended, in ISO 8601."""
+def format_as_of(ended_at: str | None) -> str:
+    """Return the note that states are as of the end of the last full sweep, *ended_at* in ISO 8601."""
     if ended_at is None:
         return "no full sweep has ended yet"
     return f"states as of {format_time(ended_at)}, when the last full sweep ended"
 
 
-def wrapped(text: str, indent: str = "", first_indent: str | None = None) -> str:
-    """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line."""
+def wrap_text(text: str, indent: str = "", first_indent: str | None = None) -> str:
+    """Return *text*, escaped: in lines of 80 columns on a terminal, in one line in a pipe."""
     first_indent, text = indent if first_indent is None else first_indent, escape_unprintable(text)
     if not sys.stdout.isatty():
         return first_indent + text
@@ -54,17 +54,17 @@ def wrapped(text: str, indent: str = "", first_indent: str | None = None) -> str
     )
 
 
-def with_commands(text: str, indent: str = "", first: str | None = None) -> str:
-    """Return *text* as `wrapped` does; on a terminal, each command in it is a line that can be pasted as it stands."""
+def wrap_with_commands(text: str, indent: str = "", first: str | None = None) -> str:
+    """Return *text* as `wrap_text` does; on a terminal, each command in it has a line of its own, to copy and paste."""
     if not sys.stdout.isatty():
-        return wrapped(text, indent, first)
+        return wrap_text(text, indent, first)
     beginning = with_command_name("`mailglass-reconcile ")
     lines: list[str] = []
     for number, part in enumerate(re.split(rf"({re.escape(beginning)}[^`]*`)", text)):
         if number % 2:
             lines.append(escape_unprintable(part.strip("`")))
         elif words := part.strip(" ;,") if number else part.strip():
-            lines.append(wrapped(words, indent, None if lines else first))
+            lines.append(wrap_text(words, indent, None if lines else first))
     return "\n".join(lines)
 
 
@@ -75,7 +75,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return a table whose cells may hold what rows hold: they are escaped, and no markup."""
+    """Return a table; its cells are escaped, and not read as markup."""
     table_ = Table(*columns)
     for row in rows:
         table_.add_row(*(Text(escape_unprintable(str(cell))) for cell in row))
@@ -92,7 +92,7 @@ def argument(value: str) -> str:
 
 
 def require_terminal(instead: str) -> None:
-    """Refuse to ask a question that nobody can answer: without a terminal, *instead* says what to do."""
+    """Refuse a confirmation without a terminal; *instead* says what to do."""
     if not sys.stdin.isatty():
         raise click.UsageError(f"no terminal to confirm on: {instead}")
 
@@ -102,8 +102,8 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def hint_at_tenant(database: Database, tenant_id: str) -> None:
-    """Say on standard error that nothing has this tenant, and which one was probably meant; nothing if one has it."""
+def suggest_tenant(database: Database, tenant_id: str) -> None:
+    """Print to standard error that no row has this tenant, and the most similar tenant; print nothing if one has it."""
     sentence = tenant_suggestions.suggest(database, tenant_id)
     if sentence is not None:
         click.echo(sentence, err=True)
@@ -115,8 +115,8 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """End quietly with 0 if who reads the output has left, such as `head` when it has seen enough."""
+def ignore_broken_pipe() -> Iterator[None]:
+    """Exit with 0 on a broken pipe (`… | head`)."""
     try:
         yield
     except BrokenPipeError:

@@ -10,6 +10,6 @@ from mailglass_reconcile.store import schema
 
 
 def require_schema() -> None:
-    """Raise an error if the database is not migrated; one that cannot be reached may come up later."""
+    """Raise an error if the database is not migrated; ignore a server that cannot be reached: it may start later."""
     with suppress(DatabaseUnavailableError), runtime.database().reading() as tx:
         schema.require_migrated(tx)

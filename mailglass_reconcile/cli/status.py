@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.output import Duration, console, hint_at_tenant, print_json, table
+from mailglass_reconcile.cli.output import Duration, console, print_json, suggest_tenant, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.status import Status, load_problems, load_status
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
@@ -51,7 +51,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
         sys.exit(_print_health(max_lag))
     loaded = load_status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if tenant is not None and not loaded.open:
-        hint_at_tenant(runtime.database(), tenant)
+        suggest_tenant(runtime.database(), tenant)
     if as_json:
         print_json(loaded.as_dict())
     else:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.output import Duration, confirm, hint_at_tenant, reader_may_leave, require_terminal
+from mailglass_reconcile.cli.output import Duration, confirm, ignore_broken_pipe, require_terminal, suggest_tenant
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.ops import orphans, targeted_sweep
 from mailglass_reconcile.ops.targeted_sweep import Target
@@ -87,7 +87,7 @@ def sweep(
         result = _run(prepared, show, with_bar=not as_json)
     click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, is_targeted=is_targeted))
     if tenant is not None and not result.scanned:
-        hint_at_tenant(runtime.database(), tenant)
+        suggest_tenant(runtime.database(), tenant)
     if not result.dry_run:
         dispatch.run_handlers(result.linked)
     sys.exit(0 if result.status == "ok" else 1)
@@ -112,7 +112,7 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
 def _sweep_target(
     target: Target, limit: int | None, show: Shower | None, *, dry_run: bool, yes: bool, with_bar: bool
 ) -> SweepResult:
-    """Sweep a target; without *yes*, a dry run counts first, and what it would link is the limit."""
+    """Sweep a target; without *yes*, a dry run counts first, and its number of links is the limit of the sweep."""
     if not (yes or dry_run):
         require_terminal("pass --yes, or --dry-run to see what would be linked")
     is_asking = not (yes or dry_run)
@@ -129,8 +129,8 @@ def _sweep_target(
 
 
 def _show(pairs: Pairs) -> None:
-    """Print each event and the delivery that it would get."""
-    with reader_may_leave():
+    """Print each event with the delivery to which it would be linked."""
+    with ignore_broken_pipe():
         for event_id, delivery_id in pairs:
             click.echo(f"{event_id} -> {delivery_id}")
 
@@ -145,7 +145,7 @@ def _in_words(result: SweepResult, *, is_targeted: bool) -> str:
 
 
 def summary(result: SweepResult) -> str:
-    """Return what a sweep did, and why the rest stays open, in lines for a person."""
+    """Return the summary of a sweep in lines: its links, and why other orphans stay open."""
     verb = "would link" if result.dry_run else "linked"
     of_tenant = "" if result.tenant_id is None else f" of tenant '{sanitize(result.tenant_id)}'"
     scanned = pluralize(result.scanned, "open orphan")
@@ -193,7 +193,7 @@ def _progress(*, visible: bool) -> Iterator[Callable[[Sweep], None]]:
 
 @contextmanager
 def _logged_above() -> Iterator[None]:
-    """Let the log write to what stands for standard error now: a bar's, which begins a line of its own."""
+    """Write log lines above the progress bar, which replaces standard error while it is shown."""
     streams = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
     before = [handler.setStream(sys.stderr) for handler in streams]
     try:

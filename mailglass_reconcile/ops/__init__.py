@@ -1,1 +1,1 @@
-"""What an operator asks for: status, orphans, explanations, the daily prune."""
+"""The operator's functions: status, orphans, explanations, the daily prune."""

@@ -1,4 +1,4 @@
-"""Deliveries for people: what happened to each in one sentence, its events, and those of an address or a message."""
+"""Deliveries as people read them: each with a one-sentence summary and its events, by id, address or message."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.database import Transaction, array_literal, column_arrays
 
-LATEST = 200
-"""Events of a delivery that are read at most, the latest: a robot may open a mail ten thousand times."""
+MAX_EVENTS = 200
+"""The number of latest events that are read of a delivery: a robot may open a mail ten thousand times."""
 SOON_SECONDS = 600.0
 """Within ten minutes, a webhook may still be on its way."""
-NAMING = 20
-"""Open orphans that are looked at for one delivery."""
+MAX_NAMING_ORPHANS = 20
+"""Open orphans that are read for one delivery."""
 READ_EVENTS = 2_000
-"""Events of the ledger that are read to find the latest links, however much is written besides them."""
+"""Events of the ledger that are read to find the latest links among other events."""
 
 # A `reconciled` event stands for the orphan that it links. A provider has reported if one was linked, or if a webhook's
 # event was stored with the delivery.
@@ -171,7 +171,7 @@ class Delivery:
         mailable: What was sent; None if that could hold an address.
         type: The type of the event that it shows, such as `delivered`; None if it shows none.
         since: When that happened.
-        final: Whether it has come to an end: delivered, bounced and so on.
+        final: True if its state is terminal: delivered, bounced and so on.
         stored_at: When it was stored.
         dispatched_at: When it was first reported as dispatched; and so on.
         delivered_at: The same.
@@ -212,8 +212,8 @@ class TimelineEvent(NamedTuple):
         type: Its type.
         occurred_at: When it happened, in ISO 8601, UTC.
         linked_at: When it was linked; None if it was stored with the delivery.
-        after_seconds: How long after its arrival that was.
-        by_hand: Whether a person linked it.
+        after_seconds: Seconds between the arrival of the event and its link.
+        by_hand: True if a person linked it.
     """
 
     event_id: str
@@ -224,7 +224,7 @@ class TimelineEvent(NamedTuple):
     by_hand: bool
 
 
-class Naming(NamedTuple):
+class NamingOrphan(NamedTuple):
     """An open orphan that names a delivery's message; `is_own` if it may be about the delivery's recipient."""
 
     event_id: str
@@ -246,10 +246,10 @@ class RecentLink(NamedTuple):
 def load_deliveries(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
     """Return the deliveries that exist, in the order of *delivery_ids*."""
     runtime.load_imports(only_warn=True)
-    rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": LATEST}).all()
+    rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": MAX_EVENTS}).all()
     unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
-    naming = _load_naming(tx, unreported) if unreported else {}
-    return [_to_delivery(row, naming.get(row.delivery_id, [])) for row in rows]
+    naming_orphans = _load_naming_orphans(tx, unreported) if unreported else {}
+    return [_to_delivery(row, naming_orphans.get(row.delivery_id, [])) for row in rows]
 
 
 def load_events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[TimelineEvent]:
@@ -297,25 +297,25 @@ def load_recent_links(tx: Transaction, limit: int) -> list[RecentLink]:
     return list(map(RecentLink._make, rows))
 
 
-def _load_naming(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[Naming]]:
+def _load_naming_orphans(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[str, list[NamingOrphan]]:
     """Return the open orphans that name the message of each delivery, by delivery."""
     names = [(row.message_id, normalize_address(row.recipient)) for row in rows]
-    naming: dict[str, list[Naming]] = defaultdict(list)
+    naming_orphans: dict[str, list[NamingOrphan]] = defaultdict(list)
     for number, *columns in tx.execute(
-        _NAMING, {**column_arrays(("message_ids", "recipients"), names), "most": NAMING}
+        _NAMING, {**column_arrays(("message_ids", "recipients"), names), "most": MAX_NAMING_ORPHANS}
     ):
-        naming[rows[number - 1].delivery_id].append(Naming(*columns))
-    unnamed = [row for row in rows if row.delivery_id not in naming]
+        naming_orphans[rows[number - 1].delivery_id].append(NamingOrphan(*columns))
+    unnamed = [row for row in rows if row.delivery_id not in naming_orphans]
     for orphan, keys in orphans.load_without_keys(tx) if unnamed else ():
         for row in unnamed:
             if row.message_id in keys.candidate_ids:
                 is_own = keys.recipient in (None, normalize_address(row.recipient))
-                naming[row.delivery_id].append(Naming(orphan.event_id, orphan.tenant_id, is_own))
-    return naming
+                naming_orphans[row.delivery_id].append(NamingOrphan(orphan.event_id, orphan.tenant_id, is_own))
+    return naming_orphans
 
 
-def _to_delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
-    summary, command = _summarize(row, naming)
+def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> Delivery:
+    summary, command = _summarize(row, naming_orphans)
     return Delivery(
         row.delivery_id,
         row.tenant_id,
@@ -336,10 +336,10 @@ def _to_delivery(row: sa.Row[Any], naming: Sequence[Naming]) -> Delivery:
     )
 
 
-def _summarize(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+def _summarize(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tuple[str, str | None]:
     """Return the summary of a delivery, one sentence, and the command that shows more."""
     if row.type in event_types.OWN_TYPES:
-        return _summarize_unreported(row, naming)
+        return _summarize_unreported(row, naming_orphans)
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
     is_shown = row.reject_reason is not None and not contains_address(row.reject_reason)
     reason = f"reason {sanitize(row.reject_reason)}" if is_shown else None
@@ -350,15 +350,15 @@ def _summarize(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | N
     return f"{', '.join((sanitize(row.type or 'no event yet'), *details))}{f': {meaning}' if meaning else ''}", None
 
 
-def _summarize_unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[str, str | None]:
+def _summarize_unreported(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tuple[str, str | None]:
     """Return the summary of a delivery whose outcome no provider has reported."""
     last_event = f"{sanitize(row.type)} {_ago(row.since)}"
     log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
         return f"last reported {_ago(row.since)}: {sanitize(row.type)}; check {log}", None
-    if naming:
-        return f"{last_event}; {_describe_naming(row, naming)}", format_command(
-            f"mailglass-reconcile explain {_most_relevant(row, naming).event_id}"
+    if naming_orphans:
+        return f"{last_event}; {_describe_naming_orphans(row, naming_orphans)}", format_command(
+            f"mailglass-reconcile explain {_most_relevant(row, naming_orphans).event_id}"
         )
     if row.type == "queued":
         return f"{last_event}, and not sent yet: check the log of the process that sends", None
@@ -373,15 +373,15 @@ def _summarize_unreported(row: sa.Row[Any], naming: Sequence[Naming]) -> tuple[s
     return f"{last_event}, no webhook has arrived: check {log}, and whether its webhook is set up and enabled", None
 
 
-def _most_relevant(row: sa.Row[Any], naming: Sequence[Naming]) -> Naming:
+def _most_relevant(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> NamingOrphan:
     """Return the orphan to explain first: preferably about the same recipient, and of another tenant."""
-    return min(naming, key=lambda orphan: (not orphan.is_own, orphan.tenant_id == row.tenant_id))
+    return min(naming_orphans, key=lambda orphan: (not orphan.is_own, orphan.tenant_id == row.tenant_id))
 
 
-def _describe_naming(row: sa.Row[Any], naming: Sequence[Naming]) -> str:
+def _describe_naming_orphans(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> str:
     """Return the clause about the open orphans that name a delivery's message."""
-    orphan = _most_relevant(row, naming)
-    number = sum(orphan.is_own for orphan in naming) or 1
+    orphan = _most_relevant(row, naming_orphans)
+    number = sum(orphan.is_own for orphan in naming_orphans) or 1
     tenant_clause = "" if orphan.tenant_id == row.tenant_id else f" of tenant {sanitize(orphan.tenant_id)}"
     about = "" if orphan.is_own else " about another recipient"
     return (

@@ -38,7 +38,7 @@ from mailglass_reconcile.sweep.matcher import Decision
 
 TIMEOUT_MS = 24_000
 EVENTS = 20
-"""Events of a delivery or a message that are explained: one id may name a hundred thousand deliveries."""
+"""Events of a delivery or a message that are explained at most: one id may name a hundred thousand deliveries."""
 DELIVERIES_READ = 1_000
 """Deliveries of a message among which the newest are chosen."""
 
@@ -91,7 +91,7 @@ class Explanation:
         provider: The event's provider, in its canonical spelling.
         arrived_at: When the ledger took it.
         rule: The provider's rule, `provider/version`; None for an event that was never looked up.
-        reads: The places that the rule reads, in order: `path`, and `holds`, the JSON type of what is there, or null.
+        reads: The fields that the rule reads, in order: `path`, and `holds`, the JSON type of the value, or null.
         tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
             `deliveries` of it were looked at.
         recipient_known: Whether it is known which recipient the event is about.
@@ -99,7 +99,7 @@ class Explanation:
             be read.
         verdict: What a sweep would find if it looked now: for those in their grace, and for expired ones.
         remedy: What would have to be different for it to be linked.
-        eligible_at: When the full sweep looks at it first; it does so in each run until `expires_at`.
+        eligible_at: When full sweeps begin to check it; each of them does until `expires_at`.
         expires_at: When it becomes too old.
         refused: How often the database has refused to read or link it.
         linked_at: When it was linked.
@@ -218,7 +218,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     settled_state = _settled_state(row)
     origins = _load_origins(tx, row.id)
     if settled_state in ("attached", "no_orphan"):
-        origins = origins._replace(rule=None, reads=())  # nothing is looked for
+        origins = origins._replace(rule=None, reads=())  # it needs no delivery
     if settled_state:
         by_sweep = settled_state == "linked" and not row.by_hand
         linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
@@ -262,7 +262,7 @@ def _json_type(value: Any) -> str | None:
 IN_MAILGLASS = " (in Mailglass, resolve_webhook_tenant)"
 LINK_COMMAND = "`mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
-_REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this one stays as it is"
+_REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this event stays unmatchable"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
 
 

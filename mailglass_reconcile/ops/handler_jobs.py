@@ -1,4 +1,4 @@
-"""The jobs of handlers that are not done, for people: those that wait, fail or are dead, by handler and error."""
+"""The waiting, failing and dead jobs of handlers, by handler and error, as people read them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.outbox import Facts
 
-LISTED = 1_000
-LISTED_GROUPS = 100
+MAX_JOBS = 1_000
+MAX_GROUPS = 100
 TIMEOUT_MS = 24_000
 
 State = Literal["waiting", "dead"]
 
-# Of waiting ones those that fail come first, then what is due first; of dead ones those that died last.
+# Waiting jobs: failing ones first, then by due time. Dead jobs: the latest first.
 _JOBS = """
 SELECT event_id::text, handler, delivery_id::text, type, attempts, error, state,
        {schema}.mailglass_reconcile_iso_v1(CASE state WHEN 'dead' THEN finished_at ELSE next_at END) AS at
@@ -51,7 +51,7 @@ class HandlerJob:
         attempts: How many attempts have begun.
         error: The class of the last error; None if it was not tried yet.
         state: `waiting` or `dead`.
-        at: When it is tried next; of a dead one, when it died. In ISO 8601, UTC.
+        at: The time of the next attempt or, if it is dead, of the last one. In ISO 8601, UTC.
     """
 
     event_id: str
@@ -76,8 +76,8 @@ class JobGroup:
         handler: The name of their handler.
         type: The type of their events.
         error: The class of the last error; None if they were not tried yet.
-        number: How many.
-        at: The first of their next attempts; of dead ones, when the last of them died. In ISO 8601, UTC.
+        number: The number of jobs.
+        at: The time of the next attempt or, if they are dead, of the last one. In ISO 8601, UTC.
     """
 
     handler: str
@@ -96,9 +96,9 @@ class JobList:
     """The jobs of a state.
 
     Attributes:
-        groups: By handler, type and error, at most 100: those that fail first, then the largest.
-        jobs: The first of them, at most 1,000.
-        total: How many there are.
+        groups: At most 100 groups, by handler, type and error: failing jobs first, then the largest groups.
+        jobs: The first 1,000 jobs.
+        total: The number of all jobs of the state.
     """
 
     groups: list[JobGroup]
@@ -110,8 +110,8 @@ def load_jobs(database: Database, state: State, handler: str | None = None) -> J
     """Return the waiting or the dead jobs, of one handler or of all."""
     selection = {"state": state, "handler": handler}
     with database.reading(TIMEOUT_MS) as tx:
-        groups = tx.execute(_GROUPS, {**selection, "size": LISTED_GROUPS}).all()
-        jobs = tx.execute(_JOBS, {**selection, "size": LISTED}).all()
+        groups = tx.execute(_GROUPS, {**selection, "size": MAX_GROUPS}).all()
+        jobs = tx.execute(_JOBS, {**selection, "size": MAX_JOBS}).all()
     total = int(groups[0].total) if groups else 0
     return JobList([JobGroup(*group[:5]) for group in groups], [HandlerJob(*job) for job in jobs], total)
 

@@ -19,7 +19,7 @@ from mailglass_reconcile.store.reports import Reports
 
 TIMEOUT_MS = 2_000
 
-OTHERS, NONE = "other", "none"
+OTHER_PROVIDERS, NO_PROVIDER = "other", "none"
 """Labels of providers that no rule knows, and of deliveries without one."""
 
 SAMPLE = 200
@@ -39,7 +39,7 @@ SELECT (SELECT extract(epoch FROM arrived_at)::float8 FROM {schema}.mailglass_op
                  ORDER BY id DESC LIMIT :sample) AS d) AS s
 """
 
-# A tenant's newest deliveries stand together in an index of Mailglass's; a hundred of each are looked at.
+# A tenant's newest deliveries stand together in an index of Mailglass's; a hundred of each are read.
 _UNLINKED_TENANTS = """
 SELECT count(*)
   FROM unnest(CAST(:tenants AS text[])) AS t (tenant_id)
@@ -66,14 +66,14 @@ class MetricsSnapshot:
     Attributes:
         totals: The history of runs, added up by kind and status.
         last_success: When a run of each kind last ended well; of full sweeps, one over all tenants.
-        counted_at: When a full sweep last counted what is open, or None.
+        counted_at: When a full sweep last counted the open orphans, or None.
         states: Eligible open orphans at that time, by state.
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
         triggers: Whether new orphans are noticed.
         outbox: How many jobs of handlers wait, fail and are dead.
         findings: What the cheap checks found.
         lately: What has arrived, and how many deliveries have a report.
-        without_report: Deliveries without a report, of those looked at, by provider.
+        without_report: Sampled deliveries without a report, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
 
@@ -125,10 +125,10 @@ def collect(database: Database) -> MetricsSnapshot:
 
 def count_by_label(reports: Sequence[Reports]) -> dict[str, int]:
     """Count deliveries without a report by provider; a provider without a rule is `other`, so that labels are few."""
-    counts: Counter[str] = Counter({NONE: 0})
+    counts: Counter[str] = Counter({NO_PROVIDER: 0})
     for provider in reports:
         is_known = provider.provider in providers.rules()
-        label = NONE if provider.provider is None else provider.provider if is_known else OTHERS
+        label = NO_PROVIDER if provider.provider is None else provider.provider if is_known else OTHER_PROVIDERS
         counts[label] += provider.without_report
     return dict(counts)
 

@@ -40,20 +40,20 @@ P = TypeVar("P", Cursor, listing.LedgerCursor)
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
 
-CHUNK_AT_MOST = 2_000
-LOOKED_AT_MOST = 20_000
+MAX_CHUNK = 2_000
+MAX_ORPHANS_READ = 20_000
 """Open orphans whose types one page compares, because only the ledger has them: about half a second."""
-COUNTED_AT_MOST = 100_000
+MAX_COUNTED = 100_000
 """Open orphans that are counted by cause: a quarter of a second, or two if all are tenant mismatches."""
 UNREAD = 2_000
-"""Of the newest open orphans, those are matched now that no sweep has looked at."""
+"""Among so many newest open orphans, those that no sweep has checked are matched now."""
 TIMEOUT_MS = 24_000
-READ_AT_MOST = 5_000
+MAX_EVENTS_READ = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
 SAMPLED_ORPHANS = 5_000
 """The newest open orphans, among which tenant mismatches are looked for."""
 SAMPLED_OF_EACH = 5
-"""Of each tenant and provider, how many of them, and how many ids and deliveries of each."""
+"""Orphans of each tenant and provider that are read, and ids and deliveries of each orphan."""
 
 _NEWEST = """
 WITH of_message_ids AS (
@@ -67,7 +67,7 @@ WITH of_message_ids AS (
 ), named AS MATERIALIZED (
   SELECT event_id FROM of_message_ids UNION SELECT event_id FROM of_recipient
    UNION SELECT unnest(CAST(:ids AS uuid[]))
--- Of an address, what is about another one is left out.
+-- Orphans about other addresses are left out.
 ), newest AS MATERIALIZED (
   SELECT o.*, count(*) OVER () AS number
     FROM named AS n
@@ -169,11 +169,11 @@ class OpenOrphan:
     Attributes:
         event_id: Its event.
         tenant_id: Its tenant.
-        provider: Its provider; None while nothing has looked at it, or without a usable one.
+        provider: Its provider; None until it is checked, or without a usable one.
         type: Its event's type.
         state: One of `states.OPEN_STATES`; of an event that was looked for by its id, one of `states.EVENT_STATES`.
         arrived_at: In ISO 8601, UTC.
-        candidate_ids: The ids under which its delivery may be stored; none while nothing has looked at it.
+        candidate_ids: The ids under which its delivery may be stored; none until it is checked.
         delivery_id: Of a `matched` one, what it would be linked to now.
         verdict: Of an expired one, what matching finds now: one of `states.MATCH_STATES`.
         expires_at: When it becomes, or became, too old for every sweep, in ISO 8601; None if that cannot be computed.
@@ -212,7 +212,7 @@ class OrphanPage:
             and for expired ones.
         causes: If they were counted: how many orphans pass on all pages, by cause, the most first.
         total: If they were counted: how many orphans pass on all pages.
-        at_least: Whether there are more than that, because `COUNTED_AT_MOST` were read.
+        at_least: Whether there are more than that, because `MAX_COUNTED` were read.
     """
 
     orphans: list[OpenOrphan] = field(default_factory=list)
@@ -245,22 +245,25 @@ def load_page(
     with_counts: bool = False,
     timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> OrphanPage:
-    """Return the next *limit* orphans that pass, the newest first; including those in their grace.
+    """Return the next *limit* orphans that pass the filters, the newest first; including those in their grace period.
 
-    States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
-    matched now, and come tenant by tenant, the oldest first. A page that has looked at `LOOKED_AT_MOST` open orphans,
-    or read `READ_AT_MOST` rows of the ledger, ends there, however few have the type; the next page begins after its
-    event *after*, and if the ledger has no such event, a LookupError says so.
+    States, providers and message ids are as stored; orphans that no sweep has checked have none. Expired orphans are
+    matched now, and come tenant by tenant, the oldest first. With a filter by type, a page ends after it has read
+    `MAX_ORPHANS_READ` open orphans or `MAX_EVENTS_READ` rows of the ledger, even if it is not full.
 
-    With *with_counts*, all that pass are counted by cause: from the counts of the last full sweep if they can answer
-    the filter, else now, in one pass. Nothing is counted by type, which only the ledger has, and no expired orphan.
+    With *with_counts*, all orphans that pass are counted by cause: from the counts of the last full sweep if they can
+    answer the filter, else now, in one pass. A filter by type, which only the ledger has, and expired orphans are not
+    counted.
+
+    Raises:
+        LookupError: The ledger has no event *after*, after which the page begins.
     """
     runtime.load_imports(only_warn=True)
     with database.reading(timeout_ms) as tx:
         snapshot = window.open_window(tx)
         if filters.state == EXPIRED:
-            return _fill_page(filters, limit, READ_AT_MOST, _read_expired(tx, snapshot, filters, after, limit))
-        page = _fill_page(filters, limit, LOOKED_AT_MOST, _read_open(tx, snapshot, filters, after, limit))
+            return _fill_page(filters, limit, MAX_EVENTS_READ, _read_expired(tx, snapshot, filters, after, limit))
+        page = _fill_page(filters, limit, MAX_ORPHANS_READ, _read_open(tx, snapshot, filters, after, limit))
         page.orphans = _with_deliveries(tx, page.orphans)
         history = runs.load_history(tx)
         page.as_of = history.counted_at
@@ -274,9 +277,9 @@ def load_page(
 
 
 def _count(tx: Transaction, page: OrphanPage, row_filter: RowFilter, bounds: Bounds) -> None:
-    page.causes = listing.count_causes(tx, row_filter, bounds, COUNTED_AT_MOST)
+    page.causes = listing.count_causes(tx, row_filter, bounds, MAX_COUNTED)
     page.total = sum(cause.number for cause in page.causes)
-    page.at_least = page.total >= COUNTED_AT_MOST
+    page.at_least = page.total >= MAX_COUNTED
 
 
 def _count_by_last_sweep(
@@ -303,7 +306,7 @@ def _count_by_last_sweep(
     causes = break_down(tx, passing)
     if filters.state in (None, WAITING):
         waiting = replace(filters, state=WAITING)
-        causes += listing.count_causes(tx, waiting.row_filter(), _bounds(tx, snapshot, waiting), COUNTED_AT_MOST)
+        causes += listing.count_causes(tx, waiting.row_filter(), _bounds(tx, snapshot, waiting), MAX_COUNTED)
     page.causes = sorted(causes, key=lambda cause: -cause.number)
     page.total = sum(cause.number for cause in causes)
     return True
@@ -337,14 +340,14 @@ def _read_open(tx: Transaction, snapshot: Window, filters: ListFilter, after: st
             rows = listing.load_open(tx, row_filter, bounds, cursor, batch_size, newest_first=True)
         if rows:
             cursor = Cursor(rows[-1].arrived_at, rows[-1].event_id)
-            existing = [row for row in rows if row.type is not None]  # one whose event is gone has none
+            existing = [row for row in rows if row.type is not None]  # None if the event was deleted
             yield Chunk([_from_row(tx, row) for row in existing], len(rows), cursor.event_id, len(rows) < batch_size)
         if len(rows) < batch_size:
             return
 
 
 class NewestOrphans(NamedTuple):
-    """The newest open orphans of a search, and how many there are; `at_least`: more were not looked at."""
+    """The newest open orphans of a search, and their number, which is a lower bound if `at_least` is true."""
 
     orphans: list[OpenOrphan]
     number: int
@@ -358,15 +361,15 @@ def find_newest(
     message_ids: Collection[str] = (),
     tenant_id: str | None = None,
     limit: int,
-    read_limit: int = COUNTED_AT_MOST,
+    read_limit: int = MAX_COUNTED,
 ) -> NewestOrphans:
     """Return the open orphans that name one of the message ids or recipients, the newest first.
 
-    States are as they are stored. Of the newest `UNREAD` orphans, those without stored ids are looked at too.
+    States are as they are stored. Of the newest `UNREAD` orphans, those without stored ids are matched now.
 
     Args:
         tx: A reading transaction; the adopter's rules must be loaded.
-        recipient: An address as it is compared; orphans that are about another one are left out.
+        recipient: A normalized address; orphans about other addresses are left out.
         message_ids: Ids of messages, in each spelling.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many are returned.
@@ -494,7 +497,7 @@ def _to_open_orphan(tx: Transaction, match: OrphanMatch, types: dict[str, str], 
 
 def _sizes(size: int) -> Iterator[int]:
     while True:
-        yield min(size, CHUNK_AT_MOST)
+        yield min(size, MAX_CHUNK)
         size *= 2
 
 
@@ -577,7 +580,9 @@ def find_orphans(
         eligible = window.open_window(tx)
         bounds = listing.compute_bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
         rows = listing.load_open(tx, RowFilter(tenant_id), bounds, FIRST, limit)
-        orphans = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there
+        orphans = open_orphans.read(
+            tx, [row.event_id for row in rows if row.type is not None]
+        )  # if the event still exists
         return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 5_000
 RETENTION_ROWS = 1_000
-"""Events that one transaction looks at; it deletes all that their deliveries have besides."""
+"""Events that one transaction scans; it also deletes the other events of their deliveries."""
 
 PruneStep = Callable[[Connected], int]
 """One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""

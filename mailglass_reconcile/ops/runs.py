@@ -125,7 +125,7 @@ class RunHistory(NamedTuple):
     Attributes:
         now: The database's time, in ISO 8601, UTC.
         success_age: How long ago a full sweep last succeeded, in seconds; None if none has.
-        success_origin: Who asked for that sweep.
+        success_origin: How that sweep was started.
         lag_seconds: For how long the oldest orphan has been open although its delivery exists; 0 if none is.
         counted_at: When a full sweep last counted the open orphans; None if none has.
         groups: The open orphans at that time by `state`, `tenant_id` and `provider`, the largest group first.

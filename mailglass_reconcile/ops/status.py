@@ -29,20 +29,20 @@ class Status:
 
     Attributes:
         open: `eligible` and `waiting` together.
-        eligible: Open orphans at `as_of` that a sweep looks at.
-        waiting: Open orphans that are in their grace now.
-        lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
+        eligible: Open orphans at `as_of` that a full sweep checks.
+        waiting: Open orphans that are in their grace period now.
+        lag_seconds: The age of the oldest open orphan whose delivery exists; 0 if there is none.
         as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
-        last_success: When a run of each kind last ended well, in ISO 8601.
+        last_success: When a run of each kind last succeeded, in ISO 8601.
         last_runs: The last runs, the newest first, without recent sweeps that linked nothing.
         jobs_waiting: Jobs of handlers that wait: one for each handler and event.
         jobs_dead: Jobs that have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
-        triggers: Whether the triggers that keep the table of open orphans are at work.
-        healthy: Whether nothing has to be done.
-        problems: Why not: a sentence for each, with what to do.
-        warnings: What needs a look and costs no link.
+        triggers: True if the triggers that maintain the table of open orphans are enabled.
+        healthy: True if there are no problems.
+        problems: A sentence for each error, with its remedy.
+        warnings: A sentence for each warning, with its remedy.
     """
 
     open: int
@@ -80,16 +80,16 @@ class Health(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The dashboard's overview: the status of all tenants, and what happened lately; all of one snapshot.
+    """The dashboard's overview: the status of all tenants and recent activity, from one snapshot.
 
     Attributes:
-        status: The status; without a full sweep that has counted, its groups are empty.
-        counted_at: When the last full sweep counted what is open; None if none has.
+        status: The status; its groups are empty until a full sweep has counted.
+        counted_at: When a full sweep last counted the open orphans; None if none has.
         states: Eligible open orphans at `counted_at` by state, the most frequent first.
         causes: The same by state, tenant and provider, the largest first.
         links: The latest links of the last day.
         series: Backlog and lag over time, the oldest first.
-        health: What the fast checks find.
+        health: The findings of the fast checks.
     """
 
     status: Status
@@ -120,7 +120,7 @@ def load_status(
 ) -> Status:
     """Load the state of linking, of one tenant or, with None, of all, in a read-only transaction.
 
-    What no full sweep has counted is counted now, at a cost that grows with what is open.
+    If no full sweep has counted them, open orphans are counted now, at a cost that grows with their number.
     """
     runtime.load_imports(only_warn=True)
     with database.reading() as tx:
@@ -162,7 +162,7 @@ def _health(context: CheckContext) -> Health:
 
 
 def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the time of the last full sweep's counts, and its groups; None if it did not count this tenant apart."""
+    """Return the time of the last full sweep's counts, and its groups; None if they do not show this tenant alone."""
     counted_at, groups = context.history.counted_at, context.history.groups
     if groups is None or counted_at is None:
         return None

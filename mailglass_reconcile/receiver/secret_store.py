@@ -25,7 +25,7 @@ class SecretStore(Protocol):
     """Finds the secrets with which a webhook may be signed."""
 
     depends_on_tenant: bool
-    """Whether the tenant has to be known before a signature is verified."""
+    """True if the tenant has to be known before a signature is verified."""
 
     def may_have(self, provider: str) -> bool:
         """Return True if there may be a secret for this provider; calls no function of the application."""

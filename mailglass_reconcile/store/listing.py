@@ -191,7 +191,7 @@ class Cause(NamedTuple):
     """A cause for which orphans stay open, and the number of them.
 
     Attributes:
-        state: Their state, as it is listed.
+        state: Their state, as lists show it.
         tenant_id: Their tenant.
         provider: Their provider, if it is known.
         other_tenant_id: Of a `tenant_mismatch`, a tenant that has the deliveries.
@@ -238,14 +238,14 @@ class Bounds(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An open orphan of a list, as it is stored.
+    """The stored row of an open orphan in a list.
 
     Attributes:
         event_id: Its event.
         arrived_at: Its arrival, as Postgres writes it.
         tenant_id: Its tenant.
         provider: Its provider; None until its keys are stored, or without a usable one.
-        type: Its event's type; None if the event is gone.
+        type: Its event's type; None if the event was deleted.
         state: `waiting` in its grace, else what is stored, or `unseen`.
         candidate_ids: The ids that are stored, in order.
     """
@@ -320,7 +320,7 @@ def find_cursor(tx: Transaction, event_id: str) -> Cursor | None:
 def load_open(
     tx: Transaction, row_filter: RowFilter, bounds: Bounds, after: Cursor, size: int, *, newest_first: bool = False
 ) -> list[Row]:
-    """Return the next *size* open orphans after a cursor, in order, including those whose event is gone."""
+    """Return the next *size* open orphans after a cursor, in order, including those whose event was deleted."""
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
     parameters = {**row_filter.parameters(), **bounds.parameters(after), "size": size}
     return list(map(Row._make, tx.execute(statement, parameters)))

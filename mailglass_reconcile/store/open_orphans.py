@@ -210,7 +210,7 @@ def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | N
 
 
 def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
-    """Note that the database refused to read or link orphans: later sweeps look at them last."""
+    """Note that the database refused to read or link orphans: later sweeps check them last."""
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
 
 

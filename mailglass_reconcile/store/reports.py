@@ -21,12 +21,12 @@ NEWEST_EVENTS = 300
 OF_TENANT = 100
 """Deliveries of each tenant that should have a report by now."""
 REPORTED = 20
-"""Of each tenant and stream, how many of the newest that are final are looked at for the last report."""
+"""The newest terminal deliveries of each tenant and stream that are read to find the last report."""
 NEWEST_ORPHANS = 200
 NEW_SECONDS = 600
 """A delivery that was dispatched later may get its report still."""
 DAYS = 7
-"""Deliveries that were dispatched longer before are not looked at."""
+"""Deliveries that were dispatched earlier are not read."""
 
 # Mailglass counts opens and clicks itself: they show that the mail came, and not that webhooks come.
 _REPORTS = """
@@ -101,14 +101,14 @@ class Reports(NamedTuple):
 
     Attributes:
         provider: Its canonical name; None for the deliveries without one.
-        deliveries: Those looked at that were dispatched longer ago than the silence that is allowed.
+        deliveries: Sampled deliveries that were dispatched longer ago than the allowed silence.
         without_report: Those of them without a report.
-        reported_seconds: How long ago the last report was; None if there never was one, as far as looked at.
+        reported_seconds: How long ago the last report was; None if the sample has none.
         silent_seconds: For how long nothing has come although mail that was sent since should have a report; None if
             that is not so.
-        unreported_today: Deliveries of the last 24 hours without a report, of the newest that were looked at.
+        unreported_today: Deliveries of the last 24 hours without a report, in the sample.
         reported_today: Those with one.
-        unmatched_today: Open events of the last 24 hours that match no delivery, of the newest that were looked at.
+        unmatched_today: Open events of the last 24 hours that match no delivery, in the sample.
     """
 
     provider: str | None

@@ -144,7 +144,7 @@ def _wheel(name: str) -> Path:
 
 
 def listens(port: int) -> bool:
-    """Whether something accepts connections on a port of the loopback address."""
+    """Return True if something accepts connections on a port of the loopback address."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""Access to the page: its token, the session cookie, the sign-in form, and the guard in front of every other route."""
+"""Access to the dashboard: its token, the session cookie, the sign-in form, and the guard of all other routes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _PAGE = re.compile(
 
 def make_session(token: str, issued: int) -> str:
     """Return the cookie's value for a sign-in at *issued*, in seconds since 1970; it does not reveal the token."""
-    sealed = hmac.new(token.encode(), f"mailglass-reconcile session {issued}".encode(), hashlib.sha256)
-    return f"{issued}.{sealed.hexdigest()}"
+    signature = hmac.new(token.encode(), f"mailglass-reconcile session {issued}".encode(), hashlib.sha256)
+    return f"{issued}.{signature.hexdigest()}"
 
 
 class Access:

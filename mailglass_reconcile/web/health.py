@@ -37,7 +37,7 @@ class HealthIssue(NamedTuple):
 
 
 class HealthIssues(NamedTuple):
-    """What a person should look at.
+    """The issues that a person should look at.
 
     Attributes:
         errors: By these, links, live updates or handlers are lost or late.

@@ -1,4 +1,4 @@
-"""The pages, `/metrics`, and the two answers for machines: is the process alive, is linking healthy."""
+"""The pages, `/metrics`, and the probes `/healthz` (the process is alive) and `/readyz` (linking is healthy)."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
 EVENTS = 20
 PROBE_SECONDS = 1.0
-"""Several Prometheus servers cost what one does."""
+"""How long answers to probes are cached, so that several Prometheus servers cost no more than one."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
-"""States of orphans that no sweep will link as long as nothing else changes than what arrives."""
+"""States of orphans that stay open until a person changes something."""
 _UNAVAILABLE = 503
 _TITLES = (
     (SchemaOutdatedError, "The database needs another revision"),
@@ -72,22 +72,22 @@ def _with_error_pages(handler: Handler) -> Handler:
     """Show an error of the handler as a page."""
 
     @wraps(handler)
-    async def safe(self: Pages, request: Request) -> Response:
+    async def handle_errors(self: Pages, request: Request) -> Response:
         try:
             return await handler(self, request)
         except NotFoundError:
-            return _problem(request, 404, "Not found", "No event, delivery or page has this address.")
+            return _error_page(request, 404, "Not found", "No event, delivery or page has this address.")
         except InvalidParameterError as error:
-            return _problem(request, 400, "This address cannot be used", f"{error}.")
+            return _error_page(request, 400, "This address cannot be used", f"{error}.")
         except MailglassReconcileError as error:
             title = next((words for kind, words in _TITLES if isinstance(error, kind)), "No answer from the database")
-            return _problem(request, _UNAVAILABLE, title, f"{str(error).removesuffix('.')}.")
+            return _error_page(request, _UNAVAILABLE, title, f"{str(error).removesuffix('.')}.")
 
-    return safe
+    return handle_errors
 
 
 class Pages:
-    """The pages of one application; what they read serves everybody for a few seconds."""
+    """The pages of one application; the data are cached for a few seconds, for all users."""
 
     def __init__(self, engine: sa.Engine | None, access: Access) -> None:
         self._engine, self._access = engine, access
@@ -103,7 +103,7 @@ class Pages:
         self, request: Request, template: str, *, status: int = 200, issues: HealthIssues | None = None, **values: Any
     ) -> Response:
         """Return a page, with the number of issues: of *issues*, or loaded now."""
-        with suppress(MailglassReconcileError):  # what the page shows could be read
+        with suppress(MailglassReconcileError):  # the page itself could be read
             issues = issues or await self._cache.get("issues", self._load_issues)
         return render(request, template, status=status, issues=issues, **values)
 
@@ -232,8 +232,8 @@ class Pages:
             request,
             "delivery.html",
             delivery=delivery,
-            events=events[: deliveries.LATEST],
-            more=len(events) > deliveries.LATEST,
+            events=events[: deliveries.MAX_EVENTS],
+            more=len(events) > deliveries.MAX_EVENTS,
             named_by=named_by,
             named_shown=EVENTS,
         )
@@ -241,7 +241,7 @@ class Pages:
     def _load_delivery(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
         with self._database.reading(LIST_TIMEOUT_MS) as tx:
             for delivery in deliveries.load_deliveries(tx, [str(delivery_id)]):
-                return delivery, deliveries.load_events(tx, [str(delivery_id)], deliveries.LATEST + 1)
+                return delivery, deliveries.load_events(tx, [str(delivery_id)], deliveries.MAX_EVENTS + 1)
             return None
 
     @_with_error_pages
@@ -300,7 +300,7 @@ class Pages:
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with 404."""
-        answer = _problem(Request(scope, receive), 404, "Not found", "No event, delivery or page has this address.")
+        answer = _error_page(Request(scope, receive), 404, "Not found", "No event, delivery or page has this address.")
         await answer(scope, receive, send)
 
     async def static(self, request: Request) -> Response:
@@ -327,10 +327,10 @@ class Pages:
         return PlainTextResponse(f"{line}\n", _UNAVAILABLE if problems else 200)
 
 
-def _problem(request: Request, code: int, title: str, sentence: str) -> Response:
+def _error_page(request: Request, code: int, title: str, sentence: str) -> Response:
     retries = code == _UNAVAILABLE
     return render(request, "problem.html", status=code, title=title, sentence=sentence, retries=retries)
 
 
-def _redirect(place: str) -> Response:
-    return Response(status_code=303, headers={"location": place})
+def _redirect(location: str) -> Response:
+    return Response(status_code=303, headers={"location": location})

@@ -290,7 +290,7 @@ class Provider:
 
     @property
     def has_private_key(self) -> bool:
-        """Whether only the provider can sign a webhook, so that we cannot make a sample."""
+        """True if only the provider can sign a webhook, so that we cannot make a sample."""
         return self.authentication.sign is None
 
     def read(self, element: Any, request_id: str | None) -> Sequence[WebhookEvent]:

@@ -202,7 +202,7 @@ INCIDENTS = [
     Incident("sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago", sweep),
     Incident("prune", unprune, "nothing was pruned for 3 days", lambda db: mailglass_reconcile.prune()),
     Incident("linking", leave, "although its delivery exists", sweep),
-    Incident("broadcasts", mute, "Redis took none of the 2 broadcasts of the last full sweep", sweep),
+    Incident("broadcasts", mute, "Redis accepted none of the 2 broadcasts of the last full sweep", sweep),
     Incident("handlers", enqueue("dead", 9, 0), "1 job of a handler is dead", empty_outbox),
     Incident("handlers", enqueue("waiting", 0, 400), "an event has waited 6 minutes for a handler", empty_outbox),
     Incident("handlers", enqueue("waiting", 3, -60), "1 job of a handler has failed 3 times", empty_outbox),
@@ -265,7 +265,7 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
 
 def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
     """Here, or by the tests of its own module, which `elsewhere` names."""
-    elsewhere = {"server", "roles", "rights", "recipients"}  # tests/ops/checks/test_server.py, test_roles.py, …
+    elsewhere = {"server", "roles", "privileges", "recipients"}  # tests/ops/checks/test_server.py, test_roles.py, …
     planted = {incident.check for incident in INCIDENTS}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.is_fast}
     assert planted | elsewhere == cheap

@@ -204,7 +204,7 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
 
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
     """The number then is a lower bound."""
-    monkeypatch.setattr(pages, "COUNTED_AT_MOST", 2)
+    monkeypatch.setattr(pages, "MAX_COUNTED", 2)
     found = load_page(db.database, ListFilter(), with_counts=True)
     assert (found.total, found.at_least) == (2, True)
 
@@ -265,7 +265,7 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
 
 def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
-    monkeypatch.setattr(pages, "READ_AT_MOST", 2)
+    monkeypatch.setattr(pages, "MAX_EVENTS_READ", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     one = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
     assert (one.orphans, one.looked_at) == ([], 2)
@@ -274,7 +274,7 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
 
 def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     """A type that hardly any has ends it, with the place to go on from; the pages together miss nothing."""
-    monkeypatch.setattr(pages, "LOOKED_AT_MOST", 4)
+    monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 4)
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
@@ -290,7 +290,7 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swept):
     """Also before a sweep has stored any keys."""
-    monkeypatch.setattr(pages, "CHUNK_AT_MOST", 2)
+    monkeypatch.setattr(pages, "MAX_CHUNK", 2)
     for _ in range(5):
         factories.orphan(db, factories.postmark("not mine"), age_seconds=200)
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)

@@ -137,7 +137,7 @@ FAULTS = [
     Fault(
         "no right on a table",
         planting.take_right,
-        "rights",
+        "privileges",
         "INSERT on mailglass_events",
         "INSERT on mailglass_events",
         planting.by_sql,

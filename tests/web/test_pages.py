@@ -198,7 +198,7 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
 
 def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
     """It says how many were looked at, and leads on from there."""
-    monkeypatch.setattr(pages, "LOOKED_AT_MOST", 20)
+    monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 20)
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
     visitor = Visitor(app(db))
     text = visitor.get("/orphans?type=opened").text

@@ -180,7 +180,7 @@ class DeliveryAdmin(LargeTableAdmin):
         if delivery is not None:
             with suppress(MailglassReconcileError), _reading() as tx:
                 (delivery.details,) = deliveries.load_deliveries(tx, [str(delivery.pk)])
-                delivery.timeline = deliveries.load_events(tx, [str(delivery.pk)], deliveries.LATEST)
+                delivery.timeline = deliveries.load_events(tx, [str(delivery.pk)], deliveries.MAX_EVENTS)
         return delivery
 
     @admin.display(description="summary")

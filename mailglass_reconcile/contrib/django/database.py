@@ -78,8 +78,8 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
 def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
     """Call *action* with Django's connection, and return its result; transient errors are retried.
 
-    There is no retry in a transaction of the application's, which has failed as a whole then. A transaction of its own
-    is READ COMMITTED, not the database's default, because ours are safe in it and fail less often.
+    Nothing is retried within a transaction of the application, because the error has aborted it. Otherwise the
+    transaction is READ COMMITTED whatever the database's default is: our statements are safe in it and fail less often.
     """
     wrapper = connection_wrapper(alias())
     for pause in (*RETRY_PAUSES_SECONDS, None):
@@ -128,7 +128,7 @@ def after_commit(recorded: Sequence[Any]) -> None:
     wrapper = connection_wrapper(alias())
     if wrapper.commit_on_exit if wrapper.in_atomic_block else wrapper.get_autocommit():
         transaction.on_commit(partial(broadcast, recorded), using=alias(), robust=True)
-    else:  # Django calls nothing at a commit of the application's own
+    else:  # Django runs no hooks at a commit by the application
         _warn_of_autocommit(alias())
 
 
@@ -155,15 +155,15 @@ def require_autocommit() -> None:
 
 @cache
 def engine(name: str) -> sa.Engine:
-    """Return an engine whose connections are its own, for sweeps, migrations and the command.
+    """Return an engine with separate connections, for sweeps, migrations and the command.
 
-    They lead to where `DATABASES[name]` points at that moment: under Django's test runner, to the test database.
+    Each connects to the current database of `DATABASES[name]`: under Django's test runner, to the test database.
     """
     return engines.create_engine_with(lambda: _open(name), lambda: _server(name))
 
 
 def connection_wrapper(name: str) -> Any:
-    """Return Django's wrapper of a database, which must be there and PostgreSQL; it does not connect."""
+    """Return Django's wrapper of a database, which must exist and be PostgreSQL; this does not connect."""
     try:
         wrapper = connections[name]
     except (ConnectionDoesNotExist, ImproperlyConfigured):
@@ -178,15 +178,15 @@ def connection_wrapper(name: str) -> Any:
 
 
 class _SharedConnection:
-    """Django's connection to SQLAlchemy, which can use it and can neither end its transaction nor close it."""
+    """Django's connection as SQLAlchemy gets it: commit, rollback and close do nothing."""
 
-    __slots__ = ("_djangos",)
+    __slots__ = ("_connection",)
 
-    def __init__(self, djangos: psycopg.Connection[Any]) -> None:
-        self._djangos = djangos
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._djangos, name)
+        return getattr(self._connection, name)
 
     def commit(self) -> None:
         """Do nothing: Django commits."""
@@ -198,11 +198,11 @@ class _SharedConnection:
         """Do nothing: Django closes."""
 
     def cursor(self) -> psycopg.Cursor[Any]:
-        """Return one whose values are parameters: Django's cursors put them into the statement's text."""
-        return psycopg.Cursor(self._djangos)
+        """Return a cursor that sends values as parameters; Django's cursors put them into the statement's text."""
+        return psycopg.Cursor(self._connection)
 
     def add_notice_handler(self, handler: Callable[..., None]) -> None:
-        """Do nothing: it would stay forever."""
+        """Do nothing: the handler would never be removed."""
 
 
 @cache
@@ -235,16 +235,16 @@ def _open(name: str) -> psycopg.Connection[Any]:
         raise ConfigurationError(f"DATABASES[{name!r}] has no usable NAME") from None
     options = {key: value for key, value in parameters.items() if key not in CURSOR_PARAMETERS}
     options = {"connect_timeout": engines.CONNECT_TIMEOUT_SECONDS, **options, "prepare_threshold": None}
-    opened = psycopg.connect(**options)
+    driver_connection = psycopg.connect(**options)
     role = wrapper.settings_dict["OPTIONS"].get("assume_role")
     if role:
         try:
-            opened.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
-            opened.commit()
+            driver_connection.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
+            driver_connection.commit()
         except psycopg.Error:
-            opened.close()
+            driver_connection.close()
             raise
-    return opened
+    return driver_connection
 
 
 def use_djangos_connection() -> None:

@@ -36,7 +36,7 @@ def connect() -> None:
 
 
 def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) -> None:
-    """Record a send; never raise, because the mail is gone already."""
+    """Record a send; never raise, because the mail has already been sent."""
     tenant, ids = "?", "?"
     try:
         sent = anymail.sent(message, status)
@@ -87,7 +87,7 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
 
 
 def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
-    """Make the tracking event for an application's tenant function; besides our fields it has tags."""
+    """Make the tracking event that an application's tenant function gets, with the fields of *event* and its tags."""
     return AnymailTrackingEvent(
         event_type=event.type,
         timestamp=event.occurred_at,
@@ -106,7 +106,7 @@ def _record(action: Callable[[sa.Connection], list[Any]]) -> None:
 
 
 def _in_sync_thread(action: Callable[[], None]) -> None:
-    """Run *action*, but in a thread of our own under an event loop, where Django allows no queries."""
+    """Run *action*; in an event loop, where Django allows no queries, run it in a thread of ours."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -161,7 +161,7 @@ def tenant_of(source: Any) -> str:
     try:
         function = tenant_function()
         if function is not None:
-            return validation.name("MAILGLASS_TENANT: what it returns", function(source))
+            return validation.name("the value that MAILGLASS_TENANT returns", function(source))
         if fixed_tenant() is not None:
             return validation.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way

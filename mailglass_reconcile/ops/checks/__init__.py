@@ -1,8 +1,8 @@
 """One list of checks: the doctor runs all; `status --check`, dashboard, `/metrics` and Django the fast ones.
 
-Each is a function of a module that this one lists. There is one finding for each cause, the most severe first.
-Nothing is written but a mark in Redis that expires after a second, unless a repair is requested. The cost does not grow
-with the tables.
+Each check is a function of a module listed here. Each cause is reported once, the most severe first. The checks write
+nothing except, in Redis, a key that expires after a second; only a repair writes to the database. Their cost does not
+grow with the tables.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _connect(findings: list[Finding]) -> Connected | None:
 
 
 def _check_database(connected: Connected) -> Iterator[Finding]:
-    """Run each check in a transaction of its own, until one finds that the others cannot be made."""
+    """Run each check in its own transaction; stop if its finding means that the next ones cannot run."""
     for check in _select_checks("database"):
         findings = check.within(_context(connected)).attempt()
         yield from findings
@@ -193,8 +193,8 @@ def _check_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
 
     try:
         cluster = celery()
-    except Exception as fault:  # the app of the bundled module, or of an application, may fail to be made in any way
-        message = f"the Celery app cannot be made ({type(fault).__name__})"
+    except Exception as fault:  # creating an application's Celery app may raise anything
+        message = f"the Celery app cannot be created ({type(fault).__name__})"
         yield error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery")
         return
     with cluster:

@@ -60,7 +60,7 @@ def tenants(context: CheckContext) -> Iterator[Finding]:
         f" deliveries; the events' tenant is {tenant_ids}"
     )
     step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
-    if context.is_mailglass_s:
+    if context.is_made_by_mailglass:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
     found_match = sum(
         group.orphans for group in groups if group.state not in ("unmatched", "unmatchable", None, UNSEEN)

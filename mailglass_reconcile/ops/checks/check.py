@@ -1,4 +1,4 @@
-"""A check of one thing: it yields findings, each with a level, one sentence, and the step that cures it."""
+"""The definition of a check: a function that yields findings, each with a level, a message and a remedy."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LEVELS = (OK, WARNING, ERROR)
 Needs = Literal["nothing", "database", "redis", "celery"]
 
 NEWEST_ORPHANS = 300
-"""Open orphans that checks look at, the newest."""
+"""The number of newest open orphans that checks read."""
 
-AGAIN = "fix the other findings, then run `mailglass-reconcile doctor` again"
+RUN_AGAIN = "fix the other findings, then run `mailglass-reconcile doctor` again"
 
 
 class Finding(NamedTuple):
@@ -40,9 +40,9 @@ class Finding(NamedTuple):
     Attributes:
         check: The check's name.
         status: `ok`, `warning` or `error`; with an error, links, broadcasts or handlers are lost or late.
-        message: What was found, and if it is not well, why.
-        remedy: The step that cures it; None if nothing has to be done.
-        because: If one of these checks has an error, this finding is its effect, and is told with it.
+        message: The result and, if it is a problem, its cause.
+        remedy: The step that solves the problem; None if there is none.
+        because: If one of these checks has an error, this finding is its effect, and is merged into it.
     """
 
     check: str
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The message with its remedy, as `status --check` and the page show them."""
+        """The message with its remedy, as `status --check` and the dashboard show it."""
         return self.message if self.remedy is None else f"{self.message}: {self.remedy}"
 
     def as_dict(self) -> dict[str, str | None]:
@@ -67,7 +67,7 @@ def ok(message: str) -> Finding:
 
 
 def warning(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
-    """Return a finding that a person should look at, although no link is lost."""
+    """Return a finding about a problem that loses and delays nothing."""
     return Finding("", WARNING, with_command_name(message), with_command_name(remedy), because)
 
 
@@ -76,8 +76,8 @@ def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     return Finding("", ERROR, with_command_name(message), with_command_name(remedy), because)
 
 
-READABLE = ("rights", "schema", "functions")
-"""If one of these checks has an error, a later one may not be able to read what it needs."""
+READABLE = ("privileges", "schema", "functions")
+"""If one of these checks has an error, later checks may fail to read the database."""
 
 
 class Check(NamedTuple):
@@ -96,16 +96,16 @@ class Check(NamedTuple):
             yield finding._replace(check=self.name)
 
     def attempt(self, *arguments: Any) -> list[Finding]:
-        """Return the findings; if the check itself fails, that is a finding."""
+        """Return the findings; a check that fails returns a finding about its error."""
         findings: list[Finding] = []
         because = READABLE if self.needs == "database" else ()
         try:
             for finding in self.findings(*arguments):
                 findings.append(finding)
         except MailglassReconcileError as fault:
-            message, step = f"this could not be checked: {fault}", AGAIN
+            message, step = f"this could not be checked: {fault}", RUN_AGAIN
         except Exception as fault:  # one check that fails must not hide the others
-            message, step = f"this could not be checked: {type(fault).__name__}", f"{AGAIN}; if it stays, report it"
+            message, step = f"this could not be checked: {type(fault).__name__}", f"{RUN_AGAIN}; if it stays, report it"
         else:
             return findings
         return [*findings, error(message, step, because)._replace(check=self.name)]
@@ -121,19 +121,19 @@ class Check(NamedTuple):
 
 
 def check(name: str, needs: Needs = "database", *, fast: bool = False) -> Callable[[Callable[..., Any]], Check]:
-    """Make a function the check *name*; the checks of a module run in the order of their definitions."""
+    """Register a function as the check *name*; the checks of a module run in the order of their definitions."""
     return lambda run: Check(name, needs, fast, run)
 
 
 @dataclass
 class CheckContext:
-    """The argument of a check of the database: a read-only transaction, and what several checks read in it."""
+    """The argument of a database check: a read-only transaction, and cached results that several checks share."""
 
     tx: Transaction
     max_lag_seconds: float = LATE_SECONDS
-    """A linkable event may wait so long; a full sweep has to succeed within two thirds of it."""
+    """How long a linkable event may wait; a full sweep has to succeed within two thirds of this time."""
     is_full: bool = False
-    """Whether the doctor runs the check, with the privileges of a sweeper."""
+    """True if the doctor runs the check, with the privileges of a sweeper."""
 
     @cached_property
     def roles(self) -> list[ComparedRole]:
@@ -155,7 +155,7 @@ class CheckContext:
 
     @cached_property
     def handlers_without_dispatcher(self) -> list[HandlerWithoutDispatcher]:
-        """The handlers that no dispatcher has named for an hour."""
+        """The handlers that no dispatcher has registered for an hour."""
         return handled_types.find_without_dispatcher(self.tx)
 
     @cached_property
@@ -169,7 +169,7 @@ class CheckContext:
         return reports.load_reports(self.tx)
 
     @cached_property
-    def is_mailglass_s(self) -> bool:
+    def is_made_by_mailglass(self) -> bool:
         """Return True if Mailglass's own migrations made the tables."""
         return schema.is_made_by_mailglass(self.tx)
 

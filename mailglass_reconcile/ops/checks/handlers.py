@@ -1,4 +1,4 @@
-"""Whether handlers run: what waits too long, fails or is dead, and which events are not handed to them."""
+"""Checks of handlers: jobs that wait too long, fail or are dead, and handlers without a dispatcher."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text 
 @check("other_reconciler")
 def other_reconciler(context: CheckContext) -> Iterator[Finding]:
     """Mailglass's own reconciler no longer runs."""
-    if not context.is_mailglass_s:
+    if not context.is_made_by_mailglass:
         yield ok("there is no Mailglass here")
         return
     bounds = {
@@ -102,7 +102,7 @@ SELECT quote_ident(r.rolname), quote_ident(:schema)
 @check("recipients", fast=True)
 def recipients(context: CheckContext) -> Iterator[Finding]:
     """The role that sweeps may read the recipients that Mailglass's raw webhooks name."""
-    if not context.is_mailglass_s:
+    if not context.is_made_by_mailglass:
         yield ok("there is no Mailglass here")
         return
     names = context.tx.names_of("open_orphans", "webhook_events")
@@ -127,7 +127,7 @@ def recipients(context: CheckContext) -> Iterator[Finding]:
 @check("links")
 def links(context: CheckContext) -> Iterator[Finding]:
     """The newest links are to deliveries of the event's tenant and, where it can be read, recipient."""
-    if not context.is_mailglass_s:
+    if not context.is_made_by_mailglass:
         yield ok("there is no Mailglass here")
         return
     bounds = {**uuid7_bounds(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}

@@ -14,14 +14,14 @@ from mailglass_reconcile.pubsub import TEST_MESSAGE, events_channel
 from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.singleton.lock import PREFIX, probe_lock
 
-LOST = "links are made, but not broadcast"
+NOT_BROADCAST = "links are made, but not broadcast"
 DENIED = ("NoPermissionError", "ACL failure in script")
 
 _REFUSALS = {
     "ReadOnlyError": "it is a replica",
     "OutOfMemoryError": "its memory is full (maxmemory)",
     "MISCONF": "it cannot save its data to disk",
-    "NOREPLICAS": "it lacks the replicas that min-replicas-to-write asks for",
+    "NOREPLICAS": "it has fewer replicas than min-replicas-to-write requires",
 }
 
 
@@ -31,7 +31,7 @@ class Redis:
 
     is_expected: bool
     fault: Exception | None = None
-    """Why it cannot be reached."""
+    """The error that prevents a connection."""
 
     @cached_property
     def client(self) -> Any:
@@ -40,7 +40,7 @@ class Redis:
 
 @check("redis", needs="redis")
 def redis(connection: Redis) -> Iterator[Finding]:
-    """It can be reached and is a master; without Celery and a configured Redis none is needed."""
+    """Redis can be reached and is a master; it is required only with Celery or if one is configured."""
     try:
         server = pubsub.server_of(connection.client, "MAILGLASS_REDIS_URL")
         role = connection.client.info("replication").get("role")
@@ -53,7 +53,7 @@ def redis(connection: Redis) -> Iterator[Finding]:
         if not _is_denied(fault):
             connection.fault = fault
             cause, remedy = connection_errors.classify(fault, server)
-            message = f"cannot connect to {server.kind} at {server.location}: {cause}; {LOST}"
+            message = f"cannot connect to {server.kind} at {server.location}: {cause}; {NOT_BROADCAST}"
             yield (
                 error(message, remedy)
                 if connection.is_expected
@@ -63,7 +63,7 @@ def redis(connection: Redis) -> Iterator[Finding]:
     if role == "slave":
         connection.fault = ConfigurationError("a replica")
         yield error(
-            f"the {server.kind} at {server.location} is a replica: {LOST}",
+            f"the {server.kind} at {server.location} is a replica: {NOT_BROADCAST}",
             "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…):"
             f" {docs_url('redis.md#sentinel')}",
         )
@@ -71,33 +71,35 @@ def redis(connection: Redis) -> Iterator[Finding]:
         yield ok(f"connected to {server.kind} at {server.location}")
 
 
-@check("redis_rights", needs="redis")
-def rights(connection: Redis) -> Iterator[Finding]:
+@check("redis_privileges", needs="redis")
+def redis_privileges(connection: Redis) -> Iterator[Finding]:
     """This user may publish."""
     grant = "ACL SETUSER <this user> +publish '&mailglass:events:*'"
-    refused = error(f"this user may not PUBLISH on mailglass:events:*: {LOST}", grant)
+    denied = error(f"this user may not PUBLISH on mailglass:events:*: {NOT_BROADCAST}", grant)
     test = partial(connection.client.publish, events_channel("doctor"), TEST_MESSAGE)
-    yield _try_write(test, refused, "this user may publish")
+    yield _try_write(test, denied, "this user may publish")
 
 
-@check("lock_rights", needs="redis")
-def lock_rights(connection: Redis) -> Iterator[Finding]:
+@check("lock_privileges", needs="redis")
+def lock_privileges(connection: Redis) -> Iterator[Finding]:
     """The lock of sweeps can be taken."""
     grant = f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'"
-    refused = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
-    yield _try_write(lambda: probe_lock(connection.client), refused, "the lock can be taken")
+    denied = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
+    yield _try_write(lambda: probe_lock(connection.client), denied, "the lock can be taken")
 
 
-def _try_write(use: Callable[[], object], refused: Finding, well: str) -> Finding:
+def _try_write(action: Callable[[], object], denied: Finding, message: str) -> Finding:
     try:
-        use()
-    except Exception as fault:  # as above
+        action()
+    except Exception as fault:  # any error of the client's
         if _is_denied(fault):
-            return refused
+            return denied
         text = f"{type(fault).__name__} {fault}"
         reason = next((reason for word, reason in _REFUSALS.items() if word in text), type(fault).__name__)
-        return error(f"Redis refuses to write: {reason}", "check the server's log, memory and disk", ("redis_rights",))
-    return ok(well)
+        return error(
+            f"Redis refuses to write: {reason}", "check the server's log, memory and disk", ("redis_privileges",)
+        )
+    return ok(message)
 
 
 def _is_denied(fault: Exception) -> bool:

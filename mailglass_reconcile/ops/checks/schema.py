@@ -1,4 +1,4 @@
-"""Whether the database has what recording and linking rely on, and whether this role may use it."""
+"""Checks of the schema, and of the privileges of the roles."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _describe_missing(missing_privileges: list[MissingPrivileges]) -> Iterator[F
             )
 
 
-@check("rights", fast=True)
-def rights(context: CheckContext) -> Iterator[Finding]:
+@check("privileges", fast=True)
+def role_privileges(context: CheckContext) -> Iterator[Finding]:
     """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
     role = context.current_role
     missing_privileges = privileges.find_missing(context.tx, [role])
@@ -46,7 +46,7 @@ def rights(context: CheckContext) -> Iterator[Finding]:
         yield ok(f"role {role.name} has the privileges that it needs")
 
 
-@check("rights")
+@check("privileges")
 def readable(context: CheckContext) -> Iterator[Finding]:
     """Doctor has the sweeper's privileges: with others it could read only a part."""
     role = context.current_role
@@ -66,7 +66,7 @@ def _retention(context: CheckContext) -> Iterator[Finding]:
     }
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
         if days is not None and (problem := find_problem(context.tx, function)):
-            level = warning if context.is_mailglass_s else error
+            level = warning if context.is_made_by_mailglass else error
             yield level(f"the prune cannot delete old {rows}: {problem.message}", problem.remedy)
             return
     yield ok("this role may sweep and prune")
@@ -74,7 +74,7 @@ def _retention(context: CheckContext) -> Iterator[Finding]:
 
 @check("schema", fast=True)
 def revision(context: CheckContext) -> Iterator[Finding]:
-    """The schema is there, at this version's revision, with all tables."""
+    """The schema exists, at this version's revision, with all tables."""
     tx = context.tx
     ledgers = schema.find_ledgers(tx)
     other_names = [name for name in ledgers if name != tx.schema]
@@ -126,17 +126,17 @@ def _differences(context: CheckContext, subject: str) -> list[Finding]:
 
 @check("indexes", fast=True)
 def indexes(context: CheckContext) -> Iterator[Finding]:
-    """The indexes that ON CONFLICT and sweeps rely on are there and valid, Mailglass's too."""
+    """The indexes that ON CONFLICT and sweeps rely on exist and are valid, Mailglass's too."""
     yield from _differences(context, "indexes") or [ok("all indexes that are needed exist and are valid")]
 
 
 @check("triggers", fast=True)
 def triggers(context: CheckContext) -> Iterator[Finding]:
-    """The triggers on the ledger are at work; without them, new orphans are not noticed until the prune."""
+    """The triggers on the ledger are enabled; without them, new orphans are not noticed until the prune."""
     yield from _differences(context, "triggers") or [ok("all triggers on mailglass_events are enabled")]
 
 
 @check("functions", fast=True)
 def functions(context: CheckContext) -> Iterator[Finding]:
-    """The statements that the database keeps as functions are there."""
+    """The functions of the schema exist."""
     yield from _differences(context, "functions") or [ok("all functions that are needed exist")]

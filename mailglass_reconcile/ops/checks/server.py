@@ -1,4 +1,4 @@
-"""The database server: whether this process can connect, and whether it takes writes."""
+"""The database server: whether this process can connect, and whether it accepts writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
 
 @check("server", fast=True)
 def server(context: CheckContext) -> Iterator[Finding]:
-    """The server is recent, takes writes, and stores every character."""
+    """The server is recent, accepts writes, and stores every character."""
     row = context.tx.execute(_SERVER).one()
     if row.number < OLDEST_SERVER:
         yield error(f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
@@ -32,8 +32,8 @@ def server(context: CheckContext) -> Iterator[Finding]:
             f"the database is encoded in {row.encoding}, which cannot hold every address and id",
             "create a database with ENCODING 'UTF8', and let MAILGLASS_DATABASE_URL name it",
         )
-    elif row.replica and context.is_full:  # a page may read one
-        yield error("this server is a replica, which takes no writes", "set MAILGLASS_DATABASE_URL to the primary")
+    elif row.replica and context.is_full:  # the dashboard may read a replica
+        yield error("this server is a replica, which accepts no writes", "set MAILGLASS_DATABASE_URL to the primary")
     elif row.read_only and context.is_full:
         yield error(
             "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
@@ -49,7 +49,7 @@ def time_zone(context: CheckContext) -> Iterator[Finding]:
     row = context.tx.execute(_TIME_ZONE).one()
     if row.is_utc:
         yield ok("sessions of this role are in UTC")
-    elif context.is_mailglass_s:
+    elif context.is_made_by_mailglass:
         yield warning(
             f"sessions of this role are in the time zone {row.time_zone}: rows of Mailglass whose id is no UUIDv7 may"
             " seem to have arrived at another time",

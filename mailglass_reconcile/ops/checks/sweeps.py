@@ -1,4 +1,4 @@
-"""Whether full sweeps, the prune and beat run: judged by what they have left in the history, never by a process."""
+"""Checks of full sweeps, the prune and beat, based on the history of runs and not on processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanit
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
 OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
-"""What keeps Celery from running our tasks."""
-OF_THE_DATABASE = ("rights", "schema", "indexes", "functions", "triggers")
+"""Checks whose errors explain why Celery runs no task."""
+OF_THE_DATABASE = ("privileges", "schema", "indexes", "functions", "triggers")
 ASK_WORKER = (
     "run `mailglass-reconcile doctor` where the worker runs: beat, the broker or the worker has stopped, or the log of"
     " the worker has the reason"
@@ -22,55 +22,57 @@ SWEEP = "run `mailglass-reconcile sweep`, which says why"
 
 @check("beat", fast=True)
 def beat(context: CheckContext) -> Iterator[Finding]:
-    """Runs that beat queued end in time, or something else sweeps in their place.
+    """Runs that beat enqueued end in time, or full sweeps are started in another way.
 
-    The history has only what a worker has finished, so it cannot say which of beat, broker and worker has stopped.
+    The history has finished runs only, so it cannot show whether beat, the broker or the worker has stopped.
     """
-    past = context.history
-    in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
-    if past.beat_age is None or past.beat_age <= LATE_SECONDS:
+    history = context.history
+    in_time = history.success_age is not None and history.success_age <= LATE_SECONDS
+    if history.beat_age is None or history.beat_age <= LATE_SECONDS:
         yield ok(
-            "beat has never queued a run" if past.beat_age is None else f"a run {format_duration(past.beat_age)} ago"
+            "beat has never queued a run"
+            if history.beat_age is None
+            else f"a run {format_duration(history.beat_age)} ago"
         )
     elif in_time:
         yield ok(
-            f"beat last queued a run {format_duration(past.beat_age)} ago;"
+            f"beat last queued a run {format_duration(history.beat_age)} ago;"
             f" full sweeps are started by {_success_origin(context)}"
         )
     else:
         yield error(
-            f"no run that beat queued has ended for {format_duration(past.beat_age)}", ASK_WORKER, OF_THE_WORKER
+            f"no run that beat queued has ended for {format_duration(history.beat_age)}", ASK_WORKER, OF_THE_WORKER
         )
 
 
 @check("sweeps", fast=True)
 def sweeps(context: CheckContext) -> Iterator[Finding]:
     """A full sweep has succeeded in time, and the last one has not failed."""
-    past, allowed = context.history, context.max_lag_seconds * 2 / 3
+    history, allowed = context.history, context.max_lag_seconds * 2 / 3
     because = (*OF_THE_DATABASE, *OF_THE_WORKER, "beat")
-    if past.success_age is None and past.last is None:
+    if history.success_age is None and history.last is None:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
         yield error("no full sweep of all tenants has run yet", step, because)
-    elif past.last is not None and past.last.status == "failed":
-        reason = sanitize(past.last.error or "no error was noted")
-        yield error(f"the last full sweep failed {format_duration(past.last.age)} ago ({reason})", SWEEP, because)
-    elif past.success_age is None:
+    elif history.last is not None and history.last.status == "failed":
+        reason = sanitize(history.last.error or "no error was recorded")
+        yield error(f"the last full sweep failed {format_duration(history.last.age)} ago ({reason})", SWEEP, because)
+    elif history.success_age is None:
         yield error("no full sweep has ever succeeded", SWEEP, because)
-    elif past.success_age > allowed:
+    elif history.success_age > allowed:
         message = (
-            f"no full sweep has succeeded for {format_duration(past.success_age)} (limit {format_duration(allowed)})"
+            f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
         )
         yield error(message, SWEEP, because)
-    elif past.last is not None and past.last.failed and not past.last.linked:
-        refused = pluralize(past.last.failed, "link")
+    elif history.last is not None and history.last.failed and not history.last.linked:
+        refused = pluralize(history.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
     else:
         yield ok(
-            f"a full sweep succeeded {format_duration(past.success_age)} ago, started by {_success_origin(context)}"
+            f"a full sweep succeeded {format_duration(history.success_age)} ago, started by {_success_origin(context)}"
         )
-    if past.uncovered_seconds > allowed:
+    if history.uncovered_seconds > allowed:
         yield error(
-            f"full sweeps have not checked everything for {format_duration(past.uncovered_seconds)}: each ends"
+            f"full sweeps have not checked everything for {format_duration(history.uncovered_seconds)}: each ends"
             " at its deadline",
             "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
         )
@@ -85,31 +87,31 @@ def _success_origin(context: CheckContext) -> str:
 @check("prune", fast=True)
 def prune(context: CheckContext) -> Iterator[Finding]:
     """Something was pruned within two days."""
-    past = context.history
-    if past.unpruned_seconds > PRUNE_LATE_SECONDS:
+    history = context.history
+    if history.unpruned_seconds > PRUNE_LATE_SECONDS:
         yield error(
-            f"nothing was pruned for {format_duration(past.unpruned_seconds)}: tables grow, and expired orphans"
+            f"nothing was pruned for {format_duration(history.unpruned_seconds)}: tables grow, and expired orphans"
             " stay open",
             "run `mailglass-reconcile prune`, and let beat or cron run it daily",
             (*OF_THE_DATABASE, *OF_THE_WORKER, "beat"),
         )
     else:
         yield ok(
-            f"the last prune was {format_duration(past.unpruned_seconds)} ago"
-            if past.pruned
+            f"the last prune was {format_duration(history.unpruned_seconds)} ago"
+            if history.pruned
             else "nothing to prune yet"
         )
 
 
 @check("broadcasts", fast=True)
 def broadcasts(context: CheckContext) -> Iterator[Finding]:
-    """Redis has taken what the last full sweep published; without a configured Redis there are no subscribers."""
+    """Redis accepted the messages of the last full sweep; without a configured Redis there are no subscribers."""
     last = context.history.last
     if last is not None and last.publish_failed and not last.published and runtime.is_redis_configured():
         yield error(
-            f"Redis took none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
+            f"Redis accepted none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
             "check MAILGLASS_REDIS_URL",
-            ("redis", "redis_rights"),
+            ("redis", "redis_privileges"),
         )
     else:
         yield ok("the last full sweep lost no broadcast")

@@ -228,7 +228,7 @@ def _knows(cluster: Cluster, worker: str, task: str) -> bool:
 
 @check("schedule", needs="celery")
 def schedule(cluster: Cluster) -> Iterator[Finding]:
-    """Beat would ask for sweeps, and for dispatches if there are handlers, with this app's schedule."""
+    """This app's beat schedule has entries for sweeps and, if there are handlers, for their dispatch."""
     conf = cluster.app.conf
     scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
     required = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.handled_types() else {})}

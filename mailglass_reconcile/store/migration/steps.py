@@ -22,19 +22,19 @@ from mailglass_reconcile.store.script import SchemaStep
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a session that waits for a lock; Mailglass's own time out after 500 ms."""
 LOCK_RETRY_SECONDS = 60
-FILL_ORPHANS = 5_000
+FILL_BATCH_SIZE = 5_000
 
 OPEN_ORPHANS = "mailglass_open_orphans"
 
 # Postgres cancels an autovacuum that blocks a session for deadlock_timeout. This lock conflicts with autovacuum but not
 # with writers, so waiting that long does no harm; the step's own lock then waits for writers only.
-_AUTOVACUUM_PATIENCE = """
+_LOCK_TIMEOUT_FOR_AUTOVACUUM = """
 SELECT set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)
                                   ::int::text, true)
 """
 _HAS_LEDGER = "SELECT to_regclass(:events) IS NOT NULL"
-_SHUT_OUT_AUTOVACUUM = "LOCK TABLE {schema}.mailglass_events IN SHARE UPDATE EXCLUSIVE MODE"
-_IMPATIENCE = "SELECT set_config('lock_timeout', :milliseconds, true)"
+_LOCK_OUT_AUTOVACUUM = "LOCK TABLE {schema}.mailglass_events IN SHARE UPDATE EXCLUSIVE MODE"
+_SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', :milliseconds, true)"
 
 _NO_TIMEOUTS = """
 SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM pg_settings
@@ -56,10 +56,10 @@ $$;
 
 
 class StepRunner:
-    """Runs steps on one connection; a plan prints their SQL and runs none."""
+    """Runs steps on one connection or, for a plan, only prints their SQL."""
 
     def __init__(self, connected: Connected, tell: Callable[[str], None], *, plan: bool = False) -> None:
-        """Prepare to run steps in the schema of *connected*; *tell* gets a line for each, or the SQL of a plan."""
+        """Run steps in the schema of *connected*; *tell* gets the title of each, or the SQL of a plan."""
         self._connected = connected
         self._connection = connected.connection
         self._schema = connected.settings.database_schema
@@ -67,7 +67,7 @@ class StepRunner:
         self._plan = plan
 
     def install(self, differences: Iterable[Difference], *, fill: bool) -> None:
-        """Run the steps of the differences; with *fill*, fill the open orphans in any case."""
+        """Run the steps of the differences; with *fill*, always fill the table of open orphans as well."""
         curable = sorted((difference for difference in differences if difference.is_curable), key=_rank)
         new_tables = {
             difference.step.name
@@ -85,7 +85,7 @@ class StepRunner:
             self._fill()
 
     def run(self, title: str, sql: str, *, locks_ledger: bool = False) -> None:
-        """Run statements in one transaction; retry until it gets its locks."""
+        """Run statements in one transaction, which is retried until it gets its locks."""
         self._title(title)
         self._execute(title, sql, locks_ledger=locks_ledger)
 
@@ -126,14 +126,14 @@ class StepRunner:
 
     def _fill(self) -> None:
         """Fill the table of open orphans from the ledger, within the maximum age, in batches."""
-        title = f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction"
+        title = f"fill the open orphans from the ledger, {FILL_BATCH_SIZE} in a transaction"
         self._title(title)
         comment = _COMMENT.findall(script.steps_of_kind("table")[OPEN_ORPHANS].sql)[0]
         if self._plan:
             self._tell(repair.format_script(self._connected.settings))
         else:
-            added = repair.add_missing(self._connected, FILL_ORPHANS)
-            settled = repair.remove_settled(self._connected, FILL_ORPHANS)
+            added = repair.add_missing(self._connected, FILL_BATCH_SIZE)
+            settled = repair.remove_settled(self._connected, FILL_BATCH_SIZE)
             self._tell(f"{added} open orphans were added, {settled} closed ones removed")
         self._execute(title, comment)
 
@@ -153,9 +153,9 @@ class StepRunner:
             try:
                 with self._connected.writing() as tx:
                     if locks_ledger and tx.execute(_HAS_LEDGER, tx.names_of("events")).scalar_one():
-                        tx.execute(_AUTOVACUUM_PATIENCE)
-                        tx.execute(_SHUT_OUT_AUTOVACUUM)
-                    tx.execute(_IMPATIENCE, {"milliseconds": str(LOCK_TIMEOUT_MS)})
+                        tx.execute(_LOCK_TIMEOUT_FOR_AUTOVACUUM)
+                        tx.execute(_LOCK_OUT_AUTOVACUUM)
+                    tx.execute(_SET_LOCK_TIMEOUT, {"milliseconds": str(LOCK_TIMEOUT_MS)})
                     self._connection.execution_options(no_parameters=True).exec_driver_sql(text)
                 return
             except DBAPIError as error:

@@ -34,13 +34,13 @@ from scraping import scrape, value
 
 pytestmark = pytest.mark.slow
 
-OF_THE_DATABASE = "database server time_zone roles rights schema indexes triggers functions"
+OF_THE_DATABASE = "database server time_zone roles privileges schema indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
     "beat sweeps prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
 )
 OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"
-CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} redis redis_rights lock_rights celery"
+CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} redis redis_privileges lock_privileges celery"
 
 
 @pytest.mark.guard

@@ -166,8 +166,8 @@ def test_a_right_that_is_revoked_is_found_and_granted_by_the_remedy(
     named = f"{right} ({', '.join(columns.split())})" if columns else right
     db.run(f"REVOKE {named} ON {table} FROM {role}")
     [found] = wrong_to_the_role()
-    assert (found.check, f"on {table}" in found.message) == ("rights", True)
-    assert of("rights").remedy == found.remedy
+    assert (found.check, f"on {table}" in found.message) == ("privileges", True)
+    assert of("privileges").remedy == found.remedy
     heal(db, found.remedy)
     assert wrong_to_the_role() == []
 
@@ -178,7 +178,7 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
         db.run(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {role}")
         db.run(f"GRANT SELECT ON {table} TO {role}")
     assert wrong_to_the_role() == []
-    assert of("rights").status == ERROR
+    assert of("privileges").status == ERROR
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:

@@ -48,12 +48,12 @@ def test_a_redis_that_is_a_replica(db, own_redis):
 @pytest.mark.parametrize(
     ("missing", "check", "status", "words"),
     [
-        ("-publish", "redis_rights", ERROR, "may not PUBLISH"),
-        ("resetchannels", "redis_rights", ERROR, "may not PUBLISH"),
-        ("-evalsha", "lock_rights", WARNING, "may not take locks"),
-        ("-pexpire", "lock_rights", WARNING, "may not take locks"),
-        ("-pttl", "lock_rights", WARNING, "may not take locks"),
-        ("resetkeys", "lock_rights", WARNING, "mailglass_reconcile:lock"),
+        ("-publish", "redis_privileges", ERROR, "may not PUBLISH"),
+        ("resetchannels", "redis_privileges", ERROR, "may not PUBLISH"),
+        ("-evalsha", "lock_privileges", WARNING, "may not take locks"),
+        ("-pexpire", "lock_privileges", WARNING, "may not take locks"),
+        ("-pttl", "lock_privileges", WARNING, "may not take locks"),
+        ("resetkeys", "lock_privileges", WARNING, "mailglass_reconcile:lock"),
     ],
 )
 def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status, words):
@@ -79,7 +79,7 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
     with own_redis.pubsub(ignore_subscribe_messages=True) as listener:
         listener.psubscribe("mailglass:events:*")
         wait_until(own_redis.pubsub_numpat)
-        assert of("redis_rights").status == OK
+        assert of("redis_privileges").status == OK
         messages = []
         wait_until(lambda: (message := listener.get_message(timeout=1)) and not messages.append(message["data"]))
     assert [json.loads(message) for message in messages] == [{"event": "test"}]
@@ -88,10 +88,10 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
 def test_a_redis_whose_memory_is_full(db, own_redis):
     """The lock cannot be taken."""
     own_redis.config_set("maxmemory", 1)
-    found = of("lock_rights")
+    found = of("lock_privileges")
     assert (found.status, "memory is full" in found.message) == (ERROR, True)
     own_redis.config_set("maxmemory", 0)
-    assert of("lock_rights").status == OK
+    assert of("lock_privileges").status == OK
 
 
 @pytest.fixture

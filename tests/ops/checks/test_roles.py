@@ -148,7 +148,7 @@ def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db,
         db.run("REVOKE INSERT ON mailglass_events FROM mailglass_sweeper")
         url = make_url(db.url).set(username="mgtest_worker", password="secret")  # noqa: S106
         using(db, database_url=url.render_as_string(hide_password=False))
-        [found] = [one for one in report() if one.check in ("roles", "rights") and one.status == ERROR]
+        [found] = [one for one in report() if one.check in ("roles", "privileges") and one.status == ERROR]
         assert found.remedy == "GRANT INSERT ON public.mailglass_events TO mailglass_sweeper"
     finally:
         with admin.connect() as connection:

@@ -1,1 +1,1 @@
-"""One migration for each revision of ours, under its name: each runs our own migration, which looks what is left."""
+"""One migration for each revision of ours, under its name: each runs our own migration, which skips what is done."""
