@@ -75,7 +75,7 @@ RESULTS = {
     "RecordedDelivery", "Recorded", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update", "Missed",
 }  # fmt: skip
 """Classes that only functions make: the page shows their attributes, and no signature."""
-INNER = {"step"}
+INNER = {"action"}
 """Attributes for internal use."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
 """Types that a signature shows, with the public names."""
