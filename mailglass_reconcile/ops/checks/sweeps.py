@@ -117,13 +117,13 @@ def broadcasts(context: CheckContext) -> Iterator[Finding]:
         yield ok("the last full sweep lost no broadcast")
 
 
-def ran_with_celery(past: RunHistory) -> bool:
+def ran_with_celery(history: RunHistory) -> bool:
     """Return True if Celery has ever run a full sweep."""
-    return past.beat_age is not None or past.success_origin in ("beat", "call")
+    return history.beat_age is not None or history.success_origin in ("beat", "call")
 
 
-def runs_without_celery(past: RunHistory) -> bool:
+def runs_without_celery(history: RunHistory) -> bool:
     """Return True if full sweeps run in time although Celery gets no tasks."""
-    beat_is_recent = past.beat_age is not None and past.beat_age <= LATE_SECONDS
-    in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
-    return in_time and not beat_is_recent and past.success_origin not in ("beat", "call")
+    beat_is_recent = history.beat_age is not None and history.beat_age <= LATE_SECONDS
+    in_time = history.success_age is not None and history.success_age <= LATE_SECONDS
+    return in_time and not beat_is_recent and history.success_origin not in ("beat", "call")

@@ -40,7 +40,8 @@ OF_THE_RUNS = (
     "beat sweeps prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
 )
 OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"
-CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} redis redis_privileges lock_privileges celery"
+REDIS = "redis redis_privileges lock_privileges"
+CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} {REDIS} celery"
 
 
 @pytest.mark.guard
