@@ -179,10 +179,10 @@ def db(mailglass_database: PooledDatabase, redis_url: str) -> Iterator[Database]
     engine, settings = mailglass_database.engine, mailglass_database.settings
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with watching.watched(engine, redis_url) as witness:
-        made = Database(mailglass_database.url, settings, engine, witness, pooled=mailglass_database)
-        yield made
+        database = Database(mailglass_database.url, settings, engine, witness, pooled=mailglass_database)
+        yield database
         settle()
-        invariants.check(made, witness, holding=invariants.ALL - made.broken)
+        invariants.check(database, witness, holding=invariants.ALL - database.broken)
         mailglass_database.is_compared = True
 
 

@@ -37,8 +37,8 @@ def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
         runner.find_missing_objects(engines.create_engine(settings), settings)
-    said = f"{error.value} {error.value.__cause__} {settings}"
-    assert CANARY not in said
+    output = f"{error.value} {error.value.__cause__} {settings}"
+    assert CANARY not in output
     assert "\n" not in str(error.value)
 
 

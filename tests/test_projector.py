@@ -95,12 +95,12 @@ def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=3)))
     parts = [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True)]
     full = {**row, "bounced_at": None, "complained_at": None, "suppressed_at": None}
-    found = project(connection, *parts, **row)
-    assert {name: getattr(found, name) for name in oracle.PROJECTED} == oracle.fold(full, batch)
-    changed = any(getattr(found, name) != full[name] for name in oracle.PROJECTED)
-    assert (found.lock_version > 1) == changed
-    assert found.touched == changed
-    assert found.lock_version <= 1 + len([part for part in parts if part])
+    delivery = project(connection, *parts, **row)
+    assert {name: getattr(delivery, name) for name in oracle.PROJECTED} == oracle.fold(full, batch)
+    changed = any(getattr(delivery, name) != full[name] for name in oracle.PROJECTED)
+    assert (delivery.lock_version > 1) == changed
+    assert delivery.touched == changed
+    assert delivery.lock_version <= 1 + len([part for part in parts if part])
 
 
 def test_several_deliveries_in_one_statement_do_not_mix(connection):
@@ -115,27 +115,27 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
             LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
         ]
         changed = projected(tx, events)
-        found = connection.execute(
+        result = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
         )
-        assert tuple(found.scalars()) == kinds
+        assert tuple(result.scalars()) == kinds
     assert changed == 3
 
 
 def test_a_raced_delivered_replaces_a_later_dispatched(connection):
     """Type and time together, although the time is earlier."""
     earlier = datetime(2026, 1, 2, 3, 4, 4)
-    found = project(connection, [event("delivered", earlier)])
-    assert (found.last_event_type, found.last_event_at, found.delivered_at) == ("delivered", earlier, earlier)
-    assert found.dispatched_at == datetime(2026, 1, 2, 3, 4, 5)
-    assert found.terminal
+    delivery = project(connection, [event("delivered", earlier)])
+    assert (delivery.last_event_type, delivery.last_event_at, delivery.delivered_at) == ("delivered", earlier, earlier)
+    assert delivery.dispatched_at == datetime(2026, 1, 2, 3, 4, 5)
+    assert delivery.terminal
 
 
 @pytest.mark.parametrize("kind", ["queued", "sent", "dispatched", "unknown"])
 def test_our_own_side_never_replaces_a_providers_report(connection, kind):
     """However late it is."""
-    found = project(connection, [event("delivered", NOON)], [event(kind, NOON + timedelta(days=1))])
-    assert (found.last_event_type, found.last_event_at) == ("delivered", NOON)
+    delivery = project(connection, [event("delivered", NOON)], [event(kind, NOON + timedelta(days=1))])
+    assert (delivery.last_event_type, delivery.last_event_at) == ("delivered", NOON)
 
 
 def test_on_equal_times_the_fixed_list_decides(connection):
@@ -147,22 +147,26 @@ def test_on_equal_times_the_fixed_list_decides(connection):
 def test_the_earliest_report_of_a_kind_is_kept(connection):
     """Later ones never move it, an earlier one does."""
     days = [NOON + timedelta(days=n) for n in (1, 2, 0)]
-    found = project(connection, *[[event("bounced", day)] for day in days])
-    assert (found.bounced_at, found.last_event_at) == (NOON, days[1])
+    delivery = project(connection, *[[event("bounced", day)] for day in days])
+    assert (delivery.bounced_at, delivery.last_event_at) == (NOON, days[1])
 
 
 @pytest.mark.parametrize("at", ["2026-03-02 12:00:00", "infinity", "-infinity", "1999-12-31 23:59:59", "0044-03-15 BC"])
 def test_an_impossible_time_counts_as_arrival(connection, at):
     """Much later than arrival, infinite, or before the year 2000."""
-    found = project(connection, [("delivered", at, NOON)])
-    assert (found.last_event_at, found.delivered_at) == (NOON, NOON)
+    delivery = project(connection, [("delivered", at, NOON)])
+    assert (delivery.last_event_at, delivery.delivered_at) == (NOON, NOON)
 
 
 @pytest.mark.parametrize("later", [timedelta(milliseconds=3), timedelta(minutes=5)])
 def test_a_time_a_little_later_than_arrival_is_kept(connection, later):
     """As on every row of Mailglass, which notes the time after its transaction has begun: its events do not tie."""
-    found = project(connection, [("delivered", NOON + later, NOON), ("opened", NOON, NOON)])
-    assert (found.last_event_type, found.last_event_at, found.delivered_at) == ("delivered", NOON + later, NOON + later)
+    delivery = project(connection, [("delivered", NOON + later, NOON), ("opened", NOON, NOON)])
+    assert (delivery.last_event_type, delivery.last_event_at, delivery.delivered_at) == (
+        "delivered",
+        NOON + later,
+        NOON + later,
+    )
 
 
 def test_a_time_more_than_five_minutes_later_than_arrival_counts_as_arrival(connection):
@@ -183,8 +187,8 @@ def test_no_time_that_postgres_can_hold_fails_a_projection(connection, at, arriv
 @pytest.mark.parametrize("kind", ["reconciled", "weird", "", "Delivered", "delivered "])
 def test_an_unknown_type_moves_nothing(connection, kind):
     """Mailglass could not load a delivery with it."""
-    found = project(connection, [event(kind, NOON)])
-    assert (found.last_event_type, found.lock_version, found.touched) == ("dispatched", 1, False)
+    delivery = project(connection, [event(kind, NOON)])
+    assert (delivery.last_event_type, delivery.lock_version, delivery.touched) == ("dispatched", 1, False)
 
 
 @pytest.mark.parametrize("kind", sorted(oracle.FINAL))

@@ -37,9 +37,9 @@ def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_pat
     (tmp_path / "rich.py").write_text("raise SystemExit(9)")
     factories.delivery(db, "r-1")
     factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
-    done = ran(db, tmp_path, "sweep", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert commands.conforming("sweep", done.stdout)[0]["linked"] == 1
+    result = ran(db, tmp_path, "sweep", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert commands.conforming("sweep", result.stdout)[0]["linked"] == 1
 
 
 @pytest.mark.slow
@@ -47,12 +47,12 @@ def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_rea
     """A sweep without a rule would leave orphans that it could link; a list of them is useful all the same."""
     event = factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
     for arguments in (("sweep",), ("dispatch",)):
-        done = ran(db, tmp_path, *arguments)
-        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-        assert "MAILGLASS_IMPORTS: cannot import pigeon_rules" in done.stderr
+        result = ran(db, tmp_path, *arguments)
+        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+        assert "MAILGLASS_IMPORTS: cannot import pigeon_rules" in result.stderr
     for arguments in (("status",), ("orphans",), ("explain", event), ("sweep", "--dry-run")):
-        done = ran(db, tmp_path, *arguments)
-        assert done.returncode == 0, done.stderr
-        [warned, *others] = done.stderr.splitlines()
+        result = ran(db, tmp_path, *arguments)
+        assert result.returncode == 0, result.stderr
+        [warned, *others] = result.stderr.splitlines()
         assert warned.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")
         assert others == ["1 orphan; no full sweep has ended yet", "  1 unseen: acme"] * (arguments == ("orphans",))

@@ -44,7 +44,7 @@ def test_requests_of_a_scheduler_that_drops_the_entries_expiry_expire_anyway():
     """django-celery-beat keeps no `expires` of an entry's options."""
     pytest.importorskip("django_celery_beat")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", BEATING], env=environment, check=True, capture_output=True, text=True, timeout=60
     )
-    assert json.loads(done.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
+    assert json.loads(process.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)

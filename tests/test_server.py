@@ -65,8 +65,8 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
     with serving(url, redis_url, module="short_timeouts") as (_, address):
         began = time.monotonic()
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
-        with connect(address, sent) as one:
-            until_closed(one)
+        with connect(address, sent) as connection:
+            until_closed(connection)
         assert time.monotonic() - began > admission.BODY_SECONDS / 10
 
 
@@ -85,10 +85,10 @@ def test_a_request_in_chunks_of_a_byte_is_cut_off(db):
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
     head = b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with serving(url, redis_url) as (_, address):
-        with connect(address, head) as one, pytest.raises(ConnectionError):
-            one.sendall(b"1\r\nx\r\n" * 1_000_000)
-        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as one:
-            assert one.recv(4_096).startswith(b"HTTP/1.1 4")
+        with connect(address, head) as connection, pytest.raises(ConnectionError):
+            connection.sendall(b"1\r\nx\r\n" * 1_000_000)
+        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as connection:
+            assert connection.recv(4_096).startswith(b"HTTP/1.1 4")
 
 
 def until_closed(one: socket.socket) -> None:
@@ -108,8 +108,8 @@ def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
             (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.MAX_HEAD_BYTES, b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 401"),
         ]:
-            with connect(address, sent) as one:
-                assert one.recv(4_096).startswith(answer)
+            with connect(address, sent) as connection:
+                assert connection.recv(4_096).startswith(answer)
         process.terminate()
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
@@ -214,21 +214,24 @@ def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
 def upload(address: str, ending: threading.Event) -> None:
     """Send a body without end, and begin again whenever the connection is closed."""
     while not ending.is_set():
-        with contextlib.suppress(OSError), connect(address, HALF_A_HEAD + b"Content-Length: 999999999\r\n\r\n") as one:
+        with (
+            contextlib.suppress(OSError),
+            connect(address, HALF_A_HEAD + b"Content-Length: 999999999\r\n\r\n") as connection,
+        ):
             while not ending.is_set():
-                one.sendall(bytes(server.PIECE_BYTES))
+                connection.sendall(bytes(server.PIECE_BYTES))
 
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
     """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
     with bounded(echo) as address, caplog.at_level(logging.DEBUG):
         head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        with connect(address, head) as one:
-            assert one.recv(4_096).startswith(b"HTTP/1.1 200")
-            one.sendall(b"ZZ\r\n")
-            until_closed(one)
-        with connect(address, head.replace(b"early", b"late") + b"ZZ\r\n") as one:
-            assert one.recv(4_096).startswith(b"HTTP/1.1 400")
+        with connect(address, head) as connection:
+            assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"ZZ\r\n")
+            until_closed(connection)
+        with connect(address, head.replace(b"early", b"late") + b"ZZ\r\n") as connection:
+            assert connection.recv(4_096).startswith(b"HTTP/1.1 400")
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]
 
 
@@ -243,6 +246,6 @@ def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monk
         for lines, status in [(99, b"200"), (100, b"400"), (3_900, b"400")]:
             head = b"POST / HTTP/1.1\r\nContent-Length: 400\r\nHost: x\r\n" + b"a:\r\n" * (lines - 3) + b"\r\n"
             parsed.clear()
-            with connect(address, head + b"\n" * 400) as one:
-                assert one.recv(4_096).startswith(b"HTTP/1.1 " + status), lines
+            with connect(address, head + b"\n" * 400) as connection:
+                assert connection.recv(4_096).startswith(b"HTTP/1.1 " + status), lines
             assert (b"".join(parsed).count(b"a:") == lines - 3) == (status == b"200")

@@ -133,7 +133,7 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
         assert reconcile().status == "failed"
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
-    assert [(one["status"], one["error.type"]) for one in observed.ours()] == [("failed", "DatabaseUnavailableError")]
+    assert [(our["status"], our["error.type"]) for our in observed.ours()] == [("failed", "DatabaseUnavailableError")]
     lines = [r.message for r in caplog.records if "sweep failed" in r.message or "swept" in r.message]
     assert [line[:17] for line in lines] == ["the sweep failed:"]
 
@@ -169,10 +169,10 @@ def test_each_process_of_a_worker_reports_its_own_counts_once(site):
 
 def _linked(folder):
     """How many links the last exports of all processes add up to."""
-    found = 0
+    result = 0
     for data in exported(folder, "metrics"):
         scopes = [scope for resource in data["resource_metrics"] for scope in resource["scope_metrics"]]
         for metric in [metric for scope in scopes for metric in scope["metrics"]]:
             if metric["name"] == "mailglass_reconcile.orphans":
-                found += values(metric["data"]["data_points"])["linked"]
-    return found
+                result += values(metric["data"]["data_points"])["linked"]
+    return result

@@ -115,8 +115,8 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
     """What no sweep has reached, and then what the sweep found no delivery for."""
 
     def groups():
-        found = json.loads(cli("status", "--json").stdout)["groups"]
-        return {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in found}
+        result = json.loads(cli("status", "--json").stdout)["groups"]
+        return {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in result}
 
     assert groups() == {("unseen", "acme", None): 2}
     cli("sweep")
@@ -128,9 +128,9 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
 def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two):
     """Before a sweep and after it."""
     linkable, other = one_of_two
-    found = json.loads(cli("explain", linkable, "--json").stdout)
-    assert found["state"] == "matched"
-    assert found["named"][0]["candidate_id"] in found["candidate_ids"]
+    document = json.loads(cli("explain", linkable, "--json").stdout)
+    assert document["state"] == "matched"
+    assert document["named"][0]["candidate_id"] in document["candidate_ids"]
     assert "no delivery has a matching id yet" in cli("explain", other).stdout
     cli("sweep")
     assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"

@@ -27,15 +27,15 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     factories.delivery(handler_db, "two")
     fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
-    done = commands.run_here("dispatch", "--waiting")
-    total, *groups = done.stderr.splitlines()
+    result = commands.run_here("dispatch", "--waiting")
+    total, *groups = result.stderr.splitlines()
     assert total == "3 events wait for handlers"
     assert re.fullmatch(r"  1 bounced for flaky: KeyError, next attempt \d{4}-.* UTC \(in \d seconds?\)", groups[0])
     for group, name in zip(groups[1:], ("flaky", "steady"), strict=True):
         assert re.fullmatch(
             rf"  1 opened for {name}: not tried yet, due \d{{4}}-.* UTC \((?:now|\d seconds? ago)\)", group
         )
-    lines = done.stdout.splitlines()
+    lines = result.stdout.splitlines()
     assert lines[0] == failed
     assert re.fullmatch(r"  bounced for flaky, 1 attempt, KeyError, next attempt .*", lines[1])
     assert lines[2] == f"  delivery {handler_db.value(OF, id=failed)}"
@@ -58,10 +58,10 @@ OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id
 
 def test_nothing_waits(handler_db):
     """No line on standard output."""
-    done = commands.run_here("dispatch", "--waiting")
-    assert (done.stdout, done.stderr) == ("", "0 events wait for handlers\n")
-    done = commands.run_here("dispatch", "--dead")
-    assert (done.stdout, done.stderr) == ("", "0 events are dead\n")
+    result = commands.run_here("dispatch", "--waiting")
+    assert (result.stdout, result.stderr) == ("", "0 events wait for handlers\n")
+    result = commands.run_here("dispatch", "--dead")
+    assert (result.stdout, result.stderr) == ("", "0 events are dead\n")
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, argumen
     mailglass_reconcile.reconcile()
     other = commands.run_here("dispatch", "--retry", "--handler", "steady").output
     assert other == "0 jobs will be tried again\n"
-    done = commands.run_here("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
-    assert done.output == "1 job will be tried again\n"
+    result = commands.run_here("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
+    assert result.output == "1 job will be tried again\n"
     rows = handler_db.rows(
         "SELECT attempts, next_at <= now()::timestamp FROM mailglass_handler_outbox WHERE state = 'waiting' ORDER BY 1"
     )
@@ -90,9 +90,9 @@ def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, argumen
 
 def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
     """One line that says where to look."""
-    done = commands.run_here("dispatch", "--retry", factories.new_id())
-    assert done.exit_code == 1
-    assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in done.stderr
+    result = commands.run_here("dispatch", "--retry", factories.new_id())
+    assert result.exit_code == 1
+    assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in result.stderr
 
 
 def test_the_three_exclude_each_other(handler_db):

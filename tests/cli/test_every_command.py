@@ -92,8 +92,8 @@ def arguments_of(name: str, ids: dict[str, str]) -> list[str]:
 def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     """In a pipe a line is as long as it needs; a command to be pasted is whole; the address is nowhere."""
     arguments = arguments_of(name, hostile)
-    done = commands.run_unchecked(db, *arguments)
-    piped = done.stdout + done.stderr
+    result = commands.run_unchecked(db, *arguments)
+    piped = result.stdout + result.stderr
     terminal = re.sub(r"\x1b\[\d*m", "", commands.on_a_terminal(db, *arguments))  # our own colours
     for text in (piped, terminal):
         assert [line for line in text.splitlines() if not line.isprintable()] == []
@@ -107,9 +107,9 @@ def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
 def test_every_line_of_json_conforms_to_its_schema(db, hostile, name):
     """And holds no address."""
     arguments = arguments_of(name, hostile)
-    done = commands.run_unchecked(db, *arguments, "--json")
-    assert commands.conforming(SCHEMAS.get(name, arguments[0]), done.stdout)
-    assert CUSTOMER not in done.stdout + json.dumps(done.stdout)
+    result = commands.run_unchecked(db, *arguments, "--json")
+    assert commands.conforming(SCHEMAS.get(name, arguments[0]), result.stdout)
+    assert CUSTOMER not in result.stdout + json.dumps(result.stdout)
 
 
 def test_each_command_is_among_those_or_has_a_reason_not_to_be():

@@ -36,15 +36,15 @@ def test_each_state_conforms_to_the_schema_and_is_escaped(db):
         "no_orphan": factories.orphan(db, {}, needs_reconciliation=False),
     }
     for state, event in events.items():
-        found = commands.conforming("explain", commands.run_here("explain", event, "--json").stdout)[0]
-        assert (found["event_id"], found["state"]) == (event, state)
-        said = commands.run_here("explain", event).stdout
-        assert f"{event}: {state}\n" in said
+        result = commands.conforming("explain", commands.run_here("explain", event, "--json").stdout)[0]
+        assert (result["event_id"], result["state"]) == (event, state)
+        stdout = commands.run_here("explain", event).stdout
+        assert f"{event}: {state}\n" in stdout
         has_delivery = state in ("linked", "matched", "waiting", "expired", "attached")
-        assert said.startswith(("delivered", "dispatched", "last reported")) == has_delivery
-        assert ("fields searched" in said) == (state not in ("attached", "no_orphan"))
-        assert all(line.isprintable() or not line for line in said.splitlines()), said
-        assert "example.com" not in said
+        assert stdout.startswith(("delivered", "dispatched", "last reported")) == has_delivery
+        assert ("fields searched" in stdout) == (state not in ("attached", "no_orphan"))
+        assert all(line.isprintable() or not line for line in stdout.splitlines()), stdout
+        assert "example.com" not in stdout
 
 
 def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
@@ -54,10 +54,10 @@ def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
     fact = max(commands.run_here("explain", event).stdout.splitlines(), key=len)
     words = fact.partition("`")[0]  # a command has a line of its own on a terminal
     assert len(words) > 80
-    said = commands.on_a_terminal(db, "explain", event)
-    assert words not in said
-    assert " ".join(words.split()) in " ".join(said.split())
-    assert max(len(line) for line in said.splitlines() if not line.startswith("mailglass-reconcile ")) <= 80
+    output = commands.on_a_terminal(db, "explain", event)
+    assert words not in output
+    assert " ".join(words.split()) in " ".join(output.split())
+    assert max(len(line) for line in output.splitlines() if not line.startswith("mailglass-reconcile ")) <= 80
 
 
 def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(db):
@@ -67,28 +67,28 @@ def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(
     mailglass_reconcile.reconcile()
     waiting = factories.orphan(db, factories.postmark("m-1"), type="clicked", age_seconds=-200)
     for arguments in ((delivery,), ("--message-id", "m-1")):
-        said = commands.run_here("explain", *arguments).stdout
-        first, _, rest = said.partition("\n\n")
+        stdout = commands.run_here("explain", *arguments).stdout
+        first, _, rest = stdout.partition("\n\n")
         verdict, state = first.splitlines()
         assert verdict == "opened, 5 minutes ago"
-        assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", state), said
+        assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", state), stdout
         assert rest.startswith(f"{linked}: linked\n")
         assert rest.find(f"{waiting}: waiting\n") > 0
-        found = commands.conforming("explain", commands.run_here("explain", *arguments, "--json").stdout)
-        assert [one["event_id"] for one in found] == [linked, waiting]
-        assert (found[0]["delivery"]["type"], found[0]["delivery"]["final"]) == ("opened", True)
-        assert (found[0]["delivery"]["summary"], found[0]["delivery"]["command"]) == (verdict, None)
+        document = commands.conforming("explain", commands.run_here("explain", *arguments, "--json").stdout)
+        assert [row["event_id"] for row in document] == [linked, waiting]
+        assert (document[0]["delivery"]["type"], document[0]["delivery"]["final"]) == ("opened", True)
+        assert (document[0]["delivery"]["summary"], document[0]["delivery"]["command"]) == (verdict, None)
     nothing = factories.delivery(db, "m-2")
-    said = commands.run_here("explain", nothing).stdout
-    assert f"delivery {nothing}: dispatched since" in said
-    assert "no event is linked to it, and no open orphan has its message id" in said
+    stdout = commands.run_here("explain", nothing).stdout
+    assert f"delivery {nothing}: dispatched since" in stdout
+    assert "no event is linked to it, and no open orphan has its message id" in stdout
 
 
 def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
     """The fields searched, what they hold, which deliveries are named, and when a sweep looks next."""
     delivery = factories.delivery(db, "one", tenant_id="other", recipient="grace@example.com")
     event = factories.orphan(db, factories.postmark("one", recipient="ada@example.com"))
-    said = commands.run_here("explain", event).stdout
+    stdout = commands.run_here("explain", event).stdout
     for words in (
         "type       delivered",
         "tenant     acme",
@@ -101,12 +101,12 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
         "because a stored event keeps its tenant",
         "next try   next full sweep; expires",
     ):
-        assert words in said, said
-    assert re.search(r"arrived    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(5 minutes ago\)", said)
+        assert words in stdout, stdout
+    assert re.search(r"arrived    \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(5 minutes ago\)", stdout)
     waiting = factories.orphan(db, factories.postmark("none"), age_seconds=-200)
-    said = commands.run_here("explain", waiting).stdout
-    assert "would find it unmatched" in said
-    assert re.search(r"next try   first full sweep after .* UTC \(in 4 minutes\)", said)
+    stdout = commands.run_here("explain", waiting).stdout
+    assert "would find it unmatched" in stdout
+    assert re.search(r"next try   first full sweep after .* UTC \(in 4 minutes\)", stdout)
 
 
 @pytest.mark.slow
@@ -118,10 +118,10 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     still_open = factories.orphan(
         db, {"provider": "ses", "mail": {"messageId": "m-1"}}, type="opened", age_seconds=-200
     )
-    done = commands.run(db, "explain", "--json", "--message-id", "m-1@eu-west-1.amazonses.com")
-    found = commands.conforming("explain", done.stdout)
-    assert [(one["event_id"], one["state"]) for one in found] == [(linked, "linked"), (still_open, "waiting")]
-    assert found[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
+    result = commands.run(db, "explain", "--json", "--message-id", "m-1@eu-west-1.amazonses.com")
+    document = commands.conforming("explain", result.stdout)
+    assert [(row["event_id"], row["state"]) for row in document] == [(linked, "linked"), (still_open, "waiting")]
+    assert document[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
     missing = commands.run_unchecked(db, "explain", "--message-id", "m-2")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == "Error: no open orphan and no delivery has this message id\n"
@@ -140,13 +140,13 @@ def test_the_remedy_for_each_candidate_can_be_pasted(db):
     db.run("UPDATE mailglass_deliveries SET mailable = 'Invoice' WHERE id = CAST(:id AS uuid)", id=second)
     other = factories.delivery(db, "many", tenant_id="globex")
     event = factories.orphan(db, factories.postmark("many"))
-    said = commands.on_a_terminal(db, "explain", event)
+    output = commands.on_a_terminal(db, "explain", event)
     for delivery, mailable in ((first, "Welcome"), (second, "Invoice")):
-        assert f"mailglass-reconcile link {event} {delivery} --reason ''" in said.splitlines()
-        assert f"      {mailable}, dispatched, stored " in said
-    assert f"{other} --reason" not in said
-    assert "DELIVERY_ID" not in said
-    assert "each delivery with such an id is listed with it" in " ".join(said.split())
+        assert f"mailglass-reconcile link {event} {delivery} --reason ''" in output.splitlines()
+        assert f"      {mailable}, dispatched, stored " in output
+    assert f"{other} --reason" not in output
+    assert "DELIVERY_ID" not in output
+    assert "each delivery with such an id is listed with it" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, wor
     factories.delivery(db, "<m@1>", tenant_id="globex")
     names = dict.fromkeys(("message_id", "sg_message_id", "email_id"), "<m@1>")
     event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")
-    said = commands.run_here("explain", event).stdout
-    assert "Route these webhooks to tenant globex" in said
-    assert "Mailglass" not in said, "its tables are not here"
-    assert words in said
+    stdout = commands.run_here("explain", event).stdout
+    assert "Route these webhooks to tenant globex" in stdout
+    assert "Mailglass" not in stdout, "its tables are not here"
+    assert words in stdout

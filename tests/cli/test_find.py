@@ -19,9 +19,9 @@ def sent(db) -> str:
 def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
     """In lines of at most 80 columns, with state, tenant and times, and without colour."""
     orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
-    done = run(db, "find", "-", stdin=f"{ADA}\n")
-    lines = done.stdout.splitlines()
-    assert done.stderr == "no full sweep has ended yet\n"
+    result = run(db, "find", "-", stdin=f"{ADA}\n")
+    lines = result.stdout.splitlines()
+    assert result.stderr == "no full sweep has ended yet\n"
     assert lines[0] == "1 delivery and 1 event, newest first"
     assert f"  mailglass-reconcile explain {sent}" in lines
     assert f"  mailglass-reconcile explain {orphan}" in lines
@@ -44,38 +44,38 @@ def test_a_line_of_json_for_each(db, sent):
 def test_the_newest_are_shown_and_how_to_see_more(db, sent):
     """The command does not repeat the address."""
     factories.delivery(db, "m-2", recipient=ADA)
-    done = run(db, "find", "-", "--limit", "1", stdin=ADA)
-    assert done.stdout.startswith("2 deliveries and 0 events, newest first\n")
-    assert done.stderr == "only the newest 1 are shown: --limit 10 shows more\n"
+    result = run(db, "find", "-", "--limit", "1", stdin=ADA)
+    assert result.stdout.startswith("2 deliveries and 0 events, newest first\n")
+    assert result.stderr == "only the newest 1 are shown: --limit 10 shows more\n"
 
 
 def test_an_address_of_nobody_leads_to_the_message_id(db):
     """Exit code 1, and not the address."""
-    done = run_unchecked(db, "find", ADA)
-    assert done.returncode == 1
-    assert done.stdout.endswith("  mailglass-reconcile find MESSAGE_ID\n")
-    assert "lovelace" not in done.stdout + done.stderr
+    result = run_unchecked(db, "find", ADA)
+    assert result.returncode == 1
+    assert result.stdout.endswith("  mailglass-reconcile find MESSAGE_ID\n")
+    assert "lovelace" not in result.stdout + result.stderr
 
 
 def test_an_id_of_nothing_is_one_line(db):
     """Exit code 1."""
-    done = run_unchecked(db, "find", "m-9")
-    assert (done.returncode, done.stdout) == (1, "no delivery and no open orphan has this id\n")
+    result = run_unchecked(db, "find", "m-9")
+    assert (result.returncode, result.stdout) == (1, "no delivery and no open orphan has this id\n")
 
 
 def test_a_mistyped_tenant_is_named(db, sent):
     """With the one that was probably meant."""
-    done = run_unchecked(db, "find", "m-1", "--tenant", "acne")
-    assert done.returncode == 1
-    assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
+    result = run_unchecked(db, "find", "m-1", "--tenant", "acne")
+    assert result.returncode == 1
+    assert result.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["x" * 513]])
 def test_what_cannot_be_looked_for_is_a_usage_error(db, arguments):
     """In one line that does not repeat it."""
-    done = run_unchecked(db, "find", *arguments, stdin="")
-    assert done.returncode == 2
-    assert "xxx" not in done.stderr
+    result = run_unchecked(db, "find", *arguments, stdin="")
+    assert result.returncode == 2
+    assert "xxx" not in result.stderr
 
 
 def test_it_runs_in_a_process_of_its_own(db, sent):

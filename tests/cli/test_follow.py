@@ -38,7 +38,7 @@ def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_e
             wait_until(lambda: db.value(f"{CONNECTIONS} AND application_name = 'second'"))  # the first dispatches, too
             assert second.ends(signal.SIGINT) == 130
         assert (second.swept, second.said) == ([], [])
-    assert all(one["status"] == "ok" and one["linked"] for one in first.swept)
+    assert all(result["status"] == "ok" and result["linked"] for result in first.swept)
     assert first.said == []
 
 
@@ -124,11 +124,11 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
 
 def test_two_at_once_link_everything_once(db):
     """Each says what it linked itself; together that is all, and the checker finds nothing doubled."""
-    with following(environment_of(db), "--interval", "0.02") as one, following(environment_of(db)) as other:
+    with following(environment_of(db), "--interval", "0.02") as result, following(environment_of(db)) as other:
         wait_until(lambda: db.value(CONNECTIONS) == 2)
         for _ in range(20):
             new_pairs(db, 10)
-        wait_until(lambda: one.linked() + other.linked() == db.appended() == 200)
+        wait_until(lambda: result.linked() + other.linked() == db.appended() == 200)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_two_at_once_link_everything_once(db):
 )
 def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
     """A supervisor starts it again; a person reads one line."""
-    done = commands.run_unchecked(db, "follow", *arguments, **environment)
-    assert done.returncode == code
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert code == 2 or len(done.stderr.splitlines()) == 1
+    result = commands.run_unchecked(db, "follow", *arguments, **environment)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert code == 2 or len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")

@@ -19,50 +19,50 @@ def pair(db) -> tuple[str, str]:
 def test_at_a_terminal_it_asks(db, pair, answer, code, links):
     """After it has shown what distinguishes both; `n` writes nothing."""
     event, delivery = pair
-    said = commands.on_a_terminal(db, "link", *pair, *REASON, typed=f"{answer}\n", code=code)
-    flat = " ".join(said.split())
+    output = commands.on_a_terminal(db, "link", *pair, *REASON, typed=f"{answer}\n", code=code)
+    flat = " ".join(output.split())
     assert f"event {event}: bounced, postmark, ambiguous, arrived " in flat
     assert f"delivery {delivery}: Welcome, dispatched, stored " in flat
     assert "link them? This cannot be undone [y/N]:" in flat
     assert db.appended() == links
-    assert max(map(len, said.partition("link them?")[0].splitlines())) <= 80
+    assert max(map(len, output.partition("link them?")[0].splitlines())) <= 80
 
 
 def test_without_a_terminal_it_refuses_and_names_the_option(db, pair):
     """Exit code 2, and nothing is written."""
-    done = commands.run_unchecked(db, "link", *pair, *REASON)
-    assert (done.returncode, db.appended()) == (2, 0)
-    assert "no terminal to confirm on: pass --yes, or --dry-run" in done.stderr
+    result = commands.run_unchecked(db, "link", *pair, *REASON)
+    assert (result.returncode, db.appended()) == (2, 0)
+    assert "no terminal to confirm on: pass --yes, or --dry-run" in result.stderr
 
 
 def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
     """Even with --yes."""
     for more in ([], ["--yes"]):
-        done = commands.run(db, "link", *pair, *REASON, "--dry-run", *more)
-        assert done.stdout.startswith(f"event     {pair[0]}: bounced, postmark, ambiguous, arrived ")
-        assert done.stdout.endswith("\nthey can be linked; nothing was written\n")
+        result = commands.run(db, "link", *pair, *REASON, "--dry-run", *more)
+        assert result.stdout.startswith(f"event     {pair[0]}: bounced, postmark, ambiguous, arrived ")
+        assert result.stdout.endswith("\nthey can be linked; nothing was written\n")
     assert db.appended() == 0
 
 
 def test_a_dry_run_refuses_what_a_link_would(db, pair):
     """On one line."""
     other = factories.delivery(db, "many", tenant_id="globex")
-    done = commands.run_unchecked(db, "link", pair[0], other, *REASON, "--dry-run")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (f"mailglass-reconcile: event {pair[0]} and delivery {other} are of different tenants\n")
+    result = commands.run_unchecked(db, "link", pair[0], other, *REASON, "--dry-run")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (f"mailglass-reconcile: event {pair[0]} and delivery {other} are of different tenants\n")
 
 
 def test_a_delivery_to_another_recipient_is_noted(db):
     """Without either address."""
     delivery = factories.delivery(db, "hers", recipient="grace@example.com")
     event = factories.orphan(db, factories.postmark("hers", recipient="ada@example.com"))
-    done = commands.run(db, "link", event, delivery, *REASON, "--dry-run")
-    assert "note      the event is about another recipient than the delivery's\n" in done.stdout
-    assert "example.com" not in done.stdout
+    result = commands.run(db, "link", event, delivery, *REASON, "--dry-run")
+    assert "note      the event is about another recipient than the delivery's\n" in result.stdout
+    assert "example.com" not in result.stdout
 
 
 def test_the_remedy_as_it_stands_asks_for_the_reason(db, pair):
     """Pasted from `explain` without one, it is a usage error that names the option."""
-    done = commands.run_unchecked(db, "link", *pair, "--reason", "")
-    assert done.returncode == 2
-    assert "reason" in done.stderr
+    result = commands.run_unchecked(db, "link", *pair, "--reason", "")
+    assert result.returncode == 2
+    assert "reason" in result.stderr

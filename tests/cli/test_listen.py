@@ -51,7 +51,7 @@ def start(db, redis_url) -> Iterator[Start]:
 
 def listeners(client: redis.Redis) -> int:
     """Return how many clients of the server are subscribed."""
-    return sum(1 for one in client.client_list() if int(one["psub"]) or int(one["sub"]))
+    return sum(1 for row in client.client_list() if int(row["psub"]) or int(row["sub"]))
 
 
 def link(db, tenant: str = factories.TENANT) -> str:
@@ -68,11 +68,11 @@ def test_each_event_is_one_line_of_json_at_once(db, start, tenant):
     """Flushed as it comes, of the tenant that was asked for or of all, once although it has two channels."""
     process = start("--json", *(["--tenant", tenant] if tenant else []))
     others = link(db, "other")
-    mine = link(db)
-    expected = [mine] if tenant else [others, mine]
+    result = link(db)
+    expected = [result] if tenant else [others, result]
     lines = [process.stdout.readline() for _ in expected]
-    found = conforming("listen", "".join(lines))
-    assert [line["message"]["delivery_id"] for line in found] == expected
+    document = conforming("listen", "".join(lines))
+    assert [line["message"]["delivery_id"] for line in document] == expected
     process.terminate()
     rest, errors = process.communicate(timeout=60)
     assert (rest, errors, process.returncode) == ("", "", 0)
@@ -133,7 +133,7 @@ def test_a_reader_that_leaves_ends_it_quietly(db, start):
 
 def test_a_redis_that_is_away_at_the_start_is_one_line_that_names_the_setting(db):
     """Exit code 1, and no password."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mailglass_reconcile", "listen", "--json"],
         env=db.environment("redis://:canary@127.0.0.1:1/0"),
         capture_output=True,
@@ -141,11 +141,11 @@ def test_a_redis_that_is_away_at_the_start_is_one_line_that_names_the_setting(db
         timeout=60,
         check=False,
     )
-    assert (done.stdout, done.returncode) == ("", 1)
-    assert len(done.stderr.splitlines()) == 1
-    assert "cannot connect to Redis at 127.0.0.1, port 1, database 0: nothing listens there" in done.stderr
-    assert "MAILGLASS_REDIS_URL" in done.stderr
-    assert "canary" not in done.stderr
+    assert (process.stdout, process.returncode) == ("", 1)
+    assert len(process.stderr.splitlines()) == 1
+    assert "cannot connect to Redis at 127.0.0.1, port 1, database 0: nothing listens there" in process.stderr
+    assert "MAILGLASS_REDIS_URL" in process.stderr
+    assert "canary" not in process.stderr
 
 
 def test_a_redis_that_restarts_is_one_line_on_standard_error_and_it_goes_on(start, tmp_path: Path):
@@ -154,9 +154,9 @@ def test_a_redis_that_restarts_is_one_line_on_standard_error_and_it_goes_on(star
     try:
         process = start("--json", redis_url=valkey.url)
         valkey.stop()
-        said = process.stderr.readline()
-        assert "MAILGLASS_REDIS_URL" in said
-        assert "broadcasts are missed until it is back" in said
+        output = process.stderr.readline()
+        assert "MAILGLASS_REDIS_URL" in output
+        assert "broadcasts are missed until it is back" in output
         valkey.start()
         with redis.Redis.from_url(valkey.url) as client:
             wait_until(lambda: client.publish("mailglass:events:acme", '{"delivery_id": "x"}'))

@@ -36,12 +36,12 @@ def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
     """In a pipe, where nothing is wrapped."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
     mailglass_reconcile.reconcile()
-    said = commands.run_here("orphans").stdout
-    assert "unmatched" in said
-    assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", said)
-    assert "a\\x1b[2Jcme" in said
-    assert "x\\u202e" in said
-    assert all(line.isprintable() for line in said.splitlines())
+    stdout = commands.run_here("orphans").stdout
+    assert "unmatched" in stdout
+    assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", stdout)
+    assert "a\\x1b[2Jcme" in stdout
+    assert "x\\u202e" in stdout
+    assert all(line.isprintable() for line in stdout.splitlines())
 
 
 def test_a_person_reads_since_when_the_states_are_known(db):
@@ -70,9 +70,9 @@ def test_an_expired_one_is_listed_with_what_matches_it_now(db):
     late = factories.orphan(db, factories.postmark("there"), age_seconds=9 * 86_400)
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
     assert commands.run_here("orphans").stdout == "none\n"
-    said = commands.run_here("orphans", "--expired").stdout
-    assert f"{late}  expired (older than 7 days); now matched: link it with sweep --event" in said
-    assert f"{old}  expired (older than 7 days); now unmatched: no delivery yet" in said
+    stdout = commands.run_here("orphans", "--expired").stdout
+    assert f"{late}  expired (older than 7 days); now matched: link it with sweep --event" in stdout
+    assert f"{old}  expired (older than 7 days); now unmatched: no delivery yet" in stdout
     lines = commands.conforming("orphans", commands.run_here("orphans", "--state", "expired", "--json").stdout)
     assert [(line["event_id"], line["state"], line["verdict"], line["delivery_id"]) for line in lines] == [
         (late, "expired", "matched", delivery),
@@ -93,9 +93,9 @@ def test_an_expired_one_is_listed_with_what_matches_it_now(db):
 )
 def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
     """A state or a unit that is none, options that exclude each other, an event that is not there."""
-    done = commands.run_here("orphans", *arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "Traceback" not in done.stderr
+    result = commands.run_here("orphans", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
 
 
 def test_spans_of_time_are_read_and_written_as_people_say_them():
@@ -118,8 +118,8 @@ def test_a_mistyped_type_or_provider_gets_a_hint(db):
         ("--provider", "Amazon SES", ""),
         ("--provider", "something-else", ""),
     ):
-        done = commands.run_here("orphans", option, name)
-        assert (done.exit_code, HEADING.split(done.stderr)[0].strip()) == (0, hint)
+        result = commands.run_here("orphans", option, name)
+        assert (result.exit_code, HEADING.split(result.stderr)[0].strip()) == (0, hint)
 
 
 def test_identical_causes_are_one_line(db):
@@ -130,8 +130,8 @@ def test_identical_causes_are_one_line(db):
     for n in range(11):
         factories.orphan(db, factories.postmark("x"), tenant_id=f"tenant {n}")
     mailglass_reconcile.reconcile()
-    done = commands.run(db, "orphans", "--limit", "1")
-    number, first, *others, rest, more = done.stderr.splitlines()
+    result = commands.run(db, "orphans", "--limit", "1")
+    number, first, *others, rest, more = result.stderr.splitlines()
     assert number.startswith("14 orphans; states as of ")
     assert first == "  3 tenant_mismatch: default → globex, postmark"
     assert (len(others), rest) == (9, "  2 of 2 other causes")
@@ -141,16 +141,16 @@ def test_identical_causes_are_one_line(db):
 def test_an_orphan_says_when_it_expires(db):
     """Each of the list."""
     factories.orphan(db, factories.postmark("x"), age_seconds=3_700)
-    said = commands.run_here("orphans").stdout
-    assert re.search(r"arrived .* \(1 hour ago\), expires .* UTC \(in 6 days\);", said)
+    stdout = commands.run_here("orphans").stdout
+    assert re.search(r"arrived .* \(1 hour ago\), expires .* UTC \(in 6 days\);", stdout)
 
 
 def test_a_mistyped_tenant_gets_a_hint(db):
     """With the one that was probably meant; not one that has no open orphan."""
     factories.delivery(db, "m-1")
-    done = commands.run_here("orphans", "--tenant", "acne")
-    assert (done.exit_code, done.stdout) == (0, "none\n")
-    assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
+    result = commands.run_here("orphans", "--tenant", "acne")
+    assert (result.exit_code, result.stdout) == (0, "none\n")
+    assert result.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
     assert commands.run_here("orphans", "--tenant", "acme").stderr == ""
 
 
@@ -158,9 +158,9 @@ def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
     """No argument has to hold it; what is no address is refused."""
     with db.begin() as connection:
         (own,) = record(connection, event(recipient="Ada@example.com"))
-    done = commands.run(db, "orphans", "--recipient", "-", stdin="ada@example.com\n")
-    assert done.stdout.startswith(f"{own.event_id}  ")
-    assert "example.com" not in (done.stdout + done.stderr).lower()
+    result = commands.run(db, "orphans", "--recipient", "-", stdin="ada@example.com\n")
+    assert result.stdout.startswith(f"{own.event_id}  ")
+    assert "example.com" not in (result.stdout + result.stderr).lower()
     for given, options in (("nobody", []), ("", []), ("ada@example.com", ["--expired"])):
         refused = commands.run_unchecked(db, "orphans", "--recipient", "-", *options, stdin=given)
         assert refused.returncode == 2

@@ -26,9 +26,9 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
     factories.orphan(db, factories.postmark("none"))
     counts = commands.run(db, "sweep", "--dry-run", "--json").stdout
     assert commands.conforming("sweep", counts)[0]["linked"] == 2
-    said = commands.run_here("sweep", "--dry-run", "--verbose").stdout.splitlines()
-    assert sorted(said[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
-    assert said[2].startswith("would link 2 of 3 open orphans")
+    lines = commands.run_here("sweep", "--dry-run", "--verbose").stdout.splitlines()
+    assert sorted(lines[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
+    assert lines[2].startswith("would link 2 of 3 open orphans")
     assert len(commands.run_here("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
     assert db.appended() == 0
     assert commands.run_here("sweep", "--verbose").exit_code == 2
@@ -86,10 +86,10 @@ WORK = {
 def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(db, name):
     """All other tests of what it does may run it within theirs."""
     factories.orphan(db, factories.postmark("one"))
-    done = commands.run_forked(db, name, *WORK[name])
-    assert (done.returncode, done.stderr) == (0, "")
+    result = commands.run_forked(db, name, *WORK[name])
+    assert (result.returncode, result.stderr) == (0, "")
     within = commands.run(db, name, *WORK[name]).stdout
-    assert [shape(line) for line in done.stdout.splitlines()] == [shape(line) for line in within.splitlines()]
+    assert [shape(line) for line in result.stdout.splitlines()] == [shape(line) for line in within.splitlines()]
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["migrate", "--grants"]])
@@ -116,8 +116,8 @@ def shape(line):
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_a_command_shows_an_example_in_its_help(name):
     """Which begins with the command itself."""
-    said = commands.run_here(name, "--help").stdout
-    assert f" mailglass-reconcile {name}" in said.partition("Example")[2]
+    stdout = commands.run_here(name, "--help").stdout
+    assert f" mailglass-reconcile {name}" in stdout.partition("Example")[2]
 
 
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))

@@ -48,8 +48,8 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
             asking.sendall(
                 f"GET /orphans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
             )
-            asked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            while not db.value(asked):
+            requests = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while not db.value(requests):
                 assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
@@ -58,18 +58,18 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
 
 def refused(capsys, *arguments):
     """Run the command within this process, and return its exit code and its one line on standard error."""
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         main(["serve", *arguments])
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return left.value.code, said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    return error.value.code, stderr
 
 
 def test_it_listens_elsewhere_only_with_a_token(db, capsys):
     """Otherwise it ends with 2 and one line that says what to set."""
     for host in ("0.0.0.0", "::", "192.0.2.1", "mail.example.com"):  # noqa: S104
-        code, said = refused(capsys, "--host", host)
-        assert (code, "set MAILGLASS_WEB_TOKEN first" in said) == (2, True)
+        code, output = refused(capsys, "--host", host)
+        assert (code, "set MAILGLASS_WEB_TOKEN first" in output) == (2, True)
 
 
 def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
@@ -85,8 +85,8 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
         ]:
             engine = db.engine if settings.get("database_url", db) else None
             mailglass_reconcile.configure(engine=engine, settings=db.settings.model_copy(update=settings))
-            code, said = refused(capsys, *arguments)
-            assert (code, expected in said) == (1, True), said
+            code, output = refused(capsys, *arguments)
+            assert (code, expected in output) == (1, True), output
 
 
 @pytest.mark.slow
@@ -108,9 +108,9 @@ def test_its_help_shows_no_command_that_shows_the_token(capsys):
     """An argument can be read by every user of the machine while the command runs."""
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
-    said = capsys.readouterr().out
-    assert "curl" in said
-    assert not re.search(r"curl[^\n|]* -H", said)
+    output = capsys.readouterr().out
+    assert "curl" in output
+    assert not re.search(r"curl[^\n|]* -H", output)
 
 
 @pytest.mark.slow
@@ -125,12 +125,12 @@ def test_with_a_token_it_listens_everywhere(db):
 @pytest.mark.slow
 def test_without_its_extra_one_line_says_what_to_install(db):
     """And nothing else."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRA, "serve"],
         env=db.environment(db.settings.redis_url.get_secret_value()),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")
+    assert (process.returncode, process.stderr.count("\n")) == (1, 1)
+    assert process.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")

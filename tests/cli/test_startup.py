@@ -45,17 +45,17 @@ def run(url, redis_url, names=COMMANDS, **environment):
     """Run commands on a database; return what each says, and its exit code."""
     settings = Settings(database_url=url, redis_url=redis_url)
     db = Database(url, settings, engines.create_engine(settings), None)
-    done = {name: commands.run_unchecked(db, *COMMANDS[name], **environment) for name in names}
-    return {name: (one.returncode, (one.stdout + one.stderr).strip()) for name, one in done.items()}
+    result = {name: commands.run_unchecked(db, *COMMANDS[name], **environment) for name in names}
+    return {name: (one.returncode, (one.stdout + one.stderr).strip()) for name, one in result.items()}
 
 
 def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url, redis_url):
     """In one line."""
     live(empty_database_url, "mailglass", "2.x")
-    for name, (code, said) in run(empty_database_url, redis_url).items():
-        assert code == 1, (name, said)
-        assert "MAILGLASS_DATABASE_SCHEMA" in said, name
-        assert len(said.splitlines()) == 1, (name, said)
+    for name, (code, output) in run(empty_database_url, redis_url).items():
+        assert code == 1, (name, output)
+        assert "MAILGLASS_DATABASE_SCHEMA" in output, name
+        assert len(output.splitlines()) == 1, (name, output)
 
 
 @pytest.mark.parametrize("chosen", [False, True])

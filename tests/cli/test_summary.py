@@ -64,21 +64,21 @@ def test_a_sweep_with_nothing_to_do_says_why(db):
         factories.orphan(db, factories.postmark(number), age_seconds=1)
     assert commands.run_here("sweep").stdout == "nothing to do yet: 8 orphans are in their 60 s grace period\n"
     factories.orphan(db, factories.postmark("b"), age_seconds=1, tenant_id="b")
-    said = commands.run_here("sweep", "--tenant", "b").stdout
-    assert said == "nothing to do yet: 1 orphan of tenant 'b' is in its 60 s grace period\n"
+    stdout = commands.run_here("sweep", "--tenant", "b").stdout
+    assert stdout == "nothing to do yet: 1 orphan of tenant 'b' is in its 60 s grace period\n"
     assert commands.run_here("sweep", "--tenant", "b\x00").stdout.startswith(
         "nothing to do: there are no open orphans of"
     )
-    said = commands.run_here("sweep", "--provider", "ses", "--yes").stdout
-    assert said == "nothing to link: no open event is selected\n"
+    stdout = commands.run_here("sweep", "--provider", "ses", "--yes").stdout
+    assert stdout == "nothing to link: no open event is selected\n"
 
 
 def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
     """Nothing is cut off, whatever the width."""
-    said = commands.run_here("--help").stdout
-    assert "..." not in said.partition("Commands:")[2]
+    stdout = commands.run_here("--help").stdout
+    assert "..." not in stdout.partition("Commands:")[2]
     assert {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields} <= set(
-        re.findall(r"MAILGLASS_[A-Z_]+", said)
+        re.findall(r"MAILGLASS_[A-Z_]+", stdout)
     )
 
 

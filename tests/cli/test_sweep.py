@@ -35,8 +35,8 @@ def test_one_event_is_linked_although_it_is_in_its_grace(db):
     """Somebody has asked for it."""
     pair(db, "m-1")
     _, wanted = pair(db, "m-2", age_seconds=5)
-    done = commands.run(db, "sweep", "--event", wanted, "--yes", "--json")
-    assert (json.loads(done.stdout)["linked"], linked(db)) == (1, {wanted})
+    result = commands.run(db, "sweep", "--event", wanted, "--yes", "--json")
+    assert (json.loads(result.stdout)["linked"], linked(db)) == (1, {wanted})
 
 
 def test_one_delivery_gets_its_events_and_no_other_does(db):
@@ -58,8 +58,8 @@ def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
         + [orphan_row(sendgrid("s-2"), age_seconds=90)],
     )
     wanted = ("sweep", "--provider", "SendGrid", "--until", "30m")
-    done = commands.run(db, *wanted, "--dry-run", "--json")
-    assert (json.loads(done.stdout)["linked"], linked(db)) == (2, set())
+    result = commands.run(db, *wanted, "--dry-run", "--json")
+    assert (json.loads(result.stdout)["linked"], linked(db)) == (2, set())
     lines = commands.run(db, *wanted, "--dry-run", "--verbose").stdout.splitlines()
     assert ([" -> " in line for line in lines], "by the message id alone" in lines[-1]) == (
         [True, True, False, False],
@@ -113,18 +113,18 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
         env=environment, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.write(main, b"n\n")
-    _, said = asking.communicate(timeout=60)
+    _, output = asking.communicate(timeout=60)
     os.close(main)
     os.close(other)
-    assert "link 1 event?" in said
+    assert "link 1 event?" in output
     assert (asking.returncode, linked(db)) == (130, set())
 
 
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
     """Most often a typing error; a tenant with events and no delivery is suggested too."""
     pair(db, "m-1")
-    done = commands.run(db, "sweep", "--tenant", "acmee")
-    assert done.stderr.strip() == "no event or delivery has tenant 'acmee'; did you mean 'acme'?"
+    result = commands.run(db, "sweep", "--tenant", "acmee")
+    assert result.stderr.strip() == "no event or delivery has tenant 'acmee'; did you mean 'acme'?"
     orphan(db, postmark("m-2"), tenant_id="beryl")
     assert "did you mean 'beryl'?" in commands.run(db, "sweep", "--tenant", "beril").stderr
     commands.run(db, "sweep", "--tenant", "acme")
@@ -135,9 +135,9 @@ def test_a_target_that_is_not_there_is_one_line(db):
     """Exit code 1, and no traceback."""
     nothing = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
     for option in ("--event", "--delivery"):
-        done = commands.run_unchecked(db, "sweep", option, nothing, "--yes")
-        assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
-        assert nothing in done.stderr
+        result = commands.run_unchecked(db, "sweep", option, nothing, "--yes")
+        assert (result.returncode, len(result.stderr.strip().splitlines())) == (1, 1)
+        assert nothing in result.stderr
 
 
 def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
@@ -152,9 +152,9 @@ def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
     )  # fmt: skip
     wait_until(lambda: db.appended() >= 5, 60)
     sweeping.send_signal(signal.SIGINT)
-    _, said = sweeping.communicate(timeout=60)
+    _, output = sweeping.communicate(timeout=60)
     assert sweeping.returncode == 130
-    assert said == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
+    assert output == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
     assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]
 
 
@@ -193,10 +193,10 @@ def test_what_the_log_and_the_summary_say_begins_on_lines_of_their_own(db):
     delivery(db, "m-1", tenant_id="globex")
     orphan(db, postmark("m-1"))
     code, written = Terminal(db, "sweep").ends()
-    said = [line for line in lines(written) if line.strip()]
-    assert any(line.startswith("sweeping") for line in said)
-    assert any(line.startswith("WARNING: 1 orphan matches only another tenant's") for line in said), said
-    assert any(line.startswith("linked 0 of 1 open orphan") for line in said)
+    output = [line for line in lines(written) if line.strip()]
+    assert any(line.startswith("sweeping") for line in output)
+    assert any(line.startswith("WARNING: 1 orphan matches only another tenant's") for line in output), output
+    assert any(line.startswith("linked 0 of 1 open orphan") for line in output)
     assert code == 0
 
 
@@ -222,6 +222,6 @@ def test_the_bar_counts_what_is_judged_and_reaches_its_end(db):
     for n in range(3):
         orphan(db, postmark(f"m-{n}"))
     sweep = reconciler.prepare(None, None)
-    seen = [(sweep.counters.processed, sweep.counters.chosen) for _ in sweep.steps()]
+    rows = [(sweep.counters.processed, sweep.counters.chosen) for _ in sweep.steps()]
     assert sweep.result.scanned == 4
-    assert seen[-1] == (3, 3)
+    assert rows[-1] == (3, 3)

@@ -17,8 +17,8 @@ def test_a_table_in_a_pipe_has_a_line_per_row(db):
 def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
     """On standard error, with the one that was probably meant; a tenant with nothing open gets none."""
     factories.delivery(db, "m-1")
-    done = commands.run_here("status", "--tenant", "acne", *arguments)
-    assert (done.exit_code, done.stderr) == (0, "no event or delivery has tenant 'acne'; did you mean 'acme'?\n")
+    result = commands.run_here("status", "--tenant", "acne", *arguments)
+    assert (result.exit_code, result.stderr) == (0, "no event or delivery has tenant 'acne'; did you mean 'acme'?\n")
     assert commands.run_here("status", "--tenant", "acme", *arguments).stderr == ""
 
 
@@ -33,5 +33,5 @@ def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
 )
 def test_a_command_that_asks_before_it_writes_needs_a_terminal_or_yes(db, arguments):
     """One sentence and exit code 2, before anything is read or written."""
-    done = commands.run_unchecked(db, *arguments)
-    assert (done.returncode, "no terminal to confirm on: pass --yes" in done.stderr) == (2, True), done.stderr
+    result = commands.run_unchecked(db, *arguments)
+    assert (result.returncode, "no terminal to confirm on: pass --yes" in result.stderr) == (2, True), result.stderr

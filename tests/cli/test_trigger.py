@@ -28,8 +28,8 @@ def test_a_sample_of_every_provider_reaches_its_delivery(db):
                 sent = [Sent(recipient="ada@example.com", message_id=message_id)]
                 recorded = record_send(connection, provider=provider, sent=sent)
             broadcast(recorded)
-            done = triggered(provider, "opened", "--message-id", message_id, "--to", f"{base}/webhooks/{provider}")
-            assert done.output == f"{provider}: opened for {message_id} was answered with 200\n"
+            result = triggered(provider, "opened", "--message-id", message_id, "--to", f"{base}/webhooks/{provider}")
+            assert result.output == f"{provider}: opened for {message_id} was answered with 200\n"
     assert {state for _, state in db.rows(STATE)} == {"opened"}
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == len(SENDERS)
 
@@ -39,7 +39,7 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
     setting(db, f"postmark={SECRETS['postmark']}")
     people = ["ada@example.com", "bob@example.com"]
     with db.engine.begin() as connection:
-        record_send(connection, provider="postmark", sent=[Sent(recipient=one, message_id="m") for one in people])
+        record_send(connection, provider="postmark", sent=[Sent(recipient=person, message_id="m") for person in people])
     with served(mounted()) as base:
         to = ["--to", f"{base.replace('//', '//me:wrong@')}/webhooks/postmark", "--message-id", "m"]
         assert triggered("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
@@ -51,8 +51,8 @@ def test_without_an_address_it_posts_to_the_public_one(db):
     """The receiver's public address is a setting, with a password perhaps, which nothing has to print."""
     with served(mounted()) as base:
         setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
-        done = triggered("postmark", "delivered", "--message-id", "m")
-    assert done.output == "postmark: delivered for m was answered with 200\n"
+        result = triggered("postmark", "delivered", "--message-id", "m")
+    assert result.output == "postmark: delivered for m was answered with 200\n"
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,16 @@ def test_without_an_address_it_posts_to_the_public_one(db):
 def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):
     """With exit code 2 if the command was called in a wrong way, else 1."""
     setting(db, "postmark=me:secret")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         main(["trigger", *arguments[:2], "--message-id", "m", *(arguments[2:] or ("--to", TO))])
     *_, line = capsys.readouterr().err.splitlines()
-    assert (left.value.code, said in line) == (code, True), line
+    assert (error.value.code, said in line) == (code, True), line
 
 
 def test_a_refusal_of_the_receiver_is_told(db, capsys):
     """Such as that the secrets differ; a redirect is not followed, because it would become a GET."""
     setting(db, "postmark=me:other")
-    with served(mounted()) as base, pytest.raises(SystemExit) as left:
+    with served(mounted()) as base, pytest.raises(SystemExit) as error:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
-    assert left.value.code == 1
+    assert error.value.code == 1
     assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: invalid signature\n"

@@ -65,9 +65,9 @@ def test_every_kind_of_event_can_be_recorded_and_names_nobody_in_the_ledger(even
         assert int(event.occurred_at.timestamp()) == BEGIN + 90, kind
         (recorded,) = validate_events("acme", provider.esp_name, [event], strict=False)
         assert recorded.entry.metadata.get("tags") == (None if provider is UNISENDER_GO else ["welcome"]), kind
-        kept = json.dumps([recorded.entry.metadata, recorded.entry.idempotency_key]).replace(str(id_), "")
-        assert "@" not in kept, kind
-        assert PRIVATE not in kept, kind
+        stored = json.dumps([recorded.entry.metadata, recorded.entry.idempotency_key]).replace(str(id_), "")
+        assert "@" not in stored, kind
+        assert PRIVATE not in stored, kind
 
 
 @EVERY_PROVIDER
@@ -75,7 +75,7 @@ def test_events_differ_by_kind_time_and_recipient(events_of, provider):
     """Two opens, two clicks, two recipients: each is an event of its own, in one batch or in several requests."""
     told = [payload(provider, kind, to, n) for kind, to, n in itertools.product(provider.kinds, [ANN, BOB], [0, 60])]
     if provider is MANDRILL:  # its message id is one for each recipient
-        told = [each | {"_id": f"{each['_id']}{each['msg']['email']}"} for each in told]
+        told = [row | {"_id": f"{row['_id']}{row['msg']['email']}"} for row in told]
     assert len(set(ids(events_of(provider, *told)))) == len(told)
 
 
@@ -236,9 +236,9 @@ def test_an_event_that_is_made_by_hand_needs_nothing_of_the_providers(provider):
     """Two of them are two events, and one that is made again is the same."""
     later = dt.datetime.fromtimestamp(BEGIN + 60, dt.UTC)
     made = [bare(), bare(), bare(timestamp=later), bare(recipient=BOB), bare(message_id="m-2")]
-    found = ids(webhook_event(event, provider.esp_name) for event in made)
-    assert found[0] == found[1]
-    assert len(set(found)) == 4
+    result = ids(webhook_event(event, provider.esp_name) for event in made)
+    assert result[0] == result[1]
+    assert len(set(result)) == 4
 
 
 def test_types_and_reasons_that_are_not_known_are_recorded_as_such():
@@ -271,7 +271,7 @@ def test_tags_are_kept_unless_they_look_like_an_address(given, kept):
 
 def test_an_event_of_mailersends_webhooks_2_is_read_although_anymail_finds_neither_id_nor_recipient(post):
     """Anymail 15.2 reads version 1 only."""
-    told = next(one.payload for one in documented("mailersend") if "message_id" in one.payload["data"])
+    told = next(sample.payload for sample in documented("mailersend") if "message_id" in sample.payload["data"])
     request = signed("mailersend", json.dumps(told).encode())
     ((event, esp_name),) = post([request.for_anymail(MAILERSEND.path)])
     assert (event.message_id, event.recipient) == (None, None)

@@ -60,5 +60,5 @@ def test_anymails_two_names_for_a_provider_are_one(backend):
 @pytest.mark.slow
 def test_the_functions_need_neither_django_nor_anymail():
     """They read attributes; a receiver's own process has both, a worker may not."""
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

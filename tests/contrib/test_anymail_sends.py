@@ -44,9 +44,11 @@ def anymail(anymail_django):
 
 def status(**recipients):
     """Return a status as a backend makes it, of `name=(message_id, status)`."""
-    made = AnymailStatus()
-    made.set_recipient_status({f"{name}@example.org": AnymailRecipientStatus(*one) for name, one in recipients.items()})
-    return made
+    anymail_status = AnymailStatus()
+    anymail_status.set_recipient_status(
+        {f"{name}@example.org": AnymailRecipientStatus(*one) for name, one in recipients.items()}
+    )
+    return anymail_status
 
 
 @pytest.mark.parametrize("esp_name", PROVIDERS)
@@ -54,17 +56,17 @@ def test_each_recipient_that_a_provider_accepts_is_sent_under_its_id(esp_name):
     """Its own, if the provider gives one to each recipient, else that of the call."""
     own = esp_name in {"Mailjet", "Mandrill", "Mailtrap", "Postal", "Scaleway"}
     answered = accepted(esp_name, [ANN, BOB], [1001, 1002] if esp_name in {"Mailjet", "Postal"} else ["m-1", "m-2"])
-    made = sent(None, answered)
-    assert [(one.recipient, one.type) for one in made] == [(ANN, "dispatched"), (BOB, "dispatched")]
-    assert [str(one.message_id)[-1] for one in made] == ["1", "2" if own else "1"]
-    assert len(validate_sends("acme", esp_name, made)) == 2
+    request = sent(None, answered)
+    assert [(event.recipient, event.type) for event in request] == [(ANN, "dispatched"), (BOB, "dispatched")]
+    assert [str(event.message_id)[-1] for event in request] == ["1", "2" if own else "1"]
+    assert len(validate_sends("acme", esp_name, request)) == 2
 
 
 @pytest.mark.parametrize("esp_name", ["SendGrid", "Unisender Go"])
 def test_the_id_that_anymail_makes_is_the_one_of_the_send(esp_name):
     """The provider hands it back in its webhooks."""
-    made = sent(None, accepted(esp_name, [ANN], ["unused"]))
-    assert [(one.recipient, one.type, len(one.message_id)) for one in made] == [(ANN, "dispatched", 36)]
+    request = sent(None, accepted(esp_name, [ANN], ["unused"]))
+    assert [(event.recipient, event.type, len(event.message_id)) for event in request] == [(ANN, "dispatched", 36)]
 
 
 def test_a_receiver_of_post_send_gets_what_the_function_takes():
@@ -111,13 +113,13 @@ def test_a_recipient_without_an_id_that_was_not_refused_is_left_out(answered):
 @pytest.mark.parametrize("answered", ["sent", "queued"])
 def test_a_recipient_that_was_accepted_without_an_id_is_left_out(answered):
     """`failed` would be untrue, and no event could ever name it: SendGrid without SENDGRID_GENERATE_MESSAGE_ID."""
-    made = sent(None, status(ann=("m-1", answered), bob=(None, answered)))
-    assert [one.recipient for one in made] == ["ann@example.org"]
+    request = sent(None, status(ann=("m-1", answered), bob=(None, answered)))
+    assert [event.recipient for event in request] == ["ann@example.org"]
 
 
 def test_an_id_of_zero_is_an_id():
     """Anymail's test backend counts from there."""
-    assert [one.message_id for one in sent(None, status(ann=(0, "sent")))] == [0]
+    assert [event.message_id for event in sent(None, status(ann=(0, "sent")))] == [0]
 
 
 def test_a_message_that_was_not_sent_has_nothing_to_record():
@@ -129,8 +131,8 @@ def test_an_address_that_postmark_holds_back_is_rejected_and_the_other_sent():
     """Postmark says so in a sentence, which Anymail reads."""
     message = "Message OK, but will not deliver to these inactive addresses: bob@example.org. Inactive recipients are …"
     body = {"ErrorCode": 0, "Message": message, "MessageID": "m-1", "To": f"{ANN}, {BOB}"}
-    made = sent(None, send("Postmark", AnymailMessage("Hi", "Hello", "shop@example.com", [ANN, BOB]), body))
-    assert {one.recipient: (one.message_id, one.type) for one in made} == {
+    request = sent(None, send("Postmark", AnymailMessage("Hi", "Hello", "shop@example.com", [ANN, BOB]), body))
+    assert {event.recipient: (event.message_id, event.type) for event in request} == {
         ANN: ("m-1", "dispatched"),
         BOB: (None, "rejected"),
     }
@@ -147,5 +149,5 @@ def test_a_message_that_mandrill_rejects_is_rejected_under_its_id():
 def test_a_batch_of_brevo_is_sent_under_one_id_for_each_to():
     """`merge_data` makes it a batch, of which a Cc gets a copy each time, under no id of its own."""
     message = AnymailMessage("Hi", "Hello", "shop@example.com", [ANN, BOB], cc=["c@example.org"], merge_data={})
-    made = sent(None, send("Brevo", message, {"messageIds": ["<m-1@brevo>", "<m-2@brevo>"]}, status=201))
-    assert [(one.recipient, one.message_id) for one in made] == [(ANN, "<m-1@brevo>"), (BOB, "<m-2@brevo>")]
+    request = sent(None, send("Brevo", message, {"messageIds": ["<m-1@brevo>", "<m-2@brevo>"]}, status=201))
+    assert [(event.recipient, event.message_id) for event in request] == [(ANN, "<m-1@brevo>"), (BOB, "<m-2@brevo>")]

@@ -82,7 +82,9 @@ class Run:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
-        return [one for one in self.left() if any("demo.run_worker" in part for part in _asked(one.cmdline, []))]
+        return [
+            process for process in self.left() if any("demo.run_worker" in part for part in _asked(process.cmdline, []))
+        ]
 
     def is_gone(self) -> bool:
         """Whether no process of it is left, and no file."""

@@ -50,8 +50,8 @@ SHOWN = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose"), ("tro
 
 def console(name: str) -> list[pages.Block]:
     """Return the blocks of commands of a page that are run."""
-    found = pages.blocks(pages.ROOT / "docs" / name)
-    return [block for block in found if block.language == "console" and not block.not_run]
+    result = pages.blocks(pages.ROOT / "docs" / name)
+    return [block for block in result if block.language == "console" and not block.not_run]
 
 
 STORIES = {"README.md", "python.md", "tenants.md", "django.md", "with-mailglass.md"}
@@ -96,9 +96,9 @@ def terminal(db, redis_url, tmp_path) -> dict[str, str]:
     """A reader's environment: the test's servers, the installed commands, and one that calls somebody."""
     (tmp_path / "send-alert").write_text("#!/bin/sh\n")
     (tmp_path / "send-alert").chmod(0o755)
-    given = db.environment(redis_url)
-    paths = [str(tmp_path), str(Path(sys.executable).parent), given["PATH"]]
-    return {**given, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(pages.ROOT)}
+    environment = db.environment(redis_url)
+    paths = [str(tmp_path), str(Path(sys.executable).parent), environment["PATH"]]
+    return {**environment, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(pages.ROOT)}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -139,17 +139,17 @@ def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) 
     """Run a command that ends, and return what it printed; one of ours alone runs within this process."""
     expected = CODES.get((page, text), 0)
     if text.startswith("mailglass-reconcile ") and not (SHELL.search(text) or ASKS.search(text) or expected):
-        done = click.testing.CliRunner().invoke(command, shlex.split(text)[1:], input="ada@example.com\n")
-        assert done.exit_code == 0, done.output
-        return done.output
+        result = click.testing.CliRunner().invoke(command, shlex.split(text)[1:], input="ada@example.com\n")
+        assert result.exit_code == 0, result.output
+        return result.output
     if page == "doctor.md":
         terminal = {**terminal, "MAILGLASS_DATABASE_URL": "postgresql://localhost:1/app"}
     shell = ["script", "-qec", text, "/dev/null"] if ASKS.search(text) else ["bash", "-c", text]
-    done = subprocess.run(
+    result = subprocess.run(
         shell, env=terminal, input="y\n", capture_output=True, text=True, timeout=PATIENCE, check=False
     )
-    assert done.returncode == expected, done.stdout + done.stderr
-    return done.stdout
+    assert result.returncode == expected, result.stdout + result.stderr
+    return result.stdout
 
 
 def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:

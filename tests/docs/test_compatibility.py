@@ -26,15 +26,15 @@ def numbers(version: str) -> list[int]:
 
 def classified(prefix: str) -> list[str]:
     """Return the versions that the classifiers of *prefix* name."""
-    found = (re.fullmatch(rf"{prefix} :: (\d+\.\d+)", each) for each in PROJECT["classifiers"])
-    return [match[1] for match in found if match]
+    matches = (re.fullmatch(rf"{prefix} :: (\d+\.\d+)", classifier) for classifier in PROJECT["classifiers"])
+    return [match[1] for match in matches if match]
 
 
 def test_every_dependency_is_in_the_table_with_its_lowest_version():
     """Those of the extras `django`, `web` and `webhooks` too."""
     extras = [PROJECT["optional-dependencies"][name] for name in ("django", "web", "webhooks")]
     needed = [Requirement(each) for each in (*PROJECT["dependencies"], *chain(*extras))]
-    lowest = {each.name: next(iter(each.specifier)).version for each in needed}
+    lowest = {requirement.name: next(iter(requirement.specifier)).version for requirement in needed}
     assert {name: TABLE[name][0] for name in lowest} == lowest
     assert set(TABLE) - set(lowest) == {"Python", "PostgreSQL", "Redis", "Valkey"}
     assert not [name for name, (low, high) in TABLE.items() if numbers(high) < numbers(low)]
@@ -87,8 +87,8 @@ def test_the_pythons_are_those_of_ci_and_of_the_classifiers():
 def test_the_servers_are_those_of_ci():
     """The lowest ones are programs that it names; the newest are those of the wheels."""
     wheels = {
-        each.name: next(iter(each.specifier)).version
-        for each in map(Requirement, PROJECT["optional-dependencies"]["demo"])
+        requirement.name: next(iter(requirement.specifier)).version
+        for requirement in map(Requirement, PROJECT["optional-dependencies"]["demo"])
     }
     lowest, newest = TABLE["PostgreSQL"]
     assert str(OLDEST_SERVER // 10_000) == lowest

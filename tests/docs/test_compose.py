@@ -256,9 +256,9 @@ class Surroundings:
 
     def run(self, name: str, command: list[str]) -> str:
         """Run a command in the environment of a service to its good end, and return what it printed."""
-        done = subprocess.run(command, env=self.environment(name), check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = subprocess.run(command, env=self.environment(name), check=False, capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def grant(self) -> None:
         """Run what the service `grants` runs."""
@@ -268,7 +268,7 @@ class Surroundings:
         assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
         owned = installation(self.owner)
         place = make_url(url_of(owned)).update_query_dict({"options": f"-csearch_path={self.schema}"})
-        given = [one.replace("/grants.sql", str(script)) for one in options]
+        given = [option.replace("/grants.sql", str(script)) for option in options]
         self.run("migrate", [client("psql", owned), *given, place.render_as_string(hide_password=False)])
 
 
@@ -300,8 +300,8 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
         checked = [surroundings.here(part) for part in command]
         environment = surroundings.environment(name)
-        done = subprocess.run(checked, check=False, env=environment, capture_output=True, timeout=PATIENCE)
-        return done.returncode == 0
+        result = subprocess.run(checked, check=False, env=environment, capture_output=True, timeout=PATIENCE)
+        return result.returncode == 0
 
     def start(name: str, log: Path) -> subprocess.Popen:
         with log.open("wb") as output:
@@ -342,9 +342,9 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         wait_until(lambda: tables.values("SELECT type FROM mailglass_handled_types") == ["opened"], PATIENCE)
         with tables.engine.begin() as connection:
             record_send(connection, provider="postmark", sent=[Sent(recipient="ann@example.org", message_id="m-1")])
-        told = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
+        payload = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
         for password, status in ((surroundings.suffix, 200), ("another", 401)):
-            assert httpx.post(f"{receiver}/postmark", json=told, auth=("me", password)).status_code == status
+            assert httpx.post(f"{receiver}/postmark", json=payload, auth=("me", password)).status_code == status
         wait_until(
             lambda: tables.values("SELECT state FROM mailglass_handler_outbox") == ["done"], PATIENCE
         )  # by the worker, with its own privileges

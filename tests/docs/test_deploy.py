@@ -15,11 +15,11 @@ FILE = pages.ROOT / "docs" / "deploy" / "kubernetes.yml"
 OBJECTS = list(yaml.safe_load_all(FILE.read_text()))
 VERSIONS = ("1.30", "1.37")
 PODS = {
-    one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in OBJECTS if "template" in one.get("spec", {})
+    item["metadata"]["name"]: item["spec"]["template"]["spec"] for item in OBJECTS if "template" in item.get("spec", {})
 }
 SECRETS = {"owner-url", "worker-url", "recorder-url", "reader-url", "redis-url", "webhooks", "web-token"}
-SERVICES = {one["metadata"]["name"]: one["spec"]["ports"][0]["port"] for one in OBJECTS if one["kind"] == "Service"}
-CONFIGURATION = next(one["data"] for one in OBJECTS if one["kind"] == "ConfigMap")
+SERVICES = {row["metadata"]["name"]: row["spec"]["ports"][0]["port"] for row in OBJECTS if row["kind"] == "Service"}
+CONFIGURATION = next(row["data"] for row in OBJECTS if row["kind"] == "ConfigMap")
 COMPOSE = yaml.safe_load((pages.ROOT / "docker-compose.yml").read_text())["services"]
 PAGES = {page.name: page.read_text() for page in [*pages.PAGES, pages.ROOT / "docker-compose.yml"]}
 TEXT = "\n".join(PAGES.values())
@@ -51,11 +51,11 @@ def test_a_container_has_settings_that_exist_and_reads_mounted_secrets(name):
     """Without a shell and without a password: each file that a setting names is a mounted key of the Secret."""
     (container,) = PODS[name]["containers"]
     assert "command" not in container
-    environment = {one["name"]: one["value"] for one in container.get("env", ())}
+    environment = {row["name"]: row["value"] for row in container.get("env", ())}
     if "envFrom" in container:
         environment |= CONFIGURATION
     assert {setting.removeprefix(ENV_PREFIX).lower() for setting in environment} <= set(Settings.model_fields)
-    (volume,) = [one["secret"] for one in PODS[name]["volumes"] if "secret" in one]
+    (volume,) = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
     mounted = [f"@/run/secrets/mailglass/{item['path']}" for item in volume["items"]]
     assert sorted(mounted) == sorted(value for value in environment.values() if value.startswith("@"))
     assert all(item["path"] == item["key"] for item in volume["items"])
@@ -75,7 +75,7 @@ def test_each_process_that_needs_key_rules_or_handlers_imports_them(name):
 def test_both_processes_with_metrics_have_their_token(name):
     """Without one the receiver answers 404, and its two alerts could never fire."""
     (container,) = PODS[f"mailglass-{name}"]["containers"]
-    assert "MAILGLASS_WEB_TOKEN" in {one["name"] for one in container["env"]}
+    assert "MAILGLASS_WEB_TOKEN" in {row["name"] for row in container["env"]}
     assert "MAILGLASS_WEB_TOKEN" in COMPOSE[name]["environment"]
 
 
@@ -85,7 +85,7 @@ def test_pages_name_the_objects_of_the_manifests():
         re.findall(r"\bdeploy/[\w-]+(?= --)", TEXT)
     )
     kinds = {"Deployment": "deploy", "Job": "job"}
-    assert named <= {f"{kinds[one['kind']]}/{one['metadata']['name']}" for one in OBJECTS if one["kind"] in kinds}
+    assert named <= {f"{kinds[row['kind']]}/{row['metadata']['name']}" for row in OBJECTS if row["kind"] in kinds}
     assert {"deploy/mailglass-worker", "job/mailglass-migrate"} <= named
 
 
@@ -108,7 +108,7 @@ def test_prometheus_scrapes_ports_that_are_open():
     targets = {job: one["static_configs"][0]["targets"] for job, one in jobs.items() if "static_configs" in one}
     assert targets == {"mailglass-reconcile": [f"mailglass-web:{SERVICES['mailglass-web']}"]}
     (relabel,) = jobs["mailglass-receive"]["relabel_configs"]
-    labels = {one["metadata"]["name"]: one["metadata"]["labels"] for one in OBJECTS if "labels" in one["metadata"]}
+    labels = {row["metadata"]["name"]: row["metadata"]["labels"] for row in OBJECTS if "labels" in row["metadata"]}
     assert labels["mailglass-receive"]["app.kubernetes.io/component"] == relabel["regex"]
     for name in re.findall(r"`((?:web|receive):\d+)`", page):
         service, port = name.split(":")
@@ -121,8 +121,8 @@ def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
     metrics = set(re.findall(r"^\| `(\w+)` \|", PAGES["monitoring.md"], re.MULTILINE))
     of_prometheus = [(pages.ROOT / "docs/monitoring" / name).read_text() for name in ("alerts.yml", "dashboard.json")]
     assert set(re.findall(r"\bmailglass_reconcile_\w+", "".join(of_prometheus))) <= metrics
-    named = set(re.findall(r"`(mailglass_reconcile_\w+)[`{]", TEXT))
-    assert named - metrics == {"mailglass_reconcile_runs", "mailglass_reconcile_version"}, "neither metric nor table"
+    matches = set(re.findall(r"`(mailglass_reconcile_\w+)[`{]", TEXT))
+    assert matches - metrics == {"mailglass_reconcile_runs", "mailglass_reconcile_version"}, "neither metric nor table"
 
 
 def test_the_page_makes_the_secret_that_the_manifests_read():
@@ -132,8 +132,8 @@ def test_the_page_makes_the_secret_that_the_manifests_read():
     mounted = {
         item["key"]
         for pod in PODS.values()
-        for one in pod["volumes"]
-        for item in one.get("secret", {}).get("items", ())
+        for volume in pod["volumes"]
+        for item in volume.get("secret", {}).get("items", ())
     }
     assert mounted == SECRETS
 
@@ -141,7 +141,7 @@ def test_the_page_makes_the_secret_that_the_manifests_read():
 def test_a_worker_has_time_to_end_a_sweep_and_there_is_one_beat():
     """More than a sweep's deadline; and no probe restarts a process because another one is down."""
     assert PODS["mailglass-worker"]["terminationGracePeriodSeconds"] > Settings.model_fields["sweep_seconds"].default
-    (beat,) = [one for one in OBJECTS if one["metadata"]["name"] == "mailglass-beat"]
+    (beat,) = [row for row in OBJECTS if row["metadata"]["name"] == "mailglass-beat"]
     assert (beat["spec"]["replicas"], beat["spec"]["strategy"]) == (1, {"type": "Recreate"})
     probes = {
         name: {kind: container[kind]["httpGet"]["path"] for kind in container if kind.endswith("Probe")}

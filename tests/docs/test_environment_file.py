@@ -25,13 +25,15 @@ AWKWARD = [
 def by_shell(file: Path) -> dict[str, str]:
     """Return what a command gets of the file from the lines of docs/deploy.md: by `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
-    done = subprocess.run(["sh", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
-    return {name: value for name, value in json.loads(done.stdout).items() if name.startswith(ENV_PREFIX)}
+    process = subprocess.run(
+        ["sh", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    return {name: value for name, value in json.loads(process.stdout).items() if name.startswith(ENV_PREFIX)}
 
 
 def by_systemd(file: Path) -> dict[str, str]:
     """Return what a service gets of the file by `EnvironmentFile=`, by the rules of systemd.exec(5)."""
-    found = {}
+    result = {}
     for line in file.read_text().splitlines():
         name, _, rest = line.strip().partition("=")
         if not rest or name.startswith(("#", ";")):
@@ -46,8 +48,8 @@ def by_systemd(file: Path) -> dict[str, str]:
                 quote = c
             else:
                 value += c
-        found[name] = value
-    return found
+        result[name] = value
+    return result
 
 
 def test_the_file_of_the_page_means_the_same_to_a_shell_and_to_systemd(tmp_path):

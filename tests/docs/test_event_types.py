@@ -52,7 +52,7 @@ def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(prov
     """What a payload of the provider's documentation is read as."""
     documented = json.loads((reference.PAYLOADS / f"{provider}.json").read_text())["events"]
     assert documented
-    missing = {one["type"] for one in documented if registry.get_provider(provider).title not in reporting(one["type"])}
+    missing = {row["type"] for row in documented if registry.get_provider(provider).title not in reporting(row["type"])}
     assert missing == set()
 
 

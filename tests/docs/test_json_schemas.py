@@ -65,10 +65,10 @@ def test_a_schema_has_the_fields_of_the_result(name):
 
 def test_a_record_has_the_same_fields_wherever_it_is_printed():
     """A delivery by `find` and `explain`, an orphan by `find` and `orphans`."""
-    found = {tuple(each["properties"]["kind"].values()): set(each["properties"]) for each in SCHEMAS["find"]["oneOf"]}
+    result = {tuple(row["properties"]["kind"].values()): set(row["properties"]) for row in SCHEMAS["find"]["oneOf"]}
     delivery = {field.name for field in dataclasses.fields(Delivery)}
-    assert found["delivery",] == delivery | {"kind", "id"}
-    assert found["event",] == set(SCHEMAS["orphans"]["properties"]) | {"kind", "id"}
+    assert result["delivery",] == delivery | {"kind", "id"}
+    assert result["event",] == set(SCHEMAS["orphans"]["properties"]) | {"kind", "id"}
     assert set(SCHEMAS["explain"]["properties"]["delivery"]["properties"]) == delivery
 
 

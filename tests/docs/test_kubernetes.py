@@ -83,10 +83,10 @@ class Cluster(ExitStack):
                     self._start(one["metadata"]["name"])
 
     def _container(self, name: str) -> dict:
-        (found,) = [
-            one for one in self.objects if one["metadata"]["name"] == name and "template" in one.get("spec", {})
+        (result,) = [
+            item for item in self.objects if item["metadata"]["name"] == name and "template" in item.get("spec", {})
         ]
-        (container,) = found["spec"]["template"]["spec"]["containers"]
+        (container,) = result["spec"]["template"]["spec"]["containers"]
         return container
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -94,9 +94,9 @@ class Cluster(ExitStack):
         environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(self.folder)}
         for source in container.get("envFrom", ()):
             (map_,) = [
-                one["data"]
-                for one in self.objects
-                if one["kind"] == "ConfigMap" and one["metadata"]["name"] == source["configMapRef"]["name"]
+                row["data"]
+                for row in self.objects
+                if row["kind"] == "ConfigMap" and row["metadata"]["name"] == source["configMapRef"]["name"]
             ]
             environment |= map_
         for one in container.get("env", ()):
@@ -141,11 +141,11 @@ class Cluster(ExitStack):
         return words
 
     def _process(self, command: list[str], environment: dict[str, str]) -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
+        return process.stdout
 
 
 BIN = Path(sys.executable).parent
@@ -183,6 +183,6 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
             assert "\nmailglass_reconcile_" in answer.text
         (forwarded,) = re.findall(r"port-forward service/([\w-]+) \d+:(\d+)", PAGE.read_text())
         (service,) = [
-            one for one in cluster.objects if (one["kind"], one["metadata"]["name"]) == ("Service", forwarded[0])
+            row for row in cluster.objects if (row["kind"], row["metadata"]["name"]) == ("Service", forwarded[0])
         ]
         assert service["spec"]["ports"][0]["port"] == int(forwarded[1])

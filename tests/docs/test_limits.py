@@ -230,8 +230,8 @@ def test_the_page_names_what_dispatch_prints():
     schema = json.loads((pages.ROOT / "docs/schemas/dispatch.json").read_text())
     printed = {name for shape in schema["oneOf"][1:] for name in shape["properties"]}
     (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/formats.md").read_text(), re.MULTILINE)
-    named = set(re.findall(r"`(\w+)`", row))
-    assert printed - {"waiting", "dead"} == named
+    matches = set(re.findall(r"`(\w+)`", row))
+    assert printed - {"waiting", "dead"} == matches
 
 
 def test_every_option_that_a_page_names_is_one_of_its_subcommand():
@@ -243,10 +243,10 @@ def test_every_option_that_a_page_names_is_one_of_its_subcommand():
             command = re.search(r"(?:mailglass-reconcile|manage\.py mailglass|mailglass \w+) (\w+)([^|&;>]*)", line)
             command = command or re.match(r"(\w+)( [^|&;>]*|$)", line)
             if command and command[1] in commands.SUBCOMMANDS:
-                known = {option for one in commands.SUBCOMMANDS[command[1]].params for option in one.opts}
+                params = {option for param in commands.SUBCOMMANDS[command[1]].params for option in param.opts}
                 options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command[2])) - {"--help", "--version"}
                 seen |= options
-                if missing := options - known:
+                if missing := options - params:
                     unknown[f"{page.name}: {command[0]}"] = missing
     assert unknown == {}
     assert len(seen) > 30

@@ -26,7 +26,7 @@ SECONDS, PATIENCE = 0.2, 60
 
 def block(heading: str) -> str:
     """Return the first block of Python below a heading."""
-    return next(one.text for one in pages.section(PAGE, heading) if one.language == "python")
+    return next(response.text for response in pages.section(PAGE, heading) if response.language == "python")
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_subscriber_refreshes_what_an_update_names(db, redis_url):
         names["updates"].close()
         refreshed.append(delivery_id)
 
-    names = {"refresh": refresh, "refresh_all": lambda: made.append(opened(db))}
-    made: list[str] = []
+    names = {"refresh": refresh, "refresh_all": lambda: lines.append(opened(db))}
+    lines: list[str] = []
     exec(block("Subscribe"), names)  # noqa: S102 - our own page
-    assert refreshed == made
+    assert refreshed == lines
 
 
 @pytest.fixture
@@ -82,18 +82,18 @@ def test_many_listeners_share_a_subscription_and_refresh_while_redis_is_down(db,
         fan = fan_out.FanOut(SECONDS)
         running = asyncio.create_task(fan.run())
         delivery = await asyncio.to_thread(opened, db)
-        with fan.listen(delivery) as one, fan.listen(delivery) as two, fan.listen("another") as other:
-            for queue in (one, two, other):
+        with fan.listen(delivery) as first, fan.listen(delivery) as two, fan.listen("another") as other:
+            for queue in (first, two, other):
                 assert await queue.get() is fan_out.REFRESH
             await eventually(lambda: subscribers(valkey))
-            for queue in (one, two):
+            for queue in (first, two):
                 await message_for(db, queue, delivery)
             valkey.stop()
             for _ in range(2):  # again and again, as long as it is down
                 assert await asyncio.wait_for(other.get(), PATIENCE) is fan_out.REFRESH
             valkey.start()
             await eventually(lambda: subscribers(valkey))
-            for queue in (one, two):
+            for queue in (first, two):
                 await message_for(db, queue, delivery)
             while not other.empty():
                 assert other.get_nowait() is fan_out.REFRESH

@@ -45,7 +45,7 @@ READERS = {
 def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
     """Return the rows of a page's tables whose first column is code, each as its columns."""
     rows = re.findall(rf"^\| {column} \|(.*)\|$", (DOCS / page).read_text(), re.M)
-    return [(first, *(each.strip() for each in rest.split(" | "))) for first, rest in rows]
+    return [(first, *(word.strip() for word in rest.split(" | "))) for first, rest in rows]
 
 
 def test_every_state_that_a_command_prints_is_in_the_table():
@@ -74,10 +74,10 @@ def test_every_subcommand_is_in_the_table():
 
 def test_every_public_name_is_in_the_reference():
     """Those of the package and of its receivers; the version is no entry."""
-    named = " ".join(reference.NAMES.values()).split()
+    words = " ".join(reference.NAMES.values()).split()
     public = {*mailglass_reconcile.__all__, *(f"webhooks.{name}" for name in webhooks.__all__)} - {"__version__"}
     assert public == {
-        name for name in named if not name.startswith(("contrib.", "handlers.", "pubsub.", "sweep.", "rules."))
+        name for name in words if not name.startswith(("contrib.", "handlers.", "pubsub.", "sweep.", "rules."))
     }
 
 
@@ -135,14 +135,16 @@ def test_the_names_in_a_block_of_python_are_imported_on_its_page():
             if block.language != "python":
                 continue
             tree = ast.parse(block.text.replace("(…)", "()").replace("…", ""))
-            bound |= {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
-            bound |= {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
+            bound |= {
+                item.id for item in ast.walk(tree) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)
+            }
+            bound |= {item.arg for item in ast.walk(tree) if isinstance(item, ast.arg)}
             for one in ast.walk(tree):
                 if isinstance(one, ast.Import | ast.ImportFrom):
                     bound |= {(alias.asname or alias.name).partition(".")[0] for alias in one.names}
                 elif isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                     bound.add(one.name)
-            used = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
+            used = {item.id for item in ast.walk(tree) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Load)}
             if used - bound:
                 missing[f"{page.name}:{block.line}"] = sorted(used - bound)
     assert missing == {}
@@ -173,7 +175,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 def slugs(file):
     """Return the anchors of a page's headings."""
-    return [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in HEADINGS.findall(file.read_text())]
+    return [re.sub(r"[^\w\- ]", "", match.lower()).replace(" ", "-") for match in HEADINGS.findall(file.read_text())]
 
 
 def test_every_page_that_the_package_names_is_there():
@@ -198,29 +200,31 @@ def test_every_page_that_the_package_names_is_there():
 def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_path):
     """As cron runs them: by `sh`, in its own environment. Success prints nothing, or cron would mail it."""
     file = tmp_path / "mailglass.env"
-    given = db.environment(db.settings.redis_url.get_secret_value())
-    file.write_text("".join(f"{name}='{value}'\n" for name, value in given.items() if name.startswith("MAILGLASS_")))
+    environment = db.environment(db.settings.redis_url.get_secret_value())
+    file.write_text(
+        "".join(f"{name}='{value}'\n" for name, value in environment.items() if name.startswith("MAILGLASS_"))
+    )
     lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         here = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
         alone = {"PATH": "/usr/bin:/bin"}
-        done = subprocess.run(["sh", "-c", here], env=alone, capture_output=True, text=True, check=True)
-        assert done.stdout + done.stderr == ""
+        process = subprocess.run(["sh", "-c", here], env=alone, capture_output=True, text=True, check=True)
+        assert process.stdout + process.stderr == ""
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
     assert [tuple(run) for run in runs] == [("full", "ok"), ("prune", "ok")]
 
 
 def test_every_command_with_beat_keeps_the_schedule_in_memory():
     """By default it is a pickle in the working directory, and with Python 3.13 SQLite's, which may be locked."""
-    found = [
+    result = [
         line
         for page in [*pages.PAGES, *(pages.ROOT / "examples").rglob("*.*")]
         if page.suffix in (".md", ".py") and "examples/django" not in str(page)  # whose schedule is in its database
         for line in re.findall(r"celery -A \w+ (?:worker -B|beat)[^`\n]*", page.read_text())
     ]
-    assert len(found) > 3
-    assert all("--scheduler celery.beat.Scheduler" in line for line in found)
+    assert len(result) > 3
+    assert all("--scheduler celery.beat.Scheduler" in line for line in result)
 
 
 def test_the_snippets_for_async_code_stand_in_the_example():
@@ -228,9 +232,9 @@ def test_the_snippets_for_async_code_stand_in_the_example():
     for heading, page, name in (
         ("With an AsyncSession", "python.md", "shop.py"), ("In a browser", "live-updates.md", "updates.py")
     ):  # fmt: skip
-        (block,) = [one for one in pages.section(DOCS / page, heading) if one.language == "python"]
-        there = {line.strip() for line in (pages.ROOT / "examples/fastapi" / name).read_text().split("\n")}
-        assert {line.strip() for line in block.text.split("\n")} - there == set()
+        (block,) = [item for item in pages.section(DOCS / page, heading) if item.language == "python"]
+        texts = {line.strip() for line in (pages.ROOT / "examples/fastapi" / name).read_text().split("\n")}
+        assert {line.strip() for line in block.text.split("\n")} - texts == set()
 
 
 def test_a_package_index_shows_whole_addresses_once_the_project_has_one():

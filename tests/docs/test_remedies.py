@@ -78,7 +78,7 @@ def acting(db: Database, admin) -> Iterator:
             connection.exec_driver_sql(f"DROP ROLE {login}")
 
 
-@pytest.mark.parametrize("command", [one for one in NAMED if one.split()[0] not in NOT_RUN])
+@pytest.mark.parametrize("command", [line for line in NAMED if line.split()[0] not in NOT_RUN])
 def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting, command):
     """It may find something wrong, but no privilege is missing and no option unknown."""
     factories.insert(
@@ -87,10 +87,10 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
         [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
     )
     db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at) VALUES ('bounced', 'suppress', now())")
-    done = commands.run_unchecked(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
-    said = done.stdout + done.stderr
-    assert done.returncode in (0, 1), said
-    assert not re.search("42501|permission denied|lacks a privilege|must be owner", said), said
+    result = commands.run_unchecked(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
+    output = result.stdout + result.stderr
+    assert result.returncode in (0, 1), output
+    assert not re.search("42501|permission denied|lacks a privilege|must be owner", output), output
 
 
 def test_each_command_that_changes_something_has_one_role():

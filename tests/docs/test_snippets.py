@@ -344,18 +344,18 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
     source = source.replace("…", "").replace("redis://localhost:6379/0", redis_url)
     source = source.replace("postgresql+psycopg://localhost/app", db.url.replace(":", "+psycopg:", 1))
     (tmp_path / "snippets.py").write_text(source)
-    given = {
+    arguments = {
         **db.environment(redis_url),
         "PYTHONPATH": f"{pages.ROOT}:{pages.ROOT / 'examples/django'}",
         "DATABASE_URL": db.url,
         "DJANGO_SECRET_KEY": "x",
         "WEBHOOK_SECRET": "x:y",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "snippets.py"],
-        cwd=tmp_path, env=given, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        cwd=tmp_path, env=arguments, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_the_settings_of_tables_for_autovacuum_are_accepted(db):
@@ -373,7 +373,7 @@ def test_the_export_of_one_person_has_deliveries_and_events(db):
         record_webhook(connection, provider="postmark", events=[_event("delivered", "Ada"), _event("delivered", "bob")])
         record_send(connection, provider="postmark", sent=sent)
         record_webhook(connection, provider="postmark", events=[_event("opened", "Ada")])
-        deliveries, events = (connection.execute(sa.text(one)).all() for one in block.text.split(";")[:2])
+        deliveries, events = (connection.execute(sa.text(word)).all() for word in block.text.split(";")[:2])
     assert [row.recipient for row in deliveries] == ["Ada@example.com"]
     assert sorted(row.type for row in events) == ["delivered", "dispatched", "opened"]
 

@@ -50,19 +50,19 @@ def asked_for_nothing(terminal):
 
 def complain(base, message_id):
     """Report a complaint, as Postmark does; each time the same one."""
-    told = {"RecordType": "SpamComplaint", "ID": 43, "MessageID": message_id, "Email": "ada@example.com",
+    payload = {"RecordType": "SpamComplaint", "ID": 43, "MessageID": message_id, "Email": "ada@example.com",
             "BouncedAt": "2026-05-01T10:00:05Z"}  # fmt: skip
     login = tuple(readme.exports("django")["WEBHOOK_SECRET"].split(":"))
-    assert httpx.post(f"{base}/anymail/postmark/tracking/", json=told, auth=login).status_code == 200
+    assert httpx.post(f"{base}/anymail/postmark/tracking/", json=payload, auth=login).status_code == 200
 
 
 def log_in(browser):
     """Log in to the admin, as the README says."""
     browser.get("/admin/login/")
     words = readme.command("django", "createsuperuser").text.split()
-    given = {"username": words[words.index("--username") + 1], "password": words[0].partition("=")[2]}
+    arguments = {"username": words[words.index("--username") + 1], "password": words[0].partition("=")[2]}
     token = {"csrfmiddlewaretoken": browser.cookies["csrftoken"]}
-    assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**given, **token}).text
+    assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**arguments, **token}).text
 
 
 def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, tmp_path):
@@ -129,5 +129,5 @@ def test_no_order_of_arrival_loses_or_doubles_an_event_with_its_settings(mailgla
     races = Path(__file__).parents[1] / "stories" / "test_django_races.py"
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
     command = [sys.executable, "-m", "pytest", *options, str(races)]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert re.search(r"^3 passed", done.stdout, re.MULTILINE), done.stdout
+    process = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert re.search(r"^3 passed", process.stdout, re.MULTILINE), process.stdout

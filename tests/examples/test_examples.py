@@ -46,14 +46,14 @@ def test_redbeat_runs_our_entry(site, tmp_path):
 @pytest.mark.guard
 def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
     """An adopter's metadata has the three Mailglass tables and knows nothing of ours."""
-    theirs = sa.MetaData()
+    metadata = sa.MetaData()
     with db.engine.connect() as connection:
-        theirs.reflect(connection, only=lambda name, _: name.startswith("mailglass_") and name not in OUR_OBJECTS)
-        for table in theirs.tables.values():
+        metadata.reflect(connection, only=lambda name, _: name.startswith("mailglass_") and name not in OUR_OBJECTS)
+        for table in metadata.tables.values():
             table.indexes = {index for index in table.indexes if index.name not in OUR_OBJECTS}
-        without = compare_metadata(MigrationContext.configure(connection), theirs)
+        without = compare_metadata(MigrationContext.configure(connection), metadata)
         options = {"include_object": mailglass_reconcile.include_object}
-        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), theirs)
+        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
     assert {change[0] for change in without} >= {"remove_table"}
     assert proposed == []
 

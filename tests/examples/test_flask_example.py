@@ -26,10 +26,10 @@ def test_a_send_and_its_webhook_arrive(db, redis_url, tmp_path):
         assert db.rows(STATE) == [("delivered", True)]
         login = tuple(readme.exports("flask")["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("brevo=").split(":"))
         wrong = [("brevo", "{}", None), ("brevo", "{", login), ("pigeon", "{}", login), ("mailgun", "{}", login)]
-        asked = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
-        assert [one.status_code for one in asked] == [401, 400, 404, 404]
+        responses = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
+        assert [response.status_code for response in responses] == [401, 400, 404, 404]
         large = f"POST /webhooks/brevo HTTP/1.1\r\nHost: x\r\nContent-Length: {6 * 1024 * 1024}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
-            one.sendall(large.encode())
-            assert b" 413 " in one.recv(4_096)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(large.encode())
+            assert b" 413 " in connection.recv(4_096)
         assert "Traceback" not in log.read_text()

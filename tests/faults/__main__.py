@@ -25,8 +25,8 @@ TESTS = (
 def main(arguments: list[str]) -> int:
     """Run the fault tests, with pytest's own options if there are any, and print the table."""
     table = Table()
-    here = Path(__file__).parent
-    tests = [str(path) for pattern in TESTS for path in sorted(here.glob(pattern))]
+    parent = Path(__file__).parent
+    tests = [str(path) for pattern in TESTS for path in sorted(parent.glob(pattern))]
     began = time.monotonic()
     code = pytest.main(["-q", "--timeout=1500", *tests, *arguments], plugins=[table])
     print("\n".join(table.lines()))

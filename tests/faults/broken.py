@@ -66,10 +66,10 @@ def caught_by(broken: Break) -> str | None:
             text=True,
             check=False,
         )
-        found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
-        assert (run.returncode == 0) == (found is None), run.stdout
+        match = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
+        assert (run.returncode == 0) == (match is None), run.stdout
         assert "Timeout (>" not in run.stdout, f"{broken.name}: a test hangs instead of failing\n{run.stdout}"
-        return found and found[1]
+        return match and match[1]
 
 
 def main(words: str, jobs: int) -> int:

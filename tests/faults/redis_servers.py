@@ -120,8 +120,8 @@ def silent() -> Iterator[tuple[int, list[socket.socket]]]:
             yield listener.getsockname()[1], accepted
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            for each in accepted:
-                each.close()
+            for connection in accepted:
+                connection.close()
 
 
 @contextmanager

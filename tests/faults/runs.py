@@ -22,8 +22,8 @@ class Table:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the counts of a test that is over, and remember one that failed by its name."""
         if report.when == "call" and report.passed:
-            given = [value for name, value in report.user_properties if name == "fault"]
-            for fault, count in given or [(_fault(report.nodeid), 1)]:
+            user_properties = [value for name, value in report.user_properties if name == "fault"]
+            for fault, count in user_properties or [(_fault(report.nodeid), 1)]:
                 self.runs[fault] += count
         if report.failed:
             self.violations[_fault(report.nodeid)].add(report.nodeid)

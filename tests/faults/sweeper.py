@@ -40,9 +40,9 @@ def die_at(number: int) -> None:
 
     def executed(cursor: psycopg.Cursor[Any], *arguments: Any, **options: Any) -> Any:
         fail_point()
-        done = execute(cursor, *arguments, **options)
+        result = execute(cursor, *arguments, **options)
         fail_point()
-        return done
+        return result
 
     psycopg.Cursor.execute = executed  # type: ignore[method-assign]
     sa.event.listen(sa.Engine, "commit", fail_point)

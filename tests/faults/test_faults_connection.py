@@ -74,7 +74,7 @@ def test_a_connection_lost_at_any_message_costs_no_link(
     db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:
     """The N-th message of the sweep, for every N (for every seventh in the selection)."""
-    done = 0
+    result = 0
     for number in count(1, 1 if FULL else 7):
         raced(db)
         through.arm(b"", fault, number)
@@ -83,9 +83,9 @@ def test_a_connection_lost_at_any_message_costs_no_link(
             break
         through.arm(b"", fault, 0)
         assert sweep(db).status == "ok"
-        done += 1
-    assert done >= 5
-    record_property("fault", (f"connection lost {fault} a message", done))
+        result += 1
+    assert result >= 5
+    record_property("fault", (f"connection lost {fault} a message", result))
 
 
 def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: FaultyProxy) -> None:

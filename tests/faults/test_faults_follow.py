@@ -118,7 +118,7 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
         links(db, it, linked + 1)
         it.says("cannot publish to MAILGLASS_REDIS_URL", 2)
     assert len(it.said) == 3
-    assert [bool(one["publish_failed"]) for one in it.swept] == [*(linked - 1) * [True], False, True]
+    assert [bool(result["publish_failed"]) for result in it.swept] == [*(linked - 1) * [True], False, True]
     assert (db.appended(), db.doubled()) == (3 + linked + 1, 0)
     record_property("fault", ("restarts under follow", 4))
 
@@ -136,7 +136,7 @@ def test_a_fault_that_lasts_is_not_told_of_at_every_tick(db: Database, redis_url
     new_pairs(db, 1, age_seconds=AHEAD)
     with following(db.environment(redis_url), "--interval", "0.01") as it:
         wait_until(lambda: len(it.swept) >= 3)
-        assert {one["status"] for one in it.swept} == {"failed"}
+        assert {result["status"] for result in it.swept} == {"failed"}
         assert len(it.said) <= 5, it.said
         db.run("DROP TRIGGER refuse ON mailglass_events")
         wait_until(lambda: it.linked() == 1)

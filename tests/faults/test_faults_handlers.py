@@ -79,9 +79,9 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     linked(handler_db, EVENTS)
     killed = 0
     more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
-    with forking(handler_db, redis_url, **more) as one, forking(handler_db, redis_url, **more) as two:
+    with forking(handler_db, redis_url, **more) as first, forking(handler_db, redis_url, **more) as two:
         while states(handler_db) != {"done": len(handlers) * EVENTS}:
-            killed += sum(wait() != 0 for wait in (one(0), two(0)))
+            killed += sum(wait() != 0 for wait in (first(0), two(0)))
             administration.retry(handler_db.database)
             make_due(handler_db)
     assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
@@ -156,21 +156,21 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
 ) -> None:
     """The N-th COMMIT for every N; if only the answer to a handler's was lost, nothing is tried again."""
     lead, total, raised = request.getfixturevalue(place), 0, []
-    told, others = leaving("effect", "bounced"), leaving("other", "bounced")
+    received, others = leaving("effect", "bounced"), leaving("other", "bounced")
     for number in count(1):
         linked(handler_db, 3)
         total += 3
-        done = None
+        result = None
         with proxy.before_postgres(handler_db.url) as (through, url), lead(url):
             through.arm(COMMIT, fault, number)
             try:
-                done = dispatch()
+                result = dispatch()
             except DatabaseUnavailableError:
                 raised.append(number)
         handler_db.wait_until_alone()
-        if done:
+        if result:
             undone = fault == "before" and number in OF_HANDLERS
-            assert (done.handled, done.failed) == (6 - undone, undone)
+            assert (result.handled, result.failed) == (6 - undone, undone)
         while states(handler_db) != {"done": 2 * total}:
             make_due(handler_db)
             dispatch()
@@ -179,7 +179,7 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
             break
     # Registration and claims, which also record how the last job ended: only the error says that these were lost.
     assert raised == [1, *range(2, 15, 2)]
-    assert fault == "before" or len(told) == len(others) == total
+    assert fault == "before" or len(received) == len(others) == total
     record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
 
 
@@ -202,7 +202,7 @@ def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
     handler_db: Database, request: pytest.FixtureRequest, place: str
 ) -> None:
     """The connection is lost in the middle of it: the row's lock says that it is not decided."""
-    told = leaving("effect", "bounced")
+    received = leaving("effect", "bounced")
     linked(handler_db, 1)
     with handler_db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(SLOW_COMMIT)
@@ -223,5 +223,5 @@ def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
         wait_until(lambda: handler_db.value(WAITING, type="transactionid"))
         holding.rollback()
         result = found.result(20)
-    assert (result.handled, result.failed, len(told)) == (1, 0, 1)
+    assert (result.handled, result.failed, len(received)) == (1, 0, 1)
     assert states(handler_db) == {"done": 1}

@@ -304,8 +304,8 @@ def _linked(wanted: int) -> bool:
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[servers.Postgres]:
     """A PostgreSQL that may be killed."""
-    with servers.postgres() as made:
-        yield made
+    with servers.postgres() as server:
+        yield server
 
 
 def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(

@@ -48,10 +48,10 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
     """But for those that build an index concurrently, which are in no transaction."""
     raced(db, 5)
     factories.orphan(db, factories.postmark("nobody's"))
-    seen, unbounded = [], []
+    observed, unbounded = [], []
 
     def look(connection: sa.Connection, cursor: Any, sql: str, *unused: object) -> None:
-        seen.append(sql)
+        observed.append(sql)
         if not cursor.connection.autocommit:
             with cursor.connection.cursor() as own:
                 if "0" in own.execute(_BOUNDS).fetchone():
@@ -61,6 +61,6 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
     sa.event.listen(engine, "after_cursor_execute", look)
     mailglass_reconcile.configure(engine=engine, settings=db.settings)
     WORK[name](db, engine)
-    assert seen
+    assert observed
     assert unbounded == []
     record_property("fault", ("kinds of work whose every transaction has its bounds", 1))

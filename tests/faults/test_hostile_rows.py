@@ -266,7 +266,7 @@ def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_l
     db: Database, untouched: sa.Engine, turn: int, record_property: Callable[[str, object], None]
 ) -> None:
     """Each kind stands in a batch of its own, first, within or last in it; the ledger takes what it took before."""
-    wanted = {"linked": set[str](), **{state: set[str]() for state in (None, *_OPEN_STATES)}}
+    expected = {"linked": set[str](), **{state: set[str]() for state in (None, *_OPEN_STATES)}}
     names = {}
     for number, (name, hostile) in enumerate(KINDS.items()):
         place = PLACES[(number + turn) % len(PLACES)]
@@ -274,16 +274,16 @@ def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_l
         refused = _refusals(untouched, deliveries, events)
         assert _refusals(db.engine, deliveries, events) == refused == [None] * BATCH, name
         for position, event in enumerate(events):
-            wanted[hostile.state if position == place else "linked"].add(event["id"])
+            expected[hostile.state if position == place else "linked"].add(event["id"])
             names[event["id"]] = f"{name}: {position}"
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": BATCH}))
 
     result = mailglass_reconcile.reconcile()
 
     linked = {row.id for row in db.rows(_LINKED)}
-    assert sorted(names[id_] for id_ in linked ^ wanted["linked"]) == []
+    assert sorted(names[id_] for id_ in linked ^ expected["linked"]) == []
     counted = {state: getattr(result, state) for state in (*_OPEN_STATES, "linked", "skipped", "failed")}
-    assert counted == {**{s: len(wanted[s]) for s in (*_OPEN_STATES, "linked")}, "skipped": 0, "failed": 0}
+    assert counted == {**{s: len(expected[s]) for s in (*_OPEN_STATES, "linked")}, "skipped": 0, "failed": 0}
     assert (result.status, result.published) == ("ok", 2 * result.linked)
     record_property("fault", ("hostile rows", len(KINDS)))
 

@@ -56,8 +56,8 @@ class Ears:
         formatter = logging.Formatter("%(message)s %(name)s")
         logs = [formatter.format(record) + repr(record.__dict__) for record in self._caplog.records]
         messages = [repr(m) for m in iter(lambda: self._heard.get_message(timeout=0.2), None)]
-        kept = [repr(key) for key in self._client.scan_iter("*")]
-        return "\n".join([*logs, *messages, *kept, self._observed.text(), *self.more])
+        stored = [repr(key) for key in self._client.scan_iter("*")]
+        return "\n".join([*logs, *messages, *stored, self._observed.text(), *self.more])
 
     def hear(self, error: BaseException) -> None:
         """Take over an error as a crash reporter prints it: with its chain, and with `repr`."""
@@ -221,8 +221,8 @@ def test_the_commands_print_none_of_them(
     code = (
         "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
     )
-    done = forking.python({**db.environment(redis_url), **broken}, "-c", code, *command)
-    ears.more += [done.stdout, done.stderr]
+    process = forking.python({**db.environment(redis_url), **broken}, "-c", code, *command)
+    ears.more += [process.stdout, process.stderr]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     for name in site.redis.scan_iter("celery-task-meta-*"):
         ears.more.append(repr(site.redis.get(name)))
     ears.more.append(site.log.read_text())
-    ears.more += [repr(observing.exported(site.log.parent, what)) for what in ("spans", "metrics")]
+    ears.more += [repr(observing.exported(site.log.parent, word)) for word in ("spans", "metrics")]
     if fault == "gone":
         site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
     if fault == "refused":

@@ -315,8 +315,8 @@ class Schedule(RuleBasedStateMachine):
         assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
         self.mend()
         for id_ in self._open():
-            known = self.orphans[id_]["recipient_known"]
-            self.orphans[id_] |= {"recipient": self.orphans[id_]["in_ledger"], "recipient_lost": known}
+            recipient_known = self.orphans[id_]["recipient_known"]
+            self.orphans[id_] |= {"recipient": self.orphans[id_]["in_ledger"], "recipient_lost": recipient_known}
 
     @rule(number=st.integers(0, 20), off=st.booleans())
     def another_reconciler(self, number: int, off: bool) -> None:
@@ -359,11 +359,11 @@ class Schedule(RuleBasedStateMachine):
         """The deliveries are somebody else's from now on; open orphans about the person are about nobody."""
         one = oracle.one_address(recipient)
         with self.db.engine.begin() as connection:
-            done = erase(connection, recipient=recipient, tenant_id=tenant)
+            erased = erase(connection, recipient=recipient, tenant_id=tenant)
         meant = [
             d for d in self.deliveries if tenant in (None, d["tenant_id"]) and oracle.one_address(d["recipient"]) == one
         ]
-        assert done.deliveries == len(meant)
+        assert erased.deliveries == len(meant)
         now = {row.id: row.row["recipient"] for row in self.db.rows(_DELIVERIES)}
         for delivery in meant:
             delivery["recipient"] = now[delivery["id"]]
@@ -380,21 +380,21 @@ class Schedule(RuleBasedStateMachine):
         """Some of what there is gets old, and retention deletes it; its process may die between two batches."""
         self._age(share, spares)
         before, open_ = self._ledger(), self._ids(_OPEN)
-        kept = (before.keys() - self.aged) | self._ids(_NEEDED)
+        stored = (before.keys() - self.aged) | self._ids(_NEEDED)
         if dies_at is not None:
             with contextlib.suppress(_CrashError), self.db.database.connect() as connected:
                 for number, _ in enumerate(retention.delete_events(connected, 30, size)):
                     if number == dies_at:
                         raise _CrashError
             gone = before.keys() - self._ledger().keys()
-            whole = [its for its in oracle.retired(before, kept, open_) if its & gone]
+            whole = [its for its in oracle.retired(before, stored, open_) if its & gone]
             assert gone == frozenset().union(*whole), "of each delivery all, or none"
         with mock.patch.object(pruner, "RETENTION_ROWS", size):
             days = {"retention_events_days": 30, "retention_deliveries_days": 30}
             result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
         assert not result.failures
         gone = before.keys() - self._ledger().keys()
-        assert gone == frozenset().union(*oracle.retired(before, kept, []))
+        assert gone == frozenset().union(*oracle.retired(before, stored, []))
         assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
         invariants.check_open_set(invariants.read(self.db))
         self._retired(gone)
@@ -484,9 +484,9 @@ class Schedule(RuleBasedStateMachine):
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in OUTCOMES}
-        kept = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
-        assert 0 <= kept <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
-        wanted.update(tenant_mismatch=kept, unmatched=-kept)
+        stored = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
+        assert 0 <= stored <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
+        wanted.update(tenant_mismatch=stored, unmatched=-stored)
         assert counts == {
             **{state: wanted[state] for state in OUTCOMES},
             "linked": wanted["matched"],
@@ -585,8 +585,8 @@ class Schedule(RuleBasedStateMachine):
         def overlap(so_far: SweepResult) -> None:
             if not within:
                 before_inner()
-                held = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
-                within.append((held, self._sweep(inner, size).run()))
+                count = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
+                within.append((count, self._sweep(inner, size).run()))
 
         result = sweeping.run(self._sweep(outer, size), overlap)
         outer.told += inner.told
@@ -664,16 +664,16 @@ class Schedule(RuleBasedStateMachine):
         make_due(self.db)
         mailglass_reconcile.dispatch()
         assert set(states(self.db)) <= {"done"}
-        known = {orphan for orphan in self.links if self.orphans[orphan]["type"] in KNOWN_TYPES}
+        links = {orphan for orphan in self.links if self.orphans[orphan]["type"] in KNOWN_TYPES}
         effects = Counter(
             (row.handler, row.id) for row in self.db.rows("SELECT handler, event_id::text AS id FROM witness.effects")
         )
-        assert effects == dict.fromkeys(((name, id_) for id_ in known for name in ("steady", "fickle")), 1)
+        assert effects == dict.fromkeys(((name, id_) for id_ in links for name in ("steady", "fickle")), 1)
 
     def _notice(self) -> None:
         """Take over which orphans that were settled without triggers a sweep has taken out of the open set."""
-        held = {row.id for row in self.db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")}
-        closed = self.unnoticed - held
+        ids = {row.id for row in self.db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")}
+        closed = self.unnoticed - ids
         self.unnoticed -= closed
         self.settled |= closed
 
@@ -692,10 +692,10 @@ class Schedule(RuleBasedStateMachine):
             now = {row.id: row.row for row in [*self.db.rows(_DELIVERIES), *self.db.rows(_PRUNED)]}
             for delivery in sent:
                 random.Random(len(reports)).shuffle(reports[delivery["id"]])
-                found = now[delivery["id"]]
-                times = {k: oracle.moment(found[k]) for k in (*oracle.EARLIEST, "last_event_at")}
-                found = {name: {**found, **times}[name] for name in oracle.PROJECTED}
-                assert found == oracle.fold(delivery, reports[delivery["id"]])
+                result = now[delivery["id"]]
+                times = {k: oracle.moment(result[k]) for k in (*oracle.EARLIEST, "last_event_at")}
+                result = {name: {**result, **times}[name] for name in oracle.PROJECTED}
+                assert result == oracle.fold(delivery, reports[delivery["id"]])
         finally:
             for connection, _ in self.late:
                 connection.close()

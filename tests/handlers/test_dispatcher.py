@@ -46,14 +46,14 @@ def linked(db, number=1):
 
 def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_db):
     """All that the event, the delivery and the outbox know, the recipient included."""
-    told = leaving("suppress", "bounced")
+    received = leaving("suppress", "bounced")
     delivery_id = factories.delivery(handler_db, "m-1", recipient="Ada@Example.com")
     orphan_id = factories.orphan(
         handler_db, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00"
     )
     mailglass_reconcile.reconcile()
     assert counts(dispatch()) == (1, 0, 0)
-    assert told == [
+    assert received == [
         mailglass_reconcile.DeliveryEvent(
             event_id=uuid.UUID(orphan_id),
             type="bounced",
@@ -67,12 +67,12 @@ def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_
             attempt=1,
         )
     ]
-    assert "Ada" not in repr(told)
+    assert "Ada" not in repr(received)
 
 
 def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db):
     """The `dispatched` event of `record_send`, what it links, and what `record_webhook` attaches."""
-    told = leaving("audit")
+    received = leaving("audit")
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "opened", provider_event_id="1"))
         record_send(
@@ -83,18 +83,20 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db
         )
         record(connection, event("m-1", "bounced", provider_event_id="2", reject_reason="bounced"))
     assert counts(dispatch()) == (3, 0, 0)
-    assert {(one.type, one.reject_reason) for one in told} == {
+    assert {(one.type, one.reject_reason) for one in received} == {
         ("opened", None),
         ("dispatched", None),
         ("bounced", "bounced"),
     }
-    assert {(one.provider, one.message_id, one.recipient) for one in told} == {("postmark", "m-1", "ada@example.com")}
+    assert {(one.provider, one.message_id, one.recipient) for one in received} == {
+        ("postmark", "m-1", "ada@example.com")
+    }
 
 
 @pytest.mark.parametrize("webhook_first", [True, False])
 def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(handler_db, webhook_first):
     """Of an event that is linked later as of one that is attached."""
-    told = leaving("audit", "bounced")
+    received = leaving("audit", "bounced")
     with handler_db.engine.begin() as connection:
         if not webhook_first:
             factories.insert_on(connection, deliveries=[factories.delivery_row("m-1")])
@@ -109,8 +111,8 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
         handler_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
         assert mailglass_reconcile.reconcile().linked == 3
     assert dispatch().handled == 3
-    said = {(one.bounce, one.smtp_status) for one in told}
-    assert said == {("hard", "550 5.1.1"), ("soft", None), (None, None)}
+    rows = {(one.bounce, one.smtp_status) for one in received}
+    assert rows == {("hard", "550 5.1.1"), ("soft", None), (None, None)}
 
 
 @pytest.mark.parametrize(
@@ -122,12 +124,12 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
 )
 def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(handler_db, metadata, status):
     """Such as a provider's whole payload: a handler gets one of the two words, and digits."""
-    told = leaving("audit", "bounced")
+    received = leaving("audit", "bounced")
     factories.delivery(handler_db, "m-1")
     factories.orphan(handler_db, factories.postmark("m-1", **metadata), type="bounced")
     assert mailglass_reconcile.reconcile().linked == 1
     assert dispatch().handled == 1
-    assert [(one.bounce, one.smtp_status) for one in told] == [(None, status)]
+    assert [(one.bounce, one.smtp_status) for one in received] == [(None, status)]
 
 
 def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
@@ -135,22 +137,22 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
     url = sa.make_url(handler_db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
     mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
-    seen = []
+    observed = []
 
     @on_event("bounced")
     def look(connection, event):
         names = ("search_path", "TimeZone", "row_security", "enable_seqscan", "statement_timeout")
-        seen.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
+        observed.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
 
     linked(handler_db)
     assert dispatch().handled == 1
-    assert seen == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
+    assert observed == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
     engine.dispose()
 
 
 def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handler_db):
     """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
-    done, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
+    received, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
     linked(handler_db)
     assert counts(dispatch()) == (1, 1, 0)
     bad, good = handler_db.rows("SELECT * FROM mailglass_handler_outbox ORDER BY handler")
@@ -162,7 +164,7 @@ def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handle
     make_due(handler_db)
     assert counts(dispatch()) == (1, 0, 0)
     assert effects(handler_db) == {"good": 1, "bad": 1}
-    assert len(done) == 1
+    assert len(received) == 1
     assert [one.attempt for one in failed] == [1, 2]
 
 
@@ -331,19 +333,19 @@ def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_
 
 def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
     """And one more before it, whose one statement records how the last one ended, and claims it."""
-    sent, seen = [], []
+    sent, observed = [], []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
     @on_event("bounced", name="one")
     def one(connection, event):
         assert connection.get_nested_transaction() is None
-        seen.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
+        observed.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
 
     on_event("bounced", name="two")(one)
     linked(handler_db, 3)
     sent.clear()
     assert dispatch().handled == 6
-    assert len(set(seen)) == 6
+    assert len(set(observed)) == 6
     assert len([text for text in sent if "claim_job_v1" in text]) == 7, "the last one finds nothing"
     claims = [number for number, text in enumerate(sent) if "claim_job_v1" in text]
     between = [text for text in sent[claims[0] : claims[-1]] if "claim_job_v1" not in text]
@@ -355,17 +357,17 @@ def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handl
 
 def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     """As the database's default: four at once contend for the rows, and none raises."""
-    told = leaving("effect")
+    received = leaving("effect")
     linked(handler_db, 20)
     handler_db.by_default("default_transaction_isolation", "serializable")
     with ThreadPoolExecutor(4) as pool:
-        done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
+        result = [future.result() for future in [pool.submit(dispatch) for _ in range(4)]]
     while states(handler_db) != {"done": 20}:
         make_due(handler_db)
-        done.append(dispatch())
-    assert (sum(one.handled for one in done), effects(handler_db)) == (20, {"effect": 20})
-    assert sum(one.failed for one in done) == 0, "a serialization failure is none of the handler's"
-    assert len(told) >= 20
+        result.append(dispatch())
+    assert (sum(one.handled for one in result), effects(handler_db)) == (20, {"effect": 20})
+    assert sum(one.failed for one in result) == 0, "a serialization failure is none of the handler's"
+    assert len(received) >= 20
 
 
 def test_a_dispatcher_leaves_the_jobs_of_handlers_and_types_that_it_does_not_have(handler_db):
@@ -504,8 +506,10 @@ def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path,
     (tmp_path / "shop_mail.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
     for command in (["-m", "shop_mail"], [str(tmp_path / "shop_mail.py")]):
-        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
-        assert (done.stdout, done.stderr) == ("['shop_mail.suppress']\n", "")
+        process = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (process.stdout, process.stderr) == ("['shop_mail.suppress']\n", "")
 
 
 PROGRAM = """
@@ -530,14 +534,14 @@ class Kind(str, enum.Enum):  # noqa: UP042 - whose str() is its name, unlike a S
 
 def test_an_enumeration_s_member_is_stored_as_its_value(handler_db):
     """As a type and in the metadata: the ledger can never be corrected."""
-    told = leaving("all", Kind.BOUNCED)
+    received = leaving("all", Kind.BOUNCED)
     factories.delivery(handler_db, "m-1")
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", Kind.BOUNCED, metadata={"kind": Kind.BOUNCED, Kind.BOUNCED: 1}))
     assert handler_db.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
-    kept = handler_db.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
-    assert (kept["kind"], kept["bounced"]) == ("bounced", 1)
-    assert (dispatch().handled, [one.type for one in told]) == (1, ["bounced"])
+    value = handler_db.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
+    assert (value["kind"], value["bounced"]) == ("bounced", 1)
+    assert (dispatch().handled, [item.type for item in received]) == (1, ["bounced"])
 
 
 def test_a_backlog_of_one_handler_does_not_delay_another(handler_db):
@@ -648,12 +652,12 @@ VALUES (gen_random_uuid(), 'all', gen_random_uuid(), 'bounced', '2026-01-01', '2
 
 def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
     """As after a TRUNCATE of the ledger; nothing else is held up."""
-    told = leaving("all")
+    received = leaving("all")
     handler_db.run(LOST)
     linked(handler_db)
     handler_db.broken.add("I14")
     assert counts(dispatch()) == (1, 1, 0)
-    assert len(told) == 1
+    assert len(received) == 1
     error = handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'waiting'")
     assert error == outbox.EVENT_MISSING
 
@@ -713,15 +717,15 @@ def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
 
 def test_what_python_cannot_hold_is_told_in_its_place(handler_db):
     """A time beyond the year 9999, a provider that is no text, and a delivery that has been erased."""
-    told = leaving("all")
+    received = leaving("all")
     delivery_id = factories.delivery(handler_db, "m-1")
     factories.orphan(handler_db, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
     mailglass_reconcile.reconcile()
     handler_db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
     handler_db.broken.update({"I1", "I5", "I2"})
     assert dispatch().handled == 1
-    assert told[0].occurred_at.tzinfo is dt.UTC
-    assert told[0].recipient is told[0].message_id is None
+    assert received[0].occurred_at.tzinfo is dt.UTC
+    assert received[0].recipient is received[0].message_id is None
 
 
 def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, caplog):
@@ -765,7 +769,7 @@ def test_a_batch_writes_its_jobs_with_its_links(handler_db):
 
 def test_an_event_that_comes_twice_is_in_the_outbox_once(handler_db):
     """Recorded twice, and linked later."""
-    told = leaving("all")
+    received = leaving("all")
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))
         record(connection, event("m-1", "bounced"))
@@ -774,4 +778,4 @@ def test_an_event_that_comes_twice_is_in_the_outbox_once(handler_db):
     mailglass_reconcile.reconcile()
     mailglass_reconcile.reconcile()
     dispatch()
-    assert len(told) == 1
+    assert len(received) == 1

@@ -36,9 +36,9 @@ def command(db, *arguments, **more):
     """Run the command with handlers, and return its exit code and what it printed as JSON."""
     environment = {**db.environment(db.settings.redis_url.get_secret_value()), **HANDLERS, **more}
     path = os.pathsep.join(["tests", "tests/support", "."])
-    done = forking.run({**environment, "PYTHONPATH": path}, *arguments, "--json")
+    result = forking.run({**environment, "PYTHONPATH": path}, *arguments, "--json")
     assert arguments[0] == "dispatch"
-    return done.returncode, commands.conforming("dispatch", done.stdout)[0], done.stderr
+    return result.returncode, commands.conforming("dispatch", result.stdout)[0], result.stderr
 
 
 def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(handler_db):
@@ -180,8 +180,8 @@ def test_status_counts_what_waits_and_what_is_dead(handler_db):
         "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()"
         " WHERE event_id = (SELECT event_id FROM mailglass_handler_outbox LIMIT 1)"
     )
-    found = status.load_status(handler_db.database)
-    assert (found.jobs_waiting, found.jobs_dead) == (1, 1)
+    result = status.load_status(handler_db.database)
+    assert (result.jobs_waiting, result.jobs_dead) == (1, 1)
 
 
 JOBS = """

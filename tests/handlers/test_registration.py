@@ -189,8 +189,8 @@ def test_what_is_not_there_cannot_be_renamed(handler_db):
     words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
     assert (refused.returncode, refused.stderr) == (1, words)
     assert commands.run_unchecked(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
-    done = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
-    assert commands.conforming("dispatch", done.stdout) == [{"renamed": 0}]
+    result = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
+    assert commands.conforming("dispatch", result.stdout) == [{"renamed": 0}]
     assert handler_db.rows(REGISTERED) == [("other", "bounced")]
     handler_db.handled.clear()
 
@@ -224,8 +224,8 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
         assert (refused.returncode, refused.stdout) == (2, "")
         assert line in refused.stderr
     assert states(missed) == {}
-    done = commands.run_forked(missed, *replaying, "7d", "--yes", "--json", **handlers)
-    assert commands.conforming("dispatch", done.stdout) == [{"replayed": 4}]
+    result = commands.run_forked(missed, *replaying, "7d", "--yes", "--json", **handlers)
+    assert commands.conforming("dispatch", result.stdout) == [{"replayed": 4}]
     assert commands.run_forked(missed, "dispatch", **handlers).returncode == 0
     assert effects(missed) == {"suppress": 4}
 
@@ -240,9 +240,9 @@ def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
     refused = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone")
     question = "pass --yes to forget gone (bounced), gone (opened) and delete 2 waiting jobs"
     assert (refused.returncode, question in refused.stderr) == (2, True)
-    done = commands.run(handler_db, "dispatch", "--forget", "opened", "--handler", "gone", "--yes", "--json")
+    result = commands.run(handler_db, "dispatch", "--forget", "opened", "--handler", "gone", "--yes", "--json")
     forgotten = [{"handler": "gone", "type": "opened"}]
-    assert commands.conforming("dispatch", done.stdout) == [{"forgotten": forgotten, "deleted": 1}]
+    assert commands.conforming("dispatch", result.stdout) == [{"forgotten": forgotten, "deleted": 1}]
     assert handler_db.rows(JOBS) == [("audit", "bounced", "waiting"), ("gone", "bounced", "waiting")]
     commands.run(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
     assert handler_db.rows(REGISTERED) == [("audit", "bounced")]
@@ -285,5 +285,5 @@ def test_a_sweep_in_a_process_with_handlers_registers_them_first(db, tmp_path):
     db.handled.add(("suppress", "bounced"))
     factories.delivery(db, "m-1")
     factories.orphan(db, factories.postmark("m-1"), type="bounced")
-    done = commands.run_forked(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))
-    assert (done.returncode, effects(db)) == (0, {"suppress": 1})
+    result = commands.run_forked(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))
+    assert (result.returncode, effects(db)) == (0, {"suppress": 1})

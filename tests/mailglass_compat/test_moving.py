@@ -58,8 +58,8 @@ def move(url: str, there: str, here: str) -> None:
 def finding(database: Installation) -> Finding:
     """Return what doctor finds of the schema."""
     with Database(database.engine, database.settings).reading() as tx:
-        [found] = checks.revision.findings(CheckContext(tx))
-    return found
+        [result] = checks.revision.findings(CheckContext(tx))
+    return result
 
 
 def documented_move(there: str, here: str) -> str:
@@ -124,9 +124,9 @@ def test_the_doctor_and_migrate_say_that_mailglass_s_tables_have_moved(unmigrate
     with pytest.raises(DatabaseRefusedError, match=r"docs/upgrading\.md"):
         old.migrate()
     assert not old.is_current()
-    found = finding(old)
-    assert f"which schema {there} has" in found.message
-    assert f"set MAILGLASS_DATABASE_SCHEMA to {there}" in found.remedy
+    result = finding(old)
+    assert f"which schema {there} has" in result.message
+    assert f"set MAILGLASS_DATABASE_SCHEMA to {there}" in result.remedy
 
 
 def opened() -> WebhookEvent:
@@ -172,8 +172,8 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, em
             work()
     assert not database.is_current()
     assert database.objects() == before
-    found = finding(database)
-    assert "run Mailglass's own migrations" in found.remedy
+    result = finding(database)
+    assert "run Mailglass's own migrations" in result.remedy
     made(empty_database_url, shape)
     database.migrate()
     assert database.is_current()

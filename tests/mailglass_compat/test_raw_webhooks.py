@@ -112,10 +112,10 @@ def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(be
     """Mailglass's own delivery of the To, and another writer's of the Cc."""
     raw, events, message_id, raw_id = PROVIDERS[provider](f" {TO.upper()}")
     raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id, named=named)
-    mine = factories.delivery(beside, message_id, recipient=TO)
+    delivery = factories.delivery(beside, message_id, recipient=TO)
     factories.delivery(beside, message_id, recipient=CC)
     assert reconcile().linked == 1
-    assert beside.value(LINKED) == mine
+    assert beside.value(LINKED) == delivery
 
 
 def test_one_event_is_decided_as_a_sweep_decides(beside):
@@ -123,9 +123,9 @@ def test_one_event_is_decided_as_a_sweep_decides(beside):
     raw, events, message_id, _ = postmark(CC)
     (event_id,) = raw_webhooks.store(beside, "postmark", raw, events)
     factories.delivery(beside, message_id, recipient=TO)
-    found = explain(beside.database, UUID(event_id))
-    assert (found.state, found.recipient_known) == ("recipient_mismatch", True)
-    assert [one["addressed"] for one in found.named] == [False]
+    explanation = explain(beside.database, UUID(event_id))
+    assert (explanation.state, explanation.recipient_known) == ("recipient_mismatch", True)
+    assert [row["addressed"] for row in explanation.named] == [False]
     with beside.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert attempt_link(connection, orphan).state == "recipient_mismatch"
@@ -205,8 +205,8 @@ def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(beside):
     reconcile()
     with beside.engine.begin() as connection:
         sent = [Sent(recipient=TO, message_id=message_id)]
-        [one] = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
-    assert one.linked == 1
+        [result] = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+    assert result.linked == 1
     assert beside.rows(CHECKED) == [(False,)]
 
 
@@ -258,7 +258,7 @@ def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(b
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
     raw_webhooks.store(beside, "sendgrid", raw, events, named=False, at=at)
-    again = [{**one, "email": second} if one["email"] == CC else one for one in raw]
+    again = [{**row, "email": second} if row["email"] == CC else row for row in raw]
     raw_webhooks.store(beside, "sendgrid", again, [], named=False, at=at, raw_id="again")
     factories.delivery(beside, message_id, recipient=TO)
     result = reconcile()
@@ -317,11 +317,11 @@ def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
         for n in range(1_000)
     ]
     events = [
-        {"provider_event_id": one["sg_event_id"], "event": "bounce", "sg_message_id": one["sg_message_id"]}
-        for one in raw
+        {"provider_event_id": row["sg_event_id"], "event": "bounce", "sg_message_id": row["sg_message_id"]}
+        for row in raw
     ]
     raw_webhooks.store(beside, "sendgrid", raw, events)
-    rows = [factories.delivery_row(one["sg_message_id"], recipient=one["email"]) for one in raw]
+    rows = [factories.delivery_row(row["sg_message_id"], recipient=row["email"]) for row in raw]
     factories.insert(beside, rows[:500])
     factories.insert(beside, [{**row, "recipient": TO} for row in rows[500:]])
     result = reconcile()

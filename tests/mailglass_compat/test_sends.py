@@ -37,11 +37,11 @@ def test_the_provider_is_shown_all_the_same(beside):
     """It is that of the send, in the delivery's timeline and among what an event's id names."""
     deliveries = sent_in(beside, ADA, BOB)
     with beside.database.reading() as tx:
-        (shown,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
-    assert shown.provider == "postmark"
+        (delivery,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
+    assert delivery.provider == "postmark"
     orphan = factories.orphan(beside, factories.postmark("m-1"), type="opened")
     named = explain(beside.database, orphan).named
-    assert [(one["provider"], one["fitting"]) for one in named] == [("postmark", True)] * 2
+    assert [(row["provider"], row["fitting"]) for row in named] == [("postmark", True)] * 2
 
 
 def test_without_mailglass_a_delivery_has_its_provider(db):

@@ -75,22 +75,22 @@ def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
 @needs_promtool
 def test_promtool_takes_the_rules_and_passes_their_tests():
     """Which have steps that must not fire."""
-    done = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = promtool("test", "rules", str(MONITORING / "alerts.test.yml"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
+    assert process.returncode == 0, process.stdout + process.stderr
+    process = promtool("test", "rules", str(MONITORING / "alerts.test.yml"))
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.slow
 @needs_promtool
 def test_promtool_takes_every_expression_of_the_dashboard(tmp_path):
     """As the expressions of rules, with a job in the place of Grafana's variable."""
-    panels = [one.replace("$job", "mailglass") for one in expressions()[len(rules()) :]]
+    panels = [expression.replace("$job", "mailglass") for expression in expressions()[len(rules()) :]]
     named = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(panels)]
     (tmp_path / "panels.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": named}]}))
-    done = promtool("check", "rules", str(tmp_path / "panels.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(panels)} rules found" in done.stdout
+    process = promtool("check", "rules", str(tmp_path / "panels.json"))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert f"{len(panels)} rules found" in process.stdout
 
 
 @pytest.mark.slow
@@ -100,13 +100,13 @@ def test_promtool_takes_the_configuration_of_the_page(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (MONITORING.parent / "monitoring.md").read_text(), re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "alerts.yml").write_text(RULES.read_text())
-    done = promtool("check", "config", "--syntax-only", str(tmp_path / "prometheus.yml"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = promtool("check", "config", "--syntax-only", str(tmp_path / "prometheus.yml"))
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.slow
 @needs_promtool
 def test_promtool_takes_a_real_scrape(db):
     """Also what it would have named otherwise."""
-    done = promtool("check", "metrics", input=metrics.scrape(db.database).decode())
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    process = promtool("check", "metrics", input=metrics.scrape(db.database).decode())
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

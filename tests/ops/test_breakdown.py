@@ -22,8 +22,8 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
     astray(db, 8, provider=factories.sendgrid)
     factories.orphan(db, factories.postmark("nobody's"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = [tuple(one) for one in load_page(db.database, ListFilter(), with_counts=True).causes]
-    assert found == [
+    result = [tuple(cause) for cause in load_page(db.database, ListFilter(), with_counts=True).causes]
+    assert result == [
         ("tenant_mismatch", "default", "postmark", "acme", 7),
         ("tenant_mismatch", "default", "sendgrid", "acme", 1),
         ("unmatched", "default", "postmark", None, 1),
@@ -47,10 +47,8 @@ def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
         ({"message_id": "m-1"}, 1),
         ({"state": "expired"}, None),
     ]
-    found = [
-        (filters, load_page(db.database, ListFilter(**filters), with_counts=True).total) for filters, _ in expected
-    ]
-    assert found == expected
+    rows = [(filters, load_page(db.database, ListFilter(**filters), with_counts=True).total) for filters, _ in expected]
+    assert rows == expected
 
 
 def test_the_command_and_the_dashboard_count_a_list_alike(db):
@@ -80,9 +78,9 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
         events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(12)],
     )
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
-    found = load_page(db.database, ListFilter(state="matched"))
-    assert load_page(db.database, ListFilter(state="matched"), with_counts=True).total == len(found.orphans) == 8
-    assert all(one.delivery_id for one in found.orphans)
+    page = load_page(db.database, ListFilter(state="matched"))
+    assert load_page(db.database, ListFilter(state="matched"), with_counts=True).total == len(page.orphans) == 8
+    assert all(orphan.delivery_id for orphan in page.orphans)
 
 
 def test_a_message_is_named_by_orphans_of_every_tenant(db):
@@ -91,13 +89,13 @@ def test_a_message_is_named_by_orphans_of_every_tenant(db):
     astray(db, 2, tenant="globex")
     newer = factories.orphan(db, factories.postmark("m-1"), tenant_id="initech", age_seconds=100)
     unseen = find_by_message(db.database, "m-1", limit=5)
-    assert [(one.event_id, one.state) for one in unseen.orphans] == [(newer, "unseen"), (event, "unseen")]
+    assert [(orphan.event_id, orphan.state) for orphan in unseen.orphans] == [(newer, "unseen"), (event, "unseen")]
     mailglass_reconcile.reconcile()
     swept = find_by_message(db.database, "<m-1>", limit=5)
-    assert [(one.event_id, one.tenant_id, one.state) for one in swept.orphans] == [
+    assert [(orphan.event_id, orphan.tenant_id, orphan.state) for orphan in swept.orphans] == [
         (newer, "initech", "tenant_mismatch"),
         (event, "globex", "tenant_mismatch"),
     ]
-    one = find_by_message(db.database, "m-1", limit=1)
-    assert ([orphan.event_id for orphan in one.orphans], one.number) == ([newer], 2)
+    by_message = find_by_message(db.database, "m-1", limit=1)
+    assert ([orphan.event_id for orphan in by_message.orphans], by_message.number) == ([newer], 2)
     assert find_by_message(db.database, "nobody's", limit=5).orphans == []

@@ -155,9 +155,9 @@ def test_the_latest_events_come_first_everywhere(db):
     rows = [{**row, "id": uuid7(), "occurred_at": time} for time in at]
     complained = {**row, "id": uuid7(), "type": "complained", "occurred_at": "2026-11-02 10:00"}
     factories.insert(db, events=[*rows, complained])
-    said = commands.run_here("explain", delivery).stdout
-    assert said.index(complained["id"]) < said.index(rows[-1]["id"])
-    assert rows[0]["id"] not in said
+    stdout = commands.run_here("explain", delivery).stdout
+    assert stdout.index(complained["id"]) < stdout.index(rows[-1]["id"])
+    assert rows[0]["id"] not in stdout
     page = Visitor(app(db)).get(f"/deliveries/{delivery}").text
     assert page.index(complained["id"]) < page.index(rows[-1]["id"]) < page.index(rows[0]["id"])
     db.broken.update({"I2", "I7"})

@@ -31,10 +31,10 @@ def test_why_a_mail_bounced_is_shown(db, attached):
     bounced = recording.event("m-1", "bounced", reject_reason="invalid", bounce="hard", smtp_status="550 5.1.1")
     with db.engine.begin() as connection:
         (recorded,) = recording.record(connection, bounced)
-    found = explain(db.database, recorded.event_id)
-    assert (found.reject_reason, found.bounce, found.smtp_status) == ("invalid", "hard", "550 5.1.1")
-    said = commands.run_here("explain", str(recorded.event_id)).stdout
-    assert "type       bounced\nbounce     hard\nreason     invalid\nSMTP       550 5.1.1\n" in said
+    explanation = explain(db.database, recorded.event_id)
+    assert (explanation.reject_reason, explanation.bounce, explanation.smtp_status) == ("invalid", "hard", "550 5.1.1")
+    stdout = commands.run_here("explain", str(recorded.event_id)).stdout
+    assert "type       bounced\nbounce     hard\nreason     invalid\nSMTP       550 5.1.1\n" in stdout
     page = Visitor(app(db)).get(f"/events/{recorded.event_id}").text
     for name, value in (("Bounce", "hard"), ("Reason", "invalid"), ("SMTP", "550 5.1.1")):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in page
@@ -44,8 +44,8 @@ def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
     """Its reason and its reply may hold anything."""
     metadata = factories.postmark("m-1", bounce={"email": "ada@example.com"}, smtp_status="550 <ada@example.com>")
     id_ = factories.orphan(db, metadata, type="bounced", reject_reason="ada@example.com")
-    found = of(db, id_)
-    assert (found.reject_reason, found.bounce, found.smtp_status) == (None, None, "550")
+    explanation = of(db, id_)
+    assert (explanation.reject_reason, explanation.bounce, explanation.smtp_status) == (None, None, "550")
     assert "\nreason" not in commands.run_here("explain", id_).stdout
 
 
@@ -69,21 +69,21 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
     for swept in (False, True):
         if swept:
             mailglass_reconcile.reconcile()
-        found = of(db, event)
-        assert (found.provider, found.rule) == ("sendgrid", "sendgrid/2.1")
-        assert [(read["path"], read["holds"]) for read in found.reads] == [
+        explanation = of(db, event)
+        assert (explanation.provider, explanation.rule) == ("sendgrid", "sendgrid/2.1")
+        assert [(read["path"], read["holds"]) for read in explanation.reads] == [
             ("metadata/provider_message_id", "string"),
             ("normalized_payload/provider_message_id", "array"),
             ("metadata/sg_message_id", "string"),
             ("metadata/smtp_message_id", None),
         ]
-        assert [(one["id"], one["read_from"]) for one in found.tried] == [
+        assert [(row["id"], row["read_from"]) for row in explanation.tried] == [
             ("a@b", "metadata/provider_message_id"),
             ("<a@b>", "metadata/provider_message_id"),
             ("c", "metadata/sg_message_id"),
             ("c.filter01-1", "metadata/sg_message_id"),
         ]
-        assert found.candidate_ids == tuple(one["id"] for one in found.tried)
+        assert explanation.candidate_ids == tuple(row["id"] for row in explanation.tried)
 
 
 def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
@@ -109,9 +109,9 @@ def test_what_would_have_to_change_is_said_for_each_state(db):
         (factories.postmark("hers", recipient="a@b"), "recipient_mismatch", "to the event's recipient"),
         (factories.postmark("hers", recipient_known=True), "ambiguous", "manually"),
     ]:
-        found = of(db, factories.orphan(db, metadata))
-        assert (found.state, found.verdict) == (state, state)
-        assert (found.remedy is None) if words is None else (words in found.remedy)
+        explanation = of(db, factories.orphan(db, metadata))
+        assert (explanation.state, explanation.verdict) == (state, state)
+        assert (explanation.remedy is None) if words is None else (words in explanation.remedy)
 
 
 def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
@@ -119,13 +119,13 @@ def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
     factories.delivery(db, "x", tenant_id="other")
     factories.delivery(db, "x", provider="sendgrid", recipient="grace@example.com")
     factories.delivery(db, "x", recipient="grace@example.com")
-    found = of(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
-    assert {(one["own"], one["fitting"], one["addressed"]) for one in found.named} == {
+    explanation = of(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
+    assert {(row["own"], row["fitting"], row["addressed"]) for row in explanation.named} == {
         (False, True, True),
         (True, False, False),
         (True, True, False),
     }
-    assert all("recipient" not in one for one in found.named)
+    assert all("recipient" not in one for one in explanation.named)
 
 
 def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
@@ -134,16 +134,18 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
         factories.orphan(db, factories.postmark("x"), age_seconds=age) for age in (-200, 300, WEEK + 99)
     )
     for event, state in ((young, "waiting"), (open_, "unmatched"), (old, "expired")):
-        found = of(db, event)
-        arrived, expires = (dt.datetime.fromisoformat(time) for time in (found.arrived_at, found.expires_at))
-        assert (found.state, found.verdict, arrived.tzinfo) == (state, "unmatched", dt.UTC)
+        explanation = of(db, event)
+        arrived, expires = (
+            dt.datetime.fromisoformat(time) for time in (explanation.arrived_at, explanation.expires_at)
+        )
+        assert (explanation.state, explanation.verdict, arrived.tzinfo) == (state, "unmatched", dt.UTC)
         assert expires - arrived == dt.timedelta(days=7)
         if state == "expired":
-            assert found.eligible_at is None
-            assert "sweep --event" in found.remedy
-            assert "a delivery of the event's tenant" in found.remedy
+            assert explanation.eligible_at is None
+            assert "sweep --event" in explanation.remedy
+            assert "a delivery of the event's tenant" in explanation.remedy
         else:
-            assert dt.datetime.fromisoformat(found.eligible_at) - arrived == dt.timedelta(seconds=60)
+            assert dt.datetime.fromisoformat(explanation.eligible_at) - arrived == dt.timedelta(seconds=60)
 
 
 def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
@@ -152,11 +154,11 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     event = factories.orphan(db, factories.postmark("x"))
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     mailglass_reconcile.reconcile()
-    found = of(db, event)
+    explanation = of(db, event)
     reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
-    assert (found.state, found.delivery_id, found.reconciled_by) == ("linked", delivery, reconciled)
-    assert [(run["kind"], run["origin"]) for run in found.linked_during] == [("full", "python")]
-    assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
+    assert (explanation.state, explanation.delivery_id, explanation.reconciled_by) == ("linked", delivery, reconciled)
+    assert [(run["kind"], run["origin"]) for run in explanation.linked_during] == [("full", "python")]
+    assert before < dt.datetime.fromisoformat(explanation.linked_at) <= dt.datetime.now(dt.UTC)
 
 
 def test_runs_that_were_folded_into_the_totals_are_not_named(db):
@@ -205,19 +207,19 @@ def test_keys_of_another_version_are_explained_as_the_next_sweep_computes_them(d
 def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
     """The open set leaves it out, and no repair puts it there."""
     event = factories.orphan(db, factories.postmark("m-1"), tenant_id="t" * 1_001)
-    found = explain(db.database, UUID(event))
-    assert found.state == "missing"
-    assert found.sentence == "its tenant id has more than 1,000 characters; such events are never linked"
-    assert not found.remedy
+    explanation = explain(db.database, UUID(event))
+    assert explanation.state == "missing"
+    assert explanation.sentence == "its tenant id has more than 1,000 characters; such events are never linked"
+    assert not explanation.remedy
 
 
 def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
     """Mailglass stores no id of SparkPost's or Mailjet's."""
     factories.delivery(db, "mailglass-synthetic-1")
     orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
-    found = explain(db.database, UUID(orphan))
-    assert found.state == "unmatched"
-    assert "a generated id" in found.sentence
+    explanation = explain(db.database, UUID(orphan))
+    assert explanation.state == "unmatched"
+    assert "a generated id" in explanation.sentence
     other = factories.orphan(db, factories.postmark("x"))
     assert "generated" not in explain(db.database, UUID(other)).sentence
 
@@ -236,17 +238,17 @@ def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
     for asks in (True, False):
         row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
         factories.insert(db, events=[row])
-        found = explain(db.database, UUID(row["id"]))
-        assert (found.state, found.delivery_id, found.candidate_ids) == ("attached", delivery, ())
-        assert (found.provider, found.rule, found.reads) == ("postmark", None, ())
+        explanation = explain(db.database, UUID(row["id"]))
+        assert (explanation.state, explanation.delivery_id, explanation.candidate_ids) == ("attached", delivery, ())
+        assert (explanation.provider, explanation.rule, explanation.reads) == ("postmark", None, ())
 
 
 def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
     """Even if a delivery has its id."""
     factories.delivery(db, "one")
     event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
-    found = explain(db.database, UUID(event))
-    assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", None, ())
+    explanation = explain(db.database, UUID(event))
+    assert (explanation.state, explanation.delivery_id, explanation.candidate_ids) == ("no_orphan", None, ())
 
 
 def test_the_password_of_the_webhook_address_is_printed_nowhere(db):

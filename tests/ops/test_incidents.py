@@ -251,8 +251,8 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     incident.plant(db)
     finding = of(incident.check)
     assert (finding.status, incident.words in finding.message) == (incident.level, True), finding
-    said = [sentence for sentence in status.load_problems(db.database) if incident.words in sentence]
-    assert bool(said) == (incident.level == ERROR)
+    problems = [sentence for sentence in status.load_problems(db.database) if incident.words in sentence]
+    assert bool(problems) == (incident.level == ERROR)
     assert value(scrape(db), "findings", check=incident.check, status=incident.level) >= 1
     assert [incident.words in message for message in djangos(incident.check)].count(True) == 1
     page = unescape(Visitor(app(db)).get("/").text)

@@ -49,25 +49,25 @@ def listed(db, **options):
     """Return the orphans of all pages, one after the other."""
     names = {"limit"} & options.keys()
     how = {name: options.pop(name) for name in names}
-    found, after = [], None
+    collected, after = [], None
     while True:
-        one = load_page(db.database, ListFilter(**options), after=after, **how)
-        found += one.orphans
-        after = one.after
+        page = load_page(db.database, ListFilter(**options), after=after, **how)
+        collected += page.orphans
+        after = page.after
         if after is None:
-            return found
+            return collected
 
 
 def test_each_orphan_has_the_state_in_which_a_sweep_left_it(db, zoo):
     """Before any, those past their grace are unseen; what was linkable and left is matched, with its delivery."""
     unseen = {id_: "waiting" if state == "waiting" else "unseen" for id_, state in zoo.items()}
-    assert {one.event_id: one.state for one in listed(db)} == unseen
-    assert {(one.provider, one.candidate_ids, one.delivery_id) for one in listed(db)} == {(None, (), None)}
+    assert {orphan.event_id: orphan.state for orphan in listed(db)} == unseen
+    assert {(orphan.provider, orphan.candidate_ids, orphan.delivery_id) for orphan in listed(db)} == {(None, (), None)}
     counts = mailglass_reconcile.reconcile(limit=1).as_dict()
     matched = factories.orphan(db, factories.postmark("one"), age_seconds=200)
     assert mailglass_reconcile.reconcile(limit=1).linked == 1
     zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
-    assert {one.event_id: one.state for one in listed(db)} == zoo
+    assert {orphan.event_id: orphan.state for orphan in listed(db)} == zoo
     expected = Counter(state for state in zoo.values() if state != "waiting")
     assert {state: counts[state] for state in expected} == expected
     assert matched not in zoo
@@ -80,8 +80,8 @@ def test_what_was_linkable_and_left_has_its_delivery(db):
         factories.orphan(db, factories.postmark("one"), age_seconds=age)
     factories.orphan(db, factories.postmark("nobody's"), age_seconds=100)
     assert mailglass_reconcile.reconcile(limit=1).skipped_limit == 1
-    found = [(one.state, one.delivery_id) for one in listed(db)]
-    assert found == [("unmatched", None), ("matched", delivery)]
+    rows = [(orphan.state, orphan.delivery_id) for orphan in listed(db)]
+    assert rows == [("unmatched", None), ("matched", delivery)]
 
 
 def test_a_page_has_the_time_of_the_last_full_sweep(db):
@@ -117,7 +117,7 @@ def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
 def test_pages_hold_every_orphan_once_in_order_of_arrival(db, zoo, limit):
     """The newest first, whatever the size of a page."""
     assert sorted(one.event_id for one in listed(db, limit=limit)) == sorted(zoo)
-    times = [one.arrived_at for one in listed(db, limit=limit)]
+    times = [orphan.arrived_at for orphan in listed(db, limit=limit)]
     assert times == sorted(times, reverse=True)
 
 
@@ -125,13 +125,13 @@ def test_orphans_of_one_moment_are_on_one_page_each(db):
     """A writer's transaction gives all its rows one time; the event's id tells them apart."""
     rows = [factories.orphan_row(factories.postmark("x")) for _ in range(7)]
     factories.insert(db, events=rows)
-    assert len({one.arrived_at for one in listed(db)}) == 1
+    assert len({orphan.arrived_at for orphan in listed(db)}) == 1
     assert sorted(one.event_id for one in listed(db, limit=2)) == sorted(row["id"] for row in rows)
 
 
 def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
     """A provider and a message id in any spelling, once a sweep has stored them."""
-    mine = factories.orphan(db, factories.postmark("ABCDEF00-0000-4000-8000-000000000001"), age_seconds=7_200)
+    orphan = factories.orphan(db, factories.postmark("ABCDEF00-0000-4000-8000-000000000001"), age_seconds=7_200)
     hers = factories.orphan(
         db, {"provider": "Amazon SES", "mail": {"messageId": "m-1"}}, tenant_id="b", type="bounced", age_seconds=300
     )
@@ -139,15 +139,15 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
         ({"tenant_id": "b"}, [hers]),
         ({"tenant_id": "c"}, []),
         ({"type": "bounced"}, [hers]),
-        ({"older": 3_600.0}, [mine]),
+        ({"older": 3_600.0}, [orphan]),
         ({"newer": 3_600.0}, [hers]),
-        ({"older": 100.0, "newer": 9_000.0}, [hers, mine]),
+        ({"older": 100.0, "newer": 9_000.0}, [hers, orphan]),
         ({"older": 9_000.0}, []),
     ]
     stored = [
         ({"provider": "ses"}, [hers]),
-        ({"provider": " Postmark"}, [mine]),
-        ({"message_id": "<abcdef00-0000-4000-8000-000000000001>"}, [mine]),
+        ({"provider": " Postmark"}, [orphan]),
+        ({"message_id": "<abcdef00-0000-4000-8000-000000000001>"}, [orphan]),
         ({"message_id": "m-1@eu-west-1.amazonses.com"}, [hers]),
         ({"message_id": "m-2"}, []),
         ({"message_id": "m-1", "tenant_id": "acme"}, []),
@@ -167,7 +167,7 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
     second = factories.orphan(db, factories.postmark("two"), age_seconds=400)
     assert load_page(db.database, ListFilter(), limit=1).after == first
     mailglass_reconcile.reconcile()
-    assert [one.event_id for one in load_page(db.database, ListFilter(), after=first).orphans] == [second]
+    assert [orphan.event_id for orphan in load_page(db.database, ListFilter(), after=first).orphans] == [second]
     with pytest.raises(LookupError):
         load_page(db.database, ListFilter(), after=str(uuid.uuid4()))
 
@@ -190,9 +190,9 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"))
     mailglass_reconcile.reconcile()
-    found = load_page(db.database, ListFilter(), limit=1, with_counts=True)
-    assert found.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
-    assert found.total == sum(one.number for one in found.causes) == len(listed(db))
+    page = load_page(db.database, ListFilter(), limit=1, with_counts=True)
+    assert page.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
+    assert page.total == sum(cause.number for cause in page.causes) == len(listed(db))
     of_state = load_page(db.database, ListFilter(state="unmatched"), with_counts=True)
     assert of_state.causes == [
         ("unmatched", "acme", "postmark", None, 2),
@@ -205,8 +205,8 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
     """The number then is a lower bound."""
     monkeypatch.setattr(pages, "MAX_COUNTED", 2)
-    found = load_page(db.database, ListFilter(), with_counts=True)
-    assert (found.total, found.at_least) == (2, True)
+    page = load_page(db.database, ListFilter(), with_counts=True)
+    assert (page.total, page.at_least) == (2, True)
 
 
 def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
@@ -218,17 +218,19 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
             event(recipient="bob@example.com", provider_event_id="2"),
         )
     for recipient in ("ada@bücher.example", "Ada <ADA@BÜCHER.EXAMPLE>"):
-        found = load_page(db.database, ListFilter(recipient=recipient), with_counts=True)
-        assert [one.event_id for one in found.orphans] == [str(own.event_id)]
-        assert found.total == 1
+        page = load_page(db.database, ListFilter(recipient=recipient), with_counts=True)
+        assert [orphan.event_id for orphan in page.orphans] == [str(own.event_id)]
+        assert page.total == 1
     assert listed(db, recipient="grace@example.com") == []
 
 
 def test_each_orphan_says_when_it_becomes_too_old(db):
     """A week after it arrived."""
     factories.orphan(db, factories.postmark("x"))
-    (one,) = listed(db)
-    assert dt.datetime.fromisoformat(one.expires_at) - dt.datetime.fromisoformat(one.arrived_at) == dt.timedelta(days=7)
+    (orphan,) = listed(db)
+    assert dt.datetime.fromisoformat(orphan.expires_at) - dt.datetime.fromisoformat(orphan.arrived_at) == dt.timedelta(
+        days=7
+    )
 
 
 WEEK = 7 * 86_400
@@ -252,10 +254,10 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         if pruned:
             mailglass_reconcile.prune()
         for limit in (2, 100):
-            found = listed(db, state="expired", limit=limit)
-            assert [one.event_id for one in found] == old
-        assert {one.state for one in found} == {"expired"}
-        assert found[0].candidate_ids == ("old 0",)
+            listing = listed(db, state="expired", limit=limit)
+            assert [one.event_id for one in listing] == old
+        assert {orphan.state for orphan in listing} == {"expired"}
+        assert listing[0].candidate_ids == ("old 0",)
         assert [one.event_id for one in listed(db)] == [young]
         assert [one.event_id for one in listed(db, state="expired", tenant_id="z")] == old[6:]
         assert [one.event_id for one in listed(db, state="expired", message_id="old 1")] == old[1::3]
@@ -267,8 +269,8 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
     monkeypatch.setattr(pages, "MAX_EVENTS_READ", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
-    one = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
-    assert (one.orphans, one.looked_at) == ([], 2)
+    page = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
+    assert (page.orphans, page.looked_at) == ([], 2)
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
@@ -278,13 +280,13 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
-    one = load_page(db.database, ListFilter(type="clicked"), limit=2)
-    assert (one.orphans, one.looked_at) == ([], 9)
-    assert one.after is not None
+    page = load_page(db.database, ListFilter(type="clicked"), limit=2)
+    assert (page.orphans, page.looked_at) == ([], 9)
+    assert page.after is not None
     assert listed(db, type="clicked", limit=2) == []
     for filters, expected in (("bounced", rare), ("opened", ids)):
-        found = [each.event_id for each in listed(db, type=filters, limit=2)]
-        assert found == expected[::-1]
+        event_ids = [each.event_id for each in listed(db, type=filters, limit=2)]
+        assert event_ids == expected[::-1]
 
 
 @pytest.mark.parametrize("swept", [False, True])
@@ -296,7 +298,7 @@ def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swe
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)
     if swept:
         mailglass_reconcile.reconcile()
-    assert [one.event_id for one in find_by_message(db.database, "mine", limit=20).orphans] == [event]
+    assert [orphan.event_id for orphan in find_by_message(db.database, "mine", limit=20).orphans] == [event]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

@@ -53,7 +53,7 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
     """A page from the oldest, from the newest, from the middle; an open event."""
     for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
         db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")  # what it touches would be counted
-    seen = []
+    observed = []
     for kind, orphans in (("few", 200), ("many", many)):
         db.run(OPEN, kind=kind, orphans=orphans)
         if kind == "few":
@@ -62,7 +62,7 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
         mailglass_reconcile.reconcile()
         db.run("ANALYZE")
         middle = load_page(db.database, ListFilter(), limit=100).after
-        seen.append(
+        observed.append(
             [
                 cost(db, lambda: load_page(db.database, ListFilter())),
                 cost(db, lambda: load_page(db.database, ListFilter())),
@@ -70,9 +70,9 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
                 cost(db, lambda event=middle: explain(db.database, UUID(event))),
             ]
         )
-    for few, lots in zip(*seen, strict=True):
+    for few, lots in zip(*observed, strict=True):
         assert lots[1] == few[1] <= 10
-        assert lots[0] <= few[0] + 200 <= 1_500, seen
+        assert lots[0] <= few[0] + 200 <= 1_500, observed
 
 
 @pytest.mark.slow

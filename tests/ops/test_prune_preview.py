@@ -65,20 +65,20 @@ def old(db):
 def test_each_step_counts_what_the_prune_then_changes(db, old):
     """And writes nothing, not even a row of the history."""
     before = db.value(ROWS)
-    found = {one.step: one for one in prune_preview.preview(old)}
+    previews = {preview.step: preview for preview in prune_preview.preview(old)}
     assert db.value(ROWS) == before
-    done = pruner.prune_with(old).as_dict()
-    assert {step: one.rows for step, one in found.items()} == {step: done[step] for step in found}
-    assert set(found) == {name for name, value in done.items() if isinstance(value, int)}
-    assert min(one.rows for one in found.values()) == 1
+    fields = pruner.prune_with(old).as_dict()
+    assert {step: one.rows for step, one in previews.items()} == {step: fields[step] for step in previews}
+    assert set(previews) == {name for name, value in fields.items() if isinstance(value, int)}
+    assert min(preview.rows for preview in previews.values()) == 1
 
 
 def test_the_oldest_of_each_is_shown(db, old):
     """By the time that counts for it."""
     now = dt.datetime.now(dt.UTC)
     ages = {
-        one.step: (now - dt.datetime.fromisoformat(one.oldest)) // dt.timedelta(days=1)
-        for one in prune_preview.preview(old)
+        preview.step: (now - dt.datetime.fromisoformat(preview.oldest)) // dt.timedelta(days=1)
+        for preview in prune_preview.preview(old)
     }
     expected = {"succeeded": 15, "dead": 91, "failed": 400, "jobs_done": 20, "jobs_dead": 100, "expired": 8}
     assert expected.items() <= ages.items()
@@ -89,17 +89,19 @@ def test_the_oldest_of_each_is_shown(db, old):
 def test_what_has_no_retention_is_kept(db):
     """The default for failed webhooks, events and deliveries."""
     db.run(WEBHOOK, status="failed", days=4_000)
-    found = {one.step: one for one in prune_preview.preview(db.database)}
-    assert [(found[step].rows, found[step].days) for step in ("failed", "events", "deliveries")] == [(0, None)] * 3
+    previews = {preview.step: preview for preview in prune_preview.preview(db.database)}
+    assert [(previews[step].rows, previews[step].days) for step in ("failed", "events", "deliveries")] == [
+        (0, None)
+    ] * 3
 
 
 def test_the_command_prints_a_row_for_each_step(db):
     """A person sees counts and dates; a program a line for each, which conforms to the schema."""
     db.run(WEBHOOK, status="succeeded", days=15)
-    said = commands.run(db, "prune", "--dry-run").stdout
-    assert "succeeded raw webhooks" in said
-    assert "(15 days ago)" in said
-    assert "kept" in said
+    stdout = commands.run(db, "prune", "--dry-run").stdout
+    assert "succeeded raw webhooks" in stdout
+    assert "(15 days ago)" in stdout
+    assert "kept" in stdout
     lines = commands.conforming("prune_step", commands.run(db, "prune", "--dry-run", "--json").stdout)
     assert [line["step"] for line in lines][:2] == ["succeeded", "dead"]
     assert lines[0]["rows"] == db.value("SELECT count(*) FROM mailglass_webhook_events") == 1

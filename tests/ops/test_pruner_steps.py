@@ -49,8 +49,8 @@ def buffers(db, act, table="mailglass_events") -> int:
             if f"{table} " in statement or f"{table}\n" in statement:
                 cursor.execute("EXPLAIN (ANALYZE, BUFFERS) " + statement, parameters)
                 plan = "\n".join(row[0] for row in cursor.fetchall())
-                found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
-                total += sum(int(number or 0) for number in found.groups())
+                match = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
+                total += sum(int(number or 0) for number in match.groups())
             return statement, parameters
 
         sa.event.listen(connected.connection, "before_cursor_execute", explain, retval=True)

@@ -26,7 +26,7 @@ def found(db, text, tenant_id=None, **more):
 
 def ids(db, text, tenant_id=None, **more):
     """Return the ids of what is found, in order."""
-    return [one.id for one in found(db, text, tenant_id, **more).hits]
+    return [hit.id for hit in found(db, text, tenant_id, **more).hits]
 
 
 def stored(db, id_, ago):
@@ -74,7 +74,9 @@ def record_orphan(db, recipient):
 
 def listed(db, recipient):
     """Return the open orphans that `orphans --recipient` lists."""
-    return [one.event_id for one in orphans.load_page(db.database, orphans.ListFilter(recipient=recipient)).orphans]
+    return [
+        orphan.event_id for orphan in orphans.load_page(db.database, orphans.ListFilter(recipient=recipient)).orphans
+    ]
 
 
 def test_an_address_is_found_in_every_tenant_or_in_one(db):
@@ -93,9 +95,9 @@ def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
         stored(db, id_, ago)
     orphan = factories.orphan(db, factories.postmark("m-0"), age_seconds=7_200, tenant_id="globex")
     whole, cut = found(db, ADA), found(db, ADA, limit=2)
-    assert [one.id for one in whole.hits] == [second, orphan, first, third]
+    assert [hit.id for hit in whole.hits] == [second, orphan, first, third]
     assert (whole.deliveries, whole.events, whole.more) == (3, 1, False)
-    assert [one.id for one in cut.hits] == [second, orphan]
+    assert [hit.id for hit in cut.hits] == [second, orphan]
     assert (cut.deliveries, cut.events, cut.more, cut.at_least) == (3, 1, True, False)
 
 
@@ -109,9 +111,9 @@ def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
     assert set(ids(db, ADA)) == set(ids(db, "m-1")) == set(ids(db, delivery)) == {delivery, orphan}
     assert ids(db, ADA, "globex") == []
     assert ids(db, "m-1", "globex") == [orphan]
-    (one,) = [one for one in found(db, ADA).hits if one.id == orphan]
-    assert (one.kind, one.record.tenant_id, one.record.type) == ("event", "globex", "delivered")
-    assert one.record.state == ("tenant_mismatch" if swept else "unseen")
+    (run,) = [hit for hit in found(db, ADA).hits if hit.id == orphan]
+    assert (run.kind, run.record.tenant_id, run.record.type) == ("event", "globex", "delivered")
+    assert run.record.state == ("tenant_mismatch" if swept else "unseen")
 
 
 def test_a_message_id_is_found_in_any_spelling(db):
@@ -160,8 +162,8 @@ def test_no_record_holds_an_address(db):
     """Not even of a delivery whose mailable is named by one."""
     factories.delivery(db, "m-1", recipient=ADA)
     db.run("UPDATE mailglass_deliveries SET mailable = 'to ada@example.com'")
-    (one,) = found(db, ADA).hits
-    assert "@" not in json.dumps(one.as_dict())
+    (hit,) = found(db, ADA).hits
+    assert "@" not in json.dumps(hit.as_dict())
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\x00b", "a\nb", "x" * 513])
@@ -258,4 +260,4 @@ def test_of_a_hundred_thousand_deliveries_the_newest_are_found(wide):
     """Their number is known; what it costs is above, in rows."""
     whole = search.find(wide, search.parse_term("ada@example.com"))
     assert (whole.deliveries, len(whole.hits), whole.more) == (WIDE, 50, True)
-    assert [one.at for one in whole.hits] == sorted((one.at for one in whole.hits), reverse=True)
+    assert [hit.at for hit in whole.hits] == sorted((hit.at for hit in whole.hits), reverse=True)

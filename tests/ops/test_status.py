@@ -68,9 +68,9 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"), tenant_id="b")])
     reconcile()
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
-    found = load_status(db.database)
-    assert (found.open, found.eligible, found.waiting) == (3, 2, 1)
-    assert {(g["state"], g["tenant_id"]): g["orphans"] for g in found.groups} == {
+    status = load_status(db.database)
+    assert (status.open, status.eligible, status.waiting) == (3, 2, 1)
+    assert {(g["state"], g["tenant_id"]): g["orphans"] for g in status.groups} == {
         ("unmatched", "acme"): 1,
         ("unmatched", "b"): 1,
     }
@@ -106,8 +106,8 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
     monkeypatch.setattr(SweepCounters, "mark_processed", end)
     with suppress(KeyboardInterrupt):
         sweep.run()
-    found = load_status(db.database)
-    assert (found.last_runs[0]["status"], found.last_success["full"]) == ("partial", good)
+    status = load_status(db.database)
+    assert (status.last_runs[0]["status"], status.last_success["full"]) == ("partial", good)
     db.run("UPDATE mailglass_reconcile_runs SET covered = true, error = NULL WHERE status = 'partial'")
     assert load_status(db.database).last_success["full"] > good
 
@@ -115,9 +115,9 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
 def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
     """The first command that somebody tries."""
     insert(db, [], [orphan_row(postmark("m-1"))])
-    found = load_status(db.database)
-    assert (found.eligible, found.healthy) == (1, False)
-    assert found.problems[0].startswith("no full sweep of all tenants has run yet")
+    status = load_status(db.database)
+    assert (status.eligible, status.healthy) == (1, False)
+    assert status.problems[0].startswith("no full sweep of all tenants has run yet")
 
 
 @pytest.mark.slow
@@ -126,9 +126,13 @@ def test_json_keeps_to_its_schema(db, command):
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2")])
     assert command("sweep").returncode == 0
     finished = command("status", "--json")
-    found = json.loads(finished.stdout)
-    jsonschema.validate(found, SCHEMA)
-    assert (found["healthy"], found["last_runs"][0]["origin"], found["totals"]["linked"]) == (True, "command", 1)
+    document = json.loads(finished.stdout)
+    jsonschema.validate(document, SCHEMA)
+    assert (document["healthy"], document["last_runs"][0]["origin"], document["totals"]["linked"]) == (
+        True,
+        "command",
+        1,
+    )
 
 
 def test_check_is_one_line_and_an_exit_code(db, command):
@@ -282,11 +286,11 @@ def test_a_tenant_among_many_small_ones_is_counted(db):
     tenants = [f"t-{n}" for n in range(505)]
     insert(db, [], [orphan_row(postmark(f"m-{tenant}"), tenant_id=tenant) for tenant in tenants])
     reconcile()
-    named = {group["tenant_id"] for group in load_status(db.database).groups}
-    small = sorted(set(tenants) - named)
+    tenant_ids = {group["tenant_id"] for group in load_status(db.database).groups}
+    small = sorted(set(tenants) - tenant_ids)
     assert len(small) == 5
-    found = load_status(db.database, tenant_id=small[0])
-    assert (found.eligible, [group["tenant_id"] for group in found.groups]) == (1, small[:1])
+    status = load_status(db.database, tenant_id=small[0])
+    assert (status.eligible, [group["tenant_id"] for group in status.groups]) == (1, small[:1])
 
 
 def test_the_last_runs_are_those_of_the_dashboard(db):

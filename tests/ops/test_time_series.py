@@ -35,7 +35,7 @@ def now(tx) -> float:
 
 def at(buckets: list[TimeBucket], moment: float) -> TimeBucket:
     """Return the bucket of a moment."""
-    return next(one for one in buckets if one.began <= moment <= one.ended)
+    return next(bucket for bucket in buckets if bucket.began <= moment <= bucket.ended)
 
 
 def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
@@ -64,7 +64,7 @@ def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
     assert buckets[-1].lag_seconds == pytest.approx(10_600)
     assert at(buckets, now - 5_000).lag_seconds == pytest.approx(5_600, abs=1_000)
     assert buckets[-1].states is None
-    lags = [one.lag_seconds for one in buckets]
+    lags = [bucket.lag_seconds for bucket in buckets]
     assert lags == sorted(lags)
 
 
@@ -73,7 +73,7 @@ def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
     for before in (30_000, 20_000, 3_000, 2_000, 1_000, 100):
         swept(tx, now - before, 3)
     buckets = shown(tx)
-    assert max(one.silent_seconds for one in buckets) == pytest.approx(17_000)
+    assert max(bucket.silent_seconds for bucket in buckets) == pytest.approx(17_000)
     assert buckets[-1].silent_seconds == 0
     assert at(buckets, now - 12_000).states is None
     assert at(buckets, now - 19_500).states == {"unmatched": 3}

@@ -66,14 +66,14 @@ def messages(number: int) -> list[Message]:
 
 def heard(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, bytes]]:
     """Return how often each message came, up to the one that says *until*."""
-    found: Counter[tuple[bytes, bytes]] = Counter()
+    result: Counter[tuple[bytes, bytes]] = Counter()
     while True:
         message = pubsub.get_message(timeout=60)
         assert message is not None, "the last message did not come"
         if message["data"] == until:
-            return found
+            return result
         if message["type"] == "pmessage":
-            found[message["channel"], message["data"]] += 1
+            result[message["channel"], message["data"]] += 1
 
 
 def publish(client: redis.Redis, number: int) -> Published:
@@ -204,7 +204,7 @@ def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Val
         connections = direct.info("stats")["total_connections_received"]
         with ThreadPoolExecutor(24) as threads:
             list(threads.map(partial(publish, client), 100 * [1, 2, 3]))
-        assert [one.name for one in set(threading.enumerate()) - before] in ([], ["mailglass after commit"])
+        assert [item.name for item in set(threading.enumerate()) - before] in ([], ["mailglass after commit"])
         settle()
         assert direct.info("stats")["total_connections_received"] == connections
         direct.publish("mailglass:", "end")

@@ -59,9 +59,9 @@ def test_each_event_is_heard_once_by_those_who_asked_for_it(redis_url, tenant, d
         other = str(uuid.uuid4())
         for number, whose in enumerate([("acme", DELIVERY), ("acme", other), ("a/c:*", other), ("b", DELIVERY)]):
             tell(publisher, *whose, number)
-        found = [next(subscription) for _ in heard]
-    assert [item.message["number"] for item in found] == heard
-    assert all(isinstance(item, Update) and item.channel.startswith("mailglass:events:") for item in found)
+        result = [next(subscription) for _ in heard]
+    assert [item.message["number"] for item in result] == heard
+    assert all(isinstance(item, Update) and item.channel.startswith("mailglass:events:") for item in result)
 
 
 def test_a_sweep_is_heard_with_the_configured_redis(db):
@@ -253,11 +253,11 @@ def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
         client = redis.Redis.from_url(url.format(name, password))
         with client, pytest.raises(mailglass_reconcile.RedisUnavailableError) as caught:
             Subscription(client, None, None)
-        said = str(caught.value)
-        assert words in said
-        assert "MAILGLASS_REDIS_URL" in said
-        assert "127.0.0.1, port" in said
-        assert "canary" not in said
+        output = str(caught.value)
+        assert words in output
+        assert "MAILGLASS_REDIS_URL" in output
+        assert "127.0.0.1, port" in output
+        assert "canary" not in output
 
 
 def test_a_delivery_that_is_no_uuid_is_refused(redis_url):

@@ -66,9 +66,9 @@ def test_each_event_comes_once(redis_url, tenant, delivery, expected, client):
                     publish(redis_url, *of, number)
                 return [await anext(updates) for _ in expected]
 
-    found = asyncio.run(main())
-    assert [item.message["number"] for item in found] == expected
-    assert all(isinstance(item, Update) for item in found)
+    result = asyncio.run(main())
+    assert [item.message["number"] for item in result] == expected
+    assert all(isinstance(item, Update) for item in result)
 
 
 def test_a_sweep_is_received_with_the_configured_redis(db):

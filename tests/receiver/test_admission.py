@@ -75,7 +75,7 @@ def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
             large.sender.send(PIECE)
             await settled()
             idle = [Arriving(bodies, "sendgrid") for _ in range(3)]
-            assert [await one.evicted() for one in idle] == [True, True, False]
+            assert [await incoming.evicted() for incoming in idle] == [True, True, False]
             idle[-1].sender.send(b"x")
             await settled()
         assert not await large.evicted()
@@ -119,7 +119,7 @@ def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch
         for stranger in strangers:
             stranger.sender.send(bytes(8_000))
         assert [await stranger.evicted() for stranger in strangers] == [True, True, True, False]
-        assert [await one.evicted() for one in (right, arriving)] == [False, False]
+        assert [await incoming.evicted() for incoming in (right, arriving)] == [False, False]
 
     run(story)
 
@@ -138,7 +138,7 @@ def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
         for one, size in zip(some, (17_000, 19_000, 16_000, 18_000), strict=True):
             one.sender.send(bytes(size), more=False)
             await settled()
-        assert [await one.evicted() for one in some] == [False, True, False, True]
-        assert [await one.evicted() for one in (verified, other)] == [False, False]
+        assert [await incoming.evicted() for incoming in some] == [False, True, False, True]
+        assert [await incoming.evicted() for incoming in (verified, other)] == [False, False]
 
     run(story)

@@ -14,13 +14,13 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 def batch(*message_ids: str) -> senders.Posted:
     """Return a request of SendGrid with an event for each message."""
     common = {"event": "open", "timestamp": 1_772_366_400, "email": "ada@example.com"}
-    told = [{**common, "sg_message_id": one, "sg_event_id": one} for one in message_ids]
+    told = [{**common, "sg_message_id": message_id, "sg_event_id": message_id} for message_id in message_ids]
     return senders.signed("sendgrid", json.dumps(told).encode(), now())
 
 
 def lines(caplog) -> list[str]:
     """Return the receiver's lines of the log."""
-    return [one.getMessage() for one in caplog.records if one.name.startswith("mailglass_reconcile.receiver")]
+    return [record.getMessage() for record in caplog.records if record.name.startswith("mailglass_reconcile.receiver")]
 
 
 def test_a_webhook_is_one_line_of_what_became_of_its_events(db, caplog):

@@ -23,13 +23,13 @@ OTHER = CERTIFICATE_URL.replace("0123", "3210")
 
 def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
     """Know no certificate, as after a restart; if *attacked*, no certificate that is asked for is fetched."""
-    known = CertificateCache()
+    certificate_cache = CertificateCache()
     if attacked:
-        known._failures.extend([time.monotonic()] * certificates.FAILURES)
-        known._next_try = time.monotonic() + 3
+        certificate_cache._failures.extend([time.monotonic()] * certificates.FAILURES)
+        certificate_cache._next_try = time.monotonic() + 3
         monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(sns, "certificates", known)
-    return known
+    monkeypatch.setattr(sns, "certificates", certificate_cache)
+    return certificate_cache
 
 
 def add(db, *addresses: CertificateAddress) -> None:
@@ -69,10 +69,10 @@ def test_nothing_is_stored_before_a_signature_was_right(db):
 
 def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db, monkeypatch):
     """A row that somebody has planted is no request to another host; one that is not there is tried again."""
-    asked = []
+    requests = []
 
     def fetch(url):
-        asked.append(url)
+        requests.append(url)
         return senders.published(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
@@ -89,8 +89,8 @@ def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db,
     )
     known = restarted(monkeypatch)
     mounted().routes[0].app.start()
-    wait_until(lambda: len(asked) >= 3)
-    assert set(asked) == {OTHER}
+    wait_until(lambda: len(requests) >= 3)
+    assert set(requests) == {OTHER}
     assert CERTIFICATE_URL not in known
 
 

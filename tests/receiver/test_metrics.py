@@ -29,14 +29,14 @@ def mounted_receiver():
 
 def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
     """Over HTTP; its log has a line for each webhook, and only who has the token may read the counters."""
-    one = first("postmark")
+    request = first("postmark")
     changed = senders.signed("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
     allowed = {"Authorization": f"Bearer {TOKEN}"}
     with (
         receiving(db, redis_url, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, log),
         httpx.Client(base_url=base, timeout=60) as client,
     ):
-        for each in (one, one, one._replace(headers={}), one._replace(body=b"{")):
+        for each in (request, request, request._replace(headers={}), request._replace(body=b"{")):
             client.post("/postmark", content=each.body, headers=each.headers)
         client.post("/mailersend", content=changed.body, headers=changed.headers)
         client.post("/pigeon")
@@ -56,14 +56,14 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
         'mailglass_reconcile_webhooks_total{provider="unknown",result="refused"}': 1,
         'mailglass_reconcile_webhook_format_warnings_total{provider="mailersend",type="delivered"}': 1,
     }
-    told = log.read_text()
-    assert "INFO: postmark: 1 event, 1 waiting\n" in told
-    assert "INFO: postmark: 1 event, 1 repeated\n" in told
-    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", told, re.MULTILINE)
+    text = log.read_text()
+    assert "INFO: postmark: 1 event, 1 waiting\n" in text
+    assert "INFO: postmark: 1 event, 1 repeated\n" in text
+    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", text, re.MULTILINE)
     assert len(logged) == 8, logged  # with the one of the format
-    assert told.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
-    assert "Traceback" not in told
-    assert "@" not in told
+    assert text.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
+    assert "Traceback" not in text
+    assert "@" not in text
 
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
@@ -76,11 +76,14 @@ def test_prometheus_reads_the_counters(db, monkeypatch):
         return await client.get("/metrics", headers={"Authorization": f"bearer {TOKEN}"})
 
     families = list(text_string_to_metric_families(ask(receiver, talk).text))
-    assert [(one.name, one.type, one.samples[0].value) for one in families[:2]] == [
+    assert [(family.name, family.type, family.samples[0].value) for family in families[:2]] == [
         ("mailglass_reconcile_webhooks", "counter", 3),
         ("mailglass_reconcile_webhook_format_warnings", "counter", 2),
     ]
-    assert [one.name.removeprefix("mailglass_reconcile_") for one in families[2:]] == ["recording_failures", "messages"]
+    assert [family.name.removeprefix("mailglass_reconcile_") for family in families[2:]] == [
+        "recording_failures",
+        "messages",
+    ]
 
 
 def test_a_mounted_application_has_no_metrics(db):

@@ -41,8 +41,8 @@ TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppres
 
 def sends_of(provider: str) -> list[Sent]:
     """Return the sends that the documented events are about."""
-    made = [event for one in requests_of(provider) for event in parse(provider, one.body, one.headers)]
-    pairs = {(event.message_id, event.recipient) for event in made if event.message_id is not None}
+    requests = [event for request in requests_of(provider) for event in parse(provider, request.body, request.headers)]
+    pairs = {(event.message_id, event.recipient) for event in requests if event.message_id is not None}
     return [Sent(recipient=recipient or "ann@example.org", message_id=id_) for id_, recipient in sorted(pairs, key=str)]
 
 
@@ -56,13 +56,15 @@ def send_all(db, tenant: str = "default") -> None:
 
 def expected() -> list[tuple]:
     """Return the state of all deliveries after all events, by the words of the design."""
-    found = []
+    collected = []
     for provider in PROVIDERS:
-        made = [event for one in requests_of(provider) for event in parse(provider, one.body, one.headers)]
+        requests = [
+            event for request in requests_of(provider) for event in parse(provider, request.body, request.headers)
+        ]
         for sent in sends_of(provider):
             own = [
                 event
-                for event in made
+                for event in requests
                 if event.message_id == sent.message_id and (event.recipient or sent.recipient) == sent.recipient
             ]
             last = max(own, key=_rank)
@@ -72,8 +74,8 @@ def expected() -> list[tuple]:
             ]
             terminal = any(event.type in TERMINAL for event in own)
             dispatched = last.type if last.type not in event_types.OWN_TYPES else None
-            found.append((sent.recipient.lower(), dispatched, terminal, *earliest))
-    return found
+            collected.append((sent.recipient.lower(), dispatched, terminal, *earliest))
+    return collected
 
 
 def _rank(event) -> tuple:
@@ -94,8 +96,8 @@ def test_every_documented_payload_reaches_its_delivery_by_the_command(db, redis_
         send_all(db)
     with receiving(db, redis_url, tmp_path) as (base, log), httpx.Client(base_url=base) as client:
         for provider in PROVIDERS:
-            for one in requests_of(provider) * 2:
-                answer = client.post(f"/{provider}", content=one.body, headers=one.headers)
+            for request in requests_of(provider) * 2:
+                answer = client.post(f"/{provider}", content=request.body, headers=request.headers)
                 assert (answer.status_code, answer.text) == (200, "ok\n"), (provider, log.read_text())
         assert client.get("/healthz").status_code == 200
         recorded = db.value(COUNT + " AND type <> 'reconciled'")
@@ -115,8 +117,8 @@ def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(
         send_all(db, "acme")
     with served(receiver) as base, httpx.Client(base_url=base) as client:
         for provider in PROVIDERS:
-            for one in requests_of(provider):
-                answer = client.post(f"/webhooks/acme/{provider}", content=one.body, headers=one.headers)
+            for request in requests_of(provider):
+                answer = client.post(f"/webhooks/acme/{provider}", content=request.body, headers=request.headers)
                 assert (answer.status_code, answer.text) == (200, "ok\n"), provider
     if order == "the webhook first":
         send_all(db, "acme")
@@ -125,12 +127,12 @@ def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(
 
 def test_an_event_is_broadcast_by_the_receiver_itself(db):
     """To the tenant and to the delivery, after the answer; once, however often the provider repeats it."""
-    one = first("postmark")
-    (event,) = parse("postmark", one.body, one.headers)
+    request = first("postmark")
+    (event,) = parse("postmark", request.body, request.headers)
     with db.engine.begin() as connection:
         sent = [Sent(recipient=event.recipient, message_id=event.message_id)]
         broadcast(record_send(connection, provider="postmark", sent=sent))
-    assert {answer.status_code for answer in post(mounted(), "/webhooks/postmark", one, one)} == {200}
+    assert {answer.status_code for answer in post(mounted(), "/webhooks/postmark", request, request)} == {200}
     assert [payload["event_type"] for _, payload in db.witness.messages()] == ["bounced", "bounced"]
 
 
@@ -160,11 +162,11 @@ def test_what_is_no_webhook_is_answered_shortly(db):
     """Other methods, unknown providers, and those without a secret; HEAD and GET look whether there is anything."""
 
     async def talk(client):
-        asked = [
+        requests = [
             ("HEAD", "mandrill"), ("GET", "unisender_go"), ("HEAD", "pigeon"), ("POST", "pigeon"), ("POST", "postmark"),
             ("PUT", "mandrill"), ("GET", "healthz"), ("GET", ""),
         ]  # fmt: skip
-        return [(await client.request(method, f"/webhooks/{name}")).status_code for method, name in asked]
+        return [(await client.request(method, f"/webhooks/{name}")).status_code for method, name in requests]
 
     assert ask(mounted(secrets={"mandrill": "k"}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
 
@@ -207,13 +209,17 @@ def test_a_length_of_thousands_of_digits_is_too_large(db):
 
 def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
     """The provider sends the webhook again, and Mailgun's token is not used up."""
-    receiver, one = mounted(), first("mailgun")
+    receiver, request = mounted(), first("mailgun")
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
-    (answer,) = post(receiver, "/webhooks/mailgun", one)
+    (answer,) = post(receiver, "/webhooks/mailgun", request)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
-    other = senders.Posted(one.body.replace(b'"event"', b'"Event"'), one.headers)
-    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", one, one, other)] == [200, 200, 401]
+    other = senders.Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
+    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", request, request, other)] == [
+        200,
+        200,
+        401,
+    ]
     assert db.value(COUNT) == 1
     assert len(caplog.records) == 2
     assert "Traceback" not in caplog.text
@@ -256,14 +262,14 @@ def test_the_command_listens_on_this_machines_port_8081():
 
 def test_receive_records_in_the_callers_transaction(db):
     """A rollback takes everything with it; a Session broadcasts by itself."""
-    one = first("postmark")
+    request = first("postmark")
     with db.engine.connect() as connection:
-        (recorded,) = receive(connection, "Postmark", one.body, one.headers, secret=AUTH)
+        (recorded,) = receive(connection, "Postmark", request.body, request.headers, secret=AUTH)
         assert recorded.event_id is not None
         connection.rollback()
     assert db.value(COUNT) == 0
     with Session(db.engine) as session, session.begin():
-        (recorded,) = receive(session, "postmark", one.body, one.headers, secret=AUTH, tenant_id="acme")
+        (recorded,) = receive(session, "postmark", request.body, request.headers, secret=AUTH, tenant_id="acme")
     assert db.value("SELECT tenant_id FROM mailglass_events WHERE id = :id", id=recorded.event_id) == "acme"
     with db.engine.begin() as connection:
         assert receive(connection, "mailersend", *ping(), secret=senders.KEY) == []
@@ -271,34 +277,36 @@ def test_receive_records_in_the_callers_transaction(db):
 
 def ping():
     """Return body and headers of MailerSend's ping."""
-    one = senders.signed("mailersend", b'{"type": "inbound.message"}')
-    return one.body, one.headers
+    request = senders.signed("mailersend", b'{"type": "inbound.message"}')
+    return request.body, request.headers
 
 
 def test_receive_raises_what_is_wrong(db):
     """And records nothing."""
-    one = first("postmark")
+    request = first("postmark")
     with db.engine.begin() as connection:
         with pytest.raises(SignatureError):
-            receive(connection, "postmark", one.body, one.headers, secret="another:one")  # noqa: S106
+            receive(connection, "postmark", request.body, request.headers, secret="another:one")  # noqa: S106
         with pytest.raises(InvalidWebhookError):
-            receive(connection, "postmark", b"{", one.headers, secret=AUTH)
+            receive(connection, "postmark", b"{", request.headers, secret=AUTH)
         with pytest.raises(ConfigurationError):
-            receive(connection, "pigeon", one.body, one.headers, secret=AUTH)
+            receive(connection, "pigeon", request.body, request.headers, secret=AUTH)
     assert db.value(COUNT) == 0
 
 
 def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db, monkeypatch):
     """By one GET to Amazon."""
     url = "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&Token=t"
-    asked = []
+    requests = []
     monkeypatch.setattr(
-        sns, "fetch", lambda address: asked.append(address) or (b"" if address == url else senders.published(address))
+        sns,
+        "fetch",
+        lambda address: requests.append(address) or (b"" if address == url else senders.published(address)),
     )
-    told = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t", "SubscribeURL": url}
-    right, wrong = notification("ses", told), notification("ses", {**told, "TopicArn": senders.ARN + "2"})
+    payload = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t", "SubscribeURL": url}
+    right, wrong = notification("ses", payload), notification("ses", {**payload, "TopicArn": senders.ARN + "2"})
     assert [answer.status_code for answer in post(mounted(), "/webhooks/ses", wrong, right)] == [401, 200]
-    assert asked == [senders.CERTIFICATE_URL, url]
+    assert requests == [senders.CERTIFICATE_URL, url]
 
 
 @pytest.mark.parametrize(
@@ -318,19 +326,19 @@ def test_the_public_address_is_the_base_and_what_follows_it(base, path, address)
 def test_mandrills_address_is_that_of_the_request_unless_it_is_set(db, monkeypatch):
     """Behind a proxy, the request knows another one."""
     monkeypatch.setattr(senders, "MANDRILL_URL", "http://testserver/webhooks/mandrill")
-    one = first("mandrill")
-    assert [answer.status_code for answer in post(mounted(url=None), "/webhooks/mandrill", one)] == [200]
-    (answer,) = post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", one)
+    request = first("mandrill")
+    assert [answer.status_code for answer in post(mounted(url=None), "/webhooks/mandrill", request)] == [200]
+    (answer,) = post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", request)
     assert answer.status_code == 401
     monkeypatch.setattr(senders, "MANDRILL_URL", "https://other.example/webhooks/mandrill")
-    one = first("mandrill")
-    assert post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", one)[0].status_code == 200
+    request = first("mandrill")
+    assert post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", request)[0].status_code == 200
 
 
 def test_receives_address_is_the_one_given_or_that_of_the_setting(db):
     """Mandrill signs it."""
-    one = first("mandrill")
-    arguments = {"provider": "mandrill", "body": one.body, "headers": one.headers, "secret": senders.KEY}
+    request = first("mandrill")
+    arguments = {"provider": "mandrill", "body": request.body, "headers": request.headers, "secret": senders.KEY}
     with db.engine.begin() as connection:
         assert receive(connection, **arguments, url=MANDRILL_URL)
         with pytest.raises(ConfigurationError, match="public address"):
@@ -348,11 +356,11 @@ def test_receives_address_is_the_one_given_or_that_of_the_setting(db):
 
 def test_slow_recording_holds_up_neither_the_event_loop_nor_more_than_eight_connections(db):
     """Somebody locks the ledger; the others wait in threads."""
-    one = first("postmark")
+    request = first("postmark")
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
     async def talk(client):
-        some = [client.post("/webhooks/postmark", content=one.body, headers=one.headers) for _ in range(12)]
+        some = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(12)]
         posts = asyncio.gather(*some)
         await asyncio.to_thread(wait_until, lambda: db.value(waiting) == app.THREADS)
         assert (await client.get("/webhooks/healthz")).status_code == 200
@@ -410,10 +418,10 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
     """So that a slow database does not fill the memory."""
     monkeypatch.setattr(admission, "MAX_VERIFIED", 2)
-    receiver, one = mounted(), first("postmark")
+    receiver, request = mounted(), first("postmark")
 
     async def talk(client):
-        some = [client.post("/webhooks/postmark", content=one.body, headers=one.headers) for _ in range(6)]
+        some = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(6)]
         return sorted(answer.status_code for answer in await asyncio.gather(*some))
 
     assert ask(receiver, talk) == [200, 200, 503, 503, 503, 503]

@@ -34,9 +34,9 @@ def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
     """So that one may hold a comma."""
     (tmp_path / "secrets").write_text("mailgun=k\n\npostmark=user:a,b\n")
     setting(db, f"@{tmp_path / 'secrets'}")
-    one = senders.Posted(b'{"RecordType": "Open", "MessageID": "m"}', {"Authorization": "Basic dXNlcjphLGI="})
+    posted = senders.Posted(b'{"RecordType": "Open", "MessageID": "m"}', {"Authorization": "Basic dXNlcjphLGI="})
     with db.engine.begin() as connection:
-        assert len(receive(connection, "postmark", one.body, one.headers)) == 1
+        assert len(receive(connection, "postmark", posted.body, posted.headers)) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
         webhook_app()
     assert "c4n4ry" not in str(error.value)
     assert "\n" not in str(error.value)
-    one = first("postmark")
+    request = first("postmark")
     with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
-        receive(connection, "postmark", one.body, one.headers)
+        receive(connection, "postmark", request.body, request.headers)
     provider, equals, secret = (value or "").partition("=")
     if equals:
         with pytest.raises(ConfigurationError, match=said):
             webhook_app(secrets={provider: secret})
         with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
-            receive(connection, provider, one.body, one.headers, secret=secret)
+            receive(connection, provider, request.body, request.headers, secret=secret)
 
 
 @pytest.mark.parametrize("given", [None, [], [None], ["", "user:password"], b"user:password"])
@@ -89,9 +89,9 @@ def test_a_secret_in_code_that_is_missing_is_refused_by_the_provider_s_name(db, 
 def test_receive_needs_a_secret_of_this_provider(db):
     """Another's is not enough, and that is no wrong signature."""
     setting(db, "mailgun=k")
-    one = first("postmark")
+    request = first("postmark")
     with pytest.raises(ConfigurationError, match="no secret for this provider"), db.engine.begin() as connection:
-        receive(connection, "postmark", one.body, one.headers)
+        receive(connection, "postmark", request.body, request.headers)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,6 @@ def test_receive_needs_a_secret_of_this_provider(db):
 def test_the_command_does_not_start_without_a_secret(db, redis_url, value, said):
     """It prints one line and exits with 1."""
     env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": value}
-    done = forking.run(env, "receive", "--port", "0")
-    assert done.returncode == 1
-    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", done.stderr)
+    result = forking.run(env, "receive", "--port", "0")
+    assert result.returncode == 1
+    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", result.stderr)

@@ -35,13 +35,16 @@ def serving(kind: str, db, redis_url, folder, **more: str):
     module, path = KINDS[kind]
     with receiving(db, redis_url, folder, module, **more) as (base, log):
         port = int(base.rpartition(":")[2])
-        (process,) = [one for one in psutil.Process().children() if _listens(one, port)]
+        (process,) = [child for child in psutil.Process().children() if _listens(child, port)]
         yield base, path, process
         assert "Traceback" not in log.read_text()  # later, uvicorn writes one for each answer that it cuts off
 
 
 def _listens(process: psutil.Process, port: int) -> bool:
-    return any(one.laddr.port == port and one.status == "LISTEN" for one in process.net_connections())
+    return any(
+        net_connection.laddr.port == port and net_connection.status == "LISTEN"
+        for net_connection in process.net_connections()
+    )
 
 
 @contextmanager
@@ -64,8 +67,8 @@ def connected(base: str) -> socket.socket:
 
 def post(place: str, provider: str) -> httpx.Response:
     """Post a signed webhook, and wait longer than a provider: the machine may be busy with other things."""
-    one = first(provider)
-    return httpx.post(f"{place}/{provider}", content=one.body, headers=one.headers, timeout=250)
+    request = first(provider)
+    return httpx.post(f"{place}/{provider}", content=request.body, headers=request.headers, timeout=250)
 
 
 OF_THE_SERVER = ("nothing", "half_a_head", "no_reading", "one_byte_a_piece")
@@ -169,11 +172,11 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_pat
     modules = "canned_certificates,short_timeouts"
     with (
         serving("a mounted application", db, redis_url, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
-        connected(base) as one,
+        connected(base) as connection,
     ):
         began = time.monotonic()
-        one.sendall(sent)
-        assert one.recv(4_096).startswith(b"HTTP/1.1 408")
+        connection.sendall(sent)
+        assert connection.recv(4_096).startswith(b"HTTP/1.1 408")
         assert time.monotonic() - began > BODY_SECONDS / 10 - 0.1
 
 
@@ -191,6 +194,9 @@ def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, redis_url, tm
             answers, _, _ = select.select(held, [], [], 200)
             answer = answers[0].recv(4_096)
             held.remove(answers[0])
-        one = first("postmark")
-        assert httpx.post(f"{base}/postmark", content=one.body, headers=one.headers, timeout=200).status_code == 200
+        request = first("postmark")
+        assert (
+            httpx.post(f"{base}/postmark", content=request.body, headers=request.headers, timeout=200).status_code
+            == 200
+        )
         assert process.memory_info().rss < 400 * MB

@@ -54,9 +54,9 @@ def told(db):
 
 def lines(caplog):
     """Return what was logged about a step that was not taken."""
-    found = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING and not one.exc_info]
-    assert not [line for line in found if "\n" in line or "@" in line]
-    return [line for line in found if "cannot broadcast" in line]
+    result = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING and not one.exc_info]
+    assert not [line for line in result if "\n" in line or "@" in line]
+    return [line for line in result if "cannot broadcast" in line]
 
 
 def in_lower_case(session):
@@ -221,8 +221,8 @@ def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
         await engine.dispose()
 
     asyncio.run(main())
-    seen = []
-    wait_until(lambda: seen.extend(told(db)) or sorted(seen) == ["m-1", "m-1", "m-3", "m-3"])
+    observed = []
+    wait_until(lambda: observed.extend(told(db)) or sorted(observed) == ["m-1", "m-1", "m-3", "m-3"])
     assert db.appended() == 1
 
 
@@ -382,8 +382,8 @@ def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(
         with engine.begin() as connection:
             recorded = [record(connection, event("m-1", provider_event_id=number)) for number in range(2)]
         sa.event.listen(engine, "do_connect", odd)
-        for each in recorded:
-            broadcast(each)
+        for result in recorded:
+            broadcast(result)
             settle()
     assert told(db) == []
     assert len(lines(caplog)) == 1
@@ -521,10 +521,10 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
             session.execute(sa.text("SELECT 1"))
             driver = session.connection().connection.driver_connection
         for name, (call, most) in calls.items():
-            with round_trips(driver) as counted, Session(engine) as session:
+            with round_trips(driver) as counts, Session(engine) as session:
                 call(session)
                 session.commit()
-            assert counted == [most + 2], name
+            assert counts == [most + 2], name
 
 
 def test_no_value_is_in_the_text_of_a_statement(db, driver):
@@ -571,9 +571,9 @@ def pairs_of(number):
 def check_pairs(db, caplog):
     """Check that each was recorded, and each event broadcast."""
     assert lines(caplog) == []
-    seen = []
-    wait_until(lambda: seen.extend(told(db)) or len(seen) == 2 * CALLS)
-    assert seen == ["m-1"] * 2 * CALLS
+    observed = []
+    wait_until(lambda: observed.extend(told(db)) or len(observed) == 2 * CALLS)
+    assert observed == ["m-1"] * 2 * CALLS
     assert db.value(LEDGER) == 2 * CALLS
 
 

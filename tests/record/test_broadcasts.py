@@ -195,8 +195,8 @@ def test_an_async_session_broadcasts_by_itself(db, deliveries, driver):
         await engine.dispose()
 
     asyncio.run(commit())
-    found = []
-    wait_until(lambda: found.extend(heard(db)) or found == ["m-1", "m-1"])
+    collected = []
+    wait_until(lambda: collected.extend(heard(db)) or collected == ["m-1", "m-1"])
 
 
 def test_an_async_session_leaves_the_loop_s_threads_to_the_application(db, deliveries):
@@ -211,9 +211,9 @@ def test_an_async_session_leaves_the_loop_s_threads_to_the_application(db, deliv
         async with AsyncSession(engine) as session:
             await session.run_sync(record, event("m-1"))
             await session.commit()
-        found = []
+        collected = []
         try:
-            wait_until(lambda: found.extend(heard(db)) or found == ["m-1", "m-1"])
+            wait_until(lambda: collected.extend(heard(db)) or collected == ["m-1", "m-1"])
         finally:
             free.set()
         await busy

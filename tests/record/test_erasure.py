@@ -61,9 +61,9 @@ def test_a_dump_holds_the_address_no_more(handler_db):
     raw(handler_db, {"Recipient": "Lovelace@Example.com"})
     mailglass_reconcile.reconcile()
     assert everything(handler_db).lower().count("lovelace@example.com") == 4
-    done = erased(handler_db, "lovelace@example.com")
-    assert (done.deliveries, done.open_orphans, done.webhook_events) == (2, 1, 1)
-    assert [place[:8] for place in done.not_reached] == ["metadata"]
+    result = erased(handler_db, "lovelace@example.com")
+    assert (result.deliveries, result.open_orphans, result.webhook_events) == (2, 1, 1)
+    assert [place[:8] for place in result.not_reached] == ["metadata"]
     left = everything(handler_db).lower()
     assert "lovelace" not in left
     assert "bob@example.com" in left
@@ -75,8 +75,8 @@ def test_every_spelling_is_erased_and_nobody_else(tx):
         factories.delivery(tx, None if number % 2 else f"m-{number}", recipient=recipient)
     tx.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
     for spelling in (ADA, "Ada <ADA@xn--bcher-kva.example>"):
-        done = erased(tx, spelling)
-        assert done.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
+        result = erased(tx, spelling)
+        assert result.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
     rows = tx.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
     gone = [row for row in rows if row.recipient not in OTHERS]
     assert len({row.recipient for row in gone}) == len(SPELLINGS)
@@ -150,8 +150,8 @@ def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
         with db.engine.begin() as connection:
             (later,) = record(connection, event("wide", recipient=ADA if erases else "eve@example.com",
                                                 provider_event_id=str(erases)))  # fmt: skip
-        found = explanation.explain(db.database, later.event_id)
-        assert (found.verdict, "nothing, if it is about" in found.remedy) == ("recipient_mismatch", erases)
+        result = explanation.explain(db.database, later.event_id)
+        assert (result.verdict, "nothing, if it is about" in result.remedy) == ("recipient_mismatch", erases)
 
 
 def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(tx):
@@ -211,9 +211,9 @@ def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
         (before,) = record(connection, event("m-1", recipient=ADA))
     erased(db)
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
-    (said,) = [line for line in commands.run_here("sweep").output.splitlines() if "ambiguous" in line]
-    assert "the event's recipient is unknown" in said
-    assert "several deliveries have this id, or" in said
+    (output,) = [line for line in commands.run_here("sweep").output.splitlines() if "ambiguous" in line]
+    assert "the event's recipient is unknown" in output
+    assert "several deliveries have this id, or" in output
     assert "(erased, or lost" in explanation.explain(db.database, before.event_id).sentence
 
 
@@ -246,8 +246,8 @@ def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
         with pytest.raises(mailglass_reconcile.DatabaseRefusedError):
             erasure.erase_with(db.database, wanted)
         assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == 1
-    done = erasure.erase_with(db.database, wanted)
-    assert (done.deliveries, done.webhook_events) == (1, 3)
+    result = erasure.erase_with(db.database, wanted)
+    assert (result.deliveries, result.webhook_events) == (1, 3)
 
 
 def test_the_command_counts_and_erases(db):
@@ -259,9 +259,9 @@ def test_the_command_counts_and_erases(db):
     assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
     assert commands.run_here("erase", "ada").exit_code == 2
     assert db.value(RECIPIENTS) == "ada@example.com"
-    done = commands.run_here("erase", "Ada@Example.com", "--yes", "--json")
-    assert commands.conforming("erase", done.output)[0]["deliveries"] == 1
-    assert not [one for one in (dry, refused, done) if "ada@" in one.output.lower()]
+    result = commands.run_here("erase", "Ada@Example.com", "--yes", "--json")
+    assert commands.conforming("erase", result.output)[0]["deliveries"] == 1
+    assert not [item for item in (dry, refused, result) if "ada@" in item.output.lower()]
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
 
 
@@ -269,10 +269,10 @@ def test_the_command_counts_and_erases(db):
 def test_the_command_reads_the_address_from_standard_input(db):
     """So that no history of a shell keeps the address; at a terminal it asks for it, and then for a confirmation."""
     factories.delivery(db, recipient=ADA)
-    counted = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
-    assert "from 1 delivery" in counted.stdout
-    said = commands.on_a_terminal(db, "erase", "-", typed=f"{ADA}\ny\n", code=0)
-    assert ("address or id: " in said, "erased the address from 1 delivery" in said) == (True, True)
+    result = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
+    assert "from 1 delivery" in result.stdout
+    output = commands.on_a_terminal(db, "erase", "-", typed=f"{ADA}\ny\n", code=0)
+    assert ("address or id: " in output, "erased the address from 1 delivery" in output) == (True, True)
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
 
 
@@ -288,10 +288,10 @@ def test_at_a_terminal_the_command_asks(db, answer, code, left):
         stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.write(main, f"{answer}\n".encode())
-    _, said = asking.communicate(timeout=60)
+    _, output = asking.communicate(timeout=60)
     os.close(main)
     os.close(other)
-    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in said
+    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output
     assert asking.returncode == code
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
 
@@ -312,8 +312,8 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
     for _ in range(2):
         for begin in (db.database.reading, db.database.writing):
             with begin() as tx:
-                found = personal_data.page_of_deliveries(tx, person, NIL, 10)
-                assert [recipient for _, recipient in found] == ["r7@example.org"]
+                result = personal_data.page_of_deliveries(tx, person, NIL, 10)
+                assert [recipient for _, recipient in result] == ["r7@example.org"]
                 # As a caller's transaction plans it: for any parameters.
                 tx.execute("SET LOCAL plan_cache_mode = force_generic_plan")
                 statement = in_schema(personal_data._DELIVERIES, tx.schema)

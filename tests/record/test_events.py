@@ -89,12 +89,12 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
 def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):
     """As sweeps do: an orphan of a minute and a half has expired where the limit is one minute."""
     factories.orphan(db, factories.postmark("m"), age_seconds=90)
-    found = []
+    collected = []
     for minutes in (1, 2):
         configure(engine=db.engine, settings=db.settings.model_copy(update={"max_age_minutes": minutes}))
         with db.engine.connect() as connection:
-            found.append(len(find_orphans(connection)))
-    assert found == [0, 1]
+            collected.append(len(find_orphans(connection)))
+    assert collected == [0, 1]
 
 
 @pytest.mark.parametrize("count", [1, 40, pytest.param(500, marks=pytest.mark.slow)])
@@ -107,9 +107,9 @@ def test_a_webhook_is_two_round_trips_whatever_its_size(tx, count):
     both = [*(event(e.message_id, "opened", provider_event_id="3") for e in (*there, *orphans)), event("wide")]
     for events, expected in ((there, 2), (there, 2), (orphans, 2), (orphans, 2), (both, 2)):
         tx.connection.exec_driver_sql("SELECT 1")
-        with round_trips(tx.connection.connection.driver_connection) as counted:
+        with round_trips(tx.connection.connection.driver_connection) as counts:
             record(tx.connection, *events)
-        assert counted == [expected]
+        assert counts == [expected]
 
 
 def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(tx):
@@ -130,8 +130,8 @@ def test_a_mistyped_provider_is_logged_once(tx, caplog):
     record_send(
         tx.connection, provider="brevoo", tenant_id="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")]
     )
-    said = [one.message for one in caplog.records if "no rule knows" in one.message]
-    assert said == [
+    messages = [one.message for one in caplog.records if "no rule knows" in one.message]
+    assert messages == [
         "no rule knows mailgunn; did you mean mailgun?",
         "no rule knows brevoo; did you mean brevo?",
     ]

@@ -59,14 +59,14 @@ def test_what_no_sweep_links_can_be_linked_by_hand(db):
 
 def test_the_delivery_is_brought_up_to_date_and_handlers_run(handler_db):
     """As by any other link."""
-    told = []
-    mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: told.append(event.event_id))
+    received = []
+    mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: received.append(event.event_id))
     register(handler_db)
     event, to = factories.orphan(handler_db, {"provider": "postmark"}, type="bounced"), factories.delivery(handler_db)
     by_hand(handler_db, event, to)
     assert handler_db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
     assert mailglass_reconcile.dispatch().handled == 1
-    assert [str(one) for one in told] == [event]
+    assert [str(one) for one in received] == [event]
 
 
 def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
@@ -77,9 +77,9 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
     noted = db.value(METADATA)
     assert (noted["linked_by"], noted["linked_by_actor"], noted["reason"]) == ("hand", "ada", REASON)
     assert noted["reconciled_from_event_id"] == event
-    found = explanation.explain(db.database, uuid.UUID(event))
-    assert (found.linked_by, found.linked_by_actor, found.reason) == ("hand", "ada", REASON)
-    assert found.linked_during == ()
+    result = explanation.explain(db.database, uuid.UUID(event))
+    assert (result.linked_by, result.linked_by_actor, result.reason) == ("hand", "ada", REASON)
+    assert result.linked_during == ()
     assert f"by hand    ada: {REASON}" in commands.run_here("explain", event).stdout
     visitor = Visitor(app(db))
     assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
@@ -145,8 +145,8 @@ def test_the_command_links_and_names_the_user(db, monkeypatch):
     """A second time it is refused on one line; so is an address, as wrong usage."""
     event, to = stuck(db)["ambiguous"], factories.delivery(db)
     monkeypatch.setenv("LOGNAME", "grace")
-    done = commands.run_here("link", event, to, "--reason", REASON, "--yes")
-    assert done.output == f"linked event {event} to delivery {to}\n"
+    result = commands.run_here("link", event, to, "--reason", REASON, "--yes")
+    assert result.output == f"linked event {event} to delivery {to}\n"
     assert db.value(METADATA)["linked_by_actor"] == "grace"
     assert len(db.witness.messages()) == 2
     again = commands.run_unchecked(db, "link", event, to, "--reason", REASON, "--yes")
@@ -162,5 +162,5 @@ def test_a_text_of_another_writer_that_looks_like_an_address_is_not_shown(db):
     row["metadata"] = '{"linked_by": "hand", "linked_by_actor": "ada@example.com", "reason": "canary"}'
     db.broken.update(("I1", "I2"))
     factories.insert(db, events=[row])
-    found = explanation.explain(db.database, uuid.UUID(event))
-    assert (found.linked_by, found.linked_by_actor, found.reason) == ("hand", None, "canary")
+    result = explanation.explain(db.database, uuid.UUID(event))
+    assert (result.linked_by, result.linked_by_actor, result.reason) == ("hand", None, "canary")

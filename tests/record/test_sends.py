@@ -55,8 +55,8 @@ def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
     )
     assert recorded.linked == 0
     (row,) = tx.rows("SELECT delivery_id, type, occurred_at, needs_reconciliation, metadata FROM mailglass_events")
-    wanted = {"provider": "postmark", "message_id": "m-1"}
-    assert tuple(row) == (recorded.delivery_id, "dispatched", at, False, wanted)
+    expected = {"provider": "postmark", "message_id": "m-1"}
+    assert tuple(row) == (recorded.delivery_id, "dispatched", at, False, expected)
 
 
 @pytest.mark.parametrize("recipients", [[ADA], [ADA, BOB]])
@@ -100,8 +100,8 @@ def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
     sent_in(tx, one(message_id="7"), provider="postal")
     sent_in(tx, one(message_id="<a@b.example>"), provider="postal")
     (recorded,) = webhook_in(tx, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
-    named = tx.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
-    assert named == "7"
+    value = tx.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
+    assert value == "7"
 
 
 def test_all_that_is_open_is_linked_whatever_its_grace(db):
@@ -110,7 +110,7 @@ def test_all_that_is_open_is_linked_whatever_its_grace(db):
     kinds = ("delivered", "opened", "clicked")
     webhook_in(db, *(event(message.upper(), kind, provider_event_id=kind) for kind in kinds), event("m-none"))
     recorded = sent_in(db, one(message_id=message), one(BOB, "m-2"))
-    assert [each.linked for each in recorded] == [3, 0]
+    assert [result.linked for result in recorded] == [3, 0]
     assert db.value(OPEN) == 1
     assert db.appended() == 3
     (row,) = db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries WHERE provider_message_id <> 'm-2'")
@@ -146,8 +146,8 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     webhook_in(tx, event(recipient=ADA))
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
     recorded = sent_in(tx, *(one(each) for each in spelled))
-    assert {(each.delivery_id, each.linked) for each in recorded} == {(recorded[0].delivery_id, 1)}
-    assert sum(len(each.action.events) for each in recorded) == 1
+    assert {(result.delivery_id, result.linked) for result in recorded} == {(recorded[0].delivery_id, 1)}
+    assert sum(len(result.action.events) for result in recorded) == 1
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
 
 
@@ -179,7 +179,7 @@ def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
     """They have no provider, because a unique index of Mailglass's allows one row per provider and id."""
     webhook_in(tx, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
     recorded = sent_in(tx, one(), one(BOB), one("eve@example.com", "m-2"))
-    assert [each.linked for each in recorded] == [0, 1, 0]
+    assert [result.linked for result in recorded] == [0, 1, 0]
     assert [row.provider for row in tx.rows(DELIVERIES)] == [None, None, "postmark"]
     assert tx.value(OPEN) == 1  # without a recipient nobody can tell whose it is
 
@@ -219,7 +219,7 @@ def test_another_tenants_event_is_never_linked(tx):
 def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     """Without a message id each is its own."""
     recorded = sent_in(tx, one(message_id=None, type=type_), one(message_id=None, type=type_))
-    assert len({each.delivery_id for each in recorded}) == 2
+    assert len({result.delivery_id for result in recorded}) == 2
     for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
         assert tuple(row) == (type_, True, None, "postmark")
     assert tx.value(LEDGER) == 2
@@ -326,9 +326,9 @@ def sent_together(db, *sends):
 def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     """Twenty times over: nobody deadlocks, and both get the same deliveries."""
     for turn in range(20):
-        there = [one(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
-        first, second = sent_together(db, there, there[::-1])
-        assert [each.delivery_id for each in first] == [each.delivery_id for each in second[::-1]]
+        rows = [one(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
+        first, second = sent_together(db, rows, rows[::-1])
+        assert [delivery.delivery_id for delivery in first] == [delivery.delivery_id for delivery in second[::-1]]
     assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
 
 
@@ -337,8 +337,8 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
     for turn in range(20):
         ids = [f"{turn}-{n}" for n in range(10)]
         sent_together(db, [one(ADA, id_) for id_ in ids], [one(BOB, id_) for id_ in reversed(ids)])
-    named = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
-    assert set(named) == {(2, 1)}
+    rows = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
+    assert set(rows) == {(2, 1)}
 
 
 @pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
@@ -445,7 +445,7 @@ def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_rec
     webhook_in(db, *(event(recipient=f"u{n}@example.com", provider_event_id=f"{n:02}") for n in range(30)))
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 10}))
     recorded = sent_in(db, *(one(f"u{n}@example.com") for n in range(20, 30)))
-    assert [each.linked for each in recorded] == [1] * 10
+    assert [result.linked for result in recorded] == [1] * 10
 
 
 @pytest.mark.slow
@@ -461,7 +461,7 @@ def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
             began = time.process_time()
             recorded = send(connection, *many)
             spent.append(time.process_time() - began)
-        assert sum(each.linked for each in recorded) == 50
+        assert sum(result.linked for result in recorded) == 50
     assert min(spent) < 0.5
 
 
@@ -477,6 +477,6 @@ def test_a_send_is_one_round_trip_whatever_its_size(tx, count):
     webhook_in(tx, *open_)
     for sent, expected in ((now, 1), (now, 1), (new, 1), (new, 1), (wide, 12), (wide, 1)):
         tx.connection.exec_driver_sql("SELECT 1")
-        with round_trips(tx.connection.connection.driver_connection) as counted:
+        with round_trips(tx.connection.connection.driver_connection) as counts:
             send(tx.connection, *sent)
-        assert counted == [expected]
+        assert counts == [expected]

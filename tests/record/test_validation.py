@@ -230,14 +230,14 @@ def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
 
 def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
     """In texts, lists and keys of any depth, and in the event's id; what is left is stored."""
-    given = {
+    arguments = {
         "to": "Bob <bob@example.com>",
         "link": "https://example.com/?e=bob%40example.com",
         "tags": ["bob@example.com", "welcome"],
         "data": {"bob@example.com": 1, "bounce": {"to": "bob@example.com", "code": 550}},
         "note": "at @ noon",
     }
-    record(tx.connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=given), strict=True)
+    record(tx.connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=arguments), strict=True)
     assert metadata(tx) == {
         "tags": ["welcome"],
         "data": {"bounce": {"code": 550}},

@@ -82,8 +82,8 @@ def test_a_text_names_an_address_in_any_spelling_and_no_longer_one(text, there):
 
 def test_the_rough_part_of_an_address_is_in_every_spelling():
     """Letters and digits of ASCII in lower case, which no encoding changes."""
-    found = [
-        search_fragment(normalize_address(one))
-        for one in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")
+    result = [
+        search_fragment(normalize_address(word))
+        for word in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")
     ]
-    assert found == ["lovelace", "x", ""]
+    assert result == ["lovelace", "x", ""]

@@ -65,14 +65,14 @@ def told(url: str) -> str:
     try:
         engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)))).close()
     except DatabaseUnavailableError as error:
-        said, whole = str(error), "".join(traceback.format_exception(error))
+        output, whole = str(error), "".join(traceback.format_exception(error))
     else:
         return "connected"
-    assert "\n" not in said
+    assert "\n" not in output
     assert USER not in whole
     assert PASSWORD not in whole
-    assert "MAILGLASS_DATABASE_URL" in said
-    return said
+    assert "MAILGLASS_DATABASE_URL" in output
+    return output
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def told(url: str) -> str:
 )
 def test_what_a_server_refuses_is_told_apart(strict: str, parts: dict[str, str], cause: str) -> None:
     """By a real server, over its socket; the line names the socket's folder, the port and the database."""
-    said = told(with_(strict, **parts))
-    assert cause in said
-    assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in said
+    output = told(with_(strict, **parts))
+    assert cause in output
+    assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in output
 
 
 def test_the_right_password_connects(strict: str) -> None:
@@ -174,11 +174,11 @@ def redis_told(url: str) -> str:
     client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
     with pytest.raises((RedisError, OSError)) as fault:
         client.ping()
-    said = connection_errors.describe(fault.value, pubsub.server_of(client, "MAILGLASS_REDIS_URL"))
-    assert "MAILGLASS_REDIS_URL" in said
-    assert PASSWORD not in said
-    assert USER not in said
-    return said
+    output = connection_errors.describe(fault.value, pubsub.server_of(client, "MAILGLASS_REDIS_URL"))
+    assert "MAILGLASS_REDIS_URL" in output
+    assert PASSWORD not in output
+    assert USER not in output
+    return output
 
 
 def test_faults_of_redis_are_told_apart(silent: int, rude: int) -> None:
@@ -200,8 +200,8 @@ def test_what_a_driver_quotes_and_what_has_an_at_sign_is_left_out() -> None:
     """Names of roles, in any language, and URLs; one line."""
     server = Server("Postgres", "h", "MAILGLASS_DATABASE_URL")
     for words in (f'FATAL: »{USER}« "{USER}" „{USER}“ nicht erlaubt', f"Error connecting to {PASSWORD}@host.\nmore"):
-        said = connection_errors.describe(ValueError(words), server)
-        assert USER not in said
-        assert PASSWORD not in said
-        assert "\n" not in said
-        assert said.endswith("; check MAILGLASS_DATABASE_URL and the server")
+        output = connection_errors.describe(ValueError(words), server)
+        assert USER not in output
+        assert PASSWORD not in output
+        assert "\n" not in output
+        assert output.endswith("; check MAILGLASS_DATABASE_URL and the server")

@@ -25,7 +25,9 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
     """The outbox notes it, so it must stay the same from one process to the next."""
     on_event("bounced")(handler)
     on_event("opened", name="audit")(handler)
-    assert [(one.name, one.types) for one in registry.registered_handlers()] == [
+    assert [
+        (registered_handler.name, registered_handler.types) for registered_handler in registry.registered_handlers()
+    ] == [
         (f"{__name__}.handler", {"bounced"}),
         ("audit", {"opened"}),
     ]
@@ -35,7 +37,7 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
 def test_what_can_be_called_and_is_no_function_is_a_handler_under_the_name_that_it_is_given():
     """It has no place in a file."""
     on_event("bounced", name="audit")(functools.partial(handler))
-    assert [one.name for one in registry.registered_handlers()] == ["audit"]
+    assert [registered_handler.name for registered_handler in registry.registered_handlers()] == ["audit"]
 
 
 def test_a_star_is_all_types_and_decorating_twice_adds_types():
@@ -43,7 +45,9 @@ def test_a_star_is_all_types_and_decorating_twice_adds_types():
     on_event("*", name="all")(handler)
     assert registry.handled_types() == set(TYPES)
     on_event("bounced")(on_event("opened")(handler))
-    [one] = [one for one in registry.registered_handlers() if one.name != "all"]
+    [one] = [
+        registered_handler for registered_handler in registry.registered_handlers() if registered_handler.name != "all"
+    ]
     assert one.types == {"bounced", "opened"}
 
 
@@ -93,8 +97,8 @@ def test_a_module_that_is_loaded_again_replaces_its_handlers_and_a_second_of_the
     monkeypatch.syspath_prepend(str(tmp_path))
     first = importlib.import_module("reloaded_handlers").handle
     assert importlib.reload(sys.modules["reloaded_handlers"]).handle is not first
-    [one] = registry.registered_handlers()
-    assert one.function is not first
+    [registered_handler] = registry.registered_handlers()
+    assert registered_handler.function is not first
     (tmp_path / "twofold_handlers.py").write_text(MODULE + MODULE)
     mailglass_reconcile.configure(settings=mailglass_reconcile.Settings(imports="twofold_handlers"))
     try:
@@ -117,4 +121,4 @@ def test_functions_that_another_function_has_made_need_a_name_each():
     with pytest.raises(ConfigurationError, match=r"is registered already .*give this one a name="):
         on_event("opened")(made(2))
     on_event("opened", name="second")(made(2))
-    assert [one.function(None, None) for one in registry.registered_handlers()] == [1, 2]
+    assert [registered_handler.function(None, None) for registered_handler in registry.registered_handlers()] == [1, 2]

@@ -32,8 +32,8 @@ def test_a_provider_is_called_as_it_writes_itself(given, title):
 
 def test_a_number_and_its_verb_agree():
     """Only one is one."""
-    said = [f"{pluralize(n, 'event')} {verb(n)}" for n in (0, 1, 2_000)]
-    assert said == ["0 events are", "1 event is", "2,000 events are"]
+    lines = [f"{pluralize(n, 'event')} {verb(n)}" for n in (0, 1, 2_000)]
+    assert lines == ["0 events are", "1 event is", "2,000 events are"]
     assert pluralize(2, "orphan matches", "orphans match") == "2 orphans match"
 
 

@@ -63,9 +63,9 @@ def test_angle_brackets_are_tried_with_and_without():
 
 def test_a_bracketed_uuid_is_tried_in_all_its_spellings():
     """Three cases, each with brackets and without."""
-    found = candidates("any", metadata__message_id=f"<{GUID.upper()}>").candidate_ids
-    assert set(found) == {GUID, GUID.upper(), f"<{GUID}>", f"<{GUID.upper()}>"}
-    assert len(found) == 4
+    candidate_ids = candidates("any", metadata__message_id=f"<{GUID.upper()}>").candidate_ids
+    assert set(candidate_ids) == {GUID, GUID.upper(), f"<{GUID}>", f"<{GUID.upper()}>"}
+    assert len(candidate_ids) == 4
 
 
 @pytest.mark.parametrize("character", ["\x01", "\n", "\t", "\x1f", "\x7f", "\x85", "\x9f"])
@@ -113,13 +113,13 @@ def test_a_number_that_is_no_integer_is_no_key(value):
 
 def test_provider_message_id_is_tried_before_a_providers_own_name():
     """In metadata first, then in normalized_payload."""
-    found = candidates(
+    result = candidates(
         "postmark",
         metadata__message_id="third",
         metadata__provider_message_id="first",
         normalized_payload__provider_message_id="second",
     )
-    assert found.candidate_ids == ("first", "second", "third")
+    assert result.candidate_ids == ("first", "second", "third")
 
 
 @pytest.mark.parametrize("provider", [None, "", 1, " ", {}, "a\x01b"])
@@ -130,8 +130,8 @@ def test_an_event_without_a_provider_has_no_key(provider):
 
 def test_a_providers_name_is_compared_without_regard_to_case():
     """`PostMark` is `postmark`, and the keys say so."""
-    found = candidates("PostMark", metadata__message_id="one")
-    assert found[:2] == ("postmark", ("one",))
+    result = candidates("PostMark", metadata__message_id="one")
+    assert result[:2] == ("postmark", ("one",))
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,10 @@ def test_an_adopters_rule_that_fails_costs_that_event_only(answer):
             raise ValueError(a)
         return answer
 
-    found = candidates("acme", metadata__a="secret")
-    assert (found.candidate_ids, found.rank) == ((), None)
-    assert found.failure.startswith("the key rule acme/2.own1 ")
-    assert "secret" not in found.failure
+    result = candidates("acme", metadata__a="secret")
+    assert (result.candidate_ids, result.rank) == ((), None)
+    assert result.failure.startswith("the key rule acme/2.own1 ")
+    assert "secret" not in result.failure
 
 
 @pytest.mark.usefixtures("rules")
@@ -224,8 +224,8 @@ def test_an_id_has_1_to_512_characters(text):
 def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_known(message_id):
     """Its provider and its recipient; it is unmatchable, and does not name a delivery called `None`."""
     event = {"provider": "postmark", "message_id": message_id, "recipient": "ada@example.com"}
-    found = matching.keys_of(Document(event))
-    assert (found.provider, tuple(found.candidate_ids), found.recipient) == ("postmark", (), "ada@example.com")
+    result = matching.keys_of(Document(event))
+    assert (result.provider, tuple(result.candidate_ids), result.recipient) == ("postmark", (), "ada@example.com")
 
 
 SENDGRID = {"provider": "SendGrid", "sg_message_id": "evEK_IhZSlKus235aGfxIQ.recvd-1-2.0", "email": "Ada@Example.com"}
@@ -242,8 +242,8 @@ def test_the_keys_of_metadata_are_those_that_a_sweep_computes_from_the_row():
 @pytest.mark.parametrize(("flag", "lost"), [(True, True), (False, False), ("true", False), (None, False)])
 def test_a_recipient_that_was_known_and_is_gone_is_lost(flag, lost):
     """By the flag alone, and only if no recipient is there."""
-    found = matching.keys_of(Document(SENDGRID | {"email": None, "recipient_known": flag}))
-    assert (found.recipient, found.lost) == (None, lost)
+    result = matching.keys_of(Document(SENDGRID | {"email": None, "recipient_known": flag}))
+    assert (result.recipient, result.lost) == (None, lost)
     assert not matching.keys_of(Document(SENDGRID | {"recipient_known": flag})).lost
 
 
@@ -255,8 +255,8 @@ def test_a_number_is_no_recipient(name):
 
 def test_a_number_is_an_id_and_a_boolean_or_a_list_is_none():
     """Mandrill and others send numbers."""
-    found = [matching.keys_of(Document({"provider": "other", "message_id": one})) for one in (7, True, [7], 7.5)]
-    assert [one.candidate_ids for one in found] == [("7",), (), (), ()]
+    result = [matching.keys_of(Document({"provider": "other", "message_id": one})) for one in (7, True, [7], 7.5)]
+    assert [orphan.candidate_ids for orphan in result] == [("7",), (), (), ()]
 
 
 def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):

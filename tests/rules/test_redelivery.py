@@ -11,8 +11,8 @@ from senders import PRIVATE
 
 def again(provider, **more):
     """Return what to do about a provider's event."""
-    given = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
-    return redelivery.tenant_remedy(provider=provider, **given)
+    arguments = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
+    return redelivery.tenant_remedy(provider=provider, **arguments)
 
 
 def test_the_providers_are_those_whose_webhooks_are_read():
@@ -23,13 +23,13 @@ def test_the_providers_are_those_whose_webhooks_are_read():
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_each_provider_has_a_way(provider):
     """Its own dashboard, a sample that it would sign, or the request from a log."""
-    said = again(provider)
-    assert "Route these webhooks to tenant globex" in said
+    output = again(provider)
+    assert "Route these webhooks to tenant globex" in output
     if provider == "resend":
-        assert "Replay" in said
+        assert "Replay" in output
     else:
-        assert ("mailglass-reconcile trigger" in said) == (provider not in PRIVATE)
-        assert ("receive(connection" in said) == (provider in PRIVATE)
+        assert ("mailglass-reconcile trigger" in output) == (provider not in PRIVATE)
+        assert ("receive(connection" in output) == (provider in PRIVATE)
 
 
 def test_the_command_can_be_pasted_whatever_the_message_id_is():
@@ -56,7 +56,7 @@ PLANTED = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
 )
 def test_what_comes_from_outside_plants_no_command(provider, foreign):
     """A message id, a tenant or a provider with backticks is never markup; nothing in it steers a terminal."""
-    said = again(provider, **foreign)
-    assert said.isprintable()
-    assert [part for part in said.split("`")[1::2] if part.startswith("mailglass-reconcile erase")] == []
-    assert "--message-id ID" in said or "message_id" not in foreign
+    output = again(provider, **foreign)
+    assert output.isprintable()
+    assert [part for part in output.split("`")[1::2] if part.startswith("mailglass-reconcile erase")] == []
+    assert "--message-id ID" in output or "message_id" not in foreign

@@ -13,11 +13,11 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 def schema(name: str, *path: str) -> set[object]:
     """Return the values that a schema allows at a path of properties."""
-    found = json.loads((SCHEMAS / f"{name}.json").read_text())
+    result = json.loads((SCHEMAS / f"{name}.json").read_text())
     for step in path:
-        found = found["properties"][step]
-        found = found.get("items", found)
-    return set(found["enum"])
+        result = result["properties"][step]
+        result = result.get("items", result)
+    return set(result["enum"])
 
 
 @pytest.mark.parametrize(

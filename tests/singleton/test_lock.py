@@ -71,13 +71,13 @@ def test_every_spelling_of_the_same_sweep_has_the_same_key(store):
 def test_tenants_and_deployments_have_keys_of_their_own(store):
     """A tenant named `all`, or like another's digest, is a tenant; a schema and a database tell deployments apart."""
     names = ["all", "None", "acme", "acme ", "tenant:acme", "", "\ud800", "ä"]
-    here = [key(app_on(store), *([name] if name is not None else [])) for name in [None, *names]]
+    keies = [key(app_on(store), *([name] if name is not None else [])) for name in [None, *names]]
     other_schema = key(app_on(store, database_schema="mail"))
     other_database = key(app_on(store, database_url=f"{DATABASE_URL}2"))
     options = key(app_on(store, database_url=f"{DATABASE_URL}?application_name=beat"))
-    assert len({*here, other_schema, other_database}) == len(names) + 3
-    assert options == here[0]
-    assert "acme" not in "".join(here)
+    assert len({*keies, other_schema, other_database}) == len(names) + 3
+    assert options == keies[0]
+    assert "acme" not in "".join(keies)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
         with app.connection_for_write() as connection:
             queue = connection.SimpleQueue("celery")
             queue.clear()
-            asked = app.tasks[tasks.SWEEP_TASK].delay()
-            assert queue.get(timeout=5).headers["id"] == asked.id
+            requests = app.tasks[tasks.SWEEP_TASK].delay()
+            assert queue.get(timeout=5).headers["id"] == requests.id
         client.connection_pool.disconnect()
     (name,) = store.keys()
-    assert store.get(name).decode() == f"queued {asked.id}"
-    assert LockBackend(store).acquire(name.decode(), running_token(asked.id), reserved=True) is None
+    assert store.get(name).decode() == f"queued {requests.id}"
+    assert LockBackend(store).acquire(name.decode(), running_token(requests.id), reserved=True) is None
 
 
 def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
@@ -220,8 +220,8 @@ def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
         first, second = (app.tasks[tasks.SWEEP_TASK].delay() for _ in range(2))
         assert 1 <= len(accepted) <= 4
     assert first.id != second.id
-    ours = [record for record in caplog.records if record.name.startswith("mailglass_reconcile")]
-    assert [record.levelno for record in ours] == [logging.WARNING]
+    records = [record for record in caplog.records if record.name.startswith("mailglass_reconcile")]
+    assert [record.levelno for record in records] == [logging.WARNING]
 
 
 def test_a_client_that_an_application_configured_is_used_as_it_is(caplog):
@@ -308,7 +308,7 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
     name = task.generate_lock(task.name)
     store.set(name, "running somebody")
     ran = [task.delay().get(), task.apply().get(), task()]
-    assert [one["status"] for one in ran] == ["ok"] * 3
+    assert [row["status"] for row in ran] == ["ok"] * 3
     assert store.get(name) == b"running somebody"
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret("redis://127.0.0.1:1/0")})
@@ -382,7 +382,7 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
         now = task.delay()
         sent = [queue.get(timeout=5).headers for _ in range(2)]
     assert now.id != later.id
-    assert {one["id"]: one["expires"] is None for one in sent} == {later.id: True, now.id: False}
+    assert {row["id"]: row["expires"] is None for row in sent} == {later.id: True, now.id: False}
 
 
 def test_the_tasks_expire_as_beats_entries_do():
@@ -413,9 +413,9 @@ def test_a_member_of_a_group_is_queued_under_its_own_id(store):
     with app.connection_for_write() as connection:
         queue = connection.SimpleQueue("celery")
         queue.clear()
-        asked = group(task.s(), task.s()).apply_async()
+        requests = group(task.s(), task.s()).apply_async()
         sent = [queue.get(timeout=5).headers["id"] for _ in range(2)]
-    assert sent == [one.id for one in asked.results]
+    assert sent == [result.id for result in requests.results]
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
     before = set(threading.enumerate())
     lock = LockBackend(store)
     with lock.renewing(KEY, "running a", lambda: False):
-        (renewing,) = [one for one in threading.enumerate() if one not in before and one.name == f"renew {KEY}"]
+        (renewing,) = [item for item in threading.enumerate() if item not in before and item.name == f"renew {KEY}"]
     renewing.join(5)
     assert not renewing.is_alive()
 
@@ -496,7 +496,7 @@ def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch
         "unique_on",
         "lock_expiry",
     }
-    assert [held_by(task, one) for one in ("a", "b")] == [None, None]
+    assert [held_by(task, word) for word in ("a", "b")] == [None, None]
     assert asking.delay().id == asking.delay().id
 
 
@@ -519,7 +519,7 @@ def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
         assert store.keys() == []
         assert caplog.records == []
         store.execute_command("ACL", "SETUSER", name, "-pttl")
-        assert [lock.acquire(KEY, running_token(one)) for one in ("a", "b")] == [None, None]
+        assert [lock.acquire(KEY, running_token(word)) for word in ("a", "b")] == [None, None]
         (record,) = caplog.records
         assert "SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD" in record.getMessage()
     finally:
@@ -545,11 +545,11 @@ def dropping_replies(store: redis.Redis, broken: threading.Event | None = None) 
             except OSError:
                 return
             with client, socket.create_connection((where["host"], where["port"])) as server:
-                while asked := client.recv(65_536):
-                    server.sendall(asked)
+                while data := client.recv(65_536):
+                    server.sendall(data)
                     answer = server.recv(65_536)
-                    if b"\r\nSET\r\n" in asked and (broken.is_set() if broken else not dropped):
-                        dropped.append(asked)
+                    if b"\r\nSET\r\n" in data and (broken.is_set() if broken else not dropped):
+                        dropped.append(data)
                         break
                     client.sendall(answer)
 

@@ -35,8 +35,8 @@ def test_settings_are_the_callers_again_when_all_went_well(db):
     with db.engine.begin() as connection:
         take(connection)
         record(connection, event("m-1"), event("m-2"))
-        one = Sent(recipient="żoë@example.com", message_id="m-3")
-        record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+        sent = Sent(recipient="żoë@example.com", message_id="m-3")
+        record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[sent])
         append_one(connection)
         find_orphans(connection, tenant_id=factories.TENANT)
         assert settings_of(connection) == OWN
@@ -161,8 +161,8 @@ def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
 def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
     """Its next call opens a new one."""
     engine = sa.create_engine(sa.make_url(db.url).set(drivername="postgresql+psycopg"), pool_size=2)
-    with engine.connect() as one, engine.connect() as other:
-        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (one, other)]
+    with engine.connect() as connection, engine.connect() as other:
+        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (connection, other)]
     for pid in pids:
         db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
     with Session(engine) as session, pytest.raises(DatabaseUnavailableError):
@@ -182,8 +182,8 @@ def test_the_application_decides_when_its_connection_prepares_statements(db, thr
     with engine.begin() as connection:
         for number in range(7):
             record(connection, event(f"m-{number}", provider_event_id=str(number)))
-            one = Sent(recipient="ada@example.com", message_id=f"m-{number}")
-            record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+            sent = Sent(recipient="ada@example.com", message_id=f"m-{number}")
+            record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[sent])
         prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
     engine.dispose()
     assert (prepared > 0, db.value(LEDGER)) == (threshold is not None, 21)

@@ -28,6 +28,6 @@ def test_a_forked_child_makes_other_ids_than_its_parent():
     os.waitpid(child, 0)
     with os.fdopen(receiver) as pipe:
         os.close(sender)
-        made = pipe.read().split()
-    assert len(made) == 3
-    assert {id_[-16:] for id_ in made}.isdisjoint(id_[-16:] for id_ in uuid7s(3))
+        words = pipe.read().split()
+    assert len(words) == 3
+    assert {id_[-16:] for id_ in words}.isdisjoint(id_[-16:] for id_ in uuid7s(3))

@@ -23,8 +23,8 @@ SELECT count(*) FROM pg_proc
 
 def test_each_caller_names_a_functions_arguments_in_their_order(tx):
     """All of them are texts."""
-    found = {row.proname: row for row in tx.rows(SIGNATURES)}
-    assert found.keys() == set(schema.FUNCTIONS)
+    rows = {row.proname: row for row in tx.rows(SIGNATURES)}
+    assert rows.keys() == set(schema.FUNCTIONS)
     for function in (
         deliveries.FIND,
         ledger.APPEND_EVENT,
@@ -35,20 +35,20 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
         outbox.START,
         sends.STORE,
     ):
-        arguments = found[function.name].arguments.split(", ")
-        assert [one.rpartition(" ")[2] for one in arguments] == ["text"] * len(function.arguments)
+        arguments = rows[function.name].arguments.split(", ")
+        assert [argument.rpartition(" ")[2] for argument in arguments] == ["text"] * len(function.arguments)
 
 
 def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     """And keeps its plan, which would cost more than executing it. The others are parts of statements."""
-    wanted = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
+    expected = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
     # A handler's transaction has none of its own.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
-    found = {name: dict(one.split("=", 1) for one in settings) for name, settings in tx.rows(SETTINGS)}
-    assert len(found) == len(schema.FUNCTIONS) - 10
-    for function, settings in found.items():
-        given = {name: value.replace('"', "") for name, value in settings.items()}
-        assert given == {**wanted, **more.get(function, {})}
+    rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
+    assert len(rows) == len(schema.FUNCTIONS) - 10
+    for function, settings in rows.items():
+        items = {name: value.replace('"', "") for name, value in settings.items()}
+        assert items == {**expected, **more.get(function, {})}
 
 
 @pytest.mark.parametrize("call", ["deliveries_v1('')", "events_v1('')", "orphans_v1('')"])

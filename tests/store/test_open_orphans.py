@@ -269,8 +269,8 @@ def test_nobody_can_put_our_functions_on_a_table_of_their_own(database, writer, 
 
 def run(*command: str) -> None:
     """Run a program, and show what it says where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PGTZ": "UTC"})
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PGTZ": "UTC"})
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.slow

@@ -164,11 +164,11 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
     environment = {**db.environment(redis_url), "MAILGLASS_DATABASE_URL": sweeper}
-    done = forking.run(environment, command, "--json")
-    assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if "42501" in line]
+    result = forking.run(environment, command, "--json")
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if "42501" in line]
     assert "row level security" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
     assert db.appended() == 0
 

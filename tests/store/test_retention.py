@@ -61,7 +61,7 @@ def test_old_events_go_and_deliveries_follow(db):
     """Linked, attached and expired ones, with their `reconciled` events; what is younger stays."""
     old, young = linked(db, "m-1", 31), linked(db, "m-2", 29)
     attached(db, old, 31)
-    kept = {attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
+    stored = {attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
     orphan(db, postmark("m-3"), age_seconds=31 * 86_400)
     before = ledger(db)
     assert prune(db, 30, 30).as_dict() | {"expired": 0} == {
@@ -70,7 +70,7 @@ def test_old_events_go_and_deliveries_follow(db):
     }
     assert len(before) == 8
     assert len(ledger(db)) == 4
-    assert kept < ledger(db)
+    assert stored < ledger(db)
     assert deliveries(db) == {young}
     row = db.rows("SELECT events, deliveries FROM mailglass_reconcile_runs WHERE kind = 'prune'")
     assert [tuple(one) for one in row] == [(4, 1)]
@@ -231,11 +231,11 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
                     VALUES (gen_random_uuid(), 'acme', 'opened', now(), true, now() - interval '40 days')""")
     others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     days = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
-    done = forking.run({**others, "MAILGLASS_DATABASE_URL": empty_database_url, **days}, "prune", "--json")
-    printed = json.loads(done.stdout)
-    assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
+    result = forking.run({**others, "MAILGLASS_DATABASE_URL": empty_database_url, **days}, "prune", "--json")
+    printed = json.loads(result.stdout)
+    assert (result.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
     assert set(printed["failures"]) == {"events", "deliveries"}
-    assert done.stderr == (
+    assert result.stderr == (
         "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
         " public, so no event is deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
         " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"
@@ -246,9 +246,11 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
 def test_a_retention_that_makes_no_sense_stops_the_command_with_2(db, redis_url):
     """Before anything is done."""
     environment = {**db.environment(redis_url), "MAILGLASS_RETENTION_DELIVERIES_DAYS": "30"}
-    done = forking.run(environment, "prune")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E")
+    result = forking.run(environment, "prune")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E"
+    )
 
 
 def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_count_as_new(db):
@@ -337,8 +339,8 @@ def buffers(db) -> int:
             cursor.execute("SAVEPOINT explained")
             cursor.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) " + statement, parameters)
             plan = "\n".join(row[0] for row in cursor.fetchall())
-            found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
-            total += sum(int(number or 0) for number in found.groups())
+            match = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
+            total += sum(int(number or 0) for number in match.groups())
             cursor.execute("ROLLBACK TO explained")
         return statement, parameters
 

@@ -49,9 +49,9 @@ def earlier(db):
 def test_every_command_says_how_to_get_past_an_unreleased_revision(earlier):
     """`migrate` alone would refuse, so none of them may send the reader there first."""
     for arguments in COMMANDS:
-        done = commands.run_unchecked(earlier, *arguments)
-        assert done.returncode == 1, arguments
-        output = "".join((done.stdout + done.stderr).split())
+        result = commands.run_unchecked(earlier, *arguments)
+        assert result.returncode == 1, arguments
+        output = "".join((result.stdout + result.stderr).split())
         assert [part for part in UNRELEASED.split(": ") if part.replace(" ", "") not in output] == [], arguments
 
 

@@ -12,20 +12,20 @@ PACKAGE = Path(mailglass_reconcile.__file__).parent
 
 
 def _one_line(sql):
-    return " ".join(line for each in sql.split("\n") if (line := each.strip()) and not line.startswith("--"))
+    return " ".join(line for word in sql.split("\n") if (line := word.strip()) and not line.startswith("--"))
 
 
 @pytest.fixture(scope="module")
 def statements():
     """Each string of the package that names one of its tables with the schema, by the place where it stands."""
-    found = {
+    result = {
         f"{path.relative_to(PACKAGE)}:{node.lineno}": _one_line(node.value)
         for path in sorted(PACKAGE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "{schema}." in node.value
     }
-    assert len(found) > 100
-    return found
+    assert len(result) > 100
+    return result
 
 
 def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(statements):

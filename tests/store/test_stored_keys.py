@@ -126,9 +126,9 @@ def test_a_rule_that_failed_stores_nothing_and_is_asked_again(db, caplog):
     insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7}) for _ in range(3)])
     assert reconcile().unmatchable == 3
     assert db.rows(STORED) == [(None, None)] * 3
-    said = [record.message for record in caplog.records if "the key rule acme" in record.message]
-    assert len(said) == 1
-    assert "(3 orphans)" in said[0]
+    messages = [record.message for record in caplog.records if "the key rule acme" in record.message]
+    assert len(messages) == 1
+    assert "(3 orphans)" in messages[0]
     acme(1)
     assert reconcile().linked == 3
 
@@ -175,8 +175,8 @@ def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, 
     assert failed.returncode == 1
     assert failed.stderr == "mailglass-reconcile: MAILGLASS_IMPORTS: cannot import nowhere (ModuleNotFoundError)\n"
     environment["MAILGLASS_IMPORTS"] = " shop_rules, json "
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["linked"] == 1
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(process.stdout)["linked"] == 1
 
 
 def test_a_provider_in_the_normalized_payload_is_found(db):

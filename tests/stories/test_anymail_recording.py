@@ -50,7 +50,7 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
 
     ended = after.deliveries(db)
     assert before.deliveries(db) == between.deliveries(db) == ended
-    assert [(one["recipient"], one["last_event_type"], one["bounced_at"] is not None) for one in ended] == [
+    assert [(row["recipient"], row["last_event_type"], row["bounced_at"] is not None) for row in ended] == [
         (ANN, "clicked", False),
         (BOB, "bounced", True),
     ][: len(to)]
@@ -61,7 +61,7 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
     ledger = db.value("SELECT count(*) FROM mailglass_events")
     for message in (after, before, between):
         again = record(message.requests(*STORY))
-        assert {one.event_id for one in again} == {None}
+        assert {event.event_id for event in again} == {None}
         message.record(db)
     assert db.value("SELECT count(*) FROM mailglass_events") == ledger
     assert before.deliveries(db) == between.deliveries(db) == after.deliveries(db) == ended
@@ -74,7 +74,7 @@ def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it
     told["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
     record(SES.requests([told, SES.event("Open", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
     assert message.record(db) == 3
-    assert [one["events"] for one in message.deliveries(db)] == [
+    assert [delivery["events"] for delivery in message.deliveries(db)] == [
         ["dispatched", "delivered", "opened"],
         ["dispatched", "opened"],
     ]
@@ -88,7 +88,7 @@ def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
     assert message.record(db) == 0
     (late,) = record(RESEND.requests([RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 20)]))
     assert (early.delivery_id, late.delivery_id) == (None, None)
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["dispatched", "dispatched"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["dispatched", "dispatched"]
 
 
 def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
@@ -104,4 +104,4 @@ def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, po
     finally:
         post_send.disconnect(receivers["record_sent"])
         tracking.disconnect(receivers["record_tracking"])
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["clicked", "bounced"]

@@ -33,7 +33,7 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
     ):
         wait_until(lambda: site.linked() == 3 and len(site.swept()) > 1, PATIENCE)
         wait_until(lambda: site.said("Sending due task mailglass-reconcile") > 4, PATIENCE)
-    assert sum(one["linked"] for one in site.swept()) == 3
+    assert sum(result["linked"] for result in site.swept()) == 3
 
 
 def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
@@ -41,9 +41,9 @@ def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
     site.add(2)
     site.add(1, "other")
     with site.worker():
-        asked = site.call(tenant_id="acme")
-        result = site.result(asked)
-        assert 86_000 < site.redis.ttl(f"celery-task-meta-{asked}") <= 86_400
+        requests = site.call(tenant_id="acme")
+        result = site.result(requests)
+        assert 86_000 < site.redis.ttl(f"celery-task-meta-{requests}") <= 86_400
         pruned = site.client.send_task("mailglass_reconcile.tasks.prune", queue="mailglass_maintenance").id
         assert "succeeded" in site.result(pruned)
         assert not site.said("does not consume")
@@ -63,15 +63,15 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicate
     site.db.run(GATE)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"), ThreadPoolExecutor() as threads:
         askers = [threads.submit(site.asked, *one) for one in (("-c", ASK), CALL, CALL)]
-        asked = {site.send(), site.send(None), site.send(None, 500)}
+        requests = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
-            asked |= set(asker.result(PATIENCE).split())
-        wait_until(lambda: len(site.kept()) == len(asked) - 1, PATIENCE)
+            requests |= set(asker.result(PATIENCE).split())
+        wait_until(lambda: len(site.kept()) == len(requests) - 1, PATIENCE)
         site.db.run("DELETE FROM gate")
-        results = {one: site.result(one) for one in asked}
+        results = {request: site.result(request) for request in requests}
     (winner,) = (one for one, result in results.items() if "scanned" in result)
     assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
-    assert len(asked) in {5, 6}, "where one of apply_async sweeps, its three results are one"
+    assert len(requests) in {5, 6}, "where one of apply_async sweeps, its three results are one"
     assert results[winner]["linked"] == site.linked() > 0
 
 
@@ -108,7 +108,7 @@ def test_eight_tenants_have_eight_sweeps(site):
         site.add(1, tenant)
     with site.worker(pool="threads"):
         results = [site.result(one) for one in [site.send(tenant) for tenant in tenants]]
-    assert [(one["tenant_id"], one["linked"]) for one in results] == [(tenant, 1) for tenant in tenants]
+    assert [(result["tenant_id"], result["linked"]) for result in results] == [(tenant, 1) for tenant in tenants]
 
 
 def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(site):
@@ -133,8 +133,8 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
 def test_a_malformed_call_fails_that_task_and_a_solo_worker_lives_on(site):
     """Unknown, wrong and too many arguments, by way of send_task, which checks none."""
     with site.worker(pool="solo"):
-        asked = [site.client.send_task(SWEEP_TASK, args, kwargs, queue=QUEUE).id for args, kwargs in MALFORMED]
-        failed = [type(outcome_of(site, one)).__name__ for one in asked]
+        ids = [site.client.send_task(SWEEP_TASK, args, kwargs, queue=QUEUE).id for args, kwargs in MALFORMED]
+        failed = [type(outcome_of(site, one)).__name__ for one in ids]
         assert failed == ["TypeError"] * 4 + ["ValueError"]
         assert site.result(site.send())["status"] == "ok"
 
@@ -152,8 +152,8 @@ def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
     site.add(3)
     with site.worker():
         with site.held_up():
-            asked = site.send(soft_time_limit=1)
-            result = site.result(asked)
+            requests = site.send(soft_time_limit=1)
+            result = site.result(requests)
         assert (result["status"], result["linked"]) == ("partial", 0)
         assert site.said("the soft time limit ended a sweep") == 1
         assert site.result(site.send())["linked"] == 3
@@ -183,8 +183,8 @@ def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
     site.add(60)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1"):
-        asked = site.send(time_limit=5)
-        assert type(outcome_of(site, asked)).__name__ == "TimeLimitExceeded"
+        requests = site.send(time_limit=5)
+        assert type(outcome_of(site, requests)).__name__ == "TimeLimitExceeded"
         site.db.run("DROP TRIGGER slow ON mailglass_events")
         before = site.linked()
         site.redis.delete(key_of(site))
@@ -197,11 +197,11 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
     site.add(30)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
-        asked = site.send()
+        requests = site.send()
         wait_until(lambda: site.linked() > 0, PATIENCE)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-    assert site.result(asked)["linked"] == 30
+    assert site.result(requests)["linked"] == 30
 
 
 def test_no_connection_is_shared_across_the_fork(site):

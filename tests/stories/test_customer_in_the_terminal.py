@@ -44,16 +44,16 @@ def operator(db, caplog):
     with caplog.at_level(logging.DEBUG):
         operator = Operator(db)
         yield operator
-    kept = "".join(str(db.rows(f"SELECT t::text FROM {table} AS t")) for table in KEPT)  # noqa: S608
-    for text in (operator.said, caplog.text, kept):
+    stored = "".join(str(db.rows(f"SELECT t::text FROM {table} AS t")) for table in KEPT)  # noqa: S608
+    for text in (operator.said, caplog.text, stored):
         assert "canary" not in text.lower()
 
 
 def sent(db, **more):
     """Record a send to the customer, and return its delivery."""
     with db.begin() as connection:
-        given = {"tenant_id": "acme", "provider": "postmark", "sent": [Sent(recipient=CANARY, message_id="m-1")]}
-        (recorded,) = record_send(connection, **{**given, **more})
+        arguments = {"tenant_id": "acme", "provider": "postmark", "sent": [Sent(recipient=CANARY, message_id="m-1")]}
+        (recorded,) = record_send(connection, **{**arguments, **more})
     return str(recorded.delivery_id)
 
 

@@ -143,7 +143,7 @@ def test_without_autocommit_nothing_is_registered_and_one_line_says_that_the_swe
     assert (db.value(DELIVERIES), db.value(EVENTS)) == (2, 3)
     assert db.value("SELECT last_event_type FROM mailglass_deliveries ORDER BY id LIMIT 1") == "delivered"
     assert db.witness.messages() == []
-    [line] = [one.getMessage() for one in caplog.records if "autocommit is off" in one.getMessage()]
+    [line] = [record.getMessage() for record in caplog.records if "autocommit is off" in record.getMessage()]
     assert line.endswith("is not broadcast, and the next sweep links it")
 
 
@@ -174,7 +174,7 @@ def through(app, db, monkeypatch):
 def refuse(recipients=(ANN,)):
     """Send a message that the provider refuses, so that it has no id."""
     status = AnymailStatus()
-    status.set_recipient_status({one: AnymailRecipientStatus(None, "rejected") for one in recipients})
+    status.set_recipient_status({recipient: AnymailRecipientStatus(None, "rejected") for recipient in recipients})
     post_send.send(None, message=None, status=status, esp_name="Postmark")
 
 

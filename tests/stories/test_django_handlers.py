@@ -55,7 +55,7 @@ def writing(name, *, fails=()):
 def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(told):
     """Also if it fails in between, and beside a handler that writes through the connection that it is given."""
     calls = writing("orm", fails=(2, 3))
-    given = leaving("given")
+    received = leaving("given")
     enqueue(told)
     first = dispatch()
     events = told.value("SELECT count(DISTINCT event_id) FROM mailglass_handler_outbox")
@@ -64,7 +64,7 @@ def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(told):
     dispatch()
     assert effects(told) == {"orm": events, "given": events}
     assert states(told) == {"done": 2 * events}
-    assert (len(calls), len(given)) == (events + 2, events)
+    assert (len(calls), len(received)) == (events + 2, events)
 
 
 def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
@@ -103,14 +103,14 @@ def test_a_handler_cannot_commit(told):
 def test_a_database_that_is_away_is_named_as_django_names_it(told):
     """In one line, as every error of ours."""
     writing("orm")
-    kept = dict(djangos.settings_dict)
+    stored = dict(djangos.settings_dict)
     djangos.close()
     djangos.settings_dict.update(NAME="nowhere")
     try:
         with pytest.raises(DatabaseUnavailableError, match=r"DATABASES\['default'\]"):
             dispatch()
     finally:
-        djangos.settings_dict.update(kept)
+        djangos.settings_dict.update(stored)
 
 
 def careless(name, act, *types):
@@ -137,11 +137,11 @@ UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction
 def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
     """It did not raise; the other handlers of the event are done."""
     careless("undone", act)
-    given = leaving("given", "delivered")
+    received = leaving("given", "delivered")
     enqueue(told)
     result = dispatch()
     assert (result.handled, result.failed, effects(told)) == (1, 1, {"given": 1})
-    assert (states(told)["waiting"] > 0, len(given)) == (True, 1)
+    assert (states(told)["waiting"] > 0, len(received)) == (True, 1)
 
 
 def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
@@ -207,20 +207,20 @@ def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_applicati
             assert cursor.fetchone() == ("0", "on")
     assert (result.handled, result.failed) == (len(good), 3)
     assert effects(told) == dict.fromkeys(good, 1)
-    done = told.rows("SELECT handler FROM mailglass_handler_outbox WHERE state = 'done'")
-    assert sorted(row.handler for row in done) == sorted(good)
+    rows = told.rows("SELECT handler FROM mailglass_handler_outbox WHERE state = 'done'")
+    assert sorted(row.handler for row in rows) == sorted(good)
 
 
 def test_what_the_application_rolls_back_has_not_been_done(told):
     """The effects and the notes go together, and so does the attempt."""
-    given = leaving("given", "delivered")
+    received = leaving("given", "delivered")
     enqueue(told)
     with suppress(ZeroDivisionError), transaction.atomic():
         assert dispatch().handled == 1
         raise ZeroDivisionError
     assert (effects(told), "done" in states(told)) == ({}, False)
     assert dispatch().handled == 1
-    assert ([one.attempt for one in given], effects(told)) == ([1, 1], {"given": 1})
+    assert ([event.attempt for event in received], effects(told)) == ([1, 1], {"given": 1})
 
 
 def test_without_autocommit_handlers_are_refused_with_one_line(told):
@@ -240,23 +240,23 @@ def test_without_autocommit_handlers_are_refused_with_one_line(told):
 
 def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):
     """The caller's rows are there, on this alias and on another; its own statement may take as long as before."""
-    given = leaving("given")
+    received = leaving("given")
     enqueue(told)
     with another_database(), transaction.atomic("other"), transaction.atomic():
         for alias in ("default", "other"):
             with connections[alias].cursor() as cursor:
                 cursor.execute(EFFECT, [alias, uuid.uuid4()])
-        assert dispatch().handled == len(given) > 0
+        assert dispatch().handled == len(received) > 0
         with djangos.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout'), current_setting('search_path')")
             assert cursor.fetchone() == ("0", '"$user", public')
-    assert effects(told) == {"default": 1, "other": 1, "given": len(given)}
+    assert effects(told) == {"default": 1, "other": 1, "given": len(received)}
     told.broken.add("I14")
 
 
 def test_a_testcase_can_test_a_handler(told):
     """All of it is undone at its end."""
-    given = leaving("given", "delivered")
+    received = leaving("given", "delivered")
     enqueue(told)
     handled = []
 
@@ -272,4 +272,4 @@ def test_a_testcase_can_test_a_handler(told):
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
     assert (result.errors, result.failures, handled) == ([], [], [1, 0, 1, 0])
-    assert (len(given), effects(told), "done" in states(told)) == (2, {}, False)
+    assert (len(received), effects(told), "done" in states(told)) == (2, {}, False)

@@ -38,9 +38,9 @@ def elsewhere(action, *arguments):
 
 def deliveries(db, message):
     """Return a message's deliveries, but for the time of the send."""
-    found = message.deliveries(db)
-    assert all(one.pop("dispatched_at") for one in found)
-    return found
+    result = message.deliveries(db)
+    assert all(item.pop("dispatched_at") for item in result)
+    return result
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     settle()
     ended = deliveries(db, after)
     last = [(ANN, "clicked"), (BOB, "bounced")]
-    assert [(one["recipient"], one["last_event_type"]) for one in ended] == last[: len(to)]
+    assert [(row["recipient"], row["last_event_type"]) for row in ended] == last[: len(to)]
     assert db.value(OPEN) == 0
 
     with transaction.atomic():
@@ -111,26 +111,26 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
 
 def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linked_by_its_own_commit(db, post):
     """Neither saw the other: the webhook's request looks once more when it has committed."""
-    written, go_on = threading.Event(), threading.Event()
+    event, go_on = threading.Event(), threading.Event()
 
     def slowly(message):
         try:
             with transaction.atomic():
                 post(message.requests(*STORY))
-                written.set()
+                event.set()
                 assert go_on.wait(20)
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(1) as threads:
-        begun = []
-        with answered(SENDGRID, lambda message: (begun.append(threads.submit(slowly, message)), written.wait(20))):
+        started = []
+        with answered(SENDGRID, lambda message: (started.append(threads.submit(slowly, message)), event.wait(20))):
             message = Message.accepted(SENDGRID, 1)
-        assert [one["events"] for one in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
+        assert [delivery["events"] for delivery in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
         go_on.set()
-        begun[0].result()
+        started[0].result()
     settle()
-    assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked", "bounced"]
+    assert [delivery["last_event_type"] for delivery in deliveries(db, message)] == ["clicked", "bounced"]
     assert db.value(OPEN) == 0
 
 
@@ -140,4 +140,4 @@ def test_the_fixture_for_a_webhook_before_its_send_works_in_a_django_project(db,
     message, _ = mailglass_webhook_first(
         lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: elsewhere(post, will_be.requests(*STORY))
     )
-    assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked"]
+    assert [delivery["last_event_type"] for delivery in deliveries(db, message)] == ["clicked"]

@@ -51,7 +51,7 @@ def events(db):
 def test_a_time_is_read_and_compared_as_the_project_has_it(events, local):
     """By a literal, a list, a range, and another column."""
     first, last = local(FIRST), local(LAST)
-    assert [one.occurred_at for one in events.order_by("occurred_at")] == [first, last]
+    assert [event.occurred_at for event in events.order_by("occurred_at")] == [first, last]
     assert events.get(occurred_at=first).type == "opened"
     assert events.get(occurred_at__in=[first, first - dt.timedelta(1)]).type == "opened"
     assert events.get(occurred_at__range=(last, last + dt.timedelta(1))).type == "clicked"
@@ -62,8 +62,8 @@ def test_a_time_is_read_and_compared_as_the_project_has_it(events, local):
 def test_a_time_of_a_subquery_is_a_time(events, local):
     """In an annotation, in `__in`, and in a comparison."""
     last = events.filter(delivery_id=OuterRef("delivery_id")).order_by("-occurred_at").values("occurred_at")[:1]
-    found = events.annotate(last=Subquery(last)).get(type="opened")
-    assert found.last == local(LAST)
+    response = events.annotate(last=Subquery(last)).get(type="opened")
+    assert response.last == local(LAST)
     assert events.get(occurred_at=Subquery(last)).type == "clicked"
     assert events.filter(occurred_at__in=events.filter(type="opened").values("occurred_at")).count() == 1
 

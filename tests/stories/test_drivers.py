@@ -66,9 +66,9 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
 
     def work(connection):
-        assert [each.delivery_id for each in record(connection, *early)] == [None, None]
-        found = find_orphans(connection)
-        assert {(orphan.candidate_ids, orphan.recipient) for orphan in found} == {(("m-1",), ada), (("m-2",), None)}
+        assert [delivery.delivery_id for delivery in record(connection, *early)] == [None, None]
+        orphans = find_orphans(connection)
+        assert {(orphan.candidate_ids, orphan.recipient) for orphan in orphans} == {(("m-1",), ada), (("m-2",), None)}
         to_ada, to_bob = send(
             connection, Sent(recipient=ada, message_id="m-1"), Sent(recipient=bob, message_id="m-1"), metadata={HARD: 1}
         )
@@ -80,8 +80,8 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with use_caller_transaction(connection, db.settings) as tx:
             ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
-            known = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
-            assert (projected(tx, [known]), projected(tx, [known])) == (1, 0)
+            linked_event = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
+            assert (projected(tx, [linked_event]), projected(tx, [linked_event])) == (1, 0)
 
     driver.run(work)
     deliveries = db.rows("SELECT recipient, last_event_type, metadata FROM mailglass_deliveries ORDER BY recipient")
@@ -99,8 +99,8 @@ def test_an_event_is_linked_by_hand_and_a_person_erased(db, driver):
 
     def work(connection):
         assert str(link(connection, orphan, to, reason=HARD, actor="Zoë").delivery_id) == to
-        done = [erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=one) for one in ("other", None)]
-        assert [each.deliveries for each in done] == [0, 1]
+        erased = [erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=one) for one in ("other", None)]
+        assert [result.deliveries for result in erased] == [0, 1]
 
     driver.run(work)
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'reconciled'")["reason"] == HARD
@@ -177,9 +177,9 @@ def test_a_session_broadcasts_once_it_has_committed(db, driver):
         assert db.witness.messages() == []
 
     driver.run_session(work)
-    told = []
-    wait_until(lambda: told.extend(db.witness.messages()) or len(told) == 2)
-    assert {(m["delivery_id"], m["event_type"]) for _, m in told} == {(delivery, "delivered")}
+    received = []
+    wait_until(lambda: received.extend(db.witness.messages()) or len(received) == 2)
+    assert {(m["delivery_id"], m["event_type"]) for _, m in received} == {(delivery, "delivered")}
 
 
 def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver):
@@ -193,9 +193,9 @@ def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver
             record(session, event("m-1", "clicked"))
 
     driver.run_session(work)
-    told = []
-    wait_until(lambda: told.extend(db.witness.messages()) or told)
-    assert {m["delivery_id"] for _, m in told} == {delivery}
+    received = []
+    wait_until(lambda: received.extend(db.witness.messages()) or received)
+    assert {m["delivery_id"] for _, m in received} == {delivery}
 
 
 WITHOUT = [

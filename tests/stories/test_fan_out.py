@@ -71,11 +71,11 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         assert list(site.redis.scan_iter("mailglass_reconcile:lock:*")) == [lock.encode()]
         assert 50 < site.redis.ttl(lock) <= 60
         site.redis.delete(lock)  # as it lapses after a minute
-        found = load_status(runtime.database())
-        [swept] = [run for run in found.last_runs if run["status"] == "ok"]
+        status = load_status(runtime.database())
+        [swept] = [run for run in status.last_runs if run["status"] == "ok"]
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
         assert site.db.rows(RANGES) == [(10, 10)]
-        assert found.healthy, found.problems
+        assert status.healthy, status.problems
         assert asked_by_beat(site) == "new"
     assert sum(result["scanned"] for result in results) == site.linked() == 50
     assert all(result["scanned"] == sum(result[state] for state in OUTCOMES) for result in results)
@@ -147,10 +147,10 @@ def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_sa
             factories.delivery(site.db, f"m{number}")
             wait_until(lambda: site.linked() == number, 2.5)  # noqa: B023
         wait_until(lambda: site.said("swept all tenants: linked 1 of") == 3)
-    ours = [line for line in site.log.read_text().splitlines() if "mailglass" in line or "swept" in line]
+    lines = [line for line in site.log.read_text().splitlines() if "mailglass" in line or "swept" in line]
     celerys = r"Task mailglass|Sending due task|mailglass_reconcile\.tasks\.|beat"
-    ours = [line for line in ours if not re.search(celerys, line)]
-    assert len(ours) == 3, ours
+    lines = [line for line in lines if not re.search(celerys, line)]
+    assert len(lines) == 3, lines
     assert site.kept() == []
 
 

@@ -99,12 +99,12 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
         connection.exec_driver_sql(f"CREATE ROLE {sweeper}")
     script = privileges.format_grants(schema).replace("mailglass_sweeper", sweeper)
     script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
-    done = subprocess.run(
+    process = subprocess.run(
         [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)],
         input=script, capture_output=True, text=True, check=False,
     )  # fmt: skip
     try:
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (process.returncode, process.stderr) == (0, "")
         with tables.writing("SET LOCAL TIME ZONE 'UTC'") as connection:
             may_read, may_append = connection.execute(sa.text(MAY), {"role": sweeper}).one()
         assert (may_read, may_append) == (shape == "2.x", True)
@@ -230,7 +230,7 @@ def test_a_recorder_records_sends(db, acting):
         recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
         earlier = {"type": "queued", "occurred_at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC)}
         assert append(connection, tenant_id="acme", delivery_id=recorded[2].delivery_id, **earlier)
-    assert [one.linked for one in recorded] == [1, 0, 0]
+    assert [result.linked for result in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
@@ -260,8 +260,8 @@ def test_an_eraser_erases(db, acting):
                       now(), now(), now())""")
     settings = acting("mailglass_eraser")
     wanted = erasure.validate_erasure("Ada@Example.com")
-    done = erasure.erase_with(Database(engines.create_engine(settings), settings), wanted)
-    assert (done.deliveries, done.open_orphans, done.webhook_events) == (1, 1, 1)
+    result = erasure.erase_with(Database(engines.create_engine(settings), settings), wanted)
+    assert (result.deliveries, result.open_orphans, result.webhook_events) == (1, 1, 1)
     for statement in (
         "SELECT metadata FROM mailglass_deliveries",
         "SELECT FROM mailglass_events",
@@ -273,7 +273,7 @@ def test_an_eraser_erases(db, acting):
 
 def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(handler_db, acting):
     """The sweeper's links and the recorder's attachments are both told of, and pruned in the end."""
-    told = leaving("all")
+    received = leaving("all")
     handler_db.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
     delivery(handler_db, "m-1")
     orphan(handler_db, postmark("m-1"))
@@ -283,7 +283,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
     with engines.create_engine(acting("mailglass_recorder")).begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
-    assert mailglass_reconcile.dispatch().handled == len(told) == 2
+    assert mailglass_reconcile.dispatch().handled == len(received) == 2
     assert handler_db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
     handler_db.broken.add("I14")
     acting("mailglass_sweeper", retention_succeeded_days=0)
@@ -317,8 +317,8 @@ def test_a_reader_looks(db, acting, redis_url, command):
     """The commands that change nothing end well."""
     orphan(db, postmark("m-1"))
     url = acting("mailglass_reader").database_url.get_secret_value()
-    done = forking.run({**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url}, *command.split())
-    assert done.returncode == 0, done.stderr
+    result = forking.run({**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url}, *command.split())
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_reader_serves_every_page(db, acting):
@@ -373,10 +373,10 @@ def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin
     installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
     url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
     settings = Settings(database_url=url.render_as_string(hide_password=False))
-    told: list[str] = []
+    lines: list[str] = []
     try:
-        runner.migrate(engines.create_engine(settings), settings, told.append)
-        assert told[-1].startswith("done: revision")
+        runner.migrate(engines.create_engine(settings), settings, lines.append)
+        assert lines[-1].startswith("done: revision")
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
         with admin.connect() as connection:

@@ -110,10 +110,10 @@ def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, dr
 @ORDERS
 def test_a_rollback_of_the_other_one_costs_nothing(db, order):
     """What has committed looks once more, finds nothing, and stays as it is."""
-    with db.engine.connect() as kept, db.engine.connect() as lost:
-        recorded = order[0](kept)
+    with db.engine.connect() as stored, db.engine.connect() as lost:
+        recorded = order[0](stored)
         order[1](lost)
-        kept.commit()
+        stored.commit()
         tell(recorded)
         lost.rollback()
     assert db.appended() == 0
@@ -173,9 +173,9 @@ def test_a_look_that_finds_nothing_is_one_statement(db, count):
     for writer, given in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
         with db.engine.begin() as connection:
             recorded = writer(connection, *given)
-        with statements_in_background() as seen:
+        with statements_in_background() as statements:
             tell(recorded)
-        assert len(seen) == 1
+        assert len(statements) == 1
 
 
 def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db):
@@ -189,7 +189,7 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
 
     sa.event.listen(sa.Engine, "before_cursor_execute", delay)
     try:
-        with statements_in_background() as seen:
+        with statements_in_background() as statements:
             for number in range(100):
                 with Session(db.engine) as session:
                     record(session, event(f"m-{number}", provider_event_id=str(number)))
@@ -200,7 +200,7 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
             settle()
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", delay)
-    assert len(seen) == 2
+    assert len(statements) == 2
 
 
 def test_a_pool_of_one_connection_is_enough(db):
@@ -257,9 +257,9 @@ HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open
 def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
     """He may be about to commit; nobody waits for his lock."""
     recorded = overlapped(db)
-    with held(db, table) as holder, statements_in_background() as seen:
+    with held(db, table) as holder, statements_in_background() as statements:
         broadcast(recorded)
-        wait_until(lambda: sum("_link_v1" in statement for statement in seen) >= 2)
+        wait_until(lambda: sum("_link_v1" in statement for statement in statements) >= 2)
         assert db.appended() == 0
         holder.rollback()
         settle()
@@ -271,9 +271,9 @@ def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
 def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
     """After ten attempts."""
     recorded = overlapped(db)
-    with held(db, table), statements_in_background() as seen:
+    with held(db, table), statements_in_background() as statements:
         tell(recorded)
-    assert 8 <= sum("_link_v1" in statement for statement in seen) <= 10
+    assert 8 <= sum("_link_v1" in statement for statement in statements) <= 10
     assert db.appended() == 0
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
@@ -283,9 +283,9 @@ def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db
     """The thread tries again later, and does the rest meanwhile."""
     factories.delivery(db, "m-2")
     recorded = overlapped(db)
-    with held(db, "mailglass_open_orphans") as holder, statements_in_background() as seen:
+    with held(db, "mailglass_open_orphans") as holder, statements_in_background() as statements:
         broadcast(recorded)
-        wait_until(lambda: any("_link_v1" in statement for statement in seen))
+        wait_until(lambda: any("_link_v1" in statement for statement in statements))
         with Session(db.engine) as session:
             record(session, event("m-2", provider_event_id="2"))
             session.commit()
@@ -355,7 +355,7 @@ def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
     """Two of a send, and a third of another one under the same id."""
     people = ["a@example.com", "B <b@example.com>", "c@example.com"]
     with db.engine.connect() as first, db.engine.connect() as second, db.engine.connect() as receiving:
-        told_of = send(first, *(Sent(recipient=each, message_id="m-1") for each in people[:2]))
+        told_of = send(first, *(Sent(recipient=person, message_id="m-1") for person in people[:2]))
         told_of += send(second, Sent(recipient=people[2], message_id="m-2"))
         events = [event(recipient=people[0]), event(recipient="B@Example.com", provider_event_id="2")]
         events += [event("m-2", "opened", recipient="<C@example.com>", provider_event_id="3"), event("m-3")]

@@ -158,8 +158,8 @@ def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
     if fault.seen and fault.check in OF_A_SWEEP:
         wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
     check = fault.check
-    found = system.doctor()[check]
-    assert (found["status"], bool(re.search(fault.words, found["message"]))) == (fault.severity, True), found
+    result = system.doctor()[check]
+    assert (result["status"], bool(re.search(fault.words, result["message"]))) == (fault.severity, True), result
     if fault.seen is None:
         assert system.is_healthy()
     else:
@@ -168,11 +168,11 @@ def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
     if fault.alert and fault.seen != NO_SWEEP and has_promtool:
         timeline.scrape(12)
         timeline.fires("Finding", perhaps="BroadcastsLost")
-    fault.heal(system, found["remedy"])
+    fault.heal(system, result["remedy"])
     wait_until(system.is_healthy, PATIENCE)
     after = system.doctor()
     assert after[check]["status"] == OK or (check == "tenants" and after[check]["status"] == WARNING), after[check]
-    assert [one for one in after.values() if one["status"] == ERROR] == []
+    assert [row for row in after.values() if row["status"] == ERROR] == []
 
 
 def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_
     census = "SELECT unmatched FROM mailglass_reconcile_runs WHERE kind = 'full' ORDER BY id DESC LIMIT 1"
     wait_until(lambda: system.admin.value(census) == 1_000, PATIENCE)
     assert system.is_healthy()
-    assert [one for one in system.doctor().values() if one["status"] != OK] == []
+    assert [row for row in system.doctor().values() if row["status"] != OK] == []
     for _ in range(6):
         timeline.scrape()
     if has_promtool:

@@ -41,16 +41,16 @@ def test_two_prunes_while_webhooks_come(db, monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         writing = pool.submit(write)
         pruned = [pool.submit(prune, db, 30, 30) for _ in range(2)]
-        assert [one.result().failures for one in pruned] == [{}, {}]
+        assert [future.result().failures for future in pruned] == [{}, {}]
         writing.result()
     check(db, known)
     last = prune(db, 30, 30)
-    deleted = [*(one.result() for one in pruned), last]
+    deleted = [*(future.result() for future in pruned), last]
     old = {row.id for row in db.rows(LEFT) if row.old}
-    assert sum(one.events for one in deleted) == 3 * (len(known) - len(old))
+    assert sum(item.events for item in deleted) == 3 * (len(known) - len(old))
     assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'clicked'") == len(known)
     gone = len(known) - db.value("SELECT count(*) FROM mailglass_deliveries")
-    assert sum(one.deliveries for one in deleted) == gone
+    assert sum(result.deliveries for result in deleted) == gone
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == gone
 
 
@@ -165,10 +165,10 @@ def test_an_append_for_a_delivery_that_is_being_deleted_says_that_it_is_gone(db)
     with days_ago(db, 40):
         old = delivery(db, "m-1")
     with (
-        behind(db, "deliveries", appended, old) as done,
+        behind(db, "deliveries", appended, old) as result,
         pytest.raises(InvalidEventError, match=f"there is no delivery {old} of this tenant"),
     ):
-        done.result()
+        result.result()
     assert db.rows(LEDGER) == []
 
 
@@ -176,8 +176,8 @@ def test_a_webhook_for_a_delivery_that_is_being_deleted_becomes_an_orphan(db):
     """It waits for the batch."""
     with days_ago(db, 40):
         old = delivery(db, "m-1")
-    with behind(db, "deliveries", opened, old) as done:
-        assert done.result() is None
+    with behind(db, "deliveries", opened, old) as result:
+        assert result.result() is None
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
 
 
@@ -185,8 +185,8 @@ def test_a_send_that_is_repeated_while_its_event_is_being_deleted_is_new(db):
     """It waits for the batch, which holds its key."""
     with days_ago(db, 40), db.engine.begin() as connection:
         first = resent(connection)
-    with behind(db, "events", resent) as done:
-        second = done.result()
+    with behind(db, "events", resent) as result:
+        second = result.result()
     assert second != first
     assert prune(db, 30, 30).deliveries == 1
     assert db.value("SELECT delivery_id::text FROM mailglass_events") == second

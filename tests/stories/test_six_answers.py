@@ -156,24 +156,24 @@ def test_every_voice_gives_the_same_answer(db, admin, name):
     explained = delivery or open_event
     visitor = Visitor(dashboard(db))
 
-    found = commands.run_unchecked(db, "find", "-", stdin=TYPED)
+    result = commands.run_unchecked(db, "find", "-", stdin=TYPED)
     hits = [
         json.loads(line) for line in commands.run_unchecked(db, "find", "-", "--json", stdin=TYPED).stdout.splitlines()
     ]
     page = visitor.ask("POST", "/find", data={"q": TYPED}).text
     assert {hit["id"] for hit in hits} == {id_ for id_ in (delivery, open_event) if id_}
     for id_ in filter(None, (delivery, open_event)):
-        assert id_ in found.stdout
+        assert id_ in result.stdout
         assert id_ in page
-    assert CUSTOMER not in (found.stdout + page).lower()
+    assert CUSTOMER not in (result.stdout + page).lower()
 
     for kind, id_ in (("delivery", delivery), ("openorphan", open_event)):
         rows = admin.get(f"{ADMIN}/{kind}/?q={quote(TYPED)}").content.decode()
         assert re.findall(r"/([0-9a-f-]{36})/change/", rows) == [id_] * bool(id_)
 
     if explained is None:
-        assert found.returncode == 1
-        assert answer.words in read(found.stdout)
+        assert result.returncode == 1
+        assert answer.words in read(result.stdout)
         assert answer.words in read(page)
         return
     shown = "deliveries" if delivery else "events"
@@ -186,7 +186,7 @@ def test_every_voice_gives_the_same_answer(db, admin, name):
     }
     if delivery:
         (hit,) = [hit for hit in hits if hit["id"] == delivery]
-        voices |= {"find": found.stdout, "find --json": hit["summary"], "dashboard's find": page}
+        voices |= {"find": result.stdout, "find --json": hit["summary"], "dashboard's find": page}
         if not hit["type"] or name in ("wrong tenant", "never reported"):
             voices.pop("explain --json")  # it prints events, and there is none of the delivery's
     assert [voice for voice, text in voices.items() if answer.words.lower() not in read(text)] == []

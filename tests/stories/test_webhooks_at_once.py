@@ -38,7 +38,7 @@ def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
         there = [event(id_, "opened", provider_event_id=f"a-{turn}-{id_}") for id_ in ids]
         back = [event(id_, "clicked", provider_event_id=f"b-{turn}-{id_}") for id_ in reversed(ids)]
         for outcome in recorded_together(db, there, back):
-            assert all(each.delivery_id for each in outcome)
+            assert all(delivery.delivery_id for delivery in outcome)
     assert db.value(LEDGER) == 20 * 2 * len(ids)
 
 
@@ -95,7 +95,7 @@ def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(
         waiting = threads.submit(recorded_together, db, older)
         wait_until(lambda: db.value(WAITING) == 1)
         holder.commit()
-        assert all(each.delivery_id for each in waiting.result(timeout=30)[0])
+        assert all(delivery.delivery_id for delivery in waiting.result(timeout=30)[0])
     assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "clicked"
 
 

@@ -35,8 +35,8 @@ def said_of(site: Site, name: str) -> list[str]:
 def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
     """At every level of the worker's log, and without a traceback; whoever asked gets the error as the result."""
     with site.worker("-l", level, app="worker", until="READY", **UNMIGRATED):
-        asked = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
-        states = [site.client.AsyncResult(one) for one in asked]
+        requests = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
+        states = [site.client.AsyncResult(request) for request in requests]
         for state in states:
             state.get(timeout=PATIENCE, interval=0.05, propagate=False)
         wait_until(lambda: all(said_of(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
@@ -58,10 +58,10 @@ def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
 def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environment, words):
     """On a database without our tables, or without a database; a worker with all it needs says nothing."""
     with site.worker(**environment):
-        found = lines_with(site, "cannot sweep")
+        result = lines_with(site, "cannot sweep")
         assert site.said("Traceback") == 0
-    assert len(found) == (words is not None)
-    assert all(words in line and "WARNING" in line for line in found)
+    assert len(result) == (words is not None)
+    assert all(words in line and "WARNING" in line for line in result)
 
 
 @pytest.mark.slow

@@ -123,10 +123,10 @@ def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monk
     insert(db, [delivery_row("good")], [orphan_row(postmark("good"), age_seconds=900)])
     settings = db.settings.model_copy(update={"batch_size": 1})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    seen = []
-    result = sweeping.run(reconciler.prepare(), lambda r: seen.append((r.linked, r.failed)))
+    observed = []
+    result = sweeping.run(reconciler.prepare(), lambda r: observed.append((r.linked, r.failed)))
     assert (result.linked, result.failed, result.status) == (1, 5, "partial")
-    assert seen[0] == (1, 0)
+    assert observed[0] == (1, 0)
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
     assert reconcile().linked == 5
 
@@ -166,5 +166,5 @@ def test_the_clients_encoding_is_the_sweeps_own(db, encoding):
     """Characters that the environment's encoding cannot show, and bytes that it would not decode."""
     ids = ["→ 1", "ы", "日本", "plain"]
     insert(db, [delivery_row(id_) for id_ in ids], [orphan_row(postmark(id_)) for id_ in ids])
-    done = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
-    assert json.loads(done.stdout)["linked"] == len(ids)
+    result = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
+    assert json.loads(result.stdout)["linked"] == len(ids)

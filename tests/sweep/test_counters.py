@@ -264,6 +264,6 @@ def test_a_targeted_sweep_of_an_event_that_was_checked_counts_it_once(db):
     event_id = factories.orphan(db, postmark("m-1"))
     assert reconcile().unmatched == 1
     factories.delivery(db, "m-1")
-    said = commands.run_here("sweep", "--event", event_id, "--yes").stdout
-    assert "linked 1 of 1 open orphan" in said
-    assert "skipped" not in said
+    stdout = commands.run_here("sweep", "--event", event_id, "--yes").stdout
+    assert "linked 1 of 1 open orphan" in stdout
+    assert "skipped" not in stdout

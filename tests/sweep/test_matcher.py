@@ -60,17 +60,17 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
         for tenant, provider, id_, recipient in deliveries
     ]
     tenant, candidates, recipient, lost = orphan
-    known = Keys("postmark", tuple(candidates), recipient, lost=lost and recipient is None)
+    keys = Keys("postmark", tuple(candidates), recipient, lost=lost and recipient is None)
     transaction = Transaction(tx.connection, tx.settings)
     with tx.connection.begin_nested() as example:
         factories.insert(tx, rows)
-        found = matcher.match(transaction, [matcher.EventKeys("", tenant, known), matcher.EventKeys("", "b", known)])
-        decision = matcher.decide(transaction, factories.new_id(), tenant, known)
+        match = matcher.match(transaction, [matcher.EventKeys("", tenant, keys), matcher.EventKeys("", "b", keys)])
+        decision = matcher.decide(transaction, factories.new_id(), tenant, keys)
         example.rollback()
-    read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
+    read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": keys.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
     expected = [oracle.match({**read, "tenant_id": whose}, stored) for whose in (tenant, "b")]
-    assert [tuple(verdict) for verdict in found] == expected
+    assert [tuple(verdict) for verdict in match] == expected
     assert (decision.state, decision.delivery_id) == expected[0]
 
 
@@ -119,13 +119,13 @@ def others_of(campaign, number):
 def test_an_event_links_however_its_recipient_is_spelled(db, others, way):
     """Whether its id names ten deliveries or eleven, and whichever side has which spelling."""
     spelled = {name: spellings[::way] for name, spellings in SAME.items()}
-    mine = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
+    items = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
     orphans = {name: orphan_row(sparkpost(reported, name)) for name, (_, reported) in spelled.items()}
     rest = [row for name in spelled for row in others_of(name, others)]
-    insert(db, [*rest, *mine.values()], list(orphans.values()))
+    insert(db, [*rest, *items.values()], list(orphans.values()))
     mailglass_reconcile.reconcile()
     linked = dict(map(tuple, db.rows(LINKED)))
-    assert {name: linked.get(row["id"]) for name, row in orphans.items()} == {n: row["id"] for n, row in mine.items()}
+    assert {name: linked.get(row["id"]) for name, row in orphans.items()} == {n: row["id"] for n, row in items.items()}
 
 
 @pytest.mark.parametrize("others", [WIDE - 1, WIDE])
@@ -146,8 +146,8 @@ def test_recipients_outside_ascii_link_all(db, domain):
     addresses = [one.replace("ä", "ä" * (n + 1)) for n, one in enumerate(addresses)]
     insert(
         db,
-        [delivery_row("campaign", recipient=one) for one in addresses],
-        [orphan_row(sparkpost(one.upper())) for one in addresses],
+        [delivery_row("campaign", recipient=address) for address in addresses],
+        [orphan_row(sparkpost(address.upper())) for address in addresses],
     )
     assert mailglass_reconcile.reconcile().linked == len(addresses)
 
@@ -202,9 +202,9 @@ def connection(url):
 
 def test_an_event_links_in_every_locale(url, redis_url):
     """Whether its id names ten deliveries or eleven."""
-    there = catalog.installation(url)
-    there.migrate()
-    mailglass_reconcile.configure(engine=there.engine, settings=there.settings)
+    installation = catalog.installation(url)
+    installation.migrate()
+    mailglass_reconcile.configure(engine=installation.engine, settings=installation.settings)
     wanted = set()
     for spelling, (stored, reported) in SAME.items():
         for others in (WIDE - 1, WIDE):
@@ -212,10 +212,12 @@ def test_an_event_links_in_every_locale(url, redis_url):
             mine = delivery_row(id_, recipient=stored)
             rest = [delivery_row(id_, recipient=f"I{n}@example.com") for n in range(others)]
             event = {"provider": "sparkpost", "transmission_id": id_, "recipient": reported}
-            factories.insert(there, [*rest, mine], [orphan_row(event)])
+            factories.insert(installation, [*rest, mine], [orphan_row(event)])
             wanted.add(mine["id"])
     assert mailglass_reconcile.reconcile().linked == len(wanted)
-    assert set(there.values("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'")) == wanted
+    assert (
+        set(installation.values("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'")) == wanted
+    )
 
 
 def spelled(seed):
@@ -245,11 +247,11 @@ def test_the_index_trims_what_python_calls_white_space(connection):
 @pytest.mark.parametrize("column", ["provider_message_id", "tenant_id", "recipient"])
 def test_no_value_is_too_long_for_the_index(db, column):
     """A writer's INSERT never fails because of it; Mailglass's own indexes have limits, so they are away here."""
-    theirs = db.rows("""
+    rows = db.rows("""
         SELECT indexrelid::regclass::text FROM pg_index
          WHERE indrelid = 'mailglass_deliveries'::regclass AND NOT indisprimary
            AND indexrelid <> 'mailglass_deliveries_reconcile_idx'::regclass""")
-    for (index,) in theirs:
+    for (index,) in rows:
         db.run(f"DROP INDEX {index}")
     noise = "".join(random.Random(2).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=200_000))
     factories.delivery(db, "m-1")
@@ -307,9 +309,9 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
     with db.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert mailglass_reconcile.attempt_link(connection, orphan).state == "ambiguous"
-    found = explain(Database(db.engine, grace), event_id)
-    assert (found.state, found.delivery_id) == ("ambiguous", None)
-    assert "recipient is unknown" in found.sentence
+    explanation = explain(Database(db.engine, grace), event_id)
+    assert (explanation.state, explanation.delivery_id) == ("ambiguous", None)
+    assert "recipient is unknown" in explanation.sentence
 
 
 @pytest.mark.parametrize("rekeyed", [False, True])

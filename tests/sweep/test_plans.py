@@ -253,9 +253,9 @@ def plan_of(tx: Transaction, call: Callable[[], object]) -> Plan:
     explained = []
 
     def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        before, _, found = (diagnostic.message_primary or "").partition("plan:\n")
+        before, _, result = (diagnostic.message_primary or "").partition("plan:\n")
         if before.startswith("duration"):
-            explained.append(json.loads(found)["Plan"])
+            explained.append(json.loads(result)["Plan"])
 
     connection = tx.connection
     driver: Any = connection.connection.dbapi_connection
@@ -639,8 +639,8 @@ def test_the_keys_of_this_test_are_current():
 
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
     """Each id, and its orphan."""
-    wanted = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
-    plan = probing(application, lambda: open_orphans.with_message_ids(application, "acme", wanted))
+    lines = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
+    plan = probing(application, lambda: open_orphans.with_message_ids(application, "acme", lines))
     assert plan.indexes == {"mailglass_open_orphan_ids_candidate_idx", "mailglass_open_orphans_pkey"}
     assert plan.read <= 2 * SIZE
 
@@ -757,20 +757,20 @@ def test_of_200_000_open_orphans_a_writer_reads_only_those_of_its_ids(make_datab
             with engine.connect() as connection:
                 with connection.begin():
                     after = Transaction(connection, settings)
-                    for asked, (ids, expected) in wanted.items():
+                    for requests, (ids, expected) in wanted.items():
                         plan = probing(after, partial(open_orphans.after_commit, after, (), ids, ()))
-                        assert plan.read == min(expected, 1), asked
+                        assert plan.read == min(expected, 1), requests
                     plan = probing(after, partial(open_orphans.after_commit, after, (), (), event))
                     assert plan.read == 0
                 with connection.begin(), use_caller_transaction(connection, settings) as tx:
-                    for asked, (ids, expected) in wanted.items():
+                    for requests, (ids, expected) in wanted.items():
                         found = open_orphans.with_message_ids(tx, "acme", ids)
-                        assert len(found) == expected, asked
+                        assert len(found) == expected, requests
                         plan = probing(tx, lambda ids=ids: open_orphans.with_message_ids(tx, "acme", ids))
-                        assert plan.indexes == {index, "mailglass_open_orphans_pkey"}, asked
-                        assert plan.read <= 2 * expected, asked
+                        assert plan.indexes == {index, "mailglass_open_orphans_pkey"}, requests
+                        assert plan.read <= 2 * expected, requests
                         plan = probing(tx, lambda found=found: open_orphans.read(tx, found))
-                        assert plan.read <= 2 * expected, asked
+                        assert plan.read <= 2 * expected, requests
                     plan = probing(tx, lambda: open_orphans.read(tx, event))
                     assert plan.read == 0
     finally:

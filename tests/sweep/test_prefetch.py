@@ -23,17 +23,17 @@ def never():
 
 def test_the_next_item_is_computed_while_the_caller_works_on_the_one_before():
     """And no other: memory holds two."""
-    begun = []
+    started = []
 
     def items():
         for number in range(1, 4):
-            begun.append(number)
+            started.append(number)
             yield number
 
     with run_ahead(items(), never) as computed:
         for number in computed:
-            wait_until(lambda number=number: len(begun) == min(3, number + 1))
-    assert begun == [1, 2, 3]
+            wait_until(lambda number=number: len(started) == min(3, number + 1))
+    assert started == [1, 2, 3]
 
 
 def test_an_error_is_raised_where_its_item_would_be():
@@ -43,10 +43,10 @@ def test_an_error_is_raised_where_its_item_would_be():
         yield 1
         raise ZeroDivisionError
 
-    seen = []
+    observed = []
     with pytest.raises(ZeroDivisionError), run_ahead(items(), never) as computed:
-        seen.extend(computed)
-    assert seen == [1]
+        observed.extend(computed)
+    assert observed == [1]
 
 
 def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):

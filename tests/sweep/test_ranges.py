@@ -41,9 +41,9 @@ def test_many_orphans_of_one_arrival_time_are_in_one_range_and_counted_once(db):
     """As one transaction leaves them: more than a range is to hold, at either end and in the middle."""
     backlog(db, *[300.0] * 25, *(301 + number for number in range(10)), *[400.0] * 25, *[500.0] * 25)
     eligible, parts = ranges.cut_window(db.database, None, 10)
-    found = sizes(db, parts)
-    assert eligible == sum(found) == 85
-    assert sorted(found)[-3:] == [25, 25, 25] or max(found) < 40
+    result = sizes(db, parts)
+    assert eligible == sum(result) == 85
+    assert sorted(result)[-3:] == [25, 25, 25] or max(result) < 40
     assert all(part.after != part.until for part in parts)
 
 

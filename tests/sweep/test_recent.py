@@ -183,8 +183,8 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
     statements, buffers = [], []
 
     def notice(diagnostic: Any) -> None:
-        if found := BUFFERS.search(diagnostic.message_primary or ""):
-            buffers.append(sum(int(number or 0) for number in found.groups()))
+        if match := BUFFERS.search(diagnostic.message_primary or ""):
+            buffers.append(sum(int(number or 0) for number in match.groups()))
 
     def explain(connection: Any, record: Any) -> None:
         connection.add_notice_handler(notice)

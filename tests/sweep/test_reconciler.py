@@ -107,11 +107,11 @@ def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
     """Both carry the id; NULL is only asked where no delivery names the provider."""
     factories.delivery(db, "one")
     factories.delivery(db, "one", provider="sendgrid")
-    named = factories.delivery(db, "one", provider="postmark")
+    delivery = factories.delivery(db, "one", provider="postmark")
     orphan = factories.orphan(db, postmark("one", recipient="ada@example.com"))
     factories.orphan(db, postmark("one"))
     assert counts(reconcile()) == {"linked": 1, "ambiguous": 1}, "without a recipient, both may be meant"
-    assert linked_to(db, orphan) == named
+    assert linked_to(db, orphan) == delivery
 
 
 def test_the_first_candidate_that_names_a_delivery_decides(db):
@@ -339,12 +339,12 @@ def test_documents_are_read_as_many_at_a_time_as_fit_into_memory(db, monkeypatch
     monkeypatch.setattr(ledger, "SLICE_BYTES", 300_000)
     rows = [orphan_row(postmark(f"m-{n}", body="x" * (3_000 if n % 3 else 10))) for n in range(20)]
     insert(db, events=rows)
-    wanted = [row["id"] for row in rows]
-    wanted[7:7] = [str(uuid.uuid4())]
+    ids = [row["id"] for row in rows]
+    ids[7:7] = [str(uuid.uuid4())]
     with db.database.reading() as tx:
-        found = list(ledger.load_documents(tx, wanted))
-    assert [event_id for event_id, _ in found] == [row["id"] for row in rows]
-    assert [document.metadata["message_id"] for _, document in found] == [f"m-{n}" for n in range(20)]
+        documents = list(ledger.load_documents(tx, ids))
+    assert [event_id for event_id, _ in documents] == [row["id"] for row in rows]
+    assert [document.metadata["message_id"] for _, document in documents] == [f"m-{n}" for n in range(20)]
 
 
 def test_what_surrounds_a_good_id_does_not_matter(db):
@@ -430,7 +430,7 @@ def test_nothing_is_told_before_its_commit(db, redis_url):
     rows = [delivery_row(str(n)) for n in range(60)]
     insert(db, rows, [orphan_row(postmark(str(n))) for n in range(60)])
     configure(db, batch_size=10)
-    found = Counter()
+    result = Counter()
     client = redis.Redis.from_url(redis_url, decode_responses=True)
     with (
         client.pubsub() as pubsub,
@@ -441,15 +441,15 @@ def test_nothing_is_told_before_its_commit(db, redis_url):
         sweeping = threading.Thread(target=reconcile)
         sweeping.start()
 
-        while found.total() < 120:
+        while result.total() < 120:
             message = pubsub.get_message(timeout=20)
             assert message, "not all is told of"
             if message["data"].startswith("{"):
                 event_id = json.loads(message["data"])["meta"]["event_id"]
                 query = sa.text("SELECT count(*) FROM mailglass_events WHERE id = CAST(:id AS uuid)")
-                found[connection.execute(query, {"id": event_id}).scalar_one()] += 1
+                result[connection.execute(query, {"id": event_id}).scalar_one()] += 1
         sweeping.join()
-    assert found == {1: 120}
+    assert result == {1: 120}
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["silent", "absent"])
@@ -523,10 +523,10 @@ def test_a_second_sweep_with_another_engine_sees_the_same(db):
 def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled, origin):
     """It is paused for a whole sweep in our own processes; in an application's it is not ours to change."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    seen = []
+    observed = []
 
     def break_off(result):
-        seen.append(gc.isenabled())
+        observed.append(gc.isenabled())
         raise RuntimeError("broken off")
 
     if not enabled:
@@ -534,6 +534,6 @@ def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, ena
     try:
         with pytest.raises(RuntimeError, match="broken off"):
             sweeping.run(reconciler.prepare(origin=origin), break_off)
-        assert (seen, gc.isenabled()) == ([enabled and origin == "python"], enabled)
+        assert (observed, gc.isenabled()) == ([enabled and origin == "python"], enabled)
     finally:
         gc.enable()

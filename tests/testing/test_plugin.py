@@ -69,8 +69,8 @@ def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
     """With servers of their own, which are gone afterwards with their folders; no warning either."""
-    done = adopters(tmp_path)
-    assert "1 passed in" in done.stdout, done.stdout + done.stderr
+    result = adopters(tmp_path)
+    assert "1 passed in" in result.stdout, result.stdout + result.stderr
     postgres, valkey = map(sa.make_url, (tmp_path / "used").read_text().split())
     assert not Path(postgres.query["host"]).exists()
     with pytest.raises(ConnectionRefusedError):
@@ -82,9 +82,9 @@ def test_an_adopter_s_servers_are_used_if_they_are_named(
     tmp_path, mailglass_databases, mailglass_postgres_url, redis_url
 ):
     """No server starts, and the test's database is gone again."""
-    given = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": redis_url}
-    done = adopters(tmp_path, MAILGLASS_TEST_POSTGRES_PROGRAMS="/nowhere", **given)
-    assert "1 passed in" in done.stdout, done.stdout + done.stderr
+    arguments = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": redis_url}
+    result = adopters(tmp_path, MAILGLASS_TEST_POSTGRES_PROGRAMS="/nowhere", **arguments)
+    assert "1 passed in" in result.stdout, result.stdout + result.stderr
     used, valkey = (tmp_path / "used").read_text().split()
     assert (sa.make_url(used).query, valkey) == (sa.make_url(mailglass_postgres_url).query, redis_url)
     query = "SELECT count(*) FROM pg_database WHERE datname = %s"
@@ -96,8 +96,8 @@ def test_no_plugin_is_loaded_for_who_did_not_ask(tmp_path):
     """There is no entry point: pytest beside this package has no fixture of ours."""
     (tmp_path / "test_nothing.py").write_text("def test_it(mailglass_database): pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert "fixture 'mailglass_database' not found" in done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert "fixture 'mailglass_database' not found" in process.stdout
 
 
 def send(db):

@@ -60,8 +60,8 @@ def home() -> Iterator[Path]:
 
 def traces(*paths: Path) -> dict[str, tuple[int, int, int]]:
     """Return mode, owner and group of *paths*."""
-    found = {str(path): path.lstat() for path in paths}
-    return {name: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for name, one in found.items()}
+    result = {str(path): path.lstat() for path in paths}
+    return {name: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for name, one in result.items()}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root could open what is closed")
@@ -72,8 +72,8 @@ def test_as_root_no_mode_and_no_owner_changes_and_no_user_is_made(home):
     accounts = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
     environment = {**os.environ, "PYTHONPATH": str(home / "checkout" / "site"), "TMPDIR": str(home / "tmp")}
     command = [sys.executable, "-c", ONE_QUERY]
-    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
-    assert done.stdout == "42\n", done.stderr
+    process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+    assert process.stdout == "42\n", process.stderr
     assert traces(*watched) == before
     now = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
     assert now == accounts
@@ -184,7 +184,7 @@ def test_the_servers_stop_on_every_way_out(then, number, code):
         assert process.stdout.readline() == "ready\n"
         if number is not None:
             family = psutil.Process(process.pid).children(recursive=True)
-            assert len({one.name() for one in family}) >= 2
+            assert len({item.name() for item in family}) >= 2
             os.killpg(process.pid, number)
         assert process.wait(30) == code
     wait_until(lambda: nothing_is_left(directory))
@@ -256,5 +256,5 @@ def test_a_parallel_test_run_leaves_nothing(number):
 
 def nothing_is_left(directory: Path) -> bool:
     """Whether no process works in the folder of a server in *directory*, and none of them is there."""
-    working = [one for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(directory))]
+    working = [item for item in psutil.process_iter(["cwd"]) if (item.info["cwd"] or "").startswith(str(directory))]
     return not working and not list(directory.glob("mailglass-*"))

@@ -57,9 +57,9 @@ def python(code, *arguments, env=None):
 def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
     """From Python; `available()` says that it is not there."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    done = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
-    assert done.returncode == 0, done.stderr
-    available, linked, pruned = json.loads(done.stdout)
+    process = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
+    assert process.returncode == 0, process.stderr
+    available, linked, pruned = json.loads(process.stdout)
     assert (available, linked) == (False, 1)
     assert set(pruned) >= {"succeeded", "dead", "failed"}
 
@@ -69,9 +69,9 @@ def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis
     """From the terminal, for the operator's own cron."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
     for command, field, value in (("sweep", "linked", 1), ("prune", "failed", 0)):
-        done = python(COMMAND, command, "--json", env=db.environment(redis_url))
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)[field] == value
+        process = python(COMMAND, command, "--json", env=db.environment(redis_url))
+        assert process.returncode == 0, process.stderr
+        assert json.loads(process.stdout)[field] == value
 
 
 def test_celery_is_available_where_it_can_be_imported():
@@ -82,9 +82,9 @@ def test_celery_is_available_where_it_can_be_imported():
 def test_importing_connects_to_nothing_and_needs_no_setting():
     """No socket, no process; and what only the commands need is not loaded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    done = python(IMPORT_ALONE, env={**environment, "MAILGLASS_DATABASE_URL": "nonsense"})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[]\n"
+    process = python(IMPORT_ALONE, env={**environment, "MAILGLASS_DATABASE_URL": "nonsense"})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == "[]\n"
 
 
 HEAVY = ("sqlalchemy", "celery", "alembic", "redis", "rich", "psycopg")
@@ -94,8 +94,8 @@ HEAVY = ("sqlalchemy", "celery", "alembic", "redis", "rich", "psycopg")
 def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(option):
     """They take half a second."""
     code = "from mailglass_reconcile.cli import main\ntry:\n    main()\nfinally:\n    import sys\n"
-    done = python(code + f"    print([name for name in {HEAVY} if name in sys.modules])", option)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
+    process = python(code + f"    print([name for name in {HEAVY} if name in sys.modules])", option)
+    assert (process.returncode, process.stdout.splitlines()[-1]) == (0, "[]")
 
 
 @pytest.mark.slow
@@ -105,8 +105,8 @@ def test_redis_is_loaded_by_what_connects_to_it():
     names = ", ".join(f"mailglass_reconcile.{name}" for name in modules)
     loaded = "print('redis' in sys.modules)"
     code = f"import sys, {names}\n{loaded}\nmailglass_reconcile.runtime.get_redis()\n{loaded}"
-    done = python(code)
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False", "True"], "")
+    process = python(code)
+    assert (process.returncode, process.stdout.split(), process.stderr) == (0, ["False", "True"], "")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_redis_is_loaded_by_what_connects_to_it():
 )
 def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
     """In a process of its own: the receiver imports the wing that loads it."""
-    done = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+    process = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
+    assert (process.returncode, process.stdout, process.stderr) == (0, f"{name}\n", "")
 
 
 def test_reading_and_verifying_a_webhook_loads_no_database_library():
@@ -133,5 +133,5 @@ try:
 except SignatureError:
     print([name for name in ("sqlalchemy", "pydantic", "opentelemetry") if name in sys.modules])
 """
-    done = python(code)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    process = python(code)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "[]\n", "")

@@ -28,16 +28,16 @@ def environment(tmp_path) -> Path:
 
 def make(folder: Path, *targets: str) -> subprocess.CompletedProcess[str]:
     """Run make, without a package index, and without what a make that runs this test was given."""
-    given = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "VENV")}
-    variables = {**given, "PIP_NO_INDEX": "1"}
+    items = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "VENV")}
+    variables = {**items, "PIP_NO_INDEX": "1"}
     return subprocess.run(["make", *targets], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_an_environment_that_the_reader_made_is_used_and_not_cleared(environment):
     """What was installed there stays; the stamp is made, so the next target does not touch it again."""
-    done = make(environment.parent, ".venv/venv.stamp")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Making" not in done.stdout
+    result = make(environment.parent, ".venv/venv.stamp")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Making" not in result.stdout
     assert list((environment / "lib").glob("python*/site-packages/readers_own.py"))
     assert (environment / "venv.stamp").exists()

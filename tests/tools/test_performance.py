@@ -131,9 +131,9 @@ def test_the_proxy_counts_round_trips_and_delays_each(db):
                 by_hand_webhook(session, id_)
                 session.commit()
             seconds = time.monotonic() - began
-            counted = proxy.counts(through.control)
+            counts = proxy.counts(through.control)
         engine.dispose()
-    assert counted == proxy.Counts(round_trips=3, begins_and_ends=2, background=0, connections=0)
+    assert counts == proxy.Counts(round_trips=3, begins_and_ends=2, background=0, connections=0)
     assert seconds > 0.03 * (3 + 2)
     db.broken.update(invariants.ALL)
 
@@ -157,8 +157,8 @@ def test_no_generated_block_of_a_page_is_empty():
     """A marker without a table would be a part that was not measured."""
     for name in page.PAGES:
         text = (ROOT / "docs" / name).read_text()
-        for found in re.finditer(r"<!-- (\w+): written by python -m bench -->\n(.*?)<!-- end -->", text, re.S):
-            assert found[2].strip(), f"{name}: {found[1]}"
+        for match in re.finditer(r"<!-- (\w+): written by python -m bench -->\n(.*?)<!-- end -->", text, re.S):
+            assert match[2].strip(), f"{name}: {match[1]}"
 
 
 def test_a_number_that_stands_on_several_pages_is_the_measured_one():
@@ -168,23 +168,23 @@ def test_a_number_that_stands_on_several_pages_is_the_measured_one():
     webhook, send = calls["a webhook whose delivery exists"], calls["a send"]
     sizing = {figure["name"]: figure["value"] for figure in parts["sizing"]["figures"]}
     disk = sizing["a million messages a day, kept 30 days: on disk"] / 30
-    milliseconds = [round(float(one.package.removesuffix(" ms"))) for one in (webhook, send)]
+    milliseconds = [round(float(item.package.removesuffix(" ms"))) for item in (webhook, send)]
     cost = f"a webhook costs about {milliseconds[0]} ms and a send about {milliseconds[1]} ms"
     ratios = f"{webhook.value:.1f} and {send.value:.1f} times"
     backlog = {figure["name"]: figure["value"] for figure in parts["backlog"]["figures"]}
-    one, two = (f"{round(backlog[f'{count}: links a second'], -3):,.0f}" for count in ("1 process", "2 processes"))
+    first, two = (f"{round(backlog[f'{count}: links a second'], -3):,.0f}" for count in ("1 process", "2 processes"))
     latency = {figure["name"]: math.ceil(figure["value"] / 100) / 10 for figure in parts["latency"]["figures"]}
     follow, recent = (f"99 % within {latency[f'{name}: p99']} s" for name in ("follow, every 0.1 s", "recent=1.0"))
     for name, words in {
         "README.md": [cost, ratios, f"{disk:.1f} kB"],
-        "docs/performance.md": [ratios, f"About {one} events a second with one process, and {two} with two"],
-        "docs/with-mailglass.md": [f"about {one} events a second"],
+        "docs/performance.md": [ratios, f"About {first} events a second with one process, and {two} with two"],
+        "docs/with-mailglass.md": [f"about {first} events a second"],
         "docs/sweeps.md": [follow, recent],
         "docs/production.md": [f"{disk:.1f} kB"],
         "docs/sizing.md": [f"{disk:.1f} kB"],
     }.items():
         text = " ".join((ROOT / name).read_text().split()).lower()
-        assert [one for one in words if one.lower() not in text] == [], name
+        assert [word for word in words if word.lower() not in text] == [], name
 
 
 @pytest.mark.slow
@@ -194,12 +194,12 @@ def test_the_benchmark_runs_through(tmp_path, parts):
     before = (ROOT / "docs" / "performance" / "figures.md").read_text()
     command = [sys.executable, "-m", "bench", "--quick", *parts.split()]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2_000:]
-    docs = Path(re.search(r"written to (\S+)/performance/figures\.md", done.stdout)[1])
-    written = json.loads((docs / "performance" / "figures.json").read_text())
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2_000:]
+    docs = Path(re.search(r"written to (\S+)/performance/figures\.md", process.stdout)[1])
+    document = json.loads((docs / "performance" / "figures.json").read_text())
     for part in parts.split():
-        assert written[part]["command"] == f"python -m bench --quick {part}"
-        assert re.search(r" cores, bare SQL links [\d,]+ events/s \(load", written[part]["machine"])
-        assert page.table(written[part]) in (docs / "performance" / "figures.md").read_text()
+        assert document[part]["command"] == f"python -m bench --quick {part}"
+        assert re.search(r" cores, bare SQL links [\d,]+ events/s \(load", document[part]["machine"])
+        assert page.table(document[part]) in (docs / "performance" / "figures.md").read_text()
     assert (ROOT / "docs" / "performance" / "figures.md").read_text() == before

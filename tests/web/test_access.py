@@ -66,13 +66,13 @@ def test_without_the_token_every_route_answers_401_with_the_form(db, there, monk
     """No token, a wrong one, the right one in the address; and the same for what is no route."""
     closed = app(db)
     for path in [*itertools.chain(*GUARDED.values()), "/nothing", "/events"]:
-        asked = path.format(**there)
-        with_token = f"{asked}{'&' if '?' in asked else '?'}token={TOKEN}"
+        requests = path.format(**there)
+        with_token = f"{requests}{'&' if '?' in requests else '?'}token={TOKEN}"
         for visitor, place in [
-            (Visitor(closed, None), asked),
+            (Visitor(closed, None), requests),
             (Visitor(closed, None), with_token),
-            (Visitor(closed, "wrong"), asked),
-            (Visitor(closed, TOKEN[:-1]), asked),
+            (Visitor(closed, "wrong"), requests),
+            (Visitor(closed, TOKEN[:-1]), requests),
         ]:
             answer = visitor.get(place)
             assert answer.status_code == 401
@@ -230,9 +230,9 @@ def test_anyone_may_see_whether_all_is_well_and_only_the_token_shows_what_is_wro
     assert Visitor(closed, None).get("/healthz").text == "alive\n"
     answer = Visitor(closed, None).get(f"/readyz?token={TOKEN}")
     assert (answer.status_code, answer.text) == (503, "unhealthy\n")
-    told = Visitor(closed).get("/readyz").text
-    assert told.startswith("unhealthy: no full sweep of all tenants has run yet")
-    assert told.count("\n") == 1
+    text = Visitor(closed).get("/readyz").text
+    assert text.startswith("unhealthy: no full sweep of all tenants has run yet")
+    assert text.count("\n") == 1
     mailglass_reconcile.reconcile()
     assert Visitor(app(db), None).get("/readyz").text == "healthy\n"
 

@@ -234,8 +234,8 @@ def check(page) -> None:
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE_SCRIPT)
     page.evaluate(MARK_ALIKE)
-    found = page.evaluate(AXE)
-    serious = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found if one["impact"] in SERIOUS]
+    result = page.evaluate(AXE)
+    serious = [(row["id"], [node["html"][:120] for node in row["nodes"]]) for row in result if row["impact"] in SERIOUS]
     assert serious == []
     assert page.evaluate("window.violations") == []
 

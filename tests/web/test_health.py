@@ -38,8 +38,8 @@ def test_every_page_has_the_number_of_problems_in_its_title(db):
     for path in ("/", "/orphans", "/find?q=nothing"):
         assert title(page(db, path)).startswith("(1) "), path
     text = page(db)
-    said = "1 problem No run that beat queued has ended for 3 hours; no full sweep has succeeded for 3 hours"
-    assert said in note(text)
+    output = "1 problem No run that beat queued has ended for 3 hours; no full sweep has succeeded for 3 hours"
+    assert output in note(text)
     assert 'data-copy="mailglass-reconcile doctor"' in text
     mailglass_reconcile.reconcile()
     assert title(page(db)) == "Overview · mailglass-reconcile"

@@ -98,9 +98,9 @@ def test_deliveries_of_the_last_hour_and_what_they_heard(db):
             delivery_row("m-5"),
         ],
     )
-    found = scrape(db)
-    assert value(found, "recent_deliveries") == 2
-    assert value(found, "recent_deliveries_reported") == 1
+    result = scrape(db)
+    assert value(result, "recent_deliveries") == 2
+    assert value(result, "recent_deliveries_reported") == 1
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
 
 def _buffers(db):
     """How many pages the statements on deliveries and open orphans touch."""
-    found = 0
+    result = 0
     reports = "{delivered}"
     with db.database.reading() as tx:
         for sql, more in (
@@ -232,5 +232,5 @@ def _buffers(db):
             (plan,) = tx.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, {"reports": reports, **more}
             ).scalar()
-            found += plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
-    return found
+            result += plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+    return result

@@ -186,14 +186,14 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(120)])
     factories.orphan(db, factories.sendgrid("other"))
     mailglass_reconcile.reconcile()
-    visitor, path, seen = Visitor(app(db)), "/orphans?provider=postmark", []
+    visitor, path, observed = Visitor(app(db)), "/orphans?provider=postmark", []
     while path:
         text = visitor.get(path).text
-        seen += re.findall(r'<a class="id" href="./events/([^"]+)"', text)
+        observed += re.findall(r'<a class="id" href="./events/([^"]+)"', text)
         assert 'name="provider" value="postmark"' in text
         following = re.search(r'rel="next" href="./([^"]+)"', text)
         path = html.unescape(f"/{following[1]}") if following else None
-    assert len(seen) == len(set(seen)) == 120
+    assert len(observed) == len(set(observed)) == 120
 
 
 def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
@@ -320,11 +320,11 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
 
         async def ask():
             paths = [f"/orphans?type=t{n}" for n in range(IN_FLIGHT + 5)]
-            asked = [asyncio.create_task(visitor.one(path)) for path in paths]
-            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            requests = [asyncio.create_task(visitor.one(path)) for path in paths]
+            result, _ = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
             alive = await visitor.one("/healthz")
             holder.rollback()
-            return [task.result() for task in done], alive, await asyncio.gather(*asked)
+            return [task.result() for task in result], alive, await asyncio.gather(*requests)
 
         first, alive, answers = asyncio.run(ask())
     assert {answer.status_code for answer in first} == {503}

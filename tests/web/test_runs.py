@@ -57,18 +57,18 @@ def ran(db):
 
 def test_idle_recent_sweeps_do_not_fill_the_overview(db, ran):
     """They were ten of the ten last runs."""
-    found = rows(Visitor(app(db)).get("/").text, "runs")
-    assert [re.search(r"(full|recent)", row)[1] for row in found] == ["full", "full", "recent"]
+    result = rows(Visitor(app(db)).get("/").text, "runs")
+    assert [re.search(r"(full|recent)", row)[1] for row in result] == ["full", "full", "recent"]
 
 
 def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, ran):
     """With filters in the address; durations have one unit in a table."""
     visitor = Visitor(app(db))
-    found = rows(visitor.get("/runs").text, "runs")
-    assert len(found) == 3
-    assert "failed DatabaseUnavailableError" in found[0]
-    assert "nothing linked, 1 unmatched" in found[1]
-    assert "60 by beat ok 3 linked" in found[2]
+    result = rows(visitor.get("/runs").text, "runs")
+    assert len(result) == 3
+    assert "failed DatabaseUnavailableError" in result[0]
+    assert "nothing linked, 1 unmatched" in result[1]
+    assert "60 by beat ok 3 linked" in result[2]
     assert "Took (s)" in visitor.get("/runs").text
     assert len(rows(visitor.get("/runs?idle=yes").text, "runs")) == 22
     assert len(rows(visitor.get("/runs?kind=recent").text, "runs")) == 20
@@ -88,9 +88,9 @@ def test_a_page_of_runs_leads_to_the_next_and_none_is_empty(db):
     visitor = Visitor(app(db))
     while path:
         text = visitor.get(path).text
-        found = rows(text, "runs")
-        assert found
-        seen += len(found)
+        result = rows(text, "runs")
+        assert result
+        seen += len(result)
         following = re.search(r'rel="next" href="./([^"]+)"', text)
         path = html.unescape(f"/{following[1]}") if following else None
     assert seen == 51
@@ -154,10 +154,10 @@ def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
     ):
         db.run(OUTBOX, handler=handler, type=type_, state=state, attempts=attempts, error=error, events=events)
     text = Visitor(app(db)).get("/handlers").text
-    found = rows(text, "handlers")
-    assert found[0] == "dead shop.suppress bounced IntegrityError never; died 3 hours ago 3"
-    assert found[1] == "failing shop.suppress bounced ConnectTimeout in 6 minutes 2"
-    assert found[2].startswith("waiting shop.note opened none")
+    result = rows(text, "handlers")
+    assert result[0] == "dead shop.suppress bounced IntegrityError never; died 3 hours ago 3"
+    assert result[1] == "failing shop.suppress bounced ConnectTimeout in 6 minutes 2"
+    assert result[2].startswith("waiting shop.note opened none")
     assert 'data-copy="mailglass-reconcile dispatch --retry"' in text
     assert len(re.findall(r'href="\./events/', text)) == 5
 

@@ -65,7 +65,7 @@ def test_two_threads_fetch_and_end_when_nothing_waits():
     assert not wait(all_, timeout=20).not_done
     assert (fetching.most, sorted(fetching.names)) == (2, [f"{n}" for n in range(10)])
     assert [some.get(f"{n}") for n in range(10)] == [f"{n}" for n in range(10)]
-    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "mailglass-certificates"])
+    wait_until(lambda: not [item for item in threading.enumerate() if item.name == "mailglass-certificates"])
 
 
 def test_after_ten_failures_there_is_a_pause_before_each_try(monkeypatch):

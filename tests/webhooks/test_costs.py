@@ -141,8 +141,8 @@ def recipients(size: int) -> None:
         "destination": [f"{n}@example.org" for n in range(size)],
         "headers": [{"name": "X-Tag", "value": f"{n}"} for n in range(size)],
     }
-    one = notification("ses", {"Type": "Notification", "Message": json.dumps({"eventType": "Send", "mail": mail})})
-    parse("ses", one.body, one.headers)
+    request = notification("ses", {"Type": "Notification", "Message": json.dumps({"eventType": "Send", "mail": mail})})
+    parse("ses", request.body, request.headers)
 
 
 def one_id(size: int) -> None:
@@ -165,10 +165,11 @@ def test_twice_the_input_costs_twice_the_cpu(work, size):
 def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
     """Numbered in their order, so that a repeated webhook has the same keys."""
     made = validate_events("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
-    keys = [one.entry.idempotency_key for one in made]
+    keys = [item.entry.idempotency_key for item in made]
     assert keys[0] == keys[2] != keys[1]
     assert keys == [
-        one.entry.idempotency_key for one in validate_events("acme", "sendgrid", [event(1), event(2), event(1)], False)
+        validate_event.entry.idempotency_key
+        for validate_event in validate_events("acme", "sendgrid", [event(1), event(2), event(1)], False)
     ]
 
 

@@ -49,25 +49,25 @@ def sent(db) -> None:
 
 def test_it_is_parsed_and_verified(carrier):
     """By the names of headers in any case, and the provider's in any."""
-    one = carrier.sent()
-    (event,) = parse("Carrier", one.body, one.headers)
+    request = carrier.sent()
+    (event,) = parse("Carrier", request.body, request.headers)
     assert (event.type, event.recipient) == ("delivered", "ada@example.com")
-    verify("carrier", one.body, one.headers, secret=f" {carrier.SECRET} ")
-    wrong = carrier.sent(secret="boo"), carrier.Posted(one.body, {}), carrier.Posted(b"{}", one.headers)  # noqa: S106
+    verify("carrier", request.body, request.headers, secret=f" {carrier.SECRET} ")
+    wrong = carrier.sent(secret="boo"), carrier.Posted(request.body, {}), carrier.Posted(b"{}", request.headers)  # noqa: S106
     for each in wrong:
         with pytest.raises(SignatureError):
             verify("carrier", each.body, each.headers, secret=carrier.SECRET)
     with pytest.raises(ConfigurationError, match="carrier: the secret is empty"):
-        verify("carrier", one.body, one.headers, secret="")
+        verify("carrier", request.body, request.headers, secret="")
 
 
 def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(db, carrier):
     """With the secret of the setting."""
     sent(db)
     setting(db, "carrier=coo")
-    one = carrier.sent()
+    request = carrier.sent()
     with db.engine.begin() as connection:
-        (recorded,) = receive(connection, "carrier", one.body, one.headers)
+        (recorded,) = receive(connection, "carrier", request.body, request.headers)
     assert recorded.delivery_id
     assert db.value(STATE) == "delivered"
 
@@ -75,9 +75,9 @@ def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(
 def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
     """It need not name a recipient: the rule finds its delivery."""
     sent(db)
-    one = carrier.sent(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
+    request = carrier.sent(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
     with db.engine.begin() as connection:
-        (recorded,) = receive(connection, "carrier", one.body, one.headers, secret=carrier.SECRET)
+        (recorded,) = receive(connection, "carrier", request.body, request.headers, secret=carrier.SECRET)
     assert recorded.delivery_id
     assert db.value(STATE) == "delivered"
 
@@ -151,15 +151,15 @@ def test_a_name_that_cannot_be_an_address_or_is_taken_is_refused(name, carrier):
 
 def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
     """In a process that imports nothing of it."""
-    one = carrier.sent()
+    request = carrier.sent()
     script = f"""
 from mailglass_reconcile.webhooks import parse, verify
-assert parse("carrier", {one.body!r})[0].type == "delivered"
-verify("carrier", {one.body!r}, {one.headers!r}, secret="coo")
+assert parse("carrier", {request.body!r})[0].type == "delivered"
+verify("carrier", {request.body!r}, {request.headers!r}, secret="coo")
 """
     env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "carrier", "PYTHONPATH": "tests/support"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
@@ -168,18 +168,18 @@ def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
     monkeypatch.delitem(sys.modules, "carrier")
     settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    assert [one.status_code for one in post(webhook_app(), "/carrier", carrier.sent())] == [200]
+    assert [response.status_code for response in post(webhook_app(), "/carrier", carrier.sent())] == [200]
 
 
 @pytest.mark.slow
 def test_the_command_serves_it(db, redis_url, tmp_path, carrier):
     """Over HTTP, and links by the rule of the same module."""
     sent(db)
-    one = carrier.sent()
+    request = carrier.sent()
     with receiving(
         db, redis_url, tmp_path,
         MAILGLASS_IMPORTS="canned_certificates,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
     ) as (base, log):  # fmt: skip
-        answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
+        answer = httpx.post(f"{base}/carrier", content=request.body, headers=request.headers)
         assert answer.status_code == 200, log.read_text()
     assert db.value(STATE) == "delivered"

@@ -20,7 +20,7 @@ def _fresh(monkeypatch):
 
 def warnings(caplog):
     """Return the lines of warnings."""
-    return [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_an_event_of_a_known_type_with_neither_is_a_warning_that_names_provider_and_type(caplog):

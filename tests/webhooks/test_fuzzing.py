@@ -87,13 +87,13 @@ def test_many_payloads_with_anything_in_them_can_be_recorded_or_are_refused(prov
 def read_twisted(provider, data):
     """Read a payload with some other values, alone and behind a good one."""
     payload = data.draw(twisted(provider))
-    (one,) = posted(provider, [payload])
-    read(provider, one.body, one.headers)
+    (request,) = posted(provider, [payload])
+    read(provider, request.body, request.headers)
     good = documented(provider)[0].payload
     requests = posted(provider, [good, payload])
-    made = [read(provider, each.body, each.headers) for each in requests]
-    assert made[0]
-    assert made[0][0].type == documented(provider)[0].type
+    datas = [read(provider, request.body, request.headers) for request in requests]
+    assert datas[0]
+    assert datas[0][0].type == documented(provider)[0].type
 
 
 @pytest.mark.slow
@@ -104,8 +104,8 @@ def test_any_json_is_read_or_refused(provider, body, headers):
     """Signed or not."""
     read(provider, body, headers)
     validate_events(provider, body, headers)
-    one = signed(provider, body)
-    read(provider, one.body, one.headers)
+    request = signed(provider, body)
+    read(provider, request.body, request.headers)
 
 
 @pytest.mark.slow
@@ -130,13 +130,13 @@ def test_whatever_arrives_is_answered_below_500_and_no_event_is_lost(db, applica
     body = data.draw(st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
     requests = [signed(provider, body, now), Posted(body, data.draw(HEADERS))]
     requests += posted(provider, [data.draw(twisted(provider))], now)
-    for one in requests:
-        headers = [(k.encode("utf-8", "replace"), v.encode("utf-8", "replace")) for k, v in one.headers.items()]
+    for request in requests:
+        headers = [(k.encode("utf-8", "replace"), v.encode("utf-8", "replace")) for k, v in request.headers.items()]
         before = db.value(COUNT)
-        status = answer(application, f"/{provider}", one.body, headers)
+        status = answer(application, f"/{provider}", request.body, headers)
         assert status < 500 or status == registry.get_provider(provider).rejection_status
         if status == 200:
-            ids = {event.provider_event_id for event in parse(provider, one.body, one.headers)}
+            ids = {event.provider_event_id for event in parse(provider, request.body, request.headers)}
             assert db.value(COUNT) - before <= len(ids) + 1
             kept = "SELECT count(DISTINCT metadata ->> 'provider_event_id') FROM mailglass_events WHERE"
             stored = [validation.replace_unstorable(id_)[:512] for id_ in ids]

@@ -43,21 +43,21 @@ def test_an_odd_value_in_a_signed_body_is_read_or_refused(provider):
     payload = documented(provider)[0].payload
     for path in places(payload):
         for odd in ODD:
-            for one in posted(provider, [changed(payload, path, odd)]):
+            for request in posted(provider, [changed(payload, path, odd)]):
                 with suppress(InvalidWebhookError):
-                    parse(provider, one.body, one.headers)
+                    parse(provider, request.body, request.headers)
 
 
 @pytest.mark.parametrize("provider", IN_BODY)
 def test_an_odd_value_in_what_is_signed_is_a_wrong_signature(provider):
     """Where the signature stands in the body, everything of it is from a stranger until it is checked."""
-    one = posted(provider, [documented(provider)[0].payload])[0]
-    body = json.loads(one.body)
+    request = posted(provider, [documented(provider)[0].payload])[0]
+    body = json.loads(request.body)
     for path in places(body):
         for odd in ODD:
             told = json.dumps(changed(body, path, odd)).encode()
             try:
-                verify(provider, told, one.headers, secret=secret_of(provider), now=senders.NOW)
+                verify(provider, told, request.headers, secret=secret_of(provider), now=senders.NOW)
             except SignatureError:
                 continue
             assert path[0] == "event-data", path  # Mailgun does not sign it
@@ -66,15 +66,15 @@ def test_an_odd_value_in_what_is_signed_is_a_wrong_signature(provider):
 @EVERY_PROVIDER
 def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
     """Latin-1, very long, or empty."""
-    one = posted(provider, [documented(provider)[0].payload])[0]
+    request = posted(provider, [documented(provider)[0].payload])[0]
     if provider == "postal":  # an older one sends only the second
-        one.headers.pop("X-Postal-Signature")
-    for name in [name for name in one.headers if name != "Content-Type" and not name.startswith("x-amz-sns")]:
+        request.headers.pop("X-Postal-Signature")
+    for name in [name for name in request.headers if name != "Content-Type" and not name.startswith("x-amz-sns")]:
         for odd in (None, "", " ", "é", "\x00", "a" * 10_000, "=" * 400, "9" * 5_000, "nan", "Basic", "v1,"):
-            headers = {key: value for key, value in one.headers.items() if key != name}
+            headers = {key: value for key, value in request.headers.items() if key != name}
             with pytest.raises(SignatureError):
                 verify(
-                    provider, one.body, headers if odd is None else {**headers, name: odd},
+                    provider, request.body, headers if odd is None else {**headers, name: odd},
                     secret=secret_of(provider), url=url_of(provider), now=senders.NOW,
                 )  # fmt: skip
 

@@ -34,7 +34,7 @@ ANYMAIL_PATHS = {
 
 def read(provider: str, *payloads: dict, at: dt.datetime = NOW) -> list[WebhookEvent]:
     """Post some payloads, and read what arrives."""
-    return [e for one in posted(provider, payloads, at) for e in parse(provider, one.body, one.headers)]
+    return [e for request in posted(provider, payloads, at) for e in parse(provider, request.body, request.headers)]
 
 
 def said(event: WebhookEvent) -> tuple:
@@ -78,15 +78,15 @@ def test_a_team_with_anymail_records_the_same_as_one_with_our_receiver(provider,
     """
     events = documented(provider)
     payloads = [event.payload for event in events]
-    heard = [each for one in posted(provider, payloads) for each in post([one.for_anymail(ANYMAIL_PATHS[provider])])]
-    theirs, ours = [webhook_event(*each) for each in heard], read(provider, *payloads)
+    heard = [each for item in posted(provider, payloads) for each in post([item.for_anymail(ANYMAIL_PATHS[provider])])]
+    theirs, data = [webhook_event(*each) for each in heard], read(provider, *payloads)
     if provider == "sendgrid":  # Anymail needs an id of its own there
-        theirs = [replace(one, message_id=own.message_id) for one, own in zip(theirs, ours, strict=True)]
-    assert theirs == ours
-    differing = [replace(one, **event.anymail) for one, event in zip(ours, events, strict=True)]
+        theirs = [replace(one, message_id=own.message_id) for one, own in zip(theirs, data, strict=True)]
+    assert theirs == data
+    differing = [replace(one, **event.anymail) for one, event in zip(data, events, strict=True)]
     pairs = known_to_anymail(heard, differing)
     assert [said(one) for one, _ in pairs] == [said(own) for _, own in pairs]
-    assert all(one != own for one, own, event in zip(differing, ours, events, strict=True) if event.anymail)
+    assert all(one != own for one, own, event in zip(differing, data, events, strict=True) if event.anymail)
 
 
 @pytest.mark.parametrize("provider", ANYMAIL, ids=lambda provider: provider.esp_name)
@@ -103,9 +103,9 @@ def test_every_kind_of_event_that_anymail_knows_is_read_the_same(provider, post)
         headers, body = request.get("headers", {}), request["data"]
         if isinstance(body, dict):
             body = urlencode(body)
-        ours = parse(provider.esp_name, body.encode(), headers, content_type=request.get("content_type"))
-        assert [webhook_event(*each) for each in heard] == ours
-        differing = [replace(e, **provider.differs.get(kind, {})) for e, kind in zip(ours, kinds, strict=True)]
+        events = parse(provider.esp_name, body.encode(), headers, content_type=request.get("content_type"))
+        assert [webhook_event(*each) for each in heard] == events
+        differing = [replace(e, **provider.differs.get(kind, {})) for e, kind in zip(events, kinds, strict=True)]
         pairs = known_to_anymail(heard, differing)
         assert [(said(one), one.message_id) for one, _ in pairs] == [(said(own), own.message_id) for _, own in pairs]
 
@@ -148,10 +148,10 @@ def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
     bad = [[canary], canary, None]
     if provider in ("mailtrap", "sendgrid"):
         bad.append({**payloads[0], "email": {"address": canary}})
-    (one,) = posted(provider, [payloads[0], *bad, *payloads[1:]])
+    (request,) = posted(provider, [payloads[0], *bad, *payloads[1:]])
     with caplog.at_level(logging.ERROR):
-        made = parse(provider, one.body, one.headers)
-    assert [event.type for event in made] == [event.type for event in documented(provider)]
+        events = parse(provider, request.body, request.headers)
+    assert [event.type for event in events] == [event.type for event in documented(provider)]
     assert f"{len(bad)} of {len(payloads) + len(bad)} events" in caplog.text
     assert canary not in caplog.text
 
@@ -159,10 +159,10 @@ def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
 @EVERY_PROVIDER
 def test_a_byte_that_is_no_text_costs_nothing(provider):
     """Some field of a message may hold one; the signature is over the bytes as they came."""
-    one = posted(provider, [documented(provider)[0].payload])[0]
-    (before,) = parse(provider, one.body, one.headers)
+    request = posted(provider, [documented(provider)[0].payload])[0]
+    (before,) = parse(provider, request.body, request.headers)
     for brace, more in ((b"{", b'{"name": "caf\xe9\xff", '), (b"%7B", b"%7B%22name%22%3A+%22caf%E9%FF%22%2C+")):
-        (after,) = parse(provider, one.body.replace(brace, more, 1), one.headers)
+        (after,) = parse(provider, request.body.replace(brace, more, 1), request.headers)
         assert (after.type, after.message_id, after.recipient) == (before.type, before.message_id, before.recipient)
 
 
@@ -289,9 +289,9 @@ def test_a_notification_about_three_recipients_is_three_events():
     addresses = [f"{name}@example.org" for name in ("a", "b", "c")]
     payload["bounce"]["bouncedRecipients"] = [{"emailAddress": address} for address in addresses]
     payload["mail"]["destination"] = addresses
-    made = read("ses", payload)
-    assert [event.recipient for event in made] == ["a@example.org", "b@example.org", "c@example.org"]
-    bounces, places = zip(*(event.provider_event_id.split("/") for event in made), strict=True)
+    data = read("ses", payload)
+    assert [event.recipient for event in data] == ["a@example.org", "b@example.org", "c@example.org"]
+    bounces, places = zip(*(event.provider_event_id.split("/") for event in data), strict=True)
     assert (set(bounces), places) == ({payload["bounce"]["feedbackId"]}, ("0", "1", "2"))
 
 
@@ -313,10 +313,10 @@ def test_scaleways_events_name_the_id_of_the_answer():
     """Anymail does not read them."""
     for event in documented("scaleway"):
         (made,) = read("scaleway", event.payload)
-        told = event.payload
-        assert (made.message_id, made.recipient) == (told.get("email_id"), told.get("email_to"))
-        assert made.provider_event_id == told["id"]
-        assert made.occurred_at == dt.datetime.fromisoformat(told["created_at"])
+        payload = event.payload
+        assert (made.message_id, made.recipient) == (payload.get("email_id"), payload.get("email_to"))
+        assert made.provider_event_id == payload["id"]
+        assert made.occurred_at == dt.datetime.fromisoformat(payload["created_at"])
 
 
 def test_resend_does_not_say_whom_of_several_an_event_is_about():
@@ -361,8 +361,8 @@ def test_one_bad_line_of_mailtraps_does_not_lose_the_others(caplog):
     payloads = [event.payload for event in documented("mailtrap")]
     lines = [json.dumps(payloads[0]), '{"email": "c4n4ry@exam', '"c4n4ry"', *map(json.dumps, payloads[1:])]
     with caplog.at_level(logging.ERROR):
-        made = parse("mailtrap", "\n".join(lines).encode())
-    assert made == read("mailtrap", *payloads)
+        events = parse("mailtrap", "\n".join(lines).encode())
+    assert events == read("mailtrap", *payloads)
     assert f"2 of {len(lines)} events" in caplog.text
     assert "c4n4ry" not in caplog.text
 
@@ -375,8 +375,8 @@ def test_one_bad_user_of_unisender_go_does_not_lose_the_others(caplog):
     good["events"].append("c4n4ry")
     told = [{"user_id": 1, "events": "c4n4ry"}, "c4n4ry", good]
     with caplog.at_level(logging.ERROR):
-        made = parse("unisender_go", json.dumps({**body, "events_by_user": told}).encode())
-    assert made == read("unisender_go", *payloads)
+        events = parse("unisender_go", json.dumps({**body, "events_by_user": told}).encode())
+    assert events == read("unisender_go", *payloads)
     assert f"3 of {len(payloads) + 3} events" in caplog.text
     assert "c4n4ry" not in caplog.text
 

@@ -37,8 +37,8 @@ def test_a_sample_is_verified_and_read_as_one_event(provider, recipient):
 def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
     """With a payload, or by name only, but of those that we do not know."""
     record = registry.get_provider(provider)
-    named = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
-    types = {event.type for event in documented(provider)} | {record.table.kinds[row].type for row in named}
+    without_payload = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
+    types = {event.type for event in documented(provider)} | {record.table.kinds[row].type for row in without_payload}
     assert set(record.samples("m", None, AT)) == types - {"unknown", ""}
 
 
@@ -48,6 +48,6 @@ def test_two_samples_are_two_events(provider):
     record, ids = registry.get_provider(provider), set()
     for second in (0, 1):
         at = AT + dt.timedelta(seconds=second)
-        one = record.sign(record.samples("m-2", None, at)["opened"], secret_of(provider), at.timestamp(), URL)
-        ids |= {event.provider_event_id for event in parse(provider, one.body, one.headers)}
+        request = record.sign(record.samples("m-2", None, at)["opened"], secret_of(provider), at.timestamp(), URL)
+        ids |= {event.provider_event_id for event in parse(provider, request.body, request.headers)}
     assert len(ids) == 2

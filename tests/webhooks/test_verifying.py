@@ -44,16 +44,16 @@ SIGNED = [provider for provider in PROVIDERS if provider not in BASIC]
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
     """Certificates come from a function of ours; return the addresses that it was asked for."""
-    asked = []
+    requests = []
 
     def fetch(url):
-        asked.append(url)
+        requests.append(url)
         return senders.published(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
     monkeypatch.setattr(sns, "certificates", CertificateCache())
     monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
-    return asked
+    return requests
 
 
 def check(provider, one: Posted, **changes):
@@ -70,36 +70,36 @@ def first(provider, **changes) -> Posted:
 @EVERY_PROVIDER
 def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider):
     """Servers hand them over in several."""
-    for one in posted(provider, [event.payload for event in documented(provider)]):
-        check(provider, one)
-        check(provider, Posted(one.body, {name.upper(): value for name, value in one.headers.items()}))
+    for request in posted(provider, [event.payload for event in documented(provider)]):
+        check(provider, request)
+        check(provider, Posted(request.body, {name.upper(): value for name, value in request.headers.items()}))
 
 
 @EVERY_PROVIDER
 def test_without_its_headers_a_request_is_refused(provider):
     """Nor with empty ones."""
-    one = first(provider)
+    request = first(provider)
     if provider in ("mailgun", "unisender_go"):
-        one = Posted(b'{"event-data": {"event": "opened"}, "auth": null}', one.headers)
+        request = Posted(b'{"event-data": {"event": "opened"}, "auth": null}', request.headers)
     if provider in ("ses", "scaleway"):
-        one = Posted(b'{"Type": "Notification", "Message": "{}"}', one.headers)
-    for headers in ({}, dict.fromkeys(one.headers, "")):
+        request = Posted(b'{"Type": "Notification", "Message": "{}"}', request.headers)
+    for headers in ({}, dict.fromkeys(request.headers, "")):
         with pytest.raises(SignatureError):
-            check(provider, Posted(one.body, headers))
+            check(provider, Posted(request.body, headers))
 
 
 @pytest.mark.parametrize("provider", [provider for provider in SIGNED if provider not in ("azure", "mailgun")])
 def test_one_bit_of_the_body_changed_is_refused(provider):
     """At every place of the first hundred, and of the last."""
-    one = first(provider)
-    for place in [*range(min(100, len(one.body))), len(one.body) - 1]:
-        changed = bytearray(one.body)
+    request = first(provider)
+    for place in [*range(min(100, len(request.body))), len(request.body) - 1]:
+        changed = bytearray(request.body)
         changed[place] ^= 1
         told = bytes(changed)
-        if provider in ("ses", "scaleway") and _same_message(told, one.body):
+        if provider in ("ses", "scaleway") and _same_message(told, request.body):
             continue  # spaces between the signed fields
         with pytest.raises(SignatureError):
-            check(provider, Posted(told, one.headers))
+            check(provider, Posted(told, request.headers))
 
 
 def _same_message(one: bytes, other: bytes) -> bool:
@@ -112,24 +112,24 @@ def _same_message(one: bytes, other: bytes) -> bool:
 @EVERY_PROVIDER
 def test_one_bit_of_the_signature_changed_is_refused(provider):
     """Where it stands in the body, too."""
-    one = first(provider)
-    places = [name for name in one.headers if "ignature" in name or name == "Authorization"]
+    request = first(provider)
+    places = [name for name in request.headers if "ignature" in name or name == "Authorization"]
     if provider == "postal":
         places = ["X-Postal-Signature-256"]
     for name in places:
-        value = one.headers[name]
+        value = request.headers[name]
         changed = value[:-4] + chr(ord(value[-4]) ^ 1) + value[-3:]
         with pytest.raises(SignatureError):
-            check(provider, Posted(one.body, {**one.headers, name: changed}))
+            check(provider, Posted(request.body, {**request.headers, name: changed}))
     if not places:
-        told = json.loads(one.body)
+        document = json.loads(request.body)
         holder, name = {
-            "mailgun": (told.get("signature"), "signature"),
-            "unisender_go": (told, "auth"),
-        }.get(provider, (told, "Signature"))
+            "mailgun": (document.get("signature"), "signature"),
+            "unisender_go": (document, "auth"),
+        }.get(provider, (document, "Signature"))
         holder[name] = holder[name][:-4] + ("A" if holder[name][-4] != "A" else "B") + holder[name][-3:]
         with pytest.raises(SignatureError):
-            check(provider, Posted(json.dumps(told).encode(), one.headers))
+            check(provider, Posted(json.dumps(document).encode(), request.headers))
 
 
 @EVERY_PROVIDER
@@ -181,17 +181,17 @@ def test_a_secret_of_another_kind_is_a_fault_of_configuration(provider):
 )  # fmt: skip
 def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider, minutes, right):
     """Five minutes for Svix, a day for Mailgun; a repeated notification of SNS keeps its first time."""
-    one, now = first(provider), NOW + dt.timedelta(minutes=minutes)
+    request, now = first(provider), NOW + dt.timedelta(minutes=minutes)
     if right:
-        check(provider, one, now=now)
+        check(provider, request, now=now)
     else:
         with pytest.raises(SignatureError, match="too old"):
-            check(provider, one, now=now)
+            check(provider, request, now=now)
 
 
 def test_sendgrids_own_test_vector():
     """Of test/unit/test_eventwebhook.py in github.com/sendgrid/sendgrid-python."""
-    told = {
+    payload = {
         "email": "hello@world.com",
         "event": "dropped",
         "reason": "Bounced Address",
@@ -200,7 +200,7 @@ def test_sendgrids_own_test_vector():
         "smtp-id": "<LRzXl_NHStOGhQ4kofSm_A@ismtpd0039p1iad1.sendgrid.net>",
         "timestamp": 1600112492,
     }
-    body = json.dumps([told], sort_keys=True, separators=(",", ":")).encode() + b"\r\n"
+    body = json.dumps([payload], sort_keys=True, separators=(",", ":")).encode() + b"\r\n"
     headers = {
         "X-Twilio-Email-Event-Webhook-Timestamp": "1600112502",
         "X-Twilio-Email-Event-Webhook-Signature": (
@@ -242,20 +242,20 @@ def test_svixs_library_makes_what_we_accept():
 
 def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it():
     """The signature covers only the token: whoever has read one webhook could sign any event for a day."""
-    one = first("mailgun")
-    other = Posted(one.body.replace(b'"event"', b'"Event"'), one.headers)
-    check("mailgun", one)
+    request = first("mailgun")
+    other = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
+    check("mailgun", request)
     check("mailgun", other)  # nothing was recorded yet
-    with suppress(LookupError), mailgun.claim(registry.make_request(one.body)):
+    with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
         raise LookupError  # nor was it now
-    with mailgun.claim(registry.make_request(one.body)):
+    with mailgun.claim(registry.make_request(request.body)):
         with pytest.raises(SignatureError, match="another webhook"):
             check("mailgun", other)
         with pytest.raises(SignatureError), mailgun.claim(registry.make_request(other.body)):
             pass
-        with suppress(LookupError), mailgun.claim(registry.make_request(one.body)):
+        with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
             raise LookupError
-    check("mailgun", one, now=NOW + dt.timedelta(hours=23))
+    check("mailgun", request, now=NOW + dt.timedelta(hours=23))
     with pytest.raises(SignatureError, match="another webhook"):
         check("mailgun", other, now=NOW + dt.timedelta(hours=23))
 
@@ -271,9 +271,9 @@ def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, mov
         signature = {"timestamp": time, "token": token, "signature": given}
         return Posted(json.dumps({"signature": signature, "event-data": {"event": event}}).encode(), {})
 
-    one, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
-    check("mailgun", one)
-    with mailgun.claim(registry.make_request(one.body)):
+    request, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
+    check("mailgun", request)
+    with mailgun.claim(registry.make_request(request.body)):
         pass
     with pytest.raises(SignatureError):
         check("mailgun", other)
@@ -312,9 +312,9 @@ def test_mailguns_tokens_are_bounded(monkeypatch):
 
 def test_mailguns_primary_account_may_verify_its_subaccounts():
     """By `parent-signature`."""
-    told = json.loads(first("mailgun").body)
-    told["signature"] |= {"parent-signature": told["signature"]["signature"], "signature": "0" * 64}
-    check("mailgun", Posted(json.dumps(told).encode(), {"Content-Type": "application/json"}))
+    document = json.loads(first("mailgun").body)
+    document["signature"] |= {"parent-signature": document["signature"]["signature"], "signature": "0" * 64}
+    check("mailgun", Posted(json.dumps(document).encode(), {"Content-Type": "application/json"}))
 
 
 def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_else(monkeypatch):
@@ -329,21 +329,21 @@ def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_els
 
 def test_postals_older_signature_counts_only_without_the_newer_one():
     """A Postal before 3 sends only that."""
-    one = first("postal")
-    older = {name: value for name, value in one.headers.items() if name != "X-Postal-Signature-256"}
-    check("postal", Posted(one.body, older))
+    request = first("postal")
+    older = {name: value for name, value in request.headers.items() if name != "X-Postal-Signature-256"}
+    check("postal", Posted(request.body, older))
     with pytest.raises(SignatureError):
-        check("postal", Posted(one.body, {**older, "X-Postal-Signature-256": older["X-Postal-Signature"]}))
+        check("postal", Posted(request.body, {**older, "X-Postal-Signature-256": older["X-Postal-Signature"]}))
 
 
 def test_mandrill_needs_the_address_exactly():
     """Also without a trailing slash, it is another one."""
-    one = first("mandrill")
+    request = first("mandrill")
     for url in (url_of("mandrill")[:-1], "https" + url_of("mandrill")[4:], "http://testserver/mandrill/"):
         with pytest.raises(SignatureError):
-            check("mandrill", one, url=url)
+            check("mandrill", request, url=url)
     with pytest.raises(ConfigurationError, match="public address"):
-        check("mandrill", one, url=None)
+        check("mandrill", request, url=None)
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
@@ -365,13 +365,13 @@ def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetche
 ):
     """SHA-1 and SHA-256; with a subject, and without."""
     more = {"SubscribeURL": "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription", "Token": "t"}
-    told = {"Type": kind, "Message": "m\n", **(more if kind != "Notification" else {})}
-    check(provider, notification(provider, told, version))
+    payload = {"Type": kind, "Message": "m\n", **(more if kind != "Notification" else {})}
+    check(provider, notification(provider, payload, version))
     if kind == "Notification":
-        check(provider, notification(provider, {**told, "Subject": "Häagen"}, version))
-    asked = len(published)
-    check(provider, notification(provider, told, version))
-    assert len(published) == asked == (1 if provider == "ses" else 2)
+        check(provider, notification(provider, {**payload, "Subject": "Häagen"}, version))
+    count = len(published)
+    check(provider, notification(provider, payload, version))
+    assert len(published) == count == (1 if provider == "ses" else 2)
 
 
 @pytest.mark.parametrize(
@@ -401,9 +401,9 @@ def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetche
 )
 def test_a_certificate_comes_from_amazon_only_and_from_the_topics_region(url, published):
     """Nothing is asked of another host, and only a file whose name is like those of its certificates."""
-    told = json.loads(first("ses").body)
+    document = json.loads(first("ses").body)
     with pytest.raises(SignatureError):
-        check("ses", Posted(json.dumps({**told, "SigningCertURL": url}).encode(), {}))
+        check("ses", Posted(json.dumps({**document, "SigningCertURL": url}).encode(), {}))
     assert published == []
 
 
@@ -518,12 +518,14 @@ def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monke
     """At an address of the provider's only."""
     provider = module.__name__.rpartition(".")[2]
     path = "/?Action=ConfirmSubscription&TopicArn=a&Token=t"
-    told = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t"}
+    payload = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t"}
     fetched = []
     monkeypatch.setattr(sns, "fetch", lambda address: fetched.append(address) or b"")
 
     def confirm(url):
-        sns.confirm(registry.make_request(notification(provider, {**told, "SubscribeURL": url}).body), module.SERVICE)
+        sns.confirm(
+            registry.make_request(notification(provider, {**payload, "SubscribeURL": url}).body), module.SERVICE
+        )
 
     confirm(host + path)
     sns.confirm(registry.make_request(first(provider).body), module.SERVICE)
@@ -570,8 +572,8 @@ try:
 except ConfigurationError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "mailglass-reconcile[webhooks]" in done.stdout, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "mailglass-reconcile[webhooks]" in process.stdout, process.stderr
 
 
 def test_a_providers_module_is_imported_when_it_is_needed():
@@ -583,5 +585,5 @@ parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.providers.")]
 assert loaded == ["mailglass_reconcile.webhooks.providers.postmark"], loaded
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

@@ -125,15 +125,15 @@ def test_a_list_takes_no_filter_from_its_address(site, rows):
 
 def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
     """By address, message id, event and delivery; a part of one finds nothing."""
-    named = db.value("SELECT provider_message_id FROM mailglass_deliveries")
+    value = db.value("SELECT provider_message_id FROM mailglass_deliveries")
     events = {row.id for row in db.rows(EVENTS)}
     of_delivery = events - {rows["orphan"]}
-    for query in ("", f"?q={ANN}", f"?q={quote(named)}", f"?q={rows['delivery']}", "?q=%20"):
+    for query in ("", f"?q={ANN}", f"?q={quote(value)}", f"?q={rows['delivery']}", "?q=%20"):
         assert found(site, f"delivery/{query}") == {rows["delivery"]}
     for query in ("?q=ann", "?q=m-1", f"?q={rows['orphan']}"):
         assert found(site, f"delivery/{query}") == set()
     assert found(site, "event/") == events
-    assert found(site, f"event/?q={rows['delivery']}") == found(site, f"event/?q={quote(named)}") <= of_delivery
+    assert found(site, f"event/?q={rows['delivery']}") == found(site, f"event/?q={quote(value)}") <= of_delivery
     assert found(site, f"event/?q={rows['orphan']}") == found(site, "event/?q=m-1") == {rows["orphan"]}
     assert found(site, "openorphan/") == {rows["orphan"]}
     assert found(site, "openorphan/?q=m-1") == found(site, f"openorphan/?q={rows['orphan']}") == {rows["orphan"]}
@@ -241,9 +241,9 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
         assert "erase_recipients" in site.get(place).content.decode()
         assert ANN in text_of(site.post(place, form))
         assert db.value(FOR_ANN, ann=ANN) == 2
-        done = text_of(site.post(place, {**form, "confirmed": "yes"}, follow=True))
-        assert "Erased an address from 2 deliveries" in done
-        assert "Not reached: metadata" in done
+        result = text_of(site.post(place, {**form, "confirmed": "yes"}, follow=True))
+        assert "Erased an address from 2 deliveries" in result
+        assert "Not reached: metadata" in result
         assert site.post(f"{place}{other}/delete/").status_code == 403
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
 

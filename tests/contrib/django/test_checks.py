@@ -21,7 +21,7 @@ GOOD = {
 
 def found():
     """Return the ids of what our checks say; none of them connects, since the database is nowhere."""
-    return [one.id for one in run_checks() if one.id.startswith("mailglass_reconcile.")]
+    return [run_check.id for run_check in run_checks() if run_check.id.startswith("mailglass_reconcile.")]
 
 
 @pytest.fixture
@@ -86,16 +86,18 @@ call_command("check")
 def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     """By the check of a project that starts with it, and not by a traceback."""
     environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}
-    done = subprocess.run([sys.executable, "-c", PROJECT], env=environment, capture_output=True, text=True, check=False)
-    last = done.stderr.strip().splitlines()
-    assert "SystemCheckError" in done.stderr
-    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", PROJECT], env=environment, capture_output=True, text=True, check=False
+    )
+    last = process.stderr.strip().splitlines()
+    assert "SystemCheckError" in process.stderr
+    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], process.stderr
 
 
 def of_the_database(*databases):
     """Return what the check with the tag `database` says, by id."""
     found = run_checks(tags=[Tags.database], databases=databases)
-    return {one.id: one for one in found if one.id.startswith("mailglass_reconcile.")}
+    return {item.id: item for item in found if item.id.startswith("mailglass_reconcile.")}
 
 
 def test_the_cheap_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
@@ -129,5 +131,5 @@ def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_dat
     with override_settings(**GOOD):
         assert found() == ["mailglass_reconcile.W004"]
     with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
-        (one,) = [one for one in run_checks() if one.id == "mailglass_reconcile.W005"]
+        (one,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
     assert "auth, contenttypes" in one.msg

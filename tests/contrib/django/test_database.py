@@ -203,6 +203,6 @@ def test_our_own_connections_have_the_role_and_the_options_of_djangos(monkeypatc
     options = {"assume_role": "pg_monitor", "application_name": "shop"}
     monkeypatch.setitem(djangos.settings_dict, "OPTIONS", options)
     with django_database.engine("default").connect() as ours:
-        found = ours.exec_driver_sql("SELECT current_user, current_setting('application_name')").one()
+        row = ours.exec_driver_sql("SELECT current_user, current_setting('application_name')").one()
         driver = ours.connection.driver_connection
-        assert (*found, driver.cursor_factory, driver.prepare_threshold) == ("pg_monitor", "shop", psycopg.Cursor, None)
+        assert (*row, driver.cursor_factory, driver.prepare_threshold) == ("pg_monitor", "shop", psycopg.Cursor, None)

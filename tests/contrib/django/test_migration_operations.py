@@ -184,24 +184,24 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", unknown], ["find", "ada@example.com"]):
         with pytest.raises(SystemExit):
             call_command("mailglass", *arguments)
-    said = "".join(capsys.readouterr())
-    assert "`manage.py mailglass migrate`" in said
-    assert "`manage.py mailglass sweep`" in said
-    assert "`manage.py mailglass sweep`" in said
-    assert "\n  manage.py mailglass find MESSAGE_ID\n" in said
-    assert not re.search("[` ]mailglass-reconcile ", said)
+    output = "".join(capsys.readouterr())
+    assert "`manage.py mailglass migrate`" in output
+    assert "`manage.py mailglass sweep`" in output
+    assert "`manage.py mailglass sweep`" in output
+    assert "\n  manage.py mailglass find MESSAGE_ID\n" in output
+    assert not re.search("[` ]mailglass-reconcile ", output)
     assert "`manage.py mailglass prune`" in (states.state_remedy("missing") or "")
 
 
 @pytest.mark.slow
 def test_databases_of_djangos_tests_are_migrated(empty):
     """`create_test_db` makes one, under another name, and that is where our engine leads."""
-    kept = connection.settings_dict["NAME"]
+    original_name = connection.settings_dict["NAME"]
     name = connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
     try:
-        assert name == f"test_{kept}"
+        assert name == f"test_{original_name}"
         assert is_current()
         with runtime.get_engine().connect() as ours:
             assert ours.exec_driver_sql("SELECT current_database()").scalar_one() == name
     finally:
-        connection.creation.destroy_test_db(kept, verbosity=0)
+        connection.creation.destroy_test_db(original_name, verbosity=0)

@@ -53,11 +53,11 @@ def careless(told):
 
 def lines(caplog):
     """Return what was logged as an error, in one line each."""
-    found = [
+    result = [
         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and not record.exc_info
     ]
-    assert not [line for line in found if "\n" in line or ANN in line]
-    return [line for line in found if "recorded" in line or "skipped" in line]
+    assert not [line for line in result if "\n" in line or ANN in line]
+    return [line for line in result if "recorded" in line or "skipped" in line]
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
     db.run(SHOW)
     post(requests)
     post(requests)
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["clicked", "bounced"]
     assert db.value(LEDGER) == 2 + len(STORY)
 
 
@@ -128,15 +128,15 @@ def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batc
     """Otherwise the provider would send the batch again forever."""
     message = Message.accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
-    told = json.loads(request["data"])
-    told[1]["anymail_id"] = [told[1]["anymail_id"]]
+    document = json.loads(request["data"])
+    document[1]["anymail_id"] = [document[1]["anymail_id"]]
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     tracking.connect(beyond_all_times, dispatch_uid="beyond")
     receivers.connect()
-    post([{**request, "data": json.dumps(told)}])
+    post([{**request, "data": json.dumps(document)}])
     tracking.disconnect(dispatch_uid="beyond")
     assert db.value(LEDGER) == 2 + len(STORY) - 2
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["opened", "dispatched"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["opened", "dispatched"]
     assert [line.partition(":")[0] for line in lines(caplog)] == ["an event of SendGrid was skipped"] * 2
 
 
@@ -182,13 +182,13 @@ def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollbac
         message = Message.accepted(POSTMARK, 1)
         post(message.requests(*STORY[:2]))
         assert db.witness.messages() == []
-    told = db.witness.messages()
-    assert len(told) == 4
+    messages = db.witness.messages()
+    assert len(messages) == 4
     with transaction.atomic():
         post(message.requests(*STORY[2:]))
         transaction.set_rollback(True)
     assert db.witness.messages() == []
-    db.witness.messages = lambda: told
+    db.witness.messages = lambda: messages
 
 
 def calls_of(deaf):
@@ -211,4 +211,4 @@ def test_a_batch_asks_a_redis_that_does_not_answer_once(db, post):
         post(message.requests(*STORY))
         flush()
         assert calls_of(deaf) == 1
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["clicked", "bounced"]

@@ -41,8 +41,8 @@ def over_asgi(request):
 
     async def post():
         try:
-            given = {**request, "headers": {**AUTHORIZATION, **request["headers"]}}
-            answer = await AsyncClient(raise_request_exception=False).post(**given)
+            arguments = {**request, "headers": {**AUTHORIZATION, **request["headers"]}}
+            answer = await AsyncClient(raise_request_exception=False).post(**arguments)
         finally:
             await sync_to_async(connections.close_all)()
         return answer.status_code
@@ -64,10 +64,10 @@ def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monke
     (request,) = message.requests(*STORY)
     assert answer(request) == 200
     assert db.value(LEDGER) == 2 + len(STORY)
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["clicked", "bounced"]
     wait_until(lambda: len(db.witness.messages()) == 2 * len(STORY))
-    told = db.witness.messages()
-    db.witness.messages = lambda: told
+    messages = db.witness.messages()
+    db.witness.messages = lambda: messages
 
 
 def test_a_webhook_that_cannot_be_recorded_is_answered_with_an_error_and_comes_again(db, answer):
@@ -104,8 +104,8 @@ def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
     asyncio.run(main())
     assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
     wait_until(lambda: len(db.witness.messages()) == 2)
-    told = db.witness.messages()
-    db.witness.messages = lambda: told
+    messages = db.witness.messages()
+    db.witness.messages = lambda: messages
 
 
 def accepted_of(number):
@@ -139,13 +139,13 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
                     transaction.set_rollback(number == 3)
             assert sent == []
         settle()
-        asked = len(sent)
-        assert 1 <= asked <= 2, "one for all, or the first of both alone"
+        count = len(sent)
+        assert 1 <= count <= 2, "one for all, or the first of both alone"
         with transaction.atomic():
             Message.accepted(POSTMARK, 4, [ANN])
             transaction.set_rollback(True)
         settle()
-        assert len(sent) == asked
+        assert len(sent) == count
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 2
     assert sessions(db) == before
 
@@ -160,9 +160,9 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
     }
     djangos.ensure_connection()
     for name, (call, most) in calls.items():
-        with round_trips(djangos.connection) as counted:
+        with round_trips(djangos.connection) as counts:
             call()
-        assert counted == [most + 2], name
+        assert counts == [most + 2], name
 
 
 CONTENDED = (

@@ -37,8 +37,8 @@ def _installed(db, app, backends, monkeypatch):
     monkeypatch.setattr(sns, "fetch", senders.published)
     monkeypatch.setattr(sns, "certificates", type(sns.certificates)())
     secrets = ",".join(f"{name}={senders.secret_of(name)}" for name in registry.PROVIDERS)
-    given = {"webhook_secrets": SecretStr(secrets), "webhook_url": SecretStr(senders.MANDRILL_URL)}
-    mailglass_reconcile.configure(settings=db.settings.model_copy(update=given))
+    arguments = {"webhook_secrets": SecretStr(secrets), "webhook_url": SecretStr(senders.MANDRILL_URL)}
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update=arguments))
     with override_settings(ROOT_URLCONF="webhook_urls"):
         yield
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
@@ -109,9 +109,9 @@ def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, st
     assert (answer["Content-Type"], b"512d38b6" in answer.content) == (
         ("application/json", True) if status == 200 else ("text/plain; charset=utf-8", False)
     )
-    asked = client.options("/webhooks/azure", headers=headers)
-    assert asked.status_code == status
-    assert asked.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
+    requests = client.options("/webhooks/azure", headers=headers)
+    assert requests.status_code == status
+    assert requests.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
     assert client.options("/webhooks/postmark", headers=headers).status_code == 405
     assert db.value(EVENTS) == 0
 
@@ -209,7 +209,7 @@ def test_a_webhook_is_attached_to_a_send_by_anymail_and_published(db):
     """Whichever way the send was recorded, the ids are the same."""
     message = Message.accepted(POSTMARK, 1, [ANN])
     assert over_wsgi(**postmark({**OPEN, "MessageID": message.ids[ANN]})).status_code == 200
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["opened"]
+    assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["opened"]
     wait_until(lambda: len(db.witness.messages()) == 2)
-    told = db.witness.messages()
-    db.witness.messages = lambda: told
+    messages = db.witness.messages()
+    db.witness.messages = lambda: messages

@@ -51,10 +51,10 @@ def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database
     for message in ("one", "nobody's"):
         orphan(db, postmark(message))
     mailglass_reconcile.reconcile()
-    found = report()
-    assert [one for one in found if one.check != "settings" and one.status != OK] == []
-    assert [one.check for one in found] == CHECKS.split()
-    assert not [one for one in found if one.status == OK and one.remedy]
+    findings = report()
+    assert [finding for finding in findings if finding.check != "settings" and finding.status != OK] == []
+    assert [finding.check for finding in findings] == CHECKS.split()
+    assert not [finding for finding in findings if finding.status == OK and finding.remedy]
 
 
 @pytest.mark.parametrize("trigger", schema.TRIGGERS)
@@ -62,9 +62,9 @@ def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
     """Orphans come in meanwhile; `migrate` brings back the trigger and them."""
     db.run(DISABLED.format(trigger))
     orphan(db, postmark("meanwhile"))
-    found = of("triggers")
-    assert (found.status, trigger in found.message) == (ERROR, True)
-    heal(db, found.remedy)
+    finding = of("triggers")
+    assert (finding.status, trigger in finding.message) == (ERROR, True)
+    heal(db, finding.remedy)
     assert (of("triggers").status, of("open_set").status) == (OK, OK)
 
 
@@ -74,9 +74,9 @@ def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
     for number in range(3):
         orphan(db, postmark(f"m-{number}"))
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 2)")
-    found = of("open_set")
-    assert (found.status, "2 of 3 orphans" in found.message, "--repair" in found.remedy) == (ERROR, True, True)
-    repaired, now = [one for one in report(repair=True) if one.check == "open_set"]
+    finding = of("open_set")
+    assert (finding.status, "2 of 3 orphans" in finding.message, "--repair" in finding.remedy) == (ERROR, True, True)
+    repaired, now = [finding for finding in report(repair=True) if finding.check == "open_set"]
     assert repaired.message == "repaired: 2 open orphans added, 0 removed"
     assert (repaired.status, now.status) == (OK, OK)
 
@@ -88,9 +88,9 @@ def test_an_open_set_with_rows_too_many_is_repaired(db: Database) -> None:
     for event_id in (linked, factories.new_id()):
         db.run("INSERT INTO mailglass_open_orphans VALUES (CAST(:id AS uuid), 'acme', now())", id=event_id)
     db.run("INSERT INTO mailglass_open_orphan_ids VALUES (CAST(:id AS uuid), 1, 'x')", id=its)
-    found = of("open_set")
-    assert (found.status, "2 of 2 orphans that are reconciled" in found.message) == (WARNING, True)
-    assert "1 of 1 id without an orphan" in found.message
+    finding = of("open_set")
+    assert (finding.status, "2 of 2 orphans that are reconciled" in finding.message) == (WARNING, True)
+    assert "1 of 1 id without an orphan" in finding.message
     assert of("open_set", repair=True).status == OK
 
 
@@ -118,8 +118,8 @@ def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], 
     for number in range(10):
         orphan(db, {"provider": "acme", "its": {"id": f"m-{number}"}})
         mailglass_reconcile.reconcile()
-        found = of("key_rules")
-        assert (found.status, "acme" in found.message, "MAILGLASS_IMPORTS" in found.remedy) == (
+        finding = of("key_rules")
+        assert (finding.status, "acme" in finding.message, "MAILGLASS_IMPORTS" in finding.remedy) == (
             ERROR if number == 9 else WARNING,
             True,
             True,
@@ -133,8 +133,8 @@ def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
     """Its ids may be found all the same, where most providers put them; the name that was meant is given."""
     orphan(db, {"provider": "sendgird", "message_id": "m-1"})
     mailglass_reconcile.reconcile()
-    found = of("key_rules")
-    assert (found.status, "no rule knows sendgird; did you mean sendgrid?" in found.message) == (WARNING, True)
+    finding = of("key_rules")
+    assert (finding.status, "no rule knows sendgird; did you mean sendgrid?" in finding.message) == (WARNING, True)
 
 
 def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
@@ -142,10 +142,10 @@ def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
     orphan(db, {"message_id": "m-1"})
     orphan(db, {"provider": "postmark", "message": "m-1"})
     mailglass_reconcile.reconcile()
-    said = [one for one in report() if one.check == "key_rules"]
-    assert [one.status for one in said] == [WARNING, WARNING]
-    assert "1 newest open event names no provider" in " ".join(one.message for one in said)
-    assert "postmark" in " ".join(one.message for one in said)
+    findings = [finding for finding in report() if finding.check == "key_rules"]
+    assert [finding.status for finding in findings] == [WARNING, WARNING]
+    assert "1 newest open event names no provider" in " ".join(finding.message for finding in findings)
+    assert "postmark" in " ".join(finding.message for finding in findings)
 
 
 def test_events_that_never_have_an_id_are_no_fault(beside: Database) -> None:
@@ -157,8 +157,8 @@ def test_events_that_never_have_an_id_are_no_fault(beside: Database) -> None:
     assert of("key_rules").status == OK
     orphan(beside, factories.sendgrid(None), type="delivered")
     mailglass_reconcile.reconcile()
-    found = of("key_rules")
-    assert (found.status, "sendgrid" in found.message) == (WARNING, True)
+    finding = of("key_rules")
+    assert (finding.status, "sendgrid" in finding.message) == (WARNING, True)
 
 
 def test_all_webhooks_under_another_tenant(beside: Database) -> None:
@@ -168,9 +168,9 @@ def test_all_webhooks_under_another_tenant(beside: Database) -> None:
         orphan(beside, postmark(f"m-{number}"), tenant_id="default")
     assert of("tenants").status == OK, "nothing has looked at them yet"
     mailglass_reconcile.reconcile()
-    found = of("tenants")
-    assert (found.status, "tenant is default" in found.message) == (ERROR, True)
-    assert "resolve_webhook_tenant" in found.remedy
+    finding = of("tenants")
+    assert (finding.status, "tenant is default" in finding.message) == (ERROR, True)
+    assert "resolve_webhook_tenant" in finding.remedy
     for number in range(4):
         delivery(beside, f"n-{number}", tenant_id="acme")
         orphan(beside, postmark(f"n-{number}"), tenant_id="acme")
@@ -183,9 +183,9 @@ def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
     delivery(db, "m-1", tenant_id="acme")
     orphan(db, postmark("m-1"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    found = of("tenants")
-    assert (found.status, "record_webhook" in found.remedy) == (WARNING, True)
-    assert "ailglass" not in found.remedy.replace("MAILGLASS_TENANT", "")
+    finding = of("tenants")
+    assert (finding.status, "record_webhook" in finding.remedy) == (WARNING, True)
+    assert "ailglass" not in finding.remedy.replace("MAILGLASS_TENANT", "")
 
 
 def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_webhooks_are_attached(
@@ -210,26 +210,26 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     mailglass_reconcile.reconcile()
     factories.insert(db, events=rows)
     for _ in range(2):
-        assert [one for one in report() if one.check != "settings" and one.status != OK] == []
+        assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
         mailglass_reconcile.reconcile()
 
 
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """`migrate` heals the first, the newer version the second; the third names the setting."""
     db.run("DELETE FROM mailglass_reconcile_version")
-    found = of("schema")
-    assert (found.status, f"this version needs {schema.VERSION}" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
+    finding = of("schema")
+    assert (finding.status, f"this version needs {schema.VERSION}" in finding.message) == (ERROR, True)
+    heal(db, finding.remedy)
     assert of("schema").status == OK
     db.run("UPDATE mailglass_reconcile_version SET version_num = '9999'")
-    found = of("schema")
-    assert (found.status, "install the newer" in found.remedy) == (ERROR, True)
+    finding = of("schema")
+    assert (finding.status, "install the newer" in finding.remedy) == (ERROR, True)
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
     assert of("schema").status == OK
     elsewhere = db.settings.model_copy(update={"database_schema": "elsewhere"})
     mailglass_reconcile.configure(engine=db.engine, settings=elsewhere)
-    found = of("schema")
-    assert (found.status, "MAILGLASS_DATABASE_SCHEMA to public" in found.remedy) == (ERROR, True)
+    finding = of("schema")
+    assert (finding.status, "MAILGLASS_DATABASE_SCHEMA to public" in finding.remedy) == (ERROR, True)
 
 
 @pytest.mark.parametrize("index", ["mailglass_deliveries_reconcile_idx", "mailglass_open_orphans_arrival_idx"])
@@ -237,9 +237,9 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     """One on Mailglass's table, and one on ours."""
     before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)
     db.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:index)", index=index)
-    found = of("indexes")
-    assert (found.status, f"{index} is invalid" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
+    finding = of("indexes")
+    assert (finding.status, f"{index} is invalid" in finding.message) == (ERROR, True)
+    heal(db, finding.remedy)
     assert of("indexes").status == OK
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
 
@@ -249,14 +249,14 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(besi
     index = "mailglass_events_idempotency_key_idx"
     mailglass_reconcile.reconcile()
     beside.run(f"DROP INDEX {beside.settings.database_schema}.{index}")
-    found = of("indexes")
-    assert (found.status, f"index {index} is missing" in found.message) == (ERROR, True)
-    assert found.remedy is not None
-    assert found.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
-    assert runner.find_missing_objects(beside.engine, beside.settings) == [found.sentence]
+    finding = of("indexes")
+    assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
+    assert finding.remedy is not None
+    assert finding.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
+    assert runner.find_missing_objects(beside.engine, beside.settings) == [finding.sentence]
     with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
         runner.migrate(beside.engine, beside.settings, lambda line: None)
-    heal(beside, found.remedy)
+    heal(beside, finding.remedy)
     assert (of("indexes").status, runner.find_missing_objects(beside.engine, beside.settings)) == (OK, [])
 
 
@@ -270,16 +270,16 @@ def test_mailglass_s_own_reconciler_that_still_runs(beside: Database) -> None:
     event_id = orphan(beside, postmark("two"))
     its = beside.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
     factories.insert(beside, events=[factories.reconciled_row(event_id, its)])
-    found = of("other_reconciler")
-    assert (found.status, "made 1 link within" in found.message, "Oban" in found.remedy) == (WARNING, True, True)
+    finding = of("other_reconciler")
+    assert (finding.status, "made 1 link within" in finding.message, "Oban" in finding.remedy) == (WARNING, True, True)
 
 
 def test_deliveries_whose_ids_no_event_will_name(beside: Database) -> None:
     """Ids that Mailglass made up, and none at all."""
     delivery(beside, "mailglass-synthetic-1")
     delivery(beside, "m-1", provider="postmark")
-    found = of("delivery_ids")
-    assert (found.status, "1 of 2" in found.message) == (WARNING, True)
+    finding = of("delivery_ids")
+    assert (finding.status, "1 of 2" in finding.message) == (WARNING, True)
     beside.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
     assert of("delivery_ids").status == ERROR
 
@@ -287,10 +287,10 @@ def test_deliveries_whose_ids_no_event_will_name(beside: Database) -> None:
 def test_sessions_that_are_not_in_utc(beside: Database) -> None:
     """Mailglass writes local times; the remedy sets the role's time zone."""
     beside.by_default("timezone", "Europe/Berlin")
-    found = of("time_zone")
-    assert (found.status, "Europe/Berlin" in found.message) == (WARNING, True)
-    assert found.remedy is not None
-    assert found.remedy.startswith("ALTER ROLE")
+    finding = of("time_zone")
+    assert (finding.status, "Europe/Berlin" in finding.message) == (WARNING, True)
+    assert finding.remedy is not None
+    assert finding.remedy.startswith("ALTER ROLE")
     beside.by_default("timezone", None)
     assert of("time_zone").status == OK
 
@@ -312,7 +312,7 @@ def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
     """Told from the history of runs: nothing yet, beat not since, another in its place, beat again."""
 
     def said() -> dict[str, str]:
-        return {one.check: one.message for one in report() if one.status == ERROR}
+        return {finding.check: finding.message for finding in report() if finding.status == ERROR}
 
     assert said() == {"sweeps": "no full sweep of all tenants has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
@@ -344,19 +344,19 @@ def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker
             cluster.append("made")
             raise ValueError
 
-        found = checks.diagnose(make)
-        assert bool(cluster) == any(one.check == "celery" and one.status == ERROR for one in found)
+        findings = checks.diagnose(make)
+        assert bool(cluster) == any(finding.check == "celery" and finding.status == ERROR for finding in findings)
         return bool(cluster)
 
     assert asked()
     for origin, expected in (("call", True), ("command", False), ("follow", False), ("python", False)):
         db.run(RUN, minutes=4, origin=origin, status="ok")
         assert asked() == expected
-    assert [one for one in report() if one.status != OK] == []
+    assert [finding for finding in report() if finding.status != OK] == []
     default = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     default.model_fields_set.discard("redis_url")
     mailglass_reconcile.configure(engine=db.engine, settings=default)
-    assert [one for one in report() if one.status != OK] == []
+    assert [finding for finding in report() if finding.status != OK] == []
     db.run(RUN, minutes=1, origin="beat", status="ok")
     assert asked()
 
@@ -402,8 +402,8 @@ def test_a_last_sweep_that_failed(db: Database) -> None:
     """Although the one before it is recent; the next one that succeeds heals it."""
     db.run(RUN, minutes=5, origin="beat", status="ok")
     db.run(RUN, minutes=1, origin="beat", status="failed")
-    found = of("sweeps")
-    assert (found.status, "DatabaseRefusedError" in found.message) == (ERROR, True)
+    finding = of("sweeps")
+    assert (finding.status, "DatabaseRefusedError" in finding.message) == (ERROR, True)
     mailglass_reconcile.reconcile()
     assert of("sweeps").status == OK
 
@@ -417,12 +417,12 @@ VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', 'dead', now
 def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     """Dead ones until they are tried again; those that wait while no handler is registered here."""
     db.run(DEAD)
-    found = of("handlers")
-    assert (found.status, "1 job of a handler is dead" in found.message) == (ERROR, True)
-    assert "dispatch --retry" in found.remedy
+    finding = of("handlers")
+    assert (finding.status, "1 job of a handler is dead" in finding.message) == (ERROR, True)
+    assert "dispatch --retry" in finding.remedy
     assert administration.retry(db.database) == 1
-    found = of("handlers")
-    assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
+    finding = of("handlers")
+    assert (finding.status, "MAILGLASS_IMPORTS" in finding.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_handler_outbox")
     assert of("handlers").status == OK
 
@@ -441,12 +441,12 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     db.run(WAITING, attempts=2, due=200)
     assert of("handlers").status == OK
     db.run(WAITING, attempts=0, due=400)
-    found = of("handlers")
-    assert (found.status, "waited 6 minutes" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
+    finding = of("handlers")
+    assert (finding.status, "waited 6 minutes" in finding.message, "dispatch" in finding.remedy) == (ERROR, True, True)
     db.run("DELETE FROM mailglass_handler_outbox")
     db.run(WAITING, attempts=3, due=-60)
-    found = of("handlers")
-    assert (found.status, "1 job of a handler has failed 3 times" in found.message) == (ERROR, True)
+    finding = of("handlers")
+    assert (finding.status, "1 job of a handler has failed 3 times" in finding.message) == (ERROR, True)
     assert ["1 job of a handler has failed 3 times" in problem for problem in load_problems(db.database)] == [
         False,
         True,
@@ -462,10 +462,10 @@ def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Datab
     assert of("handled_types").status == OK
     assert value(scrape(db), "findings", check="handled_types", status="error") == 0
     db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE handler = 'old one'")
-    found = of("handled_types")
-    assert (found.status, "the handler old one (bounced, opened) for 1 hour" in found.message) == (ERROR, True)
-    assert "dispatch --forget --handler 'old one'`" in found.remedy
-    assert "dispatch --rename 'old one' NEW`" in found.remedy
+    finding = of("handled_types")
+    assert (finding.status, "the handler old one (bounced, opened) for 1 hour" in finding.message) == (ERROR, True)
+    assert "dispatch --forget --handler 'old one'`" in finding.remedy
+    assert "dispatch --rename 'old one' NEW`" in finding.remedy
     assert ["the handler old one" in problem for problem in load_problems(db.database)] == [False, True]
     assert value(scrape(db), "findings", check="handled_types", status="error") == 1
 
@@ -493,7 +493,7 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
         db.run("SELECT pg_stat_force_next_flush()")
         db.wait_until_alone()
         before = db.value(BLOCKS)
-        assert {one.status for one in report() if one.check not in ("settings", "sweeps")} == {OK}
+        assert {finding.status for finding in report() if finding.check not in ("settings", "sweeps")} == {OK}
         db.wait_until_alone()
         return int(db.value(BLOCKS)) - before
 
@@ -511,8 +511,8 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
 def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
     """They are never linked, and that is no fault of the open set."""
     orphan(db, postmark("one"), tenant_id="t" * 1_001)
-    found = of("open_set")
-    assert (found.status, "1 orphan checked has a tenant of more than 1,000" in found.message) == (WARNING, True)
+    finding = of("open_set")
+    assert (finding.status, "1 orphan checked has a tenant of more than 1,000" in finding.message) == (WARNING, True)
 
 
 def test_a_task_is_expected_in_the_queue_that_its_schedule_names() -> None:

@@ -55,17 +55,17 @@ def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(beside, 
     """Mailglass's reconciler looks at neither."""
     orphan, message_id = bounce(beside, TO)
     link(beside, orphan, factories.delivery(beside, message_id, **{"recipient": TO, **columns}))
-    found = of("links")
-    assert (found.status, whose in found.message) == (WARNING, True)
+    finding = of("links")
+    assert (finding.status, whose in finding.message) == (WARNING, True)
 
 
 def test_a_recipient_that_cannot_be_read_is_no_fault(beside):
     """Then the message id alone decides, here too; the doctor does not claim to have compared it."""
     orphan, message_id = bounce(beside, TO, kept=False)
     link(beside, orphan, factories.delivery(beside, message_id, recipient=CC))
-    found = of("links")
-    assert found.status == OK
-    assert found.message == "the 1 newest link is to the right tenant; the recipient of 1 cannot be read"
+    finding = of("links")
+    assert finding.status == OK
+    assert finding.message == "the 1 newest link is to the right tenant; the recipient of 1 cannot be read"
 
 
 def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_another_reconciler_s(beside, admin):
@@ -76,10 +76,10 @@ def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_anothe
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         assert reconcile().linked_unchecked == 1
     beside.broken.add("I5")
-    found = of("links")
-    assert (found.status, "another reconciler" in found.message) == (WARNING, False)
-    assert "1 of 1 newest link is to another recipient's delivery" in found.message
-    assert "Oban" not in found.remedy
+    finding = of("links")
+    assert (finding.status, "another reconciler" in finding.message) == (WARNING, False)
+    assert "1 of 1 newest link is to another recipient's delivery" in finding.message
+    assert "Oban" not in finding.remedy
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def test_a_sweeper_that_cannot_read_recipients_is_a_warning(beside, admin):
     assert of("recipients").status == OK
     with sweeper(beside, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
-        found = of("recipients")
-        assert (found.status, "cannot be undone" in found.message) == (WARNING, True)
-        heal(beside, found.remedy)
+        finding = of("recipients")
+        assert (finding.status, "cannot be undone" in finding.message) == (WARNING, True)
+        heal(beside, finding.remedy)
         assert of("recipients").status == OK
 
 

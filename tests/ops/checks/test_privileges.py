@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.guard
 def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db, role):
     """Every check can be made with the sweeper's grants."""
-    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
+    assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
 
 
 @pytest.mark.parametrize(
@@ -34,18 +34,18 @@ def test_a_right_that_is_missing(db, role, revoked, named):
     if "SCHEMA" in revoked:
         db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
     db.run(f"REVOKE {revoked} FROM {role}")
-    found = of("privileges")
-    assert (found.status, named in found.message, role in found.message) == (ERROR, True, True)
-    heal(db, found.remedy)
-    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
+    finding = of("privileges")
+    assert (finding.status, named in finding.message, role in finding.message) == (ERROR, True, True)
+    heal(db, finding.remedy)
+    assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
 
 
 def test_row_level_security_that_would_hide_rows(db, role):
     """Postgres refuses then; BYPASSRLS heals."""
     db.run("ALTER TABLE mailglass_deliveries ENABLE ROW LEVEL SECURITY")
-    found = of("privileges")
-    assert (found.status, "mailglass_deliveries" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
+    finding = of("privileges")
+    assert (finding.status, "mailglass_deliveries" in finding.message) == (ERROR, True)
+    heal(db, finding.remedy)
     assert of("privileges").status == OK
 
 
@@ -54,9 +54,9 @@ def test_a_retention_that_the_role_may_not_apply(db, role):
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
-    found = of("privileges")
-    assert found.status == ERROR
+    finding = of("privileges")
+    assert finding.status == ERROR
     for function in ("mailglass_prune_events", "mailglass_prune_deliveries"):
-        assert f"EXECUTE on {function}(" in found.message
-    heal(db, found.remedy)
+        assert f"EXECUTE on {function}(" in finding.message
+    heal(db, finding.remedy)
     assert of("privileges").status == OK

@@ -52,7 +52,7 @@ def delivered(hours_ago, number=1, **columns):
 def found(db):
     """Return what the sample says, by provider."""
     with db.database.reading() as tx:
-        return {one.provider: one for one in reports.load_reports(tx)}
+        return {report.provider: report for report in reports.load_reports(tx)}
 
 
 def silent(db):
@@ -120,7 +120,7 @@ def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries,
     rows = [{**row, "provider": "postmark"} for row in deliveries]
     insert(db, rows, [orphan_row(postmark(f"other-{n}")) for n in range(events)])
     reconcile()
-    assert [one for one in status.load_problems(db.database) if "other message ids" in one] == []
+    assert [problem for problem in status.load_problems(db.database) if "other message ids" in problem] == []
 
 
 def test_each_provider_is_looked_at_by_itself(beside):
@@ -197,7 +197,13 @@ def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
         settings = Settings(database_url=beside.settings.database_url, **more)
         mailglass_reconcile.configure(engine=beside.engine, settings=settings)
         assert (
-            len([one for one in status.load_problems(mailglass_reconcile.runtime.database()) if SILENT in one])
+            len(
+                [
+                    problem
+                    for problem in status.load_problems(mailglass_reconcile.runtime.database())
+                    if SILENT in problem
+                ]
+            )
             == problems
         )
     assert of("reports").status == OK

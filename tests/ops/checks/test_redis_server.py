@@ -29,17 +29,17 @@ def own_redis(db: Database) -> Iterator[redis.Redis]:
 def test_a_redis_that_is_away(db):
     """The cause is told apart; links are unaffected, and the database is looked at."""
     using(db, redis_url="redis://:canary@127.0.0.1:1/0")
-    found = {one.check: one for one in report()}
-    assert "127.0.0.1, port 1, database 0: nothing listens there" in found["redis"].message
-    assert (found["redis"].status, found["open_set"].status) == (ERROR, OK)
-    assert "canary" not in str(found)
+    findings = {finding.check: finding for finding in report()}
+    assert "127.0.0.1, port 1, database 0: nothing listens there" in findings["redis"].message
+    assert (findings["redis"].status, findings["open_set"].status) == (ERROR, OK)
+    assert "canary" not in str(findings)
 
 
 def test_a_redis_that_is_a_replica(db, own_redis):
     """It takes messages and tells nobody; as a master it is well."""
     own_redis.replicaof("127.0.0.1", 1)
-    found = of("redis")
-    assert (found.status, "is a replica" in found.message) == (ERROR, True)
+    finding = of("redis")
+    assert (finding.status, "is a replica" in finding.message) == (ERROR, True)
     own_redis.replicaof("NO", "ONE")
     assert of("redis").status == OK
 
@@ -63,11 +63,11 @@ def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status,
     where = own_redis.connection_pool.connection_kwargs
     using(db, redis_url=f"redis://mailglass:secret@{where['host']}:{where['port']}/0")
     with Subscription(own_redis, None, None) as heard:
-        assert {one.status for one in report() if "redis" in one.check or "lock" in one.check} == {OK}
+        assert {finding.status for finding in report() if "redis" in finding.check or "lock" in finding.check} == {OK}
         own_redis.execute_command("ACL", "SETUSER", "mailglass", *missing.split())
-        found = of(check)
-        assert (found.status, words in found.message) == (status, True)
-        step = found.remedy.replace("<this user>", "mailglass").replace("'", "").split()
+        finding = of(check)
+        assert (finding.status, words in finding.message) == (status, True)
+        step = finding.remedy.replace("<this user>", "mailglass").replace("'", "").split()
         own_redis.execute_command(*step)
         assert of(check).status == OK
         own_redis.publish("mailglass:events:acme", '{"delivery_id": "d"}')
@@ -88,8 +88,8 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
 def test_a_redis_whose_memory_is_full(db, own_redis):
     """The lock cannot be taken."""
     own_redis.config_set("maxmemory", 1)
-    found = of("lock_privileges")
-    assert (found.status, "memory is full" in found.message) == (ERROR, True)
+    finding = of("lock_privileges")
+    assert (finding.status, "memory is full" in finding.message) == (ERROR, True)
     own_redis.config_set("maxmemory", 0)
     assert of("lock_privileges").status == OK
 
@@ -111,9 +111,9 @@ def test_a_lock_that_was_left_behind(db, store):
     key = lock_key(None)
     assert held().status == OK
     store.set(key, "running task-1 0123456789ab", ex=40)
-    found = held()
-    assert (found.status, "task task-1 has the lock" in found.message) == (WARNING, True)
-    assert re.search(r"renewed 2\d s ago, for (40|39) s more", found.message)
+    result = held()
+    assert (result.status, "task task-1 has the lock" in result.message) == (WARNING, True)
+    assert re.search(r"renewed 2\d s ago, for (40|39) s more", result.message)
     assert held(known=("task-1",)).status == OK
     store.set(key, "queued task-2", ex=60)
     assert [held(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]

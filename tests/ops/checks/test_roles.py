@@ -54,8 +54,8 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
         "REVOKE UPDATE (last_event_type) ON mailglass_deliveries FROM mailglass_recorder;"
         "REVOKE INSERT ON mailglass_open_orphan_ids FROM mailglass_recorder"
     )
-    found = of("roles")
-    assert (found.status, found.message, found.remedy) == (
+    finding = of("roles")
+    assert (finding.status, finding.message, finding.remedy) == (
         ERROR,
         "role mailglass_recorder lacks UPDATE (last_event_type) on mailglass_deliveries;"
         " INSERT on mailglass_open_orphan_ids",
@@ -63,8 +63,8 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
         " GRANT INSERT ON public.mailglass_open_orphan_ids TO mailglass_recorder",
     )
     using(db, database_url=reader)
-    assert found.message in str(load_problems(mailglass_reconcile.runtime.database()))
-    heal(db, found.remedy)
+    assert finding.message in str(load_problems(mailglass_reconcile.runtime.database()))
+    heal(db, finding.remedy)
     assert not load_problems(mailglass_reconcile.runtime.database())
 
 
@@ -80,9 +80,9 @@ def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy
                 db.run(f"REVOKE {named} ON {grant.object} FROM {role.name}")
                 if len(role.grants) == 1:
                     db.run(f"GRANT SELECT ON {grant.object} TO {role.name}")  # a role with nothing is not used here
-                found = of("roles")
-                assert (found.status, found.message) == (ERROR, f"role {role.name} lacks {named} on {grant.object}")
-                heal(db, found.remedy)
+                finding = of("roles")
+                assert (finding.status, finding.message) == (ERROR, f"role {role.name} lacks {named} on {grant.object}")
+                heal(db, finding.remedy)
     assert of("roles").status == OK
 
 
@@ -98,9 +98,9 @@ def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found
     documented("mailglass_recorder")
     documented("mailglass_writer")
     db.run("ALTER TABLE mailglass_events ENABLE ROW LEVEL SECURITY")
-    [found] = [finding for finding in report() if finding.check == "roles" and finding.status == ERROR]
-    assert "row-level security of mailglass_events would hide rows from role mailglass_recorder" in found.message
-    heal(db, found.remedy)
+    [result] = [finding for finding in report() if finding.check == "roles" and finding.status == ERROR]
+    assert "row-level security of mailglass_events would hide rows from role mailglass_recorder" in result.message
+    heal(db, result.remedy)
     assert of("roles").status == OK
 
 
@@ -115,8 +115,8 @@ def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found
 def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db, documented, name):
     """Of a role that is not the sweeper, it says who runs doctor, in one finding, and grants nothing."""
     using(db, database_url=documented(name))
-    [found] = [finding for finding in report() if finding.status == ERROR]
-    assert found.message.startswith(f"doctor needs the privileges of mailglass_sweeper, and role {name} has others")
+    [result] = [finding for finding in report() if finding.status == ERROR]
+    assert result.message.startswith(f"doctor needs the privileges of mailglass_sweeper, and role {name} has others")
     assert not [finding for finding in report() if "GRANT" in str(finding.remedy)]
 
 
@@ -134,9 +134,9 @@ def test_a_reader_is_told_which_of_its_own_privileges_is_missing(db, documented)
     """`status --check` reads the history of runs."""
     using(db, database_url=documented("mailglass_reader"))
     db.run("REVOKE SELECT ON mailglass_reconcile_runs FROM mailglass_reader")
-    said = str(load_problems(mailglass_reconcile.runtime.database()))
-    assert "role mailglass_reader lacks SELECT on mailglass_reconcile_runs" in said
-    assert "GRANT SELECT ON public.mailglass_reconcile_runs TO mailglass_reader" in said
+    output = str(load_problems(mailglass_reconcile.runtime.database()))
+    assert "role mailglass_reader lacks SELECT on mailglass_reconcile_runs" in output
+    assert "GRANT SELECT ON public.mailglass_reconcile_runs TO mailglass_reader" in output
 
 
 def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db, documented, admin):
@@ -148,8 +148,10 @@ def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db,
         db.run("REVOKE INSERT ON mailglass_events FROM mailglass_sweeper")
         url = make_url(db.url).set(username="mgtest_worker", password="secret")  # noqa: S106
         using(db, database_url=url.render_as_string(hide_password=False))
-        [found] = [one for one in report() if one.check in ("roles", "privileges") and one.status == ERROR]
-        assert found.remedy == "GRANT INSERT ON public.mailglass_events TO mailglass_sweeper"
+        [result] = [
+            finding for finding in report() if finding.check in ("roles", "privileges") and finding.status == ERROR
+        ]
+        assert result.remedy == "GRANT INSERT ON public.mailglass_events TO mailglass_sweeper"
     finally:
         with admin.connect() as connection:
             connection.exec_driver_sql("DROP ROLE mgtest_worker")

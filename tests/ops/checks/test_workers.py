@@ -26,24 +26,24 @@ WHILE_IT_LINKS = "LOCK TABLE mailglass_open_orphans IN EXCLUSIVE MODE"
 
 def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
     """Return what the command finds in the installation's environment, by check."""
-    done = commands.run_forked(site.db, "doctor", "--json", **{**site.environment, **environment})
-    assert done.stdout, done.stderr
+    result = commands.run_forked(site.db, "doctor", "--json", **{**site.environment, **environment})
+    assert result.stdout, result.stderr
     found: dict[str, list[dict[str, str]]] = {}
-    for one in json.loads(done.stdout)["findings"]:
-        found.setdefault(one["check"], []).append(one)
-    worst = any(one["status"] == "error" for its in found.values() for one in its)
-    assert done.returncode == int(worst)
+    for finding in json.loads(result.stdout)["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    worst = any(row["status"] == "error" for its in found.values() for row in its)
+    assert result.returncode == int(worst)
     return found
 
 
 def states(found: dict[str, list[dict[str, str]]], check: str) -> set[str]:
     """Return the states of one check's findings."""
-    return {one["status"] for one in found[check]}
+    return {row["status"] for row in found[check]}
 
 
 def well(found: dict[str, list[dict[str, str]]]) -> bool:
     """Whether nothing at all is wrong."""
-    return {one["status"] for its in found.values() for one in its} == {"ok"}
+    return {row["status"] for its in found.values() for row in its} == {"ok"}
 
 
 @contextmanager
@@ -59,9 +59,9 @@ def frozen(process_id: int) -> Iterator[None]:
 def test_no_worker_and_then_one(site: Site) -> None:
     """Without one, a request that waits is counted; with one, all is well and the exit code is 0."""
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
-    found = findings(site)
-    assert (states(found, "worker"), "queues" in found) == ({"error"}, False), "one cause is one finding"
-    assert f"1 message waits in the queue {QUEUE} of {SWEEP_TASK}" in found["worker"][0]["message"]
+    result = findings(site)
+    assert (states(result, "worker"), "queues" in result) == ({"error"}, False), "one cause is one finding"
+    assert f"1 message waits in the queue {QUEUE} of {SWEEP_TASK}" in result["worker"][0]["message"]
     with site.worker():
         wait_until(lambda: well(findings(site)), PATIENCE)
 
@@ -70,9 +70,9 @@ def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
     """It answers, and the queue, where a message waits, has no consumer; a second worker with -Q has it."""
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
     with site.worker("-Q", "other", pool="solo"):
-        found = findings(site)
-        [lacking] = [one for one in found["queues"] if one["status"] != "ok"]
-        assert (states(found, "worker"), lacking["status"]) == ({"ok"}, "error")
+        result = findings(site)
+        [lacking] = [queue for queue in result["queues"] if queue["status"] != "ok"]
+        assert (states(result, "worker"), lacking["status"]) == ({"ok"}, "error")
         assert f"`celery -A mailglass_reconcile worker -Q {QUEUE}`" in lacking["remedy"]
         with site.worker("-Q", f"{QUEUE},mailglass_maintenance", pool="solo"):
             wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
@@ -83,11 +83,11 @@ def test_an_app_of_one_s_own_that_does_not_know_the_tasks(site: Site) -> None:
     (site.log.parent / "forgetful.py").write_text(FORGETFUL)
     path = os.pathsep.join([str(site.log.parent), site.environment["PYTHONPATH"]])
     with site.worker(app="forgetful", pool="solo", PYTHONPATH=path):
-        found = findings(site, MAILGLASS_IMPORTS="forgetful", PYTHONPATH=path)
-        assert (states(found, "worker"), states(found, "queues")) == ({"ok"}, {"error"})
-        assert f"do not know {SWEEP_TASK} and {PRUNE_TASK}" in found["queues"][0]["message"]
-        assert states(found, "schedule") == {"warning"}
-        assert "no entry for sweeps" in found["schedule"][0]["message"]
+        result = findings(site, MAILGLASS_IMPORTS="forgetful", PYTHONPATH=path)
+        assert (states(result, "worker"), states(result, "queues")) == ({"ok"}, {"error"})
+        assert f"do not know {SWEEP_TASK} and {PRUNE_TASK}" in result["queues"][0]["message"]
+        assert states(result, "schedule") == {"warning"}
+        assert "no entry for sweeps" in result["schedule"][0]["message"]
     with site.worker(app="worker", pool="solo"):
         site.send(queue="celery")
         wait_until(lambda: well(findings(site, MAILGLASS_IMPORTS="worker")), PATIENCE)
@@ -102,8 +102,8 @@ def test_a_worker_of_an_app_that_was_not_found_does_the_work(site: Site) -> None
 
 def test_a_remedy_starts_the_app_that_was_found_and_none_of_its_queues(site: Site) -> None:
     """The bundled app's worker on an application's queue would consume, and drop, the application's own tasks."""
-    found = findings(site, MAILGLASS_IMPORTS="worker")
-    assert found["worker"][0]["remedy"] == "start a worker: `celery -A worker worker`"
+    result = findings(site, MAILGLASS_IMPORTS="worker")
+    assert result["worker"][0]["remedy"] == "start a worker: `celery -A worker worker`"
 
 
 FORGETFUL = """
@@ -121,9 +121,9 @@ def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
         wait_until(waiting, PATIENCE)
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
-        [found] = findings(site)["lock"]
-    assert (found["status"], task_id in found["message"]) == ("warning", True)
-    site.redis.delete(found["remedy"].partition("redis-cli DEL ")[2].split()[0])
+        [result] = findings(site)["lock"]
+    assert (result["status"], task_id in result["message"]) == ("warning", True)
+    site.redis.delete(result["remedy"].partition("redis-cli DEL ")[2].split()[0])
     assert states(findings(site), "lock") == {"ok"}
 
 
@@ -134,20 +134,20 @@ def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> No
         site.send()
         wait_until(waiting, PATIENCE)
         with frozen(worker.pid):  # or the sweep would give up after its lock_timeout
-            found = findings(site)
-    assert (found["worker"][0]["status"], "is sweeping" in found["worker"][0]["message"]) == ("warning", True)
+            result = findings(site)
+    assert (result["worker"][0]["status"], "is sweeping" in result["worker"][0]["message"]) == ("warning", True)
 
 
 @pytest.mark.parametrize("broker", ["redis://:canary@127.0.0.1:1/0", "amqp://ada:canary@127.0.0.1:1//"])
 def test_a_broker_that_is_away(site: Site, broker: str) -> None:
     """The cause and the setting are named, and no password."""
-    found = findings(site, CELERY_BROKER_URL=broker)
-    assert (states(found, "broker"), "worker" in found) == ({"error"}, False)
-    assert "127.0.0.1, port 1" in found["broker"][0]["message"]
-    assert "nothing listens there" in found["broker"][0]["message"]
-    assert "CELERY_BROKER_URL" in found["broker"][0]["remedy"]
-    assert "canary" not in str(found)
-    assert "ada" not in str(found["broker"])
+    result = findings(site, CELERY_BROKER_URL=broker)
+    assert (states(result, "broker"), "worker" in result) == ({"error"}, False)
+    assert "127.0.0.1, port 1" in result["broker"][0]["message"]
+    assert "nothing listens there" in result["broker"][0]["message"]
+    assert "CELERY_BROKER_URL" in result["broker"][0]["remedy"]
+    assert "canary" not in str(result)
+    assert "ada" not in str(result["broker"])
 
 
 def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) -> None:
@@ -156,12 +156,12 @@ def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) ->
         ids = [server._process.pid, client.info("server")["process_id"]]
         environment = {"MAILGLASS_DATABASE_URL": server.url, "MAILGLASS_REDIS_URL": url}
         with frozen(ids[0]), frozen(ids[1]):
-            found = findings(site, **environment)
-    assert {"error"} == states(found, "database") == states(found, "redis")
-    assert "broker" not in found, "it is the same Redis"
+            result = findings(site, **environment)
+    assert {"error"} == states(result, "database") == states(result, "redis")
+    assert "broker" not in result, "it is the same Redis"
     assert (
         "Timeout reading from socket; links are made, but not broadcast; cannot connect to the broker"
-        in found["redis"][0]["message"]
+        in result["redis"][0]["message"]
     )
 
 
@@ -172,8 +172,8 @@ def test_without_celery_the_rest_is_checked(site: Site) -> None:
         "from mailglass_reconcile.cli import main; main()"
     )
     command = [sys.executable, "-c", code, "doctor", "--json"]
-    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=60)
-    found = json.loads(done.stdout)["findings"]
-    assert [one["check"] for one in found if one["status"] == "error"] == ["sweeps"], "nothing has run yet"
-    assert "cron" in found[0]["remedy"]
-    assert done.returncode == 1
+    process = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=60)
+    result = json.loads(process.stdout)["findings"]
+    assert [row["check"] for row in result if row["status"] == "error"] == ["sweeps"], "nothing has run yet"
+    assert "cron" in result[0]["remedy"]
+    assert process.returncode == 1

@@ -23,11 +23,11 @@ BIN = Path(sys.executable).parent
 def run(*command: str, url: str = "", script: str | None = None, **environment: str) -> str:
     """Run a program in the checkout, and return what it prints; it ends well."""
     places = {"MAILGLASS_DATABASE_URL": url, **environment}
-    done = subprocess.run(
+    process = subprocess.run(
         command, input=script, env={**os.environ, **places}, cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def url(database: Installation) -> str:

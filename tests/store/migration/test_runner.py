@@ -35,7 +35,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     And the function that refuses a DELETE, which lets retention pass.
     """
     made = installation(empty_database_url)
-    told = made.migrate()
+    result = made.migrate()
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     try:
         wanted = live(make_database(name)).objects()
@@ -47,12 +47,12 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert objects - ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
                                        for line in wanted}  # fmt: skip
     assert made.is_current()
-    assert told[0].startswith('database "mgtest_')
-    assert told[0].endswith('", schema "public"')
-    assert told[1] == (
+    assert result[0].startswith('database "mgtest_')
+    assert result[0].endswith('", schema "public"')
+    assert result[1] == (
         "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
     )
-    assert told[-1] == "done: revision 0001f"
+    assert result[-1] == "done: revision 0001f"
 
 
 def test_what_is_ours_is_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
@@ -176,10 +176,10 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, sh
     database = unmigrated
     with_history(database)
     before = database.objects()
-    told = database.migrate(plan=True)
+    result = database.migrate(plan=True)
     assert database.objects() == before
     assert not database.is_current()
-    text = "\n".join(told)
+    text = "\n".join(result)
     schema = SCHEMAS[shape]
     for sql in (f'CREATE TABLE "{schema}".mailglass_open_orphans', "TRIGGER mailglass_open_orphans_add",
                 "CREATE INDEX CONCURRENTLY", f"CREATE TABLE {schema}.mailglass_reconcile_version",
@@ -286,9 +286,9 @@ def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
     """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
     database = unmigrated
     with_history(database)
-    stop, written = threading.Event(), []
+    stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
-        writers = [pool.submit(write_until, stop, database, written) for _ in range(4)]
+        writers = [pool.submit(write_until, stop, database, written_lines) for _ in range(4)]
         try:
             for _ in range(3):
                 database.migrate()
@@ -298,22 +298,22 @@ def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
             stop.set()
         for writer in writers:
             writer.result(60)
-    assert len(written) > 4
-    assert len(database.open_set()) == len(written) + 1
+    assert len(written_lines) > 4
+    assert len(database.open_set()) == len(written_lines) + 1
 
 
 def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(unmigrated):
     """The migration asks again and again for its lock, and writers pass by meanwhile."""
     database = unmigrated
-    stop, written = threading.Event(), []
+    stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
         with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
-            writer = pool.submit(write_until, stop, database, written)
-            told: list[str] = []
-            migrating = pool.submit(database.migrate, told.append)
-            wait_until(lambda: "create trigger mailglass_open_orphans_add on mailglass_events" in told)
-            before = len(written)
-            wait_until(lambda: len(written) > before + 200)
+            writer = pool.submit(write_until, stop, database, written_lines)
+            lines: list[str] = []
+            migrating = pool.submit(database.migrate, lines.append)
+            wait_until(lambda: "create trigger mailglass_open_orphans_add on mailglass_events" in lines)
+            before = len(written_lines)
+            wait_until(lambda: len(written_lines) > before + 200)
             assert not migrating.done()
         migrating.result(60)
         stop.set()
@@ -378,8 +378,8 @@ def test_a_run_takes_the_steps_of_what_differs_and_no_others(unmigrated, damage)
     whole = ours(database.objects())
     database.run(damage)
     assert not database.is_current()
-    told = database.migrate()
-    assert len(told) == 3, told
+    result = database.migrate()
+    assert len(result) == 3, result
     assert whole <= ours(database.objects())
 
 
@@ -474,18 +474,18 @@ def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema)
 
 def test_two_schemas_of_one_database_do_not_interfere(empty_database_url, redis_url):
     """Each has an open set and a version of its own."""
-    one, two = live(empty_database_url, "one"), live(empty_database_url, "two")
-    one.migrate()
+    first, two = live(empty_database_url, "one"), live(empty_database_url, "two")
+    first.migrate()
     assert not two.is_current()
     two.migrate()
-    for database in (one, two):
+    for database in (first, two):
         database.run(DELIVERY)
-    one.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    first.run(ORPHAN.format(id=new_id(), age="5 minutes"))
     assert two.open_set() == set()
     assert sweep(two, redis_url) == 0
-    assert sweep(one, redis_url) == 1
+    assert sweep(first, redis_url) == 1
     before = two.objects()
-    one.remove()
+    first.remove()
     assert two.objects() == before
     assert two.is_current()
 

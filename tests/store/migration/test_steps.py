@@ -48,16 +48,16 @@ def test_a_migration_gets_past_an_autovacuum_and_no_writer_fails(slow_vacuum, mo
     """Postgres cancels it for whoever waits a second; writers give up after half of one, and do not have to."""
     monkeypatch.setattr(steps, "LOCK_RETRY_SECONDS", 15)
     wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
-    stop, written = threading.Event(), []
+    stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
-        writer = pool.submit(write_until, stop, slow_vacuum, written)
+        writer = pool.submit(write_until, stop, slow_vacuum, written_lines)
         try:
             slow_vacuum.migrate()
         finally:
             stop.set()
         writer.result(60)
     assert slow_vacuum.is_current()
-    assert len(written) > 1
+    assert len(written_lines) > 1
 
 
 @pytest.mark.parametrize(
