@@ -17,8 +17,8 @@ def pigeon(ring):
 """
 
 
-def ran(db, directory, *arguments):
-    """Run the command in a directory, with a rule's module that may stand there, and return what it did."""
+def run_in_directory(db, directory, *arguments):
+    """Run the command in a directory that may contain a module with a key rule; return the finished process."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
         env={**db.environment(db.settings.redis_url.get_secret_value()), "MAILGLASS_IMPORTS": "pigeon_rules"},
@@ -37,7 +37,7 @@ def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_pat
     (tmp_path / "rich.py").write_text("raise SystemExit(9)")
     factories.delivery(db, "r-1")
     factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
-    result = ran(db, tmp_path, "sweep", "--json")
+    result = run_in_directory(db, tmp_path, "sweep", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     assert commands.conforming("sweep", result.stdout)[0]["linked"] == 1
 
@@ -47,11 +47,11 @@ def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_rea
     """A sweep without a rule would leave orphans that it could link; a list of them is useful all the same."""
     event = factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
     for arguments in (("sweep",), ("dispatch",)):
-        result = ran(db, tmp_path, *arguments)
+        result = run_in_directory(db, tmp_path, *arguments)
         assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
         assert "MAILGLASS_IMPORTS: cannot import pigeon_rules" in result.stderr
     for arguments in (("status",), ("orphans",), ("explain", event), ("sweep", "--dry-run")):
-        result = ran(db, tmp_path, *arguments)
+        result = run_in_directory(db, tmp_path, *arguments)
         assert result.returncode == 0, result.stderr
         [warned, *others] = result.stderr.splitlines()
         assert warned.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")

@@ -44,7 +44,7 @@ def role_of(command: str) -> str:
     return roles()[max(fitting, key=len)]
 
 
-def filled(command: str) -> list[str]:
+def fill_placeholders(command: str) -> list[str]:
     """Return the arguments of a command with values in place of its placeholders."""
     text = re.sub(r"\{name\}|OLD|NAME", "suppress", command)
     text = re.sub(r"\{[^}]*type\}", "bounced", re.sub(r"\{[^}]*event_id\}", EVENT, text))
@@ -87,7 +87,7 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
         [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
     )
     db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at) VALUES ('bounced', 'suppress', now())")
-    result = commands.run_unchecked(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
+    result = commands.run_unchecked(db, *fill_placeholders(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
     output = result.stdout + result.stderr
     assert result.returncode in (0, 1), output
     assert not re.search("42501|permission denied|lacks a privilege|must be owner", output), output

@@ -50,8 +50,8 @@ def webhooks(db, status: str, days: int, minutes: int = 1, number: int = 1) -> N
     db.run(WEBHOOKS, status=status, days=days, minutes=minutes, number=number)
 
 
-def kept(db) -> Counter[str]:
-    """Return how many raw webhooks there are of each status."""
+def count_webhooks(db) -> Counter[str]:
+    """Count the raw webhooks by status."""
     return Counter(row[0] for row in db.rows("SELECT status FROM mailglass_webhook_events"))
 
 
@@ -81,7 +81,7 @@ def test_webhooks_go_by_status_and_age(db):
             webhooks(db, status, days, minutes=-1)
     result = mailglass_reconcile.prune()
     assert result.as_dict() == {**NOTHING, "succeeded": 7, "dead": 3}
-    assert kept(db) == {"succeeded": 3, "dead": 7, "failed": 10, "received": 10, "processing": 10}
+    assert count_webhooks(db) == {"succeeded": 3, "dead": 7, "failed": 10, "received": 10, "processing": 10}
     assert mailglass_reconcile.prune().as_dict() == NOTHING
 
 
@@ -93,7 +93,7 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     with recorded(db.engine) as statements:
         pruner.prune_with(database.Database(db.engine, settings))
     assert not [sql for sql in statements if "DELETE FROM" in sql and "mailglass_webhook_events" in sql]
-    assert kept(db) == {"succeeded": 1}
+    assert count_webhooks(db) == {"succeeded": 1}
     with recorded(db.engine) as statements:
         pruner.prune_with(db.database)
     assert len([sql for sql in statements if 'DELETE FROM "public".mailglass_webhook_events' in sql]) == 2
@@ -213,4 +213,4 @@ def test_raw_webhooks_of_mailglass_s_tables_are_kept_unless_a_retention_is_set(b
     settings = beside.settings.model_copy(update={"retention_dead_days": 90})
     mailglass_reconcile.configure(engine=beside.engine, settings=settings)
     assert mailglass_reconcile.prune().dead == 1
-    assert kept(beside) == {"succeeded": 1, "failed": 1}
+    assert count_webhooks(beside) == {"succeeded": 1, "failed": 1}

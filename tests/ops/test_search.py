@@ -19,14 +19,14 @@ from recording import event, record
 ADA = "ada@bücher.example"
 
 
-def found(db, text, tenant_id=None, **more):
-    """Look for a text."""
+def search_for(db, text, tenant_id=None, **more):
+    """Search for a text."""
     return search.find(db.database, search.parse_term(text, tenant_id), **more)
 
 
 def ids(db, text, tenant_id=None, **more):
     """Return the ids of what is found, in order."""
-    return [hit.id for hit in found(db, text, tenant_id, **more).hits]
+    return [hit.id for hit in search_for(db, text, tenant_id, **more).hits]
 
 
 def stored(db, id_, ago):
@@ -94,7 +94,7 @@ def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
     for id_, ago in ((first, "3 hours"), (second, "1 hour"), (third, "2 days")):
         stored(db, id_, ago)
     orphan = factories.orphan(db, factories.postmark("m-0"), age_seconds=7_200, tenant_id="globex")
-    whole, cut = found(db, ADA), found(db, ADA, limit=2)
+    whole, cut = search_for(db, ADA), search_for(db, ADA, limit=2)
     assert [hit.id for hit in whole.hits] == [second, orphan, first, third]
     assert (whole.deliveries, whole.events, whole.more) == (3, 1, False)
     assert [hit.id for hit in cut.hits] == [second, orphan]
@@ -111,7 +111,7 @@ def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
     assert set(ids(db, ADA)) == set(ids(db, "m-1")) == set(ids(db, delivery)) == {delivery, orphan}
     assert ids(db, ADA, "globex") == []
     assert ids(db, "m-1", "globex") == [orphan]
-    (run,) = [hit for hit in found(db, ADA).hits if hit.id == orphan]
+    (run,) = [hit for hit in search_for(db, ADA).hits if hit.id == orphan]
     assert (run.kind, run.record.tenant_id, run.record.type) == ("event", "globex", "delivered")
     assert run.record.state == ("tenant_mismatch" if swept else "unseen")
 
@@ -162,7 +162,7 @@ def test_no_record_holds_an_address(db):
     """Not even of a delivery whose mailable is named by one."""
     factories.delivery(db, "m-1", recipient=ADA)
     db.run("UPDATE mailglass_deliveries SET mailable = 'to ada@example.com'")
-    (hit,) = found(db, ADA).hits
+    (hit,) = search_for(db, ADA).hits
     assert "@" not in json.dumps(hit.as_dict())
 
 
@@ -176,8 +176,8 @@ def test_what_nothing_can_have_is_refused(text):
 def test_what_is_in_no_row_is_not_found(db):
     """Whatever it looks like."""
     for text in (ADA, "m-1", factories.new_id()):
-        assert found(db, text).hits == ()
-        assert not found(db, text).more
+        assert search_for(db, text).hits == ()
+        assert not search_for(db, text).more
 
 
 WIDE = 100_000

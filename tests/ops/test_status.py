@@ -236,8 +236,8 @@ def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(d
     assert load_problems(db.database) == []
 
 
-def ran(db, kind, status="ok", **more):
-    """Leave a row in the history of runs."""
+def add_run(db, kind, status="ok", **more):
+    """Add a row to the history of runs."""
     with db.database.writing() as tx:
         runs.add(tx, runs.Run(kind, "beat", status=status, **more))
 

@@ -22,7 +22,7 @@ def swept(tx, at: float, unmatched: int = 0, matched: int = 0, since: float | No
     tx.run(RUN, at=at, unmatched=unmatched, matched=matched, groups=json.dumps(groups), since=since)
 
 
-def shown(tx, seconds: float = DAY) -> list[TimeBucket]:
+def load_buckets(tx, seconds: float = DAY) -> list[TimeBucket]:
     """Return the buckets of a day."""
     return load_series(Transaction(tx.connection, tx.settings), seconds)
 
@@ -50,7 +50,7 @@ def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
         (180, 10, 0, None),
     ):
         swept(tx, middle + offset, unmatched, matched, None if since is None else middle + since)
-    worst = at(shown(tx), middle)
+    worst = at(load_buckets(tx), middle)
     assert (worst.states, worst.matched) == ({"unmatched": 900}, 408)
     assert worst.lag_seconds == pytest.approx(1_300 + 180)
     assert worst.silent_seconds == 0
@@ -60,7 +60,7 @@ def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
     """Until now; it was drawn as none from a quarter of an hour after the last sweep on."""
     swept(tx, now - 20_000, 3)
     swept(tx, now - 10_000, 3, 1, now - 10_600)
-    buckets = shown(tx)
+    buckets = load_buckets(tx)
     assert buckets[-1].lag_seconds == pytest.approx(10_600)
     assert at(buckets, now - 5_000).lag_seconds == pytest.approx(5_600, abs=1_000)
     assert buckets[-1].states is None
@@ -72,7 +72,7 @@ def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
     """Nothing that was open then may have been linkable, but nothing is known of what arrived since."""
     for before in (30_000, 20_000, 3_000, 2_000, 1_000, 100):
         swept(tx, now - before, 3)
-    buckets = shown(tx)
+    buckets = load_buckets(tx)
     assert max(bucket.silent_seconds for bucket in buckets) == pytest.approx(17_000)
     assert buckets[-1].silent_seconds == 0
     assert at(buckets, now - 12_000).states is None
@@ -83,17 +83,17 @@ def test_a_bucket_that_has_just_begun_is_part_of_the_one_before(tx, now):
     """It would be a hairline, and its incident not be seen."""
     swept(tx, now - DAY, 3)
     swept(tx, now - 1, 700, 5, now - 90)
-    last = shown(tx)[-1]
+    last = load_buckets(tx)[-1]
     assert last.ended - last.began > 300
     assert (last.states, last.matched) == ({"unmatched": 700}, 5)
 
 
 def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day(tx, now):
     """They were a hairline at the end of 24 empty hours."""
-    buckets = shown(tx)
+    buckets = load_buckets(tx)
     assert buckets[-1].ended - buckets[0].began == pytest.approx(DAY)
     swept(tx, now - 2, 3)
-    buckets = shown(tx)
+    buckets = load_buckets(tx)
     assert buckets[-1].ended - buckets[0].began == pytest.approx(300)
     assert BUCKETS / 2 < len(buckets) <= BUCKETS + 1
     assert buckets[-1].states == {"unmatched": 3}
@@ -113,7 +113,7 @@ def test_a_sweep_at_the_end_of_time_costs_nothing(tx, now):
         "INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, open_groups,"
         " linkable_since) VALUES (now(), '9999-12-31', 'full', 'beat', 'ok', '[]', '-infinity')"
     )
-    assert len(shown(tx)) <= BUCKETS + 1
+    assert len(load_buckets(tx)) <= BUCKETS + 1
     bounds = {"width": 900, "size": 100, "first": int(now - DAY) // 900, "last": int(now) // 900}
     ((plans,),) = Transaction(tx.connection, tx.settings).execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {_BUCKETS}", bounds)
     assert max(rows_of(plans[0]["Plan"])) <= 1_000

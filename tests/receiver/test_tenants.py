@@ -25,15 +25,15 @@ def statuses(receiver, *paths: str, provider: str = "postmark") -> list[int]:
     return [post(receiver, path, first(provider))[0].status_code for path in paths]
 
 
-def known(provider: str, tenant: str) -> str | None:
-    """Return what acme signs with."""
+def secret_of(provider: str, tenant: str) -> str | None:
+    """Return the secret of tenant acme."""
     return {("postmark", "acme"): AUTH, ("mailgun", "acme"): SECRETS["mailgun"]}.get((provider, tenant))
 
 
 OF_ACME = {"acme": {"Postmark": AUTH, "mailgun": SECRETS["mailgun"]}, "emca": {"postmark": ["emca:old", "emca:new"]}}
 
 
-@pytest.mark.parametrize("secrets", [OF_ACME, known], ids=["a mapping", "a function"])
+@pytest.mark.parametrize("secrets", [OF_ACME, secret_of], ids=["a mapping", "a function"])
 def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
     """Another tenant's is 401, or 404 if it has none for the provider, or there is no such tenant."""
     receiver = mounted(secrets=secrets, tenant=third)

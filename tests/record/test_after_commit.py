@@ -46,8 +46,8 @@ def deliveries(db):
     factories.insert(db, deliveries=[factories.delivery_row(f"m-{n}") for n in (1, 2)])
 
 
-def told(db):
-    """Return the message ids of the deliveries that were told of since the last call."""
+def published_message_ids(db):
+    """Return the message ids of the deliveries that were published since the last call."""
     ids = {str(row[0]): row[1] for row in db.rows("SELECT id, provider_message_id FROM mailglass_deliveries")}
     return sorted(ids[payload["delivery_id"]] for _, payload in db.witness.messages())
 
@@ -88,7 +88,9 @@ def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
         return recorded
 
     driver.run_session(work)
-    wait_until(lambda: (len(seen := told(db)) == 2 and seen == ["m-1", "m-1"]) or pytest.fail(str(seen)))
+    wait_until(
+        lambda: (len(seen := published_message_ids(db)) == 2 and seen == ["m-1", "m-1"]) or pytest.fail(str(seen))
+    )
 
 
 @UNDONE
@@ -100,7 +102,7 @@ def test_broadcast_tells_nothing_of_what_a_savepoint_has_undone(db, undone):
         recorded += record(connection, event("m-1", "opened"))
         connection.rollback()
     broadcast(recorded)
-    assert told(db) == []
+    assert published_message_ids(db) == []
 
 
 def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
@@ -111,7 +113,7 @@ def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
             record(session, event("m-2", provider_event_id="2"))
             raise psycopg.Rollback(own)
         session.commit()
-    assert told(db) == ["m-1", "m-1"]
+    assert published_message_ids(db) == ["m-1", "m-1"]
 
 
 def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
@@ -124,7 +126,7 @@ def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
 
     driver.run_session(work)
     assert db.value(LEDGER) == 0
-    assert told(db) == []
+    assert published_message_ids(db) == []
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
@@ -144,12 +146,12 @@ def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, d
             through.run_session(work)
         assert between.dropped == 1
     committed = fault == "after"
-    assert (db.value(LEDGER), told(db)) == (int(committed), [])
+    assert (db.value(LEDGER), published_message_ids(db)) == (int(committed), [])
     recorded[0].action.engine = db.engine
     broadcast(recorded)
-    assert told(db) == ["m-1", "m-1"] * committed
+    assert published_message_ids(db) == ["m-1", "m-1"] * committed
     broadcast(recorded)
-    assert told(db) == []
+    assert published_message_ids(db) == []
 
 
 MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
@@ -167,13 +169,13 @@ def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mo
             recorded += sent(session, "m-3")
             session.commit()
         other.commit()
-        assert told(db) == []
+        assert published_message_ids(db) == []
         if kept:
             outer.commit()
         else:
             outer.rollback()
     broadcast(recorded)
-    assert told(db) == (["m-1", "m-1", "m-3", "m-3"] if kept else [])
+    assert published_message_ids(db) == (["m-1", "m-1", "m-3", "m-3"] if kept else [])
     assert db.appended() == int(kept)
 
 
@@ -184,14 +186,14 @@ def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
         with Session(connection, join_transaction_mode="control_fully") as session:
             recorded = record(session, event("m-1"))
             session.commit()
-        assert told(db) == ["m-1", "m-1"]
+        assert published_message_ids(db) == ["m-1", "m-1"]
         with Session(connection) as session:
             recorded += record(session, event("m-2", provider_event_id="2"))
             session.commit()
-        assert told(db) == ["m-2", "m-2"]
+        assert published_message_ids(db) == ["m-2", "m-2"]
         assert not connection.in_transaction()
     broadcast(recorded)
-    assert told(db) == []
+    assert published_message_ids(db) == []
 
 
 def sent(given, message_id):
@@ -216,13 +218,13 @@ def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
                 recorded = await connection.run_sync(record, event("m-1"))
                 recorded += await connection.run_sync(sent, "m-3")
             other.commit()
-        assert told(db) == []
+        assert published_message_ids(db) == []
         await broadcast_async(recorded)
         await engine.dispose()
 
     asyncio.run(main())
     observed = []
-    wait_until(lambda: observed.extend(told(db)) or sorted(observed) == ["m-1", "m-1", "m-3", "m-3"])
+    wait_until(lambda: observed.extend(published_message_ids(db)) or sorted(observed) == ["m-1", "m-1", "m-3", "m-3"])
     assert db.appended() == 1
 
 
@@ -241,7 +243,7 @@ def test_broadcast_async_after_an_async_session_that_joined(db, name):
         await engine.dispose()
 
     asyncio.run(main())
-    wait_until(lambda: told(db) == ["m-1", "m-1"])
+    wait_until(lambda: published_message_ids(db) == ["m-1", "m-1"])
 
 
 @ASYNCHRONOUS
@@ -256,7 +258,7 @@ def test_broadcast_after_an_async_connection_works_in_any_thread(db, name):
         await engine.dispose()
 
     asyncio.run(main())
-    assert told(db) == ["m-1", "m-1"]
+    assert published_message_ids(db) == ["m-1", "m-1"]
 
 
 @contextmanager
@@ -281,7 +283,7 @@ def test_the_callers_pool_is_not_used_and_may_be_exhausted(db, pool):
         checked_out = []
         sa.event.listen(engine, "checkout", lambda *_others: checked_out.append(1))
         broadcast(recorded)
-        assert told(db) == ["m-1", "m-1"]
+        assert published_message_ids(db) == ["m-1", "m-1"]
         assert len(checked_out) == 1, "of the thread's own pool, which has the listeners of the caller's"
 
 
@@ -324,7 +326,7 @@ def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
         with engine_of(db, isolation_level="SERIALIZABLE") as engine, Session(engine) as session:
             record(session, event("m-1"))
             session.commit()
-        assert told(db) == ["m-1", "m-1"]
+        assert published_message_ids(db) == ["m-1", "m-1"]
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert levels == [psycopg.IsolationLevel.READ_COMMITTED]
@@ -368,7 +370,7 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
         session.commit()
         settle()
     assert db.value(LEDGER) == 2
-    assert told(db) == []
+    assert published_message_ids(db) == []
     first, second = lines(caplog)
     assert first.partition(": ")[2].startswith("OddError in ")
     assert second.partition(": ")[2].startswith("OddError in ")
@@ -385,7 +387,7 @@ def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(
         for result in recorded:
             broadcast(result)
             settle()
-    assert told(db) == []
+    assert published_message_ids(db) == []
     assert len(lines(caplog)) == 1
     assert observed.counts("messages") == {"failed": 4}
 
@@ -419,7 +421,7 @@ def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypat
     with busy_thread():
         for _ in range(2):
             broadcast(recorded)
-    assert told(db) == ["m-1"] * 6
+    assert published_message_ids(db) == ["m-1"] * 6
     assert len([line for line in lines(caplog) if "too many calls" in line]) == 1
     assert observed.counts("messages") == {"published": 6, "failed": 2 * 2 * 5}
 
@@ -444,7 +446,7 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
                     os._exit(0)
                 os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
-    assert told(db) == ["m-1", "m-1", "m-2", "m-2"]
+    assert published_message_ids(db) == ["m-1", "m-1", "m-2", "m-2"]
 
 
 def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_link_to_a_sweep(db):
@@ -471,7 +473,7 @@ def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
     child.start()
     child.join(60)
     assert child.exitcode == 0
-    assert told(db) == ["m-1", "m-1"]
+    assert published_message_ids(db) == ["m-1", "m-1"]
 
 
 def _record_and_end(db):
@@ -572,7 +574,7 @@ def check_pairs(db, caplog):
     """Check that each was recorded, and each event broadcast."""
     assert lines(caplog) == []
     observed = []
-    wait_until(lambda: observed.extend(told(db)) or len(observed) == 2 * CALLS)
+    wait_until(lambda: observed.extend(published_message_ids(db)) or len(observed) == 2 * CALLS)
     assert observed == ["m-1"] * 2 * CALLS
     assert db.value(LEDGER) == 2 * CALLS
 

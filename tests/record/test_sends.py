@@ -23,8 +23,8 @@ SELECT tenant_id, mailable, stream, recipient, recipient_domain, provider, provi
 ADA, BOB = "Ada@Example.com", "bob@example.org"
 
 
-def one(recipient=ADA, message_id="m-1", **more):
-    """What the provider's API has answered for a recipient."""
+def make_sent(recipient=ADA, message_id="m-1", **more):
+    """Return the `Sent` of a recipient that the provider's API accepted."""
     return Sent(recipient=recipient, message_id=message_id, **{"occurred_at": NOW, **more})
 
 
@@ -47,7 +47,9 @@ def webhook_in(db, *events, **more):
 
 def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
     """With every column of the delivery; the ledger has no address."""
-    (recorded,) = sent_in(tx, one("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7})
+    (recorded,) = sent_in(
+        tx, make_sent("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7}
+    )
     at = NOW.replace(tzinfo=None)
     assert tuple(tx.rows(STATE)[0]) == (
         *(factories.TENANT, "Welcome", "bulk", ADA, "example.com", "postmark", "m-1"),
@@ -69,7 +71,7 @@ def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
         opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if named else None)
         if id_ == "first":
             webhook_in(db, opened, provider=provider)
-        sent_in(db, *(one(recipient, id_) for recipient in recipients), provider=provider)
+        sent_in(db, *(make_sent(recipient, id_) for recipient in recipients), provider=provider)
         if id_ == "second":
             webhook_in(db, opened, provider=provider)
         states.append(db.rows(f"{STATE} WHERE provider_message_id = :id ORDER BY recipient", id=id_))
@@ -88,7 +90,7 @@ def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sen
     delivered = event("7", recipient=ADA, smtp_message_id="<7@eu-west-1.amazonses.com>")
     if webhook_first:
         webhook_in(tx, delivered, provider=provider)
-    sent_in(tx, one(message_id=sent), provider=provider)
+    sent_in(tx, make_sent(message_id=sent), provider=provider)
     if not webhook_first:
         webhook_in(tx, delivered, provider=provider)
     assert tx.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
@@ -97,8 +99,8 @@ def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sen
 
 def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
     """The first candidate that names any decides, as ever."""
-    sent_in(tx, one(message_id="7"), provider="postal")
-    sent_in(tx, one(message_id="<a@b.example>"), provider="postal")
+    sent_in(tx, make_sent(message_id="7"), provider="postal")
+    sent_in(tx, make_sent(message_id="<a@b.example>"), provider="postal")
     (recorded,) = webhook_in(tx, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
     value = tx.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
     assert value == "7"
@@ -109,7 +111,7 @@ def test_all_that_is_open_is_linked_whatever_its_grace(db):
     message = str(uuid.uuid4())
     kinds = ("delivered", "opened", "clicked")
     webhook_in(db, *(event(message.upper(), kind, provider_event_id=kind) for kind in kinds), event("m-none"))
-    recorded = sent_in(db, one(message_id=message), one(BOB, "m-2"))
+    recorded = sent_in(db, make_sent(message_id=message), make_sent(BOB, "m-2"))
     assert [result.linked for result in recorded] == [3, 0]
     assert db.value(OPEN) == 1
     assert db.appended() == 3
@@ -121,20 +123,20 @@ def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
     """Neither delivery nor event; and the next send links them."""
     webhook_in(db, event())
     with db.engine.connect() as connection:
-        assert send(connection, one())[0].linked == 1
+        assert send(connection, make_sent())[0].linked == 1
         connection.rollback()
     assert db.rows(DELIVERIES) == []
     assert (db.value(LEDGER), db.value(OPEN)) == (1, 1)
-    assert sent_in(db, one())[0].linked == 1
+    assert sent_in(db, make_sent())[0].linked == 1
 
 
 def test_the_same_send_is_recorded_once(tx):
     """Whatever the address's case and display name and the provider's spelling, in one call and in several."""
     first, again = sent_in(
-        tx, one("ada@example.com", occurred_at=None), one("Ada L. <ADA@example.com>"), provider="ses"
+        tx, make_sent("ada@example.com", occurred_at=None), make_sent("Ada L. <ADA@example.com>"), provider="ses"
     )
     assert first.delivery_id == again.delivery_id
-    others = sent_in(tx, one("<aDa@example.com>", " m-1 "), one(BOB, "m-2"), provider="Amazon SES")
+    others = sent_in(tx, make_sent("<aDa@example.com>", " m-1 "), make_sent(BOB, "m-2"), provider="Amazon SES")
     assert others[0].delivery_id == first.delivery_id
     assert others[1].delivery_id != first.delivery_id
     assert tx.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
@@ -145,7 +147,7 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     """In whatever case and with whatever display name; its event is linked, and told of, once."""
     webhook_in(tx, event(recipient=ADA))
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
-    recorded = sent_in(tx, *(one(each) for each in spelled))
+    recorded = sent_in(tx, *(make_sent(each) for each in spelled))
     assert {(result.delivery_id, result.linked) for result in recorded} == {(recorded[0].delivery_id, 1)}
     assert sum(len(result.action.events) for result in recorded) == 1
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
@@ -154,23 +156,28 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
 def test_a_send_that_comes_again_links_what_came_in_between(db):
     """An event whose transaction overlapped with the send's."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
-        (first,) = send(sending, one())
+        (first,) = send(sending, make_sent())
         record(receiving, event())
         sending.commit()
         receiving.commit()
-    (again,) = sent_in(db, one())
+    (again,) = sent_in(db, make_sent())
     assert (again.delivery_id, again.linked) == (first.delivery_id, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
-    [{"tenant_id": "other"}, {"provider": "sendgrid"}, {"sent": [one(BOB)]}, {"sent": [one(message_id="M-1")]}],
+    [
+        {"tenant_id": "other"},
+        {"provider": "sendgrid"},
+        {"sent": [make_sent(BOB)]},
+        {"sent": [make_sent(message_id="M-1")]},
+    ],
 )
 def test_two_sends_that_differ_in_anything_are_two(tx, other):
     """Tenant, provider, address or message id."""
-    (first,) = sent_in(tx, one())
-    (second,) = sent_in(tx, **{"sent": [one()], **other})
+    (first,) = sent_in(tx, make_sent())
+    (second,) = sent_in(tx, **{"sent": [make_sent()], **other})
     assert first.delivery_id != second.delivery_id
     assert tx.value(LEDGER) == 2
 
@@ -178,7 +185,7 @@ def test_two_sends_that_differ_in_anything_are_two(tx, other):
 def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
     """They have no provider, because a unique index of Mailglass's allows one row per provider and id."""
     webhook_in(tx, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
-    recorded = sent_in(tx, one(), one(BOB), one("eve@example.com", "m-2"))
+    recorded = sent_in(tx, make_sent(), make_sent(BOB), make_sent("eve@example.com", "m-2"))
     assert [result.linked for result in recorded] == [0, 1, 0]
     assert [row.provider for row in tx.rows(DELIVERIES)] == [None, None, "postmark"]
     assert tx.value(OPEN) == 1  # without a recipient nobody can tell whose it is
@@ -199,7 +206,7 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
     factories.delivery(tx, "m-1", recipient="other@example.com", **planted)
     webhook_in(tx, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
     webhook_in(tx, event(recipient=ADA))
-    (recorded,) = sent_in(tx, one())
+    (recorded,) = sent_in(tx, make_sent())
     assert recorded.linked == 1
     (row,) = tx.rows("SELECT provider, last_event_type FROM mailglass_deliveries WHERE recipient = :ada", ada=ADA)
     assert tuple(row) == (None, "delivered")
@@ -211,14 +218,14 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
 def test_another_tenants_event_is_never_linked(tx):
     """Whoever planted it, whatever id it names."""
     webhook_in(tx, event(), tenant_id="mallory")
-    assert sent_in(tx, one())[0].linked == 0
+    assert sent_in(tx, make_sent())[0].linked == 0
     assert tx.value(OPEN) == 1
 
 
 @pytest.mark.parametrize("type_", ["failed", "rejected"])
 def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     """Without a message id each is its own."""
-    recorded = sent_in(tx, one(message_id=None, type=type_), one(message_id=None, type=type_))
+    recorded = sent_in(tx, make_sent(message_id=None, type=type_), make_sent(message_id=None, type=type_))
     assert len({result.delivery_id for result in recorded}) == 2
     for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
         assert tuple(row) == (type_, True, None, "postmark")
@@ -229,13 +236,16 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"sent": [one(), one("")]}, r"sent\[1\].recipient must be an address"),
-        ({"sent": [one(message_id=None)]}, r"sent\[0\].message_id must be a string of 1 to 512 characters"),
-        ({"sent": [one(message_id="a\x00b")]}, r"sent\[0\].message_id"),
-        ({"sent": [one(message_id="x" * 513)]}, r"sent\[0\].message_id"),
-        ({"sent": [one(message_id=True)]}, r"sent\[0\].message_id"),
-        ({"sent": [one(type="delivered")]}, r"sent\[0\].type is not a known type; known types: dispatched, failed"),
-        ({"sent": [one(occurred_at=NOW.replace(tzinfo=None))]}, r"sent\[0\].occurred_at must have a time zone"),
+        ({"sent": [make_sent(), make_sent("")]}, r"sent\[1\].recipient must be an address"),
+        ({"sent": [make_sent(message_id=None)]}, r"sent\[0\].message_id must be a string of 1 to 512 characters"),
+        ({"sent": [make_sent(message_id="a\x00b")]}, r"sent\[0\].message_id"),
+        ({"sent": [make_sent(message_id="x" * 513)]}, r"sent\[0\].message_id"),
+        ({"sent": [make_sent(message_id=True)]}, r"sent\[0\].message_id"),
+        (
+            {"sent": [make_sent(type="delivered")]},
+            r"sent\[0\].type is not a known type; known types: dispatched, failed",
+        ),
+        ({"sent": [make_sent(occurred_at=NOW.replace(tzinfo=None))]}, r"sent\[0\].occurred_at must have a time zone"),
         ({"sent": ["ada@example.com"]}, r"sent\[0\] must be a Sent"),
         ({"sent": None}, "sent must be a list of Sent"),
         ({"stream": "marketing"}, "stream is not a known stream; known streams: transactional, operational, bulk"),
@@ -250,7 +260,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(db, argum
     """The error names the field, and no value."""
     with db.engine.begin() as connection:
         with pytest.raises(InvalidEventError, match=named) as caught:
-            send(connection, **{"sent": [one()], **arguments})
+            send(connection, **{"sent": [make_sent()], **arguments})
         assert "@" not in str(caught.value)
     assert db.value(LEDGER) == 0
     assert db.rows(DELIVERIES) == []
@@ -260,13 +270,13 @@ def test_an_autocommit_connection_is_refused(db):
     """Half a send could not be undone."""
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
-            send(connection, one())
+            send(connection, make_sent())
         assert db.rows(DELIVERIES) == []
 
 
 def test_the_tenant_is_the_installations_if_none_is_given(db):
     """MAILGLASS_TENANT, `default` if unset; and `append` cannot take a send's key."""
-    sent_in(db, one(), tenant_id=None)
+    sent_in(db, make_sent(), tenant_id=None)
     assert db.rows("SELECT tenant_id FROM mailglass_deliveries") == [("default",)]
     with db.engine.begin() as connection, pytest.raises(InvalidEventError, match="must not begin with"):
         append(connection, tenant_id="default", type="sent", occurred_at=NOW, idempotency_key="send:1")
@@ -280,7 +290,7 @@ def test_the_settings_are_the_callers_again_and_its_own_rows_stay(db):
         connection.exec_driver_sql("SET LOCAL TimeZone = 'Asia/Kathmandu'")
         connection.exec_driver_sql("UPDATE mailglass_deliveries SET stream = 'bulk'")
         with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="23514"):
-            send(connection, one(), mailable="odd")
+            send(connection, make_sent(), mailable="odd")
         assert connection.exec_driver_sql("SHOW TimeZone").scalar_one() == "Asia/Kathmandu"
     assert db.rows("SELECT id::text, stream FROM mailglass_deliveries") == [(own, "bulk")]
     assert db.value(LEDGER) == 0
@@ -290,7 +300,7 @@ def test_an_event_that_the_database_refuses_to_link_costs_no_send(db):
     """The send is recorded, and the event stays open."""
     webhook_in(db, event())
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
-    (recorded,) = sent_in(db, one())
+    (recorded,) = sent_in(db, make_sent())
     assert recorded.linked == 0
     assert db.rows("SELECT last_event_type FROM mailglass_deliveries") == [("dispatched",)]
     assert db.value(OPEN) == 1
@@ -304,7 +314,7 @@ def test_an_event_that_a_sweep_holds_is_not_waited_for(db):
         sweep.exec_driver_sql("SELECT FROM mailglass_open_orphans FOR UPDATE")
         with db.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
-            assert send(connection, one())[0].linked == 0
+            assert send(connection, make_sent())[0].linked == 0
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
 
@@ -326,7 +336,7 @@ def sent_together(db, *sends):
 def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     """Twenty times over: nobody deadlocks, and both get the same deliveries."""
     for turn in range(20):
-        rows = [one(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
+        rows = [make_sent(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
         first, second = sent_together(db, rows, rows[::-1])
         assert [delivery.delivery_id for delivery in first] == [delivery.delivery_id for delivery in second[::-1]]
     assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
@@ -336,7 +346,7 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
     """Twenty times over; of each id one delivery has the provider."""
     for turn in range(20):
         ids = [f"{turn}-{n}" for n in range(10)]
-        sent_together(db, [one(ADA, id_) for id_ in ids], [one(BOB, id_) for id_ in reversed(ids)])
+        sent_together(db, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
     rows = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
     assert set(rows) == {(2, 1)}
 
@@ -345,12 +355,12 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
 def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, given):
     """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
-        send(holder, one(ADA, "m-1"))
-        waiting = threads.submit(sent_in, db, *(one(BOB, id_) for id_ in given))
+        send(holder, make_sent(ADA, "m-1"))
+        waiting = threads.submit(sent_in, db, *(make_sent(BOB, id_) for id_ in given))
         wait_until(lambda: db.value(WAITING) == 1)
         with db.engine.begin() as other:
             other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            send(other, one("carl@example.com", "m-2"))
+            send(other, make_sent("carl@example.com", "m-2"))
         holder.rollback()
         assert len(waiting.result(timeout=30)) == 2
 
@@ -381,7 +391,7 @@ def test_events_are_stored_in_the_order_of_their_keys(db, given):
 def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
     """If the application does not call `broadcast`; neither sees the other, and neither waits."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
-        send(sending, one())
+        send(sending, make_sent())
         record(receiving, event())
         sending.commit()
         receiving.commit()
@@ -394,7 +404,7 @@ def test_keys_of_an_older_rule_are_computed_again(db):
     webhook_in(db, event(), event("m-2", provider_event_id="2"))
     db.run("UPDATE mailglass_open_orphans SET rank = 1, arrived_at = arrived_at - interval '2 minutes'")
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'm-1' WHERE candidate_id = 'm-2'")
-    assert sent_in(db, one())[0].linked == 1
+    assert sent_in(db, make_sent())[0].linked == 1
     assert reconcile().unmatched == 1
 
 
@@ -402,14 +412,14 @@ def test_an_event_that_is_expired_stays_open(tx):
     """As it does in a sweep."""
     webhook_in(tx, event())
     tx.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
-    assert sent_in(tx, one())[0].linked == 0
+    assert sent_in(tx, make_sent())[0].linked == 0
 
 
 def test_a_database_without_the_columns_of_newer_mailglasses_will_do(db):
     """`status`, `idempotency_key` and `last_error` are not in every installation."""
     db.run("ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error")
     webhook_in(db, event())
-    assert sent_in(db, one())[0].linked == 1
+    assert sent_in(db, make_sent())[0].linked == 1
 
 
 def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
@@ -417,7 +427,7 @@ def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
     webhook_in(db, event(recipient=ADA))
     db.witness.messages()
     with db.engine.begin() as connection:
-        recorded = send(connection, one(), one())
+        recorded = send(connection, make_sent(), make_sent())
         assert db.witness.messages() == []
     mailglass_reconcile.broadcast(recorded)
     told = db.witness.messages()
@@ -431,7 +441,7 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
     """And never if it has not."""
     webhook_in(db, event())
     with Session(db.engine) as session:
-        recorded = send(session, one())
+        recorded = send(session, make_sent())
         assert recorded[0].linked == 1
         assert db.witness.messages() == []
         end(session)
@@ -444,7 +454,7 @@ def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_rec
     """At most so many are looked at; the recipients come first, or those of others would fill that number."""
     webhook_in(db, *(event(recipient=f"u{n}@example.com", provider_event_id=f"{n:02}") for n in range(30)))
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 10}))
-    recorded = sent_in(db, *(one(f"u{n}@example.com") for n in range(20, 30)))
+    recorded = sent_in(db, *(make_sent(f"u{n}@example.com") for n in range(20, 30)))
     assert [result.linked for result in recorded] == [1] * 10
 
 
@@ -454,7 +464,7 @@ def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
     """Of this process, which a busy machine does not slow down; the number of statements is tested below."""
     spent = []
     for turn in range(3):
-        many = [one(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]
+        many = [make_sent(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]
         events = [event(m.message_id, recipient=m.recipient, provider_event_id=m.recipient + str(turn)) for m in many]
         webhook_in(db, *events[:50])
         with db.engine.begin() as connection:
@@ -472,7 +482,7 @@ def test_a_send_is_one_round_trip_whatever_its_size(tx, count):
     All that is sent counts: savepoints, and the settings of the transaction, which are taken and given back with them.
     """
     now = [Sent(recipient=f"u{n}@example.com", message_id=f"now-{n}") for n in range(count)]
-    new, wide = ([one(f"u{n}@example.com", id_ or f"m-{n}") for n in range(count)] for id_ in (None, "wide"))
+    new, wide = ([make_sent(f"u{n}@example.com", id_ or f"m-{n}") for n in range(count)] for id_ in (None, "wide"))
     open_ = [event("wide", recipient=f"u{n}@example.com", provider_event_id=str(n)) for n in range(count)]
     webhook_in(tx, *open_)
     for sent, expected in ((now, 1), (now, 1), (new, 1), (new, 1), (wide, 12), (wide, 1)):

@@ -45,7 +45,7 @@ def strict() -> Iterator[str]:
             lines = f"local all {roles['asked']} scram-sha-256\nlocal all {roles['refused']} reject\n"
             rules.write_text(lines + rules.read_text())
             connection.exec_driver_sql("SELECT pg_reload_conf()")
-        wait_until(lambda: "refused" in told(with_(server.url, user="asked", password=f"{PASSWORD}x")))
+        wait_until(lambda: "refused" in connection_error(with_(server.url, user="asked", password=f"{PASSWORD}x")))
         yield server.url
 
 
@@ -60,8 +60,8 @@ def with_(url: str, user: str = "", password: str = PASSWORD, database: str = ""
     return made.update_query_dict(query).render_as_string(hide_password=False)
 
 
-def told(url: str) -> str:
-    """Return what is said of a connection that fails; it is one line, and holds neither user nor password."""
+def connection_error(url: str) -> str:
+    """Return the message of a failing connection; assert that it is one line without user and password."""
     try:
         engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)))).close()
     except DatabaseUnavailableError as error:
@@ -92,14 +92,14 @@ def told(url: str) -> str:
 )
 def test_what_a_server_refuses_is_told_apart(strict: str, parts: dict[str, str], cause: str) -> None:
     """By a real server, over its socket; the line names the socket's folder, the port and the database."""
-    output = told(with_(strict, **parts))
+    output = connection_error(with_(strict, **parts))
     assert cause in output
     assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in output
 
 
 def test_the_right_password_connects(strict: str) -> None:
     """So the faults above are faults."""
-    assert told(with_(strict, user="asked")) == "connected"
+    assert connection_error(with_(strict, user="asked")) == "connected"
 
 
 def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> None:
@@ -109,15 +109,15 @@ def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> N
         with contextlib.suppress(sa.exc.OperationalError):
             for _ in range(5):
                 opened.enter_context(engine.connect())
-        assert "too many clients already" in told(strict)
+        assert "too many clients already" in connection_error(strict)
     engine.dispose()
-    wait_until(lambda: told(strict) == "connected")
+    wait_until(lambda: connection_error(strict) == "connected")
 
 
 def test_tls_that_a_server_does_not_speak_is_told_apart(strict: str) -> None:
     """Over TCP, where sslmode counts."""
     with before_postgres(strict) as (_, url):
-        assert "server does not support SSL" in told(with_(url, sslmode="require"))
+        assert "server does not support SSL" in connection_error(with_(url, sslmode="require"))
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def test_what_the_driver_says_of_silence_and_of_a_closed_door_is_repeated(
 ) -> None:
     """The one did not answer in time, the other closed the connection."""
     monkeypatch.setattr(engines, "CONNECT_TIMEOUT_SECONDS", 2)  # the least that libpq knows
-    assert "timeout" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
-    assert "closed the connection" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
+    assert "timeout" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
+    assert "closed the connection" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_the_driver_says_of_silence_and_of_a_closed_door_is_repeated(
 )
 def test_a_place_where_nobody_is_is_named(url: str, words: str) -> None:
     """Port, socket, name; a password with an @ in it is read as the host, so then no place is shown."""
-    assert words in told(url)
+    assert words in connection_error(url)
 
 
 def redis_told(url: str) -> str:

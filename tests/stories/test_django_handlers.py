@@ -31,7 +31,7 @@ def site(app):
 
 
 @pytest.fixture
-def told(handler_db, app, backends, post):
+def waiting_db(handler_db, app, backends, post):
     """A message whose events have reached its delivery, and wait for handlers."""
     post(Message.accepted(POSTMARK, 1, [ANN]).requests(*STORY))
     return handler_db
@@ -52,22 +52,22 @@ def writing(name, *, fails=()):
     return calls
 
 
-def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(told):
+def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(waiting_db):
     """Also if it fails in between, and beside a handler that writes through the connection that it is given."""
     calls = writing("orm", fails=(2, 3))
     received = leaving("given")
-    enqueue(told)
+    enqueue(waiting_db)
     first = dispatch()
-    events = told.value("SELECT count(DISTINCT event_id) FROM mailglass_handler_outbox")
-    assert (first.failed, effects(told)) == (2, {"orm": events - 2, "given": events})
-    make_due(told)
+    events = waiting_db.value("SELECT count(DISTINCT event_id) FROM mailglass_handler_outbox")
+    assert (first.failed, effects(waiting_db)) == (2, {"orm": events - 2, "given": events})
+    make_due(waiting_db)
     dispatch()
-    assert effects(told) == {"orm": events, "given": events}
-    assert states(told) == {"done": 2 * events}
+    assert effects(waiting_db) == {"orm": events, "given": events}
+    assert states(waiting_db) == {"done": 2 * events}
     assert (len(calls), len(received)) == (events + 2, events)
 
 
-def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
+def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(waiting_db):
     """Postgres has undone what it wrote, so the note that it ran is not kept either."""
 
     @on_event("delivered", name="careless")
@@ -77,12 +77,12 @@ def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
             with pytest.raises(ProgrammingError):
                 cursor.execute("SELECT nonsense")
 
-    enqueue(told)
+    enqueue(waiting_db)
     assert dispatch().failed == 1
-    assert effects(told) == {}
+    assert effects(waiting_db) == {}
 
 
-def test_a_handler_cannot_commit(told):
+def test_a_handler_cannot_commit(waiting_db):
     """Neither by Django nor through the connection that it is given."""
 
     @on_event("delivered", name="django")
@@ -95,12 +95,12 @@ def test_a_handler_cannot_commit(told):
             cursor.execute(EFFECT, ["given", event.event_id])
         connection.commit()
 
-    enqueue(told)
+    enqueue(waiting_db)
     result = dispatch()
-    assert (result.handled, result.failed, effects(told)) == (0, 2, {})
+    assert (result.handled, result.failed, effects(waiting_db)) == (0, 2, {})
 
 
-def test_a_database_that_is_away_is_named_as_django_names_it(told):
+def test_a_database_that_is_away_is_named_as_django_names_it(waiting_db):
     """In one line, as every error of ours."""
     writing("orm")
     stored = dict(djangos.settings_dict)
@@ -134,17 +134,17 @@ UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction
 
 
 @pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
-def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
+def test_a_handler_whose_work_django_rolls_back_has_failed(waiting_db, site, act):
     """It did not raise; the other handlers of the event are done."""
     careless("undone", act)
     received = leaving("given", "delivered")
-    enqueue(told)
+    enqueue(waiting_db)
     result = dispatch()
-    assert (result.handled, result.failed, effects(told)) == (1, 1, {"given": 1})
-    assert (states(told)["waiting"] > 0, len(received)) == (True, 1)
+    assert (result.handled, result.failed, effects(waiting_db)) == (1, 1, {"given": 1})
+    assert (states(waiting_db)["waiting"] > 0, len(received)) == (True, 1)
 
 
-def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
+def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(waiting_db, caplog):
     """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
     called = []
 
@@ -155,12 +155,12 @@ def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(to
 
     for name in ("first", "bad", "last"):
         careless(name, lambda name=name: transaction.on_commit(lambda: callback(name)))
-    enqueue(told)
+    enqueue(waiting_db)
     result = dispatch()
     assert (result.handled, result.failed, sorted(called)) == (3, 0, ["bad", "first", "last"])
     assert "handler bad failed on event" in caplog.text
     assert "its work was committed" in caplog.text
-    assert states(told) == {"done": 3}
+    assert states(waiting_db) == {"done": 3}
     assert ANN not in caplog.text
 
 
@@ -196,52 +196,52 @@ def _catch_in_atomic():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_application_s(told, site, mode):
+def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_application_s(waiting_db, site, mode):
     """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
     good = _handlers_of_all_kinds()
-    enqueue(told)
+    enqueue(waiting_db)
     with MODES[mode]():
         result = dispatch()
         with djangos.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout'), current_setting('row_security')")
             assert cursor.fetchone() == ("0", "on")
     assert (result.handled, result.failed) == (len(good), 3)
-    assert effects(told) == dict.fromkeys(good, 1)
-    rows = told.rows("SELECT handler FROM mailglass_handler_outbox WHERE state = 'done'")
+    assert effects(waiting_db) == dict.fromkeys(good, 1)
+    rows = waiting_db.rows("SELECT handler FROM mailglass_handler_outbox WHERE state = 'done'")
     assert sorted(row.handler for row in rows) == sorted(good)
 
 
-def test_what_the_application_rolls_back_has_not_been_done(told):
+def test_what_the_application_rolls_back_has_not_been_done(waiting_db):
     """The effects and the notes go together, and so does the attempt."""
     received = leaving("given", "delivered")
-    enqueue(told)
+    enqueue(waiting_db)
     with suppress(ZeroDivisionError), transaction.atomic():
         assert dispatch().handled == 1
         raise ZeroDivisionError
-    assert (effects(told), "done" in states(told)) == ({}, False)
+    assert (effects(waiting_db), "done" in states(waiting_db)) == ({}, False)
     assert dispatch().handled == 1
-    assert ([event.attempt for event in received], effects(told)) == ([1, 1], {"given": 1})
+    assert ([event.attempt for event in received], effects(waiting_db)) == ([1, 1], {"given": 1})
 
 
-def test_without_autocommit_handlers_are_refused_with_one_line(told):
+def test_without_autocommit_handlers_are_refused_with_one_line(waiting_db):
     """Nothing would commit their work; in `atomic()` the application does."""
     leaving("given", "delivered")
-    enqueue(told)
+    enqueue(waiting_db)
     djangos.close()
     djangos.settings_dict["AUTOCOMMIT"] = False
     try:
         with pytest.raises(ConfigurationError, match=r"^autocommit is off in DATABASES\['default'\], so nothing"):
             dispatch()
-        assert effects(told) == {}
+        assert effects(waiting_db) == {}
     finally:
         djangos.close()
         djangos.settings_dict["AUTOCOMMIT"] = True
 
 
-def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):
+def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(waiting_db):
     """The caller's rows are there, on this alias and on another; its own statement may take as long as before."""
     received = leaving("given")
-    enqueue(told)
+    enqueue(waiting_db)
     with another_database(), transaction.atomic("other"), transaction.atomic():
         for alias in ("default", "other"):
             with connections[alias].cursor() as cursor:
@@ -250,14 +250,14 @@ def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(t
         with djangos.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout'), current_setting('search_path')")
             assert cursor.fetchone() == ("0", '"$user", public')
-    assert effects(told) == {"default": 1, "other": 1, "given": len(received)}
-    told.broken.add("I14")
+    assert effects(waiting_db) == {"default": 1, "other": 1, "given": len(received)}
+    waiting_db.broken.add("I14")
 
 
-def test_a_testcase_can_test_a_handler(told):
+def test_a_testcase_can_test_a_handler(waiting_db):
     """All of it is undone at its end."""
     received = leaving("given", "delivered")
-    enqueue(told)
+    enqueue(waiting_db)
     handled = []
 
     class Case(TestCase):
@@ -272,4 +272,4 @@ def test_a_testcase_can_test_a_handler(told):
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
     assert (result.errors, result.failures, handled) == ([], [], [1, 0, 1, 0])
-    assert (len(received), effects(told), "done" in states(told)) == (2, {}, False)
+    assert (len(received), effects(waiting_db), "done" in states(waiting_db)) == (2, {}, False)

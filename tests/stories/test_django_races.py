@@ -68,25 +68,25 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     """And after a retry of each request; only a send that is rolled back leaves its orphans."""
     to = [ANN] if provider is RESEND else [ANN, BOB]
 
-    def told(message, story=STORY):
+    def post_story(message, story=STORY):
         return elsewhere(post, message.requests(*story))
 
     after = Message.accepted(provider, 1, to)
-    told(after)
+    post_story(after)
 
-    with answered(provider, told):
+    with answered(provider, post_story):
         before = Message.accepted(provider, 2, to)
-    with answered(provider, told), transaction.atomic():
+    with answered(provider, post_story), transaction.atomic():
         before_in_a_transaction = Message.accepted(provider, 3, to)
 
     with transaction.atomic():
         during = Message.accepted(provider, 4, to)
-        told(during)
+        post_story(during)
 
     with transaction.atomic():
         split = Message.accepted(provider, 5, to)
-        told(split, STORY[::-2])
-    told(split, STORY[-2::-2])
+        post_story(split, STORY[::-2])
+    post_story(split, STORY[-2::-2])
 
     settle()
     ended = deliveries(db, after)
@@ -96,14 +96,14 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
 
     with transaction.atomic():
         undone = Message.accepted(provider, 6, to)
-        orphans = len(told(undone))
+        orphans = len(post_story(undone))
         transaction.set_rollback(True)
     assert (deliveries(db, undone), db.value(OPEN)) == ([], orphans)
 
     ledger = db.value(LEDGER)
     messages = [after, before, before_in_a_transaction, during, split]
     for message in [*messages, undone]:
-        told(message)
+        post_story(message)
     settle()
     assert (db.value(LEDGER), db.value(OPEN)) == (ledger, orphans)
     assert [deliveries(db, message) for message in messages] == [ended] * len(messages)

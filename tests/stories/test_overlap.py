@@ -45,8 +45,8 @@ def tell(recorded):
     settle()
 
 
-def told(db):
-    """Return how many messages of links there were, by their channel's kind; every link is told of once on each."""
+def count_link_messages(db):
+    """Count the messages about links by kind of channel; each link is published once on each."""
     return Counter(channel.count(":") for channel, payload in db.witness.messages() if "reconciled" in str(payload))
 
 
@@ -68,7 +68,7 @@ def test_of_two_connections_the_later_one_links(db, order, last):
             tell(recorded)
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert db.rows(TYPES) == [("delivered", 1)]
-    assert told(db) == LINKED
+    assert count_link_messages(db) == LINKED
 
 
 @ORDERS
@@ -83,7 +83,7 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
             settle()
     tell(recorded[0] + recorded[1])
     assert (db.value(OPEN), db.appended()) == (0, 1)
-    assert told(db) == LINKED
+    assert count_link_messages(db) == LINKED
 
 
 @ORDERS
@@ -104,7 +104,7 @@ def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, dr
 
     asyncio.run(both())
     assert (db.value(OPEN), db.appended()) == (0, 1)
-    assert told(db) == LINKED
+    assert count_link_messages(db) == LINKED
 
 
 @ORDERS
@@ -118,7 +118,7 @@ def test_a_rollback_of_the_other_one_costs_nothing(db, order):
         lost.rollback()
     assert db.appended() == 0
     assert db.value(OPEN) == (0 if order[0] is send else 1)
-    assert told(db) == Counter()
+    assert count_link_messages(db) == Counter()
     with db.engine.begin() as connection:
         recorded = order[1](connection)
     tell(recorded)
@@ -218,8 +218,8 @@ def test_a_pool_of_one_connection_is_enough(db):
 
 
 @contextmanager
-def held(db, table: str) -> Iterator[sa.Connection]:
-    """Hold the only row of a table, as somebody else's transaction does."""
+def locked_row(db, table: str) -> Iterator[sa.Connection]:
+    """Lock the only row of a table in another session."""
     with db.engine.connect() as holder:
         holder.exec_driver_sql(f"SELECT FROM {table} FOR UPDATE")
         yield holder
@@ -257,21 +257,21 @@ HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open
 def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
     """He may be about to commit; nobody waits for his lock."""
     recorded = overlapped(db)
-    with held(db, table) as holder, statements_in_background() as statements:
+    with locked_row(db, table) as holder, statements_in_background() as statements:
         broadcast(recorded)
         wait_until(lambda: sum("_link_v1" in statement for statement in statements) >= 2)
         assert db.appended() == 0
         holder.rollback()
         settle()
     assert db.appended() == 1
-    assert told(db) == LINKED
+    assert count_link_messages(db) == LINKED
 
 
 @HELD
 def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
     """After ten attempts."""
     recorded = overlapped(db)
-    with held(db, table), statements_in_background() as statements:
+    with locked_row(db, table), statements_in_background() as statements:
         tell(recorded)
     assert 8 <= sum("_link_v1" in statement for statement in statements) <= 10
     assert db.appended() == 0
@@ -283,7 +283,7 @@ def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db
     """The thread tries again later, and does the rest meanwhile."""
     factories.delivery(db, "m-2")
     recorded = overlapped(db)
-    with held(db, "mailglass_open_orphans") as holder, statements_in_background() as statements:
+    with locked_row(db, "mailglass_open_orphans") as holder, statements_in_background() as statements:
         broadcast(recorded)
         wait_until(lambda: any("_link_v1" in statement for statement in statements))
         with Session(db.engine) as session:
@@ -411,4 +411,4 @@ def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
     assert db.rows(TYPES) == [("delivered", pairs)]
     reconciled = db.appended()
     assert 20 < reconciled <= pairs
-    assert told(db)[2] == reconciled
+    assert count_link_messages(db)[2] == reconciled

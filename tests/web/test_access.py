@@ -41,7 +41,7 @@ def paths_of(routes):
 
 
 @pytest.fixture
-def there(db):
+def planted_rows(db):
     """A tenant with an open and a linked event, and a delivery."""
     delivery = factories.delivery(db, "beta-sent", tenant_id="beta", provider="postmark")
     linked = factories.orphan(db, factories.postmark("beta-sent"), tenant_id="beta", type="opened")
@@ -62,11 +62,11 @@ def test_every_route_is_either_open_or_requested_here(db):
     assert paths_of(app(db).routes) == OPEN | set(GUARDED)
 
 
-def test_without_the_token_every_route_answers_401_with_the_form(db, there, monkeypatch):
+def test_without_the_token_every_route_answers_401_with_the_form(db, planted_rows, monkeypatch):
     """No token, a wrong one, the right one in the address; and the same for what is no route."""
     closed = app(db)
     for path in [*itertools.chain(*GUARDED.values()), "/nothing", "/events"]:
-        requests = path.format(**there)
+        requests = path.format(**planted_rows)
         with_token = f"{requests}{'&' if '?' in requests else '?'}token={TOKEN}"
         for visitor, place in [
             (Visitor(closed, None), requests),
@@ -78,7 +78,7 @@ def test_without_the_token_every_route_answers_401_with_the_form(db, there, monk
             assert answer.status_code == 401
             assert '<form class="card narrow" method="post"' in answer.text
             shown = re.sub(r'name="next" type="hidden" value="[^"]*"', "", answer.text)
-            assert not [value for value in there.values() if value in shown]
+            assert not [value for value in planted_rows.values() if value in shown]
 
 
 def test_the_address_and_the_host_of_a_request_open_nothing(db):

@@ -27,7 +27,7 @@ def links(answer):
 
 
 @pytest.fixture
-def there(db):
+def planted_rows(db):
     """A delivery to the canary with a linked event, and another tenant's open event of its message."""
     delivery = factories.delivery(db, "sent", recipient=CANARY)
     linked = factories.orphan(db, factories.postmark("sent"), type="opened")
@@ -37,18 +37,20 @@ def there(db):
     return {"delivery": delivery, "linked": linked, "stray": stray}
 
 
-def test_an_address_leads_to_its_deliveries_and_to_the_events_that_name_their_messages(db, there):
+def test_an_address_leads_to_its_deliveries_and_to_the_events_that_name_their_messages(db, planted_rows):
     """With state and time, and not as bare ids."""
     answer = posted(Visitor(app(db)), CANARY)
     assert answer.status_code == 200
-    assert sorted(links(answer)) == sorted([f"deliveries/{there['delivery']}", f"events/{there['stray']}"])
+    assert sorted(links(answer)) == sorted(
+        [f"deliveries/{planted_rows['delivery']}", f"events/{planted_rows['stray']}"]
+    )
     assert "1 delivery and 1 event" in answer.text
     assert re.search(r"<strong>opened</strong>", answer.text)
     assert re.search(r"arrived <time[^>]+>5 minutes ago</time><br>expires <time[^>]+>in 6 days</time>", answer.text)
     assert "No delivery and no open orphan of this tenant" in posted(Visitor(app(db)), CANARY, tenant="globex").text
 
 
-def test_an_address_is_in_no_answer_no_address_no_log_and_no_history(db, there, caplog):
+def test_an_address_is_in_no_answer_no_address_no_log_and_no_history(db, planted_rows, caplog):
     """Neither that was found nor that was not, nor in another spelling."""
     caplog.set_level(logging.DEBUG)
     visitor = Visitor(app(db))
@@ -61,7 +63,7 @@ def test_an_address_is_in_no_answer_no_address_no_log_and_no_history(db, there, 
     assert "canary" not in str(db.value(KEPT)).lower()
 
 
-def test_an_address_that_stands_in_a_url_is_not_looked_up_and_not_repeated(db, there):
+def test_an_address_that_stands_in_a_url_is_not_looked_up_and_not_repeated(db, planted_rows):
     """It would stay in the browser's history and in a proxy's log; without the token the form does not repeat it."""
     answer = Visitor(app(db)).get(f"/find?q={CANARY}")
     assert (answer.status_code, links(answer), CANARY in answer.text) == (200, [], False)
@@ -70,19 +72,21 @@ def test_an_address_that_stands_in_a_url_is_not_looked_up_and_not_repeated(db, t
         assert (refused.status_code, "canary" in refused.text) == (401, False)
 
 
-def test_an_id_leads_to_its_page_and_a_message_to_its_list(db, there):
+def test_an_id_leads_to_its_page_and_a_message_to_its_list(db, planted_rows):
     """Found through an address that can be kept as a bookmark."""
     visitor = Visitor(app(db))
     for kind, name in (("deliveries", "delivery"), ("events", "stray"), ("events", "linked")):
-        answer = posted(visitor, there[name])
-        assert (answer.status_code, answer.headers["location"]) == (303, f"find?q={there[name]}")
-        assert visitor.get(f"/find?q={there[name]}").headers["location"] == f"{kind}/{there[name]}"
+        answer = posted(visitor, planted_rows[name])
+        assert (answer.status_code, answer.headers["location"]) == (303, f"find?q={planted_rows[name]}")
+        assert visitor.get(f"/find?q={planted_rows[name]}").headers["location"] == f"{kind}/{planted_rows[name]}"
     answer = visitor.get("/find?q=sent")
-    assert sorted(links(answer)) == sorted([f"deliveries/{there['delivery']}", f"events/{there['stray']}"])
+    assert sorted(links(answer)) == sorted(
+        [f"deliveries/{planted_rows['delivery']}", f"events/{planted_rows['stray']}"]
+    )
     assert 'name="q" value="sent"' in answer.text
 
 
-def test_what_was_typed_stays_and_what_cannot_be_looked_for_says_so(db, there):
+def test_what_was_typed_stays_and_what_cannot_be_looked_for_says_so(db, planted_rows):
     """A mistyped id, a mistyped tenant, and no id at all."""
     visitor = Visitor(app(db))
     text = html.unescape(visitor.get("/find?q=snet").text)

@@ -28,7 +28,7 @@ UPDATE mailglass_deliveries SET recipient = 'canary@example.com',
 
 
 @pytest.fixture
-def filled(db):
+def planted_rows(db):
     """One delivery with a linked event, an open orphan of it that has to wait, one of nobody's, and an expired one."""
     delivery = factories.delivery(db, "sent", recipient="canary@example.com")
     private = {"recipient": "canary@example.com", "email": "canary@example.com", "subject": "canary subject"}
@@ -63,24 +63,24 @@ def every_path(ids):
     ]
 
 
-def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
+def test_the_pages_say_what_status_orphans_and_explain_say(db, planted_rows):
     """Counts with when they were counted, states, and where an event has gone."""
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
-    text = {path: html.unescape(visitor.get(path).text) for path in every_path(filled)}
+    text = {path: html.unescape(visitor.get(path).text) for path in every_path(planted_rows)}
     assert re.search(
         r"<dt>Open orphans</dt>\s*<dd>1</dd>\s*<dd class=\"small\">events without a delivery, as of <time", text["/"]
     )
     assert re.search(r"<dt>In their grace period</dt>\s*<dd>1</dd>", text["/"])
-    assert filled["linked"] in text["/"].partition('id="links"')[2]
+    assert planted_rows["linked"] in text["/"].partition('id="links"')[2]
     assert "<strong>Healthy.</strong>" in text["/"]
     listed = set(re.findall(r'href="./events/([^"]+)"', text["/orphans"]))
-    assert listed == {filled["waiting"], filled["open"]}
-    assert filled["expired"] in text["/orphans?state=expired"]
-    assert "still in its grace period" in text[f"/events/{filled['waiting']}"]
-    assert "><nobody's></code>" in text[f"/events/{filled['open']}"]
-    timeline = text[f"/deliveries/{filled['delivery']}"].partition('id="timeline"')[2]
-    assert re.search(r"<strong>opened</strong>.*linked <time.*" + filled["linked"], timeline, re.DOTALL)
+    assert listed == {planted_rows["waiting"], planted_rows["open"]}
+    assert planted_rows["expired"] in text["/orphans?state=expired"]
+    assert "still in its grace period" in text[f"/events/{planted_rows['waiting']}"]
+    assert "><nobody's></code>" in text[f"/events/{planted_rows['open']}"]
+    timeline = text[f"/deliveries/{planted_rows['delivery']}"].partition('id="timeline"')[2]
+    assert re.search(r"<strong>opened</strong>.*linked <time.*" + planted_rows["linked"], timeline, re.DOTALL)
 
 
 def test_the_steps_of_a_remedy_are_a_numbered_list(db):
@@ -95,11 +95,11 @@ def test_the_steps_of_a_remedy_are_a_numbered_list(db):
     assert 'class="remedy"' not in text
 
 
-def test_no_address_subject_or_body_is_on_any_page(db, filled):
+def test_no_address_subject_or_body_is_on_any_page(db, planted_rows):
     """Those of deliveries, orphans, raw webhooks and payloads, also where they decide what is shown."""
     db.run(CANARIES)
     visitor = Visitor(app(db))
-    for path in every_path(filled):
+    for path in every_path(planted_rows):
         assert not re.search("canary|@example", visitor.get(path).text), path
 
 
@@ -128,11 +128,11 @@ def test_a_command_with_an_id_that_could_mislead_has_no_button_that_copies_it(db
     assert 'data-copy="mailglass-reconcile trigger' not in text
 
 
-def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, filled):
+def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, planted_rows):
     """Errors and the form included; no script, no style, no handler and no address of another host."""
     page = app(db)
     paths = [
-        *every_path(filled),
+        *every_path(planted_rows),
         "/nothing",
         "/orphans?older=x",
         "/orphans?state=",
@@ -158,7 +158,7 @@ def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, filled)
 
 
 @pytest.mark.parametrize("prefix", ["", "/ops/mail"])
-def test_every_link_leads_somewhere_at_the_root_and_mounted(db, filled, prefix):
+def test_every_link_leads_somewhere_at_the_root_and_mounted(db, planted_rows, prefix):
     """Followed from page to page, as a browser resolves it."""
     inner = app(db)
     outer = Starlette(routes=[Mount(prefix, app=inner)]) if prefix else inner
@@ -176,7 +176,7 @@ def test_every_link_leads_somewhere_at_the_root_and_mounted(db, filled, prefix):
         links += [answer.headers["location"]] if "location" in answer.headers else []
         ahead += [str(answer.url.join(html.unescape(link)).raw_path, "ascii") for link in links]
     assert all(path.startswith(f"{prefix}/") for path in seen)
-    assert {f"{prefix}/events/{filled['linked']}", f"{prefix}/orphans", f"{prefix}/static/icon.svg"} <= {
+    assert {f"{prefix}/events/{planted_rows['linked']}", f"{prefix}/orphans", f"{prefix}/static/icon.svg"} <= {
         path.partition("?")[0] for path in seen
     }
 
@@ -248,7 +248,7 @@ def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_name
     assert scraped.get(("open_orphans", (("state", "matched"),)), 0) == 0
 
 
-def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, filled):
+def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_rows):
     """Four statements of four minutes each would have stopped the page for everybody."""
     timeouts = []
 
@@ -258,7 +258,7 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, filled):
 
     visitor = Visitor(app(db))
     sa.event.listen(db.engine, "before_cursor_execute", note)
-    for path in [*every_path(filled), "/metrics", "/readyz"]:
+    for path in [*every_path(planted_rows), "/metrics", "/readyz"]:
         timeouts.clear()
         visitor.get(path)
         assert timeouts, path
@@ -296,12 +296,12 @@ def test_an_empty_page_says_why_it_is_empty(db):
     assert "No event was linked in the last day." in text
 
 
-def test_three_viewers_cost_what_one_does(db, filled, monkeypatch):
+def test_three_viewers_cost_what_one_does(db, planted_rows, monkeypatch):
     """Statements are counted; also of three who ask at the same time, and a moment later once more."""
     monkeypatch.setattr("mailglass_reconcile.web.pages.REFRESH_SECONDS", 600)  # a busy machine needs longer than five
     sent = []
     sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
-    paths, counts = every_path(filled), []
+    paths, counts = every_path(planted_rows), []
     for viewers in (1, 3):
         visitor = Visitor(app(db))
         sent.clear()

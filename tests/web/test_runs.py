@@ -47,7 +47,7 @@ def rows(text, table):
 
 
 @pytest.fixture
-def ran(db):
+def planted_runs(db):
     """Twenty minutes of recent sweeps, one of which linked something, a full sweep and a failed one."""
     factories.orphan(db, factories.postmark("nobody's"))
     db.run(IDLE, runs=20)
@@ -55,13 +55,13 @@ def ran(db):
     db.run(FAILED)
 
 
-def test_idle_recent_sweeps_do_not_fill_the_overview(db, ran):
+def test_idle_recent_sweeps_do_not_fill_the_overview(db, planted_runs):
     """They were ten of the ten last runs."""
     result = rows(Visitor(app(db)).get("/").text, "runs")
     assert [re.search(r"(full|recent)", row)[1] for row in result] == ["full", "full", "recent"]
 
 
-def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, ran):
+def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, planted_runs):
     """With filters in the address; durations have one unit in a table."""
     visitor = Visitor(app(db))
     result = rows(visitor.get("/runs").text, "runs")

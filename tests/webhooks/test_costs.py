@@ -45,15 +45,15 @@ def refused(provider: str, body: bytes, content_type: str = "application/json", 
         verify(provider, body, sent, secret=secret_of(provider), url=url_of(provider), now=NOW)
 
 
-def filled(piece: bytes, size: int, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Return a body of *size* bytes at most: a piece again and again."""
+def repeat_piece(piece: bytes, size: int, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a body of at most *size* bytes that repeats a piece."""
     return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
 
 
 @pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=x"])
 def test_a_form_of_mailguns_is_refused_without_being_parsed(content_type):
     """Legacy webhooks have been read-only since April 2023; the refusal names the page where to add new ones."""
-    body = filled(b"a=1&", 256 * KB)
+    body = repeat_piece(b"a=1&", 256 * KB)
     assert cpu(lambda: refused("mailgun", body, content_type), 0.01) < 0.01
     with pytest.raises(SignatureError, match="Send, Webhooks of Mailgun's console"):
         verify("mailgun", body, {"Content-Type": content_type}, secret=secret_of("mailgun"))
@@ -62,13 +62,13 @@ def test_a_form_of_mailguns_is_refused_without_being_parsed(content_type):
 
 
 BODIES = {
-    "empty lists": filled(b"[],", 256 * KB, b'{"a":[', b"0]}"),
-    "cut off": filled(b"[],", 256 * KB, b'{"a":['),
-    "deep": filled(b"[", 256 * KB),
-    "deep and broad": filled(b"[],", 256 * KB, b'{"a":' + b"[" * 90, b"0" + b"]" * 90 + b"}"),
-    "numbers": filled(b"0,", 256 * KB, b'{"a":[', b"0]}"),
-    "texts": filled(b'"",', 256 * KB, b'{"a":[', b"0]}"),
-    "long numbers": filled(b"9" * 4_000 + b",", 256 * KB, b'{"a":[', b"0]}"),
+    "empty lists": repeat_piece(b"[],", 256 * KB, b'{"a":[', b"0]}"),
+    "cut off": repeat_piece(b"[],", 256 * KB, b'{"a":['),
+    "deep": repeat_piece(b"[", 256 * KB),
+    "deep and broad": repeat_piece(b"[],", 256 * KB, b'{"a":' + b"[" * 90, b"0" + b"]" * 90 + b"}"),
+    "numbers": repeat_piece(b"0,", 256 * KB, b'{"a":[', b"0]}"),
+    "texts": repeat_piece(b'"",', 256 * KB, b'{"a":[', b"0]}"),
+    "long numbers": repeat_piece(b"9" * 4_000 + b",", 256 * KB, b'{"a":[', b"0]}"),
 }
 
 
@@ -82,7 +82,7 @@ def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, k
 @pytest.mark.parametrize("provider", ["mailersend", "mailtrap", "resend", "sendgrid", "postal", "unisender_go"])
 def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms(provider):
     """It is not parsed, although it has every header that a signature needs."""
-    body = filled(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
+    body = repeat_piece(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
     signed = senders.signed(provider, b"{}").headers
     assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"}), 0.1) < 0.1
 
@@ -91,7 +91,7 @@ def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_on
     """MailerSend's documentation has its secret."""
     from mailglass_reconcile.webhooks.providers import mailersend  # noqa: PLC0415
 
-    body = filled(b"[],", MAX_BYTES, b'{"type":"webhook.test","a":[', b"0]}")
+    body = repeat_piece(b"[],", MAX_BYTES, b'{"type":"webhook.test","a":[', b"0]}")
     short = b'{"type":"webhook.test"}'
     signatures = [hmac.new(mailersend.TEST_SECRET.encode(), one, "sha256").hexdigest() for one in (short, body)]
     verify("mailersend", short, {"Signature": signatures[0]}, secret=KEY)
@@ -101,7 +101,7 @@ def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_on
 @pytest.mark.parametrize("piece", [b"%22", b"%22a", b"%41abc", b"+", b"a", b"\xc3\xa9%41", b"&a=%41"])
 def test_an_unsigned_batch_of_mandrill_costs_at_most_600_ms(piece):
     """The form is decoded, and its JSON only once the signature is right."""
-    body = filled(piece, MAX_BYTES, b"mandrill_events=")
+    body = repeat_piece(piece, MAX_BYTES, b"mandrill_events=")
     assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"}), 0.6) < 0.6
 
 

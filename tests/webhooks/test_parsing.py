@@ -37,8 +37,8 @@ def read(provider: str, *payloads: dict, at: dt.datetime = NOW) -> list[WebhookE
     return [e for request in posted(provider, payloads, at) for e in parse(provider, request.body, request.headers)]
 
 
-def said(event: WebhookEvent) -> tuple:
-    """Return what two readers of the same payload must agree on."""
+def compared_fields(event: WebhookEvent) -> tuple:
+    """Return the fields on which two readers of the same payload must agree."""
     return (event.type, event.occurred_at, event.recipient, event.reject_reason, event.metadata)
 
 
@@ -85,7 +85,7 @@ def test_a_team_with_anymail_records_the_same_as_one_with_our_receiver(provider,
     assert theirs == data
     differing = [replace(one, **event.anymail) for one, event in zip(data, events, strict=True)]
     pairs = known_to_anymail(heard, differing)
-    assert [said(one) for one, _ in pairs] == [said(own) for _, own in pairs]
+    assert [compared_fields(one) for one, _ in pairs] == [compared_fields(own) for _, own in pairs]
     assert all(one != own for one, own, event in zip(differing, data, events, strict=True) if event.anymail)
 
 
@@ -107,7 +107,9 @@ def test_every_kind_of_event_that_anymail_knows_is_read_the_same(provider, post)
         assert [webhook_event(*each) for each in heard] == events
         differing = [replace(e, **provider.differs.get(kind, {})) for e, kind in zip(events, kinds, strict=True)]
         pairs = known_to_anymail(heard, differing)
-        assert [(said(one), one.message_id) for one, _ in pairs] == [(said(own), own.message_id) for _, own in pairs]
+        assert [(compared_fields(one), one.message_id) for one, _ in pairs] == [
+            (compared_fields(own), own.message_id) for _, own in pairs
+        ]
 
 
 @EVERY_PROVIDER

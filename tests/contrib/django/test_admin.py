@@ -79,7 +79,7 @@ def text_of(response):
     return " ".join(re.sub(r"<[^>]*>", " ", response.content.decode()).split())
 
 
-def found(site, page):
+def listed_ids(site, page):
     """Return a page of a list, and the ids on it."""
     response = site.get(f"{PLACE}/{page}")
     text_of(response)
@@ -129,15 +129,19 @@ def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
     events = {row.id for row in db.rows(EVENTS)}
     of_delivery = events - {rows["orphan"]}
     for query in ("", f"?q={ANN}", f"?q={quote(value)}", f"?q={rows['delivery']}", "?q=%20"):
-        assert found(site, f"delivery/{query}") == {rows["delivery"]}
+        assert listed_ids(site, f"delivery/{query}") == {rows["delivery"]}
     for query in ("?q=ann", "?q=m-1", f"?q={rows['orphan']}"):
-        assert found(site, f"delivery/{query}") == set()
-    assert found(site, "event/") == events
-    assert found(site, f"event/?q={rows['delivery']}") == found(site, f"event/?q={quote(value)}") <= of_delivery
-    assert found(site, f"event/?q={rows['orphan']}") == found(site, "event/?q=m-1") == {rows["orphan"]}
-    assert found(site, "openorphan/") == {rows["orphan"]}
-    assert found(site, "openorphan/?q=m-1") == found(site, f"openorphan/?q={rows['orphan']}") == {rows["orphan"]}
-    assert found(site, "openorphan/?q=m-2") == set()
+        assert listed_ids(site, f"delivery/{query}") == set()
+    assert listed_ids(site, "event/") == events
+    assert (
+        listed_ids(site, f"event/?q={rows['delivery']}") == listed_ids(site, f"event/?q={quote(value)}") <= of_delivery
+    )
+    assert listed_ids(site, f"event/?q={rows['orphan']}") == listed_ids(site, "event/?q=m-1") == {rows["orphan"]}
+    assert listed_ids(site, "openorphan/") == {rows["orphan"]}
+    assert (
+        listed_ids(site, "openorphan/?q=m-1") == listed_ids(site, f"openorphan/?q={rows['orphan']}") == {rows["orphan"]}
+    )
+    assert listed_ids(site, "openorphan/?q=m-2") == set()
 
 
 def test_an_open_orphan_has_the_state_in_which_a_sweep_left_it(site, rows):
@@ -156,17 +160,17 @@ def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(d
     other = factories.delivery(db, "m-9", tenant_id="globex", last_event_type="bounced", provider="SendGrid")
     lost = factories.orphan(db, factories.sendgrid("m-8"), tenant_id="globex")
     both = {rows["delivery"], uuid.UUID(other)}
-    assert found(site, "delivery/") == both
+    assert listed_ids(site, "delivery/") == both
     for query in ("last=bounced", "last=bounced&q=m-9"):
-        assert found(site, f"delivery/?{query}") == {uuid.UUID(other)}, query
+        assert listed_ids(site, f"delivery/?{query}") == {uuid.UUID(other)}, query
     for query in ("last=complained", f"q={ANN}&last=bounced"):
-        assert found(site, f"delivery/?{query}") == set(), query
-    assert found(site, "openorphan/?is=unmatched") == {rows["orphan"]}
-    assert found(site, "openorphan/?is=unseen") == {uuid.UUID(lost)}
+        assert listed_ids(site, f"delivery/?{query}") == set(), query
+    assert listed_ids(site, "openorphan/?is=unmatched") == {rows["orphan"]}
+    assert listed_ids(site, "openorphan/?is=unseen") == {uuid.UUID(lost)}
     newest = factories.delivery(db, "m-7", id="ffffffff-0000-4000-8000-000000000000", last_event_type="bounced")
     monkeypatch.setattr(_admin(), "LIMIT", 1)
-    assert found(site, "delivery/?last=bounced") == {uuid.UUID(newest)}
-    assert found(site, "delivery/?last=bounced&q=m-9") == {uuid.UUID(other)}
+    assert listed_ids(site, "delivery/?last=bounced") == {uuid.UUID(newest)}
+    assert listed_ids(site, "delivery/?last=bounced&q=m-9") == {uuid.UUID(other)}
     page = site.get(f"{PLACE}/delivery/").content.decode()
     assert 'href="?last=bounced"' in page
     assert [site.get(f"{PLACE}/delivery/?{query}").status_code for query in ("tenant=globex", "by=sendgrid")] == [

@@ -19,8 +19,8 @@ GOOD = {
 }
 
 
-def found():
-    """Return the ids of what our checks say; none of them connects, since the database is nowhere."""
+def reported_ids():
+    """Return the ids of our checks' messages; the database does not exist, so none of them may connect."""
     return [run_check.id for run_check in run_checks() if run_check.id.startswith("mailglass_reconcile.")]
 
 
@@ -65,7 +65,7 @@ def bare_celery():
 def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, expected):
     """Each of them can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
-        assert found() == [f"mailglass_reconcile.{number}" for number in expected]
+        assert reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
 
 
 PROJECT = """
@@ -96,8 +96,8 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
 
 def of_the_database(*databases):
     """Return what the check with the tag `database` says, by id."""
-    found = run_checks(tags=[Tags.database], databases=databases)
-    return {item.id: item for item in found if item.id.startswith("mailglass_reconcile.")}
+    reported_ids = run_checks(tags=[Tags.database], databases=databases)
+    return {item.id: item for item in reported_ids if item.id.startswith("mailglass_reconcile.")}
 
 
 def test_the_cheap_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
@@ -106,10 +106,10 @@ def test_the_cheap_checks_of_the_doctor_are_warnings_with_the_tag_database(app, 
     assert of_the_database("default") == {}
     db.run("DROP INDEX mailglass_events_idempotency_key_idx")
     assert of_the_database() == {}
-    (found,) = of_the_database("default").values()
-    assert (found.id, found.level) == ("mailglass_reconcile.indexes", WARNING)
-    assert found.msg.endswith("so nothing can be recorded or linked.")
-    assert found.hint == "run `manage.py mailglass migrate`"
+    (reported_ids,) = of_the_database("default").values()
+    assert (reported_ids.id, reported_ids.level) == ("mailglass_reconcile.indexes", WARNING)
+    assert reported_ids.msg.endswith("so nothing can be recorded or linked.")
+    assert reported_ids.hint == "run `manage.py mailglass migrate`"
     db.run("CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)"
            " WHERE idempotency_key IS NOT NULL")  # fmt: skip
 
@@ -127,9 +127,9 @@ def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_dat
     """Exactly once holds where our tables are: models elsewhere are named by their apps."""
     schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
     with override_settings(**{**GOOD, **schedule}):
-        assert found() == []
+        assert reported_ids() == []
     with override_settings(**GOOD):
-        assert found() == ["mailglass_reconcile.W004"]
+        assert reported_ids() == ["mailglass_reconcile.W004"]
     with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
         (one,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
     assert "auth, contenttypes" in one.msg

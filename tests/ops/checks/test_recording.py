@@ -49,8 +49,8 @@ def delivered(hours_ago, number=1, **columns):
     return sent(hours_ago, number, last_event_type="delivered", terminal=True, **columns)
 
 
-def found(db):
-    """Return what the sample says, by provider."""
+def load_by_provider(db):
+    """Return the reports of the sample by provider."""
     with db.database.reading() as tx:
         return {report.provider: report for report in reports.load_reports(tx)}
 
@@ -63,7 +63,7 @@ def silent(db):
 def test_webhooks_that_have_stopped_are_found_everywhere(beside):
     """By the check, the doctor and the metrics; a webhook that comes again ends it, linked or not."""
     insert(beside, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
-    assert found(beside)[None][:3] == (None, 5, 2)
+    assert load_by_provider(beside)[None][:3] == (None, 5, 2)
     [problem] = silent(beside)
     assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
     assert of("reports").status == ERROR
@@ -127,7 +127,7 @@ def test_each_provider_is_looked_at_by_itself(beside):
     """In any spelling; one that reports does not hide one that does not. An unknown one shares a label."""
     insert(beside, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
     insert(beside, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
-    assert set(found(beside)) == {"postmark", "sendgrid", "homegrown"}
+    assert set(load_by_provider(beside)) == {"postmark", "sendgrid", "homegrown"}
     [problem] = silent(beside)
     assert "no webhook of postmark has arrived" in problem
     assert value(scrape(beside), "mailglass_deliveries_without_report", provider="postmark") == 1
@@ -185,7 +185,7 @@ def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(beside)
     """The last reports are found by another index than the newest deliveries."""
     insert(beside, delivered(24 * 30, 3) + sent(30, 300))
     assert len(silent(beside)) == 1
-    assert found(beside)[None].deliveries == reports.OF_TENANT
+    assert load_by_provider(beside)[None].deliveries == reports.OF_TENANT
 
 
 def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
@@ -228,10 +228,10 @@ def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
             plans.append(connection.exec_driver_sql(explained, parameters).scalar_one()[0])
 
     sa.event.listen(beside.engine, "before_cursor_execute", note)
-    found(beside)
+    load_by_provider(beside)
     sa.event.remove(beside.engine, "before_cursor_execute", note)
     [plan] = plans
     assert "Seq Scan on mailglass" not in str(plan)
     assert "'Node Type': 'Seq Scan'" not in str(plan)
     assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 8_000
-    assert math.isfinite(found(beside)[None].silent_seconds or 0) is False
+    assert math.isfinite(load_by_provider(beside)[None].silent_seconds or 0) is False

@@ -101,25 +101,25 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
-    """Return what is found of the lock if the workers know these tasks."""
+def check_lock(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
+    """Return the finding about the lock if the workers know these tasks."""
     return lock_holder(load_sweep_holder(), known, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):
     """Its holder, age and TTL are named, and deleting the key frees it; a holder that somebody knows is no fault."""
     key = lock_key(None)
-    assert held().status == OK
+    assert check_lock().status == OK
     store.set(key, "running task-1 0123456789ab", ex=40)
-    result = held()
+    result = check_lock()
     assert (result.status, "task task-1 has the lock" in result.message) == (WARNING, True)
     assert re.search(r"renewed 2\d s ago, for (40|39) s more", result.message)
-    assert held(known=("task-1",)).status == OK
+    assert check_lock(known=("task-1",)).status == OK
     store.set(key, "queued task-2", ex=60)
-    assert [held(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
-    assert held().remedy == f"redis-cli DEL {key}"
+    assert [check_lock(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
+    assert check_lock().remedy == f"redis-cli DEL {key}"
     store.delete(key)
-    assert held().status == OK
+    assert check_lock().status == OK
 
 
 def test_a_lock_s_key_is_the_one_of_the_task(db):
