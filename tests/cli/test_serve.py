@@ -48,8 +48,8 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
             asking.sendall(
                 f"GET /orphans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
             )
-            requests = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            while not db.value(requests):
+            statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while not db.value(statement):
                 assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0

@@ -380,21 +380,21 @@ class Schedule(RuleBasedStateMachine):
         """Some of what there is gets old, and retention deletes it; its process may die between two batches."""
         self._age(share, spares)
         before, open_ = self._ledger(), self._ids(_OPEN)
-        stored = (before.keys() - self.aged) | self._ids(_NEEDED)
+        kept_ids = (before.keys() - self.aged) | self._ids(_NEEDED)
         if dies_at is not None:
             with contextlib.suppress(_CrashError), self.db.database.connect() as connected:
                 for number, _ in enumerate(retention.delete_events(connected, 30, size)):
                     if number == dies_at:
                         raise _CrashError
             gone = before.keys() - self._ledger().keys()
-            whole = [its for its in oracle.retired(before, stored, open_) if its & gone]
+            whole = [its for its in oracle.retired(before, kept_ids, open_) if its & gone]
             assert gone == frozenset().union(*whole), "of each delivery all, or none"
         with mock.patch.object(pruner, "RETENTION_ROWS", size):
             days = {"retention_events_days": 30, "retention_deliveries_days": 30}
             result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
         assert not result.failures
         gone = before.keys() - self._ledger().keys()
-        assert gone == frozenset().union(*oracle.retired(before, stored, []))
+        assert gone == frozenset().union(*oracle.retired(before, kept_ids, []))
         assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
         invariants.check_open_set(invariants.read(self.db))
         self._retired(gone)
@@ -484,9 +484,9 @@ class Schedule(RuleBasedStateMachine):
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in OUTCOMES}
-        stored = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
-        assert 0 <= stored <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
-        wanted.update(tenant_mismatch=stored, unmatched=-stored)
+        excess = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
+        assert 0 <= excess <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
+        wanted.update(tenant_mismatch=excess, unmatched=-excess)
         assert counts == {
             **{state: wanted[state] for state in OUTCOMES},
             "linked": wanted["matched"],

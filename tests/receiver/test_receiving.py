@@ -41,8 +41,8 @@ TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppres
 
 def sends_of(provider: str) -> list[Sent]:
     """Return the sends that the documented events are about."""
-    requests = [event for request in requests_of(provider) for event in parse(provider, request.body, request.headers)]
-    pairs = {(event.message_id, event.recipient) for event in requests if event.message_id is not None}
+    events = [event for request in requests_of(provider) for event in parse(provider, request.body, request.headers)]
+    pairs = {(event.message_id, event.recipient) for event in events if event.message_id is not None}
     return [Sent(recipient=recipient or "ann@example.org", message_id=id_) for id_, recipient in sorted(pairs, key=str)]
 
 

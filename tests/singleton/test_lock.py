@@ -205,12 +205,12 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
         with app.connection_for_write() as connection:
             queue = connection.SimpleQueue("celery")
             queue.clear()
-            requests = app.tasks[tasks.SWEEP_TASK].delay()
-            assert queue.get(timeout=5).headers["id"] == requests.id
+            result_ = app.tasks[tasks.SWEEP_TASK].delay()
+            assert queue.get(timeout=5).headers["id"] == result_.id
         client.connection_pool.disconnect()
     (name,) = store.keys()
-    assert store.get(name).decode() == f"queued {requests.id}"
-    assert LockBackend(store).acquire(name.decode(), running_token(requests.id), reserved=True) is None
+    assert store.get(name).decode() == f"queued {result_.id}"
+    assert LockBackend(store).acquire(name.decode(), running_token(result_.id), reserved=True) is None
 
 
 def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
@@ -413,9 +413,9 @@ def test_a_member_of_a_group_is_queued_under_its_own_id(store):
     with app.connection_for_write() as connection:
         queue = connection.SimpleQueue("celery")
         queue.clear()
-        requests = group(task.s(), task.s()).apply_async()
+        group_result = group(task.s(), task.s()).apply_async()
         sent = [queue.get(timeout=5).headers["id"] for _ in range(2)]
-    assert sent == [result.id for result in requests.results]
+    assert sent == [result.id for result in group_result.results]
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
     site.add(2)
     site.add(1, "other")
     with site.worker():
-        requests = site.call(tenant_id="acme")
-        result = site.result(requests)
-        assert 86_000 < site.redis.ttl(f"celery-task-meta-{requests}") <= 86_400
+        task_id = site.call(tenant_id="acme")
+        result = site.result(task_id)
+        assert 86_000 < site.redis.ttl(f"celery-task-meta-{task_id}") <= 86_400
         pruned = site.client.send_task("mailglass_reconcile.tasks.prune", queue="mailglass_maintenance").id
         assert "succeeded" in site.result(pruned)
         assert not site.said("does not consume")
@@ -63,15 +63,15 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicate
     site.db.run(GATE)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"), ThreadPoolExecutor() as threads:
         askers = [threads.submit(site.asked, *one) for one in (("-c", ASK), CALL, CALL)]
-        requests = {site.send(), site.send(None), site.send(None, 500)}
+        task_ids = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
-            requests |= set(asker.result(PATIENCE).split())
-        wait_until(lambda: len(site.kept()) == len(requests) - 1, PATIENCE)
+            task_ids |= set(asker.result(PATIENCE).split())
+        wait_until(lambda: len(site.kept()) == len(task_ids) - 1, PATIENCE)
         site.db.run("DELETE FROM gate")
-        results = {request: site.result(request) for request in requests}
+        results = {task_id: site.result(task_id) for task_id in task_ids}
     (winner,) = (one for one, result in results.items() if "scanned" in result)
     assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
-    assert len(requests) in {5, 6}, "where one of apply_async sweeps, its three results are one"
+    assert len(task_ids) in {5, 6}, "where one of apply_async sweeps, its three results are one"
     assert results[winner]["linked"] == site.linked() > 0
 
 
@@ -152,8 +152,8 @@ def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
     site.add(3)
     with site.worker():
         with site.held_up():
-            requests = site.send(soft_time_limit=1)
-            result = site.result(requests)
+            task_id = site.send(soft_time_limit=1)
+            result = site.result(task_id)
         assert (result["status"], result["linked"]) == ("partial", 0)
         assert site.said("the soft time limit ended a sweep") == 1
         assert site.result(site.send())["linked"] == 3
@@ -183,8 +183,8 @@ def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
     site.add(60)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1"):
-        requests = site.send(time_limit=5)
-        assert type(outcome_of(site, requests)).__name__ == "TimeLimitExceeded"
+        task_id = site.send(time_limit=5)
+        assert type(outcome_of(site, task_id)).__name__ == "TimeLimitExceeded"
         site.db.run("DROP TRIGGER slow ON mailglass_events")
         before = site.linked()
         site.redis.delete(key_of(site))
@@ -197,11 +197,11 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
     site.add(30)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
-        requests = site.send()
+        task_id = site.send()
         wait_until(lambda: site.linked() > 0, PATIENCE)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-    assert site.result(requests)["linked"] == 30
+    assert site.result(task_id)["linked"] == 30
 
 
 def test_no_connection_is_shared_across_the_fork(site):

@@ -35,8 +35,8 @@ def said_of(site: Site, name: str) -> list[str]:
 def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
     """At every level of the worker's log, and without a traceback; whoever asked gets the error as the result."""
     with site.worker("-l", level, app="worker", until="READY", **UNMIGRATED):
-        requests = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
-        states = [site.client.AsyncResult(request) for request in requests]
+        task_ids = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
+        states = [site.client.AsyncResult(task_id) for task_id in task_ids]
         for state in states:
             state.get(timeout=PATIENCE, interval=0.05, propagate=False)
         wait_until(lambda: all(said_of(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))

@@ -66,13 +66,13 @@ def test_without_the_token_every_route_answers_401_with_the_form(db, planted_row
     """No token, a wrong one, the right one in the address; and the same for what is no route."""
     closed = app(db)
     for path in [*itertools.chain(*GUARDED.values()), "/nothing", "/events"]:
-        requests = path.format(**planted_rows)
-        with_token = f"{requests}{'&' if '?' in requests else '?'}token={TOKEN}"
+        url = path.format(**planted_rows)
+        with_token = f"{url}{'&' if '?' in url else '?'}token={TOKEN}"
         for visitor, place in [
-            (Visitor(closed, None), requests),
+            (Visitor(closed, None), url),
             (Visitor(closed, None), with_token),
-            (Visitor(closed, "wrong"), requests),
-            (Visitor(closed, TOKEN[:-1]), requests),
+            (Visitor(closed, "wrong"), url),
+            (Visitor(closed, TOKEN[:-1]), url),
         ]:
             answer = visitor.get(place)
             assert answer.status_code == 401

@@ -109,9 +109,9 @@ def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, st
     assert (answer["Content-Type"], b"512d38b6" in answer.content) == (
         ("application/json", True) if status == 200 else ("text/plain; charset=utf-8", False)
     )
-    requests = client.options("/webhooks/azure", headers=headers)
-    assert requests.status_code == status
-    assert requests.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
+    response = client.options("/webhooks/azure", headers=headers)
+    assert response.status_code == status
+    assert response.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
     assert client.options("/webhooks/postmark", headers=headers).status_code == 405
     assert db.value(EVENTS) == 0
 
