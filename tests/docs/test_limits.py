@@ -196,7 +196,7 @@ def test_the_exit_codes_are_those_of_the_pages():
 def test_every_kind_and_origin_of_a_run_is_on_the_page():
     """And no other."""
     text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("### Runs")[2]
-    listed, _, origins = text.partition("What `origin` says:")
+    listed, _, origins = text.partition("The values of `origin`:")
     assert tuple(re.findall(r"^- `(\w+)`:", listed, re.MULTILINE)) == (
         "full",
         "range",
