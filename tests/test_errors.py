@@ -33,7 +33,7 @@ CANARY = "c4n4ry"
     ],
 )
 def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
-    """Whether it is no URL, of another database, or of a server that is not there."""
+    """The text may be no URL, or one of another kind of database, or of a server that does not exist."""
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
         runner.find_missing_objects(engines.create_engine(settings), settings)

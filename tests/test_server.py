@@ -60,7 +60,7 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
 
 @slow
 def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
-    """Of which the receiver answers its own before that."""
+    """The receiver answers its own slow bodies before that."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
     with serving(url, redis_url, module="short_timeouts") as (_, address):
         began = time.monotonic()
@@ -92,7 +92,7 @@ def test_a_request_in_chunks_of_a_byte_is_cut_off(db):
 
 
 def until_closed(one: socket.socket) -> None:
-    """Read what comes, until the server closes the connection."""
+    """Read until the server closes the connection."""
     with contextlib.suppress(ConnectionResetError):
         while one.recv(4_096):
             pass
@@ -146,7 +146,7 @@ def answered(connection: socket.socket, text: bytes) -> None:
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Whether the server has not closed a connection."""
+    """Return True if the server has not closed a connection."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""

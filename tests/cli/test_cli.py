@@ -24,7 +24,7 @@ VALUES (gen_random_uuid(), :tenant, 'Welcome', 'transactional', 'ada@example.com
 
 @pytest.fixture
 def cli(db):
-    """Run `mailglass-reconcile` with the test's database, and return what it did."""
+    """Run `mailglass-reconcile` on the test's database, and return the finished process."""
     return partial(commands.run_unchecked, db)
 
 

@@ -19,7 +19,7 @@ SIGNED_IN = {"authorization": f"Bearer {TOKEN}"}
 
 
 def urls(db):
-    """Return what the process is told of the database and of Redis."""
+    """Return the environment with the URLs of the database and of Redis."""
     return db.url, db.settings.redis_url.get_secret_value()
 
 

@@ -42,7 +42,7 @@ def test_every_command_that_opens_the_database_is_here():
 
 
 def run(url, redis_url, names=COMMANDS, **environment):
-    """Run commands on a database; return what each says, and its exit code."""
+    """Run commands on a database; return the output and the exit code of each."""
     settings = Settings(database_url=url, redis_url=redis_url)
     db = Database(url, settings, engines.create_engine(settings), None)
     result = {name: commands.run_unchecked(db, *COMMANDS[name], **environment) for name in names}

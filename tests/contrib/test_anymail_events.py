@@ -36,7 +36,7 @@ EVERY_PROVIDER = pytest.mark.parametrize("provider", [pytest.param(provider, id=
 
 
 def payload(provider, kind, to=ANN, n=0):
-    """Return what a provider tells of one event."""
+    """Return a provider's payload of one event."""
     return provider.event(kind, message_id(provider), to, n)
 
 

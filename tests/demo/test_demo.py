@@ -87,7 +87,7 @@ class Run:
         ]
 
     def is_gone(self) -> bool:
-        """Whether no process of it is left, and no file."""
+        """Return True if no process and no file of the demo is left."""
         return not self.left() and not list(self.directory.glob("mailglass-*"))
 
     def _is_here(self, process: psutil.Process) -> bool:
@@ -95,7 +95,7 @@ class Run:
 
 
 def _asked(question: Callable[[], T], otherwise: T) -> T:
-    """Return what a process answers, or *otherwise* if it has ended meanwhile or belongs to somebody else."""
+    """Return the result of a query about a process, or *otherwise* if it has ended or belongs to another user."""
     try:
         return question()
     except (psutil.Error, OSError):  # OSError: its files in /proc go before psutil notices that it has ended

@@ -185,7 +185,7 @@ def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str)
 
 
 def answers(port: int) -> bool:
-    """Whether the page is there."""
+    """Return True if the page responds."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
     except httpx.TransportError:

@@ -60,7 +60,7 @@ FIXED = {
 
 
 def test_no_lower_bound_lets_in_a_known_vulnerability():
-    """Of what the package and its extras need themselves, and of h11, which uvicorn reads requests with."""
+    """This covers the requirements of the package and its extras, and h11, with which uvicorn reads requests."""
     extras = PROJECT["optional-dependencies"]
     needed = [Requirement(each) for each in (*PROJECT["dependencies"], *chain(*extras.values()))]
     for each in needed:

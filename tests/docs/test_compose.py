@@ -245,7 +245,7 @@ class Surroundings:
         return places
 
     def command(self, name: str) -> list[str]:
-        """Return what the service runs, its entry point first."""
+        """Return the command of the service, its entry point first."""
         service = COMPOSE["services"][name]
         return [self.here(part) for part in [*service.get("entrypoint", []), *service["command"]]]
 

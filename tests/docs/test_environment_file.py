@@ -23,7 +23,7 @@ AWKWARD = [
 
 
 def by_shell(file: Path) -> dict[str, str]:
-    """Return what a command gets of the file from the lines of docs/deploy.md: by `set -a` and `.`."""
+    """Return the environment of a command that loads the file as docs/deploy.md does: with `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
     process = subprocess.run(
         ["sh", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
@@ -32,7 +32,7 @@ def by_shell(file: Path) -> dict[str, str]:
 
 
 def by_systemd(file: Path) -> dict[str, str]:
-    """Return what a service gets of the file by `EnvironmentFile=`, by the rules of systemd.exec(5)."""
+    """Return the environment of a service with `EnvironmentFile=`, by the rules of systemd.exec(5)."""
     result = {}
     for line in file.read_text().splitlines():
         name, _, rest = line.strip().partition("=")

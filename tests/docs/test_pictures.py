@@ -26,5 +26,5 @@ def test_a_chart_has_no_ground_and_no_colour_of_one_scheme_only(chart):
 
 
 def test_there_are_charts():
-    """Of the benchmark."""
+    """The benchmark writes them."""
     assert CHARTS

@@ -26,7 +26,7 @@ KILLS = float(os.environ.get("HANDLED_KILLS", "0"))
 
 @on_event("*", name="steady")
 def steady(connection: sa.Connection, event: DeliveryEvent) -> None:
-    """Leave an effect."""
+    """Write an effect."""
     leave_effect("steady", connection, event)
 
 

@@ -31,7 +31,7 @@ needs_debians_redis = pytest.mark.skipif(
 
 
 PASSWORD = secrets.token_hex(16)
-"""Of every server here."""
+"""The timeout of every server here."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 
 FULL = os.environ.get("MAILGLASS_FAULTS") == "full"
-"""Whether everything runs (`make faults`), or a selection (`make test`)."""
+"""True if everything runs (`make faults`), False for a selection (`make test`)."""
 
 
 class Table:

@@ -29,7 +29,7 @@ from waiting import wait_until
 
 
 def counts(result: DispatchResult) -> tuple[int, int, int]:
-    """Return what a dispatcher did: jobs done, failed and dead."""
+    """Return the counts of a dispatcher: jobs done, failed and dead."""
     return result.handled, result.failed, result.dead
 
 
@@ -95,7 +95,7 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db
 
 @pytest.mark.parametrize("webhook_first", [True, False])
 def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(handler_db, webhook_first):
-    """Of an event that is linked later as of one that is attached."""
+    """This holds for linked and for attached events."""
     received = leaving("audit", "bounced")
     with handler_db.engine.begin() as connection:
         if not webhook_first:

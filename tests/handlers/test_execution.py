@@ -101,7 +101,7 @@ def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(si
         wait_until(lambda: states(site.db) == {"done": 3, "waiting": 1}, PATIENCE)
 
         def tried_again() -> bool:
-            """Whether it is handled now; the first attempt may note its failure, and when to try again, only later."""
+            """Return True if the job is done; the first attempt may record its failure and its next attempt later."""
             make_due(site.db)
             site.client.send_task(DISPATCH_TASK, queue="mailglass_handlers")
             return states(site.db) == {"done": 4}

@@ -56,7 +56,7 @@ def move(url: str, there: str, here: str) -> None:
 
 
 def finding(database: Installation) -> Finding:
-    """Return what doctor finds of the schema."""
+    """Return the doctor's finding about the schema."""
     with Database(database.engine, database.settings).reading() as tx:
         [result] = checks.revision.findings(CheckContext(tx))
     return result

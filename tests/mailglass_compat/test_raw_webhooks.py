@@ -83,7 +83,7 @@ def resend(recipient, kind="bounced"):
 
 
 def pointed_at():
-    """Return what a sweep of some events would link, and how many of these by the message id alone."""
+    """Return the number of events that a sweep would link, and how many of these by the message id alone."""
     [counts] = conforming("sweep", run_here("sweep", "--since", "1h", "--dry-run", "--json").stdout)
     return counts["linked"], counts["linked_unchecked"]
 
@@ -199,7 +199,7 @@ def test_events_of_our_writers_carry_no_such_note(beside):
 
 
 def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(beside):
-    """Of an event whose ids a sweep has stored."""
+    """A sweep has stored the ids of the event before."""
     raw, events, message_id, raw_id = postmark(TO)
     raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id, kept=False)
     reconcile()

@@ -78,7 +78,7 @@ def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
-    """Whether its webhook was stored with the delivery or linked to it later."""
+    """This holds for attached and for linked webhooks."""
     at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2, seconds=1)
     bounced = event("m-1", "bounced", bounce="hard", smtp_status="550 5.1.1", reject_reason="invalid", occurred_at=at)
     if not attached:

@@ -223,7 +223,7 @@ INCIDENTS = [
 
 
 def is_quick(incident: Incident) -> bool:
-    """Whether `make test` plants an incident: one for each kind of healing, and a warning."""
+    """Return True if `make test` plants an incident: one for each kind of remedy, and a warning."""
     return incident.words in {
         "is missing",
         "no run that beat queued has ended for 40 minutes",
@@ -235,7 +235,7 @@ def is_quick(incident: Incident) -> bool:
 
 
 def djangos(check: str) -> list[str]:
-    """Return what `manage.py check --database` says of one check."""
+    """Return the messages of `manage.py check --database` about one check."""
     checks = import_module("mailglass_reconcile.contrib.django.checks")  # Django is set up by now
     messages = checks.check_database(databases=["default"])
     return [f"{message.msg} {message.hint}" for message in messages if message.id == f"mailglass_reconcile.{check}"]

@@ -185,7 +185,7 @@ def test_no_page_is_empty_because_the_one_before_it_was_full(db, state):
 
 
 def test_what_is_open_is_counted_by_cause(db, zoo):
-    """Of a tenant mismatch with the tenant that has the delivery; the filters count, the page's size does not."""
+    """A tenant mismatch is counted with the delivery's tenant; counts respect the filters, but not the page size."""
     mailglass_reconcile.reconcile()
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"))

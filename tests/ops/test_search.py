@@ -103,7 +103,7 @@ def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
 
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
-    """Of another tenant, too; whether a sweep has stored their ids or not."""
+    """Orphans of other tenants are included, and orphans whose ids no sweep has stored yet."""
     delivery = factories.delivery(db, "m-1", recipient=ADA)
     orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
     if swept:
@@ -149,7 +149,7 @@ def test_an_open_orphan_is_found_by_the_address_that_its_webhook_named(db):
 
 
 def test_of_a_message_to_many_only_what_may_be_about_the_address_is_found(db):
-    """Of an event that names nobody, it may be."""
+    """An event without a recipient may be about the address."""
     delivery = factories.delivery(db, "m-1", recipient=ADA, tenant_id="globex")
     with db.begin() as connection:
         record(connection, event(recipient="bob@bücher.example"))

@@ -46,7 +46,7 @@ def test_what_the_last_sweep_left_is_counted_by_its_stored_state_and_provider(db
 
 
 def test_an_orphan_with_outdated_keys_passes_by_those_that_are_computed_now(db):
-    """Of its provider, and of a delivery whose id it names only now."""
+    """The filters are the event's provider, and a delivery whose id only the current keys name."""
     orphan = factories.orphan(db, factories.postmark("m-1"), age_seconds=100)
     mailglass_reconcile.reconcile()
     outdate(db, orphan, "m-1")

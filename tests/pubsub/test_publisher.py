@@ -380,7 +380,7 @@ def test_a_client_that_could_wait_without_end_is_refused(client: Callable[[], An
     ],
 )
 def test_a_client_with_timeouts_is_used_as_it_is(client: Callable[[], redis.Redis]) -> None:
-    """Of any kind and pool."""
+    """The client may be of any kind, with any pool."""
     made = client()
     mailglass_reconcile.configure(redis=made)
     assert runtime.get_redis() is made

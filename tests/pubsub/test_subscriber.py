@@ -50,7 +50,7 @@ def tell(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
 )
 @pytest.mark.parametrize("client", [{}, {"decode_responses": True}, {"protocol": 3}])
 def test_each_event_is_heard_once_by_those_who_asked_for_it(redis_url, tenant, delivery, heard, client):
-    """Of all tenants or one, of all deliveries or one, with whatever client; a tenant's name is no pattern."""
+    """For one tenant or all, one delivery or all, and any client; a tenant's name is no pattern."""
     with (
         redis.Redis.from_url(redis_url) as publisher,
         redis.Redis.from_url(redis_url, **client) as theirs,

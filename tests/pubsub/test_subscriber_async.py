@@ -56,7 +56,7 @@ async def until(condition: Callable[[], object]) -> None:
 )
 @pytest.mark.parametrize("client", [{}, {"decode_responses": True, "socket_timeout": 30}, {"protocol": 3}])
 def test_each_event_comes_once(redis_url, tenant, delivery, expected, client):
-    """Of all tenants or one, of all deliveries or one, with any client as the pattern."""
+    """For one tenant or all, one delivery or all, and any client."""
     other = str(uuid.uuid4())
 
     async def main() -> list[Any]:

@@ -20,7 +20,7 @@ class Sender:
         self._messages.put_nowait({"type": "http.request", "body": piece, "more_body": more})
 
     async def receive(self) -> dict:
-        """Be the function `receive` of an ASGI application."""
+        """Act as the function `receive` of an ASGI server."""
         return await self._messages.get()
 
 
@@ -40,7 +40,7 @@ class Arriving:
         return content
 
     async def evicted(self) -> bool:
-        """Whether it was evicted, once everything has settled."""
+        """Return True if the body was evicted, after all tasks have run."""
         await settled()
         return self.task.done() and isinstance(self.task.exception(), OverloadedError)
 

@@ -53,7 +53,7 @@ def published_message_ids(db):
 
 
 def lines(caplog):
-    """Return what was logged about a step that was not taken."""
+    """Return the log lines about after-commit actions that were not run."""
     result = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING and not one.exc_info]
     assert not [line for line in result if "\n" in line or "@" in line]
     return [line for line in result if "cannot broadcast" in line]
@@ -563,7 +563,7 @@ CALLS = 40
 
 
 def pairs_of(number):
-    """Return what a session records: a send, and an event of a delivery that is there."""
+    """Record a send, and an event of an existing delivery; return the results."""
     return [
         lambda given: sent(given, f"p-{number}"),
         lambda given: record(given, event("m-1", provider_event_id=number)),

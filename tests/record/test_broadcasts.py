@@ -95,7 +95,7 @@ def test_a_session_that_does_not_commit_tells_nobody(db, deliveries, end):
 
 
 def test_a_savepoint_that_is_rolled_back_takes_its_messages_with_it(db, deliveries):
-    """Of a session or of its connection; what was released stays, and waits for the commit."""
+    """For savepoints of a Session or its connection; messages of a released savepoint wait for the commit."""
     with Session(db.engine) as session:
         with session.begin_nested():
             record(session, event("m-1"))

@@ -45,7 +45,7 @@ def everything(db):
 
 
 def test_a_dump_holds_the_address_no_more(handler_db):
-    """Of an installation that recorded everything with our writers, and whose metadata holds no address.
+    """The installation recorded everything with our writers, and its metadata holds no address.
 
     The name has letters that no id in hexadecimal digits has.
     """
@@ -141,7 +141,7 @@ def test_later_events_stay_open_and_explain_says_why(db):
 
 
 def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
-    """Of a campaign's id only the few that decide are read; that one was erased is asked for by itself."""
+    """Only the few deliveries of the id that decide are read; a separate statement asks if one was erased."""
     others = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(12)]
     factories.insert(db, [*others, factories.delivery_row("wide", recipient=ADA)])
     for erases in (False, True):

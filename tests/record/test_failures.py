@@ -27,7 +27,7 @@ def nothing_yet(monkeypatch):
 
 
 def counted():
-    """Return what has failed in this process, by cause."""
+    """Return the counts of failures in this process, by cause."""
     return {cause: number for cause, number in telemetry.counts("recording_failures").items() if number}
 
 

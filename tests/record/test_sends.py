@@ -65,7 +65,7 @@ def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("provider", ["postmark", "sparkpost", "Amazon SES", "acme-mail"])
 def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
-    """Whether the webhook or the send comes first, the deliveries are the same afterwards, without any sweep."""
+    """The deliveries are the same if the webhook or the send comes first, without any sweep."""
     states = []
     for id_ in ("first", "second"):
         opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if named else None)
@@ -353,7 +353,7 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
 
 @pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
 def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, given):
-    """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
+    """While a call waits for the first of two rows, the second is not locked, in whatever order they were passed."""
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
         send(holder, make_sent(ADA, "m-1"))
         waiting = threads.submit(sent_in, db, *(make_sent(BOB, id_) for id_ in given))
@@ -461,7 +461,7 @@ def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_rec
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
-    """Of this process, which a busy machine does not slow down; the number of statements is tested below."""
+    """Only this process's CPU is measured, which other load does not change; statements are counted below."""
     spent = []
     for turn in range(3):
         many = [make_sent(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]

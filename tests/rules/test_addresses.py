@@ -57,7 +57,7 @@ def test_what_is_stored_is_the_address_alone(given, stored):
     ],
 )
 def test_the_key_of_an_ascii_address_is_the_address(recipient, key, exact):
-    """Of others it is what all their spellings share."""
+    """The key of any other address is what all its spellings share."""
     assert make_index_key(normalize_address(recipient)) == key
     assert is_exact(key) is exact
 

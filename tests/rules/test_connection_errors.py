@@ -170,7 +170,7 @@ def test_a_place_where_nobody_is_is_named(url: str, words: str) -> None:
 
 
 def redis_told(url: str) -> str:
-    """Return what is said of a Redis that cannot be used."""
+    """Return the message about a Redis that cannot be used."""
     client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
     with pytest.raises((RedisError, OSError)) as fault:
         client.ping()

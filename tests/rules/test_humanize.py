@@ -18,7 +18,7 @@ from mailglass_reconcile.rules.humanize import did_you_mean, format_ago, plurali
     ],
 )
 def test_how_long_ago_something_was_is_said_in_hours_up_to_two_days(seconds, words):
-    """Whether a mail was sent yesterday morning or in the evening matters."""
+    """It matters if a mail was sent yesterday morning or in the evening."""
     assert format_ago(seconds) == words
 
 

@@ -10,7 +10,7 @@ from senders import PRIVATE
 
 
 def again(provider, **more):
-    """Return what to do about a provider's event."""
+    """Return the remedy for a provider's event."""
     arguments = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
     return redelivery.tenant_remedy(provider=provider, **arguments)
 

@@ -33,7 +33,7 @@ def schema(name: str, *path: str) -> set[object]:
     ],
 )
 def test_a_schema_allows_the_states_that_there_are_and_no_other(listed, path):
-    """Of each command that prints one."""
+    """This covers the schema of each command that prints a state."""
     assert schema(*path) == set(listed)
 
 

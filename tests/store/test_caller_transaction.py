@@ -30,7 +30,7 @@ WRITERS = pytest.mark.parametrize("write", [record, append_one])
 
 
 def test_settings_are_the_callers_again_when_all_went_well(db):
-    """Of every writer, with an orphan and with a delivery that is there; and the ledger's times are in UTC."""
+    """For every writer, with an orphan and with an existing delivery; and the ledger's times are in UTC."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         take(connection)

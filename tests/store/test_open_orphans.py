@@ -22,7 +22,7 @@ from shapes import settings_of
 
 
 def is_open(database: Installation, event_id: str) -> bool:
-    """Whether an orphan is in the open set."""
+    """Return True if an orphan is in the table of open orphans."""
     return event_id in database.open_set()
 
 

@@ -405,7 +405,7 @@ def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
 
 
 def test_ids_that_a_row_without_keys_has_are_replaced(db, orphan):
-    """Of two sessions that replace keys at the same time, one may see the rows of the other only afterwards."""
+    """If two sessions replace keys at the same time, one may see the other's rows only afterwards."""
     know()
     assert reconcile().unmatched == 1
     db.run("UPDATE mailglass_open_orphans SET rank = NULL, ids = NULL, state = NULL")

@@ -359,7 +359,7 @@ def refuses(given):
 
 
 def test_a_drivers_own_connection_is_refused_with_what_to_pass(db):
-    """Of psycopg and of asyncpg; nothing is written."""
+    """Connections of psycopg and asyncpg are refused, and nothing is written."""
 
     async def with_asyncpg():
         plain = sa.make_url(db.url)

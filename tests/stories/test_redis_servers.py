@@ -172,7 +172,7 @@ def test_a_subscription_over_tls_hears(over_tls: str) -> None:
 
 
 async def received(client: redis.Redis) -> Update | Missed:
-    """Return what an asynchronous subscription receives when one message is published."""
+    """Publish one message, and return what an asynchronous subscription receives."""
     async with AsyncSubscription(client, "acme", None) as updates:
         assert published(client) == Published(2, 0)
         return await anext(updates)

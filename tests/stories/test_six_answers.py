@@ -109,7 +109,7 @@ ANSWERS = {
 
 
 def as_superuser(get_response: Any) -> Any:
-    """Be the middleware that says who asks."""
+    """Middleware that logs in a superuser."""
     user = types.SimpleNamespace(
         pk=1, is_active=True, is_staff=True, is_superuser=True, is_authenticated=True, is_anonymous=False,
         has_usable_password=lambda: False, get_username=lambda: "root", get_short_name=lambda: "root",
@@ -141,7 +141,7 @@ def admin(app):
 
 
 def read(text: str) -> str:
-    """Return what a person reads, whatever the time."""
+    """Return the text that a person reads, without times."""
     plain = html.unescape(re.sub(r"<[^>]+>", "", text))
     return re.sub(r"(\d+|an?) (second|minute|hour|day)s? ago", "N ago", re.sub(r"\s+", " ", plain)).lower()
 

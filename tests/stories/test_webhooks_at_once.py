@@ -55,7 +55,7 @@ def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
 
 
 def test_events_are_inserted_in_the_order_of_their_keys(db):
-    """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
+    """While a call waits for the first of two rows, the second is not locked, in whatever order they were passed."""
     first, second = sorted(
         (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
         key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, e.type, 0),
@@ -72,7 +72,7 @@ def test_events_are_inserted_in_the_order_of_their_keys(db):
 
 
 def test_deliveries_are_locked_in_the_order_of_their_ids(db):
-    """Of two, the later one is still free while the earlier one is waited for."""
+    """While a call waits for the first of two rows, it has not locked the second."""
     rows = sorted((factories.delivery_row(f"m-{n}") for n in range(2)), key=lambda row: row["id"])
     factories.insert(db, deliveries=rows)
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails

@@ -33,7 +33,7 @@ def begun(chosen=(), left_out=()):
 
 
 def outcomes(counters):
-    """Return what is not nothing."""
+    """Return the outcomes that are not zero."""
     result = counters.result()
     return {state: n for state in (*OUTCOMES, *SKIPPED) if (n := getattr(result, state))}
 
@@ -73,7 +73,7 @@ def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_no
 
 
 def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
-    """Of an orphan that was new when it was chosen."""
+    """The orphan was new when it was chosen."""
     counters = begun([None] * 2, ["unmatched"])
     counters.mark_processed([Group("unmatched", "acme", "postmark")] * 2)
     counters.add_mismatches(["unmatched"] * 2)
@@ -131,7 +131,7 @@ def once(action):
 
 
 def true(db, result, scanned, others=0):
-    """Whether a result adds up to what was eligible, and says what is open, but for what others have closed since."""
+    """Return True if the counts add up to the eligible orphans, and to those still open, except for closed ones."""
     assert result.scanned == scanned == sum(getattr(result, state) for state in OUTCOMES), result
     assert result.skipped == sum(getattr(result, cause) for cause in SKIPPED), result
     assert result.remaining == db.value(OPEN) + others, result
@@ -204,7 +204,7 @@ def test_the_causes_of_skipping_are_told_apart(db):
 
 
 def test_orphans_that_arrive_meanwhile_are_the_next_sweeps(db):
-    """Of a writer that commits late, too: a slice has its bound, and the counts are of what was eligible."""
+    """This includes a writer that commits late: a slice is bounded, and the counts are of the eligible orphans."""
     fill(db, 10)
     configure(db, batch_size=5)
     late = [orphan_row(postmark("late"), age_seconds=2_000), orphan_row(postmark("0"), age_seconds=4_000)]

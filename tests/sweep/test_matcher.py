@@ -117,7 +117,7 @@ def others_of(campaign, number):
 @pytest.mark.parametrize("others", [WIDE - 1, WIDE])
 @pytest.mark.parametrize("way", [1, -1])
 def test_an_event_links_however_its_recipient_is_spelled(db, others, way):
-    """Whether its id names ten deliveries or eleven, and whichever side has which spelling."""
+    """This holds if its id names ten deliveries or eleven, and for any spelling on either side."""
     spelled = {name: spellings[::way] for name, spellings in SAME.items()}
     items = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
     orphans = {name: orphan_row(sparkpost(reported, name)) for name, (_, reported) in spelled.items()}
@@ -201,7 +201,7 @@ def connection(url):
 
 
 def test_an_event_links_in_every_locale(url, redis_url):
-    """Whether its id names ten deliveries or eleven."""
+    """This holds if its id names ten deliveries or eleven."""
     installation = catalog.installation(url)
     installation.migrate()
     mailglass_reconcile.configure(engine=installation.engine, settings=installation.settings)

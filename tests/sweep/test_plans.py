@@ -553,7 +553,7 @@ def question(tenant, recipient):
 
 @pytest.mark.parametrize("asking", ASKING)
 def test_a_question_to_a_wide_id_reads_few_rows(reading, asking):
-    """Of 20,000 deliveries, whatever asks."""
+    """The id names 20,000 deliveries; every caller reads few."""
     tenant, recipient = ASKING[asking]
     plan = probing(reading, lambda: deliveries.find(reading, [question(tenant, recipient)] * SIZE))
     assert plan.indexes == {deliveries.INDEX, "mailglass_deliveries_provider_msg_id_idx"}
@@ -663,7 +663,7 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
 
 @pytest.mark.slow
 def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_same_one(untouched, events):
-    """Of one campaign, with statistics that know of nothing else."""
+    """All rows are of one campaign, and the statistics know only these."""
     connection = untouched.connection
     new, some = [f"new-{n}" for n in range(20)], events[:20]
     with connection.begin_nested() as savepoint:

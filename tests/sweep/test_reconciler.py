@@ -147,7 +147,7 @@ def test_two_deliveries_of_one_recipient_stay_ambiguous(db):
 
 
 def test_another_tenants_delivery_is_never_linked(db):
-    """Whether it is alone or beside one of the orphan's own tenant."""
+    """This holds with and without a delivery of the orphan's own tenant."""
     insert(db, [delivery_row("one", tenant_id="b"), delivery_row("two", tenant_id="b"), delivery_row("two")])
     insert(db, events=[orphan_row(postmark("one")), orphan_row(postmark("two"))])
     assert counts(reconcile()) == {"linked": 1, "tenant_mismatch": 1}

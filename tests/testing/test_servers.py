@@ -255,6 +255,6 @@ def test_a_parallel_test_run_leaves_nothing(number):
 
 
 def nothing_is_left(directory: Path) -> bool:
-    """Whether no process works in the folder of a server in *directory*, and none of them is there."""
+    """Return True if *directory* has no folder of a server, and no process works in one."""
     working = [item for item in psutil.process_iter(["cwd"]) if (item.info["cwd"] or "").startswith(str(directory))]
     return not working and not list(directory.glob("mailglass-*"))

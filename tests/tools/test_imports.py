@@ -49,7 +49,7 @@ print([name for name in ("celery", "celery_singleton", "alembic", "click", "rich
 
 
 def python(code, *arguments, env=None):
-    """Run code in a Python of its own, and return what it did."""
+    """Run code in a separate Python, and return the finished process."""
     command = [sys.executable, "-W", "error::ImportWarning", "-c", code, *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 

@@ -403,7 +403,7 @@ def test_the_problems_stand_first_and_in_the_title_of_the_tab(page):
 
 
 def test_a_bar_says_that_the_page_is_out_of_date_until_it_is_not(clock, context, page):
-    """Of a server, or a network, that is gone; what is shown stays."""
+    """The server or the network has failed; the page keeps its content."""
     expect(page.locator("#stale")).to_be_hidden()
     context.set_offline(True)
     clock.run_for(REFRESH)

@@ -22,12 +22,12 @@ def page(db, path="/"):
 
 
 def title(text):
-    """Return what the tab shows."""
+    """Return the title of the page."""
     return re.search(r"<title>\s*(.*?)</title>", text, re.DOTALL)[1]
 
 
 def note(text):
-    """Return what is at the top of the overview, without markup."""
+    """Return the note at the top of the overview, without markup."""
     top = text.partition('id="health"')[2].partition("</section>")[0]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", top))
 

@@ -75,7 +75,7 @@ BODIES = {
 @pytest.mark.parametrize("kind", slow_unless(("cut off", "deep and broad").__contains__, BODIES))
 @pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
 def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
-    """Of the longest that is parsed."""
+    """The bodies are the longest that are parsed."""
     assert cpu(lambda: refused(provider, BODIES[kind]), 0.1) < 0.1
 
 

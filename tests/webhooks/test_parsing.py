@@ -58,7 +58,7 @@ def test_every_documented_event_is_read(provider):
 
 
 def known_to_anymail(heard: list[tuple], ours: list[WebhookEvent]) -> list[tuple[WebhookEvent, WebhookEvent]]:
-    """Return what Anymail alone and our reader read, of those events that Anymail knows and finds a recipient in."""
+    """Parse a payload with Anymail and with our reader; return the events with a recipient that Anymail knows."""
     pairs = []
     for (event, esp_name), own in zip(heard, ours, strict=True):
         alone = copy(event)
@@ -418,7 +418,7 @@ def test_a_tag_that_is_an_address_is_left_out():
 
 
 def test_500_events_of_sendgrid_are_read_in_20_ms():
-    """Of CPU time, and the best of several, because other work runs on the machine."""
+    """This is the best CPU time of several runs, because other programs run on the machine."""
     told = [
         {**event.payload, "sg_event_id": f"id-{number}-{event.payload['event']}", "email": f"ann{number}@example.org"}
         for number in range(46)

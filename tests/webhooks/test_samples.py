@@ -21,7 +21,7 @@ def test_only_providers_that_sign_with_a_private_key_have_no_samples():
 @pytest.mark.parametrize("recipient", ["ada@example.com", None])
 @pytest.mark.parametrize("provider", SENDERS)
 def test_a_sample_is_verified_and_read_as_one_event(provider, recipient):
-    """Of its type and message, to its recipient, at its time; a bounce is a hard one."""
+    """The event has the requested type, message, recipient and time; a bounce is hard."""
     message_id = IDS.get(provider, "m-2")
     record = registry.get_provider(provider)
     for type_, body in record.samples(message_id, recipient, AT).items():

@@ -190,7 +190,7 @@ def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider,
 
 
 def test_sendgrids_own_test_vector():
-    """Of test/unit/test_eventwebhook.py in github.com/sendgrid/sendgrid-python."""
+    """The vector is from test/unit/test_eventwebhook.py in github.com/sendgrid/sendgrid-python."""
     payload = {
         "email": "hello@world.com",
         "event": "dropped",
@@ -218,7 +218,7 @@ def test_sendgrids_own_test_vector():
 
 
 def test_svixs_own_test_vector():
-    """Of https://docs.svix.com/receiving/verifying-payloads/how-manual; several signatures may stand in the header."""
+    """From https://docs.svix.com/receiving/verifying-payloads/how-manual; the header may have several signatures."""
     right = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     headers = {"svix-id": "msg_p5jXN8AQM9LWM0D4loKWxJek", "svix-timestamp": "1614265330", "svix-signature": right}
     now = dt.datetime.fromtimestamp(1614265330, dt.UTC)

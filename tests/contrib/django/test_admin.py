@@ -49,7 +49,7 @@ ANALYZE mailglass_deliveries, mailglass_events, mailglass_open_orphans, mailglas
 
 
 def as_superuser(get_response):
-    """Be the middleware that says who asks."""
+    """Middleware that logs in a superuser."""
 
     def respond(request):
         request.user = get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True)
@@ -100,7 +100,7 @@ def rows(db, app, backends, post):
 
 
 def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, rows):
-    """Of what was linked, the orphan with its own type and time, and when it was linked."""
+    """A linked event is shown as the orphan, with its own type and time, and the time of the link."""
     page = text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
     assert "View delivery" in page
     for event in ("opened March 1, 2026, noon", "delivered March 1, 2026, noon, linked", "dispatched"):
@@ -216,7 +216,7 @@ def test_nothing_can_be_added_changed_or_deleted(db, site, rows):
 
 
 def only_looking(get_response):
-    """Be the middleware that says who asks: somebody who may see deliveries and nothing else."""
+    """Middleware that logs in a user who may view deliveries only."""
 
     def respond(request):
         request.user = get_user_model()(pk=2, username="eve", is_staff=True)
@@ -306,7 +306,7 @@ def test_every_page_reads_little_however_many_rows_there_are(empty_database_url,
 
 
 def statements(captured):
-    """Return what was read."""
+    """Return the statements that were sent."""
     return {query["sql"] for query in captured if query["sql"].startswith(("SELECT", "WITH", "\nWITH"))}
 
 

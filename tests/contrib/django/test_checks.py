@@ -95,7 +95,7 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
 
 
 def of_the_database(*databases):
-    """Return what the check with the tag `database` says, by id."""
+    """Return the messages of the check with the tag `database`, by id."""
     reported_ids = run_checks(tags=[Tags.database], databases=databases)
     return {item.id: item for item in reported_ids if item.id.startswith("mailglass_reconcile.")}
 

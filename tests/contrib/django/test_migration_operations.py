@@ -37,7 +37,7 @@ def empty(empty_database_url, anymail_django):
 
 
 def is_current():
-    """Whether the database has all that is ours."""
+    """Return True if the database has all our objects."""
     return not runner.find_missing_objects(runtime.get_engine(), runtime.get_settings())
 
 

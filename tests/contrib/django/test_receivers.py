@@ -35,24 +35,24 @@ CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUN
 
 
 def tenant_of(told):
-    """Stand for an application's function: a message has its tenant, an event has it in its tags."""
+    """A tenant function of an application: a message has its tenant, an event has it in its tags."""
     return told.tenant if hasattr(told, "tenant") else told.tags[0]
 
 
 def beyond_all_times(event, **_others):
-    """Stand for a time that no database holds, in an event that Anymail alone can read."""
+    """A time that no database can store, in an event that only Anymail can read."""
     if event.event_type == "clicked":
         event.esp_event = None
         event.timestamp = dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
 
 
 def careless(told):
-    """Stand for a function that finds nothing."""
+    """A tenant function that returns nothing."""
     raise KeyError(ANN)
 
 
 def lines(caplog):
-    """Return what was logged as an error, in one line each."""
+    """Return the log lines of level ERROR."""
     result = [
         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and not record.exc_info
     ]

@@ -188,7 +188,7 @@ def test_a_provider_without_a_secret_is_unknown(db):
 
 
 def tenant_of(event):
-    """Stand for an application's function: an event has its tenant in its tags."""
+    """A tenant function of an application: an event has its tenant in its tags."""
     return event.tags[0]
 
 

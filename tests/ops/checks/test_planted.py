@@ -55,7 +55,7 @@ def defined(db: Database, name: str) -> str | None:
 
 
 def wrong_to_the_role() -> list[Finding]:
-    """Return what the cheap checks find as the role that this process is configured for."""
+    """Return the findings of the fast checks as the role of this process."""
     with mailglass_reconcile.runtime.database().reading() as tx:
         return checks.run_fast(CheckContext(tx))
 

@@ -56,7 +56,7 @@ def load_by_provider(db):
 
 
 def silent(db):
-    """Return what `status --check` says of silence."""
+    """Return the problems that `status --check` reports about missing webhooks."""
     return [problem for problem in status.load_problems(db.database) if SILENT in problem]
 
 

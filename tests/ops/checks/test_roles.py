@@ -113,7 +113,7 @@ def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found
     ),
 )
 def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db, documented, name):
-    """Of a role that is not the sweeper, it says who runs doctor, in one finding, and grants nothing."""
+    """For a role other than the sweeper, one finding says who runs doctor, without a GRANT."""
     using(db, database_url=documented(name))
     [result] = [finding for finding in report() if finding.status == ERROR]
     assert result.message.startswith(f"doctor needs the privileges of mailglass_sweeper, and role {name} has others")

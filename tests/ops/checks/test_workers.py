@@ -25,7 +25,7 @@ WHILE_IT_LINKS = "LOCK TABLE mailglass_open_orphans IN EXCLUSIVE MODE"
 
 
 def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
-    """Return what the command finds in the installation's environment, by check."""
+    """Return the findings of the command in the installation's environment, by check."""
     result = commands.run_forked(site.db, "doctor", "--json", **{**site.environment, **environment})
     assert result.stdout, result.stderr
     found: dict[str, list[dict[str, str]]] = {}
@@ -42,7 +42,7 @@ def states(found: dict[str, list[dict[str, str]]], check: str) -> set[str]:
 
 
 def well(found: dict[str, list[dict[str, str]]]) -> bool:
-    """Whether nothing at all is wrong."""
+    """Return True if there is no error and no warning."""
     return {row["status"] for its in found.values() for row in its} == {"ok"}
 
 
