@@ -229,8 +229,8 @@ def read_of(node) -> int:
 def test_an_address_costs_its_own_deliveries(wide, address, at_most):
     """One with 100,000 deliveries, and one with a single one, whatever the statistics."""
     key = make_index_key(compared(address))
-    newest = {"recipient_key": key, "message_ids": "{}", "ids": "{}", "most": search.MOST, "size": 20}
-    erased = {"key": key, "after": NIL, "size": search.MOST}
+    newest = {"recipient_key": key, "message_ids": "{}", "ids": "{}", "most": search.READ_LIMIT, "size": 20}
+    erased = {"key": key, "after": NIL, "size": search.READ_LIMIT}
     for statement, parameters in ((deliveries._NEWEST, newest), (personal_data._DELIVERIES, erased)):
         with wide.reading() as tx:
             ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", {"tenant_id": None, **parameters})
@@ -248,7 +248,7 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
     """However many are open."""
     parameters = {
         "tenant_id": None, "recipient": recipient, "message_ids": message_ids, "ids": "{}",
-        "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.MOST, "size": 20,
+        "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.READ_LIMIT, "size": 20,
     }  # fmt: skip
     with wide.reading() as tx, trust_statistics(tx):
         ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {orphans._NEWEST}", parameters)
