@@ -92,11 +92,7 @@ def _delivery(delivery: Delivery) -> Iterator[str]:
 
 
 def _event(orphan: OpenOrphan) -> Iterator[str]:
-<<<<<<< HEAD
-    yield wrapped(orphan.summary, "  ", "event: ")
-=======
-    yield wrap_text(f"{orphan.type or '-'}, {orphan.state}", "  ", "event: ")
->>>>>>> adca684e (Say privileges, and read the package's docstrings as a stranger)
+    yield wrap_text(orphan.summary, "  ", "event: ")
     facts = f"tenant {orphan.tenant_id}, provider {orphan.provider or '-'}, arrived {format_time(orphan.arrived_at)}"
     expires = f"; expires {format_time(orphan.expires_at)}" if orphan.expires_at else ""
     yield wrap_text(f"{facts}{expires}", "  ")
