@@ -138,8 +138,8 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
     order = random.Random(seed).sample(texts, len(texts))
     with db.engine.connect() as connection:
         for text in order:
-            written = 0
-            while not written:
+            rowcount = 0
+            while not rowcount:
                 row = connection.execute(
                     sa.text(
                         "SELECT id, lock_version, metadata FROM mailglass_deliveries WHERE provider_message_id = :t"
@@ -147,7 +147,7 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
                     {"t": text},
                 ).one()
                 connection.commit()
-                written = connection.execute(
+                rowcount = connection.execute(
                     sa.text(
                         "UPDATE mailglass_deliveries SET metadata = CAST(:metadata AS jsonb),"
                         " lock_version = lock_version + 1 WHERE id = :id AND lock_version = :version"

@@ -375,15 +375,15 @@ SELECT d.provider_message_id FROM mailglass_events AS e JOIN mailglass_deliverie
 def test_events_are_stored_in_the_order_of_their_keys(db, given):
     """As above, where the same sends are recorded a second time."""
     with db.engine.connect() as undone:
-        send(undone, one(ADA, "m-1"), one(ADA, "m-2"))
+        send(undone, make_sent(ADA, "m-1"), make_sent(ADA, "m-2"))
         first, second = undone.exec_driver_sql(IN_ORDER_OF_KEYS).scalars()
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
-        send(holder, one(ADA, first))
-        waiting = threads.submit(sent_in, db, *(one(ADA, id_) for id_ in given))
+        send(holder, make_sent(ADA, first))
+        waiting = threads.submit(sent_in, db, *(make_sent(ADA, id_) for id_ in given))
         wait_until(lambda: db.value(WAITING) == 1)
         with db.engine.begin() as other:
             other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            send(other, one(ADA, second))
+            send(other, make_sent(ADA, second))
         holder.rollback()
         assert len(waiting.result(timeout=30)) == 2
 

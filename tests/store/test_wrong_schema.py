@@ -73,8 +73,8 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
 @pytest.mark.parametrize("words", [["--check"], ["--remove"]])
 def test_the_guard_goes_with_a_migration_only(words):
     """Anything else is wrong usage."""
-    done = forking.run(os.environ, "migrate", "--guard-truncate", *words)
-    assert done.returncode == 2
+    result = forking.run(os.environ, "migrate", "--guard-truncate", *words)
+    assert result.returncode == 2
 
 
 def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):

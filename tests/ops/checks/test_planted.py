@@ -108,15 +108,15 @@ def test_a_database_without_a_revision_or_at_another_one_is_found(db: Database, 
     """`migrate` brings it back; a revision of the future, or of an earlier checkout, is not touched."""
     mailglass_reconcile.reconcile()
     db.run(planted.sql)
-    found = of("schema")
-    assert (found.status, planted.name in found.message) == (ERROR, True), found
+    finding = of("schema")
+    assert (finding.status, planted.name in finding.message) == (ERROR, True), finding
     if planted.sql.startswith("UPDATE"):
         db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
     else:
         assert load_problems(db.database)
         assert [line for line in runner.find_missing_objects(db.engine, db.settings) if planted.name in line]
-        assert found.remedy == "run `mailglass-reconcile migrate`"
-        heal(db, found.remedy)
+        assert finding.remedy == "run `mailglass-reconcile migrate`"
+        heal(db, finding.remedy)
     assert runner.find_missing_objects(db.engine, db.settings) == []
     _is_well(db, "schema")
 
@@ -131,22 +131,22 @@ def _is_well(db: Database, check: str) -> None:
 def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(beside: Database, index: str) -> None:
     """`migrate` changes nothing of Mailglass's: it prints that statement and fails, because nothing can be recorded."""
     mailglass_reconcile.reconcile()
-    assert [one for one in report() if one.status != OK] == []
+    assert [finding for finding in report() if finding.status != OK] == []
     place = beside.settings.database_schema
     beside.run(f"DROP INDEX {place}.{index}")
-    found = of("indexes")
-    assert (found.status, f"index {index} is missing" in found.message) == (ERROR, True)
+    finding = of("indexes")
+    assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
     assert load_problems(beside.database)
     assert runner.find_missing_objects(beside.engine, beside.settings)
-    heal(beside, found.remedy)
-    assert [one for one in report() if one.status != OK] == []
+    heal(beside, finding.remedy)
+    assert [finding for finding in report() if finding.status != OK] == []
 
 
 def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(beside: Database) -> None:
     """No promise rests on it."""
     mailglass_reconcile.reconcile()
     beside.run(f"DROP INDEX {beside.settings.database_schema}.mailglass_events_tenant_recent_idx")
-    assert [one for one in report() if one.status != OK] == []
+    assert [finding for finding in report() if finding.status != OK] == []
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_a_right_that_is_revoked_is_found_and_granted_by_the_remedy(
     """Each of those that the sweeper has; a sweep fails without it."""
     named = f"{right} ({', '.join(columns.split())})" if columns else right
     db.run(f"REVOKE {named} ON {table} FROM {role}")
-    [found] = wrong_to_the_role()
-    assert (found.check, f"on {table}" in found.message) == ("privileges", True)
-    assert of("privileges").remedy == found.remedy
-    heal(db, found.remedy)
+    [result] = wrong_to_the_role()
+    assert (result.check, f"on {table}" in result.message) == ("privileges", True)
+    assert of("privileges").remedy == result.remedy
+    heal(db, result.remedy)
     assert wrong_to_the_role() == []
 
 
@@ -185,6 +185,6 @@ def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: 
     """The schema comes first, and nothing is read after an error of it."""
     db.run("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
     with db.database.reading() as tx:
-        found = checks.run_fast(CheckContext(tx))
+        findings = checks.run_fast(CheckContext(tx))
     db.run("ALTER TABLE away RENAME TO mailglass_reconcile_runs")
-    assert [(one.check, one.status) for one in found] == [("schema", ERROR)]
+    assert [(finding.check, finding.status) for finding in findings] == [("schema", ERROR)]

@@ -55,19 +55,19 @@ AWAY = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
     """The broker is away; nothing is on standard error, and no password in the report."""
-    done = commands.run_unchecked(db, "doctor", "--json", **AWAY)
-    found = json.loads(done.stdout)
-    jsonschema.validate(found, REPORT)
-    assert (done.returncode, done.stderr) == (1, "")
-    errors = {one["check"] for one in found["findings"] if one["status"] == "error"}
+    result = commands.run_unchecked(db, "doctor", "--json", **AWAY)
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, REPORT)
+    assert (result.returncode, result.stderr) == (1, "")
+    errors = {finding["check"] for finding in document["findings"] if finding["status"] == "error"}
     assert errors == {"broker"}
-    assert "canary" not in done.stdout
+    assert "canary" not in result.stdout
 
 
 def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
     """Also how to ask, with an example, in its help."""
-    done = commands.run_unchecked(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
-    lines = done.stdout.splitlines()
+    result = commands.run_unchecked(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
+    lines = result.stdout.splitlines()
     assert lines[-1].startswith("1 error, 1 warning; ")
     assert lines[-3].startswith("error    broker"), "the gravest is next to the prompt"
     assert not [line for line in lines if line.startswith("ok ")]
@@ -81,11 +81,11 @@ def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(
 
 def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
     """The variable, never its value; as JSON too."""
-    done = commands.run_unchecked(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
-    [found] = json.loads(done.stdout)["findings"]
-    assert (done.returncode, found["check"], found["status"]) == (1, "settings", "error")
-    assert "MAILGLASS_GRACE_SECONDS" in found["message"]
-    assert "canary" not in done.stdout
+    result = commands.run_unchecked(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
+    [finding] = json.loads(result.stdout)["findings"]
+    assert (result.returncode, finding["check"], finding["status"]) == (1, "settings", "error")
+    assert "MAILGLASS_GRACE_SECONDS" in finding["message"]
+    assert "canary" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
 def test_a_variable_that_nobody_reads(db, monkeypatch, variable, meant):
     """With the one that was perhaps meant; once it is gone, all is well."""
     monkeypatch.setenv(variable, "canary")
-    found = [one for one in report() if one.check == "settings" and variable in one.message]
-    assert [one.status for one in found] == [WARNING]
-    assert (f"did you mean {meant}?" in found[0].message) == bool(meant)
-    assert "canary" not in found[0].message
+    findings = [finding for finding in report() if finding.check == "settings" and variable in finding.message]
+    assert [finding.status for finding in findings] == [WARNING]
+    assert (f"did you mean {meant}?" in findings[0].message) == bool(meant)
+    assert "canary" not in findings[0].message
     monkeypatch.delenv(variable)
-    assert not [one for one in report() if variable in one.message]
+    assert not [finding for finding in report() if variable in finding.message]
 
 
 def test_a_module_of_mailglass_imports_that_is_missing(db):
@@ -112,26 +112,26 @@ def test_a_module_of_mailglass_imports_that_is_missing(db):
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"imports": "json, no_such_module"})
     )
-    found = of("imports")
-    assert (found.status, "no_such_module" in found.message) == (ERROR, True)
+    finding = of("imports")
+    assert (finding.status, "no_such_module" in finding.message) == (ERROR, True)
 
 
 def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
     """It is one finding, with the cause told apart; Redis is looked at all the same."""
     using(db, database_url="postgresql://canary:canary-password@127.0.0.1:1/x")
-    found = {one.check: one for one in report()}
-    assert "127.0.0.1, port 1, database x: nothing listens there" in found["database"].message
-    assert (found["database"].status, found["redis"].status) == (ERROR, OK)
-    assert "MAILGLASS_DATABASE_URL" in found["database"].remedy
-    assert "server" not in found
-    assert "canary" not in str(found)
+    findings = {finding.check: finding for finding in report()}
+    assert "127.0.0.1, port 1, database x: nothing listens there" in findings["database"].message
+    assert (findings["database"].status, findings["redis"].status) == (ERROR, OK)
+    assert "MAILGLASS_DATABASE_URL" in findings["database"].remedy
+    assert "server" not in findings
+    assert "canary" not in str(findings)
 
 
 def test_a_database_that_takes_no_writes(db):
     """As one whose role is read-only by default; the remedy is a statement."""
     db.by_default("default_transaction_read_only", "on")
-    found = of("server")
-    assert (found.status, "default_transaction_read_only" in found.message) == (ERROR, True)
+    finding = of("server")
+    assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
     db.by_default("default_transaction_read_only", None)
     assert of("server").status == OK
 
@@ -145,8 +145,8 @@ def test_a_database_that_is_a_stand_by(redis_url):
         server.stop()
         (server.directory / "data" / "standby.signal").touch()
         server.start()
-        found = of("server")
-        assert (found.status, "replica" in found.message, "primary" in found.remedy) == (ERROR, True, True)
+        finding = of("server")
+        assert (finding.status, "replica" in finding.message, "primary" in finding.remedy) == (ERROR, True, True)
         with runtime.get_engine().connect() as connection:
             connection.exec_driver_sql("SELECT pg_promote()")
         assert of("server").status == OK
@@ -160,10 +160,10 @@ def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.En
         connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
     using(db, database_url=make_url(db.url).set(database=name).render_as_string(hide_password=False))
     try:
-        found = {one.check: one for one in report()}
-        assert (found["schema"].status, "migrate" in found["schema"].remedy) == (ERROR, True)
-        assert (found["server"].status, "SQL_ASCII" in found["server"].message) == (ERROR, True)
-        assert "triggers" not in found
+        findings = {finding.check: finding for finding in report()}
+        assert (findings["schema"].status, "migrate" in findings["schema"].remedy) == (ERROR, True)
+        assert (findings["server"].status, "SQL_ASCII" in findings["server"].message) == (ERROR, True)
+        assert "triggers" not in findings
     finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
         drop_database(name)
@@ -174,9 +174,9 @@ def test_one_check_that_fails_does_not_stop_the_others(db):
     """A column has another type: the one that reads it says so, the rest is as before."""
     db.run("ALTER TABLE mailglass_handler_outbox ALTER COLUMN next_at TYPE text")
     try:
-        found = {one.check: one for one in report()}
-        assert "could not be checked" in found["handlers"].message
-        assert (found["handlers"].status, found["reports"].status, found["redis"].status) == (ERROR, OK, OK)
+        findings = {finding.check: finding for finding in report()}
+        assert "could not be checked" in findings["handlers"].message
+        assert (findings["handlers"].status, findings["reports"].status, findings["redis"].status) == (ERROR, OK, OK)
     finally:
         as_time = "TYPE timestamp USING CAST(next_at AS timestamp)"
         db.run(f"ALTER TABLE mailglass_handler_outbox ALTER COLUMN next_at {as_time}")

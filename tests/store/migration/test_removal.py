@@ -145,9 +145,9 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     refused = run("--remove")
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
-    done = run("--remove", "--yes")
-    assert done.returncode == 0
-    assert "will stay unlinked: 0 open orphans" in done.stdout
+    result = run("--remove", "--yes")
+    assert result.returncode == 0
+    assert "will stay unlinked: 0 open orphans" in result.stdout
     wrong = run("--tables")
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
