@@ -122,6 +122,9 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
     cli("sweep")
     assert groups() == {("unmatched", "acme", "postmark"): 1}
     assert "unmatched" in cli("status").stdout
+    assert "full, acme" not in cli("status").stdout
+    cli("sweep", "--tenant", "acme")
+    assert "full, acme" in cli("status").stdout, "of which tenant a run was"
 
 
 @pytest.mark.slow
