@@ -222,6 +222,5 @@ def _format_result(result: SweepResult) -> str:
     orphans = pluralize(result.scanned, "recent orphan")
     line = f"linked {result.linked:,} of {orphans} in {format_duration_ms(result.duration_ms)}"
     line += f"; {result.failed:,} failed" if result.failed else ""
-    if result.publish_failed and runtime.is_redis_configured():
-        line += f"; {pluralize(result.publish_failed, 'broadcast')} not sent"
+    line += f"; {pluralize(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
     return line + ("" if result.status == "ok" else f"; {result.status}, {format_remaining(result.remaining)}")

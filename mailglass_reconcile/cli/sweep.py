@@ -163,7 +163,7 @@ def summary(result: SweepResult) -> str:
         lines.append(
             f"{pluralize(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit"
         )
-    if result.publish_failed and runtime.is_redis_configured():
+    if result.publish_failed:
         messages = pluralize(result.published + result.publish_failed, "broadcast")
         lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")
     if result.status != "ok":

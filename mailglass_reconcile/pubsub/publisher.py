@@ -67,7 +67,10 @@ class Publisher:
     """
 
     def __init__(self, client: redis.Redis, *, is_expected: bool = True) -> None:
-        """Create a publisher; a server that is not expected may be absent, which is logged at INFO only."""
+        """Create a publisher.
+
+        If a server is not expected and has never replied, its messages do not count as failed: nobody waits for them.
+        """
         self.client = client
         self.server = _servers.get(client) or _servers.setdefault(client, _Server(is_expected))
         self._lock = threading.Lock()
@@ -89,15 +92,18 @@ class Publisher:
         is_done = background.wait_for(lambda: self._completed == self._enqueued, TIMEOUT_SECONDS)
         if not is_done and self._completed == before:  # the client's timeout is longer than a sweep waits
             self.server.back_off(TimeoutError())
-        return Published(self._published, self._enqueued - self._published)
+        return Published(self._published, self._count_failed(self._enqueued, self._published))
 
     def count_published(self, chunk: Sequence[Message], published: int) -> None:
         """Count the messages of a chunk, of which Redis accepted *published*."""
         with self._lock:
             self._published += published
             self._completed += 2 * len(chunk)
-        failed = 2 * len(chunk) - published
+        failed = self._count_failed(2 * len(chunk), published)
         telemetry.count_messages({name: n for name, n in (("published", published), ("failed", failed)) if n})
+
+    def _count_failed(self, messages: int, published: int) -> int:
+        return messages - published if self.server.is_expected else 0
 
 
 def _chunks(messages: Sequence[Message], links: int) -> Iterator[Sequence[Message]]:
@@ -109,7 +115,7 @@ class _Server:
     """The state of one client's server, as this process knows it."""
 
     def __init__(self, is_expected: bool) -> None:
-        self._level = logging.WARNING if is_expected else logging.INFO
+        self.is_expected = is_expected
         self._backoff_until = self._warned_at = NEVER
 
     @property
@@ -141,6 +147,7 @@ class _Server:
         self.warn(reason(error, PERMISSIONS))
 
     def _handle_reply(self, error: Exception | None) -> None:
+        self.is_expected = True
         if self._backoff_until > NEVER:  # it is back, and the next failure is news
             self._backoff_until = self._warned_at = NEVER
         if error is not None:
@@ -151,7 +158,7 @@ class _Server:
         if time.monotonic() - self._warned_at >= WARN_SECONDS:
             self._warned_at = time.monotonic()
             text = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
-            logger.log(self._level, text, cause)
+            logger.log(logging.WARNING if self.is_expected else logging.INFO, text, cause)
 
 
 def _pack(messages: Iterable[Message]) -> bytes:

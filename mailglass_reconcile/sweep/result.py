@@ -39,7 +39,7 @@ class SweepResult:
         failed: The database refused to read or link them; they stay open.
         remaining: Eligible and still open afterwards; None if it could not be counted.
         published: Messages that Redis accepted; two per link.
-        publish_failed: Messages that it did not.
+        publish_failed: Messages that it did not; none count if no Redis is set up.
         duration_ms: Milliseconds from start to end.
         dry_run: Whether nothing was written.
         tenant_id: The tenant that was swept, or None for all.

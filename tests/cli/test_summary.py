@@ -6,7 +6,6 @@ import pytest
 
 import commands
 import factories
-from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.sweep import summary
 from mailglass_reconcile.rules.humanize import format_duration, format_duration_ms, n_of_m, pluralize
 from mailglass_reconcile.settings import Settings
@@ -43,20 +42,11 @@ from mailglass_reconcile.sweep.result import SweepResult
         ),
     ],
 )
-def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(db, result, lines):
+def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result, lines):
     """A limit that was reached is what somebody asked for."""
     assert summary(result).splitlines() == lines
 
 
-def test_a_sweep_without_a_configured_redis_has_nothing_to_say_of_broadcasts(db):
-    """Nobody waits for them."""
-    settings = db.settings.model_copy()
-    settings.model_fields_set.discard("redis_url")
-    runtime.configure(engine=db.engine, settings=settings)
-    assert summary(SweepResult(scanned=1, linked=1, publish_failed=2)) == "linked 1 of 1 open orphan in 0 ms"
-
-
-@pytest.mark.slow
 def test_a_sweep_with_nothing_to_do_says_why(db):
     """Orphans in their grace period, of all tenants or of one; or none at all."""
     assert commands.run_here("sweep").stdout == "nothing to do: there are no open orphans\n"

@@ -130,16 +130,28 @@ def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
         assert len([line for line in caplog.messages if "cannot publish" in line]) == outages
 
 
-@pytest.mark.parametrize(("is_expected", "level"), [(False, "INFO"), (True, "WARNING")])
+@pytest.mark.parametrize(("is_expected", "level", "failed"), [(False, "INFO", 0), (True, "WARNING", 2)])
 def test_an_absent_redis_that_nobody_has_configured_is_no_warning(
-    is_expected: bool, level: str, caplog: pytest.LogCaptureFixture
+    is_expected: bool, level: str, failed: int, caplog: pytest.LogCaptureFixture, observed: Observed
 ) -> None:
-    """The default address was tried because there may be one; a configured one that is absent is a warning."""
+    """The default address was tried because there may be one; nothing counts as lost, and no alert is due."""
     caplog.set_level(logging.INFO)
-    publisher = Publisher(redis.Redis(port=1, socket_timeout=1, socket_connect_timeout=1), is_expected=is_expected)
+    client = create_client(SecretStr("redis://127.0.0.1:1/0"), "MAILGLASS_REDIS_URL")
+    publisher = Publisher(client, is_expected=is_expected)
     publisher.publish(messages(1))
-    assert publisher.wait() == Published(0, 2)
+    assert publisher.wait() == Published(0, failed)
+    assert observed.counts("messages") == ({"failed": failed} if failed else {})
     assert [record.levelname for record in caplog.records if "cannot publish" in record.message] == [level]
+
+
+def test_a_redis_that_nobody_has_configured_is_missed_once_it_has_replied(valkey: Valkey) -> None:
+    """Somebody relies on the default address."""
+    publisher = Publisher(redis.Redis.from_url(valkey.url), is_expected=False)
+    publisher.publish(messages(1))
+    assert publisher.wait() == Published(2, 0)
+    valkey.stop()
+    publisher.publish(messages(1))
+    assert publisher.wait() == Published(2, 2)
 
 
 def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
@@ -105,9 +104,9 @@ def prune(context: CheckContext) -> Iterator[Finding]:
 
 @check("broadcasts", fast=True)
 def broadcasts(context: CheckContext) -> Iterator[Finding]:
-    """Redis accepted the messages of the last full sweep; without a configured Redis there are no subscribers."""
+    """Redis accepted the messages of the last full sweep."""
     last = context.history.last
-    if last is not None and last.publish_failed and not last.published and runtime.is_redis_configured():
+    if last is not None and last.publish_failed and not last.published:
         yield error(
             f"Redis accepted none of the {pluralize(last.publish_failed, 'broadcast')} of the last full sweep",
             "check MAILGLASS_REDIS_URL",
