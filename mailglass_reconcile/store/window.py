@@ -74,18 +74,19 @@ _CHOOSE = """
 -- The open orphans of the window. Keys of a rank below that of their provider's rule are outdated: few providers have a
 -- rule above the lowest rank, so the JSON is rarely looked into.
 WITH of_window AS NOT MATERIALIZED (
-  SELECT event_id, arrived_at, tenant_id, provider, state, ids, refused > 0 AS is_refused,
+  SELECT event_id, arrived_at, tenant_id, provider, state, ids, rank, refused, refused > 0 AS is_refused,
          -- Without keys and with a state, its rule has failed.
          rank IS NULL AS has_no_keys,
          (rank < :lowest_rank OR provider = ANY (CAST(:higher AS text[])))
          AND rank < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank) AS is_outdated
     FROM {schema}.mailglass_open_orphans
    WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
-     AND (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid))
+     AND (CAST(:before_time AS timestamp) = 'infinity'
+          OR (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid)))
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
 -- Those that pass the filter; whether others' keys would, is known when they are computed.
 ), orphan AS NOT MATERIALIZED (
-  SELECT event_id, arrived_at, tenant_id, provider, state, ids, is_refused,
+  SELECT event_id, arrived_at, tenant_id, provider, state, ids, rank, refused, is_refused,
          state IS NULL OR state = 'matched' OR is_outdated AS is_first,
          state IN ('ambiguous', 'recipient_mismatch') OR has_no_keys AS may_match
     FROM of_window
@@ -94,6 +95,14 @@ WITH of_window AS NOT MATERIALIZED (
          AND (CAST(:message_ids AS text[]) IS NULL
               OR (event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                 WHERE candidate_id = ANY (CAST(:message_ids AS text[])))) IS TRUE)
+-- The groups, and whether a sweep matches orphans of each whatever deliveries there are. Filters on this let a branch
+-- that would choose nothing read nothing.
+), open_group AS MATERIALIZED (
+  SELECT state, tenant_id, provider, count(*) AS orphans,
+         state IS NULL OR state IN ('matched', 'ambiguous', 'recipient_mismatch')
+         OR count(rank) < count(*) OR max(refused) > 0
+         OR min(rank) < coalesce(CAST(CAST(:ranks AS jsonb) ->> provider AS bigint), :any_rank) AS is_matched
+    FROM orphan GROUP BY 1, 2, 3
 -- By scans: what some delivery has an id of, and of tenant mismatches what a delivery of their own tenant has. By
 -- hashing, not as a join, which would make a row of each orphan with each delivery of a wide id; materialized, so that
 -- parallel workers share the pass.
@@ -103,17 +112,18 @@ WITH of_window AS NOT MATERIALIZED (
    UNION ALL
   SELECT o.event_id, 'tenant_mismatch'
     FROM orphan AS o JOIN {schema}.mailglass_open_orphan_ids AS k ON k.event_id = o.event_id
-   WHERE :by_scans AND o.state = 'tenant_mismatch'
+   WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND o.state = 'tenant_mismatch'
      AND (k.candidate_id, o.tenant_id) IN (SELECT provider_message_id, tenant_id FROM {schema}.mailglass_deliveries)
 -- What is matched, each row in one branch.
 ), candidate AS MATERIALIZED (
   SELECT event_id, arrived_at, tenant_id, provider, state,
          CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END AS part
-    FROM orphan WHERE :by_scans AND (is_first OR is_refused OR may_match)
+    FROM orphan
+   WHERE :by_scans AND (SELECT bool_or(is_matched) FROM open_group) AND (is_first OR is_refused OR may_match)
    UNION ALL
   SELECT event_id, arrived_at, tenant_id, provider, state, 1
     FROM orphan
-   WHERE :by_scans AND ids > 0 AND NOT (is_first OR is_refused OR may_match)
+   WHERE :by_scans AND EXISTS (SELECT FROM named) AND ids > 0 AND NOT (is_first OR is_refused OR may_match)
      AND (event_id, state) IN (SELECT event_id, state FROM named)
    UNION ALL
   -- A scalar subquery, because the planner turns an EXISTS into one pass over all ids, however small the window.
@@ -151,7 +161,7 @@ WITH of_window AS NOT MATERIALIZED (
 ), grouped AS (
   SELECT state, tenant_id, provider, sum(orphans)::bigint AS orphans, sum(chosen)::bigint AS chosen,
          row_number() OVER (ORDER BY sum(orphans) DESC, tenant_id, provider) > :named_groups AS is_small
-    FROM (SELECT state, tenant_id, provider, count(*) AS orphans, 0 AS chosen FROM orphan GROUP BY 1, 2, 3
+    FROM (SELECT state, tenant_id, provider, orphans, 0 AS chosen FROM open_group
            UNION ALL
           SELECT state, tenant_id, provider, 0, count(*) FROM chosen GROUP BY 1, 2, 3) AS g
    GROUP BY 1, 2, 3

@@ -419,6 +419,21 @@ def test_what_is_judged_is_chosen_by_reading_the_tables_once_each(reading, whole
     assert plan.whole["mailglass_deliveries"] <= 2
 
 
+def test_each_table_is_read_once_if_no_orphan_can_match(writing, whole):
+    """The counts of the groups show which branches have no orphans to choose."""
+    keyed = whole._replace(until=_place(writing, KEYED).arrived_at, by_scans=True)
+    with writing.connection.begin_nested() as savepoint:
+        writing.connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+        writing.execute("DELETE FROM {schema}.mailglass_open_orphan_ids WHERE position = 2")
+        plan = plan_of(writing, lambda: window.choose(writing, keyed))
+        savepoint.rollback()
+    assert {table: plan.whole[table] for table in TABLES if plan.whole[table]} == {
+        "mailglass_open_orphans": 1,
+        "mailglass_open_orphan_ids": 1,
+        "mailglass_deliveries": 1,
+    }
+
+
 def ids_by_part(choice):
     """Return the ids of each part in order: where a rotation begins is random."""
     return {part.number: sorted(id_ for ids in part.slices(1_000) for id_ in ids) for part in choice.parts}
