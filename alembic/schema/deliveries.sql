@@ -12,8 +12,9 @@ CREATE INDEX mailglass_deliveries_recipient_idx ON {schema}.mailglass_deliveries
 
 -- step: function mailglass_reconcile_find_deliveries_v1
 -- The deliveries that decide for each question: a message id, the event's tenant, the spellings of its provider, and the
--- key of its recipient or NULL. Of an id that names at most ten deliveries, these are all of them. Of a wider one, they
--- are those of the recipient's key, those of the event's provider, two others of the tenant, and two of other tenants.
+-- key of its recipient or NULL. Of an id that names at most ten deliveries, these are all of them, once for all of its
+-- questions. Of a wider one, they are for each question those of the recipient's key, those of the event's provider, two
+-- others of the tenant, and two of other tenants.
 -- An id is looked up by its hash, because no value is too long for that; the id itself then decides.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_find_deliveries_v1(
   message_ids text, tenants text, providers text, recipient_keys text)
@@ -26,29 +27,27 @@ SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_pl
 #variable_conflict use_column
 DECLARE
   siblings bigint;
-  wide bigint[] := '{}';
+  wide text[] := '{}';
   broken_constraint text;
   in_table text;
   in_context text;
 BEGIN
-  -- Each id is looked up once. An eleventh delivery shows that it is wide: then each of its questions has one row here.
-  FOR question, candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN
-  SELECT n.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), d.siblings
-    FROM (SELECT m.id, array_agg(m.number) AS numbers
-            FROM unnest(CAST(message_ids AS text[])) WITH ORDINALITY AS m (id, number) GROUP BY m.id) AS q
+  -- Each id is looked up once. An eleventh delivery shows that it is wide: then it has one row here.
+  FOR candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN
+  SELECT q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), d.siblings
+    FROM (SELECT DISTINCT m.id FROM unnest(CAST(message_ids AS text[])) AS m (id)) AS q
    CROSS JOIN LATERAL (
            SELECT f.*, count(*) OVER () AS siblings, row_number() OVER () AS place
              FROM (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
                     WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
                       AND provider_message_id = q.id
                     LIMIT 11) AS f) AS d
-   CROSS JOIN LATERAL unnest(q.numbers) AS n (number)
    WHERE d.siblings <= 10 OR d.place = 1
   LOOP
     IF siblings <= 10 THEN
       RETURN NEXT;
     ELSE
-      wide := wide || question;
+      wide := wide || candidate_id;
     END IF;
   END LOOP;
   IF cardinality(wide) = 0 THEN
@@ -62,7 +61,7 @@ BEGIN
     FROM (SELECT * FROM unnest(CAST(message_ids AS text[]), CAST(tenants AS text[]), CAST(providers AS text[]),
                                CAST(recipient_keys AS text[]))
                    WITH ORDINALITY AS a (id, tenant_id, spellings, recipient_key, number)
-           WHERE (a.number IN (SELECT unnest(wide))) IS TRUE) AS q
+           WHERE (a.id IN (SELECT unnest(wide))) IS TRUE) AS q
    CROSS JOIN LATERAL (
           (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
             WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
@@ -66,10 +66,32 @@ def has_erased_recipient(tx: Transaction, tenant_id: str, ids: Iterable[str]) ->
     return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 
 
-def find(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Candidate]]:
-    """Return the deliveries that decide each question, with its position; a delivery may come twice.
+class Answers(NamedTuple):
+    """The deliveries that decide questions.
 
-    Of an id that is not wide, these are all of its deliveries.
+    Attributes:
+        by_id: All deliveries of each id that is not wide.
+        by_question: For each question about a wide id, those that decide it, by their ids.
     """
-    rows = tx.call(FIND, column_arrays(FIND.arguments, questions)) if questions else ()
-    return [(number - 1, Candidate._make(delivery)) for number, *delivery in rows]
+
+    by_id: Mapping[str, Collection[Candidate]]
+    by_question: Mapping[Question, Mapping[str, Candidate]]
+
+    def of(self, question: Question) -> Collection[Candidate]:
+        """Return the deliveries that decide a question."""
+        if question in self.by_question:
+            return self.by_question[question].values()
+        return self.by_id.get(question.candidate_id, ())
+
+
+def find(tx: Transaction, questions: Sequence[Question]) -> Answers:
+    """Return the deliveries that decide each question."""
+    by_id: dict[str, list[Candidate]] = {}
+    by_question: dict[Question, dict[str, Candidate]] = {}
+    for number, *columns in tx.call(FIND, column_arrays(FIND.arguments, questions)) if questions else ():
+        delivery = Candidate._make(columns)
+        if number is None:
+            by_id.setdefault(delivery.candidate_id, []).append(delivery)
+        else:
+            by_question.setdefault(questions[number - 1], {})[delivery.delivery_id] = delivery
+    return Answers(by_id, by_question)

@@ -50,7 +50,8 @@ class EventKeys(NamedTuple):
 class Decision(NamedTuple):
     """A match result, the keys that decided, and the deliveries that decided, by candidate id.
 
-    For an id that is not wide, these are all its deliveries. The keys have the recipient that a raw webhook names.
+    For an id that is not wide, these are all its deliveries. There may be ids of other events. The keys have the
+    recipient that a raw webhook names.
     """
 
     result: MatchResult
@@ -70,7 +71,7 @@ class Decision(NamedTuple):
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """The deliveries, in the order of the candidate ids."""
-        return tuple(delivery for of_id in self.deliveries.values() for delivery in of_id)
+        return tuple(chain.from_iterable(self.deliveries.get(id_, ()) for id_ in self.keys.candidate_ids))
 
 
 def match_orphans(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
@@ -139,14 +140,12 @@ def _may_change(keys: Keys, result: MatchResult) -> bool:
 
 def _decide(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
     """Decide for each event with its keys as they are."""
-    questions = [_questions(event) for event in events]
-    answers: dict[Question, dict[str, Candidate]] = {question: {} for question in chain.from_iterable(questions)}
-    distinct_questions = list(answers)
-    for position, delivery in deliveries.find(tx, distinct_questions):
-        answers[distinct_questions[position]][delivery.delivery_id] = delivery
+    answers = deliveries.find(tx, list(dict.fromkeys(chain.from_iterable(map(_questions, events)))))
     decisions = []
-    for event, own_questions in zip(events, questions, strict=True):
-        by_id = {question.candidate_id: answers[question].values() for question in own_questions}
+    for event in events:
+        by_id = answers.by_id
+        if answers.by_question:
+            by_id = {question.candidate_id: answers.of(question) for question in _questions(event)}
         decisions.append(Decision(matching.decide(event.tenant_id, event.keys, by_id), event.keys, by_id))
     return decisions
 

@@ -585,8 +585,9 @@ def test_a_question_of_an_applications_event_reads_few_rows(application, asking)
 
 def test_a_wide_ids_delivery_is_found_by_its_address(reading):
     """The index's expression and the query's are the same, and take the address out of a display name."""
-    answer = deliveries.find(reading, [question("acme", "u7777@example.com")])
-    assert "User 7777 <U7777@example.com>" in [delivery.recipient for _, delivery in answer]
+    asked = question("acme", "u7777@example.com")
+    answers = deliveries.find(reading, [asked])
+    assert "User 7777 <U7777@example.com>" in [delivery.recipient for delivery in answers.of(asked)]
 
 
 def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-revision = "0001f"
+revision = "0001g"
 down_revision = None
 
 
