@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from mailglass_reconcile import __version__, errors
 from mailglass_reconcile.rules import states
+
+if TYPE_CHECKING:
+    from opentelemetry import metrics
 
 NAME = "mailglass_reconcile"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
@@ -70,6 +73,8 @@ def _tracer() -> trace.Tracer:
 
 @cache
 def _instruments() -> _Instruments:
+    from opentelemetry import metrics  # noqa: PLC0415 - loading it takes 30 ms, and most commands count nothing
+
     meter = metrics.get_meter(NAME, __version__, schema_url=SCHEMA_URL)
     return _Instruments(
         orphans=meter.create_counter(

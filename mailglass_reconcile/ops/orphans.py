@@ -9,11 +9,10 @@ import datetime as dt
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import runs
@@ -34,6 +33,9 @@ from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor, OrphanRo
 from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 P = TypeVar("P", Cursor, listing.LedgerCursor)
 

@@ -98,6 +98,13 @@ def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(opt
     assert (process.returncode, process.stdout.splitlines()[-1]) == (0, "[]")
 
 
+def test_status_loads_no_mapper_and_no_metrics():
+    """They take a sixth of what `status --check` takes, and a monitor calls it each minute."""
+    unneeded = ("sqlalchemy.orm", "opentelemetry.metrics", "redis")
+    done = python(f"import sys, mailglass_reconcile.cli.status; print([n for n in {unneeded} if n in sys.modules])")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
 @pytest.mark.slow
 def test_redis_is_loaded_by_what_connects_to_it():
     """Loading it takes a tenth of a second, and most commands need no Redis."""
