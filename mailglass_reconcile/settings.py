@@ -50,7 +50,8 @@ def read_secret_file(path: str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read its file ({type(error).__name__})") from None
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise ConfigurationError(f"cannot read its file: {reason}") from None
     if not text.strip():
         raise ConfigurationError("its file is empty")
     return text
