@@ -16,7 +16,7 @@ from mailglass_reconcile.demo.scenario import CALLS, LINK, OPEN, RACE
 
 REASONS = {
     "unmatched": "no row has the id: not our mail, or rolled back",
-    "ambiguous": "two rows have the id, and nothing shows which one",
+    "ambiguous": "two rows have the id, so none can be chosen",
     "unmatchable": "a relay's suffix is no id",
     "tenant_mismatch": "the row with the id is another tenant's",
 }
