@@ -153,6 +153,13 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
 
 
+def test_the_same_send_of_another_tenant_is_another_send(tx):
+    """A message id is the provider's, and two tenants may have an account each."""
+    (own,), (others,) = (send(tx.connection, make_sent(), tenant_id=tenant) for tenant in ("acme", "other"))
+    assert own.delivery_id != others.delivery_id
+    assert set(tx.rows("SELECT tenant_id FROM mailglass_deliveries")) == {("acme",), ("other",)}
+
+
 def test_a_send_that_comes_again_links_what_came_in_between(db):
     """An event whose transaction overlapped with the send's."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:

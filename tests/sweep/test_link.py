@@ -14,7 +14,7 @@ _COUNTED = """
 CREATE SEQUENCE public.attempts;
 CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   PERFORM nextval('public.attempts');
-  RAISE EXCEPTION USING ERRCODE = '40001';
+  RAISE SQLSTATE '{state}';
 END $$;
 CREATE TRIGGER refuse BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN (NEW.type = 'reconciled')
 EXECUTE FUNCTION public.refuse();
@@ -23,11 +23,12 @@ EXECUTE FUNCTION public.refuse();
 WORDS = "a trigger on mailglass_events is missing or disabled"
 
 
-def test_a_batch_is_tried_four_times_and_no_more(db, caplog):
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+def test_a_batch_is_tried_four_times_and_no_more(db, caplog, state):
     """A sequence counts, because a rollback does not take it back; each further attempt is told of."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
-    db.run(_COUNTED)
+    db.run(_COUNTED.format(state=state))
     with caplog.at_level(logging.WARNING, "mailglass_reconcile"):
         assert mailglass_reconcile.reconcile().linked == 0
     assert db.value("SELECT last_value FROM attempts") == 4
