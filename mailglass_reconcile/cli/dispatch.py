@@ -25,7 +25,7 @@ from mailglass_reconcile.cli.startup import require_schema
 from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs
-from mailglass_reconcile.ops.handler_jobs import HandlerJob, JobList
+from mailglass_reconcile.ops.handler_jobs import HandlerJob, State
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, format_duration_ms, pluralize
 from mailglass_reconcile.rules.times import format_time
@@ -33,6 +33,12 @@ from mailglass_reconcile.rules.times import format_time
 logger = logging.getLogger(__name__)
 
 ALL = "all"
+
+_TOTALS: dict[State, tuple[str, str]] = {
+    "waiting": ("event waits for a handler", "events wait for handlers"),
+    "dead": ("event is dead", "events are dead"),
+}
+_ATTEMPTS: dict[State, str] = {"waiting": "next attempt", "dead": "died"}
 
 EXAMPLES = """\b
 Examples:
@@ -110,9 +116,9 @@ def dispatch(
     if forget == ALL and handler is None:
         raise click.UsageError("--forget needs a type, such as --forget bounced, or --handler")
     if waiting:
-        _list_waiting(handler, as_json)
+        _list_jobs("waiting", handler, as_json)
     elif lists:
-        _list_dead(handler, as_json)
+        _list_jobs("dead", handler, as_json)
     elif retry is not None:
         _retry(retry, handler, as_json)
     elif replay is not None and since is not None:
@@ -161,37 +167,18 @@ def _dispatch(as_json: bool) -> None:
     sys.exit(1 if result.failed or result.dead else 0)
 
 
-def _list_dead(handler: str | None, as_json: bool) -> None:
-    job_list = handler_jobs.load_jobs(runtime.database(), "dead", handler)
+def _list_jobs(state: State, handler: str | None, as_json: bool) -> None:
+    """Print the waiting or the dead jobs, after their groups on standard error."""
+    job_list = handler_jobs.load_jobs(runtime.database(), state, handler)
     if as_json:
-        _print_list("dead", job_list)
+        jobs, groups = ([row.as_dict() for row in rows] for rows in (job_list.jobs, job_list.groups))
+        print_json({state: jobs, "groups": groups, "total": job_list.total})
         return
-    click.echo(pluralize(job_list.total, "event is dead", "events are dead"), err=True)
+    click.echo(pluralize(job_list.total, *_TOTALS[state]), err=True)
     for group in job_list.groups:
-        text = f"{group.number:,} {group.type} for {group.handler}: {group.error}, died {format_time(group.at)}"
+        attempt = f"{group.error}, {_ATTEMPTS[state]}" if group.error else "not tried yet, due"
+        text = f"{group.number:,} {group.type} for {group.handler}: {attempt} {format_time(group.at)}"
         click.echo(wrap_text(text, "    ", "  "), err=True)
-    _print_jobs(job_list)
-
-
-def _list_waiting(handler: str | None, as_json: bool) -> None:
-    job_list = handler_jobs.load_jobs(runtime.database(), "waiting", handler)
-    if as_json:
-        _print_list("waiting", job_list)
-        return
-    click.echo(pluralize(job_list.total, "event waits for a handler", "events wait for handlers"), err=True)
-    for group in job_list.groups:
-        status = f"{group.error}, next attempt" if group.error else "not tried yet, due"
-        text = f"{group.number:,} {group.type} for {group.handler}: {status} {format_time(group.at)}"
-        click.echo(wrap_text(text, "    ", "  "), err=True)
-    _print_jobs(job_list)
-
-
-def _print_list(name: str, job_list: JobList) -> None:
-    jobs, groups = ([row.as_dict() for row in rows] for rows in (job_list.jobs, job_list.groups))
-    print_json({name: jobs, "groups": groups, "total": job_list.total})
-
-
-def _print_jobs(job_list: JobList) -> None:
     with ignore_broken_pipe():
         for job in job_list.jobs:
             click.echo(_format_job(job))
