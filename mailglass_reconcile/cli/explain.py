@@ -173,7 +173,7 @@ def _outlook(event: Explanation) -> Iterator[str]:
     if event.remedy or event.expires_at:
         yield ""
     if event.state in ("waiting", "expired") and event.verdict:
-        yield _fact("verdict", f"a sweep now would find it {event.verdict}")
+        yield _fact("match", f"a sweep now would find it {event.verdict}")
     for number, step in enumerate(explanation.split_steps(event.remedy or "")):
         yield wrap_with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
     if event.refused:

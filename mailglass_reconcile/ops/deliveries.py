@@ -168,7 +168,7 @@ class Delivery:
         tenant_id: Its tenant.
         provider: Its provider; that of its send, if its row has none.
         message_id: The provider's id of the message.
-        mailable: What was sent; None if that could hold an address.
+        mailable: The kind of message; None if it could hold an address.
         type: The type of the event that it shows, such as `delivered`; None if it shows none.
         since: When that happened.
         final: True if its state is terminal: delivered, bounced and so on.
@@ -178,7 +178,7 @@ class Delivery:
         bounced_at: The same.
         complained_at: The same.
         suppressed_at: The same.
-        summary: What happened to it, in one sentence.
+        summary: The state of the delivery in one sentence.
         command: The command that shows more; None if there is none.
     """
 
@@ -275,7 +275,7 @@ def find_newest(
         recipient_key: The exact `index_key` of an address.
         message_ids: Ids of messages, in each spelling.
         ids: Ids of deliveries.
-        tenant_id: Of this tenant only; None is all tenants.
+        tenant_id: Only this tenant; None is all tenants.
         limit: At most this many are returned.
         read_limit: At most this many of each kind are read.
     """

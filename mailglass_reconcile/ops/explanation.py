@@ -79,7 +79,7 @@ class Explanation:
         state: One of `states.EVENT_STATES`.
         sentence: The same for a person.
         tenant_id: The event's tenant.
-        delivery_id: What it is, or would be, linked to.
+        delivery_id: The delivery to which it is linked, or would be linked now.
         candidate_ids: The ids tried, in order; known while it is not linked.
         named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
             `addressed` if to its recipient or none is known; `mailable`, `state` and `stored_at` distinguish them, and
@@ -94,11 +94,11 @@ class Explanation:
         reads: The fields that the rule reads, in order: `path`, and `holds`, the JSON type of the value, or null.
         tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
             `deliveries` of it were looked at.
-        recipient_known: Whether it is known which recipient the event is about.
+        recipient_known: True if the event's recipient is known.
         recipient_checked: False if it was, or would be, linked by its message id alone, because its recipient could not
             be read.
-        verdict: What a sweep would find if it looked now: for those in their grace, and for expired ones.
-        remedy: What would have to be different for it to be linked.
+        verdict: The result of matching now, for an event in its grace period or an expired one.
+        remedy: The change that lets it be linked.
         eligible_at: When full sweeps begin to check it; each of them does until `expires_at`.
         expires_at: When it becomes too old.
         refused: How often the database has refused to read or link it.
@@ -107,7 +107,7 @@ class Explanation:
             writer of this package linked it, or if the run was folded into the totals.
         reconciled_by: The `reconciled` event that linked or settled it.
         linked_by: `hand` if a person linked it; None if not.
-        linked_by_actor: Who that was.
+        linked_by_actor: The name of that person.
         reason: Why, in that person's words.
     """
 

@@ -71,8 +71,8 @@ class MetricsSnapshot:
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
         triggers: Whether new orphans are noticed.
         outbox: How many jobs of handlers wait, fail and are dead.
-        findings: What the cheap checks found.
-        lately: What has arrived, and how many deliveries have a report.
+        findings: The findings of the fast checks.
+        lately: The latest arrivals, and how many sampled deliveries have a report.
         without_report: Sampled deliveries without a report, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """

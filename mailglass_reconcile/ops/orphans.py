@@ -176,8 +176,8 @@ class OpenOrphan:
         state: One of `states.OPEN_STATES`; of an event that was looked for by its id, one of `states.EVENT_STATES`.
         arrived_at: In ISO 8601, UTC.
         candidate_ids: The ids under which its delivery may be stored; none until it is checked.
-        delivery_id: Of a `matched` one, what it would be linked to now.
-        verdict: Of an expired one, what matching finds now: one of `states.MATCH_STATES`.
+        delivery_id: The delivery to which a `matched` orphan would be linked now.
+        verdict: The result of matching now, for an expired orphan: one of `states.MATCH_STATES`.
         expires_at: When it becomes, or became, too old for every sweep, in ISO 8601; None if that cannot be computed.
     """
 
@@ -207,14 +207,14 @@ class OrphanPage:
     """Orphans in order.
 
     Attributes:
-        orphans: Those that pass the filter.
+        orphans: The orphans that pass the filter.
         after: The event after which the next page begins; None at the end.
         looked_at: Number of orphans read to find them.
         as_of: When the last full sweep ended, in ISO 8601: the states are as it left them, or newer. None without one,
             and for expired ones.
         causes: If they were counted: how many orphans pass on all pages, by cause, the most first.
         total: If they were counted: how many orphans pass on all pages.
-        at_least: Whether there are more than that, because `MAX_COUNTED` were read.
+        at_least: True if the numbers are lower bounds, because only `MAX_COUNTED` orphans were read.
     """
 
     orphans: list[OpenOrphan] = field(default_factory=list)
@@ -373,7 +373,7 @@ def find_newest(
         tx: A reading transaction; the adopter's rules must be loaded.
         recipient: A normalized address; orphans about other addresses are left out.
         message_ids: Ids of messages, in each spelling.
-        tenant_id: Of this tenant only; None is all tenants.
+        tenant_id: Only this tenant; None is all tenants.
         limit: At most this many are returned.
         read_limit: At most this many of each kind are read.
     """
@@ -548,7 +548,7 @@ class Orphan:
         provider: Its provider, or None without a usable one.
         candidate_ids: The message ids under which its delivery may be stored, in order.
         recipient: The recipient it is about, if known.
-        recipient_lost: Whether it had a recipient that is no longer known; then it stays ambiguous.
+        recipient_lost: True if its recipient is no longer known; then it stays ambiguous.
     """
 
     event_id: UUID
@@ -570,7 +570,7 @@ def find_orphans(
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
-        tenant_id: Of this tenant only; None is all tenants.
+        tenant_id: Only this tenant; None is all tenants.
         limit: At most this many.
 
     Raises:

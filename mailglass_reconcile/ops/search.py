@@ -106,7 +106,7 @@ def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResu
 
     Args:
         database: Where the tables are.
-        term: What to look for.
+        term: The validated search term.
         limit: At most this many hits.
 
     Raises:

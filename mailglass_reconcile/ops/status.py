@@ -71,7 +71,7 @@ class Health(NamedTuple):
 
     Attributes:
         findings: The errors, then the warnings.
-        first_run: What a new installation has before its first run; None after it.
+        first_run: The state of a new installation before its first run; None after it.
     """
 
     findings: list[Finding]

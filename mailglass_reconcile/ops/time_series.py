@@ -74,7 +74,7 @@ class TimeBucket(NamedTuple):
         began: When it begins.
         ended: When it ends; the last one, now.
         states: The open orphans by state, as the full sweep left them that left the most; None if none is known.
-        matched: Those that can be linked and were left, at most.
+        matched: The largest number of linkable orphans that a sweep left.
         lag_seconds: For how long one had been open although its delivery existed, at most; 0 if none is known.
         silent_seconds: For how long no full sweep had ended, at most, if that is too long; 0 otherwise.
     """

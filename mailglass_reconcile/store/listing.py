@@ -194,7 +194,7 @@ class Cause(NamedTuple):
         state: Their state, as lists show it.
         tenant_id: Their tenant.
         provider: Their provider, if it is known.
-        other_tenant_id: Of a `tenant_mismatch`, a tenant that has the deliveries.
+        other_tenant_id: For a `tenant_mismatch`, a tenant that has the deliveries.
         number: How many.
     """
 

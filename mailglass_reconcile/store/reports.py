@@ -102,12 +102,11 @@ class Reports(NamedTuple):
     Attributes:
         provider: Its canonical name; None for the deliveries without one.
         deliveries: Sampled deliveries that were dispatched longer ago than the allowed silence.
-        without_report: Those of them without a report.
+        without_report: The deliveries among them without a report.
         reported_seconds: How long ago the last report was; None if the sample has none.
-        silent_seconds: For how long nothing has come although mail that was sent since should have a report; None if
-            that is not so.
+        silent_seconds: For how long no report has arrived, if later mail should have one by now; otherwise None.
         unreported_today: Deliveries of the last 24 hours without a report, in the sample.
-        reported_today: Those with one.
+        reported_today: Deliveries of the last 24 hours with a report, in the sample.
         unmatched_today: Open events of the last 24 hours that match no delivery, in the sample.
     """
 

@@ -29,7 +29,7 @@ class SchemaStep(NamedTuple):
     """A step: one object of the schema, and the statements that make it.
 
     Attributes:
-        kind: What the object is.
+        kind: The kind of the object.
         name: Its name.
         only: On which databases it is needed; empty for all.
         sql: Its statements; `{schema}` stands for the quoted schema.

@@ -21,7 +21,7 @@ class Database:
 
     Attributes:
         url: Its URL, as `MAILGLASS_DATABASE_URL` takes it; password included.
-        settings: What `configure(settings=…)` takes: its URL, and that of the tests' Redis.
+        settings: For `configure(settings=…)`: the URLs of the database and of the tests' Redis.
         engine: On psycopg 3; it keeps no connection open between uses.
     """
 

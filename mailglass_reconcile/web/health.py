@@ -42,7 +42,7 @@ class HealthIssues(NamedTuple):
     Attributes:
         errors: By these, links, live updates or handlers are lost or late.
         warnings: These cost no link.
-        first_run: What a new installation has before its first run, of which nothing is expected yet.
+        first_run: The state of a new installation before its first run, when nothing is expected yet.
     """
 
     errors: Sequence[HealthIssue]

@@ -266,7 +266,7 @@ class EventAdmin(LargeTableAdmin):
             events = deliveries.load_events(tx, delivery_ids, LIMIT)
         return [*(UUID(event.event_id) for event in events), *search_ids("event", term), *filter(None, [_uuid(term)])]
 
-    @admin.display(description="verdict")
+    @admin.display(description="explanation")
     def explanation(self, event: Any) -> str:
         return _explain(event.pk)
 
@@ -290,7 +290,7 @@ class OpenOrphanAdmin(LargeTableAdmin):
     def search(self, term: str) -> list[UUID]:
         return search_ids("event", term)
 
-    @admin.display(description="verdict")
+    @admin.display(description="explanation")
     def explanation(self, orphan: Any) -> str:
         """Return why the orphan is not linked, matched now, and the remedy."""
         return _explain(orphan.pk)

@@ -188,7 +188,7 @@ def test_a_delivery_an_event_and_an_open_orphan_show_what_explain_says(db, site,
         f"event/{event}": "attached: it was stored with its delivery",
     }.items():
         text = text_of(site.get(f"{PLACE}/{page}/change/"))
-        assert re.search(rf"Verdict: {re.escape(words)}", text), page
+        assert re.search(rf"Explanation: {re.escape(words)}", text), page
     page = site.get(f"{PLACE}/openorphan/{rows['orphan']}/change/").content.decode()
     assert "unmatched: no delivery has a matching id yet<br>To link it: store a delivery" in page
     assert "Summary: opened" in text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
