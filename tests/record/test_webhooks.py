@@ -41,6 +41,17 @@ def test_a_key_is_a_digest_and_names_nobody(tx):
     assert re.fullmatch("webhook:[0-9a-f]{64}", tx.value("SELECT idempotency_key FROM mailglass_events"))
 
 
+def test_a_time_that_cannot_be_right_counts_as_the_arrival(tx):
+    """Else nothing that is reported later could be a delivery's latest event."""
+    factories.delivery(tx, "m-1")
+    future = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
+    record(tx.connection, event(occurred_at=future))
+    sent = mailglass_reconcile.Sent(recipient="bob@example.com", message_id="m-2", occurred_at=future)
+    mailglass_reconcile.record_send(tx.connection, provider="postmark", sent=[sent])
+    arrivals = "SELECT last_event_at = now() AT TIME ZONE 'UTC' FROM mailglass_deliveries"
+    assert tx.rows(arrivals) == [(True,), (True,)]
+
+
 def test_a_retry_in_another_batch_is_recognised(tx):
     """A provider may send events again with others, in another order."""
     first, second, third = (event(provider_event_id=f"evt-{n}") for n in range(3))

@@ -62,3 +62,12 @@ def test_a_missing_right_ends_a_sweep_with_one_line_that_has_the_grant(db, admin
     (line,) = [record.message for record in caplog.records]
     assert line.endswith(f"run GRANT INSERT ON public.mailglass_events TO {role}")
     assert db.value("SELECT max(refused) FROM mailglass_open_orphans") == 0
+
+
+def test_all_statements_of_a_reading_transaction_see_the_same_rows(db):
+    """A delivery that is committed between two of them is seen by neither."""
+    count = "SELECT count(*) FROM {schema}.mailglass_deliveries"
+    with db.database.reading() as tx:
+        before = tx.execute(count).scalar_one()
+        factories.delivery(db)
+        assert tx.execute(count).scalar_one() == before
