@@ -51,7 +51,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
     """Project batches of `(type, occurred_at, arrival)` on a delivery that is gone afterwards, and return its row."""
     row = factories.delivery_row("one", **columns)
     with rolled_back(connection) as tx:
-        factories.insert_on(connection, deliveries=[row])
+        factories.insert(connection, deliveries=[row])
         for batch in batches:
             reports = [
                 LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
@@ -107,7 +107,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
     """Each gets its own events only."""
     rows = [factories.delivery_row(str(n)) for n in range(3)]
     with rolled_back(connection) as tx:
-        factories.insert_on(connection, deliveries=rows)
+        factories.insert(connection, deliveries=rows)
         kinds = ("delivered", "bounced", "opened")
         arrival = str(NOON)
         pairs = zip(rows, kinds, strict=True)

@@ -1,12 +1,10 @@
 """`MAILGLASS_IMPORTS` as the commands load it: from the working directory too, and missing ones."""
 
-import subprocess
-import sys
-
 import pytest
 
 import commands
 import factories
+import processes
 
 RULE = """
 from mailglass_reconcile import key_rule
@@ -17,17 +15,10 @@ def pigeon(ring):
 """
 
 
-def run_in_directory(db, directory, *arguments):
-    """Run the command in a directory that may contain a module with a key rule; return the finished process."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
-        env={**db.environment(db.settings.redis_url.get_secret_value()), "MAILGLASS_IMPORTS": "pigeon_rules"},
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def ran(db, directory, *arguments):
+    """Run the command in a directory, with a rule's module that may stand there, and return what it did."""
+    environment = {**db.environment(), "MAILGLASS_IMPORTS": "pigeon_rules"}
+    return processes.run(["-P", "-m", "mailglass_reconcile", *arguments], environment, cwd=directory)
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+
+import processes
 
 BEATING = """
 import json
@@ -44,7 +44,5 @@ def test_requests_of_a_scheduler_that_drops_the_entries_expiry_expire_anyway():
     """django-celery-beat keeps no `expires` of an entry's options."""
     pytest.importorskip("django_celery_beat")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    process = subprocess.run(
-        [sys.executable, "-c", BEATING], env=environment, check=True, capture_output=True, text=True, timeout=60
-    )
-    assert json.loads(process.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
+    done = processes.run(["-c", BEATING], environment)
+    assert json.loads(done.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)

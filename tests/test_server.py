@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from mailglass_reconcile import server
 from mailglass_reconcile.receiver import admission
-from serving import bounded, serving
+from serving import serve, serve_here
 from waiting import wait_until
 
 slow = pytest.mark.slow
@@ -21,7 +22,7 @@ NO_BODY = HALF_A_HEAD + b"Content-Length: 5000\r\n\r\n"
 
 def connect(address: str, sent: bytes = b"") -> socket.socket:
     """Open a connection, and send something."""
-    opened = socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/"))), timeout=120)
+    opened = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=120)
     opened.sendall(sent)
     return opened
 
@@ -29,14 +30,13 @@ def connect(address: str, sent: bytes = b"") -> socket.socket:
 @slow
 def test_hundreds_of_idle_connections_keep_nobody_out_and_leave_no_line_in_the_log(db):
     """They took every file of the process, which then wrote a traceback for each attempt to accept another one."""
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with contextlib.ExitStack() as opened, serving(url, redis_url, files=300) as (process, address):
+    with contextlib.ExitStack() as opened, serve(db.environment()) as (process, address):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (300, 300))
         for _ in range(400):
             opened.enter_context(connect(address))
-        assert httpx.get(f"{address}healthz", timeout=60).text == "alive\n"
-        process.terminate()
-        assert process.wait(20) == 0
-        assert process.stderr.read() == ""
+        assert httpx.get(f"{address}/healthz", timeout=60).text == "alive\n"
+        assert process.stop() == 0
+        assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 
 
 def test_a_request_may_take_ten_seconds_to_arrive_and_its_body_half_a_minute():
@@ -52,17 +52,15 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
         b"GET / HTTP/1.1\r\nHost: x\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost:",
     ]
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with contextlib.ExitStack() as opened, serving(url, redis_url, module="short_timeouts") as (_, address):
+    with contextlib.ExitStack() as opened, serve(db.environment(), module=("short_timeouts", "serve")) as (_, address):
         for one in [opened.enter_context(connect(address, half)) for half in halves]:
             until_closed(one)
 
 
 @slow
 def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
-    """The receiver answers its own slow bodies before that."""
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with serving(url, redis_url, module="short_timeouts") as (_, address):
+    """Of which the receiver answers its own before that."""
+    with serve(db.environment(), module=("short_timeouts", "serve")) as (_, address):
         began = time.monotonic()
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as connection:
@@ -73,22 +71,20 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
 @slow
 def test_a_client_that_sends_on_without_reading_is_cut_off_after_an_answer(db):
     """Its answers would wait in this process's memory, and it would keep its place."""
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
     requests = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 300_000
-    with serving(url, redis_url) as (_, address), connect(address) as greedy, pytest.raises(ConnectionError):
+    with serve(db.environment()) as (_, address), connect(address) as greedy, pytest.raises(ConnectionError):
         greedy.sendall(requests)
 
 
 @slow
 def test_a_request_in_chunks_of_a_byte_is_cut_off(db):
     """Each chunk costs as much as a body; those of a kilobyte are read."""
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
     head = b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with serving(url, redis_url) as (_, address):
-        with connect(address, head) as connection, pytest.raises(ConnectionError):
-            connection.sendall(b"1\r\nx\r\n" * 1_000_000)
-        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as connection:
-            assert connection.recv(4_096).startswith(b"HTTP/1.1 4")
+    with serve(db.environment()) as (_, address):
+        with connect(address, head) as one, pytest.raises(ConnectionError):
+            one.sendall(b"1\r\nx\r\n" * 1_000_000)
+        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as one:
+            assert one.recv(4_096).startswith(b"HTTP/1.1 4")
 
 
 def until_closed(one: socket.socket) -> None:
@@ -101,18 +97,16 @@ def until_closed(one: socket.socket) -> None:
 @slow
 def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
     """Nor does one that is too long, or that wants another protocol."""
-    url, redis_url = db.url, db.settings.redis_url.get_secret_value()
-    with serving(url, redis_url) as (process, address):
+    with serve(db.environment()) as (process, address):
         for sent, answer in [
             (b"nonsense\r\n\r\n", b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.MAX_HEAD_BYTES, b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 401"),
         ]:
-            with connect(address, sent) as connection:
-                assert connection.recv(4_096).startswith(answer)
-        process.terminate()
-        assert process.wait(20) == 0
-        assert process.stderr.read() == ""
+            with connect(address, sent) as one:
+                assert one.recv(4_096).startswith(answer)
+        assert process.stop() == 0
+        assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 
 
 arrived: list[int] = []
@@ -170,7 +164,7 @@ def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(e
     piece = bytes(server.PIECE_BYTES)
     monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
     arrived.clear()
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo) as address, contextlib.ExitStack() as opened:
         honest = opened.enter_context(connect(address, HALF_A_HEAD + b"Content-Length: %d\r\n\r\n" % (5 * len(piece))))
         for number in range(1, 5):
             honest.sendall(piece)
@@ -183,7 +177,7 @@ def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(e
 
 def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_connections):
     """Although it is newer."""
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo) as address, contextlib.ExitStack() as opened:
         dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(6)]
         silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
         for connection in silent:  # kept alive after an answer
@@ -199,7 +193,7 @@ def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_conne
 def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
     """However fast new ones come, and however much the others send: uploads of strangers kept everybody else out."""
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
-    with bounded(echo) as address, contextlib.ExitStack() as opened:
+    with serve_here(echo) as address, contextlib.ExitStack() as opened:
         ending = threading.Event()
         uploads = [threading.Thread(target=upload, args=(address, ending)) for _ in range(10)]
         for thread in uploads:
@@ -224,7 +218,7 @@ def upload(address: str, ending: threading.Event) -> None:
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
     """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
-    with bounded(echo) as address, caplog.at_level(logging.DEBUG):
+    with serve_here(echo) as address, caplog.at_level(logging.DEBUG):
         head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         with connect(address, head) as connection:
             assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
@@ -242,7 +236,7 @@ def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monk
     monkeypatch.setattr(
         server.h11.Connection, "receive_data", lambda conn, data: (parsed.append(data), receive_data(conn, data))
     )
-    with bounded(echo) as address:
+    with serve_here(echo) as address:
         for lines, status in [(99, b"200"), (100, b"400"), (3_900, b"400")]:
             head = b"POST / HTTP/1.1\r\nContent-Length: 400\r\nHost: x\r\n" + b"a:\r\n" * (lines - 3) + b"\r\n"
             parsed.clear()

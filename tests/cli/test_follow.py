@@ -2,44 +2,39 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from sqlalchemy import make_url
 
 import commands
+import processes
+from commands import follow, linked, sweeps
+from factories import insert_pairs
 from faults import servers
-from following import following, new_pairs
 from handling import handle
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 
-def environment_of(db, **more: str) -> dict[str, str]:
-    """Return the environment of a process on this database."""
-    return {**db.environment(db.settings.redis_url.get_secret_value()), **more}
-
-
 def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_ends_cleanly(db):
     """A line of JSON per sweep that did something; SIGTERM ends it with 0, Ctrl-C with 130, and without a word."""
-    with following(environment_of(db)) as first:
-        new_pairs(db, 1)
-        wait_until(lambda: first.linked() == 1)
+    with follow(db.environment()) as first:
+        insert_pairs(db, 1, age_seconds=0)
+        wait_until(lambda: linked(first) == 1)
         for number in range(2, 5):
-            new_pairs(db, 1)
-            wait_until(lambda: first.linked() == number, 1)  # noqa: B023
-        new_pairs(db, 1, age_seconds=3)  # as if ticks had been missed
-        wait_until(lambda: first.linked() == 5, 3)
+            insert_pairs(db, 1, age_seconds=0)
+            wait_until(lambda: linked(first) == number, 1)  # noqa: B023
+        insert_pairs(db, 1, age_seconds=3)  # as if ticks had been missed
+        wait_until(lambda: linked(first) == 5, 3)
         named = make_url(db.url).update_query_dict({"application_name": "second"}).render_as_string(hide_password=False)
         options = ("--tenant", "nobody", "--interval", "0.05")
-        with following(environment_of(db, MAILGLASS_DATABASE_URL=named), *options) as second:
+        with follow({**db.environment(), "MAILGLASS_DATABASE_URL": named}, *options) as second:
             wait_until(lambda: db.value(f"{CONNECTIONS} AND application_name = 'second'"))  # the first dispatches, too
-            assert second.ends(signal.SIGINT) == 130
-        assert (second.swept, second.said) == ([], [])
-    assert all(result["status"] == "ok" and result["linked"] for result in first.swept)
-    assert first.said == []
+            assert second.stop(signal.SIGINT) == 130
+        assert second.output == ""
+    assert all(one["status"] == "ok" and one["linked"] for one in sweeps(first))
+    assert first.stderr == ""
 
 
 CONNECTIONS = """
@@ -72,36 +67,36 @@ def handled(db, tmp_path):
     db.run("CREATE TABLE handled (event_id uuid)")
     path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), os.environ.get("PYTHONPATH")]))
     handlers = {"MAILGLASS_IMPORTS": "slow_handler", "PYTHONPATH": path}
-    return environment_of(db, **handlers, SLOW="0")
+    return {**db.environment(), **handlers, "SLOW": "0"}
 
 
 def test_a_slow_handler_does_not_hold_up_linking(db, handled):
     """The second event is linked while the first one's handler works, and is handled after it."""
-    with following({**handled, "SLOW": "3"}) as first:
-        new_pairs(db, 1)
-        wait_until(lambda: first.linked() == 1)
+    with follow({**handled, "SLOW": "3"}) as first:
+        insert_pairs(db, 1, age_seconds=0)
+        wait_until(lambda: linked(first) == 1)
         wait_until(lambda: db.value(WORKING) == 1, 60)
-        new_pairs(db, 1)
-        wait_until(lambda: first.linked() == 2, 2)
+        insert_pairs(db, 1, age_seconds=0)
+        wait_until(lambda: linked(first) == 2, 2)
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 2)
-    assert first.said == []
+    assert first.stderr == ""
 
 
 def test_a_handler_that_works_when_follow_ends_is_let_finish(db, handled):
     """As at each deployment: its attempt is not lost."""
-    with following({**handled, "SLOW": "2"}) as first:
-        new_pairs(db, 1)
+    with follow({**handled, "SLOW": "2"}) as first:
+        insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: db.value(WORKING) == 1, 60)
-        assert first.ends(signal.SIGTERM) == 0
+        assert first.stop() == 0
         assert db.value("SELECT count(*) FROM handled") == 1
 
 
 def test_what_was_waiting_for_its_handler_before_follow_began_is_handled(db, handled):
     """Without anything new to link: the thread looks by itself, too."""
-    new_pairs(db, 1)
-    with following({**handled, "MAILGLASS_IMPORTS": ""}) as without:
-        wait_until(lambda: without.linked() == 1)
-    with following(handled):
+    insert_pairs(db, 1, age_seconds=0)
+    with follow({**handled, "MAILGLASS_IMPORTS": ""}) as without:
+        wait_until(lambda: linked(without) == 1)
+    with follow(handled):
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1, 60)
 
 
@@ -111,12 +106,12 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / "click.py").write_text("import os\nopen('executed', 'w').close()\nos._exit(3)\n")
-    new_pairs(db, 1, age_seconds=90 if subcommand == "sweep" else 0)
+    insert_pairs(db, 1, age_seconds=90 if subcommand == "sweep" else 0)
+    command = ["-P", "-m", "mailglass_reconcile", subcommand]
     if subcommand == "sweep":
-        command = [sys.executable, "-P", "-m", "mailglass_reconcile", "sweep"]
-        subprocess.run(command, env=handled, cwd=planted, check=True, capture_output=True, timeout=60)
+        assert processes.run(command, handled, cwd=planted).returncode == 0
     else:
-        with following(handled, cwd=planted):
+        with processes.start(command, handled, cwd=planted, exit_code=0):
             wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists(), 60)
     assert not (planted / "executed").exists()
     assert db.value("SELECT count(*) FROM handled") == 1
@@ -124,11 +119,11 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
 
 def test_two_at_once_link_everything_once(db):
     """Each says what it linked itself; together that is all, and the checker finds nothing doubled."""
-    with following(environment_of(db), "--interval", "0.02") as result, following(environment_of(db)) as other:
+    with follow(db.environment(), "--interval", "0.02") as one, follow(db.environment()) as other:
         wait_until(lambda: db.value(CONNECTIONS) == 2)
         for _ in range(20):
-            new_pairs(db, 10)
-        wait_until(lambda: result.linked() + other.linked() == db.appended() == 200)
+            insert_pairs(db, 10, age_seconds=0)
+        wait_until(lambda: linked(one) + linked(other) == db.appended() == 200)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +148,8 @@ def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
 def test_it_works_through_pgbouncer_in_transaction_mode(db):
     """With one server connection, which others use between two ticks."""
-    with servers.pgbouncer(db.url, 1) as url, following(environment_of(db, MAILGLASS_DATABASE_URL=url)) as it:
+    with servers.pgbouncer(db.url, 1) as url, follow({**db.environment(), "MAILGLASS_DATABASE_URL": url}) as it:
         for number in range(1, 4):
-            new_pairs(db, 5)
-            wait_until(lambda: it.linked() == 5 * number)  # noqa: B023
-    assert it.said == []
+            insert_pairs(db, 5, age_seconds=0)
+            wait_until(lambda: linked(it) == 5 * number)  # noqa: B023
+    assert it.stderr == ""

@@ -6,11 +6,11 @@ import re
 import tempfile
 from pathlib import Path
 
+import forking
 import pytest
 
 import commands
 import factories
-import forking
 import mailglass_reconcile
 from handling import failing
 

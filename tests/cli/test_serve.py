@@ -1,26 +1,19 @@
 """`mailglass-reconcile serve` as a process."""
 
 import re
-import signal
 import socket
-import subprocess
-import sys
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 import mailglass_reconcile
+import processes
 from browsing import TOKEN
 from mailglass_reconcile.cli import main
-from serving import serving
+from serving import serve
 
 SIGNED_IN = {"authorization": f"Bearer {TOKEN}"}
-
-
-def urls(db):
-    """Return the environment with the URLs of the database and of Redis."""
-    return db.url, db.settings.redis_url.get_secret_value()
 
 
 WITHOUT_EXTRA = """
@@ -40,20 +33,19 @@ main()
 @pytest.mark.slow
 def test_sigterm_ends_it_even_if_the_database_hangs(db):
     """With 0, and without a word, while a request waits for a lock; the page in between works."""
-    with serving(*urls(db)) as (process, address), db.engine.connect() as holder:
+    with serve(db.environment()) as (process, address), db.engine.connect() as holder:
         assert httpx.get(address, headers=SIGNED_IN).status_code == 200
-        assert httpx.get(f"{address}healthz", headers={"host": "x.example"}).text == "alive\n"
+        assert httpx.get(f"{address}/healthz", headers={"host": "x.example"}).text == "alive\n"
         holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
-        with socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/")))) as asking:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as asking:
             asking.sendall(
                 f"GET /orphans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
             )
             statement = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             while not db.value(statement):
                 assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-        assert process.stderr.read() == ""
+            assert process.stop() == 0
+        assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 
 
 def refused(capsys, *arguments):
@@ -92,16 +84,15 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
 @pytest.mark.slow
 def test_without_a_token_it_makes_one_and_prints_it_once(db):
     """A page that is open to everybody on this machine is open to everybody behind its proxy."""
-    with serving(*urls(db), before=r"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: (\S{32})\n") as (
-        process,
-        address,
-        made,
-    ):
+    with serve(db.environment(), token="") as (process, address):
+        said = re.fullmatch(
+            r"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: (\S{32})\nserving on .*\n",
+            process.stderr,
+        )
         assert httpx.get(address).status_code == 401
-        assert httpx.get(address, headers={"authorization": f"Bearer {made}"}).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert process.stderr.read() == ""
+        assert httpx.get(address, headers={"authorization": f"Bearer {said[1]}"}).status_code == 200
+        assert process.stop() == 0
+        assert process.stderr == said[0]
 
 
 def test_its_help_shows_no_command_that_shows_the_token(capsys):
@@ -116,7 +107,7 @@ def test_its_help_shows_no_command_that_shows_the_token(capsys):
 @pytest.mark.slow
 def test_with_a_token_it_listens_everywhere(db):
     """And answers who shows it."""
-    with serving(*urls(db), "--host", "0.0.0.0") as (_, address):  # noqa: S104
+    with serve(db.environment(), "--host", "0.0.0.0") as (_, address):  # noqa: S104
         place = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
         assert httpx.get(place).status_code == 401
         assert httpx.get(place, headers=SIGNED_IN).status_code == 200
@@ -125,12 +116,6 @@ def test_with_a_token_it_listens_everywhere(db):
 @pytest.mark.slow
 def test_without_its_extra_one_line_says_what_to_install(db):
     """And nothing else."""
-    process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_EXTRA, "serve"],
-        env=db.environment(db.settings.redis_url.get_secret_value()),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (process.returncode, process.stderr.count("\n")) == (1, 1)
-    assert process.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")
+    done = processes.run(["-c", WITHOUT_EXTRA, "serve"], db.environment())
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")

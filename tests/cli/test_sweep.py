@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 
@@ -13,8 +12,10 @@ import pytest
 
 import commands
 import mailglass_reconcile
-from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark, sendgrid
+import processes
+from factories import delivery, delivery_row, insert, insert_pairs, orphan, orphan_row, postmark, sendgrid
 from mailglass_reconcile.sweep import reconciler
+from processes import COMMAND
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -106,18 +107,9 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
     pair(db, "m-1")
     refused = commands.run_unchecked(db, "sweep", "--provider", "postmark")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
-    main, other = pty.openpty()
-    environment = db.environment(db.settings.redis_url.get_secret_value())
-    asking = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "sweep", "--provider", "postmark"],
-        env=environment, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    os.write(main, b"n\n")
-    _, output = asking.communicate(timeout=60)
-    os.close(main)
-    os.close(other)
-    assert "link 1 event?" in output
-    assert (asking.returncode, linked(db)) == (130, set())
+    said = commands.on_a_terminal(db, "sweep", "--provider", "postmark", typed="n\n", code=130)
+    assert "link 1 event?" in said
+    assert linked(db) == set()
 
 
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
@@ -142,19 +134,15 @@ def test_a_target_that_is_not_there_is_one_line(db):
 
 def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
     """The batch that waits for a lock ends; what was linked before it stays."""
-    insert(db, [delivery_row(f"m-{n}") for n in range(50)], [orphan_row(postmark(f"m-{n}")) for n in range(50)])
+    insert_pairs(db, 50)
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
-    environment = {**db.environment(db.settings.redis_url.get_secret_value()), "MAILGLASS_BATCH_SIZE": "5"}
-    sweeping = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "sweep"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_until(lambda: db.appended() >= 5, 60)
-    sweeping.send_signal(signal.SIGINT)
-    _, output = sweeping.communicate(timeout=60)
-    assert sweeping.returncode == 130
-    assert output == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
+    environment = {**db.environment(), "MAILGLASS_BATCH_SIZE": "5"}
+    with processes.start([*COMMAND, "sweep"], environment, until=lambda: db.appended() >= 5) as process:
+        assert process.stop(signal.SIGINT) == 130
+    assert (
+        process.stderr == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
+    )
     assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]
 
 
@@ -162,7 +150,7 @@ class Terminal:
     """A process on a terminal of its own, which has a bar and sends Ctrl-C."""
 
     def __init__(self, db, *arguments, **environment):
-        environment = {**db.environment(db.settings.redis_url.get_secret_value()), "TERM": "xterm", **environment}
+        environment = {**db.environment(), "TERM": "xterm", **environment}
         command = [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments]
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
@@ -203,7 +191,7 @@ def test_what_the_log_and_the_summary_say_begins_on_lines_of_their_own(db):
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
     """With a bar or without one; it says that the next sweep goes on."""
-    insert(db, [delivery_row(f"m-{n}") for n in range(50)], [orphan_row(postmark(f"m-{n}")) for n in range(50)])
+    insert_pairs(db, 50)
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
     sweeping = Terminal(db, "sweep", *arguments, MAILGLASS_BATCH_SIZE="5")

@@ -5,9 +5,10 @@ from click.testing import CliRunner, Result
 
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.cli import command, main
-from receivers import SECRETS, mounted, served, setting
+from receivers import SECRETS, mounted, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import IDS, PRIVATE, SENDERS
+from serving import serve_here
 
 TO = "http://127.0.0.1:1/postmark"
 STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
@@ -21,7 +22,7 @@ def triggered(*arguments: str) -> Result:
 def test_a_sample_of_every_provider_reaches_its_delivery(db):
     """Over HTTP, to an application whose secrets are those of the setting."""
     setting(db, ",".join(f"{provider}={SECRETS[provider]}" for provider in SENDERS))
-    with served(mounted(url=None)) as base:
+    with serve_here(mounted(url=None)) as base:
         for provider in SENDERS:
             message_id = IDS.get(provider, "m-2")
             with db.engine.begin() as connection:
@@ -39,8 +40,8 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
     setting(db, f"postmark={SECRETS['postmark']}")
     people = ["ada@example.com", "bob@example.com"]
     with db.engine.begin() as connection:
-        record_send(connection, provider="postmark", sent=[Sent(recipient=person, message_id="m") for person in people])
-    with served(mounted()) as base:
+        record_send(connection, provider="postmark", sent=[Sent(recipient=one, message_id="m") for one in people])
+    with serve_here(mounted()) as base:
         to = ["--to", f"{base.replace('//', '//me:wrong@')}/webhooks/postmark", "--message-id", "m"]
         assert triggered("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
     rows = "SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1"
@@ -49,7 +50,7 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
 
 def test_without_an_address_it_posts_to_the_public_one(db):
     """The receiver's public address is a setting, with a password perhaps, which nothing has to print."""
-    with served(mounted()) as base:
+    with serve_here(mounted()) as base:
         setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
         result = triggered("postmark", "delivered", "--message-id", "m")
     assert result.output == "postmark: delivered for m was answered with 200\n"
@@ -80,7 +81,7 @@ def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):
 def test_a_refusal_of_the_receiver_is_told(db, capsys):
     """Such as that the secrets differ; a redirect is not followed, because it would become a GET."""
     setting(db, "postmark=me:other")
-    with served(mounted()) as base, pytest.raises(SystemExit) as error:
+    with serve_here(mounted()) as base, pytest.raises(SystemExit) as left:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
     assert error.value.code == 1
     assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: invalid signature\n"

@@ -2,12 +2,11 @@
 
 import importlib
 import pkgutil
-import subprocess
-import sys
 
 import anymail.backends
 import pytest
 
+import processes
 from mailglass_reconcile.rules.providers import canonical, spellings
 
 STORED = {
@@ -60,5 +59,5 @@ def test_anymails_two_names_for_a_provider_are_one(backend):
 @pytest.mark.slow
 def test_the_functions_need_neither_django_nor_anymail():
     """They read attributes; a receiver's own process has both, a worker may not."""
-    process = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
+    done = processes.run(["-c", ALONE], forked=False)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -12,18 +11,16 @@ from pathlib import Path
 
 import click.testing
 import httpx
-import psutil
 import pytest
 import redis
 
 import factories
 import mailglass_reconcile
 import pages
-from installation import end
+import processes
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.testing.servers import free_port
-from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -145,43 +142,37 @@ def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) 
     if page == "doctor.md":
         terminal = {**terminal, "MAILGLASS_DATABASE_URL": "postgresql://localhost:1/app"}
     shell = ["script", "-qec", text, "/dev/null"] if ASKS.search(text) else ["bash", "-c", text]
-    result = subprocess.run(
-        shell, env=terminal, input="y\n", capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert result.returncode == expected, result.stdout + result.stderr
-    return result.stdout
+    done = processes.run(shell, terminal, stdin="y\n")
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stdout
 
 
 def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:
     """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
     port = free_port()
     script = re.sub(r"reconcile (serve|receive)", rf"reconcile \1 --port {port}", text)
-    log = Path(tempfile.mkstemp()[1])
-    process = subprocess.Popen(
-        ["bash", "-c", script],
-        env=terminal, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        with redis.Redis.from_url(redis_url) as client:
-            if re.search(" serve| receive", text):
-                wait_until(lambda: answers(port), PATIENCE)
-            elif " follow" in text:
-                linked = db.appended()
-                raced(db, age=1)
-                wait_until(lambda: db.appended() > linked, PATIENCE)
-            elif " listen" in text:
-                wait_until(lambda: client.pubsub_numpat() or client.pubsub_channels("mailglass:*"), PATIENCE)
-                raced(db, age=300)
-                assert mailglass_reconcile.reconcile().linked
-            else:
-                wait_until(lambda: "beat: Starting" in log.read_text(), PATIENCE)
-                return ""
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            if one.name() not in ("bash", "jq"):
-                one.terminate()
-        return process.communicate(timeout=PATIENCE)[0]
-    finally:
-        end(process)
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        processes.start(["bash", "-c", script], terminal, session=True) as process,
+    ):
+        if re.search(" serve| receive", text):
+            process.wait_for(lambda: answers(port))
+        elif " follow" in text:
+            linked = db.appended()
+            factories.insert_pairs(db, 1, age_seconds=1)
+            process.wait_for(lambda: db.appended() > linked)
+        elif " listen" in text:
+            process.wait_for(lambda: client.pubsub_numpat() or client.pubsub_channels("mailglass:*"))
+            factories.insert_pairs(db, 1)
+            assert mailglass_reconcile.reconcile().linked
+        else:
+            process.wait_for("beat: Starting")
+            return ""
+        for member in process.family():
+            if member.name() not in ("bash", "jq"):
+                member.terminate()
+        process.wait()
+        return process.stdout
 
 
 def answers(port: int) -> bool:
@@ -190,11 +181,3 @@ def answers(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
     except httpx.TransportError:
         return False
-
-
-def raced(db, age: float) -> None:
-    """Insert an orphan and its delivery."""
-    message = factories.new_id()
-    factories.insert(
-        db, [factories.delivery_row(message)], [factories.orphan_row(factories.postmark(message), age_seconds=age)]
-    )

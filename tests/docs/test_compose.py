@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 import jsonschema
-import psutil
 import pytest
 import redis
 import reference
@@ -25,10 +24,11 @@ import yaml
 from sqlalchemy.engine import make_url
 
 import granting
+import processes
 from catalog import client, installation, live, url_of
 from faults.redis_servers import needs_debians_redis
 from history import DELIVERY, ORPHAN
-from installation import PATIENCE, end
+from installation import PATIENCE
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
@@ -256,9 +256,9 @@ class Surroundings:
 
     def run(self, name: str, command: list[str]) -> str:
         """Run a command in the environment of a service to its good end, and return what it printed."""
-        process = subprocess.run(command, env=self.environment(name), check=False, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
-        return process.stdout
+        done = processes.run(command, self.environment(name))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def grant(self) -> None:
         """Run what the service `grants` runs."""
@@ -299,22 +299,9 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         how, *test = services[name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
         checked = [surroundings.here(part) for part in command]
-        environment = surroundings.environment(name)
-        result = subprocess.run(checked, check=False, env=environment, capture_output=True, timeout=PATIENCE)
-        return result.returncode == 0
+        return processes.run(checked, surroundings.environment(name)).returncode == 0
 
-    def start(name: str, log: Path) -> subprocess.Popen:
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                surroundings.command(name),
-                env=surroundings.environment(name),
-                stdout=output,
-                stderr=output,
-                cwd=tmp_path,
-            )
-
-    migrated = start("migrate", tmp_path / "migrate.log")
-    assert migrated.wait(PATIENCE) == 0, (tmp_path / "migrate.log").read_text()
+    surroundings.run("migrate", surroundings.command("migrate"))
     surroundings.grant()
     assert not healthy("beat")
     assert not healthy("redis")
@@ -323,14 +310,12 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
     with ExitStack() as stack:
         running = {}
         for name, until in begun.items():
-            log = tmp_path / f"{name}.log"
-            running[name] = start(name, log)
-            stack.callback(end, running[name])
-            wait_until(lambda log=log, until=until: until in log.read_text(), PATIENCE)
-            wait_until(lambda name=name: healthy(name), PATIENCE)
+            command, environment = surroundings.command(name), surroundings.environment(name)
+            running[name] = stack.enter_context(processes.start(command, environment, until=until, cwd=tmp_path))
+            running[name].wait_for(lambda name=name: healthy(name))
         with redis.Redis(port=int(surroundings.redis_port)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        arguments = [" ".join(one.cmdline()) for process in running.values() for one in family(process)]
+        arguments = [" ".join(one.cmdline()) for process in running.values() for one in process.family()]
         assert [line for line in arguments if surroundings.suffix in line.replace(str(tmp_path), "")] == []
         page = f"http://127.0.0.1:{surroundings.port}/"
         assert httpx.get(page).status_code == 401
@@ -350,12 +335,11 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         )  # by the worker, with its own privileges
         surroundings.run("worker", SWEEP)
         for name, process in running.items():
-            memory = sum(one.memory_info().rss for one in family(process)) / 1024**2
+            memory = sum(one.memory_info().rss for one in process.family()) / 1024**2
             assert memory < megabytes(services[name]["mem_limit"]) / 2, name
         stopped = list(reversed(running.values()))  # as Compose does: what others depend on comes last
         for process in stopped:
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
+            assert process.stop() == 0
         assert not healthy("beat")
         assert not healthy("worker")
 
@@ -377,9 +361,3 @@ def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(s
 
 
 SWEEP = [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"]
-
-
-def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """Return a process and all that it has started."""
-    first = psutil.Process(process.pid)
-    return [first, *first.children(recursive=True)]

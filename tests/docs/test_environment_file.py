@@ -2,13 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import pages
+import processes
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 [FILE] = [
@@ -25,10 +25,8 @@ AWKWARD = [
 def by_shell(file: Path) -> dict[str, str]:
     """Return the environment of a command that loads the file as docs/deploy.md does: with `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
-    process = subprocess.run(
-        ["sh", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
-    )
-    return {name: value for name, value in json.loads(process.stdout).items() if name.startswith(ENV_PREFIX)}
+    done = processes.run(["sh", "-c", line], {"PATH": "/usr/bin:/bin"})
+    return {name: value for name, value in json.loads(done.stdout).items() if name.startswith(ENV_PREFIX)}
 
 
 def by_systemd(file: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,11 +14,11 @@ from sqlalchemy.engine import make_url
 
 import catalog
 import pages
-from installation import PATIENCE, end
+import processes
 from machine import without_ids
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
-from waiting import wait_until
+from processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +36,7 @@ class Cluster(ExitStack):
         super().__init__()
         self.folder, self.places = folder, places
         self.ports = {name: free_port() for name in ("mailglass-receive", "mailglass-web")}
-        self.started: dict[str, subprocess.Popen[str]] = {}
+        self.started: dict[str, Process] = {}
         self.finished: set[str] = set()
         self.secret: set[str] = set()
         self.objects: list[dict] = []
@@ -106,28 +105,20 @@ class Cluster(ExitStack):
         return environment
 
     def _start(self, name: str) -> None:
-        log = (self.folder / f"{name}.log").open("w")
-        process = subprocess.Popen(
-            self._here(self._container(name)["args"], name),
-            cwd=self.folder, env=self._environment(name), stdout=log, stderr=log, text=True,
-        )  # fmt: skip
-        self.started[name] = process
-        self.callback(end, process)
+        command = self._here(self._container(name)["args"], name)
+        starting = processes.start(command, self._environment(name), cwd=self.folder)
+        self.started[name] = self.enter_context(starting)
 
     def _wait_until_ready(self, name: str) -> None:
-        process, log = self.started[name], self.folder / f"{name}.log"
         probe = self._container(name).get("readinessProbe")
 
         def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            if probe is None:
-                return " ready." in log.read_text()
             try:
                 return httpx.get(f"http://127.0.0.1:{self.ports[name]}{probe['httpGet']['path']}").is_success
             except httpx.TransportError:
                 return False
 
-        wait_until(ready, PATIENCE)
+        self.started[name].wait_for(ready if probe else " ready.")
 
     def _here(self, arguments: list[str], name: str = "") -> list[str]:
         """Return a command with this machine's ports in place of a container's, and of a Service's name."""
@@ -141,11 +132,9 @@ class Cluster(ExitStack):
         return words
 
     def _process(self, command: list[str], environment: dict[str, str]) -> str:
-        process = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        assert process.returncode == 0, f"{command}\n{process.stdout}{process.stderr}"
-        return process.stdout
+        done = processes.run(command, environment, cwd=self.folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
 
 BIN = Path(sys.executable).parent

@@ -4,7 +4,6 @@ import ast
 import builtins
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import reference
 import commands
 import mailglass_reconcile
 import pages
+import processes
 from faults.breaks import BREAKS
 from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
@@ -200,17 +200,15 @@ def test_every_page_that_the_package_names_is_there():
 def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_path):
     """As cron runs them: by `sh`, in its own environment. Success prints nothing, or cron would mail it."""
     file = tmp_path / "mailglass.env"
-    environment = db.environment(db.settings.redis_url.get_secret_value())
-    file.write_text(
-        "".join(f"{name}='{value}'\n" for name, value in environment.items() if name.startswith("MAILGLASS_"))
-    )
+    given = db.environment()
+    file.write_text("".join(f"{name}='{value}'\n" for name, value in given.items() if name.startswith("MAILGLASS_")))
     lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         here = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
         alone = {"PATH": "/usr/bin:/bin"}
-        process = subprocess.run(["sh", "-c", here], env=alone, capture_output=True, text=True, check=True)
-        assert process.stdout + process.stderr == ""
+        done = processes.run(["sh", "-c", here], alone)
+        assert done.stdout + done.stderr == ""
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
     assert [tuple(run) for run in runs] == [("full", "ok"), ("prune", "ok")]
 

@@ -5,8 +5,6 @@ import datetime as dt
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ import yaml
 
 import commands
 import pages
+import processes
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.cli import command
 
@@ -351,11 +350,8 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
         "DJANGO_SECRET_KEY": "x",
         "WEBHOOK_SECRET": "x:y",
     }
-    process = subprocess.run(
-        [sys.executable, "snippets.py"],
-        cwd=tmp_path, env=arguments, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
+    done = processes.run(["-m", "snippets"], given, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_settings_of_tables_for_autovacuum_are_accepted(db):

@@ -135,8 +135,8 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
     (sent,) = senders.posted("ses", [of_ada])
     address = f"http://127.0.0.1:{reader.ports['8000']}/webhooks/ses"
     wait_until(lambda: httpx.post(address, content=sent.body, headers=sent.headers).status_code == 200)
-    wait_until(lambda: "'handled': 1" in reader.log.read_text(), 60)
-    assert "] never write again to" in reader.log.read_text()
+    reader.process.wait_for("'handled': 1")
+    assert "] never write again to" in reader.process.output
     assert states(empty_database_url) == [("default", "ada@example.com", "bounced")] * 2
     with engines.create_engine(Settings(database_url=empty_database_url)).connect() as connection:
         names = connection.execute(sa.text("SELECT name FROM django_celery_beat_periodictask WHERE enabled")).scalars()

@@ -65,7 +65,7 @@ def log_in(browser):
     assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**arguments, **token}).text
 
 
-def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, tmp_path):
+def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
     """Every command of the README, in its order, on real servers."""
     run(terminal, "manage.py migrate")
     run(terminal, "createsuperuser")
@@ -78,7 +78,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
     asked_for_nothing(terminal)
     port = free_port()
     serve = readme.command("django", "runserver").text.replace("8000", str(port))
-    with readme.started("django", serve, terminal, tmp_path / "server", "Quit the server"):
+    with readme.start("django", serve, terminal, "Quit the server"):
         base = f"http://localhost:{port}"
         placed = readme.curl(readme.command("django", "curl", "email=ada").text, base).json()
         readme.trigger("django", "delivered", base, placed["message_id"], terminal)
@@ -91,7 +91,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
             assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
 
         work = readme.command("django", "celery -A").text
-        with readme.started("django", work, terminal, tmp_path / "worker", " ready."):
+        with readme.start("django", work, terminal, " ready."):
             readme.trigger("django", "bounced", base, placed["message_id"], terminal)
             wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 2, 60)
             skipped = readme.command("django", "curl", "ADA@")
@@ -100,9 +100,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
                 complain(base, placed["message_id"])
             wait_until(lambda: db.value("SELECT count(*) FROM shop_ticket") == 1, 60)
 
-            early = factories.new_id()
-            factories.delivery(db, early)
-            factories.orphan(db, factories.postmark(early))
+            factories.insert_pairs(db, 1)
             wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
             wait_until(lambda: db.appended() == 3, 60)
     assert "handled 0 events" in run(terminal, "mailglass dispatch")

@@ -1,8 +1,6 @@
 """The example applications, and what else an adopter's application meets, each run as it would be there."""
 
 import json
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -12,21 +10,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 import mailglass_reconcile
-from installation import PATIENCE, Site
+import processes
+from installation import PATIENCE
 from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.store.schema import OUR_OBJECTS
+from processes import COMMAND
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run(site: Site, *command: str, **environment: str) -> str:
-    """Run a process of the installation to its end, and return what it printed."""
-    return subprocess.run(
-        command, env={**site.environment, **environment}, check=True, capture_output=True, text=True, timeout=PATIENCE
-    ).stdout
 
 
 def test_redbeat_runs_our_entry(site, tmp_path):
@@ -36,7 +27,7 @@ def test_redbeat_runs_our_entry(site, tmp_path):
     here = {"PYTHONPATH": f"{tmp_path}:{site.environment['PYTHONPATH']}", "WORKER_SWEEP_SECONDS": "1"}
     with (
         site.worker(app="red", pool="solo", **here),
-        site.running(
+        site.celery(
             "beat", "-l", "info", "-S", "redbeat.RedBeatScheduler", "--pidfile=", app="red", until="beat: St", **here
         ),
     ):
@@ -115,13 +106,11 @@ print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconci
 def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
     """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
     environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}
-    command = [sys.executable, "-S", "-c", NOTHING]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    printed = processes.run(["-S", "-c", NOTHING], environment).stdout.splitlines()
     assert printed[0] == "False"
     assert "`mailglass-reconcile sweep`" in printed[1]
     assert "`mailglass-reconcile prune`" in printed[1]
     assert [line.split(" needs ")[0] for line in printed[2:4]] == ["ImportError: mailglass_reconcile.tasks"] * 2
     assert printed[4:] == ["{} {} ok"]
-    main = [sys.executable, "-S", "-c", "from mailglass_reconcile.cli import main; main()", "sweep", "--json"]
-    answer = subprocess.run(main, env=environment, check=True, capture_output=True, text=True).stdout
-    assert json.loads(answer)["status"] == "ok"
+    swept = processes.run(["-S", *COMMAND, "sweep", "--json"], environment)
+    assert json.loads(swept.stdout)["status"] == "ok"

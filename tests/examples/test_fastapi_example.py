@@ -2,10 +2,8 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +12,7 @@ import redis
 import readme
 from mailglass_reconcile.testing.servers import free_port
 from postmark_payloads import everything, payload
+from processes import Process
 from waiting import wait_until
 
 ADA, BOB = "ada@example.com", "bob@example.com"
@@ -34,23 +33,14 @@ def terminal(db, redis_url: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(db, redis_url: str, log: Path) -> Iterator[str]:
-    """Run the application by the README's own command, on a free port, and yield its address."""
+def running(db, redis_url: str) -> Iterator[tuple[str, Process]]:
+    """Run the application by the README's own command, on a free port; yield its address and the process."""
     env = terminal(db, redis_url)
     readme.run("fastapi", readme.command("fastapi", "migrate").text, env)
     port = free_port()
     start = re.sub(r"--port \d+", f"--port {port}", readme.command("fastapi", "uvicorn shop").text)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["sh", "-c", f"exec {start}"], cwd=readme.EXAMPLES / "fastapi", env=env, stdout=output, stderr=output
-        )
-    try:
-        wait_until(lambda: "startup complete" in log.read_text() or process.poll() is not None, 60)
-        assert process.poll() is None, log.read_text()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with readme.start("fastapi", start, env, "startup complete") as process:
+        yield f"http://127.0.0.1:{port}", process
 
 
 def first(message_id: str) -> dict[str, str]:
@@ -64,10 +54,9 @@ def post(base: str, report: object) -> None:
 
 
 @pytest.mark.slow
-def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_path, mailglass_webhook_first):
+def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailglass_webhook_first):
     """Every kind after the send; the same while the send has not committed; and each of them once more."""
-    log = tmp_path / "log"
-    with running(db, redis_url, log) as base:
+    with running(db, redis_url) as (base, process):
         answer = readme.curl(readme.command("fastapi", "curl", "/messages").text, base).json()
         later = answer["message_id"]
         post(base, first(later))
@@ -76,7 +65,7 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_pa
         assert db.value(OPEN) == 0
 
         def report_early() -> int:
-            known = re.findall(r"Postmark took (\S+)", log.read_text())[-1]
+            known = re.findall(r"Postmark took (\S+)", process.output)[-1]
             post(base, first(known))
             for report in everything(known, ADA, BOB):
                 post(base, report)
@@ -92,7 +81,7 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_pa
         for report in (*everything(later, ADA, BOB), *everything(early, ADA, BOB)):
             post(base, report)
         assert db.value(RECORDED) == before
-        assert "Traceback" not in log.read_text()
+        assert "Traceback" not in process.output
 
     assert db.rows(STATE, id=early) == db.rows(STATE, id=later)
     assert [tuple(row)[:4] for row in db.rows(STATE, id=early)] == [
@@ -106,9 +95,9 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url, tmp_path):
+def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url):
     """As server-sent events, on one connection to Redis that is closed when the browser leaves."""
-    with running(db, redis_url, tmp_path / "log") as base, redis.Redis.from_url(redis_url) as client:
+    with running(db, redis_url) as (base, _), redis.Redis.from_url(redis_url) as client:
         sent = httpx.post(f"{base}/messages", json=[ADA], timeout=30).json()["message_id"]
         delivery = db.value("SELECT id::text FROM mailglass_deliveries")
         with httpx.stream("GET", f"{base}/deliveries/{delivery}/updates", timeout=30) as answer:

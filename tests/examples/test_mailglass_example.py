@@ -24,6 +24,6 @@ def test_mailglass_s_events_are_linked_within_seconds(unmigrated, redis_url, tmp
     dry = readme.run("mailglass", readme.command("mailglass", "--dry-run").text, env)
     assert dry.startswith("would link 1 of 1 open orphan")
     worker = readme.command("mailglass", "worker").text.replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the README's
-    with readme.started("mailglass", worker, env, tmp_path / "log", until=" ready."):
+    with readme.start("mailglass", worker, env, " ready."):
         insert(unmigrated, [], [orphan_row(postmark("m-2"), age_seconds=0)])
         wait_until(lambda: unmigrated.values(LINKED) != [0], 60)

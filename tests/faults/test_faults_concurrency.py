@@ -1,22 +1,21 @@
 """Sweeps beside sweeps, beside writers with optimistic locks, and beside a reconciler that appends one by one."""
 
 import json
-import os
 import random
-import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import sqlalchemy as sa
 
 import factories
-import forking
 import mailglass_reconcile
+import processes
 from database import Database
 from faults.runs import FULL
+from processes import Process
 
 pytestmark = pytest.mark.slow
 
@@ -28,41 +27,14 @@ GROUP = 10
 TYPES = ("delivered", "opened", "bounced", "deferred", "complained", "dispatched", "zap")
 
 
-class Sweeper:
-    """A process that sweeps when it is told to."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        given, told = os.pipe()
-        answered, output = os.pipe()
-        files = (given, output, sys.__stderr__.fileno())
-        self._process = forking.start(environment, "-m", "faults.sweeper", "--serve", files=files)
-        os.close(given)
-        os.close(output)
-        self._told, self._answered = os.fdopen(told, "w"), os.fdopen(answered)
-
-    def begin(self, batch_size: int) -> None:
-        """Let it sweep in batches of that size."""
-        print(batch_size, file=self._told, flush=True)
-
-    def result(self) -> dict[str, Any]:
-        """Wait for what its sweep counted."""
-        return dict(json.loads(self._answered.readline()))
-
-    def close(self) -> None:
-        """Let it end."""
-        self._told.close()
-        self._answered.close()
-        assert self._process.wait(30) == 0
-
-
 @pytest.fixture
-def sweepers(db: Database, redis_url: str) -> Iterator[list[Sweeper]]:
+def sweepers(db: Database, redis_url: str) -> Iterator[list[Process]]:
     """Eight processes that sweep when they are told to, without any lock."""
     environment = {**db.environment(redis_url), "PYTHONPATH": "tests"}
-    made = [Sweeper(environment) for _ in range(PROCESSES)]
-    yield made
-    for process in made:
-        process.close()
+    command = ["-m", "faults.sweeper", "--serve"]
+    with ExitStack() as stack:
+        starting = [processes.start(command, environment, stdin=True, exit_code=0) for _ in range(PROCESSES)]
+        yield [stack.enter_context(process) for process in starting]
 
 
 def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
@@ -86,7 +58,7 @@ def seeds() -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize(("first", "number", "orphans"), seeds())
 def test_eight_processes_without_a_lock_link_each_orphan_once(
     db: Database,
-    sweepers: list[Sweeper],
+    sweepers: list[Process],
     first: int,
     number: int,
     orphans: int,
@@ -98,8 +70,8 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
         crowd(db, draw, orphans)
         before = db.appended()
         for process in sweepers:
-            process.begin(draw.choice((1, 3, 10, 50, 200)))
-        results = [process.result() for process in sweepers]
+            process.write_line(draw.choice((1, 3, 10, 50, 200)))
+        results = [json.loads(process.read_line()) for process in sweepers]
         linked = sum(result["linked"] for result in results)
         assert [result["status"] for result in results] == ["ok"] * PROCESSES, seed
         assert linked == db.appended() - before, seed

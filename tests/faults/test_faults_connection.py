@@ -8,9 +8,10 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from database import Database
+from factories import insert_pairs
 from faults import proxy
 from faults.proxy import Fault, FaultyProxy
-from faults.racing import COMMIT, ORPHANS, raced
+from faults.racing import COMMIT, ORPHANS
 from faults.runs import FULL
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep.result import SweepResult
@@ -57,7 +58,7 @@ def test_a_connection_lost_at_a_commit_costs_no_link(
     """The N-th COMMIT for every N: its batch is tried again, and nothing is linked or published twice."""
     ended = []
     for number in count(1):
-        raced(db)
+        insert_pairs(db, ORPHANS)
         through.arm(COMMIT, fault, number)
         ended.append(sweep(db, fault).status)
         if not through.dropped:
@@ -76,7 +77,7 @@ def test_a_connection_lost_at_any_message_costs_no_link(
     """The N-th message of the sweep, for every N (for every seventh in the selection)."""
     result = 0
     for number in count(1, 1 if FULL else 7):
-        raced(db)
+        insert_pairs(db, ORPHANS)
         through.arm(b"", fault, number)
         sweep(db, fault)
         if not through.dropped:
@@ -90,7 +91,7 @@ def test_a_connection_lost_at_any_message_costs_no_link(
 
 def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: FaultyProxy) -> None:
     """After a bounded number of attempts; the next sweep goes on."""
-    raced(db)
+    insert_pairs(db, ORPHANS)
     through.arm(COMMIT, "before", 2, times=1_000)
     result = mailglass_reconcile.reconcile()
     assert (result.status, result.linked, result.skipped) == ("failed", 0, ORPHANS)
@@ -113,7 +114,7 @@ def test_a_transaction_after_a_lost_connection_is_read_committed_like_those_befo
             CREATE TRIGGER isolation AFTER INSERT ON mailglass_events FOR EACH ROW
               WHEN (NEW.type = 'reconciled') EXECUTE FUNCTION note_isolation();
         """)
-    raced(db)
+    insert_pairs(db, ORPHANS)
     through.arm(COMMIT, "before", 2)
     assert sweep(db).linked == ORPHANS
     assert [row.level for row in db.rows("SELECT DISTINCT level FROM isolation")] == ["read committed"]

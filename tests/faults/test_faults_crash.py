@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import forking
 import mailglass_reconcile
+import processes
 from database import Database
-from faults.racing import raced
+from factories import insert_pairs
 from faults.runs import FULL
 from faults.tracing import killed, may_trace
 
@@ -37,12 +37,8 @@ TRIED = [
 def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a sweep in a process of its own, under the command *before*."""
     more = {"MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "tests", "SWEEPER_DIES_AT": str(dies_at)}
-    environment = {**db.environment(redis_url), **more}
-    program = ("-m", "faults.sweeper")
-    if not before:
-        return forking.python(environment, *program)
-    command = [*before, sys.executable, *program]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [*before, sys.executable, "-m", "faults.sweeper"] if before else ["-m", "faults.sweeper"]
+    return processes.run(command, {**db.environment(redis_url), **more})
 
 
 def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -52,7 +48,7 @@ def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess
 
 def first(db: Database, redis_url: str, call: str, log: Path) -> int:
     """Return which *call* of a sweep is the first that has to do with a server: files know some of them, too."""
-    raced(db, ORPHANS)
+    insert_pairs(db, ORPHANS)
     traced(db, redis_url, call, "-y", "-o", str(log))
     lines = log.read_text().splitlines()
     return next(n for n, line in enumerate(lines, 1) if "socket:[" in line or call.startswith(("epoll", "poll")))
@@ -63,7 +59,7 @@ def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -
     kills = 0
     for number in numbers:
         before = db.appended()
-        raced(db, ORPHANS)
+        insert_pairs(db, ORPHANS)
         hit = sweep(number)
         db.wait_until_alone()
         result = mailglass_reconcile.reconcile()

@@ -9,15 +9,17 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+import processes
+from commands import follow, linked, sweeps
 from database import APPENDED, Database
 from faults import servers
 from faults.redis_servers import PASSWORD, needs_debians_redis, server
 from faults.runs import FULL
-from following import Following, following, new_pairs
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import free_port
+from processes import Process
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -36,11 +38,10 @@ def test_follow_killed_at_any_fail_point_is_made_good_by_the_next_tick(
     kills = 0
     for number in range(1, 60) if FULL else (19, 24, 26, 28):
         before = db.appended()
-        new_pairs(db, ORPHANS, age_seconds=AHEAD)
+        factories.insert_pairs(db, ORPHANS, age_seconds=AHEAD)
         more = {"MAILGLASS_BATCH_SIZE": "2", "SWEEPER_DIES_AT": str(number), "SWEEPER_FOLLOWS": "yes"}
         environment = {**db.environment(redis_url), **more, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-        with following(environment, program="faults.sweeper") as killed:
-            assert killed.ends() == -9
+        assert processes.run(["-m", "faults.sweeper"], environment).returncode == -9
         db.wait_until_alone()
         kills += 1
         result = mailglass_reconcile.reconcile_recent()
@@ -81,10 +82,15 @@ SELECT count(*) FROM (SELECT metadata ->> 'reconciled_from_event_id' FROM mailgl
 """
 
 
-def links(db: Plain, it: Following, wanted: int) -> None:
+def says(process: Process, words: str, times: int = 1) -> None:
+    """Wait until standard error has these words so many times."""
+    process.wait_for(lambda: process.stderr.count(words) == times, 30)
+
+
+def links(db: Plain, it: Process, wanted: int) -> None:
     """Let one more pair arrive, and wait until it is linked."""
-    new_pairs(db, 1, age_seconds=AHEAD)
-    wait_until(lambda: it.linked() == wanted)
+    factories.insert_pairs(db, 1, age_seconds=AHEAD)
+    wait_until(lambda: linked(it) == wanted)
 
 
 @needs_debians_redis
@@ -96,30 +102,30 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
     others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     redis_url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
     environment = {**others, "MAILGLASS_DATABASE_URL": own_server.url, "MAILGLASS_REDIS_URL": redis_url}
-    with server("redis-server", port=port), following(environment) as it:
+    with server("redis-server", port=port), follow(environment) as it:
         links(db, it, 1)
         for number in range(2, 4):
             own_server.stop()
-            it.says("lost the database", number - 1)
+            says(it, "lost the database", number - 1)
             own_server.start()
-            it.says("the database is back", number - 1)
+            says(it, "the database is back", number - 1)
             links(db, it, number)
-    assert len([line for line in it.said if "the sweep failed" not in line]) == 4, it.said
-    with following(environment) as it:
+    assert len([line for line in it.stderr.splitlines() if "the sweep failed" not in line]) == 4, it.stderr
+    with follow(environment) as it:
         links(db, it, 1)
         links(db, it, 2)
-        it.says("cannot publish to MAILGLASS_REDIS_URL")
-        linked = 2
+        says(it, "cannot publish to MAILGLASS_REDIS_URL")
+        links_expected = 2
         with server("redis-server", port=port):
-            while it.swept[-1]["publish_failed"]:  # after a failure, Redis is not asked for some seconds
-                linked += 1
-                links(db, it, linked)
-            it.says("Redis is back")
-        links(db, it, linked + 1)
-        it.says("cannot publish to MAILGLASS_REDIS_URL", 2)
-    assert len(it.said) == 3
-    assert [bool(result["publish_failed"]) for result in it.swept] == [*(linked - 1) * [True], False, True]
-    assert (db.appended(), db.doubled()) == (3 + linked + 1, 0)
+            while sweeps(it)[-1]["publish_failed"]:  # after a failure, Redis is not asked for some seconds
+                links_expected += 1
+                links(db, it, links_expected)
+            says(it, "Redis is back")
+        links(db, it, links_expected + 1)
+        says(it, "cannot publish to MAILGLASS_REDIS_URL", 2)
+    assert it.stderr.count("\n") == 3
+    assert [bool(one["publish_failed"]) for one in sweeps(it)] == [*(links_expected - 1) * [True], False, True]
+    assert (db.appended(), db.doubled()) == (3 + links_expected + 1, 0)
     record_property("fault", ("restarts under follow", 4))
 
 
@@ -133,24 +139,24 @@ def test_a_fault_that_lasts_is_not_told_of_at_every_tick(db: Database, redis_url
         "CREATE TRIGGER refuse AFTER INSERT ON mailglass_events FOR EACH ROW WHEN (NEW.type = 'reconciled')"
         " EXECUTE FUNCTION refuse()"
     )
-    new_pairs(db, 1, age_seconds=AHEAD)
-    with following(db.environment(redis_url), "--interval", "0.01") as it:
-        wait_until(lambda: len(it.swept) >= 3)
-        assert {result["status"] for result in it.swept} == {"failed"}
-        assert len(it.said) <= 5, it.said
+    factories.insert_pairs(db, 1, age_seconds=AHEAD)
+    with follow(db.environment(redis_url), "--interval", "0.01") as it:
+        wait_until(lambda: len(sweeps(it)) >= 3)
+        assert {one["status"] for one in sweeps(it)} == {"failed"}
+        assert it.stderr.count("\n") <= 5, it.stderr
         db.run("DROP TRIGGER refuse ON mailglass_events")
-        wait_until(lambda: it.linked() == 1)
-        it.says("the database is back")
+        wait_until(lambda: linked(it) == 1)
+        says(it, "the database is back")
     db.run("DROP FUNCTION refuse")
 
 
 def test_a_schema_that_is_taken_away_ends_follow_with_one_line(db: Database, redis_url: str) -> None:
     """As `migrate --remove` or a newer revision does: its supervisor starts it again."""
     factories.orphan(db, factories.postmark("x"), age_seconds=AHEAD)
-    with following(db.environment(redis_url)) as it:
+    with follow(db.environment(redis_url)) as it:
         wait_until(lambda: db.value("SELECT rank IS NOT NULL FROM mailglass_open_orphans"))
         db.run("UPDATE mailglass_reconcile_version SET version_num = '9999'")
-        assert it.ends() == 1
-        db.run("UPDATE mailglass_reconcile_version SET version_num = '0001g'")
-    assert len(it.said) == 1
-    assert "this version knows 0001g" in it.said[0]
+        assert it.wait() == 1
+        db.run("UPDATE mailglass_reconcile_version SET version_num = '0001f'")
+    assert it.stderr.count("\n") == 1
+    assert "this version knows 0001f" in it.stderr

@@ -1,10 +1,8 @@
 """Dispatchers are killed, and lose their connection at each COMMIT: each effect is there exactly once."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any
 
@@ -13,6 +11,7 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
+import processes
 from database import Database
 from django_project import databases_name
 from faults import proxy
@@ -23,6 +22,7 @@ from handling import effects, handle_all, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.store import engines
+from processes import Process
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -35,35 +35,25 @@ KILLS = 6
 
 def linked(db: Database, number: int) -> None:
     """Let a sweep link *number* new orphans, one to each delivery."""
-    names = [f"m-{n}" for n in range(number)]
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL WHERE provider_message_id IS NOT NULL")
-    factories.insert(db, deliveries=[factories.delivery_row(name) for name in names])
-    factories.insert(db, events=[factories.orphan_row(factories.postmark(name), type="bounced") for name in names])
+    factories.insert_pairs(db, [f"m-{n}" for n in range(number)], type="bounced")
     assert mailglass_reconcile.reconcile().linked == number
 
 
-@contextmanager
-def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Callable[[], int]]]:
-    """Run a process that forks dispatchers; call what is yielded to begin one, and its answer to wait for it."""
+def dispatchers(db: Any, redis_url: str, **more: str) -> AbstractContextManager[Process]:
+    """Run a process that forks a dispatcher for each line: the fail point that kills it, from 1, or 0 for none."""
     environment = {
         **db.environment(redis_url),
         **{"PYTHONPATH": "tests:tests/support:.", "MAILGLASS_IMPORTS": "faults.handled"},
         **more,
     }
-    command = [sys.executable, "-m", "faults.dispatcher"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    return processes.start(["-m", "faults.dispatcher"], environment, stdin=True, exit_code=0)
 
-        def begin(fail_point: int) -> Callable[[], int]:
-            process.stdin.write(f"{fail_point}\n")
-            process.stdin.flush()
-            return lambda: int(process.stdout.readline())
 
-        yield begin
-        process.stdin.close()
-        assert process.wait(20) == 0
+def dispatch_in(process: Process, fail_point: int = 0) -> int:
+    """Let it fork a dispatcher, and return how that ended: 0, or -9."""
+    process.write_line(fail_point)
+    return int(process.read_line())
 
 
 @pytest.mark.parametrize(
@@ -79,9 +69,11 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     linked(handler_db, EVENTS)
     killed = 0
     more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
-    with forking(handler_db, redis_url, **more) as first, forking(handler_db, redis_url, **more) as two:
+    with dispatchers(handler_db, redis_url, **more) as first, dispatchers(handler_db, redis_url, **more) as second:
         while states(handler_db) != {"done": len(handlers) * EVENTS}:
-            killed += sum(wait() != 0 for wait in (first(0), two(0)))
+            for process in (first, second):
+                process.write_line(0)
+            killed += sum(process.read_line() != "0" for process in (first, second))
             administration.retry(handler_db.database)
             make_due(handler_db)
     assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
@@ -101,19 +93,19 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
     """Three events, one of which fails first; another dispatcher does the rest, and each effect is there once."""
     kills = total = 0
     handle_all(handler_db, "steady", "flaky")
-    with forking(handler_db, redis_url) as begin:
+    with dispatchers(handler_db, redis_url) as process:
         for number in count(1, 1 if FULL else 20):
             linked(handler_db, 3)
             total += 3
             if tried:
-                assert begin(0)() == 0
+                assert dispatch_in(process) == 0
                 make_due(handler_db)
-            hit = begin(number)() == -9
+            hit = dispatch_in(process, number) == -9
             kills += hit
             handler_db.wait_until_alone()
             while states(handler_db) != {"done": 2 * total}:
                 make_due(handler_db)
-                assert begin(0)() == 0
+                assert dispatch_in(process) == 0
             assert effects(handler_db) == {"steady": total, "flaky": total}
             if not hit:
                 break

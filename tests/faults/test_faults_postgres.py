@@ -14,7 +14,6 @@ import mailglass_reconcile
 import sweeping
 from database import APPENDED, Database
 from faults import servers
-from faults.racing import raced
 from faults.refusing import forgiving, refusing
 from faults.runs import FULL
 from mailglass_reconcile.pubsub import Publisher
@@ -51,7 +50,7 @@ def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
     db: Database, state: str, times: int, record_property: Record
 ) -> None:
     """A sequence counts the refusals, for a rollback does not take it back."""
-    raced(db, 10)
+    factories.insert_pairs(db, 10)
     refusing(db, state, f"nextval('public.refusals') <= {times}")
     result = sweep(db)
     if state == "55P03":
@@ -70,7 +69,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
     db: Database, state: str, record_property: Record
 ) -> None:
     """Faults of the row leave it alone in the open set; a server's condition ends the sweep as failed."""
-    raced(db, 10)
+    factories.insert_pairs(db, 10)
     culprit = db.value(
         "SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id OFFSET 5 LIMIT 1"
     )
@@ -93,7 +92,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
 @pytest.mark.guard
 def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db: Database) -> None:
     """The whole batch is refused for its data, its first half is linked, and its second meets with a full disk."""
-    raced(db, 8)
+    factories.insert_pairs(db, 8)
     last = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id LIMIT 1")
     refusing(db, "53100", f"NEW.idempotency_key = 'reconciled:{last}'")
     with db.engine.begin() as connection:
@@ -114,7 +113,7 @@ def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_pr
     """Somebody terminates whatever the sweep runs on, again and again."""
     rounds = 40 if FULL else 6
     for number in range(rounds):
-        raced(db, 12)
+        factories.insert_pairs(db, 12)
         over = threading.Event()
         killer = threading.Thread(target=_terminate, args=(db, over, 1 + number % 3))
         killer.start()
@@ -139,7 +138,7 @@ def test_a_backend_terminated_inside_its_commit_is_tried_again(
     db: Database, times: int, record_property: Record
 ) -> None:
     """A deferred trigger ends its own session, so that COMMIT gets no answer."""
-    raced(db, 10)
+    factories.insert_pairs(db, 10)
     refusing(db, "57P01", "true")
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(f"""
@@ -173,7 +172,7 @@ def _terminate(db: Database, over: threading.Event, times: int) -> None:
 @pytest.mark.guard
 def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_linked(db: Database) -> None:
     """The sweep does not wait; the next one links what is left."""
-    raced(db, 6)
+    factories.insert_pairs(db, 6)
     with db.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE mailglass_deliveries SET status = 'x' WHERE id IN"
@@ -192,7 +191,7 @@ def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rollin
     db: Database, table: str, record_property: Record
 ) -> None:
     """A wait would end in a lock timeout, and that in a rollback."""
-    raced(db, 20)
+    factories.insert_pairs(db, 20)
     rollbacks: list[sa.Connection] = []
     sa.event.listen(db.engine, "rollback", rollbacks.append)
     with db.engine.connect() as holder:
@@ -215,7 +214,7 @@ def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_vic
     """It updates the same deliveries from the last to the first, one by one, while sweeps run."""
     rounds = 20 if FULL else 3
     for _ in range(rounds):
-        raced(db, 30)
+        factories.insert_pairs(db, 30)
         failures: list[str | None] = []
         writer = threading.Thread(target=_write_backwards, args=(db, isolation, failures))
         writer.start()
@@ -247,13 +246,13 @@ def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -
 def test_a_server_whose_default_is_a_stricter_isolation_changes_nothing(db: Database, isolation: str) -> None:
     """Every transaction says its own."""
     db.by_default("default_transaction_isolation", isolation)
-    raced(db, 10)
+    factories.insert_pairs(db, 10)
     assert sweep(db).linked == 10
 
 
 def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
     """While it lasts a sweep fails and says so; the same engine goes on afterwards."""
-    raced(db, 6)
+    factories.insert_pairs(db, 6)
     db.by_default("default_transaction_read_only", "on")
     result = sweep(db)
     assert (result.status, result.linked, result.skipped) == ("failed", 0, 6)
@@ -267,8 +266,8 @@ def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_
     text = uuid.uuid4().hex
     factories.delivery(db, text)
     with db.engine.begin() as connection:
-        factories.insert_on(connection, events=[factories.orphan_row(factories.postmark(text), age_seconds=3600)])
-        raced(db, 3)
+        factories.insert(connection, events=[factories.orphan_row(factories.postmark(text), age_seconds=3600)])
+        factories.insert_pairs(db, 3)
         assert sweep(db).linked == 3
         assert sweep(db).scanned == 0
     assert sweep(db).linked == 1
@@ -276,7 +275,7 @@ def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_
 
 def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database) -> None:
     """The database's limit stands in for the server's; superusers are above it, so the role is another."""
-    raced(db, 4)
+    factories.insert_pairs(db, 4)
     role = f"limited_{uuid.uuid4().hex[:8]}"
     db.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
     db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
@@ -320,7 +319,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
     rounds = 10 if FULL else 2
     for number in range(rounds):
         wait_until(lambda: _answers(engine))
-        raced(plain, 10)  # type: ignore[arg-type]
+        factories.insert_pairs(plain, 10)
         with _client(redis_url) as publisher:
             interrupted = Sweep(databases.Database(engine, settings), publisher)
             result = sweeping.run(interrupted, _once(own_server, at=1 + number % 9))
@@ -381,7 +380,7 @@ def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
         engine = engines.create_engine(settings)
         for _ in range(10):
-            raced(db, 100)
+            factories.insert_pairs(db, 100)
             mailglass_reconcile.configure(engine=engine, settings=settings)
             results: list[SweepResult] = []
             threads = [

@@ -10,7 +10,7 @@ import redis
 from pydantic import SecretStr
 
 from database import Database
-from faults.racing import raced
+from factories import insert_pairs
 from faults.redis_servers import Valkey, silent
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.pubsub import Publisher
@@ -35,7 +35,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:
     """Link in batches of one, do something after a number of them, and check what is true of every sweep."""
-    raced(db, ORPHANS)
+    insert_pairs(db, ORPHANS)
     before = db.appended()
     settings = db.settings.model_copy(update={"batch_size": 1})
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:

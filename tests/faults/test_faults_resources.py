@@ -10,7 +10,6 @@ import sqlalchemy as sa
 import factories
 import mailglass_reconcile
 from database import Database
-from faults.racing import raced
 from mailglass_reconcile.ops import explanation, status
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
@@ -46,7 +45,7 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
     db: Database, name: str, record_property: Callable[[str, object], None]
 ) -> None:
     """But for those that build an index concurrently, which are in no transaction."""
-    raced(db, 5)
+    factories.insert_pairs(db, 5)
     factories.orphan(db, factories.postmark("nobody's"))
     observed, unbounded = [], []
 

@@ -1,6 +1,5 @@
 """A prune or an erasure that is killed in the middle leaves no delivery half done; the next one does the rest."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import factories
-import forking
+import processes
 from backdating import check, fill, prune
 from database import Database
 from faults.runs import FULL
@@ -90,13 +89,13 @@ class Erase:
 
 def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
     """Do the work in a process of its own, under the command *before*; return whether it was killed."""
-    more = {**RETENTION, "PYTHONPATH": "tests", "RETIRER_DIES_AT": str(dies_at)}
-    environment = {**work.db.environment(redis_url), **more}
-    program = ("-m", "faults.retirer", *work.arguments)
-    if not before:
-        return killed(forking.python(environment, *program))
-    command = [*before, sys.executable, *program]
-    return killed(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False))
+    environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
+    command = (
+        [*before, sys.executable, "-m", "faults.retirer", *work.arguments]
+        if before
+        else ["-m", "faults.retirer", *work.arguments]
+    )
+    return killed(processes.run(command, {**environment, "RETIRER_DIES_AT": str(dies_at)}))
 
 
 def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:

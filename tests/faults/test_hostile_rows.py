@@ -250,11 +250,11 @@ def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[
     """Insert rows, and return for each event the SQLSTATE with which it was refused, if it was."""
     refusals: list[str | None] = []
     with engine.begin() as connection:
-        factories.insert_on(connection, deliveries)
+        factories.insert(connection, deliveries)
         for event in events:
             try:
                 with connection.begin_nested():
-                    factories.insert_on(connection, events=[event])
+                    factories.insert(connection, events=[event])
                 refusals.append(None)
             except DBAPIError as error:
                 refusals.append(sqlstate(error))
@@ -338,11 +338,11 @@ def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Databas
     orphan = factories.orphan_row(factories.postmark(text))
     taken = factories.reconciled_row(orphan["id"], other)
     with db.engine.begin() as connection:
-        factories.insert_on(connection, events=[taken] if first else [orphan])
+        factories.insert(connection, events=[taken] if first else [orphan])
     with db.engine.begin() as connection:
         if replica and not first:
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        factories.insert_on(connection, events=[orphan] if first else [taken])
+        factories.insert(connection, events=[orphan] if first else [taken])
 
     result = mailglass_reconcile.reconcile()
 

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 import factories
-import forking
 import mailglass_reconcile
 import observing
+import processes
 from database import Database
 from faults.refusing import refusing
 from faults.runs import FULL
@@ -221,8 +221,8 @@ def test_the_commands_print_none_of_them(
     code = (
         "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
     )
-    process = forking.python({**db.environment(redis_url), **broken}, "-c", code, *command)
-    ears.more += [process.stdout, process.stderr]
+    done = processes.run(["-c", code, *command], {**db.environment(redis_url), **broken})
+    ears.more += [done.stdout, done.stderr]
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ class Schedule(RuleBasedStateMachine):
         """As our own writers do: the address stands in the open set alone, and the ledger has a flag."""
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
-            factories.insert_on(connection, events=[row])
+            factories.insert(connection, events=[row])
             known = matching.keys_of(Document(json.loads(row["metadata"])))
             with use_caller_transaction(connection, self.db.settings) as tx:
                 keys = known._replace(recipient=normalize_address(recipient), lost=False)
@@ -268,7 +268,7 @@ class Schedule(RuleBasedStateMachine):
         if len(self.late) < 2:
             connection = self.db.engine.connect()
             row = factories.orphan_row(factories.postmark(id_), tenant_id=tenant, type=kind, occurred_at=at)
-            factories.insert_on(connection, events=[row])
+            factories.insert(connection, events=[row])
             self.late.append((connection, row))
 
     @rule(commits=st.booleans())
@@ -296,7 +296,7 @@ class Schedule(RuleBasedStateMachine):
         row = self._orphan(tenant, id_, kind, at, None)
         with self.db.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-            factories.insert_on(connection, events=[row])
+            factories.insert(connection, events=[row])
         self.unseen.add(row["id"])
 
     @rule()
@@ -330,7 +330,7 @@ class Schedule(RuleBasedStateMachine):
         with self.db.engine.begin() as connection:
             if off:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-            factories.insert_on(connection, events=[row])
+            factories.insert(connection, events=[row])
         if off and orphan not in self.unseen:
             self.unnoticed.add(orphan)
         else:

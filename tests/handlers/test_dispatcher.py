@@ -4,7 +4,6 @@ import datetime as dt
 import enum
 import logging
 import os
-import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import sqlalchemy.orm
 
 import factories
 import mailglass_reconcile
+import processes
 from handling import EFFECT, effects, failing, handle, leave_effect, leaving, make_due, register, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import dispatcher, execution
@@ -99,7 +99,7 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
     received = leaving("audit", "bounced")
     with handler_db.engine.begin() as connection:
         if not webhook_first:
-            factories.insert_on(connection, deliveries=[factories.delivery_row("m-1")])
+            factories.insert(connection, deliveries=[factories.delivery_row("m-1")])
         record(
             connection,
             event("m-1", "bounced", provider_event_id="1", bounce="hard", smtp_status="550 5.1.1"),
@@ -505,11 +505,9 @@ def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path,
     """In either order, under the name by which other processes import it, and only once."""
     (tmp_path / "shop_mail.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
-    for command in (["-m", "shop_mail"], [str(tmp_path / "shop_mail.py")]):
-        process = subprocess.run(
-            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (process.stdout, process.stderr) == ("['shop_mail.suppress']\n", "")
+    for command in (["-m", "shop_mail"], [sys.executable, str(tmp_path / "shop_mail.py")]):
+        done = processes.run(command, environment)
+        assert (done.stdout, done.stderr) == ("['shop_mail.suppress']\n", "")
 
 
 PROGRAM = """

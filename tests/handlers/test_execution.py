@@ -3,21 +3,20 @@
 import datetime as dt
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 
 import commands
 import factories
-import forking
 import mailglass_reconcile
+import processes
 from handling import effects, failing, handle, handle_all, leaving, make_due, states
 from installation import PATIENCE
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
+from processes import COMMAND
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -27,16 +26,14 @@ HANDLERS = {"MAILGLASS_IMPORTS": "faults.handled"}
 
 def link(db, *message_ids):
     """Insert orphans whose deliveries are there, without linking them."""
-    for message_id in message_ids:
-        factories.delivery(db, message_id)
-        factories.orphan(db, factories.postmark(message_id), type="bounced")
+    factories.insert_pairs(db, message_ids, type="bounced")
 
 
 def command(db, *arguments, **more):
     """Run the command with handlers, and return its exit code and what it printed as JSON."""
-    environment = {**db.environment(db.settings.redis_url.get_secret_value()), **HANDLERS, **more}
+    environment = {**db.environment(), **HANDLERS, **more}
     path = os.pathsep.join(["tests", "tests/support", "."])
-    result = forking.run({**environment, "PYTHONPATH": path}, *arguments, "--json")
+    done = processes.run([*COMMAND, *arguments, "--json"], {**environment, "PYTHONPATH": path})
     assert arguments[0] == "dispatch"
     return result.returncode, commands.conforming("dispatch", result.stdout)[0], result.stderr
 
@@ -78,17 +75,10 @@ def test_sigterm_costs_only_the_event_whose_handler_runs_an_attempt(handler_db, 
     handle(handler_db, ("slow", "bounced"))
     link(handler_db, "m-0", "m-1", "m-2")
     mailglass_reconcile.reconcile()
-    environment = {
-        **handler_db.environment(handler_db.settings.redis_url.get_secret_value()),
-        "PYTHONPATH": str(tmp_path),
-    }
-    dispatching = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "dispatch"],
-        env={**environment, "MAILGLASS_IMPORTS": "slow_handlers"},
-    )
-    wait_until(lambda: handler_db.value(SLEEPING), PATIENCE)
-    dispatching.terminate()
-    assert dispatching.wait(PATIENCE) == 130
+    handlers = {"PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "slow_handlers"}
+    with processes.start([*COMMAND, "dispatch"], {**handler_db.environment(), **handlers}) as process:
+        process.wait_for(lambda: handler_db.value(SLEEPING))
+        assert process.stop() == 130
     assert sorted(handler_db.rows("SELECT attempts FROM mailglass_handler_outbox")) == [(0,), (0,), (1,)]
 
 

@@ -45,7 +45,7 @@ def old(db):
     missing = factories.orphan(db, factories.postmark("x"), age_seconds=1_200)
     with db.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        factories.insert_on(connection, events=[factories.reconciled_row(settled, None)])
+        factories.insert(connection, events=[factories.reconciled_row(settled, None)])
         connection.exec_driver_sql(f"DELETE FROM mailglass_open_orphans WHERE event_id = '{missing}'")  # noqa: S608
     with days_ago(db, 40):
         delivery = factories.delivery(db, "m-1")

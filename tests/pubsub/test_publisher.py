@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -24,8 +22,9 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 import mailglass_reconcile
+import processes
 from database import Database
-from faults.racing import raced
+from factories import insert_pairs
 from faults.redis_servers import Valkey, silent, slow
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
@@ -297,7 +296,7 @@ Publisher(client).publish([("acme", "delivery", "{}")])
 def test_what_is_enqueued_leaves_before_the_process_ends(valkey: Valkey) -> None:
     """As a script does that records one event."""
     with subscribed(valkey) as count:
-        subprocess.run([sys.executable, "-c", PUBLISHES, valkey.url], check=True, timeout=60)
+        assert processes.run(["-c", PUBLISHES, valkey.url]).returncode == 0
         assert count() == 2
 
 
@@ -317,7 +316,7 @@ def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> No
 
 def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Valkey) -> None:
     """Redis does what it is asked and hangs up without an answer: redis-py by itself would ask three times more."""
-    raced(db, 3)
+    insert_pairs(db, 3)
     with (
         redis.Redis.from_url(valkey.url) as direct,
         direct.pubsub() as pubsub,

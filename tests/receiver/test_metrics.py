@@ -27,13 +27,13 @@ def mounted_receiver():
     return receiver
 
 
-def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
+def test_the_command_tells_and_counts(db, tmp_path, monkeypatch):
     """Over HTTP; its log has a line for each webhook, and only who has the token may read the counters."""
     request = first("postmark")
     changed = senders.signed("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
     allowed = {"Authorization": f"Bearer {TOKEN}"}
     with (
-        receiving(db, redis_url, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, log),
+        receiving(db, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, process),
         httpx.Client(base_url=base, timeout=60) as client,
     ):
         for each in (request, request, request._replace(headers={}), request._replace(body=b"{")):
@@ -56,10 +56,10 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
         'mailglass_reconcile_webhooks_total{provider="unknown",result="refused"}': 1,
         'mailglass_reconcile_webhook_format_warnings_total{provider="mailersend",type="delivered"}': 1,
     }
-    text = log.read_text()
-    assert "INFO: postmark: 1 event, 1 waiting\n" in text
-    assert "INFO: postmark: 1 event, 1 repeated\n" in text
-    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", text, re.MULTILINE)
+    told = process.stderr
+    assert "INFO: postmark: 1 event, 1 waiting\n" in told
+    assert "INFO: postmark: 1 event, 1 repeated\n" in told
+    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", told, re.MULTILINE)
     assert len(logged) == 8, logged  # with the one of the format
     assert text.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
     assert "Traceback" not in text

@@ -26,9 +26,10 @@ from mailglass_reconcile.webhooks import (
     webhook_app,
 )
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of, served
+from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import MANDRILL_URL, documented, notification
+from serving import serve_here
 from waiting import wait_until
 
 COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
@@ -90,32 +91,32 @@ def states(db, tenant: str = "default") -> list[tuple]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["the send first", "the webhook first"])
-def test_every_documented_payload_reaches_its_delivery_by_the_command(db, redis_url, tmp_path, order):
+def test_every_documented_payload_reaches_its_delivery_by_the_command(db, tmp_path, order):
     """And once more each: it is recorded once. The process ends on SIGTERM."""
     if order == "the send first":
         send_all(db)
-    with receiving(db, redis_url, tmp_path) as (base, log), httpx.Client(base_url=base) as client:
+    with receiving(db, tmp_path) as (base, process), httpx.Client(base_url=base) as client:
         for provider in PROVIDERS:
-            for request in requests_of(provider) * 2:
-                answer = client.post(f"/{provider}", content=request.body, headers=request.headers)
-                assert (answer.status_code, answer.text) == (200, "ok\n"), (provider, log.read_text())
+            for one in requests_of(provider) * 2:
+                answer = client.post(f"/{provider}", content=one.body, headers=one.headers)
+                assert (answer.status_code, answer.text) == (200, "ok\n"), (provider, process.stderr)
         assert client.get("/healthz").status_code == 200
         recorded = db.value(COUNT + " AND type <> 'reconciled'")
     if order == "the webhook first":
         send_all(db)
     assert recorded == sum(len(documented(provider)) for provider in PROVIDERS)
     assert sorted(states(db), key=str) == sorted(expected(), key=str)
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["the send first", "the webhook first"])
-def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(db, redis_url, order):
+def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(db, order):
     """Its tenant is part of the path."""
     receiver = mounted(tenant=lambda path: path.split("/")[2])
     if order == "the send first":
         send_all(db, "acme")
-    with served(receiver) as base, httpx.Client(base_url=base) as client:
+    with serve_here(receiver) as base, httpx.Client(base_url=base) as client:
         for provider in PROVIDERS:
             for request in requests_of(provider):
                 answer = client.post(f"/webhooks/acme/{provider}", content=request.body, headers=request.headers)

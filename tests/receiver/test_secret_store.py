@@ -5,7 +5,7 @@ import re
 import pytest
 from starlette.applications import Starlette
 
-import forking
+import commands
 import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError
@@ -100,7 +100,6 @@ def test_receive_needs_a_secret_of_this_provider(db):
 )
 def test_the_command_does_not_start_without_a_secret(db, redis_url, value, said):
     """It prints one line and exits with 1."""
-    env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": value}
-    result = forking.run(env, "receive", "--port", "0")
-    assert result.returncode == 1
-    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", result.stderr)
+    done = commands.run_forked(db, "receive", "--port", "0", MAILGLASS_WEBHOOK_SECRETS=value)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", done.stderr)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import select
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+import processes
 import senders
 from mailglass_reconcile.receiver.admission import BODY_SECONDS
 from receivers import first, now, receiving
@@ -30,34 +30,21 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 @contextmanager
-def serving(kind: str, db, redis_url, folder, **more: str):
+def serving(kind: str, db, folder, **more: str):
     """Run a receiver, and yield its address, the path before the providers' names, and its process."""
     module, path = KINDS[kind]
-    with receiving(db, redis_url, folder, module, **more) as (base, log):
-        port = int(base.rpartition(":")[2])
-        (process,) = [child for child in psutil.Process().children() if _listens(child, port)]
-        yield base, path, process
-        assert "Traceback" not in log.read_text()  # later, uvicorn writes one for each answer that it cuts off
-
-
-def _listens(process: psutil.Process, port: int) -> bool:
-    return any(
-        net_connection.laddr.port == port and net_connection.status == "LISTEN"
-        for net_connection in process.net_connections()
-    )
+    with receiving(db, folder, module, forked=False, **more) as (base, process):
+        yield base, path, psutil.Process(process.pid)
+        assert "Traceback" not in process.stderr  # later, uvicorn writes one for each answer that it cuts off
 
 
 @contextmanager
 def strangers(base: str, path: str, behaviour: str) -> Iterator[None]:
     """Have hundreds of connections that behave in a way."""
-    command = [sys.executable, "-m", "strangers", base.rpartition(":")[2], path, behaviour]
+    command = ["-m", "strangers", base.rpartition(":")[2], path, behaviour]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "open\n"
-            yield
-        finally:
-            process.kill()
+    with processes.start(command, env, until="open\n"):
+        yield
 
 
 def connected(base: str) -> socket.socket:
@@ -82,14 +69,14 @@ OF_THE_SERVER = ("nothing", "half_a_head", "no_reading", "one_byte_a_piece")
         *(("a mounted application", behaviour) for behaviour in BEHAVIOURS if behaviour not in OF_THE_SERVER),
     ],
 )
-def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
+def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, tmp_path, kind, behaviour):
     """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container.
 
     One webhook while they come, and two more at the same time once they are there.
     """
     sizes = []
     with (
-        serving(kind, db, redis_url, tmp_path) as (base, path, process),
+        serving(kind, db, tmp_path) as (base, path, process),
         strangers(base, path, behaviour),
         ThreadPoolExecutor() as pool,
     ):
@@ -127,11 +114,11 @@ def batch(size: int) -> senders.Posted:
 
 
 @pytest.mark.parametrize("behaviour", ["nothing", "half_a_head", "no_body", "slow_body", "garbage"])
-def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, redis_url, tmp_path, behaviour):
+def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp_path, behaviour):
     """A small one from afar, 1 MB from afar, and 1 MB from next door; they were cut off, each time."""
     large, small = batch(MB), first("postmark")
     with (
-        serving("the command", db, redis_url, tmp_path) as (base, _, _),
+        serving("the command", db, tmp_path) as (base, _, _),
         strangers(base, "", behaviour),
         ThreadPoolExecutor() as pool,
     ):
@@ -144,7 +131,7 @@ def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, red
 
 
 @EVERY_KIND
-def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, tmp_path, kind):
+def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, tmp_path, kind):
     """413 for one that is too large, announced or not, and 401 before a body is read: it was cut off while it sent."""
     right, wrong = first("postmark").headers, {"Authorization": "Basic bm86bm8="}
 
@@ -152,7 +139,7 @@ def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, 
         for _ in range(60):
             yield bytes(100_000)
 
-    with serving(kind, db, redis_url, tmp_path) as (base, path, _), httpx.Client(base_url=base) as client:
+    with serving(kind, db, tmp_path) as (base, path, _), httpx.Client(base_url=base) as client:
         for headers, content, status in [
             (right, bytes(6 * MB), 413),
             (right, chunks(), 413),
@@ -166,13 +153,13 @@ def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, 
         assert answer.status_code == 413
 
 
-def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_path):
+def test_a_body_that_does_not_arrive_is_answered_with_408(db, tmp_path):
     """After half a minute, also by a mounted application; this test runs it with a tenth of that."""
     sent = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n["
     modules = "canned_certificates,short_timeouts"
     with (
-        serving("a mounted application", db, redis_url, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
-        connected(base) as connection,
+        serving("a mounted application", db, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
+        connected(base) as one,
     ):
         began = time.monotonic()
         connection.sendall(sent)
@@ -180,11 +167,11 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_pat
         assert time.monotonic() - began > BODY_SECONDS / 10 - 0.1
 
 
-def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, redis_url, tmp_path):
+def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, tmp_path):
     """Whole ones that wait for their turn are looked at, too; the answer says when to try again."""
     body = b"mandrill_events=" + b"a" * (5 * MB - 100)
     head = b"POST /mandrill HTTP/1.1\r\nHost: x\r\nX-Mandrill-Signature: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with serving("the command", db, redis_url, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
+    with serving("the command", db, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
         held = []
         for _ in range(16):
             held.append(opened.enter_context(connected(base)))

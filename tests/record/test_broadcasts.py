@@ -2,8 +2,6 @@
 
 import asyncio
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +13,7 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
+import processes
 from recording import event, messages, record
 from waiting import wait_until
 
@@ -157,7 +156,7 @@ for record in (
 def test_a_script_that_records_and_ends_does_end_and_its_broadcasts_leave(db, redis_url):
     """A thread that is stopped while it holds a lock of redis-py would keep the process for ever."""
     url = make_url(db.url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    subprocess.run([sys.executable, "-c", RECORDS_AND_ENDS, url], env=db.environment(redis_url), check=True, timeout=30)
+    assert processes.run(["-c", RECORDS_AND_ENDS, url], db.environment(redis_url)).returncode == 0
     assert len(db.witness.messages()) == 2
 
 

@@ -1,11 +1,7 @@
 """Erasing a person: no table has the address any more, in whatever spelling, and nobody else's rows change."""
 
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
 import uuid
 
 import pytest
@@ -281,18 +277,8 @@ def test_the_command_reads_the_address_from_standard_input(db):
 def test_at_a_terminal_the_command_asks(db, answer, code, left):
     """After it has counted; `n` erases nothing."""
     factories.delivery(db, recipient=ADA)
-    main, other = pty.openpty()
-    asking = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "erase", ADA],
-        env=db.environment(db.settings.redis_url.get_secret_value()),
-        stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    os.write(main, f"{answer}\n".encode())
-    _, output = asking.communicate(timeout=60)
-    os.close(main)
-    os.close(other)
-    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output
-    assert asking.returncode == code
+    said = " ".join(commands.on_a_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
+    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in said
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
 
 

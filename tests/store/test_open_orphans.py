@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+import processes
 from catalog import Installation, client, installation, live, url_of
 from history import DELIVERY, ORPHAN, RECONCILED, new_id
 from mailglass_reconcile.store.engines import create_engine
@@ -269,8 +269,8 @@ def test_nobody_can_put_our_functions_on_a_table_of_their_own(database, writer, 
 
 def run(*command: str) -> None:
     """Run a program, and show what it says where it fails."""
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PGTZ": "UTC"})
-    assert process.returncode == 0, process.stderr
+    done = processes.run(command, {**os.environ, "PGTZ": "UTC"})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -1,17 +1,15 @@
 """A role that may create in the schema, or take a lock, gets no power over who migrates."""
 
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from itertools import cycle
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-import forking
+import commands
 import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
@@ -23,7 +21,6 @@ from marking import slow_unless
 
 pytestmark = pytest.mark.slow
 
-COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 
 SQUATS = {
     "view mailglass_reconcile_version": """
@@ -163,10 +160,9 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     orphan(db, postmark("m-1"))
     db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
-    environment = {**db.environment(redis_url), "MAILGLASS_DATABASE_URL": sweeper}
-    result = forking.run(environment, command, "--json")
-    assert result.returncode == 1
-    [line] = [line for line in result.stderr.splitlines() if "42501" in line]
+    done = commands.run_forked(db, command, "--json", MAILGLASS_DATABASE_URL=sweeper)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "42501" in line]
     assert "row level security" in line
     assert "Traceback" not in result.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1

@@ -8,8 +8,9 @@ import re
 import pytest
 import sqlalchemy as sa
 
-import forking
+import commands
 import mailglass_reconcile
+import processes
 from backdating import days_ago, prune
 from catalog import live
 from factories import delivery, insert, new_id, orphan, orphan_row, postmark
@@ -17,6 +18,7 @@ from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
+from processes import COMMAND
 
 EVENTS = "SELECT id::text FROM mailglass_events"
 LONG_AGO = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -231,9 +233,11 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
                     VALUES (gen_random_uuid(), 'acme', 'opened', now(), true, now() - interval '40 days')""")
     others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     days = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
-    result = forking.run({**others, "MAILGLASS_DATABASE_URL": empty_database_url, **days}, "prune", "--json")
-    printed = json.loads(result.stdout)
-    assert (result.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
+    done = processes.run(
+        [*COMMAND, "prune", "--json"], {**others, "MAILGLASS_DATABASE_URL": empty_database_url, **days}
+    )
+    printed = json.loads(done.stdout)
+    assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
     assert set(printed["failures"]) == {"events", "deliveries"}
     assert result.stderr == (
         "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
@@ -245,12 +249,9 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
 
 def test_a_retention_that_makes_no_sense_stops_the_command_with_2(db, redis_url):
     """Before anything is done."""
-    environment = {**db.environment(redis_url), "MAILGLASS_RETENTION_DELIVERIES_DAYS": "30"}
-    result = forking.run(environment, "prune")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(
-        "mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E"
-    )
+    done = commands.run_forked(db, "prune", MAILGLASS_RETENTION_DELIVERIES_DAYS="30")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E")
 
 
 def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_count_as_new(db):

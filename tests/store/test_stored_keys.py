@@ -1,8 +1,6 @@
 """Keys that are stored with an open orphan: what makes them, when they are made again, and by whom never."""
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -169,14 +167,12 @@ def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, 
         "def acme(number):\n    return [number]\n"
     )
     insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
-    command = [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", "sweep", "--json"]
-    environment = {**db.environment(redis_url), "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "nowhere"}
-    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    failed = commands.run_forked(db, "sweep", MAILGLASS_IMPORTS="nowhere")
     assert failed.returncode == 1
     assert failed.stderr == "mailglass-reconcile: MAILGLASS_IMPORTS: cannot import nowhere (ModuleNotFoundError)\n"
-    environment["MAILGLASS_IMPORTS"] = " shop_rules, json "
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(process.stdout)["linked"] == 1
+    handlers = {"MAILGLASS_IMPORTS": " shop_rules, json ", "PYTHONPATH": str(tmp_path)}
+    done = commands.run_forked(db, "sweep", "--json", **handlers)
+    assert json.loads(done.stdout)["linked"] == 1
 
 
 def test_a_provider_in_the_normalized_payload_is_found(db):

@@ -5,12 +5,13 @@ import os
 import pytest
 import sqlalchemy as sa
 
-import forking
+import processes
 from catalog import installation, live
 from history import with_history
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
+from processes import COMMAND
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -61,7 +62,7 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
     environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
     environment["MAILGLASS_DATABASE_SCHEMA"] = SCHEMAS[shape]
     for _ in range(2):
-        assert forking.run(environment, "migrate", "--guard-truncate").returncode == 0
+        assert processes.run([*COMMAND, "migrate", "--guard-truncate"], environment).returncode == 0
     database.migrate()
     assert database.is_current()
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
@@ -73,8 +74,8 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
 @pytest.mark.parametrize("words", [["--check"], ["--remove"]])
 def test_the_guard_goes_with_a_migration_only(words):
     """Anything else is wrong usage."""
-    result = forking.run(os.environ, "migrate", "--guard-truncate", *words)
-    assert result.returncode == 2
+    done = processes.run([*COMMAND, "migrate", "--guard-truncate", *words])
+    assert done.returncode == 2
 
 
 def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):

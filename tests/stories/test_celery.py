@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 import factories
-from installation import CALL, PATIENCE, QUEUE, Site, end
+from installation import CALL, PATIENCE, QUEUE, Site
 from locks import SESSIONS, key_of
 from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.schedule import SWEEP_TASK
@@ -27,7 +27,7 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
     site.add(3)
     with (
         site.worker("-B", "-s", "one", app="worker", WORKER_SWEEP_SECONDS="1"),
-        site.running(
+        site.celery(
             "beat", "-l", "info", "-s", "two", "--pidfile=", app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"
         ),
     ):
@@ -118,7 +118,7 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
     with site.worker(MAILGLASS_BATCH_SIZE="1") as process:
         site.send()
         wait_until(lambda: site.linked() > 0, PATIENCE)
-        end(process)
+        process.kill()
     wait_until(lambda: not site.db.value(SESSIONS), PATIENCE)
     before = site.linked()
     assert 0 < before < 60

@@ -7,7 +7,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
-from installation import PATIENCE, end
+from installation import PATIENCE
 from locks import KEY, SESSIONS, key_of
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.status import load_status
@@ -105,7 +105,7 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
         cut = site.result(fan_out(site, 10))
         assert len(cut["tasks"]) == 4
         wait_until(lambda: site.linked() == 4 and site.db.value(SESSIONS), PATIENCE)
-        end(process)
+        process.kill()
     site.db.run("DELETE FROM gate")
     site.db.run("DROP TRIGGER slow ON mailglass_events")
     wait_until(lambda: not site.db.value(SESSIONS), PATIENCE)

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator
 
@@ -11,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 import commands
-import forking
 import granting
 import mailglass_reconcile
+import processes
 import raw_webhooks
 from browsing import TOKEN, Visitor
 from catalog import client, installation, live, url_of
@@ -99,10 +98,8 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
         connection.exec_driver_sql(f"CREATE ROLE {sweeper}")
     script = privileges.format_grants(schema).replace("mailglass_sweeper", sweeper)
     script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
-    process = subprocess.run(
-        [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)],
-        input=script, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    psql = [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)]
+    done = processes.run(psql, stdin=script)
     try:
         assert (process.returncode, process.stderr) == (0, "")
         with tables.writing("SET LOCAL TIME ZONE 'UTC'") as connection:
@@ -317,8 +314,8 @@ def test_a_reader_looks(db, acting, redis_url, command):
     """The commands that change nothing end well."""
     orphan(db, postmark("m-1"))
     url = acting("mailglass_reader").database_url.get_secret_value()
-    result = forking.run({**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url}, *command.split())
-    assert result.returncode == 0, result.stderr
+    done = commands.run_forked(db, *command.split(), MAILGLASS_DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_serves_every_page(db, acting):

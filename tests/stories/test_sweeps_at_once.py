@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 import mailglass_reconcile
-from factories import delivery_row, insert, insert_on, orphan_row, postmark, reconciled_row
+from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, runtime
 from mailglass_reconcile.pubsub.publisher import Publisher
 from mailglass_reconcile.store import database as databases
@@ -43,7 +43,7 @@ def test_a_sweep_does_not_wait_for_the_whole_of_anothers_open_transaction(db):
     insert(db, deliveries, orphans)
     taken = range(5, 8)
     with db.engine.connect() as other, other.begin():
-        insert_on(other, events=[reconciled_row(orphans[n]["id"], deliveries[n]["id"]) for n in taken])
+        insert(other, events=[reconciled_row(orphans[n]["id"], deliveries[n]["id"]) for n in taken])
         with refusals(db.engine) as refused:
             result = reconcile()
         assert (result.linked, result.skipped, result.failed) == (17, 3, 0)
@@ -58,7 +58,7 @@ def test_what_another_rolls_back_is_linked_by_the_next_sweep(db):
     deliveries, orphans = rows_of(4)
     insert(db, deliveries, orphans)
     with db.engine.connect() as other, other.begin() as transaction:
-        insert_on(other, events=[reconciled_row(orphans[0]["id"], deliveries[0]["id"])])
+        insert(other, events=[reconciled_row(orphans[0]["id"], deliveries[0]["id"])])
         assert reconcile().linked == 3
         transaction.rollback()
     assert reconcile().linked == 1
@@ -72,9 +72,7 @@ def test_another_never_waits_for_a_sweeps_claims(db):
         sweeping.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans FOR UPDATE")
         with db.engine.begin() as other:
             other.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")
-            insert_on(
-                other, events=[reconciled_row(o["id"], d["id"]) for o, d in zip(orphans, deliveries, strict=True)]
-            )
+            insert(other, events=[reconciled_row(o["id"], d["id"]) for o, d in zip(orphans, deliveries, strict=True)])
     result = reconcile()
     assert (result.linked, result.remaining) == (0, 0)
 
@@ -185,7 +183,7 @@ def test_a_writer_does_not_wait_while_a_sweep_is_in_its_transaction(db):
         sweeping.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans FOR UPDATE")
         with db.engine.begin() as writer:
             writer.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")
-            insert_on(writer, events=[orphan_row(postmark("1"), type="opened")])
+            insert(writer, events=[orphan_row(postmark("1"), type="opened")])
         assert reconcile().linked == 1
     assert reconcile().linked == 2
 

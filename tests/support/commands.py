@@ -5,8 +5,8 @@ import logging
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import click
 import click.testing
 import jsonschema
 
-import forking
+import processes
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import command, main
+from processes import COMMAND, Process
 
 # Before 8.2 it puts what is written on standard error among the rest, unless it is told not to.
 _APART: Any = {"mix_stderr": False} if "mix_stderr" in signature(click.testing.CliRunner).parameters else {}
@@ -40,7 +41,7 @@ def run_unchecked(
 
     It runs within this process as if it were another one: with settings and a log of its own.
     """
-    variables = {**db.environment(db.settings.redis_url.get_secret_value()), **environment}
+    variables = {**db.environment(), **environment}
     assert "MAILGLASS_IMPORTS" not in variables, "modules are imported once in a process: use `run_forked`"
     absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
     program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
@@ -52,9 +53,8 @@ def run_unchecked(
 
 
 def run_forked(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, which has loaded nothing else, and return what it did."""
-    redis_url = db.settings.redis_url.get_secret_value()
-    return forking.run({**db.environment(redis_url), **environment}, *arguments)
+    """Run the command in a process of its own, which has loaded nothing else, and return its result."""
+    return processes.run([*COMMAND, *arguments], {**db.environment(), **environment})
 
 
 @contextmanager
@@ -88,17 +88,33 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
     If a *code* is given, the command must end with it.
     """
     main, other = pty.openpty()
-    environment = {**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"}
-    process = forking.start(environment, *forking.MAIN, *arguments, files=(other, other, other))
-    os.close(other)
-    os.write(main, typed.encode())
-    written = b""
-    with suppress(OSError):  # the terminal is gone when the process is
-        while piece := os.read(main, 65_536):
-            written += piece
-    os.close(main)
-    assert process.wait(forking.SECONDS) == code or code is None
+    environment = {**db.environment(), "COLUMNS": "80", "TERM": "dumb"}
+    files = dict.fromkeys(("stdin", "stdout", "stderr"), other)
+    with processes.start([*COMMAND, *arguments], environment, files=files) as process:
+        os.close(other)
+        os.write(main, typed.encode())
+        written = b""
+        with suppress(OSError):  # the terminal is closed when the process has ended
+            while piece := os.read(main, 65_536):
+                written += piece
+        os.close(main)
+        assert process.wait() == code or code is None
     return written.decode().replace("\r\n", "\n")
+
+
+def follow(environment: Mapping[str, str], *options: str) -> AbstractContextManager[Process]:
+    """Run `follow --json` while a block does; SIGTERM must end it with 0."""
+    return processes.start([*COMMAND, "follow", "--json", *options], environment, exit_code=0)
+
+
+def sweeps(process: Process) -> list[dict[str, Any]]:
+    """Return the sweeps that a process has printed as JSON so far."""
+    return conforming("sweep", process.stdout.rpartition("\n")[0])
+
+
+def linked(process: Process) -> int:
+    """Return how many orphans these sweeps have linked."""
+    return sum(sweep["linked"] for sweep in sweeps(process))
 
 
 def run_here(*arguments: str) -> click.testing.Result:

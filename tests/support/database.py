@@ -88,7 +88,8 @@ class Database:
         """Return how many `reconciled` events the ledger holds, whoever appended them."""
         return int(self.value(APPENDED))
 
-    def environment(self, redis_url: str) -> dict[str, str]:
-        """Return the environment of a process that is to use this database."""
+    def environment(self, redis_url: str | None = None) -> dict[str, str]:
+        """Return the environment of a process that uses this database and a Redis, by default that of its settings."""
+        redis_url = redis_url or self.settings.redis_url.get_secret_value()
         others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
         return {**others, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}

@@ -81,20 +81,12 @@ def orphan_row(metadata: Any, **columns: Any) -> dict[str, Any]:
 
 
 def insert(db: Any, deliveries: Iterable[Mapping[str, Any]] = (), events: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Insert rows in one transaction, in a session whose time zone is UTC; in that of `tx`, where it is given."""
-    with nullcontext(db.connection) if isinstance(db, Uncommitted) else db.engine.begin() as connection:
-        insert_on(connection, deliveries, events)
-
-
-def insert_on(
-    connection: sa.Connection,
-    deliveries: Iterable[Mapping[str, Any]] = (),
-    events: Iterable[Mapping[str, Any]] = (),
-) -> None:
-    """Insert rows in a caller's transaction."""
-    for statement, rows in ((_DELIVERY, list(deliveries)), (_EVENT, list(events))):
-        if rows:
-            connection.execute(statement, rows)
+    """Insert rows in one transaction in UTC; if *db* is `tx` or a connection, in its transaction."""
+    connection = db.connection if isinstance(db, Uncommitted) else db
+    with nullcontext(connection) if isinstance(connection, sa.Connection) else db.engine.begin() as connection:
+        for statement, rows in ((_DELIVERY, list(deliveries)), (_EVENT, list(events))):
+            if rows:
+                connection.execute(statement, rows)
 
 
 def delivery(db: Any, message_id: str | None = None, **columns: Any) -> str:
@@ -109,6 +101,21 @@ def orphan(db: Any, metadata: Any, **columns: Any) -> str:
     row = orphan_row(metadata, **columns)
     insert(db, events=[row])
     return row["id"]
+
+
+def insert_pairs(db: Any, messages: int | Iterable[str], tenant_id: str = TENANT, **orphan: Any) -> list[str]:
+    """Insert a delivery and an orphan of each message in one transaction, and return the message ids.
+
+    Args:
+        db: As `insert` takes it.
+        messages: Message ids, or how many new ones.
+        tenant_id: Of both.
+        orphan: Further columns of the orphans.
+    """
+    ids = [new_id() for _ in range(messages)] if isinstance(messages, int) else list(messages)
+    deliveries = [delivery_row(id_, tenant_id=tenant_id) for id_ in ids]
+    insert(db, deliveries, [orphan_row(postmark(id_), tenant_id=tenant_id, **orphan) for id_ in ids])
+    return ids
 
 
 def postmark(message_id: object, **more: object) -> dict[str, object]:

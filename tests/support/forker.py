@@ -1,4 +1,4 @@
-"""The program that `forking` starts: it has imported modules, and forks an interpreter of its own for each request.
+"""The program that `processes` forks from: it has imported modules, and forks an interpreter for each request.
 
 `python -c` runs it, and a forked process runs to the end of this program too. So it ends as any Python does: with the
 streams flushed and the exit code of its `SystemExit`, or with a traceback.
@@ -30,20 +30,21 @@ def wait_for(requests: socket.socket) -> list[str]:
             os.close(file)
 
 
-def _become(request: dict, given: int, output: int, errors: int, ended: int) -> list[str]:
+def _become(request: dict, input_: int, output: int, errors: int, ended: int) -> list[str]:
     """Fork again: the child returns its arguments; its parent writes the child's id and exit code to *ended*."""
     child = os.fork()
     if child:
-        for file in (given, output, errors):
+        for file in (input_, output, errors):
             os.close(file)
         os.write(ended, f"{child} ".encode())
         _, status = os.waitpid(child, 0)
         os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
     os.close(ended)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background processes ignore it
     if request["session"]:
         os.setsid()
-    for number, file in enumerate((given, output, errors)):
+    for number, file in enumerate((input_, output, errors)):
         os.dup2(file, number)
         os.close(file)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
@@ -57,13 +58,13 @@ def _become(request: dict, given: int, output: int, errors: int, ended: int) -> 
     return [first, *others]
 
 
-def run(option: str, what: str, *arguments: str) -> None:
-    """Run what `python -c` or `python -m` would."""
+def run(option: str, code: str, *arguments: str) -> None:
+    """Run a module or code, as `python -m` or `python -c` would."""
     sys.argv[:] = [option, *arguments]
     if option == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        runpy.run_module(code, run_name="__main__", alter_sys=True)
     else:
-        exec(what, {"__name__": "__main__"})  # noqa: S102 - as `-c` does
+        exec(code, {"__name__": "__main__"})  # noqa: S102 - as `-c` does
 
 
 FILE, *MODULES = sys.argv[1:]

@@ -3,24 +3,22 @@
 import itertools
 import json
 import os
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 import redis
 from celery import Celery
 
 import factories
-import forking
+import processes
 from mailglass_reconcile.schedule import SWEEP_TASK
+from processes import Process
 from waiting import wait_until
 
-Process = forking.Forked | subprocess.Popen
 HERE = Path(__file__).parent
 QUEUE = "mailglass_reconcile"
 PATIENCE = 60
@@ -51,34 +49,25 @@ class Site:
         broker = broker or self.url + checked
         self.client = Celery("client", broker=broker, backend=self.url + checked, set_as_current=False)
 
-    def celery(self, *arguments: str, app: str = "mailglass_reconcile", **more: str) -> Process:
-        """Start a Celery command whose output goes to the log."""
-        with self.log.open("a") as log, Path(os.devnull).open() as nothing:
-            return forking.start(
-                {**self.environment, **more},
-                *("-m", "celery", "-A", app, *arguments),
-                files=(nothing.fileno(), log.fileno(), log.fileno()),
-                directory=self.log.parent,
-                session=True,
-                forked=self.forks,
-            )
-
-    @contextmanager
-    def running(self, *arguments: str, until: str = " ready.", **more: str) -> Iterator[Process]:
-        """Run a Celery command while the block does, and end it and its children."""
-        process = self.celery(*arguments, **more)
-        try:
-            wait_until(lambda: self.said(until) or process.poll() is not None, PATIENCE)
-            assert process.poll() is None, self.log.read_text()
-            yield process
-        finally:
-            end(process)
+    def celery(
+        self, *arguments: str, app: str = "mailglass_reconcile", until: str | None = " ready.", **more: str
+    ) -> AbstractContextManager[Process]:
+        """Run a Celery command while a block does; its output goes to the log."""
+        return processes.start(
+            ["-m", "celery", "-A", app, *arguments],
+            {**self.environment, **more},
+            until=until,
+            log=self.log,
+            cwd=self.log.parent,
+            session=True,
+            forked=self.forks,
+        )
 
     def worker(self, *arguments: str, pool: str = "prefork", **more: str):
         """Run a worker while a block does; it does not wait a second for others to tell it what they have revoked."""
         name = f"{uuid.uuid4().hex}@%h"  # RabbitMQ keeps a killed worker's own queue locked for a while
-        given = ("-l", "info", "-n", name, "-P", pool, "-c", "2", "--without-mingle")
-        return self.running("worker", *given, *arguments, **more)
+        options = ("-l", "info", "-n", name, "-P", pool, "-c", "2", "--without-mingle")
+        return self.celery("worker", *options, *arguments, **more)
 
     def call(self, **kwargs: object) -> str:
         """Ask by `celery call`, and return the task's id."""
@@ -86,7 +75,7 @@ class Site:
 
     def asked(self, *arguments: str, **more: str) -> str:
         """Run Python with these arguments as a process of the installation, and return what it printed."""
-        done = forking.python({**self.environment, **more}, *arguments)
+        done = processes.run(arguments, {**self.environment, **more})
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -119,12 +108,7 @@ class Site:
 
     def add(self, orphans: int, tenant: str = factories.TENANT) -> None:
         """Insert orphans whose deliveries are there."""
-        ids = [str(uuid.uuid4()) for _ in range(orphans)]
-        factories.insert(
-            self.db,
-            [factories.delivery_row(one, tenant_id=tenant) for one in ids],
-            [factories.orphan_row(factories.postmark(one), tenant_id=tenant) for one in ids],
-        )
+        factories.insert_pairs(self.db, orphans, tenant)
 
     def close(self) -> None:
         """Close its connections; a result that is collected later has no server to unsubscribe from."""
@@ -142,29 +126,6 @@ class Site:
             yield lambda: self.db.value(
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             )
-
-
-def end(process: Process) -> None:
-    """Kill a process and what it started."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        family = []
-    for one in family:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    wait_until(lambda: not any(runs(one) for one in family), 10)
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether a process still runs; a zombie has ended, and its new parent may take seconds to see that."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture

@@ -3,21 +3,18 @@
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import sysconfig
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pages
-from installation import end, wait_until
+import processes
 from mailglass_reconcile.testing.servers import free_port
+from processes import Condition, Process
 
-PATIENCE = 90
 IGNORED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench")
 URL = "postgresql://localhost/app"
 DJANGO = '"NAME": "app", "HOST": "localhost"'
@@ -67,10 +64,7 @@ class Machine:
 
     def run(self, script: str, where: Path, **environment: str) -> str:
         """Run a script, and return what it printed."""
-        done = subprocess.run(
-            ["bash", "-ec", script],
-            cwd=where, env={**self.given, **environment}, capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        done = processes.run(["bash", "-ec", script], {**self.given, **environment}, cwd=where)
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -122,8 +116,8 @@ class Reader(ExitStack):
         docker.write_text(DOCKER)
         docker.chmod(0o755)
         self.environment = {"MAILGLASS_REDIS_URL": redis_url, "PATH": f"{docker.parent}:{machine.given['PATH']}"}
-        self.log = Path()
-        """What the process that was started last has printed."""
+        self.process: Process
+        """The process that was started last."""
         activate = f". {machine.clone}/.venv/bin/activate"
         self._started = [activate, *(self._here(line) for line in machine.settling if line.startswith("export "))]
 
@@ -145,7 +139,7 @@ class Reader(ExitStack):
             if SERVER.search(command):
                 self._serve(command)
             elif WORKER.search(command):
-                self._start(command, lambda: " ready." in self.log.read_text())
+                self._start(command, " ready.")
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
                 self._started.append(self._here(command))
             elif command.startswith("mkdir ") and " && cd " in command:
@@ -174,19 +168,14 @@ class Reader(ExitStack):
         named = re.search(r"runserver (\d+)", command)
         self.ports[named[1] if named else "5000" if "flask" in command else "8000"] = port
         command = command.replace(named[0], f"runserver {port} --noreload") if named else f"{command} --port {port}"
-        self._start(re.sub(r"^MAILGLASS", "env MAILGLASS", command), lambda: _listens(port))
+        self._start(re.sub(r"^MAILGLASS", "env MAILGLASS", command), port)
 
-    def _start(self, command: str, ready: Callable[[], bool]) -> None:
+    def _start(self, command: str, until: Condition) -> None:
         """Start a command that does not end, and wait until it is ready; it runs until the reader is done."""
-        self.log = self._where / f"log-{uuid.uuid4().hex}"
-        with self.log.open("w") as log:
-            process = subprocess.Popen(
-                ["bash", "-ec", "\n".join([*self._started, f"exec {self._here(command)}"])],
-                cwd=self._where, env={**self._machine.given, **self.environment}, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.callback(end, process)
-        wait_until(lambda: ready() or process.poll() is not None, PATIENCE)
-        assert process.poll() is None, self.log.read_text()
+        script = "\n".join([*self._started, f"exec {self._here(command)}"])
+        environment = {**self._machine.given, **self.environment}
+        starting = processes.start(["bash", "-ec", script], environment, until=until, cwd=self._where)
+        self.process = self.enter_context(starting)
 
     def _here(self, text: str) -> str:
         """Return lines with a test's servers in place of the reader's."""
@@ -205,12 +194,6 @@ def _django(url: str) -> str:
 
     where = conninfo_to_dict(url)
     return f'"NAME": "{where.pop("dbname")}", "OPTIONS": {where!r}'.replace("'", '"')
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def without_ids(printed: str) -> str:

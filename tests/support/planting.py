@@ -5,14 +5,12 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import redis
-import sqlalchemy as sa
 
 import factories
-from factories import delivery_row, insert, insert_on, orphan_row, postmark
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from mailglass_reconcile.testing import servers
 from scraping import delivery_of
 from system import PATIENCE, System
@@ -25,19 +23,6 @@ UPDATE mailglass_reconcile_runs
    SET started_at = started_at - interval '16 minutes', finished_at = finished_at - interval '16 minutes'
 """
 ONE_MORE_TRY = "UPDATE mailglass_handler_outbox SET attempts = 8, next_at = now()::timestamp WHERE state = 'waiting'"
-
-
-def pairs(system: System, number: int, **columns: Any) -> None:
-    """Insert orphans that can be linked, and their deliveries."""
-    with system.admin.engine.begin() as connection:
-        pairs_on(connection, number, **columns)
-
-
-def pairs_on(connection: sa.Connection, number: int, *, age_seconds: float = 300, **columns: Any) -> None:
-    """Insert them in a caller's transaction."""
-    ids = [factories.new_id() for _ in range(number)]
-    rows = [orphan_row(postmark(one), age_seconds=age_seconds, **columns) for one in ids]
-    insert_on(connection, [delivery_row(one) for one in ids], rows)
 
 
 def start(name: str, words: str) -> Callable[[System, str], None]:
@@ -132,13 +117,13 @@ def send_under_default(system: System) -> None:
 def give_tenant(system: System, remedy: str) -> None:
     """Let the webhooks that come from now on carry their delivery's tenant."""
     assert "record_webhook" in remedy
-    pairs(system, 6)
+    insert_pairs(system.admin, 6)
 
 
 def kill_handler(system: System) -> None:
     """Let a handler fail for the last time."""
     system.broken_handler.touch()
-    pairs(system, 1, type="bounced")
+    insert_pairs(system.admin, 1, type="bounced")
     tried = "SELECT count(*) FROM mailglass_handler_outbox WHERE error = 'RuntimeError'"
     wait_until(lambda: system.admin.value(tried), PATIENCE)
     system.admin.run(ONE_MORE_TRY)
@@ -159,7 +144,7 @@ def correct_handler(system: System, remedy: str) -> None:
 def fill_disk(system: System) -> None:
     """Write until there is no room left, before any sweep can see the orphans that it is to link."""
     with system.admin.engine.begin() as connection:
-        pairs_on(connection, 100)
+        insert_pairs(connection, 100)
         if system.full is None:  # without a small disk, raise the error that Postgres raises on a full one
             connection.exec_driver_sql(
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
@@ -186,7 +171,7 @@ def make_room(system: System, remedy: str) -> None:
 def take_right(system: System) -> None:
     """Take a right from the sweeper that its next link needs."""
     system.admin.run("REVOKE INSERT ON mailglass_events FROM mail")
-    pairs(system, 1, age_seconds=3_600)
+    insert_pairs(system.admin, 1, age_seconds=3_600)
     system.admin.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
 
 

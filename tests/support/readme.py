@@ -1,20 +1,17 @@
 """The commands of an example's README, run as a reader would paste them."""
 
-import contextlib
 import os
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 
-import forking
 import pages
-from installation import end, wait_until
+import processes
+from processes import COMMAND, Process
 
 SHELL = re.compile(r"[|;&<>$]")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,12 +46,11 @@ def run(example: str, text: str, env: dict[str, str]) -> str:
     """Run a command in the example's folder, and return what it printed; ours is forked from one that is loaded."""
     program, *arguments = shlex.split(text.replace("\\\n", " "))
     if program == "mailglass-reconcile" and not SHELL.search(text):
-        with contextlib.chdir(EXAMPLES / example):
-            done = forking.run({name: value for name, value in env.items() if name != "PYTHONPATH"}, *arguments)
+        words = [*COMMAND, *arguments]
+        env = {name: value for name, value in env.items() if name != "PYTHONPATH"}
     else:
-        done = subprocess.run(
-            ["sh", "-c", text], cwd=EXAMPLES / example, env=env, capture_output=True, text=True, timeout=60, check=False
-        )
+        words = ["sh", "-c", text]
+    done = processes.run(words, env, cwd=EXAMPLES / example)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -79,16 +75,6 @@ def trigger(example: str, type_: str, base: str, message_id: str, env: dict[str,
     run(example, re.sub(r"http://localhost:\d+", base, text).replace("MESSAGE_ID", message_id), env)
 
 
-@contextmanager
-def started(example: str, text: str, env: dict[str, str], log: Path, until: str) -> Iterator[None]:
-    """Run a command in the example's folder while a block does, from when its log says *until*."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["sh", "-c", f"exec {text}"], cwd=EXAMPLES / example, env=env, stdout=output, stderr=output
-        )
-    try:
-        wait_until(lambda: until in log.read_text() or process.poll() is not None, 60)
-        assert process.poll() is None, log.read_text()
-        yield
-    finally:
-        end(process)
+def start(example: str, text: str, env: dict[str, str], until: str) -> AbstractContextManager[Process]:
+    """Run a command in the example's folder while a block does, from when its output has a text."""
+    return processes.start(["sh", "-c", f"exec {text}"], env, cwd=EXAMPLES / example, until=until)

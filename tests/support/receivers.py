@@ -2,28 +2,24 @@
 
 import asyncio
 import json
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
 import mailglass_reconcile
 import senders
+import serving
 from mailglass_reconcile.webhooks import sns, webhook_app
 from mailglass_reconcile.webhooks.certificates import CertificateCache
 from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
+from processes import Process
 from senders import MANDRILL_URL, Posted, documented, posted, secret_of
-from waiting import wait_until
 
 SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 
@@ -58,20 +54,6 @@ def mounted(**arguments) -> Starlette:
     return shop
 
 
-@contextmanager
-def served(application: Starlette) -> Iterator[str]:
-    """Serve an application over HTTP, on a free port, and yield its address."""
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_config=None))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
 def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
     """Let *talk* use a client of an ASGI application, and return what it returns."""
 
@@ -100,37 +82,25 @@ def setting(db, text: str | None, *, webhook_url: str | None = None) -> None:
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
 
 
-_ADDRESS = r"(?:serving|running) on (http://[^\s/]+)"
-
-
 @contextmanager
 def receiving(
-    db, redis_url: str, folder: Path, module: Sequence[str] = ("mailglass_reconcile", "receive"), **more: str
-) -> Iterator[tuple[str, Path]]:
-    """Run `mailglass-reconcile receive`, or another module, on a free port, and yield its address and its log."""
+    db, folder: Path, module: Sequence[str] = ("mailglass_reconcile", "receive"), *, forked: bool = True, **more: str
+) -> Iterator[tuple[str, Process]]:
+    """Run `mailglass-reconcile receive`, or another module, on a free port, and yield its address and the process."""
     addresses = [senders.CERTIFICATE_URL, senders.SCALEWAY_CERTIFICATE_URL]
     addresses += [
         f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
     ]
     (folder / "certificates").write_text(json.dumps({url: senders.published(url).decode() for url in addresses}))
     (folder / "secrets").write_text("".join(f"{provider}={secret}\n" for provider, secret in SECRETS.items()))
-    env = {
-        **db.environment(redis_url),
-        "PYTHONPATH": str(Path(__file__).parent),
+    environment = {
+        **db.environment(),
         "MAILGLASS_IMPORTS": "canned_certificates",
         "MAILGLASS_WEBHOOK_SECRETS": f"@{folder / 'secrets'}",
         "MAILGLASS_WEBHOOK_URL": MANDRILL_URL,
         "TEST_CERTIFICATES": str(folder / "certificates"),
+        "MAILGLASS_WEB_TOKEN": "",
         **more,
     }
-    log = folder / "log"
-    command = [sys.executable, "-m", *module, "--port", "0"]
-    with log.open("w") as errors, subprocess.Popen(command, env=env, stderr=errors) as process:
-        try:
-            wait_until(lambda: re.search(_ADDRESS, log.read_text()) or process.poll() is not None, 30)
-            said = re.search(_ADDRESS, log.read_text())
-            assert said, log.read_text()
-            yield said[1], log
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
+    with serving.serve(environment, module=module, forked=forked) as (process, address):
+        yield address, process

@@ -1,67 +1,41 @@
-"""`mailglass-reconcile serve` as a process, and our server in this one."""
+"""Servers of tests: `serve` and `receive` as processes, and an application in this process."""
 
-import os
 import re
-import resource
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
+import processes
 from browsing import TOKEN
 from mailglass_reconcile import server
+from processes import Process
 from waiting import wait_until
 
+ADDRESS = re.compile(r"(?:serving|running) on (http://[^\s/]+)")
+"""What our server and uvicorn print when they accept connections."""
+
 
 @contextmanager
-def serving(
-    url: str,
-    redis_url: str,
+def serve(
+    environment: Mapping[str, str],
     *arguments: str,
-    before: str | None = None,
-    files: int | None = None,
-    module: str = "mailglass_reconcile",
-) -> Iterator[tuple]:
-    """Serve a database on a free port while the block runs; yields the process and its address.
-
-    With *before*, no token is set: the first line matches that, and its group is yielded, too. With *files*, the
-    process may open so many files. *module* runs instead of the command.
-    """
-    others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    token = {} if before else {"MAILGLASS_WEB_TOKEN": TOKEN}
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, "serve", "--port", "0", *arguments],
-        env={
-            **others,
-            "PYTHONPATH": str(Path(__file__).parent),
-            "MAILGLASS_DATABASE_URL": url,
-            "MAILGLASS_REDIS_URL": redis_url,
-            **token,
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if files:
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
-    try:
-        first = re.fullmatch(before, process.stderr.readline()) if before else None
-        line = process.stderr.readline()
-        said = re.fullmatch(r"serving on (http://\S+/); press Ctrl-C to stop\n", line)
-        assert said, line + process.stderr.read()
-        yield (process, said[1], first[1]) if first else (process, said[1])
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    token: str = TOKEN,
+    module: Sequence[str] = ("mailglass_reconcile", "serve"),
+    forked: bool = True,
+) -> Iterator[tuple[Process, str]]:
+    """Run `mailglass-reconcile serve`, or another module, on a free port; yield the process and its address."""
+    environment = {"MAILGLASS_WEB_TOKEN": token, **environment, "PYTHONPATH": str(Path(__file__).parent)}
+    command = ["-m", *module, "--port", "0", *arguments]
+    with processes.start(command, environment, until=ADDRESS, forked=forked) as process:
+        yield process, process.wait_for(ADDRESS)[1]
 
 
 @contextmanager
-def bounded(application) -> Iterator[str]:
-    """Serve an application in this process, as the command does."""
+def serve_here(application) -> Iterator[str]:
+    """Serve an application in this process as the command does, on a free port, and yield its address."""
     listener = server._listen("127.0.0.1", 0)
     config = uvicorn.Config(
         application,
@@ -77,7 +51,7 @@ def bounded(application) -> Iterator[str]:
     thread.start()
     wait_until(lambda: running.started)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         running.should_exit = True
         thread.join(20)

@@ -87,7 +87,7 @@ class System:
                 self._workers_pid = stack.enter_context(self.site.worker(app="worker", pool="solo", until="READY")).pid
             else:
                 arguments = ("beat", "-s", str(self.site.log.parent / "beat"), "--pidfile=", "-l", "info")
-                stack.enter_context(self.site.running(*arguments, app="worker", until="beat: St"))
+                stack.enter_context(self.site.celery(*arguments, app="worker", until="beat: St"))
 
     def worker_pid(self) -> int:
         """Return the process id of the worker."""

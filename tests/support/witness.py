@@ -20,7 +20,7 @@ import redis
 import sqlalchemy as sa
 
 import database_pool
-import forking
+import processes
 from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.link import Pairs
@@ -165,7 +165,7 @@ def running() -> dict[int, str]:
         for child in _children(parents.pop()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
-                    if child.pid not in forking.helpers:
+                    if child.pid not in processes.helpers:
                         found[child.pid] = child.name()
                     parents.append(child)
     return found

@@ -269,7 +269,7 @@ def test_the_grace_holds_on_a_server_of_any_time_zone(db, zone, monkeypatch):
     db.by_default("timezone", zone)
     with db.engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW TimeZone").scalar_one() == zone
-        factories.insert_on(
+        factories.insert(
             connection,
             [delivery_row("old"), delivery_row("young"), delivery_row("default")],
             [
@@ -475,7 +475,7 @@ def test_an_orphan_that_somebody_else_settled_leaves_the_open_set_untold(db):
     orphan = factories.orphan(db, postmark("one"))
     with db.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        factories.insert_on(connection, events=[reconciled_row(orphan, delivery)])
+        factories.insert(connection, events=[reconciled_row(orphan, delivery)])
     result = reconcile()
     assert (result.linked, result.published, result.remaining, result.skipped) == (0, 0, 0, 1)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 import mailglass_reconcile.webhooks
+import processes
 from factories import delivery_row, insert, orphan_row, postmark
 
 WITHOUT_CELERY = """
@@ -49,9 +48,8 @@ print([name for name in ("celery", "celery_singleton", "alembic", "click", "rich
 
 
 def python(code, *arguments, env=None):
-    """Run code in a separate Python, and return the finished process."""
-    command = [sys.executable, "-W", "error::ImportWarning", "-c", code, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    """Run code in a Python of its own, and return what it did."""
+    return processes.run(["-W", "error::ImportWarning", "-c", code, *arguments], env)
 
 
 def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):

@@ -17,7 +17,7 @@ import mailglass_reconcile
 from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import ConfigurationError, server
 from mailglass_reconcile.web import access
-from serving import bounded
+from serving import serve_here
 
 OPEN = {"/healthz", "/readyz", "/static/{name}", "/login", "/logout"}
 """Routes that need no token."""
@@ -189,11 +189,11 @@ def test_wrong_tokens_take_no_connection_from_others(db, monkeypatch):
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n",
         b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(form), form),
     ]
-    with bounded(app(db)) as address, contextlib.ExitStack() as opened:
+    with serve_here(app(db)) as address, contextlib.ExitStack() as opened:
         for request in requests * 6:
             guessing = opened.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(address).port), 20))
             guessing.sendall(request)
-        assert httpx.get(f"{address}healthz", timeout=20).text == "alive\n"
+        assert httpx.get(f"{address}/healthz", timeout=20).text == "alive\n"
 
 
 def test_a_form_with_too_many_fields_is_a_wrong_token(db, monkeypatch):

@@ -26,7 +26,7 @@ from browsing import TOKEN
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS
-from serving import serving
+from serving import serve
 
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 """Without windows, a visitor costs a third of the processor's time: a window has pages of its own."""
@@ -114,7 +114,7 @@ class System:
 
     engine: sa.Engine
     settings: Settings
-    serving: Callable[[], AbstractContextManager[tuple]]
+    serve: Callable[[], AbstractContextManager[tuple]]
 
     def begin(self):
         """Begin a transaction, for the factories."""
@@ -149,7 +149,8 @@ def system(template, make_database, drop_database, redis_url) -> Callable[[], Ab
         name = f"mgtest_browser_{uuid.uuid4().hex[:12]}"
         url = make_database(name, template)
         settings = Settings(database_url=url, redis_url=redis_url)
-        one = System(engines.create_engine(settings), settings, lambda: serving(url, redis_url))
+        environment = {**os.environ, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": redis_url}
+        one = System(engines.create_engine(settings), settings, lambda: serve(environment))
         one.use()
         yield one
         mailglass_reconcile.configure()
@@ -185,10 +186,10 @@ def shop(system) -> Iterator[Shop]:
             "delivery": f"deliveries/{delivery}",
             "missing": "nowhere",
         }
-        with one.serving() as (process, address):
-            yield Shop(one.engine, one.settings, one.serving, address, paths)
-            process.terminate()
-            assert "canary" not in process.stderr.read()
+        with one.serve() as (process, address):
+            yield Shop(one.engine, one.settings, one.serve, f"{address}/", paths)
+            process.stop()
+            assert "canary" not in process.stderr
 
 
 @pytest.fixture
@@ -349,7 +350,7 @@ def test_a_chosen_column_stays_the_same_time_when_a_refresh_moves_the_columns(sy
         assert mailglass_reconcile.reconcile(limit=1).remaining == 3
         with young.begin() as connection:  # the last two columns may be one in the next moment
             connection.execute(sa.text(FIFTEEN_SECONDS_AGO))
-        with young.serving() as (_, address):
+        with young.serve() as (_, address):
             page = context.new_page()
             page.goto(address)
             expect(

@@ -1,7 +1,6 @@
 """A provider that is read by an application's reader is served as any other."""
 
 import datetime as dt
-import subprocess
 import sys
 from importlib import import_module
 
@@ -10,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 import mailglass_reconcile
+import processes
 from mailglass_reconcile import ConfigurationError, Sent, WebhookEvent, broadcast, record_send
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import (
@@ -158,8 +158,8 @@ assert parse("carrier", {request.body!r})[0].type == "delivered"
 verify("carrier", {request.body!r}, {request.headers!r}, secret="coo")
 """
     env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "carrier", "PYTHONPATH": "tests/support"}
-    process = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
+    done = processes.run(["-c", script], env)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
@@ -172,14 +172,14 @@ def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
 
 
 @pytest.mark.slow
-def test_the_command_serves_it(db, redis_url, tmp_path, carrier):
+def test_the_command_serves_it(db, tmp_path, carrier):
     """Over HTTP, and links by the rule of the same module."""
     sent(db)
     request = carrier.sent()
     with receiving(
-        db, redis_url, tmp_path,
+        db, tmp_path,
         MAILGLASS_IMPORTS="canned_certificates,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
-    ) as (base, log):  # fmt: skip
-        answer = httpx.post(f"{base}/carrier", content=request.body, headers=request.headers)
-        assert answer.status_code == 200, log.read_text()
+    ) as (base, process):  # fmt: skip
+        answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
+        assert answer.status_code == 200, process.stderr
     assert db.value(STATE) == "delivered"

@@ -4,8 +4,6 @@ import base64
 import datetime as dt
 import hmac
 import json
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import svix.webhooks
 
+import processes
 import senders
 from anymail_wire import AUTH, KEY
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
@@ -572,8 +571,8 @@ try:
 except ConfigurationError as error:
     print(error)
 """
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "mailglass-reconcile[webhooks]" in process.stdout, process.stderr
+    done = processes.run(["-c", script], forked=False)
+    assert "mailglass-reconcile[webhooks]" in done.stdout, done.stderr
 
 
 def test_a_providers_module_is_imported_when_it_is_needed():
@@ -585,5 +584,5 @@ parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.providers.")]
 assert loaded == ["mailglass_reconcile.webhooks.providers.postmark"], loaded
 """
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
+    done = processes.run(["-c", script], forked=False)
+    assert done.returncode == 0, done.stderr

@@ -1,14 +1,13 @@
 """`manage.py check`: what is missing in the settings, said without asking a database."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from celery import Celery, current_app
 from django.core.checks import WARNING, Tags, run_checks
 from django.test import override_settings
 
+import processes
 from django_project import another_database
 from mailglass_reconcile import beat_schedule, on_event, reconcile
 from mailglass_reconcile.rules import handlers as registry
@@ -86,12 +85,10 @@ call_command("check")
 def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     """By the check of a project that starts with it, and not by a traceback."""
     environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}
-    process = subprocess.run(
-        [sys.executable, "-c", PROJECT], env=environment, capture_output=True, text=True, check=False
-    )
-    last = process.stderr.strip().splitlines()
-    assert "SystemCheckError" in process.stderr
-    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], process.stderr
+    done = processes.run(["-c", PROJECT], environment)
+    last = done.stderr.strip().splitlines()
+    assert "SystemCheckError" in done.stderr
+    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
 
 
 def of_the_database(*databases):

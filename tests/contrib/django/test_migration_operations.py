@@ -3,8 +3,6 @@
 import os
 import pkgutil
 import re
-import subprocess
-import sys
 import uuid
 
 import pytest
@@ -15,6 +13,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import override_settings
 from sqlalchemy.engine import make_url
 
+import processes
 from django_project import databases_name
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
@@ -140,10 +139,8 @@ def test_tables_may_be_in_another_schema(empty_database_url, redis_url):
     with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as lent:
         lent.exec_driver_sql('CREATE SCHEMA "Mail_Glass"')
     environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": name}
-    process = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], env=environment, check=False, capture_output=True, text=True
-    )
-    assert (process.stdout, process.stderr) == ("0\n", "")
+    done = processes.run(["-c", ELSEWHERE], environment)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_each_database_has_a_lock_of_its_own(empty):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +10,7 @@ import pytest
 import redis
 
 import commands
+import processes
 from faults.servers import postgres
 from installation import PATIENCE, QUEUE, Site
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
@@ -171,9 +170,8 @@ def test_without_celery_the_rest_is_checked(site: Site) -> None:
         "import sys; sys.modules['celery'] = sys.modules['celery_singleton'] = None;"
         "from mailglass_reconcile.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "doctor", "--json"]
-    process = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=60)
-    result = json.loads(process.stdout)["findings"]
-    assert [row["check"] for row in result if row["status"] == "error"] == ["sweeps"], "nothing has run yet"
-    assert "cron" in result[0]["remedy"]
-    assert process.returncode == 1
+    done = processes.run(["-c", code, "doctor", "--json"], site.environment, forked=False)
+    found = json.loads(done.stdout)["findings"]
+    assert [one["check"] for one in found if one["status"] == "error"] == ["sweeps"], "nothing has run yet"
+    assert "cron" in found[0]["remedy"]
+    assert done.returncode == 1

@@ -1,17 +1,17 @@
 """The plan is a script for psql, and Alembic's own command works in a checkout."""
 
 import os
-import subprocess
 import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
-import forking
+import processes
 from catalog import Installation, client, installation, live, url_of
 from history import with_history
 from mailglass_reconcile.store import schema
+from processes import COMMAND
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -23,11 +23,9 @@ BIN = Path(sys.executable).parent
 def run(*command: str, url: str = "", script: str | None = None, **environment: str) -> str:
     """Run a program in the checkout, and return what it prints; it ends well."""
     places = {"MAILGLASS_DATABASE_URL": url, **environment}
-    process = subprocess.run(
-        command, input=script, env={**os.environ, **places}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    done = processes.run(command, {**os.environ, **places}, stdin=script, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def url(database: Installation) -> str:
@@ -50,7 +48,7 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
                 database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
                 database.run("DROP FUNCTION mailglass_raise_immutability()")
         place = {"MAILGLASS_DATABASE_URL": url(planned), "MAILGLASS_DATABASE_SCHEMA": name}
-        script = forking.run({**os.environ, **place}, "migrate", "--plan").stdout
+        script = processes.run([*COMMAND, "migrate", "--plan"], {**os.environ, **place}).stdout
         run(client("psql", planned), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(planned), script=script)
         migrated.migrate()
         assert planned.objects() == migrated.objects()

@@ -5,18 +5,18 @@ import os
 import re
 import subprocess
 import uuid
-from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-import forking
+import processes
 from catalog import client, installation, live, url_of
 from history import with_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
 from mailglass_reconcile.store.migration import runner
+from processes import COMMAND
 from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -141,14 +141,14 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     database = unmigrated
     database.migrate()
     place = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
-    run = partial(forking.run, {**os.environ, **place}, "migrate")
-    refused = run("--remove")
+    environment = {**os.environ, **place}
+    command = [*COMMAND, "migrate", "--remove"]
+    refused = processes.run(command, environment)
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
-    result = run("--remove", "--yes")
-    assert result.returncode == 0
-    assert "will stay unlinked: 0 open orphans" in result.stdout
-    wrong = run("--tables")
+    done = processes.run([*command, "--yes"], environment)
+    assert "will stay unlinked: 0 open orphans" in done.stdout
+    wrong = processes.run([*COMMAND, "migrate", "--tables"], environment)
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
 

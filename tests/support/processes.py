@@ -1,0 +1,339 @@
+"""Run our command, Celery or any other program in a process of its own, until a condition holds or to its end.
+
+Python is forked from a process that has imported what it needs, which saves the seconds that imports take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from waiting import wait_until
+
+SECONDS = 90
+PROGRAM = (Path(__file__).parent / "forker.py").read_text()
+INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_")
+"""Prefixes of the variables that an interpreter reads at its start; a fork can follow a change of `PYTHONPATH` only."""
+
+IMPORTED = (
+    *(f"mailglass_reconcile.cli.{name}" for name in ("doctor", "explain", "prune", "status", "sweep")),
+    *("celery.bin.celery", "celery.apps.beat", "celery.apps.worker", "celery.app.amqp", "celery.app.control"),
+    *("celery.app.events", "celery.app.log", "celery.backends.redis", "celery.loaders.app", "celery.fixups.django"),
+    *("celery.concurrency.prefork", "celery.concurrency.solo", "celery.concurrency.thread", "celery.events.state"),
+    *("celery.worker.autoscale", "celery.worker.components", "celery.worker.consumer", "celery.worker.strategy"),
+    *("mailglass_reconcile.singleton.task", "mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent"),
+    *("mailglass_reconcile.ops.pruner", "kombu.transport.redis", "psycopg", "redis.sentinel"),
+    "sqlalchemy.dialects.postgresql.psycopg",
+)
+"""Modules without an app, a task or settings, which each process makes itself."""
+COMMAND = ("-c", "from mailglass_reconcile.cli import main; main()")
+
+helpers: set[int] = set()
+"""The id of the process that forks, which outlives the tests."""
+
+Condition = str | re.Pattern[str] | int | Path | Callable[[], object]
+"""A text or pattern in the output, a port that accepts connections, a file that exists, or a function."""
+
+
+class Forked:
+    """A forked process, with the part of the interface of `subprocess.Popen` that `Process` uses."""
+
+    def __init__(self, ended: int) -> None:
+        """Read its id from the pipe *ended*, from which its exit code can be read once it has ended."""
+        self._ended = os.fdopen(ended, "rb", 0)
+        self.returncode: int | None = None
+        self.pid = int(b"".join(iter(lambda: self._ended.read(1), b" ")))
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its exit code at most so many seconds."""
+        if self.returncode is None:
+            if not select.select([self._ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            with self._ended:
+                self.returncode = int(self._ended.readall())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Process:
+    """A running process, and its output so far."""
+
+    def __init__(self, output: IO[bytes], errors: IO[bytes], stdin: IO[str] | None) -> None:
+        """Take the files to which it will write, which may be the same, and its input, if that is a pipe."""
+        self._files = {"stdout": (output, _size(output)), "stderr": (errors, _size(errors))}
+        self._texts: dict[str, str] = {}
+        self._stdin, self._lines_read = stdin, 0
+        self._handle: Forked | subprocess.Popen[bytes]
+
+    def begin(self, handle: Forked | subprocess.Popen[bytes]) -> None:
+        """Take the process, now that it has started."""
+        self._handle = handle
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._handle.pid
+
+    @property
+    def stdout(self) -> str:
+        """Its standard output so far."""
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """Its standard error so far."""
+        return self._read("stderr")
+
+    @property
+    def output(self) -> str:
+        """Both, one after the other."""
+        same = self._files["stdout"][0] is self._files["stderr"][0]
+        return self.stdout if same else self.stdout + self.stderr
+
+    def _read(self, name: str) -> str:
+        if name in self._texts:
+            return self._texts[name]
+        file, start = self._files[name]
+        return os.pread(file.fileno(), 1 << 26, start).decode(errors="replace")
+
+    def write_line(self, line: object) -> None:
+        """Send it a line."""
+        assert self._stdin is not None
+        print(line, file=self._stdin, flush=True)
+
+    def read_line(self) -> str:
+        """Wait for the next line on standard output, and return it without its end."""
+        self.wait_for(lambda: self.stdout.count("\n") > self._lines_read)
+        self._lines_read += 1
+        return self.stdout.split("\n")[self._lines_read - 1]
+
+    def close(self) -> None:
+        """Keep its output, and close the files."""
+        self._texts = {name: self._read(name) for name in self._files}
+        for file, _ in self._files.values():
+            file.close()
+
+    def family(self) -> list[psutil.Process]:
+        """Return the process and its descendants."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        return self._handle.poll()
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Wait for its end, and return its exit code."""
+        return self._handle.wait(seconds)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        self._handle.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Close its input, or send it a signal; wait for its end, and return its exit code."""
+        if self._stdin is None:
+            self.send_signal(number)
+        else:
+            self._stdin.close()
+        return self.wait()
+
+    def wait_for(self, condition: Condition, seconds: float = SECONDS) -> Any:
+        """Wait until a condition holds, and return its value: for a pattern, the match; fail if the process ends."""
+        check, value = self._check(condition), None
+
+        def holds_or_ended() -> bool:
+            nonlocal value
+            value = check()
+            return bool(value) or self.poll() is not None
+
+        wait_until(holds_or_ended, seconds)
+        value = value or check()
+        assert value, f"the process has ended with {self.poll()}\n{self.output}"
+        return value
+
+    def _check(self, condition: Condition) -> Callable[[], object]:
+        if isinstance(condition, str):
+            return lambda: condition in self.output
+        if isinstance(condition, re.Pattern):
+            return lambda: condition.search(self.output)
+        if isinstance(condition, int):
+            return lambda: _accepts(condition)
+        return condition.exists if isinstance(condition, Path) else condition
+
+    def kill(self) -> None:
+        """Kill it and its descendants, and wait for their end."""
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.wait()
+        wait_until(lambda: not any(_runs(process) for process in family))
+
+
+@contextmanager
+def start(
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    until: Condition | None = None,
+    exit_code: int | None = None,
+    log: Path | None = None,
+    cwd: Path | None = None,
+    forked: bool = True,
+    session: bool = False,
+    stdin: bool = False,
+    files: Mapping[str, int] | None = None,
+) -> Iterator[Process]:
+    """Run a program while the block does, from when a condition holds; at the end it and its descendants are killed.
+
+    Args:
+        arguments: The program's. If the first begins with a dash, Python's: `[*COMMAND, "sweep"]`, `["-m", "celery"]`.
+        environment: By default this process's.
+        until: See `Condition`. The process must not end before.
+        exit_code: If set, a process that runs at the end of the block gets SIGTERM, and must exit with this code.
+        log: A file to which the output is appended, instead of two of its own.
+        cwd: By default this process's.
+        forked: Whether Python may be forked, which it is if the interpreter is not set up otherwise in *environment*.
+        session: Whether the process gets a session of its own.
+        stdin: Whether its input is a pipe, for `write_line`; then it is closed instead of sending SIGTERM.
+        files: Descriptors for `stdin`, `stdout` and `stderr`, where they are not /dev/null and files.
+    """
+    environment = dict(os.environ if environment is None else environment)
+    with ExitStack() as stack:
+        if log:
+            output = errors = log.open("a+b")
+        else:
+            output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        nothing = stack.enter_context(Path(os.devnull).open())
+        streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno(), **(files or {})}
+        pipe = None
+        if stdin:
+            streams["stdin"], writing = os.pipe()
+            stack.callback(os.close, streams["stdin"])
+            pipe = stack.enter_context(os.fdopen(writing, "w"))
+        process = Process(output, errors, pipe)
+        stack.callback(process.close)
+        execute = _fork if _can_be_forked(arguments, environment, forked=forked) else _execute
+        process.begin(execute(arguments, environment, streams, cwd or Path.cwd(), session))
+        stack.callback(process.kill)
+        if until is not None:
+            process.wait_for(until)
+        yield process
+        if exit_code is not None and process.poll() is None:
+            code = process.stop()
+            assert code == exit_code, (code, process.output)
+
+
+def run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stdin: str | None = None,
+    cwd: Path | None = None,
+    forked: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, as `start` does, with a text as its input, to its end within 90 seconds; return its result."""
+    with tempfile.TemporaryFile() as given:
+        given.write((stdin or "").encode())
+        given.seek(0)
+        files = {} if stdin is None else {"stdin": given.fileno()}
+        with start(arguments, environment, cwd=cwd, forked=forked, files=files) as process:
+            code = process.wait()
+            return subprocess.CompletedProcess(list(arguments), code, process.stdout, process.stderr)
+
+
+def _execute(
+    arguments: Sequence[str], environment: Mapping[str, str], streams: Mapping[str, int], cwd: Path, session: bool
+) -> subprocess.Popen[bytes]:
+    program = [sys.executable, *arguments] if arguments[0].startswith("-") else list(arguments)
+    # A child inherits SIG_IGN, which a shell sets for its background processes.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(program, env=environment, cwd=cwd, start_new_session=session, **streams)  # type: ignore[call-overload, no-any-return]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fork(
+    arguments: Sequence[str], environment: Mapping[str, str], streams: Mapping[str, int], cwd: Path, session: bool
+) -> Forked:
+    request = {"arguments": arguments, "environment": environment, "directory": str(cwd), "session": session}
+    ended, other = os.pipe()
+    files = [streams["stdin"], streams["stdout"], streams["stderr"], other]
+    socket.send_fds(_forker()[0], [json.dumps(request).encode()], files)
+    os.close(other)
+    return Forked(ended)
+
+
+def _can_be_forked(arguments: Sequence[str], environment: Mapping[str, str], *, forked: bool) -> bool:
+    return forked and arguments[0] in ("-c", "-m") and _interpreter_variables(environment) == _forker()[1]
+
+
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Return whether a process still runs; a zombie has ended, and its new parent may take seconds to reap it."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@cache
+def _forker() -> tuple[socket.socket, dict[str, str]]:
+    """Return a connection to the process that forks, and the interpreter's variables that it started with."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *IMPORTED],
+            env={**os.environ, "PYTHONPATH": ""},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    helpers.add(process.pid)
+    return ours, _interpreter_variables(os.environ)
+
+
+def _interpreter_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    followed = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return {name: value for name, value in followed.items() if name.startswith(INTERPRETER_VARIABLES)}

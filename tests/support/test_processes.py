@@ -1,0 +1,109 @@
+"""A process that is forked is what one that is started would be."""
+
+import json
+import os
+import re
+
+import pytest
+
+import processes
+
+PROBE = """
+import json, os, signal, sys, threading, time
+import celery.app.builtins
+from celery import _state
+handlers = {one: str(signal.getsignal(one)).partition(" at ")[0] for one in signal.valid_signals()}
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+ours = {name for name in sys.modules if name.startswith("mailglass_reconcile.")}
+print(json.dumps({
+    "working directory": os.getcwd(), "environment": dict(os.environ), "path": sys.path, "arguments": sys.argv,
+    "signals": handlers, "blocked": sorted(blocked), "files": sorted(os.listdir("/proc/self/fd")),
+    "leads a session": os.getsid(0) == os.getpid(), "leads a group": os.getpgid(0) == os.getpid(),
+    "threads": threading.active_count(), "apps": len(list(_state._get_active_apps())),
+    "current app": repr(_state._tls.current_app), "tasks": "mailglass_reconcile.tasks" in ours,
+    "made when apps are": len(_state._on_app_finalizers), "umask": os.umask(0o22), "name": __name__,
+    "time zone": time.tzname,
+}, default=str))
+app = celery.Celery("probe")
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(("option", "session"), [("-c", False), ("-m", True)])
+def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) -> None:
+    """Folder, environment, time zone, path, arguments, signals, files, session; Celery has neither app nor task yet."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}tests", "ONE": "more", "TZ": "Asia/Tokyo"}
+    what = [option, "probe" if option == "-m" else PROBE, "--some", "arguments"]
+    found = []
+    for forked in (False, True):
+        with processes.start(what, environment, cwd=tmp_path, session=session, forked=forked) as process:
+            assert process.wait() == process.poll() == 3
+        found.append(json.loads(process.output))
+    assert found[0] == found[1]
+
+
+def test_one_whose_interpreter_is_set_up_otherwise_is_started() -> None:
+    """No fork could follow."""
+    done = processes.run(["-c", "import sys; print(sys.flags.utf8_mode)"], {**os.environ, "PYTHONUTF8": "0"})
+    assert done.stdout == "0\n"
+
+
+EVERY_WAY = pytest.mark.parametrize("forked", [False, True])
+
+
+@EVERY_WAY
+def test_a_process_is_killed_with_its_children_at_the_end_of_the_block(forked) -> None:
+    """Its output can still be read."""
+    code = "import subprocess, sys; print('there', flush=True); subprocess.run([sys.executable, '-c', 'input()'])"
+    with processes.start(["-c", code], until=re.compile("the(re)"), forked=forked, stdin=True) as process:
+        process.wait_for(lambda: len(process.family()) == 2)
+        family = process.family()
+        assert process.poll() is None
+    assert process.poll() == -9
+    assert not any(member.is_running() and member.status() != "zombie" for member in family)
+    assert process.output == "there\n"
+
+
+@EVERY_WAY
+def test_a_process_that_ends_before_the_condition_holds_fails_with_its_output(forked) -> None:
+    """Instead of a wait for as long as a condition may take."""
+    starting = processes.start(["-c", "print('why'); raise SystemExit(2)"], until="ready", forked=forked)
+    with pytest.raises(AssertionError, match="ended with 2\nwhy"), starting:
+        pass
+
+
+@EVERY_WAY
+def test_a_process_must_exit_with_the_given_code_on_sigterm(forked) -> None:
+    """A process that ends before is not asked."""
+    starting = processes.start(["-c", "__import__('time').sleep(90)"], exit_code=0, forked=forked)
+    with pytest.raises(AssertionError, match="-15"), starting:
+        pass
+    with processes.start(["-c", ""], exit_code=5, forked=forked) as process:
+        assert process.wait() == 0
+
+
+@EVERY_WAY
+def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process(forked) -> None:
+    """One line after the other."""
+    code = "for line in open(0): print(line + line, end='', flush=True)"
+    with processes.start(["-c", code], exit_code=0, stdin=True, forked=forked) as process:
+        for word in ("a", "b"):
+            process.write_line(word)
+            assert [process.read_line() for _ in range(2)] == [word, word]
+
+
+def test_a_log_of_several_processes_is_read_from_the_start_of_each(tmp_path) -> None:
+    """What an earlier one has printed is no sign that this one is ready."""
+    log = tmp_path / "log"
+    assert processes.run(["sh", "-c", f"echo ready > {log}"]).returncode == 0
+    with processes.start(["sh", "-c", "echo now; sleep 90"], log=log, until="now") as process:
+        assert process.output == "now\n"
+    assert log.read_text() == "ready\nnow\n"
+
+
+def test_a_module_that_is_run_is_not_there_already() -> None:
+    """Python would warn of it, in every log."""
+    for module in ("celery", "mailglass_reconcile"):
+        done = processes.run(["-m", module, "--version"])
+        assert (done.returncode, done.stderr) == (0, "")
