@@ -193,7 +193,7 @@ class EventTable:
         values = {
             "kind": name,
             "at": at,
-            "id": wire.digest([name, message_id, at])[:24],
+            "id": wire.digest([name, message_id, recipient, at])[:24],
             "message_id": message_id,
             "recipient": recipient,
         }

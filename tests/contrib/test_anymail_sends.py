@@ -8,9 +8,9 @@ from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatu
 from anymail.signals import post_send
 from django.test import override_settings
 
-import anymail_answers
-import anymail_wire
-from anymail_answers import accepted, send
+import anymail_sends
+import anymail_webhooks
+from anymail_sends import accepted, send
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
 from mailglass_reconcile.record.sends import validate_sends
@@ -38,7 +38,7 @@ PROVIDERS = [
 @pytest.fixture(autouse=True)
 def anymail(anymail_django):
     """Anymail's settings for every backend."""
-    with override_settings(ANYMAIL={**anymail_wire.settings(), **anymail_answers.SETTINGS}):
+    with override_settings(ANYMAIL={**anymail_webhooks.settings(), **anymail_sends.SETTINGS}):
         yield
 
 

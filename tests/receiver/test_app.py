@@ -4,11 +4,11 @@ import json
 import logging
 
 import senders
-from anymail_wire import AUTH
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.rules import log_throttle
 from receivers import SECRETS, first, mounted, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import AUTH
 
 
 def batch(*message_ids: str) -> senders.Posted:

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 import mailglass_reconcile
 import senders
-from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.receiver import admission, app
@@ -28,7 +27,7 @@ from mailglass_reconcile.webhooks import (
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of
 from receivers import published as _published  # noqa: F401 - a fixture of every test
-from senders import MANDRILL_URL, documented, notification
+from senders import AUTH, MANDRILL_URL, documented, notification
 from serving import serve_here
 from waiting import wait_until
 

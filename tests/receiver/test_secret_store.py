@@ -7,11 +7,11 @@ from starlette.applications import Starlette
 
 import commands
 import senders
-from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.webhooks import receive, webhook_app
 from receivers import first, mounted, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import AUTH
 
 KEYS = {
     "sendgrid=RSA": lambda: f"sendgrid={senders.public(senders.sns_key())}",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from anymail.signals import post_send, tracking
 
-from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID, SES
-from anymail_stories import ANN, BOB, STORY, Message
+from anymail_sends import ANN, BOB, STORY, Message
+from anymail_webhooks import ALL, POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import record_webhook
 from mailglass_reconcile.contrib.anymail import webhook_event
 
@@ -54,7 +54,7 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
         (ANN, "clicked", False),
         (BOB, "bounced", True),
     ][: len(to)]
-    told_of_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.kinds.values()]
+    told_of_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.types]
     assert ended[0]["events"] == ["dispatched", *told_of_ann]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
@@ -70,9 +70,9 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
 def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it_names(db, record):
     """SES does not say who of several opened a message; whom it delivered to, it does."""
     message = Message.accepted(SES, 1)
-    told = SES.event("Delivery", message.ids[ANN], ANN, 10)
+    told = SES.event("delivered", message.ids[ANN], ANN, 10)
     told["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
-    record(SES.requests([told, SES.event("Open", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
+    record(SES.requests([told, SES.event("opened", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
     assert message.record(db) == 3
     assert [delivery["events"] for delivery in message.deliveries(db)] == [
         ["dispatched", "delivered", "opened"],
@@ -83,10 +83,10 @@ def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it
 def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
     """It stays open, because it may be about either of them."""
     message = Message.accepted(RESEND, 1)
-    told = RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 10)
+    told = RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 10)
     (early,) = record(RESEND.requests([told]))
     assert message.record(db) == 0
-    (late,) = record(RESEND.requests([RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 20)]))
+    (late,) = record(RESEND.requests([RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 20)]))
     assert (early.delivery_id, late.delivery_id) == (None, None)
     assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["dispatched", "dispatched"]
 

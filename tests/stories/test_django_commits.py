@@ -14,8 +14,8 @@ from django.test import TestCase
 from sqlalchemy.engine import make_url
 
 import factories
-from anymail_payloads import POSTMARK
-from anymail_stories import ANN, STORY, Message
+from anymail_sends import ANN, STORY, Message
+from anymail_webhooks import POSTMARK
 from faults import proxy
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 from mailglass_reconcile.contrib.django import connection, database

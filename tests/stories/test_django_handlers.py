@@ -15,8 +15,8 @@ from django.test import TestCase
 from sqlalchemy.orm import Session
 
 import handling
-from anymail_payloads import POSTMARK
-from anymail_stories import ANN, STORY, Message
+from anymail_sends import ANN, STORY, Message
+from anymail_webhooks import POSTMARK
 from django_project import another_database
 from handling import effects, enqueue, leaving, make_due, states
 from mailglass_reconcile import ConfigurationError, DatabaseUnavailableError, dispatch, on_event

@@ -8,8 +8,8 @@ import pytest
 from anymail.signals import post_send
 from django.db import connections, transaction
 
-from anymail_payloads import POSTMARK, RESEND, SENDGRID, SES
-from anymail_stories import ANN, BOB, STORY, Message
+from anymail_sends import ANN, BOB, STORY, Message
+from anymail_webhooks import POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.django import receivers
 from waiting import settle

@@ -17,7 +17,8 @@ from django.db import connections
 from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
-import anymail_wire
+import anymail_webhooks
+import senders
 from mailglass_reconcile import runtime
 from mailglass_reconcile.handlers import execution as handlers
 from mailglass_reconcile.record import after_commit
@@ -111,10 +112,10 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
 
 @pytest.fixture
 def anymail_settings(anymail_django: None) -> Iterator[None]:
-    """Anymail's URLs at the root, and its settings for the payloads of `anymail_payloads`."""
+    """Anymail's URLs at the root, and its settings for the payloads of `anymail_webhooks`."""
     with override_settings(
         ALLOWED_HOSTS=["testserver"],
-        ANYMAIL=anymail_wire.settings(),
+        ANYMAIL=anymail_webhooks.settings(),
         MIDDLEWARE=[],
         ROOT_URLCONF="anymail.urls",
     ):
@@ -124,16 +125,16 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
 @pytest.fixture
 def backends(anymail_settings: None) -> Iterator[None]:
     """Anymail's settings for its backends too."""
-    import anymail_answers  # noqa: PLC0415 - it loads what only some tests need
+    import anymail_sends  # noqa: PLC0415 - it loads what only some tests need
 
-    with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
+    with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_sends.SETTINGS}):
         yield
 
 
 @pytest.fixture
 def post(anymail_settings: None) -> Iterator[Callable[..., Events]]:
     """Post requests to Anymail's views, and return `(event, esp_name)` of each `tracking` signal, in order."""
-    client = Client(headers={"authorization": f"Basic {b64encode(anymail_wire.AUTH.encode()).decode()}"})
+    client = Client(headers={"authorization": f"Basic {b64encode(senders.AUTH.encode()).decode()}"})
     heard: Events = []
 
     def receive(event: Any, esp_name: str, **_others: Any) -> None:

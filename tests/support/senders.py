@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
-from anymail_wire import AUTH, KEY, postal_key
 from mailglass_reconcile.webhooks import registry
 
 PAYLOADS = Path(__file__).parents[1] / "webhooks" / "payloads"
+AUTH = "user:password"
+KEY = "signing-key"
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 ARN = "arn:aws:sns:eu-central-1:123456789012:mail"
 SCALEWAY_ARN = "arn:scw:sns:fr-par:project-8c8bfa06:mail"
@@ -74,6 +75,12 @@ def documented(provider: str) -> list[Event]:
 def sendgrid_key() -> ec.EllipticCurvePrivateKey:
     """The key that SendGrid signs with."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+@cache
+def postal_key() -> rsa.RSAPrivateKey:
+    """The key that Postal signs with."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
@@ -191,7 +198,7 @@ def notification(provider: str, told: Payload, version: str = "1") -> Posted:
     digest = hashes.SHA1() if version == "1" else hashes.SHA256()  # noqa: S303 - SNS's
     made = base64.b64encode(sns_key().sign(text.encode(), padding.PKCS1v15(), digest)).decode()
     body = {**full, "SignatureVersion": version, "Signature": made, "SigningCertURL": url}
-    headers = {"x-amz-sns-message-type": full["Type"], "x-amz-sns-message-id": id_}
+    headers = {"x-amz-sns-message-type": full["Type"], "x-amz-sns-message-id": full["MessageId"]}
     return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 

@@ -13,7 +13,6 @@ import svix.webhooks
 
 import processes
 import senders
-from anymail_wire import AUTH, KEY
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.webhooks import SignatureError, registry, sns, verify
 from mailglass_reconcile.webhooks.certificates import CertificateCache
@@ -21,7 +20,9 @@ from mailglass_reconcile.webhooks.providers import mailgun, scaleway, ses
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import (
     ARN,
+    AUTH,
     CERTIFICATE_URL,
+    KEY,
     NOW,
     SCALEWAY_CERTIFICATE_URL,
     SVIX_SECRET,

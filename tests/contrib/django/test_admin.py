@@ -18,8 +18,8 @@ from django.test.utils import CaptureQueriesContext
 
 import factories
 import mailglass_reconcile
-from anymail_payloads import POSTMARK
-from anymail_stories import ANN, STORY, Message
+from anymail_sends import ANN, STORY, Message
+from anymail_webhooks import POSTMARK
 from django_project import databases_name
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -91,7 +91,7 @@ def rows(db, app, backends, post):
     """A delivery whose events came before it, and an orphan whose delivery is not there."""
     call_command("migrate", "contenttypes", verbosity=0)
     orphan = factories.orphan(db, factories.postmark("m-1"))
-    event = POSTMARK.event("Delivery", "<1-0@example.com>", ANN, 10)
+    event = POSTMARK.event("delivered", "<1-0@example.com>", ANN, 10)
     post(POSTMARK.requests([event]))
     mailglass_reconcile.reconcile()
     message = Message.accepted(POSTMARK, 1, [ANN])

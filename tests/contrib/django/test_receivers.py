@@ -16,8 +16,8 @@ from django.test import Client, override_settings
 from pydantic import SecretStr
 
 import mailglass_reconcile
-from anymail_payloads import POSTMARK, SENDGRID
-from anymail_stories import ANN, BOB, STORY, Message
+from anymail_sends import ANN, BOB, STORY, Message
+from anymail_webhooks import POSTMARK, SENDGRID
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.contrib.django import connection, receivers
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError

@@ -11,10 +11,9 @@ from django.db import connection as djangos
 from django.db import connections, transaction
 from django.test import AsyncClient, Client
 
-import anymail_wire
-from anymail_answers import accepted
-from anymail_payloads import POSTMARK, SENDGRID
-from anymail_stories import ANN, BOB, STORY, Message
+import senders
+from anymail_sends import ANN, BOB, STORY, Message, accepted
+from anymail_webhooks import POSTMARK, SENDGRID
 from recording import round_trips, statements_in_background
 from waiting import settle, wait_until
 
@@ -28,7 +27,7 @@ TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
  WHERE pid <> pg_backend_pid() AND datname = current_database()
 """
-AUTHORIZATION = {"authorization": f"Basic {b64encode(anymail_wire.AUTH.encode()).decode()}"}
+AUTHORIZATION = {"authorization": f"Basic {b64encode(senders.AUTH.encode()).decode()}"}
 
 
 def over_wsgi(request):

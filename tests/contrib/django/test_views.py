@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 import senders
-from anymail_payloads import POSTMARK
-from anymail_stories import ANN, Message
+from anymail_sends import ANN, Message
+from anymail_webhooks import POSTMARK
 from mailglass_reconcile.webhooks import registry, sns
 from marking import slow_unless
 from waiting import wait_until

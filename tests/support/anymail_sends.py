@@ -1,5 +1,7 @@
-"""What each provider's API answers to a send, as Anymail's own backends read it: all of Anymail but the wire."""
+"""Messages that providers accept through Anymail's backends, and the webhooks about them."""
 
+import dataclasses
+import datetime as dt
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,10 @@ from anymail.message import AnymailMessage, AnymailStatus
 from botocore.stub import Stubber
 from django.core.mail import get_connection
 from requests.adapters import HTTPAdapter
+
+from anymail_webhooks import BEGIN, MAILJET, POSTAL, AnymailProvider
+from mailglass_reconcile import record_send
+from mailglass_reconcile.contrib.anymail import sent
 
 SETTINGS = {
     **dict.fromkeys(
@@ -108,3 +114,65 @@ def accepted(esp_name: str, to: Sequence[str], ids: Sequence[Any]) -> AnymailSta
     message = AnymailMessage("Hi", "Hello", "shop@example.com", list(to))
     body, headers = ({"MessageId": ids[0]}, {}) if esp_name == "Amazon SES" else answer(esp_name, to, ids)
     return send(esp_name, message, body, headers)
+
+
+ANN = "Ann@example.org"
+BOB = "bob@example.org"
+STORY = [("delivered", ANN, 10), ("bounced", BOB, 15), ("opened", ANN, 20), ("opened", ANN, 30), ("clicked", ANN, 40)]
+"""What becomes of a message to two people: type, recipient, second."""
+DELIVERIES = """
+SELECT d.recipient, d.last_event_type, d.last_event_at, d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at,
+       (SELECT array_agg(e.type ORDER BY e.occurred_at, e.type)
+          FROM mailglass_events AS e
+          LEFT JOIN mailglass_events AS r ON r.idempotency_key = 'reconciled:' || e.id
+         WHERE e.type <> 'reconciled' AND d.id = coalesce(e.delivery_id, r.delivery_id)) AS events
+  FROM mailglass_deliveries AS d WHERE d.provider_message_id = ANY (CAST(:ids AS text[])) ORDER BY d.recipient
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A message to some people that a provider has accepted."""
+
+    provider: AnymailProvider
+    sent: list
+
+    @classmethod
+    def accepted(cls, provider, number, to=(ANN, BOB)):
+        """Send one by Anymail's backend; the provider names it by a number."""
+        if provider in (MAILJET, POSTAL):
+            ids = [number * 100 + n for n in range(len(to))]
+        else:
+            ids = [f"<{number}-{n}@example.com>" for n in range(len(to))]
+        return cls.of(provider, accepted(provider.esp_name, to, ids))
+
+    @classmethod
+    def of(cls, provider, status):
+        """Return the message that has this status."""
+        made = sent(None, status)
+        at = dt.datetime.fromtimestamp(BEGIN, dt.UTC)
+        return cls(provider, [dataclasses.replace(one, occurred_at=at) for one in made])
+
+    @property
+    def ids(self):
+        """Its ids, by recipient."""
+        return {one.recipient: one.message_id for one in self.sent}
+
+    def requests(self, *story):
+        """Return what the provider posts about it."""
+        events = [
+            self.provider.event(type_, self.ids[to], to, n)
+            for type_, to, n in story
+            if type_ in self.provider.types and to in self.ids
+        ]
+        return self.provider.requests(events)
+
+    def record(self, db):
+        """Record the send, and return how many events it linked."""
+        with db.engine.begin() as connection:
+            recorded = record_send(connection, provider=self.provider.esp_name, sent=self.sent)
+        return sum(one.linked for one in recorded)
+
+    def deliveries(self, db):
+        """Return its deliveries, with the types of their events."""
+        return [row._asdict() for row in db.rows(DELIVERIES, ids=[str(id_) for id_ in set(self.ids.values())])]
