@@ -6,7 +6,7 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 import mailglass_reconcile
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from faults.refusing import refusing
 from handling import failing, leaving
 from installation import PATIENCE
@@ -87,7 +87,7 @@ def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
     caplog.set_level(logging.INFO)
     reconcile_recent()
     assert (observed.spans(), observed.metrics(), caplog.records) == ([], {}, [])
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
+    insert_pairs(db, ["m-1"], age_seconds=0)
     reconcile_recent()
     (span,) = observed.spans()
     assert (span.attributes["kind"], span.attributes["linked_count"]) == ("recent", 1)
@@ -98,7 +98,7 @@ def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
 @pytest.mark.slow
 def test_a_dry_run_reports_nothing(db, observed):
     """It links nothing either."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     reconciler.prepare(dry_run=True).run()
     assert (observed.spans(), observed.metrics()) == ([], {})
 
@@ -127,7 +127,7 @@ def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(
 def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, observed, caplog):
     """It raises nothing; the error's class is known all the same."""
     caplog.set_level(logging.INFO)
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     refusing(db, "57P01", "true")
     try:
         assert reconcile().status == "failed"
@@ -143,7 +143,7 @@ def test_a_dispatch_is_a_span_with_its_counts(handler_db, observed):
     """A handler's error is counted, and its words are nowhere."""
     leaving("one")
     failing("two", ValueError("ada@example.com"))
-    insert(handler_db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(handler_db, ["m-1"])
     reconcile()
     dispatch()
     (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.dispatch"]

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 import mailglass_reconcile
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from mailglass_reconcile import Settings, prune, reconcile
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
@@ -79,7 +79,7 @@ def test_a_database_that_is_away_is_absent(db, timeline):
 def test_a_finding_fires_until_it_is_healed(db, timeline):
     """Somebody holds the deliveries in a transaction that does not end: what can be linked is late."""
     healthy(db, timeline)
-    insert(db, [delivery_row("held")], [orphan_row(postmark("held"), age_seconds=9_000)])
+    insert_pairs(db, ["held"], age_seconds=9_000)
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
     with db.engine.connect() as other, other.begin():
         other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")

@@ -72,11 +72,7 @@ def test_before_the_first_full_sweep_a_list_is_counted_now(db):
 
 def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
     """408 matched led to an empty list."""
-    factories.insert(
-        db,
-        deliveries=[factories.delivery_row(f"m-{n}") for n in range(12)],
-        events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(12)],
-    )
+    factories.insert_pairs(db, [f"m-{n}" for n in range(12)])
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
     page = load_page(db.database, ListFilter(state="matched"))
     assert load_page(db.database, ListFilter(state="matched"), with_counts=True).total == len(page.orphans) == 8

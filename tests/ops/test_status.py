@@ -9,7 +9,7 @@ import pytest
 
 import commands
 import mailglass_reconcile
-from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
+from factories import TENANT, delivery, delivery_row, insert, insert_pairs, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.status import load_problems, load_status
@@ -188,7 +188,7 @@ def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
     assert [
         "refused all that the last full sweep tried, 1 link" in problem for problem in load_problems(db.database)
     ] == [True]
-    insert(db, [delivery_row("good")], [orphan_row(postmark("good"))])
+    insert_pairs(db, ["good"])
     reconcile()
     assert load_problems(db.database) == []
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
@@ -213,7 +213,7 @@ def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_one
     insert(db, [delivery_row(f"m-{n}") for n in range(3)], wrong)
     reconcile()
     assert load_problems(db.database) != []
-    insert(db, [delivery_row(f"n-{n}") for n in range(4)], [orphan_row(postmark(f"n-{n}")) for n in range(4)])
+    insert_pairs(db, [f"n-{n}" for n in range(4)])
     for _ in range(2):
         assert reconcile().tenant_mismatch == 3
         assert load_problems(db.database) == []
@@ -274,7 +274,7 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
 @pytest.mark.slow
 def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
     """Links are unaffected, and subscribers hear nothing."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     command("sweep", MAILGLASS_REDIS_URL="redis://127.0.0.1:1/0")
     finished = command("status", "--check")
     assert finished.returncode == 1

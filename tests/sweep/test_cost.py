@@ -9,7 +9,7 @@ import factories
 import invariants
 import mailglass_reconcile
 import sweeping
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.store import window
 from mailglass_reconcile.sweep import reconciler
@@ -105,7 +105,7 @@ def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(d
     """One link: its event, its delivery, the orphan that leaves, and the history's row."""
     insert(db, [], [orphan_row(postmark(f"never {n}"), age_seconds=900) for n in range(500)])
     reconcile()
-    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    insert_pairs(db, ["one"])
     result, cost = cost_of_a_sweep(db)
     assert (result.linked, result.unmatched) == (1, 500)
     assert cost["written"] <= 4 + IN_THE_HISTORY
@@ -120,7 +120,7 @@ def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monk
     refused = [delivery_row(f"bad {n}", recipient="bad@x.com") for n in range(5)]
     insert(db, refused, [orphan_row(postmark(f"bad {n}")) for n in range(5)])
     assert reconcile().failed == 5
-    insert(db, [delivery_row("good")], [orphan_row(postmark("good"), age_seconds=900)])
+    insert_pairs(db, ["good"], age_seconds=900)
     settings = db.settings.model_copy(update={"batch_size": 1})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     observed = []
@@ -165,6 +165,6 @@ def test_a_row_that_cannot_be_read_costs_that_row_only(db, caplog):
 def test_the_clients_encoding_is_the_sweeps_own(db, encoding):
     """Characters that the environment's encoding cannot show, and bytes that it would not decode."""
     ids = ["→ 1", "ы", "日本", "plain"]
-    insert(db, [delivery_row(id_) for id_ in ids], [orphan_row(postmark(id_)) for id_ in ids])
-    result = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
-    assert json.loads(result.stdout)["linked"] == len(ids)
+    insert_pairs(db, ids)
+    done = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
+    assert json.loads(done.stdout)["linked"] == len(ids)

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 import mailglass_reconcile
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import insert_pairs
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.store import engines
@@ -77,7 +77,7 @@ def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):
 
 def fill(db, count):
     """Insert orphans and their deliveries."""
-    insert(db, [delivery_row(f"m-{n}") for n in range(count)], [orphan_row(postmark(f"m-{n}")) for n in range(count)])
+    insert_pairs(db, [f"m-{n}" for n in range(count)])
 
 
 def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch):

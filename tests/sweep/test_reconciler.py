@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import factories
 import mailglass_reconcile
 import sweeping
-from factories import delivery_row, insert, orphan_row, postmark, reconciled_row, sendgrid
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark, reconciled_row, sendgrid
 from faults.redis_servers import silent
 from mailglass_reconcile import events_channel, reconcile, runtime
 from mailglass_reconcile.pubsub.publisher import Publisher
@@ -210,7 +210,7 @@ def test_a_dry_run_writes_nothing(db):
 
 def test_a_deadline_ends_a_sweep_with_what_it_has(db):
     """It says partial; the next one goes on."""
-    insert(db, [delivery_row(str(n)) for n in range(3)], [orphan_row(postmark(str(n))) for n in range(3)])
+    insert_pairs(db, [str(n) for n in range(3)])
     configure(db, batch_size=1, sweep_seconds=1)
 
     def pass_the_deadline(result):
@@ -458,7 +458,7 @@ def test_a_redis_that_is_away_costs_messages_and_a_second(db, caplog, is_there):
 
     It is asked twice at most, for half a second each, however many batches there are.
     """
-    insert(db, [delivery_row(str(n)) for n in range(30)], [orphan_row(postmark(str(n))) for n in range(30)])
+    insert_pairs(db, [str(n) for n in range(30)])
     with silent() as (port, accepted):
         url = f"redis://127.0.0.1:{port if is_there else free_port()}/0"
         configure(db, redis_url=type(db.settings.redis_url)(url), batch_size=3)
@@ -485,7 +485,7 @@ def test_an_orphan_that_somebody_else_settled_leaves_the_open_set_untold(db):
 def test_a_row_that_the_database_refuses_costs_that_row_only(db, caplog):
     """One delivery cannot be written; the others of its batch are linked, and the sweep says partial."""
     db.run("ALTER TABLE mailglass_deliveries ADD CHECK (NOT (terminal AND provider_message_id = '3'))")
-    insert(db, [delivery_row(str(n)) for n in range(8)], [orphan_row(postmark(str(n))) for n in range(8)])
+    insert_pairs(db, [str(n) for n in range(8)])
     result = reconcile()
     assert (counts(result), result.status, result.remaining) == ({"linked": 7, "failed": 1}, "partial", 1)
     assert "23514" in caplog.text
@@ -511,7 +511,7 @@ def test_an_event_that_is_no_orphan_never_calls_our_triggers(db):
 
 def test_a_second_sweep_with_another_engine_sees_the_same(db):
     """Nothing is kept in a process."""
-    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    insert_pairs(db, ["one"])
     configure(db)
     other = databases.Database(engines.create_engine(db.settings), db.settings)
     assert Sweep(other, Publisher(runtime.get_redis())).run().linked == 1
@@ -522,8 +522,8 @@ def test_a_second_sweep_with_another_engine_sees_the_same(db):
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled, origin):
     """It is paused for a whole sweep in our own processes; in an application's it is not ours to change."""
-    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    observed = []
+    insert_pairs(db, ["one"])
+    seen = []
 
     def break_off(result):
         observed.append(gc.isenabled())

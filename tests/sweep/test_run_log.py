@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
-from factories import delivery_row, insert, orphan_row, postmark, sendgrid
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
 from mailglass_reconcile.store import engines, runs
 from mailglass_reconcile.sweep import reconciler, run_log
@@ -63,7 +63,7 @@ def test_what_could_be_linked_and_was_not_is_said_with_its_time(db):
 
 def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
     """An error's text may name people."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     db.run("ALTER TABLE mailglass_events RENAME COLUMN metadata TO meta")
     assert reconcile().status == "failed"
     db.run("ALTER TABLE mailglass_events RENAME COLUMN meta TO metadata")
@@ -72,7 +72,7 @@ def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
 
 def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
     """Ctrl-C, or a worker's time limit."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     steps = reconciler.prepare().steps()
     next(steps)
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
 
 def test_a_run_began_before_its_links_however_long_the_counting_after_them_took(db):
     """`explain` finds the run of a link by its time."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     with db.engine.connect() as holder:
         lock = sa.text("LOCK mailglass_open_orphans IN ACCESS EXCLUSIVE MODE")
         for pairs in reconciler.prepare().steps():
@@ -95,7 +95,7 @@ def test_a_run_began_before_its_links_however_long_the_counting_after_them_took(
 def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
     """Never the reason why a sweep fails."""
     db.run("ALTER TABLE mailglass_reconcile_runs ADD CHECK (false) NOT VALID")
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     assert reconcile().linked == 1
     assert [r.message for r in caplog.records if "history" in r.message]
 
@@ -114,7 +114,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     for _ in range(5):
         reconcile_recent(1.0)
     assert db.rows(RUNS) == []
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
+    insert_pairs(db, ["m-1"], age_seconds=0)
     reconcile_recent(1.0)
     assert sum(row.linked for row in db.rows(RUNS)) == 1
     monkeypatch.setattr(run_log, "HELD_SECONDS", 0)
@@ -139,7 +139,7 @@ def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
 
 def test_a_range_is_added_to_the_row_of_the_sweep_that_was_cut(db):
     """It has no row of its own: a fan-out is one sweep."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     with db.database.writing() as tx:
         cut = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=1))
     reconciler.prepare(bounds=("2000-01-01", None), range_of=cut, origin="worker").run()

@@ -7,7 +7,7 @@ import pytest
 
 import mailglass_reconcile.webhooks
 import processes
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import insert_pairs
 
 WITHOUT_CELERY = """
 import sys
@@ -54,10 +54,10 @@ def python(code, *arguments, env=None):
 
 def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
     """From Python; `available()` says that it is not there."""
-    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    process = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
-    assert process.returncode == 0, process.stderr
-    available, linked, pruned = json.loads(process.stdout)
+    insert_pairs(db, ["one"])
+    done = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
+    assert done.returncode == 0, done.stderr
+    available, linked, pruned = json.loads(done.stdout)
     assert (available, linked) == (False, 1)
     assert set(pruned) >= {"succeeded", "dead", "failed"}
 
@@ -65,7 +65,7 @@ def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
 @pytest.mark.slow
 def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis_url):
     """From the terminal, for the operator's own cron."""
-    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    insert_pairs(db, ["one"])
     for command, field, value in (("sweep", "linked", 1), ("prune", "failed", 0)):
         process = python(COMMAND, command, "--json", env=db.environment(redis_url))
         assert process.returncode == 0, process.stderr

@@ -342,11 +342,7 @@ def test_a_chart_shows_the_values_of_what_is_pointed_at_or_chosen_by_arrow_keys(
 def test_a_chosen_column_stays_the_same_time_when_a_refresh_moves_the_columns(system, context):
     """On a new installation the columns are seconds wide, so nearly each refresh leaves out the oldest."""
     with system() as young:
-        factories.insert(
-            young,
-            deliveries=[factories.delivery_row(str(number)) for number in range(4)],
-            events=[factories.orphan_row(factories.postmark(str(number))) for number in range(4)],
-        )
+        factories.insert_pairs(young, [str(number) for number in range(4)])
         assert mailglass_reconcile.reconcile(limit=1).remaining == 3
         with young.begin() as connection:  # the last two columns may be one in the next moment
             connection.execute(sa.text(FIFTEEN_SECONDS_AGO))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from browsing import TOKEN, Visitor, app
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery_row, insert, insert_pairs, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, exposition, prune, reconcile
 from mailglass_reconcile.ops import metrics_source
@@ -54,7 +54,7 @@ def test_what_could_be_linked_and_was_not_says_since_when(db):
 @pytest.mark.slow
 def test_counters_survive_the_prune(db):
     """It adds up old rows; a counter that goes back would look like a restart."""
-    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(db, ["m-1"])
     reconcile()
     before = scrape(db)
     db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '40 days',"
@@ -125,7 +125,7 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
 def test_events_that_no_handler_takes_any_more_are_dead(handler_db):
     """And those that wait for another attempt."""
     failing("one", ValueError())
-    insert(handler_db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert_pairs(handler_db, ["m-1"])
     reconcile()
     dispatch()
     assert value(scrape(handler_db), "handler_jobs", state="waiting") == 1
