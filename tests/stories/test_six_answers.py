@@ -4,7 +4,6 @@ import html
 import importlib
 import json
 import re
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from urllib.parse import quote
 
 import pytest
 from django.core.management import call_command
-from django.test import Client, override_settings
 
 import commands
 import factories
@@ -108,36 +106,12 @@ ANSWERS = {
 }
 
 
-def as_superuser(get_response: Any) -> Any:
-    """Middleware that logs in a superuser."""
-    user = types.SimpleNamespace(
-        pk=1, is_active=True, is_staff=True, is_superuser=True, is_authenticated=True, is_anonymous=False,
-        has_usable_password=lambda: False, get_username=lambda: "root", get_short_name=lambda: "root",
-        has_perm=lambda *_: True, has_module_perms=lambda *_: True,
-    )  # fmt: skip
-
-    def respond(request):
-        request.user = user
-        return get_response(request)
-
-    return respond
-
-
 @pytest.fixture
-def admin(app):
+def admin(app, admin_client):
     """Django's admin, for somebody who may see everything."""
     call_command("migrate", "contenttypes", verbosity=0)
     importlib.import_module("admin_urls")
-    processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
-    backend = "django.template.backends.django.DjangoTemplates"
-    with override_settings(
-        ALLOWED_HOSTS=["testserver"],
-        MIDDLEWARE=[f"{__name__}.as_superuser"],
-        ROOT_URLCONF="admin_urls",
-        STATIC_URL="/static/",
-        TEMPLATES=[{"BACKEND": backend, "APP_DIRS": True, "OPTIONS": {"context_processors": processors}}],
-    ):
-        yield Client()
+    return admin_client
 
 
 def read(text: str) -> str:

@@ -131,6 +131,33 @@ def backends(anymail_settings: None) -> Iterator[None]:
         yield
 
 
+def as_superuser(get_response: Callable[..., Any]) -> Callable[..., Any]:
+    """Be the middleware that logs in somebody who may do everything."""
+
+    def respond(request: Any) -> Any:
+        from django.contrib.auth import get_user_model  # noqa: PLC0415 - it needs the settings
+
+        request.user = get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True)
+        return get_response(request)
+
+    return respond
+
+
+@pytest.fixture
+def admin_client(anymail_django: None) -> Iterator[Client]:
+    """A client of Django's admin, for somebody who may do everything."""
+    backend = "django.template.backends.django.DjangoTemplates"
+    processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
+    with override_settings(
+        ALLOWED_HOSTS=["testserver"],
+        MIDDLEWARE=["django_project.as_superuser"],
+        ROOT_URLCONF="admin_urls",
+        STATIC_URL="/static/",
+        TEMPLATES=[{"BACKEND": backend, "APP_DIRS": True, "OPTIONS": {"context_processors": processors}}],
+    ):
+        yield Client()
+
+
 @pytest.fixture
 def post(anymail_settings: None) -> Iterator[Callable[..., Events]]:
     """Post requests to Anymail's views, and return `(event, esp_name)` of each `tracking` signal, in order."""

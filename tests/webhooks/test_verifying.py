@@ -14,7 +14,7 @@ import svix.webhooks
 import processes
 import senders
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
-from mailglass_reconcile.webhooks import SignatureError, registry, sns, verify
+from mailglass_reconcile.webhooks import SignatureError, parse, registry, sns, verify
 from mailglass_reconcile.webhooks.certificates import CertificateCache
 from mailglass_reconcile.webhooks.providers import mailgun, scaleway, ses
 from mailglass_reconcile.webhooks.registry import PROVIDERS
@@ -212,6 +212,8 @@ def test_sendgrids_own_test_vector():
         "Ec6wEA3F+g=="
     )
     verify("sendgrid", body, headers, secret=key)
+    (event,) = parse("sendgrid", body)
+    assert (event.type, event.message_id) == ("suppressed", "LRzXl_NHStOGhQ4kofSm_A")
     verify("sendgrid", body, headers, secret=f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n")
     with pytest.raises(SignatureError):
         verify("sendgrid", body.strip(), headers, secret=key)

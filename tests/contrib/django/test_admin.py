@@ -48,29 +48,10 @@ ANALYZE mailglass_deliveries, mailglass_events, mailglass_open_orphans, mailglas
 """
 
 
-def as_superuser(get_response):
-    """Middleware that logs in a superuser."""
-
-    def respond(request):
-        request.user = get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True)
-        return get_response(request)
-
-    return respond
-
-
 @pytest.fixture
-def site(backends):
+def site(backends, admin_client):
     """The admin's pages, for somebody who may do all that can be done."""
-    backend = "django.template.backends.django.DjangoTemplates"
-    processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
-    with override_settings(
-        ALLOWED_HOSTS=["testserver"],
-        MIDDLEWARE=[f"{__name__}.as_superuser"],
-        ROOT_URLCONF="admin_urls",
-        STATIC_URL="/static/",
-        TEMPLATES=[{"BACKEND": backend, "APP_DIRS": True, "OPTIONS": {"context_processors": processors}}],
-    ):
-        yield Client()
+    return admin_client
 
 
 def text_of(response):
@@ -240,7 +221,7 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
         eve.post(place, {**form, "confirmed": "yes"})
         assert "erase_recipients" not in eve.get(place).content.decode()
     assert db.value(FOR_ANN, ann=ANN) == 2
-    with override_settings(MIDDLEWARE=[f"{__name__}.as_superuser", by], MESSAGE_STORAGE=cookies):
+    with override_settings(MIDDLEWARE=["django_project.as_superuser", by], MESSAGE_STORAGE=cookies):
         site = Client()
         assert "erase_recipients" in site.get(place).content.decode()
         assert ANN in text_of(site.post(place, form))

@@ -38,23 +38,6 @@ def test_an_unsubscription_is_called_unsubscribed():
     assert read(event="unsubscribe").type == "unsubscribed"
 
 
-@pytest.mark.parametrize(
-    ("kind", "read_as"),
-    [
-        ("hard_bounce", ("bounced", "bounced", "hard")),
-        ("soft_bounce", ("bounced", "other", "soft")),
-        ("invalid_email", ("rejected", "invalid", None)),
-        ("deferred", ("deferred", None, None)),
-        ("blocked", ("rejected", "blocked", None)),
-    ],
-)
-def test_the_name_of_an_event_says_whether_a_bounce_is_hard_or_soft(kind, read_as):
-    """https://developers.brevo.com/docs/transactional-webhooks: to an invalid address, nothing was sent."""
-    event = read(event=kind, reason="server is down")
-    assert (event.type, event.reject_reason, event.bounce) == read_as
-    assert event.smtp_status is None
-
-
 def test_the_codes_of_the_servers_reply_are_kept():
     """Captured: symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures/hard_bounce.json, shortened."""
     reason = "550-5.1.1 The email account that you tried to reach does not exist.\n   550 5.1.1 g14-20020a5d - gsmtp"

@@ -75,33 +75,3 @@ def test_an_open_or_click_by_a_machine_says_so(event, bot, kept):
     """https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages: `bot`."""
     made = read(OPENED, event=event, **{"client-info": {"client-name": "unknown", "bot": bot}})
     assert (made.type, made.metadata) == (event, kept)
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [
-        ({"event": "accepted", "timestamp": 1707402341.91242, "method": "HTTP"}, "queued"),
-        ({"event": "delivered", "timestamp": 1521472262.000002, "delivery-status": {"code": 250}}, "delivered"),
-        ({"event": "clicked", "timestamp": 1521243339.873676}, "clicked"),
-        ({"event": "opened", "timestamp": 1521243339.873676}, "opened"),
-        ({"event": "unsubscribed", "timestamp": 1521243339.873676}, "unsubscribed"),
-        ({"event": "complained", "timestamp": 1521233123.501324}, "complained"),
-        ({"event": "failed", "severity": "permanent", "reason": "bounce", "timestamp": 1521233195.375624}, "bounced"),
-        (
-            {"event": "failed", "severity": "permanent", "reason": "suppress-bounce", "timestamp": 1521233195.375624},
-            "suppressed",
-        ),
-        ({"event": "failed", "severity": "temporary", "reason": "generic", "timestamp": 1521472262.908181}, "deferred"),
-    ],
-)
-def test_what_symfony_has_captured_is_read(told, expected):
-    """github.com/symfony/symfony, Mailer/Bridge/Mailgun/Tests/Webhook/Fixtures."""
-    id_ = "20130503182626.18666.16540@app.symfony.com"
-    event = read(
-        {"id": "CPgfbmQMTCKtHW6uIWtuVe", "recipient": "alice@example.com", "tags": ["my_tag_1", "my_tag_2"]},
-        message={"headers": {"message-id": id_}},
-        **told,
-    )
-    assert (event.type, event.message_id, event.recipient) == (expected, f"<{id_}>", "alice@example.com")
-    assert event.occurred_at.timestamp() == pytest.approx(told["timestamp"], abs=1e-5)
-    assert event.metadata == {"tags": ["my_tag_1", "my_tag_2"]}

@@ -88,38 +88,3 @@ def test_a_message_sent_over_smtp_is_found_by_its_guid():
     event = read()
     assert (event.message_id, event.smtp_message_id) == ("13792286917004336", GUID)
     validate_events("acme", "mailjet", [event], strict=False)
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [
-        ({"event": "sent", "time": 1685518742, "MessageID": 92042317804662640}, ("delivered", None, None)),
-        ({"event": "open", "time": 1685519055, "MessageID": 102175416994919440}, ("opened", None, None)),
-        ({"event": "click", "time": 1685519224, "MessageID": 93449692684977140}, ("clicked", None, None)),
-        ({"event": "spam", "time": 1430812195, "MessageID": 13792286917004336}, ("complained", "spam", None)),
-        ({"event": "unsub", "time": 1433334941, "MessageID": 20547674933128000}, ("unsubscribed", None, None)),
-        (
-            {"event": "blocked", "time": 1430812195, "error_related_to": "mailjet", "error": "preblocked"},
-            ("rejected", "blocked", None),
-        ),
-        (
-            {
-                "event": "bounce",
-                "time": 1685525050,
-                "MessageID": 104427216766056450,
-                "hard_bounce": False,
-                "error_related_to": "policy issue",
-                "error": "",
-            },
-            ("bounced", "blocked", "soft"),
-        ),
-    ],
-)
-def test_what_symfony_has_captured_is_read(told, expected):
-    """github.com/symfony/symfony, Mailer/Bridge/Mailjet/Tests/Webhook/Fixtures."""
-    of_a_bounce = ("error", "error_related_to", "hard_bounce", "blocked", "comment")
-    common = {name: value for name, value in BOUNCE.items() if name not in of_a_bounce}
-    (event,) = parse("mailjet", json.dumps(common | told).encode())
-    assert (event.type, event.reject_reason, event.bounce) == expected
-    assert (event.message_id, event.recipient) == (str((common | told)["MessageID"]), "bounce@mailjet.com")
-    assert event.occurred_at.timestamp() == told["time"]

@@ -24,33 +24,17 @@ def read(**told):
     ("kind", "more", "read_as"),
     [
         (
-            "bounce",
-            {
-                "response": "[CS01] Message rejected due to local policy",
-                "response_code": 555,
-                "bounce_category": "spam",
-            },
-            ("bounced", "spam", "soft", "555"),
-        ),
-        (
             "soft bounce",
             {"response": "4.7.1 Temporary error, please retry", "response_code": 451, "bounce_category": "greylisting"},
             ("deferred", "other", "soft", "451 4.7.1"),
         ),
-        ("suspension", {"reason": "Your account has reached its daily limit."}, ("deferred", "other", None, None)),
         ("reject", {"reason": "Your domain is not verified."}, ("rejected", "blocked", None, None)),
         ("reject", {"reason": "Recipient in suppression list."}, ("suppressed", "other", None, None)),
-        (
-            "reject",
-            {"reason": "Recipient in suppression list. Reason: unsubscription"},
-            ("suppressed", "unsubscribed", None, None),
-        ),
         (
             "reject",
             {"reason": "Recipient in suppression list. Reason: spam complaint"},
             ("suppressed", "spam", None, None),
         ),
-        ("delivery", {}, ("delivered", None, None, None)),
     ],
 )
 def test_an_event_is_read_with_its_reply(kind, more, read_as):
@@ -67,7 +51,6 @@ def test_an_event_is_read_with_its_reply(kind, more, read_as):
         ("hard", "bounced", "hard"),
         ("overquota", "other", "soft"),
         ("timeout", "timed_out", "soft"),
-        ("spam", "spam", "soft"),
         ("spam_gmail", "spam", "soft"),
         ("block", "blocked", "soft"),
         ("content", "blocked", "soft"),

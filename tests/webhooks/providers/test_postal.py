@@ -65,12 +65,6 @@ def test_a_message_that_is_held_for_the_suppression_list_is_suppressed(details, 
     assert (event.type, event.reject_reason, event.bounce) == (*read_as, None)
 
 
-def test_an_open_is_read():
-    """https://docs.postalserver.io/developer/webhooks#message-loaded-event."""
-    assert read("MessageLoaded", ip_address="185.22.208.2", user_agent="Mozilla/5.0").type == "opened"
-    assert read("MessageNewer").type == "unknown"
-
-
 @pytest.mark.parametrize(
     ("event", "status", "output", "kept"),
     [

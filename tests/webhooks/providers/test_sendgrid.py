@@ -117,21 +117,3 @@ def test_the_message_id_of_a_message_sent_over_smtp_is_kept():
 def test_an_id_that_sendgrid_has_made_is_no_other_id(header):
     """Its first half is the id of the send."""
     assert read(**{"event": "delivered", "smtp-id": header}).smtp_message_id is None
-
-
-def test_what_symfony_has_captured_is_read():
-    """github.com/symfony/symfony, Mailer/Bridge/Sendgrid/Tests/Webhook/Fixtures/webhook.json."""
-    event = read(
-        **{
-            "email": "hello@world.com",
-            "event": "dropped",
-            "reason": "Bounced Address",
-            "sg_event_id": "ZHJvcC0xMDk5NDkxOS1MUnpYbF9OSFN0T0doUTRrb2ZTbV9BLTA",
-            "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filterdrecv-p3mdw1-756b745b58-kmzbl-18-5F5FC76C-9.0",
-            "smtp-id": "<LRzXl_NHStOGhQ4kofSm_A@ismtpd0039p1iad1.sendgrid.net>",
-            "timestamp": 1600112492,
-        }
-    )
-    assert (event.type, event.reject_reason) == ("suppressed", "bounced")
-    assert (event.message_id, event.recipient) == ("LRzXl_NHStOGhQ4kofSm_A", "hello@world.com")
-    assert event.occurred_at.timestamp() == 1600112492
