@@ -1,9 +1,7 @@
 """What a dry run lists, and what every command says of itself."""
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import forking
@@ -12,7 +10,9 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+import processes
 from handling import failing
+from processes import COMMAND
 
 pytestmark = pytest.mark.slow
 
@@ -95,17 +95,12 @@ def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(
 @pytest.mark.parametrize("arguments", [["status"], ["migrate", "--grants"]])
 def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(db, arguments):
     """Such as a redirection into a file on a full disk."""
-    environment = db.environment(db.settings.redis_url.get_secret_value())
-    with Path("/dev/full").open("wb") as full, tempfile.TemporaryFile() as errors, Path(os.devnull).open() as nothing:
-        process = forking.start(
-            environment, *forking.MAIN, *arguments, files=(nothing.fileno(), full.fileno(), errors.fileno())
-        )
-        code = process.wait(forking.SECONDS)
-        errors.seek(0)
-        assert (code, errors.read().decode()) == (
-            1,
-            "mailglass-reconcile: cannot write the output: No space left on device\n",
-        )
+    with (
+        Path("/dev/full").open("wb") as full,
+        processes.start([*COMMAND, *arguments], db.environment(), files={"stdout": full.fileno()}) as process,
+    ):
+        code = process.wait()
+    assert (code, process.stderr) == (1, "mailglass-reconcile: cannot write the output: No space left on device\n")
 
 
 def shape(line):
