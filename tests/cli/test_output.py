@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import forking
 import pytest
 
 import commands
