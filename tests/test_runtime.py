@@ -15,7 +15,7 @@ def pigeon(ring):
 """
 
 
-def ran(db, directory, *arguments):
+def run_in_directory(db, directory, *arguments):
     """Run the command in a directory, with a rule's module that may stand there, and return what it did."""
     environment = {**db.environment(), "MAILGLASS_IMPORTS": "pigeon_rules"}
     return processes.run(["-P", "-m", "mailglass_reconcile", *arguments], environment, cwd=directory)

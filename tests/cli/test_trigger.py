@@ -81,7 +81,7 @@ def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):
 def test_a_refusal_of_the_receiver_is_told(db, capsys):
     """Such as that the secrets differ; a redirect is not followed, because it would become a GET."""
     setting(db, "postmark=me:other")
-    with serve_here(mounted()) as base, pytest.raises(SystemExit) as left:
+    with serve_here(mounted()) as base, pytest.raises(SystemExit) as error:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
     assert error.value.code == 1
     assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: invalid signature\n"

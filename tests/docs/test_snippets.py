@@ -343,14 +343,14 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
     source = source.replace("…", "").replace("redis://localhost:6379/0", redis_url)
     source = source.replace("postgresql+psycopg://localhost/app", db.url.replace(":", "+psycopg:", 1))
     (tmp_path / "snippets.py").write_text(source)
-    arguments = {
+    environment = {
         **db.environment(redis_url),
         "PYTHONPATH": f"{pages.ROOT}:{pages.ROOT / 'examples/django'}",
         "DATABASE_URL": db.url,
         "DJANGO_SECRET_KEY": "x",
         "WEBHOOK_SECRET": "x:y",
     }
-    done = processes.run(["-m", "snippets"], given, cwd=tmp_path)
+    done = processes.run(["-m", "snippets"], environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

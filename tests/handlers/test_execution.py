@@ -33,7 +33,7 @@ def command(db, *arguments, **more):
     """Run the command with handlers, and return its exit code and what it printed as JSON."""
     environment = {**db.environment(), **HANDLERS, **more}
     path = os.pathsep.join(["tests", "tests/support", "."])
-    done = processes.run([*COMMAND, *arguments, "--json"], {**environment, "PYTHONPATH": path})
+    result = processes.run([*COMMAND, *arguments, "--json"], {**environment, "PYTHONPATH": path})
     assert arguments[0] == "dispatch"
     return result.returncode, commands.conforming("dispatch", result.stdout)[0], result.stderr
 

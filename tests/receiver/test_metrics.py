@@ -56,10 +56,10 @@ def test_the_command_tells_and_counts(db, tmp_path, monkeypatch):
         'mailglass_reconcile_webhooks_total{provider="unknown",result="refused"}': 1,
         'mailglass_reconcile_webhook_format_warnings_total{provider="mailersend",type="delivered"}': 1,
     }
-    told = process.stderr
-    assert "INFO: postmark: 1 event, 1 waiting\n" in told
-    assert "INFO: postmark: 1 event, 1 repeated\n" in told
-    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", told, re.MULTILINE)
+    text = process.stderr
+    assert "INFO: postmark: 1 event, 1 waiting\n" in text
+    assert "INFO: postmark: 1 event, 1 repeated\n" in text
+    logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", text, re.MULTILINE)
     assert len(logged) == 8, logged  # with the one of the format
     assert text.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
     assert "Traceback" not in text

@@ -159,7 +159,7 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(db, tmp_path):
     modules = "canned_certificates,short_timeouts"
     with (
         serving("a mounted application", db, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
-        connected(base) as one,
+        connected(base) as connection,
     ):
         began = time.monotonic()
         connection.sendall(sent)

@@ -164,7 +164,7 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if "42501" in line]
     assert "row level security" in line
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in done.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
     assert db.appended() == 0
 

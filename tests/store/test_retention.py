@@ -239,7 +239,7 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
     printed = json.loads(done.stdout)
     assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
     assert set(printed["failures"]) == {"events", "deliveries"}
-    assert result.stderr == (
+    assert done.stderr == (
         "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
         " public, so no event is deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
         " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"

@@ -99,7 +99,7 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
     script = privileges.format_grants(schema).replace("mailglass_sweeper", sweeper)
     script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
     psql = [client("psql", tables), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url_of(tables)]
-    done = processes.run(psql, stdin=script)
+    process = processes.run(psql, stdin=script)
     try:
         assert (process.returncode, process.stderr) == (0, "")
         with tables.writing("SET LOCAL TIME ZONE 'UTC'") as connection:

@@ -523,7 +523,7 @@ def test_a_second_sweep_with_another_engine_sees_the_same(db):
 def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled, origin):
     """It is paused for a whole sweep in our own processes; in an application's it is not ours to change."""
     insert_pairs(db, ["one"])
-    seen = []
+    observed = []
 
     def break_off(result):
         observed.append(gc.isenabled())

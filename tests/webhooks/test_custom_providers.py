@@ -180,6 +180,6 @@ def test_the_command_serves_it(db, tmp_path, carrier):
         db, tmp_path,
         MAILGLASS_IMPORTS="canned_certificates,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
     ) as (base, process):  # fmt: skip
-        answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
+        answer = httpx.post(f"{base}/carrier", content=request.body, headers=request.headers)
         assert answer.status_code == 200, process.stderr
     assert db.value(STATE) == "delivered"
