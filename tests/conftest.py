@@ -39,7 +39,11 @@ LONG = (
     *("tests/docs/test_commands.py", "tests/web/test_browser.py", "tests/stories/test_planted_faults.py"),
     *("tests/faults/test_faults_", "tests/faults/test_state_machine.py", "tests/contrib/django/test_admin.py"),
     *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py"),
-    *("tests/tools/test_performance.py::test_the_benchmark", "tests/testing/test_servers.py::test_a_parallel"),
+    *(
+        "tests/sweep/test_plans.py",
+        "tests/tools/test_performance.py::test_the_benchmark",
+        "tests/testing/test_servers.py::test_a_parallel",
+    ),
 )
 """What has tests of many seconds, or fixtures that take as long: places of modules, or of tests."""
 

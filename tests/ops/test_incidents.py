@@ -227,7 +227,6 @@ def is_quick(incident: Incident) -> bool:
     return incident.words in {
         "is missing",
         "no run that beat queued has ended for 40 minutes",
-        "although its delivery exists",
         "1 job of a handler is dead",
         "webhooks of postmark name other message ids than its sends",
         "1 of 1 newest open event has more than 64 kB of text",

@@ -129,6 +129,7 @@ def test_webhooks_that_somebody_else_holds_are_left_to_the_next_prune(db):
     assert mailglass_reconcile.prune().succeeded == 1
 
 
+@pytest.mark.slow
 def test_the_delete_finds_its_rows_through_our_index(db):
     """A batch of the oldest, without a sort or a scan, among many that stay."""
     webhooks(db, "succeeded", 1, number=20_000)

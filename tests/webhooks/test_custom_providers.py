@@ -149,6 +149,7 @@ def test_a_name_that_cannot_be_an_address_or_is_taken_is_refused(name, carrier):
         webhook_reader(name, read=carrier.read, verify=carrier.verify)
 
 
+@pytest.mark.slow
 def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
     """In a process that imports nothing of it."""
     request = carrier.sent()

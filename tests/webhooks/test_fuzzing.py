@@ -32,7 +32,7 @@ HEADERS = st.dictionaries(
     max_size=4,
 )
 PATIENT = settings(max_examples=40, deadline=None, derandomize=True)
-FEW = settings(PATIENT, max_examples=20)
+FEW = settings(PATIENT, max_examples=10)
 
 
 @st.composite
