@@ -107,17 +107,17 @@ def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number,
 @pytest.mark.parametrize(
     ("deliveries", "events"),
     [
-        (sent(2, 19), 20),
-        (sent(2, 20), 19),
-        (delivered(3, 21) + sent(2, 20), 20),
-        (sent(0.1, 20), 20),
-        (sent(30, 20), 20),
+        (lambda: sent(2, 19), 20),
+        (lambda: sent(2, 20), 19),
+        (lambda: delivered(3, 21) + sent(2, 20), 20),
+        (lambda: sent(0.1, 20), 20),
+        (lambda: sent(30, 20), 20),
     ],
     ids=["few sends", "few events", "most are reported", "sent just now", "sent yesterday"],
 )
 def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries, events):
     """Mail of other software on the same account matches nothing."""
-    rows = [{**row, "provider": "postmark"} for row in deliveries]
+    rows = [{**row, "provider": "postmark"} for row in deliveries()]
     insert(db, rows, [orphan_row(postmark(f"other-{n}")) for n in range(events)])
     reconcile()
     assert [problem for problem in status.load_problems(db.database) if "other message ids" in problem] == []
