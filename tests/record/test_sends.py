@@ -326,6 +326,24 @@ def test_an_event_that_a_sweep_holds_is_not_waited_for(db):
     assert reconcile().linked == 1
 
 
+FORBIDDING = """
+CREATE FUNCTION public.forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '42501'; END $$;
+CREATE TRIGGER forbid BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN (NEW.type = 'reconciled')
+EXECUTE FUNCTION public.forbid();
+"""
+
+
+def test_an_event_whose_link_is_forbidden_costs_no_send(db, caplog):
+    """By a trigger or a policy of the application, or because the role may not link; a sweep of another role may."""
+    webhook_in(db, event())
+    db.run(FORBIDDING)
+    assert sent_in(db, make_sent())[0].linked == 0
+    assert "events of a send cannot be linked (SQLSTATE 42501)" in caplog.text
+    db.run("DROP TRIGGER forbid ON mailglass_events")
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
+
+
 def sent_together(db, *sends):
     """Record each send in a transaction of its own, all at once, and return what became of them."""
     barrier = Barrier(len(sends))
