@@ -123,8 +123,10 @@ def make_beat_schedule(
 
 
 def daily_at_three_utc() -> BaseSchedule:
-    """Return a schedule for 03:00 UTC daily: Celery's crontab uses the app's time zone and drops another when"
-    " pickled."""
+    """Return a schedule for 03:00 UTC daily.
+
+    Celery's crontab uses the app's time zone, and drops another one when it is pickled.
+    """
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
     class InUTC(crontab):

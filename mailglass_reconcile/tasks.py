@@ -174,8 +174,7 @@ def dispatch() -> dict[str, int]:
 
 
 def enqueue_dispatch() -> None:
-    """Enqueue the task `dispatch` now, for the events that a sweep has linked; an error of the broker is only"
-    " logged."""
+    """Enqueue the task `dispatch` now, for the events that a sweep has linked; log an error of the broker."""
     try:
         dispatch.apply_async(retry=False)
     except Exception as error:  # any error of a broker's client

@@ -27,8 +27,7 @@ MAX_INCOMPLETE = 128
 MAX_VERIFIED = 80
 """Complete bodies whose sender has proved a secret; beyond that, the largest waiting one is evicted."""
 MAX_UNVERIFIED = 80
-"""Complete bodies with an unverified signature inside; beyond that, the largest of the provider with most is"
-" evicted."""
+"""Complete bodies whose signature is inside; beyond that, the largest of the provider with most of them is evicted."""
 MAX_AWAITING_CERTIFICATE = 24
 """Complete bodies that wait for a certificate; beyond that, a random one is evicted.
 

@@ -151,7 +151,6 @@ def _is_reloaded(existing: RegisteredHandler, function: Handler, location: tuple
 
 
 def _source_location(function: Handler) -> tuple[str, int] | None:
-    """Return a function's file and line, which distinguish a reloaded module from a second function of the same"
-    " name."""
+    """Return a function's file and line: they tell a reloaded module from a second function of the same name."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else None

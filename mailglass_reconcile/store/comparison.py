@@ -192,8 +192,10 @@ def _is_not_ours(step: SchemaStep, row: Any, *, is_mailglass: bool) -> bool:
 
 
 def _describe_foreign(step: SchemaStep, row: Any) -> str | None:
-    """Return a phrase about a foreign object with the name of a step, or None; an index belongs to its table's"
-    " owner."""
+    """Return a phrase about a foreign object with the name of a step, or None.
+
+    An index belongs to the owner of its table.
+    """
     if step.kind == "table" and row.has_kind and step.columns and step.columns[0] not in (row.definition or "").split():
         return f"table {step.name} is not ours, because it lacks {step.columns[0]}"
     if row.owner == row.role or (row.has_kind and step.kind == "index"):

@@ -74,8 +74,10 @@ class CertificateCache:
         return certificate
 
     def schedule_fetch(self, source: CertificateSource) -> Future[None]:
-        """Enqueue a certificate to be fetched by a thread; the future ends when `get` can return it, or has the"
-        " error."""
+        """Enqueue a certificate to be fetched by a thread.
+
+        The future ends when `get` can return the certificate, or has the error.
+        """
         request = _FetchRequest(source, Future())
         with self._lock:
             self._queue.append(request)

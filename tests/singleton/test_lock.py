@@ -71,13 +71,13 @@ def test_every_spelling_of_the_same_sweep_has_the_same_key(store):
 def test_tenants_and_deployments_have_keys_of_their_own(store):
     """A tenant named `all`, or like another's digest, is a tenant; a schema and a database tell deployments apart."""
     names = ["all", "None", "acme", "acme ", "tenant:acme", "", "\ud800", "ä"]
-    keies = [key(app_on(store), *([name] if name is not None else [])) for name in [None, *names]]
+    lock_keys = [key(app_on(store), *([name] if name is not None else [])) for name in [None, *names]]
     other_schema = key(app_on(store, database_schema="mail"))
     other_database = key(app_on(store, database_url=f"{DATABASE_URL}2"))
     options = key(app_on(store, database_url=f"{DATABASE_URL}?application_name=beat"))
-    assert len({*keies, other_schema, other_database}) == len(names) + 3
-    assert options == keies[0]
-    assert "acme" not in "".join(keies)
+    assert len({*lock_keys, other_schema, other_database}) == len(names) + 3
+    assert options == lock_keys[0]
+    assert "acme" not in "".join(lock_keys)
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def read_twisted(provider, data):
     read(provider, request.body, request.headers)
     good = documented(provider)[0].payload
     requests = posted(provider, [good, payload])
-    datas = [read(provider, request.body, request.headers) for request in requests]
-    assert datas[0]
-    assert datas[0][0].type == documented(provider)[0].type
+    event_lists = [read(provider, request.body, request.headers) for request in requests]
+    assert event_lists[0]
+    assert event_lists[0][0].type == documented(provider)[0].type
 
 
 @pytest.mark.slow
