@@ -126,6 +126,10 @@ class LedgerImmutableError(MailglassReconcileError):
     """An UPDATE, DELETE or TRUNCATE of the append-only ledger was refused (SQLSTATE 45A01)."""
 
 
+class InvalidArgumentError(MailglassReconcileError, TypeError, ValueError):
+    """An argument of a sweep has another name or type, or is out of bounds; nothing was swept."""
+
+
 class InvalidEventError(MailglassReconcileError, ValueError):
     """An event passed to a writer cannot be recorded; nothing was written."""
 

@@ -15,7 +15,7 @@ from celery_singleton import Singleton
 from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, docs_url
+from mailglass_reconcile.errors import ConfigurationError, InvalidArgumentError, docs_url
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, lock_key, queued_token, running_token
@@ -76,13 +76,23 @@ class SweepTask(Singleton):
         return key if bounds == (None, None) else f"{key}:range:{digest(str(bounds))}"
 
     def bind_arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
-        """Return a run's arguments by name; raise TypeError if they do not fit the task, or have other types."""
-        bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
+        """Return a run's arguments by name.
+
+        Raises:
+            InvalidArgumentError: They do not fit the task, have other types, or are out of bounds.
+        """
+        try:
+            bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
+        except TypeError as error:
+            raise InvalidArgumentError(f"the arguments do not fit: {error}") from None
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             expected = int | None if name in NUMBERS else str | None
             if not isinstance(value, expected) or isinstance(value, bool):
-                raise TypeError("tenant_id, after and until must be strings, limit and fan_out integers, or None")
+                text = "tenant_id, after and until must be strings, limit and fan_out integers, or None"
+                raise InvalidArgumentError(text)
+            if isinstance(value, int) and value < 1:
+                raise InvalidArgumentError(f"{name} must be at least 1")
         return bound.arguments
 
     def apply_async(

@@ -18,8 +18,6 @@ def cut_window(database: Database, tenant_id: str | None, size: int) -> tuple[in
 
     The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
     """
-    if size < 1:
-        raise ValueError("fan_out must be at least 1")
 
     def read() -> tuple[int, list[Range]]:
         with connected.reading() as tx:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import InvalidArgumentError
 from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -50,4 +51,6 @@ def prepare(interval: float, tenant_id: str | None = None, *, origin: Origin = "
 def require_interval(interval: float) -> None:
     """Refuse an interval, in seconds, that no recent sweep can have."""
     if not 0 < interval <= MAX_INTERVAL_SECONDS:
-        raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")
+        raise InvalidArgumentError(
+            f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds"
+        )
