@@ -40,7 +40,7 @@ class Cluster(ExitStack):
     """A Celery app, its broker, and what its workers say; each is asked once."""
 
     def __init__(self, app: Celery, setting: str) -> None:
-        """CheckContext at *app*; *setting* says where its broker is."""
+        """Connect to the broker of *app*; *setting* says where that is configured."""
         super().__init__()
         self.app, self._setting = app, setting
         options = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": CONNECT_SECONDS}

@@ -66,7 +66,7 @@ def lines(caplog):
     [
         (careless, r"KeyError in .*test_receivers.py:\d+"),
         ("nowhere.tenant", "MAILGLASS_TENANT: cannot import nowhere.tenant"),
-        (lambda told: 5, "MAILGLASS_TENANT: what it returns must be a string"),
+        (lambda told: 5, "the value that MAILGLASS_TENANT returns must be a string"),
         ("a" * 600, "MAILGLASS_TENANT must be a string"),
     ],
     ids=["function", "name", "result", "text"],

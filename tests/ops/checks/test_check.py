@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
-from celery import Celery
+from celery import Celery, _state
 from pydantic import SecretStr
 
 import factories
@@ -20,7 +20,7 @@ from handling import handle
 from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
 from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, workers
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.rules import handlers as registry
@@ -334,8 +334,11 @@ def test_beat_that_dispatches_is_not_to_be_started(db: Database) -> None:
     assert of("sweeps").status == ERROR
 
 
-def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker(db: Database) -> None:
+def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Celery counts only if it was asked for the last sweep, if beat asks, or if nothing sweeps; so does Redis."""
+    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests have made apps
 
     def asked() -> bool:
         cluster: list[str] = []
@@ -366,7 +369,7 @@ def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
 ) -> None:
     """Neither before nor after `migrate`, nor without a database; once Celery has swept, one is missing."""
     monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
-    monkeypatch.setattr(workers, "own_app", lambda: None)
+    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests have made apps
     default = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     default.model_fields_set.discard("redis_url")
 
