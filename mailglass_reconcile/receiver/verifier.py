@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +12,7 @@ from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 IDLE_ITERATIONS = 3
-"""Iterations of the event loop between two jobs: while a thread computes, each read of a socket takes 5 ms."""
+"""Iterations of the event loop between two jobs: while a thread computes, each read of a socket takes 5 ms or more."""
 
 Result = TypeVar("Result")
 
@@ -43,11 +44,16 @@ class _JobQueues:
 
 
 class VerificationThread:
-    """Runs jobs in one thread, alternating between verified and unverified bodies."""
+    """Runs jobs in one thread, alternating between verified and unverified bodies.
+
+    After a job that fails it idles for as long as that took: decoding JSON holds the GIL, and bodies of strangers, one
+    after the other, would leave the event loop a read of a socket between two of them.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mailglass-verifier")
         self._running: Future[Any] | None = None
+        self._started_at = self._idle_until = 0.0
         self._next, self._other = _JobQueues(), _JobQueues()
         self._verified, self._unverified = self._next, self._other
 
@@ -63,9 +69,13 @@ class VerificationThread:
         if after_iterations:
             asyncio.get_running_loop().call_soon(self._start_next, after_iterations - 1)
             return
+        if (idle_seconds := self._idle_until - time.monotonic()) > 0:
+            asyncio.get_running_loop().call_later(idle_seconds, self._start_next)
+            return
         while (self._running is None or self._running.done()) and (job := self._pop()):
             if not job.future.done():
                 self._running = self._thread.submit(job.function)
+                self._started_at = time.monotonic()
                 self._running.add_done_callback(lambda done, job=job: self._schedule_finish(job, done))  # type: ignore[misc]
 
     def _pop(self) -> _Job | None:
@@ -79,9 +89,13 @@ class VerificationThread:
             job.loop.call_soon_threadsafe(self._finish, job, done)
 
     def _finish(self, job: _Job, done: Future[Any]) -> None:
+        error = done.exception()
         if not job.future.done():
-            if error := done.exception():
+            if error:
                 job.future.set_exception(error)
             else:
                 job.future.set_result(done.result())
+        if error:
+            now = time.monotonic()
+            self._idle_until = now + (now - self._started_at)
         self._start_next(IDLE_ITERATIONS)
