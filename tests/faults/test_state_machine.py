@@ -596,7 +596,9 @@ class Schedule(RuleBasedStateMachine):
             assert each.skipped == each.skipped_held, each
         self._notice()
         closed = (len(open_) - result.remaining, *(before - each.remaining for before, each in within))
-        assert sum(closed) == len(open_) - len(self._open()), "what either of them closed is what one of them counts"
+        # What the inner sweep closed before the outer one read it remains for neither, and the outer one skipped it.
+        counted_twice = sum(closed) - (len(open_) - len(self._open()))
+        assert 0 <= counted_twice <= result.skipped_held, "what either of them closed is what one of them counts"
         return bool(within)
 
     @rule(size=SIZES, limit=st.integers(1, 3))
