@@ -79,7 +79,7 @@ class SweepTask(Singleton):
         """Return a run's arguments by name.
 
         Raises:
-            InvalidArgumentError: They do not fit the task, have other types, or are out of bounds.
+            InvalidArgumentError: They do not fit the task, or have other types.
         """
         try:
             bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
@@ -91,8 +91,6 @@ class SweepTask(Singleton):
             if not isinstance(value, expected) or isinstance(value, bool):
                 text = "tenant_id, after and until must be strings, limit and fan_out integers, or None"
                 raise InvalidArgumentError(text)
-            if isinstance(value, int) and value < 1:
-                raise InvalidArgumentError(f"{name} must be at least 1")
         return bound.arguments
 
     def apply_async(

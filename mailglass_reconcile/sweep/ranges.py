@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+from mailglass_reconcile.errors import InvalidArgumentError
 from mailglass_reconcile.store import window
 from mailglass_reconcile.store.database import Database, with_retries
 from mailglass_reconcile.store.window import Range
@@ -18,6 +19,8 @@ def cut_window(database: Database, tenant_id: str | None, size: int) -> tuple[in
 
     The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
     """
+    if size < 1:
+        raise InvalidArgumentError("fan_out must be at least 1")
 
     def read() -> tuple[int, list[Range]]:
         with connected.reading() as tx:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.errors import DatabaseRefusedError, InvalidArgumentError
 from mailglass_reconcile.mailglass_compat import unchecked_links
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import open_orphans, stored_keys
@@ -267,7 +267,7 @@ def prepare(
 ) -> Sweep:
     """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis."""
     if limit is not None and limit < 1:
-        raise ValueError("limit must be at least 1")
+        raise InvalidArgumentError("limit must be at least 1")
     runtime.load_imports(only_warn=dry_run)
     return Sweep(
         runtime.database(),
