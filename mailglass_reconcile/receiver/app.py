@@ -303,7 +303,7 @@ class Receiver:
         """Record the events of a verified webhook in one transaction."""
         tenant = tenant or self._tenant_of(path)
         with (
-            failures.count_failure(_webhook_of(provider)),
+            failures.count_failure(f"a webhook of {providers.canonical(provider)}"),
             webhook.claim,
             connect(self._engine) as connection,
             database_errors(),
@@ -353,10 +353,6 @@ class _VerifiedWebhook(NamedTuple):
 
 class _UnknownTenantError(Exception):
     """The tenant does not exist, or has no secret for the provider."""
-
-
-def _webhook_of(provider: str) -> str:
-    return f"a webhook of {providers.canonical(provider)}"
 
 
 def _format_counts(recorded: Sequence[Recorded]) -> str:
