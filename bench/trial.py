@@ -39,7 +39,7 @@ class LinkMethod(NamedTuple):
 
     @contextmanager
     def running(self, testbed: Testbed, url: str) -> Iterator[dict[str, int]]:
-        """Run the command, if there is one, while the block runs; yield its process id by name."""
+        """Run the method's command, if it has one, while the block runs; yield the process id by the method's name."""
         if not self.command:
             yield {}
             return

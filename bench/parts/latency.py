@@ -14,7 +14,7 @@ DELIVERIES, EVENTS = 100_000, 10_000
 """In the database at first, and in each trial at half of the maximum."""
 
 UNLIMITED_RATE = {"record": 300.0, "insert": 1_000.0}
-"""Events a second for each core, by the kind of writer: above its limit; doubled if it is not."""
+"""Events per second and core at which the search for a writer's maximum starts, doubled until it cannot keep up."""
 
 MAX_DELAY_SECONDS = 0.5
 """A generator that is later than this is overloaded."""

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 log_throttle = LogThrottle()
 
 HANDLER_SECONDS = 30
-"""The limit for one statement of a handler, and for a handler in all."""
+"""Seconds that each statement of a handler may take, and all of a handler's work on an event."""
 
 
 class HandlerTransaction(NamedTuple):

@@ -23,7 +23,7 @@ MAX_EVENTS = 200
 SOON_SECONDS = 600.0
 """Within ten minutes, a webhook may still be on its way."""
 MAX_NAMING_ORPHANS = 20
-"""Open orphans that are read for one delivery."""
+"""Open orphans that are read at most for a delivery."""
 READ_EVENTS = 2_000
 """Events of the ledger that are read to find the latest links among other events."""
 

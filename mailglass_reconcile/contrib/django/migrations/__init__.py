@@ -1,1 +1,1 @@
-"""One migration for each revision of ours, under its name: each runs our own migration, which skips what is done."""
+"""A Django migration for each revision of the schema: it runs `migrate`, which skips the steps that are done."""
