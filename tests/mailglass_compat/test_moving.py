@@ -180,22 +180,22 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, em
     assert database.open_set() == set()
 
 
-def test_orphans_whose_events_are_gone_are_closed_by_the_prune(beside):
+def test_orphans_whose_events_are_gone_are_closed_by_the_prune(mailglass_db):
     """Mailglass's tests truncate the ledger: the open set follows it, and a new event is linked."""
-    factories.delivery(beside, "m-1")
+    factories.delivery(mailglass_db, "m-1")
     for id_ in ("m-1", "m-2", "m-3"):
-        factories.orphan(beside, factories.postmark(id_), age_seconds=900)
+        factories.orphan(mailglass_db, factories.postmark(id_), age_seconds=900)
     reconcile(limit=1)
-    beside.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
-    beside.run("TRUNCATE mailglass_events")
-    beside.broken.update({"I1", "I2", "I3", "I4"})
-    factories.orphan(beside, factories.postmark("m-1"), age_seconds=800)
+    mailglass_db.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
+    mailglass_db.run("TRUNCATE mailglass_events")
+    mailglass_db.broken.update({"I1", "I2", "I3", "I4"})
+    factories.orphan(mailglass_db, factories.postmark("m-1"), age_seconds=800)
     prune()
     result = reconcile()
     assert (result.scanned, result.linked, result.skipped, result.status) == (1, 1, 0, "ok")
-    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
-    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
-    assert status.load_problems(beside.database) == []
+    assert mailglass_db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert mailglass_db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+    assert status.load_problems(mailglass_db.database) == []
 
 
 def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):

@@ -23,16 +23,16 @@ LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconcile
 
 
 @pytest.fixture
-def statements(beside):
+def statements(mailglass_db):
     """The statements that are sent, as they are."""
     sent = []
 
     def note(_connection, _cursor, statement, *_others):
         sent.append(statement)
 
-    sa.event.listen(beside.engine, "before_cursor_execute", note)
+    sa.event.listen(mailglass_db.engine, "before_cursor_execute", note)
     yield sent
-    sa.event.remove(beside.engine, "before_cursor_execute", note)
+    sa.event.remove(mailglass_db.engine, "before_cursor_execute", note)
 
 
 def postmark(recipient, kind="bounced"):
@@ -96,11 +96,11 @@ QUICK = ("sendgrid", "ses")
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
-def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(beside, provider, named):
+def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, provider, named):
     """Found by the raw webhook's id, by the event's own, or, in a batch, by the moment."""
     raw, events, message_id, raw_id = PROVIDERS[provider](CC)
-    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id, named=named)
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, named=named)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.recipient_mismatch) == (0, 1)
     assert reconcile().recipient_mismatch == 1  # from what the first sweep has stored
@@ -108,37 +108,37 @@ def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(beside, provide
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 @pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
-def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(beside, provider, named):
+def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(mailglass_db, provider, named):
     """Mailglass's own delivery of the To, and another writer's of the Cc."""
     raw, events, message_id, raw_id = PROVIDERS[provider](f" {TO.upper()}")
-    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id, named=named)
-    delivery = factories.delivery(beside, message_id, recipient=TO)
-    factories.delivery(beside, message_id, recipient=CC)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, named=named)
+    delivery = factories.delivery(mailglass_db, message_id, recipient=TO)
+    factories.delivery(mailglass_db, message_id, recipient=CC)
     assert reconcile().linked == 1
-    assert beside.value(LINKED) == delivery
+    assert mailglass_db.value(LINKED) == delivery
 
 
-def test_one_event_is_decided_as_a_sweep_decides(beside):
+def test_one_event_is_decided_as_a_sweep_decides(mailglass_db):
     """By explain and by attempt_link, in which no sweep has looked at it before."""
     raw, events, message_id, _ = postmark(CC)
-    (event_id,) = raw_webhooks.store(beside, "postmark", raw, events)
-    factories.delivery(beside, message_id, recipient=TO)
-    explanation = explain(beside.database, UUID(event_id))
+    (event_id,) = raw_webhooks.store(mailglass_db, "postmark", raw, events)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
+    explanation = explain(mailglass_db.database, UUID(event_id))
     assert (explanation.state, explanation.recipient_known) == ("recipient_mismatch", True)
     assert [row["addressed"] for row in explanation.named] == [False]
-    with beside.engine.connect() as connection:
+    with mailglass_db.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert attempt_link(connection, orphan).state == "recipient_mismatch"
 
 
-def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(beside):
+def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(mailglass_db):
     """More than are read whole."""
     raw, events, message_id, _ = sendgrid("7@example.com")
-    raw_webhooks.store(beside, "sendgrid", raw, events)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events)
     rows = [factories.delivery_row(message_id, recipient=f"{n}@example.com") for n in range(60)]
-    factories.insert(beside, rows)
+    factories.insert(mailglass_db, rows)
     assert reconcile().linked == 1
-    assert beside.value(LINKED) == rows[7]["id"]
+    assert mailglass_db.value(LINKED) == rows[7]["id"]
 
 
 @pytest.mark.parametrize(
@@ -152,144 +152,144 @@ def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(b
         {"raw": [{"email": None, "sg_event_id": "mine=="}, 7, None, ["mine=="]]},
     ],
 )
-def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(beside, changed):
+def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(mailglass_db, changed):
     """As the original does: the webhook is gone, of another tenant, or says something else."""
     raw, events, message_id, raw_id = sendgrid(CC)
-    raw_webhooks.store(beside, "sendgrid", **{"raw": raw, "events": events, "raw_id": raw_id, **changed})
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, "sendgrid", **{"raw": raw, "events": events, "raw_id": raw_id, **changed})
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked_unchecked == 1
-    assert beside.rows(CHECKED) == [(False,)]
+    assert mailglass_db.rows(CHECKED) == [(False,)]
 
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
-def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(beside, provider):
+def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mailglass_db, provider):
     """It counts as a part of `linked`; a dry run counts the same, of all or of some; explain says it of both."""
     raw, events, message_id, raw_id = PROVIDERS[provider](TO)
-    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id)
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     raw, events, _, raw_id = postmark(TO)
     alone = {**events[0], "message_id": "alone"}
-    [unchecked] = raw_webhooks.store(beside, "postmark", raw, [alone], raw_id="gone", kept=False)
-    factories.delivery(beside, "alone", recipient=TO)
+    [unchecked] = raw_webhooks.store(mailglass_db, "postmark", raw, [alone], raw_id="gone", kept=False)
+    factories.delivery(mailglass_db, "alone", recipient=TO)
     assert pointed_at() == (2, 1)
     for sweep in (prepare(dry_run=True), prepare()):
         result = sweep.run()
         assert (result.linked, result.linked_unchecked) == (2, 1)
-        assert explain(beside.database, UUID(unchecked)).recipient_checked is False
-    assert sorted(map(str, beside.rows(CHECKED))) == ["(False,)", "(None,)"]
-    with beside.database.reading() as tx:
+        assert explain(mailglass_db.database, UUID(unchecked)).recipient_checked is False
+    assert sorted(map(str, mailglass_db.rows(CHECKED))) == ["(False,)", "(None,)"]
+    with mailglass_db.database.reading() as tx:
         counts = runs.sum_by_status(tx)[0].counts
     assert (counts["linked"], counts["linked_unchecked"]) == (2, 1)
-    assert value(scrape(beside), "linked_unchecked_total") == 1
+    assert value(scrape(mailglass_db), "linked_unchecked_total") == 1
 
 
-def test_events_of_our_writers_carry_no_such_note(beside):
+def test_events_of_our_writers_carry_no_such_note(mailglass_db):
     """They keep a recipient apart from the ledger, and know if there was one."""
-    with beside.engine.begin() as connection:
+    with mailglass_db.engine.begin() as connection:
         event = WebhookEvent(
             message_id="m-1", provider_event_id="e", type="opened", occurred_at=dt.datetime.now(dt.UTC)
         )
         record_webhook(connection, tenant_id=factories.TENANT, provider="postmark", events=[event])
-    factories.delivery(beside, "m-1", recipient=TO)
-    beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    factories.delivery(mailglass_db, "m-1", recipient=TO)
+    mailglass_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
     assert pointed_at() == (1, 0)
     result = reconcile()
     assert (result.linked, result.linked_unchecked) == (1, 0)
-    assert beside.rows(CHECKED) == [(None,)]
+    assert mailglass_db.rows(CHECKED) == [(None,)]
 
 
-def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(beside):
+def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(mailglass_db):
     """A sweep has stored the ids of the event before."""
     raw, events, message_id, raw_id = postmark(TO)
-    raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id, kept=False)
+    raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id, kept=False)
     reconcile()
-    with beside.engine.begin() as connection:
+    with mailglass_db.engine.begin() as connection:
         sent = [Sent(recipient=TO, message_id=message_id)]
         [result] = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
     assert result.linked == 1
-    assert beside.rows(CHECKED) == [(False,)]
+    assert mailglass_db.rows(CHECKED) == [(False,)]
 
 
-def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(beside):
+def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(mailglass_db):
     """The appended row has the notification's id alone; one of another form is copied as it is."""
     for recipient, ses_id in ((TO, "sns-1"), (CC, "sns-2")):
         raw, events, message_id, _ = ses(recipient)
-        raw_webhooks.store(beside, "ses", raw, [{**events[0], "sns_message_id": ses_id}], raw_id=ses_id)
-    factories.delivery(beside, message_id, recipient=TO)
+        raw_webhooks.store(mailglass_db, "ses", raw, [{**events[0], "sns_message_id": ses_id}], raw_id=ses_id)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 2
     copied = "SELECT metadata ->> 'reconciled_provider_event_id' FROM mailglass_events WHERE type = 'reconciled'"
-    assert sorted(row[0] for row in beside.rows(copied)) == ["sns-1", f"sns-1:{CC}"]
+    assert sorted(row[0] for row in mailglass_db.rows(copied)) == ["sns-1", f"sns-1:{CC}"]
 
 
-def test_resend_names_no_recipient_of_a_message_to_several(beside):
+def test_resend_names_no_recipient_of_a_message_to_several(mailglass_db):
     """Its webhook lists whom the message went to, not whom the event is about."""
     raw, events, message_id, raw_id = resend(TO)
     raw["data"]["cc"] = [CC]
-    raw_webhooks.store(beside, "resend", raw, events, raw_id=raw_id)
-    factories.insert(beside, [factories.delivery_row(message_id, recipient=one) for one in (TO, CC)])
+    raw_webhooks.store(mailglass_db, "resend", raw, events, raw_id=raw_id)
+    factories.insert(mailglass_db, [factories.delivery_row(message_id, recipient=one) for one in (TO, CC)])
     assert reconcile().ambiguous == 1
 
 
 @pytest.mark.parametrize("webhook", ["nonsense", "", None, 7])
-def test_a_webhook_id_that_is_none_is_passed_over(beside, webhook):
+def test_a_webhook_id_that_is_none_is_passed_over(mailglass_db, webhook):
     """Whatever other writers left there; the event's own id is tried then."""
     raw, events, message_id, raw_id = postmark(CC)
     raw_webhooks.store(
-        beside, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, named=False
+        mailglass_db, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, named=False
     )
-    factories.delivery(beside, message_id, recipient=TO)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().recipient_mismatch == 1
 
 
 @pytest.mark.parametrize(
     "status", slow_unless("succeeded".__eq__, ["received", "processing", "succeeded", "failed", "dead"])
 )
-def test_a_batch_of_0_1_1_is_found_in_every_state(beside, status):
+def test_a_batch_of_0_1_1_is_found_in_every_state(mailglass_db, status):
     """By the moment."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, status=status)
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, named=False, status=status)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().recipient_mismatch == 1
 
 
 @pytest.mark.parametrize(("second", "linked"), [(CC, 0), (f" <{CC.upper()}>", 0), (TO, 1), (None, 1), ([TO, CC], 1)])
-def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(beside, second, linked):
+def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(mailglass_db, second, linked):
     """Two of one moment, as after a redelivery; if one names another or nobody, the message id alone decides."""
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
-    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, at=at)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, named=False, at=at)
     again = [{**row, "email": second} if row["email"] == CC else row for row in raw]
-    raw_webhooks.store(beside, "sendgrid", again, [], named=False, at=at, raw_id="again")
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, "sendgrid", again, [], named=False, at=at, raw_id="again")
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.linked_unchecked, result.recipient_mismatch) == (linked, linked, 1 - linked)
 
 
-def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(beside):
+def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(mailglass_db):
     """SendGrid repeats events within a batch."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(beside, "sendgrid", [*raw, raw[1]], events)
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, "sendgrid", [*raw, raw[1]], events)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().recipient_mismatch == 1
 
 
-def test_an_event_without_a_moment_finds_no_batch(beside):
+def test_an_event_without_a_moment_finds_no_batch(mailglass_db):
     """Its id is no UUIDv7, and the raw webhook has another id."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(beside, "sendgrid", raw, [], named=False)
-    factories.orphan(beside, {"provider": "sendgrid", **events[0]})
-    factories.delivery(beside, message_id, recipient=TO)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, [], named=False)
+    factories.orphan(mailglass_db, {"provider": "sendgrid", **events[0]})
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1
 
 
-def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(beside, statements):
+def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(mailglass_db, statements):
     """Not for events that match nothing, nor for those whose recipient a sweep has stored."""
     raw, events, message_id, raw_id = postmark(CC)
-    raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id)
+    raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id)
     reconcile()
     assert not [sql for sql in statements if "w.raw_payload" in sql]
-    assert beside.value("SELECT recipient IS NULL FROM mailglass_open_orphans")
-    factories.delivery(beside, message_id, recipient=TO)
+    assert mailglass_db.value("SELECT recipient IS NULL FROM mailglass_open_orphans")
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     reconcile()
     assert [sql for sql in statements if "w.raw_payload" in sql]
     statements.clear()
@@ -297,11 +297,11 @@ def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(beside, st
     assert not [sql for sql in statements if "w.raw_payload" in sql]
 
 
-def test_without_raw_webhooks_no_event_is_read_for_its_recipient(beside, statements):
+def test_without_raw_webhooks_no_event_is_read_for_its_recipient(mailglass_db, statements):
     """An orphan that stays ambiguous would cost its event's documents in each sweep."""
-    factories.orphan(beside, factories.postmark("m-1"))
-    factories.delivery(beside, "m-1", recipient=TO)
-    factories.delivery(beside, "m-1", recipient=CC)
+    factories.orphan(mailglass_db, factories.postmark("m-1"))
+    factories.delivery(mailglass_db, "m-1", recipient=TO)
+    factories.delivery(mailglass_db, "m-1", recipient=CC)
     assert reconcile().ambiguous == 1
     statements.clear()
     assert reconcile().ambiguous == 1
@@ -309,7 +309,7 @@ def test_without_raw_webhooks_no_event_is_read_for_its_recipient(beside, stateme
 
 
 @pytest.mark.slow
-def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
+def test_a_batch_is_read_once_however_many_events_it_has(mailglass_db, statements):
     """A thousand events of one webhook cost what one costs, and a share."""
     example = raw_webhooks.payload("sendgrid", "bounced")
     raw = [
@@ -320,10 +320,10 @@ def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
         {"provider_event_id": row["sg_event_id"], "event": "bounce", "sg_message_id": row["sg_message_id"]}
         for row in raw
     ]
-    raw_webhooks.store(beside, "sendgrid", raw, events)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events)
     rows = [factories.delivery_row(row["sg_message_id"], recipient=row["email"]) for row in raw]
-    factories.insert(beside, rows[:500])
-    factories.insert(beside, [{**row, "recipient": TO} for row in rows[500:]])
+    factories.insert(mailglass_db, rows[:500])
+    factories.insert(mailglass_db, [{**row, "recipient": TO} for row in rows[500:]])
     result = reconcile()
     assert (result.linked, result.recipient_mismatch) == (500, 500)
     assert len([sql for sql in statements if "jsonb_array_elements" in sql]) == 1

@@ -21,26 +21,26 @@ def sent_in(db, *recipients, message_id="m-1", **more):
         return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
 
 
-def test_mailglass_s_ingest_does_not_find_what_we_have_sent(beside):
+def test_mailglass_s_ingest_does_not_find_what_we_have_sent(mailglass_db):
     """It would attach the event itself: no handler would run, nothing be broadcast, and its webhooks would fail."""
-    (sent,) = sent_in(beside, ADA)
-    assert beside.value(BY_PROVIDER) == 0
-    orphan = factories.orphan(beside, factories.postmark("m-1"), type="delivered")
+    (sent,) = sent_in(mailglass_db, ADA)
+    assert mailglass_db.value(BY_PROVIDER) == 0
+    orphan = factories.orphan(mailglass_db, factories.postmark("m-1"), type="delivered")
     assert mailglass_reconcile.reconcile().linked == 1
-    row = beside.rows(
+    row = mailglass_db.rows(
         "SELECT delivery_id FROM mailglass_events WHERE idempotency_key = 'reconciled:' || :id", id=orphan
     )
     assert row[0].delivery_id == sent.delivery_id
 
 
-def test_the_provider_is_shown_all_the_same(beside):
+def test_the_provider_is_shown_all_the_same(mailglass_db):
     """It is that of the send, in the delivery's timeline and among what an event's id names."""
-    deliveries = sent_in(beside, ADA, BOB)
-    with beside.database.reading() as tx:
+    deliveries = sent_in(mailglass_db, ADA, BOB)
+    with mailglass_db.database.reading() as tx:
         (delivery,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
     assert delivery.provider == "postmark"
-    orphan = factories.orphan(beside, factories.postmark("m-1"), type="opened")
-    named = explain(beside.database, orphan).named
+    orphan = factories.orphan(mailglass_db, factories.postmark("m-1"), type="opened")
+    named = explain(mailglass_db.database, orphan).named
     assert [(row["provider"], row["fitting"]) for row in named] == [("postmark", True)] * 2
 
 
@@ -50,9 +50,9 @@ def test_without_mailglass_a_delivery_has_its_provider(db):
     assert db.value(BY_PROVIDER) == 1
 
 
-def test_who_made_the_tables_is_one_answer(beside):
+def test_who_made_the_tables_is_one_answer(mailglass_db):
     """For guard, prune, erasure, retention, removal and sends."""
-    with beside.database.reading() as tx:
+    with mailglass_db.database.reading() as tx:
         assert schema.is_made_by_mailglass(tx)
 
 

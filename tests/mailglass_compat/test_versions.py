@@ -12,10 +12,10 @@ from shapes import SCHEMAS
 pytestmark = pytest.mark.slow
 
 
-def test_an_orphan_of_either_version_is_linked(beside):
+def test_an_orphan_of_either_version_is_linked(mailglass_db):
     """Whatever the tables have besides what is needed."""
-    delivery(beside, "m-1")
-    orphan(beside, postmark("m-1"))
+    delivery(mailglass_db, "m-1")
+    orphan(mailglass_db, postmark("m-1"))
     assert mailglass_reconcile.reconcile().linked == 1
 
 

@@ -205,13 +205,13 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     assert not [sql for sql in statements if "DELETE" in sql]
 
 
-def test_raw_webhooks_of_mailglass_s_tables_are_kept_unless_a_retention_is_set(beside):
+def test_raw_webhooks_of_mailglass_s_tables_are_kept_unless_a_retention_is_set(mailglass_db):
     """It deletes them itself; each status stands alone, in the environment and in Python. Its outbox rows are ours."""
-    beside.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
+    mailglass_db.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
     for status in ("succeeded", "dead", "failed"):
-        webhooks(beside, status, days=400)
+        webhooks(mailglass_db, status, days=400)
     assert mailglass_reconcile.prune().as_dict() == NOTHING
-    settings = beside.settings.model_copy(update={"retention_dead_days": 90})
-    mailglass_reconcile.configure(engine=beside.engine, settings=settings)
+    settings = mailglass_db.settings.model_copy(update={"retention_dead_days": 90})
+    mailglass_reconcile.configure(engine=mailglass_db.engine, settings=settings)
     assert mailglass_reconcile.prune().dead == 1
-    assert count_webhooks(beside) == {"succeeded": 1, "failed": 1}
+    assert count_webhooks(mailglass_db) == {"succeeded": 1, "failed": 1}

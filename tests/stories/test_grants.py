@@ -38,9 +38,9 @@ def acting(db, admin) -> Iterator:
 
 
 @pytest.fixture
-def acting_beside(beside, admin) -> Iterator:
+def acting_beside(mailglass_db, admin) -> Iterator:
     """The same in each version of Mailglass's schema."""
-    yield from acting_in(beside, admin)
+    yield from acting_in(mailglass_db, admin)
 
 
 def acting_in(db, admin) -> Iterator:
@@ -173,14 +173,14 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     }
 
 
-def test_with_mailglass_each_role_does_its_work_in_its_schema(beside, acting_beside):
+def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acting_beside):
     """A writer inserts, a sweeper sweeps, prunes and links by hand, an eraser erases, a reader looks."""
     insert = "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)"
     with engines.create_engine(acting_beside("mailglass_writer")).begin() as connection:
         connection.exec_driver_sql(f"{insert} VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)")
-    to, by_hand = delivery(beside, "m-1"), orphan(beside, {})
-    orphan(beside, postmark("m-1"))
-    orphan(beside, postmark("m-3"), age_seconds=8 * 86_400)
+    to, by_hand = delivery(mailglass_db, "m-1"), orphan(mailglass_db, {})
+    orphan(mailglass_db, postmark("m-1"))
+    orphan(mailglass_db, postmark("m-3"), age_seconds=8 * 86_400)
     sweeper = acting_beside("mailglass_sweeper")
     assert mailglass_reconcile.reconcile().linked == 1
     pruned = mailglass_reconcile.prune()

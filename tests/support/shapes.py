@@ -114,7 +114,7 @@ def pool_of(
 
 
 @pytest.fixture
-def beside(
+def mailglass_db(
     shape: str, pool_of: Callable[[str], DatabasePool], redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
     """A migrated database of each version, configured to be used, whose invariants are checked at the end."""

@@ -148,32 +148,32 @@ def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
     assert "postmark" in " ".join(finding.message for finding in findings)
 
 
-def test_events_that_never_have_an_id_are_no_fault(beside: Database) -> None:
+def test_events_that_never_have_an_id_are_no_fault(mailglass_db: Database) -> None:
     """SendGrid's asynchronous bounces, and changes of Mandrill's lists; a delivered one without an id is."""
     for _ in range(12):
-        orphan(beside, factories.sendgrid(None), type="bounced")
-        orphan(beside, {"provider": "mandrill"}, type="unknown")
+        orphan(mailglass_db, factories.sendgrid(None), type="bounced")
+        orphan(mailglass_db, {"provider": "mandrill"}, type="unknown")
     mailglass_reconcile.reconcile()
     assert of("key_rules").status == OK
-    orphan(beside, factories.sendgrid(None), type="delivered")
+    orphan(mailglass_db, factories.sendgrid(None), type="delivered")
     mailglass_reconcile.reconcile()
     finding = of("key_rules")
     assert (finding.status, "sendgrid" in finding.message) == (WARNING, True)
 
 
-def test_all_webhooks_under_another_tenant(beside: Database) -> None:
+def test_all_webhooks_under_another_tenant(mailglass_db: Database) -> None:
     """As where Mailglass lacks resolve_webhook_tenant; once one comes with the right tenant, it is an error no more."""
     for number in range(3):
-        delivery(beside, f"m-{number}", tenant_id="acme")
-        orphan(beside, postmark(f"m-{number}"), tenant_id="default")
+        delivery(mailglass_db, f"m-{number}", tenant_id="acme")
+        orphan(mailglass_db, postmark(f"m-{number}"), tenant_id="default")
     assert of("tenants").status == OK, "nothing has looked at them yet"
     mailglass_reconcile.reconcile()
     finding = of("tenants")
     assert (finding.status, "tenant is default" in finding.message) == (ERROR, True)
     assert "resolve_webhook_tenant" in finding.remedy
     for number in range(4):
-        delivery(beside, f"n-{number}", tenant_id="acme")
-        orphan(beside, postmark(f"n-{number}"), tenant_id="acme")
+        delivery(mailglass_db, f"n-{number}", tenant_id="acme")
+        orphan(mailglass_db, postmark(f"n-{number}"), tenant_id="acme")
     mailglass_reconcile.reconcile()
     assert of("tenants").status == WARNING
 
@@ -244,54 +244,54 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
 
 
-def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(beside: Database) -> None:
+def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(mailglass_db: Database) -> None:
     """`migrate` changes nothing of Mailglass's, but prints that statement too; so does `--check`, which fails."""
     index = "mailglass_events_idempotency_key_idx"
     mailglass_reconcile.reconcile()
-    beside.run(f"DROP INDEX {beside.settings.database_schema}.{index}")
+    mailglass_db.run(f"DROP INDEX {mailglass_db.settings.database_schema}.{index}")
     finding = of("indexes")
     assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
     assert finding.remedy is not None
     assert finding.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
-    assert runner.find_missing_objects(beside.engine, beside.settings) == [finding.sentence]
+    assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings) == [finding.sentence]
     with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
-        runner.migrate(beside.engine, beside.settings, lambda line: None)
-    heal(beside, finding.remedy)
-    assert (of("indexes").status, runner.find_missing_objects(beside.engine, beside.settings)) == (OK, [])
+        runner.migrate(mailglass_db.engine, mailglass_db.settings, lambda line: None)
+    heal(mailglass_db, finding.remedy)
+    assert (of("indexes").status, runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings)) == (OK, [])
 
 
-def test_mailglass_s_own_reconciler_that_still_runs(beside: Database) -> None:
+def test_mailglass_s_own_reconciler_that_still_runs(mailglass_db: Database) -> None:
     """Its events are told from ours by the moment at which they happen; both at once are no error."""
     for message in ("one", "two"):
-        delivery(beside, message)
-    orphan(beside, postmark("one"))
+        delivery(mailglass_db, message)
+    orphan(mailglass_db, postmark("one"))
     mailglass_reconcile.reconcile()
     assert of("other_reconciler").status == OK
-    event_id = orphan(beside, postmark("two"))
-    its = beside.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
-    factories.insert(beside, events=[factories.reconciled_row(event_id, its)])
+    event_id = orphan(mailglass_db, postmark("two"))
+    its = mailglass_db.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
+    factories.insert(mailglass_db, events=[factories.reconciled_row(event_id, its)])
     finding = of("other_reconciler")
     assert (finding.status, "made 1 link within" in finding.message, "Oban" in finding.remedy) == (WARNING, True, True)
 
 
-def test_deliveries_whose_ids_no_event_will_name(beside: Database) -> None:
+def test_deliveries_whose_ids_no_event_will_name(mailglass_db: Database) -> None:
     """Ids that Mailglass made up, and none at all."""
-    delivery(beside, "mailglass-synthetic-1")
-    delivery(beside, "m-1", provider="postmark")
+    delivery(mailglass_db, "mailglass-synthetic-1")
+    delivery(mailglass_db, "m-1", provider="postmark")
     finding = of("delivery_ids")
     assert (finding.status, "1 of 2" in finding.message) == (WARNING, True)
-    beside.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
+    mailglass_db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
     assert of("delivery_ids").status == ERROR
 
 
-def test_sessions_that_are_not_in_utc(beside: Database) -> None:
+def test_sessions_that_are_not_in_utc(mailglass_db: Database) -> None:
     """Mailglass writes local times; the remedy sets the role's time zone."""
-    beside.by_default("timezone", "Europe/Berlin")
+    mailglass_db.by_default("timezone", "Europe/Berlin")
     finding = of("time_zone")
     assert (finding.status, "Europe/Berlin" in finding.message) == (WARNING, True)
     assert finding.remedy is not None
     assert finding.remedy.startswith("ALTER ROLE")
-    beside.by_default("timezone", None)
+    mailglass_db.by_default("timezone", None)
     assert of("time_zone").status == OK
 
 

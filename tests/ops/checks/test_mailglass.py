@@ -36,10 +36,10 @@ def link(db, orphan, delivery, **metadata):
     db.broken.update({"I1", "I2", "I5"})
 
 
-def test_links_of_our_own_are_those_that_the_rule_makes(beside):
+def test_links_of_our_own_are_those_that_the_rule_makes(mailglass_db):
     """With a recipient that was read, and with one that could not be."""
-    _, message_id = bounce(beside, TO)
-    factories.delivery(beside, message_id, recipient=TO)
+    _, message_id = bounce(mailglass_db, TO)
+    factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1
     assert of("links").status == OK
 
@@ -51,31 +51,31 @@ def test_links_of_our_own_are_those_that_the_rule_makes(beside):
         ("another tenant's (0) or recipient's (1)", {"recipient": CC}),
     ],
 )
-def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(beside, whose, columns):
+def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(mailglass_db, whose, columns):
     """Mailglass's reconciler looks at neither."""
-    orphan, message_id = bounce(beside, TO)
-    link(beside, orphan, factories.delivery(beside, message_id, **{"recipient": TO, **columns}))
+    orphan, message_id = bounce(mailglass_db, TO)
+    link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, **{"recipient": TO, **columns}))
     finding = of("links")
     assert (finding.status, whose in finding.message) == (WARNING, True)
 
 
-def test_a_recipient_that_cannot_be_read_is_no_fault(beside):
+def test_a_recipient_that_cannot_be_read_is_no_fault(mailglass_db):
     """Then the message id alone decides, here too; the doctor does not claim to have compared it."""
-    orphan, message_id = bounce(beside, TO, kept=False)
-    link(beside, orphan, factories.delivery(beside, message_id, recipient=CC))
+    orphan, message_id = bounce(mailglass_db, TO, kept=False)
+    link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, recipient=CC))
     finding = of("links")
     assert finding.status == OK
     assert finding.message == "the 1 newest link is to the right tenant; the recipient of 1 cannot be read"
 
 
-def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_another_reconciler_s(beside, admin):
+def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_another_reconciler_s(mailglass_db, admin):
     """The privilege came after the link: no program has to be removed."""
-    with sweeper(beside, admin) as settings:
-        _, message_id = bounce(beside, CC)
-        factories.delivery(beside, message_id, recipient=TO)
+    with sweeper(mailglass_db, admin) as settings:
+        _, message_id = bounce(mailglass_db, CC)
+        factories.delivery(mailglass_db, message_id, recipient=TO)
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         assert reconcile().linked_unchecked == 1
-    beside.broken.add("I5")
+    mailglass_db.broken.add("I5")
     finding = of("links")
     assert (finding.status, "another reconciler" in finding.message) == (WARNING, False)
     assert "1 of 1 newest link is to another recipient's delivery" in finding.message
@@ -100,24 +100,24 @@ def sweeper(db, admin):
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
-def test_a_sweeper_that_cannot_read_recipients_is_a_warning(beside, admin):
+def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):
     """Its links are not checked, and stay for ever; the remedy is the one privilege that it lacks."""
     assert of("recipients").status == OK
-    with sweeper(beside, admin) as settings:
+    with sweeper(mailglass_db, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         finding = of("recipients")
         assert (finding.status, "cannot be undone" in finding.message) == (WARNING, True)
-        heal(beside, finding.remedy)
+        heal(mailglass_db, finding.remedy)
         assert of("recipients").status == OK
 
 
-def test_the_page_grants_what_a_sweeper_lacks(beside, admin):
+def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
     """Word for word, but for the schema and the role."""
     section = pages.section(PAGE, "Before the first link: recipients")
     [grant] = [block.text for block in section if block.language == "sql"]
-    with sweeper(beside, admin) as settings:
+    with sweeper(mailglass_db, admin) as settings:
         role = make_url(settings.database_url.get_secret_value()).username
-        beside.run(
+        mailglass_db.run(
             grant.replace("mailglass.mailglass_", f"{settings.database_schema}.mailglass_").replace(
                 "mailglass_sweeper", role
             )

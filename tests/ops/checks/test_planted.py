@@ -128,24 +128,26 @@ def _is_well(db: Database, check: str) -> None:
 
 
 @pytest.mark.parametrize("index", comparison.UNIQUE)
-def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(beside: Database, index: str) -> None:
+def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(
+    mailglass_db: Database, index: str
+) -> None:
     """`migrate` changes nothing of Mailglass's: it prints that statement and fails, because nothing can be recorded."""
     mailglass_reconcile.reconcile()
     assert [finding for finding in report() if finding.status != OK] == []
-    place = beside.settings.database_schema
-    beside.run(f"DROP INDEX {place}.{index}")
+    place = mailglass_db.settings.database_schema
+    mailglass_db.run(f"DROP INDEX {place}.{index}")
     finding = of("indexes")
     assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
-    assert load_problems(beside.database)
-    assert runner.find_missing_objects(beside.engine, beside.settings)
-    heal(beside, finding.remedy)
+    assert load_problems(mailglass_db.database)
+    assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings)
+    heal(mailglass_db, finding.remedy)
     assert [finding for finding in report() if finding.status != OK] == []
 
 
-def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(beside: Database) -> None:
+def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(mailglass_db: Database) -> None:
     """No promise rests on it."""
     mailglass_reconcile.reconcile()
-    beside.run(f"DROP INDEX {beside.settings.database_schema}.mailglass_events_tenant_recent_idx")
+    mailglass_db.run(f"DROP INDEX {mailglass_db.settings.database_schema}.mailglass_events_tenant_recent_idx")
     assert [finding for finding in report() if finding.status != OK] == []
 
 

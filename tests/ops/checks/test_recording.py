@@ -60,27 +60,27 @@ def silent(db):
     return [problem for problem in status.load_problems(db.database) if SILENT in problem]
 
 
-def test_webhooks_that_have_stopped_are_found_everywhere(beside):
+def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
     """By the check, the doctor and the metrics; a webhook that comes again ends it, linked or not."""
-    insert(beside, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
-    assert load_by_provider(beside)[None][:3] == (None, 5, 2)
-    [problem] = silent(beside)
+    insert(mailglass_db, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
+    assert load_by_provider(mailglass_db)[None][:3] == (None, 5, 2)
+    [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
     assert of("reports").status == ERROR
-    measured = scrape(beside)
+    measured = scrape(mailglass_db)
     assert value(measured, "mailglass_deliveries_without_report", provider="none") == 2
-    insert(beside, events=[orphan_row(postmark("m-40-0"))])
-    assert silent(beside) == []
+    insert(mailglass_db, events=[orphan_row(postmark("m-40-0"))])
+    assert silent(mailglass_db) == []
     reconcile()
-    beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
-    assert silent(beside) == []
+    mailglass_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
+    assert silent(mailglass_db) == []
     assert of("reports").message.startswith("1 of 4 deliveries checked, dispatched more than 1 day ago")
 
 
-def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
+def test_what_never_had_a_report_is_the_doctor_s_alone(mailglass_db):
     """Perhaps nobody has set up webhooks there."""
-    insert(beside, sent(40, 3))
-    assert silent(beside) == []
+    insert(mailglass_db, sent(40, 3))
+    assert silent(mailglass_db) == []
     assert of("reports").status == WARNING
     assert "no webhook has ever arrived" in of("reports").message
 
@@ -123,15 +123,15 @@ def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries,
     assert [problem for problem in status.load_problems(db.database) if "other message ids" in problem] == []
 
 
-def test_each_provider_is_looked_at_by_itself(beside):
+def test_each_provider_is_looked_at_by_itself(mailglass_db):
     """In any spelling; one that reports does not hide one that does not. An unknown one shares a label."""
-    insert(beside, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
-    insert(beside, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
-    assert set(load_by_provider(beside)) == {"postmark", "sendgrid", "homegrown"}
-    [problem] = silent(beside)
+    insert(mailglass_db, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
+    insert(mailglass_db, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
+    assert set(load_by_provider(mailglass_db)) == {"postmark", "sendgrid", "homegrown"}
+    [problem] = silent(mailglass_db)
     assert "no webhook of postmark has arrived" in problem
-    assert value(scrape(beside), "mailglass_deliveries_without_report", provider="postmark") == 1
-    assert value(scrape(beside), "mailglass_deliveries_without_report", provider="other") == 0
+    assert value(scrape(mailglass_db), "mailglass_deliveries_without_report", provider="postmark") == 1
+    assert value(scrape(mailglass_db), "mailglass_deliveries_without_report", provider="other") == 0
 
 
 OURS = """
@@ -143,9 +143,9 @@ UPDATE mailglass_deliveries
 """
 
 
-def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(beside):
+def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(mailglass_db):
     """Its deliveries name none, so that Mailglass's ingest leaves them alone; their sends do."""
-    with beside.engine.begin() as connection:
+    with mailglass_db.engine.begin() as connection:
         for id_ in ("m-1", "m-2"):
             sends = [Sent(recipient="ada@example.com", message_id=id_)]
             record_send(connection, tenant_id=TENANT, provider="postmark", sent=sends)
@@ -153,9 +153,9 @@ def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(beside):
             type="delivered", message_id="m-1", provider_event_id="1", occurred_at=dt.datetime.now(dt.UTC)
         )
         record_webhook(connection, tenant_id=TENANT, provider="postmark", events=[came])
-    beside.run(OURS)
-    beside.broken.update({"I2", "I7"})
-    [problem] = silent(beside)
+    mailglass_db.run(OURS)
+    mailglass_db.broken.update({"I2", "I7"})
+    [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook of postmark has arrived for 2 days")
 
 
@@ -169,33 +169,33 @@ def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(beside):
     ],
     ids=["mail is new", "a few of many", "long ago", "never dispatched"],
 )
-def test_what_is_no_silence(beside, rows):
+def test_what_is_no_silence(mailglass_db, rows):
     """A report after the dispatch, no mail for a week, or mail that left only now."""
-    insert(beside, rows)
-    assert silent(beside) == []
+    insert(mailglass_db, rows)
+    assert silent(mailglass_db) == []
 
 
-def test_an_open_that_mailglass_counted_is_a_report_and_no_webhook(beside):
+def test_an_open_that_mailglass_counted_is_a_report_and_no_webhook(mailglass_db):
     """It has a pixel of its own."""
-    insert(beside, [*delivered(60), *sent(40), *sent(1, last_event_type="opened")])
-    assert len(silent(beside)) == 1
+    insert(mailglass_db, [*delivered(60), *sent(40), *sent(1, last_event_type="opened")])
+    assert len(silent(mailglass_db)) == 1
 
 
-def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(beside):
+def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(mailglass_db):
     """The last reports are found by another index than the newest deliveries."""
-    insert(beside, delivered(24 * 30, 3) + sent(30, 300))
-    assert len(silent(beside)) == 1
-    assert load_by_provider(beside)[None].deliveries == reports.OF_TENANT
+    insert(mailglass_db, delivered(24 * 30, 3) + sent(30, 300))
+    assert len(silent(mailglass_db)) == 1
+    assert load_by_provider(mailglass_db)[None].deliveries == reports.OF_TENANT
 
 
-def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
+def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
     """Infinity asks nothing of the database."""
-    insert(beside, [*delivered(50), *sent(40)])
+    insert(mailglass_db, [*delivered(50), *sent(40)])
     for hours, problems in (("30", 1), ("45", 0), ("0.5", 1), ("infinity", 0)):
         monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", hours)
-        more = {"database_schema": beside.settings.database_schema, "redis_url": beside.settings.redis_url}
-        settings = Settings(database_url=beside.settings.database_url, **more)
-        mailglass_reconcile.configure(engine=beside.engine, settings=settings)
+        more = {"database_schema": mailglass_db.settings.database_schema, "redis_url": mailglass_db.settings.redis_url}
+        settings = Settings(database_url=mailglass_db.settings.database_url, **more)
+        mailglass_reconcile.configure(engine=mailglass_db.engine, settings=settings)
         assert (
             len(
                 [
@@ -214,12 +214,12 @@ def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
+def test_the_sample_costs_the_same_however_many_rows_there_are(mailglass_db):
     """A hundred tenants with three hundred deliveries each: no table is read whole."""
-    beside.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
-    insert(beside, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
-    beside.run(COPIES)
-    beside.run("ANALYZE")
+    mailglass_db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
+    insert(mailglass_db, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
+    mailglass_db.run(COPIES)
+    mailglass_db.run("ANALYZE")
     plans = []
 
     def note(connection, _cursor, statement, parameters, *_others):
@@ -227,11 +227,11 @@ def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
             explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
             plans.append(connection.exec_driver_sql(explained, parameters).scalar_one()[0])
 
-    sa.event.listen(beside.engine, "before_cursor_execute", note)
-    load_by_provider(beside)
-    sa.event.remove(beside.engine, "before_cursor_execute", note)
+    sa.event.listen(mailglass_db.engine, "before_cursor_execute", note)
+    load_by_provider(mailglass_db)
+    sa.event.remove(mailglass_db.engine, "before_cursor_execute", note)
     [plan] = plans
     assert "Seq Scan on mailglass" not in str(plan)
     assert "'Node Type': 'Seq Scan'" not in str(plan)
     assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 8_000
-    assert math.isfinite(load_by_provider(beside)[None].silent_seconds or 0) is False
+    assert math.isfinite(load_by_provider(mailglass_db)[None].silent_seconds or 0) is False
