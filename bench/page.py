@@ -168,7 +168,7 @@ def _compact(points: Points) -> str:
 
 
 def selected_table(name: str, part: dict[str, Any]) -> str:
-    """Return the figures of the part *name* that `SHOWN` names as a Markdown table."""
+    """Return a Markdown table of the figures of the part *name* that `SELECTED` lists."""
     figures = {row["name"]: Figure(**row) for row in part["figures"]}
     rows = [(label, figures[figure]) for figure, label in SELECTED[name].items() if figure in figures]
     trial = TRIAL * ("--quick" in part["command"])

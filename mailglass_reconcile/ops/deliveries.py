@@ -122,11 +122,11 @@ WITH of_recipient AS (
             WHERE id = c.id
               AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
            OFFSET 0) AS d
--- All of them first: otherwise the planner may walk a tenant's deliveries by time, and meet few that are wanted.
-), named AS MATERIALIZED (
+-- All of them first: otherwise the planner may walk a tenant's deliveries by time, and meet few that match.
+), matching AS MATERIALIZED (
   SELECT * FROM of_recipient UNION SELECT * FROM of_message_ids UNION SELECT * FROM of_ids
 )
-SELECT id::text, count(*) OVER () AS number FROM named ORDER BY inserted_at DESC, id DESC LIMIT :size
+SELECT id::text, count(*) OVER () AS number FROM matching ORDER BY inserted_at DESC, id DESC LIMIT :size
 """
 
 # A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key. Of a million random ids, one
@@ -173,11 +173,11 @@ class Delivery:
         since: When that happened.
         final: True if its state is terminal: delivered, bounced and so on.
         stored_at: When it was stored.
-        dispatched_at: When it was first reported as dispatched; and so on.
-        delivered_at: The same.
-        bounced_at: The same.
-        complained_at: The same.
-        suppressed_at: The same.
+        dispatched_at: When the first event of type `dispatched` happened; None without one.
+        delivered_at: The same for `delivered`.
+        bounced_at: The same for `bounced`.
+        complained_at: The same for `complained`.
+        suppressed_at: The same for `suppressed`.
         summary: The state of the delivery in one sentence.
         command: The command that shows more; None if there is none.
     """
@@ -272,7 +272,7 @@ def find_newest(
 
     Args:
         tx: A reading transaction.
-        recipient_key: The exact `index_key` of an address.
+        recipient_key: The exact key of an address, from `make_index_key`.
         message_ids: Ids of messages, in each spelling.
         ids: Ids of deliveries.
         tenant_id: Only this tenant; None is all tenants.

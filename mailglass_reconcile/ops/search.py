@@ -27,10 +27,10 @@ class SearchTerm(NamedTuple):
     """A validated search term.
 
     Attributes:
-        text: As it was given, trimmed.
-        address: The address that it may be, as addresses are compared; None if it holds none. Then it is never shown.
-        id: The event's or delivery's id that it may be.
-        tenant_id: In this tenant only; None is all.
+        text: The term, trimmed.
+        address: The normalized address, if the term contains one; such a term is never shown.
+        id: The id of an event or a delivery, if the term is a UUID.
+        tenant_id: Only this tenant; None is all tenants.
     """
 
     text: str
@@ -40,10 +40,10 @@ class SearchTerm(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """A delivery or an event that was found.
+    """A delivery or an event that matches the term.
 
     Attributes:
-        kind: `delivery`, or `event`: an open orphan, or the event whose id was looked for.
+        kind: `delivery`, or `event`: an open orphan, or the event whose id is the term.
         id: Its id.
         at: When a delivery was stored, or an event arrived, in ISO 8601, UTC; the order of the hits.
         record: The delivery, or the event.
@@ -65,11 +65,11 @@ class SearchResults:
 
     Attributes:
         hits: The newest, newest first.
-        deliveries: How many deliveries there are, those that are not among the hits too.
-        events: The same of events.
-        more: Whether there are more than the hits.
-        at_least: Whether the two numbers are lower bounds, because only `MOST` of either kind are read.
-        as_of: When the last full sweep ended, in ISO 8601: the states of open orphans are as it left them, or newer.
+        deliveries: The number of matching deliveries, including those beyond the limit of hits.
+        events: The number of matching events, likewise.
+        more: True if there are more than the hits.
+        at_least: True if the two numbers are lower bounds, because only `READ_LIMIT` of either kind are read.
+        as_of: When the last full sweep ended, in ISO 8601. The states of open orphans are of that time, or newer.
     """
 
     hits: tuple[Hit, ...]
@@ -176,7 +176,7 @@ def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], se
 
 
 def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
-    """Return the deliveries to an address whose key others share; at most `MOST` are compared."""
+    """Return the deliveries to an address whose key others share; at most `READ_LIMIT` are compared."""
     person = PersonFilter(addresses.make_index_key(address), addresses.search_fragment(address), tenant_id)
     rows = personal_data.page_of_deliveries(tx, person, NIL, READ_LIMIT)
     return {id_ for id_, recipient in rows if addresses.normalize_address(recipient) == address}

@@ -31,7 +31,7 @@ MAX_UNVERIFIED = 80
 MAX_AWAITING_CERTIFICATE = 24
 """Complete bodies that wait for a certificate; beyond that, a random one is evicted.
 
-With `UNVERIFIED`, this is less than the connections of `mailglass_reconcile.server`: some are always free."""
+With `MAX_UNVERIFIED`, this is less than the connections of `mailglass_reconcile.server`: some are always free."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")

@@ -44,7 +44,7 @@ class Question(NamedTuple):
         candidate_id: The id.
         tenant_id: The event's tenant.
         spellings: Those of the event's provider, with `SEPARATOR` between them.
-        recipient_key: The `index_key` of its recipient, or None if that is unknown.
+        recipient_key: The key of its recipient, from `make_index_key`; None if that is unknown.
     """
 
     candidate_id: str
