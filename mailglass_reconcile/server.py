@@ -46,12 +46,11 @@ MAX_HEAD_LINES = 100
 PIECE_BYTES = 2_048
 """Bytes read from a connection before others are read. A full piece counts as progress."""
 PROGRESS_SECONDS = 1.0
-"""How long a full piece counts as progress; pieces of a distant client arrive less often than connections of a near
-one."""
+"""Seconds for which a full piece counts as progress: a distant client's pieces arrive slowly."""
 PROTECTED_ITERATIONS = 2
 """Iterations of the event loop during which a new connection is not evicted, because it has not been read yet."""
 DEFER_SECONDS = 10
-"""How long the kernel, where it can, hides a connection that has sent nothing."""
+"""Seconds for which the kernel, where it can, hides a connection that has sent nothing."""
 REQUEST_CPU_SECONDS = 0.01
 BYTE_CPU_SECONDS = 50e-9
 PIECE_CPU_SECONDS = 0.005

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
             its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         web_token: The dashboard's token, at least 16 characters; anyone with it sees the events of all tenants.
-        web_secure_cookie: Whether browsers send the dashboard's cookie over HTTPS only, behind a proxy that ends TLS.
+        web_secure_cookie: True if browsers send the dashboard's cookie over HTTPS only, behind a proxy that ends TLS.
         webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
         webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
         grace_seconds: Age in seconds after arrival before a sweep checks an orphan.

@@ -39,7 +39,7 @@ T = TypeVar("T")
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
 REGISTER_SECONDS = 60.0
-"""How often a dispatcher that works registers its handlers again."""
+"""Seconds after which a dispatcher registers its handlers again."""
 
 
 @dataclass(slots=True)

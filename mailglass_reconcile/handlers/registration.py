@@ -23,7 +23,7 @@ PAGE = 5_000
 """Rows of the ledger that are read, and of the outbox that are written, in one transaction."""
 MISSED_DAYS = 7
 MOST_MISSED = 10_000
-"""How many events that a new handler missed are counted, and for how long."""
+"""At most this many events that a new handler missed are counted, within `MISSED_SECONDS`."""
 MISSED_SECONDS = 5.0
 
 

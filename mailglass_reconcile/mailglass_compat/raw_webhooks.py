@@ -92,7 +92,7 @@ class ReportedEvent(NamedTuple):
 
     Attributes:
         event_id: The ledger's id.
-        tenant_id: Its tenant, which is also the raw webhook's.
+        tenant_id: The event's tenant, which is also the raw webhook's.
         provider_event_id: The provider's id.
         webhook_event_id: The id of the raw webhook in the event's metadata, or None.
     """

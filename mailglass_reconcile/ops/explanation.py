@@ -77,7 +77,7 @@ class Explanation:
     Attributes:
         event_id: The event.
         state: One of `states.EVENT_STATES`.
-        sentence: The same for a person.
+        sentence: The meaning of the state, in a sentence.
         tenant_id: The event's tenant.
         delivery_id: The delivery to which it is linked, or would be linked now.
         candidate_ids: The ids tried, in order; known while it is not linked.
@@ -92,8 +92,8 @@ class Explanation:
         arrived_at: When the ledger took it.
         rule: The provider's rule, `provider/version`; None for an event that was never looked up.
         reads: The fields that the rule reads, in order: `path`, and `holds`, the JSON type of the value, or null.
-        tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
-            `deliveries` of it were looked at.
+        tried: For each candidate id, in order, its `id`, the field `read_from`, and the number of
+            `deliveries` with it that were read.
         recipient_known: True if the event's recipient is known.
         recipient_checked: False if it was, or would be, linked by its message id alone, because its recipient could not
             be read.
@@ -101,7 +101,7 @@ class Explanation:
         remedy: The change that lets it be linked.
         eligible_at: When full sweeps begin to check it; each of them does until `expires_at`.
         expires_at: When it becomes too old.
-        refused: How often the database has refused to read or link it.
+        refused: The number of times that the database refused to read or link it.
         linked_at: When it was linked.
         linked_during: The runs that were linking then, at most three: `kind`, `origin`, `started_at`. Empty if a
             writer of this package linked it, or if the run was folded into the totals.

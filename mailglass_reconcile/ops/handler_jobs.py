@@ -44,11 +44,11 @@ class HandlerJob:
     """A job that waits or is dead.
 
     Attributes:
-        event_id: Its event.
+        event_id: The event.
         handler: The name of its handler.
         delivery_id: The event's delivery.
         type: The event's type.
-        attempts: How many attempts have begun.
+        attempts: The number of attempts that have begun.
         error: The class of the last error; None if it was not tried yet.
         state: `waiting` or `dead`.
         at: The time of the next attempt or, if it is dead, of the last one. In ISO 8601, UTC.

@@ -1,4 +1,4 @@
-"""What `/metrics` says: totals of the history of runs, and facts of the moment, by statements that cost little."""
+"""The source of `/metrics`: totals of the history of runs, and a cheap snapshot of the current state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SELECT count(*)
 
 
 class RecentActivity(NamedTuple):
-    """When the newest open orphan arrived; how many deliveries were made, and how many of them were reported on."""
+    """The arrival of the newest open orphan, and the numbers of recent deliveries and of those with a report."""
 
     last_orphan: float | None
     deliveries: int
@@ -69,10 +69,10 @@ class MetricsSnapshot:
         counted_at: When a full sweep last counted the open orphans, or None.
         states: Eligible open orphans at that time, by state.
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
-        triggers: Whether new orphans are noticed.
-        outbox: How many jobs of handlers wait, fail and are dead.
+        triggers: True if the triggers that store new orphans are enabled.
+        outbox: The numbers of handler jobs that wait, fail and are dead.
         findings: The findings of the fast checks.
-        lately: The latest arrivals, and how many sampled deliveries have a report.
+        lately: The newest arrival, and the number of sampled deliveries with a report.
         without_report: Sampled deliveries without a report, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """

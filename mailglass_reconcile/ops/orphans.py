@@ -130,8 +130,8 @@ class ListFilter:
         older: At least this many seconds since it arrived.
         newer: At most this many.
         message_id: A message id, in any spelling, among its candidate ids.
-        recipient: An address, in any spelling. It is
-            known of open orphans that this package's writers stored, and of those whose raw webhook a sweep has read.
+        recipient: An address, in any spelling. It is known for open orphans that this package's writers stored, and for
+            those whose raw webhook a sweep has read.
     """
 
     state: str | None = None
@@ -169,11 +169,11 @@ class OpenOrphan:
     """An orphan, without its recipient.
 
     Attributes:
-        event_id: Its event.
-        tenant_id: Its tenant.
-        provider: Its provider; None until it is checked, or without a usable one.
-        type: Its event's type.
-        state: One of `states.OPEN_STATES`; of an event that was looked for by its id, one of `states.EVENT_STATES`.
+        event_id: The event.
+        tenant_id: The event's tenant.
+        provider: The event's provider; None until it is checked, or without a usable one.
+        type: The event's type.
+        state: One of `states.OPEN_STATES`; for an event that was searched by its id, one of `states.EVENT_STATES`.
         arrived_at: In ISO 8601, UTC.
         candidate_ids: The ids under which its delivery may be stored; none until it is checked.
         delivery_id: The delivery to which a `matched` orphan would be linked now.

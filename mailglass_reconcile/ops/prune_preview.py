@@ -1,4 +1,4 @@
-"""What a prune would do: how many rows each of its steps would change, and the oldest of them; nothing is written."""
+"""A dry run of a prune: the number of rows that each step would change, and the oldest of them."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Preview:
 
     Attributes:
         step: The step, as the fields of `PruneResult` name it.
-        rows: How many rows it would delete or, for `added`, add.
+        rows: The number of rows to delete or, for `added`, to add.
         oldest: The oldest of them, in ISO 8601, UTC; None if there are none.
         days: The retention in days; None if the step has none, or if nothing is deleted because it is not set.
-        at_most: Whether fewer may be deleted: events and deliveries that something newer needs stay.
+        at_most: True if fewer may be deleted: events and deliveries that something newer needs stay.
     """
 
     step: str

@@ -124,16 +124,16 @@ class RunHistory(NamedTuple):
 
     Attributes:
         now: The database's time, in ISO 8601, UTC.
-        success_age: How long ago a full sweep last succeeded, in seconds; None if none has.
-        success_origin: How that sweep was started.
-        lag_seconds: For how long the oldest orphan has been open although its delivery exists; 0 if none is.
+        success_age: Seconds since a full sweep last succeeded; None if none has.
+        success_origin: The origin of that sweep, one of `store.runs.Origin`.
+        lag_seconds: Seconds for which the oldest orphan has been open although its delivery exists; 0 if there is none.
         counted_at: When a full sweep last counted the open orphans; None if none has.
         groups: The open orphans at that time by `state`, `tenant_id` and `provider`, the largest group first.
         last: The last full sweep.
-        uncovered_seconds: For how long no full sweep has checked everything; 0 if the last one has.
-        beat_age: How long ago a run ended that beat had queued; None without one.
-        pruned: Whether a prune has ever succeeded.
-        unpruned_seconds: How long ago that was, or else for how long there is a history.
+        uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
+        beat_age: Seconds since the end of the last run that beat had queued; None without one.
+        pruned: True if a prune has ever succeeded.
+        unpruned_seconds: Seconds since then; without one, since the history begins.
         last_success: When a run of each kind last succeeded.
     """
 
@@ -157,7 +157,7 @@ class RunFilter:
 
     Attributes:
         kind: One of `store.runs.KINDS`; None is all.
-        status: How the run ended; None is any.
+        status: The status of the run; None is any.
         idle: Include recent sweeps that linked nothing, and dispatches.
     """
 
@@ -168,7 +168,7 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True)
 class RunPage:
-    """Some runs, the newest first; `before` is where the next page begins, None at the end."""
+    """A page of runs, the newest first; `before` is the cursor of the next page, None at the end."""
 
     runs: list[dict[str, Any]]
     before: int | None
@@ -176,7 +176,7 @@ class RunPage:
 
 @dataclass(frozen=True, slots=True)
 class LockState:
-    """Who holds the lock of the sweeps of all tenants, None if it is free; or why it could not be read.
+    """The holder of the lock of all tenants' sweeps, None if it is free; or the fault for which it could not be read.
 
     `not_configured`: this process has no Redis of its own to ask, and none answers at the default address.
     """

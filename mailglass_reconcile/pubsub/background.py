@@ -48,7 +48,7 @@ class Queue(Generic[T]):
             process: Processes some entries in the thread, and returns those to process again in a moment.
             limit: The size that all entries may have together.
             batch: The size up to which entries are processed together.
-            delay: How many seconds the first entry waits for others, so that they share one round trip.
+            delay: Seconds for which the first entry waits for others, so that they share one round trip.
             close: Closes the connections that *process* keeps.
         """
         self._process, self._limit, self._batch, self._delay, self.close = process, limit, batch, delay, close
@@ -218,7 +218,7 @@ def flush() -> bool:
     function on AWS Lambda. Afterwards no connection of the thread is open.
 
     Returns:
-        Whether nothing is left to do.
+        True if nothing is left to do.
     """
     return _thread.flush(FLUSH_SECONDS)
 

@@ -9,7 +9,7 @@ EVERY_CHANNEL = "mailglass:events:*"
 """The pattern of every tenant's channel, and of every delivery's."""
 TEST = "test"
 TEST_MESSAGE = f'{{"event": "{TEST}"}}'
-"""What the doctor publishes to learn whether it may; it names no delivery, and subscribers drop it."""
+"""The message that the doctor publishes to test its privilege; it names no delivery, and subscribers drop it."""
 
 
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:

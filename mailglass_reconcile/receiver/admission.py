@@ -87,7 +87,7 @@ class AdmissionControl:
 
         Args:
             provider: The provider's canonical name.
-            verified: Whether its sender has proved a secret.
+            verified: True if its sender has proved a secret.
         """
         body = IncomingBody(provider, verified=verified)
         self._incomplete[body] = None

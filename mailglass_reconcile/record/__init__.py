@@ -1,1 +1,1 @@
-"""What an application writes: a send, the events of a webhook, or one event, in its own transaction."""
+"""The functions with which an application records sends, webhooks and single events, in its own transaction."""

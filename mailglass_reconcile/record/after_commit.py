@@ -84,8 +84,8 @@ class Recorded:
     """The result for one event.
 
     Attributes:
-        event_id: Its id, or None if it was recorded before.
-        delivery_id: Its delivery, or None if it is still open.
+        event_id: The id of the event, or None if it was recorded before.
+        delivery_id: The delivery of the event, or None while it is open.
         action: Used by `broadcast`.
     """
 
@@ -99,8 +99,8 @@ class RecordedDelivery:
     """The delivery of one recipient.
 
     Attributes:
-        delivery_id: Its id.
-        linked: How many earlier events were linked to it.
+        delivery_id: The id of the delivery.
+        linked: The number of earlier events that were linked to it.
         action: Used by `broadcast`.
     """
 
@@ -255,7 +255,7 @@ def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
 class _Connections:
     """The background thread's own connections, one for each pool of an application's engine.
 
-    Those of an async engine run in an event loop of the thread's own.
+    The connections of an async engine run in an event loop of the thread's own.
     """
 
     def __init__(self) -> None:

@@ -41,12 +41,12 @@ def append(
         tenant_id: The tenant.
         type: A type, as in `WebhookEvent`.
         occurred_at: When it happened, with a time zone.
-        delivery_id: Its delivery, if known, of the same tenant.
+        delivery_id: The event's delivery, if known, of the same tenant.
         idempotency_key: 1 to 512 characters, not beginning with `reconciled:`, `webhook:` or `send:`. An event whose
             key the ledger has is not appended.
         reject_reason: The reason, as in `WebhookEvent`.
         metadata: Further data, as JSON. It is stored unchanged, with any addresses, for as long as the event.
-        needs_reconciliation: Whether sweeps should look for its delivery.
+        needs_reconciliation: True to let sweeps search for its delivery.
 
     Returns:
         The new event's id, or None if the ledger has the key already.

@@ -20,7 +20,7 @@ class Server(NamedTuple):
     """A server to connect to.
 
     Attributes:
-        kind: Its name in a sentence, such as `Postgres`.
+        kind: The name of the server's kind, such as `Postgres`.
         location: Host, port and database, without user and password, from `format_location`.
         setting: The setting that names it.
     """

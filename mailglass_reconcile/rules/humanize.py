@@ -14,7 +14,7 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 event`, `12,345 events`.
 
     Args:
-        number: How many there are.
+        number: The number.
         singular: The noun after 1; it may be followed by the rest of a sentence.
         plural: The text after any other number. Without it, *singular* gets an `s`.
     """

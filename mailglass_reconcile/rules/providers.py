@@ -116,7 +116,7 @@ def _read_as_spelled(*texts: str | None) -> Iterable[str | None]:
 
 
 class MessageIds(NamedTuple):
-    """Where a provider's events have the message id; its record has it.
+    """The fields of a provider's events that hold the message id; part of the provider's record.
 
     Attributes:
         reads: The JSON values that hold it, as of `key_rule`.

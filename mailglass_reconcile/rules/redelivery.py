@@ -1,4 +1,4 @@
-"""How to repair an event that was recorded for the wrong tenant: route its webhooks, and have it sent again."""
+"""The remedy for an event that was recorded for the wrong tenant: correct the route, and have it sent again."""
 
 from __future__ import annotations
 

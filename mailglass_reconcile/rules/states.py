@@ -177,8 +177,8 @@ def state_remedy(
     Args:
         state: The event's state.
         verdict: The matcher's result for an event that is waiting or expired.
-        recipient_lost: Whether the event's recipient is unknown.
-        recipient_erased: Whether the recipient of one of the deliveries was erased.
+        recipient_lost: True if the event's recipient is unknown.
+        recipient_erased: True if the recipient of one of the deliveries was erased.
     """
     cause = verdict or state
     remedy = _REMEDY_RECIPIENT_LOST if cause == "ambiguous" and recipient_lost else MEANINGS[cause].remedy

@@ -48,7 +48,7 @@ def format_utc(at: dt.datetime) -> str:
 def format_time(iso: str | None, missing: str = "-") -> str:
     """Return a time in ISO 8601 for a line of text: `2026-11-29 17:05:19 UTC (5 minutes ago)`.
 
-    One that Python does not have is returned as it is; *missing* stands for None.
+    A time that Python cannot represent is returned unchanged, and *missing* for None.
     """
     at = parse(iso)
     return iso or missing if at is None else f"{format_utc(at)} ({format_ago(seconds_ago(at))})"

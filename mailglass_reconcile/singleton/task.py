@@ -39,7 +39,7 @@ class LockLease:
         key: The lock's key; None in eager mode, which takes no lock.
         token: The token with which the run holds it.
         duplicate_of: The id of the task that holds the lock instead.
-        shared: Whether ranges of a fan-out share the lock, so that it is not released.
+        shared: True if ranges of a fan-out share the lock, so that it is not released.
     """
 
     key: str | None = None

@@ -20,7 +20,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, is_schema_error, require_revision
 
 UTF8 = ("UTF8", "UNICODE")
-"""Its names in Postgres."""
+"""The names of the encoding in Postgres."""
 
 _SET = """
 SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))

@@ -63,8 +63,8 @@ class Difference(NamedTuple):
     Attributes:
         step: The step that makes it.
         fault: The difference, as a predicate: `is missing`.
-        is_mailglass: Whether it is Mailglass's, so that `migrate` does not change it.
-        is_partitioned: Whether it is an index of a partitioned table.
+        is_mailglass: True if it is Mailglass's, so that `migrate` does not change it.
+        is_partitioned: True if it is an index of a partitioned table.
     """
 
     step: SchemaStep

@@ -43,7 +43,7 @@ class Question(NamedTuple):
     Attributes:
         candidate_id: The id.
         tenant_id: The event's tenant.
-        spellings: Those of the event's provider, with `SEPARATOR` between them.
+        spellings: The spellings of the event's provider, with `SEPARATOR` between them.
         recipient_key: The key of its recipient, from `make_index_key`; None if that is unknown.
     """
 

@@ -65,7 +65,7 @@ class Entry(NamedTuple):
 
 
 NOW = "now"
-"""As a time: Postgres reads it as the one at which the transaction began."""
+"""As a time, the start of the transaction."""
 
 
 class LinkedEvent(NamedTuple):

@@ -173,7 +173,7 @@ class RowFilter(NamedTuple):
         provider: The provider, in its canonical spelling.
         ids: Candidate ids, of which an orphan must have one.
         state: The state that is stored, or `unseen` for none.
-        recipient: Its recipient, as addresses are compared and as it is stored.
+        recipient: The normalized recipient, as it is stored.
     """
 
     tenant_id: str | None = None
@@ -191,11 +191,11 @@ class Cause(NamedTuple):
     """A cause for which orphans stay open, and the number of them.
 
     Attributes:
-        state: Their state, as lists show it.
-        tenant_id: Their tenant.
-        provider: Their provider, if it is known.
+        state: The orphans' state, as lists show it.
+        tenant_id: The orphans' tenant.
+        provider: The orphans' provider, if known.
         other_tenant_id: For a `tenant_mismatch`, a tenant that has the deliveries.
-        number: How many.
+        number: The number of orphans.
     """
 
     state: states.OpenState
@@ -209,12 +209,12 @@ class NewestGroup(NamedTuple):
     """A group of the newest open orphans.
 
     Attributes:
-        tenant_id: Their tenant.
-        provider: Their provider, if it is stored.
-        state: Their stored state; None if nothing has checked them.
-        type: Their event's type.
-        is_oversized: Whether their documents are too long to be read.
-        orphans: How many.
+        tenant_id: The orphans' tenant.
+        provider: The orphans' provider, if it is stored.
+        state: The stored state; None if nothing has checked them.
+        type: The type of the events.
+        is_oversized: True if the documents are too long to be read.
+        orphans: The number of orphans.
     """
 
     tenant_id: str
@@ -241,13 +241,13 @@ class Row(NamedTuple):
     """The stored row of an open orphan in a list.
 
     Attributes:
-        event_id: Its event.
-        arrived_at: Its arrival, as Postgres writes it.
-        tenant_id: Its tenant.
-        provider: Its provider; None until its keys are stored, or without a usable one.
-        type: Its event's type; None if the event was deleted.
-        state: `waiting` in its grace, else what is stored, or `unseen`.
-        candidate_ids: The ids that are stored, in order.
+        event_id: The event.
+        arrived_at: The arrival, as Postgres writes it.
+        tenant_id: The event's tenant.
+        provider: The event's provider; None until keys are stored, or without a usable one.
+        type: The event's type; None if the event was deleted.
+        state: `waiting` in its grace, else the stored state, or `unseen`.
+        candidate_ids: The stored ids, in order.
     """
 
     event_id: str

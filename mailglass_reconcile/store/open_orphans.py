@@ -162,7 +162,7 @@ def with_message_ids(
 ) -> list[str]:
     """Return a tenant's open orphans that have one of *message_ids* among their stored ids; at most a batch.
 
-    Those in their grace are among them; those that are expired, or that the database has refused before, are not.
+    Orphans in their grace are included; expired ones, and those that the database has refused before, are not.
 
     Args:
         tx: A transaction.
@@ -183,11 +183,11 @@ def with_message_ids(
 def after_commit(
     tx: Transaction, recorded_ids: Collection[str], message_ids: Collection[str], event_ids: Collection[str]
 ) -> tuple[set[str], bool]:
-    """Ask after writers' commits, with one statement.
+    """Read what is visible after the commits of writers, with one statement.
 
     Returns:
-        Those of *recorded_ids* that the ledger holds; and whether anything may be open for *message_ids*, or stored for
-        the ids of the open *event_ids*.
+        The *recorded_ids* that the ledger has; and True if an orphan may be open for *message_ids*, or a delivery
+        stored for the ids of the open *event_ids*.
     """
     parameters = {
         "recorded_ids": array_literal(recorded_ids),

@@ -17,11 +17,11 @@ DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
 """Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
 MOST_ATTEMPTS = len(DELAYS_SECONDS) + 1
 UNFINISHED = "Unfinished"
-"""As a job's error: its last attempt still runs, or has ended with its process."""
+"""The error of a job whose last attempt still runs, or ended with its process."""
 ROLLED_BACK = "RolledBack"
-"""As a job's error: the handler returned, but its work was rolled back."""
+"""The error of a job whose handler returned, but whose work was rolled back."""
 EVENT_MISSING = "EventMissing"
-"""As a job's error: the ledger does not have the event any more."""
+"""The error of a job whose event was deleted from the ledger."""
 
 FAILING_ATTEMPTS = 3
 """After so many attempts, minutes after the first, a job is not failing by chance."""
@@ -174,7 +174,7 @@ class Failure(NamedTuple):
 class Claim(NamedTuple):
     """The claimed job, if one is due, and the state of the job whose attempt failed before.
 
-    That state is None if the attempt was committed, or if another dispatcher has claimed the job since.
+    The state is None if the attempt was committed, or if another dispatcher has claimed the job since.
     """
 
     job: Job | None
@@ -200,7 +200,7 @@ def claim(
 ) -> Claim:
     """Record a *failure* of the last attempt, and claim the next job.
 
-    It is of the first of *registrations*, each a handler and a type, that has one that is due.
+    The *registrations*, each a handler and a type, are tried in order; the first one with a job that is due gets it.
     """
     handlers, types = tuple(zip(*registrations, strict=True)) or ((), ())
     row = tx.call(

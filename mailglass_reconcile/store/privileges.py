@@ -54,10 +54,10 @@ class Role(NamedTuple):
     """A documented role.
 
     Attributes:
-        name: Its name.
+        name: The name of the role.
         runs: The programs that run with it.
-        grants: Its privileges.
-        is_foreign: Whether its statements are other programs', so that a policy may hide rows from them.
+        grants: The privileges.
+        is_foreign: True if other programs use it, so that a policy may hide rows from their statements.
     """
 
     name: str
@@ -335,11 +335,11 @@ class ComparedRole(NamedTuple):
     """An existing role, and the documented role whose privileges it needs.
 
     Attributes:
-        oid: Its oid.
-        name: Its quoted name.
+        oid: The oid.
+        name: The quoted name.
         documented: The documented role whose privileges it needs; None if it needs those of none.
         grantee: The quoted name of the role to grant to: the documented role if this one is its member.
-        is_current: Whether this session runs with it.
+        is_current: True if this session runs with it.
     """
 
     oid: int

@@ -100,11 +100,11 @@ class Reports(NamedTuple):
     """The reports on one provider's deliveries, or on all deliveries without a provider.
 
     Attributes:
-        provider: Its canonical name; None for the deliveries without one.
+        provider: The canonical name of the provider; None for deliveries without one.
         deliveries: Sampled deliveries that were dispatched longer ago than the allowed silence.
         without_report: The deliveries among them without a report.
-        reported_seconds: How long ago the last report was; None if the sample has none.
-        silent_seconds: For how long no report has arrived, if later mail should have one by now; otherwise None.
+        reported_seconds: Seconds since the last report; None if the sample has none.
+        silent_seconds: Seconds for which no report has arrived, if later mail should have one by now; otherwise None.
         unreported_today: Deliveries of the last 24 hours without a report, in the sample.
         reported_today: Deliveries of the last 24 hours with a report, in the sample.
         unmatched_today: Open events of the last 24 hours that match no delivery, in the sample.

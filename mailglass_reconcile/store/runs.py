@@ -128,17 +128,17 @@ class Run:
 
     Attributes:
         kind: One of `KINDS`.
-        origin: How it was started: `beat`, `call`, `command`, `python` or `follow`.
+        origin: The origin of the run: `beat`, `call`, `command`, `python` or `follow`.
         tenant_id: The tenant that was swept, or None for all.
-        status: `ok`, `partial`, `failed`, or `duplicate` if another run was on its way.
+        status: `ok`, `partial`, `failed`, or `duplicate` if the same sweep was already queued or running.
         counts: Orphans and messages by name, and `duration_ms`; missing counts are 0.
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
         linkable_since: When the oldest orphan that is open although its delivery exists became linkable, or None.
         open_groups: The open orphans by state, tenant and provider; a group may be there several times.
         covered: True if a sweep checked its whole window.
-        ranges: Into how many ranges a full sweep was cut; None if it was not.
+        ranges: The number of ranges into which a full sweep was divided; None if it was not.
         error: The class of the error that ended it; never its text, which may name people.
-        runs: How many runs it stands for.
+        runs: The number of runs that the row adds up.
         began: When the first of them began, in seconds of the monotonic clock.
     """
 

@@ -92,9 +92,9 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
 
     Args:
         item: The schema object.
-        name: Its name.
+        name: The object's name.
         type_: `table`, `index`, `column`, …
-        reflected: Whether it comes from the database.
+        reflected: True if it comes from the database.
         compare_to: The object of the application's metadata in its place, or None.
     """
     if not reflected or compare_to is not None:

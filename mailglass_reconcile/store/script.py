@@ -1,4 +1,4 @@
-"""What shall be in the schema: the marked steps of the SQL files in `alembic/schema/`."""
+"""The definition of the schema: the marked steps of the SQL files in `alembic/schema/`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class SchemaStep(NamedTuple):
 
     Attributes:
         kind: The kind of the object.
-        name: Its name.
-        only: On which databases it is needed; empty for all.
-        sql: Its statements; `{schema}` stands for the quoted schema.
+        name: The name of the object.
+        only_on: The kind of database that needs it, such as `MADE_HERE`; empty for all.
+        sql: The statements; `{schema}` stands for the quoted schema.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class SchemaStep(NamedTuple):
 
     @property
     def statement(self) -> str:
-        """Its last statement that creates something, without comments."""
+        """The last statement that creates an object, without comments."""
         statements = _CREATE.findall(self.sql)
         return str(statements[-1]) if statements else ""
 

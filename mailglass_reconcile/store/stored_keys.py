@@ -65,7 +65,7 @@ def store(
 ) -> None:
     """Replace the keys and states of open orphans.
 
-    One that another session has locked, or has stored keys with since it was read, is left alone.
+    An orphan that another session has locked, or for which another one has stored keys since it was read, is skipped.
 
     Args:
         tx: A writing transaction.

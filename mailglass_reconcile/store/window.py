@@ -233,9 +233,9 @@ class OrphanFilter(NamedTuple):
     """A filter for the open orphans of a targeted sweep; None is all.
 
     Attributes:
-        provider: Those of this provider, in its canonical spelling.
-        message_ids: Those that have one of these candidate ids.
-        delivery_id: Not those that match another delivery.
+        provider: The provider, in its canonical spelling.
+        message_ids: Candidate ids, of which an orphan must have one.
+        delivery_id: The only delivery to which an orphan may be linked.
     """
 
     provider: str | None = None
@@ -308,13 +308,13 @@ def open_window(
     bounds: tuple[str | None, str | None] = (None, None),
     counted: bool = False,
 ) -> Window:
-    """Return the window of a sweep by the database's clock, cut to what arrived after and until the times of *bounds*.
+    """Return the window of a sweep by the database's clock.
 
     Args:
         tx: A reading transaction.
-        ages: The oldest and the youngest age in seconds; None is what is past the grace and has not expired.
-        bounds: Two times as Postgres writes them.
-        counted: Whether to find out which path costs less.
+        ages: The oldest and the youngest age in seconds; None is from the grace to the maximum age.
+        bounds: Only arrivals after the first and until the second time, both as Postgres writes them.
+        counted: True to count the rows, which finds the cheaper access path.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.

@@ -24,7 +24,7 @@ class SweepCounters:
         complete: True if all chosen orphans were matched.
         broke_off: True if an error ended the sweep.
         duration_ms: Milliseconds from start to end.
-        chosen: How many orphans the sweep matches.
+        chosen: The number of orphans that the sweep matches.
         messages: The numbers of messages that Redis accepted and did not accept.
     """
 

@@ -11,9 +11,9 @@ from mailglass_reconcile.sweep.result import SweepResult
 LOOK_BACK_SECONDS = 60.0
 """A recent sweep matches events that arrived during the last minute, or three intervals if that is longer."""
 LEAST_SECONDS = 2.0
-"""Its time limit, unless the interval is longer."""
+"""The time limit of a recent sweep, unless its interval is longer."""
 AHEAD_SECONDS = 300.0
-"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
+"""An arrival may be this far ahead of the database's clock; the trigger has the same tolerance."""
 MAX_INTERVAL_SECONDS = 60
 
 

@@ -22,29 +22,29 @@ class SweepRun:
     """A run over open orphans, which has not begun yet.
 
     Attributes:
-        database: Where, with grace, maximum age, batch size and deadline.
+        database: The database, and the settings: grace, maximum age, batch size and deadline.
         publisher: Gets a message for both channels of each committed link; a dry run needs none.
-        kind: What kind of run it is.
+        kind: The kind of run.
         tenant_id: Sweep this tenant's orphans only.
         limit: Link at most this many.
         dry_run: Match in read-only transactions; write and publish nothing.
         bounds: Sweep only what arrived after the first time and until the second, in UTC.
-        only: Sweep what passes this filter only.
-        event_ids: Sweep these orphans, of any age; with a filter, besides what passes it, else only these.
-        ages: The oldest and the youngest age in seconds; None is what is past the grace and has not expired.
-        seconds: End after so long, if the setting's deadline is not earlier.
-        range_of: The run of the sweep that was cut, if this one is a range of it.
-        origin: Who asked for it, for the history of runs.
-        deadline: Until when it works.
-        started: When it began to run, in seconds of the monotonic clock.
-        counters: Its counts so far.
-        window: What it looks at; None before that is known.
-        unseen_since: When the first of what no sweep had checked was past its grace.
-        has_jobs: Whether handlers run on an event that was linked.
-        in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
-        error: What ended the sweep before its end.
-        linkable_since: Since when the first orphan that stays open could have been linked.
-        failures: How many orphans each failed key rule has left without keys, by its sentence.
+        only: Sweep only the orphans that pass this filter.
+        event_ids: Sweep these orphans, of any age: together with those that pass the filter, if there is one.
+        ages: The oldest and the youngest age in seconds; None is from the grace to the maximum age.
+        seconds: A time limit, if it ends before the deadline of the settings.
+        range_of: The run of the sweep that was divided, if this one is a range of it.
+        origin: The origin of the run, for the history.
+        deadline: The end of the run at the latest.
+        started: The start of the run, in seconds of the monotonic clock.
+        counters: The counts so far.
+        window: The window of the sweep; None until it is read.
+        unseen_since: When the grace of the oldest orphan ended that no sweep had checked; None without one.
+        has_jobs: True if a linked event has jobs for handlers.
+        in_batch: True while a batch is linked and not counted yet: only then it is unknown what was committed.
+        error: The error that ended the sweep early.
+        linkable_since: When the oldest orphan that stays open became linkable; None without one.
+        failures: The number of orphans that each failed key rule has left without keys, by the rule's error.
     """
 
     database: Database = field(kw_only=False)

@@ -41,7 +41,7 @@ class SweepResult:
         published: Messages that Redis accepted; two per link.
         publish_failed: Messages that it did not; none count if no Redis is set up.
         duration_ms: Milliseconds from start to end.
-        dry_run: Whether nothing was written.
+        dry_run: True if nothing was written.
         tenant_id: The tenant that was swept, or None for all.
         status: `ok`; `partial` if some were left unchecked or failed; `failed` if the sweep failed.
     """

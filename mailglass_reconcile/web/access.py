@@ -43,8 +43,8 @@ class Access:
 
         Args:
             token: The page's token.
-            secure_cookie: Whether browsers send the cookie over HTTPS only; if the request came over HTTPS, they do
-                anyway.
+            secure_cookie: True to let browsers send the cookie over HTTPS only, even if the login came over HTTP, from
+                a proxy that ends TLS.
         """
         self._token, self._secure_cookie = token, secure_cookie
 

@@ -56,7 +56,7 @@ LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
 EVENTS = 20
 PROBE_SECONDS = 1.0
-"""How long answers to probes are cached, so that several Prometheus servers cost no more than one."""
+"""Seconds for which answers to probes are cached, so that several Prometheus servers cost no more than one."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
 """States of orphans that stay open until a person changes something."""
 _UNAVAILABLE = 503

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 THREADS = 2
 WAIT_SECONDS = 5.0
-"""How long a webhook waits for its certificate."""
+"""Seconds for which a webhook waits for its certificate."""
 FAILURES = 10
 FAILURES_SECONDS = 60.0
 """After `FAILURES` failures in this time, one certificate is fetched in `THROTTLE_SECONDS`."""

@@ -31,7 +31,7 @@ class EventKind(NamedTuple):
     Attributes:
         type: Our event type, which is Anymail's.
         reason: Why a message was rejected or bounced.
-        bounce: Whether a bounce is hard or soft, if that is known.
+        bounce: `hard` or `soft` for a bounce, if known.
         payload: Values that distinguish such a payload, for samples.
     """
 
@@ -52,12 +52,12 @@ class PayloadField:
 
     read: ValueFunction
     path: tuple[str, ...] | Callable[[str], tuple[str, ...]] = ()
-    """Its path in a sample, for every row or by the row's name."""
+    """The path in a sample: one for all rows of the table, or a function of the row's name."""
     write: ValueFunction = lambda value: value
 
 
 FieldSource = str | tuple[str, ...] | ValueFunction | PayloadField | None
-"""How to find a value: a path such as `msg/email`, several paths (the first with a value counts), or a function."""
+"""The source of a value: a path such as `msg/email`, several paths (the first with a value counts), or a function."""
 
 
 def to_field(source: FieldSource) -> PayloadField:
@@ -229,17 +229,17 @@ class Provider:
 
     Attributes:
         name: Its canonical name, which is the module's and the last part of the webhook's address.
-        title: Its name as it writes it itself.
+        title: The name in the provider's own spelling.
         spellings: Other names under which its deliveries may be stored.
-        message_ids: Where its events have the id that its send API returned; None is `metadata/message_id`.
+        message_ids: The fields of its events with the id that its send API returned; None is `metadata/message_id`.
         lacks_id: Types of events that may name no message, according to its documentation.
-        synthetic_ids: Whether Mailglass stores a generated id in place of the provider's.
-        redelivery: How to make it send one webhook again, if its dashboard can.
+        synthetic_ids: True if Mailglass stores a generated id in place of the provider's.
+        redelivery: The steps to make it send one webhook again, if its dashboard can.
         documentation: The page about its webhooks.
-        recipient_known: Whether its events name their recipient, for the documentation.
+        recipient_known: `yes`, or the events that name no recipient; for the documentation.
         event_selection: The boxes to tick where a webhook is entered, so that it reports every type that we read.
         retries: When it retries a webhook that was not answered with 200.
-        authentication: How a webhook is verified.
+        authentication: The verification of a webhook.
         rejection_status: The status for a wrong signature; 503 if it never retries after a 401.
         retry_status: The status that makes it retry; 429 if it gives up after a 5xx.
         max_bytes: Greatest size of a body: smaller if the signature is in the body and its webhooks are small.
@@ -285,7 +285,7 @@ class Provider:
 
     @property
     def signature(self) -> Signature:
-        """Where the signature is."""
+        """The place of the signature."""
         return self.authentication.signature
 
     @property

@@ -59,7 +59,7 @@ class Authentication(NamedTuple):
     """How a provider's webhooks are verified.
 
     Attributes:
-        signature: Where the signature is.
+        signature: The place of the signature.
         description: Its algorithm, for the documentation.
         verify: Called with a request, a secret and the time in seconds since 1970; raises `SignatureError`.
         validate_secret: Raises `ConfigurationError` unless requests can be verified with a secret.
@@ -75,7 +75,7 @@ class Authentication(NamedTuple):
 
 
 class Signature(Enum):
-    """Where the signature of a webhook is: this decides how much work a stranger's request costs."""
+    """The place of a webhook's signature, which determines how much work an unsigned request costs."""
 
     IN_HEADERS = "a user name and a password: nothing of the body is needed"
     OVER_BODY = "over the body, which is not parsed to find it"
@@ -192,7 +192,7 @@ def build_event(
         message_id: The id of the message, a text, an integer or None.
         recipient: The recipient, a string or None.
         reason: Why a message was rejected or bounced; an unknown reason becomes `other`. A complaint's is `spam`.
-        bounce: Whether a bounce is hard or soft, if the payload says so.
+        bounce: `hard` or `soft`, if the payload says so.
         reply: The reply of the recipient's server, as text; only the digits of its codes are stored, and none for a
             message that was not sent.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.

@@ -131,7 +131,7 @@ class CheckContext:
 
     tx: Transaction
     max_lag_seconds: float = LATE_SECONDS
-    """How long a linkable event may wait; a full sweep has to succeed within two thirds of this time."""
+    """Seconds that a linkable event may wait; a full sweep has to succeed within two thirds of this time."""
     is_full: bool = False
     """True if the doctor runs the check, with the privileges of a sweeper."""
 

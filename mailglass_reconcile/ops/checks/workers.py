@@ -21,7 +21,7 @@ from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK,
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, load_sweep_holder, lock_key
 
 ANSWER_SECONDS = (1.0, 2.0)
-"""How long workers have to answer; the second, if none has answered within the first."""
+"""Seconds that workers have to answer; the second limit, if none has answered within the first."""
 
 CONNECT_SECONDS = 2
 
