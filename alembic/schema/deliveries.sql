@@ -11,13 +11,13 @@ CREATE INDEX mailglass_deliveries_reconcile_idx ON {schema}.mailglass_deliveries
 CREATE INDEX mailglass_deliveries_recipient_idx ON {schema}.mailglass_deliveries (({recipient_key}));
 
 -- step: function mailglass_reconcile_find_deliveries_v1
--- The deliveries that decide for each question: a message id, the event's tenant, the spellings of its provider, and the
--- key of its recipient or NULL. Of an id that names at most ten deliveries, these are all of them, once for all of its
--- questions. Of a wider one, they are for each question those of the recipient's key, those of the event's provider, two
--- others of the tenant, and two of other tenants.
+-- The deliveries that decide for each question: a message id, the event's tenant, and the key of its recipient or NULL.
+-- Of an id that names at most ten deliveries, these are all of them, once for all of its questions. Of a wider one, they
+-- are those that have a provider, once for all questions; and of those without, for each question, those of the
+-- recipient's key, two of the tenant, and two of other tenants. Python compares providers, however they are spelled.
 -- An id is looked up by its hash, because no value is too long for that; the id itself then decides.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_find_deliveries_v1(
-  message_ids text, tenants text, providers text, recipient_keys text)
+  message_ids text, tenants text, recipient_keys text)
 RETURNS TABLE (question bigint, candidate_id text, delivery_id text, tenant_id text, provider text, recipient text,
                failure text)
 LANGUAGE plpgsql
@@ -53,14 +53,30 @@ BEGIN
   IF cardinality(wide) = 0 THEN
     RETURN;
   END IF;
-  -- Of one provider, one id names at most one delivery (a unique index guarantees it), so looking for a delivery without
-  -- a provider passes few others; num_nulls, because the other index serves IS NULL, and would read every delivery of the
-  -- id. Of a key that several addresses share, Python compares the recipients.
+  -- Of one provider, one id names at most one delivery (a unique index guarantees it). The names of the providers are
+  -- found by one probe each.
+  RETURN QUERY
+  WITH RECURSIVE names (provider) AS (
+    (SELECT provider FROM {schema}.mailglass_deliveries
+      WHERE provider_message_id IS NOT NULL AND provider IS NOT NULL
+      ORDER BY provider LIMIT 1)
+     UNION ALL
+    SELECT (SELECT d.provider FROM {schema}.mailglass_deliveries AS d
+             WHERE d.provider_message_id IS NOT NULL AND d.provider > n.provider ORDER BY d.provider LIMIT 1)
+      FROM names AS n WHERE n.provider IS NOT NULL
+  )
+  SELECT NULL::bigint, w.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), NULL::text
+    FROM names AS n
+   CROSS JOIN unnest(wide) AS w (id)
+   CROSS JOIN LATERAL (
+           SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+            WHERE provider = n.provider AND provider_message_id = w.id LIMIT 1) AS d;
+  -- So looking for a delivery without a provider passes few others; num_nulls, because the other index serves IS NULL,
+  -- and would read every delivery of the id. Of a key that several addresses share, Python compares the recipients.
   RETURN QUERY
   SELECT q.number, q.id, d.id::text, d.tenant_id::text, d.provider::text, left(d.recipient, 1000), NULL::text
-    FROM (SELECT * FROM unnest(CAST(message_ids AS text[]), CAST(tenants AS text[]), CAST(providers AS text[]),
-                               CAST(recipient_keys AS text[]))
-                   WITH ORDINALITY AS a (id, tenant_id, spellings, recipient_key, number)
+    FROM (SELECT * FROM unnest(CAST(message_ids AS text[]), CAST(tenants AS text[]), CAST(recipient_keys AS text[]))
+                   WITH ORDINALITY AS a (id, tenant_id, recipient_key, number)
            WHERE (a.id IN (SELECT unnest(wide))) IS TRUE) AS q
    CROSS JOIN LATERAL (
           (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
@@ -69,11 +85,6 @@ BEGIN
               AND {recipient_key} = hashtextextended(q.recipient_key, 0)
               AND provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1
             LIMIT CASE WHEN right(q.recipient_key, 1) = ANY (ARRAY['', '@']) THEN 1001 ELSE 11 END)
-           UNION ALL
-          (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\x1f')) AS s (provider)
-            CROSS JOIN LATERAL (
-                   SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-                    WHERE provider = s.provider AND provider_message_id = q.id LIMIT 1) AS d)
            UNION ALL
           (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
             WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)

@@ -16,7 +16,7 @@ WIDE = 10
 
 FIND = Function(
     "mailglass_reconcile_find_deliveries_v1",
-    ("message_ids", "tenants", "providers", "recipient_keys"),
+    ("message_ids", "tenants", "recipient_keys"),
     catches=True,
 )
 
@@ -43,17 +43,12 @@ class Question(NamedTuple):
     Attributes:
         candidate_id: The id.
         tenant_id: The event's tenant.
-        spellings: The spellings of the event's provider, with `SEPARATOR` between them.
         recipient_key: The key of its recipient, from `make_index_key`; None if that is unknown.
     """
 
     candidate_id: str
     tenant_id: str
-    spellings: str
     recipient_key: str | None
-
-
-SEPARATOR = "\x1f"
 
 
 def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
@@ -70,8 +65,8 @@ class Answers(NamedTuple):
     """The deliveries that decide questions.
 
     Attributes:
-        by_id: All deliveries of each id that is not wide.
-        by_question: For each question about a wide id, those that decide it, by their ids.
+        by_id: All deliveries of each id that is not wide; those with a provider of each wide id.
+        by_question: For each question about a wide id, those without a provider that decide it, by their ids.
     """
 
     by_id: Mapping[str, Collection[Candidate]]
@@ -79,9 +74,7 @@ class Answers(NamedTuple):
 
     def of(self, question: Question) -> Collection[Candidate]:
         """Return the deliveries that decide a question."""
-        if question in self.by_question:
-            return self.by_question[question].values()
-        return self.by_id.get(question.candidate_id, ())
+        return (*self.by_id.get(question.candidate_id, ()), *self.by_question.get(question, {}).values())
 
 
 def find(tx: Transaction, questions: Sequence[Question]) -> Answers:

@@ -9,7 +9,7 @@ from mailglass_reconcile.errors import SchemaOutdatedError
 VERSION_TABLE = "mailglass_reconcile_version"
 """Alembic's table, which has the revision."""
 
-VERSION = "0001g"
+VERSION = "0001h"
 """The Alembic revision that this version works on."""
 
 READ = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"

@@ -6,18 +6,17 @@ A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
 from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
-from mailglass_reconcile.rules import matching, providers, states
+from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.deliveries import SEPARATOR, Question
+from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.open_orphans import OrphanRow
 
 
@@ -153,13 +152,7 @@ def _decide(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
 def _questions(event: EventKeys) -> list[Question]:
     keys = event.keys
     recipient_key = make_index_key(normalize_address(keys.recipient)) if keys.recipient else None
-    spellings = _joined_spellings(keys.provider or "")
-    return [Question(id_, event.tenant_id, spellings, recipient_key) for id_ in keys.candidate_ids]
-
-
-@lru_cache(maxsize=256)
-def _joined_spellings(provider: str) -> str:
-    return SEPARATOR.join(providers.spellings(provider))
+    return [Question(id_, event.tenant_id, recipient_key) for id_ in keys.candidate_ids]
 
 
 def _compute(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:

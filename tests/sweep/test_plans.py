@@ -34,7 +34,7 @@ from mailglass_reconcile.store import (
 )
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans, trust_statistics
-from mailglass_reconcile.store.deliveries import SEPARATOR, Question
+from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, RowFilter
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor
@@ -546,7 +546,7 @@ def test_states_are_stored_by_primary_key(writing, others):
 
 def test_ids_are_looked_up_by_our_index(reading):
     """Each once."""
-    questions = [Question(f"message-{n}", "acme", "sparkpost", None) for n in range(1, SIZE + 1)]
+    questions = [Question(f"message-{n}", "acme", None) for n in range(1, SIZE + 1)]
     plan = probing(reading, lambda: deliveries.find(reading, questions))
     assert plan.indexes == {deliveries.INDEX}
     assert plan.read <= SIZE
@@ -564,7 +564,7 @@ ASKING = {
 
 def question(tenant, recipient):
     """Return a question for the deliveries of the wide id."""
-    return Question("campaign", tenant, f"sparkpost{SEPARATOR}SparkPost", recipient and make_index_key(recipient))
+    return Question("campaign", tenant, recipient and make_index_key(recipient))
 
 
 @pytest.mark.parametrize("asking", ASKING)

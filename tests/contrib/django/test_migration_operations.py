@@ -101,7 +101,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
         cursor.execute("CREATE TABLE mailglass_events (id uuid)")
     with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
         call_command("migrate", APP, verbosity=0)
-    assert (APP, "0001g_open_orphans") not in MigrationRecorder(connection).applied_migrations()
+    assert (APP, "0001h_open_orphans") not in MigrationRecorder(connection).applied_migrations()
 
 
 def test_makemigrations_has_nothing_to_propose(empty):

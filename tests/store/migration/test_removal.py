@@ -180,7 +180,7 @@ def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_dat
         owned.migrate()
         other = installation(empty_database_url)
         before = other.objects()
-        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001g, owned by {role}"
+        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001h, owned by {role}"
         assert other.objects() == before
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-revision = "0001g"
+revision = "0001h"
 down_revision = None
 
 

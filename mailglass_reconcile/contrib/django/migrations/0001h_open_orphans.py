@@ -1,4 +1,4 @@
-"""Our revision 0001g; and the models, which Django does not make, so their keys are all that it has to know of them."""
+"""Our revision 0001h; and the models, which Django does not make, so their keys are all that it has to know of them."""
 
 from django.db import migrations, models
 
