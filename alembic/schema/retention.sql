@@ -83,16 +83,16 @@ BEGIN
                 THEN substr(e.idempotency_key, 12)::uuid END AS orphan_id
       FROM unnest(whole) AS w (id) JOIN {schema}.mailglass_events AS e ON e.delivery_id = w.id
   ), members AS MATERIALIZED (
-    SELECT owner, id, false AS is_new FROM attached
+    SELECT owner, id FROM attached
      UNION ALL
-    SELECT a.owner, o.id, o.inserted_at >= bound
+    SELECT a.owner, o.id
       FROM attached AS a
       JOIN {schema}.mailglass_events AS o ON o.id = a.orphan_id AND o.needs_reconciliation AND o.delivery_id IS NULL
            AND o.tenant_id IS NOT DISTINCT FROM a.tenant_id
   ), staying AS MATERIALIZED (
     SELECT m.owner FROM members AS m
-     WHERE m.is_new OR EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
-                                WHERE h.event_id = m.id AND h.state <> 'done' OFFSET 0)
+     WHERE EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
+                    WHERE h.event_id = m.id AND h.state <> 'done' OFFSET 0)
   ), removed AS (
     DELETE FROM {schema}.mailglass_events
      WHERE id = ANY (ARRAY(
