@@ -1,4 +1,4 @@
-"""Why orphans are open, grouped; and which open orphans name a message."""
+"""Open orphans, counted by cause and listed by message."""
 
 import re
 
@@ -10,13 +10,13 @@ from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_pa
 
 
 def astray(db, number, tenant="default", provider=factories.postmark):
-    """Add a delivery of `acme`, and an event of another tenant that names it."""
+    """Add a delivery of `acme`, and an event of another tenant that names its message."""
     factories.delivery(db, f"m-{number}", tenant_id="acme")
     return factories.orphan(db, provider(f"m-{number}"), tenant_id=tenant)
 
 
 def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
-    """`6,000 tenant_mismatch: default → acme`, and not 6,000 lines."""
+    """6,000 events that another tenant's webhook brought are one line, `6,000 tenant_mismatch: default → acme`."""
     for number in range(7):
         astray(db, number)
     astray(db, 8, provider=factories.sendgrid)
@@ -31,7 +31,9 @@ def test_orphans_of_another_tenant_are_one_group_that_names_it(db):
 
 
 def test_a_list_is_counted_by_the_last_sweep_or_else_now(db):
-    """By state, tenant and provider as the sweep did, by age and message now; not by type, and no expired ones."""
+    """The last sweep's counts answer state, tenant and provider; age and message are counted now, without expired
+    orphans.
+    """
     for number in range(3):
         astray(db, number)
     mailglass_reconcile.reconcile()
@@ -64,14 +66,14 @@ def test_the_command_and_the_dashboard_count_a_list_alike(db):
 
 
 def test_before_the_first_full_sweep_a_list_is_counted_now(db):
-    """And has no time of a sweep."""
+    """The page has no time of a sweep."""
     astray(db, 1)
     listed = load_page(db.database, ListFilter(), with_counts=True)
     assert (listed.total, listed.as_of) == (1, None)
 
 
 def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
-    """408 matched led to an empty list."""
+    """The summary said 408 matched, and its link led to an empty list."""
     factories.insert_pairs(db, [f"m-{n}" for n in range(12)])
     assert mailglass_reconcile.reconcile(limit=4).skipped_limit == 8
     page = load_page(db.database, ListFilter(state="matched"))
@@ -80,7 +82,7 @@ def test_what_a_sweep_left_although_it_matched_is_listed_in_that_number(db):
 
 
 def test_a_message_is_named_by_orphans_of_every_tenant(db):
-    """In any spelling of the id, the newest first; a delivery of another tenant is what they lack."""
+    """Any spelling of the id is found, newest first; a mismatch names the other tenant's delivery."""
     event = astray(db, 1, tenant="globex")
     astray(db, 2, tenant="globex")
     newer = factories.orphan(db, factories.postmark("m-1"), tenant_id="initech", age_seconds=100)

@@ -22,14 +22,14 @@ ago = dt.timedelta
 
 
 def as_stored(value):
-    """Return the time that was so long ago, as rows have it; any other value as it is."""
+    """Format the time that was so long ago as rows have it; return any other value unchanged."""
     if not isinstance(value, dt.timedelta):
         return value
     return str((dt.datetime.now(dt.UTC) - value).replace(tzinfo=None))
 
 
 def summary(db, delivery_id):
-    """Return the summary of a delivery, and its command."""
+    """Return the summary of a delivery, and the command that it suggests."""
     with db.database.reading() as tx:
         (delivery,) = deliveries.load_deliveries(tx, [delivery_id])
     return delivery.summary, delivery.command
@@ -70,7 +70,7 @@ def summary(db, delivery_id):
     ],
 )
 def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
-    """With the time that has passed, and the provider's name as it writes it."""
+    """The sentence has the time that has passed, and the provider's name as the provider writes it."""
     stored = {"message_id": "m-1", **{name: as_stored(value) for name, value in columns.items()}}
     delivery = factories.delivery(db, **stored)
     assert summary(db, delivery) == (sentence, None)
@@ -95,7 +95,7 @@ def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
 
 
 def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
-    """The ledger may hold anything."""
+    """Another writer may store anything in the ledger."""
     delivery = factories.delivery(db, "m-1", last_event_type="bounced", last_event_at=as_stored(ago(hours=1)))
     row = factories.orphan_row(
         factories.postmark("m-1"),
@@ -109,7 +109,7 @@ def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
 
 
 def test_a_webhook_that_reports_no_end_is_no_silence(db):
-    """Such as that of a provider which has queued the message."""
+    """A provider that has only queued the message has reported no end either."""
     delivery = factories.delivery(db, "m-1", provider="sendgrid", last_event_at=as_stored(ago(hours=3)))
     row = factories.orphan_row(
         factories.sendgrid("m-1"), type="queued", delivery_id=delivery, needs_reconciliation=False
@@ -119,13 +119,13 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
 
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
-    """With the command that explains it; before one about another recipient, which is shown as such."""
+    """The summary has the command that explains the event; an event about another recipient is named as such."""
     delivery = factories.delivery(db, "m-1", last_event_at=as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
-        (other,) = record(connection, event(recipient="bob@example.com"), tenant_id="globex")
+        (orphan,) = record(connection, event(recipient="bob@example.com"), tenant_id="globex")
     assert summary(db, delivery) == (
         "dispatched 3 hours ago; 1 open event of tenant globex about another recipient names its message id",
-        f"mailglass-reconcile explain {other.event_id}",
+        f"mailglass-reconcile explain {orphan.event_id}",
     )
     with db.begin() as connection:
         (own,) = record(connection, event(recipient=RECIPIENT, provider_event_id="2"), tenant_id="globex")
@@ -136,7 +136,7 @@ def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
 
 
 def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
-    """The latest."""
+    """The latest 200 are read."""
     delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=as_stored(ago(hours=1)))
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False, age_seconds=3_600)
     factories.insert(db, events=[{**row, "id": uuid7()} for _ in range(1_000)])
@@ -148,7 +148,7 @@ def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
 
 
 def test_the_latest_events_come_first_everywhere(db):
-    """`explain` showed the oldest twenty: a complaint after thirty opens was not among them."""
+    """`explain` showed the oldest twenty, and hid a complaint after thirty opens."""
     delivery = factories.delivery(db, "m-1", last_event_type="complained", terminal=True)
     at = [f"2026-11-01 10:{minute:02}" for minute in range(30)]
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False)
@@ -164,8 +164,8 @@ def test_the_latest_events_come_first_everywhere(db):
 
 
 @pytest.mark.parametrize("columns", [{}, {"provider": None}])
-def test_every_voice_says_the_same_of_a_delivery(db, columns):
-    """In the terminal, as JSON, and on the dashboard: the summary, the provider of its send, and the open orphan."""
+def test_terminal_json_and_dashboard_say_the_same_of_a_delivery(db, columns):
+    """Terminal, JSON and dashboard show the same summary, the provider of the send, and the open orphan."""
     with db.begin() as connection:
         sends = [Sent(recipient=RECIPIENT, message_id="m-1")]
         (sent,) = record_send(connection, tenant_id=factories.TENANT, provider="sendgrid", sent=sends)
@@ -173,7 +173,7 @@ def test_every_voice_says_the_same_of_a_delivery(db, columns):
     if columns:
         db.run("UPDATE mailglass_deliveries SET provider = NULL")
     with db.begin() as connection:
-        (other,) = record(connection, event("m-1", recipient="bob@example.com"), provider="sendgrid")
+        (orphan,) = record(connection, event("m-1", recipient="bob@example.com"), provider="sendgrid")
     sentence = "1 open event about another recipient names its message id"
     terminal = [commands.run_here("find", RECIPIENT).stdout, commands.run_here("explain", delivery).stdout]
     visitor = Visitor(app(db))
@@ -182,6 +182,6 @@ def test_every_voice_says_the_same_of_a_delivery(db, columns):
     (hit,) = [hit for hit in hits if hit["id"] == delivery]
     assert all(sentence in text for text in (*terminal, *pages, hit["summary"]))
     assert hit["provider"] == "sendgrid"
-    assert str(other.event_id) in terminal[1]
+    assert str(orphan.event_id) in terminal[1]
     assert not any("no webhook has arrived" in text for text in (*terminal, *pages))
     db.broken.update({"I2", "I3", "I7"})

@@ -1,4 +1,4 @@
-"""What `explain` adds to a verdict: origins of ids, what would help, what linked it; and events that are no orphans."""
+"""`explain`: origins of ids, remedies, the run that linked an event; and events that are not orphans."""
 
 import datetime as dt
 from uuid import UUID
@@ -18,14 +18,14 @@ from mailglass_reconcile.rules import providers
 WEEK = 7 * 86_400
 
 
-def of(db, event_id):
+def explain_event(db, event_id):
     """Explain an event."""
     return explain(db.database, UUID(event_id))
 
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_why_a_mail_bounced_is_shown(db, attached):
-    """By the command and on the page, of an event that is attached as of an orphan."""
+    """The command and the page show it, for attached events and for orphans."""
     if attached:
         factories.delivery(db, "m-1")
     bounced = recording.event("m-1", "bounced", reject_reason="invalid", bounce="hard", smtp_status="550 5.1.1")
@@ -41,26 +41,26 @@ def test_why_a_mail_bounced_is_shown(db, attached):
 
 
 def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
-    """Its reason and its reply may hold anything."""
+    """Another writer's reason and SMTP reply may hold anything."""
     metadata = factories.postmark("m-1", bounce={"email": "ada@example.com"}, smtp_status="550 <ada@example.com>")
     id_ = factories.orphan(db, metadata, type="bounced", reject_reason="ada@example.com")
-    explanation = of(db, id_)
+    explanation = explain_event(db, id_)
     assert (explanation.reject_reason, explanation.bounce, explanation.smtp_status) == (None, None, "550")
     assert "\nreason" not in commands.run_here("explain", id_).stdout
 
 
 def test_an_event_with_too_long_a_document_says_so(db):
-    """It was said to name no provider, which it does."""
+    """`explain` said that it named no provider, which it does."""
     id_ = factories.orphan(db, factories.postmark("m-1", body="x" * 66_000))
     mailglass_reconcile.reconcile()
-    explanation = of(db, id_)
+    explanation = explain_event(db, id_)
     assert explanation.state == "unmatchable"
     assert "more than 64 kB of text" in explanation.sentence
     assert explanation.remedy.startswith("write events with less than 64 kB")
 
 
 def test_every_id_names_the_place_that_it_was_read_from(db):
-    """The two common ones and those of the provider's rule; what they hold, and never the value."""
+    """The places of the common ids and of the provider's rule are named; their values are not."""
     event = factories.orphan(
         db,
         {"provider": "SendGrid", "provider_message_id": "a@b", "sg_message_id": "c.filter01-1"},
@@ -69,7 +69,7 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
     for swept in (False, True):
         if swept:
             mailglass_reconcile.reconcile()
-        explanation = of(db, event)
+        explanation = explain_event(db, event)
         assert (explanation.provider, explanation.rule) == ("sendgrid", "sendgrid/2.1")
         assert [(read["path"], read["holds"]) for read in explanation.reads] == [
             ("metadata/provider_message_id", "string"),
@@ -87,7 +87,7 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
 
 
 def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
-    """It is tried like any other; a rule that fails on one value alone costs the place only."""
+    """Such an id is tried like any other; a rule that fails on a single value loses only the place."""
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
 
     @key_rule("joined", reads=("metadata/a", "metadata/b"))
@@ -95,11 +95,11 @@ def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monke
         return [a + b]
 
     event = factories.orphan(db, {"provider": "joined", "a": "x", "b": "y"})
-    assert of(db, event).tried == ({"id": "xy", "read_from": None, "deliveries": 0},)
+    assert explain_event(db, event).tried == ({"id": "xy", "read_from": None, "deliveries": 0},)
 
 
 def test_what_would_have_to_change_is_said_for_each_state(db):
-    """Nothing for one that is linked or will be; for a lost recipient, that nothing will link it."""
+    """A linked event, or one that will be linked, has no remedy; an event whose recipient is lost is never linked."""
     factories.delivery(db, "one")
     factories.delivery(db, "hers", recipient="grace@example.com")
     for metadata, state, words in [
@@ -109,32 +109,32 @@ def test_what_would_have_to_change_is_said_for_each_state(db):
         (factories.postmark("hers", recipient="a@b"), "recipient_mismatch", "to the event's recipient"),
         (factories.postmark("hers", recipient_known=True), "ambiguous", "manually"),
     ]:
-        explanation = of(db, factories.orphan(db, metadata))
+        explanation = explain_event(db, factories.orphan(db, metadata))
         assert (explanation.state, explanation.verdict) == (state, state)
         assert (explanation.remedy is None) if words is None else (words in explanation.remedy)
 
 
 def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
-    """Another tenant's, another provider's, another recipient's; and no address."""
+    """Each delivery says if its tenant, provider and recipient fit, without an address."""
     factories.delivery(db, "x", tenant_id="other")
     factories.delivery(db, "x", provider="sendgrid", recipient="grace@example.com")
     factories.delivery(db, "x", recipient="grace@example.com")
-    explanation = of(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
+    explanation = explain_event(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
     assert {(row["own"], row["fitting"], row["addressed"]) for row in explanation.named} == {
         (False, True, True),
         (True, False, False),
         (True, True, False),
     }
-    assert all("recipient" not in one for one in explanation.named)
+    assert all("recipient" not in row for row in explanation.named)
 
 
 def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
-    """From the end of the grace until the maximum age; never for one that is expired."""
+    """They range from the end of the grace period to the maximum age; an expired event has none."""
     young, open_, old = (
         factories.orphan(db, factories.postmark("x"), age_seconds=age) for age in (-200, 300, WEEK + 99)
     )
     for event, state in ((young, "waiting"), (open_, "unmatched"), (old, "expired")):
-        explanation = of(db, event)
+        explanation = explain_event(db, event)
         arrived, expires = (
             dt.datetime.fromisoformat(time) for time in (explanation.arrived_at, explanation.expires_at)
         )
@@ -149,12 +149,12 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
 
 
 def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
-    """The `reconciled` event of the ledger."""
+    """The ledger's `reconciled` event says it."""
     delivery = factories.delivery(db, "x")
     event = factories.orphan(db, factories.postmark("x"))
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     mailglass_reconcile.reconcile()
-    explanation = of(db, event)
+    explanation = explain_event(db, event)
     reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
     assert (explanation.state, explanation.delivery_id, explanation.reconciled_by) == ("linked", delivery, reconciled)
     assert [(run["kind"], run["origin"]) for run in explanation.linked_during] == [("full", "python")]
@@ -162,7 +162,7 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
 
 
 def test_runs_that_were_folded_into_the_totals_are_not_named(db):
-    """Their row spans months, in which one of many linked it."""
+    """The row of the totals spans months, in which any of many runs may have linked it."""
     db.broken.add("I3")  # the ledger's row is moved into the past
     factories.delivery(db, "x")
     event = factories.orphan(db, factories.postmark("x"))
@@ -179,11 +179,11 @@ def test_runs_that_were_folded_into_the_totals_are_not_named(db):
             SELECT now() - interval '40 days', now() - interval '39 days', kind, origin, status FROM moved""")
     mailglass_reconcile.prune()
     assert db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE linked > 0") == 1
-    assert of(db, event).linked_during == ()
+    assert explain_event(db, event).linked_during == ()
 
 
 def test_the_runs_of_a_tenant_whose_id_looks_like_anothers_are_not_named(db):
-    """The history keeps a line break as `\\n`, and a backslash doubled."""
+    """The history escapes a line break as `\n`, and a backslash as two."""
     events = {}
     for tenant in ("a\nb", "a\\nb"):
         factories.delivery(db, "x", tenant_id=tenant)
@@ -191,21 +191,21 @@ def test_the_runs_of_a_tenant_whose_id_looks_like_anothers_are_not_named(db):
         mailglass_reconcile.reconcile(tenant)
     assert db.value("SELECT count(DISTINCT tenant_id) FROM mailglass_reconcile_runs") == 2
     db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '1 minute', finished_at = now()")
-    assert [len(of(db, event).linked_during) for event in events.values()] == [1, 1]
+    assert [len(explain_event(db, event).linked_during) for event in events.values()] == [1, 1]
 
 
 def test_keys_of_another_version_are_explained_as_the_next_sweep_computes_them(db):
-    """Not as they are stored."""
+    """The stored keys are outdated, so they are not shown."""
     event = factories.orphan(db, factories.postmark("x"))
     mailglass_reconcile.reconcile()
     db.run("UPDATE mailglass_open_orphans SET rank = 1")
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'outdated'")
-    assert of(db, event).candidate_ids == ("x",)
+    assert explain_event(db, event).candidate_ids == ("x",)
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'x'")
 
 
 def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
-    """The open set leaves it out, and no repair puts it there."""
+    """The open set leaves it out, and a repair does not add it."""
     event = factories.orphan(db, factories.postmark("m-1"), tenant_id="t" * 1_001)
     explanation = explain(db.database, UUID(event))
     assert explanation.state == "missing"
@@ -214,18 +214,18 @@ def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
 
 
 def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
-    """Mailglass stores no id of SparkPost's or Mailjet's."""
+    """Mailglass stores generated ids for SparkPost and Mailjet."""
     factories.delivery(db, "mailglass-synthetic-1")
     orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
     explanation = explain(db.database, UUID(orphan))
     assert explanation.state == "unmatched"
     assert "a generated id" in explanation.sentence
-    other = factories.orphan(db, factories.postmark("x"))
-    assert "generated" not in explain(db.database, UUID(other)).sentence
+    unmatched = factories.orphan(db, factories.postmark("x"))
+    assert "generated" not in explain(db.database, UUID(unmatched)).sentence
 
 
 def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):
-    """A row whose arrival is infinite was once a traceback."""
+    """An infinite arrival once caused a traceback."""
     orphan = factories.orphan(db, factories.postmark("x"))
     db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
     assert explain(db.database, UUID(orphan)).state == "waiting"
@@ -233,7 +233,7 @@ def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):
 
 
 def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
-    """Even if its writer asked for reconciliation; the delivery is named, and no places were read."""
+    """This holds even if its writer asked for reconciliation; the delivery is named, and no places are listed."""
     delivery = factories.delivery(db, "one")
     for asks in (True, False):
         row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
@@ -244,7 +244,7 @@ def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
 
 
 def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
-    """Even if a delivery has its id."""
+    """This holds even if a delivery has its id."""
     factories.delivery(db, "one")
     event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
     explanation = explain(db.database, UUID(event))
@@ -257,15 +257,15 @@ def test_the_password_of_the_webhook_address_is_printed_nowhere(db):
     event = factories.orphan(db, factories.postmark("m@1"), tenant_id="default")
     url = SecretStr("https://hooks:canary@mail.example.com/webhooks")
     visitor = Visitor(app(db, webhook_url=url))
-    shown = [commands.run_here("explain", event).stdout, commands.run_here("explain", event, "--json").stdout]
-    shown.append(visitor.get(f"/events/{event}").text)
-    for text in shown:
+    texts = [commands.run_here("explain", event).stdout, commands.run_here("explain", event, "--json").stdout]
+    texts.append(visitor.get(f"/events/{event}").text)
+    for text in texts:
         assert "trigger postmark delivered" in text
         assert "canary" not in text
 
 
 def test_a_message_id_plants_no_command_that_can_be_copied(db):
-    """Whoever chooses message ids, or names of tenants, does not choose what an operator pastes."""
+    """Message ids and tenants come from outside, and must not end up in a command that an operator copies."""
     planted = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
     factories.delivery(db, planted, tenant_id=planted)
     event = factories.orphan(db, factories.postmark(planted), tenant_id="default")

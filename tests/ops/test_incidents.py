@@ -1,4 +1,4 @@
-"""Incidents, one row each: how it is planted, and what doctor, status, metrics, dashboard and Django's check say."""
+"""Incidents: how each is caused, and what doctor, status, metrics, dashboard and Django's check report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ class Incident:
     level: str = ERROR
 
 
-def dropped(what: str) -> Callable[[Any], object]:
+def dropped(object_name: str) -> Callable[[Any], object]:
     """Drop an object of the schema."""
-    return lambda db: (db.broken.add("I13"), db.run(f"DROP {what}"))
+    return lambda db: (db.broken.add("I13"), db.run(f"DROP {object_name}"))
 
 
 def migrate(db: Any) -> None:
@@ -67,12 +67,12 @@ def migrate(db: Any) -> None:
     runner.migrate(db.engine, db.settings, lambda line: None)
 
 
-def run(minutes: int, origin: str, ended: str) -> Callable[[Any], object]:
-    """Leave nothing in the history but one full sweep."""
+def run(minutes: int, origin: str, status: str) -> Callable[[Any], object]:
+    """Leave one full sweep as the only run in the history."""
 
     def plant(db: Any) -> None:
         db.run("DELETE FROM mailglass_reconcile_runs")
-        db.run(RUN, minutes=minutes, origin=origin, status=ended)
+        db.run(RUN, minutes=minutes, origin=origin, status=status)
 
     return plant
 
@@ -83,7 +83,7 @@ def sweep(db: Any) -> None:
 
 
 def send(number: int, hours_ago: int, **columns: object) -> Callable[[Any], object]:
-    """Record sends that were dispatched so long ago, and got no report."""
+    """Record sends that were dispatched so long ago and never reported."""
 
     def plant(db: Any) -> None:
         at = str(db.value(f"SELECT now()::timestamp - interval '{hours_ago} hours'"))
@@ -94,14 +94,14 @@ def send(number: int, hours_ago: int, **columns: object) -> Callable[[Any], obje
 
 
 def receive(db: Any) -> None:
-    """Store events whose ids no send has, and sweep."""
+    """Store events whose ids no delivery has, and sweep."""
     send(20, 2)(db)
     insert(db, [], [orphan_row(postmark(f"other-{n}")) for n in range(20)])
     sweep(db)
 
 
 def report(db: Any) -> None:
-    """Let each send have its report."""
+    """Add a report for each send."""
     db.broken.update({"I2", "I7"})
     db.run("UPDATE mailglass_deliveries SET last_event_type = 'delivered', last_event_at = now(), delivered_at = now()")
 
@@ -133,19 +133,19 @@ def swell(number: int) -> Callable[[Any], object]:
 
 
 def forget(db: Any) -> None:
-    """Let a dispatcher have named its handlers long ago."""
+    """Register handlers, last seen long ago."""
     handle(db, ("shop.suppress", "bounced"))
     db.run("UPDATE mailglass_handled_types SET seen_at = now()::timestamp - interval '2 hours'")
 
 
 def expire(db: Any) -> None:
-    """Let all that is open be too old."""
+    """Age all open orphans beyond the maximum age."""
     db.broken.update({"I13", "I6"})
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
 
 
 def leave(db: Any) -> None:
-    """Let a sweep leave an event although it can be linked, long after its delivery came."""
+    """Simulate a sweep that left a linkable event long after its delivery came."""
     rows = [orphan_row(postmark(f"m-{n}"), age_seconds=9_000) for n in range(2)]
     insert(db, [delivery_row(f"m-{n}") for n in range(2)], rows)
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
@@ -164,27 +164,27 @@ def enqueue(state: str, attempts: int, due_seconds: int) -> Callable[[Any], obje
 
 
 def empty_outbox(db: Any) -> None:
-    """Let the handlers have run."""
+    """Mark all jobs as done."""
     db.run("DELETE FROM mailglass_handler_outbox")
 
 
 def unprune(db: Any) -> None:
-    """Let the only prune have failed three days ago."""
+    """Record one prune, which failed three days ago."""
     db.run(PRUNED)
 
 
 def mute(db: Any) -> None:
-    """Let Redis have taken nothing of the last full sweep."""
+    """Record a full sweep whose messages Redis refused."""
     db.run("UPDATE mailglass_reconcile_runs SET published = 0, publish_failed = 2 WHERE kind = 'full'")
 
 
 def outdate(db: Any) -> None:
-    """Let the database be at another revision."""
+    """Set another revision."""
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
 
 
 def update(db: Any) -> None:
-    """Bring it back."""
+    """Restore the revision."""
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=revision.VERSION)
 
 
@@ -245,7 +245,7 @@ def djangos(check: str) -> list[str]:
     "incident", slow_unless(is_quick, INCIDENTS), ids=lambda incident: f"{incident.check}: {incident.words}"[:50]
 )
 def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incident):
-    """Doctor, `status --check`, dashboard and Django have one sentence; the metric has the check and the level."""
+    """Doctor, `status --check`, dashboard and Django print the same sentence; the metric has its check and level."""
     sweep(db)
     incident.plant(db)
     finding = of(incident.check)
@@ -263,7 +263,7 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
 
 
 def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
-    """Here, or by the tests of its own module, which `elsewhere` names."""
+    """A check without an incident here is tested in its own module, which `elsewhere` names."""
     elsewhere = {"server", "roles", "privileges", "recipients"}  # tests/ops/checks/test_server.py, test_roles.py, …
     planted = {incident.check for incident in INCIDENTS}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.is_fast}

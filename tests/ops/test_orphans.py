@@ -1,4 +1,4 @@
-"""Pages of orphans: each with the state that was stored with it, in order, and none twice or left out."""
+"""Pages of open orphans: their stored states, their order, and that none is missing or listed twice."""
 
 import datetime as dt
 import json
@@ -17,7 +17,7 @@ from recording import event, record
 
 @pytest.fixture
 def zoo(db):
-    """One or more open orphans of each state; returns the state of each by its id."""
+    """Insert open orphans of each state; return the states by event id."""
     for message, columns in {
         "one": {},
         "theirs": {"tenant_id": "other"},
@@ -26,7 +26,7 @@ def zoo(db):
         factories.delivery(db, message, **columns)
     for recipient in ("a@example.com", "b@example.com"):
         factories.delivery(db, "many", recipient=recipient)
-    told = {}
+    states = {}
     for age, (metadata, state) in enumerate(
         [
             (factories.postmark("one"), "matched"),
@@ -40,13 +40,13 @@ def zoo(db):
             (factories.sendgrid("nobody's"), "unmatched"),
         ]
     ):
-        told[factories.orphan(db, metadata, age_seconds=300 + 60 * age)] = state
-    told[factories.orphan(db, factories.postmark("one"), age_seconds=-200)] = "waiting"
-    return told
+        states[factories.orphan(db, metadata, age_seconds=300 + 60 * age)] = state
+    states[factories.orphan(db, factories.postmark("one"), age_seconds=-200)] = "waiting"
+    return states
 
 
 def listed(db, **options):
-    """Return the orphans of all pages, one after the other."""
+    """Return the orphans of all pages in order."""
     names = {"limit"} & options.keys()
     how = {name: options.pop(name) for name in names}
     collected, after = [], None
@@ -59,7 +59,7 @@ def listed(db, **options):
 
 
 def test_each_orphan_has_the_state_in_which_a_sweep_left_it(db, zoo):
-    """Before any, those past their grace are unseen; what was linkable and left is matched, with its delivery."""
+    """Without a sweep, orphans past their grace are unseen; what a sweep did not link is matched, with its delivery."""
     unseen = {id_: "waiting" if state == "waiting" else "unseen" for id_, state in zoo.items()}
     assert {orphan.event_id: orphan.state for orphan in listed(db)} == unseen
     assert {(orphan.provider, orphan.candidate_ids, orphan.delivery_id) for orphan in listed(db)} == {(None, (), None)}
@@ -74,7 +74,7 @@ def test_each_orphan_has_the_state_in_which_a_sweep_left_it(db, zoo):
 
 
 def test_what_was_linkable_and_left_has_its_delivery(db):
-    """As it would be linked now; the others have none."""
+    """The delivery is the one that a sweep would link now; other orphans have none."""
     delivery = factories.delivery(db, "one")
     for age in (300, 200):
         factories.orphan(db, factories.postmark("one"), age_seconds=age)
@@ -85,13 +85,13 @@ def test_what_was_linkable_and_left_has_its_delivery(db):
 
 
 def test_a_page_has_the_time_of_the_last_full_sweep(db):
-    """That of one tenant is no full sweep of all; without any there is none, and expired ones are judged now."""
+    """A sweep of one tenant does not count, and there may be none; expired orphans are matched on reading."""
     factories.orphan(db, factories.postmark("one"), age_seconds=300)
     mailglass_reconcile.reconcile("acme")
     assert load_page(db.database, ListFilter()).as_of is None
     mailglass_reconcile.reconcile()
-    ended = db.value("SELECT to_json(max(finished_at)) #>> '{}' || 'Z' FROM mailglass_reconcile_runs")
-    assert load_page(db.database, ListFilter()).as_of == ended
+    finished_at = db.value("SELECT to_json(max(finished_at)) #>> '{}' || 'Z' FROM mailglass_reconcile_runs")
+    assert load_page(db.database, ListFilter()).as_of == finished_at
     assert load_page(db.database, ListFilter(state="expired")).as_of is None
 
 
@@ -99,38 +99,37 @@ def test_a_page_has_the_time_of_the_last_full_sweep(db):
 @pytest.mark.parametrize("swept", [False, True])
 @pytest.mark.parametrize("state", [state for state in OPEN_STATES if state != "expired"])
 def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
-    """As a sweep left them, or unseen without one."""
+    """After a sweep they have its states; before it they are unseen."""
     if swept:
         mailglass_reconcile.reconcile()
-        zoo = {id_: its for id_, its in zoo.items() if its != "matched"}
+        zoo = {id_: stored for id_, stored in zoo.items() if stored != "matched"}
         new = factories.orphan(db, factories.postmark("one"), age_seconds=100)
         zoo[new] = "unseen"
     else:
-        zoo = {id_: "waiting" if its == "waiting" else "unseen" for id_, its in zoo.items()}
-    assert {one.event_id for one in listed(db, state=state)} == {id_ for id_, its in zoo.items() if its == state}
-    assert {one.event_id for one in listed(db, state=state, limit=1)} == {
-        id_ for id_, its in zoo.items() if its == state
-    }
+        zoo = {id_: "waiting" if stored == "waiting" else "unseen" for id_, stored in zoo.items()}
+    expected = {id_ for id_, stored in zoo.items() if stored == state}
+    assert {orphan.event_id for orphan in listed(db, state=state)} == expected
+    assert {orphan.event_id for orphan in listed(db, state=state, limit=1)} == expected
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
 def test_pages_hold_every_orphan_once_in_order_of_arrival(db, zoo, limit):
-    """The newest first, whatever the size of a page."""
-    assert sorted(one.event_id for one in listed(db, limit=limit)) == sorted(zoo)
+    """Whatever the size of a page, the newest come first."""
+    assert sorted(orphan.event_id for orphan in listed(db, limit=limit)) == sorted(zoo)
     times = [orphan.arrived_at for orphan in listed(db, limit=limit)]
     assert times == sorted(times, reverse=True)
 
 
 def test_orphans_of_one_moment_are_on_one_page_each(db):
-    """A writer's transaction gives all its rows one time; the event's id tells them apart."""
+    """A writer's transaction gives all its rows one time; ties are ordered by the event's id."""
     rows = [factories.orphan_row(factories.postmark("x")) for _ in range(7)]
     factories.insert(db, events=rows)
     assert len({orphan.arrived_at for orphan in listed(db)}) == 1
-    assert sorted(one.event_id for one in listed(db, limit=2)) == sorted(row["id"] for row in rows)
+    assert sorted(orphan.event_id for orphan in listed(db, limit=2)) == sorted(row["id"] for row in rows)
 
 
 def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
-    """A provider and a message id in any spelling, once a sweep has stored them."""
+    """After a sweep has stored them, a provider and a message id match in any spelling."""
     orphan = factories.orphan(db, factories.postmark("ABCDEF00-0000-4000-8000-000000000001"), age_seconds=7_200)
     hers = factories.orphan(
         db, {"provider": "Amazon SES", "mail": {"messageId": "m-1"}}, tenant_id="b", type="bounced", age_seconds=300
@@ -154,14 +153,14 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
         ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
     ]
     for filters, expected in [*always, *((filters, []) for filters, _ in stored)]:
-        assert [one.event_id for one in listed(db, **filters)] == expected, filters
+        assert [row.event_id for row in listed(db, **filters)] == expected, filters
     mailglass_reconcile.reconcile()
     for filters, expected in [*always, *stored]:
-        assert [one.event_id for one in listed(db, **filters)] == expected, filters
+        assert [row.event_id for row in listed(db, **filters)] == expected, filters
 
 
 def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
-    """A sweep between two pages costs nobody his place."""
+    """A sweep between two pages does not move the cursor."""
     factories.delivery(db, "one")
     first = factories.orphan(db, factories.postmark("one"), age_seconds=300)
     second = factories.orphan(db, factories.postmark("two"), age_seconds=400)
@@ -174,13 +173,13 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
 
 @pytest.mark.parametrize("state", [None, "expired"])
 def test_no_page_is_empty_because_the_one_before_it_was_full(db, state):
-    """The last one that is full has no next page."""
+    """The last page has no cursor even if it is full."""
     age = WEEK if state else 0
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=age + 500 - n) for n in range(4)]
     ids = ids if state else ids[::-1]
     first = load_page(db.database, ListFilter(state=state), limit=2)
     second = load_page(db.database, ListFilter(state=state), limit=2, after=first.after)
-    assert [one.event_id for one in (*first.orphans, *second.orphans)] == ids
+    assert [orphan.event_id for orphan in (*first.orphans, *second.orphans)] == ids
     assert (first.after, second.after) == (ids[1], None)
 
 
@@ -203,14 +202,14 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
 
 
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
-    """The number then is a lower bound."""
+    """Beyond the limit, the number is a lower bound."""
     monkeypatch.setattr(pages, "MAX_COUNTED", 2)
     page = load_page(db.database, ListFilter(), with_counts=True)
     assert (page.total, page.at_least) == (2, True)
 
 
 def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
-    """In the spellings in which addresses are usually given."""
+    """An address matches in its usual spellings."""
     with db.begin() as connection:
         own, _ = record(
             connection,
@@ -225,7 +224,7 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
 
 
 def test_each_orphan_says_when_it_becomes_too_old(db):
-    """A week after it arrived."""
+    """An orphan expires a week after it arrived."""
     factories.orphan(db, factories.postmark("x"))
     (orphan,) = listed(db)
     assert dt.datetime.fromisoformat(orphan.expires_at) - dt.datetime.fromisoformat(orphan.arrived_at) == dt.timedelta(
@@ -237,7 +236,7 @@ WEEK = 7 * 86_400
 
 
 def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db):
-    """By tenant and time, page by page, whatever the open set still holds of them."""
+    """Tenant and age filter them, pages do not overlap, and what the open set still holds does not matter."""
     factories.delivery(db, "linked")
     linked = factories.orphan(db, factories.postmark("linked"), age_seconds=WEEK + 50)
     old = [
@@ -255,27 +254,27 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
             mailglass_reconcile.prune()
         for limit in (2, 100):
             listing = listed(db, state="expired", limit=limit)
-            assert [one.event_id for one in listing] == old
+            assert [row.event_id for row in listing] == old
         assert {orphan.state for orphan in listing} == {"expired"}
         assert listing[0].candidate_ids == ("old 0",)
-        assert [one.event_id for one in listed(db)] == [young]
-        assert [one.event_id for one in listed(db, state="expired", tenant_id="z")] == old[6:]
-        assert [one.event_id for one in listed(db, state="expired", message_id="old 1")] == old[1::3]
-        assert [one.event_id for one in listed(db, state="expired", older=WEEK + 2_500.0)] == [old[0], old[3], old[6]]
+        assert [row.event_id for row in listed(db)] == [young]
+        assert [row.event_id for row in listed(db, state="expired", tenant_id="z")] == old[6:]
+        assert [row.event_id for row in listed(db, state="expired", message_id="old 1")] == old[1::3]
+        assert [row.event_id for row in listed(db, state="expired", older=WEEK + 2_500.0)] == [old[0], old[3], old[6]]
         assert listed(db, state="expired", newer=float(WEEK)) == []
 
 
 def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
-    """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
+    """If nothing passes the filter, the page ends early with a cursor; all pages together miss nothing."""
     monkeypatch.setattr(pages, "MAX_EVENTS_READ", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     page = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
     assert (page.orphans, page.looked_at) == ([], 2)
-    assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
+    assert [orphan.event_id for orphan in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
 def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
-    """A type that hardly any has ends it, with the place to go on from; the pages together miss nothing."""
+    """If few have the type, the page ends early with a cursor; all pages together miss nothing."""
     monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 4)
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
@@ -285,13 +284,13 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     assert page.after is not None
     assert listed(db, type="clicked", limit=2) == []
     for filters, expected in (("bounced", rare), ("opened", ids)):
-        event_ids = [each.event_id for each in listed(db, type=filters, limit=2)]
+        event_ids = [orphan.event_id for orphan in listed(db, type=filters, limit=2)]
         assert event_ids == expected[::-1]
 
 
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swept):
-    """Also before a sweep has stored any keys."""
+    """This holds before a sweep has stored keys, too."""
     monkeypatch.setattr(pages, "MAX_CHUNK", 2)
     for _ in range(5):
         factories.orphan(db, factories.postmark("not mine"), age_seconds=200)
@@ -302,11 +301,11 @@ def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swe
 
 
 def test_hostile_values_are_listed_like_any_other(db):
-    """An arrival at the end of time, an id of strange characters."""
+    """An arrival may be infinite, and an id may have any characters."""
     orphan = factories.orphan(db, factories.postmark("\u202e\U0001f4a9"))
     db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
-    one = listed(db)[0]
-    assert (one.event_id, one.state, one.arrived_at) == (orphan, "waiting", "infinity")
+    listed_orphan = listed(db)[0]
+    assert (listed_orphan.event_id, listed_orphan.state, listed_orphan.arrived_at) == (orphan, "waiting", "infinity")
     db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp - interval '2 minutes'")
     mailglass_reconcile.reconcile()
     assert json.loads(json.dumps(listed(db)[0].as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]

@@ -1,4 +1,4 @@
-"""What a page and an explanation cost, counted in pages that Postgres touched: the same beside few and many orphans."""
+"""The cost of a page and of `explain` in buffers: the same beside few and many orphans."""
 
 from uuid import UUID
 
@@ -36,7 +36,7 @@ MANY = [2_000, pytest.param(30_000, marks=pytest.mark.slow)]
 
 
 def cost(db, call):
-    """Return the pages touched and the statements sent by a call."""
+    """Return the buffers and statements of a call."""
     sent = []
     sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
     db.wait_until_alone()
@@ -50,9 +50,9 @@ def cost(db, call):
 
 @pytest.mark.parametrize("many", MANY)
 def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
-    """A page from the oldest, from the newest, from the middle; an open event."""
+    """Pages from the oldest, the newest and the middle, and an open event, are read."""
     for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
-        db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")  # what it touches would be counted
+        db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")  # its buffers would be counted
     observed = []
     for kind, orphans in (("few", 200), ("many", many)):
         db.run(OPEN, kind=kind, orphans=orphans)
@@ -77,7 +77,7 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
 
 @pytest.mark.slow
 def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
-    """Nor all of those that carry its id; and an id that none carries costs as little."""
+    """Nor are all deliveries read that carry its id; an id that no delivery has costs as little."""
     db.run(DELIVERIES, deliveries=5_000)
     db.run("ANALYZE")
     for message_id in ("sent0", "nobody's"):
@@ -88,7 +88,7 @@ def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
 
 @pytest.mark.slow
 def test_expired_ones_cost_what_a_page_may_read_at_most(db):
-    """However many of the ledger's old orphans were reconciled."""
+    """The number of reconciled orphans in the ledger does not matter."""
     db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)
     db.run(RECONCILED)
     touched, statements = cost(db, lambda: load_page(db.database, ListFilter(state="expired"), limit=50))

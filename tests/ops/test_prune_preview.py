@@ -1,4 +1,4 @@
-"""A dry run of the prune: how many rows each step would change, and the oldest; nothing is written."""
+"""A dry run of the prune counts the rows of each step and shows the oldest, and writes nothing."""
 
 import datetime as dt
 
@@ -32,7 +32,7 @@ SELECT (SELECT count(*) FROM mailglass_webhook_events) + (SELECT count(*) FROM m
 
 @pytest.fixture
 def old(db):
-    """Something old for every step, with a retention for each; returns the database with them."""
+    """Insert old rows for every step, and return the database with a retention for each."""
     for status, days in (("succeeded", 15), ("succeeded", 13), ("dead", 91), ("failed", 400)):
         db.run(WEBHOOK, status=status, days=days)
     for state, days in (("done", 20), ("dead", 100)):
@@ -63,18 +63,18 @@ def old(db):
 
 
 def test_each_step_counts_what_the_prune_then_changes(db, old):
-    """And writes nothing, not even a row of the history."""
+    """The preview writes nothing, not even a row of the history."""
     before = db.value(ROWS)
     previews = {preview.step: preview for preview in prune_preview.preview(old)}
     assert db.value(ROWS) == before
     fields = pruner.prune_with(old).as_dict()
-    assert {step: one.rows for step, one in previews.items()} == {step: fields[step] for step in previews}
+    assert {step: preview.rows for step, preview in previews.items()} == {step: fields[step] for step in previews}
     assert set(previews) == {name for name, value in fields.items() if isinstance(value, int)}
     assert min(preview.rows for preview in previews.values()) == 1
 
 
 def test_the_oldest_of_each_is_shown(db, old):
-    """By the time that counts for it."""
+    """Each step has its own column of time."""
     now = dt.datetime.now(dt.UTC)
     ages = {
         preview.step: (now - dt.datetime.fromisoformat(preview.oldest)) // dt.timedelta(days=1)
@@ -87,7 +87,7 @@ def test_the_oldest_of_each_is_shown(db, old):
 
 
 def test_what_has_no_retention_is_kept(db):
-    """The default for failed webhooks, events and deliveries."""
+    """By default, failed webhooks, events and deliveries are kept."""
     db.run(WEBHOOK, status="failed", days=4_000)
     previews = {preview.step: preview for preview in prune_preview.preview(db.database)}
     assert [(previews[step].rows, previews[step].days) for step in ("failed", "events", "deliveries")] == [
@@ -96,7 +96,7 @@ def test_what_has_no_retention_is_kept(db):
 
 
 def test_the_command_prints_a_row_for_each_step(db):
-    """A person sees counts and dates; a program a line for each, which conforms to the schema."""
+    """A person sees counts and dates; `--json` prints an object for each step, which conforms to the schema."""
     db.run(WEBHOOK, status="succeeded", days=15)
     stdout = commands.run(db, "prune", "--dry-run").stdout
     assert "succeeded raw webhooks" in stdout

@@ -1,4 +1,4 @@
-"""The prune: raw webhooks by status and age, in batches; the open set as the ledger has it."""
+"""The prune: raw webhooks by status and age, in batches, and a repair of the open set."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :st
        now()::timestamp - make_interval(days => :days, mins => :minutes), now()
   FROM generate_series(1, :number)
 """
-NOTHING = {
+NOTHING_PRUNED = {
     **dict.fromkeys(
         (
             "succeeded",
@@ -57,10 +57,10 @@ def count_webhooks(db) -> Counter[str]:
 
 @contextmanager
 def recorded(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that are sent."""
+    """Collect the statements that an engine sends."""
     statements: list[str] = []
 
-    def record(connection, cursor, statement, *rest):
+    def record(connection, cursor, statement, *_arguments):
         statements.append(statement)
 
     sa.event.listen(engine, "before_cursor_execute", record)
@@ -70,23 +70,23 @@ def recorded(engine: sa.Engine) -> Iterator[list[str]]:
 
 def test_nothing_to_prune_is_fine(db):
     """All counts are zero."""
-    assert mailglass_reconcile.prune().as_dict() == NOTHING
+    assert mailglass_reconcile.prune().as_dict() == NOTHING_PRUNED
 
 
 def test_webhooks_go_by_status_and_age(db):
-    """Succeeded after 14 days, dead after 90, failed, received and processing never."""
+    """Succeeded ones go after 14 days, dead ones after 90; failed, received and processing ones never."""
     for status in ("succeeded", "dead", "failed", "received", "processing"):
         for days in (13, 14, 89, 90, 400):
             webhooks(db, status, days)
             webhooks(db, status, days, minutes=-1)
     result = mailglass_reconcile.prune()
-    assert result.as_dict() == {**NOTHING, "succeeded": 7, "dead": 3}
+    assert result.as_dict() == {**NOTHING_PRUNED, "succeeded": 7, "dead": 3}
     assert count_webhooks(db) == {"succeeded": 3, "dead": 7, "failed": 10, "received": 10, "processing": 10}
-    assert mailglass_reconcile.prune().as_dict() == NOTHING
+    assert mailglass_reconcile.prune().as_dict() == NOTHING_PRUNED
 
 
 def test_a_retention_of_infinity_sends_no_delete(db):
-    """Not even one that would find nothing."""
+    """No DELETE is sent, not even one that finds nothing."""
     webhooks(db, "succeeded", 4_000)
     never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
     settings = Settings(**{**db.settings.model_dump(), **never})
@@ -104,11 +104,11 @@ def test_a_retention_of_zero_days_deletes_what_is_there(db):
     for status in ("succeeded", "dead", "failed"):
         webhooks(db, status, 0)
     settings = db.settings.model_copy(update={"retention_failed_days": 0})
-    assert pruner.prune_with(database.Database(db.engine, settings)).as_dict() == {**NOTHING, "failed": 1}
+    assert pruner.prune_with(database.Database(db.engine, settings)).as_dict() == {**NOTHING_PRUNED, "failed": 1}
 
 
 def test_deletes_come_in_batches_each_committed(db):
-    """No transaction deletes more than a batch."""
+    """No transaction deletes more than one batch."""
     webhooks(db, "succeeded", 20, number=2 * pruner.BATCH_ROWS + 1)
     db.run("CREATE TABLE witness.deleted (transaction bigint, rows bigint)")
     db.run("""CREATE FUNCTION witness.deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -123,15 +123,15 @@ def test_deletes_come_in_batches_each_committed(db):
 def test_webhooks_that_somebody_else_holds_are_left_to_the_next_prune(db):
     """Neither waits for the other."""
     webhooks(db, "succeeded", 20, number=2)
-    with db.engine.connect() as other:
-        other.exec_driver_sql("SELECT FROM mailglass_webhook_events LIMIT 1 FOR UPDATE")
+    with db.engine.connect() as locker:
+        locker.exec_driver_sql("SELECT FROM mailglass_webhook_events LIMIT 1 FOR UPDATE")
         assert mailglass_reconcile.prune().succeeded == 1
     assert mailglass_reconcile.prune().succeeded == 1
 
 
 @pytest.mark.slow
 def test_the_delete_finds_its_rows_through_our_index(db):
-    """A batch of the oldest, without a sort or a scan, among many that stay."""
+    """A batch of the oldest is found without a sort or a scan among many that stay."""
     webhooks(db, "succeeded", 1, number=20_000)
     webhooks(db, "received", 30, number=20_000)
     webhooks(db, "succeeded", 20, number=3)
@@ -152,7 +152,7 @@ def test_expired_orphans_leave_the_open_set_and_do_not_come_back(db):
     """They stay in the ledger."""
     young = orphan(db, postmark("m-1"), age_seconds=7 * 86_400 - 60)
     old = orphan(db, postmark("m-2"), age_seconds=7 * 86_400 + 60)
-    assert mailglass_reconcile.prune().as_dict() == {**NOTHING, "expired": 1}
+    assert mailglass_reconcile.prune().as_dict() == {**NOTHING_PRUNED, "expired": 1}
     assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(young,)]
     assert {row[0] for row in db.rows("SELECT id::text FROM mailglass_events")} == {young, old}
 
@@ -170,20 +170,20 @@ def test_the_open_set_is_mended_by_the_ledger(db):
         )
     db.run("INSERT INTO mailglass_open_orphans VALUES (CAST(:id AS uuid), 'acme', now())", id=new_id())
     db.broken.update({"I1", "I2", "I3", "I5"})
-    assert mailglass_reconcile.prune().as_dict() == {**NOTHING, "settled": 2, "added": 1}
+    assert mailglass_reconcile.prune().as_dict() == {**NOTHING_PRUNED, "settled": 2, "added": 1}
     assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(missing,)]
 
 
 def test_a_repair_ends_although_writers_write_on(db):
-    """A writer that is as quick as the repair: what came after its beginning is the trigger's."""
+    """What a writer as fast as the repair adds after its start is left to the trigger."""
     missing = orphan(db, postmark("m"), age_seconds=100)
     db.run("DELETE FROM mailglass_open_orphans")
-    others = engines.create_engine(db.settings)
+    writers = engines.create_engine(db.settings)
     later = []
 
     def write(connection: sa.Connection) -> None:
         if len(later) < 50:
-            later.append(orphan(replace(db, engine=others), postmark(f"m-{len(later)}"), age_seconds=0))
+            later.append(orphan(replace(db, engine=writers), postmark(f"m-{len(later)}"), age_seconds=0))
 
     sa.event.listen(db.engine, "commit", write)
     with db.database.connect() as connected:
@@ -195,7 +195,7 @@ def test_a_repair_ends_although_writers_write_on(db):
 
 @pytest.mark.parametrize("state", ["empty", "unmigrated"])
 def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state):
-    """It says what to run, before anything is deleted."""
+    """The error names the command to run, and nothing is deleted."""
     if state == "unmigrated":
         live(empty_database_url)
     settings = Settings(database_url=empty_database_url)
@@ -206,11 +206,11 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
 
 
 def test_raw_webhooks_of_mailglass_s_tables_are_kept_unless_a_retention_is_set(mailglass_db):
-    """It deletes them itself; each status stands alone, in the environment and in Python. Its outbox rows are ours."""
+    """Mailglass prunes them itself; a retention of each status, in the environment or in Python, counts alone."""
     mailglass_db.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
     for status in ("succeeded", "dead", "failed"):
         webhooks(mailglass_db, status, days=400)
-    assert mailglass_reconcile.prune().as_dict() == NOTHING
+    assert mailglass_reconcile.prune().as_dict() == NOTHING_PRUNED
     settings = mailglass_db.settings.model_copy(update={"retention_dead_days": 90})
     mailglass_reconcile.configure(engine=mailglass_db.engine, settings=settings)
     assert mailglass_reconcile.prune().dead == 1

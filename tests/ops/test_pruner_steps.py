@@ -1,4 +1,4 @@
-"""What a prune costs, and that its steps stand by themselves."""
+"""The cost of a prune, and the independence of its steps."""
 
 import re
 import uuid
@@ -31,7 +31,7 @@ SELECT gen_random_uuid(), tenant_id, 'reconciled', now(), 'reconciled:' || id, n
 
 
 def settle(db, number: int, *, analyze: bool = True) -> None:
-    """Insert orphans that were reconciled thirty days ago, without the triggers' work."""
+    """Insert orphans that were reconciled thirty days ago, without firing triggers."""
     with db.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.execute(sa.text(SETTLED), {"number": number})
@@ -41,7 +41,7 @@ def settle(db, number: int, *, analyze: bool = True) -> None:
 
 
 def buffers(db, act, table="mailglass_events") -> int:
-    """Return how many pages the statements of a connection read, from memory or not."""
+    """Return how many buffers the statements of a connection read."""
     total = 0
     with db.database.connect() as connected:
 
@@ -61,7 +61,7 @@ def buffers(db, act, table="mailglass_events") -> int:
 
 @pytest.mark.parametrize("act", [repair.add_missing, repair.remove_settled])
 def test_a_repair_reads_nothing_that_settled_before_the_maximum_age(db, act):
-    """Twenty times as many settled orphans cost the same."""
+    """Twenty times as many closed orphans cost the same."""
     settle(db, 200)
     few = buffers(db, act)
     settle(db, 4_000)
@@ -69,7 +69,7 @@ def test_a_repair_reads_nothing_that_settled_before_the_maximum_age(db, act):
 
 
 def test_an_uncommitted_link_is_not_reported_as_added(db):
-    """The prune waits for it, and sees that the orphan is linked."""
+    """The prune waits for the link and sees that the orphan is linked."""
     event_id = orphan(db, postmark("m-1"))
     db.broken.update({"I1", "I2", "I3", "I5"})
     with ThreadPoolExecutor(1) as pool:
@@ -99,7 +99,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
-    """One line with its name, a row `partial` in the history, and the next prune does the rest."""
+    """One line names it, the history has a `partial` row, and the next prune does the rest."""
     fill(db, 1)
     db.run("""CREATE FUNCTION witness.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 RAISE SQLSTATE 'P0001' USING MESSAGE = 'ada@example.com'; END $$""")
@@ -112,8 +112,8 @@ def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
         f" {result.failures[step]}"
     ]
     assert counted(db) == {name: int(name in {*result.failures}) for name in PENDING}
-    row = db.rows("SELECT status, error FROM mailglass_reconcile_runs WHERE kind = 'prune'")
-    assert [tuple(one) for one in row] == [("partial", "DatabaseRefusedError")]
+    rows = db.rows("SELECT status, error FROM mailglass_reconcile_runs WHERE kind = 'prune'")
+    assert [tuple(row) for row in rows] == [("partial", "DatabaseRefusedError")]
     db.run(f"DROP TRIGGER refuse ON {STEPS[step]}")
     assert mailglass_reconcile.prune().failures == {}
     assert counted(db) == dict.fromkeys(PENDING, 0)
@@ -130,7 +130,7 @@ PENDING = {
 
 
 def counted(db) -> dict[str, int]:
-    """Return how many rows each step has to remove."""
+    """Return how many rows each step would remove."""
     return {name: db.value(sql) for name, sql in PENDING.items()}
 
 
@@ -155,7 +155,7 @@ def fill(db, number: int) -> None:
 
 
 def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
-    """The line has the statement to run."""
+    """The line has the GRANT to run."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     fill(db, 1)
     with admin.connect() as connection:
@@ -202,7 +202,7 @@ def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
 
 @pytest.mark.parametrize("table", ["mailglass_open_orphans", "mailglass_open_orphan_ids"])
 def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
-    """While a snapshot keeps the removed rows, twice as many batches read twice as many pages, and not four times."""
+    """While a snapshot keeps dead rows, twice as many batches read twice as many buffers, not four times."""
     act = repair.remove_expired if table == "mailglass_open_orphans" else repair.remove_stray_ids
     read = []
     for number in (1_000, 2_000):
@@ -224,7 +224,7 @@ def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
     ids=["add missing", "remove settled", "remove stray ids", "doctor: missing", "doctor: settled"],
 )
 def test_each_orphan_is_probed_for_by_key_although_statistics_are_stale(db, statement):
-    """No plan hashes the `reconciled` events, or reads a tenant's whole ledger."""
+    """No plan hashes the `reconciled` events or reads a tenant's whole ledger."""
     for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
         db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         db.run(f"ANALYZE {table}")

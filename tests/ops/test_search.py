@@ -1,4 +1,4 @@
-"""Finding: an address, a message or an id leads to deliveries and open orphans, newest first, and to no address."""
+"""Search: an address, a message id or an event id finds deliveries and open orphans, newest first."""
 
 import json
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ ADA = "ada@bücher.example"
 
 
 def search_for(db, text, tenant_id=None, **more):
-    """Search for a text."""
+    """Search for a term."""
     return search.find(db.database, search.parse_term(text, tenant_id), **more)
 
 
 def ids(db, text, tenant_id=None, **more):
-    """Return the ids of what is found, in order."""
+    """Return the ids of the hits, in order."""
     return [hit.id for hit in search_for(db, text, tenant_id, **more).hits]
 
 
 def stored(db, id_, ago):
-    """Let a delivery be stored so long ago."""
+    """Set when a delivery was stored."""
     db.run(
         "UPDATE mailglass_deliveries SET inserted_at = now()::timestamp - CAST(:ago AS interval)"
         " WHERE id = CAST(:id AS uuid)",
@@ -50,7 +50,9 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("typed", SPELLINGS)
 def test_an_address_is_found_in_any_spelling(db, typed):
-    """Whichever was stored and whichever is looked for, in upper case and with a display name; of others nothing."""
+    """The stored spelling and the searched one may differ, also in case and display name; other addresses are not
+    found.
+    """
     own = {factories.delivery(db, f"m-{n}", recipient=spelling) for n, spelling in enumerate(SPELLINGS)}
     factories.delivery(db, "m-9", recipient="jada@bücher.example")
     (recorded,) = record_orphan(db, typed)
@@ -60,7 +62,7 @@ def test_an_address_is_found_in_any_spelling(db, typed):
 
 @pytest.mark.parametrize("typed", ["ada@example.com", "ADA@EXAMPLE.com"])
 def test_an_address_in_ascii_is_found_in_any_case(db, typed):
-    """`Ada@Example.com` was found by a pass over all deliveries only."""
+    """`Ada@Example.com` was found only by a scan of all deliveries."""
     delivery = factories.delivery(db, "m-1", recipient="Ada@Example.com")
     assert ids(db, typed) == [delivery]
     assert ids(db, typed, "globex") == []
@@ -89,16 +91,16 @@ def test_an_address_is_found_in_every_tenant_or_in_one(db):
 
 
 def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
-    """Deliveries by when they were stored, and orphans by when they arrived."""
+    """Deliveries are ordered by when they were stored, orphans by when they arrived."""
     first, second, third = (factories.delivery(db, f"m-{n}", recipient=ADA) for n in range(3))
     for id_, ago in ((first, "3 hours"), (second, "1 hour"), (third, "2 days")):
         stored(db, id_, ago)
     orphan = factories.orphan(db, factories.postmark("m-0"), age_seconds=7_200, tenant_id="globex")
-    whole, cut = search_for(db, ADA), search_for(db, ADA, limit=2)
-    assert [hit.id for hit in whole.hits] == [second, orphan, first, third]
-    assert (whole.deliveries, whole.events, whole.more) == (3, 1, False)
-    assert [hit.id for hit in cut.hits] == [second, orphan]
-    assert (cut.deliveries, cut.events, cut.more, cut.at_least) == (3, 1, True, False)
+    results, limited = search_for(db, ADA), search_for(db, ADA, limit=2)
+    assert [hit.id for hit in results.hits] == [second, orphan, first, third]
+    assert (results.deliveries, results.events, results.more) == (3, 1, False)
+    assert [hit.id for hit in limited.hits] == [second, orphan]
+    assert (limited.deliveries, limited.events, limited.more, limited.at_least) == (3, 1, True, False)
 
 
 @pytest.mark.parametrize("swept", [False, True])
@@ -117,7 +119,7 @@ def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
 
 
 def test_a_message_id_is_found_in_any_spelling(db):
-    """With and without brackets: of a delivery, and of an event that has none."""
+    """It is found with and without brackets, for a delivery and for an event without one."""
     delivery = factories.delivery(db, "<abc@mail.example.com>")
     orphan = factories.orphan(db, factories.postmark("xyz@mail.example.com"))
     assert ids(db, "abc@mail.example.com") == [delivery]
@@ -125,7 +127,7 @@ def test_a_message_id_is_found_in_any_spelling(db):
 
 
 def test_an_event_brings_its_delivery(db):
-    """Linked or stored with it."""
+    """The event may be linked to it or attached."""
     with db.begin() as connection:
         (sent,) = record_send(
             connection, tenant_id="acme", provider="postmark", sent=[Sent(recipient=ADA, message_id="m-1")]
@@ -137,7 +139,7 @@ def test_an_event_brings_its_delivery(db):
 
 
 def test_an_open_orphan_is_found_by_the_address_that_its_webhook_named(db):
-    """Although no send was ever recorded; one about somebody else with the same message id is left out."""
+    """No send was recorded; an event about another recipient of the message is left out."""
     with db.begin() as connection:
         (own, _) = record(
             connection,
@@ -159,7 +161,7 @@ def test_of_a_message_to_many_only_what_may_be_about_the_address_is_found(db):
 
 
 def test_no_record_holds_an_address(db):
-    """Not even of a delivery whose mailable is named by one."""
+    """This holds even if the mailable of a delivery is named by an address."""
     factories.delivery(db, "m-1", recipient=ADA)
     db.run("UPDATE mailglass_deliveries SET mailable = 'to ada@example.com'")
     (hit,) = search_for(db, ADA).hits
@@ -168,13 +170,13 @@ def test_no_record_holds_an_address(db):
 
 @pytest.mark.parametrize("text", ["", " ", "a\x00b", "a\nb", "x" * 513])
 def test_what_nothing_can_have_is_refused(text):
-    """With a sentence that does not repeat it."""
+    """The error does not repeat the term."""
     with pytest.raises(ValueError, match="1 to 512 characters"):
         search.parse_term(text)
 
 
 def test_what_is_in_no_row_is_not_found(db):
-    """Whatever it looks like."""
+    """A term of any form may match nothing."""
     for text in (ADA, "m-1", factories.new_id()):
         assert search_for(db, text).hits == ()
         assert not search_for(db, text).more
@@ -202,7 +204,7 @@ ORPHANS = 20_000
 
 @pytest.fixture(scope="module", params=["fresh", "of an empty table"])
 def wide(request, make_database, drop_database, template) -> Iterator[Database]:
-    """One address with 100,000 deliveries in 40 of 50 tenants, among 25,000 of others."""
+    """Insert one address with 100,000 deliveries in 40 of 50 tenants, among 25,000 other deliveries."""
     name = f"mgtest_{factories.new_id()}"
     settings = Settings(database_url=make_database(name, template))
     engine = engines.create_engine(settings)
@@ -219,15 +221,15 @@ def wide(request, make_database, drop_database, template) -> Iterator[Database]:
 
 
 def read_of(node) -> int:
-    """Return the rows that a plan has read, those that it passed over included."""
-    seen = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if "Relation Name" in node else 0
-    return round(seen * node["Actual Loops"]) + sum(map(read_of, node.get("Plans", ())))
+    """Return the rows that a plan reads, including those that it filters out."""
+    rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if "Relation Name" in node else 0
+    return round(rows * node["Actual Loops"]) + sum(map(read_of, node.get("Plans", ())))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("address", "at_most"), [("ada@example.com", WIDE + 1_000), ("U5@example.com", 500)])
 def test_an_address_costs_its_own_deliveries(wide, address, at_most):
-    """One with 100,000 deliveries, and one with a single one, whatever the statistics."""
+    """Addresses with 100,000 deliveries and with one are found by an index, whatever the statistics."""
     key = make_index_key(compared(address))
     newest = {"recipient_key": key, "message_ids": "{}", "ids": "{}", "most": search.READ_LIMIT, "size": 20}
     erased = {"key": key, "after": NIL, "size": search.READ_LIMIT}
@@ -245,7 +247,7 @@ def test_an_address_costs_its_own_deliveries(wide, address, at_most):
     [(None, "{message-7,message-8}", 20), ("u9@example.com", "{message-7}", ORPHANS + 20)],
 )
 def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient, message_ids, at_most):
-    """However many are open."""
+    """The number of other open orphans does not matter."""
     parameters = {
         "tenant_id": None, "recipient": recipient, "message_ids": message_ids, "ids": "{}",
         "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.READ_LIMIT, "size": 20,
@@ -257,7 +259,7 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
 
 @pytest.mark.slow
 def test_of_a_hundred_thousand_deliveries_the_newest_are_found(wide):
-    """Their number is known; what it costs is above, in rows."""
-    whole = search.find(wide, search.parse_term("ada@example.com"))
-    assert (whole.deliveries, len(whole.hits), whole.more) == (WIDE, 50, True)
-    assert [hit.at for hit in whole.hits] == sorted((hit.at for hit in whole.hits), reverse=True)
+    """They are counted exactly; `test_an_address_costs_its_own_deliveries` bounds the cost."""
+    results = search.find(wide, search.parse_term("ada@example.com"))
+    assert (results.deliveries, len(results.hits), results.more) == (WIDE, 50, True)
+    assert [hit.at for hit in results.hits] == sorted((hit.at for hit in results.hits), reverse=True)

@@ -59,12 +59,12 @@ AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval
 
 @pytest.fixture
 def command(db):
-    """Run `mailglass-reconcile` on the test's database, and return what it did."""
+    """Run `mailglass-reconcile` on the test's database and return its result."""
     return partial(commands.run_unchecked, db)
 
 
 def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
-    """Counting takes time on a large backlog, and the sweep has counted already; `sweep --dry-run` counts now."""
+    """The last sweep has counted already, which takes time on a large backlog; `sweep --dry-run` counts now."""
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"), tenant_id="b")])
     reconcile()
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
@@ -80,7 +80,7 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
 
 
 def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them(db):
-    """A recent sweep has looked at one of them."""
+    """A recent sweep has matched one of two."""
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"))])
     db.run("UPDATE mailglass_open_orphans SET state = 'unmatched' WHERE ctid = '(0,1)'")
     assert {g["state"]: g["orphans"] for g in load_status(db.database).groups} == {"unseen": 1, "unmatched": 1}
@@ -88,7 +88,7 @@ def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them
 
 @pytest.mark.parametrize("how", ["at its deadline", "by Ctrl-C"])
 def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, how):
-    """The one before it is; a run that was refused a row has still looked at everything."""
+    """The one before it is; a sweep that was refused a row has still tried all orphans."""
     insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(3)])
     reconcile()
     good = load_status(db.database).last_success["full"]
@@ -113,7 +113,7 @@ def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, 
 
 
 def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
-    """The first command that somebody tries."""
+    """`status` may be the first command that somebody tries."""
     insert(db, [], [orphan_row(postmark("m-1"))])
     status = load_status(db.database)
     assert (status.eligible, status.healthy) == (1, False)
@@ -122,11 +122,11 @@ def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db)
 
 @pytest.mark.slow
 def test_json_keeps_to_its_schema(db, command):
-    """Machines read it."""
+    """Programs read it."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2")])
     assert command("sweep").returncode == 0
-    finished = command("status", "--json")
-    document = json.loads(finished.stdout)
+    result = command("status", "--json")
+    document = json.loads(result.stdout)
     jsonschema.validate(document, SCHEMA)
     assert (document["healthy"], document["last_runs"][0]["origin"], document["totals"]["linked"]) == (
         True,
@@ -136,19 +136,19 @@ def test_json_keeps_to_its_schema(db, command):
 
 
 def test_check_is_one_line_and_an_exit_code(db, command):
-    """A sweep by command counts as a success; a database that is away is named, on the same line."""
-    finished = command("status", "--check")
-    assert (finished.returncode, finished.stdout.count("\n")) == (1, 1)
-    assert finished.stdout.startswith("unhealthy: no full sweep of all tenants has run yet")
+    """A sweep by command counts as a success; a database that cannot be reached is named on the same line."""
+    result = command("status", "--check")
+    assert (result.returncode, result.stdout.count("\n")) == (1, 1)
+    assert result.stdout.startswith("unhealthy: no full sweep of all tenants has run yet")
     command("sweep")
-    finished = command("status", "--check")
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "healthy\n", "")
-    away = command("status", "--check", MAILGLASS_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
-    assert (away.returncode, away.stdout[:11], away.stdout.count("\n")) == (1, "unhealthy: ", 1)
+    result = command("status", "--check")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "healthy\n", "")
+    unreachable = command("status", "--check", MAILGLASS_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert (unreachable.returncode, unreachable.stdout[:11], unreachable.stdout.count("\n")) == (1, "unhealthy: ", 1)
 
 
 def test_no_sweep_for_two_intervals_is_unhealthy(db):
-    """Silence is the worst fault: judged by results, never by a process that is alive."""
+    """Results count, not processes that are alive."""
     reconcile()
     assert load_problems(db.database) == []
     db.run(AGED)
@@ -158,7 +158,7 @@ def test_no_sweep_for_two_intervals_is_unhealthy(db):
 
 @pytest.mark.parametrize("way", ["targeted", "of its tenant"])
 def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
-    """An operator has linked it by a sweep of that event, or of its tenant; one of the two is not enough."""
+    """An operator's targeted sweep, or a sweep of one tenant, links the late events; one link of two is not enough."""
     rows = [orphan_row(postmark(f"m-{n}"), age_seconds=9_000) for n in range(3)]
     insert(db, [delivery_row(f"m-{n}") for n in range(3)], rows)
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
@@ -173,7 +173,7 @@ def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
 
 
 def test_a_sweep_of_one_tenant_is_not_the_last_full_sweep(db):
-    """It was shown as that, beside a sentence that none had succeeded for longer."""
+    """`status` once showed it as that, beside a sentence that none had succeeded for longer."""
     reconcile()
     before = load_status(db.database).last_success["full"]
     reconcile(TENANT)
@@ -181,7 +181,7 @@ def test_a_sweep_of_one_tenant_is_not_the_last_full_sweep(db):
 
 
 def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
-    """As for want of a right; beside links that were made, it is one bad row, and lag says if it stays."""
+    """If some links succeed, a refused one is a bad row, and the lag reports it if it stays."""
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"))])
     reconcile()
@@ -195,7 +195,7 @@ def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
 
 
 def test_stray_events_of_another_tenant_are_healthy_and_so_are_several_where_webhooks_are_attached(db):
-    """Where our writers link what they record, sweeps link nothing."""
+    """Where our writers attach webhooks at once, sweeps link nothing."""
     delivery(db, "m-1")
     for number in range(1, 4):
         orphan(db, postmark("m-1"), tenant_id="default")
@@ -208,7 +208,7 @@ def test_stray_events_of_another_tenant_are_healthy_and_so_are_several_where_web
 
 @pytest.mark.slow
 def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_ones_stay_open(db):
-    """Those keep their tenant for as long as they are open; what has been linked lately says that it is right now."""
+    """Open orphans keep their tenant; recent links show that it is right now."""
     wrong = [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)]
     insert(db, [delivery_row(f"m-{n}") for n in range(3)], wrong)
     reconcile()
@@ -221,7 +221,7 @@ def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_one
 
 @pytest.mark.slow
 def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(db):
-    """As if its key rule were missing; a few, or some beside others that have one, are not."""
+    """Their key rule is probably missing; a few such events, or some among events with an id, are healthy."""
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": n}}) for n in range(9)])
     reconcile()
     assert load_problems(db.database) == []
@@ -243,7 +243,7 @@ def add_run(db, kind, status="ok", **more):
 
 
 def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
-    """It has succeeded once all of them have; one that fails is a problem; their counts are added up."""
+    """The sweep has succeeded once all ranges have; a failed range is a problem; their counts are added up."""
 
     def fan_out(*ranges):
         with db.database.writing() as tx:
@@ -273,12 +273,12 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
 
 @pytest.mark.slow
 def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
-    """Links are unaffected, and subscribers hear nothing."""
+    """Links are unaffected, but subscribers hear nothing."""
     insert_pairs(db, ["m-1"])
     command("sweep", MAILGLASS_REDIS_URL="redis://127.0.0.1:1/0")
-    finished = command("status", "--check")
-    assert finished.returncode == 1
-    assert "MAILGLASS_REDIS_URL" in finished.stdout
+    result = command("status", "--check")
+    assert result.returncode == 1
+    assert "MAILGLASS_REDIS_URL" in result.stdout
 
 
 def test_a_tenant_among_many_small_ones_is_counted(db):

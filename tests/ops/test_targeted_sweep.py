@@ -9,20 +9,20 @@ from mailglass_reconcile.ops.targeted_sweep import Target
 
 
 def dry_run(**target):
-    """Return the counts of a dry run, and the events that it would link."""
+    """Return the counts of a dry run and the events that it would link."""
     sweep = targeted_sweep.prepare(Target(**target), dry_run=True)
     pairs = [pair for batch in sweep.steps() for pair in batch]
     return sweep.result, {event_id for event_id, _ in pairs}
 
 
 def outdate(db, event_id, message_id):
-    """Store keys of a lower rank, and a wrong id, for an open orphan."""
+    """Store a lower rank and a wrong id for an open orphan."""
     db.run("UPDATE mailglass_open_orphans SET rank = 1 WHERE event_id = CAST(:id AS uuid)", id=event_id)
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = :id", id=message_id)
 
 
 def test_what_passes_is_matched_now_and_nothing_else_is_counted(db):
-    """Those in their grace are among it; of an orphan without keys, the provider is computed first."""
+    """Orphans in their grace are included; if an orphan has no keys, its provider is computed first."""
     factories.delivery(db, "m-1")
     linkable = factories.orphan(db, factories.postmark("m-1"), age_seconds=10)
     factories.orphan(db, factories.postmark("m-2"), age_seconds=100)
@@ -58,7 +58,7 @@ def test_an_orphan_with_outdated_keys_passes_by_those_that_are_computed_now(db):
 
 
 def test_a_delivery_gets_its_own_events_whether_open_or_expired(db):
-    """An event that matches another delivery of its message id is not part of it; one that matches none is."""
+    """An event that matches another delivery of the message is left out; an event that matches none is included."""
     ada, eve = (factories.delivery(db, "m-1", recipient=f"{name}@example.com") for name in ("ada", "eve"))
     events = {
         name: factories.orphan(db, factories.postmark("m-1", recipient=f"{name}@example.com"), age_seconds=100)
@@ -66,8 +66,8 @@ def test_a_delivery_gets_its_own_events_whether_open_or_expired(db):
     }
     old = factories.orphan(db, factories.postmark("m-1", recipient="ada@example.com"), age_seconds=9 * 86_400)
     mailglass_reconcile.prune()
-    result, found = dry_run(delivery_id=ada)
-    assert (result.scanned, result.recipient_mismatch, found) == (3, 1, {events["ada"], old})
+    result, linkable = dry_run(delivery_id=ada)
+    assert (result.scanned, result.recipient_mismatch, linkable) == (3, 1, {events["ada"], old})
     assert targeted_sweep.prepare(Target(delivery_id=ada)).run().linked == 2
     assert dry_run(delivery_id=eve)[1] == {events["eve"]}
 
@@ -81,7 +81,7 @@ def test_a_limit_is_how_many_are_linked(db):
 
 
 def test_a_delivery_without_a_message_id_cannot_be_swept(db):
-    """Nothing could match it."""
+    """No event could match it."""
     delivery = factories.delivery(db, "m-1")
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
     with pytest.raises(LookupError, match="has no id"):

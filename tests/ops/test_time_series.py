@@ -1,4 +1,4 @@
-"""Backlog and lag over time: each bucket has its worst value, and lag rises while nothing sweeps."""
+"""Backlog and lag over time: each bucket has its maximum, and lag grows while no sweep runs."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def at(buckets: list[TimeBucket], moment: float) -> TimeBucket:
 
 
 def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
-    """The last one of them, after the incident, hid it."""
+    """The last sweep after the incident hid it."""
     middle = now // 900 * 900 - 50 * 900 + 100
     swept(tx, now - DAY, 5)
     swept(tx, middle - 150, 5)
@@ -50,14 +50,14 @@ def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
         (180, 10, 0, None),
     ):
         swept(tx, middle + offset, unmatched, matched, None if since is None else middle + since)
-    worst = at(load_buckets(tx), middle)
-    assert (worst.states, worst.matched) == ({"unmatched": 900}, 408)
-    assert worst.lag_seconds == pytest.approx(1_300 + 180)
-    assert worst.silent_seconds == 0
+    bucket = at(load_buckets(tx), middle)
+    assert (bucket.states, bucket.matched) == ({"unmatched": 900}, 408)
+    assert bucket.lag_seconds == pytest.approx(1_300 + 180)
+    assert bucket.silent_seconds == 0
 
 
 def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
-    """Until now; it was drawn as none from a quarter of an hour after the last sweep on."""
+    """It grows until now; it was drawn as zero from a quarter of an hour after the last sweep on."""
     swept(tx, now - 20_000, 3)
     swept(tx, now - 10_000, 3, 1, now - 10_600)
     buckets = load_buckets(tx)
@@ -80,7 +80,7 @@ def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
 
 
 def test_a_bucket_that_has_just_begun_is_part_of_the_one_before(tx, now):
-    """It would be a hairline, and its incident not be seen."""
+    """A bucket of its own would be a hairline and hide its incident."""
     swept(tx, now - DAY, 3)
     swept(tx, now - 1, 700, 5, now - 90)
     last = load_buckets(tx)[-1]
@@ -100,14 +100,14 @@ def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day(tx, now):
 
 
 def rows_of(node) -> Iterator[int]:
-    """Yield how many rows each node of a plan has made."""
+    """Yield the number of rows of each node of a plan."""
     yield node["Actual Rows"] * node["Actual Loops"]
-    for one in node.get("Plans", ()):
-        yield from rows_of(one)
+    for child in node.get("Plans", ()):
+        yield from rows_of(child)
 
 
 def test_a_sweep_at_the_end_of_time_costs_nothing(tx, now):
-    """It would be in some hundred million buckets."""
+    """It would span some hundred million buckets."""
     swept(tx, now - 1_000, 3)
     tx.run(
         "INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, open_groups,"

@@ -1,4 +1,4 @@
-"""A role with the rights of a sweeper, as which the doctor connects."""
+"""A login with the privileges of a sweeper, with which the doctor connects."""
 
 import uuid
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from diagnosing import SWEEPERS, using
 
 @pytest.fixture
 def role(db: Database, admin: sa.Engine) -> Iterator[str]:
-    """A role with what docs/grants.sql gives the sweeper; the doctor connects as it."""
+    """Create a login with the sweeper's grants in docs/grants.sql, with which the doctor connects."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")

@@ -1,4 +1,4 @@
-"""Faults planted one at a time in a database that is well: the doctor names each, and its remedy heals it."""
+"""Faults planted one at a time in a healthy database: the doctor names each, and its remedy fixes it."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} {RED
 
 @pytest.mark.guard
 def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database) -> None:
-    """With links, an orphan that waits, and an event of other software; each check says something, once."""
+    """The installation has links, a waiting orphan and an event of other software; each check prints one finding."""
     delivery(db, "one")
     for message in ("one", "nobody's"):
         orphan(db, postmark(message))
@@ -59,7 +59,7 @@ def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database
 
 @pytest.mark.parametrize("trigger", schema.TRIGGERS)
 def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
-    """Orphans come in meanwhile; `migrate` brings back the trigger and them."""
+    """Orphans arrive meanwhile; `migrate` restores the trigger and adds them."""
     db.run(DISABLED.format(trigger))
     orphan(db, postmark("meanwhile"))
     finding = of("triggers")
@@ -70,7 +70,7 @@ def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
 
 @pytest.mark.guard
 def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
-    """They are named without repair, and open again with it."""
+    """Without repair they are named; with it they are open again."""
     for number in range(3):
         orphan(db, postmark(f"m-{number}"))
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 2)")
@@ -82,12 +82,12 @@ def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
 
 
 def test_an_open_set_with_rows_too_many_is_repaired(db: Database) -> None:
-    """One that is reconciled, one that the ledger does not have, and ids without an orphan."""
-    linked, its = orphan(db, postmark("one")), delivery(db, "one")
+    """The surplus rows are a reconciled orphan, one that the ledger does not have, and ids without an orphan."""
+    linked, delivery_id = orphan(db, postmark("one")), delivery(db, "one")
     mailglass_reconcile.reconcile()
     for event_id in (linked, factories.new_id()):
         db.run("INSERT INTO mailglass_open_orphans VALUES (CAST(:id AS uuid), 'acme', now())", id=event_id)
-    db.run("INSERT INTO mailglass_open_orphan_ids VALUES (CAST(:id AS uuid), 1, 'x')", id=its)
+    db.run("INSERT INTO mailglass_open_orphan_ids VALUES (CAST(:id AS uuid), 1, 'x')", id=delivery_id)
     finding = of("open_set")
     assert (finding.status, "2 of 2 orphans that are reconciled" in finding.message) == (WARNING, True)
     assert "1 of 1 id without an orphan" in finding.message
@@ -95,7 +95,7 @@ def test_an_open_set_with_rows_too_many_is_repaired(db: Database) -> None:
 
 
 def test_what_has_expired_is_not_missing(db: Database) -> None:
-    """The prune takes it out of the open set, and the ledger keeps it."""
+    """The prune removes it from the open set, and the ledger keeps it."""
     for age in (8, 20):
         orphan(db, postmark(f"m-{age}"), age_seconds=age * 86_400)
     mailglass_reconcile.prune()
@@ -104,7 +104,7 @@ def test_what_has_expired_is_not_missing(db: Database) -> None:
 
 @pytest.fixture
 def acme_has_a_rule() -> Iterator[Callable[[], None]]:
-    """Register a rule of the provider acme when called, until the test ends."""
+    """Return a function that registers a rule of the provider acme until the test ends."""
 
     def register() -> None:
         key_rule("acme", reads=("metadata/its/id",))(lambda id_: [id_])
@@ -114,7 +114,7 @@ def acme_has_a_rule() -> Iterator[Callable[[], None]]:
 
 
 def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], None]) -> None:
-    """Its provider's events have an id where nothing looks; MAILGLASS_IMPORTS would load the rule."""
+    """No rule reads the ids of its provider's events; MAILGLASS_IMPORTS would load the rule."""
     for number in range(10):
         orphan(db, {"provider": "acme", "its": {"id": f"m-{number}"}})
         mailglass_reconcile.reconcile()
@@ -130,7 +130,7 @@ def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], 
 
 
 def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
-    """Its ids may be found all the same, where most providers put them; the name that was meant is given."""
+    """The id may be found all the same, where most providers put it; the finding suggests the right name."""
     orphan(db, {"provider": "sendgird", "message_id": "m-1"})
     mailglass_reconcile.reconcile()
     finding = of("key_rules")
@@ -138,7 +138,7 @@ def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
 
 
 def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
-    """Each is said, and is no error: the rest is linked all the same."""
+    """The finding names both and is no error, because all other events are linked."""
     orphan(db, {"message_id": "m-1"})
     orphan(db, {"provider": "postmark", "message": "m-1"})
     mailglass_reconcile.reconcile()
@@ -149,7 +149,9 @@ def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
 
 
 def test_events_that_never_have_an_id_are_no_fault(mailglass_db: Database) -> None:
-    """SendGrid's asynchronous bounces, and changes of Mandrill's lists; a delivered one without an id is."""
+    """SendGrid's asynchronous bounces and Mandrill's list changes have none; a delivered event without an id is a
+    fault.
+    """
     for _ in range(12):
         orphan(mailglass_db, factories.sendgrid(None), type="bounced")
         orphan(mailglass_db, {"provider": "mandrill"}, type="unknown")
@@ -162,7 +164,9 @@ def test_events_that_never_have_an_id_are_no_fault(mailglass_db: Database) -> No
 
 
 def test_all_webhooks_under_another_tenant(mailglass_db: Database) -> None:
-    """As where Mailglass lacks resolve_webhook_tenant; once one comes with the right tenant, it is an error no more."""
+    """Mailglass without resolve_webhook_tenant does this; once an event has the right tenant, it is no error any
+    more.
+    """
     for number in range(3):
         delivery(mailglass_db, f"m-{number}", tenant_id="acme")
         orphan(mailglass_db, postmark(f"m-{number}"), tenant_id="default")
@@ -179,7 +183,7 @@ def test_all_webhooks_under_another_tenant(mailglass_db: Database) -> None:
 
 
 def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
-    """Its function for the tenant is no part of this installation."""
+    """Without Mailglass, its function for the tenant does not exist."""
     delivery(db, "m-1", tenant_id="acme")
     orphan(db, postmark("m-1"), tenant_id="default")
     mailglass_reconcile.reconcile()
@@ -191,7 +195,7 @@ def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
 def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_webhooks_are_attached(
     db: Database,
 ) -> None:
-    """Where our writers link what they record, sweeps link nothing."""
+    """Where our writers attach webhooks at once, sweeps link nothing."""
     delivery(db, "m-1", tenant_id="acme")
     for expected in (WARNING, WARNING, ERROR):
         orphan(db, postmark("m-1"), tenant_id="default")
@@ -215,7 +219,7 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
 
 
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
-    """`migrate` heals the first, the newer version the second; the third names the setting."""
+    """`migrate` fixes the first, a newer package the second; the third finding names the setting."""
     db.run("DELETE FROM mailglass_reconcile_version")
     finding = of("schema")
     assert (finding.status, f"this version needs {schema.VERSION}" in finding.message) == (ERROR, True)
@@ -234,7 +238,7 @@ def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
 
 @pytest.mark.parametrize("index", ["mailglass_deliveries_reconcile_idx", "mailglass_open_orphans_arrival_idx"])
 def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> None:
-    """One on Mailglass's table, and one on ours."""
+    """The indexes are one on Mailglass's table and one on ours."""
     before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)
     db.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:index)", index=index)
     finding = of("indexes")
@@ -261,21 +265,21 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(mail
 
 
 def test_mailglass_s_own_reconciler_that_still_runs(mailglass_db: Database) -> None:
-    """Its events are told from ours by the moment at which they happen; both at once are no error."""
+    """Its events differ from ours in the moment at which they happened; both at once are no error."""
     for message in ("one", "two"):
         delivery(mailglass_db, message)
     orphan(mailglass_db, postmark("one"))
     mailglass_reconcile.reconcile()
     assert of("other_reconciler").status == OK
     event_id = orphan(mailglass_db, postmark("two"))
-    its = mailglass_db.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
-    factories.insert(mailglass_db, events=[factories.reconciled_row(event_id, its)])
+    delivery_id = mailglass_db.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
+    factories.insert(mailglass_db, events=[factories.reconciled_row(event_id, delivery_id)])
     finding = of("other_reconciler")
     assert (finding.status, "made 1 link within" in finding.message, "Oban" in finding.remedy) == (WARNING, True, True)
 
 
 def test_deliveries_whose_ids_no_event_will_name(mailglass_db: Database) -> None:
-    """Ids that Mailglass made up, and none at all."""
+    """The ids were generated by Mailglass, or are missing."""
     delivery(mailglass_db, "mailglass-synthetic-1")
     delivery(mailglass_db, "m-1", provider="postmark")
     finding = of("delivery_ids")
@@ -296,7 +300,7 @@ def test_sessions_that_are_not_in_utc(mailglass_db: Database) -> None:
 
 
 def test_a_time_zone_is_no_fault_without_mailglass(db: Database) -> None:
-    """Nothing depends on it."""
+    """Nothing depends on the session's time zone."""
     db.by_default("timezone", "Europe/Berlin")
     assert of("time_zone").status == OK
 
@@ -309,25 +313,25 @@ VALUES (now() - make_interval(mins => :minutes), now() - make_interval(mins => :
 
 
 def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
-    """Told from the history of runs: nothing yet, beat not since, another in its place, beat again."""
+    """The history shows it: no run yet, none by beat, cron in its place, beat again."""
 
-    def said() -> dict[str, str]:
+    def errors() -> dict[str, str]:
         return {finding.check: finding.message for finding in report() if finding.status == ERROR}
 
-    assert said() == {"sweeps": "no full sweep of all tenants has run yet"}
+    assert errors() == {"sweeps": "no full sweep of all tenants has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
-    assert said() == {
+    assert errors() == {
         "beat": "no run that beat queued has ended for 40 minutes; no full sweep has succeeded for 40 minutes (limit"
         " 10 minutes)"
     }, "one cause is one finding"
     mailglass_reconcile.reconcile()
-    assert said() == {}
+    assert errors() == {}
     db.run(RUN, minutes=1, origin="beat", status="duplicate")
-    assert said() == {}
+    assert errors() == {}
 
 
 def test_beat_that_dispatches_is_not_to_be_started(db: Database) -> None:
-    """It is alive, whoever has stopped to sweep."""
+    """It runs, so only sweeps are missing."""
     db.run(RUN, minutes=40, origin="beat", status="ok")
     db.run(RUN.replace("'full'", "'dispatch'"), minutes=1, origin="beat", status="ok")
     assert of("beat").status == OK
@@ -337,10 +341,10 @@ def test_beat_that_dispatches_is_not_to_be_started(db: Database) -> None:
 def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery counts only if it was asked for the last sweep, if beat asks, or if nothing sweeps; so does Redis."""
-    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests have made apps
+    """Celery and Redis count only if Celery ran the last sweep, if beat queues runs, or if nothing sweeps."""
+    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests may have created apps
 
-    def asked() -> bool:
+    def looks_for_workers() -> bool:
         cluster: list[str] = []
 
         def make() -> NoReturn:
@@ -351,25 +355,25 @@ def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker
         assert bool(cluster) == any(finding.check == "celery" and finding.status == ERROR for finding in findings)
         return bool(cluster)
 
-    assert asked()
+    assert looks_for_workers()
     for origin, expected in (("call", True), ("command", False), ("follow", False), ("python", False)):
         db.run(RUN, minutes=4, origin=origin, status="ok")
-        assert asked() == expected
+        assert looks_for_workers() == expected
     assert [finding for finding in report() if finding.status != OK] == []
     default = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     default.model_fields_set.discard("redis_url")
     mailglass_reconcile.configure(engine=db.engine, settings=default)
     assert [finding for finding in report() if finding.status != OK] == []
     db.run(RUN, minutes=1, origin="beat", status="ok")
-    assert asked()
+    assert looks_for_workers()
 
 
 def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
     db: Database, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither before nor after `migrate`, nor without a database; once Celery has swept, one is missing."""
+    """Redis is not expected before or after `migrate`, or without a database; once Celery has swept, it is."""
     monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
-    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests have made apps
+    monkeypatch.setattr(_state._tls, "current_app", None)  # other tests may have created apps
     default = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     default.model_fields_set.discard("redis_url")
 
@@ -385,14 +389,14 @@ def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
 
 
 def test_a_prune_that_has_stopped(db: Database) -> None:
-    """A day without one is no fault, and neither is a new installation; after two, status says so too."""
+    """A day without one, or a new installation, is no fault; after two days, `status` reports it too."""
     db.run(RUN, minutes=1, origin="beat", status="ok")
     assert of("prune").status == OK
     for days, pruned in ((3, "false"), (3, "true"), (1, "true")):
         db.run("DELETE FROM mailglass_reconcile_runs WHERE kind = 'prune'")
         db.run(PRUNED, days=days, status="ok" if pruned == "true" else "failed")
-        stopped = "tables grow" in " ".join(load_problems(db.database))
-        assert (of("prune").status, stopped) == ((ERROR, True) if days == 3 else (OK, False))
+        reported = "tables grow" in " ".join(load_problems(db.database))
+        assert (of("prune").status, reported) == ((ERROR, True) if days == 3 else (OK, False))
 
 
 PRUNED = """
@@ -402,7 +406,7 @@ VALUES (-1, now() - make_interval(days => :days), now() - make_interval(days => 
 
 
 def test_a_last_sweep_that_failed(db: Database) -> None:
-    """Although the one before it is recent; the next one that succeeds heals it."""
+    """The one before it is recent; the next successful sweep fixes it."""
     db.run(RUN, minutes=5, origin="beat", status="ok")
     db.run(RUN, minutes=1, origin="beat", status="failed")
     finding = of("sweeps")
@@ -418,7 +422,7 @@ VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', 'dead', now
 
 
 def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
-    """Dead ones until they are tried again; those that wait while no handler is registered here."""
+    """Dead events are reported until they are retried, waiting ones while no handler is registered."""
     db.run(DEAD)
     finding = of("handlers")
     assert (finding.status, "1 job of a handler is dead" in finding.message) == (ERROR, True)
@@ -438,7 +442,7 @@ VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', :attempts, 
 
 
 def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(db: Database) -> None:
-    """Before it is dead, which takes days; one that is due for a moment is well."""
+    """The handler is reported before the event is dead, which takes days; an event that has just become due is not."""
     registry._registered.clear()
     on_event("bounced", name="suppress")(lambda connection, event: None)
     db.run(WAITING, attempts=2, due=200)
@@ -460,7 +464,7 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
 
 
 def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Database) -> None:
-    """Its events wait for a dispatcher that has it; it is named until it is forgotten or renamed."""
+    """It is named until it is forgotten or renamed."""
     handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
     assert of("handled_types").status == OK
     assert value(scrape(db), "findings", check="handled_types", status="error") == 0
@@ -490,7 +494,7 @@ BLOCKS = "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = curr
 
 
 def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
-    """At four times the rows, none of which match, it reads as many blocks as before; statistics are missing."""
+    """With four times the rows, none of which match, and no statistics, it reads as many blocks as before."""
 
     def cost() -> int:
         db.run("SELECT pg_stat_force_next_flush()")
@@ -500,7 +504,7 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
         db.wait_until_alone()
         return int(db.value(BLOCKS)) - before
 
-    db.broken.update(invariants.ALL)  # its judge would compare each event with each delivery
+    db.broken.update(invariants.ALL)  # its doctor would compare each event with each delivery
     for table in ("events", "deliveries", "open_orphans", "open_orphan_ids"):
         db.run(f"ALTER TABLE mailglass_{table} SET (autovacuum_enabled = off)")  # after a vacuum, a scan reads less
     read = []
@@ -512,14 +516,14 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
 
 
 def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
-    """They are never linked, and that is no fault of the open set."""
+    """They are never linked, and the open set is complete without them."""
     orphan(db, postmark("one"), tenant_id="t" * 1_001)
     finding = of("open_set")
     assert (finding.status, "1 orphan checked has a tenant of more than 1,000" in finding.message) == (WARNING, True)
 
 
 def test_a_task_is_expected_in_the_queue_that_its_schedule_names() -> None:
-    """Not only where routes send it: `make_beat_schedule(queue=…)` needs a worker with `-Q`."""
+    """`make_beat_schedule(queue=…)` needs a worker with `-Q`, whatever the routes say."""
     app = Celery("adopter", broker="memory://", set_as_current=False)
     app.conf.task_default_queue = "yourapp"
     with Cluster(app, "CELERY_BROKER_URL") as cluster:

@@ -1,4 +1,4 @@
-"""Links that our rule would not make, on tables of each version of Mailglass."""
+"""Links that our rule would not make, on the tables of each version of Mailglass."""
 
 import time
 import uuid
@@ -30,14 +30,14 @@ def bounce(db, recipient, **more):
 
 
 def link(db, orphan, delivery, **metadata):
-    """Link them as Mailglass's own reconciler would."""
+    """Link an orphan as Mailglass's own reconciler does."""
     row = factories.reconciled_row(orphan, delivery, id=raw_webhooks.uuid7(time.time()))
     factories.insert(db, events=[row])
     db.broken.update({"I1", "I2", "I5"})
 
 
 def test_links_of_our_own_are_those_that_the_rule_makes(mailglass_db):
-    """With a recipient that was read, and with one that could not be."""
+    """The recipient is read from the raw webhook."""
     _, message_id = bounce(mailglass_db, TO)
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1
@@ -45,22 +45,22 @@ def test_links_of_our_own_are_those_that_the_rule_makes(mailglass_db):
 
 
 @pytest.mark.parametrize(
-    ("whose", "columns"),
+    ("difference", "columns"),
     [
         ("another tenant's (1) or recipient's (0)", {"tenant_id": "other"}),
         ("another tenant's (0) or recipient's (1)", {"recipient": CC}),
     ],
 )
-def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(mailglass_db, whose, columns):
-    """Mailglass's reconciler looks at neither."""
+def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(mailglass_db, difference, columns):
+    """Mailglass's reconciler compares neither."""
     orphan, message_id = bounce(mailglass_db, TO)
     link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, **{"recipient": TO, **columns}))
     finding = of("links")
-    assert (finding.status, whose in finding.message) == (WARNING, True)
+    assert (finding.status, difference in finding.message) == (WARNING, True)
 
 
 def test_a_recipient_that_cannot_be_read_is_no_fault(mailglass_db):
-    """Then the message id alone decides, here too; the doctor does not claim to have compared it."""
+    """The message id alone decides then; the doctor does not claim to have compared the recipient."""
     orphan, message_id = bounce(mailglass_db, TO, kept=False)
     link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, recipient=CC))
     finding = of("links")
@@ -69,7 +69,7 @@ def test_a_recipient_that_cannot_be_read_is_no_fault(mailglass_db):
 
 
 def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_another_reconciler_s(mailglass_db, admin):
-    """The privilege came after the link: no program has to be removed."""
+    """The privilege was granted after the link, so no other reconciler has to be removed."""
     with sweeper(mailglass_db, admin) as settings:
         _, message_id = bounce(mailglass_db, CC)
         factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -84,7 +84,7 @@ def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_anothe
 
 @contextmanager
 def sweeper(db, admin):
-    """Make a role with the grants of a sweeper that this page's tables need; afterwards the owner is back."""
+    """Create a login with a sweeper's grants on these tables, and restore the owner's settings at the end."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
@@ -101,7 +101,7 @@ def sweeper(db, admin):
 
 
 def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):
-    """Its links are not checked, and stay for ever; the remedy is the one privilege that it lacks."""
+    """Its links are unchecked and permanent; the remedy is the one missing privilege."""
     assert of("recipients").status == OK
     with sweeper(mailglass_db, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
@@ -112,7 +112,7 @@ def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin)
 
 
 def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
-    """Word for word, but for the schema and the role."""
+    """The page's GRANT is run as it is, but for the schema and the role."""
     section = pages.section(PAGE, "Before the first link: recipients")
     [grant] = [block.text for block in section if block.language == "sql"]
     with sweeper(mailglass_db, admin) as settings:
@@ -127,7 +127,7 @@ def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
 
 
 def test_without_mailglass_a_sweeper_reads_no_raw_webhooks(db, admin):
-    """Our writers keep the recipient themselves."""
+    """Our writers store the recipient themselves."""
     with sweeper(db, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         assert of("recipients").status == OK

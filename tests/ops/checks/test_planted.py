@@ -1,4 +1,4 @@
-"""Each object dropped, each index that is relied on, each right revoked: found by the doctor, and cured by its remedy.
+"""Dropped objects and revoked privileges: the doctor finds each, and its remedy restores it.
 
 `status --check` finds what is grave, and `migrate --check` what is of the schema.
 """
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 class Planted(NamedTuple):
-    """A fault: the statement that makes it, and the name that the finding has of what is gone."""
+    """A fault: its statement, the check that finds it, and the object's name in the finding."""
 
     check: str
     name: str
@@ -32,7 +32,7 @@ class Planted(NamedTuple):
 
 
 def dropped(step: SchemaStep) -> Planted:
-    """Drop an object, or the key that an index belongs to."""
+    """Return the fault of dropping an object, or the key that an index belongs to."""
     if step.kind == "index":
         is_key = step.name.endswith("_pkey")
         sql = f"ALTER TABLE {step.table} DROP CONSTRAINT {step.name}" if is_key else f"DROP INDEX {step.name}"
@@ -43,13 +43,14 @@ def dropped(step: SchemaStep) -> Planted:
         )
     if step.kind == "function":
         subject = "triggers" if step.is_trigger_function else "functions"
-        name = schema.IMMUTABLE if step.name == "mailglass_raise_immutability" else step.name  # what it is missed by
+        # Findings have another name for it.
+        name = schema.IMMUTABLE if step.name == "mailglass_raise_immutability" else step.name
         return Planted(subject, name, f"DROP FUNCTION {step.name} CASCADE", WARNING if step.only_on else ERROR)
     return Planted("schema", step.name, f"DROP TABLE {step.name}")
 
 
 def defined(db: Database, name: str) -> str | None:
-    """Return the definition of an index of that name, if there is one."""
+    """Return the definition of an index, or None."""
     sql = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(quote_ident(:name))"
     return next((row[0] for row in db.rows(sql, name=name)), None)
 
@@ -67,7 +68,7 @@ REVISION = [
 
 
 def by_kind() -> dict[str, list[Planted]]:
-    """Return the objects to drop, together with those of their kind that the same check finds; tables one by one."""
+    """Group the objects by kind, so that one check finds a whole group; tables stand alone."""
     groups = defaultdict(list)
     for step in script.steps():
         if step.name not in schema.MAILGLASS_TABLES:
@@ -81,7 +82,7 @@ KINDS = by_kind()
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: str) -> None:
-    """On tables that `migrate` made, all of it by `migrate`; each is named, and an index is the same one again."""
+    """On tables that `migrate` made, it restores everything, and an index has the same definition again."""
     mailglass_reconcile.reconcile()
     before = {planted.name: defined(db, planted.name) for planted in KINDS[kind]}
     for planted in KINDS[kind]:
@@ -91,9 +92,9 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
     missing = runner.find_missing_objects(db.engine, db.settings)
     problems = "\n".join(load_problems(db.database))
     for planted in KINDS[kind]:
-        named = [finding for finding in findings if re.search(rf"\b{planted.name}\b", finding.message)]
+        matching = [finding for finding in findings if re.search(rf"\b{planted.name}\b", finding.message)]
         assert (planted.status, "run `mailglass-reconcile migrate`") in [
-            (finding.status, finding.remedy) for finding in named
+            (finding.status, finding.remedy) for finding in matching
         ]
         assert (planted.name in problems) == (planted.status == ERROR), planted
         assert [line for line in missing if planted.name in line]
@@ -105,7 +106,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
 
 @pytest.mark.parametrize("planted", REVISION, ids=["no version", "another version"])
 def test_a_database_without_a_revision_or_at_another_one_is_found(db: Database, planted: Planted) -> None:
-    """`migrate` brings it back; a revision of the future, or of an earlier checkout, is not touched."""
+    """`migrate` restores it, but refuses a revision of a newer or an earlier checkout."""
     mailglass_reconcile.reconcile()
     db.run(planted.sql)
     finding = of("schema")
@@ -131,7 +132,9 @@ def _is_well(db: Database, check: str) -> None:
 def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(
     mailglass_db: Database, index: str
 ) -> None:
-    """`migrate` changes nothing of Mailglass's: it prints that statement and fails, because nothing can be recorded."""
+    """`migrate` does not change Mailglass's tables: it prints the statement and fails, because nothing can be
+    recorded.
+    """
     mailglass_reconcile.reconcile()
     assert [finding for finding in report() if finding.status != OK] == []
     place = mailglass_db.settings.database_schema
@@ -145,14 +148,14 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(
 
 
 def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(mailglass_db: Database) -> None:
-    """No promise rests on it."""
+    """No promise depends on it."""
     mailglass_reconcile.reconcile()
     mailglass_db.run(f"DROP INDEX {mailglass_db.settings.database_schema}.mailglass_events_tenant_recent_idx")
     assert [finding for finding in report() if finding.status != OK] == []
 
 
 @pytest.mark.parametrize(
-    ("table", "right", "columns"),
+    ("table", "privilege", "columns"),
     [
         (grant.object, privilege, columns)
         for grant in privileges.SWEEPER.grants
@@ -161,12 +164,12 @@ def test_an_index_of_mailglass_s_that_costs_only_speed_is_not_missed(mailglass_d
     ],
     ids=lambda part: part.replace(" ", "-")[:40],
 )
-def test_a_right_that_is_revoked_is_found_and_granted_by_the_remedy(
-    db: Database, role: str, table: str, right: str, columns: str
+def test_a_revoked_privilege_is_found_and_granted_by_the_remedy(
+    db: Database, role: str, table: str, privilege: str, columns: str
 ) -> None:
-    """Each of those that the sweeper has; a sweep fails without it."""
-    named = f"{right} ({', '.join(columns.split())})" if columns else right
-    db.run(f"REVOKE {named} ON {table} FROM {role}")
+    """Every privilege of the sweeper is checked; a sweep fails without it."""
+    revoked = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
+    db.run(f"REVOKE {revoked} ON {table} FROM {role}")
     [result] = wrong_to_the_role()
     assert (result.check, f"on {table}" in result.message) == ("privileges", True)
     assert of("privileges").remedy == result.remedy
@@ -175,7 +178,7 @@ def test_a_right_that_is_revoked_is_found_and_granted_by_the_remedy(
 
 
 def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -> None:
-    """The page's, say; the doctor, which runs as a worker does, names what it lacks."""
+    """The dashboard's role is one; the doctor, which runs as a worker, names what it lacks."""
     for table in (*schema.TABLES, *schema.MAILGLASS_TABLES):
         db.run(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {role}")
         db.run(f"GRANT SELECT ON {table} TO {role}")
@@ -184,7 +187,7 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:
-    """The schema comes first, and nothing is read after an error of it."""
+    """The schema is checked first, and after an error of it nothing is read."""
     db.run("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
     with db.database.reading() as tx:
         findings = checks.run_fast(CheckContext(tx))

@@ -1,4 +1,4 @@
-"""A right that is missing in Postgres, one at a time: the doctor names it, and its remedy grants it."""
+"""Privileges that are missing in Postgres, one at a time: the doctor names each, and its remedy grants it."""
 
 import pytest
 
@@ -10,13 +10,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.guard
-def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db, role):
+def test_a_documented_sweeper_has_all_privileges_and_the_doctor_needs_no_more(db, role):
     """Every check can be made with the sweeper's grants."""
     assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
 
 
 @pytest.mark.parametrize(
-    ("revoked", "named"),
+    ("revoked", "missing"),
     [
         ("INSERT ON mailglass_events", "INSERT on mailglass_events"),
         (
@@ -29,19 +29,19 @@ def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db,
         ("USAGE ON SCHEMA public", "USAGE on schema public"),
     ],
 )
-def test_a_right_that_is_missing(db, role, revoked, named):
-    """Named with its table and columns; the statement that grants it is the remedy."""
+def test_a_privilege_that_is_missing(db, role, revoked, missing):
+    """The finding names its table and columns; the remedy is the GRANT."""
     if "SCHEMA" in revoked:
         db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
     db.run(f"REVOKE {revoked} FROM {role}")
     finding = of("privileges")
-    assert (finding.status, named in finding.message, role in finding.message) == (ERROR, True, True)
+    assert (finding.status, missing in finding.message, role in finding.message) == (ERROR, True, True)
     heal(db, finding.remedy)
     assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
 
 
 def test_row_level_security_that_would_hide_rows(db, role):
-    """Postgres refuses then; BYPASSRLS heals."""
+    """Postgres refuses the query then; BYPASSRLS fixes it."""
     db.run("ALTER TABLE mailglass_deliveries ENABLE ROW LEVEL SECURITY")
     finding = of("privileges")
     assert (finding.status, "mailglass_deliveries" in finding.message) == (ERROR, True)
@@ -50,7 +50,7 @@ def test_row_level_security_that_would_hide_rows(db, role):
 
 
 def test_a_retention_that_the_role_may_not_apply(db, role):
-    """The right to call each function is named, and its grant."""
+    """The finding names EXECUTE on each function, and its GRANT."""
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)

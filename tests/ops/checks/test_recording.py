@@ -1,4 +1,4 @@
-"""Deliveries without a report, and providers that have fallen silent: on tables of Mailglass's and on ours."""
+"""Deliveries without a report and silent providers, on Mailglass's tables and on ours."""
 
 import datetime as dt
 import math
@@ -61,14 +61,14 @@ def silent(db):
 
 
 def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
-    """By the check, the doctor and the metrics; a webhook that comes again ends it, linked or not."""
+    """The check, the doctor and the metrics show it until a webhook arrives, linked or not."""
     insert(mailglass_db, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
     assert load_by_provider(mailglass_db)[None][:3] == (None, 5, 2)
     [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
     assert of("reports").status == ERROR
-    measured = scrape(mailglass_db)
-    assert value(measured, "mailglass_deliveries_without_report", provider="none") == 2
+    metrics = scrape(mailglass_db)
+    assert value(metrics, "mailglass_deliveries_without_report", provider="none") == 2
     insert(mailglass_db, events=[orphan_row(postmark("m-40-0"))])
     assert silent(mailglass_db) == []
     reconcile()
@@ -92,7 +92,7 @@ def test_what_never_had_a_report_is_the_doctor_s_alone(mailglass_db):
     ),
 )
 def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number, grave):
-    """With 20 deliveries checked, of a provider that can report deliveries; the page shows the milder one too."""
+    """This takes 20 deliveries of a provider that reports deliveries; the dashboard shows the milder finding too."""
     mailglass_reconcile.reconcile()
     insert(db, sent(40, number, provider=provider))
     assert len([problem for problem in status.load_problems(db.database) if "has ever arrived" in problem]) == grave
@@ -124,7 +124,9 @@ def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries,
 
 
 def test_each_provider_is_looked_at_by_itself(mailglass_db):
-    """In any spelling; one that reports does not hide one that does not. An unknown one shares a label."""
+    """Spelling does not matter, one provider that reports does not hide a silent one, and unknown ones share a
+    label.
+    """
     insert(mailglass_db, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
     insert(mailglass_db, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
     assert set(load_by_provider(mailglass_db)) == {"postmark", "sendgrid", "homegrown"}
@@ -134,7 +136,7 @@ def test_each_provider_is_looked_at_by_itself(mailglass_db):
     assert value(scrape(mailglass_db), "mailglass_deliveries_without_report", provider="other") == 0
 
 
-OURS = """
+AGE_SENDS = """
 UPDATE mailglass_deliveries
    SET last_event_at = last_event_at - make_interval(hours => h.hours),
        dispatched_at = dispatched_at - make_interval(hours => h.hours),
@@ -143,17 +145,17 @@ UPDATE mailglass_deliveries
 """
 
 
-def test_what_we_have_sent_mailglass_compat_is_known_by_its_provider(mailglass_db):
-    """Its deliveries name none, so that Mailglass's ingest leaves them alone; their sends do."""
+def test_sends_on_mailglass_tables_are_grouped_by_the_provider_of_their_events(mailglass_db):
+    """Their deliveries have no provider, so that Mailglass's ingest leaves them alone; their events name it."""
     with mailglass_db.engine.begin() as connection:
         for id_ in ("m-1", "m-2"):
             sends = [Sent(recipient="ada@example.com", message_id=id_)]
             record_send(connection, tenant_id=TENANT, provider="postmark", sent=sends)
-        came = WebhookEvent(
+        webhook_event = WebhookEvent(
             type="delivered", message_id="m-1", provider_event_id="1", occurred_at=dt.datetime.now(dt.UTC)
         )
-        record_webhook(connection, tenant_id=TENANT, provider="postmark", events=[came])
-    mailglass_db.run(OURS)
+        record_webhook(connection, tenant_id=TENANT, provider="postmark", events=[webhook_event])
+    mailglass_db.run(AGE_SENDS)
     mailglass_db.broken.update({"I2", "I7"})
     [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook of postmark has arrived for 2 days")
@@ -176,20 +178,20 @@ def test_what_is_no_silence(mailglass_db, rows):
 
 
 def test_an_open_that_mailglass_counted_is_a_report_and_no_webhook(mailglass_db):
-    """It has a pixel of its own."""
+    """Mailglass counts opens with a pixel of its own."""
     insert(mailglass_db, [*delivered(60), *sent(40), *sent(1, last_event_type="opened")])
     assert len(silent(mailglass_db)) == 1
 
 
 def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(mailglass_db):
-    """The last reports are found by another index than the newest deliveries."""
+    """The last reports are read from another index than the newest deliveries."""
     insert(mailglass_db, delivered(24 * 30, 3) + sent(30, 300))
     assert len(silent(mailglass_db)) == 1
     assert load_by_provider(mailglass_db)[None].deliveries == reports.OF_TENANT
 
 
 def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
-    """Infinity asks nothing of the database."""
+    """With infinity, no statement is sent."""
     insert(mailglass_db, [*delivered(50), *sent(40)])
     for hours, problems in (("30", 1), ("45", 0), ("0.5", 1), ("infinity", 0)):
         monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", hours)
@@ -215,14 +217,14 @@ def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
 
 @pytest.mark.slow
 def test_the_sample_costs_the_same_however_many_rows_there_are(mailglass_db):
-    """A hundred tenants with three hundred deliveries each: no table is read whole."""
+    """With a hundred tenants of three hundred deliveries each, no table is read whole."""
     mailglass_db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
     insert(mailglass_db, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
     mailglass_db.run(COPIES)
     mailglass_db.run("ANALYZE")
     plans = []
 
-    def note(connection, _cursor, statement, parameters, *_others):
+    def note(connection, _cursor, statement, parameters, *_arguments):
         if "seen AS" in statement and not statement.startswith("EXPLAIN"):
             explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
             plans.append(connection.exec_driver_sql(explained, parameters).scalar_one()[0])

@@ -1,4 +1,4 @@
-"""Faults of Redis and of the lock, one at a time: the doctor names each, and its remedy heals it."""
+"""Faults of Redis and of the lock, one at a time: the doctor names each, and its remedy fixes it."""
 
 import json
 import re
@@ -20,14 +20,14 @@ from waiting import wait_until
 
 @pytest.fixture
 def own_redis(db: Database) -> Iterator[redis.Redis]:
-    """A Redis of the test's own, which this process is configured to use."""
+    """Start a Redis for this test, and configure this process to use it."""
     with servers.redis() as url, redis.Redis.from_url(url) as client:
         using(db, redis_url=url)
         yield client
 
 
 def test_a_redis_that_is_away(db):
-    """The cause is told apart; links are unaffected, and the database is looked at."""
+    """The finding names the cause; links are unaffected, and the database is checked."""
     using(db, redis_url="redis://:canary@127.0.0.1:1/0")
     findings = {finding.check: finding for finding in report()}
     assert "127.0.0.1, port 1, database 0: nothing listens there" in findings["redis"].message
@@ -36,7 +36,7 @@ def test_a_redis_that_is_away(db):
 
 
 def test_a_redis_that_is_a_replica(db, own_redis):
-    """It takes messages and tells nobody; as a master it is well."""
+    """It accepts messages and delivers none; promoted to master, it is healthy."""
     own_redis.replicaof("127.0.0.1", 1)
     finding = of("redis")
     assert (finding.status, "is a replica" in finding.message) == (ERROR, True)
@@ -56,8 +56,8 @@ def test_a_redis_that_is_a_replica(db, own_redis):
         ("resetkeys", "lock_privileges", WARNING, "mailglass_reconcile:lock"),
     ],
 )
-def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status, words):
-    """The least rights of the docs are enough, without INFO; the remedy is the ACL's command."""
+def test_a_privilege_of_redis_that_is_missing(db, own_redis, missing, check, status, words):
+    """The documented minimum suffices, without INFO; the remedy is the ACL command."""
     rights = f"~{PREFIX}* &mailglass:events:* +publish +set +get +pttl +pexpire +del +evalsha +script|load"
     own_redis.execute_command("ACL", "SETUSER", "mailglass", "on", ">secret", *rights.split())
     where = own_redis.connection_pool.connection_kwargs
@@ -86,7 +86,7 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
 
 
 def test_a_redis_whose_memory_is_full(db, own_redis):
-    """The lock cannot be taken."""
+    """The lock cannot be acquired."""
     own_redis.config_set("maxmemory", 1)
     finding = of("lock_privileges")
     assert (finding.status, "memory is full" in finding.message) == (ERROR, True)
@@ -96,25 +96,27 @@ def test_a_redis_whose_memory_is_full(db, own_redis):
 
 @pytest.fixture
 def store(redis_url: str) -> Iterator[redis.Redis]:
-    """The Redis of the lock."""
+    """Return a client of the lock's Redis."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
 
 
-def check_lock(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
+def check_lock(known_tasks: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return the finding about the lock if the workers know these tasks."""
-    return lock_holder(load_sweep_holder(), known, queued)
+    return lock_holder(load_sweep_holder(), known_tasks, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):
-    """Its holder, age and TTL are named, and deleting the key frees it; a holder that somebody knows is no fault."""
+    """The finding has its holder, age and TTL, and deleting the key frees it; a holder that workers know is no
+    fault.
+    """
     key = lock_key(None)
     assert check_lock().status == OK
     store.set(key, "running task-1 0123456789ab", ex=40)
     result = check_lock()
     assert (result.status, "task task-1 has the lock" in result.message) == (WARNING, True)
     assert re.search(r"renewed 2\d s ago, for (40|39) s more", result.message)
-    assert check_lock(known=("task-1",)).status == OK
+    assert check_lock(known_tasks=("task-1",)).status == OK
     store.set(key, "queued task-2", ex=60)
     assert [check_lock(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
     assert check_lock().remedy == f"redis-cli DEL {key}"
@@ -123,7 +125,7 @@ def test_a_lock_that_was_left_behind(db, store):
 
 
 def test_a_lock_s_key_is_the_one_of_the_task(db):
-    """The doctor need not import Celery to know it."""
+    """The doctor computes the key without importing Celery."""
     from mailglass_reconcile import tasks  # noqa: PLC0415 - the module that needs Celery
 
     assert tasks.reconcile.generate_lock("") == lock_key(None)

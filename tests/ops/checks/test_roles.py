@@ -1,4 +1,4 @@
-"""A documented role that lacks a privilege is found by every other role, with its GRANT; none is offered another's."""
+"""A documented role without a privilege is found by every other role, with its GRANT, and gets no other role's."""
 
 import datetime as dt
 from collections.abc import Callable, Iterator
@@ -70,31 +70,36 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
 
 @pytest.mark.parametrize("role", [role for role in privileges.ROLES if role.grants], ids=lambda role: role.name)
 def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy(db, documented, role):
-    """Table by table and column by column."""
+    """Each privilege on a table or columns is revoked and granted."""
     documented(role.name)
     mailglass_reconcile.reconcile()
     for grant in role.grants:
         if grant.condition in ("everywhere", "tables made by migrate"):
             for privilege, columns in grant.privileges.items():
-                named = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
-                db.run(f"REVOKE {named} ON {grant.object} FROM {role.name}")
+                missing = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
+                db.run(f"REVOKE {missing} ON {grant.object} FROM {role.name}")
                 if len(role.grants) == 1:
-                    db.run(f"GRANT SELECT ON {grant.object} TO {role.name}")  # a role with nothing is not used here
+                    db.run(
+                        f"GRANT SELECT ON {grant.object} TO {role.name}"
+                    )  # a role without any privilege is not checked
                 finding = of("roles")
-                assert (finding.status, finding.message) == (ERROR, f"role {role.name} lacks {named} on {grant.object}")
+                assert (finding.status, finding.message) == (
+                    ERROR,
+                    f"role {role.name} lacks {missing} on {grant.object}",
+                )
                 heal(db, finding.remedy)
     assert of("roles").status == OK
 
 
 def test_a_documented_role_that_is_used_for_another_database_only_is_no_fault(db, documented):
-    """Roles belong to the server: this one was granted nothing here."""
+    """Roles belong to the server, and this one was granted nothing in this database."""
     documented("mailglass_recorder")
     db.run("DROP OWNED BY mailglass_recorder")
     assert of("roles").status == OK
 
 
 def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found(db, documented):
-    """The statements of a writer are not ours: what a policy does to them is its owner's affair."""
+    """A policy applies to every writer's statements, also to those that are not ours."""
     documented("mailglass_recorder")
     documented("mailglass_writer")
     db.run("ALTER TABLE mailglass_events ENABLE ROW LEVEL SECURITY")
@@ -121,7 +126,7 @@ def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db
 
 
 def test_a_prune_as_the_recorder_is_refused_without_a_grant(db, documented):
-    """It would get DELETE on five tables."""
+    """The remedy would have given it DELETE on five tables."""
     using(db, database_url=documented("mailglass_recorder"))
     failures = mailglass_reconcile.prune().failures
     assert failures
@@ -159,7 +164,7 @@ def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db,
 
 @pytest.mark.guard
 def test_a_missing_privilege_names_role_and_object(db, documented):
-    """On our engine and on a caller's own; no value of a row."""
+    """Our engine and a caller's print it alike, without a value of a row."""
     url = documented("mailglass_recorder")
     db.run("REVOKE INSERT ON mailglass_events FROM mailglass_recorder")
     event = WebhookEvent(

@@ -1,4 +1,4 @@
-"""Faults of Postgres and of the settings, one at a time: the doctor names each and ends in seconds."""
+"""Faults of Postgres and of the settings, one at a time: the doctor names each within seconds."""
 
 import json
 import uuid
@@ -49,13 +49,13 @@ REPORT = {
 }
 
 
-AWAY = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
+UNREACHABLE_BROKER = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 """Nobody is asked for a worker then, which takes seconds."""
 
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
-    """The broker is away; nothing is on standard error, and no password in the report."""
-    result = commands.run_unchecked(db, "doctor", "--json", **AWAY)
+    """The broker is unreachable; stderr is empty, and the report has no password."""
+    result = commands.run_unchecked(db, "doctor", "--json", **UNREACHABLE_BROKER)
     document = json.loads(result.stdout)
     jsonschema.validate(document, REPORT)
     assert (result.returncode, result.stderr) == (1, "")
@@ -65,13 +65,13 @@ def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because
 
 
 def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
-    """Also how to ask, with an example, in its help."""
-    result = commands.run_unchecked(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
+    """Its help has an example."""
+    result = commands.run_unchecked(db, "doctor", MAILGLASS_GRACE_SECOND="60", **UNREACHABLE_BROKER)
     lines = result.stdout.splitlines()
     assert lines[-1].startswith("1 error, 1 warning; ")
     assert lines[-3].startswith("error    broker"), "the gravest is next to the prompt"
     assert not [line for line in lines if line.startswith("ok ")]
-    assert "ok       database" in commands.run_unchecked(db, "doctor", "--verbose", **AWAY).stdout
+    assert "ok       database" in commands.run_unchecked(db, "doctor", "--verbose", **UNREACHABLE_BROKER).stdout
     [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND;" in line]
     assert lines[at].startswith("warning  settings")
     assert "did you mean MAILGLASS_GRACE_SECONDS?" in lines[at]
@@ -80,7 +80,7 @@ def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(
 
 
 def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
-    """The variable, never its value; as JSON too."""
+    """The finding has the variable and never its value, as JSON too."""
     result = commands.run_unchecked(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
     [finding] = json.loads(result.stdout)["findings"]
     assert (result.returncode, finding["check"], finding["status"]) == (1, "settings", "error")
@@ -89,19 +89,19 @@ def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
 
 
 @pytest.mark.parametrize(
-    ("variable", "meant"),
+    ("variable", "suggestion"),
     [
         ("MAILGLASS_DATABASE_ULR", "MAILGLASS_DATABASE_URL"),
         ("mailglass_tenent", "MAILGLASS_TENANT"),
         ("MAILGLASS_X", ""),
     ],
 )
-def test_a_variable_that_nobody_reads(db, monkeypatch, variable, meant):
-    """With the one that was perhaps meant; once it is gone, all is well."""
+def test_a_variable_that_nobody_reads(db, monkeypatch, variable, suggestion):
+    """The finding suggests a similar name; without the variable, settings are well."""
     monkeypatch.setenv(variable, "canary")
     findings = [finding for finding in report() if finding.check == "settings" and variable in finding.message]
     assert [finding.status for finding in findings] == [WARNING]
-    assert (f"did you mean {meant}?" in findings[0].message) == bool(meant)
+    assert (f"did you mean {suggestion}?" in findings[0].message) == bool(suggestion)
     assert "canary" not in findings[0].message
     monkeypatch.delenv(variable)
     assert not [finding for finding in report() if variable in finding.message]
@@ -117,7 +117,7 @@ def test_a_module_of_mailglass_imports_that_is_missing(db):
 
 
 def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
-    """It is one finding, with the cause told apart; Redis is looked at all the same."""
+    """It is one finding with its cause; Redis is checked all the same."""
     using(db, database_url="postgresql://canary:canary-password@127.0.0.1:1/x")
     findings = {finding.check: finding for finding in report()}
     assert "127.0.0.1, port 1, database x: nothing listens there" in findings["database"].message
@@ -128,7 +128,7 @@ def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
 
 
 def test_a_database_that_takes_no_writes(db):
-    """As one whose role is read-only by default; the remedy is a statement."""
+    """A role may be read-only by default; the remedy is a statement."""
     db.by_default("default_transaction_read_only", "on")
     finding = of("server")
     assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
@@ -137,7 +137,7 @@ def test_a_database_that_takes_no_writes(db):
 
 
 def test_a_database_that_is_a_stand_by(redis_url):
-    """It can be read and takes no link; promoted, as a fail-over does, it is well."""
+    """It can be read but not written; after a failover promotes it, it is healthy."""
     with servers.postgres_server(*FAST) as server:
         settings = Settings(database_url=SecretStr(server.url), redis_url=SecretStr(redis_url))
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
@@ -154,7 +154,7 @@ def test_a_database_that_is_a_stand_by(redis_url):
 
 
 def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.Engine, db, drop_database):
-    """Such as one that is not UTF8, which `migrate` refuses."""
+    """A database that is not UTF8, which `migrate` refuses, is one."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
@@ -171,7 +171,7 @@ def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.En
 
 @pytest.mark.guard
 def test_one_check_that_fails_does_not_stop_the_others(db):
-    """A column has another type: the one that reads it says so, the rest is as before."""
+    """The check that reads a column of the wrong type says so; all others are as before."""
     db.run("ALTER TABLE mailglass_handler_outbox ALTER COLUMN next_at TYPE text")
     try:
         findings = {finding.check: finding for finding in report()}

@@ -1,4 +1,4 @@
-"""Faults of Celery in a running installation, one at a time: the doctor names each, and its remedy heals it."""
+"""Faults of Celery in a running installation, one at a time: the doctor names each, and its remedy fixes it."""
 
 import json
 import os
@@ -27,27 +27,27 @@ def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
     """Return the findings of the command in the installation's environment, by check."""
     result = commands.run_forked(site.db, "doctor", "--json", **{**site.environment, **environment})
     assert result.stdout, result.stderr
-    found: dict[str, list[dict[str, str]]] = {}
+    by_check: dict[str, list[dict[str, str]]] = {}
     for finding in json.loads(result.stdout)["findings"]:
-        found.setdefault(finding["check"], []).append(finding)
-    worst = any(row["status"] == "error" for its in found.values() for row in its)
-    assert result.returncode == int(worst)
-    return found
+        by_check.setdefault(finding["check"], []).append(finding)
+    has_error = any(row["status"] == "error" for findings_of_check in by_check.values() for row in findings_of_check)
+    assert result.returncode == int(has_error)
+    return by_check
 
 
-def states(found: dict[str, list[dict[str, str]]], check: str) -> set[str]:
-    """Return the states of one check's findings."""
-    return {row["status"] for row in found[check]}
+def states(by_check: dict[str, list[dict[str, str]]], check: str) -> set[str]:
+    """Return the statuses of one check's findings."""
+    return {row["status"] for row in by_check[check]}
 
 
-def well(found: dict[str, list[dict[str, str]]]) -> bool:
+def well(by_check: dict[str, list[dict[str, str]]]) -> bool:
     """Return True if there is no error and no warning."""
-    return {row["status"] for its in found.values() for row in its} == {"ok"}
+    return {row["status"] for findings_of_check in by_check.values() for row in findings_of_check} == {"ok"}
 
 
 @contextmanager
 def frozen(process_id: int) -> Iterator[None]:
-    """Stop a process, as a machine that hangs does, while the block runs."""
+    """Stop a process with SIGSTOP, like a machine that hangs, while the block runs."""
     os.kill(process_id, signal.SIGSTOP)
     try:
         yield
@@ -56,7 +56,7 @@ def frozen(process_id: int) -> Iterator[None]:
 
 
 def test_no_worker_and_then_one(site: Site) -> None:
-    """Without one, a request that waits is counted; with one, all is well and the exit code is 0."""
+    """Without a worker, a waiting task is counted; with one, all is well and the exit code is 0."""
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
     result = findings(site)
     assert (states(result, "worker"), "queues" in result) == ({"error"}, False), "one cause is one finding"
@@ -66,7 +66,7 @@ def test_no_worker_and_then_one(site: Site) -> None:
 
 
 def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
-    """It answers, and the queue, where a message waits, has no consumer; a second worker with -Q has it."""
+    """The worker answers, but the queue with a message has no consumer; a second worker with -Q consumes it."""
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
     with site.worker("-Q", "other", pool="solo"):
         result = findings(site)
@@ -78,7 +78,7 @@ def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
 
 
 def test_an_app_of_one_s_own_that_does_not_know_the_tasks(site: Site) -> None:
-    """Its module is named in MAILGLASS_IMPORTS; its workers lack autodiscover_tasks, and its schedule our entries."""
+    """MAILGLASS_IMPORTS names its module; its workers lack autodiscover_tasks, and its schedule our entries."""
     (site.log.parent / "forgetful.py").write_text(FORGETFUL)
     path = os.pathsep.join([str(site.log.parent), site.environment["PYTHONPATH"]])
     with site.worker(app="forgetful", pool="solo", PYTHONPATH=path):
@@ -93,14 +93,14 @@ def test_an_app_of_one_s_own_that_does_not_know_the_tasks(site: Site) -> None:
 
 
 def test_a_worker_of_an_app_that_was_not_found_does_the_work(site: Site) -> None:
-    """It answers and knows the tasks, so its queue is none of the bundled app's; that is no fault."""
+    """The worker answers and knows the tasks, and does not use the bundled app's queue; that is no fault."""
     with site.worker(app="worker", pool="solo"):
         wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
         assert "nothing waits in the bundled app's queue" in findings(site)["queues"][0]["message"]
 
 
 def test_a_remedy_starts_the_app_that_was_found_and_none_of_its_queues(site: Site) -> None:
-    """The bundled app's worker on an application's queue would consume, and drop, the application's own tasks."""
+    """The bundled app's worker would consume, and drop, the tasks in an application's queue."""
     result = findings(site, MAILGLASS_IMPORTS="worker")
     assert result["worker"][0]["remedy"] == "start a worker: `celery -A worker worker`"
 
@@ -113,7 +113,7 @@ app = Celery("forgetful", broker=os.environ["MAILGLASS_REDIS_URL"])
 
 
 def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
-    """Nobody knows the task that has it; once the key is deleted, as the remedy says, the lock is free."""
+    """No worker knows the task that holds it; deleting the key, as the remedy says, frees the lock."""
     site.add(1)
     with site.held_up(WHILE_IT_LINKS) as waiting, site.worker("-c", "1") as worker:
         task_id = site.send()
@@ -127,7 +127,7 @@ def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
 
 
 def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> None:
-    """It answers nobody while it sweeps; the lock says that it does."""
+    """It does not answer while it sweeps, but the lock shows that it does."""
     site.add(1)
     with site.held_up(WHILE_IT_LINKS) as waiting, site.worker(pool="solo") as worker:
         site.send()
@@ -139,7 +139,7 @@ def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> No
 
 @pytest.mark.parametrize("broker", ["redis://:canary@127.0.0.1:1/0", "amqp://ada:canary@127.0.0.1:1//"])
 def test_a_broker_that_is_away(site: Site, broker: str) -> None:
-    """The cause and the setting are named, and no password."""
+    """The finding has the cause and the setting, and no password."""
     result = findings(site, CELERY_BROKER_URL=broker)
     assert (states(result, "broker"), "worker" in result) == ({"error"}, False)
     assert "127.0.0.1, port 1" in result["broker"][0]["message"]
@@ -150,7 +150,7 @@ def test_a_broker_that_is_away(site: Site, broker: str) -> None:
 
 
 def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) -> None:
-    """Postgres, Redis and the broker take connections and say nothing, before the report and after it."""
+    """Postgres, Redis and the broker accept connections and never answer."""
     with postgres() as server, servers.redis() as url, redis.Redis.from_url(url) as client:
         ids = [server._process.pid, client.info("server")["process_id"]]
         environment = {"MAILGLASS_DATABASE_URL": server.url, "MAILGLASS_REDIS_URL": url}
@@ -165,13 +165,15 @@ def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) ->
 
 
 def test_without_celery_the_rest_is_checked(site: Site) -> None:
-    """And cron is named."""
+    """The remedy names cron."""
     code = (
         "import sys; sys.modules['celery'] = sys.modules['celery_singleton'] = None;"
         "from mailglass_reconcile.cli import main; main()"
     )
-    done = processes.run(["-c", code, "doctor", "--json"], site.environment, forked=False)
-    found = json.loads(done.stdout)["findings"]
-    assert [one["check"] for one in found if one["status"] == "error"] == ["sweeps"], "nothing has run yet"
-    assert "cron" in found[0]["remedy"]
-    assert done.returncode == 1
+    result = processes.run(["-c", code, "doctor", "--json"], site.environment, forked=False)
+    findings = json.loads(result.stdout)["findings"]
+    assert [finding["check"] for finding in findings if finding["status"] == "error"] == ["sweeps"], (
+        "nothing has run yet"
+    )
+    assert "cron" in findings[0]["remedy"]
+    assert result.returncode == 1
