@@ -1,4 +1,4 @@
-"""After the caller's commit the database is asked: what is there is broadcast, however its transaction ended."""
+"""After-commit actions: the database is asked what was committed, and only that is broadcast."""
 
 import asyncio
 import logging
@@ -53,14 +53,18 @@ def published_message_ids(db):
 
 
 def lines(caplog):
-    """Return the log lines about after-commit actions that were not run."""
-    result = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING and not one.exc_info]
+    """Return the log lines about after-commit actions that did not run."""
+    result = [
+        log_record.getMessage()
+        for log_record in caplog.records
+        if log_record.levelno >= logging.WARNING and not log_record.exc_info
+    ]
     assert not [line for line in result if "\n" in line or "@" in line]
     return [line for line in result if "cannot broadcast" in line]
 
 
 def in_lower_case(session):
-    """Record under a savepoint of one's own, and undo it."""
+    """Record under a savepoint, and roll back to it."""
     connection = session if isinstance(session, sa.Connection) else session.connection()
     connection.exec_driver_sql("savepoint own")
     record(session, event("m-2", provider_event_id="2"))
@@ -68,7 +72,7 @@ def in_lower_case(session):
 
 
 def without_the_word(session):
-    """The same, in the short form."""
+    """Record under a savepoint, and roll back to it without the word SAVEPOINT."""
     connection = session if isinstance(session, sa.Connection) else session.connection()
     connection.exec_driver_sql("SAVEPOINT own")
     record(session, event("m-2", provider_event_id="2"))
@@ -80,22 +84,20 @@ UNDONE = pytest.mark.parametrize("undone", [in_lower_case, without_the_word])
 
 @UNDONE
 def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
-    """In whatever words: by a Session, and by `broadcast`."""
+    """A Session and `broadcast` notice it, however ROLLBACK TO is spelled."""
 
-    def work(given):
-        recorded = record(given, event("m-1"))
-        undone(given)
+    def work(session):
+        recorded = record(session, event("m-1"))
+        undone(session)
         return recorded
 
     driver.run_session(work)
-    wait_until(
-        lambda: (len(seen := published_message_ids(db)) == 2 and seen == ["m-1", "m-1"]) or pytest.fail(str(seen))
-    )
+    wait_until(lambda: (len(ids := published_message_ids(db)) == 2 and ids == ["m-1", "m-1"]) or pytest.fail(str(ids)))
 
 
 @UNDONE
-def test_broadcast_tells_nothing_of_what_a_savepoint_has_undone(db, undone):
-    """Nor of what the caller has rolled back."""
+def test_broadcast_publishes_nothing_that_a_savepoint_has_undone(db, undone):
+    """Nor does it broadcast what the caller has rolled back."""
     with db.engine.connect() as connection:
         recorded = record(connection, event("m-1"))
         undone(connection)
@@ -106,7 +108,7 @@ def test_broadcast_tells_nothing_of_what_a_savepoint_has_undone(db, undone):
 
 
 def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
-    """It is a savepoint, of which SQLAlchemy does not learn."""
+    """Psycopg's transaction is a savepoint that SQLAlchemy does not see."""
     with Session(db.engine) as session:
         record(session, event("m-1"))
         with session.connection().connection.driver_connection.transaction() as own:
@@ -117,12 +119,12 @@ def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
 
 
 def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
-    """An error was swallowed before it, and no driver says so."""
+    """An error was swallowed before it, and no driver reports the rollback."""
 
-    def work(given):
-        record(given, event("m-1"))
+    def work(session):
+        record(session, event("m-1"))
         with suppress(DBAPIError):
-            given.execute(sa.text("SELECT 1/0"))
+            session.execute(sa.text("SELECT 1/0"))
 
     driver.run_session(work)
     assert db.value(LEDGER) == 0
@@ -131,7 +133,7 @@ def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):
-    """The Session raises; `broadcast` with a server that is there again tells what was committed."""
+    """The Session raises; once the server is back, `broadcast` publishes what was committed."""
     recorded = []
     with proxy.before_postgres(db.url) as (between, url):
         through = Driver(make_url(url).set(drivername=driver.url.drivername))
@@ -158,29 +160,29 @@ MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kept", [True, False], ids=["commits", "rolls back"])
-def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mode, kept):
-    """It does not know when the caller commits; and what overlapped is linked."""
-    with db.engine.connect() as other, db.engine.connect() as connection:
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "rolls back"])
+def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mode, commits):
+    """It does not know when the caller commits; `broadcast` also links what overlapped."""
+    with db.engine.connect() as overlapping, db.engine.connect() as connection:
         outer = connection.begin()
-        record(other, event("m-3", "opened"))
+        record(overlapping, event("m-3", "opened"))
         with Session(connection, join_transaction_mode=mode) as session:
             recorded = record(session, event("m-1"))
             recorded += sent(session, "m-3")
             session.commit()
-        other.commit()
+        overlapping.commit()
         assert published_message_ids(db) == []
-        if kept:
+        if commits:
             outer.commit()
         else:
             outer.rollback()
     broadcast(recorded)
-    assert published_message_ids(db) == (["m-1", "m-1", "m-3", "m-3"] if kept else [])
-    assert db.appended() == int(kept)
+    assert published_message_ids(db) == (["m-1", "m-1", "m-3", "m-3"] if commits else [])
+    assert db.appended() == int(commits)
 
 
 def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
-    """Its commit is the connection's; as of a Session on a connection that is in no transaction."""
+    """Its commit is the connection's, also if the connection was in no transaction."""
     with db.engine.connect() as connection:
         connection.begin()
         with Session(connection, join_transaction_mode="control_fully") as session:
@@ -196,10 +198,10 @@ def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
     assert published_message_ids(db) == []
 
 
-def sent(given, message_id):
+def sent(connection, message_id):
     """Record a send of the factories' tenant."""
-    one = Sent(recipient="ada@example.com", message_id=message_id, occurred_at=NOW)
-    return record_send(given, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+    accepted = Sent(recipient="ada@example.com", message_id=message_id, occurred_at=NOW)
+    return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[accepted])
 
 
 ASYNCHRONOUS = pytest.mark.parametrize("name", ["psycopg_async", "asyncpg"])
@@ -208,16 +210,16 @@ ASYNCHRONOUS = pytest.mark.parametrize("name", ["psycopg_async", "asyncpg"])
 @ASYNCHRONOUS
 @pytest.mark.parametrize("pool", [{"poolclass": sa.NullPool}, {"pool_size": 1, "max_overflow": 0}], ids=["none", "one"])
 def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
-    """It tells, and links what overlapped; on a pool of one connection too."""
+    """It publishes, and links what overlapped, on a pool of one connection too."""
 
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), **pool)
-        with db.engine.connect() as other:
-            record(other, event("m-3", "opened"))
+        with db.engine.connect() as overlapping:
+            record(overlapping, event("m-3", "opened"))
             async with engine.begin() as connection:
                 recorded = await connection.run_sync(record, event("m-1"))
                 recorded += await connection.run_sync(sent, "m-3")
-            other.commit()
+            overlapping.commit()
         assert published_message_ids(db) == []
         await broadcast_async(recorded)
         await engine.dispose()
@@ -230,7 +232,7 @@ def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
 
 @ASYNCHRONOUS
 def test_broadcast_async_after_an_async_session_that_joined(db, name):
-    """As `broadcast` after a Session that joined."""
+    """It works as `broadcast` does after a Session that joined."""
 
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
@@ -248,7 +250,7 @@ def test_broadcast_async_after_an_async_session_that_joined(db, name):
 
 @ASYNCHRONOUS
 def test_broadcast_after_an_async_connection_works_in_any_thread(db, name):
-    """Also where no event loop runs: the background thread has a loop of its own."""
+    """No event loop has to run, because the background thread has a loop of its own."""
 
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
@@ -263,7 +265,7 @@ def test_broadcast_after_an_async_connection_works_in_any_thread(db, name):
 
 @contextmanager
 def engine_of(db, dialect="psycopg", **options) -> Iterator[sa.Engine]:
-    """An application's engine."""
+    """Create an application's engine."""
     engine = sa.create_engine(make_url(db.url).set(drivername=f"postgresql+{dialect}"), **options)
     try:
         yield engine
@@ -281,7 +283,7 @@ def test_the_callers_pool_is_not_used_and_may_be_exhausted(db, pool):
         recorded = record(connection, event("m-1"))
         connection.commit()
         checked_out = []
-        sa.event.listen(engine, "checkout", lambda *_others: checked_out.append(1))
+        sa.event.listen(engine, "checkout", lambda *_arguments: checked_out.append(1))
         broadcast(recorded)
         assert published_message_ids(db) == ["m-1", "m-1"]
         assert len(checked_out) == 1, "of the thread's own pool, which has the listeners of the caller's"
@@ -295,7 +297,7 @@ SELECT count(*) FROM pg_stat_activity
 
 @pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
 def test_a_flush_closes_the_connection_of_the_thread(db, name):
-    """So that nothing blocks DROP DATABASE."""
+    """DROP DATABASE is not blocked."""
     driver = Driver(make_url(db.url).set(drivername=f"postgresql+{name}"))
     driver.run_session(lambda session: record(session, event("m-1")))
     wait_until(flush)
@@ -303,21 +305,21 @@ def test_a_flush_closes_the_connection_of_the_thread(db, name):
 
 
 def test_a_connection_without_work_is_closed_after_a_second(db):
-    """Without a flush."""
+    """No flush is needed."""
     with engine_of(db, poolclass=sa.NullPool) as engine:
         with Session(engine) as session:
             record(session, event("m-1"))
             connected = []
-            sa.event.listen(engine, "connect", lambda *_others: connected.append(1))
+            sa.event.listen(engine, "connect", lambda *_arguments: connected.append(1))
             session.commit()
         wait_until(lambda: connected and db.value(SESSIONS) == 0)
 
 
 def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
-    """An application may have set another isolation level for its engine, or for its database."""
+    """An application may set another isolation level for its engine or its database."""
     levels = []
 
-    def note(connection, _cursor, statement, *_others):
+    def note(connection, _cursor, statement, *_arguments):
         if threading.current_thread().name == "mailglass after commit" and "after_commit" in statement:
             levels.append(connection.connection.dbapi_connection.isolation_level)
 
@@ -333,7 +335,7 @@ def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
 
 
 def test_a_connection_that_was_lost_meanwhile_is_replaced(db):
-    """As after a restart of the server, less than a second after the last call."""
+    """The server restarts less than a second after the last call."""
     with engine_of(db, poolclass=sa.NullPool) as engine:
         connected = []
         sa.event.listen(engine, "connect", lambda driver, _record: connected.append(driver.info.backend_pid))
@@ -348,16 +350,16 @@ def test_a_connection_that_was_lost_meanwhile_is_replaced(db):
 
 
 class OddError(Exception):
-    """What an application's listener may raise."""
+    """An error that an application's listener may raise."""
 
 
-def odd(*_arguments, **_others):
-    """Raise it."""
+def odd(*_arguments, **_options):
+    """Raise an OddError with an address."""
     raise OddError("ada@example.com")
 
 
 def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
-    """By its class and place, because its words may hold an address; of a Session too."""
+    """The line has its class and place, because its message may contain an address; this holds for a Session too."""
     with engine_of(db, poolclass=sa.NullPool) as engine:
         with engine.begin() as connection:
             recorded = record(connection, event("m-1"))
@@ -379,7 +381,7 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
 
 
 def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(db, observed, caplog):
-    """For five seconds nothing connects; the next sweep links, and the counter says what was not broadcast."""
+    """No connection is tried for five seconds; the next sweep links, and the counter has what was not broadcast."""
     with engine_of(db, poolclass=sa.NullPool) as engine:
         with engine.begin() as connection:
             recorded = [record(connection, event("m-1", provider_event_id=number)) for number in range(2)]
@@ -394,10 +396,10 @@ def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(
 
 @contextmanager
 def busy_thread() -> Iterator[threading.Event]:
-    """Let the background thread wait for the end of the block before it asks; the event says that it waits."""
+    """Block the background thread before it asks the database until the block ends; the event says that it waits."""
     is_asking, may_ask = threading.Event(), threading.Event()
 
-    def delay(_connection, _cursor, statement, *_others):
+    def delay(_connection, _cursor, statement, *_arguments):
         if threading.current_thread().name == "mailglass after commit" and not is_asking.is_set():
             is_asking.set()
             assert may_ask.wait(60)
@@ -413,7 +415,7 @@ def busy_thread() -> Iterator[threading.Event]:
 
 
 def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypatch, observed, caplog):
-    """Each waits once, however often it is broadcast; the next sweep links what was dropped."""
+    """Each is queued once, however often it is broadcast; the next sweep links what was dropped."""
     monkeypatch.setattr(after_commit._queue, "_limit", 3)
     monkeypatch.setattr(after_commit, "_throttle", LogThrottle())
     with db.engine.begin() as connection:
@@ -427,7 +429,7 @@ def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypat
 
 
 def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
-    """Its parent's connection is used by the parent alone."""
+    """Only the parent uses the parent's connection."""
     with engine_of(db, poolclass=sa.NullPool) as engine:
         with engine.begin() as connection:
             recorded = record(connection, event("m-1"))
@@ -440,8 +442,8 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
                     settle()
                     engine.dispose(close=False)
                     with engine.begin() as connection:
-                        again = record(connection, event("m-2", provider_event_id="2"))
-                    broadcast(again)
+                        recorded_by_child = record(connection, event("m-2", provider_event_id="2"))
+                    broadcast(recorded_by_child)
                     settle()
                     os._exit(0)
                 os._exit(1)
@@ -456,8 +458,8 @@ def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_l
         after_commit._queue._delay = 60.0
         with suppress(Exception), engine_of(db, poolclass=sa.NullPool) as engine, Session(engine) as session:
             sent(session, "m-9")
-            with engine.begin() as other:
-                record(other, event("m-9"))
+            with engine.begin() as overlapping:
+                record(overlapping, event("m-9"))
             session.commit()
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(1)
@@ -468,7 +470,7 @@ def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_l
 
 
 def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
-    """It runs no handlers of `atexit`."""
+    """Such a child runs no `atexit` handlers."""
     child = multiprocessing.get_context("fork").Process(target=_record_and_end, args=(db,))
     child.start()
     child.join(60)
@@ -486,9 +488,9 @@ def _record_and_end(db):
 WRITERS = pytest.mark.parametrize(
     "write",
     [
-        lambda given: record(given, event("m-1")),
-        lambda given: sent(given, "m-3"),
-        lambda given: erase(given, recipient="ada@example.com"),
+        lambda connection: record(connection, event("m-1")),
+        lambda connection: sent(connection, "m-3"),
+        lambda connection: erase(connection, recipient="ada@example.com"),
     ],
     ids=["record_webhook", "record_send", "erase"],
 )
@@ -496,7 +498,7 @@ WRITERS = pytest.mark.parametrize(
 
 @WRITERS
 def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, write):
-    """However it came to that; nothing is written, and the transaction goes on."""
+    """Whatever set its encoding, nothing is written and the transaction goes on."""
 
     def work(connection):
         connection.exec_driver_sql("SET LOCAL client_encoding = 'LATIN1'")
@@ -512,7 +514,7 @@ def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_se
 
 @pytest.mark.guard
 def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
-    """On psycopg; of an event, an early one, and a send."""
+    """With psycopg, an event, an early event and a send are tried."""
     calls = {
         "an event": (lambda session: record(session, event("m-1")), 2),
         "an early event": (lambda session: record(session, event("m-4", provider_event_id="2")), 2),
@@ -530,7 +532,7 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
 
 
 def test_no_value_is_in_the_text_of_a_statement(db, driver):
-    """Anybody with the right may read that in `pg_stat_activity`. Only psycopg2 has no other way."""
+    """`pg_stat_activity` shows statements to other roles. Only psycopg2 has no way to avoid it."""
     if driver.url.drivername.endswith("psycopg2"):
         return
     with db.engine.begin() as connection:
@@ -548,7 +550,7 @@ def test_no_value_is_in_the_text_of_a_statement(db, driver):
 
 
 def test_the_question_after_the_commit_has_no_value_in_its_text(db):
-    """The last statement of an idle session is what `pg_stat_activity` shows."""
+    """`pg_stat_activity` shows the last statement of an idle session."""
     with statements_in_background() as texts:
         with Session(db.engine) as session:
             sent(session, "m-secret")
@@ -563,15 +565,15 @@ CALLS = 40
 
 
 def pairs_of(number):
-    """Record a send, and an event of an existing delivery; return the results."""
+    """Return two calls that record a send and an event of an existing delivery."""
     return [
-        lambda given: sent(given, f"p-{number}"),
-        lambda given: record(given, event("m-1", provider_event_id=number)),
+        lambda connection: sent(connection, f"p-{number}"),
+        lambda connection: record(connection, event("m-1", provider_event_id=number)),
     ]
 
 
 def check_pairs(db, caplog):
-    """Check that each was recorded, and each event broadcast."""
+    """Check that each call was recorded and each event broadcast."""
     assert lines(caplog) == []
     observed = []
     wait_until(lambda: observed.extend(published_message_ids(db)) or len(observed) == 2 * CALLS)
@@ -582,7 +584,7 @@ def check_pairs(db, caplog):
 @PGBOUNCER
 @pytest.mark.slow
 def test_calls_through_pgbouncer_in_transaction_mode(db, caplog):
-    """More threads than connections of the server, and each transaction on another one."""
+    """There are more threads than connections to the server, and each transaction may get another connection."""
 
     def work(engine, number):
         for call in pairs_of(number):
@@ -591,8 +593,10 @@ def test_calls_through_pgbouncer_in_transaction_mode(db, caplog):
                 session.commit()
 
     with servers.pgbouncer(db.url, 2) as url:
-        given = make_url(url).set(drivername="postgresql+psycopg")
-        engine = sa.create_engine(given, pool_size=8, client_encoding="utf8", connect_args={"prepare_threshold": None})
+        pgbouncer_url = make_url(url).set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(
+            pgbouncer_url, pool_size=8, client_encoding="utf8", connect_args={"prepare_threshold": None}
+        )
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda number: work(engine, number), range(CALLS)))
         engine.dispose()
@@ -603,7 +607,7 @@ def test_calls_through_pgbouncer_in_transaction_mode(db, caplog):
 @PGBOUNCER
 @pytest.mark.slow
 def test_asynchronous_calls_through_pgbouncer_in_transaction_mode(db, caplog):
-    """With asyncpg as SQLAlchemy's documentation sets it up for that."""
+    """Asyncpg is configured as SQLAlchemy's documentation says for PgBouncer."""
     options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 
     async def work(engine, number):
@@ -613,9 +617,9 @@ def test_asynchronous_calls_through_pgbouncer_in_transaction_mode(db, caplog):
                 await session.commit()
 
     async def main(url):
-        given = make_url(url).set(drivername="postgresql+asyncpg")
-        named = {**options, "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__"}
-        engine = create_async_engine(given, pool_size=8, connect_args=named)
+        pgbouncer_url = make_url(url).set(drivername="postgresql+asyncpg")
+        connect_args = {**options, "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__"}
+        engine = create_async_engine(pgbouncer_url, pool_size=8, connect_args=connect_args)
         await asyncio.gather(*(work(engine, number) for number in range(CALLS)))
         await engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What a writer attached is told of after the caller's commit, once per channel, and never if it was rolled back."""
+"""Broadcasts of attached events: once per channel after the caller's commit, and never after a rollback."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from waiting import wait_until
 
 
 def heard(db):
-    """Return the message ids of the deliveries that were told of since the last call, one per channel."""
+    """Return the message ids of the deliveries that were published since the last call, one per channel."""
     ids = {str(row[0]): row[1] for row in db.rows("SELECT id, provider_message_id FROM mailglass_deliveries")}
     return sorted(ids[payload["delivery_id"]] for _, payload in messages(db))
 
@@ -31,16 +31,16 @@ def deliveries(db):
 
 
 def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
-    """Nothing is told before; then one message on each of the two channels, with the event's own type."""
+    """Nothing is published before; then there is one message on each of two channels, with the event's own type."""
     delivery = factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         recorded = record(connection, event("m-1", recipient="ada@example.com"), event("m-none", "opened"))
         assert messages(db) == []
     mailglass_reconcile.broadcast(recorded)
-    told = messages(db)
+    published = messages(db)
     channel = f"mailglass:events:{factories.TENANT}"
-    assert [name for name, _ in told] == [channel, f"{channel}:{delivery}"]
-    assert [payload for _, payload in told] == 2 * [
+    assert [name for name, _ in published] == [channel, f"{channel}:{delivery}"]
+    assert [payload for _, payload in published] == 2 * [
         {
             "event": "delivery_updated",
             "delivery_id": delivery,
@@ -56,8 +56,8 @@ def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
     assert "@" not in repr(recorded)
 
 
-def test_a_webhook_that_comes_again_is_not_told_again(db, deliveries):
-    """Only what was recorded is."""
+def test_a_redelivered_webhook_is_not_published_again(db, deliveries):
+    """Only newly recorded events are published."""
     for expected in (["m-1", "m-1"], []):
         with db.engine.begin() as connection:
             recorded = record(connection, event("m-1"))
@@ -66,7 +66,7 @@ def test_a_webhook_that_comes_again_is_not_told_again(db, deliveries):
 
 
 def test_a_session_broadcasts_by_itself_when_it_has_committed(db, deliveries):
-    """Once per commit, also if the caller broadcasts as well."""
+    """There is one message per commit, even if the caller broadcasts as well."""
     with Session(db.engine) as session:
         recorded = record(session, event("m-1"))
         recorded += record(session, event("m-2", provider_event_id="2"))
@@ -82,8 +82,8 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, deliveries):
 
 
 @pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.invalidate])
-def test_a_session_that_does_not_commit_tells_nobody(db, deliveries, end):
-    """However its transaction ends, and whatever it commits later."""
+def test_a_session_that_does_not_commit_publishes_nothing(db, deliveries, end):
+    """This holds however its transaction ends, and whatever it commits later."""
     session = Session(db.engine)
     record(session, event("m-1"))
     end(session)
@@ -93,8 +93,8 @@ def test_a_session_that_does_not_commit_tells_nobody(db, deliveries, end):
     assert heard(db) == ["m-2", "m-2"]
 
 
-def test_a_savepoint_that_is_rolled_back_takes_its_messages_with_it(db, deliveries):
-    """For savepoints of a Session or its connection; messages of a released savepoint wait for the commit."""
+def test_messages_of_a_savepoint_that_is_rolled_back_are_dropped(db, deliveries):
+    """The savepoint may be the Session's or its connection's; messages of a released one wait for the commit."""
     with Session(db.engine) as session:
         with session.begin_nested():
             record(session, event("m-1"))
@@ -109,21 +109,21 @@ def test_a_savepoint_that_is_rolled_back_takes_its_messages_with_it(db, deliveri
     assert heard(db) == ["m-1", "m-1", "m-3", "m-3"]
 
 
-def test_a_session_inside_a_transaction_of_the_callers_does_not_speak_too_early(db, deliveries):
-    """Its commit is none if the connection's transaction is somebody else's, as in many test suites."""
+def test_a_session_inside_a_transaction_of_the_callers_does_not_publish_too_early(db, deliveries):
+    """Its commit does nothing while somebody else's transaction is open on the connection, as in many test suites."""
     with db.engine.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             record(session, event("m-1"))
             session.commit()
         outer.rollback()
-        assert not connection.dispatch.before_cursor_execute  # nothing of ours stays behind on it
+        assert not connection.dispatch.before_cursor_execute  # no listener of ours stays on it
     assert heard(db) == []
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?socket_timeout=60", "nonsense://"])
 def test_a_redis_that_does_not_answer_costs_a_commit_neither_time_nor_an_error(db, deliveries, url, caplog):
-    """The commit has happened; the message is lost, and the log says so."""
+    """The commit has happened; the message is lost and logged."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         settings = mailglass_reconcile.Settings(database_url=db.url, redis_url=url.format(port=port))
@@ -153,8 +153,8 @@ for record in (
 """
 
 
-def test_a_script_that_records_and_ends_does_end_and_its_broadcasts_leave(db, redis_url):
-    """A thread that is stopped while it holds a lock of redis-py would keep the process for ever."""
+def test_a_script_that_records_ends_and_its_broadcasts_are_published(db, redis_url):
+    """A thread that is stopped while it holds a lock of redis-py would keep the process alive for ever."""
     url = make_url(db.url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     assert processes.run(["-c", RECORDS_AND_ENDS, url], db.environment(redis_url)).returncode == 0
     assert len(db.witness.messages()) == 2
@@ -165,7 +165,7 @@ ASYNCHRONOUS = pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 
 @ASYNCHRONOUS
 def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver, caplog):
-    """The loop goes on while a Redis that does not answer is waited for."""
+    """The loop runs on while the thread waits for a Redis that does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0?socket_timeout=60"
         settings = mailglass_reconcile.Settings(database_url=db.url, redis_url=url)
@@ -184,7 +184,7 @@ def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver, ca
 
 @ASYNCHRONOUS
 def test_an_async_session_broadcasts_by_itself(db, deliveries, driver):
-    """As any other session does."""
+    """It does so like any other session."""
 
     async def commit():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
@@ -199,7 +199,7 @@ def test_an_async_session_broadcasts_by_itself(db, deliveries, driver):
 
 
 def test_an_async_session_leaves_the_loop_s_threads_to_the_application(db, deliveries):
-    """Its broadcast leaves although every thread of `asyncio.to_thread` is busy."""
+    """Its broadcast is published although every thread of `asyncio.to_thread` is busy."""
     free = threading.Event()
 
     async def commit():

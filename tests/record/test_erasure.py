@@ -1,4 +1,4 @@
-"""Erasing a person: no table has the address any more, in whatever spelling, and nobody else's rows change."""
+"""Erasure: no table has the address any more, in any spelling, and no other person's rows change."""
 
 import json
 import re
@@ -26,12 +26,12 @@ SPELLINGS = (
     "Ada <ada@xn--bcher-kva.example>",
     " Ada@XN--BCHER-KVA.example ",
 )
-OTHERS = ("jada@bücher.example", "ada@bucher.example", "ada@xn--bcher-kva.example.org", "ada+1@bücher.example")
+OTHER_ADDRESSES = ("jada@bücher.example", "ada@bucher.example", "ada@xn--bcher-kva.example.org", "ada+1@bücher.example")
 RECIPIENTS = "SELECT recipient FROM mailglass_deliveries ORDER BY recipient"
 
 
-def everything(db):
-    """Return every column of every row of every table of ours, as text."""
+def dump(db):
+    """Return all rows of all our tables as text."""
     tables = db.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
     return "\n".join(
         text
@@ -41,7 +41,7 @@ def everything(db):
 
 
 def test_a_dump_holds_the_address_no_more(handler_db):
-    """The installation recorded everything with our writers, and its metadata holds no address.
+    """Our writers recorded everything, and the metadata has no address.
 
     The name has letters that no id in hexadecimal digits has.
     """
@@ -56,48 +56,48 @@ def test_a_dump_holds_the_address_no_more(handler_db):
         record(connection, event("m-3", recipient="bob@example.com", provider_event_id="3"), provider="postmark")
     raw(handler_db, {"Recipient": "Lovelace@Example.com"})
     mailglass_reconcile.reconcile()
-    assert everything(handler_db).lower().count("lovelace@example.com") == 4
+    assert dump(handler_db).lower().count("lovelace@example.com") == 4
     result = erased(handler_db, "lovelace@example.com")
     assert (result.deliveries, result.open_orphans, result.webhook_events) == (2, 1, 1)
     assert [place[:8] for place in result.not_reached] == ["metadata"]
-    left = everything(handler_db).lower()
-    assert "lovelace" not in left
-    assert "bob@example.com" in left
+    remaining = dump(handler_db).lower()
+    assert "lovelace" not in remaining
+    assert "bob@example.com" in remaining
 
 
 def test_every_spelling_is_erased_and_nobody_else(tx):
-    """International domains in both forms; each delivery gets a random recipient of its own, and empty metadata."""
-    for number, recipient in enumerate([*SPELLINGS, *OTHERS]):
+    """International domains match in both forms; each delivery gets a random recipient and empty metadata."""
+    for number, recipient in enumerate([*SPELLINGS, *OTHER_ADDRESSES]):
         factories.delivery(tx, None if number % 2 else f"m-{number}", recipient=recipient)
     tx.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
     for spelling in (ADA, "Ada <ADA@xn--bcher-kva.example>"):
         result = erased(tx, spelling)
         assert result.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
     rows = tx.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
-    gone = [row for row in rows if row.recipient not in OTHERS]
-    assert len({row.recipient for row in gone}) == len(SPELLINGS)
-    assert {row.recipient.partition("@")[2] for row in gone} == {"erased.invalid"}
-    assert {(row.recipient_domain, str(row.metadata), row.last_error) for row in gone} == {
+    erased_rows = [row for row in rows if row.recipient not in OTHER_ADDRESSES]
+    assert len({row.recipient for row in erased_rows}) == len(SPELLINGS)
+    assert {row.recipient.partition("@")[2] for row in erased_rows} == {"erased.invalid"}
+    assert {(row.recipient_domain, str(row.metadata), row.last_error) for row in erased_rows} == {
         ("erased.invalid", "{}", None)
     }
-    assert {str(row.metadata) for row in rows if row.recipient in OTHERS} == {"{'to': 'me'}"}
+    assert {str(row.metadata) for row in rows if row.recipient in OTHER_ADDRESSES} == {"{'to': 'me'}"}
 
 
-def test_one_tenant_alone_can_be_meant(tx):
+def test_one_tenant_alone_can_be_erased(tx):
     """The other tenant's delivery, orphan and raw webhook stay."""
     for tenant in (factories.TENANT, "other"):
         factories.delivery(tx, recipient=ADA, tenant_id=tenant)
         record(tx.connection, event(recipient=ADA), tenant_id=tenant)
         raw(tx, {"to": ADA}, tenant)
     assert erased(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
-    assert everything(tx).count(ADA) == 2
-    assert everything(tx).count("ada@xn--bcher-kva.example") == 1
+    assert dump(tx).count(ADA) == 2
+    assert dump(tx).count("ada@xn--bcher-kva.example") == 1
     assert erased(tx) == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
 
 
 def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
-    """Wherever it does, percent-encoded too; the row stays with its status."""
-    named = [
+    """The address may stand anywhere, also percent-encoded; the row keeps its status."""
+    naming_ada = [
         raw(tx, {"events": [{"to": "x"}, {"link": "https://example.com/?e=Ada%40b%C3%BCcher.example"}]}),
         raw(tx, {"to": ["<ADA@xn--bcher-kva.example>"]}),
         raw(tx, {}, event_id="0001:ada@bücher.example"),
@@ -106,17 +106,17 @@ def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
         raw(tx, {"Message": json.dumps({"headers": "To:\r\nAda@Bücher.example"})}),
         raw(tx, {"Message": json.dumps({"to": "<ada@bücher.example>"}).replace("<", "\\u003c")}),
     ]
-    others = [raw(tx, {"to": other}) for other in OTHERS]
-    assert erased(tx).webhook_events == len(named)
+    unrelated = [raw(tx, {"to": address}) for address in OTHER_ADDRESSES]
+    assert erased(tx).webhook_events == len(naming_ada)
     rows = tx.rows("SELECT id::text AS id, raw_payload, status, provider_event_id FROM mailglass_webhook_events")
-    assert {row.id for row in rows if not row.raw_payload} == set(named)
-    assert {row.id for row in rows if row.raw_payload} == set(others)
+    assert {row.id for row in rows if not row.raw_payload} == set(naming_ada)
+    assert {row.id for row in rows if row.raw_payload} == set(unrelated)
     assert {row.status for row in rows} == {"succeeded"}
     assert not [row for row in rows if "@" in row.provider_event_id]
 
 
 def test_later_events_stay_open_and_explain_says_why(db):
-    """They are another recipient's now; what was open before is about somebody whom nobody knows."""
+    """Later events are about a recipient without a delivery, earlier ones about an unknown recipient."""
     factories.delivery(db, "m-1", recipient=ADA)
     with db.engine.begin() as connection:
         (before,) = record(connection, event("m-2", recipient=ADA))
@@ -129,17 +129,17 @@ def test_later_events_stay_open_and_explain_says_why(db):
         result = mailglass_reconcile.reconcile()
         assert (result.linked, result.recipient_mismatch, result.ambiguous) == (0, 1, 1)
         commands.run_here("rekey")
-    found = explanation.explain(db.database, later.event_id)
-    assert (found.state, "was erased" in found.sentence) == ("recipient_mismatch", True)
-    assert "nothing, if it is about a person who was erased" in found.remedy
-    found = explanation.explain(db.database, before.event_id)
-    assert (found.state, "(erased, or lost" in found.sentence) == ("ambiguous", True)
+    explained = explanation.explain(db.database, later.event_id)
+    assert (explained.state, "was erased" in explained.sentence) == ("recipient_mismatch", True)
+    assert "nothing, if it is about a person who was erased" in explained.remedy
+    explained = explanation.explain(db.database, before.event_id)
+    assert (explained.state, "(erased, or lost" in explained.sentence) == ("ambiguous", True)
 
 
 def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
-    """Only the few deliveries of the id that decide are read; a separate statement asks if one was erased."""
-    others = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(12)]
-    factories.insert(db, [*others, factories.delivery_row("wide", recipient=ADA)])
+    """Only the few deliveries that decide are read; a separate statement asks if one was erased."""
+    other_rows = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(12)]
+    factories.insert(db, [*other_rows, factories.delivery_row("wide", recipient=ADA)])
     for erases in (False, True):
         if erases:
             assert erased(db).deliveries == 1
@@ -151,11 +151,11 @@ def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
 
 
 def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(tx):
-    """Its key in the ledger is a digest, so it is known, and its delivery stays as it is."""
-    for again in (False, True):
+    """Its key in the ledger is a digest, so it is recognised, and its delivery does not change."""
+    for is_repeated in (False, True):
         sent = [Sent(recipient=ADA, message_id="m-1")]
         (recorded,) = record_send(tx.connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
-        assert erased(tx).deliveries == int(not again)
+        assert erased(tx).deliveries == int(not is_repeated)
     assert tx.rows("SELECT id, recipient LIKE '%@erased.invalid' FROM mailglass_deliveries") == [
         (recorded.delivery_id, True)
     ]
@@ -176,7 +176,7 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
 
 
 def test_a_handler_that_runs_later_gets_no_recipient(handler_db):
-    """Not an address at erased.invalid, to which it might write."""
+    """It must not write to the address at erased.invalid."""
     heard = []
     mailglass_reconcile.on_event("bounced", name="heard")(lambda _, event: heard.append(event.recipient))
     register(handler_db)
@@ -190,18 +190,18 @@ def test_a_handler_that_runs_later_gets_no_recipient(handler_db):
 
 
 def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
-    """The result says what is left to Mailglass."""
+    """The result names what only Mailglass can erase."""
     db.run("CREATE TABLE mailglass_suppressions (id uuid)")
     factories.delivery(db, recipient=ADA)
     raw(db, {"to": ADA})
     with db.engine.begin() as connection:
         record(connection, event(recipient=ADA))
     assert erased(db) == erasure.Erased(0, 1, 0, (erasure.APPLICATION_METADATA, erasure.MAILGLASS_TABLES))
-    assert everything(db).count(ADA) == 2
+    assert dump(db).count(ADA) == 2
 
 
 def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
-    """One delivery has the id; the event was about somebody whom nobody knows any more."""
+    """One delivery has the id; the recipient of the event is unknown."""
     factories.delivery(db, "m-1", recipient="bob@example.com")
     with db.engine.begin() as connection:
         (before,) = record(connection, event("m-1", recipient=ADA))
@@ -214,7 +214,7 @@ def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
 
 
 def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
-    """A rollback brings everything back; no error repeats what it was given."""
+    """A rollback restores everything; no error repeats the argument."""
     factories.delivery(db, recipient=ADA)
     with db.engine.connect() as connection:
         assert erase(connection, recipient=ADA).deliveries == 1
@@ -230,24 +230,24 @@ def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
 
 @pytest.mark.slow
 def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
-    """Each in a transaction of its own, by the command; while somebody holds a row, the earlier ones are done."""
+    """The command commits each batch; while a session locks a row, the batches before it are done."""
     monkeypatch.setattr(erasure, "BATCH_ROWS", 2)
     factories.insert(db, [factories.delivery_row(recipient=ADA) for _ in range(5)])
     for _ in range(3):
         raw(db, {"to": ADA})
     last = str(db.value("SELECT id FROM mailglass_deliveries ORDER BY id DESC LIMIT 1"))
-    wanted = erasure.validate_erasure(ADA)
+    target = erasure.validate_erasure(ADA)
     with db.engine.begin() as holder:
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": uuid.UUID(last)})
         with pytest.raises(mailglass_reconcile.DatabaseRefusedError):
-            erasure.erase_with(db.database, wanted)
+            erasure.erase_with(db.database, target)
         assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == 1
-    result = erasure.erase_with(db.database, wanted)
+    result = erasure.erase_with(db.database, target)
     assert (result.deliveries, result.webhook_events) == (1, 3)
 
 
 def test_the_command_counts_and_erases(db):
-    """Without a terminal it wants --yes; no output repeats the address."""
+    """Without a terminal it requires --yes; no output has the address."""
     factories.delivery(db, recipient="ada@example.com")
     dry = commands.run_here("erase", "ada@example.com", "--dry-run")
     assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open orphans and 0 raw webhooks"
@@ -263,7 +263,7 @@ def test_the_command_counts_and_erases(db):
 
 @pytest.mark.slow
 def test_the_command_reads_the_address_from_standard_input(db):
-    """So that no history of a shell keeps the address; at a terminal it asks for it, and then for a confirmation."""
+    """The shell's history does not keep the address; at a terminal it prompts for it and then for a confirmation."""
     factories.delivery(db, recipient=ADA)
     result = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
     assert "from 1 delivery" in result.stdout
@@ -273,19 +273,19 @@ def test_the_command_reads_the_address_from_standard_input(db):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("answer", "code", "left"), [("n", 130, 1), ("y", 0, 0)])
-def test_at_a_terminal_the_command_asks(db, answer, code, left):
-    """After it has counted; `n` erases nothing."""
+@pytest.mark.parametrize(("answer", "code", "remaining"), [("n", 130, 1), ("y", 0, 0)])
+def test_at_a_terminal_the_command_asks(db, answer, code, remaining):
+    """It counts first; `n` erases nothing."""
     factories.delivery(db, recipient=ADA)
-    said = " ".join(commands.on_a_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
-    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in said
-    assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
+    output = " ".join(commands.on_a_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
+    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output
+    assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == remaining
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("tenant-7", marks=pytest.mark.slow)])
 def test_the_deliveries_are_found_by_our_index(db, tenant_id):
-    """Nothing else serves an address in any spelling; a pass over the table would compute a key for each row."""
+    """No other index has an address in any spelling; a scan would compute a key for each row."""
     db.broken.update(("I2", "I7"))
     db.run("""INSERT INTO mailglass_deliveries
                      (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
@@ -300,7 +300,7 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
             with begin() as tx:
                 result = personal_data.page_of_deliveries(tx, person, NIL, 10)
                 assert [recipient for _, recipient in result] == ["r7@example.org"]
-                # As a caller's transaction plans it: for any parameters.
+                # As in a caller's transaction: a generic plan.
                 tx.execute("SET LOCAL plan_cache_mode = force_generic_plan")
                 statement = in_schema(personal_data._DELIVERIES, tx.schema)
                 for number, name in enumerate(("key", "tenant_id", "after", "size"), 1):

@@ -20,14 +20,14 @@ VALUES (CAST(:id AS uuid), 'acme', 'Welcome', 'transactional', :recipient, 'exam
 
 
 def add_delivery(db, message, recipient="ada@example.com"):
-    """Store a delivery as Mailglass leaves it, and return its id."""
+    """Store a delivery as Mailglass does, and return its id."""
     delivery = str(uuid.uuid4())
     db.run(DELIVERY, id=delivery, message=message, recipient=recipient)
     return delivery
 
 
 def test_a_webhook_whose_delivery_is_there_goes_to_it(tx):
-    """Stored with its delivery, which is brought up to date in the same transaction."""
+    """The event is stored with its delivery, which is updated in the same transaction."""
     message = str(uuid.uuid4())
     delivery = add_delivery(tx, message)
     (recorded,) = record_webhook(tx.connection, tenant_id="acme", provider="postmark", events=[event(message.upper())])
@@ -37,7 +37,7 @@ def test_a_webhook_whose_delivery_is_there_goes_to_it(tx):
 
 
 def test_a_webhook_before_its_delivery_is_an_orphan_that_a_later_sweep_links(db):
-    """The race that this package closes."""
+    """This is the race that the package closes."""
     message = str(uuid.uuid4())
     with db.engine.begin() as connection:
         (recorded,) = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event(message)])
@@ -48,7 +48,7 @@ def test_a_webhook_before_its_delivery_is_an_orphan_that_a_later_sweep_links(db)
 
 
 def test_a_rolled_back_transaction_keeps_nothing(db):
-    """The writer commits nothing itself."""
+    """The writer does not commit."""
     with db.engine.connect() as connection:
         append(connection, tenant_id="acme", type="sent", occurred_at=NOW, needs_reconciliation=True)
         connection.rollback()
@@ -57,14 +57,14 @@ def test_a_rolled_back_transaction_keeps_nothing(db):
 
 
 def test_times_are_stored_in_utc(tx):
-    """Whatever time zone the caller's time is in."""
+    """The caller's time may have any time zone."""
     local = dt.datetime(2026, 3, 1, 17, 45, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
     append(tx.connection, tenant_id="acme", type="sent", occurred_at=local)
     assert tx.value("SELECT occurred_at FROM mailglass_events") == dt.datetime(2026, 3, 1, 12)
 
 
 def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
-    """What would be linked, and to what."""
+    """They show what would be linked, and to which delivery."""
     message = str(uuid.uuid4())
     with db.engine.begin() as connection:
         append(
@@ -87,7 +87,7 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
 
 
 def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):
-    """As sweeps do: an orphan of a minute and a half has expired where the limit is one minute."""
+    """Like a sweep, they treat an orphan of a minute and a half as expired if the limit is one minute."""
     factories.orphan(db, factories.postmark("m"), age_seconds=90)
     collected = []
     for minutes in (1, 2):
@@ -99,13 +99,13 @@ def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):
 
 @pytest.mark.parametrize("count", [1, 40, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_webhook_is_two_round_trips_whatever_its_size(tx, count):
-    """One that looks deliveries up, of ids that name many too, and one that appends."""
+    """One statement looks up deliveries, also of wide ids, and one appends."""
     wide = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(11)]
     factories.insert(tx, deliveries=[*wide, *(factories.delivery_row(f"m-{n}") for n in range(count))])
-    there = [event(f"m-{n}") for n in range(count)]
+    attached = [event(f"m-{n}") for n in range(count)]
     orphans = [event(f"none-{n}", provider_event_id="2") for n in range(count)]
-    both = [*(event(e.message_id, "opened", provider_event_id="3") for e in (*there, *orphans)), event("wide")]
-    for events, expected in ((there, 2), (there, 2), (orphans, 2), (orphans, 2), (both, 2)):
+    mixed = [*(event(e.message_id, "opened", provider_event_id="3") for e in (*attached, *orphans)), event("wide")]
+    for events, expected in ((attached, 2), (attached, 2), (orphans, 2), (orphans, 2), (mixed, 2)):
         tx.connection.exec_driver_sql("SELECT 1")
         with round_trips(tx.connection.connection.driver_connection) as counts:
             record(tx.connection, *events)
@@ -113,7 +113,7 @@ def test_a_webhook_is_two_round_trips_whatever_its_size(tx, count):
 
 
 def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(tx):
-    """It parses a longer text for each call, which takes as long as sending it."""
+    """Psycopg parses a longer text on each call, which takes as long as sending it."""
     factories.insert(tx, deliveries=[factories.delivery_row("m-1")])
     with statements(tx.connection) as sent:
         record(tx.connection, event("m-1"))
@@ -124,13 +124,13 @@ def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(tx):
 
 
 def test_a_mistyped_provider_is_logged_once(tx, caplog):
-    """By webhooks and by sends; another provider, of which no rule is known, is none of our business."""
+    """Webhooks and sends do so; a provider without a rule and without a similar name is not logged."""
     for provider in ("mailgunn", "Mailgunn", "pigeon", "mailgunn"):
         record(tx.connection, event(provider_event_id=provider), provider=provider)
     record_send(
         tx.connection, provider="brevoo", tenant_id="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")]
     )
-    messages = [one.message for one in caplog.records if "no rule knows" in one.message]
+    messages = [log_record.message for log_record in caplog.records if "no rule knows" in log_record.message]
     assert messages == [
         "no rule knows mailgunn; did you mean mailgun?",
         "no rule knows brevoo; did you mean brevo?",

@@ -21,13 +21,13 @@ from waiting import wait_until
 
 @pytest.fixture(autouse=True)
 def nothing_yet(monkeypatch):
-    """As in a process that has begun."""
+    """Start with empty counters and throttles, like a new process."""
     monkeypatch.setattr(failures, "_throttle", LogThrottle())
     monkeypatch.setattr(telemetry, "_counts", telemetry.Counter())
 
 
 def counted():
-    """Return the counts of failures in this process, by cause."""
+    """Return this process's counts of failures by cause."""
     return {cause: number for cause, number in telemetry.counts("recording_failures").items() if number}
 
 
@@ -37,7 +37,7 @@ def send(connection):
 
 
 def test_webhooks_and_sends_that_the_database_refuses_are_counted_and_logged_once_a_minute(db, caplog):
-    """A thousand that fail for one reason are one line; another reason is another."""
+    """A thousand failures of one cause are one line; another cause has a line of its own."""
     db.run("ALTER TABLE mailglass_events RENAME COLUMN idempotency_key TO gone")
     for writes in (record, record, send):
         with db.engine.begin() as connection, pytest.raises(SchemaOutdatedError):
@@ -48,8 +48,8 @@ def test_webhooks_and_sends_that_the_database_refuses_are_counted_and_logged_onc
         record(connection, event())
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT refused")
     assert counted() == {"DatabaseRefusedError": 1, "SchemaOutdatedError": 3}
-    named = [one.getMessage().partition(" was not recorded: ")[0] for one in caplog.records]
-    assert named == ["a webhook of postmark", "a send by postmark", "a webhook of postmark"]
+    subjects = [log_record.getMessage().partition(" was not recorded: ")[0] for log_record in caplog.records]
+    assert subjects == ["a webhook of postmark", "a send by postmark", "a webhook of postmark"]
 
 
 def test_a_lost_unique_index_is_noticed_with_the_first_webhook(db, caplog):
@@ -66,16 +66,16 @@ def test_a_lost_unique_index_is_noticed_with_the_first_webhook(db, caplog):
 
 
 def test_what_cannot_be_recorded_is_its_caller_s_to_log(db, caplog):
-    """The error says what is wrong with it."""
+    """The error says what is wrong."""
     with db.engine.begin() as connection, pytest.raises(InvalidEventError):
         record(connection, event(type_="nonsense"))
     assert caplog.records == []
 
 
 def test_broadcasts_that_a_web_process_has_lost_are_counted(db):
-    """Two for each event: on its tenant's channel and on its delivery's."""
-    away = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
-    mailglass_reconcile.configure(engine=db.engine, settings=away)
+    """Each event counts twice, for its tenant's channel and its delivery's."""
+    unreachable = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    mailglass_reconcile.configure(engine=db.engine, settings=unreachable)
     delivery(db, "m-1")
     with db.engine.begin() as connection:
         recorded = record(connection, event())

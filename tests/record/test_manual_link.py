@@ -1,4 +1,4 @@
-"""Linking by hand: what no sweep links goes where a person says, within one tenant, with a reason that stays."""
+"""Manual links: a person links what no sweep links, within one tenant, with a reason that is stored."""
 
 import uuid
 
@@ -34,8 +34,8 @@ def stuck(db):
     }
 
 
-def by_hand(db, event, delivery, **more):
-    """Link one event, and broadcast it."""
+def link_manually(db, event, delivery, **more):
+    """Link one event and broadcast it."""
     with db.engine.begin() as connection:
         recorded = link(connection, uuid.UUID(event), uuid.UUID(delivery), **{"reason": REASON, **more})
     broadcast([recorded])
@@ -43,14 +43,14 @@ def by_hand(db, event, delivery, **more):
 
 
 def test_what_no_sweep_links_can_be_linked_by_hand(db):
-    """In every such state, the expired one too, after the prune has taken it out of the open orphans."""
+    """This includes an expired orphan that the prune has removed from the open set."""
     events = stuck(db)
     mailglass_reconcile.prune()
     assert mailglass_reconcile.reconcile().linked == 0
     for state, event in events.items():
         assert explanation.explain(db.database, uuid.UUID(event)).state == state
         to = factories.delivery(db)
-        recorded = by_hand(db, event, to)
+        recorded = link_manually(db, event, to)
         assert (str(recorded.event_id), str(recorded.delivery_id)) == (event, to)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert db.appended() == len(events)
@@ -58,25 +58,25 @@ def test_what_no_sweep_links_can_be_linked_by_hand(db):
 
 
 def test_the_delivery_is_brought_up_to_date_and_handlers_run(handler_db):
-    """As by any other link."""
+    """It works like any other link."""
     received = []
-    mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: received.append(event.event_id))
+    mailglass_reconcile.on_event("bounced", name="collect")(lambda _, event: received.append(event.event_id))
     register(handler_db)
     event, to = factories.orphan(handler_db, {"provider": "postmark"}, type="bounced"), factories.delivery(handler_db)
-    by_hand(handler_db, event, to)
+    link_manually(handler_db, event, to)
     assert handler_db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
     assert mailglass_reconcile.dispatch().handled == 1
-    assert [str(one) for one in received] == [event]
+    assert [str(event_id) for event_id in received] == [event]
 
 
 def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
-    """And no run of a sweep is named, although one ended at the same moment."""
+    """No sweep is named, although one ended at the same moment."""
     event, to = stuck(db)["ambiguous"], factories.delivery(db)
     mailglass_reconcile.reconcile()
-    by_hand(db, event, to, actor="ada")
-    noted = db.value(METADATA)
-    assert (noted["linked_by"], noted["linked_by_actor"], noted["reason"]) == ("hand", "ada", REASON)
-    assert noted["reconciled_from_event_id"] == event
+    link_manually(db, event, to, actor="ada")
+    metadata = db.value(METADATA)
+    assert (metadata["linked_by"], metadata["linked_by_actor"], metadata["reason"]) == ("hand", "ada", REASON)
+    assert metadata["reconciled_from_event_id"] == event
     result = explanation.explain(db.database, uuid.UUID(event))
     assert (result.linked_by, result.linked_by_actor, result.reason) == ("hand", "ada", REASON)
     assert result.linked_during == ()
@@ -89,19 +89,19 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
 
 
 def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):
-    """Each time with a reason; the caller's transaction goes on."""
+    """Each error has a reason, and the caller's transaction goes on."""
     event, to = factories.orphan(db, {"provider": "postmark"}), factories.delivery(db)
-    other = factories.delivery(db, tenant_id="other")
+    foreign = factories.delivery(db, tenant_id="other")
     long = factories.orphan(db, {}, tenant_id="t" * 1_001)
-    theirs = factories.delivery(db, tenant_id="t" * 1_001)
+    delivery_of_long_tenant = factories.delivery(db, tenant_id="t" * 1_001)
     attached = factories.orphan(db, {}, delivery_id=to, needs_reconciliation=False)
     linked = factories.orphan(db, {"provider": "postmark"})
-    by_hand(db, linked, to)
-    for one, delivery, more, words in [
+    link_manually(db, linked, to)
+    for event_id, delivery, more, words in [
         (factories.new_id(), to, {}, "there is no event"),
         (event, factories.new_id(), {}, "there is no delivery"),
-        (event, other, {}, "of different tenants"),
-        (long, theirs, {}, "more than 1,000 characters"),
+        (event, foreign, {}, "of different tenants"),
+        (long, delivery_of_long_tenant, {}, "more than 1,000 characters"),
         (attached, to, {}, "not an orphan"),
         (linked, to, {}, "linked already"),
         (event, to, {"reason": "she is ada@example.com"}, "reason must not contain an e-mail address"),
@@ -111,7 +111,7 @@ def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):
     ]:
         with db.engine.begin() as connection:
             with pytest.raises(InvalidEventError, match=words):
-                link(connection, one, delivery, **{"reason": REASON, **more})
+                link(connection, event_id, delivery, **{"reason": REASON, **more})
             assert connection.scalar(sa.text("SELECT 1")) == 1
     assert db.appended() == 1
 
@@ -125,11 +125,11 @@ def test_what_another_session_holds_is_not_waited_for(db):
         with db.engine.begin() as connection, pytest.raises(DatabaseRefusedError, match="try again"):
             link(connection, event, to, reason=REASON)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
-    by_hand(db, event, to)
+    link_manually(db, event, to)
 
 
 def test_a_session_broadcasts_by_itself_and_not_after_a_rollback(db):
-    """As the other writers do."""
+    """It works as after the other writers."""
     event, to = factories.orphan(db, {}), factories.delivery(db)
     with Session(db.engine) as session:
         recorded = link(session, event, to, reason=REASON)
@@ -142,21 +142,21 @@ def test_a_session_broadcasts_by_itself_and_not_after_a_rollback(db):
 
 
 def test_the_command_links_and_names_the_user(db, monkeypatch):
-    """A second time it is refused on one line; so is an address, as wrong usage."""
+    """A second time it fails with one line; an address is a usage error."""
     event, to = stuck(db)["ambiguous"], factories.delivery(db)
     monkeypatch.setenv("LOGNAME", "grace")
     result = commands.run_here("link", event, to, "--reason", REASON, "--yes")
     assert result.output == f"linked event {event} to delivery {to}\n"
     assert db.value(METADATA)["linked_by_actor"] == "grace"
     assert len(db.witness.messages()) == 2
-    again = commands.run_unchecked(db, "link", event, to, "--reason", REASON, "--yes")
-    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
-    assert f"mailglass-reconcile explain {event}" in again.stderr
+    repeated = commands.run_unchecked(db, "link", event, to, "--reason", REASON, "--yes")
+    assert (repeated.returncode, repeated.stderr.count("\n")) == (1, 1)
+    assert f"mailglass-reconcile explain {event}" in repeated.stderr
     assert commands.run_here("link", event, to, "--reason", "to ada@example.com").exit_code == 2
 
 
 def test_a_text_of_another_writer_that_looks_like_an_address_is_not_shown(db):
-    """Our own command has refused it before; the ledger takes anything."""
+    """Our command refuses such a reason, but another writer may store anything."""
     event, to = factories.orphan(db, {}), factories.delivery(db)
     row = factories.reconciled_row(event, to)
     row["metadata"] = '{"linked_by": "hand", "linked_by_actor": "ada@example.com", "reason": "canary"}'

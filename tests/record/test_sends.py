@@ -1,4 +1,4 @@
-"""`record_send`: deliveries of one's own, linked at once to the events that came before them."""
+"""`record_send`: deliveries of an application, linked at once to earlier events."""
 
 import time
 import uuid
@@ -24,12 +24,12 @@ ADA, BOB = "Ada@Example.com", "bob@example.org"
 
 
 def make_sent(recipient=ADA, message_id="m-1", **more):
-    """Return the `Sent` of a recipient that the provider's API accepted."""
+    """Return a `Sent` whose recipient the provider's API accepted."""
     return Sent(recipient=recipient, message_id=message_id, **{"occurred_at": NOW, **more})
 
 
 def send(connection, *sent, **more):
-    """Record a send through Postmark of the factories' tenant."""
+    """Record a send of the factories' tenant through Postmark."""
     return record_send(connection, **{"tenant_id": factories.TENANT, "provider": "postmark", "sent": sent, **more})
 
 
@@ -46,7 +46,7 @@ def webhook_in(db, *events, **more):
 
 
 def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
-    """With every column of the delivery; the ledger has no address."""
+    """The delivery has every column; the ledger has no address."""
     (recorded,) = sent_in(
         tx, make_sent("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7}
     )
@@ -62,13 +62,13 @@ def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
 
 
 @pytest.mark.parametrize("recipients", [[ADA], [ADA, BOB]])
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("has_recipient", [True, False])
 @pytest.mark.parametrize("provider", ["postmark", "sparkpost", "Amazon SES", "acme-mail"])
-def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
+def test_the_order_of_arrival_does_not_matter(db, provider, has_recipient, recipients):
     """The deliveries are the same if the webhook or the send comes first, without any sweep."""
     states = []
     for id_ in ("first", "second"):
-        opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if named else None)
+        opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if has_recipient else None)
         if id_ == "first":
             webhook_in(db, opened, provider=provider)
         sent_in(db, *(make_sent(recipient, id_) for recipient in recipients), provider=provider)
@@ -77,7 +77,7 @@ def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
         states.append(db.rows(f"{STATE} WHERE provider_message_id = :id ORDER BY recipient", id=id_))
     before, after = ([tuple(row) for row in rows] for rows in states)
     assert before == [tuple("first" if value == "second" else value for value in row) for row in after]
-    linked = named or len(recipients) == 1
+    linked = has_recipient or len(recipients) == 1
     assert ("opened" in before[0]) is linked
     assert db.value(OPEN) == (0 if linked else 2)
 
@@ -86,7 +86,7 @@ def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
 @pytest.mark.parametrize("sent", ["<7@eu-west-1.amazonses.com>", "7@eu-west-1.amazonses.com"])
 @pytest.mark.parametrize("provider", ["ses", "postal", "acme-mail"])
 def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sent, webhook_first):
-    """In either order, recorded with or without angle brackets; the event's own id matches nothing."""
+    """The order does not matter, nor do angle brackets; the event's own id matches nothing."""
     delivered = event("7", recipient=ADA, smtp_message_id="<7@eu-west-1.amazonses.com>")
     if webhook_first:
         webhook_in(tx, delivered, provider=provider)
@@ -98,7 +98,7 @@ def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sen
 
 
 def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
-    """The first candidate that names any decides, as ever."""
+    """The first candidate with a delivery decides, as always."""
     sent_in(tx, make_sent(message_id="7"), provider="postal")
     sent_in(tx, make_sent(message_id="<a@b.example>"), provider="postal")
     (recorded,) = webhook_in(tx, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
@@ -107,7 +107,7 @@ def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
 
 
 def test_all_that_is_open_is_linked_whatever_its_grace(db):
-    """Each message id in all its spellings; what belongs to nobody here stays open."""
+    """Each message id matches in all its spellings; an event without a delivery stays open."""
     message = str(uuid.uuid4())
     kinds = ("delivered", "opened", "clicked")
     webhook_in(db, *(event(message.upper(), kind, provider_event_id=kind) for kind in kinds), event("m-none"))
@@ -120,7 +120,7 @@ def test_all_that_is_open_is_linked_whatever_its_grace(db):
 
 
 def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
-    """Neither delivery nor event; and the next send links them."""
+    """There is neither a delivery nor an event, and the next send links the orphans."""
     webhook_in(db, event())
     with db.engine.connect() as connection:
         assert send(connection, make_sent())[0].linked == 1
@@ -131,49 +131,49 @@ def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
 
 
 def test_the_same_send_is_recorded_once(tx):
-    """Whatever the address's case and display name and the provider's spelling, in one call and in several."""
-    first, again = sent_in(
+    """Case, display name and the provider's spelling do not matter, in one call or in several."""
+    first, repeated = sent_in(
         tx, make_sent("ada@example.com", occurred_at=None), make_sent("Ada L. <ADA@example.com>"), provider="ses"
     )
-    assert first.delivery_id == again.delivery_id
-    others = sent_in(tx, make_sent("<aDa@example.com>", " m-1 "), make_sent(BOB, "m-2"), provider="Amazon SES")
-    assert others[0].delivery_id == first.delivery_id
-    assert others[1].delivery_id != first.delivery_id
+    assert first.delivery_id == repeated.delivery_id
+    later = sent_in(tx, make_sent("<aDa@example.com>", " m-1 "), make_sent(BOB, "m-2"), provider="Amazon SES")
+    assert later[0].delivery_id == first.delivery_id
+    assert later[1].delivery_id != first.delivery_id
     assert tx.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
     assert tx.value(LEDGER) == 2
 
 
 def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
-    """In whatever case and with whatever display name; its event is linked, and told of, once."""
+    """They differ in case and display name; the event is linked and published once."""
     webhook_in(tx, event(recipient=ADA))
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
-    recorded = sent_in(tx, *(make_sent(each) for each in spelled))
+    recorded = sent_in(tx, *(make_sent(spelling) for spelling in spelled))
     assert {(result.delivery_id, result.linked) for result in recorded} == {(recorded[0].delivery_id, 1)}
     assert sum(len(result.action.events) for result in recorded) == 1
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
 
 
 def test_the_same_send_of_another_tenant_is_another_send(tx):
-    """A message id is the provider's, and two tenants may have an account each."""
-    (own,), (others,) = (send(tx.connection, make_sent(), tenant_id=tenant) for tenant in ("acme", "other"))
-    assert own.delivery_id != others.delivery_id
+    """Message ids are unique per provider only, and each tenant may have its own account."""
+    (own,), (foreign,) = (send(tx.connection, make_sent(), tenant_id=tenant) for tenant in ("acme", "other"))
+    assert own.delivery_id != foreign.delivery_id
     assert set(tx.rows("SELECT tenant_id FROM mailglass_deliveries")) == {("acme",), ("other",)}
 
 
 def test_a_send_that_comes_again_links_what_came_in_between(db):
-    """An event whose transaction overlapped with the send's."""
+    """The event's transaction overlapped with the send's."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
         (first,) = send(sending, make_sent())
         record(receiving, event())
         sending.commit()
         receiving.commit()
-    (again,) = sent_in(db, make_sent())
-    assert (again.delivery_id, again.linked) == (first.delivery_id, 1)
+    (repeated,) = sent_in(db, make_sent())
+    assert (repeated.delivery_id, repeated.linked) == (first.delivery_id, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "other",
+    "changed",
     [
         {"tenant_id": "other"},
         {"provider": "sendgrid"},
@@ -181,21 +181,21 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
         {"sent": [make_sent(message_id="M-1")]},
     ],
 )
-def test_two_sends_that_differ_in_anything_are_two(tx, other):
-    """Tenant, provider, address or message id."""
+def test_two_sends_that_differ_in_anything_are_two(tx, changed):
+    """They differ in tenant, provider, address or message id."""
     (first,) = sent_in(tx, make_sent())
-    (second,) = sent_in(tx, **{"sent": [make_sent()], **other})
+    (second,) = sent_in(tx, **{"sent": [make_sent()], **changed})
     assert first.delivery_id != second.delivery_id
     assert tx.value(LEDGER) == 2
 
 
 def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
-    """They have no provider, because a unique index of Mailglass's allows one row per provider and id."""
+    """They have no provider, because a unique index of Mailglass allows one row per provider and id."""
     webhook_in(tx, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
     recorded = sent_in(tx, make_sent(), make_sent(BOB), make_sent("eve@example.com", "m-2"))
     assert [result.linked for result in recorded] == [0, 1, 0]
     assert [row.provider for row in tx.rows(DELIVERIES)] == [None, None, "postmark"]
-    assert tx.value(OPEN) == 1  # without a recipient nobody can tell whose it is
+    assert tx.value(OPEN) == 1  # without a recipient the event is ambiguous
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
     ],
 )
 def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, planted):
-    """Also another tenant's, which gets nothing of ours and keeps nothing from us."""
+    """The other delivery may be another tenant's, which does not affect ours."""
     factories.delivery(tx, "m-1", recipient="other@example.com", **planted)
     webhook_in(tx, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
     webhook_in(tx, event(recipient=ADA))
@@ -223,7 +223,7 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
 
 
 def test_another_tenants_event_is_never_linked(tx):
-    """Whoever planted it, whatever id it names."""
+    """Anybody may have planted it, with any id."""
     webhook_in(tx, event(), tenant_id="mallory")
     assert sent_in(tx, make_sent())[0].linked == 0
     assert tx.value(OPEN) == 1
@@ -231,7 +231,7 @@ def test_another_tenants_event_is_never_linked(tx):
 
 @pytest.mark.parametrize("type_", ["failed", "rejected"])
 def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
-    """Without a message id each is its own."""
+    """Each send without a message id is a delivery of its own."""
     recorded = sent_in(tx, make_sent(message_id=None, type=type_), make_sent(message_id=None, type=type_))
     assert len({result.delivery_id for result in recorded}) == 2
     for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
@@ -241,7 +241,7 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         ({"sent": [make_sent(), make_sent("")]}, r"sent\[1\].recipient must be an address"),
         ({"sent": [make_sent(message_id=None)]}, r"sent\[0\].message_id must be a string of 1 to 512 characters"),
@@ -263,10 +263,10 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
         ({"metadata": {"k": object()}}, r"metadata\['k'\] is a object"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_before_anything_is_written(db, arguments, named):
-    """The error names the field, and no value."""
+def test_what_cannot_be_recorded_is_refused_before_anything_is_written(db, arguments, message):
+    """The error names the field and has no value."""
     with db.engine.begin() as connection:
-        with pytest.raises(InvalidEventError, match=named) as caught:
+        with pytest.raises(InvalidEventError, match=message) as caught:
             send(connection, **{"sent": [make_sent()], **arguments})
         assert "@" not in str(caught.value)
     assert db.value(LEDGER) == 0
@@ -274,7 +274,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_is_written(db, argum
 
 
 def test_an_autocommit_connection_is_refused(db):
-    """Half a send could not be undone."""
+    """Half of a send could not be rolled back."""
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
             send(connection, make_sent())
@@ -282,7 +282,7 @@ def test_an_autocommit_connection_is_refused(db):
 
 
 def test_the_tenant_is_the_installations_if_none_is_given(db):
-    """MAILGLASS_TENANT, `default` if unset; and `append` cannot take a send's key."""
+    """It is MAILGLASS_TENANT, `default` if unset; and `append` refuses a send's key."""
     sent_in(db, make_sent(), tenant_id=None)
     assert db.rows("SELECT tenant_id FROM mailglass_deliveries") == [("default",)]
     with db.engine.begin() as connection, pytest.raises(InvalidEventError, match="must not begin with"):
@@ -290,7 +290,7 @@ def test_the_tenant_is_the_installations_if_none_is_given(db):
 
 
 def test_the_settings_are_the_callers_again_and_its_own_rows_stay(db):
-    """Also if the database refuses a delivery."""
+    """This holds even if the database refuses a delivery."""
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT odd CHECK (mailable <> 'odd')")
     own = factories.delivery(db)
     with db.engine.begin() as connection:
@@ -334,7 +334,7 @@ EXECUTE FUNCTION public.forbid();
 
 
 def test_an_event_whose_link_is_forbidden_costs_no_send(db, caplog):
-    """By a trigger or a policy of the application, or because the role may not link; a sweep of another role may."""
+    """A trigger, a policy or a missing privilege forbids it; a sweep of another role may link."""
     webhook_in(db, event())
     db.run(FORBIDDING)
     assert sent_in(db, make_sent())[0].linked == 0
@@ -345,7 +345,7 @@ def test_an_event_whose_link_is_forbidden_costs_no_send(db, caplog):
 
 
 def sent_together(db, *sends):
-    """Record each send in a transaction of its own, all at once, and return what became of them."""
+    """Record each send in a transaction of its own, all at once, and return the results."""
     barrier = Barrier(len(sends))
 
     def one_of(sent):
@@ -359,7 +359,7 @@ def sent_together(db, *sends):
 
 
 def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
-    """Twenty times over: nobody deadlocks, and both get the same deliveries."""
+    """In twenty rounds there is no deadlock, and both calls return the same deliveries."""
     for turn in range(20):
         rows = [make_sent(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
         first, second = sent_together(db, rows, rows[::-1])
@@ -368,7 +368,7 @@ def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
 
 
 def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock(db):
-    """Twenty times over; of each id one delivery has the provider."""
+    """In twenty rounds there is no deadlock, and one delivery of each id has the provider."""
     for turn in range(20):
         ids = [f"{turn}-{n}" for n in range(10)]
         sent_together(db, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
@@ -376,16 +376,16 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
     assert set(rows) == {(2, 1)}
 
 
-@pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
-def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, given):
-    """While a call waits for the first of two rows, the second is not locked, in whatever order they were passed."""
+@pytest.mark.parametrize("message_ids", [("m-1", "m-2"), ("m-2", "m-1")])
+def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, message_ids):
+    """While a call waits for the first of two rows, the second is not locked, whatever the order of the arguments."""
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
         send(holder, make_sent(ADA, "m-1"))
-        waiting = threads.submit(sent_in, db, *(make_sent(BOB, id_) for id_ in given))
+        waiting = threads.submit(sent_in, db, *(make_sent(BOB, id_) for id_ in message_ids))
         wait_until(lambda: db.value(WAITING) == 1)
-        with db.engine.begin() as other:
-            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            send(other, make_sent("carl@example.com", "m-2"))
+        with db.engine.begin() as second_writer:
+            second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            send(second_writer, make_sent("carl@example.com", "m-2"))
         holder.rollback()
         assert len(waiting.result(timeout=30)) == 2
 
@@ -396,25 +396,25 @@ SELECT d.provider_message_id FROM mailglass_events AS e JOIN mailglass_deliverie
 """
 
 
-@pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
-def test_events_are_stored_in_the_order_of_their_keys(db, given):
-    """As above, where the same sends are recorded a second time."""
+@pytest.mark.parametrize("message_ids", [("m-1", "m-2"), ("m-2", "m-1")])
+def test_events_are_stored_in_the_order_of_their_keys(db, message_ids):
+    """The same sends are recorded a second time, and the call waits for the first key."""
     with db.engine.connect() as undone:
         send(undone, make_sent(ADA, "m-1"), make_sent(ADA, "m-2"))
         first, second = undone.exec_driver_sql(IN_ORDER_OF_KEYS).scalars()
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
         send(holder, make_sent(ADA, first))
-        waiting = threads.submit(sent_in, db, *(make_sent(ADA, id_) for id_ in given))
+        waiting = threads.submit(sent_in, db, *(make_sent(ADA, id_) for id_ in message_ids))
         wait_until(lambda: db.value(WAITING) == 1)
-        with db.engine.begin() as other:
-            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            send(other, make_sent(ADA, second))
+        with db.engine.begin() as second_writer:
+            second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            send(second_writer, make_sent(ADA, second))
         holder.rollback()
         assert len(waiting.result(timeout=30)) == 2
 
 
 def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
-    """If the application does not call `broadcast`; neither sees the other, and neither waits."""
+    """Neither transaction sees or waits for the other, and the application does not call `broadcast`."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
         send(sending, make_sent())
         record(receiving, event())
@@ -425,7 +425,7 @@ def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
 
 
 def test_keys_of_an_older_rule_are_computed_again(db):
-    """They may be wrong: an event that was stored under the send's id, but names another one, is not linked."""
+    """They may be wrong: an event under the send's id that names another id is not linked."""
     webhook_in(db, event(), event("m-2", provider_event_id="2"))
     db.run("UPDATE mailglass_open_orphans SET rank = 1, arrived_at = arrived_at - interval '2 minutes'")
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'm-1' WHERE candidate_id = 'm-2'")
@@ -434,36 +434,36 @@ def test_keys_of_an_older_rule_are_computed_again(db):
 
 
 def test_an_event_that_is_expired_stays_open(tx):
-    """As it does in a sweep."""
+    """A sweep leaves it open too."""
     webhook_in(tx, event())
     tx.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
     assert sent_in(tx, make_sent())[0].linked == 0
 
 
 def test_a_database_without_the_columns_of_newer_mailglasses_will_do(db):
-    """`status`, `idempotency_key` and `last_error` are not in every installation."""
+    """`status`, `idempotency_key` and `last_error` do not exist in every version."""
     db.run("ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error")
     webhook_in(db, event())
     assert sent_in(db, make_sent())[0].linked == 1
 
 
 def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
-    """Each link once on both channels, as a sweep's link is told of; an address is in none."""
+    """Each link is published once on both channels, like a sweep's, without an address."""
     webhook_in(db, event(recipient=ADA))
     db.witness.messages()
     with db.engine.begin() as connection:
         recorded = send(connection, make_sent(), make_sent())
         assert db.witness.messages() == []
     mailglass_reconcile.broadcast(recorded)
-    told = db.witness.messages()
-    assert len(told) == 2
-    assert {payload["event_type"] for _, payload in told} == {"reconciled"}
-    assert "@" not in repr((recorded, told)).replace(ADA, "@" * (ADA in repr(told)))
+    published = db.witness.messages()
+    assert len(published) == 2
+    assert {payload["event_type"] for _, payload in published} == {"reconciled"}
+    assert "@" not in repr((recorded, published)).replace(ADA, "@" * (ADA in repr(published)))
 
 
 @pytest.mark.parametrize("end", [Session.commit, Session.rollback])
 def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
-    """And never if it has not."""
+    """Without a commit it broadcasts nothing."""
     webhook_in(db, event())
     with Session(db.engine) as session:
         recorded = send(session, make_sent())
@@ -475,8 +475,8 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
     assert messages(db) == []
 
 
-def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_recipients(db):
-    """At most so many are looked at; the recipients come first, or those of others would fill that number."""
+def test_orphans_of_other_recipients_do_not_displace_those_of_the_sends_recipients(db):
+    """A bounded number of orphans is read, those of the send's recipients first."""
     webhook_in(db, *(event(recipient=f"u{n}@example.com", provider_event_id=f"{n:02}") for n in range(30)))
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 10}))
     recorded = sent_in(db, *(make_sent(f"u{n}@example.com") for n in range(20, 30)))
@@ -486,16 +486,16 @@ def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_rec
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
-    """Only this process's CPU is measured, which other load does not change; statements are counted below."""
+    """Only this process's CPU time is measured, which other load does not change."""
     spent = []
     for turn in range(3):
         many = [make_sent(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]
         events = [event(m.message_id, recipient=m.recipient, provider_event_id=m.recipient + str(turn)) for m in many]
         webhook_in(db, *events[:50])
         with db.engine.begin() as connection:
-            began = time.process_time()
+            started_at = time.process_time()
             recorded = send(connection, *many)
-            spent.append(time.process_time() - began)
+            spent.append(time.process_time() - started_at)
         assert sum(result.linked for result in recorded) == 50
     assert min(spent) < 0.5
 

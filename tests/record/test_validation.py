@@ -1,4 +1,4 @@
-"""What a writer refuses and what it repairs, before anything is written; no address goes into the ledger."""
+"""Validation: what a writer refuses and what it repairs before it writes; no address reaches the ledger."""
 
 import datetime as dt
 import math
@@ -16,7 +16,9 @@ LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
 
 
 def refused(tx, *events, **more):
-    """Record events of which the last cannot be recorded, and return the error's message; nothing was written."""
+    """Record events of which the last is invalid; return the error's message after checking that nothing was
+    written.
+    """
     with pytest.raises(InvalidEventError) as caught:
         record(tx.connection, event(), *events, **more)
     assert tx.value(LEDGER) == 0
@@ -55,14 +57,14 @@ def refused(tx, *events, **more):
     ],
 )
 def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(tx, field, value, reason):
-    """The second event of the webhook is the bad one; the first is not recorded either."""
+    """The second event of the webhook is invalid, and the first is not recorded either."""
     error = refused(tx, event(**{field: value}))
     assert error.startswith(f"events[1].{field.removesuffix('_')}")
     assert reason in error
 
 
 def test_no_refusal_repeats_a_value(tx):
-    """An address in a wrong place, or as a key, is not quoted."""
+    """An address in a wrong field, or as a key, is not quoted."""
     for wrong in (
         {"type_": ADDRESS},
         {"reject_reason": ADDRESS},
@@ -75,7 +77,7 @@ def test_no_refusal_repeats_a_value(tx):
 
 @pytest.mark.slow
 def test_metadata_that_holds_itself_is_refused(tx):
-    """As is what is nested too deeply."""
+    """Deeply nested metadata is refused too."""
     circular = {}
     circular["again"] = circular
     assert "nested deeper than 32 levels" in refused(tx, event(metadata=circular))
@@ -84,25 +86,25 @@ def test_metadata_that_holds_itself_is_refused(tx):
 @pytest.mark.slow
 @pytest.mark.parametrize("tenant", ["", "  ", "a\x00b", "a\nb", "\ud800", "x" * 513, 7])
 def test_a_tenant_that_no_row_could_have_is_refused(tx, tenant):
-    """Empty, too long, with control characters, or no string at all."""
+    """It is empty, too long, not a string, or has control characters."""
     assert refused(tx, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["", "  ", "post\nmark", "x" * 513, None])
 def test_a_provider_that_cannot_be_matched_is_refused(tx, provider):
-    """As for a tenant."""
+    """The rules are those of a tenant id."""
     assert refused(tx, provider=provider).startswith("provider must be a string of 1 to 512 characters")
 
 
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
 def test_events_must_be_a_list_of_events(tx, events):
-    """One alone, a string and None are said to be wrong."""
+    """A single event, a string and None are refused."""
     assert "WebhookEvent" in refused(tx, events=events)
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("value", "stored"),
     [
         ("a\x00b", "a\ufffdb"),
         ("a\ud800b", "a\ufffdb"),
@@ -117,16 +119,16 @@ def test_events_must_be_a_list_of_events(tx, events):
         ("x" * 5_000, "x" * 4_095 + "…"),
     ],
 )
-def test_what_json_or_postgres_cannot_hold_is_repaired(tx, given, kept):
-    """The event is recorded, at the first attempt of the provider."""
-    record(tx.connection, event(metadata={"value": given}))
-    append(tx.connection, tenant_id="acme", type="opened", occurred_at=NOW, metadata={"value": given})
-    assert tx.rows("SELECT metadata -> 'value' FROM mailglass_events") == [(kept,)] * 2
+def test_what_json_or_postgres_cannot_hold_is_repaired(tx, value, stored):
+    """The provider's first attempt is recorded."""
+    record(tx.connection, event(metadata={"value": value}))
+    append(tx.connection, tenant_id="acme", type="opened", occurred_at=NOW, metadata={"value": value})
+    assert tx.rows("SELECT metadata -> 'value' FROM mailglass_events") == [(stored,)] * 2
 
 
 @pytest.mark.slow
 def test_texts_of_an_event_are_repaired_too(tx):
-    """Ids and recipient with NUL and half a surrogate, and of any length."""
+    """Ids and recipient may have NUL or half a surrogate, and any length."""
     odd = "m\x00\ud800"
     record(
         tx.connection,
@@ -141,17 +143,17 @@ def test_texts_of_an_event_are_repaired_too(tx):
 
 @pytest.mark.slow
 def test_integers_are_ids_as_their_digits(tx):
-    """Mailjet's message id is one, and so may be an event's id."""
+    """Mailjet's message ids are integers, and so may be event ids."""
     record(tx.connection, event(576460752303423488, provider_event_id=7))
-    (again,) = record(tx.connection, event("576460752303423488", provider_event_id="7"))
-    assert again.event_id is None
+    (repeated,) = record(tx.connection, event("576460752303423488", provider_event_id="7"))
+    assert repeated.event_id is None
     assert metadata(tx)["message_id"] == "576460752303423488"
     assert metadata(tx)["provider_event_id"] == "7"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"type": "deliverd"}, "type is not a known type (did you mean delivered?)"),
         ({"tenant_id": ""}, "tenant_id must be"),
@@ -165,12 +167,12 @@ def test_integers_are_ids_as_their_digits(tx):
         ({"idempotency_key": "webhook:1"}, "idempotency_key must not begin with"),
     ],
 )
-def test_append_refuses_the_same_and_keys_that_are_not_its_own(tx, wrong, said):
-    """With the field and the reason."""
+def test_append_refuses_the_same_and_keys_that_are_not_its_own(tx, wrong, message):
+    """The error has the field and the reason."""
     row = {"tenant_id": "acme", "type": "opened", "occurred_at": NOW, **wrong}
     with pytest.raises(InvalidEventError) as caught:
         append(tx.connection, **row)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert tx.value(LEDGER) == 0
 
 
@@ -178,8 +180,8 @@ ADDRESSES = "SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* '(bob|@
 
 
 @pytest.mark.parametrize("attached", [True, False])
-def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(tx, attached):
-    """The flag stays with the event forever, whether it was attached at once or is an orphan."""
+def test_the_ledger_says_that_a_recipient_is_known_and_not_which(tx, attached):
+    """The flag stays with the event, whether it was attached at once or is an orphan."""
     if attached:
         factories.delivery(tx, "m-1", recipient="bob@example.com")
     record(tx.connection, event("m-1", recipient="bob@example.com"))
@@ -188,7 +190,7 @@ def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(tx, attached
 
 
 def test_without_a_recipient_there_is_no_flag(tx):
-    """Not even if the caller's own metadata claims one."""
+    """The caller's own metadata cannot set it."""
     record(tx.connection, event("m-1", recipient="  ", metadata={"recipient_known": True}))
     assert "recipient_known" not in metadata(tx)
 
@@ -196,7 +198,7 @@ def test_without_a_recipient_there_is_no_flag(tx):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["recipient", "Recipient", "EMAIL", "Email", " email "])
 def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(tx, key):
-    """However the provider spells the name; as in a sweep, it tells deliveries apart."""
+    """Spellings of the key do not matter; a sweep reads the recipient in the same way."""
     factories.delivery(tx, "m-1", recipient="ann@example.com")
     bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
     (recorded,) = record(tx.connection, event("m-1", metadata={key: "bob@example.com", "tag": "welcome"}))
@@ -207,7 +209,7 @@ def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(tx, k
 
 @pytest.mark.parametrize("written", ["Bob <BOB@example.com>", ' "Bob, Jr." <bob@example.com> ', "<bob@example.com>"])
 def test_a_recipient_may_have_a_display_name(tx, written):
-    """Its address is what is compared, and what is kept with an orphan."""
+    """Only its address is compared and stored with an orphan."""
     factories.delivery(tx, "m-1", recipient="ann@example.com")
     bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
     attached, _ = record(tx.connection, event("m-1", recipient=written), event("m-2", recipient=written))
@@ -216,7 +218,7 @@ def test_a_recipient_may_have_a_display_name(tx, written):
 
 
 def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
-    """What told two deliveries of one message apart leaves no trace."""
+    """The address that decided between two deliveries of one message is stored nowhere."""
     with db.engine.begin() as connection:
         record(connection, event("m-1", recipient="Bob@example.com"))
     factories.delivery(db, "m-1", recipient="ada@example.com")
@@ -229,7 +231,7 @@ def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
 
 
 def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
-    """In texts, lists and keys of any depth, and in the event's id; what is left is stored."""
+    """Addresses are removed from texts, lists and keys of any depth, and from the event's id; the rest is stored."""
     arguments = {
         "to": "Bob <bob@example.com>",
         "link": "https://example.com/?e=bob%40example.com",
@@ -249,45 +251,45 @@ def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
 
 
 def test_without_strict_the_callers_metadata_is_stored_as_given(tx):
-    """The documentation says so, and names the way to be strict."""
+    """The documentation says so and names `strict`."""
     record(tx.connection, event("m-1", metadata={"to": "bob@example.com"}))
     assert metadata(tx)["to"] == "bob@example.com"
 
 
 def recorded(tx, **fields):
-    """Record one bounce, and return its metadata without what every event has."""
+    """Record one bounce, and return its metadata without the keys that every event has."""
     record(tx.connection, event(None, "bounced", **fields))
     return {name: value for name, value in metadata(tx).items() if name not in ("provider", "provider_event_id")}
 
 
 @pytest.mark.parametrize("bounce", ["hard", "soft"])
-def test_what_a_bounce_was_is_kept_in_the_metadata(tx, bounce):
-    """Under the names of the fields, even with `strict`, which would take a Message-ID for an address."""
+def test_the_kind_and_codes_of_a_bounce_are_stored_in_the_metadata(tx, bounce):
+    """They have the names of the fields, even with `strict`, which would take a Message-ID for an address."""
     fields = {"bounce": bounce, "smtp_status": "550 5.1.1", "smtp_message_id": "<a@b.example>"}
     record(tx.connection, event(None, "bounced", **fields), strict=True)
     assert metadata(tx).items() >= fields.items()
 
 
-def test_an_event_that_says_nothing_of_it_has_no_such_names(tx):
-    """A row is no larger than it was."""
+def test_an_event_without_them_has_no_such_keys(tx):
+    """The row does not grow."""
     assert recorded(tx) == {"message_id": None}
 
 
 def test_of_a_longer_reply_only_the_codes_are_kept(tx):
-    """In the field as in metadata: the text may hold an address. One without codes costs no event."""
+    """The text may contain an address. A reply without codes is dropped, and the event recorded."""
     assert recorded(tx, smtp_status=f"550 5.1.1 <{ADDRESS}>: unknown")["smtp_status"] == "550 5.1.1"
 
 
-@pytest.mark.parametrize(("reply", "kept"), [(f"550-5.1.1 <{ADDRESS}>", "550 5.1.1"), (550, "550"), (ADDRESS, None)])
-def test_a_reply_in_the_caller_s_metadata_is_read_as_one(tx, reply, kept):
-    """What is no reply is left out."""
-    assert recorded(tx, metadata={"smtp_status": reply}).get("smtp_status") == kept
+@pytest.mark.parametrize(("reply", "stored"), [(f"550-5.1.1 <{ADDRESS}>", "550 5.1.1"), (550, "550"), (ADDRESS, None)])
+def test_a_reply_in_the_caller_s_metadata_is_read_as_one(tx, reply, stored):
+    """A text without codes is dropped."""
+    assert recorded(tx, metadata={"smtp_status": reply}).get("smtp_status") == stored
 
 
-@pytest.mark.parametrize(("field", "kept"), [(None, "soft"), ("hard", "hard"), ("soft", "soft")])
-def test_a_bounce_in_the_caller_s_metadata_counts_where_the_field_is_none(tx, field, kept):
-    """The field comes first."""
-    assert recorded(tx, bounce=field, metadata={"bounce": "soft"})["bounce"] == kept
+@pytest.mark.parametrize(("field", "stored"), [(None, "soft"), ("hard", "hard"), ("soft", "soft")])
+def test_a_bounce_in_the_caller_s_metadata_counts_where_the_field_is_none(tx, field, stored):
+    """The field takes precedence."""
+    assert recorded(tx, bounce=field, metadata={"bounce": "soft"})["bounce"] == stored
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_a_bounce_in_the_caller_s_metadata_counts_where_the_field_is_none(tx, fi
     ],
 )
 def test_anything_else_is_refused_with_field_and_reason(tx, fields, reason):
-    """A handler that suppresses on `hard` must not meet another word; the value is not repeated."""
+    """A handler that suppresses on `hard` must not get another word; the error has no value."""
     with pytest.raises(InvalidEventError) as caught:
         record(tx.connection, event(), event("m-2", **fields))
     assert str(caught.value).startswith("events[1].")
@@ -314,9 +316,9 @@ def test_anything_else_is_refused_with_field_and_reason(tx, fields, reason):
 
 
 def test_an_event_that_was_recorded_without_them_is_the_same_event_with_them(tx):
-    """A provider that repeats a webhook after an upgrade of its reader; in one call, they tell events apart."""
+    """A provider may redeliver a webhook after an upgrade of its reader; in one call, the fields make two events."""
     before, after = event("m-1", "bounced"), event("m-1", "bounced", bounce="hard", smtp_status="550")
     record(tx.connection, before)
     assert record(tx.connection, after)[0].event_id is None
-    assert [one.event_id is None for one in record(tx.connection, after, before)] == [True, False]
+    assert [result.event_id is None for result in record(tx.connection, after, before)] == [True, False]
     assert tx.value(LEDGER) == 2

@@ -1,4 +1,4 @@
-"""When an event is the same event: the idempotency key of a recorded one."""
+"""The idempotency key of a recorded event: which events are the same."""
 
 import datetime as dt
 import re
@@ -15,7 +15,7 @@ from recording import LEDGER, NOW, event, record
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ({"tenant_id": "alice"}, {"tenant_id": "bob"}),
         ({"id_": "évent-7"}, {"id_": "vent-7"}),
@@ -26,23 +26,23 @@ from recording import LEDGER, NOW, event, record
         ({"id_": "x" * 600}, {"id_": "x" * 601}),
     ],
 )
-def test_two_events_that_differ_in_anything_are_both_recorded(tx, one, other):
-    """Tenant, provider and event id, whatever characters they hold."""
-    for given in (one, other):
-        arguments = {"tenant_id": "acme", "provider": "postmark", **given}
+def test_two_events_that_differ_in_anything_are_both_recorded(tx, first, second):
+    """They differ in tenant, provider or event id, with any characters."""
+    for changed in (first, second):
+        arguments = {"tenant_id": "acme", "provider": "postmark", **changed}
         (recorded,) = record(tx.connection, event(provider_event_id=arguments.pop("id_", "evt")), **arguments)
         assert recorded.event_id is not None
     assert tx.value(LEDGER) == 2
 
 
 def test_a_key_is_a_digest_and_names_nobody(tx):
-    """Nobody can tell from it what it was made of."""
+    """It does not reveal what it was made of."""
     record(tx.connection, event(provider_event_id="ann@example.com"))
     assert re.fullmatch("webhook:[0-9a-f]{64}", tx.value("SELECT idempotency_key FROM mailglass_events"))
 
 
 def test_a_time_that_cannot_be_right_counts_as_the_arrival(tx):
-    """Else nothing that is reported later could be a delivery's latest event."""
+    """Otherwise no later report could be a delivery's latest event."""
     factories.delivery(tx, "m-1")
     future = dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
     record(tx.connection, event(occurred_at=future))
@@ -53,37 +53,37 @@ def test_a_time_that_cannot_be_right_counts_as_the_arrival(tx):
 
 
 def test_a_retry_in_another_batch_is_recognised(tx):
-    """A provider may send events again with others, in another order."""
+    """A provider may send events again with others and in another order."""
     first, second, third = (event(provider_event_id=f"evt-{n}") for n in range(3))
     record(tx.connection, first, second)
-    again = record(tx.connection, third, second, first)
-    assert [recorded.event_id is None for recorded in again] == [False, True, True]
+    repeated = record(tx.connection, third, second, first)
+    assert [recorded.event_id is None for recorded in repeated] == [False, True, True]
 
 
 def test_events_of_one_call_that_share_an_id_are_told_apart(tx):
-    """Postmark's id is that of the webhook; what shares it is numbered, and so are the same ones of a retry.
+    """Postmark's id is that of the webhook; events that share it are numbered, in the same way on a retry.
 
     Those that are equal in every field are one.
     """
     later = NOW + dt.timedelta(seconds=1)
     events = [event(), event(type_="opened"), event(type_="opened", occurred_at=later), event(type_="opened")]
     record(tx.connection, *events)
-    again = record(tx.connection, event(provider_event_id="other"), *events)
-    assert [recorded.event_id is None for recorded in again] == [False, True, True, True, True]
+    repeated = record(tx.connection, event(provider_event_id="other"), *events)
+    assert [recorded.event_id is None for recorded in repeated] == [False, True, True, True, True]
     assert tx.value(LEDGER) == 4
 
 
 def test_a_provider_has_one_spelling(tx):
     """It is stored trimmed and canonical, and a retry under another spelling is the same event."""
     record(tx.connection, event(), provider=" Amazon SES ")
-    (again,) = record(tx.connection, event(), provider="amazon_ses")
-    assert again.event_id is None
+    (repeated,) = record(tx.connection, event(), provider="amazon_ses")
+    assert repeated.event_id is None
     assert tx.rows("SELECT metadata ->> 'provider' FROM mailglass_events") == [("ses",)]
     assert tx.rows("SELECT provider FROM mailglass_open_orphans") == [("ses",)]
 
 
-def test_nobody_silences_an_event_by_planting_its_key(tx):
-    """Neither from another tenant, nor with `append`, which takes keys of the caller's own."""
+def test_an_event_cannot_be_suppressed_by_planting_its_key(tx):
+    """Neither another tenant nor `append`, which takes the caller's keys, can use it."""
     delivery = factories.delivery(tx, "m-1")
     append(tx.connection, tenant_id="acme", type="sent", occurred_at=NOW, idempotency_key="postmark:evt:0")
     record(tx.connection, event("m-1"), tenant_id="mallory")
@@ -92,7 +92,7 @@ def test_nobody_silences_an_event_by_planting_its_key(tx):
 
 
 def test_the_tenant_is_the_installations_if_none_is_given(db, monkeypatch):
-    """MAILGLASS_TENANT, `default` if unset."""
+    """It is MAILGLASS_TENANT, `default` if unset."""
     with db.engine.begin() as connection:
         record(connection, event(), tenant_id=None)
     settings = db.settings.model_copy(update={"tenant": "shop"})
@@ -114,7 +114,7 @@ def test_the_tenant_is_the_installations_if_none_is_given(db, monkeypatch):
     ],
 )
 def test_an_address_is_stored_as_it_is_compared(spelled):
-    """Whatever a display name is made of, a sweep and a writer take the same address out of it, once and again."""
+    """A sweep and a writer take the same address out of any display name, and taking it twice changes nothing."""
     stored = validation.recipient("recipient", spelled)
     assert addresses.normalize_address(stored) == addresses.normalize_address(spelled)
     assert validation.recipient("recipient", stored) == stored

@@ -1,4 +1,4 @@
-"""What a sweep costs, counted in rows and pages that Postgres touched rather than in seconds."""
+"""The cost of a sweep in rows and buffers rather than in seconds."""
 
 import json
 
@@ -27,13 +27,13 @@ IN_THE_HISTORY = 1
 
 
 def touched(db):
-    """Return pages touched, rows read and rows written so far; a session reports them at its end."""
+    """Return the buffers, rows read and rows written so far; a session reports them when it ends."""
     db.wait_until_alone()
     return db.rows(TOUCHED)[0]
 
 
 def cost_of_a_sweep(db):
-    """Sweep, and return the result and what it cost."""
+    """Sweep, and return the result and its cost."""
     before = touched(db)
     result = reconcile()
     after = touched(db)
@@ -46,7 +46,7 @@ def sparkpost(transmission_id, **more):
 
 
 def send(db, count, message_id):
-    """Insert *count* deliveries, each of another recipient, and an event for each; *message_id* gives their ids."""
+    """Insert *count* deliveries of different recipients, and an event for each; *message_id* returns their ids."""
     insert(
         db,
         [delivery_row(message_id(n), recipient=f"u{n}@example.com") for n in range(count)],
@@ -57,7 +57,7 @@ def send(db, count, message_id):
 @pytest.mark.slow
 @pytest.mark.parametrize("many", [False, True])
 def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db, monkeypatch, many):
-    """A campaign that was sent with one call of the provider's API; also if there are ten batches in two slices."""
+    """One call of the provider's API sent the campaign; ten batches in two slices are tried too."""
     count = 4_000 if many else 2_000
     if many:
         monkeypatch.setattr(window, "FEW", count)
@@ -69,30 +69,30 @@ def test_recipients_of_one_id_cost_no_more_than_twice_what_distinct_ids_cost(db,
     result, distinct = cost_of_a_sweep(db)
     assert result.linked == count
     send(db, count, lambda n: "77777")
-    result, one = cost_of_a_sweep(db)
+    result, shared = cost_of_a_sweep(db)
     assert result.linked == count
-    assert one["pages"] <= 2 * distinct["pages"]
-    assert one["read"] <= 2 * distinct["read"]
+    assert shared["pages"] <= 2 * distinct["pages"]
+    assert shared["read"] <= 2 * distinct["read"]
 
 
-@pytest.mark.parametrize("again", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_ambiguous_orphans_of_wide_ids_cost_what_they_are(db, again):
-    """600 without a recipient on two ids of 300 deliveries each, with keys to compute and with stored ones."""
+@pytest.mark.parametrize("are_stored", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_ambiguous_orphans_of_wide_ids_cost_what_they_are(db, are_stored):
+    """600 events without a recipient have two ids of 300 deliveries each; keys are computed once, and then stored."""
     insert(
         db,
         [delivery_row(str(n % 2), recipient=f"u{n}@example.com") for n in range(600)],
         [orphan_row(sparkpost(str(n % 2))) for n in range(600)],
     )
-    if again:
+    if are_stored:
         reconcile()
     result, cost = cost_of_a_sweep(db)
     assert result.ambiguous == 600
     assert cost["read"] <= 12 * 600
-    assert cost["written"] == (0 if again else 2 * 600) + IN_THE_HISTORY
+    assert cost["written"] == (0 if are_stored else 2 * 600) + IN_THE_HISTORY
 
 
 def test_a_sweep_beside_orphans_that_never_match_writes_its_row_of_the_history_only(db):
-    """Once their keys are stored, they cost some rows read each, and never leave the database."""
+    """Once their keys are stored, they cost a few rows read each, and never leave the database."""
     insert(db, [], [orphan_row(postmark(f"never {n}")) for n in range(1_000)])
     reconcile()
     result, cost = cost_of_a_sweep(db)
@@ -102,7 +102,7 @@ def test_a_sweep_beside_orphans_that_never_match_writes_its_row_of_the_history_o
 
 
 def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(db):
-    """One link: its event, its delivery, the orphan that leaves, and the history's row."""
+    """One link writes its event, its delivery, its orphan and the history's row."""
     insert(db, [], [orphan_row(postmark(f"never {n}"), age_seconds=900) for n in range(500)])
     reconcile()
     insert_pairs(db, ["one"])
@@ -113,7 +113,7 @@ def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(d
 
 @pytest.mark.parametrize("by_scans", [False, True])
 def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monkeypatch, by_scans):
-    """Others are linked first, even older ones."""
+    """Other orphans are linked first, even older ones."""
     opened = reconciler.open_window
     monkeypatch.setattr(reconciler, "open_window", lambda *a, **o: opened(*a, **o)._replace(by_scans=by_scans))
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
@@ -131,7 +131,7 @@ def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monk
     assert reconcile().linked == 5
 
 
-# The values of a damaged row cannot be read; the row's own part can.
+# The values of the damaged row cannot be read, but its header can.
 DAMAGE = """
 SET LOCAL allow_system_table_mods = on;
 UPDATE pg_class SET relkind = 'r' WHERE oid = '{toast}'::regclass;
@@ -141,7 +141,7 @@ UPDATE pg_class SET relkind = 't' WHERE oid = '{toast}'::regclass;
 
 
 def test_a_row_that_cannot_be_read_costs_that_row_only(db, caplog):
-    """Its big value is lost; it is named, counted, left open, and stands last in the next sweep."""
+    """One that has a damaged value is named, counted, left open, and comes last in the next sweep."""
     insert(db, [delivery_row(str(n)) for n in range(20)], [orphan_row(postmark(str(n))) for n in range(10)])
     db.run("ALTER TABLE mailglass_events ALTER metadata SET STORAGE external")
     bad = factories.orphan(db, postmark("10", blob="x" * 10_000), age_seconds=900)
@@ -156,15 +156,15 @@ def test_a_row_that_cannot_be_read_costs_that_row_only(db, caplog):
     assert (result.linked, result.failed, result.remaining) == (10, 1, 1)
     with db.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        connection.exec_driver_sql("TRUNCATE mailglass_events")  # which the checker cannot read either
+        connection.exec_driver_sql("TRUNCATE mailglass_events")  # the checker cannot read it either
     db.broken.update(invariants.ALL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 def test_the_clients_encoding_is_the_sweeps_own(db, encoding):
-    """Characters that the environment's encoding cannot show, and bytes that it would not decode."""
+    """Ids may have characters that the environment's encoding does not have."""
     ids = ["→ 1", "ы", "日本", "plain"]
     insert_pairs(db, ids)
-    done = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
-    assert json.loads(done.stdout)["linked"] == len(ids)
+    result = commands.run(db, "sweep", "--json", PGCLIENTENCODING=encoding)
+    assert json.loads(result.stdout)["linked"] == len(ids)

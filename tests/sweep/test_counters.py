@@ -1,4 +1,4 @@
-"""The counters: each orphan has one outcome; the counts are true when sweeps overlap, break off, or end early."""
+"""The counters: each orphan has one outcome, and counts add up when sweeps overlap, fail or end early."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient
 STORED = st.sampled_from([None, "matched", *STATES])
 
 
-def begun(chosen=(), left_out=()):
-    """Return counters of a sweep that judges orphans with some stored states, and leaves others out."""
+def started_counters(chosen=(), left_out=()):
+    """Return counters of a sweep that chose orphans of some stored states and left others out."""
     groups = [Counter(Group(state, "acme", "postmark") for state in states) for states in (chosen, left_out)]
     counters = SweepCounters()
     counters.start(Choice([], *groups))
@@ -47,16 +47,16 @@ def open_states(counters):
 
 
 def test_what_is_left_out_counts_by_its_stored_state_and_the_rest_is_out_of_time():
-    """Such as after a fault before the first slice."""
-    counters = begun([None, "matched"], ["unmatched"] * 5)
+    """A fault before the first slice leaves the chosen orphans to the deadline."""
+    counters = started_counters([None, "matched"], ["unmatched"] * 5)
     assert outcomes(counters) == {"unmatched": 5, "skipped": 2, "skipped_deadline": 2}
     assert counters.result().remaining == 7
     assert open_states(counters) == {None: 1, "matched": 1, "unmatched": 5}
 
 
 def test_what_was_judged_has_its_outcome_and_its_new_state():
-    """Whatever was stored before."""
-    counters = begun([None, None, "ambiguous"])
+    """The stored state does not matter."""
+    counters = started_counters([None, None, "ambiguous"])
     counters.mark_processed([Group(None, "acme", "postmark"), Group("ambiguous", "acme", "postmark")])
     counters.add_mismatches(["ambiguous", "unmatched"])
     counters.add_open([Group("ambiguous", "acme", "postmark"), Group("unmatched", "acme", "postmark")])
@@ -65,16 +65,16 @@ def test_what_was_judged_has_its_outcome_and_its_new_state():
 
 
 def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_not_remain():
-    """It has an outcome, so that the counts add up."""
-    counters = begun([None] * 3)
+    """It counts as held, so that the outcomes add up."""
+    counters = started_counters([None] * 3)
     counters.add_closed_elsewhere(2)
     assert outcomes(counters) == {"skipped": 3, "skipped_held": 2, "skipped_deadline": 1}
     assert counters.result().remaining == 1
 
 
 def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
-    """The orphan was new when it was chosen."""
-    counters = begun([None] * 2, ["unmatched"])
+    """They had no state when they were chosen."""
+    counters = started_counters([None] * 2, ["unmatched"])
     counters.mark_processed([Group("unmatched", "acme", "postmark")] * 2)
     counters.add_mismatches(["unmatched"] * 2)
     counters.complete = True
@@ -83,8 +83,8 @@ def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
 
 
 def test_the_groups_of_very_many_tenants_are_bounded():
-    """Those beyond the five hundredth are counted under no name."""
-    counters = begun([None] * 1_000)
+    """Tenants beyond the five hundredth are counted without a name."""
+    counters = started_counters([None] * 1_000)
     counters.add_open(Group("unmatched", f"tenant {n}", "postmark") for n in range(1_000))
     counters.complete = True
     assert len(counters.open_groups()) <= 501
@@ -94,8 +94,8 @@ def test_the_groups_of_very_many_tenants_are_bounded():
 @settings(deadline=None)
 @given(st.lists(STORED, max_size=30), st.lists(st.sampled_from(STATES), max_size=30), st.integers(0, 30))
 def test_outcomes_always_add_up(chosen, left_out, judged):
-    """Wherever the sweep ended."""
-    counters = begun(chosen, left_out)
+    """This holds wherever the sweep ends."""
+    counters = started_counters(chosen, left_out)
     counters.add_mismatches(["ambiguous"] * min(judged, len(chosen)))
     result = counters.result()
     assert result.scanned == sum(getattr(result, state) for state in OUTCOMES) == len(chosen) + len(left_out)
@@ -110,7 +110,7 @@ OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 
 
 def fill(db, matching, never=0):
-    """Insert orphans that match, from the oldest, and then such as never do."""
+    """Insert orphans that match, from the oldest, and then some that never match."""
     insert(
         db,
         [delivery_row(str(n)) for n in range(matching)],
@@ -124,91 +124,91 @@ def configure(db, **changes):
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update=changes))
 
 
-def once(action):
-    """Return a progress callback that does something the first time."""
-    left = [action]
-    return lambda result: left.pop()(result) if left else None
+def run_once(action):
+    """Return a progress callback that runs an action the first time."""
+    pending = [action]
+    return lambda result: pending.pop()(result) if pending else None
 
 
-def true(db, result, scanned, others=0):
-    """Return True if the counts add up to the eligible orphans, and to those still open, except for closed ones."""
+def check_counts(db, result, scanned, closed=0):
+    """Check that the counts add up to the eligible orphans and, except for closed ones, to those still open."""
     assert result.scanned == scanned == sum(getattr(result, state) for state in OUTCOMES), result
     assert result.skipped == sum(getattr(result, cause) for cause in SKIPPED), result
-    assert result.remaining == db.value(OPEN) + others, result
+    assert result.remaining == db.value(OPEN) + closed, result
 
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_sweep_within_another_counts_each_orphan_once(db, keyed):
-    """The inner one stores keys and links while the outer one is between two batches."""
+    """The inner sweep stores keys and links while the outer one is between two batches."""
     if keyed:
         fill(db, 0, never=10)
         reconcile()
     fill(db, 30, never=0 if keyed else 10)
     configure(db, batch_size=10)
     inner = []
-    result = sweeping.run(reconciler.prepare(), once(lambda _: inner.append(reconcile())))
-    true(db, inner[0], 30)
-    true(db, result, 40, others=20)
+    result = sweeping.run(reconciler.prepare(), run_once(lambda _: inner.append(reconcile())))
+    check_counts(db, inner[0], 30)
+    check_counts(db, result, 40, closed=20)
     assert (inner[0].linked, inner[0].unmatched) == (20, 10)
     assert (result.linked, result.skipped_held, result.unmatched) == (10, 20, 10)
 
 
 def test_what_remains_is_counted_after_a_sweep_that_ended_early(db):
-    """At its deadline, and not as of its beginning."""
+    """The number is that of its end at the deadline, not of its start."""
     fill(db, 10, never=5)
     configure(db, batch_size=5)
     sweep = reconciler.prepare()
-    result = sweeping.run(sweep, once(lambda _: sweep.stop()))
-    true(db, result, 15)
+    result = sweeping.run(sweep, run_once(lambda _: sweep.stop()))
+    check_counts(db, result, 15)
     assert (result.linked, result.skipped_deadline, result.remaining, result.status) == (5, 5, 10, "partial")
 
 
 def test_what_remains_is_counted_after_a_sweep_that_broke_off(db):
-    """A server that refuses to go on after five of ten links."""
+    """The server fails after five of ten links."""
     fill(db, 10)
     configure(db, batch_size=5)
     sql = "CREATE FUNCTION down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '57P03'; END $$"
     db.run(sql)
     trigger = "CREATE TRIGGER down BEFORE UPDATE ON mailglass_deliveries EXECUTE FUNCTION down()"
-    result = sweeping.run(reconciler.prepare(), once(lambda _: db.run(trigger)))
-    true(db, result, 10)
+    result = sweeping.run(reconciler.prepare(), run_once(lambda _: db.run(trigger)))
+    check_counts(db, result, 10)
     assert (result.linked, result.remaining, result.status) == (5, 5, "failed")
     db.run("DROP TRIGGER down ON mailglass_deliveries")
 
 
 def test_a_lock_after_the_last_link_costs_nothing(db):
-    """Nothing is counted again at the end: everything is linked and published."""
+    """Nothing is counted again at the end, when everything is linked and published."""
     fill(db, 3)
     with db.engine.connect() as holder:
         lock = sa.text("LOCK mailglass_open_orphans IN ACCESS EXCLUSIVE MODE")
-        result = sweeping.run(reconciler.prepare(), once(lambda _: holder.execute(lock)))
+        result = sweeping.run(reconciler.prepare(), run_once(lambda _: holder.execute(lock)))
     assert (result.linked, result.published, result.remaining, result.status) == (3, 6, 0, "ok")
 
 
-def test_the_causes_of_skipping_are_told_apart(db):
-    """Beyond the limit, beyond the deadline, held by another session."""
+def test_each_cause_of_skipping_has_its_own_count(db):
+    """Orphans are skipped beyond the limit, beyond the deadline, or because another session holds them."""
     fill(db, 10)
     result = reconcile(limit=4)
-    true(db, result, 10)
+    check_counts(db, result, 10)
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (4, 6, 0, 0)
-    with db.engine.begin() as other:
-        other.exec_driver_sql("SELECT FROM mailglass_open_orphans ORDER BY arrived_at LIMIT 2 FOR UPDATE")
+    with db.engine.begin() as holder:
+        holder.exec_driver_sql("SELECT FROM mailglass_open_orphans ORDER BY arrived_at LIMIT 2 FOR UPDATE")
         result = reconcile()
-        true(db, result, 6)
+        check_counts(db, result, 6)
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (4, 0, 0, 2)
     configure(db, batch_size=1)
     sweep = reconciler.prepare()
-    result = sweeping.run(sweep, once(lambda _: sweep.stop()))
-    true(db, result, 2)
+    result = sweeping.run(sweep, run_once(lambda _: sweep.stop()))
+    check_counts(db, result, 2)
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (1, 0, 1, 0)
 
 
 def test_orphans_that_arrive_meanwhile_are_the_next_sweeps(db):
-    """This includes a writer that commits late: a slice is bounded, and the counts are of the eligible orphans."""
+    """A writer may commit late, too: a slice is bounded, and the counts are of the orphans eligible at the start."""
     fill(db, 10)
     configure(db, batch_size=5)
     late = [orphan_row(postmark("late"), age_seconds=2_000), orphan_row(postmark("0"), age_seconds=4_000)]
-    result = sweeping.run(reconciler.prepare(), once(lambda _: insert(db, [], late)))
+    result = sweeping.run(reconciler.prepare(), run_once(lambda _: insert(db, [], late)))
     assert (result.scanned, result.linked) == (10, 10)
     assert result.remaining == 0, "of what was eligible"
     second = reconcile()
@@ -217,7 +217,7 @@ def test_orphans_that_arrive_meanwhile_are_the_next_sweeps(db):
 
 @pytest.mark.parametrize("bounded", [True, False])
 def test_a_window_of_arrival_is_swept_alone(db, bounded):
-    """After one time and until another, in UTC; two windows are a whole."""
+    """Bounds are in UTC, and two adjacent windows cover everything."""
     fill(db, 10)
     middle = db.value("SELECT arrived_at::text FROM mailglass_open_orphans ORDER BY arrived_at OFFSET 3 LIMIT 1")
     bounds = (None, middle) if bounded else (middle, None)
@@ -228,39 +228,39 @@ def test_a_window_of_arrival_is_swept_alone(db, bounded):
 
 
 def test_a_dry_run_counts_as_a_sweep_would(db):
-    """And leaves everything open."""
+    """It leaves everything open."""
     fill(db, 3, never=2)
     factories.delivery(db, "0")
     result = reconciler.prepare(dry_run=True).run()
-    true(db, result, 5)
+    check_counts(db, result, 5)
     assert (result.linked, result.unmatched, result.ambiguous, result.remaining) == (2, 2, 1, 5)
 
 
 @pytest.mark.parametrize("sweeps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sweeps_that_overlap_each_count_every_orphan_once(db, monkeypatch, sweeps):
-    """Each stores states that the others find in their next slices."""
+    """Each stores states that the others read in their next slices."""
     fill(db, 0, never=240)
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 20)
     with ThreadPoolExecutor(sweeps) as pool:
         results = [future.result() for future in [pool.submit(reconcile) for _ in range(sweeps)]]
     for result in results:
-        true(db, result, 240)
+        check_counts(db, result, 240)
         assert (result.unmatched, result.remaining) == (240, 240)
 
 
 def test_a_sweep_within_another_that_stores_states_changes_none_of_its_counts(db, monkeypatch):
-    """The inner one has checked what the outer one has chosen and not read yet."""
+    """The inner sweep has checked what the outer one has chosen and not read yet."""
     fill(db, 0, never=9)
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 3)
     inner = []
-    result = sweeping.run(reconciler.prepare(), once(lambda _: inner.append(reconcile())))
-    for one in (*inner, result):
-        true(db, one, 9)
-        assert one.unmatched == 9
+    result = sweeping.run(reconciler.prepare(), run_once(lambda _: inner.append(reconcile())))
+    for sweep_result in (*inner, result):
+        check_counts(db, sweep_result, 9)
+        assert sweep_result.unmatched == 9
 
 
 def test_a_targeted_sweep_of_an_event_that_was_checked_counts_it_once(db):
-    """It was unmatched, and its delivery has come."""
+    """The event was unmatched, and its delivery has arrived."""
     event_id = factories.orphan(db, postmark("m-1"))
     assert reconcile().unmatched == 1
     factories.delivery(db, "m-1")

@@ -1,4 +1,4 @@
-"""How often a batch is tried, and what a sweep says without the triggers that feed it."""
+"""Retries of a batch, and warnings about triggers that feed a sweep."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ WORDS = "a trigger on mailglass_events is missing or disabled"
 
 @pytest.mark.parametrize("state", ["40001", "40P01"])
 def test_a_batch_is_tried_four_times_and_no_more(db, caplog, state):
-    """A sequence counts, because a rollback does not take it back; each further attempt is told of."""
+    """A sequence counts the attempts, because a rollback does not reset it; each retry is logged."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     db.run(_COUNTED.format(state=state))
@@ -38,7 +38,7 @@ def test_a_batch_is_tried_four_times_and_no_more(db, caplog, state):
 
 
 def test_an_application_s_trigger_that_misses_a_table_is_named(db, caplog):
-    """Our statements see no schema but Postgres's own: a sweep says so of each link, a call in its error."""
+    """Our statements have only pg_catalog in their search_path: a sweep logs it for each link, a call raises it."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     db.run(NAMELESS)
@@ -54,7 +54,7 @@ def test_an_application_s_trigger_that_misses_a_table_is_named(db, caplog):
 
 
 def test_a_sweep_warns_if_the_triggers_of_the_open_set_are_disabled(db, caplog):
-    """With them it says nothing; without them new orphans are not seen, and a silent sweep would look healthy."""
+    """Without the triggers new orphans are missed, and a sweep without a warning would look healthy."""
     mailglass_reconcile.reconcile()
     assert not [record for record in caplog.records if WORDS in record.message]
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add")
@@ -65,7 +65,7 @@ def test_a_sweep_warns_if_the_triggers_of_the_open_set_are_disabled(db, caplog):
 
 
 def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
-    """Its `reconciled` event came while the triggers were disabled; nothing of it stays in the open set."""
+    """Its `reconciled` event came while the triggers were disabled; no row of it stays in the open set."""
     event_id = factories.orphan(db, factories.postmark("one"))
     mailglass_reconcile.reconcile()
     assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") > 0
@@ -80,7 +80,7 @@ def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
 
 @pytest.mark.parametrize("columns", [{"tenant_id": "other"}, {"type": "delivered"}])
 def test_an_orphan_whose_key_an_event_of_another_tenant_or_type_holds_stays_open(db, caplog, columns):
-    """It cannot be linked, and nothing says that it was."""
+    """It cannot be linked, and no event says that it was."""
     event_id = factories.orphan(db, factories.postmark("one"))
     delivery_id = factories.delivery(db, "one")
     factories.insert(db, events=[{**factories.reconciled_row(event_id, delivery_id), **columns}])

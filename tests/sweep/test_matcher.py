@@ -1,4 +1,4 @@
-"""The rule of matching: for many events and for one, next to the oracle; and recipients in every spelling."""
+"""The matching rule, for many events and for one, compared with the oracle; and recipients in every spelling."""
 
 import datetime as dt
 import random
@@ -54,7 +54,7 @@ ORPHANS = st.tuples(
 def test_a_match_and_a_decision_are_what_the_oracle_says(
     tx: Uncommitted, deliveries: list[tuple[str, str | None, str, str]], orphan: tuple[str, list[str], str | None, bool]
 ) -> None:
-    """With ids of few deliveries and of more than are read whole; nothing of it is committed."""
+    """The ids have few deliveries, or more than are read whole; the example is rolled back."""
     rows = [
         factories.delivery_row(id_, tenant_id=tenant, provider=provider, recipient=recipient)
         for tenant, provider, id_, recipient in deliveries
@@ -69,7 +69,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
         example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": keys.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
-    expected = [oracle.match({**read, "tenant_id": whose}, stored) for whose in (tenant, "b")]
+    expected = [oracle.match({**read, "tenant_id": tenant_id}, stored) for tenant_id in (tenant, "b")]
     assert [tuple(verdict) for verdict in match] == expected
     assert (decision.state, decision.delivery_id) == expected[0]
 
@@ -79,9 +79,9 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
 def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     tx: Uncommitted, own: int, state: str, provider: str
 ) -> None:
-    """A decision reads a few of three hundred deliveries; none of the orphan's own tenant is cut off."""
-    others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
-    factories.insert(tx, [*others, *(factories.delivery_row("shared") for _ in range(own))])
+    """A decision reads a few of three hundred deliveries, and none of the orphan's own tenant is left out."""
+    foreign = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
+    factories.insert(tx, [*foreign, *(factories.delivery_row("shared") for _ in range(own))])
     transaction = Transaction(tx.connection, tx.settings)
     decision = matcher.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
     assert decision.state == state
@@ -109,20 +109,20 @@ def sparkpost(recipient, campaign="campaign"):
     return {"provider": "sparkpost", "transmission_id": campaign, "recipient": recipient}
 
 
-def others_of(campaign, number):
-    """Return so many deliveries of other recipients."""
+def other_deliveries(campaign, number):
+    """Return some deliveries of other recipients."""
     return [delivery_row(campaign, recipient=f"u{n}@example.com") for n in range(number)]
 
 
-@pytest.mark.parametrize("others", [WIDE - 1, WIDE])
+@pytest.mark.parametrize("number", [WIDE - 1, WIDE])
 @pytest.mark.parametrize("way", [1, -1])
-def test_an_event_links_however_its_recipient_is_spelled(db, others, way):
-    """This holds if its id names ten deliveries or eleven, and for any spelling on either side."""
+def test_an_event_links_however_its_recipient_is_spelled(db, number, way):
+    """The id may name ten deliveries or eleven, and either side may have any spelling."""
     spelled = {name: spellings[::way] for name, spellings in SAME.items()}
     items = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
     orphans = {name: orphan_row(sparkpost(reported, name)) for name, (_, reported) in spelled.items()}
-    rest = [row for name in spelled for row in others_of(name, others)]
-    insert(db, [*rest, *items.values()], list(orphans.values()))
+    other_rows = [row for name in spelled for row in other_deliveries(name, number)]
+    insert(db, [*other_rows, *items.values()], list(orphans.values()))
     mailglass_reconcile.reconcile()
     linked = dict(map(tuple, db.rows(LINKED)))
     assert {name: linked.get(row["id"]) for name, row in orphans.items()} == {n: row["id"] for n, row in items.items()}
@@ -133,7 +133,7 @@ def test_an_event_links_however_its_recipient_is_spelled(db, others, way):
 def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, others, recipient):
     """Of two deliveries of one recipient, the one with the event's provider is chosen, if the recipient is known."""
     spelled = factories.delivery_row("m", provider=" POSTMARK\xa0")
-    factories.insert(tx, [*others_of("m", others), factories.delivery_row("m"), spelled])
+    factories.insert(tx, [*other_deliveries("m", others), factories.delivery_row("m"), spelled])
     transaction = Transaction(tx.connection, tx.settings)
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), recipient))
     expected = ("matched", spelled["id"]) if recipient else ("ambiguous", None)
@@ -151,12 +151,12 @@ def test_one_delivery_of_a_wide_id_and_tenant_is_found_however_its_provider_is_s
     assert matcher.match(Transaction(tx.connection, tx.settings), [event]) == [expected]
 
 
-@pytest.mark.parametrize("others", [WIDE - 1, WIDE])
-def test_an_event_of_another_recipient_stays_open(db, others):
-    """With ten deliveries and with eleven, by the same name."""
-    mine = [delivery_row(name, recipient=stored) for name, (stored, _) in DIFFERENT.items()]
+@pytest.mark.parametrize("number", [WIDE - 1, WIDE])
+def test_an_event_of_another_recipient_stays_open(db, number):
+    """The name before the address is the same; the id names ten deliveries or eleven."""
+    rows = [delivery_row(name, recipient=stored) for name, (stored, _) in DIFFERENT.items()]
     orphans = [orphan_row(sparkpost(reported, name)) for name, (_, reported) in DIFFERENT.items()]
-    insert(db, [*(row for name in DIFFERENT for row in others_of(name, others)), *mine], orphans)
+    insert(db, [*(row for name in DIFFERENT for row in other_deliveries(name, number)), *rows], orphans)
     mailglass_reconcile.reconcile()
     assert not db.rows(LINKED)
     assert db.value(MISMATCHED) == len(DIFFERENT)
@@ -164,9 +164,9 @@ def test_an_event_of_another_recipient_stays_open(db, others):
 
 @pytest.mark.parametrize("domain", ["bücher{}.example", "example.com"])
 def test_recipients_outside_ascii_link_all(db, domain):
-    """Their addresses share a key, and are compared one by one."""
+    """Their addresses share an index key and are compared in Python."""
     addresses = [f"{'ä' if domain.isascii() else 'info'}{n % 7}@{domain.format(n)}" for n in range(7 * WIDE)]
-    addresses = [one.replace("ä", "ä" * (n + 1)) for n, one in enumerate(addresses)]
+    addresses = [address.replace("ä", "ä" * (n + 1)) for n, address in enumerate(addresses)]
     insert(
         db,
         [delivery_row("campaign", recipient=address) for address in addresses],
@@ -176,7 +176,7 @@ def test_recipients_outside_ascii_link_all(db, domain):
 
 
 def test_several_deliveries_of_one_recipient_outside_ascii_are_ambiguous(db):
-    """However many there are."""
+    """This holds however many there are."""
     insert(
         db,
         [delivery_row("campaign", recipient="ärger@example.com") for _ in range(3 * WIDE)],
@@ -186,7 +186,7 @@ def test_several_deliveries_of_one_recipient_outside_ascii_are_ambiguous(db):
 
 
 def test_none_is_chosen_among_more_deliveries_of_a_shared_key_than_are_compared(tx):
-    """The one that would match is compared; a second one might be among those that are not."""
+    """The matching delivery is compared, but another one might be among those that are not."""
     rows = [delivery_row("campaign", recipient=f"info@büro{n}.example") for n in range(MOST_COMPARED + 1)]
     factories.insert(tx, rows)
     transaction = Transaction(tx.connection, tx.settings)
@@ -205,71 +205,73 @@ LOCALES = {
 
 @pytest.fixture(params=LOCALES.values(), ids=LOCALES)
 def url(request, admin, drop_database):
-    """The URL of an empty database of some locale."""
+    """The URL of an empty database of one locale."""
     name = f"mgtest_{factories.new_id()}"
-    with admin.connect() as there:
+    with admin.connect() as admin_connection:
         try:
-            there.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING utf8 {request.param}')
+            admin_connection.exec_driver_sql(
+                f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING utf8 {request.param}'
+            )
         except sa.exc.NotSupportedError as error:
-            pytest.skip(str(error.orig))  # the wheel's server has no ICU; Debian's has
+            pytest.skip(str(error.orig))  # the server of the wheel has no ICU; Debian's has
     yield admin.url.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
     drop_database(name)
 
 
 @pytest.fixture
 def connection(url):
-    """A connection to it."""
-    with engines.create_engine(Settings(database_url=url)).connect() as made:
-        yield made
+    """A connection to that database."""
+    with engines.create_engine(Settings(database_url=url)).connect() as opened:
+        yield opened
 
 
 def test_an_event_links_in_every_locale(url, redis_url):
-    """This holds if its id names ten deliveries or eleven."""
+    """The id may name ten deliveries or eleven."""
     installation = catalog.installation(url)
     installation.migrate()
     mailglass_reconcile.configure(engine=installation.engine, settings=installation.settings)
-    wanted = set()
+    expected = set()
     for spelling, (stored, reported) in SAME.items():
-        for others in (WIDE - 1, WIDE):
-            id_ = f"{spelling} {others}"
-            mine = delivery_row(id_, recipient=stored)
-            rest = [delivery_row(id_, recipient=f"I{n}@example.com") for n in range(others)]
+        for number in (WIDE - 1, WIDE):
+            id_ = f"{spelling} {number}"
+            row = delivery_row(id_, recipient=stored)
+            other_rows = [delivery_row(id_, recipient=f"I{n}@example.com") for n in range(number)]
             event = {"provider": "sparkpost", "transmission_id": id_, "recipient": reported}
-            factories.insert(installation, [*rest, mine], [orphan_row(event)])
-            wanted.add(mine["id"])
-    assert mailglass_reconcile.reconcile().linked == len(wanted)
+            factories.insert(installation, [*other_rows, row], [orphan_row(event)])
+            expected.add(row["id"])
+    assert mailglass_reconcile.reconcile().linked == len(expected)
     assert (
-        set(installation.values("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'")) == wanted
+        set(installation.values("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'")) == expected
     )
 
 
 def spelled(seed):
-    """Return texts that may be recipients, of all that makes addresses odd."""
+    """Return possible recipients made of everything that makes addresses odd."""
     chance = random.Random(seed)
     return ["".join(chance.choices(PIECES, k=chance.randint(0, 12))) for _ in range(5_000)]
 
 
 def test_the_index_has_the_key_of_every_recipient(connection):
-    """Postgres makes of a recipient as it is stored the key that Python makes of it as it is compared."""
-    recipients = [one for pair in (*SAME.values(), *DIFFERENT.values()) for one in pair] + spelled(1)
+    """Postgres computes from a stored recipient the key that Python computes from a normalized one."""
+    recipients = [recipient for pair in (*SAME.values(), *DIFFERENT.values()) for recipient in pair] + spelled(1)
     keys = [make_index_key(normalize_address(recipient)) for recipient in recipients]
     rows = connection.execute(sa.text(in_schema(KEYS, "public")), {"recipients": recipients, "keys": keys})
-    assert [repr(recipient) for recipient, same in rows if not same] == []
+    assert [repr(recipient) for recipient, is_equal in rows if not is_equal] == []
 
 
 def test_the_index_trims_what_python_calls_white_space(connection):
-    """Every character of it, around an address and inside its brackets."""
+    """Every such character is trimmed around an address and inside its brackets."""
     blanks = [chr(n) for n in range(sys.maxunicode + 1) if chr(n).isspace()]
     recipients = [f"{blank}Ada <{blank}ADA@example.com{blank}>{blank}" for blank in blanks]
     rows = connection.execute(
         sa.text(in_schema(KEYS, "public")), {"recipients": recipients, "keys": ["ada@example.com"] * len(blanks)}
     )
-    assert [repr(recipient) for recipient, same in rows if not same] == []
+    assert [repr(recipient) for recipient, is_equal in rows if not is_equal] == []
 
 
 @pytest.mark.parametrize("column", ["provider_message_id", "tenant_id", "recipient"])
 def test_no_value_is_too_long_for_the_index(db, column):
-    """A writer's INSERT never fails because of it; Mailglass's own indexes have limits, so they are away here."""
+    """A writer's INSERT never fails because of it; Mailglass's own indexes, which have limits, are dropped here."""
     rows = db.rows("""
         SELECT indexrelid::regclass::text FROM pg_index
          WHERE indrelid = 'mailglass_deliveries'::regclass AND NOT indisprimary
@@ -285,7 +287,7 @@ FLAG = "SELECT metadata -> 'recipient_known' FROM mailglass_events WHERE type = 
 
 
 def record_bobs_bounce(db) -> UUID:
-    """Record a bounce of Bob's as an orphan that is past its grace, and return its id."""
+    """Record a bounce of Bob's as an orphan past its grace, and return its id."""
     event = WebhookEvent(
         type="bounced",
         occurred_at=dt.datetime.now(dt.UTC),
@@ -299,13 +301,13 @@ def record_bobs_bounce(db) -> UUID:
     return recorded.event_id
 
 
-def taken_out_and_put_back(db) -> None:
-    """Take out what is ours, and migrate again: the open orphans come from the ledger."""
+def remove_and_migrate(db) -> None:
+    """Remove our tables and migrate again, which fills the open set from the ledger."""
     runner.remove(db.engine, db.settings, lambda line: None)
     runner.migrate(db.engine, db.settings, lambda line: None)
 
 
-def pruned_short_and_long(db) -> None:
+def prune_short_and_long(db) -> None:
     """Prune with a short maximum age, which closes the orphan, and with the default, which opens it again."""
     short = Settings(**{**db.settings.model_dump(), "max_age_minutes": 1})
     mailglass_reconcile.configure(engine=db.engine, settings=short)
@@ -315,11 +317,9 @@ def pruned_short_and_long(db) -> None:
     assert db.value("SELECT recipient IS NULL FROM mailglass_open_orphans")
 
 
-@pytest.mark.parametrize(
-    "rebuilt", [pytest.param(taken_out_and_put_back, marks=pytest.mark.slow), pruned_short_and_long]
-)
+@pytest.mark.parametrize("rebuilt", [pytest.param(remove_and_migrate, marks=pytest.mark.slow), prune_short_and_long])
 def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
-    """The one delivery of the id is Alice's; without the address nobody can tell, so the orphan stays ambiguous."""
+    """The only delivery of the id is Alice's; without the address, the orphan stays ambiguous."""
     event_id = record_bobs_bounce(db)
     assert db.value(FLAG) is True
     rebuilt(db)
@@ -339,7 +339,7 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
 
 @pytest.mark.parametrize("rekeyed", [False, True])
 def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db, rekeyed):
-    """To Bob's delivery among two of one id; the address is with the open orphan only, which keeps it when rekeyed."""
+    """Two deliveries have the id; only the open orphan has the address, and `rekey` keeps it."""
     record_bobs_bounce(db)
     if rekeyed:
         commands.run_here("rekey")
@@ -350,7 +350,7 @@ def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db, rekeyed):
 
 
 def test_an_erased_recipient_does_not_come_back_from_the_ledger_when_keys_are_computed_again(db):
-    """Another writer's event still names it there, and an event of a person who was erased is not linked."""
+    """Another writer's event still has it there, but an event of a person who was erased is not linked."""
     factories.orphan(db, factories.postmark("m", recipient="bob@example.com"))
     assert reconcile().unmatched == 1
     with db.engine.begin() as connection:

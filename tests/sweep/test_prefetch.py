@@ -1,4 +1,4 @@
-"""Running ahead: the next slice is read on a second connection, while the one before is linked."""
+"""Prefetching: the next slice is read on a second connection while the one before is linked."""
 
 import threading
 import time
@@ -17,27 +17,27 @@ from waiting import wait_until
 
 
 def never():
-    """Refuse to be called."""
+    """Raise if called."""
     raise AssertionError
 
 
 def test_the_next_item_is_computed_while_the_caller_works_on_the_one_before():
-    """And no other: memory holds two."""
-    started = []
+    """Only one is computed ahead, so memory holds two."""
+    computed_items = []
 
     def items():
         for number in range(1, 4):
-            started.append(number)
+            computed_items.append(number)
             yield number
 
     with run_ahead(items(), never) as computed:
         for number in computed:
-            wait_until(lambda number=number: len(started) == min(3, number + 1))
-    assert started == [1, 2, 3]
+            wait_until(lambda number=number: len(computed_items) == min(3, number + 1))
+    assert computed_items == [1, 2, 3]
 
 
 def test_an_error_is_raised_where_its_item_would_be():
-    """The caller has worked on what came before."""
+    """The caller has worked on all items before it."""
 
     def items():
         yield 1
@@ -50,7 +50,7 @@ def test_an_error_is_raised_where_its_item_would_be():
 
 
 def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):
-    """As Ctrl-C, a lost lock and a deadline end it."""
+    """Ctrl-C, a lost lock and a deadline end a block in this way."""
 
     def items(connected):
         with connected.reading() as tx:
@@ -68,10 +68,10 @@ def test_the_statement_that_runs_ahead_is_cancelled_when_the_block_ends(db):
             wait_until(lambda: db.value(running) == 1)
             raise KeyboardInterrupt
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started_at < 60
     assert db.value(running) == 0
 
 
@@ -81,7 +81,7 @@ def fill(db, count):
 
 
 def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch):
-    """And leaves no thread."""
+    """It leaves no thread."""
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
     threads = set()
     match_slice = reconciler.reading.match_slice
@@ -98,7 +98,7 @@ def test_a_sweep_of_several_slices_reads_on_a_second_connection(db, monkeypatch)
 
 
 def test_a_sweep_that_gets_no_second_connection_does_without(db, monkeypatch):
-    """The server has none left."""
+    """The server may have no connection left."""
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 4)
     fill(db, 10)
     opened = []

@@ -1,4 +1,4 @@
-"""Cutting a backlog into ranges of arrival: nothing twice, nothing left out."""
+"""A backlog is cut into ranges of arrival without overlap or gap."""
 
 from itertools import pairwise
 
@@ -9,36 +9,36 @@ from mailglass_reconcile.sweep import ranges, reconciler
 
 
 def backlog(db, *ages: float, tenant: str = factories.TENANT, linked_every: int = 2) -> None:
-    """Insert orphans of these ages in one transaction; every second one has a delivery."""
+    """Insert orphans of these ages in one transaction; every *linked_every*-th has a delivery."""
     ids = [factories.new_id() for _ in ages]
-    rows = [orphan_row(postmark(one), age_seconds=age, tenant_id=tenant) for one, age in zip(ids, ages, strict=True)]
-    insert(db, [delivery_row(one, tenant_id=tenant) for one in ids[::linked_every]], rows)
+    rows = [orphan_row(postmark(id_), age_seconds=age, tenant_id=tenant) for id_, age in zip(ids, ages, strict=True)]
+    insert(db, [delivery_row(id_, tenant_id=tenant) for id_ in ids[::linked_every]], rows)
 
 
 def sizes(db, parts, tenant_id=None) -> list[int]:
-    """Return how many orphans a dry run finds in each range."""
+    """Return the number of orphans of each range by a dry run."""
     edges = [(part.after, part.until) for part in parts]
     return [reconciler.prepare(tenant_id, dry_run=True, bounds=edge).run().scanned for edge in edges]
 
 
 def test_the_ranges_hold_about_as_many_each_and_their_counts_add_up_to_one_sweeps(db):
-    """103 orphans, at most 10 in each range; those in their grace are in none."""
+    """103 orphans are cut into ranges of at most 10; orphans in their grace are in none."""
     backlog(db, *(100 + number for number in range(103)), 5, 10)
-    whole = reconciler.prepare(dry_run=True).run()
+    sweep = reconciler.prepare(dry_run=True).run()
     eligible, parts = ranges.cut_window(db.database, None, 10)
-    found = sizes(db, parts)
-    assert eligible == sum(found) == whole.scanned == 103
+    counts = sizes(db, parts)
+    assert eligible == sum(counts) == sweep.scanned == 103
     assert len(parts) == 11
-    assert max(found) <= 10
+    assert max(counts) <= 10
     assert all(earlier.until == later.after for earlier, later in pairwise(parts))
     results = [reconciler.prepare(bounds=(part.after, part.until)).run() for part in parts]
-    assert sum(result.linked for result in results) == whole.linked == 52
-    assert sum(result.unmatched for result in results) == whole.unmatched == 51
+    assert sum(result.linked for result in results) == sweep.linked == 52
+    assert sum(result.unmatched for result in results) == sweep.unmatched == 51
     assert reconcile().linked == 0
 
 
 def test_many_orphans_of_one_arrival_time_are_in_one_range_and_counted_once(db):
-    """As one transaction leaves them: more than a range is to hold, at either end and in the middle."""
+    """One transaction may leave more than a range is to hold, at either end or in the middle."""
     backlog(db, *[300.0] * 25, *(301 + number for number in range(10)), *[400.0] * 25, *[500.0] * 25)
     eligible, parts = ranges.cut_window(db.database, None, 10)
     result = sizes(db, parts)
@@ -48,7 +48,7 @@ def test_many_orphans_of_one_arrival_time_are_in_one_range_and_counted_once(db):
 
 
 def test_a_tenants_backlog_is_cut_by_itself_and_a_small_one_not_at_all(db):
-    """Only that tenant's orphans count."""
+    """Other tenants' orphans do not count."""
     backlog(db, *(100 + number for number in range(30)), tenant="big")
     backlog(db, *(100 + number for number in range(5)), tenant="small")
     eligible, parts = ranges.cut_window(db.database, "big", 10)
@@ -59,7 +59,7 @@ def test_a_tenants_backlog_is_cut_by_itself_and_a_small_one_not_at_all(db):
 
 
 def test_a_huge_backlog_gets_larger_ranges_instead_of_more_than_a_hundred(db):
-    """One message to the broker each."""
+    """Each range is one message to the broker."""
     backlog(db, *(100 + number for number in range(250)))
     _, parts = ranges.cut_window(db.database, None, 1)
     assert 80 <= len(parts) <= 100

@@ -1,4 +1,4 @@
-"""What leaves the database in a sweep is bounded."""
+"""A sweep reads a bounded amount from the database."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from mailglass_reconcile.sweep import reconciler
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
-    """The ledger bounds no text; a message holds 512 characters of a type."""
+    """The ledger does not limit a text; a message has the first 512 characters of a type."""
     factories.delivery(db, "m")
     factories.orphan(db, factories.postmark("m"), type="x" * 1_000_000)
     assert reconcile().linked == 1
@@ -28,16 +28,16 @@ def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscrib
     "tenant",
     ["a\x00b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("half \ud800", "x" * 2_000, "line\nend"))],
 )
-def test_a_tenant_that_nothing_can_have_is_swept_and_finds_nothing(db, tenant):
-    """As it was given, without a traceback; other tenants are left alone."""
+def test_a_tenant_id_that_no_row_can_have_is_swept_and_finds_nothing(db, tenant):
+    """There is no traceback, and other tenants are not swept."""
     factories.delivery(db, "m")
     factories.orphan(db, factories.postmark("m"))
     result = reconciler.prepare(tenant).run()
     assert (result.status, result.scanned, result.remaining) == ("ok", 0, 0)
 
 
-def test_a_missing_right_ends_a_sweep_with_one_line_that_has_the_grant(db, admin, caplog):
-    """It is not bad data: no orphan is tried by itself or marked as refused."""
+def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, admin, caplog):
+    """It is not bad data: no orphan is retried alone or marked as refused."""
     numbers = [str(n) for n in range(20)]
     factories.insert(
         db, map(factories.delivery_row, numbers), [factories.orphan_row(factories.postmark(n)) for n in numbers]
@@ -65,7 +65,7 @@ def test_a_missing_right_ends_a_sweep_with_one_line_that_has_the_grant(db, admin
 
 
 def test_all_statements_of_a_reading_transaction_see_the_same_rows(db):
-    """A delivery that is committed between two of them is seen by neither."""
+    """A delivery that is committed between two statements is seen by neither."""
     count = "SELECT count(*) FROM {schema}.mailglass_deliveries"
     with db.database.reading() as tx:
         before = tx.execute(count).scalar_one()

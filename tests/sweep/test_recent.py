@@ -1,4 +1,4 @@
-"""The recent sweep: what it looks at, and what it leaves to the full one."""
+"""The recent sweep: which orphans it links, and which it leaves to the full sweep."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -21,24 +21,24 @@ from mailglass_reconcile.sweep.result import SweepResult
 def pairs_of_age(db, *ages: float) -> None:
     """Insert orphans of these ages, in seconds, and their deliveries."""
     ids = [factories.new_id() for _ in ages]
-    rows = [orphan_row(postmark(one), age_seconds=age) for one, age in zip(ids, ages, strict=True)]
-    insert(db, [delivery_row(one) for one in ids], rows)
+    rows = [orphan_row(postmark(id_), age_seconds=age) for id_, age in zip(ids, ages, strict=True)]
+    insert(db, [delivery_row(id_) for id_ in ids], rows)
 
 
 @pytest.mark.parametrize(
     ("interval", "seconds"), [pytest.param(0.1, 60, marks=pytest.mark.slow), (1.0, 60), (30.0, 90)]
 )
 def test_what_arrived_during_the_last_minute_or_three_intervals_is_linked_and_the_rest_is_left(db, interval, seconds):
-    """In its grace or not; the full sweep links what is left."""
-    recent_ages, others = (0, 2.5, 30, seconds - 5), (seconds + 5, 260, 3_600)
-    pairs_of_age(db, *recent_ages, *others)
+    """Orphans in their grace are linked too; the full sweep links the rest."""
+    recent_ages, older_ages = (0, 2.5, 30, seconds - 5), (seconds + 5, 260, 3_600)
+    pairs_of_age(db, *recent_ages, *older_ages)
     result = reconcile_recent(interval)
     assert (result.linked, result.scanned, result.remaining) == (len(recent_ages), len(recent_ages), 0)
-    assert reconcile().linked == len(others)
+    assert reconcile().linked == len(older_ages)
 
 
 def test_a_delivery_that_is_late_is_matched_at_the_next_tick_within_the_minute(db):
-    """And by the full sweep after that."""
+    """Later, the full sweep matches it."""
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=20), orphan_row(postmark("m-2"), age_seconds=70)])
     assert reconcile_recent().unmatched == 1
     insert(db, [delivery_row("m-1"), delivery_row("m-2")], [])
@@ -46,8 +46,8 @@ def test_a_delivery_that_is_late_is_matched_at_the_next_tick_within_the_minute(d
     assert reconcile().linked == 1
 
 
-def test_of_what_was_checked_before_only_so_much_is_checked_again_the_newest(db, monkeypatch):
-    """A flood that matches nothing unambiguously costs each tick the same."""
+def test_a_bounded_number_of_checked_orphans_the_newest_is_checked_again(db, monkeypatch):
+    """A flood of ambiguous events costs each tick the same."""
     monkeypatch.setattr(reconciler, "MOST_CHECKED", 3)
     ids = [f"m-{n}" for n in range(6)]
     rows = [delivery_row(id_) for id_ in ids for _ in range(2)]
@@ -64,20 +64,20 @@ def test_of_what_was_checked_before_only_so_much_is_checked_again_the_newest(db,
 
 
 def test_bounds_of_the_interval_are_refused(db):
-    """Zero, less, no number, or more than a minute."""
+    """It must be a number above zero and at most a minute."""
     for interval in (0, -1, float("nan"), 61):
         with pytest.raises(ValueError, match="interval"):
             reconcile_recent(interval)
 
 
 def test_an_arrival_ahead_of_the_databases_clock_is_linked(db):
-    """An application whose clock is four minutes ahead sets its rows' `inserted_at` itself."""
+    """An application whose clock is four minutes ahead sets `inserted_at` itself."""
     pairs_of_age(db, -240)
     assert reconcile_recent().linked == 1
 
 
 def test_a_tenants_recent_sweep_links_nobody_elses(db):
-    """And all tenants' links the rest."""
+    """A sweep of all tenants links the rest."""
     insert(
         db,
         [delivery_row(tenant, tenant_id=tenant) for tenant in ("a", "b")],
@@ -90,7 +90,7 @@ def test_a_tenants_recent_sweep_links_nobody_elses(db):
 
 
 def test_keys_are_computed_once_and_stored_and_refused_orphans_do_not_hold_up_others(db):
-    """An orphan in its grace gets its keys from the first tick; one that cannot be linked stands last."""
+    """An orphan in its grace gets its keys from the first tick; one that cannot be linked comes last."""
     factories.orphan(db, postmark("nobody"), age_seconds=0)
     assert reconcile_recent().unmatched == 1
     assert db.value("SELECT rank IS NOT NULL FROM mailglass_open_orphans")
@@ -104,7 +104,7 @@ def test_keys_are_computed_once_and_stored_and_refused_orphans_do_not_hold_up_ot
 
 
 def test_an_orphan_that_its_writer_still_holds_is_left_alone(db):
-    """Nobody waits: the next tick links it."""
+    """The sweep does not wait; the next tick links it."""
     pairs_of_age(db, 0)
     with db.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("SELECT * FROM mailglass_open_orphans FOR UPDATE")
@@ -113,7 +113,7 @@ def test_an_orphan_that_its_writer_still_holds_is_left_alone(db):
 
 
 def test_an_orphan_whose_reconciled_event_came_first_is_closed_by_the_link_that_meets_its_key(db):
-    """Until its delivery comes, or the prune."""
+    """It is open until its delivery arrives, or until a prune."""
     row = orphan_row(postmark("x"), age_seconds=0)
     insert(db, [], [reconciled_row(row["id"], None)])
     insert(db, [], [row])
@@ -125,7 +125,7 @@ def test_an_orphan_whose_reconciled_event_came_first_is_closed_by_the_link_that_
 
 
 def test_a_burst_ends_a_recent_sweep_after_two_seconds_and_what_was_linked_is_whole(db):
-    """It says `partial`; later ticks and the full sweep link the rest."""
+    """The result says `partial`; later ticks and the full sweep link the rest."""
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 2}))
     pairs_of_age(db, *(0 for _ in range(300)))
     db.run(
@@ -142,13 +142,13 @@ def test_a_burst_ends_a_recent_sweep_after_two_seconds_and_what_was_linked_is_wh
 
 
 def test_a_recent_sweep_logs_nothing_that_the_full_sweep_says_anyway(db, caplog):
-    """Mismatches and rules that fail would be told of at every tick; the full sweep tells of them."""
+    """Mismatches and failing rules would be logged at every tick; the full sweep logs them."""
     insert(db, [delivery_row("m", tenant_id="other")], [orphan_row(postmark("m"), age_seconds=0)])
     assert reconcile_recent().tenant_mismatch == 1
     assert caplog.text == ""
 
 
-# Older than what a recent sweep looks at.
+# Older than the window of a recent sweep.
 CROWD = """
 SET LOCAL session_replication_role = replica;
 SET LOCAL TimeZone = 'UTC';
@@ -179,7 +179,7 @@ def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engi
 
 
 def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent) -> tuple[SweepResult, int, int]:
-    """Sweep, and return the result, its statements and their buffers, as Postgres itself counts them."""
+    """Sweep, and return the result, the number of statements and their buffers by auto_explain."""
     statements, buffers = [], []
 
     def notice(diagnostic: Any) -> None:
@@ -209,7 +209,7 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
 
 
 def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, monkeypatch):
-    """Whatever the statistics say: begin, the window, and the choice."""
+    """Whatever the statistics, the statements are BEGIN, the window and the choice."""
     reconcile_recent()  # sets hint bits
     result, statements, buffers = cost(crowded)
     assert result.scanned == 0
@@ -222,7 +222,7 @@ def test_with_nothing_new_beside_many_orphans_a_tick_is_three_statements_and_at_
 
 
 def test_a_full_sweep_with_nothing_open_touches_at_most_100_buffers(db):
-    """Its row in the history included; sizes of tables are asked for only if there is something to read."""
+    """Its row in the history is included; table sizes are asked for only if there is something to read."""
     reconcile()
     result, statements, buffers = cost(db.engine, reconcile)
     assert (result.scanned, statements) == (0, 5)

@@ -1,4 +1,4 @@
-"""Sweeps on real rows: what is linked, what is not and why, and who is told."""
+"""Sweeps on real rows: what is linked, what is not and why, and what is published."""
 
 import gc
 import json
@@ -29,7 +29,7 @@ GUID = "883953f4-6105-42a2-a16a-{:012d}"
 
 
 def configure(db, **changes):
-    """Use the test's database with other settings, and return these."""
+    """Configure the test's database with other settings, and return them."""
     settings = db.settings.model_copy(update=changes)
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     return settings
@@ -37,7 +37,7 @@ def configure(db, **changes):
 
 @contextmanager
 def statements(engine):
-    """Collect every statement that the engine sends, with what begins and ends transactions."""
+    """Collect every statement that the engine sends, with BEGIN, COMMIT and ROLLBACK."""
     sent = []
 
     def note(*arguments):
@@ -56,7 +56,7 @@ def counts(result):
 
 
 def test_one_sweep_links_exactly_the_matchable_half(db):
-    """A thousand orphans of six kinds; the second sweep links none, publishes nothing, and sends ten statements."""
+    """Of a thousand orphans of six kinds, a second sweep links none, publishes nothing, and sends ten statements."""
     deliveries = [delivery_row(GUID.format(n), tenant_id="t1") for n in range(250)]
     deliveries += [delivery_row(f"{n:022d}", tenant_id="t2") for n in range(125)]
     deliveries += [delivery_row("twins", provider=p, tenant_id="t1") for p in (None, None)]
@@ -91,7 +91,7 @@ def test_one_sweep_links_exactly_the_matchable_half(db):
 
 
 def test_orphans_that_never_match_hold_nobody_up(db):
-    """1,500 of them, all older than the one that matches, which the first sweep links, even with a limit of one."""
+    """1,500 older orphans never match; the first sweep links the newest one, even with a limit of one."""
     dead = [orphan_row(postmark(f"never {n}"), age_seconds=4_000) for n in range(1_500)]
     insert(db, [delivery_row("one")], [*dead, orphan_row(postmark("one"))])
     assert counts(reconcile(limit=1)) == {"linked": 1, "unmatched": 1_500}
@@ -104,7 +104,7 @@ def linked_to(db, orphan):
 
 
 def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
-    """Both carry the id; NULL is only asked where no delivery names the provider."""
+    """Both carry the id; a delivery without a provider counts only if none has the event's provider."""
     factories.delivery(db, "one")
     factories.delivery(db, "one", provider="sendgrid")
     delivery = factories.delivery(db, "one", provider="postmark")
@@ -115,14 +115,14 @@ def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
 
 
 def test_the_first_candidate_that_names_a_delivery_decides(db):
-    """It is ambiguous, though a later candidate would be unique."""
+    """The event is ambiguous, although a later candidate would be unique."""
     insert(db, [delivery_row("first"), delivery_row("first"), delivery_row("second")])
     factories.orphan(db, postmark("second", provider_message_id="first"))
     assert counts(reconcile()) == {"ambiguous": 1}
 
 
 def test_a_candidate_that_names_nothing_is_passed_over(db):
-    """The second decides."""
+    """The second candidate decides."""
     delivery = factories.delivery(db, "second")
     orphan = factories.orphan(db, postmark("second", provider_message_id="first"))
     assert reconcile().linked == 1
@@ -131,7 +131,7 @@ def test_a_candidate_that_names_nothing_is_passed_over(db):
 
 @pytest.mark.parametrize("key", ["recipient", "email"])
 def test_the_recipient_decides_between_deliveries_of_one_message(db, key):
-    """Compared without regard to case and blanks around it."""
+    """Case and surrounding white space do not matter."""
     deliveries = [delivery_row("one", recipient=f"{name}@Example.com") for name in ("ada", "bob", "cy")]
     insert(db, deliveries)
     orphan = factories.orphan(db, postmark("one", **{key: " BOB@example.COM "}))
@@ -140,7 +140,7 @@ def test_the_recipient_decides_between_deliveries_of_one_message(db, key):
 
 
 def test_two_deliveries_of_one_recipient_stay_ambiguous(db):
-    """Never the first of many."""
+    """A sweep never takes the first of several."""
     insert(db, [delivery_row("one"), delivery_row("one")])
     factories.orphan(db, postmark("one", recipient=factories.RECIPIENT))
     assert counts(reconcile()) == {"ambiguous": 1}
@@ -154,7 +154,7 @@ def test_another_tenants_delivery_is_never_linked(db):
 
 
 def test_one_tenant_is_swept_alone(db):
-    """The others' orphans are neither counted nor linked."""
+    """Other tenants' orphans are neither counted nor linked."""
     insert(db, [delivery_row(name, tenant_id=name) for name in ("a", "b", "c")])
     insert(db, events=[orphan_row(postmark(name), tenant_id=name) for name in ("a", "b", "c")])
     result = reconcile(tenant_id="b")
@@ -164,7 +164,7 @@ def test_one_tenant_is_swept_alone(db):
 
 
 def test_a_limit_bounds_what_is_linked_the_newest_first(db):
-    """The rest is skipped, and remains."""
+    """The rest is skipped and remains open."""
     insert(db, [delivery_row(str(n)) for n in range(5)])
     rows = [orphan_row(postmark(str(n)), age_seconds=100 + n) for n in range(5)]
     insert(db, events=rows)
@@ -175,7 +175,7 @@ def test_a_limit_bounds_what_is_linked_the_newest_first(db):
 
 
 def test_events_of_one_delivery_are_linked_in_one_batch(db):
-    """Although events of another one arrived between them: one batch projects them together."""
+    """Events of another delivery arrived between them; one batch projects them together."""
     events = [orphan_row(postmark(id_), age_seconds=500 - n) for n, id_ in enumerate("abab")]
     insert(db, [delivery_row("a"), delivery_row("b")], events)
     configure(db, batch_size=2)
@@ -185,14 +185,14 @@ def test_events_of_one_delivery_are_linked_in_one_batch(db):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(db, limit):
-    """Before anything is swept."""
+    """Nothing is swept."""
     with pytest.raises(ValueError, match="at least 1"):
         reconcile(limit=limit)
     assert db.value("SELECT count(*) FROM mailglass_events") == 0
 
 
 def test_a_dry_run_writes_nothing(db):
-    """It counts what it would link and why the rest would not, and no row of any table has changed."""
+    """It counts what it would link and why it would not link the rest, and changes no row of any table."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one")), orphan_row(postmark("two"))])
     tables = "events", "deliveries", "open_orphans"
 
@@ -209,7 +209,7 @@ def test_a_dry_run_writes_nothing(db):
 
 
 def test_a_deadline_ends_a_sweep_with_what_it_has(db):
-    """It says partial; the next one goes on."""
+    """The result says partial; the next sweep continues."""
     insert_pairs(db, [str(n) for n in range(3)])
     configure(db, batch_size=1, sweep_seconds=1)
 
@@ -235,7 +235,7 @@ SELECT gen_random_uuid(), 'acme', 'delivered', '2026-01-01',
 
 
 def move_arrivals(db, seconds):
-    """Let time pass for the open set alone: the ledger's rows cannot change."""
+    """Move the arrivals in the open set into the past; the ledger's rows cannot change."""
     with db.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - make_interval(secs => :s)"),
@@ -244,7 +244,7 @@ def move_arrivals(db, seconds):
 
 
 def test_the_grace_holds_to_the_second_in_sessions_of_any_time_zone(db):
-    """Rows that took the column's default, in sessions west and east of UTC: none is early, none is late."""
+    """Rows that took the column's default, in sessions west and east of UTC, are linked neither early nor late."""
     for zone in ZONES:
         with db.engine.begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL TimeZone = '{zone}'")
@@ -264,7 +264,7 @@ def test_the_grace_holds_to_the_second_in_sessions_of_any_time_zone(db):
     "zone", [pytest.param(zone, marks=() if zone in QUICK_ZONES else pytest.mark.slow) for zone in ZONES]
 )
 def test_the_grace_holds_on_a_server_of_any_time_zone(db, zone, monkeypatch):
-    """The database's own default; explicit times are read as UTC there too."""
+    """The time zone is the database's default; explicit times are read as UTC there too."""
     monkeypatch.delenv("PGTZ", raising=False)
     db.by_default("timezone", zone)
     with db.engine.begin() as connection:
@@ -284,7 +284,7 @@ def test_the_grace_holds_on_a_server_of_any_time_zone(db, zone, monkeypatch):
 
 
 def test_an_expired_orphan_is_not_looked_at(db):
-    """A minute on either side of seven days."""
+    """The ages are a minute on either side of seven days."""
     minutes = 10_080
     insert(db, [delivery_row("one")])
     insert(db, events=[orphan_row(postmark("one"), age_seconds=60 * (minutes + d)) for d in (-1, 1)])
@@ -316,8 +316,8 @@ BAD = {
 }
 
 
-def test_bad_input_is_counted_with_its_reason_and_holds_nobody_up(db):
-    """Every kind beside one that matches; a second sweep finds them as they were."""
+def test_bad_input_is_counted_with_its_reason_and_does_not_delay_others(db):
+    """Every kind of bad input is beside an event that matches; a second sweep counts the same."""
     insert(db, [delivery_row("one")])
     insert(db, events=[orphan_row(value, age_seconds=500) for value in BAD.values()])
     factories.orphan(db, postmark("one"))
@@ -326,7 +326,7 @@ def test_bad_input_is_counted_with_its_reason_and_holds_nobody_up(db):
 
 
 def test_a_document_that_python_cannot_read_makes_its_event_unmatchable(db):
-    """Postgres stores numbers of any length; the others of its slice are linked."""
+    """Postgres stores numbers of any length; the other events of the slice are linked."""
     insert(db, [delivery_row("one")])
     factories.orphan(db, postmark("one"))
     row = orphan_row(postmark("one"))
@@ -335,7 +335,7 @@ def test_a_document_that_python_cannot_read_makes_its_event_unmatchable(db):
 
 
 def test_documents_are_read_as_many_at_a_time_as_fit_into_memory(db, monkeypatch):
-    """In any number of statements; none is left out, and one that is gone holds nobody up."""
+    """They are read in several statements; none is left out, and a deleted one does not delay the others."""
     monkeypatch.setattr(ledger, "SLICE_BYTES", 300_000)
     rows = [orphan_row(postmark(f"m-{n}", body="x" * (3_000 if n % 3 else 10))) for n in range(20)]
     insert(db, events=rows)
@@ -348,7 +348,7 @@ def test_documents_are_read_as_many_at_a_time_as_fit_into_memory(db, monkeypatch
 
 
 def test_what_surrounds_a_good_id_does_not_matter(db):
-    """Much text beside it, a number for it, and blanks around it."""
+    """Much text beside the id, a number as the id, and white space around it are accepted."""
     insert(db, [delivery_row(name) for name in ("one", "7", "three", "four", "512" + "x" * 509)])
     events = [
         orphan_row(postmark("one", body="x" * 60_000)),
@@ -362,7 +362,7 @@ def test_what_surrounds_a_good_id_does_not_matter(db):
 
 
 def test_unknown_types_and_tenants_are_linked_or_counted(db):
-    """A type that nobody knows is linked and moves nothing; a tenant that nobody knows mismatches."""
+    """An unknown type is linked and does not change the delivery; an unknown tenant is a mismatch."""
     delivery = factories.delivery(db, "one")
     insert(db, events=[orphan_row(postmark("one"), type=kind) for kind in ("weird", "", "x" * 10_000)])
     factories.orphan(db, postmark("one"), tenant_id="nobody's ' \" % * tenant")
@@ -374,7 +374,7 @@ def test_unknown_types_and_tenants_are_linked_or_counted(db):
 
 
 def test_impossible_times_are_linked(db):
-    """Infinite, before Christ, or in the far future: taken as arrival."""
+    """Infinite times, times before Christ and in the far future count as arrival."""
     kinds = ["infinity", "-infinity", "0044-03-15 BC", "290000-01-01"]
     insert(db, [delivery_row(kind) for kind in kinds])
     insert(db, events=[orphan_row(postmark(kind), occurred_at=kind) for kind in kinds])
@@ -395,8 +395,8 @@ def test_impossible_times_are_linked(db):
         ("100%~ ü/", "mailglass:events:100%25%7E%20%C3%BC%2F"),
     ],
 )
-def test_a_link_is_told_once_on_each_of_two_channels(db, subscriber, tenant, channel):
-    """Channel and payload exactly as designed."""
+def test_a_link_is_published_once_on_each_of_two_channels(db, subscriber, tenant, channel):
+    """Channel and payload are those of the documentation."""
     delivery = factories.delivery(db, "one", tenant_id=tenant)
     orphan = factories.orphan(
         db,
@@ -425,8 +425,8 @@ def test_a_link_is_told_once_on_each_of_two_channels(db, subscriber, tenant, cha
     assert reconcile().published == 0
 
 
-def test_nothing_is_told_before_its_commit(db, redis_url):
-    """A subscriber that looks each event up as it hears of it always finds it."""
+def test_nothing_is_published_before_its_commit(db, redis_url):
+    """A subscriber that looks up each event when its message arrives always finds it."""
     rows = [delivery_row(str(n)) for n in range(60)]
     insert(db, rows, [orphan_row(postmark(str(n))) for n in range(60)])
     configure(db, batch_size=10)
@@ -454,7 +454,7 @@ def test_nothing_is_told_before_its_commit(db, redis_url):
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["silent", "absent"])
 def test_a_redis_that_is_away_costs_messages_and_a_second(db, caplog, is_there):
-    """Everything is linked, what was not told is counted, the status is ok, and the log says it once.
+    """Everything is linked, lost messages are counted, the status is ok, and the log has one line.
 
     It is asked twice at most, for half a second each, however many batches there are.
     """
@@ -470,7 +470,7 @@ def test_a_redis_that_is_away_costs_messages_and_a_second(db, caplog, is_there):
 
 
 def test_an_orphan_that_somebody_else_settled_leaves_the_open_set_untold(db):
-    """Its `reconciled` event came in while our trigger was off; whoever holds the key has settled it."""
+    """Its `reconciled` event was inserted while our trigger was disabled; the holder of the key has closed it."""
     delivery = factories.delivery(db, "one")
     orphan = factories.orphan(db, postmark("one"))
     with db.engine.begin() as connection:
@@ -483,7 +483,7 @@ def test_an_orphan_that_somebody_else_settled_leaves_the_open_set_untold(db):
 
 
 def test_a_row_that_the_database_refuses_costs_that_row_only(db, caplog):
-    """One delivery cannot be written; the others of its batch are linked, and the sweep says partial."""
+    """One delivery cannot be written; the others of its batch are linked, and the result says partial."""
     db.run("ALTER TABLE mailglass_deliveries ADD CHECK (NOT (terminal AND provider_message_id = '3'))")
     insert_pairs(db, [str(n) for n in range(8)])
     result = reconcile()
@@ -494,34 +494,34 @@ def test_a_row_that_the_database_refuses_costs_that_row_only(db, caplog):
 def test_an_event_that_is_no_orphan_never_calls_our_triggers(db):
     """EXPLAIN ANALYZE lists the triggers that an insert calls."""
 
-    def called(row):
+    def called_triggers(row):
         statement = sa.text(f"EXPLAIN (ANALYZE, FORMAT JSON) {factories._EVENT.text}")
         with db.engine.connect() as connection:
             plan = connection.execute(statement, row).scalar_one()[0]
         return {trigger["Trigger Name"] for trigger in plan["Triggers"] if trigger["Calls"]} - {"witness"}
 
     ordinary = {"needs_reconciliation": False, "delivery_id": factories.new_id()}
-    assert called(orphan_row({}, **ordinary)) == set()
-    assert called(orphan_row({}, **ordinary, idempotency_key="postmark:reconciled:1")) == set()
-    assert called(orphan_row({}, delivery_id=factories.new_id())) == set()
-    assert called(orphan_row({}, needs_reconciliation=False)) == set()
-    assert called(orphan_row({})) == {"mailglass_open_orphans_add"}
-    assert called(reconciled_row(factories.new_id(), None)) == {"mailglass_open_orphans_remove"}
+    assert called_triggers(orphan_row({}, **ordinary)) == set()
+    assert called_triggers(orphan_row({}, **ordinary, idempotency_key="postmark:reconciled:1")) == set()
+    assert called_triggers(orphan_row({}, delivery_id=factories.new_id())) == set()
+    assert called_triggers(orphan_row({}, needs_reconciliation=False)) == set()
+    assert called_triggers(orphan_row({})) == {"mailglass_open_orphans_add"}
+    assert called_triggers(reconciled_row(factories.new_id(), None)) == {"mailglass_open_orphans_remove"}
 
 
 def test_a_second_sweep_with_another_engine_sees_the_same(db):
-    """Nothing is kept in a process."""
+    """No state is kept in a process."""
     insert_pairs(db, ["one"])
     configure(db)
-    other = databases.Database(engines.create_engine(db.settings), db.settings)
-    assert Sweep(other, Publisher(runtime.get_redis())).run().linked == 1
+    database = databases.Database(engines.create_engine(db.settings), db.settings)
+    assert Sweep(database, Publisher(runtime.get_redis())).run().linked == 1
     assert reconcile().scanned == 0
 
 
 @pytest.mark.parametrize("origin", ["python", "command"])
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled, origin):
-    """It is paused for a whole sweep in our own processes; in an application's it is not ours to change."""
+    """In our own processes it is paused for a whole sweep; an application's is not changed."""
     insert_pairs(db, ["one"])
     observed = []
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves in the history of runs."""
+"""A sweep's row in the history of runs."""
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched,
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    """Start without recent sweeps that wait to be noted."""
+    """Start without recent sweeps that wait to be written."""
     run_log._idle_runs.clear()
 
 
@@ -27,7 +27,7 @@ def last(db):
 
 
 def test_a_full_sweep_leaves_its_counts_and_what_stays_open_by_state_tenant_and_provider(db):
-    """A table that `status` reads instead of counting."""
+    """`status` reads the row instead of counting."""
     insert(
         db,
         [delivery_row("m-1"), delivery_row("m-2", tenant_id="other")],
@@ -48,7 +48,7 @@ def test_a_full_sweep_leaves_its_counts_and_what_stays_open_by_state_tenant_and_
 
 
 def test_what_could_be_linked_and_was_not_is_said_with_its_time(db):
-    """Lag is about linkable orphans: since the later of the grace's end and the delivery."""
+    """The lag starts at the end of the grace or when the delivery came, whichever is later."""
     insert(
         db,
         [delivery_row("m-1"), delivery_row("m-2")],
@@ -62,7 +62,7 @@ def test_what_could_be_linked_and_was_not_is_said_with_its_time(db):
 
 
 def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
-    """An error's text may name people."""
+    """An error's text may contain addresses."""
     insert_pairs(db, ["m-1"])
     db.run("ALTER TABLE mailglass_events RENAME COLUMN metadata TO meta")
     assert reconcile().status == "failed"
@@ -71,7 +71,7 @@ def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
 
 
 def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
-    """Ctrl-C, or a worker's time limit."""
+    """Ctrl-C or a worker's time limit interrupts it."""
     insert_pairs(db, ["m-1"])
     steps = reconciler.prepare().steps()
     next(steps)
@@ -88,12 +88,12 @@ def test_a_run_began_before_its_links_however_long_the_counting_after_them_took(
         for pairs in reconciler.prepare().steps():
             if pairs:
                 holder.execute(lock)
-    began = db.value("SELECT started_at FROM mailglass_reconcile_runs")
-    assert began <= db.value("SELECT inserted_at FROM mailglass_events WHERE type = 'reconciled'")
+    started_at = db.value("SELECT started_at FROM mailglass_reconcile_runs")
+    assert started_at <= db.value("SELECT inserted_at FROM mailglass_events WHERE type = 'reconciled'")
 
 
 def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
-    """Never the reason why a sweep fails."""
+    """The history is never the reason why a sweep fails."""
     db.run("ALTER TABLE mailglass_reconcile_runs ADD CHECK (false) NOT VALID")
     insert_pairs(db, ["m-1"])
     assert reconcile().linked == 1
@@ -101,7 +101,7 @@ def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
 
 
 def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, caplog):
-    """Such as one whose transaction an interruption has left open: that is no error of the database."""
+    """An interruption may leave its transaction open, which is no error of the database."""
     with db.database.connect() as connected:
         connected.connection.begin()
         assert run_log.add_run(connected, runs.Run("full", "python")) is None
@@ -110,7 +110,7 @@ def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, cap
 
 
 def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(db, monkeypatch):
-    """A hundred idle ticks cost no write until some seconds have passed; one that links is written at once."""
+    """A hundred idle ticks write nothing until some seconds have passed; a tick that links is written at once."""
     for _ in range(5):
         reconcile_recent(1.0)
     assert db.rows(RUNS) == []
@@ -127,7 +127,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
 
 
 def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
-    """Nothing matches, so they are noted together."""
+    """Nothing matches, so their counts are added up in one row."""
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=0)])
     for _ in range(2):
         reconcile_recent(10.0)
@@ -138,7 +138,7 @@ def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
 
 
 def test_a_range_is_added_to_the_row_of_the_sweep_that_was_cut(db):
-    """It has no row of its own: a fan-out is one sweep."""
+    """A range has no row of its own, because a fan-out is one sweep."""
     insert_pairs(db, ["m-1"])
     with db.database.writing() as tx:
         cut = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=1))
@@ -154,7 +154,7 @@ def test_a_dry_run_leaves_nothing_in_the_history(db):
 
 
 def test_old_rows_are_added_up_by_the_prune_so_that_totals_never_shrink(db):
-    """One row per kind, origin and status, however often the prune runs."""
+    """One row is kept per kind, origin and status, however often the prune runs."""
     db.run(
         """INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, linked, runs)
            SELECT t, t, 'full', 'beat', CASE WHEN n % 10 = 0 THEN 'failed' ELSE 'ok' END, n, 1
@@ -177,13 +177,13 @@ def test_old_rows_are_added_up_by_the_prune_so_that_totals_never_shrink(db):
     "column", ["kind = 'replay'", "status = 'paused'", "finished_at = 'infinity'", "open_groups = '{}'"]
 )
 def test_the_history_takes_no_row_that_its_readers_do_not_know(db, column):
-    """A role that may write it cannot break the page or `/metrics`."""
+    """A role that may write the history cannot break the dashboard or `/metrics`."""
     reconcile()
     with pytest.raises(sa.exc.IntegrityError, match="violates check constraint"):
         db.run(f"UPDATE mailglass_reconcile_runs SET {column}")  # noqa: S608 - of the list above
 
 
-def test_a_database_that_is_away_is_not_asked_a_second_time_for_the_history():
+def test_an_unreachable_database_is_not_asked_again_for_the_history():
     """The sweep's own error is enough."""
     settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
     mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)

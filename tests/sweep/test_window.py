@@ -1,4 +1,4 @@
-"""Nothing starves: what nobody has looked at comes first, then one ring, then what the database has refused."""
+"""No orphan starves: unchecked ones come first, then the rotation, then those that the database refused."""
 
 import uuid
 from typing import Any
@@ -16,8 +16,8 @@ from mailglass_reconcile.sweep.result import SweepResult
 LAST = "SELECT {} FROM mailglass_reconcile_runs WHERE kind = 'full' AND tenant_id IS NULL ORDER BY id DESC LIMIT 1"
 
 
-class Hurried(Sweep):
-    """A sweep whose deadline passes when it has looked at one slice, and linked what matches there."""
+class OneSliceSweep(Sweep):
+    """A sweep whose deadline passes after one slice, whose matches it links."""
 
     def _store(self, *arguments: Any) -> None:
         super()._store(*arguments)
@@ -25,13 +25,13 @@ class Hurried(Sweep):
 
 
 @pytest.fixture
-def hurry(db, monkeypatch):
-    """Sweep two orphans, the first that are due; the arguments are those of `prepare`."""
+def sweep_one_slice(db, monkeypatch):
+    """Return a function that sweeps the two orphans that are due first; its arguments are those of `prepare`."""
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 2)
-    monkeypatch.setattr(reconciler, "Sweep", Hurried)
+    monkeypatch.setattr(reconciler, "Sweep", OneSliceSweep)
 
-    def swept(*given: Any, **options: Any) -> SweepResult:
-        return reconciler.prepare(*given, **options).run()
+    def swept(*arguments: Any, **options: Any) -> SweepResult:
+        return reconciler.prepare(*arguments, **options).run()
 
     return swept
 
@@ -42,27 +42,29 @@ def fill(db, orphans, *matching):
     insert(db, rows, [orphan_row(postmark(str(n)), age_seconds=3_000 - n) for n in range(orphans)])
 
 
-def test_what_a_deadline_has_cut_off_comes_first_in_the_next_sweep_the_newest_first(db, hurry):
-    """The second of six is reached by the third sweep; what was not reached in time counts as that."""
+def test_what_a_deadline_has_cut_off_comes_first_in_the_next_sweep_the_newest_first(db, sweep_one_slice):
+    """The third sweep reaches the second of six; the others count as skipped by the deadline."""
     fill(db, 6, 1)
-    assert [hurry().linked for _ in range(3)] == [0, 0, 1]
-    result = hurry()
+    assert [sweep_one_slice().linked for _ in range(3)] == [0, 0, 1]
+    result = sweep_one_slice()
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 2, 3)
 
 
 @pytest.mark.parametrize("most", [pytest.param(window.MOST_IDS, marks=pytest.mark.slow), 4])
-def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, hurry, monkeypatch, most):
-    """It begins at a random row, even if a sweep reads fewer ids than are open: what has become linkable is reached."""
+def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, sweep_one_slice, monkeypatch, most):
+    """Each rotation starts at a random row, even if a sweep reads fewer ids than are open, so a linkable orphan is
+    reached.
+    """
     monkeypatch.setattr(window, "MOST_IDS", most)
     fill(db, 9)
     for _ in range(5):
-        hurry()
+        sweep_one_slice()
     db.run("DELETE FROM mailglass_deliveries WHERE id = (SELECT min(id::text)::uuid FROM mailglass_deliveries)")
-    assert any(hurry().linked for _ in range(200))
+    assert any(sweep_one_slice().linked for _ in range(200))
 
 
 def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_it_is(db, monkeypatch):
-    """Nine orphans, four ids at a time."""
+    """Nine orphans are read four ids at a time."""
     monkeypatch.setattr(window, "MOST_IDS", 4)
     fill(db, 9)
     sweep = reconciler.prepare()
@@ -71,7 +73,7 @@ def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_i
 
 
 def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_partial(db, monkeypatch):
-    """Four of nine are matched again; the others are still open, and in the history by their stored state."""
+    """Four of nine are matched again; the others stay open, and in the history by their stored state."""
     fill(db, 9)
     reconciler.prepare().run()
     monkeypatch.setattr(window, "MOST_IDS", 4)
@@ -81,7 +83,7 @@ def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_
 
 
 def test_ids_are_in_memory_only_until_their_slice_is_read():
-    """Three to a row, in slices of two: each once, in order, and none is kept."""
+    """Each id is read once, in order and in slices, and none is kept."""
     ids = [str(uuid.UUID(int=number)) for number in range(7)]
     rows = [uuid.UUID(id_).bytes for id_ in ids]
     part = window.Part(1, [b"".join(rows[start : start + 3]) for start in (0, 3, 6)])
@@ -92,36 +94,36 @@ def test_ids_are_in_memory_only_until_their_slice_is_read():
     assert part.packed == []
 
 
-def test_what_is_new_comes_before_the_rest(db, hurry):
-    """Although four older ones have not been looked at in this round; it has just come out of its grace."""
+def test_what_is_new_comes_before_the_rest(db, sweep_one_slice):
+    """It has just left its grace, while four older ones have not been reached in this rotation."""
     fill(db, 6)
     for _ in range(4):
-        hurry()
+        sweep_one_slice()
     delivery(db, "new")
     orphan(db, postmark("new"), age_seconds=db.settings.grace_seconds)
-    assert hurry().linked == 1
+    assert sweep_one_slice().linked == 1
 
 
-def test_a_window_that_two_intervals_did_not_cover_is_unhealthy(db, hurry):
-    """Each sweep of it was partial, which is a success."""
+def test_a_window_that_two_intervals_did_not_cover_is_unhealthy(db, sweep_one_slice):
+    """Each sweep of it was partial, which counts as a success."""
     fill(db, 4)
-    hurry()
+    sweep_one_slice()
     uncovered = "full sweeps have not checked everything for"
     assert not any(uncovered in problem for problem in load_problems(db.database))
     db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '16 minutes'")
     assert any(f"{uncovered} 16 min" in problem for problem in load_problems(db.database))
 
 
-def test_what_nobody_has_looked_at_counts_towards_the_lag(db, hurry):
-    """From the end of its grace on: nobody knows whether it could be linked."""
+def test_what_nobody_has_looked_at_counts_towards_the_lag(db, sweep_one_slice):
+    """After its grace, an unchecked orphan may be linkable."""
     fill(db, 4)
-    hurry()
+    sweep_one_slice()
     oldest = "SELECT arrived_at + interval '60 seconds' FROM mailglass_open_orphans ORDER BY arrived_at LIMIT 1"
     assert db.value(LAST.format("linkable_since")) == db.value(oldest)
 
 
 def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
-    """The second or third slice waits for a table lock; Postgres cancels its statement when the deadline passes."""
+    """The second or third slice waits for a table lock; Postgres cancels its statement at the deadline."""
     fill(db, 6, 5)
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 2)
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"sweep_seconds": 1}))
