@@ -15,7 +15,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store import personal_data
-from mailglass_reconcile.store.database import NIL, Database, Transaction
+from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.personal_data import PersonFilter
 
 READ_LIMIT = 100_000
@@ -178,5 +178,5 @@ def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], se
 def _compare_recipients(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
     """Return the deliveries to an address whose key others share; at most `READ_LIMIT` are compared."""
     person = PersonFilter(addresses.make_index_key(address), addresses.search_fragment(address), tenant_id)
-    rows = personal_data.page_of_deliveries(tx, person, NIL, READ_LIMIT)
+    rows = personal_data.find_deliveries(tx, person, READ_LIMIT)
     return {id_ for id_, recipient in rows if addresses.normalize_address(recipient) == address}

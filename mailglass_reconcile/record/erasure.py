@@ -138,14 +138,19 @@ def _erase(begin: Begin, target: ErasureTarget, *, dry_run: bool = False) -> Era
     orphans = erase_pages(personal_data.page_of_open_orphans, target.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass:
         return Erased(0, orphans, 0, (APPLICATION_METADATA, MAILGLASS_TABLES))
-    deliveries = erase_pages(personal_data.page_of_deliveries, target.is_recipient, _erase_deliveries)
+    deliveries = _erase_deliveries(begin, target, dry_run=dry_run)
     webhooks = erase_pages(personal_data.page_of_webhook_events, target.is_named, personal_data.erase_webhook_events)
     return Erased(deliveries, orphans, webhooks, (APPLICATION_METADATA,))
 
 
-def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
-    """Erase deliveries, after locking them in the order of ids, as all writers do."""
-    personal_data.erase_deliveries(tx, deliveries.lock(tx, ids))
+def _erase_deliveries(begin: Begin, target: ErasureTarget, *, dry_run: bool) -> int:
+    """Erase the deliveries batch by batch, and return their number; our index has no order in which to page them."""
+    with begin() as tx:
+        ids = [row[0] for row in personal_data.find_deliveries(tx, target.person) if target.is_recipient(tx, row)]
+    for start in () if dry_run else range(0, len(ids), BATCH_ROWS):
+        with begin() as tx:  # all writers lock deliveries in the order of ids
+            personal_data.erase_deliveries(tx, deliveries.lock(tx, ids[start : start + BATCH_ROWS]))
+    return len(ids)
 
 
 def _erase_pages(

@@ -1,7 +1,7 @@
 """Find and erase a person's address in our tables; the ledger is not touched.
 
-Rows are found by a part of the address that every spelling contains; the caller compares them. Each page is in the
-order of ids.
+Rows are found by a part of the address that every spelling contains; the caller compares them. They are in the order of
+ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.addresses import ERASED_DOMAIN
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-# First all rows that our index has for the key, then page and order: otherwise the planner walks the primary key, and
+# First all rows that our index has for the key, then order and limit: otherwise the planner walks the primary key, and
 # computes a key for each row. IS NOT DISTINCT FROM keeps the planner from an index on the tenant, which looks cheap.
 _DELIVERIES = """
 WITH found AS MATERIALIZED (
@@ -20,7 +20,7 @@ WITH found AS MATERIALIZED (
    WHERE {recipient_key} = hashtextextended(:key, 0)
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
 )
-SELECT f.id::text, f.recipient FROM found AS f WHERE f.id > CAST(:after AS uuid) ORDER BY f.id LIMIT :size
+SELECT f.id::text, f.recipient FROM found AS f ORDER BY f.id LIMIT CAST(:size AS integer)
 """
 
 # The version is incremented, so that an application with optimistic locking does not write the address back.
@@ -79,9 +79,9 @@ class PersonFilter(NamedTuple):
     tenant_id: str | None
 
 
-def page_of_deliveries(tx: Transaction, person: PersonFilter, after: str, size: int) -> list[tuple[str, str]]:
-    """Return the next deliveries that may be the person's, as id and recipient."""
-    parameters = {"key": person.key, "tenant_id": person.tenant_id, "after": after, "size": size}
+def find_deliveries(tx: Transaction, person: PersonFilter, size: int | None = None) -> list[tuple[str, str]]:
+    """Return the deliveries, at most *size*, that may be the person's, as id and recipient."""
+    parameters = {"key": person.key, "tenant_id": person.tenant_id, "size": size}
     return [(id_, recipient) for id_, recipient in tx.execute(_DELIVERIES, parameters).all()]
 
 

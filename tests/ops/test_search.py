@@ -12,7 +12,7 @@ from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.addresses import normalize_address as compared
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, personal_data
-from mailglass_reconcile.store.database import NIL, Database, trust_statistics
+from mailglass_reconcile.store.database import Database, trust_statistics
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
 
@@ -232,7 +232,7 @@ def test_an_address_costs_its_own_deliveries(wide, address, at_most):
     """Addresses with 100,000 deliveries and with one are found by an index, whatever the statistics."""
     key = make_index_key(compared(address))
     newest = {"recipient_key": key, "message_ids": "{}", "ids": "{}", "most": search.READ_LIMIT, "size": 20}
-    erased = {"key": key, "after": NIL, "size": search.READ_LIMIT}
+    erased = {"key": key, "size": None}
     for statement, parameters in ((deliveries._NEWEST, newest), (personal_data._DELIVERIES, erased)):
         with wide.reading() as tx:
             ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", {"tenant_id": None, **parameters})
