@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from functools import partial
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -321,14 +320,10 @@ class Receiver:
             raise ConfigurationError(str(error)) from None
 
     def _error_response(self, record: Provider, provider: str, error: Exception) -> Response:
-        """Return the response to a webhook that was not recorded, and log each cause once a minute."""
-        refusal = refuse(record, provider, error, partial(self._log, provider))
+        """Return the response to a webhook that was not recorded, and log the cause."""
+        refusal = refuse(record, provider, error, self._throttle)
         headers = tuple((name.encode(), value.encode()) for name, value in refusal.headers.items())
         return Response(refusal.status, refusal.text, headers)
-
-    def _log(self, provider: str, level: int, cause: str) -> None:
-        if self._throttle.allow((provider, cause)):
-            logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
     def _log_unknown(self, provider: str) -> None:
         """Log once a minute that a name has no secret or is no provider's: strangers may request any."""

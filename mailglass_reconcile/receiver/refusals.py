@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
@@ -14,9 +14,11 @@ from mailglass_reconcile.receiver.admission import (
     OverloadedError,
 )
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks.certificates import UnavailableError
 from mailglass_reconcile.webhooks.provider import Provider
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER: Mapping[str, str] = {"retry-after": "30"}
 INVALID_SIGNATURE = "invalid signature"
@@ -30,11 +32,16 @@ class Refusal(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-def refuse(record: Provider, provider: str, error: Exception, log: Callable[[int, str], None]) -> Refusal:
-    """Return the response to a webhook that was not recorded, and log the cause.
+def refuse(record: Provider, provider: str, error: Exception, throttle: LogThrottle) -> Refusal:
+    """Return the response to a webhook that was not recorded, and log each cause once a minute.
 
     A cause that a stranger can bring about without a secret is logged as a warning.
     """
+
+    def log(level: int, cause: str) -> None:
+        if throttle.allow((provider, cause)):
+            logger.log(level, "a webhook of %s was refused: %s", provider, cause)
+
     match error:
         case SignatureError():
             log(logging.WARNING, str(error))
@@ -58,5 +65,5 @@ def refuse(record: Provider, provider: str, error: Exception, log: Callable[[int
         case OverloadedError():
             log(logging.WARNING, "too many webhooks are in flight")
         case _:  # including errors of an application's functions, and bugs of ours
-            failures.log_failure(f"a webhook of {providers.canonical(provider)}", error)
+            failures.log_failure(f"a webhook of {provider}", error)
     return Refusal(record.retry_status, "try again later", RETRY_AFTER)

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
@@ -140,14 +139,9 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
 
 
 def _error_response(record: Provider, provider: str, error: Exception) -> HttpResponse:
-    """Return the response to a webhook that was not recorded, and log each cause once a minute."""
-    refusal = refuse(record, provider, error, partial(_log, provider))
+    """Return the response to a webhook that was not recorded, and log the cause."""
+    refusal = refuse(record, provider, error, _throttle)
     return _make_response(refusal.status, refusal.text, **refusal.headers)
-
-
-def _log(provider: str, level: int, cause: str) -> None:
-    if _throttle.allow((provider, cause)):
-        logger.log(level, "a webhook of %s was refused: %s", provider, cause)
 
 
 def _unknown_provider() -> HttpResponse:
