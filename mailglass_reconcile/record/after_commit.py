@@ -40,6 +40,7 @@ from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import as_session
 from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.sweep.halving import Refused, run_halved
 from mailglass_reconcile.sweep.link import Notes, Pairs
 from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
@@ -217,29 +218,31 @@ def _publish(events: Iterable[LinkedEvent]) -> None:
 
 
 def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[AfterCommitAction]:
-    """Link the open orphans of a tenant's actions; return the actions if orphans were locked, or more are open."""
+    """Link the open orphans of a tenant's actions, and return the actions to repeat."""
+    again: list[AfterCommitAction] = []
+    for _, result in run_halved(connected, actions, partial(_link_open, connected), is_of_rows=is_data_error):
+        if isinstance(result, Refused):  # it does not hold up the orphans of other calls
+            text = "cannot look up the ids of this call again; the next sweep links its events: %s"
+            logger.warning(text, _describe_error(result.error))
+        else:
+            again += result
+    return again
+
+
+def _link_open(connected: Connected, actions: Sequence[AfterCommitAction]) -> Sequence[AfterCommitAction]:
+    """Link the open orphans of actions; return the actions if orphans were locked, or more are open."""
     rechecks = [action.recheck for action in actions if action.recheck]
     message_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.message_ids)
     event_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.event_ids)
-    try:
-        with connected.writing(STATEMENT_TIMEOUT_MS) as tx:
-            pairs, notes, has_more = _match(tx, Recheck(rechecks[0].tenant_id, tuple(message_ids), tuple(event_ids)))
-            linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
-    except DBAPIError as error:
-        if not is_data_error(error):
-            raise
-        if len(actions) > 1:  # one orphan that the database refuses does not hold up those of other calls
-            middle = len(actions) // 2
-            return [*_relink(connected, actions[:middle]), *_relink(connected, actions[middle:])]
-        text = "cannot look up the ids of this call again; the next sweep links its events: %s"
-        logger.warning(text, _describe_error(error))
-        return []
+    with connected.writing(STATEMENT_TIMEOUT_MS) as tx:
+        pairs, notes, has_more = _match(tx, Recheck(rechecks[0].tenant_id, tuple(message_ids), tuple(event_ids)))
+        linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
     _publish(linked)
     if has_more and linked:
         return actions
     for action in actions:
         action.attempts += 1
-    return actions if len(linked) < len(pairs) and actions[0].attempts < ATTEMPTS else []
+    return actions if len(linked) < len(pairs) and actions[0].attempts < ATTEMPTS else ()
 
 
 def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:

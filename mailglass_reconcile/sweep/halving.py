@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -29,9 +30,9 @@ def run_halved(
     rows: Sequence[Row],
     action: Callable[[Sequence[Row]], Result],
     *,
-    retry: Retry,
     is_of_rows: Callable[[DBAPIError], bool],
-    is_over: Callable[[], bool],
+    retry: Retry = operator.call,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Sequence[Row], Result | Refused]]:
     """Yield rows with the result of *action* on them: all *rows* at once or, where that fails, halves of them.
 
@@ -41,8 +42,8 @@ def run_halved(
         connected: The connection, to find out which privilege is missing.
         rows: The rows.
         action: Runs in one transaction.
-        retry: Retries transient errors.
         is_of_rows: True if fewer rows may succeed after an error; any other error is raised.
+        retry: Retries transient errors.
         is_over: True if no further transaction may begin.
 
     Raises:

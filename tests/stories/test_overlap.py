@@ -340,6 +340,21 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
     assert db.value(OPEN) == 1
 
 
+def test_a_refused_orphan_does_not_hold_up_those_of_other_calls(db, caplog):
+    """The calls of one look-up are halved until the refused orphan's stands alone."""
+    with db.engine.connect() as sending, db.engine.connect() as receiving:
+        sent = [send(sending, Sent(recipient=ADA, message_id=f"m-{n}", occurred_at=NOW)) for n in range(4)]
+        events = [record(receiving, event(f"m-{n}", provider_event_id=str(n)))[0] for n in range(4)]
+        receiving.commit()
+        sending.commit()
+    refused = f"idempotency_key <> 'reconciled:{events[1].event_id}'"
+    db.run(f"ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK ({refused})")
+    tell([delivery for deliveries in sent for delivery in deliveries])
+    db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
+    assert caplog.text.count("23514") == 1
+    assert (db.value(OPEN), db.appended()) == (1, 3)
+
+
 @pytest.mark.guard
 def test_handlers_hear_of_what_a_look_links(db):
     """Their outbox row is written with the link."""
