@@ -30,7 +30,7 @@ def cli(db):
 
 @pytest.fixture
 def one_of_two(db):
-    """Two orphans of tenant acme, one of which has a delivery; returns both ids, the linkable one first."""
+    """Insert two orphans of tenant acme, of which the first can be linked; return both ids."""
     ids = []
     for number in range(2):
         message, event = str(uuid.uuid4()), str(uuid.uuid4())
@@ -43,25 +43,25 @@ def one_of_two(db):
 
 @pytest.mark.slow
 def test_sweep_prints_one_json_object_whose_counts_add_up(cli, one_of_two):
-    """Machines read one object with the fixed fields."""
-    finished = cli("sweep", "--json")
-    counts = json.loads(finished.stdout)
-    assert (finished.returncode, counts["scanned"], counts["linked"], counts["unmatched"]) == (0, 2, 1, 1)
+    """Programs read one object with fixed fields."""
+    result = cli("sweep", "--json")
+    counts = json.loads(result.stdout)
+    assert (result.returncode, counts["scanned"], counts["linked"], counts["unmatched"]) == (0, 2, 1, 1)
     assert (counts["remaining"], counts["published"], counts["status"]) == (1, 2, "ok")
 
 
 def test_sweep_tells_a_person_what_stays_open_and_why(cli, one_of_two):
     """The summary has a line for each reason."""
-    finished = cli("sweep")
-    assert "linked 1 of 2 open orphans" in finished.stdout
-    assert "1 unmatched: no delivery has a matching id yet" in finished.stdout
+    result = cli("sweep")
+    assert "linked 1 of 2 open orphans" in result.stdout
+    assert "1 unmatched: no delivery has a matching id yet" in result.stdout
 
 
 def test_a_dry_run_writes_nothing(cli, db, one_of_two):
-    """What would be linked is said and not done."""
+    """It prints what it would link."""
     before = db.value("SELECT count(*) FROM mailglass_events")
-    finished = cli("sweep", "--dry-run", "--json")
-    counts = json.loads(finished.stdout)
+    result = cli("sweep", "--dry-run", "--json")
+    counts = json.loads(result.stdout)
     assert (counts["linked"], counts["dry_run"], counts["remaining"]) == (1, True, 2)
     assert db.value("SELECT count(*) FROM mailglass_events") == before
 
@@ -71,16 +71,16 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
     [("sweep", "--limit", "0"), ("sweep", "--limit", "x"), ("sweep", "--dry"), ("sweep", "acme"), ("explain", "x")],
 )
 def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, arguments):
-    """Unknown options and bad values are refused before anything is done."""
-    finished = cli(*arguments)
-    assert finished.returncode == 2
-    assert "Traceback" not in finished.stderr
+    """Unknown options and bad values are refused first."""
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
     assert db.appended() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variables", "named"),
+    ("variables", "setting"),
     [
         ({"MAILGLASS_DATABASE_URL": "not-a-url"}, "MAILGLASS_DATABASE_URL"),
         ({"MAILGLASS_DATABASE_URL": ""}, "MAILGLASS_DATABASE_URL"),
@@ -91,28 +91,28 @@ def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, argume
         ({"MAILGLASS_DATABASE_SCHEMA": "elsewhere"}, "MAILGLASS_DATABASE_SCHEMA"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_1(cli, variables, named):
-    """No traceback, and no value of the setting."""
-    finished = cli("sweep", **variables)
-    assert finished.returncode == 1
-    assert named in finished.stderr
-    assert len(finished.stderr.strip().splitlines()) == 1
-    assert "canary" not in finished.stderr
+def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_1(cli, variables, setting):
+    """There is no traceback and no value of the setting."""
+    result = cli("sweep", **variables)
+    assert result.returncode == 1
+    assert setting in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "canary" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["mail glass", 'mail"glass', "mail-glass", "p%s:x"])
 def test_a_schema_s_name_has_letters_digits_and_underscores_only(cli, name):
-    """Anything else is wrong usage, in one line."""
-    finished = cli("status", MAILGLASS_DATABASE_SCHEMA=name)
-    assert (finished.returncode, len(finished.stderr.strip().splitlines())) == (2, 1)
+    """Any other name is a usage error in one line."""
+    result = cli("status", MAILGLASS_DATABASE_SCHEMA=name)
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
     assert (
-        "MAILGLASS_DATABASE_SCHEMA: use a schema whose name has only letters, digits and underscores" in finished.stderr
+        "MAILGLASS_DATABASE_SCHEMA: use a schema whose name has only letters, digits and underscores" in result.stderr
     )
 
 
 @pytest.mark.slow
 def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two):
-    """What no sweep has reached, and then what the sweep found no delivery for."""
+    """Orphans that no sweep has checked come first, and then those without a delivery."""
 
     def groups():
         result = json.loads(cli("status", "--json").stdout)["groups"]
@@ -129,46 +129,46 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
 
 @pytest.mark.slow
 def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two):
-    """Before a sweep and after it."""
-    linkable, other = one_of_two
+    """This holds before and after a sweep."""
+    linkable, unmatched = one_of_two
     document = json.loads(cli("explain", linkable, "--json").stdout)
     assert document["state"] == "matched"
     assert document["named"][0]["candidate_id"] in document["candidate_ids"]
-    assert "no delivery has a matching id yet" in cli("explain", other).stdout
+    assert "no delivery has a matching id yet" in cli("explain", unmatched).stdout
     cli("sweep")
     assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"
 
 
 @pytest.mark.slow
 def test_explain_of_an_unknown_event_exits_with_1(cli):
-    """The ledger has no such event, and says so."""
-    finished = cli("explain", str(uuid.uuid4()))
-    assert finished.returncode == 1
-    assert "no event in the ledger has this id" in finished.stdout
+    """The output says that the ledger has no such event."""
+    result = cli("explain", str(uuid.uuid4()))
+    assert result.returncode == 1
+    assert "no event in the ledger has this id" in result.stdout
 
 
 def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):
-    """A lost row of the open set comes back."""
+    """A row that the open set had lost is restored."""
     db.run("DELETE FROM mailglass_open_orphans")
     assert json.loads(cli("prune", "--json").stdout)["added"] == 2
 
 
 def test_a_prune_whose_step_fails_exits_with_1_and_prints_the_counts_of_the_others(cli, db, one_of_two):
-    """The reason is one line on standard error, with or without --json."""
+    """The reason is one line on stderr, with or without --json."""
     db.run("DELETE FROM mailglass_open_orphans")
     db.run("ALTER TABLE mailglass_handler_outbox RENAME COLUMN finished_at TO ended_at")
-    finished = cli("prune", "--json")
+    result = cli("prune", "--json")
     db.run("ALTER TABLE mailglass_handler_outbox RENAME COLUMN ended_at TO finished_at")
-    printed = json.loads(finished.stdout)
-    assert (finished.returncode, printed["status"], printed["added"]) == (1, "partial", 2)
+    printed = json.loads(result.stdout)
+    assert (result.returncode, printed["status"], printed["added"]) == (1, "partial", 2)
     assert set(printed["failures"]) == {"jobs_done", "jobs_dead"}
-    assert len(finished.stderr.splitlines()) == 1
-    assert "prune: steps jobs_done, jobs_dead failed, and the others ran: the database lacks" in finished.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "prune: steps jobs_done, jobs_dead failed, and the others ran: the database lacks" in result.stderr
 
 
 @pytest.mark.slow
 def test_migrate_check_says_whether_it_is_done(cli, db):
-    """Exit code 0 where nothing is left to do, 1 otherwise."""
+    """The exit code is 0 where nothing is left to do, else 1."""
     assert cli("migrate", "--check").returncode == 0
     db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
     assert cli("migrate", "--check").returncode == 1

@@ -1,4 +1,4 @@
-"""`dispatch --waiting`, `--dead`, `--retry`: which handlers failed, with which error, and what is tried next."""
+"""`dispatch --waiting`, `--dead` and `--retry`: handlers that failed, their errors, and what is retried."""
 
 import re
 
@@ -12,7 +12,7 @@ from handling import failing, leaving, make_due, states
 
 @pytest.fixture
 def failed(handler_db) -> str:
-    """An event of which one handler is done and another one has failed once; returns its id."""
+    """An event of which one handler is done and another has failed once; its id."""
     leaving("steady")
     failing("flaky", KeyError())
     factories.delivery(handler_db, "one")
@@ -23,7 +23,7 @@ def failed(handler_db) -> str:
 
 
 def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
-    """With the next attempt, and whole ids; or what waits for one handler."""
+    """Ids are whole, the next attempt is shown, and one handler can be selected."""
     factories.delivery(handler_db, "two")
     fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
@@ -40,24 +40,24 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     assert re.fullmatch(r"  bounced for flaky, 1 attempt, KeyError, next attempt .*", lines[1])
     assert lines[2] == f"  delivery {handler_db.value(OF, id=failed)}"
     assert lines[3] == lines[6] == fresh
-    (found,) = commands.conforming("dispatch", commands.run_here("dispatch", "--waiting", "--json").stdout)
-    jobs = [(job["event_id"], job["handler"]) for job in found["waiting"]]
+    (document,) = commands.conforming("dispatch", commands.run_here("dispatch", "--waiting", "--json").stdout)
+    jobs = [(job["event_id"], job["handler"]) for job in document["waiting"]]
     assert jobs == [(failed, "flaky"), (fresh, "flaky"), (fresh, "steady")]
-    assert [(group["handler"], group["error"]) for group in found["groups"]] == [
+    assert [(group["handler"], group["error"]) for group in document["groups"]] == [
         ("flaky", "KeyError"),
         ("flaky", None),
         ("steady", None),
     ]
-    of_one = commands.run_here("dispatch", "--waiting", "--handler", "steady", "--json").stdout
-    (found,) = commands.conforming("dispatch", of_one)
-    assert ([job["handler"] for job in found["waiting"]], found["total"]) == (["steady"], 1)
+    output = commands.run_here("dispatch", "--waiting", "--handler", "steady", "--json").stdout
+    (document,) = commands.conforming("dispatch", output)
+    assert ([job["handler"] for job in document["waiting"]], document["total"]) == (["steady"], 1)
 
 
 OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id = CAST(:id AS uuid)"
 
 
 def test_nothing_waits(handler_db):
-    """No line on standard output."""
+    """Stdout is empty."""
     result = commands.run_here("dispatch", "--waiting")
     assert (result.stdout, result.stderr) == ("", "0 events wait for handlers\n")
     result = commands.run_here("dispatch", "--dead")
@@ -68,15 +68,15 @@ def test_nothing_waits(handler_db):
     "arguments", [("event",), *(pytest.param(words, marks=pytest.mark.slow) for words in (("--handler", "flaky"), ()))]
 )
 def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, arguments):
-    """By its event, by its handler, or with all others; its attempts still count. What is new is left as it is."""
+    """The event, its handler or all jobs can be retried; attempts still count, and new jobs do not change."""
     handler_db.run(
         "UPDATE mailglass_handler_outbox SET next_at = now() + interval '1 day', attempts = 7 WHERE state = 'waiting'"
     )
     factories.delivery(handler_db, "two")
     factories.orphan(handler_db, factories.postmark("two"), type="bounced")
     mailglass_reconcile.reconcile()
-    other = commands.run_here("dispatch", "--retry", "--handler", "steady").output
-    assert other == "0 jobs will be tried again\n"
+    output = commands.run_here("dispatch", "--retry", "--handler", "steady").output
+    assert output == "0 jobs will be tried again\n"
     result = commands.run_here("dispatch", "--retry", *(failed if name == "event" else name for name in arguments))
     assert result.output == "1 job will be tried again\n"
     rows = handler_db.rows(
@@ -89,12 +89,12 @@ def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, argumen
 
 
 def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
-    """One line that says where to look."""
+    """One line says where to look."""
     result = commands.run_here("dispatch", "--retry", factories.new_id())
     assert result.exit_code == 1
     assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in result.stderr
 
 
 def test_the_three_exclude_each_other(handler_db):
-    """Exit code 2."""
+    """The exit code is 2."""
     assert commands.run_here("dispatch", "--waiting", "--dead").exit_code == 2

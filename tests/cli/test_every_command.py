@@ -1,4 +1,4 @@
-"""What holds for every command that prints rows: 80 columns, escaped, without addresses, JSON by its schema."""
+"""Rules for every command that prints rows: 80 columns, escaped, no addresses, JSON by its schema."""
 
 import json
 import re
@@ -49,7 +49,7 @@ PRINTING = {
 QUICK = ("status", "orphans", "find an address", "explain an event", "dead jobs", "doctor")
 """Those of which `make test` reads every line; one for each module that prints rows."""
 
-OTHERS = {
+COMMANDS_WITHOUT_ROWS = {
     "demo": "prints its own rows",
     "follow": "logs",
     "link": "is `explain` and a question; tests/cli/test_link.py",
@@ -90,7 +90,7 @@ def arguments_of(name: str, ids: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, PRINTING))
 def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
-    """In a pipe a line is as long as it needs; a command to be pasted is whole; the address is nowhere."""
+    """A line in a pipe may be longer, and a command to copy is not wrapped; no line has an address."""
     arguments = arguments_of(name, hostile)
     result = commands.run_unchecked(db, *arguments)
     piped = result.stdout + result.stderr
@@ -105,7 +105,7 @@ def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     "name", slow_unless(QUICK.__contains__, [name for name in PRINTING if name != "a preview of the prune"])
 )
 def test_every_line_of_json_conforms_to_its_schema(db, hostile, name):
-    """And holds no address."""
+    """No line has an address."""
     arguments = arguments_of(name, hostile)
     result = commands.run_unchecked(db, *arguments, "--json")
     assert commands.conforming(SCHEMAS.get(name, arguments[0]), result.stdout)
@@ -113,5 +113,5 @@ def test_every_line_of_json_conforms_to_its_schema(db, hostile, name):
 
 
 def test_each_command_is_among_those_or_has_a_reason_not_to_be():
-    """A new one is decided."""
-    assert {arguments[0] for arguments in PRINTING.values()} | set(OTHERS) == set(commands.SUBCOMMANDS)
+    """A new command needs a decision."""
+    assert {arguments[0] for arguments in PRINTING.values()} | set(COMMANDS_WITHOUT_ROWS) == set(commands.SUBCOMMANDS)

@@ -13,7 +13,7 @@ _DELIVERY = "SELECT id FROM mailglass_deliveries WHERE provider_message_id = 'on
 
 
 def test_each_state_conforms_to_the_schema_and_is_escaped(db):
-    """Nothing of a row reaches the terminal as it is, and no address is shown."""
+    """Control characters of a row never reach the terminal, and no address is shown."""
     linked = factories.orphan(db, factories.postmark("linked"))
     factories.delivery(db, "linked")
     mailglass_reconcile.reconcile()
@@ -48,11 +48,11 @@ def test_each_state_conforms_to_the_schema_and_is_escaped(db):
 
 
 def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
-    """80 columns at most; a program reads one fact a line."""
+    """A terminal gets at most 80 columns; in a pipe each fact is one line."""
     factories.delivery(db, "one", tenant_id="other")
     event = factories.orphan(db, factories.postmark("one"))
     fact = max(commands.run_here("explain", event).stdout.splitlines(), key=len)
-    words = fact.partition("`")[0]  # a command has a line of its own on a terminal
+    words = fact.partition("`")[0]  # a command is a line of its own on a terminal
     assert len(words) > 80
     output = commands.on_a_terminal(db, "explain", event)
     assert words not in output
@@ -61,31 +61,31 @@ def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
 
 
 def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(db):
-    """By the delivery's id, or by that of the message; what is still open comes after."""
+    """The argument may be a delivery or a message id; open events come last."""
     delivery = factories.delivery(db, "m-1", last_event_type="delivered", terminal=True)
     linked = factories.orphan(db, factories.postmark("m-1"), type="opened")
     mailglass_reconcile.reconcile()
     waiting = factories.orphan(db, factories.postmark("m-1"), type="clicked", age_seconds=-200)
     for arguments in ((delivery,), ("--message-id", "m-1")):
         stdout = commands.run_here("explain", *arguments).stdout
-        first, _, rest = stdout.partition("\n\n")
+        first, _, events = stdout.partition("\n\n")
         verdict, state = first.splitlines()
         assert verdict == "opened, 5 minutes ago"
         assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", state), stdout
-        assert rest.startswith(f"{linked}: linked\n")
-        assert rest.find(f"{waiting}: waiting\n") > 0
+        assert events.startswith(f"{linked}: linked\n")
+        assert events.find(f"{waiting}: waiting\n") > 0
         document = commands.conforming("explain", commands.run_here("explain", *arguments, "--json").stdout)
         assert [row["event_id"] for row in document] == [linked, waiting]
         assert (document[0]["delivery"]["type"], document[0]["delivery"]["final"]) == ("opened", True)
         assert (document[0]["delivery"]["summary"], document[0]["delivery"]["command"]) == (verdict, None)
-    nothing = factories.delivery(db, "m-2")
-    stdout = commands.run_here("explain", nothing).stdout
-    assert f"delivery {nothing}: dispatched since" in stdout
+    unreported = factories.delivery(db, "m-2")
+    stdout = commands.run_here("explain", unreported).stdout
+    assert f"delivery {unreported}: dispatched since" in stdout
     assert "no event is linked to it, and no open orphan has its message id" in stdout
 
 
 def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
-    """The fields searched, what they hold, which deliveries are named, and when a sweep looks next."""
+    """It shows the fields searched and their ids, the deliveries with such an id, and the time of the next sweep."""
     delivery = factories.delivery(db, "one", tenant_id="other", recipient="grace@example.com")
     event = factories.orphan(db, factories.postmark("one", recipient="ada@example.com"))
     stdout = commands.run_here("explain", event).stdout
@@ -111,7 +111,7 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
 
 @pytest.mark.slow
 def test_a_message_id_finds_its_open_and_its_linked_events(db):
-    """In any spelling; an id that nothing has is exit code 1."""
+    """The id matches in any spelling; an unknown id is exit code 1."""
     factories.delivery(db, "m-1")
     linked = factories.orphan(db, {"provider": "ses", "mail": {"messageId": "m-1"}})
     mailglass_reconcile.reconcile()
@@ -129,22 +129,22 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
 
 
 def test_a_mistyped_provider_is_named(db):
-    """No rule knows it, so its ids are looked for where most providers put them."""
+    """It has no rule, so its ids are searched where most providers put them."""
     event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
     assert "no rule knows sendgird; did you mean sendgrid?" in commands.run_here("explain", event).stdout
 
 
 def test_the_remedy_for_each_candidate_can_be_pasted(db):
-    """With what distinguishes the candidates; one of another tenant cannot be linked."""
+    """Each command has what distinguishes its delivery; another tenant's delivery cannot be linked."""
     first, second = (factories.delivery(db, "many") for _ in range(2))
     db.run("UPDATE mailglass_deliveries SET mailable = 'Invoice' WHERE id = CAST(:id AS uuid)", id=second)
-    other = factories.delivery(db, "many", tenant_id="globex")
+    foreign = factories.delivery(db, "many", tenant_id="globex")
     event = factories.orphan(db, factories.postmark("many"))
     output = commands.on_a_terminal(db, "explain", event)
     for delivery, mailable in ((first, "Welcome"), (second, "Invoice")):
         assert f"mailglass-reconcile link {event} {delivery} --reason ''" in output.splitlines()
         assert f"      {mailable}, dispatched, stored " in output
-    assert f"{other} --reason" not in output
+    assert f"{foreign} --reason" not in output
     assert "DELIVERY_ID" not in output
     assert "each delivery with such an id is listed with it" in " ".join(output.split())
 
@@ -162,7 +162,7 @@ def test_the_remedy_for_each_candidate_can_be_pasted(db):
     ],
 )
 def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, words):
-    """For this provider, with the delivery's tenant and message id."""
+    """The steps are for this provider, with the delivery's tenant and message id."""
     factories.delivery(db, "<m@1>", tenant_id="globex")
     names = dict.fromkeys(("message_id", "sg_message_id", "email_id"), "<m@1>")
     event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")

@@ -1,4 +1,4 @@
-"""`find`: each line leads to the next command, and no address is printed, logged or kept."""
+"""`find`: each line has the next command, and no address is printed, logged or stored."""
 
 import re
 
@@ -17,7 +17,7 @@ def sent(db) -> str:
 
 
 def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
-    """In lines of at most 80 columns, with state, tenant and times, and without colour."""
+    """Lines have at most 80 columns, with state, tenant and times, and no colour."""
     orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
     result = run(db, "find", "-", stdin=f"{ADA}\n")
     lines = result.stdout.splitlines()
@@ -32,7 +32,7 @@ def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
 
 
 def test_a_line_of_json_for_each(db, sent):
-    """As its schema says."""
+    """Each line conforms to the schema."""
     orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
     delivery, event = conforming("find", run(db, "find", "-", "--json", stdin=ADA).stdout)
     assert (delivery["kind"], delivery["id"], delivery["type"]) == ("delivery", sent, "dispatched")
@@ -50,7 +50,7 @@ def test_the_newest_are_shown_and_how_to_see_more(db, sent):
 
 
 def test_an_address_of_nobody_leads_to_the_message_id(db):
-    """Exit code 1, and not the address."""
+    """The exit code is 1, and the address is not printed."""
     result = run_unchecked(db, "find", ADA)
     assert result.returncode == 1
     assert result.stdout.endswith("  mailglass-reconcile find MESSAGE_ID\n")
@@ -58,13 +58,13 @@ def test_an_address_of_nobody_leads_to_the_message_id(db):
 
 
 def test_an_id_of_nothing_is_one_line(db):
-    """Exit code 1."""
+    """The exit code is 1."""
     result = run_unchecked(db, "find", "m-9")
     assert (result.returncode, result.stdout) == (1, "no delivery and no open orphan has this id\n")
 
 
 def test_a_mistyped_tenant_is_named(db, sent):
-    """With the one that was probably meant."""
+    """A similar name is suggested."""
     result = run_unchecked(db, "find", "m-1", "--tenant", "acne")
     assert result.returncode == 1
     assert result.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
@@ -72,12 +72,12 @@ def test_a_mistyped_tenant_is_named(db, sent):
 
 @pytest.mark.parametrize("arguments", [["-"], ["x" * 513]])
 def test_what_cannot_be_looked_for_is_a_usage_error(db, arguments):
-    """In one line that does not repeat it."""
+    """The error is one line without the term."""
     result = run_unchecked(db, "find", *arguments, stdin="")
     assert result.returncode == 2
     assert "xxx" not in result.stderr
 
 
 def test_it_runs_in_a_process_of_its_own(db, sent):
-    """Which has loaded nothing else."""
+    """The process has loaded nothing else."""
     assert f"mailglass-reconcile explain {sent}" in run_forked(db, "find", "m-1").stdout

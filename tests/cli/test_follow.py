@@ -1,4 +1,4 @@
-"""`follow` as its user has it: what it links and how soon, what it prints, and how it starts and ends."""
+"""`follow`: what it links and how soon, what it prints, and how it starts and ends."""
 
 import os
 import signal
@@ -18,22 +18,26 @@ pytestmark = pytest.mark.slow
 
 
 def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_ends_cleanly(db):
-    """A line of JSON per sweep that did something; SIGTERM ends it with 0, Ctrl-C with 130, and without a word."""
+    """Each sweep that linked is a line of JSON; SIGTERM exits with 0, Ctrl-C with 130, both without output."""
     with follow(db.environment()) as first:
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: linked(first) == 1)
         for number in range(2, 5):
             insert_pairs(db, 1, age_seconds=0)
             wait_until(lambda: linked(first) == number, 1)  # noqa: B023
-        insert_pairs(db, 1, age_seconds=3)  # as if ticks had been missed
+        insert_pairs(db, 1, age_seconds=3)  # like missed ticks
         wait_until(lambda: linked(first) == 5, 3)
-        named = make_url(db.url).update_query_dict({"application_name": "second"}).render_as_string(hide_password=False)
+        second_url = (
+            make_url(db.url).update_query_dict({"application_name": "second"}).render_as_string(hide_password=False)
+        )
         options = ("--tenant", "nobody", "--interval", "0.05")
-        with follow({**db.environment(), "MAILGLASS_DATABASE_URL": named}, *options) as second:
-            wait_until(lambda: db.value(f"{CONNECTIONS} AND application_name = 'second'"))  # the first dispatches, too
+        with follow({**db.environment(), "MAILGLASS_DATABASE_URL": second_url}, *options) as second:
+            wait_until(
+                lambda: db.value(f"{CONNECTIONS} AND application_name = 'second'")
+            )  # the first process dispatches, too
             assert second.stop(signal.SIGINT) == 130
         assert second.output == ""
-    assert all(one["status"] == "ok" and one["linked"] for one in sweeps(first))
+    assert all(line["status"] == "ok" and line["linked"] for line in sweeps(first))
     assert first.stderr == ""
 
 
@@ -60,7 +64,7 @@ WORKING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_databas
 
 @pytest.fixture
 def handled(db, tmp_path):
-    """The environment of a process with a handler that notes each event."""
+    """The environment of a process with a handler that stores each event."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "slow_handler.py").write_text(HANDLER)
     handle(db, ("slow_handler.slow", "delivered"))
@@ -71,7 +75,7 @@ def handled(db, tmp_path):
 
 
 def test_a_slow_handler_does_not_hold_up_linking(db, handled):
-    """The second event is linked while the first one's handler works, and is handled after it."""
+    """The second event is linked while the handler works on the first one, and is handled after it."""
     with follow({**handled, "SLOW": "3"}) as first:
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: linked(first) == 1)
@@ -83,7 +87,7 @@ def test_a_slow_handler_does_not_hold_up_linking(db, handled):
 
 
 def test_a_handler_that_works_when_follow_ends_is_let_finish(db, handled):
-    """As at each deployment: its attempt is not lost."""
+    """Deployments end it with SIGTERM; the attempt is not lost."""
     with follow({**handled, "SLOW": "2"}) as first:
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: db.value(WORKING) == 1, 60)
@@ -92,17 +96,17 @@ def test_a_handler_that_works_when_follow_ends_is_let_finish(db, handled):
 
 
 def test_what_was_waiting_for_its_handler_before_follow_began_is_handled(db, handled):
-    """Without anything new to link: the thread looks by itself, too."""
+    """The thread looks for jobs even if nothing new is linked."""
     insert_pairs(db, 1, age_seconds=0)
-    with follow({**handled, "MAILGLASS_IMPORTS": ""}) as without:
-        wait_until(lambda: linked(without) == 1)
+    with follow({**handled, "MAILGLASS_IMPORTS": ""}) as linking_only:
+        wait_until(lambda: linked(linking_only) == 1)
     with follow(handled):
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1, 60)
 
 
 @pytest.mark.parametrize("subcommand", ["follow", "sweep"])
 def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, subcommand):
-    """Whoever can write there would otherwise act as this process, when it runs the handlers."""
+    """Otherwise, anybody who can write there could run code in this process."""
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / "click.py").write_text("import os\nopen('executed', 'w').close()\nos._exit(3)\n")
@@ -118,12 +122,12 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
 
 
 def test_two_at_once_link_everything_once(db):
-    """Each says what it linked itself; together that is all, and the checker finds nothing doubled."""
-    with follow(db.environment(), "--interval", "0.02") as one, follow(db.environment()) as other:
+    """Together they link everything, and the checker finds no duplicates."""
+    with follow(db.environment(), "--interval", "0.02") as first, follow(db.environment()) as second:
         wait_until(lambda: db.value(CONNECTIONS) == 2)
         for _ in range(20):
             insert_pairs(db, 10, age_seconds=0)
-        wait_until(lambda: linked(one) + linked(other) == db.appended() == 200)
+        wait_until(lambda: linked(first) + linked(second) == db.appended() == 200)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_two_at_once_link_everything_once(db):
     ],
 )
 def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
-    """A supervisor starts it again; a person reads one line."""
+    """A supervisor restarts it; a person reads one line."""
     result = commands.run_unchecked(db, "follow", *arguments, **environment)
     assert result.returncode == code
     assert words in result.stderr
@@ -147,9 +151,9 @@ def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, 
 
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
 def test_it_works_through_pgbouncer_in_transaction_mode(db):
-    """With one server connection, which others use between two ticks."""
-    with servers.pgbouncer(db.url, 1) as url, follow({**db.environment(), "MAILGLASS_DATABASE_URL": url}) as it:
+    """It has one server connection, which others use between two ticks."""
+    with servers.pgbouncer(db.url, 1) as url, follow({**db.environment(), "MAILGLASS_DATABASE_URL": url}) as process:
         for number in range(1, 4):
             insert_pairs(db, 5, age_seconds=0)
-            wait_until(lambda: linked(it) == 5 * number)  # noqa: B023
-    assert it.stderr == ""
+            wait_until(lambda: linked(process) == 5 * number)  # noqa: B023
+    assert process.stderr == ""

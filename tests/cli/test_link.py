@@ -17,7 +17,7 @@ def pair(db) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("answer", "code", "links"), [("n", 130, 0), ("y", 0, 1)])
 def test_at_a_terminal_it_asks(db, pair, answer, code, links):
-    """After it has shown what distinguishes both; `n` writes nothing."""
+    """It shows first what distinguishes both; `n` writes nothing."""
     event, delivery = pair
     output = commands.on_a_terminal(db, "link", *pair, *REASON, typed=f"{answer}\n", code=code)
     flat = " ".join(output.split())
@@ -29,14 +29,14 @@ def test_at_a_terminal_it_asks(db, pair, answer, code, links):
 
 
 def test_without_a_terminal_it_refuses_and_names_the_option(db, pair):
-    """Exit code 2, and nothing is written."""
+    """The exit code is 2, and nothing is written."""
     result = commands.run_unchecked(db, "link", *pair, *REASON)
     assert (result.returncode, db.appended()) == (2, 0)
     assert "no terminal to confirm on: pass --yes, or --dry-run" in result.stderr
 
 
 def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
-    """Even with --yes."""
+    """This holds even with --yes."""
     for more in ([], ["--yes"]):
         result = commands.run(db, "link", *pair, *REASON, "--dry-run", *more)
         assert result.stdout.startswith(f"event     {pair[0]}: bounced, postmark, ambiguous, arrived ")
@@ -45,15 +45,15 @@ def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
 
 
 def test_a_dry_run_refuses_what_a_link_would(db, pair):
-    """On one line."""
-    other = factories.delivery(db, "many", tenant_id="globex")
-    result = commands.run_unchecked(db, "link", pair[0], other, *REASON, "--dry-run")
+    """The error is one line."""
+    foreign = factories.delivery(db, "many", tenant_id="globex")
+    result = commands.run_unchecked(db, "link", pair[0], foreign, *REASON, "--dry-run")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == (f"mailglass-reconcile: event {pair[0]} and delivery {other} are of different tenants\n")
+    assert result.stderr == (f"mailglass-reconcile: event {pair[0]} and delivery {foreign} are of different tenants\n")
 
 
 def test_a_delivery_to_another_recipient_is_noted(db):
-    """Without either address."""
+    """Neither address is shown."""
     delivery = factories.delivery(db, "hers", recipient="grace@example.com")
     event = factories.orphan(db, factories.postmark("hers", recipient="ada@example.com"))
     result = commands.run(db, "link", event, delivery, *REASON, "--dry-run")
@@ -62,7 +62,7 @@ def test_a_delivery_to_another_recipient_is_noted(db):
 
 
 def test_the_remedy_as_it_stands_asks_for_the_reason(db, pair):
-    """Pasted from `explain` without one, it is a usage error that names the option."""
+    """Copied from `explain` unchanged, it is a usage error that names the option."""
     result = commands.run_unchecked(db, "link", *pair, "--reason", "")
     assert result.returncode == 2
     assert "reason" in result.stderr

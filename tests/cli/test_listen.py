@@ -28,7 +28,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(db, redis_url) -> Iterator[Start]:
-    """Start `listen` with more arguments, and wait until it is subscribed."""
+    """Return a function that starts `listen` with arguments and waits until it is subscribed."""
     with ExitStack() as stack:
 
         def begin(*arguments: str, redis_url: str = redis_url, stdout: int | None = None) -> Process:
@@ -37,7 +37,10 @@ def start(db, redis_url) -> Iterator[Start]:
             return stack.enter_context(
                 processes.start(
                     [*COMMAND, "listen", *arguments],
-                    {**db.environment(redis_url), "PYTHONUNBUFFERED": ""},  # Python itself cuts lines without a buffer
+                    {
+                        **db.environment(redis_url),
+                        "PYTHONUNBUFFERED": "",
+                    },  # Python itself splits lines without a buffer
                     until=lambda: listeners(client) > before,
                     files={} if stdout is None else {"stdout": stdout},
                 )
@@ -62,20 +65,22 @@ def link(db, tenant: str = factories.TENANT) -> str:
 
 @pytest.mark.parametrize("tenant", [pytest.param(None, marks=pytest.mark.guard), "acme"])
 def test_each_event_is_one_line_of_json_at_once(db, start, tenant):
-    """Flushed as it comes, of the tenant that was asked for or of all, once although it has two channels."""
+    """Lines are flushed, are of the requested tenant or of all, and are printed once although there are two
+    channels.
+    """
     process = start("--json", *(["--tenant", tenant] if tenant else []))
-    others = link(db, "other")
-    mine = link(db)
-    expected = [mine] if tenant else [others, mine]
+    foreign = link(db, "other")
+    own = link(db)
+    expected = [own] if tenant else [foreign, own]
     lines = [process.read_line() for _ in expected]
-    found = conforming("listen", "\n".join(lines))
-    assert [line["message"]["delivery_id"] for line in found] == expected
+    lines_read = conforming("listen", "\n".join(lines))
+    assert [line["message"]["delivery_id"] for line in lines_read] == expected
     assert process.stop() == 0
     assert (process.stdout.splitlines(), process.stderr) == (lines, "")
 
 
 def test_a_person_reads_one_escaped_line_per_event(db, start, redis_url):
-    """Time, tenant, type and ids; whatever somebody else publishes cannot steer the terminal."""
+    """It has time, tenant, type and ids; control characters in a message never reach the terminal."""
     process = start()
     delivery = link(db)
     line = process.read_line()
@@ -91,7 +96,7 @@ def test_a_person_reads_one_escaped_line_per_event(db, start, redis_url):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_ends_it_quietly(start, number, code):
-    """Ctrl-C is 130; a supervisor's SIGTERM is no failure."""
+    """Ctrl-C exits with 130; a supervisor's SIGTERM is no failure."""
     process = start("--json")
     assert process.stop(number) == code
     assert process.output == ""
@@ -99,7 +104,7 @@ def test_a_signal_ends_it_quietly(start, number, code):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_in_the_middle_of_a_line_does_not_cut_it(start, redis_url, number, code):
-    """A pipe holds 64 kB; whoever parses the lines gets a whole last one."""
+    """A pipe holds 64 kB; the last line must be whole for a parser."""
     reading, writing = os.pipe()
     process = start("--json", stdout=writing)
     os.close(writing)
@@ -118,7 +123,7 @@ def _bytes_in(pipe: int) -> int:
 
 
 def test_a_reader_that_leaves_ends_it_quietly(db, start):
-    """As `head -1` does."""
+    """`head -1` does this."""
     reading, writing = os.pipe()
     process = start("--json", stdout=writing)
     os.close(writing)
@@ -128,17 +133,17 @@ def test_a_reader_that_leaves_ends_it_quietly(db, start):
 
 
 def test_a_redis_that_is_away_at_the_start_is_one_line_that_names_the_setting(db):
-    """Exit code 1, and no password."""
-    done = processes.run([*COMMAND, "listen", "--json"], db.environment("redis://:canary@127.0.0.1:1/0"))
-    assert (done.stdout, done.returncode) == ("", 1)
-    assert len(done.stderr.splitlines()) == 1
-    assert "cannot connect to Redis at 127.0.0.1, port 1, database 0: nothing listens there" in done.stderr
-    assert "MAILGLASS_REDIS_URL" in done.stderr
-    assert "canary" not in done.stderr
+    """The exit code is 1, and the line has no password."""
+    result = processes.run([*COMMAND, "listen", "--json"], db.environment("redis://:canary@127.0.0.1:1/0"))
+    assert (result.stdout, result.returncode) == ("", 1)
+    assert len(result.stderr.splitlines()) == 1
+    assert "cannot connect to Redis at 127.0.0.1, port 1, database 0: nothing listens there" in result.stderr
+    assert "MAILGLASS_REDIS_URL" in result.stderr
+    assert "canary" not in result.stderr
 
 
 def test_a_redis_that_restarts_is_one_line_on_standard_error_and_it_goes_on(start, tmp_path: Path):
-    """Standard output stays JSON."""
+    """Stdout stays JSON."""
     valkey = Valkey(tmp_path / "valkey")
     try:
         process = start("--json", redis_url=valkey.url)

@@ -17,7 +17,7 @@ HEADING = re.compile(r"(\d+ orphans?; )?states as of")
 
 @pytest.mark.slow
 def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
-    """Each line conforms to the schema; the place of the next page is the last event's id."""
+    """Each line conforms to the schema; the cursor of the next page is the last event's id."""
     factories.delivery(db, "one")
     ids = [factories.orphan(db, factories.postmark(m), age_seconds=900 - n) for n, m in enumerate(("one", "two", "x"))]
     factories.orphan(db, factories.postmark("one"), age_seconds=100)
@@ -33,7 +33,7 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
 
 
 def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
-    """In a pipe, where nothing is wrapped."""
+    """Lines in a pipe are not wrapped."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
     mailglass_reconcile.reconcile()
     stdout = commands.run_here("orphans").stdout
@@ -45,7 +45,7 @@ def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
 
 
 def test_a_person_reads_since_when_the_states_are_known(db):
-    """On standard error, before and after the first full sweep; not of expired ones, which are judged now."""
+    """Stderr says it before and after the first full sweep; expired orphans are matched on reading."""
     factories.orphan(db, factories.postmark("x"), age_seconds=300)
     factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
     unseen = commands.run_here("orphans")
@@ -65,7 +65,7 @@ def test_a_person_reads_since_when_the_states_are_known(db):
 
 
 def test_an_expired_one_is_listed_with_what_matches_it_now(db):
-    """From the ledger, on request only; `sweep --event` links the one that matches."""
+    """They are listed from the ledger, on request only; `sweep --event` links the one that matches."""
     delivery = factories.delivery(db, "there")
     late = factories.orphan(db, factories.postmark("there"), age_seconds=9 * 86_400)
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
@@ -92,14 +92,14 @@ def test_an_expired_one_is_listed_with_what_matches_it_now(db):
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
-    """A state or a unit that is none, options that exclude each other, an event that is not there."""
+    """The state or unit is unknown, options exclude each other, or the event does not exist."""
     result = commands.run_here("orphans", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
 
 
 def test_spans_of_time_are_read_and_written_as_people_say_them():
-    """`90s` and `1 minute`, `6d` and `6 days`."""
+    """`90s` is written `1 minute`, and `6d` is `6 days`."""
     convert = Duration().convert
     assert [convert(text, None, None) for text in ("90s", "5m", "2h", "6d")] == [90, 300, 7_200, 518_400]
     spans = (0, 1, 59, 60, 3_599, 3_600, 86_399, 86_400, 10**8)
@@ -109,7 +109,7 @@ def test_spans_of_time_are_read_and_written_as_people_say_them():
 
 
 def test_a_mistyped_type_or_provider_gets_a_hint(db):
-    """On standard error; the list is as asked for all the same."""
+    """The hint is on stderr, and the list is as requested."""
     factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
     mailglass_reconcile.reconcile()
     for option, name, hint in (
@@ -123,7 +123,7 @@ def test_a_mistyped_type_or_provider_gets_a_hint(db):
 
 
 def test_identical_causes_are_one_line(db):
-    """With the tenant that has the deliveries; more than ten causes are added up."""
+    """The line names the tenant of the deliveries; more than ten causes are summed up."""
     factories.delivery(db, "theirs", tenant_id="globex")
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"), tenant_id="default")
@@ -131,22 +131,22 @@ def test_identical_causes_are_one_line(db):
         factories.orphan(db, factories.postmark("x"), tenant_id=f"tenant {n}")
     mailglass_reconcile.reconcile()
     result = commands.run(db, "orphans", "--limit", "1")
-    number, first, *others, rest, more = result.stderr.splitlines()
+    number, first, *lines, summary, more = result.stderr.splitlines()
     assert number.startswith("14 orphans; states as of ")
     assert first == "  3 tenant_mismatch: default → globex, postmark"
-    assert (len(others), rest) == (9, "  2 of 2 other causes")
+    assert (len(lines), summary) == (9, "  2 of 2 other causes")
     assert more.startswith("more: --after ")
 
 
 def test_an_orphan_says_when_it_expires(db):
-    """Each of the list."""
+    """Each line has the time."""
     factories.orphan(db, factories.postmark("x"), age_seconds=3_700)
     stdout = commands.run_here("orphans").stdout
     assert re.search(r"arrived .* \(1 hour ago\), expires .* UTC \(in 6 days\);", stdout)
 
 
 def test_a_mistyped_tenant_gets_a_hint(db):
-    """With the one that was probably meant; not one that has no open orphan."""
+    """It suggests a similar name, but not for a tenant without open orphans."""
     factories.delivery(db, "m-1")
     result = commands.run_here("orphans", "--tenant", "acne")
     assert (result.exit_code, result.stdout) == (0, "none\n")
@@ -155,13 +155,13 @@ def test_a_mistyped_tenant_gets_a_hint(db):
 
 
 def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
-    """No argument has to hold it; what is no address is refused."""
+    """No argument has to hold it; a text that is no address is refused."""
     with db.begin() as connection:
         (own,) = record(connection, event(recipient="Ada@example.com"))
     result = commands.run(db, "orphans", "--recipient", "-", stdin="ada@example.com\n")
     assert result.stdout.startswith(f"{own.event_id}  ")
     assert "example.com" not in (result.stdout + result.stderr).lower()
-    for given, options in (("nobody", []), ("", []), ("ada@example.com", ["--expired"])):
-        refused = commands.run_unchecked(db, "orphans", "--recipient", "-", *options, stdin=given)
+    for typed, options in (("nobody", []), ("", []), ("ada@example.com", ["--expired"])):
+        refused = commands.run_unchecked(db, "orphans", "--recipient", "-", *options, stdin=typed)
         assert refused.returncode == 2
         assert "nobody" not in refused.stderr

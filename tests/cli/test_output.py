@@ -1,4 +1,4 @@
-"""What a dry run lists, and what every command says of itself."""
+"""The output of a dry run, and what is common to every command's output."""
 
 import json
 import re
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(db):
-    """A line per link, then the counts; a limit holds. A program reads the counts alone."""
+    """Each link is a line before the counts, and a limit applies; JSON has the counts only."""
     pairs = {}
     for message in ("one", "two"):
         delivery = factories.delivery(db, message)
@@ -35,7 +35,7 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
 
 
 def test_every_command_prints_what_its_schema_says(db):
-    """With nothing to do as with something."""
+    """This holds with and without something to do."""
     for _ in range(2):
         for name in ("sweep", "prune", "status", "doctor"):
             assert commands.conforming(name, commands.run_here(name, "--json").stdout)
@@ -48,7 +48,7 @@ def test_every_command_prints_what_its_schema_says(db):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--dead",), ("--waiting",), ("--retry",)])
 def test_dispatch_prints_what_its_schema_says(handler_db, arguments):
-    """With an event whose handler has failed for the last time, and with nothing."""
+    """One event's handler has failed for the last time, or there are no events."""
     failing("bad", ValueError())
     factories.delivery(handler_db, "one")
     factories.orphan(handler_db, factories.postmark("one"))
@@ -64,10 +64,10 @@ def test_dispatch_prints_what_its_schema_says(handler_db, arguments):
 
 
 def test_there_is_a_schema_for_each_command_that_prints_json():
-    """Named as the command, or beginning with its name; `follow` prints what `sweep` does."""
+    """Its name is the command's or begins with it; `follow` prints the lines of `sweep`."""
     schemas = {file.stem.partition("_")[0] for file in commands.SCHEMAS.glob("*.json")}
     assert schemas | {"follow"} == {
-        name for name, one in commands.SUBCOMMANDS.items() if "as_json" in {p.name for p in one.params}
+        name for name, command in commands.SUBCOMMANDS.items() if "as_json" in {p.name for p in command.params}
     }
 
 
@@ -83,17 +83,17 @@ WORK = {
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(db, name):
-    """All other tests of what it does may run it within theirs."""
+    """All other tests may run it within their own process."""
     factories.orphan(db, factories.postmark("one"))
     result = commands.run_forked(db, name, *WORK[name])
     assert (result.returncode, result.stderr) == (0, "")
-    within = commands.run(db, name, *WORK[name]).stdout
-    assert [shape(line) for line in result.stdout.splitlines()] == [shape(line) for line in within.splitlines()]
+    output = commands.run(db, name, *WORK[name]).stdout
+    assert [shape(line) for line in result.stdout.splitlines()] == [shape(line) for line in output.splitlines()]
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["migrate", "--grants"]])
 def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(db, arguments):
-    """Such as a redirection into a file on a full disk."""
+    """Stdout may be a file on a full disk."""
     with (
         Path("/dev/full").open("wb") as full,
         processes.start([*COMMAND, *arguments], db.environment(), files={"stdout": full.fileno()}) as process,
@@ -103,23 +103,23 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(db, arguments
 
 
 def shape(line):
-    """Return the names that an object of JSON has, or the line."""
+    """Return the names of a JSON object's fields, or the line."""
     return list(json.loads(line)) if line.startswith("{") else line
 
 
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_a_command_shows_an_example_in_its_help(name):
-    """Which begins with the command itself."""
+    """The example begins with the command itself."""
     stdout = commands.run_here(name, "--help").stdout
     assert f" mailglass-reconcile {name}" in stdout.partition("Example")[2]
 
 
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_the_list_of_commands_has_the_first_sentences_of_each_ones_help(name):
-    """`--help` has its own copy, because it loads no subcommand."""
-    whole = commands.SUBCOMMANDS[name].help
-    listed = next(text for one, text in listing() if one == name)
-    assert " ".join(whole.partition("\n\n")[0].split()) == listed
+    """`--help` has a copy of them, because it loads no subcommand."""
+    help_text = commands.SUBCOMMANDS[name].help
+    listed = next(text for listed_name, text in listing() if listed_name == name)
+    assert " ".join(help_text.partition("\n\n")[0].split()) == listed
 
 
 def listing():

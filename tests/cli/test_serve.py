@@ -32,7 +32,7 @@ main()
 
 @pytest.mark.slow
 def test_sigterm_ends_it_even_if_the_database_hangs(db):
-    """With 0, and without a word, while a request waits for a lock; the page in between works."""
+    """It exits with 0 and without output while a request waits for a lock; the page works until then."""
     with serve(db.environment()) as (process, address), db.engine.connect() as holder:
         assert httpx.get(address, headers=SIGNED_IN).status_code == 200
         assert httpx.get(f"{address}/healthz", headers={"host": "x.example"}).text == "alive\n"
@@ -49,7 +49,7 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
 
 
 def refused(capsys, *arguments):
-    """Run the command within this process, and return its exit code and its one line on standard error."""
+    """Run the command in this process, and return its exit code and its line on stderr."""
     with pytest.raises(SystemExit) as error:
         main(["serve", *arguments])
     stderr = capsys.readouterr().err
@@ -57,19 +57,19 @@ def refused(capsys, *arguments):
     return error.value.code, stderr
 
 
-def test_it_listens_elsewhere_only_with_a_token(db, capsys):
-    """Otherwise it ends with 2 and one line that says what to set."""
+def test_it_listens_on_other_addresses_only_with_a_token(db, capsys):
+    """Otherwise it exits with 2 and a line that says what to set."""
     for host in ("0.0.0.0", "::", "192.0.2.1", "mail.example.com"):  # noqa: S104
         code, output = refused(capsys, "--host", host)
         assert (code, "set MAILGLASS_WEB_TOKEN first" in output) == (2, True)
 
 
 def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
-    """A port in use, an unknown host, an address of another machine, no database, a token that cannot be used."""
+    """The port is in use, the host unknown or another machine's, the database missing, or the token unusable."""
     token = {"web_token": SecretStr(TOKEN)}
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
         for arguments, settings, expected in [
-            (["--port", str(taken.getsockname()[1])], token, "another process listens there"),
+            (["--port", str(occupied.getsockname()[1])], token, "another process listens there"),
             (["--host", "nowhere.invalid"], token, "the name of the host is not known"),
             (["--host", "192.0.2.1"], token, "this machine has no such address"),
             ([], {"database_url": None}, "MAILGLASS_DATABASE_URL is not set"),
@@ -83,20 +83,20 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
 
 @pytest.mark.slow
 def test_without_a_token_it_makes_one_and_prints_it_once(db):
-    """A page that is open to everybody on this machine is open to everybody behind its proxy."""
+    """An open page on this machine would be open to everybody behind its proxy."""
     with serve(db.environment(), token="") as (process, address):
-        said = re.fullmatch(
+        output = re.fullmatch(
             r"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: (\S{32})\nserving on .*\n",
             process.stderr,
         )
         assert httpx.get(address).status_code == 401
-        assert httpx.get(address, headers={"authorization": f"Bearer {said[1]}"}).status_code == 200
+        assert httpx.get(address, headers={"authorization": f"Bearer {output[1]}"}).status_code == 200
         assert process.stop() == 0
-        assert process.stderr == said[0]
+        assert process.stderr == output[0]
 
 
 def test_its_help_shows_no_command_that_shows_the_token(capsys):
-    """An argument can be read by every user of the machine while the command runs."""
+    """While a command runs, every user of the machine can read its arguments."""
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     output = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_its_help_shows_no_command_that_shows_the_token(capsys):
 
 @pytest.mark.slow
 def test_with_a_token_it_listens_everywhere(db):
-    """And answers who shows it."""
+    """A request with the token is answered."""
     with serve(db.environment(), "--host", "0.0.0.0") as (_, address):  # noqa: S104
         place = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
         assert httpx.get(place).status_code == 401
@@ -115,7 +115,7 @@ def test_with_a_token_it_listens_everywhere(db):
 
 @pytest.mark.slow
 def test_without_its_extra_one_line_says_what_to_install(db):
-    """And nothing else."""
-    done = processes.run(["-c", WITHOUT_EXTRA, "serve"], db.environment())
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")
+    """The line is all that it prints."""
+    result = processes.run(["-c", WITHOUT_EXTRA, "serve"], db.environment())
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")

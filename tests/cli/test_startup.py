@@ -1,4 +1,4 @@
-"""Commands in a schema without a ledger say which setting is meant."""
+"""In a schema without a ledger, commands name the setting to check."""
 
 import pytest
 
@@ -37,20 +37,20 @@ WITHOUT_A_LOOK = {"demo", "doctor", "listen", "migrate", "trigger"}
 
 
 def test_every_command_that_opens_the_database_is_here():
-    """But those that say more of the schema, and those with a database of their own or none."""
+    """Missing are only commands that say more of the schema, and those with another database or none."""
     assert {name.partition(" ")[0] for name in COMMANDS} | WITHOUT_A_LOOK == set(commands.SUBCOMMANDS)
 
 
 def run(url, redis_url, names=COMMANDS, **environment):
-    """Run commands on a database; return the output and the exit code of each."""
+    """Run commands on a database; return the exit code and the output of each."""
     settings = Settings(database_url=url, redis_url=redis_url)
     db = Database(url, settings, engines.create_engine(settings), None)
-    result = {name: commands.run_unchecked(db, *COMMANDS[name], **environment) for name in names}
-    return {name: (one.returncode, (one.stdout + one.stderr).strip()) for name, one in result.items()}
+    results = {name: commands.run_unchecked(db, *COMMANDS[name], **environment) for name in names}
+    return {name: (result.returncode, (result.stdout + result.stderr).strip()) for name, result in results.items()}
 
 
 def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url, redis_url):
-    """In one line."""
+    """It is one line."""
     live(empty_database_url, "mailglass", "2.x")
     for name, (code, output) in run(empty_database_url, redis_url).items():
         assert code == 1, (name, output)
@@ -60,15 +60,15 @@ def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url,
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_status_warns_of_a_second_set_of_tables(empty_database_url, redis_url, chosen):
-    """Ours in `public`, Mailglass's in its own schema: that makes no installation unhealthy."""
+    """Ours are in `public`, Mailglass's in its own schema, which makes no installation unhealthy."""
     installation(empty_database_url).migrate()
-    theirs = live(empty_database_url, "mailglass", "2.x")
+    mailglass = live(empty_database_url, "mailglass", "2.x")
     more = {"MAILGLASS_DATABASE_SCHEMA": "public"} if chosen else {}
     [warning] = warnings(empty_database_url, redis_url, **more)
     assert warning.startswith(
         "schema mailglass has a mailglass_events too, which is not used: set MAILGLASS_DATABASE_SCHEMA"
     )
-    theirs.migrate()
+    mailglass.migrate()
     assert warnings(empty_database_url, redis_url, MAILGLASS_DATABASE_SCHEMA="mailglass") == []
 
 

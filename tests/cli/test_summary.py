@@ -1,4 +1,4 @@
-"""What a sweep says to a person: what it did, why the rest stays open, and why there is nothing to do."""
+"""The summary of a sweep: what it linked, why the rest stays open, and why there is nothing to do."""
 
 import re
 
@@ -43,12 +43,12 @@ from mailglass_reconcile.sweep.result import SweepResult
     ],
 )
 def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result, lines):
-    """A limit that was reached is what somebody asked for."""
+    """Reaching a limit that somebody set is no alarm."""
     assert summary(result).splitlines() == lines
 
 
 def test_a_sweep_with_nothing_to_do_says_why(db):
-    """Orphans in their grace period, of all tenants or of one; or none at all."""
+    """All orphans are in their grace period, of all tenants or of one, or there are none."""
     assert commands.run_here("sweep").stdout == "nothing to do: there are no open orphans\n"
     for number in range(8):
         factories.orphan(db, factories.postmark(number), age_seconds=1)
@@ -64,7 +64,7 @@ def test_a_sweep_with_nothing_to_do_says_why(db):
 
 
 def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
-    """Nothing is cut off, whatever the width."""
+    """No sentence is cut off, whatever the width."""
     stdout = commands.run_here("--help").stdout
     assert "..." not in stdout.partition("Commands:")[2]
     assert {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields} <= set(
@@ -73,7 +73,7 @@ def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
 
 
 def test_numbers_and_ages_are_written_as_people_say_them():
-    """Singular and plural, thousands, the largest unit that fits."""
+    """Singular and plural, thousands, and the largest unit that fits are used."""
     assert [pluralize(number, "event") for number in (0, 1, 12_345)] == ["0 events", "1 event", "12,345 events"]
     assert n_of_m(1, 2_000, "delivery", "deliveries") == "1 of 2,000 deliveries"
     assert [format_duration(seconds) for seconds in (1, 59, 60, 7_200, 86_400 * 6)] == [

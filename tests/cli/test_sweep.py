@@ -1,4 +1,4 @@
-"""`sweep` with a target: what somebody points at, counted and confirmed; and Ctrl-C."""
+"""`sweep` with a target: what it selects, counts and confirms; and Ctrl-C."""
 
 import json
 import os
@@ -22,31 +22,31 @@ pytestmark = pytest.mark.slow
 
 
 def linked(db):
-    """Return the ids of the orphans that have been linked."""
+    """Return the ids of the linked orphans."""
     rows = db.rows("SELECT metadata ->> 'reconciled_from_event_id' FROM mailglass_events WHERE type = 'reconciled'")
     return {row[0] for row in rows}
 
 
 def pair(db, message_id, **columns):
-    """Insert a delivery and an orphan that belongs to it, and return their ids."""
+    """Insert a delivery and its orphan, and return both ids."""
     return delivery(db, message_id), orphan(db, postmark(message_id), **columns)
 
 
 def test_one_event_is_linked_although_it_is_in_its_grace(db):
-    """Somebody has asked for it."""
+    """It was selected by hand."""
     pair(db, "m-1")
-    _, wanted = pair(db, "m-2", age_seconds=5)
-    result = commands.run(db, "sweep", "--event", wanted, "--yes", "--json")
-    assert (json.loads(result.stdout)["linked"], linked(db)) == (1, {wanted})
+    _, event_id = pair(db, "m-2", age_seconds=5)
+    result = commands.run(db, "sweep", "--event", event_id, "--yes", "--json")
+    assert (json.loads(result.stdout)["linked"], linked(db)) == (1, {event_id})
 
 
 def test_one_delivery_gets_its_events_and_no_other_does(db):
-    """Also when the id names others."""
-    first, one = pair(db, "m-1")
-    two = orphan(db, postmark("m-1"), type="opened")
+    """This holds even if the message id names other deliveries."""
+    first, first_event = pair(db, "m-1")
+    second_event = orphan(db, postmark("m-1"), type="opened")
     pair(db, "m-2")
     commands.run(db, "sweep", "--delivery", first, "--yes")
-    assert linked(db) == {one, two}
+    assert linked(db) == {first_event, second_event}
 
 
 def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
@@ -58,29 +58,29 @@ def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
         + [orphan_row(sendgrid(f"s-{n}"), age_seconds=3_600) for n in range(2)]
         + [orphan_row(sendgrid("s-2"), age_seconds=90)],
     )
-    wanted = ("sweep", "--provider", "SendGrid", "--until", "30m")
-    result = commands.run(db, *wanted, "--dry-run", "--json")
+    command = ("sweep", "--provider", "SendGrid", "--until", "30m")
+    result = commands.run(db, *command, "--dry-run", "--json")
     assert (json.loads(result.stdout)["linked"], linked(db)) == (2, set())
-    lines = commands.run(db, *wanted, "--dry-run", "--verbose").stdout.splitlines()
+    lines = commands.run(db, *command, "--dry-run", "--verbose").stdout.splitlines()
     assert ([" -> " in line for line in lines], "by the message id alone" in lines[-1]) == (
         [True, True, False, False],
         True,
     )
-    assert json.loads(commands.run(db, *wanted, "--limit", "1", "--yes", "--json").stdout)["linked"] == 1
-    assert json.loads(commands.run(db, *wanted, "--yes", "--json").stdout)["linked"] == 1
+    assert json.loads(commands.run(db, *command, "--limit", "1", "--yes", "--json").stdout)["linked"] == 1
+    assert json.loads(commands.run(db, *command, "--yes", "--json").stdout)["linked"] == 1
     assert json.loads(commands.run(db, "sweep", "--since", "5m", "--yes", "--json").stdout)["linked"] == 1
 
 
 @pytest.mark.parametrize("option", ["--event", "--delivery"])
 def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, option):
-    """By the same rule, after a daily prune; what has no delivery stays expired, and is not open again."""
-    there = delivery(db, "m-1")
+    """The rule is the same, and a daily prune has run; an event without a delivery stays expired and closed."""
+    delivery_id = delivery(db, "m-1")
     old, lost = (orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2"))
     mailglass_reconcile.prune()
     assert db.rows("SELECT FROM mailglass_open_orphans") == []
     refused = commands.run_unchecked(db, "sweep", "--event", lost, "--yes")
     assert (refused.returncode, "cannot link event" in refused.stderr) == (1, True)
-    name = old if option == "--event" else there
+    name = old if option == "--event" else delivery_id
     [counts] = commands.conforming("sweep", commands.run_here("sweep", option, name, "--dry-run", "--json").stdout)
     assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
     commands.run(db, "sweep", option, name, "--yes")
@@ -89,7 +89,7 @@ def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, 
 
 
 def test_all_that_have_expired_are_linked_by_a_prune_and_a_sweep_with_a_higher_maximum_age(db):
-    """After a daily prune, which has taken them out of the open set."""
+    """A daily prune has removed them from the open set."""
     for id_ in ("m-1", "m-2"):
         delivery(db, id_)
     old = {orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2", "m-3")}
@@ -103,17 +103,17 @@ def test_all_that_have_expired_are_linked_by_a_prune_and_a_sweep_with_a_higher_m
 
 
 def test_it_asks_at_a_terminal_and_refuses_without_one(db):
-    """`n` links nothing; without a terminal, `--yes` or `--dry-run` is needed."""
+    """`n` links nothing; without a terminal, `--yes` or `--dry-run` is required."""
     pair(db, "m-1")
     refused = commands.run_unchecked(db, "sweep", "--provider", "postmark")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
-    said = commands.on_a_terminal(db, "sweep", "--provider", "postmark", typed="n\n", code=130)
-    assert "link 1 event?" in said
+    output = commands.on_a_terminal(db, "sweep", "--provider", "postmark", typed="n\n", code=130)
+    assert "link 1 event?" in output
     assert linked(db) == set()
 
 
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
-    """Most often a typing error; a tenant with events and no delivery is suggested too."""
+    """It is probably mistyped; tenants with events and no delivery are suggested too."""
     pair(db, "m-1")
     result = commands.run(db, "sweep", "--tenant", "acmee")
     assert result.stderr.strip() == "no event or delivery has tenant 'acmee'; did you mean 'acme'?"
@@ -124,16 +124,16 @@ def test_a_tenant_that_nothing_has_gets_a_hint(db):
 
 
 def test_a_target_that_is_not_there_is_one_line(db):
-    """Exit code 1, and no traceback."""
-    nothing = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
+    """The exit code is 1, and there is no traceback."""
+    unknown_id = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
     for option in ("--event", "--delivery"):
-        result = commands.run_unchecked(db, "sweep", option, nothing, "--yes")
+        result = commands.run_unchecked(db, "sweep", option, unknown_id, "--yes")
         assert (result.returncode, len(result.stderr.strip().splitlines())) == (1, 1)
-        assert nothing in result.stderr
+        assert unknown_id in result.stderr
 
 
 def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
-    """The batch that waits for a lock ends; what was linked before it stays."""
+    """The batch that waits for a lock ends; earlier links are kept."""
     insert_pairs(db, 50)
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
@@ -147,7 +147,7 @@ def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
 
 
 class Terminal:
-    """A process on a terminal of its own, which has a bar and sends Ctrl-C."""
+    """A process on a terminal of its own, which shows a bar and sends Ctrl-C."""
 
     def __init__(self, db, *arguments, **environment):
         environment = {**db.environment(), "TERM": "xterm", **environment}
@@ -161,9 +161,9 @@ class Terminal:
         os.write(self.terminal, text.encode())
 
     def ends(self):
-        """Wait until it has ended, and return its code and all that was written."""
+        """Wait until the process has ended, and return its exit code and output."""
         written = b""
-        with suppress(OSError):  # the terminal is gone when the process is
+        with suppress(OSError):  # the terminal closes with the process
             while piece := os.read(self.terminal, 65_536):
                 written += piece
         os.close(self.terminal)
@@ -171,13 +171,13 @@ class Terminal:
 
 
 def lines(written):
-    """Return the lines that stood on the terminal, those that a bar has replaced among them."""
+    """Return the lines that were on the terminal, including those that the bar overwrote."""
     without_colour = re.sub(r"\x1b\[[0-9;?]*[a-zA-JL-Z]", "", written)
     return re.split(r"[\r\n]+|\x1b\[[0-9;]*K", without_colour)
 
 
-def test_what_the_log_and_the_summary_say_begins_on_lines_of_their_own(db):
-    """Not behind the bar."""
+def test_log_and_summary_begin_on_lines_of_their_own(db):
+    """They do not follow the bar on its line."""
     delivery(db, "m-1", tenant_id="globex")
     orphan(db, postmark("m-1"))
     code, written = Terminal(db, "sweep").ends()
@@ -190,7 +190,7 @@ def test_what_the_log_and_the_summary_say_begins_on_lines_of_their_own(db):
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
-    """With a bar or without one; it says that the next sweep goes on."""
+    """This holds with a bar and without; the line says that the next sweep continues."""
     insert_pairs(db, 50)
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
@@ -203,8 +203,8 @@ def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
     assert expected in lines(written)
 
 
-def test_the_bar_counts_what_is_judged_and_reaches_its_end(db):
-    """Although nothing matches; what need not be looked at again is not waited for."""
+def test_the_bar_counts_the_orphans_to_match_and_reaches_its_end(db):
+    """Nothing matches, and orphans that need no new match are not counted."""
     orphan(db, {"provider": "postmark"})
     assert mailglass_reconcile.reconcile().unmatchable == 1
     for n in range(3):

@@ -15,7 +15,7 @@ def test_a_table_in_a_pipe_has_a_line_per_row(db):
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
-    """On standard error, with the one that was probably meant; a tenant with nothing open gets none."""
+    """A similar name is suggested on stderr; a tenant without open orphans gets none."""
     factories.delivery(db, "m-1")
     result = commands.run_here("status", "--tenant", "acne", *arguments)
     assert (result.exit_code, result.stderr) == (0, "no event or delivery has tenant 'acne'; did you mean 'acme'?\n")
@@ -32,6 +32,6 @@ def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
     ],
 )
 def test_a_command_that_asks_before_it_writes_needs_a_terminal_or_yes(db, arguments):
-    """One sentence and exit code 2, before anything is read or written."""
+    """The error is one sentence and exit code 2, before anything is read or written."""
     result = commands.run_unchecked(db, *arguments)
     assert (result.returncode, "no terminal to confirm on: pass --yes" in result.stderr) == (2, True), result.stderr

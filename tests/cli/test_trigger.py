@@ -1,4 +1,4 @@
-"""`trigger`: a sample of each provider reaches a receiver over HTTP; what it cannot send, it says in one line."""
+"""`trigger`: a sample of each provider reaches a receiver over HTTP, or one line says why not."""
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,7 +20,7 @@ def triggered(*arguments: str) -> Result:
 
 
 def test_a_sample_of_every_provider_reaches_its_delivery(db):
-    """Over HTTP, to an application whose secrets are those of the setting."""
+    """It goes over HTTP to an application with the secrets of the setting."""
     setting(db, ",".join(f"{provider}={SECRETS[provider]}" for provider in SENDERS))
     with serve_here(mounted(url=None)) as base:
         for provider in SENDERS:
@@ -36,11 +36,13 @@ def test_a_sample_of_every_provider_reaches_its_delivery(db):
 
 
 def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
-    """As in a real webhook; without one, an id of several deliveries is ambiguous."""
+    """This is as in a real webhook; without a recipient, an id of several deliveries is ambiguous."""
     setting(db, f"postmark={SECRETS['postmark']}")
     people = ["ada@example.com", "bob@example.com"]
     with db.engine.begin() as connection:
-        record_send(connection, provider="postmark", sent=[Sent(recipient=one, message_id="m") for one in people])
+        record_send(
+            connection, provider="postmark", sent=[Sent(recipient=recipient, message_id="m") for recipient in people]
+        )
     with serve_here(mounted()) as base:
         to = ["--to", f"{base.replace('//', '//me:wrong@')}/webhooks/postmark", "--message-id", "m"]
         assert triggered("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
@@ -48,8 +50,8 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
     assert [tuple(row) for row in db.rows(rows)] == [(people[0], "dispatched"), (people[1], "delivered")]
 
 
-def test_without_an_address_it_posts_to_the_public_one(db):
-    """The receiver's public address is a setting, with a password perhaps, which nothing has to print."""
+def test_without_an_address_it_posts_to_the_receivers_public_address(db):
+    """The setting may contain a password, which is never printed."""
     with serve_here(mounted()) as base:
         setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
         result = triggered("postmark", "delivered", "--message-id", "m")
@@ -57,7 +59,7 @@ def test_without_an_address_it_posts_to_the_public_one(db):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("pigeon", "delivered"), 2, "no such provider; known providers: azure, brevo,"),
         (("postmark", "deliverd"), 2, "postmark sends no such type (did you mean delivered?); it can send: auto"),
@@ -66,20 +68,23 @@ def test_without_an_address_it_posts_to_the_public_one(db):
         (("postmark", "opened"), 1, "nothing answers at the address of --to (ConnectionRefusedError)"),
         (("postmark", "opened", "--to", "localhost:8081/postmark"), 2, "--to must be a whole address"),
         (("postmark", "opened", "--to", "http://[::1/postmark"), 2, "--to must be a whole address"),
-        *(((one, "opened"), 1, f"{one} signs with a private key; let it send a test") for one in sorted(PRIVATE)),
+        *(
+            ((provider, "opened"), 1, f"{provider} signs with a private key; let it send a test")
+            for provider in sorted(PRIVATE)
+        ),
     ],
 )
-def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):
-    """With exit code 2 if the command was called in a wrong way, else 1."""
+def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, message):
+    """Wrong usage exits with 2, everything else with 1."""
     setting(db, "postmark=me:secret")
     with pytest.raises(SystemExit) as error:
         main(["trigger", *arguments[:2], "--message-id", "m", *(arguments[2:] or ("--to", TO))])
     *_, line = capsys.readouterr().err.splitlines()
-    assert (error.value.code, said in line) == (code, True), line
+    assert (error.value.code, message in line) == (code, True), line
 
 
-def test_a_refusal_of_the_receiver_is_told(db, capsys):
-    """Such as that the secrets differ; a redirect is not followed, because it would become a GET."""
+def test_a_refusal_of_the_receiver_is_printed(db, capsys):
+    """The secrets may differ; a redirect is not followed, because it would become a GET."""
     setting(db, "postmark=me:other")
     with serve_here(mounted()) as base, pytest.raises(SystemExit) as error:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])

@@ -1,4 +1,4 @@
-"""Sends and webhooks of Anymail's providers in Postgres: whichever comes first, the deliveries end the same."""
+"""Sends and webhooks of Anymail's providers in Postgres: deliveries end the same in any order."""
 
 import re
 from pathlib import Path
@@ -37,42 +37,44 @@ def record(db, post, backends):
     ],
 )
 def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, record, provider):
-    """The send first; the webhooks first; some before and some after, backwards; and everything once more."""
+    """The send comes first, the webhooks come first, or some come before and some after, backwards; then all are
+    repeated.
+    """
     to = [ANN] if provider is RESEND else [ANN, BOB]
     after, before, between = (Message.accepted(provider, number, to) for number in (1, 2, 3))
     after.record(db)
     record(after.requests(*STORY))
-    told = record(before.requests(*STORY))
-    assert before.record(db) == len(told)
+    recorded = record(before.requests(*STORY))
+    assert before.record(db) == len(recorded)
     record(between.requests(*STORY[::-2]))
     between.record(db)
     record(between.requests(*STORY[-2::-2]))
 
-    ended = after.deliveries(db)
-    assert before.deliveries(db) == between.deliveries(db) == ended
-    assert [(row["recipient"], row["last_event_type"], row["bounced_at"] is not None) for row in ended] == [
+    expected = after.deliveries(db)
+    assert before.deliveries(db) == between.deliveries(db) == expected
+    assert [(row["recipient"], row["last_event_type"], row["bounced_at"] is not None) for row in expected] == [
         (ANN, "clicked", False),
         (BOB, "bounced", True),
     ][: len(to)]
-    told_of_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.types]
-    assert ended[0]["events"] == ["dispatched", *told_of_ann]
+    reported_for_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.types]
+    assert expected[0]["events"] == ["dispatched", *reported_for_ann]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
     ledger = db.value("SELECT count(*) FROM mailglass_events")
     for message in (after, before, between):
-        again = record(message.requests(*STORY))
-        assert {event.event_id for event in again} == {None}
+        repeated = record(message.requests(*STORY))
+        assert {event.event_id for event in repeated} == {None}
         message.record(db)
     assert db.value("SELECT count(*) FROM mailglass_events") == ledger
-    assert before.deliveries(db) == between.deliveries(db) == after.deliveries(db) == ended
+    assert before.deliveries(db) == between.deliveries(db) == after.deliveries(db) == expected
 
 
 def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it_names(db, record):
-    """SES does not say who of several opened a message; whom it delivered to, it does."""
+    """SES does not say which of several recipients opened a message, but which it was delivered to."""
     message = Message.accepted(SES, 1)
-    told = SES.event("delivered", message.ids[ANN], ANN, 10)
-    told["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
-    record(SES.requests([told, SES.event("opened", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
+    delivered = SES.event("delivered", message.ids[ANN], ANN, 10)
+    delivered["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
+    record(SES.requests([delivered, SES.event("opened", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
     assert message.record(db) == 3
     assert [delivery["events"] for delivery in message.deliveries(db)] == [
         ["dispatched", "delivered", "opened"],
@@ -80,11 +82,11 @@ def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it
     ]
 
 
-def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
-    """It stays open, because it may be about either of them."""
+def test_an_event_of_resend_about_one_of_several_recipients_stays_open(db, record):
+    """It may be about either of them."""
     message = Message.accepted(RESEND, 1)
-    told = RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 10)
-    (early,) = record(RESEND.requests([told]))
+    bounced = RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 10)
+    (early,) = record(RESEND.requests([bounced]))
     assert message.record(db) == 0
     (late,) = record(RESEND.requests([RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 20)]))
     assert (early.delivery_id, late.delivery_id) == (None, None)
@@ -92,7 +94,7 @@ def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
 
 
 def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
-    """As `docs/django.md` prints them."""
+    """The receivers are those that `docs/django.md` prints."""
     manual = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
     (printed,) = [block for block in blocks if "record_sent" in block]

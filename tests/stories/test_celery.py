@@ -1,4 +1,4 @@
-"""Real workers, real beats, a real broker: each worker is a process of its own, which ends with its test."""
+"""Real workers, real beats and a real broker: each worker is a process that ends with its test."""
 
 import json
 import signal
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.guard
 def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_nothing(site):
-    """An adopter's app, every second, two beats: the orphans get linked, and the adopter's entry is still there.
+    """An adopter's app sweeps every second with two beats: orphans get linked, and the adopter's entry is still
+    there.
 
     Both are started as operators do; in other tests they are forked.
     """
@@ -37,7 +38,7 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
 
 
 def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
-    """The standalone app consumes both its queues without a flag, and has the counts ready for a day."""
+    """The standalone app consumes both its queues without a flag, and keeps the counts for a day."""
     site.add(2)
     site.add(1, "other")
     with site.worker():
@@ -57,20 +58,22 @@ print(reconcile.apply_async().id, reconcile.apply_async((None,)).id, reconcile.a
 """
 
 
-def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicates_they_are(site):
-    """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
+def test_of_eight_requests_at_once_one_sweeps_and_the_others_are_its_duplicates(site):
+    """Three requests by apply_async in three spellings, three by send_task and two by celery call race."""
     site.add(200)
     site.db.run(GATE)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"), ThreadPoolExecutor() as threads:
-        askers = [threads.submit(site.asked, *one) for one in (("-c", ASK), CALL, CALL)]
+        askers = [threads.submit(site.asked, *request) for request in (("-c", ASK), CALL, CALL)]
         task_ids = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
             task_ids |= set(asker.result(PATIENCE).split())
         wait_until(lambda: len(site.kept()) == len(task_ids) - 1, PATIENCE)
         site.db.run("DELETE FROM gate")
         results = {task_id: site.result(task_id) for task_id in task_ids}
-    (winner,) = (one for one, result in results.items() if "scanned" in result)
-    assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
+    (winner,) = (task_id for task_id, result in results.items() if "scanned" in result)
+    assert all(
+        result == {"status": "duplicate", "of": winner} for task_id, result in results.items() if task_id != winner
+    )
     assert len(task_ids) in {5, 6}, "where one of apply_async sweeps, its three results are one"
     assert results[winner]["linked"] == site.linked() > 0
 
@@ -90,7 +93,7 @@ CREATE TRIGGER wait AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE 
 
 
 def test_celery_call_meets_the_lock_when_its_run_starts(site):
-    """Two by celery call, while somebody's sweep runs: both are its duplicates; the third runs, and frees the lock."""
+    """Two requests during a sweep are its duplicates; the third runs, and releases the lock."""
     with site.worker():
         holder = "somebody"
         key = key_of(site)
@@ -102,17 +105,19 @@ def test_celery_call_meets_the_lock_when_its_run_starts(site):
 
 
 def test_eight_tenants_have_eight_sweeps(site):
-    """Nobody is anybody's duplicate."""
+    """None is a duplicate of another."""
     tenants = [f"tenant {number}" for number in range(8)]
     for tenant in tenants:
         site.add(1, tenant)
     with site.worker(pool="threads"):
-        results = [site.result(one) for one in [site.send(tenant) for tenant in tenants]]
+        results = [site.result(task_id) for task_id in [site.send(tenant) for tenant in tenants]]
     assert [(result["tenant_id"], result["linked"]) for result in results] == [(tenant, 1) for tenant in tenants]
 
 
 def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(site):
-    """SIGKILL to all its processes while a batch waits; the lock lapses within a minute; nothing doubled."""
+    """SIGKILL hits all its processes while a batch waits; the lock expires within a minute, and nothing is linked
+    twice.
+    """
     site.add(60)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1") as process:
@@ -131,7 +136,7 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
 
 
 def test_a_malformed_call_fails_that_task_and_a_solo_worker_lives_on(site):
-    """Unknown, wrong and too many arguments, by way of send_task, which checks none: each is a line of the log."""
+    """send_task does not check arguments; unknown, wrong and too many ones are each a line in the log."""
     with site.worker(pool="solo"):
         ids = [site.client.send_task(SWEEP_TASK, args, kwargs, queue=QUEUE).id for args, kwargs in MALFORMED]
         errors = [outcome_of(site, task_id) for task_id in ids]
@@ -148,12 +153,12 @@ MALFORMED = [((), {"nobody": 1}), ((7,), {}), ((1, 2, 3), {}), ((None,), {"limit
 
 
 def outcome_of(site: Site, task_id: str) -> object:
-    """Wait for a task's end, and return its result or its error."""
+    """Wait for a task's end, and return its result or error."""
     return site.client.AsyncResult(task_id).get(timeout=PATIENCE, interval=0.05, propagate=False)
 
 
 def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
-    """The statement that waits for a lock is cancelled, and the worker's next sweep is whole."""
+    """The statement that waits for a lock is cancelled, and the worker's next sweep is complete."""
     site.add(3)
     with site.worker():
         with site.held_up():
@@ -165,7 +170,7 @@ def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
 
 
 def test_a_soft_time_limit_between_batches_keeps_and_counts_what_was_committed(site):
-    """A trigger makes each batch of one take half a second: what the result says is what the ledger has."""
+    """A trigger makes each batch of one take half a second; the result equals the ledger."""
     site.add(60)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1"):
@@ -184,7 +189,7 @@ EXECUTE FUNCTION public.slow()
 
 
 def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
-    """The child is killed in mid-sweep; its successor links the rest, each once."""
+    """The child is killed during a sweep; its successor links the rest, each once."""
     site.add(60)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1"):
@@ -198,7 +203,7 @@ def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
 
 
 def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
-    """SIGTERM in mid-sweep: all batches are committed, counted and kept as the result."""
+    """After SIGTERM, all batches are committed and counted, and the result is stored."""
     site.add(30)
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
@@ -210,7 +215,7 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
 
 
 def test_no_connection_is_shared_across_the_fork(site):
-    """An engine with a pool that was used before the fork: each child opens its own."""
+    """The pool of an engine was used before the fork; each child opens its own connections."""
     with site.worker(app="worker", WORKER_POOLED="1"):
         answers = [site.result(site.client.send_task("backend").id) for _ in range(6)]
         assert site.result(site.send(queue="celery"))["status"] == "ok"
@@ -219,14 +224,14 @@ def test_no_connection_is_shared_across_the_fork(site):
 
 
 def test_a_worker_whose_queues_leave_our_tasks_out_says_so(site):
-    """Named, with its queue, once each."""
+    """Each task is named once, with its queue."""
     with site.worker("-Q", "mailglass_reconcile"):
         assert site.said("does not consume 'mailglass_maintenance'") == 1
         assert site.said("does not consume") == 1
 
 
 def test_a_tick_that_has_expired_is_not_run(site):
-    """Queued while no worker was there, and out of date before one came."""
+    """It was queued while no worker ran, and expired before one started."""
     stale = site.send(expires=0.01)
     fresh = site.send()
     with site.worker(pool="solo"):
@@ -236,7 +241,7 @@ def test_a_tick_that_has_expired_is_not_run(site):
 
 
 def test_a_child_that_records_and_ends_has_published_before(site):
-    """Each child ends after one task; the application has none of ours, so no signal of Celery's is listened to."""
+    """Each child ends after one task; the application has none of our tasks, so no signal of Celery's is used."""
     deliveries = [factories.delivery(site.db, f"m-{number}") for number in range(4)]
     with site.redis.pubsub() as updates:
         updates.subscribe(events_channel(factories.TENANT))

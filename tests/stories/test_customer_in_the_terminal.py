@@ -1,4 +1,4 @@
-"""A customer on the phone: from an address to the right command, in the terminal; the address is kept nowhere."""
+"""A customer on the phone: from an address to the right command in the terminal; the address is stored nowhere."""
 
 import logging
 import re
@@ -13,39 +13,39 @@ from mailglass_reconcile import Sent, record_send
 from recording import event, record
 
 CANARY = "canary.lovelace@bücher.example"
-KEPT = ("mailglass_reconcile_runs", "mailglass_events", "mailglass_handler_outbox")
+LASTING_TABLES = ("mailglass_reconcile_runs", "mailglass_events", "mailglass_handler_outbox")
 
 
 class Operator:
-    """Types an address, and then pastes the commands that are shown; keeps all that was printed."""
+    """Types an address, runs the commands that are shown, and keeps all output."""
 
     def __init__(self, db):
-        self.db, self.said = db, ""
+        self.db, self.output = db, ""
 
-    def finds(self, *options):
-        """Type the address, and return the commands that are shown."""
-        return self.sees(commands.run_unchecked(self.db, "find", "-", *options, stdin=f"{CANARY}\n"))
+    def find(self, *options):
+        """Search for the address, and return the commands that are shown."""
+        return self.read(commands.run_unchecked(self.db, "find", "-", *options, stdin=f"{CANARY}\n"))
 
-    def pastes(self, command):
-        """Run a command as it was shown, and return those that it shows."""
+    def paste(self, command):
+        """Run a command as it was shown, and return the commands that it shows."""
         program, *arguments = shlex.split(command)
         assert program == "mailglass-reconcile"
-        return self.sees(commands.run_unchecked(self.db, *arguments))
+        return self.read(commands.run_unchecked(self.db, *arguments))
 
-    def sees(self, done):
-        """Keep what a command has printed, and return the commands in it."""
-        self.said += done.stdout + done.stderr
-        return re.findall(r"mailglass-reconcile [^`\n]*[^`\n:]", done.stdout)
+    def read(self, result):
+        """Keep a command's output, and return the commands in it."""
+        self.output += result.stdout + result.stderr
+        return re.findall(r"mailglass-reconcile [^`\n]*[^`\n:]", result.stdout)
 
 
 @pytest.fixture
 def operator(db, caplog):
-    """An operator; in the end, the address is in no log, no output, no history and not in the ledger."""
+    """An operator; at the end, the address is in no log, output or history, and not in the ledger."""
     with caplog.at_level(logging.DEBUG):
         operator = Operator(db)
         yield operator
-    stored = "".join(str(db.rows(f"SELECT t::text FROM {table} AS t")) for table in KEPT)  # noqa: S608
-    for text in (operator.said, caplog.text, stored):
+    stored = "".join(str(db.rows(f"SELECT t::text FROM {table} AS t")) for table in LASTING_TABLES)  # noqa: S608
+    for text in (operator.output, caplog.text, stored):
         assert "canary" not in text.lower()
 
 
@@ -58,78 +58,78 @@ def sent(db, **more):
 
 
 def test_an_event_was_stored_under_another_tenant(db, operator):
-    """From the delivery to the event that names it, and from there to how the webhook is sent again."""
+    """The delivery leads to the event that names it, and the event to how the webhook is sent again."""
     delivery = sent(db)
     with db.begin() as connection:
         (orphan,) = record(connection, event(type_="bounced", recipient=CANARY), tenant_id="globex")
-    shown = operator.finds()
-    assert sorted(shown) == sorted(f"mailglass-reconcile explain {id_}" for id_ in (delivery, orphan.event_id))
-    (further, *_) = operator.pastes(f"mailglass-reconcile explain {delivery}")
-    assert "1 open event of tenant globex names its message id" in operator.said
+    suggested = operator.find()
+    assert sorted(suggested) == sorted(f"mailglass-reconcile explain {id_}" for id_ in (delivery, orphan.event_id))
+    (further, *_) = operator.paste(f"mailglass-reconcile explain {delivery}")
+    assert "1 open event of tenant globex names its message id" in operator.output
     assert further == f"mailglass-reconcile explain {orphan.event_id}"
-    (remedy,) = operator.pastes(further)
-    assert "Route these webhooks to tenant acme" in operator.said
+    (remedy,) = operator.paste(further)
+    assert "Route these webhooks to tenant acme" in operator.output
     assert remedy.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1")
 
 
 def test_a_send_was_never_recorded(db, operator):
-    """The webhook has come: it is open, and the remedy is to store the delivery, or to link it by hand."""
+    """The webhook has come and is open; the remedy is to store the delivery or to link it manually."""
     with db.begin() as connection:
         (orphan,) = record(connection, event(recipient=CANARY))
-    (command,) = operator.finds()
+    (command,) = operator.find()
     assert command == f"mailglass-reconcile explain {orphan.event_id}"
-    operator.pastes(command)
-    assert "a sweep now would find it unmatched" in operator.said
-    assert "store a delivery of the event's tenant under one of these ids" in operator.said
-    assert f"`mailglass-reconcile link {orphan.event_id} DELIVERY_ID --reason ''`" in operator.said
+    operator.paste(command)
+    assert "a sweep now would find it unmatched" in operator.output
+    assert "store a delivery of the event's tenant under one of these ids" in operator.output
+    assert f"`mailglass-reconcile link {orphan.event_id} DELIVERY_ID --reason ''`" in operator.output
 
 
 def test_nothing_at_all_is_known(db, operator):
-    """Neither a send nor a webhook: what that means, and where to look."""
+    """There is neither a send nor a webhook; the output says what that means and where to look."""
     sent(db, sent=[Sent(recipient="grace@example.com", message_id="m-2")])
-    assert operator.finds() == ["mailglass-reconcile find MESSAGE_ID"]
-    assert "its send was not recorded" in " ".join(operator.said.split())
+    assert operator.find() == ["mailglass-reconcile find MESSAGE_ID"]
+    assert "its send was not recorded" in " ".join(operator.output.split())
 
 
 def test_no_webhook_has_come_at_all(db, operator):
-    """The delivery is there, and its verdict names the provider whose log has to be read."""
+    """The delivery exists, and its summary names the provider whose log has to be read."""
     delivery = sent(db)
     db.run("UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours'")
-    (command,) = operator.finds()
+    (command,) = operator.find()
     assert command == f"mailglass-reconcile explain {delivery}"
-    operator.pastes(command)
-    assert "dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.said
+    operator.paste(command)
+    assert "dispatched 30 hours ago, no webhook has arrived: check Postmark's log" in operator.output
     db.broken.update({"I2", "I7"})
 
 
 def test_it_has_bounced(db, operator):
-    """The verdict says why, with the server's codes."""
+    """The summary has the reason, with the server's codes."""
     sent(db)
     with db.begin() as connection:
         record(connection, event(type_="bounced", recipient=CANARY, bounce="hard", smtp_status="550 5.1.1"))
-    (command, *_) = operator.finds()
-    operator.pastes(command)
-    assert re.search(r"^bounced, hard, 550 5\.1\.1, ", operator.said, re.MULTILINE)
+    (command, *_) = operator.find()
+    operator.paste(command)
+    assert re.search(r"^bounced, hard, 550 5\.1\.1, ", operator.output, re.MULTILINE)
 
 
 def test_a_database_that_refuses_does_not_show_the_address(db, operator):
-    """Neither in the error nor in the log."""
+    """Neither the error nor the log has it."""
     sent(db)
     db.run("ALTER TABLE mailglass_deliveries RENAME COLUMN mailable TO mailed")
     try:
-        assert operator.finds() == []
-        assert operator.said.count("\n") == 1
+        assert operator.find() == []
+        assert operator.output.count("\n") == 1
     finally:
         db.run("ALTER TABLE mailglass_deliveries RENAME COLUMN mailed TO mailable")
 
 
 def test_a_sweep_and_the_list_of_orphans_do_not_show_it_either(db, operator):
-    """Although the open orphan has it while it is open."""
+    """This holds although the open orphan has it."""
     with db.begin() as connection:
         record(connection, event(recipient=CANARY))
-    operator.sees(commands.run(db, "orphans", "--recipient", "-", stdin=CANARY))
-    assert "1 orphan; " in operator.said
-    operator.sees(commands.run(db, "sweep", "--dry-run", "--verbose"))
+    operator.read(commands.run(db, "orphans", "--recipient", "-", stdin=CANARY))
+    assert "1 orphan; " in operator.output
+    operator.read(commands.run(db, "sweep", "--dry-run", "--verbose"))
     mailglass_reconcile.reconcile()
-    operator.sees(commands.run(db, "status"))
-    assert factories.TENANT in operator.said
+    operator.read(commands.run(db, "status"))
+    assert factories.TENANT in operator.output

@@ -1,4 +1,4 @@
-"""After the commit in Django, and where Django does not commit by itself."""
+"""After-commit actions in Django, and connections of Django's that do not autocommit."""
 
 import asyncio
 import datetime as dt
@@ -34,29 +34,29 @@ EVENTS = "SELECT count(*) FROM mailglass_events"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 
 
-def send(lent, message_id="m-1"):
+def send(shared_connection, message_id="m-1"):
     """Record a send of the factories' tenant."""
     sent = [Sent(recipient=ANN, message_id=message_id)]
-    return record_send(lent, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+    return record_send(shared_connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
 
 
-def receive(lent, message_id="m-1"):
+def receive(shared_connection, message_id="m-1"):
     """Record the webhook of that message."""
     at = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
     event = WebhookEvent(type="delivered", occurred_at=at, provider_event_id=message_id, message_id=message_id)
-    return record_webhook(lent, tenant_id=factories.TENANT, provider="postmark", events=[event])
+    return record_webhook(shared_connection, tenant_id=factories.TENANT, provider="postmark", events=[event])
 
 
 def overlapping(db):
     """Record a webhook in a transaction that begins before Django's commits, and commits before it."""
-    with db.engine.begin() as other:
-        receive(other)
+    with db.engine.begin() as webhook_connection:
+        receive(webhook_connection)
 
 
 def test_no_value_is_in_the_text_of_a_statement(db, post):
-    """Django's own cursors put values there: an early event and its send, and one that comes later."""
-    with db.engine.begin() as lent:
-        lent.execution_options(no_parameters=True).exec_driver_sql(NOTED)
+    """Django's own cursors would put values there; early and late events and sends are recorded."""
+    with db.engine.begin() as setup_connection:
+        setup_connection.execution_options(no_parameters=True).exec_driver_sql(NOTED)
     early = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
     post(early.requests(*STORY[:1]))
     message = Message.accepted(POSTMARK, 1, [ANN])
@@ -68,7 +68,7 @@ def test_no_value_is_in_the_text_of_a_statement(db, post):
 
 @pytest.fixture
 def without_autocommit(app, monkeypatch):
-    """Django's connection in a transaction that the application ends itself, which Django advises against."""
+    """Django's connection without autocommit, whose transactions the application ends, which Django advises against."""
     connections.close_all()
     monkeypatch.setitem(djangos.settings_dict, "AUTOCOMMIT", False)
     database._warn_of_autocommit.cache_clear()
@@ -77,29 +77,29 @@ def without_autocommit(app, monkeypatch):
     connections.close_all()
 
 
-def test_broadcast_in_on_commit_tells_links_and_lets_later_callbacks_run(db):
-    """With something to tell, and an event that arrived in an overlapping transaction."""
+def test_broadcast_in_on_commit_publishes_links_and_lets_later_callbacks_run(db):
+    """There is a message to publish, and an event that arrived in an overlapping transaction."""
     factories.delivery(db, "m-0")
-    called = []
+    callbacks_run = []
     with transaction.atomic():
-        with connection() as lent:
-            recorded = [*receive(lent, "m-0"), *send(lent)]
+        with connection() as shared_connection:
+            recorded = [*receive(shared_connection, "m-0"), *send(shared_connection)]
         overlapping(db)
         transaction.on_commit(lambda: broadcast(recorded))
-        transaction.on_commit(lambda: called.append(True))
-    assert called == [True]
+        transaction.on_commit(lambda: callbacks_run.append(True))
+    assert callbacks_run == [True]
     settle()
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert len(db.witness.messages()) == 4
 
 
-def test_broadcast_before_the_commit_in_another_transaction_of_djangos_tells_nothing(db):
-    """What a savepoint has undone is not there when the transaction has committed."""
+def test_broadcast_of_what_a_savepoint_of_djangos_has_undone_publishes_nothing(db):
+    """The outer transaction commits without it."""
     factories.delivery(db, "m-0")
     with transaction.atomic():
         with transaction.atomic():
-            with connection() as lent:
-                recorded = receive(lent, "m-0")
+            with connection() as shared_connection:
+                recorded = receive(shared_connection, "m-0")
             transaction.set_rollback(True)
         transaction.on_commit(lambda: broadcast(recorded))
     assert db.witness.messages() == []
@@ -126,14 +126,14 @@ def test_in_a_test_case_of_djangos_nothing_is_published(db):
 
 def receive_in_django(message_id):
     """Record the webhook of a message on Django's connection."""
-    with connection() as lent:
-        return receive(lent, message_id)
+    with connection() as shared_connection:
+        return receive(shared_connection, message_id)
 
 
 def test_without_autocommit_nothing_is_registered_and_one_line_says_that_the_sweep_links(
     db, without_autocommit, post, caplog
 ):
-    """Sends and events are the application's to commit; Django runs no callback at such a commit."""
+    """The application commits sends and events itself; Django runs no callback at such a commit."""
     message = Message.accepted(POSTMARK, 1, [ANN])
     with transaction.atomic():
         Message.accepted(POSTMARK, 2, [ANN])
@@ -161,7 +161,7 @@ def test_without_autocommit_a_send_from_async_code_is_not_recorded_and_a_line_sa
 
 @pytest.fixture
 def through(app, db, monkeypatch):
-    """Let Django's connection go through a proxy."""
+    """Connect Django through a proxy."""
     connections.close_all()
     with proxy.before_postgres(db.url) as (between, url):
         monkeypatch.setitem(djangos.settings_dict, "HOST", "127.0.0.1")
@@ -180,7 +180,7 @@ def refuse(recipients=(ANN,)):
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, fault):
-    """It is recorded again, and known by its identity, even one that the provider refused and gave no id."""
+    """The repetition is recognised, even if the provider refused the send and gave it no id."""
     for call in (refuse, lambda: Message.accepted(POSTMARK, 1, [ANN])):
         before = db.value(DELIVERIES), db.value(EVENTS)
         djangos.ensure_connection()
@@ -191,7 +191,7 @@ def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, f
 
 
 def test_an_event_whose_commit_has_lost_its_answer_is_recorded_once(db, through, post):
-    """It is tried again in the same request."""
+    """It is recorded again in the same request."""
     message = Message.accepted(POSTMARK, 1, [ANN])
     djangos.ensure_connection()
     through.arm(b"COMMIT\0", "after", at=1)

@@ -1,4 +1,4 @@
-"""Handlers in Django: what they write by the ORM is committed with the note that they ran, or not at all."""
+"""Handlers in Django: what they write with the ORM is committed with their job, or not at all."""
 
 import unittest
 import uuid
@@ -26,19 +26,19 @@ EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 
 @pytest.fixture
 def site(app):
-    """A table of the application's, with a constraint."""
+    """A table of the application with a constraint."""
     call_command("migrate", "contenttypes", verbosity=0)
 
 
 @pytest.fixture
 def waiting_db(handler_db, app, backends, post):
-    """A message whose events have reached its delivery, and wait for handlers."""
+    """A message whose events have reached its delivery and wait for handlers."""
     post(Message.accepted(POSTMARK, 1, [ANN]).requests(*STORY))
     return handler_db
 
 
 def writing(name, *, fails=()):
-    """Register a handler that writes by Django's own cursor, and then fails at some of its calls."""
+    """Register a handler that writes through Django's cursor and then fails on some of its calls."""
     calls = []
 
     @on_event("*", name=name)
@@ -52,8 +52,8 @@ def writing(name, *, fails=()):
     return calls
 
 
-def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(waiting_db):
-    """Also if it fails in between, and beside a handler that writes through the connection that it is given."""
+def test_what_a_handler_writes_through_django_is_committed_once_for_each_event(waiting_db):
+    """It may fail in between, and run beside a handler that writes through its own connection."""
     calls = writing("orm", fails=(2, 3))
     received = leaving("given")
     enqueue(waiting_db)
@@ -68,7 +68,7 @@ def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(waitin
 
 
 def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(waiting_db):
-    """Postgres has undone what it wrote, so the note that it ran is not kept either."""
+    """Postgres has rolled back what it wrote, so the job is not marked done either."""
 
     @on_event("delivered", name="careless")
     def handler(_connection, event):
@@ -83,7 +83,7 @@ def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(waitin
 
 
 def test_a_handler_cannot_commit(waiting_db):
-    """Neither by Django nor through the connection that it is given."""
+    """Django and the handler's connection both refuse."""
 
     @on_event("delivered", name="django")
     def by_django(_connection, event):
@@ -100,8 +100,8 @@ def test_a_handler_cannot_commit(waiting_db):
     assert (result.handled, result.failed, effects(waiting_db)) == (0, 2, {})
 
 
-def test_a_database_that_is_away_is_named_as_django_names_it(waiting_db):
-    """In one line, as every error of ours."""
+def test_an_unreachable_database_is_named_as_django_names_it(waiting_db):
+    """The error is one line, like every error of ours."""
     writing("orm")
     stored = dict(djangos.settings_dict)
     djangos.close()
@@ -114,7 +114,7 @@ def test_a_database_that_is_away_is_named_as_django_names_it(waiting_db):
 
 
 def careless(name, act, *types):
-    """Register a handler that writes, and then does what Django would undo without an error."""
+    """Register a handler that writes, and then does what makes Django roll back without an error."""
 
     @on_event(*(types or ("delivered",)), name=name)
     def handler(_connection, event):
@@ -124,7 +124,7 @@ def careless(name, act, *types):
 
 
 def _catch():
-    """Django's own idiom without its `atomic()`: Postgres undoes everything since the last savepoint."""
+    """Catch an error without `atomic()`, which makes Postgres roll back to the last savepoint."""
     model = apps.get_model("contenttypes", "ContentType")
     with suppress(IntegrityError):
         model.objects.bulk_create([model(pk=10_000, app_label="shop", model=name) for name in ("a", "b")])
@@ -135,7 +135,7 @@ UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction
 
 @pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
 def test_a_handler_whose_work_django_rolls_back_has_failed(waiting_db, site, act):
-    """It did not raise; the other handlers of the event are done."""
+    """It raised no error; the other handlers of the event are done."""
     careless("undone", act)
     received = leaving("given", "delivered")
     enqueue(waiting_db)
@@ -145,11 +145,11 @@ def test_a_handler_whose_work_django_rolls_back_has_failed(waiting_db, site, act
 
 
 def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(waiting_db, caplog):
-    """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
-    called = []
+    """`on_commit` runs after the handler's commit, so an error undoes nothing."""
+    callbacks_run = []
 
     def callback(name):
-        called.append(name)
+        callbacks_run.append(name)
         if name == "bad":
             raise ValueError(ANN)
 
@@ -157,7 +157,7 @@ def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(wa
         careless(name, lambda name=name: transaction.on_commit(lambda: callback(name)))
     enqueue(waiting_db)
     result = dispatch()
-    assert (result.handled, result.failed, sorted(called)) == (3, 0, ["bad", "first", "last"])
+    assert (result.handled, result.failed, sorted(callbacks_run)) == (3, 0, ["bad", "first", "last"])
     assert "handler bad failed on event" in caplog.text
     assert "its work was committed" in caplog.text
     assert states(waiting_db) == {"done": 3}
@@ -168,7 +168,7 @@ MODES = {"autocommit": nullcontext, "atomic()": transaction.atomic}
 
 
 def _handlers_of_all_kinds():
-    """Register handlers of which some succeed, and others lose their work in some way; return the former's names."""
+    """Register handlers of which some succeed and others lose their work; return the names of those that succeed."""
 
     def joined(connection, event, *, ends):
         with Session(connection) as session:
@@ -197,7 +197,7 @@ def _catch_in_atomic():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_application_s(waiting_db, site, mode):
-    """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
+    """Work that a handler flushed or rolled back itself does not matter; work that was rolled back is detected."""
     good = _handlers_of_all_kinds()
     enqueue(waiting_db)
     with MODES[mode]():
@@ -212,7 +212,7 @@ def test_each_effect_is_there_once_in_a_transaction_of_ours_and_in_the_applicati
 
 
 def test_what_the_application_rolls_back_has_not_been_done(waiting_db):
-    """The effects and the notes go together, and so does the attempt."""
+    """Effects, jobs and attempts are rolled back together."""
     received = leaving("given", "delivered")
     enqueue(waiting_db)
     with suppress(ZeroDivisionError), transaction.atomic():
@@ -239,7 +239,7 @@ def test_without_autocommit_handlers_are_refused_with_one_line(waiting_db):
 
 
 def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(waiting_db):
-    """The caller's rows are there, on this alias and on another; its own statement may take as long as before."""
+    """The caller's rows on both aliases stay, and its own statement may take as long as before."""
     received = leaving("given")
     enqueue(waiting_db)
     with another_database(), transaction.atomic("other"), transaction.atomic():
@@ -255,7 +255,7 @@ def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(w
 
 
 def test_a_testcase_can_test_a_handler(waiting_db):
-    """All of it is undone at its end."""
+    """The test case rolls all of it back at its end."""
     received = leaving("given", "delivered")
     enqueue(waiting_db)
     handled = []

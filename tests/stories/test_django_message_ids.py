@@ -1,4 +1,4 @@
-"""A message's deliveries in Django's queries: found by our index, which has their ids as hashes."""
+"""Message ids in Django's queries are found by our index, which has their hashes."""
 
 import pytest
 from django.apps import apps
@@ -19,17 +19,17 @@ def deliveries(db):
 
 
 def test_an_id_is_found_by_our_index(deliveries):
-    """Without a provider, which Mailglass does not store."""
-    wanted = deliveries.filter(provider_message_id="m-1")
-    assert wanted.count() == 2
+    """The query has no provider, which Mailglass does not store."""
+    of_message = deliveries.filter(provider_message_id="m-1")
+    assert of_message.count() == 2
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL enable_seqscan = off")
-        assert "Index Scan using mailglass_deliveries_reconcile_idx" in wanted.explain().replace("Bitmap ", "")
+        assert "Index Scan using mailglass_deliveries_reconcile_idx" in of_message.explain().replace("Bitmap ", "")
 
 
 def test_other_comparisons_of_an_id_are_what_they_were(deliveries):
-    """Several ids, none, another column, and what is not equal."""
+    """Several ids, no id, another column and inequality are tried."""
     assert deliveries.filter(provider_message_id__in=["m-1", "m-2"]).count() == 3
     assert deliveries.filter(provider_message_id=None).count() == 1
     assert deliveries.filter(provider_message_id=F("provider_message_id")).count() == 3

@@ -1,4 +1,4 @@
-"""The Django app between Anymail's own backends and views: whichever comes first, a delivery ends the same."""
+"""The Django app between Anymail's own backends and views: a delivery ends the same in any order."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +23,8 @@ LEDGER = "SELECT count(*) FROM mailglass_events"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 
 
-def elsewhere(action, *arguments):
-    """Do something in another thread, which has a connection of its own, as another request has."""
+def run_in_thread(action, *arguments):
+    """Run a function in another thread, which has its own connection like another request."""
 
     def run():
         try:
@@ -37,18 +37,18 @@ def elsewhere(action, *arguments):
 
 
 def deliveries(db, message):
-    """Return a message's deliveries, but for the time of the send."""
+    """Return a message's deliveries without the time of the send."""
     result = message.deliveries(db)
     assert all(item.pop("dispatched_at") for item in result)
     return result
 
 
 @contextmanager
-def answered(provider, then):
-    """Call *then* with each message that a provider has accepted, before our app hears of it."""
+def run_on_acceptance(provider, action):
+    """Call a function with each message that a provider has accepted, before our app learns of it."""
 
-    def receive(status, **_others):
-        then(Message.of(provider, status))
+    def receive(status, **_options):
+        action(Message.of(provider, status))
 
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     post_send.connect(receive)
@@ -61,22 +61,22 @@ def answered(provider, then):
     "provider",
     [
         pytest.param(provider, id=provider.esp_name, marks=[] if provider is SENDGRID else pytest.mark.slow)
-        for provider in (SENDGRID, RESEND, SES)  # in one batch, one a webhook with one recipient, one an address
+        for provider in (SENDGRID, RESEND, SES)  # events of all in one batch, one event a webhook, one event an address
     ],
 )
 def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send(db, post, provider):
-    """And after a retry of each request; only a send that is rolled back leaves its orphans."""
+    """This holds after a retry of each request; only a send that is rolled back leaves its orphans."""
     to = [ANN] if provider is RESEND else [ANN, BOB]
 
     def post_story(message, story=STORY):
-        return elsewhere(post, message.requests(*story))
+        return run_in_thread(post, message.requests(*story))
 
     after = Message.accepted(provider, 1, to)
     post_story(after)
 
-    with answered(provider, post_story):
+    with run_on_acceptance(provider, post_story):
         before = Message.accepted(provider, 2, to)
-    with answered(provider, post_story), transaction.atomic():
+    with run_on_acceptance(provider, post_story), transaction.atomic():
         before_in_a_transaction = Message.accepted(provider, 3, to)
 
     with transaction.atomic():
@@ -89,9 +89,9 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     post_story(split, STORY[-2::-2])
 
     settle()
-    ended = deliveries(db, after)
+    expected = deliveries(db, after)
     last = [(ANN, "clicked"), (BOB, "bounced")]
-    assert [(row["recipient"], row["last_event_type"]) for row in ended] == last[: len(to)]
+    assert [(row["recipient"], row["last_event_type"]) for row in expected] == last[: len(to)]
     assert db.value(OPEN) == 0
 
     with transaction.atomic():
@@ -106,11 +106,11 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
         post_story(message)
     settle()
     assert (db.value(LEDGER), db.value(OPEN)) == (ledger, orphans)
-    assert [deliveries(db, message) for message in messages] == [ended] * len(messages)
+    assert [deliveries(db, message) for message in messages] == [expected] * len(messages)
 
 
 def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linked_by_its_own_commit(db, post):
-    """Neither saw the other: the webhook's request looks once more when it has committed."""
+    """Neither saw the other; the webhook's request looks again after its commit."""
     event, go_on = threading.Event(), threading.Event()
 
     def slowly(message):
@@ -123,21 +123,23 @@ def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linke
             connections.close_all()
 
     with ThreadPoolExecutor(1) as threads:
-        started = []
-        with answered(SENDGRID, lambda message: (started.append(threads.submit(slowly, message)), event.wait(20))):
+        futures = []
+        with run_on_acceptance(
+            SENDGRID, lambda message: (futures.append(threads.submit(slowly, message)), event.wait(20))
+        ):
             message = Message.accepted(SENDGRID, 1)
         assert [delivery["events"] for delivery in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
         go_on.set()
-        started[0].result()
+        futures[0].result()
     settle()
     assert [delivery["last_event_type"] for delivery in deliveries(db, message)] == ["clicked", "bounced"]
     assert db.value(OPEN) == 0
 
 
 def test_the_fixture_for_a_webhook_before_its_send_works_in_a_django_project(db, post, mailglass_webhook_first):
-    """It holds Django's own database, not another one, and leaves no connection behind."""
+    """It locks Django's own database and leaves no connection behind."""
     will_be = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
     message, _ = mailglass_webhook_first(
-        lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: elsewhere(post, will_be.requests(*STORY))
+        lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: run_in_thread(post, will_be.requests(*STORY))
     )
     assert [delivery["last_event_type"] for delivery in deliveries(db, message)] == ["clicked"]

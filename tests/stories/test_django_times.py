@@ -1,4 +1,4 @@
-"""Our times in Django's queries: right in every time zone, with and without USE_TZ."""
+"""Our times in Django's queries are right in every time zone, with and without USE_TZ."""
 
 import datetime as dt
 from zoneinfo import ZoneInfo
@@ -21,14 +21,14 @@ LAST = dt.datetime(2026, 3, 2, 1, 30, tzinfo=UTC)
 
 @pytest.fixture(params=["UTC", "Asia/Tokyo", "America/New_York"])
 def zone(request):
-    """The project's time zone."""
+    """Set the project's time zone."""
     with override_settings(TIME_ZONE=request.param):
         yield ZoneInfo(request.param)
 
 
 @pytest.fixture(params=[True, False], ids=["USE_TZ", "naive"])
 def local(request, zone):
-    """Return how the project has a time."""
+    """Return a time as the project reads it."""
     with override_settings(USE_TZ=request.param):
         yield (lambda time: time) if request.param else (lambda time: time.astimezone(zone).replace(tzinfo=None))
 
@@ -49,7 +49,7 @@ def events(db):
 
 
 def test_a_time_is_read_and_compared_as_the_project_has_it(events, local):
-    """By a literal, a list, a range, and another column."""
+    """It is compared with a literal, a list, a range and another column."""
     first, last = local(FIRST), local(LAST)
     assert [event.occurred_at for event in events.order_by("occurred_at")] == [first, last]
     assert events.get(occurred_at=first).type == "opened"
@@ -60,7 +60,7 @@ def test_a_time_is_read_and_compared_as_the_project_has_it(events, local):
 
 
 def test_a_time_of_a_subquery_is_a_time(events, local):
-    """In an annotation, in `__in`, and in a comparison."""
+    """The subquery is an annotation, in `__in`, or in a comparison."""
     last = events.filter(delivery_id=OuterRef("delivery_id")).order_by("-occurred_at").values("occurred_at")[:1]
     response = events.annotate(last=Subquery(last)).get(type="opened")
     assert response.last == local(LAST)
@@ -69,7 +69,7 @@ def test_a_time_of_a_subquery_is_a_time(events, local):
 
 
 def test_a_day_and_an_hour_are_those_of_the_projects_time_zone(events, zone, local):
-    """`__date`, `__hour`, and the functions that group by them."""
+    """`__date`, `__hour` and the functions that group by them are tried."""
     first = FIRST.astimezone(zone)
     assert events.filter(occurred_at__hour=first.hour).count() == 1
     assert events.filter(occurred_at__date=first.date()).count() == 1 + (first.date() == LAST.astimezone(zone).date())

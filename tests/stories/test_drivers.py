@@ -1,4 +1,4 @@
-"""The writers on every driver that an application may hand over: psycopg, psycopg2, and asyncpg inside `run_sync`."""
+"""The writers on every driver that an application may use: psycopg, psycopg2, and asyncpg inside `run_sync`."""
 
 import asyncio
 import datetime as dt
@@ -44,12 +44,12 @@ HARD = "50% of \"Zoë\\\" → {NULL} :ids $1 'x'"
 
 
 def send(connection, *sent, **more):
-    """Record a send of the factories' tenant by Postmark."""
+    """Record a send of the factories' tenant through Postmark."""
     return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent, **more)
 
 
 def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
-    """Each driver says in its own way where an error was raised."""
+    """Each driver reports the place of an error in its own way."""
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(NAMELESS)
     with pytest.raises(DatabaseRefusedError, match=r"the trigger function public\.audit\(\) of your application"):
@@ -57,8 +57,8 @@ def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
 
 
 @pytest.mark.guard
-def test_every_writer_and_reader_does_what_it_does(db, driver):
-    """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
+def test_every_writer_and_reader_works(db, driver):
+    """Webhooks come before and after their send, twice, for one id with two recipients; texts come back unchanged."""
     settings = db.settings.model_copy(update={"grace_seconds": 0})
     handle(db, ("audit", "delivered"), ("audit", "bounced"), ("suppress", "bounced"))
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
@@ -75,7 +75,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert (to_ada.linked, to_bob.linked) == (1, 0)
         assert [attempt_link(connection, orphan).state for orphan in find_orphans(connection)] == ["unmatched"]
         late = record(connection, *early, event("m-1", "bounced", provider_event_id="3", recipient=bob))
-        assert [each.event_id is not None for each in late] == [False, False, True]
+        assert [recorded.event_id is not None for recorded in late] == [False, False, True]
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with use_caller_transaction(connection, db.settings) as tx:
@@ -90,16 +90,19 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
     jobs = db.rows("SELECT type, handler FROM mailglass_handler_outbox ORDER BY type, handler")
     assert jobs == [("bounced", "audit"), ("bounced", "suppress"), ("delivered", "audit")]
-    db.broken.add("I2")  # one event was projected that is not in the ledger
+    db.broken.add("I2")  # the ledger does not have the projected event
 
 
-def test_an_event_is_linked_by_hand_and_a_person_erased(db, driver):
-    """Texts reach the ledger as they were given; the address of another driver's row is found."""
+def test_an_event_is_linked_manually_and_a_person_erased(db, driver):
+    """Texts reach the ledger unchanged; the address in another driver's row is found."""
     to, orphan = factories.delivery(db, "m-1", recipient="ada@bücher.example"), factories.orphan(db, {})
 
     def work(connection):
         assert str(link(connection, orphan, to, reason=HARD, actor="Zoë").delivery_id) == to
-        erased = [erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=one) for one in ("other", None)]
+        erased = [
+            erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=tenant_id)
+            for tenant_id in ("other", None)
+        ]
         assert [result.deliveries for result in erased] == [0, 1]
 
     driver.run(work)
@@ -108,7 +111,7 @@ def test_an_event_is_linked_by_hand_and_a_person_erased(db, driver):
 
 
 def test_an_error_of_ours_leaves_the_callers_rows_and_settings(db, driver):
-    """After a refusal by the database, as after success; and the reason is known by its SQLSTATE."""
+    """This holds after a refusal by the database as after success; the SQLSTATE gives the reason."""
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
     db.run("CREATE TABLE own (id int)")
 
@@ -127,7 +130,7 @@ def test_an_error_of_ours_leaves_the_callers_rows_and_settings(db, driver):
 
 
 def test_events_that_cannot_be_linked_cost_no_send(db, driver, caplog):
-    """A savepoint inside ours is rolled back, and what failed is told from an outage by its SQLSTATE."""
+    """A savepoint inside ours is rolled back; the SQLSTATE distinguishes a failed link from an outage."""
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled') NOT VALID")
     driver.run(lambda connection: record(connection, event("m-1")))
     (sent,) = driver.run(lambda connection: send(connection, Sent(recipient="a@example.com", message_id="m-1")))
@@ -151,12 +154,14 @@ def test_a_rollback_takes_everything_along(db, driver):
 
 
 def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_last(db, driver):
-    """The webhook commits while the send is open, and neither waits for the other; then the send's Session asks."""
+    """The webhook commits while the send is open, and neither waits; then the send's Session asks."""
 
     def work(session):
         send(session, Sent(recipient="a@example.com", message_id="m-1"))
         with ThreadPoolExecutor() as threads:
-            (recorded,) = threads.submit(driver.run_session, lambda other: record(other, event("m-1"))).result(20)
+            (recorded,) = threads.submit(
+                driver.run_session, lambda session_of_webhook: record(session_of_webhook, event("m-1"))
+            ).result(20)
         assert recorded.delivery_id is None
 
     driver.run_session(work)
@@ -166,7 +171,7 @@ def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_l
 
 
 def test_a_session_broadcasts_once_it_has_committed(db, driver):
-    """What a rolled back savepoint held is not told."""
+    """Events of a rolled back savepoint are not published."""
     delivery = factories.delivery(db, "m-1")
 
     def work(session):
@@ -183,7 +188,7 @@ def test_a_session_broadcasts_once_it_has_committed(db, driver):
 
 
 def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver):
-    """Only what the caller's own savepoint held goes with it."""
+    """Only the events of the caller's own savepoint are dropped."""
     delivery = factories.delivery(db, "m-1")
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
 
@@ -198,22 +203,22 @@ def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver
     assert {m["delivery_id"] for _, m in received} == {delivery}
 
 
-WITHOUT = [
+MISSING_FUNCTIONS = [
     "mailglass_reconcile_find_deliveries_v1",
     "mailglass_reconcile_store_sends_v1",
     "mailglass_reconcile_append_event_v1",
 ]
 
 
-@pytest.mark.parametrize("function", WITHOUT)
+@pytest.mark.parametrize("function", MISSING_FUNCTIONS)
 def test_a_call_without_its_function_says_what_to_run_and_the_transaction_is_aborted(db, driver, function):
-    """As after any statement that fails, and as when a process is newer than the schema; a rollback frees it."""
+    """Any failed statement aborts it, also if the process is newer than the schema; a rollback frees it."""
     db.run(f"DROP FUNCTION {function}")
 
     def work(connection):
         connection.exec_driver_sql("CREATE TABLE public.own (id int)")
         with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
-            calls(connection)[WITHOUT.index(function)]()
+            calls(connection)[MISSING_FUNCTIONS.index(function)]()
         with pytest.raises(DBAPIError):
             connection.exec_driver_sql("SELECT 1")
         connection.rollback()
@@ -234,7 +239,7 @@ CREATE TRIGGER fail AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE 
 
 
 def calls(connection):
-    """Make each writer's call in turn, as functions."""
+    """Return a function for each writer's call."""
     return [
         lambda: record(connection, event("m-1"), event("m-2", "opened")),
         lambda: send(connection, Sent(recipient="ada@example.com", message_id="m-3")),
@@ -244,7 +249,7 @@ def calls(connection):
 
 @pytest.mark.parametrize("state", ["23514", "22023", "42P01", "54000", "55P03", "P0001", "0A000"])
 def test_what_a_function_catches_costs_its_own_work_only(db, driver, state):
-    """The caller's rows stay and its transaction goes on; the error has the SQLSTATE, and quotes no value."""
+    """The caller's rows stay and its transaction goes on; the error has the SQLSTATE and quotes no value."""
     factories.delivery(db, "m-1")
     db.run("CREATE TABLE own (id int)")
     db.run(FAILS.format(state=state))
@@ -267,7 +272,7 @@ def test_what_a_function_catches_costs_its_own_work_only(db, driver, state):
 
 @pytest.mark.parametrize("state", ["08006", "25006", "40001", "40P01", "53100", "57P01", "58000", "XX001"])
 def test_what_concerns_the_whole_transaction_is_raised_and_aborts_it(db, driver, state):
-    """The caller rolls back, and may try again: a serialization failure says that it may pass."""
+    """The caller rolls back, and may retry: a serialization failure says that it is transient."""
     db.run(FAILS.format(state=state))
 
     def work(connection):
@@ -291,13 +296,13 @@ def test_a_usual_call_sends_no_savepoint_and_sets_nothing(db, driver):
     factories.delivery(db, "m-1")
     sent = []
 
-    def note(_connection, _cursor, statement, *_others):
+    def note(_connection, _cursor, statement, *_arguments):
         sent.append(statement)
 
     def work(connection):
         connection.exec_driver_sql("SELECT 1")
         sa.event.listen(connection, "before_cursor_execute", note)
-        sa.event.listen(connection, "savepoint", lambda *_others: sent.append("SAVEPOINT"))
+        sa.event.listen(connection, "savepoint", lambda *_arguments: sent.append("SAVEPOINT"))
         for call in calls(connection):
             call()
 
@@ -308,13 +313,13 @@ def test_a_usual_call_sends_no_savepoint_and_sets_nothing(db, driver):
 
 
 def test_an_autocommit_connection_is_refused_on_every_driver(db, driver):
-    """Each has its own way to say so."""
+    """Each driver has its own autocommit mode."""
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         driver.run(lambda connection: record(connection, event()), isolation_level="AUTOCOMMIT")
 
 
 def test_psycopg2_with_another_encoding_is_told_what_to_set(db):
-    """It would send Latin-1 while the server reads UTF-8: it does not notice that a statement has changed that."""
+    """Psycopg2 does not notice a changed encoding, and would send Latin-1 to a server that reads UTF-8."""
     url = sa.make_url(db.url).set(drivername="postgresql+psycopg2")
     with sa.create_engine(url, client_encoding="latin1", poolclass=sa.NullPool).begin() as connection:
         connection.exec_driver_sql("SET LOCAL client_encoding = 'UTF8'")
@@ -322,8 +327,8 @@ def test_psycopg2_with_another_encoding_is_told_what_to_set(db):
             record(connection, event())
 
 
-def test_a_lost_connection_and_a_server_that_is_away_have_one_name(db, driver):
-    """Killed between the caller's statement and ours; or nobody listens where a Session is to connect."""
+def test_a_lost_connection_and_an_unreachable_server_are_the_same_error(db, driver):
+    """The connection is killed between the caller's statement and ours, or a Session cannot connect."""
 
     def work(connection):
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
@@ -332,27 +337,29 @@ def test_a_lost_connection_and_a_server_that_is_away_have_one_name(db, driver):
 
     with pytest.raises(DatabaseUnavailableError, match="cannot reach"):
         driver.run(work)
-    away = Driver(driver.url.set(host="127.0.0.1", port=1, query={}))
+    unreachable = Driver(driver.url.set(host="127.0.0.1", port=1, query={}))
     with pytest.raises(DatabaseUnavailableError, match="cannot reach"):
-        away.run_session(lambda session: record(session, event()))
+        unreachable.run_session(lambda session: record(session, event()))
 
 
 CALLS = [
     record,
     send,
     find_orphans,
-    lambda given: append(given, tenant_id="acme", type="sent", occurred_at=NOW),
-    lambda given: attempt_link(given, mailglass_reconcile.Orphan(None, "acme", dt.datetime.now(dt.UTC), None, (), "")),
+    lambda connection: append(connection, tenant_id="acme", type="sent", occurred_at=NOW),
+    lambda connection: attempt_link(
+        connection, mailglass_reconcile.Orphan(None, "acme", dt.datetime.now(dt.UTC), None, (), "")
+    ),
 ]
 
 
-def refuses(given):
-    """Check that every function refuses *given* in one line, which says what to pass."""
+def check_refused(argument):
+    """Check that every function refuses *argument* with one line that says what to pass."""
     for call in CALLS:
         with pytest.raises(TypeError) as caught:
-            call(given)
+            call(argument)
         text = str(caught.value)
-        assert type(given).__name__ in text
+        assert type(argument).__name__ in text
         assert "pass a SQLAlchemy Connection or Session" in text
         assert "run_sync" in text
         assert "\n" not in text
@@ -364,22 +371,22 @@ def test_a_drivers_own_connection_is_refused_with_what_to_pass(db):
     async def with_asyncpg():
         plain = sa.make_url(db.url)
         connection = await asyncpg.connect(host=plain.query["host"], user=plain.username, database=plain.database)
-        refuses(connection)
+        check_refused(connection)
         await connection.close()
 
     with psycopg.connect(db.url) as connection:
-        refuses(connection)
+        check_refused(connection)
     asyncio.run(with_asyncpg())
     assert db.value(LEDGER) == 0
 
 
 def test_an_asynchronous_connection_or_session_is_told_of_run_sync(db):
-    """The usual mistake in asynchronous code: it lacks `await … .run_sync(…)`."""
+    """`await … .run_sync(…)` is often forgotten in asynchronous code."""
 
     async def by_mistake():
         engine = create_async_engine(sa.make_url(db.url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
         async with engine.connect() as connection, AsyncSession(engine) as session:
-            refuses(connection)
-            refuses(session)
+            check_refused(connection)
+            check_refused(session)
 
     asyncio.run(by_mistake())

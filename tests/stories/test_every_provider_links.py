@@ -1,4 +1,4 @@
-"""From an event of a provider's real shape and a delivery stored as its send answer would have it, to a link."""
+"""From an event of a provider's real shape and a delivery stored from the answer to its send, to a link."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ MAIL = {"tags": [], "opened": None, "timestamp": 1769000000.25, "nested": {"a": 
 
 
 class Case(NamedTuple):
-    """What the provider answered at send, and what its webhook says."""
+    """The provider's answer to a send, and its webhook."""
 
     sent: str
     event: dict[str, object]
@@ -142,7 +142,7 @@ LINKED = {
 
 
 def test_an_event_of_real_shape_is_linked(db):
-    """In a tenant for each: one orphan, its delivery, and a delivery of another message beside it."""
+    """Each provider has a tenant with one orphan, its delivery, and a delivery of another message."""
     deliveries, events, expected = [], [], {}
     for tenant_id, case in LINKED.items():
         sent = delivery_row(case.sent, tenant_id=tenant_id)
@@ -234,7 +234,7 @@ NOT_LINKED = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "state"), NOT_LINKED.values(), ids=NOT_LINKED)
 def test_an_id_of_another_namespace_is_no_key(db, case, state):
-    """A delivery is stored under what must not be read, and the orphan stays open with its reason."""
+    """The delivery is stored under an id that must not be read, and the orphan stays open with a reason."""
     factories.delivery(db, case.sent)
     factories.orphan(db, case.event)
     result = mailglass_reconcile.reconcile()

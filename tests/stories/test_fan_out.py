@@ -33,8 +33,8 @@ def backlog(site, orphans: int) -> None:
     Batches wait until the gate is gone, except for the first so many that are free.
     """
     ids = [factories.new_id() for _ in range(orphans)]
-    rows = [orphan_row(postmark(one), age_seconds=100 + number) for number, one in enumerate(ids)]
-    insert(site.db, [delivery_row(one) for one in ids], rows)
+    rows = [orphan_row(postmark(id_), age_seconds=100 + number) for number, id_ in enumerate(ids)]
+    insert(site.db, [delivery_row(id_) for id_ in ids], rows)
     with site.db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(WHO)
 
@@ -49,7 +49,7 @@ RANGES = "SELECT ranges, ranges_done FROM mailglass_reconcile_runs WHERE kind = 
 
 
 def fan_out(site, size: int, **options: object) -> str:
-    """Ask for a sweep as beat does, and return the task's id."""
+    """Request a sweep as beat does, and return the task's id."""
     return site.client.send_task(
         "mailglass_reconcile.tasks.reconcile", kwargs={"fan_out": size}, queue="mailglass_reconcile", **options
     ).id
@@ -57,7 +57,7 @@ def fan_out(site, size: int, **options: object) -> str:
 
 @pytest.mark.slow
 def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute_after_the_last(site):
-    """Their counts add up to what one sweep would report; a tick meanwhile is a duplicate, the next one is not."""
+    """The counts add up to those of one sweep; a tick meanwhile is a duplicate, the next one is not."""
     backlog(site, 50)
     lock = key_of(site)
     with site.worker("-c", "1", PGAPPNAME="one"), site.worker("-c", "1", PGAPPNAME="two"):
@@ -70,7 +70,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         results = [site.result(task) for task in cut["tasks"]]
         assert list(site.redis.scan_iter("mailglass_reconcile:lock:*")) == [lock.encode()]
         assert 50 < site.redis.ttl(lock) <= 60
-        site.redis.delete(lock)  # as it lapses after a minute
+        site.redis.delete(lock)  # like its expiry after a minute
         status = load_status(runtime.database())
         [swept] = [run for run in status.last_runs if run["status"] == "ok"]
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
@@ -85,7 +85,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
 
 
 def asked_by_beat(site) -> str:
-    """Ask for a sweep of everything by `apply_async`, and say whether that was a new request or a duplicate."""
+    """Request a full sweep by `apply_async`, and return whether it was new or a duplicate."""
     asking = (
         "from mailglass_reconcile.celery import app; from mailglass_reconcile.tasks import reconcile as r;"
         "import uuid; app.conf.singleton_raise_on_duplicate = True;"
@@ -98,7 +98,9 @@ def asked_by_beat(site) -> str:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_doubled(site):
-    """SIGKILL to all its processes in mid-range; the other ranges end, the lock lapses, and a later sweep has it."""
+    """SIGKILL hits its processes in mid-range; the other ranges end, the lock expires, and a later sweep links the
+    rest.
+    """
     backlog(site, 40)
     site.db.run("UPDATE gate SET free = 1")
     with site.worker("-c", "1", MAILGLASS_BATCH_SIZE="4") as process:
@@ -112,17 +114,17 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
     assert site.linked() in (4, 8), "the batch that waited may have been committed, and nobody heard of it"
     assert all(0 < site.redis.ttl(name) <= 60 for name in site.redis.scan_iter("mailglass_reconcile:lock:*"))
     with site.worker("-c", "1"):
-        # Not that of the dead worker, and not what it had taken from the broker beforehand.
+        # Neither the dead worker's tasks, nor those that it had prefetched.
         wait_until(lambda: len(site.swept()) >= 2, PATIENCE)
         for name in site.redis.scan_iter("mailglass_reconcile:lock:*"):
-            site.redis.delete(name)  # as it lapses after a minute
+            site.redis.delete(name)  # like its expiry after a minute
         assert site.result(fan_out(site, 100))["status"] == "ok"
     assert site.linked() == 40
 
 
 @pytest.mark.slow
 def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
-    """Queued for so long that the lock lapsed, and the next tick has cut again: that one's ranges have it all."""
+    """It was queued until the lock expired and the next tick had cut again, whose ranges link everything."""
     site.add(3)
     with site.worker("-c", "1"):
         site.redis.set(key_of(site), "running somebody", ex=60)
@@ -139,7 +141,7 @@ def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
 
 @pytest.mark.slow
 def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_say_so_in_one_line(site):
-    """An adopter's app with recent=1.0; ticks that did nothing are no line of ours, and leave no result."""
+    """An adopter's app has recent=1.0; idle ticks log no line of ours and store no result."""
     with site.worker("-B", "-s", "one", app="worker", until="READY", WORKER_RECENT_SECONDS="1"):
         wait_until(lambda: site.said("reconcile_recent[") > 3, PATIENCE)
         for number in range(1, 4):
@@ -156,7 +158,7 @@ def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_sa
 
 @pytest.mark.slow
 def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
-    """A tick a second on a database without our tables."""
+    """It ticks every second on a database without our tables."""
     nowhere = {"MAILGLASS_DATABASE_SCHEMA": "nowhere", "WORKER_RECENT_SECONDS": "0.3"}
     with site.worker("-B", "-s", "one", "-l", "warning", "-c", "1", app="worker", until="READY", **nowhere):
         wait_until(lambda: site.said("reconcile_recent did nothing"), PATIENCE)
@@ -168,7 +170,7 @@ def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
 
 
 def test_a_lock_that_ranges_share_is_released_by_none_of_them(store):
-    """The run that cut, and its ranges, under one token: each end gives it another minute, and so it lapses."""
+    """The run that cut and its ranges share one token: each end extends the lock by a minute, and then it expires."""
     lock, token = LockBackend(store), running_token("cut")
     assert lock.acquire(KEY, token) is None
     for _ in range(3):
@@ -180,7 +182,7 @@ def test_a_lock_that_ranges_share_is_released_by_none_of_them(store):
 
 
 def test_the_schedule_says_how_often_and_how_much_and_refuses_what_cannot_be():
-    """The entry of recent sweeps expires with its interval, and has no result."""
+    """The entry of recent sweeps expires after its interval, and stores no result."""
     entries = mailglass_reconcile.make_beat_schedule(recent=2.0, fan_out=50_000, queue="mail")
     assert entries["mailglass-reconcile-recent"] == {
         "task": "mailglass_reconcile.tasks.reconcile_recent",

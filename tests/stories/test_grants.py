@@ -1,4 +1,4 @@
-"""The grants of docs/grants.sql: with them each role can do its work."""
+"""The grants of docs/grants.sql are enough for each role's work."""
 
 import datetime as dt
 import re
@@ -33,18 +33,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def acting(db, admin) -> Iterator:
-    """Grant to a new role what the document grants to one, and return settings that connect as it."""
+    """Return a function that grants a role's documented privileges to a new login, and returns its settings."""
     yield from acting_in(db, admin)
 
 
 @pytest.fixture
-def acting_beside(mailglass_db, admin) -> Iterator:
-    """The same in each version of Mailglass's schema."""
+def acting_in_mailglass(mailglass_db, admin) -> Iterator:
+    """Return the same function for each version of Mailglass's schema."""
     yield from acting_in(mailglass_db, admin)
 
 
 def acting_in(db, admin) -> Iterator:
-    """Yield what makes a role, and drop the roles in the end."""
+    """Yield the function of `acting`, and drop the logins at the end."""
     roles: list[str] = []
     schema = db.settings.database_schema
 
@@ -88,7 +88,7 @@ MAY = """SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_pay
 
 @pytest.mark.parametrize("shape", ["ours", "2.x"])
 def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(empty_database_url, admin, shape):
-    """It stops at nothing: what a missing role would get, and what is for tables of the other kind, is skipped."""
+    """Grants to missing roles, and those on tables of the other kind, are skipped."""
     schema = "mailglass" if shape == "2.x" else "public"
     tables = live(empty_database_url, schema, shape) if shape == "2.x" else installation(empty_database_url)
     tables.migrate()
@@ -112,7 +112,7 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
 
 
 def refused(settings, statement):
-    """Fail unless Postgres refuses a role the statement for want of a right."""
+    """Check that Postgres refuses a login the statement for lack of a privilege."""
     with (
         pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
         engines.create_engine(settings).begin() as connection,
@@ -122,7 +122,7 @@ def refused(settings, statement):
 
 @pytest.mark.guard
 def test_a_sweeper_sweeps_and_prunes(db, acting):
-    """It links, stores keys, and mends the open set."""
+    """It links, stores keys, and repairs the open set."""
     delivery(db, "m-1")
     orphan(db, postmark("m-1"))
     orphan(db, postmark("m-2"))
@@ -134,7 +134,7 @@ def test_a_sweeper_sweeps_and_prunes(db, acting):
 
 @pytest.mark.parametrize("granted", [True, False])
 def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_id(db, acting, granted):
-    """The right that the page names beside Mailglass: a bounce of the Cc is not the To's."""
+    """With the privilege on raw webhooks, a bounce of the Cc is not linked to the To's delivery."""
     raw = raw_webhooks.payload("postmark", "bounced") | {"Email": "cc@example.com"}
     raw_webhooks.store(db, "postmark", raw, [{"provider_event_id": "b", "message_id": raw["MessageID"]}], raw_id="b")
     delivery(db, raw["MessageID"], recipient="to@example.com")
@@ -145,8 +145,8 @@ def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_
     assert (result.linked, result.recipient_mismatch, result.linked_unchecked) == ((0, 1, 0) if granted else (1, 0, 1))
 
 
-def test_a_sweeper_links_by_hand(db, acting):
-    """What is open, and what has expired."""
+def test_a_sweeper_links_manually(db, acting):
+    """It links open and expired events."""
     to = delivery(db)
     events = [orphan(db, {}), orphan(db, {}, age_seconds=8 * 86_400)]
     settings = acting("mailglass_sweeper")
@@ -158,7 +158,7 @@ def test_a_sweeper_links_by_hand(db, acting):
 
 
 def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
-    """Without the right to call them it hears which one it lacks; and no role may delete by itself."""
+    """Without EXECUTE, the error names the function; no role may delete directly."""
     orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
     function = "public.mailglass_prune_events(integer, integer, text, timestamp, bigint)"
     settings = acting("mailglass_sweeper", retention_events_days=30, retention_deliveries_days=30)
@@ -173,25 +173,25 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     }
 
 
-def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acting_beside):
-    """A writer inserts, a sweeper sweeps, prunes and links by hand, an eraser erases, a reader looks."""
+def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acting_in_mailglass):
+    """A writer inserts, a sweeper sweeps, prunes and links manually, an eraser erases, a reader looks."""
     insert = "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)"
-    with engines.create_engine(acting_beside("mailglass_writer")).begin() as connection:
+    with engines.create_engine(acting_in_mailglass("mailglass_writer")).begin() as connection:
         connection.exec_driver_sql(f"{insert} VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)")
     to, by_hand = delivery(mailglass_db, "m-1"), orphan(mailglass_db, {})
     orphan(mailglass_db, postmark("m-1"))
     orphan(mailglass_db, postmark("m-3"), age_seconds=8 * 86_400)
-    sweeper = acting_beside("mailglass_sweeper")
+    sweeper = acting_in_mailglass("mailglass_sweeper")
     assert mailglass_reconcile.reconcile().linked == 1
     pruned = mailglass_reconcile.prune()
     assert (pruned.expired, pruned.failures) == (1, {})
     with engines.create_engine(sweeper).begin() as connection:
         mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
     refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
-    eraser = acting_beside("mailglass_eraser")
-    wanted = erasure.validate_erasure("somebody@example.com")
-    assert erasure.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
-    acting_beside("mailglass_reader", web_token=TOKEN)
+    eraser = acting_in_mailglass("mailglass_eraser")
+    target = erasure.validate_erasure("somebody@example.com")
+    assert erasure.erase_with(Database(engines.create_engine(eraser), eraser), target).deliveries == 0
+    acting_in_mailglass("mailglass_reader", web_token=TOKEN)
     visitor = Visitor(create_app())
     assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
     for path in ("/", "/orphans", f"/deliveries/{to}", f"/events/{by_hand}"):
@@ -201,7 +201,7 @@ def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acti
 @pytest.mark.guard
 @pytest.mark.parametrize("message_id", ["m-1", "m-2"])
 def test_a_recorder_records_webhooks(db, acting, message_id):
-    """Those of a delivery that is there, and orphans."""
+    """Some have a delivery, others are orphans."""
     delivery(db, "m-1")
     settings = acting("mailglass_recorder")
     event = WebhookEvent(
@@ -217,7 +217,7 @@ def test_a_recorder_records_webhooks(db, acting, message_id):
 
 
 def test_a_recorder_records_sends(db, acting):
-    """New ones, known ones, what is open for them, and an event that it appends."""
+    """It records new and repeated sends, links their open events, and appends an event."""
     settings = acting("mailglass_recorder")
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
     sent = [Sent(recipient="ada@example.com", message_id="m-1"), Sent(recipient="bob@example.com", message_id="m-2")]
@@ -232,7 +232,7 @@ def test_a_recorder_records_sends(db, acting):
 
 
 def test_a_recorder_stores_where_certificates_are(db, acting):
-    """And deletes what is too old."""
+    """It also deletes old ones."""
     settings = acting("mailglass_recorder")
     database = Database(engines.create_engine(settings), settings)
     for number in range(certificates.MAX_ADDRESSES + 1):
@@ -244,7 +244,7 @@ def test_a_recorder_stores_where_certificates_are(db, acting):
 
 
 def test_an_eraser_erases(db, acting):
-    """From deliveries, open orphans and raw webhooks; and it may not read the ledger, or change a delivery's tenant."""
+    """It erases deliveries, open orphans and raw webhooks, but may not read the ledger or move a delivery."""
     delivery(db, recipient="ada@example.com")
     event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1",
                          recipient="ada@example.com")  # fmt: skip
@@ -256,8 +256,8 @@ def test_an_eraser_erases(db, acting):
               VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
                       now(), now(), now())""")
     settings = acting("mailglass_eraser")
-    wanted = erasure.validate_erasure("Ada@Example.com")
-    result = erasure.erase_with(Database(engines.create_engine(settings), settings), wanted)
+    target = erasure.validate_erasure("Ada@Example.com")
+    result = erasure.erase_with(Database(engines.create_engine(settings), settings), target)
     assert (result.deliveries, result.open_orphans, result.webhook_events) == (1, 1, 1)
     for statement in (
         "SELECT metadata FROM mailglass_deliveries",
@@ -269,7 +269,7 @@ def test_an_eraser_erases(db, acting):
 
 
 def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(handler_db, acting):
-    """The sweeper's links and the recorder's attachments are both told of, and pruned in the end."""
+    """Handlers run on the sweeper's links and the recorder's attached events, which are pruned at the end."""
     received = leaving("all")
     handler_db.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
     delivery(handler_db, "m-1")
@@ -288,7 +288,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
 
 
 def test_a_writer_inserts_events(db, acting):
-    """With rights on the ledger alone."""
+    """It has privileges on the ledger alone."""
     settings = acting("mailglass_writer")
     with engines.create_engine(settings).begin() as connection:
         connection.execute(
@@ -310,16 +310,16 @@ def test_a_writer_inserts_events(db, acting):
         "migrate --check",
     ],
 )
-def test_a_reader_looks(db, acting, redis_url, command):
-    """The commands that change nothing end well."""
+def test_a_reader_runs_commands_that_change_nothing(db, acting, redis_url, command):
+    """Each command exits with 0."""
     orphan(db, postmark("m-1"))
     url = acting("mailglass_reader").database_url.get_secret_value()
-    done = commands.run_forked(db, *command.split(), MAILGLASS_DATABASE_URL=url)
-    assert done.returncode == 0, done.stderr
+    result = commands.run_forked(db, *command.split(), MAILGLASS_DATABASE_URL=url)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_reader_serves_every_page(db, acting):
-    """With SELECT alone: an open, a linked and an expired event, a delivery, and whether all is well."""
+    """SELECT is enough for an open, a linked and an expired event, a delivery, and the health page."""
     sent = delivery(db, "m-1")
     events = [orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))]
     mailglass_reconcile.reconcile()
@@ -341,7 +341,7 @@ def test_a_reader_serves_every_page(db, acting):
 
 
 def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin, shape):
-    """Also takes out again what is ours."""
+    """It also removes our objects again."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
@@ -363,7 +363,7 @@ def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_
 
 
 def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin):
-    """Without Mailglass: its tables too, and the functions of the retention."""
+    """Mailglass's tables and the functions of retention are made too."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
@@ -386,7 +386,7 @@ def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin
     slow_unless("mailglass_sweeper".__eq__, ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"]),
 )
 def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, acting, documented):
-    """`metadata` may hold rendered mail; tenant and recipient are never changed by us."""
+    """`metadata` may contain rendered mail; we never change tenant and recipient."""
     settings = acting(documented)
     for statement in (
         "SELECT metadata FROM mailglass_deliveries",
@@ -431,14 +431,14 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
     ],
 )
 def test_nobody_changes_whose_event_something_is(db, acting, documented, statements):
-    """Privileges are on columns: an orphan keeps event, tenant and arrival, a handler's event its delivery."""
+    """Privileges are on columns: an orphan keeps event, tenant and arrival, a handler's job its delivery."""
     settings = acting(documented)
     for statement in statements:
         refused(settings, statement)
 
 
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):
-    """And says since when, which it reads from the delivery."""
+    """It stores since when, which it reads from the delivery."""
     for message_id in ("m-1", "m-2"):
         delivery(db, message_id)
         orphan(db, postmark(message_id))

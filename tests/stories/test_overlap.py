@@ -1,4 +1,4 @@
-"""A send and a webhook whose transactions are open at once: the step after the commit links, without a sweep."""
+"""A send and a webhook whose transactions overlap: the after-commit action links them without a sweep."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ TYPES = "SELECT last_event_type, count(*) FROM mailglass_deliveries GROUP BY 1"
 
 
 def send(connection, *sent):
-    """Record a send through Postmark of the factories' tenant; by default to one recipient."""
+    """Record a send of the factories' tenant through Postmark, by default to one recipient."""
     sent = sent or (Sent(recipient=ADA, message_id="m-1", occurred_at=NOW),)
     return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
 
@@ -39,8 +39,8 @@ def receive(connection):
     return record(connection, event())
 
 
-def tell(recorded):
-    """Broadcast, and wait until the background thread has done it."""
+def publish(recorded):
+    """Broadcast, and wait until the background thread is done."""
     broadcast(recorded)
     settle()
 
@@ -59,13 +59,13 @@ LINKED = Counter({2: 1, 3: 1})
 @ORDERS
 @LAST
 def test_of_two_connections_the_later_one_links(db, order, last):
-    """Whoever began, whoever commits first: one link, one message, no sweep."""
-    with db.engine.connect() as one, db.engine.connect() as other:
-        pending = list(zip((one, other), [order[0](one), order[1](other)], strict=True))
+    """Whichever begins or commits first, there is one link and one message per channel."""
+    with db.engine.connect() as first, db.engine.connect() as second:
+        pending = list(zip((first, second), [order[0](first), order[1](second)], strict=True))
         for connection, recorded in pending[:: 1 if last else -1]:
             assert db.appended() == 0
             connection.commit()
-            tell(recorded)
+            publish(recorded)
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert db.rows(TYPES) == [("delivered", 1)]
     assert count_link_messages(db) == LINKED
@@ -74,14 +74,14 @@ def test_of_two_connections_the_later_one_links(db, order, last):
 @ORDERS
 @LAST
 def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
-    """It needs no call, and `broadcast` has nothing left to do."""
-    with Session(db.engine) as one, Session(db.engine) as other:
-        recorded = [order[0](one), order[1](other)]
-        for session in (one, other)[:: 1 if last else -1]:
+    """The application calls nothing, and `broadcast` has nothing left to do."""
+    with Session(db.engine) as first, Session(db.engine) as second:
+        recorded = [order[0](first), order[1](second)]
+        for session in (first, second)[:: 1 if last else -1]:
             assert db.appended() == 0
             session.commit()
             settle()
-    tell(recorded[0] + recorded[1])
+    publish(recorded[0] + recorded[1])
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert count_link_messages(db) == LINKED
 
@@ -90,44 +90,44 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
 @LAST
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, driver):
-    """On a connection of the background thread's, in a loop of its own."""
+    """The background thread has a connection and an event loop of its own."""
 
-    async def both():
+    async def record_in_both():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
-        async with AsyncSession(engine) as one, AsyncSession(engine) as other:
-            await one.run_sync(order[0])
-            await other.run_sync(order[1])
-            for session in (one, other)[:: 1 if last else -1]:
+        async with AsyncSession(engine) as first, AsyncSession(engine) as second:
+            await first.run_sync(order[0])
+            await second.run_sync(order[1])
+            for session in (first, second)[:: 1 if last else -1]:
                 await session.commit()
                 await asyncio.to_thread(settle)
         await engine.dispose()
 
-    asyncio.run(both())
+    asyncio.run(record_in_both())
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert count_link_messages(db) == LINKED
 
 
 @ORDERS
-def test_a_rollback_of_the_other_one_costs_nothing(db, order):
-    """What has committed looks once more, finds nothing, and stays as it is."""
+def test_a_rollback_of_the_other_transaction_changes_nothing(db, order):
+    """The committed one looks again, finds nothing, and stays as it is."""
     with db.engine.connect() as stored, db.engine.connect() as lost:
         recorded = order[0](stored)
         order[1](lost)
         stored.commit()
-        tell(recorded)
+        publish(recorded)
         lost.rollback()
     assert db.appended() == 0
     assert db.value(OPEN) == (0 if order[0] is send else 1)
     assert count_link_messages(db) == Counter()
     with db.engine.begin() as connection:
         recorded = order[1](connection)
-    tell(recorded)
+    publish(recorded)
     assert db.value(OPEN) == 0
 
 
 @contextmanager
 def own_engine(db, **options) -> Iterator[sa.Engine]:
-    """An engine of the application's, beside the one that looks."""
+    """Create an engine of the application beside the one that the test reads with."""
     engine = sa.create_engine(make_url(db.url).set(drivername="postgresql+psycopg"), **options)
     try:
         yield engine
@@ -137,7 +137,7 @@ def own_engine(db, **options) -> Iterator[sa.Engine]:
 
 @pytest.mark.parametrize("end", [Session.rollback, Session.close])
 def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
-    """And one that does looks once, for all of its calls."""
+    """A session that commits looks once for all of its calls."""
     with own_engine(db) as engine, Session(engine) as session, statements_in_background() as sent:
         receive(session)
         end(session)
@@ -149,11 +149,11 @@ def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
         send(session)
         session.commit()
         settle()
-        assert len([one for one in sent if "after_commit" in one]) == 1
+        assert len([statement for statement in sent if "after_commit" in statement]) == 1
 
 
 def test_an_event_that_has_its_delivery_is_not_looked_for(db):
-    """Nor one that nothing can match, nor one that was recorded before, nor events of a send without an id."""
+    """Unmatchable, repeated, and id-less events are not looked for either."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         recorded = record(connection, event(), event(None, provider_event_id="2"))
@@ -161,28 +161,28 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
         recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
     assert recorded[0].action.recheck is None
     with statements_in_background() as sent:
-        tell(recorded[1:])
+        publish(recorded[1:])
     assert sent == []
 
 
 @pytest.mark.guard
 @pytest.mark.parametrize("count", [1, 40, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_look_that_finds_nothing_is_one_statement(db, count):
-    """Without the settings that a transaction of this package begins with."""
+    """Its transaction does not begin with the package's usual settings."""
     sent = [Sent(recipient=ADA, message_id=f"s-{n}") for n in range(count)]
-    for writer, given in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
+    for writer, arguments in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
         with db.engine.begin() as connection:
-            recorded = writer(connection, *given)
+            recorded = writer(connection, *arguments)
         with statements_in_background() as statements:
-            tell(recorded)
+            publish(recorded)
         assert len(statements) == 1
 
 
 def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db):
-    """A hundred of them cost two statements: the first call's, and one for all others."""
+    """A hundred calls cost two statements, the first call's and one for all others."""
     is_asked, may_answer = Event(), Event()
 
-    def delay(_connection, _cursor, statement, *_others):
+    def delay(_connection, _cursor, statement, *_arguments):
         if "after_commit" in statement and not is_asked.is_set():
             is_asked.set()
             assert may_answer.wait(60)
@@ -204,12 +204,12 @@ def test_calls_that_commit_while_the_thread_is_busy_are_asked_about_together(db)
 
 
 def test_a_pool_of_one_connection_is_enough(db):
-    """The thread's connection is its own, so it is not waited for, although the caller keeps the pool's."""
-    with own_engine(db, pool_size=1, max_overflow=0, pool_timeout=3) as engine, db.engine.connect() as other:
-        recorded = send(other)
+    """The thread has its own connection, so it does not wait for the caller's pool."""
+    with own_engine(db, pool_size=1, max_overflow=0, pool_timeout=3) as engine, db.engine.connect() as sending:
+        recorded = send(sending)
         with Session(engine) as session:
             receive(session)
-            other.commit()
+            sending.commit()
             session.commit()
             session.connection()
             settle()
@@ -226,7 +226,7 @@ def locked_row(db, table: str) -> Iterator[sa.Connection]:
 
 
 def overlapped(db):
-    """Leave an orphan and its delivery that have not seen each other, and return what the later one has to tell."""
+    """Store an orphan and its delivery that have not seen each other; return what the later one has to broadcast."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
         send(sending)
         recorded = receive(receiving)
@@ -236,7 +236,7 @@ def overlapped(db):
 
 
 def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
-    """SERIALIZABLE would refuse one of two transactions, which this trigger stands for."""
+    """SERIALIZABLE would refuse one of two transactions, which a trigger simulates."""
     recorded = overlapped(db)
     for sql in (
         "CREATE FUNCTION contend() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -246,16 +246,16 @@ def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
     ):
         db.run(sql)
     recorded[0].action.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
-    tell(recorded)
+    publish(recorded)
     assert db.appended() == 1
 
 
-HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open_orphans"])
+EITHER_TABLE = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open_orphans"])
 
 
-@HELD
-def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
-    """He may be about to commit; nobody waits for his lock."""
+@EITHER_TABLE
+def test_a_locked_row_is_retried_until_it_is_free(db, table):
+    """The holder may be about to commit; nobody waits for its lock."""
     recorded = overlapped(db)
     with locked_row(db, table) as holder, statements_in_background() as statements:
         broadcast(recorded)
@@ -267,12 +267,12 @@ def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
     assert count_link_messages(db) == LINKED
 
 
-@HELD
-def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
-    """After ten attempts."""
+@EITHER_TABLE
+def test_a_row_that_stays_locked_is_left_to_the_sweep(db, table):
+    """The thread gives up after ten attempts."""
     recorded = overlapped(db)
     with locked_row(db, table), statements_in_background() as statements:
-        tell(recorded)
+        publish(recorded)
     assert 8 <= sum("_link_v1" in statement for statement in statements) <= 10
     assert db.appended() == 0
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
@@ -280,7 +280,7 @@ def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
 
 
 def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db):
-    """The thread tries again later, and does the rest meanwhile."""
+    """The thread retries it later, and does the rest meanwhile."""
     factories.delivery(db, "m-2")
     recorded = overlapped(db)
     with locked_row(db, "mailglass_open_orphans") as holder, statements_in_background() as statements:
@@ -295,13 +295,13 @@ def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db
         holder.rollback()
 
 
-def away(_dialect, _record, _arguments, parameters):
-    """Lead a new connection to where nothing listens."""
+def redirect_to_closed_port(_dialect, _record, _arguments, parameters):
+    """Redirect a new connection to a port where nothing listens."""
     parameters.update(host="127.0.0.1", port=1)
 
 
 def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the_log(db, caplog):
-    """Not the call, which has committed."""
+    """The call itself has committed."""
     factories.delivery(db, "m-2")
     with own_engine(db, poolclass=sa.NullPool) as engine:
         with db.engine.connect() as sending, engine.begin() as receiving:
@@ -309,10 +309,10 @@ def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the
             recorded = record(receiving, event(), event("m-2"))
             sending.commit()
         attempts = []
-        sa.event.listen(engine, "do_connect", lambda *_others: attempts.append(1))
-        sa.event.listen(engine, "do_connect", away)
+        sa.event.listen(engine, "do_connect", lambda *_arguments: attempts.append(1))
+        sa.event.listen(engine, "do_connect", redirect_to_closed_port)
         for _ in range(3):
-            tell(recorded)
+            publish(recorded)
         assert len(attempts) == 1, "it is left alone for five seconds"
     assert db.witness.messages() == []
     (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
@@ -326,15 +326,15 @@ def test_the_engine_of_the_call_is_asked_not_that_of_the_settings(db):
     with db.engine.begin() as connection:
         recorded = record(connection, event())
     mailglass_reconcile.configure(settings=Settings(database_url=None, redis_url=db.settings.redis_url))
-    tell(recorded)
+    publish(recorded)
     assert len(db.witness.messages()) == 2
 
 
 def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db, caplog):
-    """The look ends, and the orphan stays open."""
+    """The action ends, and the orphan stays open."""
     recorded = overlapped(db)
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
-    tell(recorded)
+    publish(recorded)
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
     assert "23514" in caplog.text
     assert db.value(OPEN) == 1
@@ -356,18 +356,18 @@ def test_a_refused_orphan_does_not_hold_up_those_of_other_calls(db, caplog):
 
 
 @pytest.mark.guard
-def test_handlers_hear_of_what_a_look_links(db):
-    """Their outbox row is written with the link."""
+def test_handlers_run_on_what_an_after_commit_action_links(db):
+    """Their job is written with the link."""
     handle(db, ("suppress", "delivered"))
     recorded = overlapped(db)
     outbox = "SELECT count(*) FROM mailglass_handler_outbox"
     assert db.value(outbox) == 0
-    tell(recorded)
+    publish(recorded)
     assert (db.value(outbox), db.appended()) == (1, 1)
 
 
 def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
-    """Two of a send, and a third of another one under the same id."""
+    """Two recipients are of one send, and a third is of another send with the same id."""
     people = ["a@example.com", "B <b@example.com>", "c@example.com"]
     with db.engine.connect() as first, db.engine.connect() as second, db.engine.connect() as receiving:
         told_of = send(first, *(Sent(recipient=person, message_id="m-1") for person in people[:2]))
@@ -377,7 +377,7 @@ def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
         recorded = record(receiving, *events)
         for connection in (receiving, first, second):
             connection.commit()
-        tell(recorded + told_of)
+        publish(recorded + told_of)
     rows = db.rows("SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1")
     assert [tuple(row) for row in rows] == [
         ("a@example.com", "delivered"),
@@ -388,19 +388,19 @@ def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
 
 
 def test_more_than_a_batch_is_linked_in_several(db):
-    """Whatever the number of ids and of events for one id."""
+    """This holds for any number of ids and of events of one id."""
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 5}))
     with db.engine.connect() as sending, db.engine.connect() as receiving:
         sent = send(sending, *(Sent(recipient=ADA, message_id=f"m-{n}") for n in range(12)))
         record(receiving, *(event(f"m-{n // 2}", provider_event_id=str(n)) for n in range(24)))
         receiving.commit()
         sending.commit()
-    tell(sent)
+    publish(sent)
     assert (db.value(OPEN), db.appended()) == (0, 24)
 
 
 def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
-    """Two threads, a send and its webhook in each pair, and a few statements of somebody else's in between."""
+    """Two threads record a send and its webhook in each pair, with a few other statements in between."""
     pairs, barrier, chance = 150, Barrier(2), random.Random(7)
     pauses = [[(chance.randrange(4), chance.randrange(4)) for _ in range(pairs)] for _ in range(2)]
 
@@ -412,12 +412,14 @@ def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
                 barrier.wait(timeout=60)
                 for _ in range(before):
                     connection.exec_driver_sql("SELECT 1")
-                given = event(f"m-{n}", provider_event_id=str(n)) if side else Sent(recipient=ADA, message_id=f"m-{n}")
-                recorded = (record if side else send)(connection, given)
+                argument = (
+                    event(f"m-{n}", provider_event_id=str(n)) if side else Sent(recipient=ADA, message_id=f"m-{n}")
+                )
+                recorded = (record if side else send)(connection, argument)
                 for _ in range(after):
                     connection.exec_driver_sql("SELECT 1")
                 connection.commit()
-            tell(recorded)
+            publish(recorded)
         engine.dispose()
 
     with ThreadPoolExecutor(2) as threads:

@@ -1,5 +1,6 @@
 """Faults planted in a running system, one at a time: the doctor names each at once, `status --check` within its
-threshold, and the step that the doctor names heals it."""
+threshold, and the remedy fixes it.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -26,14 +27,14 @@ OF_A_SWEEP = ("sweeps", "tenants", "key_rules")
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A running system, which all tests of this module share; nothing in it knows that it is a test."""
-    with running_system(tmp_path_factory.mktemp("system")) as made:
-        yield made
+    """A running system, which all tests of this module share and which does not know that it is tested."""
+    with running_system(tmp_path_factory.mktemp("system")) as running:
+        yield running
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: how it comes about, what names it, and how the step that is named is taken.
+    """A fault: how it is caused, what names it, and how its remedy is applied.
 
     Attributes:
         name: What is wrong.
@@ -146,10 +147,10 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
-def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
-    system: System, fault: Fault, tmp_path: Path
-) -> None:
-    """Each by the doctor; and by `status --check` and an alert within its threshold, unless only the doctor sees it."""
+def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault: Fault, tmp_path: Path) -> None:
+    """The doctor names it at once; `status --check` and an alert do so within a threshold, unless only the doctor
+    sees it.
+    """
     system.reset()
     timeline = Timeline(system.admin, tmp_path)
     timeline.scrape()
@@ -164,7 +165,7 @@ def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
         assert system.is_healthy()
     else:
         wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
-    # The limits of a scrape are minutes; that sweeps are late there, too, is planted by tests/ops/test_incidents.py.
+    # The limits of a scrape are minutes; tests/ops/test_incidents.py plants late sweeps there, too.
     if fault.alert and fault.seen != NO_SWEEP and has_promtool:
         timeline.scrape(12)
         timeline.fires("Finding", perhaps="BroadcastsLost")
@@ -176,7 +177,7 @@ def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
 
 
 def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_path: Path) -> None:
-    """Mail of other software never matches; a full sweep has looked at all of it, and no alert fires."""
+    """Mail of other software never matches; a full sweep has checked all of it, and no alert fires."""
     system.reset()
     timeline = Timeline(system.admin, tmp_path)
     timeline.scrape()

@@ -1,4 +1,4 @@
-"""Broadcasts, lock and results on Redis as operators run it: over TLS with a CA of one's own, and behind Sentinel."""
+"""Broadcasts, lock and results on Redis as operators run it: with TLS and a CA of its own, and with Sentinel."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ def published(client: redis.Redis) -> Published:
 
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a certificate authority and of a server's certificate."""
+    """Create a certificate authority and a server's certificate, and return their folder."""
     return certificates(tmp_path_factory.mktemp("certificates"))
 
 
@@ -62,12 +62,12 @@ def over_tls(certified: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     """A master, a replica and a Sentinel."""
-    with sentinel() as made:
-        yield made
+    with sentinel() as started:
+        yield started
 
 
 def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcasts(db, over_tls, tmp_path) -> None:
-    """The bundled app, configured by one URL alone: the sweep's result comes back, and a subscriber hears it."""
+    """One URL configures the bundled app; the sweep's result comes back, and a subscriber gets its message."""
     site = Site(db, over_tls, tmp_path / "log")
     site.add(1)
     pubsub = site.redis.pubsub()
@@ -92,27 +92,27 @@ def tasks_key(site: Site) -> str:
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog) -> None:
-    """Without the CA nothing is sent, and the sweep's log says what kind of error it was."""
+    """Without the CA nothing is sent, and the sweep logs the kind of error."""
     client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
     assert published(client) == Published(0, 2)
     assert PASSWORD not in caplog.text
 
 
 def master_for(deployment: Deployment) -> redis.Redis:
-    """Return the client that an application has from Sentinel."""
-    known = Sentinel([("127.0.0.1", deployment.sentinel)], sentinel_kwargs={"password": PASSWORD, **QUICK})
-    return known.master_for("mymaster", password=PASSWORD, **QUICK)
+    """Return the client that an application gets from Sentinel."""
+    sentinels = Sentinel([("127.0.0.1", deployment.sentinel)], sentinel_kwargs={"password": PASSWORD, **QUICK})
+    return sentinels.master_for("mymaster", password=PASSWORD, **QUICK)
 
 
-def test_nobody_without_the_password_gets_into_a_server_of_the_tests(deployment: Deployment) -> None:
-    """A Sentinel runs scripts and writes its configuration for whoever may command it."""
+def test_servers_of_the_tests_require_a_password(deployment: Deployment) -> None:
+    """Anybody who may command a Sentinel can make it run scripts and write files."""
     for port in deployment:
         with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
 
 
 def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
-    """`configure(redis=Sentinel(…).master_for(…))`: the sweep is told of, and its lock is on the master."""
+    """With `configure(redis=Sentinel(…).master_for(…))`, the sweep publishes to the master and its lock is there."""
     mailglass_reconcile.configure(engine=db.engine, redis=master_for(deployment), settings=db.settings)
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
@@ -121,12 +121,12 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
         assert mailglass_reconcile.reconcile().published == 2
         wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
         lock = LockBackend(runtime.get_redis())
-        assert [lock.acquire(KEY, running_token(one)) for one in "ab"] == [None, "a"]
+        assert [lock.acquire(KEY, running_token(token)) for token in "ab"] == [None, "a"]
         assert master.get(KEY).startswith(b"running a ")
 
 
 def test_a_silent_sentinel_costs_a_second() -> None:
-    """It takes the connection and says nothing: both give up while it is silent, and neither waits for ever."""
+    """It accepts the connection and never answers; both give up after their timeout."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
             "mymaster", **QUICK
@@ -136,7 +136,7 @@ def test_a_silent_sentinel_costs_a_second() -> None:
 
 
 def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
-    """The master falls silent, Sentinel promotes its replica; what is lost meanwhile is counted."""
+    """The master stops answering, and Sentinel promotes its replica; what is lost meanwhile is counted."""
     with sentinel() as deployment:
         client = master_for(deployment)
         assert published(client) == Published(2, 0)
@@ -150,7 +150,7 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
 
 
 def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
-    """The silent master is noticed by a PING; what was said meanwhile is `Missed`, what the new one says is heard."""
+    """A PING notices the silent master; messages lost meanwhile are `Missed`, those of the new one arrive."""
     with sentinel() as deployment:
         client = master_for(deployment)
         with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
@@ -163,8 +163,8 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
             assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
-def test_a_subscription_over_tls_hears(over_tls: str) -> None:
-    """With the CA in the URL."""
+def test_a_subscription_over_tls_receives(over_tls: str) -> None:
+    """The URL has the CA."""
     client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
     with Subscription(client, None, None) as subscription:
         assert published(client) == Published(2, 0)
@@ -179,9 +179,9 @@ async def received(client: redis.Redis) -> Update | Missed:
 
 
 def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, deployment) -> None:
-    """Over TLS with the CA in the URL, behind Sentinel, and on a Unix socket."""
-    with server("redis-server", "unixsocket socket") as port, local(port) as there:
-        directory = there.config_get("dir")["dir"]
+    """The client may use TLS with the CA in the URL, Sentinel, or a Unix socket."""
+    with server("redis-server", "unixsocket socket") as port, local(port) as unix_server:
+        directory = unix_server.config_get("dir")["dir"]
         for client in (
             create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL"),
             master_for(deployment),
@@ -194,8 +194,8 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
     """Sentinel and master speak TLS only."""
     with server("redis-server", tls=certified) as master:
         watched = f"sentinel monitor mymaster 127.0.0.1 {master} 1"
-        known = f"sentinel auth-pass mymaster {PASSWORD}"
-        with server("redis-sentinel", "tls-replication yes", watched, known, tls=certified) as port:
+        auth = f"sentinel auth-pass mymaster {PASSWORD}"
+        with server("redis-sentinel", "tls-replication yes", watched, auth, tls=certified) as port:
             tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
             closed = {"password": PASSWORD, **tls}
             client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
@@ -203,7 +203,7 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
 
 
 def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
-    """As the blocking one does."""
+    """It does so like the blocking one."""
 
     async def main(client: redis.Redis, master_port: int) -> None:
         async with AsyncSubscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as updates:
@@ -220,7 +220,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
 def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(
     db, deployment, tmp_path
 ) -> None:
-    """An adopter's app with Celery's own `sentinel://`, and our client by `configure`."""
+    """An adopter's app has Celery's own `sentinel://`, and our client by `configure`."""
     site = Site(db, f"redis://:{PASSWORD}@127.0.0.1:{deployment.master}/0", tmp_path / "log")
     site.add(1)
     with site.worker(app="worker", pool="solo", WORKER_SENTINEL=str(deployment.sentinel)):

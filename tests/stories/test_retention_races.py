@@ -22,11 +22,11 @@ LEDGER = "SELECT type FROM mailglass_events ORDER BY type"
 
 @pytest.mark.slow
 def test_two_prunes_while_webhooks_come(db, monkeypatch):
-    """Late webhooks of old deliveries: each finds its delivery, or is an orphan because the delivery has gone."""
+    """Late webhooks of old deliveries are attached, or are orphans because the delivery has been deleted."""
     monkeypatch.setattr(pruner, "RETENTION_ROWS", 20)
     monkeypatch.setattr(pruner, "BATCH_ROWS", 20)
-    known = fill(db, 150)
-    messages = list(known.values())
+    filled = fill(db, 150)
+    messages = list(filled.values())
     random.Random(2).shuffle(messages)
 
     def write() -> int:
@@ -43,43 +43,43 @@ def test_two_prunes_while_webhooks_come(db, monkeypatch):
         pruned = [pool.submit(prune, db, 30, 30) for _ in range(2)]
         assert [future.result().failures for future in pruned] == [{}, {}]
         writing.result()
-    check(db, known)
+    check(db, filled)
     last = prune(db, 30, 30)
     deleted = [*(future.result() for future in pruned), last]
     old = {row.id for row in db.rows(LEFT) if row.old}
-    assert sum(item.events for item in deleted) == 3 * (len(known) - len(old))
-    assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'clicked'") == len(known)
-    gone = len(known) - db.value("SELECT count(*) FROM mailglass_deliveries")
-    assert sum(result.deliveries for result in deleted) == gone
-    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == gone
+    assert sum(item.events for item in deleted) == 3 * (len(filled) - len(old))
+    assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'clicked'") == len(filled)
+    deleted_deliveries = len(filled) - db.value("SELECT count(*) FROM mailglass_deliveries")
+    assert sum(result.deliveries for result in deleted) == deleted_deliveries
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == deleted_deliveries
 
 
-def test_a_batch_whose_connection_is_lost_is_undone_and_done_again(db):
-    """In the middle of its DELETE, which waits for a row that somebody holds."""
-    known = fill(db, 5)
-    with ThreadPoolExecutor(1) as pool, db.engine.connect() as other:
-        other.exec_driver_sql("SELECT FROM mailglass_events ORDER BY id DESC LIMIT 1 FOR UPDATE")
+def test_a_batch_whose_connection_is_lost_is_rolled_back_and_retried(db):
+    """The connection is lost in its DELETE, which waits for a locked row."""
+    filled = fill(db, 5)
+    with ThreadPoolExecutor(1) as pool, db.engine.connect() as holder:
+        holder.exec_driver_sql("SELECT FROM mailglass_events ORDER BY id DESC LIMIT 1 FOR UPDATE")
         pruned = pool.submit(prune, db)
         waiting = "SELECT pid FROM pg_locks WHERE NOT granted"
         wait_until(lambda: db.rows(waiting))
         assert db.value("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
-        check(db, known)
+        check(db, filled)
         assert db.value("SELECT count(*) FROM mailglass_events") == 15
-        other.rollback()
+        holder.rollback()
         result = pruned.result()
     assert (result.events, result.failures) == (15, {})
 
 
 @contextmanager
-def behind(db, name: str, write: Callable[..., Any], *given: str) -> Iterator[Future[Any]]:
-    """Let a batch of retention delete one row, then *write* until it waits, and then the batch commit."""
+def write_behind_batch(db, name: str, write: Callable[..., Any], *arguments: str) -> Iterator[Future[Any]]:
+    """Delete one row by a batch of retention, start *write*, and commit the batch once *write* waits."""
     with ThreadPoolExecutor(1) as pool, db.engine.connect() as pruning:
         batch = f"SELECT deleted FROM mailglass_prune_{name}(30, 100, '', '-infinity', 0)"  # noqa: S608
         assert pruning.exec_driver_sql(batch).scalar_one() == 1
 
         def writing() -> Any:
             with db.engine.begin() as connection:
-                return write(connection, *given)
+                return write(connection, *arguments)
 
         written = pool.submit(writing)
         wait_until(lambda: written.done() or db.rows(WAITING))
@@ -88,7 +88,7 @@ def behind(db, name: str, write: Callable[..., Any], *given: str) -> Iterator[Fu
         yield written
 
 
-def by_hand(connection, event_id: str, delivery_id: str) -> Any:
+def link_manually(connection, event_id: str, delivery_id: str) -> Any:
     """Link an event."""
     return link(connection, event_id, delivery_id, reason="by hand")
 
@@ -99,25 +99,25 @@ def appended(connection, delivery_id: str) -> Any:
 
 
 def opened(connection, delivery_id: str) -> Any:
-    """Record a webhook for `m-1`, whose delivery that is; return the delivery to which it was attached."""
+    """Record a webhook for `m-1`; return the delivery to which it was attached."""
     event = WebhookEvent(type="opened", occurred_at=datetime.now(UTC), provider_event_id="1", message_id="m-1")
     [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
     return recorded.delivery_id
 
 
-def resent(connection) -> str:
-    """Record the send of `m-1`, and return its delivery."""
+def record_again(connection) -> str:
+    """Record the send of `m-1` again, and return its delivery."""
     sent = [Sent(recipient="ada@example.com", message_id="m-1", occurred_at=datetime(2026, 1, 2, tzinfo=UTC))]
     return str(record_send(connection, tenant_id="acme", provider="postmark", sent=sent)[0].delivery_id)
 
 
-def test_an_expired_event_that_somebody_links_by_hand_is_not_deleted(db):
-    """Not before the link commits either, and a rollback leaves it to the next prune."""
+def test_an_expired_event_that_is_linked_manually_is_not_deleted(db):
+    """This holds before the link commits too, and a rollback leaves it to the next prune."""
     event, to = orphan(db, {}, age_seconds=40 * 86_400), delivery(db)
     prune(db, None)
     for commits in (False, True):
         with db.engine.connect() as linking:
-            by_hand(linking, event, to)
+            link_manually(linking, event, to)
             assert prune(db).events == 0
             (linking.commit if commits else linking.rollback)()
     assert prune(db).events == 0
@@ -125,11 +125,11 @@ def test_an_expired_event_that_somebody_links_by_hand_is_not_deleted(db):
 
 
 def test_an_expired_event_that_is_being_deleted_is_not_linked(db):
-    """The link waits for the batch, and says that the event is gone."""
+    """The link waits for the batch, and its error says that the event has been deleted."""
     event, to = orphan(db, {}, age_seconds=40 * 86_400), delivery(db)
     prune(db, None)
     with (
-        behind(db, "events", by_hand, event, to) as linked,
+        write_behind_batch(db, "events", link_manually, event, to) as linked,
         pytest.raises(InvalidEventError, match=f"there is no event {event}"),
     ):
         linked.result()
@@ -137,19 +137,19 @@ def test_an_expired_event_that_is_being_deleted_is_not_linked(db):
 
 
 def test_an_expired_event_is_not_linked_in_a_snapshot_that_may_be_older_than_its_deletion(db):
-    """An open one is: no prune deletes that."""
+    """An open orphan may be linked, because no prune deletes it."""
     expired, event, to = orphan(db, {}, age_seconds=40 * 86_400), orphan(db, {}), delivery(db)
     prune(db, None)
     with db.engine.connect().execution_options(isolation_level="REPEATABLE READ") as linking:
         with pytest.raises(ConfigurationError, match=f"event {expired} has expired.*READ COMMITTED"):
-            by_hand(linking, expired, to)
-        by_hand(linking, event, to)
+            link_manually(linking, expired, to)
+        link_manually(linking, event, to)
         linking.commit()
 
 
 @pytest.mark.parametrize("write", [appended, opened])
-def test_a_delivery_for_which_somebody_writes_is_not_deleted(db, write):
-    """An event never stands without its delivery; `append` projects nothing."""
+def test_a_delivery_with_an_event_being_written_is_not_deleted(db, write):
+    """No event is left without its delivery, although `append` projects nothing."""
     db.broken.add("I2")
     with days_ago(db, 40):
         old = delivery(db, "m-1")
@@ -165,7 +165,7 @@ def test_an_append_for_a_delivery_that_is_being_deleted_says_that_it_is_gone(db)
     with days_ago(db, 40):
         old = delivery(db, "m-1")
     with (
-        behind(db, "deliveries", appended, old) as result,
+        write_behind_batch(db, "deliveries", appended, old) as result,
         pytest.raises(InvalidEventError, match=f"there is no delivery {old} of this tenant"),
     ):
         result.result()
@@ -176,26 +176,26 @@ def test_a_webhook_for_a_delivery_that_is_being_deleted_becomes_an_orphan(db):
     """It waits for the batch."""
     with days_ago(db, 40):
         old = delivery(db, "m-1")
-    with behind(db, "deliveries", opened, old) as result:
+    with write_behind_batch(db, "deliveries", opened, old) as result:
         assert result.result() is None
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
 
 
 def test_a_send_that_is_repeated_while_its_event_is_being_deleted_is_new(db):
-    """It waits for the batch, which holds its key."""
+    """It waits for the batch, which has locked its key."""
     with days_ago(db, 40), db.engine.begin() as connection:
-        first = resent(connection)
-    with behind(db, "events", resent) as result:
+        first = record_again(connection)
+    with write_behind_batch(db, "events", record_again) as result:
         second = result.result()
     assert second != first
     assert prune(db, 30, 30).deliveries == 1
     assert db.value("SELECT delivery_id::text FROM mailglass_events") == second
 
 
-def test_append_wants_a_delivery_of_the_tenant(db):
+def test_append_requires_a_delivery_of_the_tenant(db):
     """Nothing is written."""
-    other = delivery(db, tenant_id="other")
-    for id_ in (other, "00000000-0000-7000-8000-000000000000"):
+    foreign = delivery(db, tenant_id="other")
+    for id_ in (foreign, "00000000-0000-7000-8000-000000000000"):
         with db.engine.begin() as connection, pytest.raises(InvalidEventError, match=f"there is no delivery {id_}"):
             appended(connection, id_)
     assert db.rows(LEDGER) == []

@@ -1,4 +1,4 @@
-"""A customer on the phone got no mail: six answers, the same in the terminal, JSON, dashboard and Django's admin."""
+"""Six reasons why a customer got no mail, the same in the terminal, JSON, dashboard and Django's admin."""
 
 import html
 import importlib
@@ -45,7 +45,7 @@ def receive(db: Any, type_: str, *, tenant_id: str = factories.TENANT, **columns
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer.
+    """An answer to the customer.
 
     Attributes:
         plant: What happened; returns the delivery and the open event that there are.
@@ -57,26 +57,26 @@ class Answer:
 
 
 def deliver(db: Any) -> tuple[str | None, str | None]:
-    """Let the mail be delivered."""
+    """Plant a delivered mail."""
     delivery = send(db)
     receive(db, "delivered")
     return delivery, None
 
 
 def bounce(db: Any) -> tuple[str | None, str | None]:
-    """Let the mailbox not exist."""
+    """Plant a hard bounce."""
     delivery = send(db)
     receive(db, "bounced", bounce="hard", smtp_status="550 5.1.1")
     return delivery, None
 
 
 def arrive_first(db: Any) -> tuple[str | None, str | None]:
-    """Let the webhook come before the send is recorded."""
+    """Plant a webhook that came before the send was recorded."""
     return None, receive(db, "delivered")
 
 
 def go_astray(db: Any) -> tuple[str | None, str | None]:
-    """Let the webhook come for another tenant."""
+    """Plant a webhook of another tenant."""
     delivery = send(db)
     astray = receive(db, "bounced", tenant_id="globex")
     mailglass_reconcile.reconcile()
@@ -84,7 +84,7 @@ def go_astray(db: Any) -> tuple[str | None, str | None]:
 
 
 def stay_silent(db: Any) -> tuple[str | None, str | None]:
-    """Let no webhook come for thirty hours."""
+    """Plant a send without a webhook for thirty hours."""
     delivery = send(db)
     db.run("UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours'")
     db.broken.update({"I2", "I7"})
@@ -92,7 +92,7 @@ def stay_silent(db: Any) -> tuple[str | None, str | None]:
 
 
 def know_nothing(db: Any) -> tuple[str | None, str | None]:
-    """Let the send be recorded nowhere."""
+    """Plant nothing."""
     return None, None
 
 
@@ -123,8 +123,8 @@ def read(text: str) -> str:
 @pytest.mark.parametrize(
     "name", slow_unless(lambda name: name in ("hard bounce", "wrong tenant", "never recorded"), ANSWERS)
 )
-def test_every_voice_gives_the_same_answer(db, admin, name):
-    """From the address as the customer spells it; what is known of the address is never printed."""
+def test_every_interface_gives_the_same_answer(db, admin, name):
+    """The customer's spelling of the address finds it, and no output has the address."""
     answer = ANSWERS[name]
     delivery, open_event = answer.plant(db)
     explained = delivery or open_event
@@ -150,11 +150,11 @@ def test_every_voice_gives_the_same_answer(db, admin, name):
         assert answer.words in read(result.stdout)
         assert answer.words in read(page)
         return
-    shown = "deliveries" if delivery else "events"
+    path = "deliveries" if delivery else "events"
     changed = "delivery" if delivery else "openorphan"
     voices = {
         "explain": commands.run(db, "explain", explained).stdout,
-        "dashboard": visitor.get(f"/{shown}/{explained}").text,
+        "dashboard": visitor.get(f"/{path}/{explained}").text,
         "admin": admin.get(f"{ADMIN}/{changed}/{explained}/change/").content.decode(),
         "explain --json": commands.run(db, "explain", "--json", explained).stdout,
     }
@@ -162,5 +162,5 @@ def test_every_voice_gives_the_same_answer(db, admin, name):
         (hit,) = [hit for hit in hits if hit["id"] == delivery]
         voices |= {"find": result.stdout, "find --json": hit["summary"], "dashboard's find": page}
         if not hit["type"] or name in ("wrong tenant", "never reported"):
-            voices.pop("explain --json")  # it prints events, and there is none of the delivery's
+            voices.pop("explain --json")  # it prints events, and the delivery has none
     assert [voice for voice, text in voices.items() if answer.words.lower() not in read(text)] == []

@@ -1,4 +1,4 @@
-"""Others at work on the same rows at the same time."""
+"""Sweeps beside other sessions that work on the same rows."""
 
 import random
 import threading
@@ -24,26 +24,26 @@ SELECT count(*) FROM pg_stat_activity
 
 
 def rows_of(count):
-    """Return as many deliveries and, for each, an orphan."""
+    """Return some deliveries and an orphan for each."""
     deliveries = [delivery_row(str(n)) for n in range(count)]
     return deliveries, [orphan_row(postmark(str(n)), age_seconds=1_000 - n) for n in range(count)]
 
 
 def links_of(db):
-    """Return how many `reconciled` events there are, and for how many orphans."""
+    """Return the number of `reconciled` events and of orphans that they link."""
     return db.rows(
         "SELECT count(*), count(DISTINCT metadata ->> 'reconciled_from_event_id') FROM mailglass_events"
         " WHERE type = 'reconciled'"
     )[0]
 
 
-def test_a_sweep_does_not_wait_for_the_whole_of_anothers_open_transaction(db):
-    """The other holds three keys and does not commit: the sweep links the rest, and leaves those three."""
+def test_a_sweep_does_not_wait_for_another_open_transaction(db):
+    """The other session holds three keys without a commit: the sweep links the rest and skips those three."""
     deliveries, orphans = rows_of(20)
     insert(db, deliveries, orphans)
-    taken = range(5, 8)
-    with db.engine.connect() as other, other.begin():
-        insert(other, events=[reconciled_row(orphans[n]["id"], deliveries[n]["id"]) for n in taken])
+    linked_elsewhere = range(5, 8)
+    with db.engine.connect() as writer, writer.begin():
+        insert(writer, events=[reconciled_row(orphans[n]["id"], deliveries[n]["id"]) for n in linked_elsewhere])
         with refusals(db.engine) as refused:
             result = reconcile()
         assert (result.linked, result.skipped, result.failed) == (17, 3, 0)
@@ -57,22 +57,22 @@ def test_what_another_rolls_back_is_linked_by_the_next_sweep(db):
     """Its keys are free again, and so are the orphans."""
     deliveries, orphans = rows_of(4)
     insert(db, deliveries, orphans)
-    with db.engine.connect() as other, other.begin() as transaction:
-        insert(other, events=[reconciled_row(orphans[0]["id"], deliveries[0]["id"])])
+    with db.engine.connect() as writer, writer.begin() as transaction:
+        insert(writer, events=[reconciled_row(orphans[0]["id"], deliveries[0]["id"])])
         assert reconcile().linked == 3
         transaction.rollback()
     assert reconcile().linked == 1
 
 
 def test_another_never_waits_for_a_sweeps_claims(db):
-    """Its trigger passes over an orphan that a sweep holds; here the sweep's claim is held open by hand."""
+    """The trigger skips an orphan that a sweep has locked; the test holds the sweep's claim open."""
     deliveries, orphans = rows_of(5)
     insert(db, deliveries, orphans)
     with db.engine.connect() as sweeping, sweeping.begin():
         sweeping.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans FOR UPDATE")
-        with db.engine.begin() as other:
-            other.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")
-            insert(other, events=[reconciled_row(o["id"], d["id"]) for o, d in zip(orphans, deliveries, strict=True)])
+        with db.engine.begin() as writer:
+            writer.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")
+            insert(writer, events=[reconciled_row(o["id"], d["id"]) for o, d in zip(orphans, deliveries, strict=True)])
     result = reconcile()
     assert (result.linked, result.remaining) == (0, 0)
 
@@ -81,9 +81,9 @@ def test_a_locked_delivery_is_left_for_the_next_sweep(db):
     """Nobody waits for its holder."""
     deliveries, orphans = rows_of(3)
     insert(db, deliveries, orphans)
-    with db.engine.connect() as other, other.begin():
+    with db.engine.connect() as holder, holder.begin():
         lock = sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE")
-        other.execute(lock, {"id": deliveries[1]["id"]})
+        holder.execute(lock, {"id": deliveries[1]["id"]})
         with refusals(db.engine) as refused:
             result = reconcile()
         assert (result.linked, result.skipped, result.status) == (2, 1, "ok")
@@ -92,19 +92,19 @@ def test_a_locked_delivery_is_left_for_the_next_sweep(db):
 
 
 def test_a_locked_twin_does_not_make_an_ambiguous_id_look_unique(db):
-    """One of two deliveries is locked by somebody else, or not yet seen as free."""
+    """Another session has locked one of two deliveries."""
     twins = [delivery_row("one"), delivery_row("one")]
     insert(db, twins, [orphan_row(postmark("one"))])
-    with db.engine.connect() as other, other.begin():
+    with db.engine.connect() as holder, holder.begin():
         lock = sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:id AS uuid) FOR UPDATE")
-        other.execute(lock, {"id": twins[0]["id"]})
+        holder.execute(lock, {"id": twins[0]["id"]})
         assert reconcile().ambiguous == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
-    """The other settles the same orphans in random order, several to a transaction, some of which roll back."""
+    """The other reconciler closes the same orphans in random order, several per transaction, and rolls some back."""
     deliveries, orphans = rows_of(300)
     insert(db, deliveries, orphans)
     settings = db.settings.model_copy(update={"batch_size": 40})
@@ -134,15 +134,15 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
                 except DBAPIError as error:
                     failures.append(error.orig.sqlstate)
 
-    other = threading.Thread(target=other_reconciler)
+    reconciler = threading.Thread(target=other_reconciler)
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     db.wait_until_alone()
     before = db.value(deadlocks)
-    other.start()
+    reconciler.start()
     results = [reconcile()]
-    while other.is_alive():
+    while reconciler.is_alive():
         results.append(reconcile())
-    other.join()
+    reconciler.join()
     results.append(reconcile())
     assert failures == []
     db.wait_until_alone()
@@ -153,7 +153,7 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
 
 
 def test_two_sweeps_at_once_link_each_orphan_once(db):
-    """Two threads, two engines, one ledger, many small batches."""
+    """Two threads with an engine each link many small batches."""
     deliveries, orphans = rows_of(150)
     more = [orphan_row(postmark(str(n % 150)), type="opened") for n in range(300)]
     insert(db, deliveries, [*orphans, *more])
@@ -176,7 +176,7 @@ def test_two_sweeps_at_once_link_each_orphan_once(db):
 
 
 def test_a_writer_does_not_wait_while_a_sweep_is_in_its_transaction(db):
-    """New orphans come in while all open ones are held."""
+    """New orphans arrive while all open ones are locked."""
     deliveries, orphans = rows_of(2)
     insert(db, deliveries, orphans)
     with db.engine.connect() as sweeping, sweeping.begin():
@@ -189,7 +189,7 @@ def test_a_writer_does_not_wait_while_a_sweep_is_in_its_transaction(db):
 
 
 def test_nothing_is_left_behind(db):
-    """No connection, no idle transaction, no lock, once sweeps are over (I10)."""
+    """Once sweeps are over, no connection, idle transaction or lock is left (I10)."""
     insert(db, *rows_of(10))
     reconcile()
     db.wait_until_alone()

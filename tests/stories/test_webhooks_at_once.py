@@ -1,4 +1,4 @@
-"""Webhooks recorded at the same time: all lock in one order, so there is no deadlock, and no older state comes back."""
+"""Webhooks that are recorded at the same time lock in one order, do not deadlock, and never restore an older state."""
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
@@ -17,65 +17,65 @@ EARLIER = NOW - dt.timedelta(hours=1)
 
 
 def recorded_together(db, *webhooks):
-    """Record each webhook in a transaction of its own, all at once, and return what became of them."""
+    """Record each webhook in a transaction of its own, all at once, and return the results."""
     barrier = Barrier(len(webhooks))
 
-    def one(events):
+    def record_webhook(events):
         with db.engine.begin() as connection:
             connection.execute(sa.text("SELECT 1"))
             barrier.wait(timeout=30)
             return record(connection, *events)
 
     with ThreadPoolExecutor(len(webhooks)) as threads:
-        return list(threads.map(one, webhooks))
+        return list(threads.map(record_webhook, webhooks))
 
 
 def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
-    """Twenty times over, two at once, twenty deliveries each."""
+    """Twenty rounds have two webhooks each, of twenty deliveries."""
     ids = [f"m-{n}" for n in range(20)]
     factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids])
     for turn in range(20):
-        there = [event(id_, "opened", provider_event_id=f"a-{turn}-{id_}") for id_ in ids]
-        back = [event(id_, "clicked", provider_event_id=f"b-{turn}-{id_}") for id_ in reversed(ids)]
-        for outcome in recorded_together(db, there, back):
+        opened = [event(id_, "opened", provider_event_id=f"a-{turn}-{id_}") for id_ in ids]
+        clicked = [event(id_, "clicked", provider_event_id=f"b-{turn}-{id_}") for id_ in reversed(ids)]
+        for outcome in recorded_together(db, opened, clicked):
             assert all(delivery.delivery_id for delivery in outcome)
     assert db.value(LEDGER) == 20 * 2 * len(ids)
 
 
 @pytest.mark.slow
 def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
-    """Each event is recorded by one of them, whether it is an orphan or is attached."""
+    """One of them records each event, whether it is an orphan or is attached."""
     ids = [f"m-{n}" for n in range(20)]
     factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids[:10]])
     for turn in range(20):
         events = [event(id_, provider_event_id=f"{turn}-{id_}") for id_ in ids]
-        one, other = recorded_together(db, events, events[::-1])
-        assert all((a.event_id is None) != (b.event_id is None) for a, b in zip(one, other[::-1], strict=True))
+        first, retry = recorded_together(db, events, events[::-1])
+        assert all((a.event_id is None) != (b.event_id is None) for a, b in zip(first, retry[::-1], strict=True))
     assert db.value(LEDGER) == 20 * len(ids)
 
 
 def test_events_are_inserted_in_the_order_of_their_keys(db):
-    """While a call waits for the first of two rows, the second is not locked, in whatever order they were passed."""
+    """While a call waits for the first of two rows, the second is not locked, whatever the order of the arguments."""
     first, second = sorted(
         (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
         key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, e.type, 0),
     )
-    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # closed first, whatever fails
         record(holder, first)
         waiting = threads.submit(recorded_together, db, [second, first])
         wait_until(lambda: db.value(WAITING) == 1)
-        with db.engine.begin() as other:
-            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-            record(other, second)
+        with db.engine.begin() as writer:
+            writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            record(writer, second)
         holder.rollback()
-        assert [each.event_id is None for each in waiting.result(timeout=30)[0]] == [True, False]
+        assert [recorded.event_id is None for recorded in waiting.result(timeout=30)[0]] == [True, False]
 
 
 def test_deliveries_are_locked_in_the_order_of_their_ids(db):
     """While a call waits for the first of two rows, it has not locked the second."""
     rows = sorted((factories.delivery_row(f"m-{n}") for n in range(2)), key=lambda row: row["id"])
     factories.insert(db, deliveries=rows)
-    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # closed first, whatever fails
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": rows[0]["id"]})
         events = [event(row["message_id"], provider_event_id=row["id"]) for row in reversed(rows)]
         waiting = threads.submit(recorded_together, db, events)
@@ -87,7 +87,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
 
 
 def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(db):
-    """The webhook waits, and an older report moves nothing, even if it brings two."""
+    """The webhook waits, and its older reports do not change the delivery."""
     factories.delivery(db, "m-1")
     with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
         record(holder, event("m-1", "clicked", provider_event_id="new"))
@@ -100,7 +100,7 @@ def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(
 
 
 def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
-    """It waits for the transaction that deletes."""
+    """The webhook waits for the transaction that deletes it."""
     factories.delivery(db, "m-1")
     with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
         holder.execute(sa.text("DELETE FROM mailglass_deliveries"))
@@ -113,7 +113,7 @@ def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
 
 
 def test_events_of_one_delivery_move_its_version_once(db):
-    """A webhook is projected in one statement, and the row's version says so."""
+    """A webhook is projected in one statement, which the row's version shows."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in PROVIDER_TYPES))

@@ -1,4 +1,4 @@
-"""What an operator reads in a worker's log: a line for what happened, none for nothing, never one of a stranger's."""
+"""A worker's log: one line for an event of interest, none for nothing, and never a line that a stranger forges."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from waiting import wait_until
 UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
 REMEDY = "need MAILGLASS_DATABASE_SCHEMA"
 UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}
-AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
+UNREACHABLE_DATABASE = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
 
 
 def lines_with(site: Site, words: str) -> list[str]:
@@ -25,24 +25,24 @@ def lines_with(site: Site, words: str) -> list[str]:
     return [line for line in site.log.read_text().splitlines() if words in line]
 
 
-def said_of(site: Site, name: str) -> list[str]:
-    """Return the log's lines that say of a task what is wrong with the schema."""
+def lines_about(site: Site, name: str) -> list[str]:
+    """Return the log's lines about a task's missing schema."""
     return [line for line in lines_with(site, REMEDY) if name in line]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "warning"])
 def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
-    """At every level of the worker's log, and without a traceback; whoever asked gets the error as the result."""
+    """No log level has a traceback; the caller gets the error as the result."""
     with site.worker("-l", level, app="worker", until="READY", **UNMIGRATED):
         task_ids = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
         states = [site.client.AsyncResult(task_id) for task_id in task_ids]
         for state in states:
             state.get(timeout=PATIENCE, interval=0.05, propagate=False)
-        wait_until(lambda: all(said_of(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
+        wait_until(lambda: all(lines_about(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
     assert [state.state for state in states] == ["FAILURE"] * 2
     assert site.said("Traceback") == site.said("unexpected") == 0
-    assert [len(said_of(site, name)) for name in (SWEEP_TASK, PRUNE_TASK)] == [1, 1]
+    assert [len(lines_about(site, name)) for name in (SWEEP_TASK, PRUNE_TASK)] == [1, 1]
 
 
 @pytest.mark.slow
@@ -51,12 +51,12 @@ def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
     [
         (UNMIGRATED, REMEDY),
         (UNCONFIGURED, "MAILGLASS_DATABASE_URL is not set"),
-        (AWAY, "127.0.0.1, port 1, database app: nothing listens there"),
+        (UNREACHABLE_DATABASE, "127.0.0.1, port 1, database app: nothing listens there"),
         ({}, None),
     ],
 )
 def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environment, words):
-    """On a database without our tables, or without a database; a worker with all it needs says nothing."""
+    """The database lacks our tables, or cannot be reached; a complete installation logs nothing."""
     with site.worker(**environment):
         result = lines_with(site, "cannot sweep")
         assert site.said("Traceback") == 0
@@ -75,7 +75,7 @@ def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environmen
     ],
 )
 def test_celery_report_prints_no_password(site, url):
-    """`celery report` is pasted into bug reports; where it hides a password is known, and ours is put there."""
+    """`celery report` is pasted into bug reports; our password is put where it hides passwords."""
     report = site.asked("-m", "celery", "-A", "mailglass_reconcile", "report", MAILGLASS_REDIS_URL=url)
     assert "broker_url: 'redis" in report
     assert not re.search("pa(%2F|/)ss", report)
@@ -90,7 +90,7 @@ def test_a_worker_without_our_queues_does_not_ask_for_a_database(site):
 
 @pytest.mark.slow
 def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_did_not_is_none(site):
-    """With the counts, not the fields of a dictionary."""
+    """The line has the counts rather than the fields of a dictionary."""
     site.add(2)
     with site.worker(pool="solo"):
         for _ in range(2):
@@ -102,7 +102,7 @@ def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_di
 
 @pytest.mark.slow
 def test_a_group_with_a_duplicate_ends(site):
-    """Each member has a result of its own, whoever swept."""
+    """Each member has a result of its own, whichever swept."""
     with site.worker("-c", "2", MAILGLASS_BATCH_SIZE="10"):
         first, second = json.loads(site.asked("-c", GROUP))
     assert {"ok"} <= {first["status"], second["status"]} <= {"ok", "duplicate"}
@@ -119,7 +119,7 @@ print(json.dumps(group(reconcile.s(), reconcile.s()).apply_async().get(timeout=3
 
 @pytest.mark.slow
 def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_megabyte_of_result(site):
-    """A newline, an escape sequence, a megabyte: swept as given, found nothing, escaped and cut in log and result."""
+    """A newline, an escape sequence and a megabyte are swept as given, find nothing, and are escaped and cut."""
     hostile = "acme\n[2026-01-01 00:00:00: ERROR] FORGED \x1b[31m"
     with site.worker(pool="solo"):
         escaped = site.result(site.send(hostile))
@@ -149,7 +149,7 @@ def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_
     ],
 )
 def test_the_line_of_a_sweep(result, line, caplog):
-    """What was linked, what was not and why, what is lost."""
+    """It has what was linked, what was not and why, and what was lost."""
     counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     run = runs.Run("full", "call", result.shown_tenant, result.status, counts, result.remaining)
     with caplog.at_level(logging.INFO), run_log.reporting("full", lambda _: run):
@@ -158,7 +158,7 @@ def test_the_line_of_a_sweep(result, line, caplog):
 
 
 def test_the_result_shows_a_tenant_argument_in_one_line_and_cut(db):
-    """As the task returns it, without a worker."""
+    """The task's return value has it, without a worker."""
     assert tasks.reconcile("a\nb\x1b")["tenant_id"] == r"a\nb\x1b"
     assert tasks.reconcile("x" * 1_001)["tenant_id"] == "x" * 1_000 + "…"
     assert tasks.reconcile("ä b")["tenant_id"] == "ä b"
