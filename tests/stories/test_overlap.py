@@ -349,7 +349,7 @@ def test_a_refused_orphan_does_not_hold_up_those_of_other_calls(db, caplog):
         sending.commit()
     refused = f"idempotency_key <> 'reconciled:{events[1].event_id}'"
     db.run(f"ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK ({refused})")
-    tell([delivery for deliveries in sent for delivery in deliveries])
+    publish([delivery for deliveries in sent for delivery in deliveries])
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
     assert caplog.text.count("23514") == 1
     assert (db.value(OPEN), db.appended()) == (1, 3)
