@@ -42,7 +42,7 @@ try:
     from celery import Task, current_task, shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
-    from mailglass_reconcile.singleton.task import LockLease, SweepTask
+    from mailglass_reconcile.singleton.task import LockLease, SweepTask, bind_arguments
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
@@ -57,15 +57,25 @@ DISPATCH_SECONDS = 20
 continues."""
 
 
-class _CheckedSweepTask(SweepTask):
-    """A sweep that checks its arguments, which `celery call` sends unchecked: one line is logged, and no traceback."""
+class _CheckedTask(Task):
+    """A task that checks its arguments, which `celery call` sends unchecked, and logs an error of ours as one line.
+
+    With *per_outage*, each process logs a repeated error once, until the task succeeds.
+    """
 
     abstract = True
+    per_outage = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _log_error(self.name):
-            self.bind_arguments(args, kwargs)
+        with _log_error(self.name, per_outage=self.per_outage):
+            bind_arguments(self.run, args, kwargs)
             return super().__call__(*args, **kwargs) if self.request.called_directly else self.run(*args, **kwargs)
+
+
+class _CheckedSweepTask(_CheckedTask, SweepTask):
+    """A sweep that checks its arguments."""
+
+    abstract = True
 
 
 @shared_task(bind=True, base=_CheckedSweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
@@ -112,7 +122,7 @@ def reconcile(
     return _finish(sweep)
 
 
-class _ExpiringTask(Task):
+class _ExpiringTask(_CheckedTask):
     """A task whose requests expire, except for delayed ones."""
 
     abstract = True
@@ -128,6 +138,7 @@ class _ExpiringTask(Task):
     name=RECENT_TASK,
     ignore_result=True,
     expires=RECENT_EXPIRES_SECONDS,
+    per_outage=True,
     throws=(MailglassReconcileError,),
 )
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dict[str, Any]:
@@ -141,14 +152,14 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         The counts of `SweepResult`, which are ignored unless the caller asks for them (`ignore_result=False`).
 
     Raises:
-        ValueError: *interval* is out of bounds.
+        InvalidArgumentError: An argument has another name or type, or *interval* is out of bounds; it is a TypeError
+            and a ValueError.
         MailglassReconcileError: Nothing was swept.
     """
-    with _log_error(RECENT_TASK, per_outage=True):
-        sweep = recent.prepare(interval, tenant_id, origin=_origin())
-        with _stop_on_soft_limit(sweep):
-            sweep.run()
-        return _finish(sweep)
+    sweep = recent.prepare(interval, tenant_id, origin=_origin())
+    with _stop_on_soft_limit(sweep):
+        sweep.run()
+    return _finish(sweep)
 
 
 @shared_task(base=_ExpiringTask, name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS, throws=(MailglassReconcileError,))
@@ -160,8 +171,7 @@ def prune() -> dict[str, Any]:
     Returns:
         The fields of `PruneResult`.
     """
-    with _log_error(PRUNE_TASK):
-        return pruner.prune_with(runtime.database(), _origin()).as_dict()
+    return pruner.prune_with(runtime.database(), _origin()).as_dict()
 
 
 @shared_task(
@@ -177,8 +187,7 @@ def dispatch() -> dict[str, int]:
     Returns:
         The counts of `DispatchResult`, which are ignored unless the caller asks for them (`ignore_result=False`).
     """
-    with _log_error(DISPATCH_TASK):
-        return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
+    return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
 
 
 def enqueue_dispatch() -> None:
@@ -235,11 +244,8 @@ _last_errors: dict[str, str] = {}
 
 
 @contextmanager
-def _log_error(task_name: str, *, per_outage: bool = False) -> Iterator[None]:
-    """Log an error of ours as one line if Celery does not: it logs the errors in `throws` at the level INFO.
-
-    With *per_outage*, each process logs a repeated error once, until the task succeeds.
-    """
+def _log_error(task_name: str, *, per_outage: bool) -> Iterator[None]:
+    """Log an error of ours as one line if Celery does not: it logs the errors in `throws` at the level INFO."""
     try:
         yield
     except MailglassReconcileError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from celery import Task, group
 from celery.result import AsyncResult
@@ -27,8 +27,25 @@ RANGE_OF_HEADER = "mailglass_range_of"
 
 RUN_HEADER = "mailglass_run"
 """Header of a fan-out's range: the id of the divided sweep's row in the run history."""
-NUMBERS = ("limit", "fan_out")
-"""The arguments of a sweep that are integers; the others are strings."""
+
+
+def bind_arguments(run: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a task's run by name.
+
+    Raises:
+        InvalidArgumentError: They do not fit the signature of *run*, or have other types.
+    """
+    try:
+        bound = inspect.signature(run).bind(*(args or ()), **(kwargs or {}))
+    except TypeError as error:
+        raise InvalidArgumentError(f"the arguments do not fit: {error}") from None
+    bound.apply_defaults()
+    types = get_type_hints(run)
+    for name, value in bound.arguments.items():
+        expected = int | float if types[name] is float else types[name]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise InvalidArgumentError(f"{name} must be {expected}, not {type(value).__name__}")
+    return bound.arguments
 
 
 @dataclass
@@ -70,28 +87,10 @@ class SweepTask(Singleton):
 
     def generate_lock(self, task_name: str, task_args: Any = None, task_kwargs: Any = None, **unused: Any) -> str:
         """Return the lock's key in Redis, which names the deployment, the tenant and the range, but not the limit."""
-        arguments = self.bind_arguments(task_args, task_kwargs)
+        arguments = bind_arguments(self.run, task_args, task_kwargs)
         key = lock_key(arguments["tenant_id"])
         bounds = (arguments["after"], arguments["until"])
         return key if bounds == (None, None) else f"{key}:range:{digest(str(bounds))}"
-
-    def bind_arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
-        """Return a run's arguments by name.
-
-        Raises:
-            InvalidArgumentError: They do not fit the task, or have other types.
-        """
-        try:
-            bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
-        except TypeError as error:
-            raise InvalidArgumentError(f"the arguments do not fit: {error}") from None
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            expected = int | None if name in NUMBERS else str | None
-            if not isinstance(value, expected) or isinstance(value, bool):
-                text = "tenant_id, after and until must be strings, limit and fan_out integers, or None"
-                raise InvalidArgumentError(text)
-        return bound.arguments
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
@@ -139,7 +138,7 @@ class SweepTask(Singleton):
         lease = LockLease(key, running_token(self.request.id))
         locks = [(key, lease.token, bool(headers.get(RESERVED_HEADER)), lambda: lease.shared)]
         if isinstance(sweep_token := headers.get(RANGE_OF_HEADER), str):
-            tenant_id = self.bind_arguments(self.request.args, self.request.kwargs)["tenant_id"]
+            tenant_id = bind_arguments(self.run, self.request.args, self.request.kwargs)["tenant_id"]
             locks.append((lock_key(tenant_id), sweep_token, True, lambda: True))
         with ExitStack() as renewals:
             for lock, token, reserved, is_shared in locks:

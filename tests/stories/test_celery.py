@@ -11,7 +11,7 @@ import factories
 from installation import CALL, PATIENCE, QUEUE, Site
 from locks import SESSIONS, key_of
 from mailglass_reconcile.pubsub.channels import events_channel
-from mailglass_reconcile.schedule import SWEEP_TASK
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -138,18 +138,30 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
 def test_a_malformed_call_fails_that_task_and_a_solo_worker_lives_on(site):
     """send_task does not check arguments; unknown, wrong and too many ones are each a line in the log."""
     with site.worker(pool="solo"):
-        ids = [site.client.send_task(SWEEP_TASK, args, kwargs, queue=QUEUE).id for args, kwargs in MALFORMED]
-        errors = [outcome_of(site, task_id) for task_id in ids]
-        assert all(isinstance(error, TypeError | ValueError) for error in errors)
+        ids = [site.client.send_task(task, args, kwargs, queue=QUEUE).id for task, args, kwargs in MALFORMED]
         assert site.result(site.send())["status"] == "ok"
+        assert all(isinstance(outcome_of(site, id_), TypeError | ValueError) for id_ in ids[:5])
     log = site.log.read_text()
-    assert all(str(error) in log for error in errors)
+    assert all(f"[{id_}] raised expected: InvalidArgumentError(" in log for id_ in ids)
     assert "limit must be at least 1" in log
-    assert "got an unexpected keyword argument 'nobody'" in log
+    assert "interval must be int | float, not str" in log
+    assert "the interval of recent sweeps must be above 0" in log
+    assert log.count("got an unexpected keyword argument 'nobody'") == 4
     assert "Traceback" not in log
 
 
-MALFORMED = [((), {"nobody": 1}), ((7,), {}), ((1, 2, 3), {}), ((None,), {"limit": "many"}), ((None, 0), {})]
+MALFORMED = [
+    (SWEEP_TASK, (), {"nobody": 1}),
+    (SWEEP_TASK, (7,), {}),
+    (SWEEP_TASK, (1, 2, 3), {}),
+    (SWEEP_TASK, (None,), {"limit": "many"}),
+    (SWEEP_TASK, (None, 0), {}),
+    (RECENT_TASK, (), {"nobody": 1}),
+    (RECENT_TASK, ("often",), {}),
+    (RECENT_TASK, (0,), {}),
+    (PRUNE_TASK, (), {"nobody": 1}),
+    (DISPATCH_TASK, (), {"nobody": 1}),
+]
 
 
 def outcome_of(site: Site, task_id: str) -> object:
