@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,17 @@ class Subcommands(click.Group):
         subcommand: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return subcommand
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest a subcommand for a mistyped name."""
+        name = args[0]
+        if name in _SUBCOMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        from mailglass_reconcile.rules.humanize import did_you_mean  # noqa: PLC0415 - see the class
+
+        return ctx.fail(f"no such command {name!r}{did_you_mean(name, _SUBCOMMANDS)}")
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_SUBCOMMANDS.items()))
@@ -81,7 +93,9 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        click.echo(text.getvalue().replace("Error: ", f"{name}: ", 1), nl=False, err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)

@@ -1,12 +1,14 @@
 """The command line as its user meets it: a process, its output, its exit code."""
 
 import json
+import os
 import uuid
 from functools import partial
 
 import pytest
 
 import commands
+import processes
 
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
@@ -64,6 +66,33 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
     counts = json.loads(result.stdout)
     assert (counts["linked"], counts["dry_run"], counts["remaining"]) == (1, True, 2)
     assert db.value("SELECT count(*) FROM mailglass_events") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("swep",), 2, "no such command 'swep'; did you mean sweep?"),
+        (("nothing",), 2, "no such command 'nothing'"),
+        (("--nothing",), 2, "No such option"),
+        (("sweep", "--limit", "0"), 2, "Invalid value for '--limit': 0 is not in the range x>=1."),
+        (("explain", "--message-id", "m-2"), 1, "no open orphan and no delivery has this message id"),
+        (("migrate",), 1, "MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL"),
+    ],
+)
+def test_the_last_line_of_every_error_begins_with_the_commands_name(cli, arguments, code, line):
+    """However it is found: by click, by a subcommand, or by the package."""
+    finished = cli(*arguments, **({"MAILGLASS_DATABASE_URL": ""} if "MAILGLASS" in line else {}))
+    assert finished.returncode == code
+    assert finished.stderr.splitlines()[-1].startswith(f"mailglass-reconcile: {line}")
+    assert "Error" not in finished.stderr
+
+
+def test_ctrl_c_while_libraries_are_imported_exits_with_130_and_no_traceback(tmp_path):
+    """A signal arrives while click is imported."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    finished = processes.run(["-m", "mailglass_reconcile", "sweep"], environment, forked=False)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(

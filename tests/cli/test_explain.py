@@ -124,7 +124,7 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     assert document[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
     missing = commands.run_unchecked(db, "explain", "--message-id", "m-2")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr == "Error: no open orphan and no delivery has this message id\n"
+    assert missing.stderr == "mailglass-reconcile: no open orphan and no delivery has this message id\n"
     assert commands.run_here("explain").exit_code == 2
 
 
