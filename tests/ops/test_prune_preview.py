@@ -7,17 +7,12 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+import raw_webhooks
 from backdating import days_ago
 from mailglass_reconcile.ops import prune_preview, pruner
 from mailglass_reconcile.store.database import Database
 
 DAY = 86_400
-WEBHOOK = """
-INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
-                                      raw_payload, received_at, inserted_at, updated_at)
-SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :status, '{}', now(),
-       now()::timestamp - make_interval(days => :days), now()
-"""
 JOB = """
 INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
 VALUES (gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', :state, now(), now(),
@@ -34,7 +29,7 @@ SELECT (SELECT count(*) FROM mailglass_webhook_events) + (SELECT count(*) FROM m
 def old(db):
     """Insert old rows for every step, and return the database with a retention for each."""
     for status, days in (("succeeded", 15), ("succeeded", 13), ("dead", 91), ("failed", 400)):
-        db.run(WEBHOOK, status=status, days=days)
+        raw_webhooks.insert(db, status=status, ago=days * DAY)
     for state, days in (("done", 20), ("dead", 100)):
         db.run(JOB, state=state, days=days)
     factories.delivery(db, "linked")
@@ -88,7 +83,7 @@ def test_the_oldest_of_each_is_shown(db, old):
 
 def test_what_has_no_retention_is_kept(db):
     """By default, failed webhooks, events and deliveries are kept."""
-    db.run(WEBHOOK, status="failed", days=4_000)
+    raw_webhooks.insert(db, status="failed", ago=4_000 * DAY)
     previews = {preview.step: preview for preview in prune_preview.preview(db.database)}
     assert [(previews[step].rows, previews[step].days) for step in ("failed", "events", "deliveries")] == [
         (0, None)
@@ -97,7 +92,7 @@ def test_what_has_no_retention_is_kept(db):
 
 def test_the_command_prints_a_row_for_each_step(db):
     """A person sees counts and dates; `--json` prints an object for each step, which conforms to the schema."""
-    db.run(WEBHOOK, status="succeeded", days=15)
+    raw_webhooks.insert(db, status="succeeded", ago=15 * DAY)
     stdout = commands.run(db, "prune", "--dry-run").stdout
     assert "succeeded raw webhooks" in stdout
     assert "(15 days ago)" in stdout

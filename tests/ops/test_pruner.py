@@ -9,21 +9,15 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import raw_webhooks
 from catalog import live
 from factories import new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.mailglass_compat import raw_webhooks
+from mailglass_reconcile.mailglass_compat.raw_webhooks import DELETE_OLD
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines, repair
 
-WEBHOOKS = """
-INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
-                                      raw_payload, received_at, inserted_at, updated_at)
-SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :status, '{}', now(),
-       now()::timestamp - make_interval(days => :days, mins => :minutes), now()
-  FROM generate_series(1, :number)
-"""
 NOTHING_PRUNED = {
     **dict.fromkeys(
         (
@@ -47,7 +41,7 @@ NOTHING_PRUNED = {
 
 def webhooks(db, status: str, days: int, minutes: int = 1, number: int = 1) -> None:
     """Insert raw webhooks of an age: some days and a minute."""
-    db.run(WEBHOOKS, status=status, days=days, minutes=minutes, number=number)
+    raw_webhooks.insert(db, status=status, ago=days * 86_400 + minutes * 60, number=number)
 
 
 def count_webhooks(db) -> Counter[str]:
@@ -137,7 +131,7 @@ def test_the_delete_finds_its_rows_through_our_index(db):
     webhooks(db, "succeeded", 20, number=3)
     db.run("ANALYZE mailglass_webhook_events")
     plan = db.rows(
-        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(raw_webhooks.DELETE_OLD, "public"),
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(DELETE_OLD, "public"),
         status="succeeded",
         days=14,
         size=5_000,

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import raw_webhooks
 from factories import orphan, postmark
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.checks import ledger
@@ -136,11 +137,8 @@ def counted(db) -> dict[str, int]:
 
 def fill(db, number: int) -> None:
     """Give each step as many rows to remove."""
+    raw_webhooks.insert(db, ago=20 * 86_400, number=number)
     for sql in (
-        """INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
-                                                 raw_payload, received_at, inserted_at, updated_at)
-           SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', 'succeeded', '{}', now(),
-                  now()::timestamp - interval '20 days', now() FROM generate_series(1, :number)""",
         """INSERT INTO mailglass_handler_outbox
                   (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
            SELECT gen_random_uuid(), 'audit', gen_random_uuid(), 'opened', 'done', now(), now(),

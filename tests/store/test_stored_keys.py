@@ -8,6 +8,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+import raw_webhooks
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import providers
@@ -196,14 +197,6 @@ def test_a_display_name_does_not_hide_an_address(db):
     assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == deliveries[1]["id"]
 
 
-RAW = """
-INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
-                                      received_at, inserted_at, updated_at)
-VALUES (gen_random_uuid(), :tenant, 'postmark', 'Bounce:m', 'Bounce', 'succeeded', CAST(:raw AS jsonb), now(),
-        now(), now())
-"""
-
-
 @pytest.mark.parametrize(("tenant", "linked"), [("acme", 0), ("other", 1)])
 def test_a_bounce_of_the_second_recipient_does_not_mark_the_first(db, tenant, linked):
     """Mailglass stores the first To alone; while the raw webhook of the same tenant is kept, the recipient is read."""
@@ -212,7 +205,8 @@ def test_a_bounce_of_the_second_recipient_does_not_mark_the_first(db, tenant, li
         [delivery_row("m", recipient="first@example.com")],
         [orphan_row({"provider": "postmark", "provider_event_id": "Bounce:m", "message_id": "m"}, type="bounced")],
     )
-    db.run(RAW, tenant=tenant, raw=json.dumps({"Email": "second@example.com", "MessageID": "m"}))
+    body = {"Email": "second@example.com", "MessageID": "m"}
+    raw_webhooks.insert(db, body, tenant_id=tenant, event_id="Bounce:m")
     result = reconcile()
     assert (result.linked, result.recipient_mismatch) == (linked, 1 - linked)
 

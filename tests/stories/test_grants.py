@@ -250,11 +250,7 @@ def test_an_eraser_erases(db, acting):
                          recipient="ada@example.com")  # fmt: skip
     with db.engine.begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
-    db.run("""INSERT INTO mailglass_webhook_events
-                     (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at,
-                      inserted_at, updated_at)
-              VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
-                      now(), now(), now())""")
+    raw_webhooks.insert(db, {"to": "ada@example.com"})
     settings = acting("mailglass_eraser")
     target = erasure.validate_erasure("Ada@Example.com")
     result = erasure.erase_with(Database(engines.create_engine(settings), settings), target)

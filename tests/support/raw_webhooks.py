@@ -15,9 +15,38 @@ PAYLOADS = Path(__file__).parent.parent / "webhooks" / "payloads"
 _RAW = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
                                       received_at, inserted_at, updated_at)
-VALUES (CAST(:id AS uuid), :tenant_id, :provider, :provider_event_id, 'any', :status, CAST(:raw AS jsonb),
-        now() AT TIME ZONE 'UTC', to_timestamp(:at) AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC')
+SELECT coalesce(CAST(:id AS uuid), gen_random_uuid()), :tenant_id, :provider,
+       coalesce(:event_id, gen_random_uuid()::text), 'any', :status, CAST(:body AS jsonb), now() AT TIME ZONE 'UTC',
+       to_timestamp(:at) AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC'
+  FROM generate_series(1, :number)
 """
+
+
+def insert(
+    db: Any,
+    body: object = None,
+    *,
+    number: int = 1,
+    id_: str | None = None,
+    tenant_id: str = factories.TENANT,
+    provider: str = "postmark",
+    event_id: str | None = None,
+    status: str = "succeeded",
+    ago: float = 0.0,
+    at: float | None = None,
+) -> None:
+    """Insert raw webhooks alone, by default each with a new id and a new `provider_event_id`; see `store`."""
+    db.run(
+        _RAW,
+        id=id_,
+        tenant_id=tenant_id,
+        provider=provider,
+        event_id=event_id,
+        status=status,
+        body=json.dumps(body or {}),
+        at=at or time.time() - ago,
+        number=number,
+    )
 
 
 def uuid7(at: float) -> str:
@@ -70,14 +99,14 @@ def store(
     webhook = uuid7(at - 0.004)
     if kept:
         body = {"_batch": raw} if isinstance(raw, list) else raw
-        db.run(
-            _RAW,
-            id=webhook,
+        insert(
+            db,
+            body,
+            id_=webhook,
             tenant_id=raw_tenant_id or tenant_id,
             provider=provider,
-            provider_event_id=raw_id,
+            event_id=raw_id,
             status=status,
-            raw=json.dumps(body),
             at=at - 0.004,
         )
     more = {"webhook_event_id": webhook, "webhook_provider_event_id": raw_id} if named else {}
