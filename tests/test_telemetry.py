@@ -76,7 +76,7 @@ def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
         telemetry.set_attributes(span, {**values_, "status": "ok"})
     telemetry.count_orphans({"ada@example.com": 1, "published": 1})
     telemetry.count_messages({"linked": 1, "failed": 1})
-    assert observed.ours() == [{"status": "ok"}]
+    assert observed.span_attributes() == [{"status": "ok"}]
     assert observed.counts("orphans") == {}
     assert observed.counts("messages") == {"failed": 1}
 
@@ -133,7 +133,9 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
         assert reconcile().status == "failed"
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
-    assert [(our["status"], our["error.type"]) for our in observed.ours()] == [("failed", "DatabaseUnavailableError")]
+    assert [(span["status"], span["error.type"]) for span in observed.span_attributes()] == [
+        ("failed", "DatabaseUnavailableError")
+    ]
     lines = [r.message for r in caplog.records if "sweep failed" in r.message or "swept" in r.message]
     assert [line[:17] for line in lines] == ["the sweep failed:"]
 
@@ -162,9 +164,9 @@ def test_each_process_of_a_worker_reports_its_own_counts_once(site):
         wait_until(lambda: _linked(folder) >= 12 and len(tasks(folder)) >= 4, PATIENCE)
     assert _linked(folder) == 12
     spans = exported(folder, "spans")
-    ours = [span for span in spans if span["name"] == "mailglass_reconcile.sweep"]
-    assert len(ours) == 4
-    assert {span["parent_id"] for span in ours} == tasks(folder)
+    sweeps = [span for span in spans if span["name"] == "mailglass_reconcile.sweep"]
+    assert len(sweeps) == 4
+    assert {span["parent_id"] for span in sweeps} == tasks(folder)
 
 
 def _linked(folder):

@@ -11,7 +11,7 @@ import redis
 
 import readme
 from mailglass_reconcile.testing.servers import free_port
-from postmark_payloads import everything, payload
+from postmark_payloads import payload, payloads_of_all_kinds
 from processes import Process
 from waiting import wait_until
 
@@ -60,14 +60,14 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailgl
         answer = readme.curl(readme.command("fastapi", "curl", "/messages").text, base).json()
         later = answer["message_id"]
         post(base, first(later))
-        for report in everything(later, ADA, BOB):
+        for report in payloads_of_all_kinds(later, ADA, BOB):
             post(base, report)
         assert db.value(OPEN) == 0
 
         def report_early() -> int:
             known = re.findall(r"Postmark took (\S+)", process.output)[-1]
             post(base, first(known))
-            for report in everything(known, ADA, BOB):
+            for report in payloads_of_all_kinds(known, ADA, BOB):
                 post(base, report)
             return db.value(OPEN)
 
@@ -78,7 +78,7 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailgl
         assert (sent["linked"], waiting) == (12, 12)
         early = sent["message_id"]
         before = db.value(RECORDED)
-        for report in (*everything(later, ADA, BOB), *everything(early, ADA, BOB)):
+        for report in (*payloads_of_all_kinds(later, ADA, BOB), *payloads_of_all_kinds(early, ADA, BOB)):
             post(base, report)
         assert db.value(RECORDED) == before
         assert "Traceback" not in process.output

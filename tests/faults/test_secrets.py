@@ -244,7 +244,7 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     with site.worker("-l", "debug", app="observed_worker", **more):
         answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
         if fault == "no redis":  # nor is there one that the answer could be kept in
-            wait_until(lambda: site.linked() == 4 and site.said("redis.exceptions.ConnectionError"), PATIENCE)
+            wait_until(lambda: site.linked() == 4 and site.count_in_log("redis.exceptions.ConnectionError"), PATIENCE)
         else:
             wait_until(answer.ready, PATIENCE)
             expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)

@@ -31,7 +31,7 @@ from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.checks import schema as checks
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
-from shapes import SCHEMAS, made, roll_back
+from shapes import SCHEMAS, make_mailglass_tables, roll_back
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +174,7 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, em
     assert database.objects() == before
     result = finding(database)
     assert "run Mailglass's own migrations" in result.remedy
-    made(empty_database_url, shape)
+    make_mailglass_tables(empty_database_url, shape)
     database.migrate()
     assert database.is_current()
     assert database.open_set() == set()
@@ -200,10 +200,10 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(mailglass_db):
 
 def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):
     """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
-    made = installation(empty_database_url)
-    made.migrate()
+    make_mailglass_tables = installation(empty_database_url)
+    make_mailglass_tables.migrate()
     live(empty_database_url, "mailglass", "2.x")
-    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(made).remedy
+    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(make_mailglass_tables).remedy
 
 
 def test_a_database_in_another_encoding_is_refused(admin, drop_database):

@@ -99,7 +99,7 @@ QUICK = ("sendgrid", "ses")
 def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, provider, named):
     """Found by the raw webhook's id, by the event's own, or, in a batch, by the moment."""
     raw, events, message_id, raw_id = PROVIDERS[provider](CC)
-    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, named=named)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=named)
     factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.recipient_mismatch) == (0, 1)
@@ -111,7 +111,7 @@ def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, p
 def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(mailglass_db, provider, named):
     """Mailglass's own delivery of the To, and another writer's of the Cc."""
     raw, events, message_id, raw_id = PROVIDERS[provider](f" {TO.upper()}")
-    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, named=named)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=named)
     delivery = factories.delivery(mailglass_db, message_id, recipient=TO)
     factories.delivery(mailglass_db, message_id, recipient=CC)
     assert reconcile().linked == 1
@@ -144,7 +144,7 @@ def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(m
 @pytest.mark.parametrize(
     "changed",
     [
-        {"kept": False},
+        {"is_stored": False},
         {"raw_tenant_id": "other"},
         *(pytest.param({"raw": raw}, marks=pytest.mark.slow) for raw in ([], {"Recipient": 7}, "text")),
         {"raw": [{"email": CC, "sg_event_id": "mine=="}, {"email": TO, "sg_event_id": "mine=="}]},
@@ -169,7 +169,7 @@ def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mai
     factories.delivery(mailglass_db, message_id, recipient=TO)
     raw, events, _, raw_id = postmark(TO)
     alone = {**events[0], "message_id": "alone"}
-    [unchecked] = raw_webhooks.store(mailglass_db, "postmark", raw, [alone], raw_id="gone", kept=False)
+    [unchecked] = raw_webhooks.store(mailglass_db, "postmark", raw, [alone], raw_id="gone", is_stored=False)
     factories.delivery(mailglass_db, "alone", recipient=TO)
     assert pointed_at() == (2, 1)
     for sweep in (prepare(dry_run=True), prepare()):
@@ -201,7 +201,7 @@ def test_events_of_our_writers_carry_no_such_note(mailglass_db):
 def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(mailglass_db):
     """A sweep has stored the ids of the event before."""
     raw, events, message_id, raw_id = postmark(TO)
-    raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id, kept=False)
+    raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id, is_stored=False)
     reconcile()
     with mailglass_db.engine.begin() as connection:
         sent = [Sent(recipient=TO, message_id=message_id)]
@@ -235,7 +235,7 @@ def test_a_webhook_id_that_is_none_is_passed_over(mailglass_db, webhook):
     """Whatever other writers left there; the event's own id is tried then."""
     raw, events, message_id, raw_id = postmark(CC)
     raw_webhooks.store(
-        mailglass_db, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, named=False
+        mailglass_db, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, has_webhook_id=False
     )
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().recipient_mismatch == 1
@@ -247,7 +247,7 @@ def test_a_webhook_id_that_is_none_is_passed_over(mailglass_db, webhook):
 def test_a_batch_of_0_1_1_is_found_in_every_state(mailglass_db, status):
     """By the moment."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, named=False, status=status)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, has_webhook_id=False, status=status)
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().recipient_mismatch == 1
 
@@ -257,9 +257,9 @@ def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(m
     """Two of one moment, as after a redelivery; if one names another or nobody, the message id alone decides."""
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
-    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, named=False, at=at)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, has_webhook_id=False, at=at)
     again = [{**row, "email": second} if row["email"] == CC else row for row in raw]
-    raw_webhooks.store(mailglass_db, "sendgrid", again, [], named=False, at=at, raw_id="again")
+    raw_webhooks.store(mailglass_db, "sendgrid", again, [], has_webhook_id=False, at=at, raw_id="again")
     factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.linked_unchecked, result.recipient_mismatch) == (linked, linked, 1 - linked)
@@ -276,7 +276,7 @@ def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(mailglass_db)
 def test_an_event_without_a_moment_finds_no_batch(mailglass_db):
     """Its id is no UUIDv7, and the raw webhook has another id."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(mailglass_db, "sendgrid", raw, [], named=False)
+    raw_webhooks.store(mailglass_db, "sendgrid", raw, [], has_webhook_id=False)
     factories.orphan(mailglass_db, {"provider": "sendgrid", **events[0]})
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1

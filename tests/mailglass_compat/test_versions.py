@@ -3,7 +3,7 @@
 import pytest
 
 import mailglass_reconcile
-from catalog import live, ours
+from catalog import lines_of_ours, live
 from factories import delivery, orphan, postmark
 from history import DELIVERY, ORPHAN, new_id
 from mailglass_reconcile.errors import DatabaseRefusedError
@@ -25,7 +25,7 @@ def test_either_version_is_given_back_as_it_was(empty_database_url, shape):
     before = database.objects()
     database.migrate()
     assert before <= database.objects()
-    assert database.objects() - before == ours(database.objects()) - ours(before)
+    assert database.objects() - before == lines_of_ours(database.objects()) - lines_of_ours(before)
     assert database.is_current()
     database.remove()
     assert database.objects() == before

@@ -13,7 +13,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import metrics
 from scraping import delivery_of, parsed
-from timeline import NOTHING, Timeline, needs_promtool
+from timeline import NO_SAMPLES, Timeline, needs_promtool
 
 pytestmark = [pytest.mark.slow, needs_promtool]
 
@@ -52,7 +52,7 @@ def test_a_healthy_system_and_a_thousand_foreign_events_fire_nothing(db, timelin
             db.broken.add("I13")
             assert prune().expired == 1_000
         timeline.scrape()
-    timeline.fires()
+    timeline.check_alerts()
 
 
 def test_foreign_events_at_night_fire_nothing(db, timeline):
@@ -61,7 +61,7 @@ def test_foreign_events_at_night_fire_nothing(db, timeline):
         insert(db, [], [orphan_row(postmark(f"foreign-{number}-{n}")) for n in range(20)])
         reconcile()
         timeline.scrape()
-    timeline.fires()
+    timeline.check_alerts()
 
 
 def test_a_database_that_is_away_is_absent(db, timeline):
@@ -69,11 +69,11 @@ def test_a_database_that_is_away_is_absent(db, timeline):
     healthy(db, timeline)
     away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
     timeline.add(parsed(metrics.scrape(Database(engines.create_engine(away), away))), minutes=4)
-    timeline.fires()
+    timeline.check_alerts()
     timeline.hold(minutes=2)
-    timeline.fires("Absent")
-    timeline.add(NOTHING, minutes=7)
-    timeline.fires("Absent")
+    timeline.check_alerts("Absent")
+    timeline.add(NO_SAMPLES, minutes=7)
+    timeline.check_alerts("Absent")
 
 
 def test_a_finding_fires_until_it_is_healed(db, timeline):
@@ -85,12 +85,12 @@ def test_a_finding_fires_until_it_is_healed(db, timeline):
         other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
         assert reconcile().skipped_held == 1
         timeline.scrape(minutes=9)
-        timeline.fires()
+        timeline.check_alerts()
         timeline.scrape(minutes=3)
-        timeline.fires("Finding")
+        timeline.check_alerts("Finding")
     reconcile()
     timeline.scrape()
-    timeline.fires()
+    timeline.check_alerts()
 
 
 def test_a_redis_that_takes_no_broadcasts_loses_them(db, timeline):
@@ -102,7 +102,7 @@ def test_a_redis_that_takes_no_broadcasts_loses_them(db, timeline):
         traffic(db, f"lost-{number}")
         assert reconcile().linked == 6
         timeline.scrape()
-    timeline.fires("BroadcastsLost", "Finding")
+    timeline.check_alerts("BroadcastsLost", "Finding")
 
 
 def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeline):
@@ -114,4 +114,4 @@ def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeli
     db.broken.add("I13")
     prune()
     timeline.scrape()
-    timeline.fires("Expired")
+    timeline.check_alerts("Expired")

@@ -10,7 +10,7 @@ import pytest
 
 import mailglass_reconcile
 from browsing import Visitor, app
-from diagnosing import of
+from diagnosing import worst_finding
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import handle
 from mailglass_reconcile.ops import status
@@ -248,7 +248,7 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     """Doctor, `status --check`, dashboard and Django print the same sentence; the metric has its check and level."""
     sweep(db)
     incident.plant(db)
-    finding = of(incident.check)
+    finding = worst_finding(incident.check)
     assert (finding.status, incident.words in finding.message) == (incident.level, True), finding
     problems = [sentence for sentence in status.load_problems(db.database) if incident.words in sentence]
     assert bool(problems) == (incident.level == ERROR)
@@ -257,7 +257,7 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     page = unescape(Visitor(app(db)).get("/").text)
     assert incident.words in page or incident.words[:1].upper() + incident.words[1:] in page
     incident.heal(db)
-    assert of(incident.check).status == OK
+    assert worst_finding(incident.check).status == OK
     assert value(scrape(db), "findings", check=incident.check, status=incident.level) == 0
     assert djangos(incident.check) == []
 

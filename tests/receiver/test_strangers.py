@@ -58,7 +58,7 @@ def post(place: str, provider: str) -> httpx.Response:
     return httpx.post(f"{place}/{provider}", content=request.body, headers=request.headers, timeout=250)
 
 
-OF_THE_SERVER = ("nothing", "half_a_head", "no_reading", "one_byte_a_piece")
+OF_THE_SERVER = ("silence", "half_a_head", "no_reading", "one_byte_a_piece")
 """What never reaches an application: a mounted one leaves it to the server, which is not ours to choose."""
 
 
@@ -113,7 +113,7 @@ def batch(size: int) -> senders.Posted:
     return one
 
 
-@pytest.mark.parametrize("behaviour", ["nothing", "half_a_head", "no_body", "slow_body", "garbage"])
+@pytest.mark.parametrize("behaviour", ["silence", "half_a_head", "no_body", "slow_body", "garbage"])
 def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp_path, behaviour):
     """A small one from afar, 1 MB from afar, and 1 MB from next door; they were cut off, each time."""
     large, small = batch(MB), first("postmark")

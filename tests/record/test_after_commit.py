@@ -34,7 +34,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from recording import LEDGER, NOTED, NOW, event, record, round_trips, statements_in_background
+from recording import LEDGER, NOW, STORE_QUERIES, event, record, round_trips, statements_in_background
 from waiting import settle, wait_until
 
 COMMIT = b"COMMIT\0"
@@ -536,7 +536,7 @@ def test_no_value_is_in_the_text_of_a_statement(db, driver):
     if driver.url.drivername.endswith("psycopg2"):
         return
     with db.engine.begin() as connection:
-        connection.execution_options(no_parameters=True).exec_driver_sql(NOTED)
+        connection.execution_options(no_parameters=True).exec_driver_sql(STORE_QUERIES)
 
     def work(connection):
         record(connection, event("m-secret", recipient="ada@secret.example"))

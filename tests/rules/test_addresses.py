@@ -10,10 +10,10 @@ from mailglass_reconcile.rules.addresses import (
     search_fragment,
     strip_display_name,
 )
-from spellings import DIFFERENT, SAME
+from spellings import DIFFERENT, EQUAL
 
 
-@pytest.mark.parametrize("spellings", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("spellings", EQUAL.values(), ids=EQUAL)
 def test_spellings_of_one_recipient_compare_as_equal(spellings):
     """And once more, if what was compared is compared again."""
     one, other = map(normalize_address, spellings)

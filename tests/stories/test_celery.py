@@ -32,9 +32,9 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
             "beat", "-l", "info", "-s", "two", "--pidfile=", app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"
         ),
     ):
-        wait_until(lambda: site.linked() == 3 and len(site.swept()) > 1, PATIENCE)
-        wait_until(lambda: site.said("Sending due task mailglass-reconcile") > 4, PATIENCE)
-    assert sum(result["linked"] for result in site.swept()) == 3
+        wait_until(lambda: site.linked() == 3 and len(site.sweep_results()) > 1, PATIENCE)
+        wait_until(lambda: site.count_in_log("Sending due task mailglass-reconcile") > 4, PATIENCE)
+    assert sum(result["linked"] for result in site.sweep_results()) == 3
 
 
 def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
@@ -47,7 +47,7 @@ def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
         assert 86_000 < site.redis.ttl(f"celery-task-meta-{task_id}") <= 86_400
         pruned = site.client.send_task("mailglass_reconcile.tasks.prune", queue="mailglass_maintenance").id
         assert "succeeded" in site.result(pruned)
-        assert not site.said("does not consume")
+        assert not site.count_in_log("does not consume")
     assert (result["status"], result["linked"], result["tenant_id"], site.linked()) == ("ok", 2, "acme", 2)
 
 
@@ -63,11 +63,11 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_are_its_duplicates(
     site.add(200)
     site.db.run(GATE)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"), ThreadPoolExecutor() as threads:
-        askers = [threads.submit(site.asked, *request) for request in (("-c", ASK), CALL, CALL)]
+        askers = [threads.submit(site.run_python, *request) for request in (("-c", ASK), CALL, CALL)]
         task_ids = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
             task_ids |= set(asker.result(PATIENCE).split())
-        wait_until(lambda: len(site.kept()) == len(task_ids) - 1, PATIENCE)
+        wait_until(lambda: len(site.stored_results()) == len(task_ids) - 1, PATIENCE)
         site.db.run("DELETE FROM gate")
         results = {task_id: site.result(task_id) for task_id in task_ids}
     (winner,) = (task_id for task_id, result in results.items() if "scanned" in result)
@@ -177,7 +177,7 @@ def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
             task_id = site.send(soft_time_limit=1)
             result = site.result(task_id)
         assert (result["status"], result["linked"]) == ("partial", 0)
-        assert site.said("the soft time limit ended a sweep") == 1
+        assert site.count_in_log("the soft time limit ended a sweep") == 1
         assert site.result(site.send())["linked"] == 3
 
 
@@ -238,8 +238,8 @@ def test_no_connection_is_shared_across_the_fork(site):
 def test_a_worker_whose_queues_leave_our_tasks_out_says_so(site):
     """Each task is named once, with its queue."""
     with site.worker("-Q", "mailglass_reconcile"):
-        assert site.said("does not consume 'mailglass_maintenance'") == 1
-        assert site.said("does not consume") == 1
+        assert site.count_in_log("does not consume 'mailglass_maintenance'") == 1
+        assert site.count_in_log("does not consume") == 1
 
 
 def test_a_tick_that_has_expired_is_not_run(site):
@@ -249,7 +249,7 @@ def test_a_tick_that_has_expired_is_not_run(site):
     with site.worker(pool="solo"):
         assert site.result(fresh)["status"] == "ok"
         assert site.client.AsyncResult(stale).state in {"REVOKED", "PENDING"}, "RabbitMQ drops it by itself"
-        assert len(site.swept()) == 1
+        assert len(site.sweep_results()) == 1
 
 
 def test_a_child_that_records_and_ends_has_published_before(site):

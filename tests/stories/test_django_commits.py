@@ -19,7 +19,7 @@ from anymail_webhooks import POSTMARK
 from faults import proxy
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 from mailglass_reconcile.contrib.django import connection, database
-from recording import NOTED
+from recording import STORE_QUERIES
 from waiting import settle
 
 pytestmark = [
@@ -56,7 +56,7 @@ def overlapping(db):
 def test_no_value_is_in_the_text_of_a_statement(db, post):
     """Django's own cursors would put values there; early and late events and sends are recorded."""
     with db.engine.begin() as setup_connection:
-        setup_connection.execution_options(no_parameters=True).exec_driver_sql(NOTED)
+        setup_connection.execution_options(no_parameters=True).exec_driver_sql(STORE_QUERIES)
     early = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
     post(early.requests(*STORY[:1]))
     message = Message.accepted(POSTMARK, 1, [ANN])

@@ -81,7 +81,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
     assert all(result["scanned"] == sum(result[state] for state in OUTCOMES) for result in results)
     assert {result["status"] for result in results} == {"ok"}
     assert {name for (name,) in site.db.rows("SELECT DISTINCT name FROM who")} >= {"one", "two"}
-    assert site.said("cut 50 open orphans into 10 ranges") == 1
+    assert site.count_in_log("cut 50 open orphans into 10 ranges") == 1
 
 
 def asked_by_beat(site) -> str:
@@ -93,7 +93,7 @@ def asked_by_beat(site) -> str:
         "try: r.apply_async(kwargs={'fan_out': 5}); print('new')\n"
         "except DuplicateTaskError: print('duplicate')"
     )
-    return site.asked("-c", asking)
+    return site.run_python("-c", asking)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
     assert all(0 < site.redis.ttl(name) <= 60 for name in site.redis.scan_iter("mailglass_reconcile:lock:*"))
     with site.worker("-c", "1"):
         # Neither the dead worker's tasks, nor those that it had prefetched.
-        wait_until(lambda: len(site.swept()) >= 2, PATIENCE)
+        wait_until(lambda: len(site.sweep_results()) >= 2, PATIENCE)
         for name in site.redis.scan_iter("mailglass_reconcile:lock:*"):
             site.redis.delete(name)  # like its expiry after a minute
         assert site.result(fan_out(site, 100))["status"] == "ok"
@@ -143,17 +143,17 @@ def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
 def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_say_so_in_one_line(site):
     """An adopter's app has recent=1.0; idle ticks log no line of ours and store no result."""
     with site.worker("-B", "-s", "one", app="worker", until="READY", WORKER_RECENT_SECONDS="1"):
-        wait_until(lambda: site.said("reconcile_recent[") > 3, PATIENCE)
+        wait_until(lambda: site.count_in_log("reconcile_recent[") > 3, PATIENCE)
         for number in range(1, 4):
             insert(site.db, [], [orphan_row(postmark(f"m{number}"), age_seconds=0)])
             factories.delivery(site.db, f"m{number}")
             wait_until(lambda: site.linked() == number, 2.5)  # noqa: B023
-        wait_until(lambda: site.said("swept all tenants: linked 1 of") == 3)
+        wait_until(lambda: site.count_in_log("swept all tenants: linked 1 of") == 3)
     lines = [line for line in site.log.read_text().splitlines() if "mailglass" in line or "swept" in line]
     celerys = r"Task mailglass|Sending due task|mailglass_reconcile\.tasks\.|beat"
     lines = [line for line in lines if not re.search(celerys, line)]
     assert len(lines) == 3, lines
-    assert site.kept() == []
+    assert site.stored_results() == []
 
 
 @pytest.mark.slow
@@ -161,12 +161,12 @@ def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
     """It ticks every second on a database without our tables."""
     nowhere = {"MAILGLASS_DATABASE_SCHEMA": "nowhere", "WORKER_RECENT_SECONDS": "0.3"}
     with site.worker("-B", "-s", "one", "-l", "warning", "-c", "1", app="worker", until="READY", **nowhere):
-        wait_until(lambda: site.said("reconcile_recent did nothing"), PATIENCE)
+        wait_until(lambda: site.count_in_log("reconcile_recent did nothing"), PATIENCE)
         before = site.redis.llen("celery")
         wait_until(lambda: site.redis.llen("celery") >= before, PATIENCE)
         site.client.send_task("mailglass_reconcile.tasks.reconcile_recent", queue="celery", ignore_result=False)
-    assert site.said("reconcile_recent did nothing") == 1
-    assert site.said("Traceback") == 0
+    assert site.count_in_log("reconcile_recent did nothing") == 1
+    assert site.count_in_log("Traceback") == 0
 
 
 def test_a_lock_that_ranges_share_is_released_by_none_of_them(store):

@@ -26,7 +26,7 @@ from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
 from marking import slow_unless
-from shapes import made
+from shapes import make_mailglass_tables
 
 pytestmark = pytest.mark.slow
 
@@ -345,7 +345,7 @@ def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_
     rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
     installation(empty_database_url).run(rights)
     url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
-    owned = made(url.render_as_string(hide_password=False), shape)
+    owned = make_mailglass_tables(url.render_as_string(hide_password=False), shape)
     try:
         before = owned.objects()
         owned.migrate()

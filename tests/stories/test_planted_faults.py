@@ -137,7 +137,7 @@ FAULTS = [
     ),
     Fault(
         "no right on a table",
-        planting.take_right,
+        planting.revoke_privilege,
         "privileges",
         "INSERT on mailglass_events",
         "INSERT on mailglass_events",
@@ -157,18 +157,18 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
     timeline.scrape()
     fault.plant(system)
     if fault.seen and fault.check in OF_A_SWEEP:
-        wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
+        wait_until(lambda: re.search(fault.seen, system.check_status()), PATIENCE)
     check = fault.check
     result = system.doctor()[check]
     assert (result["status"], bool(re.search(fault.words, result["message"]))) == (fault.severity, True), result
     if fault.seen is None:
         assert system.is_healthy()
     else:
-        wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
+        wait_until(lambda: re.search(fault.seen, system.check_status()), PATIENCE)
     # The limits of a scrape are minutes; tests/ops/test_incidents.py plants late sweeps there, too.
     if fault.alert and fault.seen != NO_SWEEP and has_promtool:
         timeline.scrape(12)
-        timeline.fires("Finding", perhaps="BroadcastsLost")
+        timeline.check_alerts("Finding", perhaps="BroadcastsLost")
     fault.heal(system, result["remedy"])
     wait_until(system.is_healthy, PATIENCE)
     after = system.doctor()
@@ -189,4 +189,4 @@ def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_
     for _ in range(6):
         timeline.scrape()
     if has_promtool:
-        timeline.fires()
+        timeline.check_alerts()

@@ -79,7 +79,7 @@ def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcast
         assert site.result(site.call()) == {"status": "duplicate", "of": "somebody"}
         assert site.redis.exists(key)
     wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
-    assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+    assert site.count_in_log("lock cannot be used") == site.count_in_log("cannot publish") == 0
     site.close()
 
 
@@ -226,5 +226,5 @@ def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_br
     with site.worker(app="worker", pool="solo", WORKER_SENTINEL=str(deployment.sentinel)):
         result = site.result(site.send(queue="celery"))
         assert (result["linked"], result["published"]) == (1, 2)
-    assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+    assert site.count_in_log("lock cannot be used") == site.count_in_log("cannot publish") == 0
     site.close()

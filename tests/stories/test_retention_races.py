@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backdating import LEFT, check, days_ago, fill, prune
+from backdating import EVENTS_BY_DELIVERY, check, days_ago, fill, prune
 from factories import delivery, orphan
 from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
@@ -46,7 +46,7 @@ def test_two_prunes_while_webhooks_come(db, monkeypatch):
     check(db, filled)
     last = prune(db, 30, 30)
     deleted = [*(future.result() for future in pruned), last]
-    old = {row.id for row in db.rows(LEFT) if row.old}
+    old = {row.id for row in db.rows(EVENTS_BY_DELIVERY) if row.old}
     assert sum(item.events for item in deleted) == 3 * (len(filled) - len(old))
     assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'clicked'") == len(filled)
     deleted_deliveries = len(filled) - db.value("SELECT count(*) FROM mailglass_deliveries")

@@ -41,7 +41,7 @@ def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
             state.get(timeout=PATIENCE, interval=0.05, propagate=False)
         wait_until(lambda: all(lines_about(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
     assert [state.state for state in states] == ["FAILURE"] * 2
-    assert site.said("Traceback") == site.said("unexpected") == 0
+    assert site.count_in_log("Traceback") == site.count_in_log("unexpected") == 0
     assert [len(lines_about(site, name)) for name in (SWEEP_TASK, PRUNE_TASK)] == [1, 1]
 
 
@@ -59,7 +59,7 @@ def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environmen
     """The database lacks our tables, or cannot be reached; a complete installation logs nothing."""
     with site.worker(**environment):
         result = lines_with(site, "cannot sweep")
-        assert site.said("Traceback") == 0
+        assert site.count_in_log("Traceback") == 0
     assert len(result) == (words is not None)
     assert all(words in line and "WARNING" in line for line in result)
 
@@ -76,7 +76,7 @@ def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environmen
 )
 def test_celery_report_prints_no_password(site, url):
     """`celery report` is pasted into bug reports; our password is put where it hides passwords."""
-    report = site.asked("-m", "celery", "-A", "mailglass_reconcile", "report", MAILGLASS_REDIS_URL=url)
+    report = site.run_python("-m", "celery", "-A", "mailglass_reconcile", "report", MAILGLASS_REDIS_URL=url)
     assert "broker_url: 'redis" in report
     assert not re.search("pa(%2F|/)ss", report)
 
@@ -85,7 +85,7 @@ def test_celery_report_prints_no_password(site, url):
 def test_a_worker_without_our_queues_does_not_ask_for_a_database(site):
     """It will never sweep."""
     with site.worker("-Q", "other", **UNCONFIGURED):
-        assert site.said("cannot sweep") == 0
+        assert site.count_in_log("cannot sweep") == 0
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_di
 def test_a_group_with_a_duplicate_ends(site):
     """Each member has a result of its own, whichever swept."""
     with site.worker("-c", "2", MAILGLASS_BATCH_SIZE="10"):
-        first, second = json.loads(site.asked("-c", GROUP))
+        first, second = json.loads(site.run_python("-c", GROUP))
     assert {"ok"} <= {first["status"], second["status"]} <= {"ok", "duplicate"}
 
 

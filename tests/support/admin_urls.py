@@ -1,4 +1,4 @@
-"""The URLs of Django's admin, which can be made only when Django is set up, beside Anymail's."""
+"""The URLs of Django's admin beside Anymail's; importing it requires that Django is set up."""
 
 from django.contrib import admin
 from django.urls import include, path

@@ -50,9 +50,10 @@ SETTINGS = {
 
 
 def answer(esp_name: str, to: Sequence[str], ids: Sequence[Any]) -> tuple[Any, Mapping[str, str]]:
-    """Return body and headers with which a provider accepts a message; it gives each recipient an id, or all the first.
+    """Return the body and headers with which a provider accepts a message; each recipient gets an id, or all the
+    first.
 
-    SendGrid answers nothing and Unisender Go no id that matters: there, Anymail makes the id and hands it over.
+    SendGrid answers nothing and Unisender Go no id that matters: there, Anymail generates the id and passes it on.
     """
     pairs = list(zip(to, ids, strict=True))
     bodies: dict[str, Any] = {
@@ -62,20 +63,23 @@ def answer(esp_name: str, to: Sequence[str], ids: Sequence[Any]) -> tuple[Any, M
         "Resend": {"id": ids[0]},
         "SparkPost": {"results": {"id": ids[0], "total_accepted_recipients": len(to), "total_rejected_recipients": 0}},
         "Mailjet": {
-            "Messages": [{"Status": "success", "To": [{"Email": one, "MessageID": id_} for one, id_ in pairs]}]
+            "Messages": [{"Status": "success", "To": [{"Email": address, "MessageID": id_} for address, id_ in pairs]}]
         },
-        "Mandrill": [{"email": one, "status": "queued", "_id": id_} for one, id_ in pairs],
+        "Mandrill": [{"email": address, "status": "queued", "_id": id_} for address, id_ in pairs],
         "Mailtrap": {"success": True, "message_ids": list(ids)},
-        "Postal": {"status": "success", "data": {"messages": {one: {"id": id_, "token": "t"} for one, id_ in pairs}}},
-        "Scaleway": {"emails": [{"id": id_, "mail_rcpt": one, "status": "sending"} for one, id_ in pairs]},
+        "Postal": {
+            "status": "success",
+            "data": {"messages": {address: {"id": id_, "token": "t"} for address, id_ in pairs}},
+        },
+        "Scaleway": {"emails": [{"id": id_, "mail_rcpt": address, "status": "sending"} for address, id_ in pairs]},
         "Unisender Go": {"status": "success", "job_id": "1ZymBc-00041N-9X", "emails": list(to)},
     }
     headers = {"X-Message-Id": str(ids[0]), "Content-Type": "text/html"} if esp_name == "MailerSend" else {}
     return bodies.get(esp_name, ""), headers
 
 
-class _Answering(HTTPAdapter):
-    """Gives one answer to every request of a session."""
+class _StubSession(HTTPAdapter):
+    """Answers every request of a session alike."""
 
     def __init__(self, body: Any, headers: Mapping[str, str], status: int) -> None:
         super().__init__()
@@ -92,7 +96,7 @@ class _Answering(HTTPAdapter):
 def send(
     esp_name: str, message: AnymailMessage, body: Any, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> AnymailStatus:
-    """Send a message by Anymail's backend of a provider, whose API answers *body*, and return what `post_send` gets."""
+    """Send a message by Anymail's backend of a provider whose API answers *body*; return what `post_send` gets."""
     module = esp_name.lower().replace(" ", "_")
     backend = get_connection(f"anymail.backends.{module}.EmailBackend")
     backend.open()
@@ -102,7 +106,7 @@ def send(
                 stub.add_response("send_email", body)
                 backend.send_messages([message])
         else:
-            backend.session.mount("https://", _Answering(body, headers or {}, status))
+            backend.session.mount("https://", _StubSession(body, headers or {}, status))
             backend.send_messages([message])
     finally:
         backend.close()
@@ -132,14 +136,14 @@ SELECT d.recipient, d.last_event_type, d.last_event_at, d.terminal, d.dispatched
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A message to some people that a provider has accepted."""
+    """A message to several recipients that a provider has accepted."""
 
     provider: AnymailProvider
     sent: list
 
     @classmethod
     def accepted(cls, provider, number, to=(ANN, BOB)):
-        """Send one by Anymail's backend; the provider names it by a number."""
+        """Send a message by Anymail's backend; a number makes the provider's id unique."""
         if provider in (MAILJET, POSTAL):
             ids = [number * 100 + n for n in range(len(to))]
         else:
@@ -148,18 +152,18 @@ class Message:
 
     @classmethod
     def of(cls, provider, status):
-        """Return the message that has this status."""
-        made = sent(None, status)
+        """Return the message of a status."""
+        sends = sent(None, status)
         at = dt.datetime.fromtimestamp(BEGIN, dt.UTC)
-        return cls(provider, [dataclasses.replace(one, occurred_at=at) for one in made])
+        return cls(provider, [dataclasses.replace(send, occurred_at=at) for send in sends])
 
     @property
     def ids(self):
-        """Its ids, by recipient."""
-        return {one.recipient: one.message_id for one in self.sent}
+        """The message's ids by recipient."""
+        return {sent.recipient: sent.message_id for sent in self.sent}
 
     def requests(self, *story):
-        """Return what the provider posts about it."""
+        """Return the provider's webhooks about it."""
         events = [
             self.provider.event(type_, self.ids[to], to, n)
             for type_, to, n in story
@@ -171,8 +175,8 @@ class Message:
         """Record the send, and return how many events it linked."""
         with db.engine.begin() as connection:
             recorded = record_send(connection, provider=self.provider.esp_name, sent=self.sent)
-        return sum(one.linked for one in recorded)
+        return sum(delivery.linked for delivery in recorded)
 
     def deliveries(self, db):
-        """Return its deliveries, with the types of their events."""
+        """Return the message's deliveries, with the types of their events."""
         return [row._asdict() for row in db.rows(DELIVERIES, ids=[str(id_) for id_ in set(self.ids.values())])]

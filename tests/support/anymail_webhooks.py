@@ -1,4 +1,4 @@
-"""What providers post to Anymail's views: samples that our records make, and SES's events, of which they make none."""
+"""Webhooks to Anymail's views: samples from our providers' records, and events of SES, whose record makes none."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,13 @@ def settings() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AnymailProvider:
-    """A provider, by Anymail's name, and the address of Anymail's view."""
+    """A provider by Anymail's name, and the address of Anymail's view."""
 
     esp_name: str
 
     @property
     def name(self) -> str:
-        """Our name."""
+        """Our name of the provider."""
         return canonical(self.esp_name)
 
     @property
@@ -44,12 +44,12 @@ class AnymailProvider:
 
     @property
     def message_id(self) -> str | int:
-        """An id as the provider makes them."""
+        """An id in the provider's format."""
         return MESSAGE_IDS.get(self.esp_name, "883953f4-6105-42a2-a16a-77a8eac79483")
 
     @property
     def batches(self) -> bool:
-        """Whether one request carries several events."""
+        """True if one request carries several events."""
         return bool(registry.get_provider(self.name).batch)
 
     @property
@@ -58,7 +58,7 @@ class AnymailProvider:
 
     @property
     def types(self) -> Sequence[str]:
-        """The types of its events."""
+        """The types of the provider's events."""
         return list(SES_EVENTS if self is SES else self._table.names())
 
     def event(self, type_: str, message_id: str | int, to: str | Sequence[str], n: float) -> Payload:
@@ -72,14 +72,14 @@ class AnymailProvider:
         return payload
 
     def requests(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Return what is posted for some events, as arguments of Django's test client."""
+        """Return the requests of some events, as arguments of Django's test client."""
         bodies = registry.get_provider(self.name).bodies(payloads)
         return [senders.signed(self.name, body).for_anymail(self.path) for body in bodies]
 
 
-def ses_event(kind: str, message_id: str, named: Sequence[str], at: dt.datetime) -> Payload:
+def ses_event(kind: str, message_id: str, recipients: Sequence[str], at: dt.datetime) -> Payload:
     """Return an event of SES about one or several recipients."""
-    bare = [address.rpartition("<")[2].rstrip(">") for address in named]
+    bare = [address.rpartition("<")[2].rstrip(">") for address in recipients]
     time = at.isoformat()
     details: Mapping[str, Payload] = {
         "Delivery": {"delivery": {"recipients": bare, "timestamp": time}},
@@ -87,13 +87,13 @@ def ses_event(kind: str, message_id: str, named: Sequence[str], at: dt.datetime)
             "bounce": {
                 "bounceType": "Permanent",
                 "bounceSubType": "General",
-                "bouncedRecipients": [{"emailAddress": address} for address in named],
+                "bouncedRecipients": [{"emailAddress": address} for address in recipients],
                 "timestamp": time,
             }
         },
         "Complaint": {
             "complaint": {
-                "complainedRecipients": [{"emailAddress": address} for address in named],
+                "complainedRecipients": [{"emailAddress": address} for address in recipients],
                 "timestamp": time,
             }
         },
@@ -106,7 +106,7 @@ def ses_event(kind: str, message_id: str, named: Sequence[str], at: dt.datetime)
         },
     }
     source = "arn:aws:ses:eu-central-1:123456789012:identity/example.com"
-    mail = {"messageId": message_id, "destination": list(named), "timestamp": time, "sourceArn": source}
+    mail = {"messageId": message_id, "destination": list(recipients), "timestamp": time, "sourceArn": source}
     return {"eventType": kind, "mail": mail, **details.get(kind, {})}
 
 

@@ -1,4 +1,4 @@
-"""The application without a server: requests to it, as from this machine or from elsewhere."""
+"""The dashboard without a server: requests from this machine or from another one."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ TOKEN = "operator-token-of-tests"  # noqa: S105
 
 
 class Visitor:
-    """Requests pages of an application, with the page's token or another one, or without any."""
+    """Requests pages of an application with its token, with another one, or without any."""
 
     def __init__(self, app: Any, token: str | None = TOKEN, host: str = "127.0.0.1:8080"):
         self.app, self.host = app, host
@@ -31,12 +31,12 @@ class Visitor:
         """Request pages at the same time."""
 
         async def ask() -> list[httpx.Response]:
-            return await asyncio.gather(*map(self.one, paths))
+            return await asyncio.gather(*map(self.get_in_loop, paths))
 
         return asyncio.run(ask())
 
-    async def one(self, path: str) -> httpx.Response:
-        """Request a page, in a loop that runs already."""
+    async def get_in_loop(self, path: str) -> httpx.Response:
+        """Request a page within a running event loop."""
         return await self._ask("GET", path, self.headers, {})
 
     async def _ask(self, method: str, path: str, headers: dict[str, str], more: dict[str, Any]) -> httpx.Response:
@@ -47,6 +47,6 @@ class Visitor:
 
 def app(db: Any, **settings: Any) -> Any:
     """Return the application on a test's database, with more settings."""
-    given = {"web_token": SecretStr(TOKEN), **settings}
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update=given))
+    changes = {"web_token": SecretStr(TOKEN), **settings}
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update=changes))
     return create_app()

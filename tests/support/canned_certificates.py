@@ -1,4 +1,6 @@
-"""For `MAILGLASS_IMPORTS` of a process under test: certificates come from a file instead of Amazon's and Scaleway's."""
+"""Certificates from a file instead of Amazon's and Scaleway's servers, for `MAILGLASS_IMPORTS` of a process under
+test.
+"""
 
 import json
 import os
@@ -10,7 +12,7 @@ _ANSWERS = json.loads(Path(os.environ["TEST_CERTIFICATES"]).read_text())
 
 
 def fetch(url: str) -> bytes:
-    """Return what the file has for an address."""
+    """Return the file's certificate for an address."""
     if url not in _ANSWERS:
         raise OSError("no such address")
     return _ANSWERS[url].encode()

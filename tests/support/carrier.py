@@ -1,4 +1,4 @@
-"""For `MAILGLASS_IMPORTS` of a process under test: a provider of its own, whose message ids are nested."""
+"""A custom provider with nested message ids, for `MAILGLASS_IMPORTS` of a process under test."""
 
 import datetime as dt
 import hashlib
@@ -15,7 +15,7 @@ SECRET = "coo"  # noqa: S105
 
 
 class Posted(NamedTuple):
-    """A request as it arrives."""
+    """An incoming request."""
 
     body: bytes
     headers: dict[str, str]
@@ -23,33 +23,33 @@ class Posted(NamedTuple):
 
 def read(body: bytes, headers: Mapping[str, str]) -> list[WebhookEvent]:
     """Return the only event; its type may also be in a header."""
-    told = json.loads(body)
+    document = json.loads(body)
     event = WebhookEvent(
         type=headers.get("x-carrier-type", "delivered"),
         occurred_at=dt.datetime.now(dt.UTC),
-        provider_event_id=told["id"],
+        provider_event_id=document["id"],
         message_id=None,
-        recipient=told.get("to"),
-        metadata={"letter": told["letter"]},
+        recipient=document.get("to"),
+        metadata={"letter": document["letter"]},
     )
     return [event]
 
 
 def verify(body: bytes, headers: Mapping[str, str], *, secret: str, url: str | None, now: dt.datetime) -> None:
-    """Check an HMAC; a header that is missing is a KeyError."""
+    """Verify an HMAC; a missing header is a KeyError."""
     if not hmac.compare_digest(headers["x-carrier-signature"], hmac.new(secret.encode(), body, "sha256").hexdigest()):
         raise SignatureError("the signature does not match")
 
 
 def sent(body: bytes = BODY, secret: str = SECRET, **headers: str) -> Posted:
-    """Return a request of the provider."""
-    made = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    return Posted(body, {"X-Carrier-Signature": made, **headers})
+    """Return a signed request of the provider."""
+    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return Posted(body, {"X-Carrier-Signature": signature, **headers})
 
 
 @key_rule("carrier", reads=("metadata/letter/ring",))
 def carrier(ring: str | None) -> list[str | None]:
-    """The id that the send is recorded with."""
+    """Return the keys under which the send's id is recorded."""
     return [ring]
 
 

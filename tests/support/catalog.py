@@ -1,4 +1,4 @@
-"""Databases as a test of migrations needs them, and all that the catalog says of a schema, to compare."""
+"""Databases for tests of migrations, and everything in the catalog about a schema, to compare."""
 
 import shutil
 import subprocess
@@ -52,7 +52,7 @@ SELECT format('function %s %s acl %s', p.proname, pg_get_functiondef(p.oid), p.p
 SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
 """)
 
-OURS = (
+OUR_NAMES = (
     "mailglass_open_orphan",
     "mailglass_handled_types",
     "mailglass_handler_outbox",
@@ -87,7 +87,7 @@ class Installation:
                 connection.execution_options(no_parameters=True).exec_driver_sql(sql)
 
     def values(self, sql: str, **parameters: Any) -> list[Any]:
-        """Return the first column of what a statement returns in the schema."""
+        """Return the first column of a statement's rows."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             connection.execute(
@@ -111,16 +111,16 @@ class Installation:
         return set(self.values("SELECT event_id::text FROM mailglass_open_orphans"))
 
     def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
-        """Migrate as the command does, and return what was told."""
-        told: list[str] = []
-        runner.migrate(self.engine, self.settings, tell or told.append, **options)
-        return told
+        """Migrate as the command does, and return its messages."""
+        messages: list[str] = []
+        runner.migrate(self.engine, self.settings, tell or messages.append, **options)
+        return messages
 
     def remove(self, **options: Any) -> list[str]:
-        """Take out what is ours, and return what was told."""
-        told: list[str] = []
-        runner.remove(self.engine, self.settings, told.append, **options)
-        return told
+        """Remove our objects, and return the messages."""
+        messages: list[str] = []
+        runner.remove(self.engine, self.settings, messages.append, **options)
+        return messages
 
     def prune(self) -> PruneResult:
         """Prune, and return the counts."""
@@ -132,7 +132,7 @@ class Installation:
 
     @contextmanager
     def writing(self, sql: str) -> Any:
-        """Hold a transaction open, in the schema, that has run *sql*."""
+        """Hold a transaction open that has run *sql* in the schema."""
         with self.engine.connect() as connection:
             connection.execute(
                 sa.text("SELECT set_config('search_path', quote_ident(:schema), true)"),
@@ -143,9 +143,9 @@ class Installation:
             connection.rollback()
 
 
-def ours(objects: set[str]) -> set[str]:
-    """Return those lines of the catalog that tell of what is ours."""
-    return {line for line in objects if any(word in line for word in OURS)}
+def lines_of_ours(objects: set[str]) -> set[str]:
+    """Return the lines of the catalog about our objects."""
+    return {line for line in objects if any(word in line for word in OUR_NAMES)}
 
 
 def installation(url: str, schema: str = "public") -> Installation:
@@ -155,14 +155,14 @@ def installation(url: str, schema: str = "public") -> Installation:
 
 
 def live(url: str, schema: str = "public", shape: str = "0.1.1") -> Installation:
-    """Return a schema of the database at *url* in which Mailglass of some version has made its tables."""
-    made = installation(url, schema)
+    """Create Mailglass's tables of some version in a schema of the database at *url*, and return it."""
+    created = installation(url, schema)
     if schema != "public":
-        with made.engine.begin() as connection:
+        with created.engine.begin() as connection:
             quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
-    made.run(SHAPES[shape])
-    return made
+    created.run(SHAPES[shape])
+    return created
 
 
 def client(name: str, database: Installation) -> str:
@@ -173,16 +173,16 @@ def client(name: str, database: Installation) -> str:
     folders = [Path(f"/usr/lib/postgresql/{version}/bin")]
     if embedded and embedded.origin:
         folders.insert(0, Path(embedded.origin).parent / "pginstall" / "bin")
-    found = [str(folder / name) for folder in folders if (folder / name).exists()]
-    found += [path for path in [shutil.which(name)] if path]
-    for path in found:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-        if f" {version}." in said:
+    paths = [str(folder / name) for folder in folders if (folder / name).exists()]
+    paths += [path for path in [shutil.which(name)] if path]
+    for path in paths:
+        version_line = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        if f" {version}." in version_line:
             return path
     pytest.skip(f"no {name} of version {version} here")
 
 
 def url_of(database: Installation) -> str:
-    """Return the URL as Postgres's own programs read it."""
+    """Return the URL in the form of Postgres's own programs."""
     url = make_url(database.settings.database_url.get_secret_value()).set(drivername="postgresql")
     return url.render_as_string(hide_password=False)

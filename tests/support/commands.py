@@ -1,4 +1,4 @@
-"""The command on a test's database: within this process, for its logic, and in one of its own, for its start."""
+"""The command on a test's database: within this process, or in a process of its own."""
 
 import json
 import logging
@@ -20,24 +20,24 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import command, main
 from processes import COMMAND, Process
 
-# Before 8.2 it puts what is written on standard error among the rest, unless it is told not to.
-_APART: Any = {"mix_stderr": False} if "mix_stderr" in signature(click.testing.CliRunner).parameters else {}
-RUNNER = click.testing.CliRunner(**_APART)
+# Before 8.2, click mixes stderr into the output by default.
+_SEPARATE_STREAMS: Any = {"mix_stderr": False} if "mix_stderr" in signature(click.testing.CliRunner).parameters else {}
+RUNNER = click.testing.CliRunner(**_SEPARATE_STREAMS)
 SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_commands(click.Context(command))}
 """All of them, loaded."""
 
 
 def run(db: Any, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
-    done = run_unchecked(db, *arguments, stdin=stdin, **environment)
-    assert done.returncode == 0, done.stderr
-    return done
+    """Run the command with *arguments* and environment variables, and return its result; it must succeed."""
+    result = run_unchecked(db, *arguments, stdin=stdin, **environment)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def run_unchecked(
     db: Any, *arguments: str, stdin: str | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command with *arguments* and more of an environment, and return what it did, whatever that is.
+    """Run the command with *arguments* and environment variables, and return its result, whatever it is.
 
     It runs within this process as if it were another one: with settings and a log of its own.
     """
@@ -46,10 +46,12 @@ def run_unchecked(
     absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
     program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
     with _unconfigured(), _without_a_log():
-        done = RUNNER.invoke(program, [], input=stdin, env={**variables, **absent})
-    if done.exc_info and not isinstance(done.exception, SystemExit | None):
-        raise done.exc_info[1].with_traceback(done.exc_info[2])  # type: ignore[union-attr]
-    return subprocess.CompletedProcess(["mailglass-reconcile", *arguments], done.exit_code, done.stdout, done.stderr)
+        result = RUNNER.invoke(program, [], input=stdin, env={**variables, **absent})
+    if result.exc_info and not isinstance(result.exception, SystemExit | None):
+        raise result.exc_info[1].with_traceback(result.exc_info[2])  # type: ignore[union-attr]
+    return subprocess.CompletedProcess(
+        ["mailglass-reconcile", *arguments], result.exit_code, result.stdout, result.stderr
+    )
 
 
 def run_forked(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +61,7 @@ def run_forked(db: Any, *arguments: str, **environment: str) -> subprocess.Compl
 
 @contextmanager
 def _unconfigured() -> Iterator[None]:
-    """Take settings from the environment while the block runs."""
+    """Read settings from the environment while the block runs."""
     before = runtime._Configuration
     configured = {name: getattr(before, name) for name in ("engine", "redis", "settings")}
     runtime.configure()
@@ -71,7 +73,7 @@ def _unconfigured() -> Iterator[None]:
 
 @contextmanager
 def _without_a_log() -> Iterator[None]:
-    """Let the block set logging up as a new process does."""
+    """Let the block configure logging like a new process."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     root.handlers = []
@@ -83,18 +85,18 @@ def _without_a_log() -> Iterator[None]:
 
 
 def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = None) -> str:
-    """Run the command on a terminal, where somebody has *typed* something, and return what stood there at the end.
+    """Run the command on a terminal with *typed* input, and return what it shows at the end.
 
     If a *code* is given, the command must end with it.
     """
-    main, other = pty.openpty()
+    main, terminal = pty.openpty()
     environment = {**db.environment(), "COLUMNS": "80", "TERM": "dumb"}
-    files = dict.fromkeys(("stdin", "stdout", "stderr"), other)
+    files = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
     with processes.start([*COMMAND, *arguments], environment, files=files) as process:
-        os.close(other)
+        os.close(terminal)
         os.write(main, typed.encode())
         written = b""
-        with suppress(OSError):  # the terminal is closed when the process has ended
+        with suppress(OSError):  # the terminal closes when the process has ended
             while piece := os.read(main, 65_536):
                 written += piece
         os.close(main)
@@ -103,7 +105,7 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
 
 
 def follow(environment: Mapping[str, str], *options: str) -> AbstractContextManager[Process]:
-    """Run `follow --json` while a block does; SIGTERM must end it with 0."""
+    """Run `follow --json` while the block runs; SIGTERM must end it with 0."""
     return processes.start([*COMMAND, "follow", "--json", *options], environment, exit_code=0)
 
 
@@ -113,12 +115,12 @@ def sweeps(process: Process) -> list[dict[str, Any]]:
 
 
 def linked(process: Process) -> int:
-    """Return how many orphans these sweeps have linked."""
+    """Return the number of orphans that these sweeps have linked."""
     return sum(sweep["linked"] for sweep in sweeps(process))
 
 
 def run_here(*arguments: str) -> click.testing.Result:
-    """Run the command within this process, on what it is configured for: a test of much output needs many runs."""
+    """Run the command within this process and its configuration, which is fast enough for many runs."""
     return RUNNER.invoke(command, arguments)
 
 
@@ -126,7 +128,7 @@ SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 
 def conforming(name: str, text: str) -> list[dict[str, Any]]:
-    """Return the JSON objects of *text*, one a line, each of which conforms to the schema of that name."""
+    """Return the JSON objects of *text*, one per line, after validating each against the schema of that name."""
     schema = json.loads((SCHEMAS / f"{name}.json").read_text())
     validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     lines = [json.loads(line) for line in text.splitlines()]

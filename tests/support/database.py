@@ -1,4 +1,4 @@
-"""A migrated database of a test's own, as the fixture `db` gives it."""
+"""A migrated database of a test, as the fixture `db` yields it."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.migration import runner
 from waiting import wait_until
 
-OTHERS = """
+OTHER_SESSIONS = """
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
@@ -25,7 +25,7 @@ APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated database of a test's own."""
+    """A migrated database of a test."""
 
     url: str
     settings: Settings
@@ -41,11 +41,11 @@ class Database:
 
     @property
     def database(self) -> Handle:
-        """The same as the package uses it."""
+        """The database as the package uses it."""
         return Handle(self.engine, self.settings)
 
     def begin(self) -> AbstractContextManager[sa.Connection]:
-        """Begin a transaction that is committed at the end of the block; `tx` yields its own."""
+        """Begin a transaction that commits at the end of the block; `tx` yields its own."""
         return self.engine.begin()
 
     def is_current(self) -> bool:
@@ -56,23 +56,23 @@ class Database:
         return not lacking and self.value(SCHEMA) == self.settings.database_schema
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
-        """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
+        """Run one statement in a transaction of its own, in UTC, and return its rows."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             return connection.execute(sa.text(sql), parameters).all()
 
     def value(self, sql: str, **parameters: object) -> Any:
-        """Return the only value of the only row of one statement."""
+        """Return the only value of a statement's only row."""
         return self.rows(sql, **parameters)[0][0]
 
     def run(self, sql: str, **parameters: object) -> None:
-        """Run one statement that returns nothing, in a transaction of its own, in UTC."""
+        """Run one statement without a result in a transaction of its own, in UTC."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             connection.execute(sa.text(sql), parameters)
 
     def by_default(self, setting: str, value: str | None) -> None:
-        """Give the database a default of its own for a setting, or none; sessions that begin later have it."""
+        """Set the database's default of a setting for later sessions, or reset it."""
         change = f"RESET {setting}" if value is None else f"SET {setting} = '{value}'"
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("SET default_transaction_read_only = off")
@@ -80,16 +80,16 @@ class Database:
         self.engine.dispose()
 
     def wait_until_alone(self) -> None:
-        """Wait until every other session has ended: only then its cost is in the statistics."""
+        """Wait until every other session has ended, because only then the statistics have its cost."""
         self.engine.dispose()
-        wait_until(lambda: self.value(OTHERS) == 0)
+        wait_until(lambda: self.value(OTHER_SESSIONS) == 0)
 
     def appended(self) -> int:
-        """Return how many `reconciled` events the ledger holds, whoever appended them."""
+        """Return the number of `reconciled` events in the ledger, whoever appended them."""
         return int(self.value(APPENDED))
 
     def environment(self, redis_url: str | None = None) -> dict[str, str]:
         """Return the environment of a process that uses this database and a Redis, by default that of its settings."""
         redis_url = redis_url or self.settings.redis_url.get_secret_value()
-        others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-        return {**others, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+        return {**inherited, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}

@@ -1,4 +1,4 @@
-"""The doctor as tests ask it, and the steps that its findings name."""
+"""The doctor in tests, and the remedies of its findings."""
 
 import time
 import uuid
@@ -17,19 +17,19 @@ SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] i
 
 
 def report(*, repair: bool = False) -> list[Finding]:
-    """Return what the doctor finds without Celery."""
+    """Return the doctor's findings without Celery."""
     return checks.diagnose(None, repair=repair)
 
 
-def of(check: str, *, repair: bool = False) -> Finding:
+def worst_finding(check: str, *, repair: bool = False) -> Finding:
     """Return the worst finding of one check."""
-    found = [one for one in report(repair=repair) if one.check == check]
-    assert found, f"the doctor says nothing of {check}"
-    return sorted(found, key=lambda one: (OK, WARNING, ERROR).index(one.status))[-1]
+    findings = [finding for finding in report(repair=repair) if finding.check == check]
+    assert findings, f"the doctor says nothing of {check}"
+    return sorted(findings, key=lambda finding: (OK, WARNING, ERROR).index(finding.status))[-1]
 
 
 def heal(db: Database, remedy: str | None) -> None:
-    """Take the step that a finding names: the command in it, or its SQL as it stands."""
+    """Apply a remedy: run its command, or its SQL as it stands."""
     assert remedy
     if remedy.startswith("run `mailglass-reconcile migrate`"):
         runner.migrate(db.engine, db.settings, lambda line: None)
@@ -45,7 +45,7 @@ def uuid7(seconds_ago: float) -> str:
     return str(uuid.UUID(f"{millisecond}7{uuid.uuid4().hex[13:]}"))
 
 
-def using(db: Database, **settings: str) -> None:
-    """Let this process use other settings than the test's own; its engine follows `database_url`."""
-    made = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
-    mailglass_reconcile.configure(engine=engines.create_engine(made), settings=made)
+def use_settings(db: Database, **settings: str) -> None:
+    """Configure this process with other settings than the test's; its engine follows `database_url`."""
+    changed = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
+    mailglass_reconcile.configure(engine=engines.create_engine(changed), settings=changed)

@@ -1,4 +1,4 @@
-"""Django and Anymail as they come; our app does nothing but in a test that asks for it, on that test's database."""
+"""Django and Anymail; our app is active only in tests that request it, on the test's database."""
 
 import os
 from base64 import b64encode
@@ -29,7 +29,7 @@ Events = list[tuple[Any, str]]
 
 @pytest.fixture(scope="session")
 def anymail_django() -> None:
-    """Django, set up, with a database that is nowhere."""
+    """Django, set up with a database that does not exist."""
     if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
         settings.configure(
             LOGGING_CONFIG=None,
@@ -52,7 +52,7 @@ def anymail_django() -> None:
 
 
 def leave_the_app() -> None:
-    """Undo what our app has done since it was loaded."""
+    """Undo what our app has registered since it was loaded."""
     from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
 
     setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
@@ -66,20 +66,20 @@ def leave_the_app() -> None:
 @contextmanager
 def databases_name(url: str) -> Iterator[None]:
     """Let `DATABASES["default"]` be the database of a URL, in every thread."""
-    given, kept = make_url(url), dict(connections["default"].settings_dict)
+    address, previous = make_url(url), dict(connections["default"].settings_dict)
     connections["default"].close()
     connections["default"].settings_dict.update(
-        NAME=given.database,
-        USER=given.username or "",
-        PASSWORD=given.password or "",
-        HOST=given.query.get("host") or given.host or "",
-        PORT=given.port or "",
+        NAME=address.database,
+        USER=address.username or "",
+        PASSWORD=address.password or "",
+        HOST=address.query.get("host") or address.host or "",
+        PORT=address.port or "",
     )
     try:
         yield
     finally:
         connections["default"].close()
-        connections["default"].settings_dict.update(kept)
+        connections["default"].settings_dict.update(previous)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def another_database(**changes: Any) -> Iterator[None]:
 
 @pytest.fixture
 def app(db: Any, anymail_django: None) -> Iterator[Any]:
-    """Our app, as loaded, on the test's database."""
+    """Our app on the test's database."""
     with databases_name(db.url):
         if apps.is_installed("shop"):  # the example's project, which `DJANGO_SETTINGS_MODULE` names
             call_command("migrate", "shop", verbosity=0)
@@ -106,13 +106,13 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
         settle()
         after_commit._connections._backoff_until.clear()  # an earlier test may have left Django's database unreachable
         yield configuration
-        settle()  # else the background thread would look for the database that is nowhere, and rest
+        settle()  # otherwise the background thread would try to reach the missing database, and back off
         leave_the_app()
 
 
 @pytest.fixture
 def anymail_settings(anymail_django: None) -> Iterator[None]:
-    """Anymail's URLs at the root, and its settings for the payloads of `anymail_webhooks`."""
+    """Serve Anymail's URLs at the root, with its settings for the payloads of `anymail_webhooks`."""
     with override_settings(
         ALLOWED_HOSTS=["testserver"],
         ANYMAIL=anymail_webhooks.settings(),
@@ -124,7 +124,7 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
 
 @pytest.fixture
 def backends(anymail_settings: None) -> Iterator[None]:
-    """Anymail's settings for its backends too."""
+    """Configure Anymail's backends too."""
     import anymail_sends  # noqa: PLC0415 - it loads what only some tests need
 
     with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_sends.SETTINGS}):
@@ -132,7 +132,7 @@ def backends(anymail_settings: None) -> Iterator[None]:
 
 
 def as_superuser(get_response: Callable[..., Any]) -> Callable[..., Any]:
-    """Be the middleware that logs in somebody who may do everything."""
+    """Log in a superuser, as a middleware."""
 
     def respond(request: Any) -> Any:
         from django.contrib.auth import get_user_model  # noqa: PLC0415 - it needs the settings
@@ -145,7 +145,7 @@ def as_superuser(get_response: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def admin_client(anymail_django: None) -> Iterator[Client]:
-    """A client of Django's admin, for somebody who may do everything."""
+    """A client of Django's admin, logged in as a superuser."""
     backend = "django.template.backends.django.DjangoTemplates"
     processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
     with override_settings(
@@ -160,11 +160,13 @@ def admin_client(anymail_django: None) -> Iterator[Client]:
 
 @pytest.fixture
 def post(anymail_settings: None) -> Iterator[Callable[..., Events]]:
-    """Post requests to Anymail's views, and return `(event, esp_name)` of each `tracking` signal, in order."""
+    """Return a function that posts to Anymail's views and returns `(event, esp_name)` of each `tracking` signal in
+    order.
+    """
     client = Client(headers={"authorization": f"Basic {b64encode(senders.AUTH.encode()).decode()}"})
     heard: Events = []
 
-    def receive(event: Any, esp_name: str, **_others: Any) -> None:
+    def receive(event: Any, esp_name: str, **_options: Any) -> None:
         heard.append((event, esp_name))
 
     def post(requests: Sequence[dict[str, Any]]) -> Events:

@@ -1,4 +1,4 @@
-"""Every driver that an application may hand over: psycopg, psycopg2, and asyncpg inside `run_sync`."""
+"""Every driver that an application may use: psycopg, psycopg2, and asyncpg inside `run_sync`."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,46 +13,46 @@ from sqlalchemy.orm import Session
 
 @dataclass(frozen=True)
 class Driver:
-    """One driver's way to a database; `url` is on it."""
+    """A driver, and a URL with it."""
 
     url: sa.URL
 
     @property
     def asynchronous(self) -> bool:
-        """Whether its connections need an event loop."""
+        """True if its connections need an event loop."""
         return self.url.drivername.endswith(("asyncpg", "async"))
 
     def run(self, work: Callable[[sa.Connection], Any], **options: object) -> Any:
-        """Return what *work* returns, on a connection in a transaction, which is committed."""
+        """Return the result of *work* on a connection whose transaction is then committed."""
         if self.asynchronous:
             return asyncio.run(self._run(work, options))
         with sa.create_engine(self.url, poolclass=sa.NullPool).connect().execution_options(**options) as connection:
-            done = work(connection)
+            result = work(connection)
             connection.commit()
-            return done
+            return result
 
     async def _run(self, work: Callable[[sa.Connection], Any], options: dict[str, Any]) -> Any:
         engine = create_async_engine(self.url, poolclass=sa.NullPool)
         async with engine.connect() as connection:
             await connection.execution_options(**options)
-            done = await connection.run_sync(work)
+            result = await connection.run_sync(work)
             await connection.commit()
-            return done
+            return result
 
     def run_session(self, work: Callable[[Session], Any]) -> Any:
-        """Return what *work* returns, in a Session that is committed."""
+        """Return the result of *work* in a Session that is then committed."""
         if self.asynchronous:
             return asyncio.run(self._run_session(work))
         with Session(sa.create_engine(self.url, poolclass=sa.NullPool)) as session:
-            done = work(session)
+            result = work(session)
             session.commit()
-            return done
+            return result
 
     async def _run_session(self, work: Callable[[Session], Any]) -> Any:
         async with AsyncSession(create_async_engine(self.url, poolclass=sa.NullPool)) as session:
-            done = await session.run_sync(work)
+            result = await session.run_sync(work)
             await session.commit()
-            return done
+            return result
 
 
 @pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg", "psycopg2"])

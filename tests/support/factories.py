@@ -1,4 +1,4 @@
-"""Rows as Mailglass and other writers leave them, put in with plain SQL."""
+"""Rows as Mailglass and other writers store them, inserted by plain SQL."""
 
 import json
 import uuid

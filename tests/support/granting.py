@@ -1,4 +1,4 @@
-"""The statements of docs/grants.sql, by role."""
+"""The statements of docs/grants.sql by role."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the tests of handlers share: a clean registry, handlers that leave an effect, and the state of the outbox."""
+"""Helpers of the tests of handlers: a clean registry, handlers with an effect, and the state of the outbox."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ _databases: list[Any] = []
 
 @pytest.fixture
 def handler_db(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The test's database, in which `leaving` and `failing` register their handlers."""
+    """The test's database, on which `leaving` and `failing` register their handlers."""
     registry._registered.clear()
     monkeypatch.setattr(execution, "log_throttle", LogThrottle())
     _databases.append(db)
@@ -35,7 +35,7 @@ def register(db: Any) -> None:
 
 
 def handle(db: Any, *registrations: tuple[str, str]) -> None:
-    """Let the database know handlers and their types, as if a dispatcher had been there that has them."""
+    """Register handlers and their types in the database, like a dispatcher that has them."""
     if not db.value("SELECT count(*) FROM mailglass_events WHERE delivery_id IS NOT NULL"):
         db.handled.update(registrations)
     db.run(
@@ -47,64 +47,64 @@ def handle(db: Any, *registrations: tuple[str, str]) -> None:
 
 
 def handle_all(db: Any, *handlers: str) -> None:
-    """Let the database know handlers of all types, as if a dispatcher had been there that has them."""
+    """Register handlers of all types in the database, like a dispatcher that has them."""
     handle(db, *((handler, type_) for handler in handlers for type_ in TYPES))
 
 
 def enqueue(db: Any) -> None:
-    """Register this process's handlers, and let them have the events that have reached a delivery already."""
+    """Register this process's handlers, and enqueue the events that have reached a delivery already."""
     register(db)
     if own := registration.own_registrations():
         administration.replay(db.database, own, 86_400)
 
 
 def leave_effect(name: str, connection: sa.Connection, event: DeliveryEvent) -> None:
-    """Do what a test's handler does: write down, through the connection, that it was here."""
+    """Write a row through the connection, as the effect of a handler."""
     connection.execute(EFFECT, {"handler": name, "event_id": event.event_id})
 
 
 def leaving(name: str, *types: str) -> list[DeliveryEvent]:
-    """Register a handler that leaves an effect, and return the list of the events that it is told."""
-    told: list[DeliveryEvent] = []
+    """Register a handler that leaves an effect, and return the list to which it appends its events."""
+    handled: list[DeliveryEvent] = []
 
     @on_event(*(types or ("*",)), name=name)
     def handler(connection: sa.Connection, event: DeliveryEvent) -> None:
-        told.append(event)
+        handled.append(event)
         leave_effect(name, connection, event)
 
     for db in _databases:
         register(db)
-    return told
+    return handled
 
 
 def failing(name: str, error: BaseException, *, times: int = 1_000) -> list[DeliveryEvent]:
-    """Register a handler that leaves an effect and then fails, *times* times, and return the events that it is told."""
-    told: list[DeliveryEvent] = []
+    """Register a handler that leaves an effect and then fails *times* times; return the list of its events."""
+    handled: list[DeliveryEvent] = []
 
     @on_event("*", name=name)
     def handler(connection: sa.Connection, event: DeliveryEvent) -> None:
-        told.append(event)
+        handled.append(event)
         leave_effect(name, connection, event)
-        if len(told) <= times:
+        if len(handled) <= times:
             raise error
 
     for db in _databases:
         register(db)
-    return told
+    return handled
 
 
 def effects(db: Any) -> dict[str, int]:
-    """Return how many effects each handler has left."""
+    """Return the number of effects of each handler."""
     return {row.handler: row.n for row in db.rows("SELECT handler, count(*) AS n FROM witness.effects GROUP BY 1")}
 
 
 def states(db: Any) -> dict[str, int]:
-    """Return how many jobs of the outbox are in each state."""
+    """Return the number of jobs in each state."""
     return {row.state: row.n for row in db.rows("SELECT state, count(*) AS n FROM mailglass_handler_outbox GROUP BY 1")}
 
 
 def make_due(db: Any) -> None:
-    """Let all jobs that wait be due now, as if their time had passed."""
+    """Make all waiting jobs due now."""
     db.run(
         "UPDATE mailglass_handler_outbox SET next_at = now()::timestamp - interval '1 second' WHERE state = 'waiting'"
     )

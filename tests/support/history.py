@@ -1,4 +1,4 @@
-"""What a live ledger holds before our tables are made, and who writes there meanwhile."""
+"""A live ledger before our tables are made, and writers that go on meanwhile."""
 
 import threading
 import uuid
@@ -37,7 +37,7 @@ def new_id() -> str:
 
 
 def with_history(database: Installation) -> tuple[str, str, str]:
-    """Write what a live ledger holds, and return an open orphan, a reconciled one and an expired one."""
+    """Insert the rows of a live ledger; return an open orphan, a reconciled one and an expired one."""
     still_open, settled, expired = new_id(), new_id(), new_id()
     for id_, age in ((still_open, "1 hour"), (settled, "1 hour"), (expired, "8 days")):
         database.run(ORPHAN.format(id=id_, age=age))
@@ -48,7 +48,7 @@ def with_history(database: Installation) -> tuple[str, str, str]:
 
 
 def sweep(database: Installation, redis_url: str) -> int:
-    """Sweep a schema, and return how many orphans were linked."""
+    """Sweep a schema, and return the number of linked orphans."""
     redis_client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
     mailglass_reconcile.configure(engine=database.engine, settings=database.settings, redis=redis_client)
     try:
@@ -59,7 +59,7 @@ def sweep(database: Installation, redis_url: str) -> int:
 
 
 def write_until(stop: threading.Event, database: Installation, written: list[int]) -> None:
-    """Write events as Mailglass does, each in a transaction that gives up on a lock after 500 ms."""
+    """Write events as Mailglass does until told to stop, each in a transaction with a lock timeout of 500 ms."""
     with psycopg.connect(database.settings.database_url.get_secret_value(), autocommit=True) as connection:
         connection.execute("SET lock_timeout = '500ms'")
         while not stop.is_set():

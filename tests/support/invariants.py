@@ -1,4 +1,4 @@
-"""The checker of what must hold (I1 to I7 and I9 to I14 of the design), run after every test that uses `db`."""
+"""The checker of the invariants (I1 to I7 and I9 to I14 of the design), which runs after every test with `db`."""
 
 import uuid
 from collections import Counter, defaultdict
@@ -75,7 +75,7 @@ SELECT now()::timestamp - make_interval(mins => {max_age}) AS oldest,
        now()::timestamp - make_interval(secs => {grace}) AS youngest
 """
 
-_LEFT = """
+_LEFT_BEHIND = """
 SELECT pid, state, left(query, 80) AS query FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
  UNION ALL
@@ -87,10 +87,10 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 
 
 class State:
-    """The tables as they are now, and what the witness saw."""
+    """The tables as they are now, and what the witness recorded."""
 
     def __init__(self, driver: psycopg.Connection, settings: Settings) -> None:
-        """Read all of it, once, in one transaction."""
+        """Read everything once in one transaction."""
         statements = {
             "pruned": _PRUNED_EVENTS,
             "live": _EVENTS,
@@ -136,14 +136,14 @@ class State:
         """Open orphans that a full sweep looks at."""
 
     def verdicts(self) -> Counter[str]:
-        """Return how many eligible orphans whose ids are known are in which state, by the plain reading."""
+        """Return the number of eligible orphans with known ids by state, by the oracle."""
         return Counter(oracle.match(orphan, self.existing)[0] for orphan in self.eligible if orphan["keyed"])
 
     def is_matchable(self) -> bool:
-        """Whether an eligible orphan may have a delivery: by the plain reading, or as its ids are not known yet."""
+        """Return True if an eligible orphan may have a delivery, by the oracle or because its ids are unknown."""
         unknown = any(not orphan["keyed"] for orphan in self.eligible)
-        named = any(row["provider_message_id"] is not None for row in self.existing)
-        return named and (unknown or self.verdicts()["matched"] > 0)
+        has_message_ids = any(row["provider_message_id"] is not None for row in self.existing)
+        return has_message_ids and (unknown or self.verdicts()["matched"] > 0)
 
 
 def read(db: Any) -> State:
@@ -153,7 +153,7 @@ def read(db: Any) -> State:
 
 
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
-    """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
+    """Check the invariants in *holding*, unless the tables do not exist."""
     with session(db.engine) as driver:
         _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(driver, witness)}, holding)
         state = State(driver, db.settings) if db.pooled and db.pooled.is_unchanged_in(driver) else None
@@ -175,7 +175,7 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
 
 
 def check_uncommitted(tx: Uncommitted) -> None:
-    """Check what is to be seen of the invariants in a transaction that is rolled back afterwards, if it goes on."""
+    """Check what a transaction that is about to be rolled back shows of the invariants, unless it was aborted."""
     driver: psycopg.Connection = tx.connection.connection.driver_connection  # type: ignore[assignment]
     if driver.info.transaction_status != TransactionStatus.INTRANS:
         return
@@ -197,9 +197,9 @@ def _check_rows(state: State, handled: Collection[tuple[str, str]], holding: fro
 
 
 def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
-    for name, held in checks.items():
+    for name, check_invariant in checks.items():
         if name in holding:
-            held()
+            check_invariant()
 
 
 def check_links(state: State) -> None:
@@ -222,8 +222,8 @@ def check_projection(state: State) -> None:
     for link in state.links:
         reports[link["delivery_id"]].append(_report(state, link["reconciled_from"]))
     for event in state.events.values():
-        seen = state.witnessed.get(event["id"])
-        if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
+        witnessed = state.witnessed.get(event["id"])
+        if witnessed and witnessed["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
             reports[event["delivery_id"]].append(_report(state, event["id"]))
     for id_, versions in state.versions.items():
         if id_ in state.deliveries:
@@ -234,39 +234,43 @@ def check_projection(state: State) -> None:
 
 
 def _report(state: State, event_id: str) -> tuple[str, datetime, datetime]:
-    event, seen = state.events[event_id], state.witnessed.get(event_id)
+    event, witnessed = state.events[event_id], state.witnessed.get(event_id)
     arrival = oracle.moment(event["inserted_at"])
-    if seen and arrival == seen["local"]:
-        arrival = seen["utc"]
+    if witnessed and arrival == witnessed["local"]:
+        arrival = witnessed["utc"]
     return event["type"], oracle.moment(event["occurred_at"]), arrival
 
 
 def check_ledger(state: State) -> None:
-    """I3: orphan rows, and all others, are byte for byte what they were; the ledger never shrinks, but by retention.
+    """I3: orphans and all other rows are byte for byte what they were; only retention shrinks the ledger.
 
     What retention deletes goes together: an orphan with its `reconciled` event.
     """
-    for id_, seen in state.witnessed.items():
+    for id_, witnessed in state.witnessed.items():
         assert id_ in state.events, f"event {id_} is gone"
-        assert state.events[id_]["text"] == seen["text"], f"event {id_} has changed"
+        assert state.events[id_]["text"] == witnessed["text"], f"event {id_} has changed"
     assert not set(state.pruned) & set(state.live), "a deleted event has come back"
     for link in state.links:
-        its = (link["id"], link["reconciled_from"])
-        assert len({state.pruned.get(id_, {}).get("xact") for id_ in its}) == 1, f"half of link {link['id']} is gone"
+        link_ids = (link["id"], link["reconciled_from"])
+        assert len({state.pruned.get(id_, {}).get("xact") for id_ in link_ids}) == 1, (
+            f"half of link {link['id']} is gone"
+        )
 
 
 def check_messages(state: State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str]) -> None:
     """I4: every message names a committed event; none before its commit; one per channel per link."""
     assert not early, f"told of before their commit: {early}"
-    told = defaultdict(list)
+    by_event = defaultdict(list)
     for channel, payload in messages:
-        if payload == {"event": "test"}:  # the doctor's
+        if payload == {"event": "test"}:  # of the doctor
             continue
         if payload["meta"].get("reconciled_from_event_id", payload["meta"]["event_id"]) in state.events:
-            told[payload["meta"]["event_id"]].append((channel, payload))
+            by_event[payload["meta"]["event_id"]].append((channel, payload))
     links = {link["id"]: link for link in state.links}
-    check_direct_messages(state, {id_: told.pop(id_) for id_ in [*told] if id_ not in links and id_ in state.events})
-    for event_id, heard in told.items():
+    check_direct_messages(
+        state, {id_: by_event.pop(id_) for id_ in [*by_event] if id_ not in links and id_ in state.events}
+    )
+    for event_id, heard in by_event.items():
         assert event_id in links, "a message names an event that is not in the ledger"
         link = links[event_id]
         orphan = state.events[link["reconciled_from"]]
@@ -290,9 +294,9 @@ def check_messages(state: State, messages: Sequence[tuple[str, Mapping[str, Any]
             )
 
 
-def check_direct_messages(state: State, told: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
-    """I4, for events that were attached to their delivery at once: under their own type, and without an orphan."""
-    for event_id, heard in told.items():
+def check_direct_messages(state: State, by_event: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
+    """I4 for attached events: they have their own type, and no orphan."""
+    for event_id, heard in by_event.items():
         event = state.events[event_id]
         tenant = f"mailglass:events:{quote(event['tenant_id'], safe='').replace('~', '%7E')}"
         assert sorted(channel for channel, _ in heard) == [tenant, f"{tenant}:{event['delivery_id']}"]
@@ -353,16 +357,16 @@ def check_log(lines: Sequence[str]) -> None:
 
 def check_nobody_stays(driver: psycopg.Connection, witness: Witness) -> None:
     """I10: no lock, no idle transaction, no connection and no process is left behind."""
-    left: list[Any] = []
+    remaining: list[Any] = []
 
     def is_clear() -> bool:
-        left[:] = [*driver.execute(_LEFT).fetchall(), *(running().items() - witness.children.items())]  # type: ignore[call-overload]
-        return not left
+        remaining[:] = [*driver.execute(_LEFT_BEHIND).fetchall(), *(running().items() - witness.children.items())]  # type: ignore[call-overload]
+        return not remaining
 
     try:
         wait_until(is_clear, PATIENCE_SECONDS)
     except AssertionError:
-        raise AssertionError(f"left behind: {left}") from None
+        raise AssertionError(f"left behind: {remaining}") from None
 
 
 def check_open_set(state: State) -> None:
@@ -370,7 +374,7 @@ def check_open_set(state: State) -> None:
     settled = {
         (event["idempotency_key"], event["tenant_id"]) for event in state.live.values() if event["type"] == "reconciled"
     }
-    wanted = {
+    expected = {
         id_
         for id_, event in state.live.items()
         if event["needs_reconciliation"]
@@ -379,39 +383,43 @@ def check_open_set(state: State) -> None:
         and (f"reconciled:{id_}", event["tenant_id"]) not in settled
         and (oracle.moment(event["inserted_at"]) > state.oldest or id_ in state.open)
     }
-    assert set(state.open) == wanted
+    assert set(state.open) == expected
     for id_, row in state.open.items():
         assert state.live[id_]["tenant_id"] == row["tenant_id"]
         assert len(row["candidate_ids"]) == (row["ids"] or 0)
         assert row["recipient"] or row["recipient_lost"] or not (row["keyed"] and row["flagged"])
         assert not (row["recipient"] and row["recipient_lost"])
-        assert not row["provider"] or row["provider"] == oracle.one_name(row["provider"])
+        assert not row["provider"] or row["provider"] == oracle.canonical_provider(row["provider"])
     assert state.stray_ids == 0
 
 
 def check_handlers(state: State, handled: Collection[tuple[str, str]]) -> None:
-    """I14: every handler's effect exactly once per event, and a job for each event that reached a delivery, no more."""
-    given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
+    """I14: each handler's effect happens exactly once per event, and each event of a delivery has one job per
+    handler.
+    """
+    deliveries = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
     for id_, event in state.events.items():
-        seen = state.witnessed.get(id_)
-        if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
-            given[id_] = event["delivery_id"]
+        witnessed = state.witnessed.get(id_)
+        if witnessed and witnessed["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
+            deliveries[id_] = event["delivery_id"]
     jobs = state.jobs
     for (id_, _), job in jobs.items():
-        assert (job["type"], job["delivery_id"]) == (state.events[id_]["type"], given[id_]), f"event {id_}"
+        assert (job["type"], job["delivery_id"]) == (state.events[id_]["type"], deliveries[id_]), f"event {id_}"
         assert (job["finished_at"] is None) == (job["state"] == "waiting"), job
         assert job["attempts"] <= MOST_ATTEMPTS, job
         assert job["state"] != "done" or job["error"] is None, job
     missing = {
         id_
-        for id_ in given
+        for id_ in deliveries
         for handler, type_ in handled
         if state.events[id_]["type"] == type_ and (id_, handler) not in jobs
     }
     assert not missing - set(state.pruned)
     leaving = {handler for handler, _ in state.effects}
-    done = {(handler, id_) for (id_, handler), job in jobs.items() if job["state"] == "done" and handler in leaving}
-    assert state.effects == dict.fromkeys(done, 1)
+    done_jobs = {
+        (handler, id_) for (id_, handler), job in jobs.items() if job["state"] == "done" and handler in leaving
+    }
+    assert state.effects == dict.fromkeys(done_jobs, 1)
 
 
 def check_nothing_is_left(db: Any) -> None:

@@ -1,4 +1,4 @@
-"""Locks of sweeps, and Redis databases that a test has for itself."""
+"""Locks of sweeps, and empty Redis databases for one test each."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ SELECT count(*) FROM pg_stat_activity
 
 def key_of(site: Site) -> str:
     """Return the key of the lock of a sweep of all tenants."""
-    return site.asked("-c", "from mailglass_reconcile import tasks; print(tasks.reconcile.generate_lock(''))")
+    return site.run_python("-c", "from mailglass_reconcile import tasks; print(tasks.reconcile.generate_lock(''))")
 
 
 @pytest.fixture
 def store(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of the Redis server, empty, whose number no other test here has."""
+    """An empty database of the Redis server, whose number no other test uses at the same time."""
     url = urlsplit(redis_url)._replace(path=f"/{NUMBERS.__next__() % 8 + 8}").geturl()
     with redis.Redis.from_url(url) as client:
         client.flushdb()

@@ -1,4 +1,4 @@
-"""An empty machine: a virtual environment of its own, a wheel of this checkout, and terminals to paste lines into."""
+"""An empty machine: a virtual environment, a wheel of this checkout, and terminals that run a page's commands."""
 
 import os
 import re
@@ -55,7 +55,7 @@ class Machine:
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             "PIP_NO_INDEX": "1",
-            "PIP_NO_BUILD_ISOLATION": "0",  # which means without: the build backend is there already
+            "PIP_NO_BUILD_ISOLATION": "0",  # without build isolation: the build backend is installed
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
         self.run(making, self.clone)
@@ -64,21 +64,21 @@ class Machine:
 
     def run(self, script: str, where: Path, **environment: str) -> str:
         """Run a script, and return what it printed."""
-        done = processes.run(["bash", "-ec", script], {**self.given, **environment}, cwd=where)
-        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        result = processes.run(["bash", "-ec", script], {**self.given, **environment}, cwd=where)
+        assert result.returncode == 0, f"{script}\n{result.stdout}{result.stderr}"
+        return result.stdout
 
     def _lend_what_is_installed(self) -> None:
-        """Put everything that is installed here but ours into the environment, with its commands."""
-        here, lent = Path(sysconfig.get_path("purelib")), self.folder / "lent"
-        lent.mkdir()
-        for installed in here.iterdir():
+        """Link everything that is installed here, except this package, into the environment, with its commands."""
+        installed_here, links = Path(sysconfig.get_path("purelib")), self.folder / "lent"
+        links.mkdir()
+        for installed in installed_here.iterdir():
             if not re.match(r"_?_?(editable_*)?mailglass", installed.name):
-                (lent / installed.name).symlink_to(installed)
+                (links / installed.name).symlink_to(installed)
         (site,) = (self.clone / ".venv/lib").glob("python*/site-packages")
-        (site / "lent.pth").write_text(f"{lent}\n")
-        for one in distributions(path=[str(lent)]):
-            for command in one.entry_points.select(group="console_scripts"):
+        (site / "lent.pth").write_text(f"{links}\n")
+        for distribution in distributions(path=[str(links)]):
+            for command in distribution.entry_points.select(group="console_scripts"):
                 self._lend(command)
 
     def _lend(self, command: EntryPoint) -> None:
@@ -93,7 +93,7 @@ class Machine:
 
 
 class Reader(ExitStack):
-    """Somebody who has followed the quickstart on a machine, with a database of their own, and goes on with a page.
+    """A reader who has followed the quickstart with a database of their own, and goes on with a page.
 
     They save a block of Python under the name in its first line, paste each command, leave a server running, and
     see what the page shows.
@@ -119,10 +119,13 @@ class Reader(ExitStack):
         self.process: Process
         """The process that was started last."""
         activate = f". {machine.clone}/.venv/bin/activate"
-        self._started = [activate, *(self._here(line) for line in machine.settling if line.startswith("export "))]
+        self._started = [
+            activate,
+            *(self._with_test_servers(line) for line in machine.settling if line.startswith("export ")),
+        ]
 
     def follow(self, blocks: Iterable[pages.Block]) -> None:
-        """Do what blocks of a page say, in their order."""
+        """Follow the blocks of a page in order."""
         for block in blocks:
             if block.language == "python" and (name := re.match(r"# (\S+\.py)\n", block.text)):
                 self.save(name[1], block.text)
@@ -131,17 +134,17 @@ class Reader(ExitStack):
 
     def save(self, name: str, text: str) -> None:
         """Save a file."""
-        (self._where / name).write_text(self._here(text))
+        (self._where / name).write_text(self._with_test_servers(text))
 
     def paste(self, block: pages.Block) -> None:
-        """Paste the commands of a block; each must succeed, and print what the page shows."""
-        for command, shown in zip(pages.commands(block), pages.outputs(block), strict=True):
+        """Run the commands of a block; each must succeed and print what the page shows."""
+        for command, expected in zip(pages.commands(block), pages.outputs(block), strict=True):
             if SERVER.search(command):
                 self._serve(command)
             elif WORKER.search(command):
                 self._start(command, " ready.")
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
-                self._started.append(self._here(command))
+                self._started.append(self._with_test_servers(command))
             elif command.startswith("mkdir ") and " && cd " in command:
                 self._where = Path(self._run(f"{command} && pwd", self._where).strip())
             elif command.startswith("pip install "):
@@ -150,37 +153,37 @@ class Reader(ExitStack):
                 self._run(command, self._machine.clone)
             else:
                 printed = self._run(command, self._where)
-                assert without_ids(shown) == without_ids(printed) or not shown, f"{command}\n{printed}"
+                assert without_ids(expected) == without_ids(printed) or not expected, f"{command}\n{printed}"
 
     def _install(self, command: str) -> None:
-        """Run a line of pip in the clone, which was installed from there once: more of its extras need no build."""
+        """Run a line of pip in the clone; further extras need no second build."""
         if command not in self._machine.installed:
             self._run(command.replace('".[', '"mailglass-reconcile['), self._machine.clone)
             self._machine.installed.add(command)
 
     def _run(self, command: str, where: Path) -> str:
-        lines = [*self._started, self._here(command)]
+        lines = [*self._started, self._with_test_servers(command)]
         return self._machine.run("\n".join(lines), where, **self.environment)
 
     def _serve(self, command: str) -> None:
-        """Start a server on a free port, and wait until it listens; it runs until the reader is done."""
+        """Start a server on a free port until the reader is done, and wait until it listens."""
         port = free_port()
-        named = re.search(r"runserver (\d+)", command)
-        self.ports[named[1] if named else "5000" if "flask" in command else "8000"] = port
-        command = command.replace(named[0], f"runserver {port} --noreload") if named else f"{command} --port {port}"
+        match = re.search(r"runserver (\d+)", command)
+        self.ports[match[1] if match else "5000" if "flask" in command else "8000"] = port
+        command = command.replace(match[0], f"runserver {port} --noreload") if match else f"{command} --port {port}"
         self._start(re.sub(r"^MAILGLASS", "env MAILGLASS", command), port)
 
     def _start(self, command: str, until: Condition) -> None:
-        """Start a command that does not end, and wait until it is ready; it runs until the reader is done."""
-        script = "\n".join([*self._started, f"exec {self._here(command)}"])
+        """Start a command that does not end until the reader is done, and wait until it is ready."""
+        script = "\n".join([*self._started, f"exec {self._with_test_servers(command)}"])
         environment = {**self._machine.given, **self.environment}
         starting = processes.start(["bash", "-ec", script], environment, until=until, cwd=self._where)
         self.process = self.enter_context(starting)
 
-    def _here(self, text: str) -> str:
-        """Return lines with a test's servers in place of the reader's."""
-        for shown, real in self._replacements.items():
-            text = text.replace(shown, real)
+    def _with_test_servers(self, text: str) -> str:
+        """Replace the reader's servers in a text by the test's."""
+        for address, real in self._replacements.items():
+            text = text.replace(address, real)
         text = re.sub(rf"{URL}(?![\w/])", f"'{self._url}'", text).replace(DJANGO, _django(self._url))
         text = text.replace(REDIS, self._redis_url)
         for port, real in self.ports.items():
@@ -197,5 +200,5 @@ def _django(url: str) -> str:
 
 
 def without_ids(printed: str) -> str:
-    """Return an output in single blanks, without what differs: ids, durations, the number of checks."""
+    """Normalize white space in an output, and remove ids, durations and the number of checks."""
     return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[\d,]+ ms|\d+ checks", "ID", " ".join(printed.split()))

@@ -1,4 +1,4 @@
-"""Which variants of a test `make test` runs, and which only `make test-all`."""
+"""Variants of tests that `make test` runs, and those that only `make test-all` runs."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def slow_unless(is_quick: Callable[[Any], bool], variants: Iterable[Any]) -> list[Any]:
-    """Return the variants as parameters of a test, those that are not quick marked slow; a tuple is several values."""
+    """Return the variants as parameters, of which those that are not quick are slow; a tuple is several values."""
     return [
         pytest.param(
             *(variant if isinstance(variant, tuple) else (variant,)),

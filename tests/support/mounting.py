@@ -1,4 +1,4 @@
-"""A receiver that is mounted in an application, for uvicorn as it is."""
+"""A receiver that is mounted in an application, for plain uvicorn."""
 
 from starlette.applications import Starlette
 

@@ -21,8 +21,8 @@ folder = Path(os.environ["OBSERVED"])
 
 @worker_process_init.connect(weak=False)
 def observe(**unused: object) -> None:
-    """Set up the providers in the child: one made before the fork would export the parent's counts again."""
-    files = {what: (folder / f"{what}.{os.getpid()}").open("a") for what in ("spans", "metrics")}
+    """Set up the providers in the child, because those made before the fork would export the parent's counts again."""
+    files = {kind: (folder / f"{kind}.{os.getpid()}").open("a") for kind in ("spans", "metrics")}
     tracers = TracerProvider()
     tracers.add_span_processor(
         BatchSpanProcessor(
@@ -39,6 +39,6 @@ def observe(**unused: object) -> None:
 
     def flush(**unused: object) -> None:
         meters.force_flush()
-        tracers.force_flush()  # the last, so that who waits for a task's span finds everything
+        tracers.force_flush()  # last, so that a test that waits for a task's span finds everything
 
     task_postrun.connect(flush, weak=False)

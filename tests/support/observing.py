@@ -1,4 +1,4 @@
-"""OpenTelemetry's SDK for tests: in memory in this process, and into files in a worker's."""
+"""OpenTelemetry's SDK for tests: in memory for this process, in files for a worker's."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from mailglass_reconcile import telemetry
 
 
 class Observed:
-    """What this process has reported."""
+    """The telemetry of this process."""
 
     def __init__(self) -> None:
         self._exporter, self._reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -32,8 +32,8 @@ class Observed:
         """Return the spans that have ended."""
         return list(self._exporter.get_finished_spans())
 
-    def ours(self) -> list[dict[str, Any]]:
-        """Return the attributes of each span of ours."""
+    def span_attributes(self) -> list[dict[str, Any]]:
+        """Return the attributes of each of our spans."""
         return [dict(span.attributes or {}) for span in self.spans() if span.name.startswith(telemetry.NAME)]
 
     def metrics(self) -> dict[str, Any]:
@@ -43,12 +43,12 @@ class Observed:
         return {metric["name"]: metric for scope in scopes for metric in scope["metrics"]}
 
     def counts(self, name: str) -> dict[str, int]:
-        """Return a counter's values by its only attribute's."""
-        found = self.metrics().get(f"{telemetry.NAME}.{name}")
-        return values(found["data"]["data_points"]) if found else {}
+        """Return a counter's values by its only attribute."""
+        metric = self.metrics().get(f"{telemetry.NAME}.{name}")
+        return values(metric["data"]["data_points"]) if metric else {}
 
     def text(self) -> str:
-        """Return all of it as one text."""
+        """Return all telemetry as one text."""
         return "\n".join([*(span.to_json() for span in self.spans()), self._metrics() or ""])
 
     def _metrics(self) -> str | None:
@@ -57,35 +57,35 @@ class Observed:
 
 
 def values(points: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the values of a counter's points by their only attribute's."""
+    """Return the values of a counter's points by their only attribute."""
     return {attribute: point["value"] for point in points for attribute in point["attributes"].values()}
 
 
-def exported(folder: Path, what: str) -> list[dict[str, Any]]:
-    """Return what the processes of `observed_worker` have exported: their `spans`, or the last `metrics` of each."""
-    found: list[dict[str, Any]] = []
-    for file in folder.glob(f"{what}.*"):
-        whole = file.read_text().rpartition("\n")[0]  # the last line may still be on its way
-        lines = [json.loads(line) for line in whole.splitlines()]
-        found += lines if what == "spans" else lines[-1:]
-    return found
+def exported(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return what the processes of `observed_worker` have exported: `spans`, or the last `metrics` of each."""
+    documents: list[dict[str, Any]] = []
+    for file in folder.glob(f"{kind}.*"):
+        text = file.read_text().rpartition("\n")[0]  # the last line may be incomplete
+        lines = [json.loads(line) for line in text.splitlines()]
+        documents += lines if kind == "spans" else lines[-1:]
+    return documents
 
 
 def tasks(folder: Path) -> set[str]:
-    """Return the ids of the spans of the tasks that have ended and been exported."""
-    return {one["context"]["span_id"] for one in exported(folder, "spans") if one["name"].startswith("run/")}
+    """Return the ids of the spans of tasks that have been exported."""
+    return {span["context"]["span_id"] for span in exported(folder, "spans") if span["name"].startswith("run/")}
 
 
 @pytest.fixture
 def observed() -> Iterator[Observed]:
-    """The SDK, set up as an application does, for this test only."""
+    """Set up the SDK as an application does, for this test only."""
     _forget()
     yield Observed()
     _forget()
 
 
 def _forget() -> None:
-    """Undo what a process can do once only."""
+    """Reset the globals that OpenTelemetry sets once per process."""
     trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, Once()
     metrics_internal._METER_PROVIDER, metrics_internal._METER_PROVIDER_SET_ONCE = None, Once()
     metrics_internal._PROXY_METER_PROVIDER = metrics_internal._ProxyMeterProvider()

@@ -17,7 +17,7 @@ VALUES (CAST(:id AS uuid), :tenant, CAST(:delivery AS uuid), :type, now(), :key,
 
 
 def insert(connection: sa.Connection, inserted_at: str | None = None, **columns: object) -> str:
-    """Insert one event, an orphan unless said otherwise, and return its id."""
+    """Insert one event, by default an orphan, and return its id."""
     row = {
         "id": new_id(),
         "tenant": "acme",
@@ -45,6 +45,6 @@ ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:
 
 def age(database: Installation, event_id: str) -> float | None:
     """Return how many seconds ago an open orphan arrived, or None if it is not open."""
-    found = database.values(ARRIVED, id=event_id)
+    arrivals = database.values(ARRIVED, id=event_id)
     now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    return (now - found[0]).total_seconds() if found else None
+    return (now - arrivals[0]).total_seconds() if arrivals else None

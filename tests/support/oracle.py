@@ -1,4 +1,4 @@
-"""The design's rules in plain Python, read from the design and not from the package: how a test knows better."""
+"""The design's rules in plain Python, written from the design and not from the package, to test against."""
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ PROJECTED = ("last_event_type", "last_event_at", "terminal", *EARLIEST)
 
 
 def moment(text: str | datetime | None) -> datetime | None:
-    """Return a time as Postgres writes it in JSON; what no datetime can hold becomes the nearest that it can."""
+    """Parse a time of Postgres's JSON; a time beyond datetime's range becomes the nearest within it."""
     if text is None or isinstance(text, datetime):
         return text
     if text == "infinity" or text.partition("-")[0] > "9999" or len(text.partition("-")[0]) > 4:
@@ -38,7 +38,7 @@ def moment(text: str | datetime | None) -> datetime | None:
 
 
 def fold(row: Mapping[str, Any], events: Iterable[tuple[str, datetime, datetime]]) -> dict[str, Any]:
-    """Return a delivery's projected columns after `(type, occurred_at, arrival)` events, one after the other."""
+    """Return a delivery's projected columns after `(type, occurred_at, arrival)` events, applied in order."""
     state = {name: row[name] for name in PROJECTED}
     for kind, occurred_at, arrival in events:
         if kind not in ALL_TYPES:
@@ -62,13 +62,13 @@ def _weight(kind: str, at: datetime) -> tuple[bool, datetime, int]:
 SAME_PROVIDER = {"amazon ses": "ses", "amazon_ses": "ses", "amazonses": "ses", "sendinblue": "brevo"}
 
 
-def one_name(provider: str) -> str:
-    """Return a provider's one spelling."""
+def canonical_provider(provider: str) -> str:
+    """Return a provider's canonical spelling."""
     return SAME_PROVIDER.get(provider.strip().lower(), provider.strip().lower())
 
 
-def one_address(recipient: str) -> str:
-    """Return the address of a recipient, as it is compared."""
+def normalize_recipient(recipient: str) -> str:
+    """Return the address of a recipient in the form in which it is compared."""
     text = recipient.strip()
     if text.endswith(">") and "<" in text:
         text = text[text.rindex("<") + 1 : -1]
@@ -77,9 +77,9 @@ def one_address(recipient: str) -> str:
 
 
 def _lower(text: str) -> str:
-    """NFC and lower case, character by character: what only looks like ASCII stays different from it."""
-    composed = "".join(one if one in "\u037e\u1fef\u212a" else unicodedata.normalize("NFC", one) for one in text)
-    return unicodedata.normalize("NFC", "".join(one if one == "\u212a" else one.lower() for one in composed))
+    """Apply NFC and lower case by character, so that what only looks like ASCII stays different from it."""
+    composed = "".join(char if char in "\u037e\u1fef\u212a" else unicodedata.normalize("NFC", char) for char in text)
+    return unicodedata.normalize("NFC", "".join(char if char == "\u212a" else char.lower() for char in composed))
 
 
 def _ascii_domain(domain: str) -> str:
@@ -96,39 +96,41 @@ def match(orphan: Mapping[str, Any], deliveries: Sequence[Mapping[str, Any]]) ->
         return "unmatchable", None
     elsewhere = False
     for candidate in orphan["candidate_ids"]:
-        named = [
+        with_id = [
             d
             for d in deliveries
             if d["provider_message_id"] == candidate
-            and (d["provider"] is None or one_name(d["provider"]) == one_name(orphan["provider"]))
+            and (d["provider"] is None or canonical_provider(d["provider"]) == canonical_provider(orphan["provider"]))
         ]
-        own = [d for d in named if d["tenant_id"] == orphan["tenant_id"]]
+        own = [d for d in with_id if d["tenant_id"] == orphan["tenant_id"]]
         if own:
             return _choose(orphan, own)
-        elsewhere = elsewhere or bool(named)
+        elsewhere = elsewhere or bool(with_id)
     return ("tenant_mismatch" if elsewhere else "unmatched"), None
 
 
 def _choose(orphan: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     if orphan.get("recipient_lost"):
         return "ambiguous", None
-    wanted = orphan["recipient"]
-    addressed = [d for d in own if wanted is None or one_address(d["recipient"]) == one_address(wanted)]
+    recipient = orphan["recipient"]
+    addressed = [
+        d for d in own if recipient is None or normalize_recipient(d["recipient"]) == normalize_recipient(recipient)
+    ]
     if not addressed:
         return "recipient_mismatch", None
-    if len(addressed) > 1 and wanted is not None:
+    if len(addressed) > 1 and recipient is not None:
         addressed = [d for d in addressed if d["provider"] is not None]
     return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)
 
 
 def retired(
-    events: Mapping[str, Mapping[str, Any]], kept: Collection[str], open_: Collection[str]
+    events: Mapping[str, Mapping[str, Any]], retained: Collection[str], open_: Collection[str]
 ) -> list[frozenset[str]]:
-    """Return what retention deletes of a ledger, and what of it goes together.
+    """Return the groups of a ledger's events that retention deletes together.
 
     Args:
         events: The ledger's rows by id, with `is_orphan`.
-        kept: The events that are too young, or that a handler still needs.
+        retained: The events that are too young, or that a handler still needs.
         open_: The orphans that are open.
     """
     links = {row["idempotency_key"]: row for row in events.values() if row["type"] == "reconciled"}
@@ -138,4 +140,4 @@ def retired(
         owner = (link or row)["delivery_id"]
         if owner or (row["is_orphan"] and id_ not in open_):
             together.setdefault(owner or id_, set()).add(id_)
-    return [frozenset(ids) for ids in together.values() if not ids & set(kept)]
+    return [frozenset(ids) for ids in together.values() if not ids & set(retained)]

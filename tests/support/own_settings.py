@@ -1,11 +1,11 @@
-"""Settings that a caller's transaction has of its own, and must have again."""
+"""A caller's transaction with settings of its own, which must survive our calls."""
 
 SETTINGS = ("search_path", "TimeZone", "row_security", "array_nulls")
 OWN = ("pg_temp, public", "Asia/Kathmandu", "on", "off")
 
 
 def take(connection):
-    """Give a transaction settings of its own."""
+    """Change a transaction's settings."""
     for name, value in zip(SETTINGS, OWN, strict=True):
         connection.exec_driver_sql(f"SET LOCAL {name} = {value if ',' in value else repr(value)}")
 

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"((?:^[^\S\n]*<!-- not run: [^\n]* -->\n)?)^([^\S\n]*)```(\w
 
 
 class Block(NamedTuple):
-    """A block of code, without its indentation, and why it is not run, if it is not."""
+    """A block of code without its indentation, and the reason why it is not run, if any."""
 
     page: str
     line: int
@@ -27,12 +27,12 @@ def blocks(page: Path) -> list[Block]:
     return [
         Block(
             page.name,
-            text.count("\n", 0, found.start()) + 1,
-            found[3],
-            textwrap.dedent(found[4]),
-            found[1].strip().removeprefix("<!-- not run: ").removesuffix(" -->"),
+            text.count("\n", 0, match.start()) + 1,
+            match[3],
+            textwrap.dedent(match[4]),
+            match[1].strip().removeprefix("<!-- not run: ").removesuffix(" -->"),
         )
-        for found in BLOCK.finditer(text)
+        for match in BLOCK.finditer(text)
     ]
 
 
@@ -52,37 +52,39 @@ def chapter(page: Path, heading: str) -> list[Block]:
 
 
 def _below(page: Path, heading: str, depth: int | None) -> list[Block]:
-    text = BLOCK.sub(lambda found: re.sub(r"[^\n]", "-", found[0]), page.read_text())  # a comment is no heading
-    found = re.search(rf"^(#+) {re.escape(heading)}$", text, re.M)
-    after = re.compile(rf"^#{{1,{depth or len(found[1])}}} ", re.M).search(text, found.end())
-    first, last = text.count("\n", 0, found.start()) + 1, text.count("\n", 0, after.start() if after else len(text)) + 1
+    text = BLOCK.sub(lambda match: re.sub(r"[^\n]", "-", match[0]), page.read_text())  # a comment in code is no heading
+    match = re.search(rf"^(#+) {re.escape(heading)}$", text, re.M)
+    after = re.compile(rf"^#{{1,{depth or len(match[1])}}} ", re.M).search(text, match.end())
+    first, last = text.count("\n", 0, match.start()) + 1, text.count("\n", 0, after.start() if after else len(text)) + 1
     return [block for block in blocks(page) if first < block.line < last]
 
 
 class Command(NamedTuple):
-    """A command with its further lines, and the output that is shown below it."""
+    """A command with its continuation lines, and the output shown below it."""
 
     text: str
     output: str
 
 
 def commands(block: Block) -> list[str]:
-    """Return the commands of a console block, each with its further lines, without what they print."""
+    """Return the commands of a console block without their output."""
     return [command.text for command in commands_with_output(block)]
 
 
 def outputs(block: Block) -> list[str]:
-    """Return what a console block shows that each of its commands prints."""
+    """Return the output that a console block shows for each of its commands."""
     return [command.output for command in commands_with_output(block)]
 
 
 def commands_with_output(block: Block) -> list[Command]:
-    """Return the commands of a console block, each with what it prints."""
-    found = []
+    """Return the commands of a console block with their output."""
+    commands_found = []
     for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
         text, *lines = part.rstrip("\n").split("\n")
-        here = re.search(r"<<'(\w+)'", text)
-        while lines and (text.endswith("\\") or text.count("'") % 2 or (here and not text.endswith(f"\n{here[1]}"))):
+        heredoc = re.search(r"<<'(\w+)'", text)
+        while lines and (
+            text.endswith("\\") or text.count("'") % 2 or (heredoc and not text.endswith(f"\n{heredoc[1]}"))
+        ):
             text += "\n" + lines.pop(0)
-        found.append(Command(text, "\n".join(lines)))
-    return found
+        commands_found.append(Command(text, "\n".join(lines)))
+    return commands_found

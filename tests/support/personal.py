@@ -1,4 +1,4 @@
-"""A person who is erased, and the raw webhooks that name her."""
+"""Erasure of a person, and raw webhooks that name her."""
 
 import factories
 import raw_webhooks

@@ -1,4 +1,4 @@
-"""How faults come about in a running system, and how the steps are taken that the doctor names against them."""
+"""Faults of a running system, and the remedies that the doctor names."""
 
 import itertools
 import os
@@ -17,7 +17,9 @@ from system import PATIENCE, System
 from waiting import wait_until
 
 FAILED = r"the last full sweep failed \d+ seconds? ago \(\w+\)|no full sweep has succeeded"
-HELD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+WAITING_FOR_LOCKS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 LATER = """
 UPDATE mailglass_reconcile_runs
    SET started_at = started_at - interval '16 minutes', finished_at = finished_at - interval '16 minutes'
@@ -26,7 +28,7 @@ ONE_MORE_TRY = "UPDATE mailglass_handler_outbox SET attempts = 8, next_at = now(
 
 
 def start(name: str, words: str) -> Callable[[System, str], None]:
-    """Return a step that starts a process, as the doctor says."""
+    """Return a remedy that starts a process."""
 
     def step(system: System, remedy: str) -> None:
         assert words in remedy
@@ -36,25 +38,25 @@ def start(name: str, words: str) -> Callable[[System, str], None]:
 
 
 def by_command(words: str) -> Callable[[System, str], None]:
-    """Return a step that runs a command of ours, as the owner of the tables."""
+    """Return a remedy that runs one of our commands as the owner of the tables."""
 
     def step(system: System, remedy: str) -> None:
         [command] = re.findall(r"`mailglass-reconcile ([^`]+)`", remedy)[:1]
         assert command == words
-        done = system.run(*words.split(), MAILGLASS_DATABASE_URL=system.admin.url)
-        assert words.startswith("doctor") or done.returncode == 0, done.stderr
+        result = system.run(*words.split(), MAILGLASS_DATABASE_URL=system.admin.url)
+        assert words.startswith("doctor") or result.returncode == 0, result.stderr
 
     return step
 
 
 def stop_beat(system: System) -> None:
-    """Kill beat, and let 16 minutes pass: nobody can ask beat itself, so the doctor goes by the history."""
+    """Kill beat and age the history by 16 minutes, by which the doctor judges beat."""
     system.kill("beat")
     system.admin.run(LATER)
 
 
 def take_redis_away(system: System) -> None:
-    """Let Redis listen at another port, and drop all connections."""
+    """Move Redis to another port, and drop all connections."""
     client = system.site.redis
     client.config_set("port", servers.free_port())
     for kind in ("pubsub", "normal"):
@@ -63,17 +65,17 @@ def take_redis_away(system: System) -> None:
 
 
 def bring_redis_back(system: System, remedy: str) -> None:
-    """Let it listen again where it did."""
+    """Move Redis back to its port."""
     assert "start the server" in remedy
     port = redis.Redis.from_url(system.site.url).connection_pool.connection_kwargs["port"]
     system.moved.config_set("port", port)  # type: ignore[attr-defined]
 
 
 def leave_lock(system: System) -> None:
-    """Kill the worker while it sweeps, and start another: nobody frees the lock of the first for a minute."""
+    """Kill the worker while it sweeps, and start another; the lock of the first stays for a minute."""
     with system.admin.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
-        wait_until(lambda: system.admin.value(HELD), PATIENCE)
+        wait_until(lambda: system.admin.value(WAITING_FOR_LOCKS), PATIENCE)
         os.killpg(system.worker_pid(), signal.SIGKILL)
         system.kill("worker")
     system.start("worker")
@@ -85,7 +87,7 @@ def free_lock(system: System, remedy: str) -> None:
 
 
 def damage_open_set(system: System) -> None:
-    """Let the table of open orphans lose some."""
+    """Delete rows from the open set."""
     insert(system.admin, [], [orphan_row(postmark(f"nobody's {n}")) for n in range(9)])
     system.admin.run(
         "DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 4)"
@@ -93,14 +95,14 @@ def damage_open_set(system: System) -> None:
 
 
 def send_from_acme(system: System) -> None:
-    """Store a dozen events of a provider of one's own, whose rule no process has loaded, and their deliveries."""
+    """Store a dozen events of a custom provider without a loaded rule, and their deliveries."""
     ids = [factories.new_id() for _ in range(12)]
-    rows = [orphan_row({"provider": "acme", "its": {"id": one}}) for one in ids]
-    insert(system.admin, [delivery_of(system.admin, one, 30) for one in ids], rows)
+    rows = [orphan_row({"provider": "acme", "its": {"id": id_}}) for id_ in ids]
+    insert(system.admin, [delivery_of(system.admin, id_, 30) for id_ in ids], rows)
 
 
 def load_acmes_rule(system: System, remedy: str) -> None:
-    """Name the module of the rule for every process, and start the worker again."""
+    """Set the rule's module for every process, and restart the worker."""
     assert "MAILGLASS_IMPORTS" in remedy
     system.site.environment["MAILGLASS_IMPORTS"] += ",acmes_rule"
     system.kill("worker")
@@ -108,32 +110,32 @@ def load_acmes_rule(system: System, remedy: str) -> None:
 
 
 def send_under_default(system: System) -> None:
-    """Store webhooks that all carry the tenant `default`, of deliveries of another tenant."""
+    """Store webhooks with the tenant `default`, whose deliveries are another tenant's."""
     ids = [factories.new_id() for _ in range(5)]
-    rows = [orphan_row(postmark(one), tenant_id="default") for one in ids]
-    insert(system.admin, [delivery_row(one) for one in ids], rows)
+    rows = [orphan_row(postmark(id_), tenant_id="default") for id_ in ids]
+    insert(system.admin, [delivery_row(id_) for id_ in ids], rows)
 
 
 def give_tenant(system: System, remedy: str) -> None:
-    """Let the webhooks that come from now on carry their delivery's tenant."""
+    """Store webhooks with their delivery's tenant."""
     assert "record_webhook" in remedy
     insert_pairs(system.admin, 6)
 
 
 def kill_handler(system: System) -> None:
-    """Let a handler fail for the last time."""
+    """Make a handler's job dead."""
     system.broken_handler.touch()
     insert_pairs(system.admin, 1, type="bounced")
-    tried = "SELECT count(*) FROM mailglass_handler_outbox WHERE error = 'RuntimeError'"
-    wait_until(lambda: system.admin.value(tried), PATIENCE)
+    failed_jobs = "SELECT count(*) FROM mailglass_handler_outbox WHERE error = 'RuntimeError'"
+    wait_until(lambda: system.admin.value(failed_jobs), PATIENCE)
     system.admin.run(ONE_MORE_TRY)
-    system.run("dispatch")  # unless the worker has tried it meanwhile
+    system.run("dispatch")  # unless the worker has run it meanwhile
     dead = "SELECT count(*) FROM mailglass_handler_outbox WHERE state = 'dead'"
     wait_until(lambda: system.admin.value(dead), PATIENCE)
 
 
 def correct_handler(system: System, remedy: str) -> None:
-    """Correct it, and let the event be tried again."""
+    """Repair the handler, and retry its job."""
     assert "correct the handler" in remedy
     assert "--retry" in system.run("dispatch", "--help").stdout
     system.broken_handler.unlink()
@@ -142,10 +144,10 @@ def correct_handler(system: System, remedy: str) -> None:
 
 
 def fill_disk(system: System) -> None:
-    """Write until there is no room left, before any sweep can see the orphans that it is to link."""
+    """Fill the disk before any sweep sees the orphans that it is to link."""
     with system.admin.engine.begin() as connection:
         insert_pairs(connection, 100)
-        if system.full is None:  # without a small disk, raise the error that Postgres raises on a full one
+        if system.full is None:  # without a small disk, raise the error of a full one
             connection.exec_driver_sql(
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
                 " $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'full'; END $$"
@@ -159,7 +161,7 @@ def fill_disk(system: System) -> None:
 
 
 def make_room(system: System, remedy: str) -> None:
-    """Make room."""
+    """Free the disk."""
     assert remedy == "run `mailglass-reconcile sweep`, which says why"
     if system.full is None:
         system.admin.run("DROP FUNCTION full_disk CASCADE")
@@ -168,14 +170,14 @@ def make_room(system: System, remedy: str) -> None:
     system.full.unlink()
 
 
-def take_right(system: System) -> None:
-    """Take a right from the sweeper that its next link needs."""
+def revoke_privilege(system: System) -> None:
+    """Revoke a privilege that the sweeper's next link needs."""
     system.admin.run("REVOKE INSERT ON mailglass_events FROM mail")
     insert_pairs(system.admin, 1, age_seconds=3_600)
     system.admin.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
 
 
 def by_sql(system: System, remedy: str) -> None:
-    """Run the statement that is named, as the owner of the tables."""
+    """Run the remedy's statement as the owner of the tables."""
     for statement in remedy.split("; "):
         system.admin.run(statement)

@@ -1,14 +1,14 @@
-"""What Postmark posts, in the shapes of its documentation."""
+"""Postmark's webhooks, in the shapes of its documentation."""
 
 import zlib
 from typing import Any
 
 
 def payload(kind: str, message_id: str, to: str, second: int = 0) -> dict[str, Any]:
-    """Return a webhook of a `RecordType`, or of a kind of bounce, at a second of the first of May 2026."""
+    """Return a webhook of a `RecordType`, or of a kind of bounce, at a second of 10:00 on 1 May 2026."""
     at = f"2026-05-01T10:00:{second:02}.1234567Z"
     common = {"MessageID": message_id, "ServerID": 23, "MessageStream": "outbound", "Tag": "welcome", "Metadata": {}}
-    seen = {
+    viewer = {
         "Recipient": to,
         "ReceivedAt": at,
         "Platform": "Desktop",
@@ -34,8 +34,8 @@ def payload(kind: str, message_id: str, to: str, second: int = 0) -> dict[str, A
     }
     more: dict[str, dict[str, Any]] = {
         "Delivery": {"Recipient": to, "DeliveredAt": at, "Details": "Test delivery webhook details"},
-        "Open": {**seen, "FirstOpen": second == 0, "ReadSeconds": 5},
-        "Click": {**seen, "ClickLocation": "HTML", "OriginalLink": "https://example.com/?to=ada"},
+        "Open": {**viewer, "FirstOpen": second == 0, "ReadSeconds": 5},
+        "Click": {**viewer, "ClickLocation": "HTML", "OriginalLink": "https://example.com/?to=ada"},
         "SubscriptionChange": {
             "Recipient": to,
             "ChangedAt": at,
@@ -49,9 +49,9 @@ def payload(kind: str, message_id: str, to: str, second: int = 0) -> dict[str, A
     return {"RecordType": record, **common, **more.get(kind, {**bounce, "TypeCode": 1})}
 
 
-def everything(message_id: str, ada: str, bob: str) -> list[dict[str, Any]]:
-    """Return every kind of webhook about a message to two recipients, one of each second, two opens among them."""
+def payloads_of_all_kinds(message_id: str, ada: str, bob: str) -> list[dict[str, Any]]:
+    """Return every kind of webhook about a message to two recipients, one per second, with two opens."""
     ada_s = ("Delivery", "Open", "Open", "Click", "SubscriptionChange", "AutoResponder")
     bob_s = ("Transient", "DnsError", "HardBounce", "SpamComplaint")
-    told = [*((kind, ada) for kind in ada_s), ("Delivery", bob), *((kind, bob) for kind in bob_s)]
-    return [payload(kind, message_id, to, second) for second, (kind, to) in enumerate(told)]
+    kinds = [*((kind, ada) for kind in ada_s), ("Delivery", bob), *((kind, bob) for kind in bob_s)]
+    return [payload(kind, message_id, to, second) for second, (kind, to) in enumerate(kinds)]

@@ -1,4 +1,4 @@
-"""The projection by itself, which the statements that link and append call."""
+"""The schema's projection, which linking and appending call."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CA
 
 
 def projected(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
-    """Bring deliveries up to date with *events*, and return how many rows changed."""
+    """Project *events* onto their deliveries, and return the number of rows changed."""
     if not events:
         return 0
-    rows = [(one.delivery_id, one.type, one.occurred_at, one.arrived_at) for one in events]
+    rows = [(event.delivery_id, event.type, event.occurred_at, event.arrived_at) for event in events]
     return int(tx.execute(_PROJECT, column_arrays(("delivery_ids", "types", "times", "arrivals"), rows)).scalar_one())

@@ -76,16 +76,16 @@ def main(command: list[str]) -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports of the loopback address that nobody listens on."""
+    """Return free ports of the loopback address."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [free_socket.getsockname()[1] for free_socket in sockets]
+    for free_socket in sockets:
+        free_socket.close()
     return ports
 
 
 def answers(port: int) -> bool:
-    """Whether an AMQP server answers there."""
+    """Return True if an AMQP server answers on the port."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as server:
             server.sendall(b"AMQP\0\0\x09\x01")

@@ -1,4 +1,4 @@
-"""Webhooks as Mailglass stores them: the raw one and its events, of each provider that it knows and of each version."""
+"""Webhooks as each version of Mailglass stores them: the raw one and its events, of each provider that it knows."""
 
 import json
 import os
@@ -58,8 +58,8 @@ def uuid7(at: float) -> str:
 def payload(provider: str, kind: str) -> dict[str, Any]:
     """Return a provider's own example of an event of our type."""
     events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
-    found: dict[str, Any] = next(one["payload"] for one in events if one["type"] == kind)
-    return found
+    example: dict[str, Any] = next(event["payload"] for event in events if event["type"] == kind)
+    return example
 
 
 def store(
@@ -69,8 +69,8 @@ def store(
     events: Sequence[Mapping[str, object]],
     *,
     raw_id: str = "raw",
-    named: bool = True,
-    kept: bool = True,
+    has_webhook_id: bool = True,
+    is_stored: bool = True,
     ago: float = 300.0,
     at: float | None = None,
     status: str = "succeeded",
@@ -86,8 +86,8 @@ def store(
         raw: Its body; a list stands under `_batch`.
         events: The metadata of its events, without the two `webhook_…` keys.
         raw_id: The raw webhook's `provider_event_id`.
-        named: Whether the events name it, as they do since 1.0.
-        kept: Whether the raw webhook is still there.
+        has_webhook_id: Whether the events name the raw webhook, as they do since 1.0.
+        is_stored: Whether the raw webhook still exists.
         ago: When it came, in seconds.
         at: The same as a time, for two that came at one moment.
         status: The raw webhook's.
@@ -97,7 +97,7 @@ def store(
     """
     at = at or time.time() - ago
     webhook = uuid7(at - 0.004)
-    if kept:
+    if is_stored:
         body = {"_batch": raw} if isinstance(raw, list) else raw
         insert(
             db,
@@ -109,11 +109,11 @@ def store(
             status=status,
             at=at - 0.004,
         )
-    more = {"webhook_event_id": webhook, "webhook_provider_event_id": raw_id} if named else {}
+    more = {"webhook_event_id": webhook, "webhook_provider_event_id": raw_id} if has_webhook_id else {}
     rows = [
-        factories.orphan_row({"provider": provider, **one, **more}, id=uuid7(at), age_seconds=ago, type=kind)
+        factories.orphan_row({"provider": provider, **event, **more}, id=uuid7(at), age_seconds=ago, type=kind)
         | {"tenant_id": tenant_id}
-        for one in events
+        for event in events
     ]
     factories.insert(db, events=rows)
     return [row["id"] for row in rows]

@@ -1,4 +1,4 @@
-"""A mounted receiver of all providers, requests that are signed now, and certificates that come from a function."""
+"""A mounted receiver of all providers, requests signed now, and certificates from a function of tests."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """Certificates come from a function of ours."""
+    """Let certificates come from a function of tests."""
     monkeypatch.setattr(sns, "fetch", senders.published)
     monkeypatch.setattr(sns, "certificates", CertificateCache())
     monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
@@ -38,7 +38,7 @@ def now():
 
 
 def requests_of(provider: str) -> list[Posted]:
-    """Return the requests with all payloads of a provider's documentation, signed now."""
+    """Return requests with all payloads of a provider's documentation, signed now."""
     return posted(provider, [event.payload for event in documented(provider)], at=now())
 
 
@@ -55,7 +55,7 @@ def mounted(**arguments) -> Starlette:
 
 
 def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
-    """Let *talk* use a client of an ASGI application, and return what it returns."""
+    """Run *talk* with a client of an ASGI application, and return its result."""
 
     async def run():
         transport = httpx.ASGITransport(application)
@@ -65,17 +65,17 @@ def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
     return asyncio.run(run())
 
 
-def post(application, path: str, *some: Posted) -> list[httpx.Response]:
+def post(application, path: str, *requests: Posted) -> list[httpx.Response]:
     """Post requests to an ASGI application, one after the other."""
 
     async def talk(client):
-        return [await client.post(path, content=one.body, headers=one.headers) for one in some]
+        return [await client.post(path, content=request.body, headers=request.headers) for request in requests]
 
     return ask(application, talk)
 
 
 def setting(db, text: str | None, *, webhook_url: str | None = None) -> None:
-    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text, and `MAILGLASS_WEBHOOK_URL` an address."""
+    """Set `MAILGLASS_WEBHOOK_SECRETS` and `MAILGLASS_WEBHOOK_URL`."""
     secrets = {"webhook_secrets": SecretStr(text) if text else None}
     url = {"webhook_url": SecretStr(webhook_url) if webhook_url else None}
     settings = db.settings.model_copy(update=secrets | url)

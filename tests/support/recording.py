@@ -1,4 +1,4 @@
-"""What the tests of the writers share: a moment, deliveries, events of a webhook, and messages that were published."""
+"""Helpers of the tests of writers: a time, deliveries, events of a webhook, and published messages."""
 
 import datetime as dt
 import tempfile
@@ -15,7 +15,7 @@ from waiting import settle
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LEDGER = "SELECT count(*) FROM mailglass_events"
-NOTED = """
+STORE_QUERIES = """
 CREATE TABLE noted (query text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
@@ -27,8 +27,8 @@ CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STAT
 
 def event(message_id="m-1", type_="delivered", **more):
     """Return a webhook's event about a message."""
-    wanted = {"occurred_at": NOW, "provider_event_id": "evt", **more}
-    return WebhookEvent(type=type_, message_id=message_id, **wanted)
+    fields = {"occurred_at": NOW, "provider_event_id": "evt", **more}
+    return WebhookEvent(type=type_, message_id=message_id, **fields)
 
 
 def record(connection, *events, provider="postmark", **more):
@@ -42,29 +42,29 @@ def metadata(db):
 
 
 def messages(db):
-    """Return `(channel, payload)` of what was published about events that a writer attached, and of nothing else."""
+    """Return `(channel, payload)` of the messages about attached events only."""
     return [(channel, payload) for channel, payload in db.witness.messages() if payload["event_type"] != "reconciled"]
 
 
 @contextmanager
-def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
-    """Write down the statements that a connection, or an engine, sends."""
+def statements(target: sa.Connection | sa.Engine) -> Iterator[list[str]]:
+    """Collect the statements of a connection or an engine."""
     sent: list[str] = []
 
-    def note(_connection, _cursor, statement, *_others):
+    def note(_connection, _cursor, statement, *_arguments):
         sent.append(statement)
 
-    sa.event.listen(given, "before_cursor_execute", note)
+    sa.event.listen(target, "before_cursor_execute", note)
     yield sent
-    sa.event.remove(given, "before_cursor_execute", note)
+    sa.event.remove(target, "before_cursor_execute", note)
 
 
 @contextmanager
 def statements_in_background() -> Iterator[list[str]]:
-    """Write down the statements that the background thread sends."""
+    """Collect the statements of the background thread."""
     sent: list[str] = []
 
-    def note(_connection, _cursor, statement, *_others):
+    def note(_connection, _cursor, statement, *_arguments):
         if threading.current_thread().name == "mailglass after commit":
             sent.append(statement)
 
@@ -72,13 +72,13 @@ def statements_in_background() -> Iterator[list[str]]:
     try:
         yield sent
     finally:
-        settle()  # SQLAlchemy does not remove a listener while it calls it
+        settle()  # SQLAlchemy does not remove a listener while it runs
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 @contextmanager
 def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
-    """Count the round trips of a psycopg connection; the only number is there when the block has ended."""
+    """Count the round trips of a psycopg connection; the number is in the list when the block has ended."""
     counted: list[int] = []
     with tempfile.TemporaryFile() as trace:
         driver.pgconn.trace(trace.fileno())
@@ -91,7 +91,7 @@ def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
 
 
 def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:
-    """Return a kind of cursor that writes down what it executes."""
+    """Return a cursor class that collects what it executes."""
 
     class Noting(kind):
         def execute(self, query, *arguments, **options):

@@ -1,4 +1,4 @@
-"""A Celery application that records webhooks in a task, and has no task of ours."""
+"""A Celery application that records webhooks in a task, without our tasks."""
 
 import datetime as dt
 import os
@@ -15,7 +15,7 @@ app.conf.update(broker_connection_retry_on_startup=True, worker_prefetch_multipl
 
 @app.task(name="record")
 def record(message_id: str) -> int:
-    """Record an event, as the last thing that this process does, and return the process's id."""
+    """Record an event as the last action of this process, and return its id."""
     event = WebhookEvent(
         type="delivered", occurred_at=dt.datetime.now(dt.UTC), provider_event_id=message_id, message_id=message_id
     )

@@ -1,4 +1,4 @@
-"""A ledger worth looking at: deliveries, open orphans of every state, expired ones, and a day of runs."""
+"""A realistic ledger: deliveries, open orphans of every state, expired ones, and a day of runs."""
 
 import sqlalchemy as sa
 
@@ -13,7 +13,7 @@ SELECT md5('d' || n)::uuid, (ARRAY['acme', 'globex', 'initech'])[n % 3 + 1], 'Ma
   FROM generate_series(1, 42) AS n
 """
 
-# Of ten: seven of nobody's, one each of several deliveries, of another tenant's, and without an id.
+# Of ten, seven have no delivery; one each has several deliveries, another tenant's, or no id.
 OPEN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 SELECT CAST(lpad(to_hex((extract(epoch FROM now() AT TIME ZONE 'UTC') * 1000)::bigint - n), 12, '0')
@@ -71,7 +71,7 @@ SELECT t, t + interval '1 second', 'full', 'beat', 'ok', o.total + 12, 12, o.tot
 
 
 def lay_out(engine: sa.Engine, opened: int) -> None:
-    """Leave *opened* open orphans of every state and a day of runs, after a sweep that has linked eight."""
+    """Insert *opened* open orphans of every state and a day of runs, after a sweep that has linked eight."""
     with engine.begin() as connection:
         for statement in (RUNS, DELIVERIES, OPEN, LINKED, EXPIRED):
             if opened or statement not in (OPEN, EXPIRED):
@@ -167,7 +167,7 @@ SELECT now() AT TIME ZONE 'UTC' - interval '2 hours', now() AT TIME ZONE 'UTC' -
 
 
 def incident(engine: sa.Engine) -> None:
-    """Leave a system in which webhooks come under the wrong tenant, a handler fails, and much was left by a sweep."""
+    """Plant webhooks of the wrong tenant, a failing handler, and a sweep that left much."""
     with engine.begin() as connection:
         for statement in (PRUNED, QUIET_DAY, RECENT, SENT, REPORTED, EXPIRED):
             connection.execute(sa.text(statement))

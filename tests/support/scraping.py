@@ -1,4 +1,4 @@
-"""What `/metrics` says, as tests read it."""
+"""The samples of `/metrics`."""
 
 import uuid
 from typing import Any
@@ -32,8 +32,8 @@ def value(samples: dict[tuple[str, Labels], float], name: str, **labels: str) ->
 
 
 def delivery_of(db: Any, message_id: str, minutes_ago: float, **columns: Any) -> dict[str, Any]:
-    """Return a delivery whose id says that it was made *minutes_ago*, by the database's clock."""
+    """Return a delivery whose id was generated *minutes_ago* by the database's clock."""
     now_ms = db.value("SELECT (extract(epoch FROM now()) * 1000)::bigint")
-    made = f"{int(now_ms - minutes_ago * 60_000):012x}"
-    made_id = str(uuid.UUID(made + "7" + uuid.uuid4().hex[13:]))
-    return delivery_row(message_id, id=made_id, **columns)
+    milliseconds = f"{int(now_ms - minutes_ago * 60_000):012x}"
+    delivery_id = str(uuid.UUID(milliseconds + "7" + uuid.uuid4().hex[13:]))
+    return delivery_row(message_id, id=delivery_id, **columns)

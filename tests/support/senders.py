@@ -1,4 +1,4 @@
-"""What each provider posts: its documentation's payloads, in the requests that carry them, signed by keys of ours."""
+"""Each provider's requests: payloads of its documentation, signed with test keys."""
 
 import base64
 import datetime as dt
@@ -34,9 +34,9 @@ Payload = dict[str, Any]
 
 
 class Event(NamedTuple):
-    """A payload of a provider's documentation, what it is read as, and what Anymail reads otherwise.
+    """A payload of a provider's documentation, the expected event, and what Anymail reads differently.
 
-    `kept` is the metadata. `anymail` has the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
+    `metadata` is that of the event, `anymail` the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
     """
 
     type: str
@@ -45,53 +45,53 @@ class Event(NamedTuple):
     smtp_status: str | None
     message_id: str | int | None
     at: str
-    kept: Payload
+    metadata: Payload
     payload: Payload
     anymail: Mapping[str, Any] = MappingProxyType({})
 
 
 class Posted(NamedTuple):
-    """A request as it arrives."""
+    """An incoming request."""
 
     body: bytes
     headers: dict[str, str]
 
     def for_anymail(self, path: str) -> Payload:
-        """Return it as arguments of Django's test client."""
-        others = {name: value for name, value in self.headers.items() if name != "Content-Type"}
-        return {"path": path, "data": self.body, "content_type": self.headers["Content-Type"], "headers": others}
+        """Return the request as arguments of Django's test client."""
+        headers = {name: value for name, value in self.headers.items() if name != "Content-Type"}
+        return {"path": path, "data": self.body, "content_type": self.headers["Content-Type"], "headers": headers}
 
 
 @cache
 def documented(provider: str) -> list[Event]:
     """Return the payloads of a provider's documentation."""
     events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
-    for at in (one["anymail"] for one in events if "occurred_at" in one.get("anymail", {})):
+    for at in (event["anymail"] for event in events if "occurred_at" in event.get("anymail", {})):
         at["occurred_at"] = dt.datetime.fromisoformat(at["occurred_at"])
-    return [Event(**one) for one in events]
+    return [Event(**event) for event in events]
 
 
 @cache
 def sendgrid_key() -> ec.EllipticCurvePrivateKey:
-    """The key that SendGrid signs with."""
+    """Return the key with which SendGrid signs."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 @cache
 def postal_key() -> rsa.RSAPrivateKey:
-    """The key that Postal signs with."""
+    """Return the key with which Postal signs."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
 def sns_key() -> rsa.RSAPrivateKey:
-    """The key that SNS signs with."""
+    """Return the key with which SNS signs."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @cache
 def authority_key() -> rsa.RSAPrivateKey:
-    """The key that issues Scaleway's certificates."""
+    """Return the key that issues Scaleway's certificates."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
@@ -107,7 +107,7 @@ def certificate(subject: str, key: rsa.RSAPrivateKey, issuer: str, issuing: rsa.
 
 
 def published(url: str) -> bytes:
-    """Answer as the providers' servers do: `sns.fetch` in tests."""
+    """Answer like the providers' certificate servers: `sns.fetch` in tests."""
     if url == CERTIFICATE_URL:
         return certificate("sns.amazonaws.com", sns_key(), "Amazon", authority_key())
     if url == SCALEWAY_CERTIFICATE_URL:
@@ -118,14 +118,14 @@ def published(url: str) -> bytes:
 
 
 def public(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
-    """Return a public key as a dashboard shows it."""
+    """Return a public key in the format of the provider's dashboard."""
     der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return base64.b64encode(der).decode()
 
 
 def secret_of(provider: str) -> str:
-    """Return what a provider's signature is checked with."""
-    others = {
+    """Return the secret for a provider's signature."""
+    secrets = {
         "sendgrid": lambda: public(sendgrid_key()),
         "postal": lambda: public(postal_key()),
         "resend": lambda: SVIX_SECRET,
@@ -134,16 +134,16 @@ def secret_of(provider: str) -> str:
         "azure": lambda: "Bearer of-a-static-header",
     }
     basic = ("brevo", "mailjet", "postmark", "smtp2go", "sparkpost")
-    return others[provider]() if provider in others else AUTH if provider in basic else KEY
+    return secrets[provider]() if provider in secrets else AUTH if provider in basic else KEY
 
 
 def url_of(provider: str) -> str | None:
-    """Return the address that a signature needs."""
+    """Return the URL that is part of a provider's signature."""
     return MANDRILL_URL if provider == "mandrill" else None
 
 
 def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) -> list[Posted]:
-    """Return the requests that carry some payloads: one, if the provider sends batches.
+    """Return the requests with some payloads, which is one if the provider sends batches.
 
     Args:
         provider: Its canonical name.
@@ -154,8 +154,8 @@ def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) ->
 
 
 def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
-    """Return the bodies that carry some payloads, each as its documentation shows it."""
-    if provider == "sparkpost":  # whose documentation shows what stands around each
+    """Return the bodies with some payloads, in the format of the documentation."""
+    if provider == "sparkpost":  # its documentation shows the envelope of each
         return [json.dumps(payloads).encode()]
     if provider == "zeptomail":
         return [json.dumps(payload).encode() for payload in payloads]
@@ -163,24 +163,24 @@ def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
 
 
 def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
-    """Return a request with a body, signed as the provider does; by the package itself, if its secret is shared."""
-    found = registry.get_provider(provider)
-    if not found.has_private_key:
-        return Posted(*found.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
+    """Return a request with a body, signed like the provider's, by the package itself if the secret is shared."""
+    record = registry.get_provider(provider)
+    if not record.has_private_key:
+        return Posted(*record.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
     seconds = str(int(at.timestamp()))
     headers: Mapping[str, str] = {}
     match provider:
         case "postal":
-            made = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA256())
+            signature = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA256())
             old = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
             headers = {
-                "X-Postal-Signature-256": base64.b64encode(made).decode(),
+                "X-Postal-Signature-256": base64.b64encode(signature).decode(),
                 "X-Postal-Signature": base64.b64encode(old).decode(),
             }
         case "sendgrid":
-            made = sendgrid_key().sign(seconds.encode() + body, ec.ECDSA(hashes.SHA256()))
+            signature = sendgrid_key().sign(seconds.encode() + body, ec.ECDSA(hashes.SHA256()))
             headers = {
-                "X-Twilio-Email-Event-Webhook-Signature": base64.b64encode(made).decode(),
+                "X-Twilio-Email-Event-Webhook-Signature": base64.b64encode(signature).decode(),
                 "X-Twilio-Email-Event-Webhook-Timestamp": seconds,
             }
         case "ses" | "scaleway":
@@ -188,16 +188,16 @@ def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
     return Posted(body, {"Content-Type": "application/json", **headers})
 
 
-def notification(provider: str, told: Payload, version: str = "1") -> Posted:
-    """Return a notification of SNS, whose id and time are the same when it is repeated."""
-    id_ = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+def notification(provider: str, message: Payload, version: str = "1") -> Posted:
+    """Return a notification of SNS, whose id and time stay the same when it is sent again."""
+    id_ = hashlib.sha256(json.dumps(message).encode()).hexdigest()[:32]
     arn, url = (ARN, CERTIFICATE_URL) if provider == "ses" else (SCALEWAY_ARN, SCALEWAY_CERTIFICATE_URL)
-    full = {"MessageId": id_, "TopicArn": arn, "Timestamp": "2026-03-01T11:59:58.250Z", **told}
+    full = {"MessageId": id_, "TopicArn": arn, "Timestamp": "2026-03-01T11:59:58.250Z", **message}
     names = ("Message", "MessageId", "SubscribeURL", "Subject", "Timestamp", "Token", "TopicArn", "Type")
     text = "".join(f"{name}\n{full[name]}\n" for name in names if name in full)
     digest = hashes.SHA1() if version == "1" else hashes.SHA256()  # noqa: S303 - SNS's
-    made = base64.b64encode(sns_key().sign(text.encode(), padding.PKCS1v15(), digest)).decode()
-    body = {**full, "SignatureVersion": version, "Signature": made, "SigningCertURL": url}
+    signature = base64.b64encode(sns_key().sign(text.encode(), padding.PKCS1v15(), digest)).decode()
+    body = {**full, "SignatureVersion": version, "Signature": signature, "SigningCertURL": url}
     headers = {"x-amz-sns-message-type": full["Type"], "x-amz-sns-message-id": full["MessageId"]}
     return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
 

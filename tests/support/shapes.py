@@ -1,4 +1,4 @@
-"""Databases that Mailglass itself has made: of 0.1.1 in the schema `public`, of 2.x in `mailglass`."""
+"""Databases with Mailglass's own tables: 0.1.1 in the schema `public`, 2.x in `mailglass`."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ SCHEMAS = {"0.1.1": "public", "2.x": "mailglass"}
 _SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
 
 
-def made(url: str, shape: str, schema: str | None = None) -> Installation:
-    """Return a schema, that of the version unless given, in which Mailglass has made its tables.
+def make_mailglass_tables(url: str, shape: str, schema: str | None = None) -> Installation:
+    """Make Mailglass's tables in a schema, by default that of the version, and return it.
 
-    Statements of a test see it first. What 0.1.1 has beside the tables that the schema file makes tells whose they are.
+    It is first in a test's search_path. 0.1.1 also gets the table that shows that Mailglass made the others.
     """
     schema = schema or SCHEMAS[shape]
-    database = installation(_seeing(url, schema), schema)
+    database = installation(_with_search_path(url, schema), schema)
     live(url, schema, shape).engine.dispose()
     if shape == "0.1.1":
         database.run(_SUPPRESSIONS)
@@ -37,36 +37,36 @@ def made(url: str, shape: str, schema: str | None = None) -> Installation:
 
 
 def roll_back(database: Installation) -> None:
-    """Take Mailglass's tables away, as its own migrations do."""
+    """Drop Mailglass's tables, as its own migrations do."""
     database.run("""
         DROP TABLE mailglass_webhook_events, mailglass_events, mailglass_deliveries, mailglass_suppressions;
         DROP FUNCTION mailglass_raise_immutability();
         DROP FUNCTION IF EXISTS mailglass_webhook_signed_body_immutable()""")
 
 
-def _seeing(url: str, schema: str) -> str:
-    """Return the URL of a database of which statements see a schema first."""
-    seen = make_url(url).update_query_dict({"options": f"-csearch_path={schema},public"})
-    return seen.render_as_string(hide_password=False)
+def _with_search_path(url: str, schema: str) -> str:
+    """Return the URL with a schema first in the search_path."""
+    url_with_schema = make_url(url).update_query_dict({"options": f"-csearch_path={schema},public"})
+    return url_with_schema.render_as_string(hide_password=False)
 
 
 def settings_of(url: str, shape: str, **more: object) -> Settings:
-    """Return the settings of a database; statements of a test see its schema first, so that they need not name it."""
-    return Settings(database_url=_seeing(url, SCHEMAS[shape]), database_schema=SCHEMAS[shape], **more)
+    """Return the settings of a database, with its schema first in the search_path, so that tests need not name it."""
+    return Settings(database_url=_with_search_path(url, SCHEMAS[shape]), database_schema=SCHEMAS[shape], **more)
 
 
 @pytest.fixture(scope="session")
 def template_of(
     make_database: Callable[..., str], drop_database: Callable[[str], None]
 ) -> Iterator[Callable[..., str]]:
-    """Returns the name of a migrated database of a version, to copy; unless told otherwise, with a witness."""
+    """Return a function that names a migrated template of a version, by default with a witness."""
 
     @cache
     def migrated(shape: str, *, witnessed: bool = True) -> str:
         name = f"mgtest_{uuid.uuid4().hex[:12]}"
         names.append(name)
         url = make_database(name)
-        made(url, shape).engine.dispose()  # a database is not copied while it is used
+        make_mailglass_tables(url, shape).engine.dispose()  # a database in use cannot be a template
         settings = settings_of(url, shape)
         engine = keep_one_connection(settings)
         runner.migrate(engine, settings, lambda line: None)
@@ -83,21 +83,21 @@ def template_of(
 
 @pytest.fixture(params=["2.x", pytest.param("0.1.1", marks=pytest.mark.slow)])
 def shape(request: pytest.FixtureRequest) -> str:
-    """A version of Mailglass; a newcomer's run takes today's only."""
+    """A version of Mailglass; `make test` runs the current one only."""
     return str(request.param)
 
 
 @pytest.fixture
 def unmigrated(empty_database_url: str, shape: str) -> Installation:
-    """A database of each version in which only Mailglass has made its tables."""
-    return made(empty_database_url, shape)
+    """A database of each version with only Mailglass's tables."""
+    return make_mailglass_tables(empty_database_url, shape)
 
 
 @pytest.fixture(scope="session")
 def pool_of(
     mailglass_databases: Databases, template_of: Callable[..., str], redis_url: str
 ) -> Iterator[Callable[[str], DatabasePool]]:
-    """Returns what lends a migrated database of a version to one test after the other."""
+    """Return a function that returns the pool of a version's migrated database."""
 
     @cache
     def migrated_pool(shape: str) -> DatabasePool:

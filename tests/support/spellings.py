@@ -1,6 +1,6 @@
 """Spellings of one recipient, and recipients that only look like one."""
 
-SAME = {
+EQUAL = {
     "case": ("Ada@Example.COM", "ada@example.com"),
     "a display name": ('"Ada, <x>" <ada@example.com>', "ada@example.com"),
     "white space": ("\t Ada <\u00a0ada@example.com >\r\n", "ada@example.com"),

@@ -1,4 +1,4 @@
-"""A process of strangers for tests: hundreds of connections that behave in a way.
+"""A process of strangers for tests: hundreds of connections with one behaviour.
 
 Run as `python -m strangers PORT PATH BEHAVIOUR`; it prints a line when many have been open.
 """
@@ -22,31 +22,31 @@ BATCH = (b"mandrill_events=" + b"%22abc" * MB)[: 5 * MB]
 
 
 def head(path: str, *headers: str) -> bytes:
-    """Return the beginning of a request."""
+    """Return the head of a request."""
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
 
 
 async def send(writer, beginning: bytes, body: bytes) -> None:
-    """Send a request piece by piece, so that hundreds of bodies do not wait in the memory of this process."""
+    """Send a request piece by piece, so that this process does not buffer hundreds of bodies."""
     writer.write(beginning)
     for at in range(0, len(body), 256 * KB):
         writer.write(body[at : at + 256 * KB])
         await writer.drain()
 
 
-async def nothing(reader, writer, path, number):
-    """Open a connection, and no more."""
+async def silence(reader, writer, path, number):
+    """Open a connection and send nothing."""
     await reader.read()
 
 
 async def half_a_head(reader, writer, path, number):
-    """Begin a request."""
+    """Send half of a head."""
     writer.write(b"POST ")
     await reader.read()
 
 
 async def no_body(reader, writer, path, number):
-    """Announce a body, and send none of it."""
+    """Announce a body and do not send it."""
     writer.write(head(f"{path}/sendgrid", "Content-Length: 5000"))
     await reader.read()
 
@@ -61,7 +61,7 @@ async def slow_body(reader, writer, path, number):
 
 
 async def most_of_a_body(reader, writer, path, number):
-    """Send all but the last byte of the longest body."""
+    """Send all but the last byte of the longest allowed body."""
     await send(writer, head(f"{path}/sendgrid", f"Content-Length: {len(MOST) + 1}"), MOST)
     await reader.read()
 
@@ -73,7 +73,7 @@ async def unsigned_notification(reader, writer, path, number):
 
 
 async def unsigned_batch(reader, writer, path, number):
-    """Send the longest batch that is decoded."""
+    """Send the longest batch that is decoded, without a signature."""
     form = "Content-Type: application/x-www-form-urlencoded"
     signature = "X-Mandrill-Signature: x"
     await send(writer, head(f"{path}/mandrill", form, signature, f"Content-Length: {len(BATCH)}"), BATCH)
@@ -81,7 +81,7 @@ async def unsigned_batch(reader, writer, path, number):
 
 
 async def garbage(reader, writer, path, number):
-    """Send 3 MB a second, all together, of small batches that are not signed."""
+    """Send small unsigned batches, 3 MB a second in all."""
     form = "Content-Type: application/x-www-form-urlencoded"
     body = b"mandrill_events=" + b"x" * 17_000
     request = head(f"{path}/mandrill", form, "X-Mandrill-Signature: x", f"Content-Length: {len(body)}") + body
@@ -93,24 +93,24 @@ async def garbage(reader, writer, path, number):
 
 
 async def another_certificate(reader, writer, path, number):
-    """Name a certificate that is not there, each time another one."""
+    """Name a missing certificate, each time another one."""
     from senders import ARN, CERTIFICATE_URL  # noqa: PLC0415 - a second of CPU, for this one only
 
     url = re.sub("-[0-9a-f]{32}", f"-{number:016x}{time.monotonic_ns():016x}", CERTIFICATE_URL)
-    told = {
+    notification = {
         "Type": "Notification",
         "TopicArn": ARN,
         "SigningCertURL": url,
         "Signature": "AAAA",
         "SignatureVersion": "1",
     }
-    body = json.dumps(told).encode()
+    body = json.dumps(notification).encode()
     writer.write(head(f"{path}/ses", f"Content-Length: {len(body)}") + body)
     await reader.read()
 
 
 async def no_reading(reader, writer, path, number):
-    """Ask again and again, and read no answer."""
+    """Send requests and read no response."""
     reader._limit = 1
     writer.transport.pause_reading()
     while True:
@@ -119,7 +119,7 @@ async def no_reading(reader, writer, path, number):
 
 
 async def one_byte_a_piece(reader, writer, path, number):
-    """Send a body in chunks of a byte."""
+    """Send a body in chunks of one byte."""
     writer.write(head(f"{path}/sendgrid", "Transfer-Encoding: chunked"))
     for _ in range(20):
         writer.write(b"1\r\nx\r\n" * 10_000)
@@ -128,9 +128,9 @@ async def one_byte_a_piece(reader, writer, path, number):
 
 
 BEHAVIOURS = {
-    each.__name__: each
-    for each in (
-        nothing,
+    behaviour.__name__: behaviour
+    for behaviour in (
+        silence,
         half_a_head,
         no_body,
         slow_body,
@@ -145,8 +145,8 @@ BEHAVIOURS = {
 }
 
 
-async def one(port: int, path: str, behaviour: str, number: int, opened: set[int]) -> None:
-    """Have a connection; if it is closed, open it again."""
+async def keep_connected(port: int, path: str, behaviour: str, number: int, opened: set[int]) -> None:
+    """Keep a connection open; if it is closed, open another."""
     while True:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -160,9 +160,9 @@ async def one(port: int, path: str, behaviour: str, number: int, opened: set[int
 
 
 async def main(port: str, path: str, behaviour: str) -> None:
-    """Have all of them, until the process is killed."""
+    """Keep all connections open until the process is killed."""
     opened: set[int] = set()
-    await asyncio.gather(*(one(int(port), path, behaviour, number, opened) for number in range(CONNECTIONS)))
+    await asyncio.gather(*(keep_connected(int(port), path, behaviour, number, opened) for number in range(CONNECTIONS)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Driving a sweep step by step, and counting what it waited for."""
+"""A sweep step by step, and the statements that it waited for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 
 def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResult:
-    """Sweep, call *after_each* with the counts so far after each batch, and return the counts."""
+    """Sweep, call *after_each* with the counts after each batch, and return the result."""
     for _ in sweep.steps():
         after_each(sweep.result)
     return sweep.result
@@ -18,12 +18,12 @@ def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResul
 
 @contextmanager
 def refusals(engine: sa.Engine) -> Iterator[list[str]]:
-    """Yield a list that gets the SQLSTATE of each statement that fails in the block."""
-    found: list[str] = []
+    """Collect the SQLSTATE of each statement that fails in the block."""
+    sqlstates: list[str] = []
 
     def note(context: sa.engine.ExceptionContext) -> None:
-        found.append(getattr(context.original_exception, "sqlstate", None) or "")
+        sqlstates.append(getattr(context.original_exception, "sqlstate", None) or "")
 
     sa.event.listen(engine, "handle_error", note)
-    yield found
+    yield sqlstates
     sa.event.remove(engine, "handle_error", note)

@@ -1,4 +1,4 @@
-"""A running system for faults to be planted in: servers of its own, a worker and a beat as the documented role."""
+"""A running system for planted faults: servers, a worker and a beat with the documented roles."""
 
 import json
 import os
@@ -57,10 +57,12 @@ def ids(id_):
 
 
 class System:
-    """An installation whose worker and beat run; `admin` is the database as its owner has it."""
+    """An installation whose worker and beat run; `admin` is the database for its owner."""
 
     def __init__(self, admin: Database, role_url: str, redis_url: str, folder: Path, full: Path) -> None:
-        """Prepare it; nothing runs yet. *full* is a file that fills the disk of the database, if there is one."""
+        """Prepare the system without starting it. *full* is a file that can fill the database's disk, if there is
+        one.
+        """
         self.admin = admin
         self.full = full
         self.broken_handler = folder / "broken"
@@ -94,23 +96,23 @@ class System:
         return self._workers_pid
 
     def kill(self, *names: str) -> None:
-        """Kill the worker, or beat, and what it started."""
+        """Kill the worker or beat, and its children."""
         for name in names:
             self._running.pop(name, ExitStack()).close()
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command in the environment of the worker."""
+        """Run the command in the worker's environment."""
         return commands.run_forked(self.site.db, *arguments, **{**self.site.environment, **environment})
 
     def reset(self) -> None:
-        """Forget all rows, and make sure that everything runs and is well."""
+        """Delete all rows, and make sure that everything runs and is healthy."""
         wait_until(self._emptied)
         self.start(*({"worker", "beat"} - self._running.keys()))
         mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)
         wait_until(self.is_healthy, PATIENCE)
 
     def _emptied(self) -> bool:
-        """Forget all rows, unless a sweep that runs meanwhile holds the same tables in another order."""
+        """Delete all rows, or return False if a sweep holds the tables in another order."""
         try:
             self.admin.run(EMPTIED)
         except sa.exc.OperationalError as error:
@@ -120,38 +122,38 @@ class System:
         return True
 
     def doctor(self) -> dict[str, dict[str, Any]]:
-        """Return the doctor's worst finding of each check."""
-        done = self.run("doctor", "--json")
-        assert done.stdout, done.stderr
-        worst: dict[str, dict[str, Any]] = {}
-        for one in json.loads(done.stdout)["findings"]:
-            known = worst.setdefault(one["check"], one)
-            if RANK.index(one["status"]) > RANK.index(known["status"]):
-                worst[one["check"]] = one
-        assert done.returncode == int(any(one["status"] == ERROR for one in worst.values()))
-        return worst
+        """Return the worst finding of each check."""
+        result = self.run("doctor", "--json")
+        assert result.stdout, result.stderr
+        by_check: dict[str, dict[str, Any]] = {}
+        for finding in json.loads(result.stdout)["findings"]:
+            previous = by_check.setdefault(finding["check"], finding)
+            if RANK.index(finding["status"]) > RANK.index(previous["status"]):
+                by_check[finding["check"]] = finding
+        assert result.returncode == int(any(finding["status"] == ERROR for finding in by_check.values()))
+        return by_check
 
-    def says(self) -> str:
+    def check_status(self) -> str:
         """Return the line of `status --check`."""
-        done = commands.run_here("status", "--check", "--max-lag", MAX_LAG)
-        assert done.exit_code == int(done.output != "healthy\n"), done.output
-        return done.output
+        result = commands.run_here("status", "--check", "--max-lag", MAX_LAG)
+        assert result.exit_code == int(result.output != "healthy\n"), result.output
+        return result.output
 
     def is_healthy(self) -> bool:
-        """Whether `status --check` finds nothing wrong."""
-        return self.says() == "healthy\n"
+        """Return True if `status --check` finds no problem."""
+        return self.check_status() == "healthy\n"
 
     def close(self) -> None:
-        """End everything."""
+        """Stop everything."""
         self.kill("worker", "beat")
         self.site.close()
 
 
 @contextmanager
 def running_system(folder: Path) -> Iterator[System]:
-    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.sql; *folder* has its files.
+    """Yield a system on a small disk, whose processes have the roles of docs/grants.sql; *folder* has its files.
 
-    An autovacuum of the catalog removes a file that new connections need, and that nobody can write on a full disk.
+    Autovacuum is off, because it removes a file that new connections need and that cannot be written on a full disk.
     """
     options = (*FAST, "autovacuum=off")
     with (
@@ -172,17 +174,17 @@ def running_system(folder: Path) -> Iterator[System]:
         for documented in ("mailglass_sweeper", "mailglass_dispatcher"):
             for statement in granting.STATEMENTS[documented]:
                 admin.run(statement.replace(documented, "mail"))
-        made = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
+        created = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
         try:
-            yield made
+            yield created
         finally:
-            made.close()
+            created.close()
             mailglass_reconcile.configure()
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path | None]:
-    """Mount a disk of 48 MB for the server of *folder*, if this process may mount anything."""
+    """Mount a disk of 48 MB for the server of *folder*, if this process may mount."""
     disk = folder / "small"
     disk.mkdir()
     options = f"size=48m,mode=0700,uid={folder.stat().st_uid},gid={folder.stat().st_gid}"

@@ -1,4 +1,4 @@
-"""The checker itself: whoever breaks an invariant is found out."""
+"""The checker itself: each broken invariant is found."""
 
 import contextlib
 import json
@@ -34,13 +34,13 @@ TAMPERING = [
 
 
 def is_quick(broken: tuple[str, str]) -> bool:
-    """Whether `make test` breaks it: the first way for each of some invariants."""
+    """Return True if `make test` breaks an invariant in this way: the first way for some invariants."""
     return broken in [next(way for way in TAMPERING if way[0] == name) for name in ("I1", "I2", "I3", "I13", "I14")]
 
 
 @pytest.mark.parametrize(("name", "sql"), slow_unless(is_quick, TAMPERING), ids=lambda value: str(value)[:40])
 def test_what_breaks_an_invariant_is_found(handler_db, name, sql):
-    """Each statement, run in the package's own scope with the ledger's guard off, fails the check it belongs to."""
+    """Each statement, run with the package's settings and without the ledger's guard, fails its check."""
     db = handler_db
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
@@ -60,7 +60,7 @@ def test_what_breaks_an_invariant_is_found(handler_db, name, sql):
 
 
 def test_an_orphan_that_no_sweep_links_is_found(db):
-    """I6, with a delivery that somebody holds forever."""
+    """I6: another session holds the delivery."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     with db.engine.connect() as holder:
@@ -70,7 +70,7 @@ def test_an_orphan_that_no_sweep_links_is_found(db):
 
 
 def test_a_message_before_its_commit_is_found(db):
-    """I4, by a publisher that is given an event that nobody has appended."""
+    """I4: the publisher gets an event that nobody has appended."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     with redis.Redis.from_url(db.settings.redis_url.get_secret_value()) as client:
@@ -82,7 +82,7 @@ def test_a_message_before_its_commit_is_found(db):
 
 
 def test_an_address_in_the_log_is_found(db):
-    """I9, at the level that nobody reads."""
+    """I9: the record has the lowest level."""
     logger = logging.getLogger("mailglass_reconcile.sweep.batch")
     logger.setLevel(logging.DEBUG)
     logger.debug("linking %s", factories.RECIPIENT)
@@ -92,12 +92,12 @@ def test_an_address_in_the_log_is_found(db):
     db.broken.add("I9")
 
 
-@pytest.mark.parametrize("left", ["an idle transaction", "a process"])
-def test_what_is_left_behind_is_found(db, monkeypatch, left):
-    """I10."""
+@pytest.mark.parametrize("leftover", ["an idle transaction", "a process"])
+def test_what_is_left_behind_is_found(db, monkeypatch, leftover):
+    """I10: a transaction or a process survives the test."""
     monkeypatch.setattr(invariants, "PATIENCE_SECONDS", 0.1)
     with contextlib.ExitStack() as stack:
-        if left == "a process":
+        if leftover == "a process":
             stack.enter_context(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
         else:
             stack.enter_context(db.engine.connect()).exec_driver_sql("SELECT 1")
@@ -106,20 +106,20 @@ def test_what_is_left_behind_is_found(db, monkeypatch, left):
 
 
 def test_a_sweep_that_failed_in_part_and_does_not_say_so_is_found():
-    """I12, on a result of hand."""
+    """I12: the result is made by hand."""
     with pytest.raises(AssertionError):
         invariants.check_statuses([SweepResult(scanned=1, failed=1)])
 
 
 def test_counts_that_do_not_add_up_are_found():
-    """I11, on results of hand: one state is missing; an orphan is counted twice."""
+    """I11: in results made by hand, a state is missing, or an orphan counts twice."""
     for result in (SweepResult(scanned=3, linked=2), SweepResult(scanned=4, linked=2, unmatched=2)):
         with pytest.raises(AssertionError):
             invariants.check_counts([(result, 3)])
 
 
 def test_what_breaks_an_invariant_in_a_transaction_that_is_rolled_back_is_found(tx):
-    """I13, before anything is committed."""
+    """I13: nothing has been committed."""
     factories.orphan(tx, factories.postmark("one"))
     invariants.check_uncommitted(tx)
     tx.run("DELETE FROM mailglass_open_orphans")

@@ -1,4 +1,4 @@
-"""A process that is forked is what one that is started would be."""
+"""A forked process behaves like one that is started."""
 
 import json
 import os
@@ -31,22 +31,24 @@ raise SystemExit(3)
 
 @pytest.mark.parametrize(("option", "session"), [("-c", False), ("-m", True)])
 def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) -> None:
-    """Folder, environment, time zone, path, arguments, signals, files, session; Celery has neither app nor task yet."""
+    """Folder, environment, time zone, path, arguments, signals, files and session agree; Celery has no app or task
+    yet.
+    """
     (tmp_path / "probe.py").write_text(PROBE)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}tests", "ONE": "more", "TZ": "Asia/Tokyo"}
-    what = [option, "probe" if option == "-m" else PROBE, "--some", "arguments"]
-    found = []
+    arguments = [option, "probe" if option == "-m" else PROBE, "--some", "arguments"]
+    reports = []
     for forked in (False, True):
-        with processes.start(what, environment, cwd=tmp_path, session=session, forked=forked) as process:
+        with processes.start(arguments, environment, cwd=tmp_path, session=session, forked=forked) as process:
             assert process.wait() == process.poll() == 3
-        found.append(json.loads(process.output))
-    assert found[0] == found[1]
+        reports.append(json.loads(process.output))
+    assert reports[0] == reports[1]
 
 
-def test_one_whose_interpreter_is_set_up_otherwise_is_started() -> None:
-    """No fork could follow."""
-    done = processes.run(["-c", "import sys; print(sys.flags.utf8_mode)"], {**os.environ, "PYTHONUTF8": "0"})
-    assert done.stdout == "0\n"
+def test_a_process_with_other_interpreter_options_is_started() -> None:
+    """A fork cannot change the interpreter's options."""
+    result = processes.run(["-c", "import sys; print(sys.flags.utf8_mode)"], {**os.environ, "PYTHONUTF8": "0"})
+    assert result.stdout == "0\n"
 
 
 EVERY_WAY = pytest.mark.parametrize("forked", [False, True])
@@ -67,7 +69,7 @@ def test_a_process_is_killed_with_its_children_at_the_end_of_the_block(forked) -
 
 @EVERY_WAY
 def test_a_process_that_ends_before_the_condition_holds_fails_with_its_output(forked) -> None:
-    """Instead of a wait for as long as a condition may take."""
+    """It does not wait for the condition's timeout."""
     starting = processes.start(["-c", "print('why'); raise SystemExit(2)"], until="ready", forked=forked)
     with pytest.raises(AssertionError, match="ended with 2\nwhy"), starting:
         pass
@@ -75,7 +77,7 @@ def test_a_process_that_ends_before_the_condition_holds_fails_with_its_output(fo
 
 @EVERY_WAY
 def test_a_process_must_exit_with_the_given_code_on_sigterm(forked) -> None:
-    """A process that ends before is not asked."""
+    """A process that ends earlier gets no signal."""
     starting = processes.start(["-c", "__import__('time').sleep(90)"], exit_code=0, forked=forked)
     with pytest.raises(AssertionError, match="-15"), starting:
         pass
@@ -85,7 +87,7 @@ def test_a_process_must_exit_with_the_given_code_on_sigterm(forked) -> None:
 
 @EVERY_WAY
 def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process(forked) -> None:
-    """One line after the other."""
+    """One line is sent and answered after the other."""
     code = "for line in open(0): print(line + line, end='', flush=True)"
     with processes.start(["-c", code], exit_code=0, stdin=True, forked=forked) as process:
         for word in ("a", "b"):
@@ -94,7 +96,7 @@ def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process(forked)
 
 
 def test_a_log_of_several_processes_is_read_from_the_start_of_each(tmp_path) -> None:
-    """What an earlier one has printed is no sign that this one is ready."""
+    """The output of an earlier process does not count as a sign of readiness."""
     log = tmp_path / "log"
     assert processes.run(["sh", "-c", f"echo ready > {log}"]).returncode == 0
     with processes.start(["sh", "-c", "echo now; sleep 90"], log=log, until="now") as process:
@@ -102,8 +104,8 @@ def test_a_log_of_several_processes_is_read_from_the_start_of_each(tmp_path) -> 
     assert log.read_text() == "ready\nnow\n"
 
 
-def test_a_module_that_is_run_is_not_there_already() -> None:
-    """Python would warn of it, in every log."""
+def test_a_module_that_is_run_has_not_been_imported() -> None:
+    """Python would print a warning."""
     for module in ("celery", "mailglass_reconcile"):
-        done = processes.run(["-m", module, "--version"])
-        assert (done.returncode, done.stderr) == (0, "")
+        result = processes.run(["-m", module, "--version"])
+        assert (result.returncode, result.stderr) == (0, "")

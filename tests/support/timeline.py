@@ -1,4 +1,4 @@
-"""Real scrapes as a history that Prometheus's own tool evaluates the rules over."""
+"""Scrapes as a history over which promtool evaluates the alert rules."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 RULES = MONITORING / "alerts.yml"
 FIRING = 'group by (alertname) (ALERTS{alertstate="firing"})'
 LONG_AGO = -1e9
-NOTHING: dict[Any, float] = {}
+NO_SAMPLES: dict[Any, float] = {}
 
 has_promtool = shutil.which("promtool") is not None
 needs_promtool = pytest.mark.skipif(not has_promtool, reason="needs promtool (apt-get install promtool)")
 
 
 def promtool(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run promtool, and return what it did."""
+    """Run promtool, and return its result."""
     return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
 
 
@@ -44,28 +44,28 @@ class Timeline:
         self._minutes: list[dict[Any, float]] = []
 
     def scrape(self, minutes: int = 5) -> dict[Any, float]:
-        """Take a scrape that holds for so many minutes, and return it."""
-        found = scraping.scrape(self._db)
-        self.add(found, minutes)
-        return found
+        """Scrape, let the samples hold for some minutes, and return them."""
+        samples = scraping.scrape(self._db)
+        self.add(samples, minutes)
+        return samples
 
-    def add(self, found: dict[Any, float], minutes: int) -> None:
-        """Let a scrape that was taken just now hold for so many minutes; an empty one is a target that is away."""
+    def add(self, samples: dict[Any, float], minutes: int) -> None:
+        """Let a new scrape hold for some minutes; an empty one is a target that is down."""
         shift = len(self._minutes) * 60 - time.time()
-        moved = {(name, labels): _moved(name, value, shift) for (name, labels), value in found.items()}
+        moved = {(name, labels): _moved(name, value, shift) for (name, labels), value in samples.items()}
         self._minutes += [moved] * minutes
 
     def hold(self, minutes: int) -> None:
-        """Let so many minutes pass in which nothing changes."""
+        """Let some minutes pass in which nothing changes."""
         self._minutes += self._minutes[-1:] * minutes
 
-    def fires(self, *alerts: str, perhaps: str = "") -> None:
-        """Fail unless exactly these alerts, by the end of their names, fire in the end, and *perhaps* another."""
-        wanted = [{"labels": f'{{alertname="MailglassReconcile{name}"}}', "value": 1} for name in sorted(alerts)]
+    def check_alerts(self, *alerts: str, perhaps: str = "") -> None:
+        """Check that exactly these alerts, by the end of their names, fire at the end, and *perhaps* another."""
+        expected = [{"labels": f'{{alertname="MailglassReconcile{name}"}}', "value": 1} for name in sorted(alerts)]
         last = f"{len(self._minutes) - 1}m"
         firing = FIRING.replace("}", f', alertname!="MailglassReconcile{perhaps}"}}')
-        test = {"expr": firing, "eval_time": last, "exp_samples": wanted}
-        file = self._folder / "test.json"  # which is YAML too
+        test = {"expr": firing, "eval_time": last, "exp_samples": expected}
+        file = self._folder / "test.json"  # JSON is YAML, too
         file.write_text(
             json.dumps(
                 {
@@ -75,8 +75,8 @@ class Timeline:
                 }
             )
         )
-        done = promtool("test", "rules", str(file))
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = promtool("test", "rules", str(file))
+        assert result.returncode == 0, result.stdout + result.stderr
 
     def _series(self) -> list[dict[str, str]]:
         keys = {key: None for scrape in self._minutes for key in scrape}

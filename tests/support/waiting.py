@@ -7,22 +7,21 @@ from mailglass_reconcile import flush
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait until *condition* holds, and fail where it does not within *seconds* of a machine with nothing else to do.
+    """Wait until *condition* holds, and fail after *seconds* of an idle machine.
 
-    They are counted in the pauses between looks, from a hundredth of a second to a twentieth: on a busy machine each
-    takes longer.
+    The seconds are the sum of the pauses between checks, of 10 to 50 ms, which take longer on a busy machine.
     """
-    sleep, latest, pause, waited = time.sleep, time.monotonic() + 10 * seconds, 0.01, 0.0
-    while waited < seconds:
+    sleep, latest, pause, slept = time.sleep, time.monotonic() + 10 * seconds, 0.01, 0.0
+    while slept < seconds:
         if condition():
             return
         assert time.monotonic() < latest, f"not within {10 * seconds} s"
         sleep(pause)
-        waited += pause
+        slept += pause
         pause = min(0.05, 1.05 * pause)
     assert condition(), f"not within {seconds} s"
 
 
 def settle() -> None:
-    """Wait until the background thread has done what commits have left to do, and has closed its connections."""
+    """Wait until the background thread has run all after-commit actions and closed its connections."""
     wait_until(flush)

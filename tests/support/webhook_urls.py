@@ -1,4 +1,4 @@
-"""The URLs of a project with our address for webhooks, which can be made only when Django is set up."""
+"""The URLs of a project with our webhook view; importing it requires that Django is set up."""
 
 from django.urls import include, path
 

@@ -64,10 +64,10 @@ _COMMITTED = "SELECT id::text FROM mailglass_events WHERE id = ANY (CAST(:ids AS
 
 
 class Witness:
-    """What is known of one test's database beyond its tables: results of sweeps, messages, the log."""
+    """The record of one test's database beyond its tables: results of sweeps, messages, the log."""
 
     def __init__(self, pubsub: redis.client.PubSub, client: redis.Redis) -> None:
-        """Watch the channels of a confirmed subscriber."""
+        """Record the messages of a confirmed subscriber."""
         self.sweeps: list[Sweep] = []
         self.early: list[str] = []
         """Ids of events that were told of before they had committed."""
@@ -79,30 +79,30 @@ class Witness:
         self._client = client
 
     def results(self) -> list[tuple[SweepResult, int | None]]:
-        """Return what each sweep counted, and how many orphans were eligible; None if it did not come so far."""
+        """Return each sweep's result and its number of eligible orphans, or None if it did not count them."""
         return [(sweep.result, sweep.counters.eligible if sweep.has_started else None) for sweep in self.sweeps]
 
     def messages(self, *, settled: bool = True) -> list[tuple[str, dict[str, Any]]]:
-        """Return `(channel, payload)` of every message that has been published so far and not been returned yet.
+        """Return `(channel, payload)` of the messages that were published since the last call.
 
-        Unless *settled* is false, it waits for what the background thread has left to do.
+        If *settled*, wait for the background thread's actions first.
         """
         if settled:
             settle()
         mark = uuid.uuid4().hex
         self._client.publish(f"mailglass:events:{mark}", mark)
-        found = []
+        received = []
         while True:
             message = self._pubsub.get_message(timeout=5)
             assert message is not None, "the sentinel did not arrive"
             if message["data"] == mark.encode():
-                return found
+                return received
             if message["type"] == "pmessage" and message["data"].startswith(b"{"):
-                found.append((message["channel"].decode(), json.loads(message["data"])))
+                received.append((message["channel"].decode(), json.loads(message["data"])))
 
 
 def install(engine: sa.Engine) -> None:
-    """Let a database, and copies of it, write down what happens to their rows."""
+    """Make a database, and its copies, record the changes of their rows."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_WITNESS)
     database_pool.install(engine)
@@ -116,7 +116,7 @@ def _client(redis_url: str) -> redis.Redis:
 
 @contextmanager
 def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
-    """Write down the sweeps of this process, and all messages."""
+    """Record this process's sweeps and all messages."""
     client = _client(redis_url)
     with client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
         pubsub.psubscribe("mailglass:events:*")
@@ -146,7 +146,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
 
 @contextmanager
 def _logged(lines: list[str]) -> Iterator[None]:
-    """Write down what the package logs while the block runs."""
+    """Record what the package logs while the block runs."""
     handler = logging.Handler(logging.DEBUG)
     handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
     logger = logging.getLogger("mailglass_reconcile")
@@ -158,28 +158,28 @@ def _logged(lines: list[str]) -> Iterator[None]:
 
 
 def running() -> dict[int, str]:
-    """Return the processes that this one has started and that still run, except servers: their name by their id."""
-    found: dict[int, str] = {}
+    """Return the names of this process's running descendants, except servers, by their ids."""
+    names: dict[int, str] = {}
     parents = [psutil.Process()]
     while parents:
         for child in _children(parents.pop()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
                     if child.pid not in processes.helpers:
-                        found[child.pid] = child.name()
+                        names[child.pid] = child.name()
                     parents.append(child)
-    return found
+    return names
 
 
 def _children(parent: psutil.Process) -> list[psutil.Process]:
-    """Return the processes that one has started; Linux lists them, where psutil reads all processes of the machine."""
+    """Return a process's children; on Linux without reading all processes of the machine, as psutil does."""
     threads = Path(f"/proc/{parent.pid}/task")
     if not (threads / str(parent.pid) / "children").exists():
         with contextlib.suppress(psutil.NoSuchProcess):
             return list(parent.children())
         return []
-    found = []
+    children = []
     for listed in threads.glob("*/children"):
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            found += [psutil.Process(int(pid)) for pid in listed.read_text().split()]
-    return found
+            children += [psutil.Process(int(pid)) for pid in listed.read_text().split()]
+    return children

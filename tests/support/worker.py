@@ -41,8 +41,8 @@ if "WORKER_SENTINEL" in os.environ:
         result_backend=by_sentinel,
         result_backend_transport_options={"master_name": "mymaster", "sentinel_kwargs": closed},
     )
-    known = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed)
-    master = known.master_for("mymaster", db=int(where.path[1:]), password=where.password)
+    sentinels = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed)
+    master = sentinels.master_for("mymaster", db=int(where.path[1:]), password=where.password)
     mailglass_reconcile.configure(redis=master)
 
 if "WORKER_POOLED" in os.environ:
@@ -54,12 +54,12 @@ if "WORKER_POOLED" in os.environ:
 
 @app.task(name="backend")
 def backend() -> list[int]:
-    """Return this process's id, its database session's, and the one that was opened before the fork."""
+    """Return the id of this process, of its database session, and of the session opened before the fork."""
     with runtime.get_engine().connect() as connection:
         return [os.getpid(), connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one(), parents_pid]
 
 
 @worker_ready.connect
 def ready(**unused: object) -> None:
-    """Tell the test."""
+    """Report the start to the test."""
     print("READY", flush=True)  # noqa: T201

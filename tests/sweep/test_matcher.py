@@ -26,7 +26,7 @@ from mailglass_reconcile.store.database import Database, Transaction, in_schema
 from mailglass_reconcile.store.deliveries import WIDE
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import matcher
-from spellings import DIFFERENT, SAME
+from spellings import DIFFERENT, EQUAL
 
 TENANTS = st.sampled_from(["a", "b"])
 RECIPIENTS = st.sampled_from(["Ada@Example.com", " ada@example.com ", "Ada <ADA@example.com>", "eve@example.com"])
@@ -118,7 +118,7 @@ def other_deliveries(campaign, number):
 @pytest.mark.parametrize("way", [1, -1])
 def test_an_event_links_however_its_recipient_is_spelled(db, number, way):
     """The id may name ten deliveries or eleven, and either side may have any spelling."""
-    spelled = {name: spellings[::way] for name, spellings in SAME.items()}
+    spelled = {name: spellings[::way] for name, spellings in EQUAL.items()}
     items = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
     orphans = {name: orphan_row(sparkpost(reported, name)) for name, (_, reported) in spelled.items()}
     other_rows = [row for name in spelled for row in other_deliveries(name, number)]
@@ -231,7 +231,7 @@ def test_an_event_links_in_every_locale(url, redis_url):
     installation.migrate()
     mailglass_reconcile.configure(engine=installation.engine, settings=installation.settings)
     expected = set()
-    for spelling, (stored, reported) in SAME.items():
+    for spelling, (stored, reported) in EQUAL.items():
         for number in (WIDE - 1, WIDE):
             id_ = f"{spelling} {number}"
             row = delivery_row(id_, recipient=stored)
@@ -253,7 +253,7 @@ def spelled(seed):
 
 def test_the_index_has_the_key_of_every_recipient(connection):
     """Postgres computes from a stored recipient the key that Python computes from a normalized one."""
-    recipients = [recipient for pair in (*SAME.values(), *DIFFERENT.values()) for recipient in pair] + spelled(1)
+    recipients = [recipient for pair in (*EQUAL.values(), *DIFFERENT.values()) for recipient in pair] + spelled(1)
     keys = [make_index_key(normalize_address(recipient)) for recipient in recipients]
     rows = connection.execute(sa.text(in_schema(KEYS, "public")), {"recipients": recipients, "keys": keys})
     assert [repr(recipient) for recipient, is_equal in rows if not is_equal] == []

@@ -320,9 +320,9 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
 
         async def ask():
             paths = [f"/orphans?type=t{n}" for n in range(IN_FLIGHT + 5)]
-            requests = [asyncio.create_task(visitor.one(path)) for path in paths]
+            requests = [asyncio.create_task(visitor.get_in_loop(path)) for path in paths]
             result, _ = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
-            alive = await visitor.one("/healthz")
+            alive = await visitor.get_in_loop("/healthz")
             holder.rollback()
             return [task.result() for task in result], alive, await asyncio.gather(*requests)
 

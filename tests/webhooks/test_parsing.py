@@ -43,7 +43,7 @@ def test_every_documented_event_is_read(provider):
         (made,) = read(provider, event.payload)
         assert (made.type, made.reject_reason, made.bounce) == (event.type, event.reason, event.bounce), event
         assert (made.smtp_status, made.message_id) == (event.smtp_status, event.message_id), event
-        assert (made.occurred_at, made.metadata) == (dt.datetime.fromisoformat(event.at), event.kept), event
+        assert (made.occurred_at, made.metadata) == (dt.datetime.fromisoformat(event.at), event.metadata), event
         assert made.occurred_at.utcoffset() == dt.timedelta(0), event
         assert made.message_id is not None or made.recipient is not None, event
         assert set(made.metadata) <= {"tags", "region"}, event

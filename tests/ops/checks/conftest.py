@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
 from database import Database
-from diagnosing import SWEEPERS, using
+from diagnosing import SWEEPERS, use_settings
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def role(db: Database, admin: sa.Engine) -> Iterator[str]:
     with db.engine.begin() as connection:
         connection.exec_driver_sql(SWEEPERS.replace("mailglass_sweeper", name))
     url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
-    using(db, database_url=url.render_as_string(hide_password=False))
+    use_settings(db, database_url=url.render_as_string(hide_password=False))
     mailglass_reconcile.reconcile()
     yield name
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)

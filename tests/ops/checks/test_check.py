@@ -14,7 +14,7 @@ import factories
 import invariants
 import mailglass_reconcile
 from database import Database
-from diagnosing import heal, of, report
+from diagnosing import heal, report, worst_finding
 from factories import delivery, orphan, postmark
 from handling import handle
 from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
@@ -62,10 +62,10 @@ def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
     """Orphans arrive meanwhile; `migrate` restores the trigger and adds them."""
     db.run(DISABLED.format(trigger))
     orphan(db, postmark("meanwhile"))
-    finding = of("triggers")
+    finding = worst_finding("triggers")
     assert (finding.status, trigger in finding.message) == (ERROR, True)
     heal(db, finding.remedy)
-    assert (of("triggers").status, of("open_set").status) == (OK, OK)
+    assert (worst_finding("triggers").status, worst_finding("open_set").status) == (OK, OK)
 
 
 @pytest.mark.guard
@@ -74,7 +74,7 @@ def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
     for number in range(3):
         orphan(db, postmark(f"m-{number}"))
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 2)")
-    finding = of("open_set")
+    finding = worst_finding("open_set")
     assert (finding.status, "2 of 3 orphans" in finding.message, "--repair" in finding.remedy) == (ERROR, True, True)
     repaired, now = [finding for finding in report(repair=True) if finding.check == "open_set"]
     assert repaired.message == "repaired: 2 open orphans added, 0 removed"
@@ -88,10 +88,10 @@ def test_an_open_set_with_rows_too_many_is_repaired(db: Database) -> None:
     for event_id in (linked, factories.new_id()):
         db.run("INSERT INTO mailglass_open_orphans VALUES (CAST(:id AS uuid), 'acme', now())", id=event_id)
     db.run("INSERT INTO mailglass_open_orphan_ids VALUES (CAST(:id AS uuid), 1, 'x')", id=delivery_id)
-    finding = of("open_set")
+    finding = worst_finding("open_set")
     assert (finding.status, "2 of 2 orphans that are reconciled" in finding.message) == (WARNING, True)
     assert "1 of 1 id without an orphan" in finding.message
-    assert of("open_set", repair=True).status == OK
+    assert worst_finding("open_set", repair=True).status == OK
 
 
 def test_what_has_expired_is_not_missing(db: Database) -> None:
@@ -99,7 +99,7 @@ def test_what_has_expired_is_not_missing(db: Database) -> None:
     for age in (8, 20):
         orphan(db, postmark(f"m-{age}"), age_seconds=age * 86_400)
     mailglass_reconcile.prune()
-    assert of("open_set").status == OK
+    assert worst_finding("open_set").status == OK
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], 
     for number in range(10):
         orphan(db, {"provider": "acme", "its": {"id": f"m-{number}"}})
         mailglass_reconcile.reconcile()
-        finding = of("key_rules")
+        finding = worst_finding("key_rules")
         assert (finding.status, "acme" in finding.message, "MAILGLASS_IMPORTS" in finding.remedy) == (
             ERROR if number == 9 else WARNING,
             True,
@@ -126,14 +126,14 @@ def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], 
         )
     acme_has_a_rule()
     mailglass_reconcile.reconcile()
-    assert of("key_rules").status == OK
+    assert worst_finding("key_rules").status == OK
 
 
 def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
     """The id may be found all the same, where most providers put it; the finding suggests the right name."""
     orphan(db, {"provider": "sendgird", "message_id": "m-1"})
     mailglass_reconcile.reconcile()
-    finding = of("key_rules")
+    finding = worst_finding("key_rules")
     assert (finding.status, "no rule knows sendgird; did you mean sendgrid?" in finding.message) == (WARNING, True)
 
 
@@ -156,10 +156,10 @@ def test_events_that_never_have_an_id_are_no_fault(mailglass_db: Database) -> No
         orphan(mailglass_db, factories.sendgrid(None), type="bounced")
         orphan(mailglass_db, {"provider": "mandrill"}, type="unknown")
     mailglass_reconcile.reconcile()
-    assert of("key_rules").status == OK
+    assert worst_finding("key_rules").status == OK
     orphan(mailglass_db, factories.sendgrid(None), type="delivered")
     mailglass_reconcile.reconcile()
-    finding = of("key_rules")
+    finding = worst_finding("key_rules")
     assert (finding.status, "sendgrid" in finding.message) == (WARNING, True)
 
 
@@ -170,16 +170,16 @@ def test_all_webhooks_under_another_tenant(mailglass_db: Database) -> None:
     for number in range(3):
         delivery(mailglass_db, f"m-{number}", tenant_id="acme")
         orphan(mailglass_db, postmark(f"m-{number}"), tenant_id="default")
-    assert of("tenants").status == OK, "nothing has looked at them yet"
+    assert worst_finding("tenants").status == OK, "nothing has looked at them yet"
     mailglass_reconcile.reconcile()
-    finding = of("tenants")
+    finding = worst_finding("tenants")
     assert (finding.status, "tenant is default" in finding.message) == (ERROR, True)
     assert "resolve_webhook_tenant" in finding.remedy
     for number in range(4):
         delivery(mailglass_db, f"n-{number}", tenant_id="acme")
         orphan(mailglass_db, postmark(f"n-{number}"), tenant_id="acme")
     mailglass_reconcile.reconcile()
-    assert of("tenants").status == WARNING
+    assert worst_finding("tenants").status == WARNING
 
 
 def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
@@ -187,7 +187,7 @@ def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
     delivery(db, "m-1", tenant_id="acme")
     orphan(db, postmark("m-1"), tenant_id="default")
     mailglass_reconcile.reconcile()
-    finding = of("tenants")
+    finding = worst_finding("tenants")
     assert (finding.status, "record_webhook" in finding.remedy) == (WARNING, True)
     assert "ailglass" not in finding.remedy.replace("MAILGLASS_TENANT", "")
 
@@ -200,10 +200,10 @@ def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_w
     for expected in (WARNING, WARNING, ERROR):
         orphan(db, postmark("m-1"), tenant_id="default")
         mailglass_reconcile.reconcile()
-        assert of("tenants").status == expected
+        assert worst_finding("tenants").status == expected
     with db.engine.begin() as connection:
         record(connection, *(event(provider_event_id=f"e-{n}") for n in range(4)))
-    assert of("tenants").status == WARNING
+    assert worst_finding("tenants").status == WARNING
 
 
 @pytest.mark.guard
@@ -221,18 +221,18 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
 def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     """`migrate` fixes the first, a newer package the second; the third finding names the setting."""
     db.run("DELETE FROM mailglass_reconcile_version")
-    finding = of("schema")
+    finding = worst_finding("schema")
     assert (finding.status, f"this version needs {schema.VERSION}" in finding.message) == (ERROR, True)
     heal(db, finding.remedy)
-    assert of("schema").status == OK
+    assert worst_finding("schema").status == OK
     db.run("UPDATE mailglass_reconcile_version SET version_num = '9999'")
-    finding = of("schema")
+    finding = worst_finding("schema")
     assert (finding.status, "install the newer" in finding.remedy) == (ERROR, True)
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
-    assert of("schema").status == OK
+    assert worst_finding("schema").status == OK
     elsewhere = db.settings.model_copy(update={"database_schema": "elsewhere"})
     mailglass_reconcile.configure(engine=db.engine, settings=elsewhere)
-    finding = of("schema")
+    finding = worst_finding("schema")
     assert (finding.status, "MAILGLASS_DATABASE_SCHEMA to public" in finding.remedy) == (ERROR, True)
 
 
@@ -241,10 +241,10 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     """The indexes are one on Mailglass's table and one on ours."""
     before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)
     db.run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(:index)", index=index)
-    finding = of("indexes")
+    finding = worst_finding("indexes")
     assert (finding.status, f"{index} is invalid" in finding.message) == (ERROR, True)
     heal(db, finding.remedy)
-    assert of("indexes").status == OK
+    assert worst_finding("indexes").status == OK
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
 
 
@@ -253,7 +253,7 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(mail
     index = "mailglass_events_idempotency_key_idx"
     mailglass_reconcile.reconcile()
     mailglass_db.run(f"DROP INDEX {mailglass_db.settings.database_schema}.{index}")
-    finding = of("indexes")
+    finding = worst_finding("indexes")
     assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
     assert finding.remedy is not None
     assert finding.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
@@ -261,7 +261,10 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(mail
     with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
         runner.migrate(mailglass_db.engine, mailglass_db.settings, lambda line: None)
     heal(mailglass_db, finding.remedy)
-    assert (of("indexes").status, runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings)) == (OK, [])
+    assert (
+        worst_finding("indexes").status,
+        runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings),
+    ) == (OK, [])
 
 
 def test_mailglass_s_own_reconciler_that_still_runs(mailglass_db: Database) -> None:
@@ -270,11 +273,11 @@ def test_mailglass_s_own_reconciler_that_still_runs(mailglass_db: Database) -> N
         delivery(mailglass_db, message)
     orphan(mailglass_db, postmark("one"))
     mailglass_reconcile.reconcile()
-    assert of("other_reconciler").status == OK
+    assert worst_finding("other_reconciler").status == OK
     event_id = orphan(mailglass_db, postmark("two"))
     delivery_id = mailglass_db.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
     factories.insert(mailglass_db, events=[factories.reconciled_row(event_id, delivery_id)])
-    finding = of("other_reconciler")
+    finding = worst_finding("other_reconciler")
     assert (finding.status, "made 1 link within" in finding.message, "Oban" in finding.remedy) == (WARNING, True, True)
 
 
@@ -282,27 +285,27 @@ def test_deliveries_whose_ids_no_event_will_name(mailglass_db: Database) -> None
     """The ids were generated by Mailglass, or are missing."""
     delivery(mailglass_db, "mailglass-synthetic-1")
     delivery(mailglass_db, "m-1", provider="postmark")
-    finding = of("delivery_ids")
+    finding = worst_finding("delivery_ids")
     assert (finding.status, "1 of 2" in finding.message) == (WARNING, True)
     mailglass_db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
-    assert of("delivery_ids").status == ERROR
+    assert worst_finding("delivery_ids").status == ERROR
 
 
 def test_sessions_that_are_not_in_utc(mailglass_db: Database) -> None:
     """Mailglass writes local times; the remedy sets the role's time zone."""
     mailglass_db.by_default("timezone", "Europe/Berlin")
-    finding = of("time_zone")
+    finding = worst_finding("time_zone")
     assert (finding.status, "Europe/Berlin" in finding.message) == (WARNING, True)
     assert finding.remedy is not None
     assert finding.remedy.startswith("ALTER ROLE")
     mailglass_db.by_default("timezone", None)
-    assert of("time_zone").status == OK
+    assert worst_finding("time_zone").status == OK
 
 
 def test_a_time_zone_is_no_fault_without_mailglass(db: Database) -> None:
     """Nothing depends on the session's time zone."""
     db.by_default("timezone", "Europe/Berlin")
-    assert of("time_zone").status == OK
+    assert worst_finding("time_zone").status == OK
 
 
 RUN = """
@@ -334,8 +337,8 @@ def test_beat_that_dispatches_is_not_to_be_started(db: Database) -> None:
     """It runs, so only sweeps are missing."""
     db.run(RUN, minutes=40, origin="beat", status="ok")
     db.run(RUN.replace("'full'", "'dispatch'"), minutes=1, origin="beat", status="ok")
-    assert of("beat").status == OK
-    assert of("sweeps").status == ERROR
+    assert worst_finding("beat").status == OK
+    assert worst_finding("sweeps").status == ERROR
 
 
 def test_a_healthy_installation_with_cron_has_no_warning_and_looks_for_no_worker(
@@ -391,12 +394,12 @@ def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
 def test_a_prune_that_has_stopped(db: Database) -> None:
     """A day without one, or a new installation, is no fault; after two days, `status` reports it too."""
     db.run(RUN, minutes=1, origin="beat", status="ok")
-    assert of("prune").status == OK
+    assert worst_finding("prune").status == OK
     for days, pruned in ((3, "false"), (3, "true"), (1, "true")):
         db.run("DELETE FROM mailglass_reconcile_runs WHERE kind = 'prune'")
         db.run(PRUNED, days=days, status="ok" if pruned == "true" else "failed")
         reported = "tables grow" in " ".join(load_problems(db.database))
-        assert (of("prune").status, reported) == ((ERROR, True) if days == 3 else (OK, False))
+        assert (worst_finding("prune").status, reported) == ((ERROR, True) if days == 3 else (OK, False))
 
 
 PRUNED = """
@@ -409,10 +412,10 @@ def test_a_last_sweep_that_failed(db: Database) -> None:
     """The one before it is recent; the next successful sweep fixes it."""
     db.run(RUN, minutes=5, origin="beat", status="ok")
     db.run(RUN, minutes=1, origin="beat", status="failed")
-    finding = of("sweeps")
+    finding = worst_finding("sweeps")
     assert (finding.status, "DatabaseRefusedError" in finding.message) == (ERROR, True)
     mailglass_reconcile.reconcile()
-    assert of("sweeps").status == OK
+    assert worst_finding("sweeps").status == OK
 
 
 DEAD = """
@@ -424,14 +427,14 @@ VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', 'dead', now
 def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     """Dead events are reported until they are retried, waiting ones while no handler is registered."""
     db.run(DEAD)
-    finding = of("handlers")
+    finding = worst_finding("handlers")
     assert (finding.status, "1 job of a handler is dead" in finding.message) == (ERROR, True)
     assert "dispatch --retry" in finding.remedy
     assert administration.retry(db.database) == 1
-    finding = of("handlers")
+    finding = worst_finding("handlers")
     assert (finding.status, "MAILGLASS_IMPORTS" in finding.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_handler_outbox")
-    assert of("handlers").status == OK
+    assert worst_finding("handlers").status == OK
 
 
 WAITING = """
@@ -446,13 +449,13 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     registry._registered.clear()
     on_event("bounced", name="suppress")(lambda connection, event: None)
     db.run(WAITING, attempts=2, due=200)
-    assert of("handlers").status == OK
+    assert worst_finding("handlers").status == OK
     db.run(WAITING, attempts=0, due=400)
-    finding = of("handlers")
+    finding = worst_finding("handlers")
     assert (finding.status, "waited 6 minutes" in finding.message, "dispatch" in finding.remedy) == (ERROR, True, True)
     db.run("DELETE FROM mailglass_handler_outbox")
     db.run(WAITING, attempts=3, due=-60)
-    finding = of("handlers")
+    finding = worst_finding("handlers")
     assert (finding.status, "1 job of a handler has failed 3 times" in finding.message) == (ERROR, True)
     assert ["1 job of a handler has failed 3 times" in problem for problem in load_problems(db.database)] == [
         False,
@@ -466,10 +469,10 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
 def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Database) -> None:
     """It is named until it is forgotten or renamed."""
     handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
-    assert of("handled_types").status == OK
+    assert worst_finding("handled_types").status == OK
     assert value(scrape(db), "findings", check="handled_types", status="error") == 0
     db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE handler = 'old one'")
-    finding = of("handled_types")
+    finding = worst_finding("handled_types")
     assert (finding.status, "the handler old one (bounced, opened) for 1 hour" in finding.message) == (ERROR, True)
     assert "dispatch --forget --handler 'old one'`" in finding.remedy
     assert "dispatch --rename 'old one' NEW`" in finding.remedy
@@ -518,7 +521,7 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
 def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
     """They are never linked, and the open set is complete without them."""
     orphan(db, postmark("one"), tenant_id="t" * 1_001)
-    finding = of("open_set")
+    finding = worst_finding("open_set")
     assert (finding.status, "1 orphan checked has a tenant of more than 1,000" in finding.message) == (WARNING, True)
 
 

@@ -12,7 +12,7 @@ import factories
 import mailglass_reconcile
 import pages
 import raw_webhooks
-from diagnosing import SWEEPERS, heal, of
+from diagnosing import SWEEPERS, heal, worst_finding
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.checks import OK, WARNING
 from mailglass_reconcile.store import engines
@@ -41,7 +41,7 @@ def test_links_of_our_own_are_those_that_the_rule_makes(mailglass_db):
     _, message_id = bounce(mailglass_db, TO)
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1
-    assert of("links").status == OK
+    assert worst_finding("links").status == OK
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(mailglas
     """Mailglass's reconciler compares neither."""
     orphan, message_id = bounce(mailglass_db, TO)
     link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, **{"recipient": TO, **columns}))
-    finding = of("links")
+    finding = worst_finding("links")
     assert (finding.status, difference in finding.message) == (WARNING, True)
 
 
 def test_a_recipient_that_cannot_be_read_is_no_fault(mailglass_db):
     """The message id alone decides then; the doctor does not claim to have compared the recipient."""
-    orphan, message_id = bounce(mailglass_db, TO, kept=False)
+    orphan, message_id = bounce(mailglass_db, TO, is_stored=False)
     link(mailglass_db, orphan, factories.delivery(mailglass_db, message_id, recipient=CC))
-    finding = of("links")
+    finding = worst_finding("links")
     assert finding.status == OK
     assert finding.message == "the 1 newest link is to the right tenant; the recipient of 1 cannot be read"
 
@@ -76,7 +76,7 @@ def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_anothe
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         assert reconcile().linked_unchecked == 1
     mailglass_db.broken.add("I5")
-    finding = of("links")
+    finding = worst_finding("links")
     assert (finding.status, "another reconciler" in finding.message) == (WARNING, False)
     assert "1 of 1 newest link is to another recipient's delivery" in finding.message
     assert "Oban" not in finding.remedy
@@ -102,13 +102,13 @@ def sweeper(db, admin):
 
 def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):
     """Its links are unchecked and permanent; the remedy is the one missing privilege."""
-    assert of("recipients").status == OK
+    assert worst_finding("recipients").status == OK
     with sweeper(mailglass_db, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
-        finding = of("recipients")
+        finding = worst_finding("recipients")
         assert (finding.status, "cannot be undone" in finding.message) == (WARNING, True)
         heal(mailglass_db, finding.remedy)
-        assert of("recipients").status == OK
+        assert worst_finding("recipients").status == OK
 
 
 def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
@@ -123,11 +123,11 @@ def test_the_page_grants_what_a_sweeper_lacks(mailglass_db, admin):
             )
         )
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
-        assert of("recipients").status == OK
+        assert worst_finding("recipients").status == OK
 
 
 def test_without_mailglass_a_sweeper_reads_no_raw_webhooks(db, admin):
     """Our writers store the recipient themselves."""
     with sweeper(db, admin) as settings:
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
-        assert of("recipients").status == OK
+        assert worst_finding("recipients").status == OK

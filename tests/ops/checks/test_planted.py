@@ -11,7 +11,7 @@ import pytest
 
 import mailglass_reconcile
 from database import Database
-from diagnosing import heal, of, report
+from diagnosing import heal, report, worst_finding
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
@@ -109,7 +109,7 @@ def test_a_database_without_a_revision_or_at_another_one_is_found(db: Database, 
     """`migrate` restores it, but refuses a revision of a newer or an earlier checkout."""
     mailglass_reconcile.reconcile()
     db.run(planted.sql)
-    finding = of("schema")
+    finding = worst_finding("schema")
     assert (finding.status, planted.name in finding.message) == (ERROR, True), finding
     if planted.sql.startswith("UPDATE"):
         db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
@@ -123,7 +123,7 @@ def test_a_database_without_a_revision_or_at_another_one_is_found(db: Database, 
 
 
 def _is_well(db: Database, check: str) -> None:
-    assert of(check).status == OK
+    assert worst_finding(check).status == OK
     with db.database.reading() as tx:
         assert [finding for finding in checks.run_fast(CheckContext(tx)) if finding.check != "sweeps"] == []
 
@@ -139,7 +139,7 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(
     assert [finding for finding in report() if finding.status != OK] == []
     place = mailglass_db.settings.database_schema
     mailglass_db.run(f"DROP INDEX {place}.{index}")
-    finding = of("indexes")
+    finding = worst_finding("indexes")
     assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
     assert load_problems(mailglass_db.database)
     assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings)
@@ -172,7 +172,7 @@ def test_a_revoked_privilege_is_found_and_granted_by_the_remedy(
     db.run(f"REVOKE {revoked} ON {table} FROM {role}")
     [result] = wrong_to_the_role()
     assert (result.check, f"on {table}" in result.message) == ("privileges", True)
-    assert of("privileges").remedy == result.remedy
+    assert worst_finding("privileges").remedy == result.remedy
     heal(db, result.remedy)
     assert wrong_to_the_role() == []
 
@@ -183,7 +183,7 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
         db.run(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {role}")
         db.run(f"GRANT SELECT ON {table} TO {role}")
     assert wrong_to_the_role() == []
-    assert of("privileges").status == ERROR
+    assert worst_finding("privileges").status == ERROR
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:

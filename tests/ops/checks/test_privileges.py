@@ -3,7 +3,7 @@
 import pytest
 
 import mailglass_reconcile
-from diagnosing import heal, of, report
+from diagnosing import heal, report, worst_finding
 from mailglass_reconcile.ops.checks import ERROR, OK
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_a_privilege_that_is_missing(db, role, revoked, missing):
     if "SCHEMA" in revoked:
         db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
     db.run(f"REVOKE {revoked} FROM {role}")
-    finding = of("privileges")
+    finding = worst_finding("privileges")
     assert (finding.status, missing in finding.message, role in finding.message) == (ERROR, True, True)
     heal(db, finding.remedy)
     assert [finding for finding in report() if finding.check != "settings" and finding.status != OK] == []
@@ -43,10 +43,10 @@ def test_a_privilege_that_is_missing(db, role, revoked, missing):
 def test_row_level_security_that_would_hide_rows(db, role):
     """Postgres refuses the query then; BYPASSRLS fixes it."""
     db.run("ALTER TABLE mailglass_deliveries ENABLE ROW LEVEL SECURITY")
-    finding = of("privileges")
+    finding = worst_finding("privileges")
     assert (finding.status, "mailglass_deliveries" in finding.message) == (ERROR, True)
     heal(db, finding.remedy)
-    assert of("privileges").status == OK
+    assert worst_finding("privileges").status == OK
 
 
 def test_a_retention_that_the_role_may_not_apply(db, role):
@@ -54,9 +54,9 @@ def test_a_retention_that_the_role_may_not_apply(db, role):
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
-    finding = of("privileges")
+    finding = worst_finding("privileges")
     assert finding.status == ERROR
     for function in ("mailglass_prune_events", "mailglass_prune_deliveries"):
         assert f"EXECUTE on {function}(" in finding.message
     heal(db, finding.remedy)
-    assert of("privileges").status == OK
+    assert worst_finding("privileges").status == OK

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 from browsing import Visitor, app
-from diagnosing import of
+from diagnosing import worst_finding
 from factories import TENANT, delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import (
     ConfigurationError,
@@ -66,7 +66,7 @@ def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
     assert load_by_provider(mailglass_db)[None][:3] == (None, 5, 2)
     [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
-    assert of("reports").status == ERROR
+    assert worst_finding("reports").status == ERROR
     metrics = scrape(mailglass_db)
     assert value(metrics, "mailglass_deliveries_without_report", provider="none") == 2
     insert(mailglass_db, events=[orphan_row(postmark("m-40-0"))])
@@ -74,15 +74,15 @@ def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
     reconcile()
     mailglass_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
     assert silent(mailglass_db) == []
-    assert of("reports").message.startswith("1 of 4 deliveries checked, dispatched more than 1 day ago")
+    assert worst_finding("reports").message.startswith("1 of 4 deliveries checked, dispatched more than 1 day ago")
 
 
 def test_what_never_had_a_report_is_the_doctor_s_alone(mailglass_db):
     """Perhaps nobody has set up webhooks there."""
     insert(mailglass_db, sent(40, 3))
     assert silent(mailglass_db) == []
-    assert of("reports").status == WARNING
-    assert "no webhook has ever arrived" in of("reports").message
+    assert worst_finding("reports").status == WARNING
+    assert "no webhook has ever arrived" in worst_finding("reports").message
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number,
     mailglass_reconcile.reconcile()
     insert(db, sent(40, number, provider=provider))
     assert len([problem for problem in status.load_problems(db.database) if "has ever arrived" in problem]) == grave
-    finding = of("reports")
+    finding = worst_finding("reports")
     assert finding.status == (ERROR if grave else WARNING)
     assert "if your webhooks report bounces only, set MAILGLASS_SILENCE_HOURS=infinity" in finding.remedy
     page = Visitor(app(db)).get("/").text
@@ -208,7 +208,7 @@ def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
             )
             == problems
         )
-    assert of("reports").status == OK
+    assert worst_finding("reports").status == OK
     for wrong in ("0", "-1", "nan", "never"):
         monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", wrong)
         with pytest.raises(ConfigurationError, match="MAILGLASS_SILENCE_HOURS"):

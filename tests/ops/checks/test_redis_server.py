@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from database import Database
-from diagnosing import of, report, using
+from diagnosing import report, use_settings, worst_finding
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import lock_holder
 from mailglass_reconcile.pubsub import Subscription
@@ -22,13 +22,13 @@ from waiting import wait_until
 def own_redis(db: Database) -> Iterator[redis.Redis]:
     """Start a Redis for this test, and configure this process to use it."""
     with servers.redis() as url, redis.Redis.from_url(url) as client:
-        using(db, redis_url=url)
+        use_settings(db, redis_url=url)
         yield client
 
 
 def test_a_redis_that_is_away(db):
     """The finding names the cause; links are unaffected, and the database is checked."""
-    using(db, redis_url="redis://:canary@127.0.0.1:1/0")
+    use_settings(db, redis_url="redis://:canary@127.0.0.1:1/0")
     findings = {finding.check: finding for finding in report()}
     assert "127.0.0.1, port 1, database 0: nothing listens there" in findings["redis"].message
     assert (findings["redis"].status, findings["open_set"].status) == (ERROR, OK)
@@ -38,10 +38,10 @@ def test_a_redis_that_is_away(db):
 def test_a_redis_that_is_a_replica(db, own_redis):
     """It accepts messages and delivers none; promoted to master, it is healthy."""
     own_redis.replicaof("127.0.0.1", 1)
-    finding = of("redis")
+    finding = worst_finding("redis")
     assert (finding.status, "is a replica" in finding.message) == (ERROR, True)
     own_redis.replicaof("NO", "ONE")
-    assert of("redis").status == OK
+    assert worst_finding("redis").status == OK
 
 
 @pytest.mark.slow
@@ -61,15 +61,15 @@ def test_a_privilege_of_redis_that_is_missing(db, own_redis, missing, check, sta
     rights = f"~{PREFIX}* &mailglass:events:* +publish +set +get +pttl +pexpire +del +evalsha +script|load"
     own_redis.execute_command("ACL", "SETUSER", "mailglass", "on", ">secret", *rights.split())
     where = own_redis.connection_pool.connection_kwargs
-    using(db, redis_url=f"redis://mailglass:secret@{where['host']}:{where['port']}/0")
+    use_settings(db, redis_url=f"redis://mailglass:secret@{where['host']}:{where['port']}/0")
     with Subscription(own_redis, None, None) as heard:
         assert {finding.status for finding in report() if "redis" in finding.check or "lock" in finding.check} == {OK}
         own_redis.execute_command("ACL", "SETUSER", "mailglass", *missing.split())
-        finding = of(check)
+        finding = worst_finding(check)
         assert (finding.status, words in finding.message) == (status, True)
         step = finding.remedy.replace("<this user>", "mailglass").replace("'", "").split()
         own_redis.execute_command(*step)
-        assert of(check).status == OK
+        assert worst_finding(check).status == OK
         own_redis.publish("mailglass:events:acme", '{"delivery_id": "d"}')
         assert next(heard).channel == "mailglass:events:acme", "what the doctor publishes is no message"
 
@@ -79,7 +79,7 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
     with own_redis.pubsub(ignore_subscribe_messages=True) as listener:
         listener.psubscribe("mailglass:events:*")
         wait_until(own_redis.pubsub_numpat)
-        assert of("redis_privileges").status == OK
+        assert worst_finding("redis_privileges").status == OK
         messages = []
         wait_until(lambda: (message := listener.get_message(timeout=1)) and not messages.append(message["data"]))
     assert [json.loads(message) for message in messages] == [{"event": "test"}]
@@ -88,10 +88,10 @@ def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
 def test_a_redis_whose_memory_is_full(db, own_redis):
     """The lock cannot be acquired."""
     own_redis.config_set("maxmemory", 1)
-    finding = of("lock_privileges")
+    finding = worst_finding("lock_privileges")
     assert (finding.status, "memory is full" in finding.message) == (ERROR, True)
     own_redis.config_set("maxmemory", 0)
-    assert of("lock_privileges").status == OK
+    assert worst_finding("lock_privileges").status == OK
 
 
 @pytest.fixture

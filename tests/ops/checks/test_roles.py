@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 import granting
 import mailglass_reconcile
 from database import Database
-from diagnosing import heal, of, report, using
+from diagnosing import heal, report, use_settings, worst_finding
 from mailglass_reconcile import WebhookEvent, record_webhook
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops.checks import ERROR, OK
@@ -47,14 +47,14 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
     """Webhooks would be answered with 503 while all the others work."""
     documented("mailglass_recorder")
     sweeper, reader = documented("mailglass_sweeper"), documented("mailglass_reader")
-    using(db, database_url=sweeper)
+    use_settings(db, database_url=sweeper)
     mailglass_reconcile.reconcile()
-    assert of("roles").status == OK
+    assert worst_finding("roles").status == OK
     db.run(
         "REVOKE UPDATE (last_event_type) ON mailglass_deliveries FROM mailglass_recorder;"
         "REVOKE INSERT ON mailglass_open_orphan_ids FROM mailglass_recorder"
     )
-    finding = of("roles")
+    finding = worst_finding("roles")
     assert (finding.status, finding.message, finding.remedy) == (
         ERROR,
         "role mailglass_recorder lacks UPDATE (last_event_type) on mailglass_deliveries;"
@@ -62,7 +62,7 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
         "GRANT UPDATE (last_event_type) ON public.mailglass_deliveries TO mailglass_recorder;"
         " GRANT INSERT ON public.mailglass_open_orphan_ids TO mailglass_recorder",
     )
-    using(db, database_url=reader)
+    use_settings(db, database_url=reader)
     assert finding.message in str(load_problems(mailglass_reconcile.runtime.database()))
     heal(db, finding.remedy)
     assert not load_problems(mailglass_reconcile.runtime.database())
@@ -82,20 +82,20 @@ def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy
                     db.run(
                         f"GRANT SELECT ON {grant.object} TO {role.name}"
                     )  # a role without any privilege is not checked
-                finding = of("roles")
+                finding = worst_finding("roles")
                 assert (finding.status, finding.message) == (
                     ERROR,
                     f"role {role.name} lacks {missing} on {grant.object}",
                 )
                 heal(db, finding.remedy)
-    assert of("roles").status == OK
+    assert worst_finding("roles").status == OK
 
 
 def test_a_documented_role_that_is_used_for_another_database_only_is_no_fault(db, documented):
     """Roles belong to the server, and this one was granted nothing in this database."""
     documented("mailglass_recorder")
     db.run("DROP OWNED BY mailglass_recorder")
-    assert of("roles").status == OK
+    assert worst_finding("roles").status == OK
 
 
 def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found(db, documented):
@@ -106,7 +106,7 @@ def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found
     [result] = [finding for finding in report() if finding.check == "roles" and finding.status == ERROR]
     assert "row-level security of mailglass_events would hide rows from role mailglass_recorder" in result.message
     heal(db, result.remedy)
-    assert of("roles").status == OK
+    assert worst_finding("roles").status == OK
 
 
 @pytest.mark.guard
@@ -119,7 +119,7 @@ def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found
 )
 def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db, documented, name):
     """For a role other than the sweeper, one finding says who runs doctor, without a GRANT."""
-    using(db, database_url=documented(name))
+    use_settings(db, database_url=documented(name))
     [result] = [finding for finding in report() if finding.status == ERROR]
     assert result.message.startswith(f"doctor needs the privileges of mailglass_sweeper, and role {name} has others")
     assert not [finding for finding in report() if "GRANT" in str(finding.remedy)]
@@ -127,7 +127,7 @@ def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db
 
 def test_a_prune_as_the_recorder_is_refused_without_a_grant(db, documented):
     """The remedy would have given it DELETE on five tables."""
-    using(db, database_url=documented("mailglass_recorder"))
+    use_settings(db, database_url=documented("mailglass_recorder"))
     failures = mailglass_reconcile.prune().failures
     assert failures
     for sentence in failures.values():
@@ -137,7 +137,7 @@ def test_a_prune_as_the_recorder_is_refused_without_a_grant(db, documented):
 
 def test_a_reader_is_told_which_of_its_own_privileges_is_missing(db, documented):
     """`status --check` reads the history of runs."""
-    using(db, database_url=documented("mailglass_reader"))
+    use_settings(db, database_url=documented("mailglass_reader"))
     db.run("REVOKE SELECT ON mailglass_reconcile_runs FROM mailglass_reader")
     output = str(load_problems(mailglass_reconcile.runtime.database()))
     assert "role mailglass_reader lacks SELECT on mailglass_reconcile_runs" in output
@@ -152,7 +152,7 @@ def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db,
     try:
         db.run("REVOKE INSERT ON mailglass_events FROM mailglass_sweeper")
         url = make_url(db.url).set(username="mgtest_worker", password="secret")  # noqa: S106
-        using(db, database_url=url.render_as_string(hide_password=False))
+        use_settings(db, database_url=url.render_as_string(hide_password=False))
         [result] = [
             finding for finding in report() if finding.check in ("roles", "privileges") and finding.status == ERROR
         ]

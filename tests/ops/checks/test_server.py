@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 import commands
 import mailglass_reconcile
-from diagnosing import of, report, using
+from diagnosing import report, use_settings, worst_finding
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
@@ -112,13 +112,13 @@ def test_a_module_of_mailglass_imports_that_is_missing(db):
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"imports": "json, no_such_module"})
     )
-    finding = of("imports")
+    finding = worst_finding("imports")
     assert (finding.status, "no_such_module" in finding.message) == (ERROR, True)
 
 
 def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
     """It is one finding with its cause; Redis is checked all the same."""
-    using(db, database_url="postgresql://canary:canary-password@127.0.0.1:1/x")
+    use_settings(db, database_url="postgresql://canary:canary-password@127.0.0.1:1/x")
     findings = {finding.check: finding for finding in report()}
     assert "127.0.0.1, port 1, database x: nothing listens there" in findings["database"].message
     assert (findings["database"].status, findings["redis"].status) == (ERROR, OK)
@@ -130,10 +130,10 @@ def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
 def test_a_database_that_takes_no_writes(db):
     """A role may be read-only by default; the remedy is a statement."""
     db.by_default("default_transaction_read_only", "on")
-    finding = of("server")
+    finding = worst_finding("server")
     assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
     db.by_default("default_transaction_read_only", None)
-    assert of("server").status == OK
+    assert worst_finding("server").status == OK
 
 
 def test_a_database_that_is_a_stand_by(redis_url):
@@ -145,11 +145,11 @@ def test_a_database_that_is_a_stand_by(redis_url):
         server.stop()
         (server.directory / "data" / "standby.signal").touch()
         server.start()
-        finding = of("server")
+        finding = worst_finding("server")
         assert (finding.status, "replica" in finding.message, "primary" in finding.remedy) == (ERROR, True, True)
         with runtime.get_engine().connect() as connection:
             connection.exec_driver_sql("SELECT pg_promote()")
-        assert of("server").status == OK
+        assert worst_finding("server").status == OK
     mailglass_reconcile.configure()
 
 
@@ -158,7 +158,7 @@ def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.En
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
-    using(db, database_url=make_url(db.url).set(database=name).render_as_string(hide_password=False))
+    use_settings(db, database_url=make_url(db.url).set(database=name).render_as_string(hide_password=False))
     try:
         findings = {finding.check: finding for finding in report()}
         assert (findings["schema"].status, "migrate" in findings["schema"].remedy) == (ERROR, True)

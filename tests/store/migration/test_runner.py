@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import sqlalchemy as sa
 
-from catalog import installation, live, ours
+from catalog import installation, lines_of_ours, live
 from history import DELIVERY, ORPHAN, RECONCILED, new_id, sweep, with_history, write_until
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -20,7 +20,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
-from shapes import SCHEMAS, made, roll_back
+from shapes import SCHEMAS, make_mailglass_tables, roll_back
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -34,19 +34,19 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
 
     And the function that refuses a DELETE, which lets retention pass.
     """
-    made = installation(empty_database_url)
-    result = made.migrate()
+    make_mailglass_tables = installation(empty_database_url)
+    result = make_mailglass_tables.migrate()
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     try:
         wanted = live(make_database(name)).objects()
     finally:
         drop_database(name)
     refusing = "function mailglass_raise_immutability "
-    objects = {line for line in made.objects() if not line.startswith(refusing)}
+    objects = {line for line in make_mailglass_tables.objects() if not line.startswith(refusing)}
     wanted = {line for line in wanted if not line.startswith(refusing)}
-    assert objects - ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
+    assert objects - lines_of_ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
                                        for line in wanted}  # fmt: skip
-    assert made.is_current()
+    assert make_mailglass_tables.is_current()
     assert result[0].startswith('database "mgtest_')
     assert result[0].endswith('", schema "public"')
     assert result[1] == (
@@ -61,7 +61,7 @@ def test_what_is_ours_is_tables_triggers_functions_two_indexes_and_the_version(u
     before = database.objects()
     database.migrate(guard_truncate=True)
     added = database.objects() - before
-    assert added == ours(database.objects())
+    assert added == lines_of_ours(database.objects())
     kinds = [line.split()[0] for line in added]
     assert kinds.count("trigger") == 3
     assert kinds.count("function") == 3 + len(schema.FUNCTIONS)
@@ -240,7 +240,7 @@ def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not
 
     try:
         urls = (empty_database_url, make_database(name))
-        interrupted, whole = (made(url, mailglass) if mailglass else installation(url) for url in urls)
+        interrupted, whole = (make_mailglass_tables(url, mailglass) if mailglass else installation(url) for url in urls)
         steps: list[str] = []
         runs = 0
         while not interrupted.is_current() and runs < 100:
@@ -351,14 +351,14 @@ def test_what_was_disabled_or_dropped_is_mended_with_what_was_missed(unmigrated,
     database = unmigrated
     first, *_ = with_history(database)
     database.migrate()
-    whole = ours(database.objects())
+    whole = lines_of_ours(database.objects())
     database.run(damage)
     assert not database.is_current()
     second = new_id()
     database.run("SET LOCAL session_replication_role = replica;" + ORPHAN.format(id=second, age="1 minute"))
     database.run("SET LOCAL session_replication_role = replica;" + RECONCILED.format(id=first))
     database.migrate()
-    assert ours(database.objects()) == whole
+    assert lines_of_ours(database.objects()) == whole
     assert database.open_set() == {second}
 
 
@@ -375,12 +375,12 @@ def test_a_run_takes_the_steps_of_what_differs_and_no_others(unmigrated, damage)
     """No fill either: it belongs to the triggers and their table."""
     database = unmigrated
     database.migrate()
-    whole = ours(database.objects())
+    whole = lines_of_ours(database.objects())
     database.run(damage)
     assert not database.is_current()
     result = database.migrate()
     assert len(result) == 3, result
-    assert whole <= ours(database.objects())
+    assert whole <= lines_of_ours(database.objects())
 
 
 @pytest.mark.parametrize("how", ["ALWAYS", "REPLICA"])
@@ -536,7 +536,7 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
     with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
         database.migrate()
     database.remove()
-    assert ours(database.objects()) == set()
+    assert lines_of_ours(database.objects()) == set()
     database.migrate()
     assert database.is_current()
 
@@ -548,7 +548,7 @@ def test_mailglass_can_roll_its_own_migrations_back_beside_us(unmigrated):
     database.migrate()
     roll_back(database)
     database.remove()
-    assert ours(database.objects()) == set()
+    assert lines_of_ours(database.objects()) == set()
 
 
 def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(unmigrated, empty_database_url, shape):
@@ -557,7 +557,7 @@ def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(un
     with_history(database)
     database.migrate()
     roll_back(database)
-    made(empty_database_url, shape)
+    make_mailglass_tables(empty_database_url, shape)
     database.migrate()
     assert database.is_current()
     assert database.open_set() == set()

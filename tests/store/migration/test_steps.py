@@ -11,7 +11,7 @@ from catalog import Installation, installation
 from faults import servers
 from history import DELIVERY, ORPHAN, new_id, with_history, write_until
 from mailglass_reconcile.store.migration import steps
-from shapes import SCHEMAS, made
+from shapes import SCHEMAS, make_mailglass_tables
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def slow_vacuum() -> Iterator[Installation]:
     """A Mailglass on a server of the test's own, whose autovacuum of the ledger takes minutes."""
     with servers.postgres() as server:
-        database = made(server.url, "2.x")
+        database = make_mailglass_tables(server.url, "2.x")
         with_history(database)
         database.run(
             """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata)
