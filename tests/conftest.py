@@ -4,6 +4,7 @@ import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -14,6 +15,7 @@ import mailglass_reconcile
 import witness as watching
 from database import Database
 from database_pool import DatabasePool, PooledDatabase, Uncommitted
+from faults.redis_servers import Valkey
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.settings import Settings
@@ -148,6 +150,14 @@ def mailglass_database(database_pool: DatabasePool, monkeypatch: pytest.MonkeyPa
         mailglass_reconcile.configure()
         yield pooled
         mailglass_reconcile.configure()
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey of the test's own, which the test may stop, pause or fill."""
+    server = Valkey(tmp_path / "valkey")
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +27,6 @@ SECONDS, PATIENCE = 0.2, 60
 def block(heading: str) -> str:
     """Return the first block of Python below a heading."""
     return next(response.text for response in pages.section(PAGE, heading) if response.language == "python")
-
-
-@pytest.fixture
-def valkey(tmp_path) -> Iterator[Valkey]:
-    """A Valkey that may be harmed."""
-    made = Valkey(tmp_path / "valkey")
-    yield made
-    made.stop()
 
 
 def opened(db) -> str:

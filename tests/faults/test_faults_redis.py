@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import redis
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
 ORPHANS = 30
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that may be harmed."""
-    made = Valkey(tmp_path / "valkey")
-    yield made
-    made.stop()
 
 
 def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:

@@ -5,10 +5,10 @@ import time
 from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 
 import factories
 import raw_webhooks
+import recording
 from commands import conforming, run_here
 from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops.explanation import explain
@@ -25,14 +25,8 @@ LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconcile
 @pytest.fixture
 def statements(mailglass_db):
     """The statements that are sent, as they are."""
-    sent = []
-
-    def note(_connection, _cursor, statement, *_others):
-        sent.append(statement)
-
-    sa.event.listen(mailglass_db.engine, "before_cursor_execute", note)
-    yield sent
-    sa.event.remove(mailglass_db.engine, "before_cursor_execute", note)
+    with recording.statements(mailglass_db.engine) as sent:
+        yield sent
 
 
 def postmark(recipient, kind="bounced"):

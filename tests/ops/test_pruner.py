@@ -1,8 +1,6 @@
 """The prune: raw webhooks by status and age, in batches, and a repair of the open set."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,6 +8,7 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 import raw_webhooks
+import recording
 from catalog import live
 from factories import new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
@@ -49,19 +48,6 @@ def count_webhooks(db) -> Counter[str]:
     return Counter(row[0] for row in db.rows("SELECT status FROM mailglass_webhook_events"))
 
 
-@contextmanager
-def recorded(engine: sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements that an engine sends."""
-    statements: list[str] = []
-
-    def record(connection, cursor, statement, *_arguments):
-        statements.append(statement)
-
-    sa.event.listen(engine, "before_cursor_execute", record)
-    yield statements
-    sa.event.remove(engine, "before_cursor_execute", record)
-
-
 def test_nothing_to_prune_is_fine(db):
     """All counts are zero."""
     assert mailglass_reconcile.prune().as_dict() == NOTHING_PRUNED
@@ -84,11 +70,11 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     webhooks(db, "succeeded", 4_000)
     never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
     settings = Settings(**{**db.settings.model_dump(), **never})
-    with recorded(db.engine) as statements:
+    with recording.statements(db.engine) as statements:
         pruner.prune_with(database.Database(db.engine, settings))
     assert not [sql for sql in statements if "DELETE FROM" in sql and "mailglass_webhook_events" in sql]
     assert count_webhooks(db) == {"succeeded": 1}
-    with recorded(db.engine) as statements:
+    with recording.statements(db.engine) as statements:
         pruner.prune_with(db.database)
     assert len([sql for sql in statements if 'DELETE FROM "public".mailglass_webhook_events' in sql]) == 2
 
@@ -194,7 +180,8 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
         live(empty_database_url)
     settings = Settings(database_url=empty_database_url)
     engine = mailglass_reconcile.store.engines.create_engine(settings)
-    with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+    outdated = pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`")
+    with recording.statements(engine) as statements, outdated:
         pruner.prune_with(database.Database(engine, settings))
     assert not [sql for sql in statements if "DELETE" in sql]
 

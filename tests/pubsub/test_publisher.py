@@ -42,14 +42,6 @@ from observing import Observed
 from waiting import settle, wait_until
 
 
-@pytest.fixture
-def valkey(tmp_path) -> Iterator[Valkey]:
-    """A server of the test's own."""
-    made = Valkey(tmp_path / "valkey")
-    yield made
-    made.stop()
-
-
 @pytest.fixture(autouse=True)
 def settled() -> Iterator[None]:
     """Wait until the background thread has nothing to do: a test begins with an empty queue."""

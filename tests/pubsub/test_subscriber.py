@@ -23,14 +23,6 @@ from waiting import wait_until
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
 
-@pytest.fixture
-def valkey(tmp_path) -> Iterator[Valkey]:
-    """A Valkey that may be harmed."""
-    made = Valkey(tmp_path / "valkey")
-    yield made
-    made.stop()
-
-
 def tell(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
     """Publish one update as a sweep does: on the tenant's channel and on the delivery's."""
     message = json.dumps({"event": "delivery_updated", "delivery_id": delivery, "number": number})

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -14,21 +14,13 @@ import redis
 
 import factories
 import mailglass_reconcile
-from faults.redis_servers import Valkey, silent
+from faults.redis_servers import silent
 from mailglass_reconcile import Missed, RedisUnavailableError, Update, events_channel, subscribe_async
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import AsyncSubscription
 from waiting import wait_until
 
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
-
-
-@pytest.fixture
-def valkey(tmp_path) -> Iterator[Valkey]:
-    """A Valkey that may be harmed."""
-    made = Valkey(tmp_path / "valkey")
-    yield made
-    made.stop()
 
 
 def publish(url: str, tenant: str, delivery: str, number: int) -> None:
