@@ -3,11 +3,9 @@
 import os
 import re
 import shlex
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 import click.testing
 import httpx
@@ -90,11 +88,11 @@ def story(db, monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def terminal(db, redis_url, tmp_path) -> dict[str, str]:
-    """A reader's environment: the test's servers, the installed commands, and one that calls somebody."""
+    """A reader's environment: the test's servers, the installed commands, forked, and one that calls somebody."""
     (tmp_path / "send-alert").write_text("#!/bin/sh\n")
     (tmp_path / "send-alert").chmod(0o755)
     environment = db.environment(redis_url)
-    paths = [str(tmp_path), str(Path(sys.executable).parent), environment["PATH"]]
+    paths = [str(tmp_path), str(processes.forker().commands), environment["PATH"]]
     return {**environment, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(pages.ROOT)}
 
 

@@ -1,7 +1,9 @@
-"""The program that `processes` forks from: it has imported modules, and forks an interpreter for each request.
+"""The program that `processes` forks from: it has imported modules, and forks an interpreter for each connection.
 
 `python -c` runs it, and a forked process runs to the end of this program too. So it ends as any Python does: with the
-streams flushed and the exit code of its `SystemExit`, or with a traceback.
+streams flushed and the exit code of its `SystemExit`, or with a traceback. Its parent, which is forked as well, tells
+the client its process id and its exit code, sends it the signals that the client names, and kills it if the client
+closes the connection.
 """
 
 import gc
@@ -9,62 +11,85 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 
 
-def wait_for(requests: socket.socket) -> list[str]:
-    """Serve until the other end is closed; in each process that is forked, return the arguments of its Python."""
+def wait_for(listener: socket.socket) -> list[str]:
+    """Serve until standard input is closed; in each process that is forked, return the arguments of its Python."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        text, files, _, _ = socket.recv_fds(requests, 1_000_000, 4)
-        if not text:
-            os._exit(0)
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
         if not os.fork():
-            requests.close()
+            listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _become(json.loads(text), *files)
-        for file in files:
-            os.close(file)
+            return _become(connection)
+        connection.close()
+    os._exit(0)
 
 
-def _become(request: dict, input_: int, output: int, errors: int, ended: int) -> list[str]:
-    """Fork again: the child returns its arguments; its parent writes the child's id and exit code to *ended*."""
+def _become(connection: socket.socket) -> list[str]:
+    """Read a request and fork again: the child returns its arguments."""
+    text, files, _, _ = socket.recv_fds(connection, 1_000_000, 3)
+    request = json.loads(text)
     child = os.fork()
     if child:
-        for file in (input_, output, errors):
+        for file in files:
             os.close(file)
-        os.write(ended, f"{child} ".encode())
-        _, status = os.waitpid(child, 0)
-        os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
-        os._exit(0)
-    os.close(ended)
+        _attend(connection, child)
+    connection.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background processes ignore it
     if request["session"]:
         os.setsid()
-    for number, file in enumerate((input_, output, errors)):
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(os.getenv("PYTHONUNBUFFERED")))
     time.tzset()
     first, *others = request["arguments"]
-    here = "" if first == "-c" else request["directory"]
+    here = {"-c": "", "-m": request["directory"]}.get(first, os.path.dirname(os.path.abspath(first)))  # noqa: PTH100, PTH120
     sys.path[:] = [here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
+    if os.getenv("PYTHONPATH"):
+        sys.modules.pop("sitecustomize", None)
+        with suppress(ImportError):
+            importlib.import_module("sitecustomize")
     return [first, *others]
 
 
-def run(option: str, code: str, *arguments: str) -> None:
-    """Run a module or code, as `python -m` or `python -c` would."""
-    sys.argv[:] = [option, *arguments]
-    if option == "-m":
-        runpy.run_module(code, run_name="__main__", alter_sys=True)
-    else:
+def _attend(connection: socket.socket, child: int) -> None:
+    """Be a process's parent for the client."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.send(f"{child}".encode())
+    end = os.pidfd_open(child)
+    while end not in select.select([connection, end], [], [])[0]:
+        number = connection.recv(8)
+        os.kill(child, int(number or signal.SIGKILL))
+    _, status = os.waitpid(child, 0)
+    with suppress(OSError):
+        connection.send(f"{os.waitstatus_to_exitcode(status)}".encode())
+    os._exit(0)
+
+
+def run(first: str, *arguments: str) -> None:
+    """Run a module, code or a script, as Python would."""
+    if first == "-m":
+        module, *others = arguments
+        sys.argv[:] = [first, *others]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        code, *others = arguments
+        sys.argv[:] = [first, *others]
         exec(code, {"__name__": "__main__"})  # noqa: S102 - as `-c` does
+    else:
+        sys.argv[:] = [first, *arguments]
+        runpy.run_path(first, run_name="__main__")
 
 
 FILE, *MODULES = sys.argv[1:]

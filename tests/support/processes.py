@@ -26,8 +26,13 @@ from waiting import wait_until
 
 SECONDS = 90
 PROGRAM = (Path(__file__).parent / "forker.py").read_text()
+CLIENT = (Path(__file__).parent / "forked_program.py").read_text()
+COMMANDS = ("celery", "django-admin", "flask", "mailglass-reconcile", "python", "python3", "uvicorn")
+"""Programs of an environment that can be forked in place of a shell's command, if they are there."""
 INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_")
-"""Prefixes of the variables that an interpreter reads at its start; a fork can follow a change of `PYTHONPATH` only."""
+"""Prefixes of the variables that an interpreter reads at its start."""
+FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED")
+"""Those whose change a fork can follow."""
 
 IMPORTED = (
     *(f"mailglass_reconcile.cli.{name}" for name in ("doctor", "explain", "prune", "status", "sweep")),
@@ -52,25 +57,25 @@ Condition = str | re.Pattern[str] | int | Path | Callable[[], object]
 class Forked:
     """A forked process, with the part of the interface of `subprocess.Popen` that `Process` uses."""
 
-    def __init__(self, ended: int) -> None:
-        """Read its id from the pipe *ended*, from which its exit code can be read once it has ended."""
-        self._ended = os.fdopen(ended, "rb", 0)
+    def __init__(self, connection: socket.socket) -> None:
+        """Read its id from the connection to its parent, from which its exit code can be read once it has ended."""
+        self._connection = connection
         self.returncode: int | None = None
-        self.pid = int(b"".join(iter(lambda: self._ended.read(1), b" ")))
+        self.pid = int(connection.recv(20))
 
     def poll(self) -> int | None:
         """Return its exit code, or None while it runs."""
-        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
             self.wait()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its exit code at most so many seconds."""
         if self.returncode is None:
-            if not select.select([self._ended], [], [], timeout)[0]:
+            if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            with self._ended:
-                self.returncode = int(self._ended.readall())
+            with self._connection:
+                self.returncode = int(self._connection.recv(20))
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -142,11 +147,8 @@ class Process:
             file.close()
 
     def family(self) -> list[psutil.Process]:
-        """Return the process and its descendants."""
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            return [process, *process.children(recursive=True)]
-        return []
+        """Return the process and its descendants; in place of a `forked_program`, the process that runs for it."""
+        return _family(self.pid)
 
     def poll(self) -> int | None:
         """Return its exit code, or None while it runs."""
@@ -289,15 +291,15 @@ def _fork(
     arguments: Sequence[str], environment: Mapping[str, str], streams: Mapping[str, int], cwd: Path, session: bool
 ) -> Forked:
     request = {"arguments": arguments, "environment": environment, "directory": str(cwd), "session": session}
-    ended, other = os.pipe()
-    files = [streams["stdin"], streams["stdout"], streams["stderr"], other]
-    socket.send_fds(_forker()[0], [json.dumps(request).encode()], files)
-    os.close(other)
-    return Forked(ended)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(forker().address)
+    files = [streams["stdin"], streams["stdout"], streams["stderr"]]
+    socket.send_fds(connection, [json.dumps(request).encode()], files)
+    return Forked(connection)
 
 
 def _can_be_forked(arguments: Sequence[str], environment: Mapping[str, str], *, forked: bool) -> bool:
-    return forked and arguments[0] in ("-c", "-m") and _interpreter_variables(environment) == _forker()[1]
+    return forked and arguments[0] in ("-c", "-m") and _interpreter_variables(environment) == forker().variables
 
 
 def _size(file: IO[bytes]) -> int:
@@ -318,22 +320,68 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+class Forker:
+    """A process that forks others, as long as this object lives.
+
+    Attributes:
+        address: The path of the socket at which it listens.
+        variables: The variables that its interpreter has read.
+        commands: A folder to be first on a shell's PATH, which lets the programs of `COMMANDS` be forked.
+    """
+
+    def __init__(self, python: Path, environment: Mapping[str, str]) -> None:
+        """Start it with an environment's interpreter; it ends with this process."""
+        self._folder = tempfile.TemporaryDirectory(prefix="forker-")
+        self.address = f"{self._folder.name}/socket"
+        self.variables = _interpreter_variables(environment)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            self._process = subprocess.Popen(
+                [python, "-c", PROGRAM, str(listener.fileno()), *IMPORTED],
+                env={name: value for name, value in environment.items() if name not in FOLLOWED},
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
+        helpers.add(self._process.pid)
+        self.commands = Path(self._folder.name) / "commands"
+        self.commands.mkdir()
+        for name in COMMANDS:
+            program = python.with_name(name)
+            if program.exists():
+                fixed = str(program), str(python), self.address, self.variables
+                setup = json.dumps([*fixed, INTERPRETER_VARIABLES, FOLLOWED])
+                (self.commands / name).write_text(f"#!{python} -IS\nSETUP = {setup!r}\n{CLIENT}")
+                (self.commands / name).chmod(0o755)
+
+
 @cache
-def _forker() -> tuple[socket.socket, dict[str, str]]:
-    """Return a connection to the process that forks, and the interpreter's variables that it started with."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *IMPORTED],
-            env={**os.environ, "PYTHONPATH": ""},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-    helpers.add(process.pid)
-    return ours, _interpreter_variables(os.environ)
+def forker() -> Forker:
+    """Return this process's own, which is started when it is needed first."""
+    return Forker(Path(sys.executable), os.environ)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        members = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    result = []
+    for member in members:
+        forked = re.fullmatch(r"for (\d+)", _name(member))
+        result += _family(int(forked[1])) if forked else [member]
+    return result
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _interpreter_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    followed = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
-    return {name: value for name, value in followed.items() if name.startswith(INTERPRETER_VARIABLES)}
+    read = {name: value for name, value in environment.items() if name.startswith(INTERPRETER_VARIABLES)}
+    return {name: value for name, value in read.items() if name not in FOLLOWED}

@@ -30,9 +30,10 @@ def command(example: str, *words: str) -> pages.Command:
 
 
 def environment(db, redis_url: str) -> dict[str, str]:
-    """Return the environment of a reader's terminal, on a test's servers, with this package and its scripts."""
+    """Return the environment of a reader's terminal, on a test's servers; its commands are forked."""
     variables = db.environment(redis_url)
-    scripts = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
+    folders = (str(processes.forker().commands), str(Path(sys.executable).parent), variables.get("PATH", os.defpath))
+    scripts = os.pathsep.join(folders)
     return {**variables, "PATH": scripts, "PYTHONPATH": str(EXAMPLES.parent)}
 
 

@@ -3,10 +3,15 @@
 import json
 import os
 import re
+import shlex
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 import processes
+from waiting import wait_until
 
 PROBE = """
 import json, os, signal, sys, threading, time
@@ -43,6 +48,68 @@ def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) ->
             assert process.wait() == process.poll() == 3
         reports.append(json.loads(process.output))
     assert reports[0] == reports[1]
+
+
+@pytest.fixture
+def terminal() -> dict[str, str]:
+    """The environment of a shell whose commands are forked."""
+    return {**os.environ, "PATH": f"{processes.forker().commands}{os.pathsep}{os.defpath}"}
+
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("command", ["python -c", "python -m probe", "python probe.py"])
+def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, terminal, command) -> None:
+    """Code, a module or a script, whose folder comes first on its path; customized by the reader's `PYTHONPATH`."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "sitecustomize.py").write_text("import os; os.environ['SITE'] = 'customized'")
+    code = PROBE if command.endswith("-c") else ""
+    reports = []
+    for path in (f"{SCRIPTS}{os.pathsep}{os.defpath}", terminal["PATH"]):
+        environment = {**terminal, "PATH": path, "PYTHONPATH": str(tmp_path)}
+        script = f"cd {tmp_path} && {command} {shlex.quote(code) if code else ''} --some arguments"
+        result = processes.run(["bash", "-c", script], environment)
+        assert result.returncode == 3, result.stderr
+        reports.append(json.loads(result.stdout))
+        for name in ("PATH", "_"):  # a shell's `_` is the path of the command
+            del reports[-1]["environment"][name]
+    assert reports[0]["environment"]["SITE"] == "customized"
+    assert reports[0] == reports[1]
+
+
+def test_a_command_of_a_shell_is_forked_from_what_has_been_imported(terminal) -> None:
+    """Else it would save nothing."""
+    code = "import sys; print('celery.apps.worker' in sys.modules)"
+    assert processes.run(["sh", "-c", f'python -c "{code}"'], terminal).stdout == "True\n"
+    result = processes.run(["sh", "-c", "mailglass-reconcile --version; celery --version"], terminal)
+    assert result.stdout.startswith("mailglass-reconcile, version")
+    assert result.returncode == 0
+    environment = {**terminal, "PYTHONUTF8": "0"}  # no fork could follow
+    assert processes.run(["sh", "-c", f'python -c "{code}"'], environment).stdout == "False\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGUSR1, -signal.SIGUSR1)])
+def test_a_signal_to_a_command_of_a_shell_reaches_the_forked_process(terminal, number, code) -> None:
+    """And its end is that of the command."""
+    waiting = "import signal, time; signal.signal(15, lambda *_: exit(5)); print('ready', flush=True); time.sleep(90)"
+    with processes.start(["sh", "-c", f'exec python -c "{waiting}"'], terminal, until="ready") as process:
+        assert len(process.family()) == 1
+        assert process.stop(number) == code
+
+
+def test_a_command_of_a_shell_is_killed_at_the_end_of_the_block(terminal) -> None:
+    """With what it has started; and the forked process if the command itself is killed."""
+    code = "import os; os.fork(); print('ready', flush=True); __import__('time').sleep(90)"
+    with processes.start(["sh", "-c", f'python -c "{code}"; true'], terminal, until="ready") as process:
+        process.wait_for(lambda: len(process.family()) == 3)
+        family = process.family()
+    assert not any(processes._runs(member) for member in family)
+    code = "print('ready', flush=True); __import__('time').sleep(90)"
+    with processes.start(["sh", "-c", f'exec python -c "{code}"'], terminal, until="ready") as process:
+        (forked,) = process.family()
+        process.send_signal(signal.SIGKILL)
+        wait_until(lambda: not processes._runs(forked))
 
 
 def test_a_process_with_other_interpreter_options_is_started() -> None:
