@@ -233,9 +233,9 @@ class Surroundings:
         text = text.replace("psql --no", f"{client('psql', installation(self.url))} --no")
         return text.replace("--dbname=mailglass", place).replace("$$", "$")
 
-    def environment(self, name: str) -> dict[str, str]:
-        """Return the environment of a service."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    def environment(self, name: str, commands: Path = Path(sys.executable).parent) -> dict[str, str]:
+        """Return the environment of a service, with the commands of a folder."""
+        path = f"{commands}:{os.environ['PATH']}"
         environment = COMPOSE["services"][name].get("environment", {})
         places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
         places |= {setting: self.here(value) for setting, value in environment.items()}
@@ -256,9 +256,13 @@ class Surroundings:
 
     def run(self, name: str, command: list[str]) -> str:
         """Run a command in the environment of a service to its good end, and return what it printed."""
-        done = processes.run(command, self.environment(name))
+        done = self.run_unchecked(name, command)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def run_unchecked(self, name: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command in the environment of a service to its end, forked if it is Python, and return its result."""
+        return processes.run(command, self.environment(name, processes.forker().commands))
 
     def grant(self) -> None:
         """Run what the service `grants` runs."""
@@ -299,7 +303,7 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         how, *test = services[name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
         checked = [surroundings.here(part) for part in command]
-        return processes.run(checked, surroundings.environment(name)).returncode == 0
+        return surroundings.run_unchecked(name, checked).returncode == 0
 
     surroundings.run("migrate", surroundings.command("migrate"))
     surroundings.grant()
@@ -360,4 +364,4 @@ def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(s
     assert theirs.values(read, role=surroundings.here("mailglass_sweeper")) == [True]
 
 
-SWEEP = [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"]
+SWEEP = ["mailglass-reconcile", "sweep", "--json"]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 import factories
+import processes
 import readme
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
@@ -35,7 +36,8 @@ def terminal(db, redis_url):
     """The environment of a reader's terminal; the database is named for Django only."""
     env = {**readme.environment(db, redis_url), **readme.exports("django"), "DATABASE_URL": db.url}
     del env["MAILGLASS_DATABASE_URL"]
-    return {**env, "PYTHONUNBUFFERED": "1"}
+    commands = processes.forker(*processes.FRAMEWORKS).commands
+    return {**env, "PATH": f"{commands}{os.pathsep}{env['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
 def run(terminal, *words):

@@ -42,9 +42,16 @@ IMPORTED = (
     *("celery.worker.autoscale", "celery.worker.components", "celery.worker.consumer", "celery.worker.strategy"),
     *("mailglass_reconcile.singleton.task", "mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent"),
     *("mailglass_reconcile.ops.pruner", "kombu.transport.redis", "psycopg", "redis.sentinel"),
-    "sqlalchemy.dialects.postgresql.psycopg",
+    *("mailglass_reconcile.receiver.app", "mailglass_reconcile.server", "mailglass_reconcile.store.migration.runner"),
+    *("mailglass_reconcile.web.app", "cryptography.x509", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.orm"),
 )
 """Modules without an app, a task or settings, which each process makes itself."""
+FRAMEWORKS = (
+    *("anymail.urls", "django.contrib.admin", "django.core.handlers.wsgi", "django.core.management"),
+    *("django.core.servers.basehttp", "django.db.backends.postgresql.base", "django.test", "fastapi", "flask"),
+    *("botocore.auth", "requests", "svix"),
+)
+"""Further modules, of an application on one of them."""
 COMMAND = ("-c", "from mailglass_reconcile.cli import main; main()")
 
 helpers: set[int] = set()
@@ -329,8 +336,8 @@ class Forker:
         commands: A folder to be first on a shell's PATH, which lets the programs of `COMMANDS` be forked.
     """
 
-    def __init__(self, python: Path, environment: Mapping[str, str]) -> None:
-        """Start it with an environment's interpreter; it ends with this process."""
+    def __init__(self, python: Path, environment: Mapping[str, str], modules: Sequence[str] = IMPORTED) -> None:
+        """Let an interpreter import *modules*; it ends with this process."""
         self._folder = tempfile.TemporaryDirectory(prefix="forker-")
         self.address = f"{self._folder.name}/socket"
         self.variables = _interpreter_variables(environment)
@@ -338,7 +345,7 @@ class Forker:
             listener.bind(self.address)
             listener.listen()
             self._process = subprocess.Popen(
-                [python, "-c", PROGRAM, str(listener.fileno()), *IMPORTED],
+                [python, "-c", PROGRAM, str(listener.fileno()), *modules],
                 env={name: value for name, value in environment.items() if name not in FOLLOWED},
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
@@ -357,9 +364,9 @@ class Forker:
 
 
 @cache
-def forker() -> Forker:
-    """Return this process's own, which is started when it is needed first."""
-    return Forker(Path(sys.executable), os.environ)
+def forker(*modules: str) -> Forker:
+    """Return the one of this environment that has imported *modules* too; it is started when it is needed first."""
+    return Forker(Path(sys.executable), os.environ, [*IMPORTED, *modules])
 
 
 def _family(pid: int) -> list[psutil.Process]:
