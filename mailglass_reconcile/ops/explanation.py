@@ -171,13 +171,16 @@ def explain(database: Database, event_id: UUID) -> Explanation:
 
 def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delivery]]:
     """Explain an event, or the latest events of a delivery; with the deliveries that they name."""
-    event = explain(database, id_)
+    runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
+        event = explain_within(tx, id_)
         if event.state != "unknown":
             return [event], deliveries.load_deliveries(tx, [event.delivery_id]) if event.delivery_id else []
         delivery_list = deliveries.load_deliveries(tx, [str(id_)])
-        event_ids = _event_ids(tx, delivery_list, delivery_list[0].message_id) if delivery_list else []
-    return ([explain(database, event_id) for event_id in event_ids] if delivery_list else [event]), delivery_list
+        if not delivery_list:
+            return [event], []
+        event_ids = _event_ids(tx, delivery_list, delivery_list[0].message_id)
+        return [explain_within(tx, event_id) for event_id in event_ids], delivery_list
 
 
 def explain_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
@@ -188,7 +191,7 @@ def explain_message(database: Database, message_id: str) -> tuple[list[Explanati
             tx, message_ids=spellings_of(message_id), limit=EVENTS, read_limit=DELIVERIES_READ
         )
         event_ids = _event_ids(tx, delivery_list, message_id)
-    return [explain(database, event_id) for event_id in event_ids], delivery_list
+        return [explain_within(tx, event_id) for event_id in event_ids], delivery_list
 
 
 def _event_ids(tx: Transaction, delivery_list: Sequence[Delivery], message_id: str | None) -> list[UUID]:
