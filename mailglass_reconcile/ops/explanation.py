@@ -375,10 +375,11 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
     remedy = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
     if remedy is None:
         return None
-    foreign = next((delivery for delivery in decision.candidates if delivery.tenant_id != row.tenant_id), None)
-    if decision.state == TENANT_MISMATCH and foreign and decision.keys.provider:
+    provider = decision.keys.provider
+    if decision.state == TENANT_MISMATCH and provider:
+        foreign = next(delivery for delivery in decision.candidates if delivery.has_provider(provider))
         steps = redelivery.tenant_remedy(
-            provider=decision.keys.provider,
+            provider=provider,
             type_=row.type,
             message_id=foreign.candidate_id,
             tenant_id=foreign.tenant_id,

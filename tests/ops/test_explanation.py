@@ -12,7 +12,7 @@ import mailglass_reconcile
 import recording
 from browsing import Visitor, app
 from mailglass_reconcile import key_rule
-from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.ops.explanation import explain, explain_message
 from mailglass_reconcile.rules import providers
 
 WEEK = 7 * 86_400
@@ -272,3 +272,27 @@ def test_a_message_id_plants_no_command_that_can_be_copied(db):
     page = Visitor(app(db)).get(f"/events/{event}").text
     assert 'data-copy="mailglass-reconcile erase' not in page
     assert "\nmailglass-reconcile erase" not in commands.on_a_terminal(db, "explain", event)
+
+
+@pytest.mark.parametrize("tenants", [("beryl", "coral"), ("coral", "beryl")])
+def test_the_remedy_of_a_tenant_mismatch_names_the_tenant_of_a_delivery_with_the_events_provider(db, tenants):
+    """Another provider's delivery with the same id is no cause of it."""
+    of_provider, of_another = tenants
+    factories.delivery(db, "m-1", tenant_id=of_provider, provider="postmark")
+    factories.delivery(db, "m-1", tenant_id=of_another, provider="mailgun")
+    orphan = factories.orphan(db, factories.postmark("m-1"))
+    explanation = explain_event(db, orphan)
+    assert explanation.state == "tenant_mismatch"
+    assert of_provider in explanation.remedy
+    assert of_another not in explanation.remedy
+
+
+def test_the_events_of_a_message_are_explained_in_one_transaction(db):
+    """All of them as they were at one moment."""
+    factories.delivery(db, "m-1")
+    for age in (300, 400, 500):
+        factories.orphan(db, factories.postmark("m-1"), age_seconds=age)
+    with recording.statements(db.engine) as statements:
+        explanations, _ = explain_message(db.database, "m-1")
+    assert len(explanations) == 3
+    assert len([text for text in statements if "synchronous_commit" in text]) == 1
