@@ -1,4 +1,4 @@
-"""Anymail's tracking events as `WebhookEvent`: every type of every provider, posted to Anymail's own views."""
+"""Anymail's tracking events as `WebhookEvent`: each type of each provider, posted to Anymail's own views."""
 
 import datetime as dt
 import itertools
@@ -39,7 +39,7 @@ def payload(provider, type_, to=ANN, n=0):
 
 @pytest.fixture
 def events_of(post):
-    """Post payloads, and return what arrives as `WebhookEvent`s."""
+    """Return a function that posts payloads and returns the `WebhookEvent`s that arrive."""
 
     def events_of(provider, *payloads):
         return [webhook_event(*heard) for heard in post(provider.requests(payloads))]
@@ -48,41 +48,41 @@ def events_of(post):
 
 
 def ids(events):
-    """Return the events' ids, in their order."""
+    """Return the events' ids in order."""
     return [event.provider_event_id for event in events]
 
 
 @EVERY_PROVIDER
 def test_an_event_of_every_type_can_be_recorded_and_is_what_our_own_reader_reads(post, provider):
-    """With its type, message id, recipient and time; `webhooks/test_parsing.py` compares whole documented payloads."""
+    """Type, message id, recipient and time agree; `webhooks/test_parsing.py` compares whole documented payloads."""
     for type_ in provider.types:
         (request,) = provider.requests([payload(provider, type_, n=90)])
         (event,) = [webhook_event(*heard) for heard in post([request])]
         assert (event.type, event.message_id, event.recipient) == (type_, provider.message_id, ANN)
         assert int(event.occurred_at.timestamp()) == BEGIN + 90, type_
         assert validate_events("acme", provider.esp_name, [event], strict=False)
-        ours = parse(provider.name, request["data"], request["headers"], content_type=request["content_type"])
-        assert ours == [event], type_
+        parsed = parse(provider.name, request["data"], request["headers"], content_type=request["content_type"])
+        assert parsed == [event], type_
 
 
 @EVERY_PROVIDER
 def test_events_differ_by_type_time_and_recipient(events_of, provider):
-    """Two opens, two clicks, two recipients: each is an event of its own, in one batch or in several requests."""
-    payloads = [payload(provider, *each) for each in itertools.product(provider.types, [ANN, BOB], [0, 60])]
-    if provider is MANDRILL:  # its message id is one for each recipient
-        payloads = [each | {"_id": f"{each['_id']}{each['msg']['email']}"} for each in payloads]
+    """Two opens, clicks or recipients are events of their own, in one batch or in several requests."""
+    payloads = [payload(provider, *variant) for variant in itertools.product(provider.types, [ANN, BOB], [0, 60])]
+    if provider is MANDRILL:  # each recipient has a message id
+        payloads = [sample | {"_id": f"{sample['_id']}{sample['msg']['email']}"} for sample in payloads]
     assert len(set(ids(events_of(provider, *payloads)))) == len(payloads)
 
 
 @EVERY_PROVIDER
 def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
-    """Whatever the id is made of, it is in what the provider sends again."""
-    told = [payload(provider, type_, n=n) for n, type_ in enumerate(provider.types)]
-    assert ids(events_of(provider, *told)) == ids(events_of(provider, *reversed(told)))[::-1]
+    """The id is made of what the provider sends again."""
+    payloads = [payload(provider, type_, n=n) for n, type_ in enumerate(provider.types)]
+    assert ids(events_of(provider, *payloads)) == ids(events_of(provider, *reversed(payloads)))[::-1]
 
 
 @pytest.mark.parametrize(
-    ("provider", "told", "kept"),
+    ("provider", "fields", "metadata"),
     [
         (SENDGRID, {"sg_machine_open": True}, {"machine": True}),
         (MAILGUN, {"client-info": {"bot": "apple"}}, {"machine": True}),
@@ -90,14 +90,14 @@ def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
     ],
     ids=["SendGrid", "Mailgun", "a person"],
 )
-def test_an_open_by_a_machine_says_so(events_of, provider, told, kept):
-    """As our own readers do."""
-    (event,) = events_of(provider, payload(provider, "opened") | told)
-    assert event.metadata == kept
+def test_an_open_by_a_machine_says_so(events_of, provider, fields, metadata):
+    """Our own readers do so, too."""
+    (event,) = events_of(provider, payload(provider, "opened") | fields)
+    assert event.metadata == metadata
 
 
 def test_a_bounce_of_ses_through_two_topics_is_one_event(post):
-    """It has an id of its own, the same in both notifications."""
+    """The event has an id of its own, the same in both notifications."""
     bounce = payload(SES, "bounced")
     bounce["bounce"]["feedbackId"] = "01000157c44f053b-61b59c11-9236-11e6-8f96-7be8aexample-000000"
     message = {"Type": "Notification", "Message": json.dumps(bounce)}
@@ -106,39 +106,39 @@ def test_a_bounce_of_ses_through_two_topics_is_one_event(post):
 
 
 def signed_twice(provider, event):
-    """Return what a provider posts when it repeats a webhook with a signature made anew."""
+    """Return two requests with one event, like a provider's retry with a new signature."""
     (body,) = registry.get_provider(provider.name).bodies([event])
     later = NOW + dt.timedelta(seconds=60)
     return [signed(provider.name, body, at).for_anymail(provider.path) for at in (NOW, later)]
 
 
 def test_a_signature_made_anew_is_still_the_same_event_of_mailgun(post):
-    """Anymail's id is the signature's token, which belongs to the request: so it is not used."""
+    """Anymail's id is the signature's token, which belongs to the request, so it is not used."""
     heard = post(signed_twice(MAILGUN, payload(MAILGUN, "opened")))
     assert len({event.event_id for event, _ in heard}) == 2
-    assert len({webhook_event(*each).provider_event_id for each in heard}) == 1
+    assert len({webhook_event(*signal).provider_event_id for signal in heard}) == 1
 
 
 def test_a_request_dated_anew_is_still_the_same_event_of_mailersend(post):
-    """The activity inside has an id of its own."""
+    """The activity within has an id of its own."""
     event = payload(MAILERSEND, "opened")
     heard = post(MAILERSEND.requests([event]) + MAILERSEND.requests([event | {"created_at": "2026-03-02T00:00:00Z"}]))
-    assert len({webhook_event(*each).provider_event_id for each in heard}) == 1
+    assert len({webhook_event(*signal).provider_event_id for signal in heard}) == 1
 
 
 def test_a_legacy_form_of_mailgun_has_what_anymail_reads(post):
-    """We do not read it any more; its token is its only id, and two opens differ by nothing else."""
+    """We do not read it any more; its token is its only id, and nothing else distinguishes two opens."""
     form = {"event": "opened", "recipient": ANN, "message-id": "<m@example.com>", "timestamp": str(BEGIN)}
     signatures = [json.loads(request["data"])["signature"] for request in signed_twice(MAILGUN, {})]
     requests = [{"path": MAILGUN.path, "data": {**form, **signatures[attempt]}, "headers": {}} for attempt in (0, 0, 1)]
-    first, retried, second = [webhook_event(*each) for each in post(requests)]
+    first, retried, second = [webhook_event(*signal) for signal in post(requests)]
     assert first.provider_event_id == retried.provider_event_id != second.provider_event_id
     assert (first.type, first.message_id, first.recipient) == ("opened", "<m@example.com>", ANN)
 
 
 @pytest.mark.parametrize("type_", SES.types)
 def test_a_notification_of_ses_is_an_event_for_each_of_its_recipients(events_of, type_):
-    """They share the notification's id, and differ by their place in it."""
+    """They share the notification's id and differ by their position in it."""
     events = events_of(SES, payload(SES, type_, to=[f'"Ann, A." <{ANN}>', BOB]))
     assert [validate_events("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [
         ANN.lower(),
@@ -150,57 +150,57 @@ def test_a_notification_of_ses_is_an_event_for_each_of_its_recipients(events_of,
 
 
 def test_a_bounce_that_ses_reports_for_a_message_to_one_address_is_that_address_s(events_of):
-    """A server that forwards mail lets another address bounce; of several, SES names the one that it is about."""
-    told = payload(SES, "bounced", to=[ANN])
-    told["bounce"]["bouncedRecipients"][0]["emailAddress"] = BOB
-    assert [event.recipient for event in events_of(SES, told)] == [ANN]
-    told["mail"]["destination"] = [ANN, BOB]
-    assert [event.recipient for event in events_of(SES, told)] == [BOB]
+    """A forwarding server lets another address bounce; of several recipients, SES names the right one."""
+    bounced = payload(SES, "bounced", to=[ANN])
+    bounced["bounce"]["bouncedRecipients"][0]["emailAddress"] = BOB
+    assert [event.recipient for event in events_of(SES, bounced)] == [ANN]
+    bounced["mail"]["destination"] = [ANN, BOB]
+    assert [event.recipient for event in events_of(SES, bounced)] == [BOB]
 
 
 def test_a_recipient_that_ses_names_twice_is_one_event(events_of):
-    """To and Cc may hold the same address."""
+    """To and Cc may have the same address."""
     assert len(set(ids(events_of(SES, payload(SES, "opened", to=[ANN, f"Ann <{ANN.lower()}>"]))))) == 1
 
 
 @pytest.mark.parametrize("header", ["to", "cc", "bcc"])
 @pytest.mark.parametrize("type_", RESEND.types)
 def test_resend_does_not_say_whom_of_several_an_event_is_about(events_of, type_, header):
-    """Anymail takes the first, who may be somebody else."""
-    told = payload(RESEND, type_)
-    told["data"][header] = [*told["data"].get(header, []), BOB]
-    (event,) = events_of(RESEND, told)
+    """Anymail takes the first recipient, which may be wrong."""
+    sample = payload(RESEND, type_)
+    sample["data"][header] = [*sample["data"].get(header, []), BOB]
+    (event,) = events_of(RESEND, sample)
     assert event.recipient is None
 
 
-def test_resend_without_the_header_of_svix_is_known_by_what_it_says(post):
+def test_an_event_of_resend_without_the_header_of_svix_has_a_digest_of_its_contents(post):
     """A proxy may drop the header."""
-    told = [payload(RESEND, "opened", n=n) for n in (0, 60)]
-    requests = [{**request, "headers": {}} for request in RESEND.requests(told)]
-    first = [webhook_event(*each).provider_event_id for each in post(requests)]
-    assert [webhook_event(*each).provider_event_id for each in post(requests)] == first
+    payloads = [payload(RESEND, "opened", n=n) for n in (0, 60)]
+    requests = [{**request, "headers": {}} for request in RESEND.requests(payloads)]
+    first = [webhook_event(*signal).provider_event_id for signal in post(requests)]
+    assert [webhook_event(*signal).provider_event_id for signal in post(requests)] == first
     assert len(set(first)) == 2
 
 
 def test_postmarks_id_of_a_bounce_is_used_and_other_events_have_a_digest(events_of):
     """`kind:MessageID` would drop the second open."""
-    told = [payload(POSTMARK, "bounced"), payload(POSTMARK, "opened"), payload(POSTMARK, "opened", n=60)]
-    for opened in told[1:]:
+    payloads = [payload(POSTMARK, "bounced"), payload(POSTMARK, "opened"), payload(POSTMARK, "opened", n=60)]
+    for opened in payloads[1:]:
         del opened["ID"]
-    bounce, first, second = events_of(POSTMARK, *told)
-    assert bounce.provider_event_id == str(told[0]["ID"])
+    bounce, first, second = events_of(POSTMARK, *payloads)
+    assert bounce.provider_event_id == str(payloads[0]["ID"])
     assert first.provider_event_id != second.provider_event_id
     assert {len(first.provider_event_id), len(second.provider_event_id)} == {64}
 
 
 def test_sendgrid_leaves_out_its_id_of_some_events_which_then_have_a_digest(events_of):
-    """It is missing on some unsubscribes."""
-    told = [payload(SENDGRID, "unsubscribed", to) for to in (ANN, BOB)]
-    for each in told:
-        del each["sg_event_id"]
-    first = ids(events_of(SENDGRID, *told))
+    """Some unsubscribes lack it."""
+    payloads = [payload(SENDGRID, "unsubscribed", to) for to in (ANN, BOB)]
+    for sample in payloads:
+        del sample["sg_event_id"]
+    first = ids(events_of(SENDGRID, *payloads))
     assert len(set(first)) == 2
-    assert first == ids(events_of(SENDGRID, *told))
+    assert first == ids(events_of(SENDGRID, *payloads))
 
 
 @pytest.mark.parametrize(
@@ -209,17 +209,17 @@ def test_sendgrid_leaves_out_its_id_of_some_events_which_then_have_a_digest(even
     ids=["Postmark", "Mandrill", "Mailjet"],
 )
 def test_an_event_without_a_time_happened_now_and_is_the_same_when_it_is_sent_again(events_of, provider, type_, field):
-    """Now is another time at the retry, so the id does not depend on it."""
-    told = payload(provider, type_)
-    del told[field]
-    (first,), (second,) = events_of(provider, told), events_of(provider, told)
+    """The time differs on a retry, so the id does not depend on it."""
+    sample = payload(provider, type_)
+    del sample[field]
+    (first,), (second,) = events_of(provider, sample), events_of(provider, sample)
     assert dt.datetime.now(dt.UTC) - first.occurred_at < dt.timedelta(minutes=1)
     assert first.occurred_at.utcoffset() == dt.timedelta(0)
     assert first.provider_event_id == second.provider_event_id
 
 
 def bare(**fields):
-    """Return an event as an adopter's test makes it, with nothing that a provider has sent."""
+    """Return an event like that of an adopter's test, without a provider's fields."""
     defaults = {
         "event_type": "opened",
         "timestamp": dt.datetime.fromtimestamp(BEGIN, dt.UTC),
@@ -235,28 +235,28 @@ def bare(**fields):
 
 @EVERY_PROVIDER
 def test_an_event_that_is_made_by_hand_needs_nothing_of_the_providers(provider):
-    """Two of them are two events, and one that is made again is the same."""
+    """Different events have different ids, and equal ones the same."""
     later = dt.datetime.fromtimestamp(BEGIN + 60, dt.UTC)
-    made = [bare(), bare(), bare(timestamp=later), bare(recipient=BOB), bare(message_id="m-2")]
-    result = ids(webhook_event(event, provider.esp_name) for event in made)
+    events = [bare(), bare(), bare(timestamp=later), bare(recipient=BOB), bare(message_id="m-2")]
+    result = ids(webhook_event(event, provider.esp_name) for event in events)
     assert result[0] == result[1]
     assert len(set(result)) == 4
 
 
 def test_types_and_reasons_that_are_not_known_are_recorded_as_such():
-    """A later Anymail may have others; the webhook is not lost for that."""
+    """A later Anymail may have other types; the webhook must not be lost."""
     event = webhook_event(bare(event_type="inbound_failed", reject_reason="moved"), "Postmark")
     assert (event.type, event.reject_reason) == ("unknown", "other")
 
 
 def test_a_time_without_a_zone_is_taken_as_utc():
-    """The writer refuses one, and the provider would repeat it forever."""
+    """The writer refuses such a time, and the provider would send the event again for ever."""
     event = webhook_event(bare(timestamp=dt.datetime(2026, 3, 1, 12)), "Postmark")
     assert event.occurred_at == dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("tags", "stored"),
     [
         (["a", "b"], ["a", "b"]),
         ("one", ["one"]),
@@ -266,40 +266,40 @@ def test_a_time_without_a_zone_is_taken_as_utc():
     ],
     ids=["several", "a single text", "Postal without", "SparkPost without", "addresses"],
 )
-def test_tags_are_kept_unless_they_look_like_an_address(given, kept):
+def test_tags_are_kept_unless_they_look_like_an_address(tags, stored):
     """SendGrid's `category` may be a text, Postal's a list of None."""
-    assert webhook_event(bare(tags=given), "SendGrid").metadata.get("tags") == kept
+    assert webhook_event(bare(tags=tags), "SendGrid").metadata.get("tags") == stored
 
 
 def test_an_event_of_mailersends_webhooks_2_is_read_although_anymail_finds_neither_id_nor_recipient(post):
     """Anymail 15.2 reads version 1 only."""
-    told = next(sample.payload for sample in documented("mailersend") if "message_id" in sample.payload["data"])
-    request = signed("mailersend", json.dumps(told).encode())
+    sample = next(sample.payload for sample in documented("mailersend") if "message_id" in sample.payload["data"])
+    request = signed("mailersend", json.dumps(sample).encode())
     ((event, esp_name),) = post([request.for_anymail(MAILERSEND.path)])
     assert (event.message_id, event.recipient) == (None, None)
-    made = webhook_event(event, esp_name)
-    assert (made.message_id, made.recipient) == (told["data"]["message_id"], told["data"]["recipient"])
-    assert made.occurred_at.isoformat() == "2026-09-12T18:42:10+00:00"
-    assert made.provider_event_id == told["data"]["id"]
+    converted = webhook_event(event, esp_name)
+    assert (converted.message_id, converted.recipient) == (sample["data"]["message_id"], sample["data"]["recipient"])
+    assert converted.occurred_at.isoformat() == "2026-09-12T18:42:10+00:00"
+    assert converted.provider_event_id == sample["data"]["id"]
 
 
 def test_an_event_of_sendgrid_that_was_not_sent_through_anymail_has_the_id_of_the_send(post):
-    """Anymail's own id is not in it, only `sg_message_id`."""
-    told = {
+    """It has `sg_message_id` only, not Anymail's own id."""
+    sample = {
         "email": ANN,
         "timestamp": BEGIN,
         "event": "delivered",
         "sg_event_id": "ev-1",
         "sg_message_id": "14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0",
     }
-    ((event, esp_name),) = post(SENDGRID.requests([told]))
+    ((event, esp_name),) = post(SENDGRID.requests([sample]))
     assert event.message_id is None
-    made = webhook_event(event, esp_name)
-    assert (made.type, made.message_id, made.recipient) == ("delivered", "14c5d75ce93.dfd.64b469", ANN)
+    converted = webhook_event(event, esp_name)
+    assert (converted.type, converted.message_id, converted.recipient) == ("delivered", "14c5d75ce93.dfd.64b469", ANN)
 
 
 def test_an_event_in_which_nothing_finds_its_delivery_is_warned_of(caplog, monkeypatch):
-    """As in our own receiver: the format must have changed."""
+    """Our receiver warns too, because the format must have changed."""
     monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
     webhook_event(bare(message_id=None, recipient=None), "Postmark")
     assert "an event of postmark (opened) has neither a message id nor a recipient" in caplog.text

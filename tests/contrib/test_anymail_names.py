@@ -1,4 +1,4 @@
-"""Anymail's names for providers, and what the module needs at run time."""
+"""Anymail's names of providers, and the module's requirements at run time."""
 
 import importlib
 import pkgutil
@@ -44,20 +44,20 @@ from mailglass_reconcile.contrib.anymail import sent, webhook_event
 
 @pytest.mark.parametrize(("esp_name", "stored"), STORED.items(), ids=STORED)
 def test_a_provider_is_stored_under_one_name_and_found_under_anymails(esp_name, stored):
-    """Rows that another writer stored under Anymail's own name are found too."""
+    """Rows that another writer stored under Anymail's name are found, too."""
     assert canonical(esp_name) == stored
     assert esp_name in spellings(stored)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_anymails_two_names_for_a_provider_are_one(backend):
-    """That of its module, which is in its settings and URLs, and `esp_name`."""
+    """One is the module's, in its settings and URLs; the other is `esp_name`."""
     module = importlib.import_module(f"anymail.backends.{backend}")
     assert canonical(module.EmailBackend.esp_name) == canonical(backend)
 
 
 @pytest.mark.slow
 def test_the_functions_need_neither_django_nor_anymail():
-    """They read attributes; a receiver's own process has both, a worker may not."""
-    done = processes.run(["-c", ALONE], forked=False)
-    assert done.returncode == 0, done.stderr
+    """They read attributes only; a receiver's process has both packages, a worker may not."""
+    result = processes.run(["-c", ALONE], forked=False)
+    assert result.returncode == 0, result.stderr

@@ -1,1 +1,1 @@
-"""Faults on purpose: the servers, proxies and processes that the fault tests use, and the table of their runs."""
+"""Fault injection: the servers, proxies and processes of the fault tests, and the table of their runs."""

@@ -1,4 +1,6 @@
-"""`python -m faults`: every fault, and a table of fault, runs and violations; `make test` runs a selection."""
+"""`python -m faults` runs every fault and prints a table of faults, runs and violations; `make test` runs a
+selection.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ def main(arguments: list[str]) -> int:
     table = Table()
     parent = Path(__file__).parent
     tests = [str(path) for pattern in TESTS for path in sorted(parent.glob(pattern))]
-    began = time.monotonic()
+    started_at = time.monotonic()
     code = pytest.main(["-q", "--timeout=1500", *tests, *arguments], plugins=[table])
     print("\n".join(table.lines()))
-    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - started_at:.0f} s")
     return int(code)
 
 

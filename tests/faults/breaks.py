@@ -1,4 +1,4 @@
-"""A fault in SQL, which no tool makes, for each thing that must hold and that SQL sees to; each with its test.
+"""A break in SQL for each invariant that SQL keeps, with the test that fails.
 
 `make mutation` breaks the Python of rules, sweep, record and projector; I4 and I12 are theirs.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Break(NamedTuple):
-    """A fault: in each file, a text that stands there once and what takes its place; and the test that catches it."""
+    """A break: in each file, a text that occurs once and its replacement; and the test that catches it."""
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
@@ -28,7 +28,7 @@ BREAKS = (
                 "      FROM claimed\n",
             ),
         ),
-        "faults/test_hostile_rows.py::test_a_key_that_is_taken_for_another_delivery_settles_its_orphan",
+        "faults/test_hostile_rows.py::test_a_key_that_another_delivery_has_closes_its_orphan",
     ),
     # I2
     Break(
@@ -40,7 +40,7 @@ BREAKS = (
                 "    SELECT * FROM claimed\n",
             ),
         ),
-        "faults/test_hostile_rows.py::test_a_key_that_is_taken_for_another_delivery_settles_its_orphan",
+        "faults/test_hostile_rows.py::test_a_key_that_another_delivery_has_closes_its_orphan",
     ),
     # I3
     Break(
@@ -69,7 +69,7 @@ BREAKS = (
                 "\n",
             ),
         ),
-        "faults/test_hostile_tenants.py::test_orphans_of_hostile_tenants_are_linked_and_told_of_within_their_own",
+        "faults/test_hostile_tenants.py::test_orphans_of_hostile_tenants_are_linked_and_published_within_their_own",
     ),
     # I6
     Break(
@@ -168,6 +168,6 @@ BREAKS = (
                 " FOR UPDATE SKIP LOCKED)\n",
             ),
         ),
-        "handlers/test_dispatcher.py::test_a_claimed_job_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
+        "handlers/test_dispatcher.py::test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly",
     ),
 )

@@ -38,12 +38,12 @@ COPIED = (
 
 
 def outdated(broken: Break) -> list[str]:
-    """Return the files in which what this break changes does not stand exactly once."""
+    """Return the files in which the text of this break does not occur exactly once."""
     return [file for file, old, _ in broken.edits if (ROOT / file).read_text().count(old) != 1]
 
 
 def caught_by(broken: Break) -> str | None:
-    """Break a copy, run the test that should notice, and return it if it failed, with its parameters."""
+    """Break a copy, run the test that should fail, and return it with its parameters if it did."""
     with tempfile.TemporaryDirectory(prefix="mailglass-broken-") as directory:
         copy = Path(directory)
         copy.chmod(0o755)
@@ -60,7 +60,7 @@ def caught_by(broken: Break) -> str | None:
         run = subprocess.run(
             [sys.executable, *PYTEST, f"tests/{broken.test}"],
             cwd=copy,
-            # The copy stands before the installed package, in the processes that a test starts as well.
+            # The copy comes before the installed package, also in processes that a test starts.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "MAILGLASS_SCHEDULES": "200"},
             capture_output=True,
             text=True,
@@ -73,7 +73,7 @@ def caught_by(broken: Break) -> str | None:
 
 
 def main(words: str, jobs: int) -> int:
-    """Print the table, a line as soon as it and those before it are known."""
+    """Print the table, each line as soon as it and those before it are known."""
     chosen = [broken for broken in BREAKS if words in broken.name]
     stale = [broken.name for broken in chosen if outdated(broken)]
     assert not stale, f"these breaks do not match the code: {stale}"
@@ -90,5 +90,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="faults.broken")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("words", nargs="*")
-    given = parser.parse_args()
-    sys.exit(main(" ".join(given.words), given.jobs))
+    arguments = parser.parse_args()
+    sys.exit(main(" ".join(arguments.words), arguments.jobs))

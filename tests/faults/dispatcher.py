@@ -1,4 +1,4 @@
-"""A process that forks a dispatcher for each line that it is given, and prints how that one ended.
+"""A process that forks a dispatcher for each line of its input, and prints its exit status.
 
 A line is the fail point, from 1, at which the dispatcher is killed: before and after each statement, and before each
 COMMIT; 0 is none. Settings and handlers come from the environment.
@@ -14,7 +14,7 @@ from faults.sweeper import die_at
 
 
 def main() -> None:
-    """Fork, dispatch, print the exit code: 0, or minus the number of the signal."""
+    """Fork, dispatch, and print the exit code, or minus the signal's number."""
     mailglass_reconcile.runtime.load_imports()
     for line in sys.stdin:
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Handlers whose effects are counted, for dispatchers that are killed: in a process, by `MAILGLASS_IMPORTS`.
+"""Handlers whose effects are counted, for dispatchers that are killed; loaded by `MAILGLASS_IMPORTS`.
 
 `steady` writes through the connection. `flaky` writes, too, and fails 30 % of the time. With `HANDLED_KILLS=p` it
 kills its process with that probability, before or after it has written. On its first attempt, the event of the message
@@ -32,7 +32,7 @@ def steady(connection: sa.Connection, event: DeliveryEvent) -> None:
 
 @on_event("*", name="flaky")
 def flaky(connection: sa.Connection, event: DeliveryEvent) -> None:
-    """Leave an effect, unless it fails or its process is killed."""
+    """Leave an effect, unless it fails or kills its process."""
     if random.random() < KILLS / 2:
         os.kill(os.getpid(), signal.SIGKILL)
     leave_effect("flaky", connection, event)
@@ -43,7 +43,7 @@ def flaky(connection: sa.Connection, event: DeliveryEvent) -> None:
 
 
 def write_by_django(_connection: sa.Connection, event: DeliveryEvent) -> None:
-    """Leave an effect by Django's own cursor."""
+    """Leave an effect through Django's own cursor."""
     with djangos.cursor() as cursor:
         cursor.execute("INSERT INTO witness.effects VALUES (%s, %s)", ["orm", event.event_id])
 

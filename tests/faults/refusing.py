@@ -14,13 +14,13 @@ CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON mailglass_events DEFERRABLE INI
 
 
 def refusing(db: Database, state: str, condition: str) -> None:
-    """Refuse COMMIT with that SQLSTATE where a new link meets the condition."""
+    """Refuse a COMMIT with this SQLSTATE if a new link meets the condition."""
     with db.engine.begin() as connection:
         script = _REFUSING.format(state=state, condition=condition)
         connection.execution_options(no_parameters=True).exec_driver_sql(script)
 
 
 def forgiving(db: Database) -> None:
-    """Refuse nothing any more."""
+    """Stop refusing."""
     db.run("DROP FUNCTION IF EXISTS refuse CASCADE")
     db.run("DROP SEQUENCE IF EXISTS refusals")

@@ -1,4 +1,4 @@
-"""How often each fault was run, and how often something that must hold did not: the table of `make faults`."""
+"""The number of runs of each fault, and of violations: the table of `make faults`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FULL = os.environ.get("MAILGLASS_FAULTS") == "full"
 
 
 class Table:
-    """A pytest plugin that gathers what tests have recorded with `record_property("fault", (name, runs))`."""
+    """A pytest plugin that collects what tests record with `record_property("fault", (name, runs))`."""
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -20,7 +20,7 @@ class Table:
         self.skipped: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the counts of a test that is over, and remember one that failed by its name."""
+        """Add a finished test's counts, and the name of a failed one."""
         if report.when == "call" and report.passed:
             user_properties = [value for name, value in report.user_properties if name == "fault"]
             for fault, count in user_properties or [(_fault(report.nodeid), 1)]:

@@ -1,4 +1,4 @@
-"""Servers of a fault's own: a PostgreSQL that can be killed, a PgBouncer."""
+"""Servers of fault tests: a PostgreSQL that can be killed, and PgBouncer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PORT = 6432  # of a Unix socket in a directory of its own
 
 
 def pgbouncer_path() -> str | None:
-    """Return where PgBouncer is, or None: Debian keeps it beside the commands of the administrator."""
+    """Return the path of PgBouncer, which Debian puts beside the administrator's commands, or None."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @contextmanager
 def pgbouncer(database_url: str, connections: int) -> Iterator[str]:
-    """Run PgBouncer in transaction mode with that many server connections, and yield the URL through it.
+    """Run PgBouncer in transaction mode with a number of server connections, and yield the URL through it.
 
-    It listens on a Unix socket in a directory of mode 0700, because it lets in everybody who gets there.
+    It listens on a Unix socket in a directory of mode 0700, because it requires no password.
     """
     url = make_url(database_url)
     path = pgbouncer_path()
@@ -53,10 +53,10 @@ max_client_conn = 100
 """
     )
     user = None
-    if os.geteuid() == 0:  # PgBouncer refuses to run as root, and the server's socket is its owner's alone
+    if os.geteuid() == 0:  # PgBouncer refuses to run as root, and only its owner may use the server's socket
         user = Path(str(url.query["host"])).owner() if "host" in url.query else "nobody"
-        for made in (directory, *directory.iterdir()):
-            shutil.chown(made, user)
+        for entry in (directory, *directory.iterdir()):
+            shutil.chown(entry, user)
     with (directory / "log").open("w") as log:
         process = subprocess.Popen([path, str(directory / "ini")], user=user, stdout=log, stderr=log)
     try:
@@ -64,7 +64,7 @@ max_client_conn = 100
         through = url.set(host=None, port=PORT, query={"host": str(directory)})
         yield through.render_as_string(hide_password=False)
     finally:
-        # SIGTERM would wait for the clients to leave.
+        # SIGTERM would wait for clients to disconnect.
         process.send_signal(signal.SIGQUIT)
         process.wait(10)
         shutil.rmtree(directory, ignore_errors=True)

@@ -24,7 +24,7 @@ from mailglass_reconcile.pubsub import Message, Publisher
 
 
 def die_at(number: int) -> None:
-    """Let this process be killed at the *number*-th of its fail points, from 1."""
+    """Kill this process at the *number*-th of its fail points, from 1."""
     passed = count(1)
     publish, execute = Publisher.publish, psycopg.Cursor.execute
 

@@ -1,4 +1,4 @@
-"""The list of breaks stays true: `make broken` takes minutes, so a break that no longer fits is found here."""
+"""Every break still applies: `make broken` takes minutes, this takes none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from faults.broken import ROOT, outdated
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
-def test_a_break_matches_the_code_once_and_names_a_test_that_is_there(broken: Break) -> None:
-    """In each file that it changes."""
+def test_a_break_matches_the_code_once_and_names_an_existing_test(broken: Break) -> None:
+    """This holds for each file that it changes."""
     assert outdated(broken) == []
     file, _, name = broken.test.partition("::")
     assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text()

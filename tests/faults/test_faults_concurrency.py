@@ -29,7 +29,7 @@ TYPES = ("delivered", "opened", "bounced", "deferred", "complained", "dispatched
 
 @pytest.fixture
 def sweepers(db: Database, redis_url: str) -> Iterator[list[Process]]:
-    """Eight processes that sweep when they are told to, without any lock."""
+    """Eight processes that sweep on request, without any lock."""
     environment = {**db.environment(redis_url), "PYTHONPATH": "tests"}
     command = ["-m", "faults.sweeper", "--serve"]
     with ExitStack() as stack:
@@ -38,7 +38,7 @@ def sweepers(db: Database, redis_url: str) -> Iterator[list[Process]]:
 
 
 def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
-    """Insert orphans, several of them of the same delivery, and return the deliveries' message ids."""
+    """Insert orphans, several of one delivery, and return the deliveries' message ids."""
     texts = [uuid.UUID(int=draw.getrandbits(128)).hex for _ in range(max(1, orphans // draw.randint(1, 4)))]
     events = [
         factories.orphan_row(
@@ -51,7 +51,7 @@ def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
 
 
 def seeds() -> list[tuple[int, int, int]]:
-    """Return `(first seed, seeds, orphans)` of each database."""
+    """Return `(first seed, seeds, orphans)` for each database."""
     return [(first, GROUP, 1_000) for first in range(0, 100, GROUP)] if FULL else [(0, 2, 200)]
 
 
@@ -64,7 +64,7 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     orphans: int,
     record_property: Record,
 ) -> None:
-    """Each sweeps once, in batches of its own size; what they linked adds up to what the ledger holds."""
+    """Each process sweeps once with its own batch size; what they linked adds up to the ledger."""
     for seed in range(first, first + number):
         draw = random.Random(seed)
         crowd(db, draw, orphans)
@@ -82,7 +82,7 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
 
 @pytest.mark.guard
 def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database, record_property: Record) -> None:
-    """A writer's update fails on a stale version and is tried again; each one that succeeds is still there."""
+    """A writer's update fails on a stale version and is retried; each one that succeeded is still there."""
     rounds = 20 if FULL else 1
     for seed in range(rounds):
         draw = random.Random(seed)
@@ -106,7 +106,7 @@ def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database
 
 
 def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float) -> None:
-    """Add a mark to each delivery, as an application that reads a row and writes it back whole does."""
+    """Add a mark to each delivery, like an application that reads a row and writes it back whole."""
     order = random.Random(seed).sample(texts, len(texts))
     with db.engine.connect() as connection:
         for text in order:
@@ -132,7 +132,7 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
 def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(
     db: Database, record_property: Record
 ) -> None:
-    """Each orphan has one `reconciled` event in the end, whoever appended it, and ours alone are counted."""
+    """In the end each orphan has one `reconciled` event, whoever appended it, and only ours are counted."""
     rounds = 30 if FULL else 3
     for seed in range(rounds):
         draw = random.Random(seed)
@@ -141,10 +141,10 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
         settings = db.settings.model_copy(update={"batch_size": draw.choice((1, 5, 50))})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
         appended: list[str] = []
-        other = threading.Thread(target=_append_one_by_one, args=(db, seed, appended))
-        other.start()
+        reconciler = threading.Thread(target=_append_one_by_one, args=(db, seed, appended))
+        reconciler.start()
         linked = mailglass_reconcile.reconcile().linked
-        other.join()
+        reconciler.join()
         linked += mailglass_reconcile.reconcile().linked
         assert linked + len(appended) == db.appended() - before == 100
     record_property("fault", ("sweeps beside another reconciler, seeds", rounds))

@@ -1,4 +1,4 @@
-"""Connections that are lost around COMMIT, or at any other message: one link, told of once, and true counts."""
+"""Connections that are lost around COMMIT, or at any other message: one link, published once, and true counts."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -23,15 +23,15 @@ Record = Callable[[str, object], None]
 
 @pytest.fixture
 def through(db: Database) -> Iterator[FaultyProxy]:
-    """A proxy before the test's database, with the package configured to go through it."""
-    with proxy.before_postgres(db.url) as (made, url):
+    """A proxy before the test's database, and the package configured to use it."""
+    with proxy.before_postgres(db.url) as (faulty_proxy, url):
         settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
-        yield made
+        yield faulty_proxy
 
 
 def sweep(db: Database, fault: Fault = "before") -> SweepResult:
-    """Sweep through the fault, and check that the counts tell what the database holds.
+    """Sweep with the fault, and check the counts against the database.
 
     If the answer to a COMMIT was lost (*fault* is "after"), its links are there and count as held.
     """
@@ -52,29 +52,29 @@ def sweep(db: Database, fault: Fault = "before") -> SweepResult:
 
 @pytest.mark.guard
 @pytest.mark.parametrize("fault", [pytest.param("before", marks=pytest.mark.slow), "after"])
-def test_a_connection_lost_at_a_commit_costs_no_link(
+def test_a_connection_lost_at_a_commit_loses_no_link(
     db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:
-    """The N-th COMMIT for every N: its batch is tried again, and nothing is linked or published twice."""
-    ended = []
+    """For each N, the N-th COMMIT is lost: its batch is retried, and nothing is linked or published twice."""
+    statuses = []
     for number in count(1):
         insert_pairs(db, ORPHANS)
         through.arm(COMMIT, fault, number)
-        ended.append(sweep(db, fault).status)
+        statuses.append(sweep(db, fault).status)
         if not through.dropped:
             break
         through.arm(COMMIT, fault, 0)
         assert sweep(db).status == "ok"
-    assert len(ended) >= 6
-    assert set(ended) == {"ok"}
+    assert len(statuses) >= 6
+    assert set(statuses) == {"ok"}
     record_property("fault", (f"connection lost {fault} COMMIT", number - 1))
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-def test_a_connection_lost_at_any_message_costs_no_link(
+def test_a_connection_lost_at_any_message_loses_no_link(
     db: Database, through: FaultyProxy, fault: Fault, record_property: Record
 ) -> None:
-    """The N-th message of the sweep, for every N (for every seventh in the selection)."""
+    """For each N (each seventh in the selection), the sweep's N-th message is lost."""
     result = 0
     for number in count(1, 1 if FULL else 7):
         insert_pairs(db, ORPHANS)
@@ -90,7 +90,7 @@ def test_a_connection_lost_at_any_message_costs_no_link(
 
 
 def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: FaultyProxy) -> None:
-    """After a bounded number of attempts; the next sweep goes on."""
+    """Attempts are bounded; the next sweep goes on."""
     insert_pairs(db, ORPHANS)
     through.arm(COMMIT, "before", 2, times=1_000)
     result = mailglass_reconcile.reconcile()
@@ -102,7 +102,7 @@ def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Da
 def test_a_transaction_after_a_lost_connection_is_read_committed_like_those_before_it(
     db: Database, through: FaultyProxy
 ) -> None:
-    """Whatever the server's default: a new connection must not fall back to it."""
+    """A new connection must not fall back to the server's default."""
     with db.engine.begin() as connection:
         name = connection.dialect.identifier_preparer.quote(sa.make_url(db.url).database or "")
         connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")

@@ -1,4 +1,4 @@
-"""The sweeping process is killed at the N-th system call that talks to a server; one more sweep mends all."""
+"""The sweeping process is killed at the N-th system call to a server; one more sweep repairs everything."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ Not ioctl: of a server it is called by the thread that publishes alone, where th
 """
 SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
 """A few places within the batches, where not all are tried."""
-TRIED = [
+SYSTEM_CALLS = [
     pytest.param(call, marks=pytest.mark.guard if call == "poll" else ()) for call in (CALLS if FULL else SELECTION)
 ]
 
@@ -42,20 +42,20 @@ def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subpr
 
 
 def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a sweep under strace, which is to look at *call* only."""
+    """Run a sweep under strace, which traces *call* only."""
     return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
 
 
 def first(db: Database, redis_url: str, call: str, log: Path) -> int:
-    """Return which *call* of a sweep is the first that has to do with a server: files know some of them, too."""
+    """Return the number of the first *call* of a sweep that is to a server rather than a file."""
     insert_pairs(db, ORPHANS)
     traced(db, redis_url, call, "-y", "-o", str(log))
     lines = log.read_text().splitlines()
     return next(n for n, line in enumerate(lines, 1) if "socket:[" in line or call.startswith(("epoll", "poll")))
 
 
-def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -> int:
-    """Let *sweep* be killed at each of *numbers*, sweep once more each time, and return how often it was."""
+def count_repaired(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -> int:
+    """Kill a sweep at each of *numbers*, sweep once more each time, and return how often it was killed."""
     kills = 0
     for number in numbers:
         before = db.appended()
@@ -73,29 +73,29 @@ def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -
 
 
 @pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
-@pytest.mark.parametrize("call", TRIED)
-def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
+@pytest.mark.parametrize("call", SYSTEM_CALLS)
+def test_a_sweep_killed_at_any_call_is_repaired_by_the_next(
     db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
 ) -> None:
-    """Every N, until the run ends by itself; three orphans in batches of two."""
+    """It is killed at each N until it ends by itself, with three orphans in batches of two."""
 
     def sweep(number: int) -> bool:
         inject = f"inject={call}:signal=KILL:when={number}"
         return killed(traced(db, redis_url, call, "-o", "/dev/null", "-e", inject))
 
     numbers = count(first(db, redis_url, call, tmp_path / "log")) if FULL else SELECTION[call]
-    kills = mended(db, sweep, numbers)
+    kills = count_repaired(db, sweep, numbers)
     assert FULL or kills == len(SELECTION[call])
     record_property("fault", (f"killed at {call}", kills))
 
 
-def test_a_sweep_killed_at_any_fail_point_is_mended_by_the_next(
+def test_a_sweep_killed_at_any_fail_point_is_repaired_by_the_next(
     db: Database, redis_url: str, record_property: Record
 ) -> None:
-    """Around each statement, COMMIT and publishing, until the run ends by itself; where nothing may be traced, too."""
+    """Fail points are around statements, COMMIT and publishing; this needs no strace."""
 
     def sweep(number: int) -> bool:
         return killed(swept(db, redis_url, dies_at=number))
 
-    kills = mended(db, sweep, count(1, 1 if FULL else 9))
+    kills = count_repaired(db, sweep, count(1, 1 if FULL else 9))
     record_property("fault", ("killed at a fail point", kills))

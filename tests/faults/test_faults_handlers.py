@@ -1,4 +1,4 @@
-"""Dispatchers are killed, and lose their connection at each COMMIT: each effect is there exactly once."""
+"""Dispatchers are killed and lose their connection at each COMMIT: each effect happens exactly once."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,14 +34,14 @@ KILLS = 6
 
 
 def linked(db: Database, number: int) -> None:
-    """Let a sweep link *number* new orphans, one to each delivery."""
+    """Link *number* new orphans by a sweep, one to each delivery."""
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL WHERE provider_message_id IS NOT NULL")
     factories.insert_pairs(db, [f"m-{n}" for n in range(number)], type="bounced")
     assert mailglass_reconcile.reconcile().linked == number
 
 
 def dispatchers(db: Any, redis_url: str, **more: str) -> AbstractContextManager[Process]:
-    """Run a process that forks a dispatcher for each line: the fail point that kills it, from 1, or 0 for none."""
+    """Run a process that forks a dispatcher per line: the fail point that kills it, from 1, or 0 for none."""
     environment = {
         **db.environment(redis_url),
         **{"PYTHONPATH": "tests:tests/support:.", "MAILGLASS_IMPORTS": "faults.handled"},
@@ -51,7 +51,7 @@ def dispatchers(db: Any, redis_url: str, **more: str) -> AbstractContextManager[
 
 
 def dispatch_in(process: Process, fail_point: int = 0) -> int:
-    """Let it fork a dispatcher, and return how that ended: 0, or -9."""
+    """Fork a dispatcher, and return its exit code: 0, or -9."""
     process.write_line(fail_point)
     return int(process.read_line())
 
@@ -63,7 +63,7 @@ def dispatch_in(process: Process, fail_point: int = 0) -> int:
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     handler_db: Database, redis_url: str, record_property: Record, more: dict[str, str]
 ) -> None:
-    """Two dispatchers side by side, started again until nothing waits; what is dead is tried again."""
+    """Two dispatchers are restarted until no job waits; dead jobs are retried."""
     handlers = ("steady", "flaky", *(["orm"] if more else []))
     handle_all(handler_db, *handlers)
     linked(handler_db, EVENTS)
@@ -81,23 +81,23 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
 
 
 @pytest.mark.parametrize(
-    ("tried", "points"),
+    ("is_retry", "points"),
     [
         pytest.param(False, 60, id="new"),
         pytest.param(True, 40, id="tried before"),  # one job of six is left
     ],
 )
 def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
-    handler_db: Database, redis_url: str, record_property: Record, tried: bool, points: int
+    handler_db: Database, redis_url: str, record_property: Record, is_retry: bool, points: int
 ) -> None:
-    """Three events, one of which fails first; another dispatcher does the rest, and each effect is there once."""
+    """One of three events fails first; another dispatcher does the rest, and each effect happens once."""
     kills = total = 0
     handle_all(handler_db, "steady", "flaky")
     with dispatchers(handler_db, redis_url) as process:
         for number in count(1, 1 if FULL else 20):
             linked(handler_db, 3)
             total += 3
-            if tried:
+            if is_retry:
                 assert dispatch_in(process) == 0
                 make_due(handler_db)
             hit = dispatch_in(process, number) == -9
@@ -118,7 +118,7 @@ Lead = Callable[[str], Any]
 
 @pytest.fixture
 def on_engine(handler_db: Database) -> Lead:
-    """Let handlers work on an engine that leads to a URL."""
+    """Run handlers on an engine for a URL."""
 
     @contextmanager
     def lead(url: str) -> Iterator[None]:
@@ -132,7 +132,7 @@ def on_engine(handler_db: Database) -> Lead:
 
 @pytest.fixture
 def on_django(handler_db: Database, app: Any) -> Lead:
-    """Let handlers work on Django's connection, which leads to a URL."""
+    """Run handlers on Django's connection to a URL."""
     return databases_name
 
 
@@ -146,9 +146,9 @@ PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
 def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
     handler_db: Database, request: pytest.FixtureRequest, place: str, fault: Fault, record_property: Record
 ) -> None:
-    """The N-th COMMIT for every N; if only the answer to a handler's was lost, nothing is tried again."""
+    """For each N, the N-th COMMIT is lost; if only the response to a handler's was lost, nothing is retried."""
     lead, total, raised = request.getfixturevalue(place), 0, []
-    received, others = leaving("effect", "bounced"), leaving("other", "bounced")
+    received, received_by_other = leaving("effect", "bounced"), leaving("other", "bounced")
     for number in count(1):
         linked(handler_db, 3)
         total += 3
@@ -169,9 +169,9 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
         assert effects(handler_db) == {"effect": total, "other": total}
         if not through.dropped:
             break
-    # Registration and claims, which also record how the last job ended: only the error says that these were lost.
+    # Registration and claims, which also record the last job's end: only the error shows that these were lost.
     assert raised == [1, *range(2, 15, 2)]
-    assert fault == "before" or len(received) == len(others) == total
+    assert fault == "before" or len(received) == len(received_by_other) == total
     record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
 
 
@@ -190,10 +190,10 @@ SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database O
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
+def test_a_dispatcher_waits_for_a_commit_that_is_still_running(
     handler_db: Database, request: pytest.FixtureRequest, place: str
 ) -> None:
-    """The connection is lost in the middle of it: the row's lock says that it is not decided."""
+    """The connection is lost during COMMIT, and the row's lock shows that it is undecided."""
     received = leaving("effect", "bounced")
     linked(handler_db, 1)
     with handler_db.engine.begin() as connection:
@@ -209,11 +209,11 @@ def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
         ThreadPoolExecutor(1) as pool,
     ):
         holding.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
-        found = pool.submit(dispatched)
+        future = pool.submit(dispatched)
         wait_until(lambda: handler_db.value(WAITING, type="advisory"))
         through.drop()
         wait_until(lambda: handler_db.value(WAITING, type="transactionid"))
         holding.rollback()
-        result = found.result(20)
+        result = future.result(20)
     assert (result.handled, result.failed, len(received)) == (1, 0, 1)
     assert states(handler_db) == {"done": 1}

@@ -1,4 +1,4 @@
-"""What Postgres can do to a sweep: every link whole or not at all, nothing lost, and a result that says so."""
+"""Faults of Postgres during a sweep: links are whole or absent, nothing is lost, and the result says so."""
 
 import threading
 import uuid
@@ -34,7 +34,7 @@ PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
 
 
 def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
-    """Sweep in small batches, and check that the counts tell what the database holds."""
+    """Sweep in small batches, and check the counts against the database."""
     before = db.appended()
     configured = db.settings.model_copy(update={"batch_size": batch_size, **settings})
     mailglass_reconcile.configure(engine=db.engine, settings=configured)
@@ -46,10 +46,10 @@ def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
-def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
+def test_a_commit_refused_a_few_times_is_retried_or_halved(
     db: Database, state: str, times: int, record_property: Record
 ) -> None:
-    """A sequence counts the refusals, for a rollback does not take it back."""
+    """A sequence counts the refusals, because a rollback does not reset it."""
     factories.insert_pairs(db, 10)
     refusing(db, state, f"nextval('public.refusals') <= {times}")
     result = sweep(db)
@@ -68,7 +68,7 @@ def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
 def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_and_says_so(
     db: Database, state: str, record_property: Record
 ) -> None:
-    """Faults of the row leave it alone in the open set; a server's condition ends the sweep as failed."""
+    """A fault of one row leaves its orphan open; a condition of the server fails the sweep."""
     factories.insert_pairs(db, 10)
     culprit = db.value(
         "SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id OFFSET 5 LIMIT 1"
@@ -90,8 +90,8 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
 
 
 @pytest.mark.guard
-def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db: Database) -> None:
-    """The whole batch is refused for its data, its first half is linked, and its second meets with a full disk."""
+def test_halves_that_were_committed_before_an_outage_are_counted_and_published(db: Database) -> None:
+    """A batch is refused for its data, its first half is linked, and its second half meets a full disk."""
     factories.insert_pairs(db, 8)
     last = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id LIMIT 1")
     refusing(db, "53100", f"NEW.idempotency_key = 'reconciled:{last}'")
@@ -109,8 +109,8 @@ def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db:
     assert sweep(db).linked == 4
 
 
-def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_property: Record) -> None:
-    """Somebody terminates whatever the sweep runs on, again and again."""
+def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, record_property: Record) -> None:
+    """The sweep's backend is terminated again and again."""
     rounds = 40 if FULL else 6
     for number in range(rounds):
         factories.insert_pairs(db, 12)
@@ -134,10 +134,8 @@ def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_pr
 
 
 @pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
-def test_a_backend_terminated_inside_its_commit_is_tried_again(
-    db: Database, times: int, record_property: Record
-) -> None:
-    """A deferred trigger ends its own session, so that COMMIT gets no answer."""
+def test_a_backend_terminated_inside_its_commit_is_retried(db: Database, times: int, record_property: Record) -> None:
+    """A deferred trigger terminates its own session, so that COMMIT gets no response."""
     factories.insert_pairs(db, 10)
     refusing(db, "57P01", "true")
     with db.engine.begin() as connection:
@@ -171,7 +169,7 @@ def _terminate(db: Database, over: threading.Event, times: int) -> None:
 
 @pytest.mark.guard
 def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_linked(db: Database) -> None:
-    """The sweep does not wait; the next one links what is left."""
+    """The sweep does not wait; the next one links it."""
     factories.insert_pairs(db, 6)
     with db.engine.begin() as connection:
         connection.exec_driver_sql(
@@ -187,10 +185,10 @@ def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_lin
 
 @pytest.mark.guard
 @pytest.mark.parametrize("table", ["deliveries", "open_orphans"])
-def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rolling_back(
+def test_locked_rows_are_skipped_without_waiting_or_rolling_back(
     db: Database, table: str, record_property: Record
 ) -> None:
-    """A wait would end in a lock timeout, and that in a rollback."""
+    """Waiting would end in a lock timeout, and that in a rollback."""
     factories.insert_pairs(db, 20)
     rollbacks: list[sa.Connection] = []
     sa.event.listen(db.engine, "rollback", rollbacks.append)
@@ -211,7 +209,7 @@ def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rollin
 def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
     db: Database, isolation: str, record_property: Record
 ) -> None:
-    """It updates the same deliveries from the last to the first, one by one, while sweeps run."""
+    """While sweeps run, it updates the same deliveries one by one, from the last to the first."""
     rounds = 20 if FULL else 3
     for _ in range(rounds):
         factories.insert_pairs(db, 30)
@@ -243,15 +241,15 @@ def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-def test_a_server_whose_default_is_a_stricter_isolation_changes_nothing(db: Database, isolation: str) -> None:
-    """Every transaction says its own."""
+def test_a_stricter_default_isolation_changes_nothing(db: Database, isolation: str) -> None:
+    """Every transaction sets its own level."""
     db.by_default("default_transaction_isolation", isolation)
     factories.insert_pairs(db, 10)
     assert sweep(db).linked == 10
 
 
 def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
-    """While it lasts a sweep fails and says so; the same engine goes on afterwards."""
+    """Meanwhile a sweep fails and says so; then the same engine works again."""
     factories.insert_pairs(db, 6)
     db.by_default("default_transaction_read_only", "on")
     result = sweep(db)
@@ -262,7 +260,7 @@ def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> Non
 
 
 def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_when_it_commits(db: Database) -> None:
-    """Order of insertion is not order of commit: no sweep passes it by forever."""
+    """Rows are not committed in the order of insertion, and no sweep may skip it for ever."""
     text = uuid.uuid4().hex
     factories.delivery(db, text)
     with db.engine.begin() as connection:
@@ -274,18 +272,18 @@ def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_
 
 
 def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database) -> None:
-    """The database's limit stands in for the server's; superusers are above it, so the role is another."""
+    """A connection limit of a role simulates the server's, which superusers exceed."""
     factories.insert_pairs(db, 4)
     role = f"limited_{uuid.uuid4().hex[:8]}"
     db.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
     db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
     try:
         engine = sa.create_engine(db.engine.url.set(username=role), poolclass=sa.NullPool)
-        held = engine.connect()
+        held_connection = engine.connect()
         mailglass_reconcile.configure(engine=engine, settings=db.settings)
         with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="too many connections for role"):
             mailglass_reconcile.reconcile()
-        held.close()
+        held_connection.close()
         assert wait_until(lambda: _linked(4)) is None
     finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
@@ -293,9 +291,9 @@ def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database
         db.run(f"DROP ROLE {role}")
 
 
-def _linked(wanted: int) -> bool:
+def _linked(expected: int) -> bool:
     try:
-        return mailglass_reconcile.reconcile().linked == wanted
+        return mailglass_reconcile.reconcile().linked == expected
     except mailglass_reconcile.MailglassReconcileError:
         return False
 
@@ -307,10 +305,10 @@ def own_server() -> Iterator[servers.Postgres]:
         yield server
 
 
-def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
+def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
     own_server: servers.Postgres, redis_url: str, record_property: Record
 ) -> None:
-    """The sweep either sits it out or says that it failed; the next one links the rest."""
+    """The sweep waits for it or fails; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
     engine = engines.create_engine(settings)
     if runner.find_missing_objects(engine, settings):
@@ -322,7 +320,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
         factories.insert_pairs(plain, 10)
         with _client(redis_url) as publisher:
             interrupted = Sweep(databases.Database(engine, settings), publisher)
-            result = sweeping.run(interrupted, _once(own_server, at=1 + number % 9))
+            result = sweeping.run(interrupted, _restart_once(own_server, at=1 + number % 9))
         wait_until(lambda: _answers(engine))
         with _client(redis_url) as publisher:
             second = Sweep(databases.Database(engine, settings), publisher).run()
@@ -333,7 +331,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
 
 
 class _Plain:
-    """As much of a test's database as the factories use."""
+    """What the factories use of a test's database."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -344,7 +342,7 @@ class _Plain:
             return connection.exec_driver_sql(sql).scalar_one()
 
 
-def _once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
+def _restart_once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
     calls = iter(range(1_000))
 
     def restart(result: SweepResult) -> None:
@@ -375,7 +373,7 @@ def _client(redis_url: str) -> Iterator[Publisher]:
 def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
     db: Database, record_property: Record
 ) -> None:
-    """Two server connections, four sweeps at once, and a session whose settings stay its own."""
+    """There are two server connections, four sweeps at once, and a session with its own settings."""
     with servers.pgbouncer(db.url, 2) as url:
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
         engine = engines.create_engine(settings)

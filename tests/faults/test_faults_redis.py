@@ -1,4 +1,4 @@
-"""What Redis can do to a sweep: nothing to its links, a second to its duration, and a true count of messages."""
+"""Faults of Redis during a sweep: no link is lost, a second at most, and messages are counted."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ ORPHANS = 30
 
 
 def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:
-    """Link in batches of one, do something after a number of them, and check what is true of every sweep."""
+    """Link in batches of one, act after some of them, and check the invariants of every sweep."""
     insert_pairs(db, ORPHANS)
     before = db.appended()
     settings = db.settings.model_copy(update={"batch_size": 1})
@@ -43,8 +43,8 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
 
 
 @pytest.mark.guard
-def test_a_redis_that_refuses_costs_no_link(db: Database) -> None:
-    """Nobody listens on the port."""
+def test_a_redis_that_refuses_loses_no_link(db: Database) -> None:
+    """Nothing listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
@@ -52,14 +52,14 @@ def test_a_redis_that_refuses_costs_no_link(db: Database) -> None:
 
 @pytest.mark.guard
 def test_a_redis_that_never_answers_costs_a_second_in_all(db: Database) -> None:
-    """The connection is taken, and then there is silence: half a second, and the same once more if the sweep lasts."""
+    """It accepts the connection and never answers; a timeout of half a second applies twice if the sweep lasts."""
     with silent() as (port, accepted):
         assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
         assert 1 <= len(accepted) <= 2
 
 
-def test_a_redis_that_falls_silent_in_mid_sweep_costs_a_second_in_all(db: Database, valkey: Valkey) -> None:
-    """Its process is there and is stopped; what it was sent meanwhile is in its commands when it goes on."""
+def test_a_redis_that_stops_answering_during_a_sweep_costs_a_second_in_all(db: Database, valkey: Valkey) -> None:
+    """Its process is stopped by SIGSTOP; it executes what it was sent when it continues."""
     with _paused(valkey) as pause:
         result = sweep(db, valkey.url, 10, pause)
     assert result.published == 20
@@ -77,14 +77,14 @@ def _paused(valkey: Valkey) -> Iterator[Callable[[], None]]:
     process.resume()
 
 
-def test_a_redis_that_goes_away_in_mid_sweep_costs_the_messages_after_it(db: Database, valkey: Valkey) -> None:
-    """And does not come back."""
+def test_a_redis_that_ends_during_a_sweep_loses_the_messages_after_it(db: Database, valkey: Valkey) -> None:
+    """It does not come back."""
     assert sweep(db, valkey.url, 10, valkey.stop).published == 20
 
 
 @pytest.mark.parametrize("batches", [0, 10])
-def test_a_redis_without_memory_costs_no_link(db: Database, valkey: Valkey, batches: int) -> None:
-    """It may refuse the script or take it; what it takes is heard."""
+def test_a_redis_without_memory_loses_no_link(db: Database, valkey: Valkey, batches: int) -> None:
+    """It may refuse or run the script; messages that it accepts are published."""
 
     def fill() -> None:
         valkey.command("CONFIG", "SET", "maxmemory", 1)
@@ -101,8 +101,8 @@ def test_a_redis_without_memory_costs_no_link(db: Database, valkey: Valkey, batc
     assert len(messages) == result.published
 
 
-def test_a_redis_restarted_in_mid_sweep_is_found_again(db: Database, valkey: Valkey) -> None:
-    """Without a pause; what was lost on the way is counted."""
+def test_a_redis_restarted_during_a_sweep_is_used_again(db: Database, valkey: Valkey) -> None:
+    """It restarts at once; lost messages are counted."""
 
     def restart() -> None:
         valkey.stop()
@@ -112,7 +112,7 @@ def test_a_redis_restarted_in_mid_sweep_is_found_again(db: Database, valkey: Val
     assert result.publish_failed in (0, 2)
 
 
-def test_a_password_changed_in_mid_sweep_costs_the_messages_after_it(
+def test_a_password_changed_during_a_sweep_loses_the_messages_after_it(
     db: Database, valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Connections are dropped, the old password is refused, and one warning says so."""

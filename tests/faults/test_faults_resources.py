@@ -1,4 +1,4 @@
-"""What bounds every transaction; whether anything stays behind, the checker asks after every test."""
+"""Timeouts of every transaction; the checker looks for leftovers after every test."""
 
 import uuid
 from collections.abc import Callable
@@ -44,7 +44,7 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
 def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(
     db: Database, name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """But for those that build an index concurrently, which are in no transaction."""
+    """Concurrent index builds, which are in no transaction, are the exception."""
     factories.insert_pairs(db, 5)
     factories.orphan(db, factories.postmark("nobody's"))
     observed, unbounded = [], []

@@ -1,4 +1,4 @@
-"""A prune or an erasure that is killed in the middle leaves no delivery half done; the next one does the rest."""
+"""A killed prune or erasure leaves no delivery half done; the next one does the rest."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +23,8 @@ ROWS = 5
 CALLS = ("sendto", "recvfrom")
 RETENTION = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
 
-_LEFT = "SELECT (SELECT count(*) FROM mailglass_events) + (SELECT count(*) FROM mailglass_deliveries)"
-_NAMED = """
+_REMAINING = "SELECT (SELECT count(*) FROM mailglass_events) + (SELECT count(*) FROM mailglass_deliveries)"
+_ROWS_WITH_ADDRESS = """
 SELECT (SELECT count(*) FROM mailglass_deliveries WHERE recipient = :address)
        + (SELECT count(*) FROM mailglass_open_orphans WHERE recipient = :address)
        + (SELECT count(*) FROM mailglass_webhook_events WHERE raw_payload::text LIKE '%' || :address || '%')
@@ -43,15 +43,15 @@ class Prune:
     def __init__(self, db: Database) -> None:
         self.db = db
         self.known = fill(db, ROWS)
-        self.rows = self.left
+        self.rows = self.remaining
 
     @property
-    def left(self) -> int:
-        """How many rows a prune would still delete."""
-        return int(self.db.value(_LEFT))
+    def remaining(self) -> int:
+        """Return the number of rows that a prune would still delete."""
+        return int(self.db.value(_REMAINING))
 
     def check(self) -> None:
-        """Require that of each delivery all events are there, or none."""
+        """Check that each delivery has all of its events or none."""
         check(self.db, self.known)
 
     def finish(self) -> None:
@@ -71,15 +71,15 @@ class Erase:
         db.run("""UPDATE mailglass_deliveries SET metadata = '{"order": 1}' WHERE recipient = :address""", address=ADA)
         for _ in range(ROWS):
             raw(db, {"to": ADA})
-        self.rows = self.left
+        self.rows = self.remaining
 
     @property
-    def left(self) -> int:
-        """How many rows still have the address."""
-        return int(self.db.value(_NAMED, address=ADA))
+    def remaining(self) -> int:
+        """Return the number of rows that still have the address."""
+        return int(self.db.value(_ROWS_WITH_ADDRESS, address=ADA))
 
     def check(self) -> None:
-        """Require that each delivery is erased in all its columns, or in none."""
+        """Check that each delivery is erased in all of its columns or in none."""
         assert not self.db.rows(_HALF_ERASED, address=ADA)
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class Erase:
 
 
 def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
-    """Do the work in a process of its own, under the command *before*; return whether it was killed."""
+    """Do the work in a process of its own, under the command *before*; return True if it was killed."""
     environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
     command = (
         [*before, sys.executable, "-m", "faults.retirer", *work.arguments]
@@ -98,17 +98,17 @@ def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0)
     return killed(processes.run(command, {**environment, "RETIRER_DIES_AT": str(dies_at)}))
 
 
-def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
-    """Let the work be killed at each of *numbers*, and finish it each time; return how often it was in the middle."""
+def kill_and_finish(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
+    """Kill the work at each of *numbers*, and finish it each time; return how often it was half done."""
     middle = 0
     for number in numbers:
         work = begin(db)
         hit = run(work, number)
         db.wait_until_alone()
         work.check()
-        middle += 0 < work.left < work.rows
+        middle += 0 < work.remaining < work.rows
         work.finish()
-        assert work.left == 0
+        assert work.remaining == 0
         if not hit:
             break
     assert middle, "never killed in the middle"
@@ -116,7 +116,7 @@ def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool],
 
 
 def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
-    """Return which of the *call*s to try: all since the first that has to do with a server, or three of them."""
+    """Return which of the *call*s to try: all since the first to a server, or three of them."""
     assert not retired(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
     lines = log.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)
@@ -128,27 +128,29 @@ def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterat
 @pytest.mark.parametrize(
     ("begin", "call"), [*product([Prune, Erase], CALLS)] if FULL else [*zip([Prune, Erase], CALLS, strict=True)]
 )
-def test_what_is_killed_at_a_call_to_the_server_is_finished_by_the_next(
+def test_work_killed_at_a_call_to_the_server_is_finished_by_the_next(
     db: Database, redis_url: str, begin: type[Prune | Erase], call: str, tmp_path: Path, record_property: Record
 ) -> None:
-    """Before a statement is sent, and while its answer is waited for; each for one of the two, unless all is tried."""
+    """A statement has not been sent, or its response has not arrived; each is tried for one of the two in the
+    selection.
+    """
 
     def run(work: Prune | Erase, number: int) -> bool:
         inject = f"inject={call}:signal=KILL:when={number}"
         return retired(work, redis_url, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
 
-    middle = finished(db, begin, run, sockets(begin(db), redis_url, call, tmp_path / "log"))
+    middle = kill_and_finish(db, begin, run, sockets(begin(db), redis_url, call, tmp_path / "log"))
     record_property("fault", (f"{begin.__name__.lower()} killed at {call}", middle))
 
 
 @pytest.mark.parametrize("begin", [Prune, Erase])
-def test_what_is_killed_at_a_fail_point_is_finished_by_the_next(
+def test_work_killed_at_a_fail_point_is_finished_by_the_next(
     db: Database, redis_url: str, begin: type[Prune | Erase], record_property: Record
 ) -> None:
-    """Around statements and COMMITs, until it ends by itself; where nothing may be traced, too."""
+    """Fail points are around statements and COMMITs; this needs no strace."""
 
     def run(work: Prune | Erase, number: int) -> bool:
         return retired(work, redis_url, dies_at=number)
 
-    middle = finished(db, begin, run, range(1, 1_000, 1 if FULL else 23))
+    middle = kill_and_finish(db, begin, run, range(1, 1_000, 1 if FULL else 23))
     record_property("fault", (f"{begin.__name__.lower()} killed at a fail point", middle))

@@ -1,4 +1,4 @@
-"""A COMMIT that waits for a synchronous stand-by when its connection is lost: its fate is asked for and waited for."""
+"""A COMMIT that waits for a synchronous standby when its connection is lost: its result is awaited."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-# The sweep's COMMIT alone: that of an autovacuum waits as well, and may do so while the sweep is still reading.
+# The sweep's COMMIT only: an autovacuum's COMMIT waits too, and may do so while the sweep still reads.
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_type = 'client backend'"
 
 
 class Primary:
-    """A server of the test's own, behind a proxy, whose stand-by may be one that never comes."""
+    """A server of this test behind a proxy, whose standby may never come."""
 
     def __init__(self, url: str, through: proxy.FaultyProxy) -> None:
-        """Use the server at *url*, in front of which *through* stands."""
+        """Use the server at *url* behind the proxy *through*."""
         self.through = through
         self.engine = sa.create_engine(
             sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
@@ -40,7 +40,7 @@ class Primary:
             return int(connection.exec_driver_sql(sql).scalar_one())
 
     def wait_for_standby(self, name: str) -> None:
-        """Let every COMMIT that writes wait for the stand-by *name*; for none if that is empty."""
+        """Make each COMMIT that writes wait for the standby *name*, or for none if it is empty."""
         with self.engine.connect() as connection:
             connection.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
             connection.exec_driver_sql("SELECT pg_reload_conf()")
@@ -49,7 +49,7 @@ class Primary:
 
 @pytest.fixture
 def primary(redis_url: str) -> Iterator[Primary]:
-    """A migrated primary, and the package configured to reach it through the proxy."""
+    """A migrated primary, and the package configured to use it through the proxy."""
     with servers.postgres() as server, proxy.before_postgres(server.url) as (through, url):
         settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(redis_url))
         runner.migrate(engines.create_engine(settings), settings, lambda line: None)
@@ -59,7 +59,7 @@ def primary(redis_url: str) -> Iterator[Primary]:
 
 
 def keyed_orphans(primary: Primary) -> None:
-    """Insert three orphans, let a sweep store their keys, and insert their deliveries."""
+    """Insert three orphans, store their keys by a sweep, and insert their deliveries."""
     orphans = [factories.orphan_row(factories.postmark(f"m-{number}")) for number in range(3)]
     factories.insert(primary, events=orphans)
     assert mailglass_reconcile.reconcile().unmatched == 3
@@ -67,7 +67,7 @@ def keyed_orphans(primary: Primary) -> None:
 
 
 def test_a_commit_whose_answer_is_lost_counts_as_held(primary: Primary) -> None:
-    """It waits for a stand-by; the sweep tries again, finds its orphans locked, and does not wait for them."""
+    """It waits for a standby; the retry finds its orphans locked and does not wait for them."""
     keyed_orphans(primary)
     primary.wait_for_standby("nobody")
     with ThreadPoolExecutor() as pool:

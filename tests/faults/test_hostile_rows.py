@@ -1,4 +1,4 @@
-"""Rows that nobody would write on purpose, at the first, a middle and the last place of a batch."""
+"""Rows that nobody would write on purpose, first, within or last in a batch."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ PLACES = (0, 1, BATCH - 1)
 
 @dataclass(frozen=True)
 class Kind:
-    """One way in which a row can be hostile: its text of metadata for an id, and what becomes of it."""
+    """A kind of hostile row: its metadata for an id, and the expected outcome."""
 
     state: str | None
     metadata: Callable[[str], str]
@@ -66,7 +66,7 @@ def kind(
     delivery: Mapping[str, Any] | None = None,
     **event: Any,
 ) -> None:
-    """Register a kind; the delivery has the id that *message_id* makes of the row's own."""
+    """Register a kind, whose delivery has the id that *message_id* makes of the row's."""
     text = metadata if callable(metadata) else (lambda _, fixed=metadata: fixed)
     KINDS[name] = Kind(state, text, message_id, event, delivery or {})
 
@@ -220,7 +220,7 @@ kind("nobody's delivery has the id", "unmatched", message_id=lambda text: f"othe
 
 @pytest.fixture
 def untouched(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[sa.Engine]:
-    """A database of Mailglass's without anything of ours."""
+    """A database with Mailglass's tables only."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     engine = engines.create_engine(Settings(database_url=make_database(name)))
     with engine.begin() as connection:
@@ -230,7 +230,7 @@ def untouched(make_database: Callable[..., str], drop_database: Callable[[str], 
 
 
 def _batch(name: str, place: int, age: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return deliveries and orphans of one batch, the hostile row at its place in the order of arrival."""
+    """Return deliveries and orphans of one batch, with the hostile row at a place in the order of arrival."""
     hostile = KINDS[name]
     deliveries, events = [], []
     for position in range(BATCH):
@@ -247,7 +247,7 @@ def _batch(name: str, place: int, age: int) -> tuple[list[dict[str, Any]], list[
 
 
 def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[str | None]:
-    """Insert rows, and return for each event the SQLSTATE with which it was refused, if it was."""
+    """Insert rows, and return the SQLSTATE of each refused event."""
     refusals: list[str | None] = []
     with engine.begin() as connection:
         factories.insert(connection, deliveries)
@@ -265,7 +265,9 @@ def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[
 def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_linked(
     db: Database, untouched: sa.Engine, turn: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Each kind stands in a batch of its own, first, within or last in it; the ledger takes what it took before."""
+    """Each kind is first, within or last in a batch of its own; the ledger accepts what it accepted without our
+    triggers.
+    """
     expected = {"linked": set[str](), **{state: set[str]() for state in (None, *_OPEN_STATES)}}
     names = {}
     for number, (name, hostile) in enumerate(KINDS.items()):
@@ -288,7 +290,7 @@ def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_l
     record_property("fault", ("hostile rows", len(KINDS)))
 
 
-def test_the_catalogue_holds_at_least_45_kinds() -> None:
+def test_the_catalogue_has_at_least_45_kinds() -> None:
     """So many were asked for."""
     assert len(KINDS) >= 45
 
@@ -298,8 +300,10 @@ def test_the_catalogue_holds_at_least_45_kinds() -> None:
     ['{"a": "\\u0000"}', '{"a": "\\ud800"}', "[" * 20_000 + "]" * 20_000, "{", ""],
     ids=["NUL", "half a surrogate", "20000 levels", "no end", "nothing"],
 )
-def test_what_postgres_refuses_is_refused_as_it_was_before(db: Database, untouched: sa.Engine, value: str) -> None:
-    """No text that is no JSON for Postgres reaches our triggers."""
+def test_what_postgres_refuses_is_refused_with_and_without_our_triggers(
+    db: Database, untouched: sa.Engine, value: str
+) -> None:
+    """A text that is no JSON for Postgres never reaches them."""
     event = {**factories.orphan_row({}), "metadata": value}
     refusals = _refusals(db.engine, [], [event])
     assert refusals == _refusals(untouched, [], [event])
@@ -307,10 +311,10 @@ def test_what_postgres_refuses_is_refused_as_it_was_before(db: Database, untouch
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
+def test_a_delivery_deleted_between_match_and_write_affects_its_own_orphan_only(
     db: Database, place: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """It is deleted while the batch before its own is linked; the orphan is skipped, and unmatched ever after."""
+    """It is deleted while the batch before it is linked; its orphan is skipped, and then unmatched."""
     deliveries = []
     for position in range(2 * BATCH):
         text = uuid.uuid4().hex
@@ -331,18 +335,18 @@ def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
 @pytest.mark.guard
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("replica", [True, False])
-def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Database, first: bool, replica: bool) -> None:
-    """Whoever holds the key has settled it: the trigger sees a later one, the sweep any other."""
+def test_a_key_that_another_delivery_has_closes_its_orphan(db: Database, first: bool, replica: bool) -> None:
+    """The trigger closes it if the key comes later, the sweep in all other cases."""
     text = uuid.uuid4().hex
-    delivery, other = factories.delivery(db, text), factories.delivery(db)
+    delivery, other_delivery = factories.delivery(db, text), factories.delivery(db)
     orphan = factories.orphan_row(factories.postmark(text))
-    taken = factories.reconciled_row(orphan["id"], other)
+    link_to_other = factories.reconciled_row(orphan["id"], other_delivery)
     with db.engine.begin() as connection:
-        factories.insert(connection, events=[taken] if first else [orphan])
+        factories.insert(connection, events=[link_to_other] if first else [orphan])
     with db.engine.begin() as connection:
         if replica and not first:
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        factories.insert(connection, events=[orphan] if first else [taken])
+        factories.insert(connection, events=[orphan] if first else [link_to_other])
 
     result = mailglass_reconcile.reconcile()
 
@@ -353,10 +357,10 @@ def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Databas
 
 
 @pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "20000-01-01", "0044-03-15 BC"])
-def test_an_arrival_outside_the_window_is_taken_and_not_looked_at(
+def test_an_arrival_outside_the_window_is_accepted_and_not_swept(
     db: Database, untouched: sa.Engine, inserted_at: str
 ) -> None:
-    """The ledger took it before, so it takes it now; no sweep is led astray."""
+    """The ledger accepts it as it did without our triggers."""
     db.broken.add("I13")
     sql = sa.text(
         "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)"
@@ -385,7 +389,7 @@ def test_an_arrival_outside_the_window_is_taken_and_not_looked_at(
     ],
 )
 def test_a_writer_of_any_session_is_not_hurt_by_the_trigger(db: Database, session: str) -> None:
-    """The functions have a search path and operators of their own, and compare no times as text."""
+    """The functions have a search path of their own, and compare no times as text."""
     text = uuid.uuid4().hex
     factories.delivery(db, text)
     with db.engine.connect() as connection:

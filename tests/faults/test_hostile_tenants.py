@@ -1,4 +1,4 @@
-"""Tenants with names that mean something elsewhere: no link, message or count crosses over."""
+"""Tenants with names that mean something elsewhere: links, messages and counts stay within a tenant."""
 
 import itertools
 import json
@@ -16,10 +16,10 @@ from waiting import settle
 
 pytestmark = pytest.mark.slow
 
-OTHER = str(uuid.UUID(int=7))
+OTHER_TENANT = str(uuid.UUID(int=7))
 NAMES = (
     "a",
-    f"a:{OTHER}",
+    f"a:{OTHER_TENANT}",
     "a*",
     "*",
     "?",
@@ -42,15 +42,15 @@ NAMES = (
 
 
 def test_no_two_tenants_share_a_channel_or_match_one_another_as_a_pattern() -> None:
-    """A name is percent-encoded where it holds anything but letters, digits, dot, underscore and hyphen."""
+    """Names are percent-encoded, except letters, digits, dot, underscore and hyphen."""
     channels = {mailglass_reconcile.events_channel(name) for name in NAMES}
-    deliveries = {mailglass_reconcile.events_channel(name, OTHER) for name in NAMES}
+    deliveries = {mailglass_reconcile.events_channel(name, OTHER_TENANT) for name in NAMES}
     assert len(channels | deliveries) == 2 * len(NAMES)
     assert not [c for c in channels | deliveries if set(c) & set("*?[]\n\x1b ^\\")]
 
 
-def test_orphans_of_hostile_tenants_are_linked_and_told_of_within_their_own(db: Database) -> None:
-    """The same id lives in every tenant; each orphan finds its own tenant's delivery, and each message its channel."""
+def test_orphans_of_hostile_tenants_are_linked_and_published_within_their_own(db: Database) -> None:
+    """Every tenant has the same id; each orphan gets its own tenant's delivery, each message its channel."""
     deliveries = {name: factories.delivery(db, "shared", tenant_id=name) for name in NAMES}
     orphans = {name: factories.orphan(db, factories.postmark("shared"), tenant_id=name) for name in NAMES}
     assert mailglass_reconcile.reconcile().linked == len(NAMES)
@@ -63,7 +63,7 @@ def test_orphans_of_hostile_tenants_are_linked_and_told_of_within_their_own(db: 
 
 @pytest.mark.parametrize("name", NAMES if FULL else NAMES[1:4])
 def test_a_sweep_of_one_tenant_counts_and_links_that_tenant_alone(db: Database, name: str) -> None:
-    """Its name is compared, never matched as a pattern."""
+    """The tenant's name is compared, never matched as a pattern."""
     for tenant in NAMES:
         factories.delivery(db, "shared", tenant_id=tenant)
         factories.orphan(db, factories.postmark("shared"), tenant_id=tenant)
@@ -76,12 +76,12 @@ def test_a_sweep_of_one_tenant_counts_and_links_that_tenant_alone(db: Database, 
 def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_warned_of(
     db: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For every pair of tenants; neither delivery nor channel of the other is touched."""
+    """For every pair of tenants, the other's deliveries and channels are not touched."""
     caplog.set_level(logging.DEBUG)
     pairs = list(itertools.permutations(NAMES[:8], 2))
-    for own, other in pairs:
+    for own, foreign in pairs:
         text = uuid.uuid4().hex
-        factories.delivery(db, text, tenant_id=other)
+        factories.delivery(db, text, tenant_id=foreign)
         factories.orphan(db, factories.postmark(text), tenant_id=own)
     result = mailglass_reconcile.reconcile()
     assert (result.tenant_mismatch, result.linked) == (len(pairs), 0)
@@ -103,7 +103,7 @@ def test_an_id_of_two_tenants_is_no_ambiguity(db: Database) -> None:
 
 
 def test_a_message_holds_its_own_tenant_and_nothing_of_the_others(db: Database, redis_url: str) -> None:
-    """Whoever subscribes to one tenant's channel hears that tenant alone."""
+    """A subscriber to one tenant's channel receives that tenant's messages only."""
     for tenant in NAMES:
         factories.delivery(db, "shared", tenant_id=tenant)
         factories.orphan(db, factories.postmark("shared"), tenant_id=tenant)

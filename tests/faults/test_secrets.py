@@ -1,4 +1,4 @@
-"""Canaries in every field and URL: none appears in logs, spans, metrics, standard error, results, errors or Redis."""
+"""Canaries in every field and URL never appear in logs, spans, metrics, stderr, results, errors or Redis."""
 
 import json
 import logging
@@ -38,8 +38,8 @@ CANARIES = {
 COMMANDS = [("sweep", "--json"), ("status",), ("prune", "--json"), ("doctor",)]
 
 
-class Ears:
-    """Everything that was said: log records of every logger at DEBUG, spans, metrics, and messages in Redis."""
+class Capture:
+    """All output: log records of every logger at DEBUG, spans, metrics, and messages in Redis."""
 
     def __init__(
         self,
@@ -52,33 +52,33 @@ class Ears:
         self.more: list[str] = []
 
     def text(self) -> str:
-        """Return all of it as one text, tracebacks included."""
+        """Return all output as one text, with tracebacks."""
         formatter = logging.Formatter("%(message)s %(name)s")
         logs = [formatter.format(record) + repr(record.__dict__) for record in self._caplog.records]
         messages = [repr(m) for m in iter(lambda: self._heard.get_message(timeout=0.2), None)]
         stored = [repr(key) for key in self._client.scan_iter("*")]
         return "\n".join([*logs, *messages, *stored, self._observed.text(), *self.more])
 
-    def hear(self, error: BaseException) -> None:
-        """Take over an error as a crash reporter prints it: with its chain, and with `repr`."""
+    def add_error(self, error: BaseException) -> None:
+        """Add an error as a crash reporter prints it: its chain, and its `repr`."""
         self.more += [repr(error), str(error), *traceback.format_exception(error)]
 
 
 @pytest.fixture
-def ears(caplog: pytest.LogCaptureFixture, redis_url: str, observed: observing.Observed) -> Iterator[Ears]:
-    """Listen at DEBUG to the package and to all that it stands on; nothing may be heard of a canary."""
+def capture(caplog: pytest.LogCaptureFixture, redis_url: str, observed: observing.Observed) -> Iterator[Capture]:
+    """Capture the package and its libraries at DEBUG, and check that no canary appears."""
     caplog.set_level(logging.DEBUG)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
         heard.psubscribe("mailglass:*")
         heard.get_message(timeout=5)
-        made = Ears(caplog, client, heard, observed)
-        yield made
-        text = made.text()
+        captured = Capture(caplog, client, heard, observed)
+        yield captured
+        text = captured.text()
         assert [name for name, canary in CANARIES.items() if canary in text] == []
 
 
 def plant(db: Database, orphans: int = 4) -> None:
-    """Insert orphans and deliveries with canaries in every field that can hold one."""
+    """Insert orphans and deliveries with canaries in every field that can have one."""
     for _ in range(orphans):
         text = uuid.uuid4().hex
         personal = {
@@ -96,17 +96,17 @@ def plant(db: Database, orphans: int = 4) -> None:
 
 
 @pytest.mark.guard
-def test_a_sweep_that_links_and_classifies_says_nothing_of_them(db: Database, ears: Ears) -> None:
-    """Its result is counts, its messages are ids, a type and a time."""
+def test_a_sweep_that_links_and_classifies_says_nothing_of_them(db: Database, capture: Capture) -> None:
+    """The result has counts, the messages ids, a type and a time."""
     plant(db)
     result = mailglass_reconcile.reconcile()
     assert result.linked == 4
-    ears.more.append(repr(result))
+    capture.more.append(repr(result))
 
 
 @pytest.mark.parametrize("state", ["22P02", "53100", *(["23514", "40001", "57P01", "25006"] if FULL else [])])
-def test_a_refused_batch_says_nothing_of_them(db: Database, ears: Ears, state: str) -> None:
-    """Not even where Postgres's own message and detail hold the row."""
+def test_a_refused_batch_says_nothing_of_them(db: Database, capture: Capture, state: str) -> None:
+    """Postgres's own message and detail have the row."""
     plant(db)
     refusing(db, state, "true")
     with db.engine.begin() as connection:
@@ -116,13 +116,13 @@ def test_a_refused_batch_says_nothing_of_them(db: Database, ears: Ears, state: s
                 HINT = '{CANARIES["html"]}';
             END $$""")
     try:
-        ears.more.append(repr(mailglass_reconcile.reconcile()))
+        capture.more.append(repr(mailglass_reconcile.reconcile()))
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
 
 
-def test_a_recording_that_the_database_refuses_says_nothing_of_them(db: Database, ears: Ears) -> None:
-    """Its error has the SQLSTATE, and none of the words that a trigger of the application gave it."""
+def test_a_recording_that_the_database_refuses_says_nothing_of_them(db: Database, capture: Capture) -> None:
+    """The error has the SQLSTATE, and not the message of the application's trigger."""
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(f"""
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -133,27 +133,27 @@ def test_a_recording_that_the_database_refuses_says_nothing_of_them(db: Database
         refused = pytest.raises(mailglass_reconcile.DatabaseRefusedError, match="SQLSTATE P0001")
         with refused as caught, db.engine.begin() as connection:
             record(connection, event("one", recipient=CANARIES["address"]))
-        ears.hear(caught.value)
+        capture.add_error(caught.value)
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
 
 
-def test_a_statement_that_fails_while_reading_says_nothing_of_them(db: Database, ears: Ears) -> None:
-    """The table is gone under the sweep's feet."""
+def test_a_statement_that_fails_while_reading_says_nothing_of_them(db: Database, capture: Capture) -> None:
+    """The table is dropped during the sweep."""
     plant(db)
     db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
     try:
         result = mailglass_reconcile.reconcile()
-        ears.more.append(repr(result))
+        capture.more.append(repr(result))
     except mailglass_reconcile.MailglassReconcileError as error:
-        ears.hear(error)
+        capture.add_error(error)
     finally:
         db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
 
 
 @pytest.mark.guard
-def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Database, ears: Ears) -> None:
-    """A wrong port, a database that is not there, a URL that is none."""
+def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Database, capture: Capture) -> None:
+    """The port is wrong, the database does not exist, or the URL is invalid."""
     password = CANARIES["database password"]
     absent = make_url(db.url).set(password=password, database="absent").render_as_string(hide_password=False)
     for url in (
@@ -166,19 +166,19 @@ def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Da
         f"postgresql+nodriver://ada:{password}@localhost/x",
     ):
         settings = Settings(database_url=SecretStr(url), redis_url=db.settings.redis_url)
-        ears.more.append(repr(settings))
+        capture.more.append(repr(settings))
         try:
             mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
             mailglass_reconcile.reconcile()
         except mailglass_reconcile.MailglassReconcileError as error:
-            ears.hear(error)
+            capture.add_error(error)
         else:
             raise AssertionError("nothing was there to sweep")
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
-def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Database, ears: Ears) -> None:
-    """Nobody there, and somebody who does not know the password; broadcasts are lost, links are not."""
+def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Database, capture: Capture) -> None:
+    """Nothing listens, or the password is wrong; broadcasts are lost, links are not."""
     host = db.settings.redis_url.get_secret_value().partition("://")[2]
     password = CANARIES["redis password"]
     for number, url in enumerate((f"redis://:{password}@127.0.0.1:1/0", f"redis://ada:{password}@{host}")):
@@ -188,13 +188,13 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
         result = mailglass_reconcile.reconcile()
         assert result.linked > 0
         assert result.publish_failed == 2 * result.linked
-        ears.more.append(repr(result))
+        capture.more.append(repr(result))
     for url in (f"http://:{password}@x/0", f"redis://:{password}@x:port/0", password):
         settings = db.settings.model_copy(update={"redis_url": SecretStr(url)})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
         with pytest.raises(mailglass_reconcile.ConfigurationError) as caught:
             mailglass_reconcile.reconcile()
-        ears.hear(caught.value)
+        capture.add_error(caught.value)
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
@@ -214,22 +214,22 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
     "command", [("sweep", "--json"), ("status",), ("prune", "--json"), ("doctor",)][: None if FULL else 1]
 )
 def test_the_commands_print_none_of_them(
-    db: Database, redis_url: str, ears: Ears, broken: dict[str, str], command: tuple[str, ...]
+    db: Database, redis_url: str, capture: Capture, broken: dict[str, str], command: tuple[str, ...]
 ) -> None:
-    """Neither on standard output nor on standard error, whatever the exit code."""
+    """Neither stdout nor stderr has them, whatever the exit code."""
     plant(db)
     code = (
         "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
     )
-    done = processes.run(["-c", code, *command], {**db.environment(redis_url), **broken})
-    ears.more += [done.stdout, done.stderr]
+    result = processes.run(["-c", code, *command], {**db.environment(redis_url), **broken})
+    capture.more += [result.stdout, result.stderr]
 
 
 @pytest.mark.parametrize(
     "fault", ["refused", "no database", *(["none", "gone", "wrong call", "no redis"] if FULL else [])]
 )
-def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site, ears: Ears, fault: str) -> None:
-    """At DEBUG, where a sweep links, fails on its rows, raises, is called wrongly, or misses a server."""
+def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site, capture: Capture, fault: str) -> None:
+    """At DEBUG, a sweep links, fails on its rows, raises, gets wrong arguments, or loses a server."""
     plant(site.db)
     more = {
         "no redis": {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@127.0.0.1:1/0"},
@@ -243,19 +243,19 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     more["OBSERVED"] = str(site.log.parent)
     with site.worker("-l", "debug", app="observed_worker", **more):
         answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
-        if fault == "no redis":  # nor is there one that the answer could be kept in
+        if fault == "no redis":  # nor is there a server for the result
             wait_until(lambda: site.linked() == 4 and site.count_in_log("redis.exceptions.ConnectionError"), PATIENCE)
         else:
             wait_until(answer.ready, PATIENCE)
             expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)
             assert (answer.result["status"] if answer.state == "SUCCESS" else None) == expected
-            ears.more += [repr(answer.result), str(answer.traceback)]
-        # The result is stored before the child exports its metrics, and then its spans: the task's own is the last.
+            capture.more += [repr(answer.result), str(answer.traceback)]
+        # The result is stored before the child exports its metrics and then its spans, the task's own last.
         wait_until(lambda: observing.tasks(site.log.parent), PATIENCE)
     for name in site.redis.scan_iter("celery-task-meta-*"):
-        ears.more.append(repr(site.redis.get(name)))
-    ears.more.append(site.log.read_text())
-    ears.more += [repr(observing.exported(site.log.parent, word)) for word in ("spans", "metrics")]
+        capture.more.append(repr(site.redis.get(name)))
+    capture.more.append(site.log.read_text())
+    capture.more += [repr(observing.exported(site.log.parent, word)) for word in ("spans", "metrics")]
     if fault == "gone":
         site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
     if fault == "refused":

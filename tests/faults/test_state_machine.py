@@ -1,4 +1,4 @@
-"""Random schedules of everything that can happen to the tables, against an oracle in plain Python."""
+"""Random schedules of everything that can happen to the tables, compared with an oracle in plain Python."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "15"))
 Record = Callable[[str, object], None]
 
-# Few ids, mostly of one tenant, mostly of one delivery: most orphans are to meet a delivery, and some of them others.
+# Few ids, mostly of one tenant and one delivery, so that most orphans meet a delivery, and some meet several.
 TENANTS = st.sampled_from(["a", "a", "a", "b"])
 IDS = st.sampled_from(["m1", "m1", "m1", "m2", "wide"])
 PROVIDERS = st.sampled_from(["postmark", "Postmark", None, None])
@@ -101,11 +101,11 @@ SELECT to_json(inserted_at) #>> '{}' AS at, to_json(occurred_at) #>> '{}' AS occ
 
 
 class _CrashError(BaseException):
-    """The process is gone."""
+    """The process has died."""
 
 
-class _Mouth:
-    """A publisher that remembers, and may be where the process dies: after a commit, before its messages."""
+class _RecordingPublisher:
+    """A publisher that records messages, and at which the process may die after a commit."""
 
     def __init__(self, dies_at: int | None = None) -> None:
         self.told: list[Message] = []
@@ -122,16 +122,16 @@ class _Mouth:
         return Published(2 * len(self.told), 0)
 
 
-class _Hurried(Sweep):
-    """A sweep whose deadline passes when it has looked at one slice, and linked what matches there."""
+class _OneSliceSweep(Sweep):
+    """A sweep whose deadline passes after one slice, whose matches it links."""
 
     def _store(self, *arguments: Any) -> None:
         super()._store(*arguments)
         self.stop()
 
 
-class _Mood:
-    """What the handlers do: fail, and at which of their calls the process dies."""
+class _HandlerFaults:
+    """Failures of the handlers, and the calls at which their process dies."""
 
     fails = False
     dies_at: int | None = None
@@ -143,19 +143,19 @@ def _steady(connection: sa.Connection, event: DeliveryEvent) -> None:
 
 def _fickle(connection: sa.Connection, event: DeliveryEvent) -> None:
     leave_effect("fickle", connection, event)
-    if _Mood.dies_at is not None:
-        _Mood.dies_at -= 1
-        if _Mood.dies_at < 0:
+    if _HandlerFaults.dies_at is not None:
+        _HandlerFaults.dies_at -= 1
+        if _HandlerFaults.dies_at < 0:
             raise _CrashError
-    if _Mood.fails:
+    if _HandlerFaults.fails:
         raise ValueError
 
 
 class Schedule(RuleBasedStateMachine):
-    """The rules; each step is checked against the oracle as soon as its outcome is known."""
+    """The rules; each step is compared with the oracle as soon as its outcome is known."""
 
     db: Database
-    begun = 0
+    started_schedules = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Schedule(RuleBasedStateMachine):
         twin=st.sampled_from([False, False, False, True]),
     )
     def dispatch(self, tenant: str, id_: str, provider: str | None, recipient: str, twin: bool) -> None:
-        """A delivery commits, now and then a second one of the same id."""
+        """Commit a delivery, and now and then a second one of the same id."""
         if not twin and any((d["tenant_id"], d["provider_message_id"]) == (tenant, id_) for d in self.deliveries):
             return
         if provider and any((d["provider"], d["provider_message_id"]) == (provider, id_) for d in self.deliveries):
@@ -195,7 +195,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(tenant=TENANTS)
     def campaign(self, tenant: str) -> None:
-        """Deliveries to more recipients than are read of one id commit at once."""
+        """Commit deliveries to more recipients than are read of one id at once."""
         if not any((d["tenant_id"], d["provider_message_id"]) == (tenant, "wide") for d in self.deliveries):
             recipients = [f"u{n}@example.com" for n in range(deliveries.WIDE + 2)]
             self._send(*(factories.delivery_row("wide", tenant_id=tenant, recipient=to) for to in recipients))
@@ -203,9 +203,9 @@ class Schedule(RuleBasedStateMachine):
     def _send(self, *rows: dict[str, Any]) -> None:
         factories.insert(self.db, deliveries=rows)
         at = datetime(2026, 1, 2, 3, 4, 5)
-        known = {**dict.fromkeys(oracle.PROJECTED), "last_event_type": "dispatched", "last_event_at": at}
-        known |= {"terminal": False, "dispatched_at": at}
-        self.deliveries += [{**row, **known, "provider_message_id": row["message_id"]} for row in rows]
+        projected = {**dict.fromkeys(oracle.PROJECTED), "last_event_type": "dispatched", "last_event_at": at}
+        projected |= {"terminal": False, "dispatched_at": at}
+        self.deliveries += [{**row, **projected, "provider_message_id": row["message_id"]} for row in rows]
 
     def _orphan(
         self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, age_seconds: float = 300, **more: object
@@ -238,7 +238,7 @@ class Schedule(RuleBasedStateMachine):
     def record(
         self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, provider: str, twice: bool
     ) -> None:
-        """A webhook is recorded, and perhaps delivered a second time, which its key refuses."""
+        """Record a webhook, and perhaps its redelivery, which the key refuses."""
         row = self._orphan(tenant, id_, kind, at, recipient, provider=provider)
         factories.insert(self.db, events=[row])
         if twice:
@@ -252,19 +252,19 @@ class Schedule(RuleBasedStateMachine):
     def record_with_a_recipient_that_the_ledger_lacks(
         self, tenant: str, id_: str, kind: str, at: str, recipient: str
     ) -> None:
-        """As our own writers do: the address stands in the open set alone, and the ledger has a flag."""
+        """Record like our own writers: only the open set has the address, and the ledger has a flag."""
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
             factories.insert(connection, events=[row])
-            known = matching.keys_of(Document(json.loads(row["metadata"])))
+            document_keys = matching.keys_of(Document(json.loads(row["metadata"])))
             with use_caller_transaction(connection, self.db.settings) as tx:
-                keys = known._replace(recipient=normalize_address(recipient), lost=False)
+                keys = document_keys._replace(recipient=normalize_address(recipient), lost=False)
                 stored_keys.store(tx, {row["id"]: stored_keys.StoredKeys(keys, "unmatched")})
-                tx.execute(_FORGET_STATE, {"id": row["id"]})  # as if nobody had looked
+                tx.execute(_FORGET_STATE, {"id": row["id"]})  # as before any sweep
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
     def record_and_commit_late(self, tenant: str, id_: str, kind: str, at: str) -> None:
-        """A webhook is inserted, and its transaction stays open."""
+        """Insert a webhook in a transaction that stays open."""
         if len(self.late) < 2:
             connection = self.db.engine.connect()
             row = factories.orphan_row(factories.postmark(id_), tenant_id=tenant, type=kind, occurred_at=at)
@@ -273,7 +273,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(commits=st.booleans())
     def end_late(self, commits: bool) -> None:
-        """The oldest open transaction ends, one way or the other."""
+        """Commit or roll back the oldest open transaction."""
         if self.late:
             connection, row = self.late.pop(0)
             if commits:
@@ -292,7 +292,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
     def record_without_triggers(self, tenant: str, id_: str, kind: str, at: str) -> None:
-        """A webhook is loaded while the triggers are off."""
+        """Insert a webhook while the triggers are disabled."""
         row = self._orphan(tenant, id_, kind, at, None)
         with self.db.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
@@ -301,7 +301,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def mend(self) -> None:
-        """The daily prune compares the open set with the ledger."""
+        """Prune, which compares the open set with the ledger."""
         result = mailglass_reconcile.prune()
         assert result is not None
         self.unseen.clear()
@@ -310,7 +310,9 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def rebuild_the_open_set(self) -> None:
-        """A prune with a short maximum age empties it, the next one fills it: recipients of our writers are lost."""
+        """Prune with a short maximum age, which empties the open set, and refill it, which loses our writers'
+        recipients.
+        """
         prune_with(Handle(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 1})))
         assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
         self.mend()
@@ -320,7 +322,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 20), off=st.booleans())
     def another_reconciler(self, number: int, off: bool) -> None:
-        """Another writer appends the `reconciled` event of some orphan, for some delivery."""
+        """Append the `reconciled` event of some orphan for some delivery, as another writer."""
         open_ = [o for o in self.orphans if o not in self.links and o not in self.settled | self.unnoticed]
         if not open_ or not self.deliveries:
             return
@@ -337,14 +339,14 @@ class Schedule(RuleBasedStateMachine):
             self.settled.add(orphan)
 
     @rule(number=st.integers(0, 20), other=st.integers(0, 20))
-    def link_by_hand(self, number: int, other: int) -> None:
-        """A person links an open orphan to any delivery of its tenant; one that is linked is refused."""
+    def link_by_hand(self, number: int, delivery_number: int) -> None:
+        """Link an open orphan to any delivery of its tenant; a linked one is refused."""
         open_ = self._open()
         orphan = open_[number % len(open_)] if open_ else None
         own = [d["id"] for d in self.deliveries if orphan and d["tenant_id"] == self.orphans[orphan]["tenant_id"]]
         if not orphan or not own:
             return
-        delivery = own[other % len(own)]
+        delivery = own[delivery_number % len(own)]
         try:
             with self.db.engine.begin() as connection:
                 link(connection, orphan, delivery, reason="drawn by lot")
@@ -356,18 +358,18 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(recipient=ADDRESSES, tenant=st.sampled_from([None, None, "a"]))
     def erase_a_person(self, recipient: str, tenant: str | None) -> None:
-        """The deliveries are somebody else's from now on; open orphans about the person are about nobody."""
-        one = oracle.normalize_recipient(recipient)
+        """Erase a person: deliveries get another recipient, and open orphans about the person none."""
+        address = oracle.normalize_recipient(recipient)
         with self.db.engine.begin() as connection:
             erased = erase(connection, recipient=recipient, tenant_id=tenant)
-        meant = [
+        erased_deliveries = [
             d
             for d in self.deliveries
-            if tenant in (None, d["tenant_id"]) and oracle.normalize_recipient(d["recipient"]) == one
+            if tenant in (None, d["tenant_id"]) and oracle.normalize_recipient(d["recipient"]) == address
         ]
-        assert erased.deliveries == len(meant)
+        assert erased.deliveries == len(erased_deliveries)
         now = {row.id: row.row["recipient"] for row in self.db.rows(_DELIVERIES)}
-        for delivery in meant:
+        for delivery in erased_deliveries:
             delivery["recipient"] = now[delivery["id"]]
             assert delivery["recipient"].endswith("@erased.invalid")
         for row in self.db.rows(_RECIPIENTS):
@@ -376,12 +378,12 @@ class Schedule(RuleBasedStateMachine):
             assert (
                 tenant not in (None, row.tenant_id)
                 or row.recipient is None
-                or oracle.normalize_recipient(row.recipient) != one
+                or oracle.normalize_recipient(row.recipient) != address
             )
 
     @rule(share=st.integers(1, 3), spares=st.booleans(), size=SIZES, dies_at=st.sampled_from([None, None, 0, 1]))
     def retire(self, share: int, spares: bool, size: int, dies_at: int | None) -> None:
-        """Some of what there is gets old, and retention deletes it; its process may die between two batches."""
+        """Age some rows, and delete them by retention; its process may die between two batches."""
         self._age(share, spares)
         before, open_ = self._ledger(), self._ids(_OPEN)
         kept_ids = (before.keys() - self.aged) | self._ids(_NEEDED)
@@ -390,28 +392,28 @@ class Schedule(RuleBasedStateMachine):
                 for number, _ in enumerate(retention.delete_events(connected, 30, size)):
                     if number == dies_at:
                         raise _CrashError
-            gone = before.keys() - self._ledger().keys()
-            whole = [its for its in oracle.retired(before, kept_ids, open_) if its & gone]
-            assert gone == frozenset().union(*whole), "of each delivery all, or none"
+            deleted = before.keys() - self._ledger().keys()
+            deleted_groups = [group for group in oracle.retired(before, kept_ids, open_) if group & deleted]
+            assert deleted == frozenset().union(*deleted_groups), "of each delivery all, or none"
         with mock.patch.object(pruner, "RETENTION_ROWS", size):
             days = {"retention_events_days": 30, "retention_deliveries_days": 30}
             result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
         assert not result.failures
-        gone = before.keys() - self._ledger().keys()
-        assert gone == frozenset().union(*oracle.retired(before, kept_ids, []))
+        deleted = before.keys() - self._ledger().keys()
+        assert deleted == frozenset().union(*oracle.retired(before, kept_ids, []))
         assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
         invariants.check_open_set(invariants.read(self.db))
-        self._retired(gone)
+        self._retired(deleted)
 
     def _age(self, share: int, spares: bool) -> None:
-        """Let some deliveries get old with their events, or with all of them but one; and some other orphans."""
+        """Age some deliveries with all events, or with all but one, and some other orphans."""
         ledger_ = self._ledger()
         owners = {row["idempotency_key"]: row["delivery_id"] for row in ledger_.values() if row["type"] == "reconciled"}
-        chosen, its = set(), dict.fromkeys((d["id"] for d in self.deliveries), ())
+        chosen, events_by_owner = set(), dict.fromkeys((d["id"] for d in self.deliveries), ())
         for id_, row in ledger_.items():
             owner = row["delivery_id"] or owners.get(f"reconciled:{id_}")
-            its[owner or id_] = (*its.get(owner or id_, ()), id_)
-        for owner, ids in [*its.items()][::share]:
+            events_by_owner[owner or id_] = (*events_by_owner.get(owner or id_, ()), id_)
+        for owner, ids in [*events_by_owner.items()][::share]:
             chosen |= {owner, *(ids[1:] if spares and len(ids) > 1 else ids)}
         chosen -= self.aged
         for id_ in chosen & self.orphans.keys():
@@ -421,17 +423,17 @@ class Schedule(RuleBasedStateMachine):
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
             connection.execute(sa.text(_AGE), {"ids": list(chosen)})
 
-    def _retired(self, gone: Collection[str]) -> None:
-        """Take over what a prune with a retention has deleted and repaired."""
-        self.settled |= self.unnoticed | (gone & self.orphans.keys()) - self.links.keys()
+    def _retired(self, deleted_events: Collection[str]) -> None:
+        """Update the model after a prune with a retention."""
+        self.settled |= self.unnoticed | (deleted_events & self.orphans.keys()) - self.links.keys()
         self.unnoticed.clear()
         self.unseen.clear()
-        left = self._ids("SELECT id::text FROM mailglass_deliveries")
-        self.retired += [delivery for delivery in self.deliveries if delivery["id"] not in left]
+        remaining = self._ids("SELECT id::text FROM mailglass_deliveries")
+        self.retired += [delivery for delivery in self.deliveries if delivery["id"] not in remaining]
         deleted = {delivery["id"] for delivery in self.retired}
         assert deleted <= self.aged
         assert not deleted & {row["delivery_id"] for row in self._ledger().values()}
-        self.deliveries = [delivery for delivery in self.deliveries if delivery["id"] in left]
+        self.deliveries = [delivery for delivery in self.deliveries if delivery["id"] in remaining]
 
     def _ledger(self) -> dict[str, dict[str, Any]]:
         return {row.id: dict(row._mapping) for row in self.db.rows(_LEDGER)}
@@ -440,25 +442,25 @@ class Schedule(RuleBasedStateMachine):
         return {row[0] for row in self.db.rows(sql)}
 
     def _report(self, orphan: str) -> tuple[str, datetime, datetime]:
-        """Return an orphan's type, and its times as they were before it got old."""
+        """Return an orphan's type, and its times before it was aged."""
         if orphan in self.arrived:
             return self.arrived[orphan]
         row = self.db.rows(_ARRIVED, id=orphan)[0]
         return self.orphans[orphan]["type"], oracle.moment(row.occurred), oracle.moment(row.at)
 
     def _open(self) -> list[str]:
-        gone = self.settled | self.unseen | self.links.keys()
-        return [orphan for orphan in self.orphans if orphan not in gone]
+        closed = self.settled | self.unseen | self.links.keys()
+        return [orphan for orphan in self.orphans if orphan not in closed]
 
     def _expected(self, orphan: str) -> tuple[str, str | None]:
         return oracle.match(self.orphans[orphan], self.deliveries)
 
-    def _sweep(self, mouth: _Mouth, size: int, **options: Any) -> Sweep:
+    def _sweep(self, mouth: _RecordingPublisher, size: int, **options: Any) -> Sweep:
         configured = self.db.settings.model_copy(update={"batch_size": size})
         return Sweep(Handle(self.db.engine, configured), mouth, **options)  # type: ignore[arg-type]
 
-    def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
-        """Take over what the ledger holds now; every new link must be the oracle's."""
+    def _learn(self, mouth: _RecordingPublisher, candidates: Sequence[str]) -> int:
+        """Update the model from the ledger; each new link must be the oracle's."""
         new = {r.orphan: r.delivery for r in self.db.rows(_LINKS) if r.orphan not in self.links}
         for orphan, delivery in new.items():
             assert orphan in candidates
@@ -472,28 +474,28 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]), recent=st.sampled_from([None, None, 600.0]))
     def sweep(self, size: int, tenant: str | None, recent: float | None) -> None:
-        """A whole sweep links exactly what the oracle links, and counts as it counts.
+        """Sweep: links and counts must be the oracle's.
 
-        So does a recent one that looks at what arrived during the last ten minutes. A tenant mismatch whose delivery
+        This holds for a sweep of the last ten minutes too. A tenant mismatch whose delivery
         was deleted since may still be counted as one, because only a delivery of its own tenant has it matched again.
         """
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
         mismatches = self._ids(_TENANT_MISMATCHES) & set(open_)
         unnoticed = self.unnoticed & set(open_)
-        mouth = _Mouth()
+        mouth = _RecordingPublisher()
         ages = None if recent is None else (recent, -300.0)
         result = self._sweep(mouth, size, tenant_id=tenant, ages=ages, kind="full" if ages is None else "recent").run()
         self._notice()
         closed = unnoticed - self.unnoticed
-        wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
+        expected = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in OUTCOMES}
-        excess = counts["tenant_mismatch"] - wanted["tenant_mismatch"]
+        excess = counts["tenant_mismatch"] - expected["tenant_mismatch"]
         assert 0 <= excess <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
-        wanted.update(tenant_mismatch=excess, unmatched=-excess)
+        expected.update(tenant_mismatch=excess, unmatched=-excess)
         assert counts == {
-            **{state: wanted[state] for state in OUTCOMES},
-            "linked": wanted["matched"],
+            **{state: expected[state] for state in OUTCOMES},
+            "linked": expected["matched"],
             "skipped": len(closed),
         }
         assert linked == result.linked
@@ -501,25 +503,25 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def rekey(self) -> None:
-        """All keys are forgotten; no recipient is."""
+        """Delete all keys, and no recipient."""
         with self.db.database.writing() as tx:
             while stored_keys.clear(tx, NIL, 2):
                 pass
 
     @rule()
     def raise_a_rule_s_version(self) -> None:
-        """All keys are outdated, and the new ones are the same."""
+        """Outdate all keys; the new ones are the same."""
         current = providers.rule_of("postmark")
         providers._rules["postmark"] = replace(current, rank=current.rank + 1)
 
     @rule(size=SIZES)
     def sweep_while_the_rule_fails(self, size: int) -> None:
-        """A version with a bug is deployed and taken back: what has keys keeps them, and nothing is linked wrongly."""
+        """Deploy a rule with a bug and take it back: stored keys stay, and nothing is linked wrongly."""
 
         def fail(*texts: str | None) -> list[str]:
             raise RuntimeError
 
-        current, open_, mouth = providers.rule_of("postmark"), self._open(), _Mouth()
+        current, open_, mouth = providers.rule_of("postmark"), self._open(), _RecordingPublisher()
         providers._rules["postmark"] = replace(current, rank=current.rank + 1, candidates=fail)
         try:
             result = self._sweep(mouth, size).run()
@@ -530,24 +532,24 @@ class Schedule(RuleBasedStateMachine):
         self._notice()
 
     @rule(size=SIZES, tenant=TENANTS, id_=IDS, newcomers=st.integers(0, 2))
-    def hurried_sweeps(self, size: int, tenant: str, id_: str, newcomers: int) -> None:
-        """Nothing starves: sweeps that look at two orphans each get to all, wherever in the ring they begin."""
-        left = 40 * (len(self._open()) + newcomers + 1)
+    def one_slice_sweeps(self, size: int, tenant: str, id_: str, newcomers: int) -> None:
+        """Sweeps of two orphans each reach all of them, wherever the rotation starts."""
+        remaining = 40 * (len(self._open()) + newcomers + 1)
         while newcomers or self._linkable():
-            assert left, f"still waiting: {self._linkable()}"
+            assert remaining, f"still waiting: {self._linkable()}"
             if newcomers:
                 age = self.db.settings.grace_seconds
                 row = self._orphan(tenant, id_, "opened", "2026-01-02", None, age_seconds=age)
                 factories.insert(self.db, events=[row])
-            self._hurry(size)
-            newcomers, left = max(0, newcomers - 1), left - 1
+            self._sweep_one_slice(size)
+            newcomers, remaining = max(0, newcomers - 1), remaining - 1
 
-    def _hurry(self, size: int) -> None:
-        """Sweep in a hurry; if no more comes first than it looks at, that is linked at once."""
-        open_, first, mouth = self._open(), [row.id for row in self.db.rows(_FIRST)], _Mouth()
+    def _sweep_one_slice(self, size: int) -> None:
+        """Sweep one slice, which links all orphans of the first part if they fit."""
+        open_, first, mouth = self._open(), [row.id for row in self.db.rows(_FIRST)], _RecordingPublisher()
         configured = self.db.settings.model_copy(update={"batch_size": size})
         with mock.patch.object(reconciler, "SLICE_ORPHANS", SLICE):
-            result = _Hurried(Handle(self.db.engine, configured), mouth).run()  # type: ignore[arg-type]
+            result = _OneSliceSweep(Handle(self.db.engine, configured), mouth).run()  # type: ignore[arg-type]
         assert self._learn(mouth, open_) == result.linked <= SLICE
         assert result.scanned == len(open_)
         self._notice()
@@ -559,57 +561,69 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(size=SIZES)
     def overlapping_sweeps(self, size: int) -> None:
-        """One sweep begins and ends between two batches of another; each counts what was open when it began."""
+        """Run a sweep between two batches of another; each counts what was open when it started."""
         self._overlap(size)
 
     @rule(size=SIZES)
     def sweep_whose_lock_expires(self, size: int) -> None:
-        """Another process takes the lock and sweeps; the first one, when it ends, leaves the lock to its new holder."""
+        """Let another process take the lock and sweep; at its end, the first sweep leaves the lock to its new
+        holder.
+        """
         client = runtime.get_redis()
-        lock, key, own, other = LockBackend(client), f"{PREFIX}schedule", running_token("one"), running_token("two")
+        lock, key, own, other_token = (
+            LockBackend(client),
+            f"{PREFIX}schedule",
+            running_token("one"),
+            running_token("two"),
+        )
 
         def expire() -> None:
             client.delete(key)
-            assert lock.acquire(key, other) is None
+            assert lock.acquire(key, other_token) is None
 
         assert lock.acquire(key, own) is None
         with lock.renewing(key, own, lambda: False):
             has_expired = self._overlap(size, expire)
         holder = load_holder(client, key)
-        assert (holder and holder.token) == (other if has_expired else None)
-        lock.release(key, other)
+        assert (holder and holder.token) == (other_token if has_expired else None)
+        lock.release(key, other_token)
         assert load_holder(client, key) is None
 
     def _overlap(self, size: int, before_inner: Callable[[], None] = lambda: None) -> bool:
-        """Run a sweep within another, and return whether the outer one had anything between whose batches it ran."""
+        """Run a sweep within another, and return True if the outer one had more than one batch."""
         open_ = self._open()
-        outer, inner = _Mouth(), _Mouth()
-        within: list[tuple[int, SweepResult]] = []
+        outer, inner = _RecordingPublisher(), _RecordingPublisher()
+        inner_results: list[tuple[int, SweepResult]] = []
 
         def overlap(so_far: SweepResult) -> None:
-            if not within:
+            if not inner_results:
                 before_inner()
                 count = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
-                within.append((count, self._sweep(inner, size).run()))
+                inner_results.append((count, self._sweep(inner, size).run()))
 
         result = sweeping.run(self._sweep(outer, size), overlap)
         outer.told += inner.told
-        assert self._learn(outer, open_) == result.linked + sum(r.linked for _, r in within)
-        for began_with, each in ((len(open_), result), *within):
-            assert each.scanned == began_with == sum(getattr(each, state) for state in OUTCOMES), each
-            assert each.skipped == each.skipped_held, each
+        assert self._learn(outer, open_) == result.linked + sum(r.linked for _, r in inner_results)
+        for began_with, sweep_result in ((len(open_), result), *inner_results):
+            assert sweep_result.scanned == began_with == sum(getattr(sweep_result, state) for state in OUTCOMES), (
+                sweep_result
+            )
+            assert sweep_result.skipped == sweep_result.skipped_held, sweep_result
         self._notice()
-        closed = (len(open_) - result.remaining, *(before - each.remaining for before, each in within))
+        closed = (
+            len(open_) - result.remaining,
+            *(before - inner_result.remaining for before, inner_result in inner_results),
+        )
         # What the inner sweep closed before the outer one read it remains for neither, and the outer one skipped it.
         counted_twice = sum(closed) - (len(open_) - len(self._open()))
         assert 0 <= counted_twice <= result.skipped_held, "what either of them closed is what one of them counts"
-        return bool(within)
+        return bool(inner_results)
 
     @rule(size=SIZES, limit=st.integers(1, 3))
     def limited_sweep(self, size: int, limit: int) -> None:
-        """A sweep with a limit links no more than that."""
+        """Sweep with a limit, which bounds the links."""
         open_ = self._open()
-        mouth = _Mouth()
+        mouth = _RecordingPublisher()
         result = self._sweep(mouth, size, limit=limit).run()
         assert self._learn(mouth, open_) == result.linked <= limit
         assert result.skipped == result.skipped_limit + result.skipped_held
@@ -617,9 +631,9 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(size=SIZES, at=st.integers(0, 2))
     def crash_after_commit(self, size: int, at: int) -> None:
-        """The process dies between a commit and its messages."""
+        """Kill the process between a commit and its messages."""
         open_ = self._open()
-        mouth = _Mouth(dies_at=at)
+        mouth = _RecordingPublisher(dies_at=at)
         with contextlib.suppress(_CrashError):
             self._sweep(mouth, size).run()
         self._learn(mouth, open_)
@@ -627,7 +641,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def crash_before_commit(self) -> None:
-        """The process dies with a batch that is claimed and appended: all of it is gone."""
+        """Kill the process after a batch is claimed and appended, which rolls it back."""
         pairs = [(o, self._expected(o)[1]) for o in self._open() if self._expected(o)[0] == "matched"]
         if pairs:
             with (
@@ -640,7 +654,7 @@ class Schedule(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 20), size=SIZES)
     def sweep_beside_a_locked_delivery(self, number: int, size: int) -> None:
-        """Somebody holds a delivery; what is linked meanwhile is right, and the rest waits."""
+        """Lock a delivery and sweep; what is linked meanwhile is right, and the rest waits."""
         if not self.deliveries:
             return
         open_ = self._open()
@@ -649,23 +663,23 @@ class Schedule(RuleBasedStateMachine):
             holder.execute(
                 sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:i AS uuid) FOR UPDATE"), {"i": id_}
             )
-            mouth = _Mouth()
+            mouth = _RecordingPublisher()
             self._sweep(mouth, size).run()
             self._learn(mouth, open_)
         assert all(self.links.get(orphan) != id_ for orphan in open_)
         self._notice()
 
     @rule(fails=st.booleans(), dies_at=st.sampled_from([None, 0, 1, 3]))
-    def handlers_hear(self, fails: bool, dies_at: int | None) -> None:
-        """Handlers hear of what is linked; one of them fails, or dies with its process."""
-        _Mood.fails, _Mood.dies_at = fails, dies_at
+    def run_handlers(self, fails: bool, dies_at: int | None) -> None:
+        """Run handlers on what is linked; one of them fails, or dies with its process."""
+        _HandlerFaults.fails, _HandlerFaults.dies_at = fails, dies_at
         make_due(self.db)
         with contextlib.suppress(_CrashError):
             mailglass_reconcile.dispatch()
 
     def _dispatch_all(self) -> None:
-        """Without faults, every handler has heard once of each link of a known type."""
-        _Mood.fails, _Mood.dies_at = False, None
+        """Run handlers without faults: each has then run once on each link of a known type."""
+        _HandlerFaults.fails, _HandlerFaults.dies_at = False, None
         administration.retry(self.db.database)
         make_due(self.db)
         mailglass_reconcile.dispatch()
@@ -677,14 +691,14 @@ class Schedule(RuleBasedStateMachine):
         assert effects == dict.fromkeys(((name, id_) for id_ in links for name in ("steady", "fickle")), 1)
 
     def _notice(self) -> None:
-        """Take over which orphans that were settled without triggers a sweep has taken out of the open set."""
+        """Update which orphans, closed without triggers, a sweep has removed from the open set."""
         ids = {row.id for row in self.db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")}
         closed = self.unnoticed - ids
         self.unnoticed -= closed
         self.settled |= closed
 
     def teardown(self) -> None:
-        """Without faults, prune and sweep once more: the deliveries are what they would be without any race."""
+        """Prune and sweep once more without faults: the deliveries are what they would be without any race."""
         try:
             while self.late:
                 self.end_late(True)
@@ -717,7 +731,7 @@ class Schedule(RuleBasedStateMachine):
 def test_any_schedule_ends_as_if_there_had_been_no_race(
     handler_db: Database, record_property: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing schedule is printed, with what replays it."""
+    """A failing schedule is printed with the command that replays it."""
     db = handler_db
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
     on_event("*", name="steady")(_steady)

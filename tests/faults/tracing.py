@@ -1,4 +1,4 @@
-"""Killing a process at one of its system calls, by strace."""
+"""Killing a process at one of its system calls by strace."""
 
 import shutil
 import subprocess
@@ -7,12 +7,12 @@ from functools import cache
 
 @cache
 def may_trace() -> bool:
-    """Whether strace is there and may trace."""
+    """Return True if strace exists and may trace."""
     path = shutil.which("strace")
     return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
 
 
-def killed(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether a sweep was killed, and did not end by itself."""
-    assert done.returncode in (0, -9, 137), done.stderr
-    return done.returncode != 0
+def killed(result: subprocess.CompletedProcess[str]) -> bool:
+    """Return True if a sweep was killed."""
+    assert result.returncode in (0, -9, 137), result.stderr
+    return result.returncode != 0

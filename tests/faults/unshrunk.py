@@ -1,4 +1,4 @@
-"""A pytest plugin for `make broken`: a schedule that fails is enough; looking for the shortest one takes minutes."""
+"""A pytest plugin for `make broken` that does not shrink a failing schedule, which takes minutes."""
 
 from hypothesis import Phase, settings
 

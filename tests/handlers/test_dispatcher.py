@@ -1,4 +1,4 @@
-"""What happens to an event on its way to handlers: in one process, on the application's connection."""
+"""An event on its way to handlers, in one process, on the application's connection."""
 
 import datetime as dt
 import enum
@@ -29,12 +29,12 @@ from waiting import wait_until
 
 
 def counts(result: DispatchResult) -> tuple[int, int, int]:
-    """Return the counts of a dispatcher: jobs done, failed and dead."""
+    """Return a dispatcher's counts of done, failed and dead jobs."""
     return result.handled, result.failed, result.dead
 
 
 def linked(db, number=1):
-    """Register this process's handlers, let a sweep link *number* orphans, and return the id of the first."""
+    """Register this process's handlers, link *number* orphans by a sweep, and return the first one's id."""
     register(db)
     for n in range(number):
         factories.delivery(db, f"m-{n}")
@@ -44,8 +44,8 @@ def linked(db, number=1):
     return rows[0]["id"]
 
 
-def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_db):
-    """All that the event, the delivery and the outbox know, the recipient included."""
+def test_a_handler_gets_a_linked_orphan_under_its_own_type_and_id(handler_db):
+    """It gets everything that event, delivery and outbox have, including the recipient."""
     received = leaving("suppress", "bounced")
     delivery_id = factories.delivery(handler_db, "m-1", recipient="Ada@Example.com")
     orphan_id = factories.orphan(
@@ -70,8 +70,8 @@ def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_
     assert "Ada" not in repr(received)
 
 
-def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db):
-    """The `dispatched` event of `record_send`, what it links, and what `record_webhook` attaches."""
+def test_a_handler_gets_sends_and_webhooks_in_the_same_way(handler_db):
+    """It gets the `dispatched` event of `record_send`, what that links, and what `record_webhook` attaches."""
     received = leaving("audit")
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "opened", provider_event_id="1"))
@@ -83,18 +83,18 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db
         )
         record(connection, event("m-1", "bounced", provider_event_id="2", reject_reason="bounced"))
     assert counts(dispatch()) == (3, 0, 0)
-    assert {(one.type, one.reject_reason) for one in received} == {
+    assert {(received_event.type, received_event.reject_reason) for received_event in received} == {
         ("opened", None),
         ("dispatched", None),
         ("bounced", "bounced"),
     }
-    assert {(one.provider, one.message_id, one.recipient) for one in received} == {
-        ("postmark", "m-1", "ada@example.com")
-    }
+    assert {
+        (received_event.provider, received_event.message_id, received_event.recipient) for received_event in received
+    } == {("postmark", "m-1", "ada@example.com")}
 
 
 @pytest.mark.parametrize("webhook_first", [True, False])
-def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(handler_db, webhook_first):
+def test_a_handler_gets_hard_or_soft_and_the_smtp_codes_of_a_bounce(handler_db, webhook_first):
     """This holds for linked and for attached events."""
     received = leaving("audit", "bounced")
     with handler_db.engine.begin() as connection:
@@ -111,7 +111,7 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
         handler_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
         assert mailglass_reconcile.reconcile().linked == 3
     assert dispatch().handled == 3
-    rows = {(one.bounce, one.smtp_status) for one in received}
+    rows = {(received_event.bounce, received_event.smtp_status) for received_event in received}
     assert rows == {("hard", "550 5.1.1"), ("soft", None), (None, None)}
 
 
@@ -123,17 +123,17 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
     ],
 )
 def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(handler_db, metadata, status):
-    """Such as a provider's whole payload: a handler gets one of the two words, and digits."""
+    """Another writer may store a provider's whole payload; a handler gets one of two words, and digits."""
     received = leaving("audit", "bounced")
     factories.delivery(handler_db, "m-1")
     factories.orphan(handler_db, factories.postmark("m-1", **metadata), type="bounced")
     assert mailglass_reconcile.reconcile().linked == 1
     assert dispatch().handled == 1
-    assert [(one.bounce, one.smtp_status) for one in received] == [(None, status)]
+    assert [(received_event.bounce, received_event.smtp_status) for received_event in received] == [(None, status)]
 
 
 def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
-    """Its search path and time zone, not ours, and a limit for its statements."""
+    """It has its own search path and time zone, and a timeout for its statements."""
     url = sa.make_url(handler_db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
     mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
@@ -150,8 +150,8 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
     engine.dispose()
 
 
-def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handler_db):
-    """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
+def test_a_failed_handler_is_retried_without_repeating_others(handler_db):
+    """The other handler's effect stays, its own is rolled back, and the retry has the next number."""
     received, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
     linked(handler_db)
     assert counts(dispatch()) == (1, 1, 0)
@@ -165,14 +165,14 @@ def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handle
     assert counts(dispatch()) == (1, 0, 0)
     assert effects(handler_db) == {"good": 1, "bad": 1}
     assert len(received) == 1
-    assert [one.attempt for one in failed] == [1, 2]
+    assert [failed_event.attempt for failed_event in failed] == [1, 2]
 
 
 DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_handler_outbox"
 
 
 def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
-    """After nine attempts, the last of them a day after the one before; then it can be tried again by hand."""
+    """It fails nine times, the last time a day after the one before; then it can be retried manually."""
     failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
     linked(handler_db)
     delays = []
@@ -187,8 +187,8 @@ def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
     assert effects(handler_db) == {}
 
 
-def test_an_event_whose_work_cannot_be_committed_costs_no_other(handler_db):
-    """A constraint that is checked at the COMMIT costs the event that breaks it."""
+def test_an_event_whose_commit_fails_does_not_affect_others(handler_db):
+    """A constraint that is checked at COMMIT refuses one event's work."""
     handler_db.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
 
     @on_event("bounced", name="insert")
@@ -259,8 +259,8 @@ QUICK = ("commits", "rolls back", "loses the connection", "swallows an error")
 
 
 @pytest.mark.parametrize("ending", slow_unless(QUICK.__contains__, ENDINGS))
-def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(handler_db, ending):
-    """The other events' effects are committed once, its own not at all, although it did not raise."""
+def test_a_handler_that_ends_the_transaction_fails_alone(handler_db, ending):
+    """The other events' effects are committed once, its own is not, although it raised no error."""
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -278,7 +278,7 @@ def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hand
 
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
 def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
-    """It cannot be refused, and takes the note along: the database holds what is done."""
+    """COMMIT in SQL cannot be refused, and commits the job's mark too."""
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -295,7 +295,7 @@ def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
 
 
 def test_what_a_joined_session_has_flushed_stays(handler_db):
-    """A Session on the connection joins the handler's transaction, committed by the session or not."""
+    """A Session on the connection joins the handler's transaction, whether it is committed or not."""
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -310,21 +310,21 @@ def test_what_a_joined_session_has_flushed_stays(handler_db):
     assert effects(handler_db) == {"effect": 3}
 
 
-def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_db):
-    """An INSERT that may fail, in `begin_nested` of a connection or of a session: what is around it is kept."""
+def test_a_handler_may_roll_back_a_savepoint_of_its_own(handler_db):
+    """An INSERT may fail in `begin_nested` of a connection or a session, and the rest is kept."""
     handler_db.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
     handler_db.run("INSERT INTO witness.once VALUES (1)")
-    again = sa.text("INSERT INTO witness.once VALUES (1)")
+    duplicate = sa.text("INSERT INTO witness.once VALUES (1)")
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
         leave_effect("effect", connection, event)
         if event.message_id == "m-0":
             with suppress(sa.exc.IntegrityError), connection.begin_nested():
-                connection.execute(again)
+                connection.execute(duplicate)
         else:
             with sa.orm.Session(connection) as session, suppress(sa.exc.IntegrityError), session.begin_nested():
-                session.execute(again)
+                session.execute(duplicate)
 
     linked(handler_db, 2)
     assert counts(dispatch()) == (2, 0, 0)
@@ -332,16 +332,16 @@ def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_
 
 
 def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
-    """And one more before it, whose one statement records how the last one ended, and claims it."""
+    """A transaction before it records the last job's end and claims the next one, in one statement."""
     sent, observed = [], []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
     @on_event("bounced", name="one")
-    def one(connection, event):
+    def observe(connection, event):
         assert connection.get_nested_transaction() is None
         observed.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
 
-    on_event("bounced", name="two")(one)
+    on_event("bounced", name="two")(observe)
     linked(handler_db, 3)
     sent.clear()
     assert dispatch().handled == 6
@@ -356,7 +356,7 @@ def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handl
 
 
 def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
-    """As the database's default: four at once contend for the rows, and none raises."""
+    """With SERIALIZABLE as the default, four dispatchers contend for rows, and none raises."""
     received = leaving("effect")
     linked(handler_db, 20)
     handler_db.by_default("default_transaction_isolation", "serializable")
@@ -365,25 +365,27 @@ def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     while states(handler_db) != {"done": 20}:
         make_due(handler_db)
         result.append(dispatch())
-    assert (sum(one.handled for one in result), effects(handler_db)) == (20, {"effect": 20})
-    assert sum(one.failed for one in result) == 0, "a serialization failure is none of the handler's"
+    assert (sum(dispatch_result.handled for dispatch_result in result), effects(handler_db)) == (20, {"effect": 20})
+    assert sum(dispatch_result.failed for dispatch_result in result) == 0, (
+        "a serialization failure is none of the handler's"
+    )
     assert len(received) >= 20
 
 
 def test_a_dispatcher_leaves_the_jobs_of_handlers_and_types_that_it_does_not_have(handler_db):
-    """They wait for a process that has them, and hold up no others."""
+    """They wait for a process that has them, and do not delay others."""
     handle(handler_db, ("elsewhere", "bounced"), ("suppress", "bounced"), ("suppress", "opened"))
     linked(handler_db, 2)
     assert counts(dispatch()) == (0, 0, 0)
-    on_event("opened", name="suppress")(_nothing)
+    on_event("opened", name="suppress")(_do_nothing)
     assert counts(dispatch()) == (0, 0, 0)
     assert states(handler_db) == {"waiting": 4}
-    on_event("bounced", name="suppress")(_nothing)
+    on_event("bounced", name="suppress")(_do_nothing)
     assert counts(dispatch()) == (2, 0, 0)
     assert states(handler_db) == {"waiting": 2, "done": 2}
 
 
-def _nothing(connection, event):
+def _do_nothing(connection, event):
     pass
 
 
@@ -396,7 +398,7 @@ def test_a_dispatch_without_handlers_asks_the_database_nothing(handler_db):
 
 
 def test_a_dispatch_leaves_a_row_in_the_history(handler_db):
-    """An idle one does so once a minute, in the row of its hour."""
+    """An idle one writes once a minute, into the row of its hour."""
     leaving("bounces", "bounced")
     linked(handler_db, 2)
     dispatch()
@@ -406,7 +408,7 @@ def test_a_dispatch_leaves_a_row_in_the_history(handler_db):
     ]
 
 
-SEEN = """
+REGISTERED_RECENTLY = """
 SELECT handler, type, seen_at > now()::timestamp - interval '1 minute' AS lately
   FROM mailglass_handled_types ORDER BY 1, 2
 """
@@ -422,7 +424,11 @@ def test_a_dispatcher_registers_its_handlers_and_from_then_on_every_process_enqu
         record(connection, event("m-1", "bounced", provider_event_id="1"))
     assert states(db) == {}
     assert counts(dispatch()) == (0, 0, 0)
-    assert db.rows(SEEN) == [("audit", "bounced", True), ("audit", "opened", True), ("suppress", "bounced", True)]
+    assert db.rows(REGISTERED_RECENTLY) == [
+        ("audit", "bounced", True),
+        ("audit", "opened", True),
+        ("suppress", "bounced", True),
+    ]
     registry._registered.clear()
     with db.engine.begin() as connection:
         kinds = ("bounced", "opened", "clicked")
@@ -432,7 +438,7 @@ def test_a_dispatcher_registers_its_handlers_and_from_then_on_every_process_enqu
 
 
 def test_a_handler_that_was_registered_within_ten_minutes_is_only_looked_at(handler_db):
-    """At each start, and each minute while a dispatcher works; after that it is written down again."""
+    """It is read at each start and each minute, and written again after ten minutes."""
     leaving("bounces", "bounced", "opened")
     ages = {"bounced": 9, "opened": 11}
     for type_, minutes in ages.items():
@@ -442,18 +448,18 @@ def test_a_handler_that_was_registered_within_ten_minutes_is_only_looked_at(hand
             type=type_,
         )
     dispatch()
-    assert [row.type for row in handler_db.rows(SEEN) if row.lately] == ["opened"]
+    assert [row.type for row in handler_db.rows(REGISTERED_RECENTLY) if row.lately] == ["opened"]
 
 
 def test_a_dispatcher_that_works_for_long_keeps_its_handlers_alive(handler_db, monkeypatch):
-    """Or events would wait for an hour, and its own handlers would look as if they had no dispatcher."""
+    """Otherwise events would wait for an hour, and its handlers would seem to have no dispatcher."""
     monkeypatch.setattr(dispatcher, "REGISTER_SECONDS", 0)
     lately = []
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
         leave_effect("effect", connection, event)
-        lately.append({row.type: row.lately for row in connection.execute(sa.text(SEEN))}["bounced"])
+        lately.append({row.type: row.lately for row in connection.execute(sa.text(REGISTERED_RECENTLY))}["bounced"])
         connection.exec_driver_sql("UPDATE mailglass_handled_types SET seen_at = '2000-01-01'")
 
     linked(handler_db, 2)
@@ -487,14 +493,14 @@ def _hidden(function):
     ids=["async", "generator", "async generator"],
 )
 def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
-    """A coroutine or a generator: the call alone does nothing, so the event would be marked done."""
+    """Calling a coroutine function or a generator does nothing, so the event would be marked done."""
     with pytest.raises(mailglass_reconcile.ConfigurationError, match="must be an ordinary function"):
         on_event("bounced", name="never")(handler)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
-    """A decorator may hide what the function is."""
+    """A decorator may hide that the function is one."""
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
     on_event("bounced", name="generator")(_hidden(_generator))
     linked(handler_db)
@@ -502,12 +508,12 @@ def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
 
 
 def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, handler_db):
-    """In either order, under the name by which other processes import it, and only once."""
+    """The order does not matter; the name is that under which other processes import it."""
     (tmp_path / "shop_mail.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
     for command in (["-m", "shop_mail"], [sys.executable, str(tmp_path / "shop_mail.py")]):
-        done = processes.run(command, environment)
-        assert (done.stdout, done.stderr) == ("['shop_mail.suppress']\n", "")
+        result = processes.run(command, environment)
+        assert (result.stdout, result.stderr) == ("['shop_mail.suppress']\n", "")
 
 
 PROGRAM = """
@@ -525,13 +531,13 @@ if __name__ == "__main__":
 
 
 class Kind(str, enum.Enum):  # noqa: UP042 - whose str() is its name, unlike a StrEnum's
-    """An application's own types."""
+    """An application's own event types."""
 
     BOUNCED = "bounced"
 
 
 def test_an_enumeration_s_member_is_stored_as_its_value(handler_db):
-    """As a type and in the metadata: the ledger can never be corrected."""
+    """This holds for types and metadata, because the ledger can never be corrected."""
     received = leaving("all", Kind.BOUNCED)
     factories.delivery(handler_db, "m-1")
     with handler_db.engine.begin() as connection:
@@ -543,7 +549,7 @@ def test_an_enumeration_s_member_is_stored_as_its_value(handler_db):
 
 
 def test_a_backlog_of_one_handler_does_not_delay_another(handler_db):
-    """They take turns, and of one handler its types do."""
+    """Handlers take turns, and so do the types of one handler."""
     calls = []
     for name in ("slow", "quick"):
         on_event("bounced", "opened", name=name)(lambda _, event, name=name: calls.append((name, event.type)))
@@ -561,7 +567,7 @@ def test_a_backlog_of_one_handler_does_not_delay_another(handler_db):
 
 
 def test_a_failing_handler_backs_off_by_itself(handler_db):
-    """The others' jobs of the same event are done, and nothing of them is due again."""
+    """Jobs of other handlers on the same event are done and not due again."""
     failing("bad", ValueError())
     good = leaving("good")
     linked(handler_db)
@@ -575,14 +581,14 @@ WAITING = "SELECT attempts, error FROM mailglass_handler_outbox WHERE state = 'w
 
 
 def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interrupted(handler_db):
-    """What it has done is done, and no other job is claimed."""
-    called = []
+    """Finished jobs stay done, and no other job is claimed."""
+    handled = []
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
         leave_effect("effect", connection, event)
-        called.append(event)
-        if len(called) == 3:
+        handled.append(event)
+        if len(handled) == 3:
             raise KeyboardInterrupt
 
     linked(handler_db, 4)
@@ -599,7 +605,7 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
 def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
-    """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
+    """Its statement is cancelled; Python code goes on, but loses its connection or is rolled back at the end."""
     monkeypatch.setattr(execution, "HANDLER_SECONDS", 0.2)
 
     @on_event("bounced", name="effect")
@@ -620,7 +626,7 @@ def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
 
 
 def test_an_attempt_that_ends_with_its_process_counts(handler_db):
-    """Nine of them, and the job is dead; other handlers and other events are not hurt."""
+    """After nine attempts the job is dead; other handlers and events are unaffected."""
     leaving("before")
 
     @on_event("bounced", name="effect")
@@ -649,7 +655,7 @@ VALUES (gen_random_uuid(), 'all', gen_random_uuid(), 'bounced', '2026-01-01', '2
 
 
 def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
-    """As after a TRUNCATE of the ledger; nothing else is held up."""
+    """A TRUNCATE of the ledger causes it; no other job is delayed."""
     received = leaving("all")
     handler_db.run(LOST)
     linked(handler_db)
@@ -660,8 +666,8 @@ def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
     assert error == outbox.EVENT_MISSING
 
 
-def test_a_claim_that_somebody_else_has_made_since_is_let_go(handler_db):
-    """A dispatcher that was away for longer than its claim finds nothing to run and nothing to record."""
+def test_a_claim_that_another_dispatcher_has_taken_over_is_dropped(handler_db):
+    """A dispatcher that was away for longer than its claim runs and records nothing."""
     leaving("x")
     linked(handler_db)
     first, second = _claimed(handler_db), _claimed(handler_db)
@@ -673,24 +679,28 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(handler_db):
         tx.connection.rollback()
 
 
-def test_a_claimed_job_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(handler_db):
-    """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
+def test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly(handler_db):
+    """If it was skipped, the event would lose an attempt and wait seconds for the next one."""
     leaving("x")
     linked(handler_db)
     claimed = _claimed(handler_db)
 
     def start():
         with handler_db.database.writing() as tx:
-            started = outbox.start(tx, claimed, 30) is not None
+            is_started = outbox.start(tx, claimed, 30) is not None
             tx.connection.rollback()
-            return started
+            return is_started
 
-    with ThreadPoolExecutor(1) as pool, handler_db.engine.connect() as other, other.begin() as looking:
-        other.exec_driver_sql("SELECT FROM mailglass_handler_outbox FOR UPDATE SKIP LOCKED")
-        started = pool.submit(start)
-        wait_until(lambda: started.done() or handler_db.value(WAITING_FOR_A_LOCK))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        handler_db.engine.connect() as second_dispatcher,
+        second_dispatcher.begin() as looking,
+    ):
+        second_dispatcher.exec_driver_sql("SELECT FROM mailglass_handler_outbox FOR UPDATE SKIP LOCKED")
+        future = pool.submit(start)
+        wait_until(lambda: future.done() or handler_db.value(WAITING_FOR_A_LOCK))
         looking.rollback()
-        assert started.result(20)
+        assert future.result(20)
 
 
 WAITING_FOR_A_LOCK = """
@@ -705,7 +715,7 @@ def _claimed(db):
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
-    """Mailglass's own reconciler knows of no outbox."""
+    """Mailglass's own reconciler does not write to the outbox."""
     delivery_id = factories.delivery(handler_db, "m-1")
     orphan_id = factories.orphan(handler_db, factories.postmark("m-1"), type="bounced")
     factories.insert(handler_db, events=[factories.reconciled_row(orphan_id, delivery_id)])
@@ -713,8 +723,8 @@ def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
     assert states(handler_db) == {}
 
 
-def test_what_python_cannot_hold_is_told_in_its_place(handler_db):
-    """A time beyond the year 9999, a provider that is no text, and a delivery that has been erased."""
+def test_values_that_python_cannot_hold_are_replaced(handler_db):
+    """Times beyond 9999, a provider that is not a text, and an erased delivery are tried."""
     received = leaving("all")
     delivery_id = factories.delivery(handler_db, "m-1")
     factories.orphan(handler_db, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
@@ -727,7 +737,7 @@ def test_what_python_cannot_hold_is_told_in_its_place(handler_db):
 
 
 def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, caplog):
-    """Its words may hold an address."""
+    """Its message may contain an address."""
     failing("bad", ValueError("Ada@Example.com"))
     linked(handler_db)
     with caplog.at_level(logging.DEBUG):
@@ -738,7 +748,7 @@ def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, cap
 
 
 def test_a_failing_handler_logs_one_line_for_each_cause_and_minute(handler_db, caplog):
-    """Thousands of events fail with the same error; another error is another cause."""
+    """Thousands of events fail with one error; another error is another cause."""
     failing("worse", ValueError())
     failing("worst", KeyError())
     linked(handler_db, 5)
@@ -748,7 +758,7 @@ def test_a_failing_handler_logs_one_line_for_each_cause_and_minute(handler_db, c
 
 
 def test_without_types_nothing_is_written(db):
-    """Nobody pays who has no handlers."""
+    """An installation without handlers has no extra cost."""
     linked(db, 2)
     with db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))
@@ -756,7 +766,7 @@ def test_without_types_nothing_is_written(db):
 
 
 def test_a_batch_writes_its_jobs_with_its_links(handler_db):
-    """In one statement, however many events it links; it also projects, and closes the orphans."""
+    """One statement links any number of events, projects them, closes the orphans and enqueues jobs."""
     handle(handler_db, ("audit", "bounced"), ("suppress", "bounced"))
     sent = []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
@@ -765,8 +775,8 @@ def test_a_batch_writes_its_jobs_with_its_links(handler_db):
     assert states(handler_db) == {"waiting": 40}
 
 
-def test_an_event_that_comes_twice_is_in_the_outbox_once(handler_db):
-    """Recorded twice, and linked later."""
+def test_a_repeated_event_is_in_the_outbox_once(handler_db):
+    """It is recorded twice and linked later."""
     received = leaving("all")
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))

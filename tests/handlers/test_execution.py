@@ -1,4 +1,4 @@
-"""Dispatch as an operator has it: by the command, after a sweep, and in a Celery worker."""
+"""Dispatch for an operator: by the command, after a sweep, and in a Celery worker."""
 
 import datetime as dt
 import os
@@ -25,12 +25,12 @@ HANDLERS = {"MAILGLASS_IMPORTS": "faults.handled"}
 
 
 def link(db, *message_ids):
-    """Insert orphans whose deliveries are there, without linking them."""
+    """Insert orphans and their deliveries without linking them."""
     factories.insert_pairs(db, message_ids, type="bounced")
 
 
 def command(db, *arguments, **more):
-    """Run the command with handlers, and return its exit code and what it printed as JSON."""
+    """Run the command with handlers; return its exit code, its JSON and its stderr."""
     environment = {**db.environment(), **HANDLERS, **more}
     path = os.pathsep.join(["tests", "tests/support", "."])
     result = processes.run([*COMMAND, *arguments, "--json"], {**environment, "PYTHONPATH": path})
@@ -38,14 +38,14 @@ def command(db, *arguments, **more):
     return result.returncode, commands.conforming("dispatch", result.stdout)[0], result.stderr
 
 
-def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(handler_db):
-    """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the jobs."""
+def test_the_command_dispatches_lists_dead_jobs_and_retries_them(handler_db):
+    """The exit code is 1 while a handler fails, else 0; a process without handlers leaves the jobs."""
     handle_all(handler_db, "steady", "flaky")
     link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
-    code, result, told = command(handler_db, "dispatch", MAILGLASS_IMPORTS="")
+    code, result, stderr = command(handler_db, "dispatch", MAILGLASS_IMPORTS="")
     assert (code, result["handled"]) == (0, 0)
-    assert "MAILGLASS_IMPORTS" in told
+    assert "MAILGLASS_IMPORTS" in stderr
     code, result, _ = command(handler_db, "dispatch")
     assert (code, result["handled"], result["failed"]) == (1, 3, 1)
     handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
@@ -69,8 +69,8 @@ def slow(connection, event):
 SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(20)'"
 
 
-def test_sigterm_costs_only_the_event_whose_handler_runs_an_attempt(handler_db, tmp_path):
-    """As when a container is stopped: its statement is cancelled, and the others have not been claimed."""
+def test_sigterm_costs_an_attempt_of_the_running_event_only(handler_db, tmp_path):
+    """A container's stop sends it: the statement is cancelled, and other jobs have not been claimed."""
     (tmp_path / "slow_handlers.py").write_text(SLOW)
     handle(handler_db, ("slow", "bounced"))
     link(handler_db, "m-0", "m-1", "m-2")
@@ -82,33 +82,33 @@ def test_sigterm_costs_only_the_event_whose_handler_runs_an_attempt(handler_db, 
     assert sorted(handler_db.rows("SELECT attempts FROM mailglass_handler_outbox")) == [(0,), (0,), (1,)]
 
 
-def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
-    """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
+def test_a_worker_s_sweep_runs_handlers_at_once_and_beat_retries_them(site):
+    """The bundled app's sweep enqueues a dispatch; beat's dispatch retries what failed."""
     handle_all(site.db, "steady", "flaky")
     link(site.db, "m-0", "m-1")
     with site.worker(**HANDLERS):
         assert site.result(site.send())["linked"] == 2
         wait_until(lambda: states(site.db) == {"done": 3, "waiting": 1}, PATIENCE)
 
-        def tried_again() -> bool:
-            """Return True if the job is done; the first attempt may record its failure and its next attempt later."""
+        def is_retried() -> bool:
+            """Return True if the job is done after a retry, whose failure may have been recorded late."""
             make_due(site.db)
             site.client.send_task(DISPATCH_TASK, queue="mailglass_handlers")
             return states(site.db) == {"done": 4}
 
-        wait_until(tried_again, PATIENCE)
+        wait_until(is_retried, PATIENCE)
     assert effects(site.db) == {"steady": 2, "flaky": 2}
 
 
-def test_a_broker_that_is_away_costs_a_sweep_nothing(handler_db, caplog, monkeypatch):
-    """The rows wait for the next dispatch, and one line says so."""
+def test_an_unreachable_broker_does_not_affect_a_sweep(handler_db, caplog, monkeypatch):
+    """The jobs wait for the next dispatch, and one line says so."""
     tasks = pytest.importorskip("mailglass_reconcile.tasks")
     handle(handler_db, ("audit", "bounced"))
     link(handler_db, "m-0")
     app = tasks.dispatch.app
     monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
-    monkeypatch.setattr(app.amqp, "_producer_pool", None)  # what an earlier test has sent by
+    monkeypatch.setattr(app.amqp, "_producer_pool", None)  # that of an earlier test
     mailglass_reconcile.reconcile()
     tasks.enqueue_dispatch()
     assert "handlers run at the next dispatch" in caplog.text
@@ -116,7 +116,7 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(handler_db, caplog, monkeyp
 
 
 def test_beat_dispatches_every_ten_seconds_unless_it_is_told_otherwise():
-    """`make_beat_schedule(dispatch=5.0)`, or `dispatch=False`; the exported schedule has the entry, too."""
+    """`make_beat_schedule` has `dispatch=5.0` and `dispatch=False`; the exported schedule has the entry."""
     entry = mailglass_reconcile.make_beat_schedule(dispatch=5.0, queue="mail")["mailglass-reconcile-dispatch"]
     assert (entry["task"], entry["schedule"]) == (DISPATCH_TASK, 5.0)
     assert entry["options"].items() >= {"expires": 60, "queue": "mail"}.items()
@@ -127,7 +127,7 @@ def test_beat_dispatches_every_ten_seconds_unless_it_is_told_otherwise():
 @pytest.mark.guard
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
 def test_the_prune_is_at_three_utc_in_an_app_of_any_time_zone(zone):
-    """A crontab takes its app's time zone unless it has one of its own; beat keeps its entries by pickling them."""
+    """A crontab has its app's time zone by default; beat pickles its entries."""
     celery = pytest.importorskip("celery")
     at_three = pickle.loads(pickle.dumps(mailglass_reconcile.beat_schedule["mailglass-reconcile-prune"]["schedule"]))  # noqa: S301
     at_three.app = celery.Celery("shop", set_as_current=False)
@@ -138,8 +138,8 @@ def test_the_prune_is_at_three_utc_in_an_app_of_any_time_zone(zone):
 
 
 @pytest.mark.guard
-def test_prune_keeps_what_waits_and_deletes_what_is_done(handler_db):
-    """Finished jobs after 14 days, dead ones after 90; those that wait are kept, however old they are."""
+def test_prune_keeps_waiting_jobs_and_deletes_finished_ones(handler_db):
+    """Done jobs go after 14 days, dead ones after 90; waiting ones stay, however old."""
     leaving("good")
     failing("bad", ValueError(), times=1)
     link(handler_db, "m-0", "m-1", "m-2", "m-3")
@@ -161,8 +161,8 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(handler_db):
 
 
 @pytest.mark.guard
-def test_status_counts_what_waits_and_what_is_dead(handler_db):
-    """Both are what an operator looks at."""
+def test_status_counts_waiting_and_dead_jobs(handler_db):
+    """Operators look at both."""
     handle_all(handler_db, "audit")
     link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
@@ -189,8 +189,8 @@ BLOCKS = "SELECT pg_stat_get_xact_blocks_fetched(to_regclass(:name))"
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "of an empty table"])
-def test_a_claim_reads_neither_what_is_done_nor_what_nobody_here_handles(handler_db, statistics):
-    """40,000 finished jobs, and 20,000 that wait for another handler or type, in front of ten that are due."""
+def test_a_claim_reads_neither_finished_jobs_nor_those_of_other_handlers(handler_db, statistics):
+    """40,000 finished jobs, and 20,000 that wait for another handler or type, are before ten due ones."""
     handler_db.run("ALTER TABLE mailglass_handler_outbox SET (autovacuum_enabled = false)")
     handler_db.run("ANALYZE mailglass_handler_outbox")
     with handler_db.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Handlers that come and go: registered, renamed, forgotten, and told what they missed."""
+"""Handlers that are registered, renamed and forgotten, and the events that they missed."""
 
 import logging
 
@@ -21,7 +21,7 @@ JOBS = "SELECT handler, type, state FROM mailglass_handler_outbox ORDER BY 1, 2,
 
 @pytest.fixture
 def missed(handler_db):
-    """Four bounces that have reached a delivery without a handler: two attached, two linked; and another event."""
+    """Insert four bounces that reached a delivery without a handler, two attached and two linked, and another event."""
     db = handler_db
     for number in range(4):
         factories.delivery(db, f"m-{number}")
@@ -36,7 +36,7 @@ def missed(handler_db):
 
 
 def test_a_new_handler_gets_what_it_missed_once(missed):
-    """What was attached and what was linked; a second replay finds nothing left to do."""
+    """Attached and linked events are replayed; a second replay enqueues nothing."""
     leaving("suppress", "bounced")
     bounced = load_replayable(missed.database, "bounced", WEEK)
     assert count_missed(missed.database, bounced, WEEK) == 4
@@ -48,7 +48,7 @@ def test_a_new_handler_gets_what_it_missed_once(missed):
 
 
 def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(handler_db):
-    """The first one does not run again, and its jobs that wait or are dead are left as they are."""
+    """The first handler does not run again, and its waiting and dead jobs do not change."""
     for number in range(3):
         factories.delivery(handler_db, f"m-{number}")
     leaving("first", "bounced")
@@ -69,7 +69,7 @@ def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(handler
 
 
 def test_a_replay_can_be_for_one_handler(missed):
-    """The other one of the type misses its events for good, if that is wanted."""
+    """The other handler of the type misses its events, if that is intended."""
     leaving("audit", "bounced", "opened")
     leaving("suppress", "bounced")
     [suppress] = load_replayable(missed.database, "bounced", WEEK, "suppress")
@@ -77,8 +77,8 @@ def test_a_replay_can_be_for_one_handler(missed):
     assert missed.rows(JOBS) == 4 * [("suppress", "bounced", "waiting")]
 
 
-def test_a_replay_goes_through_the_ledger_page_by_page_and_keeps_to_its_time(missed, monkeypatch):
-    """In order of the events' ids, which begin with their time."""
+def test_a_replay_reads_the_ledger_page_by_page_within_its_time(missed, monkeypatch):
+    """Pages are ordered by the events' ids, which begin with their time."""
     monkeypatch.setattr(registration, "PAGE", 1)
     leaving("suppress", "bounced", "opened")
     bounced, opened = (load_replayable(missed.database, type_, WEEK) for type_ in ("bounced", "opened"))
@@ -88,7 +88,7 @@ def test_a_replay_goes_through_the_ledger_page_by_page_and_keeps_to_its_time(mis
 
 
 def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
-    """With the name that was probably meant."""
+    """The error suggests a similar name."""
     leaving("suppress", "bounced")
     for type_, handler, words in (
         ("opened", None, "no dispatcher has registered a handler of 'opened'"),
@@ -101,7 +101,7 @@ def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
 
 
 def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_it(missed, caplog):
-    """Once: when its row is there, and when nothing was missed, it says nothing."""
+    """It says so once; a registered handler, or one that missed nothing, logs nothing."""
     on_event("bounced", "complained", name="suppress them")(lambda connection, event: None)
     dispatch()
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
@@ -116,7 +116,7 @@ def test_the_first_dispatch_of_a_handler_says_what_it_missed_and_how_to_enqueue_
 
 @pytest.mark.parametrize(("name", "most", "number"), [("MOST_MISSED", 2, 2), ("MISSED_SECONDS", 0, 4)])
 def test_missed_events_are_counted_up_to_a_number_and_for_a_time(missed, caplog, monkeypatch, name, most, number):
-    """The newest first, so that a ledger of many millions does not hold up the first dispatch."""
+    """The newest are counted first, so that a huge ledger does not delay the first dispatch."""
     monkeypatch.setattr(registration, name, most)
     leaving("suppress", "bounced")
     missed.run("DELETE FROM mailglass_handled_types")
@@ -127,7 +127,7 @@ def test_missed_events_are_counted_up_to_a_number_and_for_a_time(missed, caplog,
 
 
 def test_a_send_s_jobs_are_enqueued_by_the_statement_that_stores_it(db):
-    """If its type has handlers, and once."""
+    """This needs handlers of the type, and happens once."""
     handle(db, ("audit", "dispatched"), ("crm", "dispatched"), ("crm", "failed"))
     sent = Sent(recipient="ada@example.com", message_id="m-1")
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_a_send_s_jobs_are_enqueued_by_the_statement_that_stores_it(db):
 
 
 def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
-    """Under the new name it runs on what waited, and on nothing that it has done under the old one."""
+    """Under the new name it runs on waiting events, and not on those that it has handled."""
     leaving("old", "bounced")
     for number in range(3):
         factories.delivery(handler_db, f"m-{number}")
@@ -159,7 +159,7 @@ def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
 
 @pytest.mark.parametrize("page", [1, 5_000])
 def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handler_db, monkeypatch, page):
-    """Dispatchers of both names were running: what one has done is done, of the rest the new one's stays."""
+    """Dispatchers of both names were running: done jobs stay done, and of waiting ones the new name's remain."""
     monkeypatch.setattr(administration, "BATCH", page)
     leaving("old", "bounced")
     for number in range(4):
@@ -183,7 +183,7 @@ def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handl
 
 
 def test_what_is_not_there_cannot_be_renamed(handler_db):
-    """One line, with the name that was probably meant; exit code 1, or 2 if the new one cannot be a name."""
+    """The error is one line with a similar name; the exit code is 1, or 2 if the new name is invalid."""
     leaving("suppress", "bounced")
     refused = commands.run_unchecked(handler_db, "dispatch", "--rename", "supress", "other")
     words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
@@ -206,7 +206,7 @@ def suppress(connection, event):
 
 @pytest.mark.slow
 def test_the_command_replays_after_a_question(missed, tmp_path):
-    """With --yes where there is no terminal; without a handler, or for too long a time, it refuses in one line."""
+    """Without a terminal it requires --yes; without a handler, or with too long a time, it fails with one line."""
     (tmp_path / "suppressing.py").write_text(HANDLER)
     handlers = {"MAILGLASS_IMPORTS": "suppressing", "PYTHONPATH": str(tmp_path)}
     replaying = ("dispatch", "--replay", "bounced", "--since")
@@ -231,7 +231,7 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
 
 
 def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
-    """What is done or dead stays until it is pruned; others are left alone; no further job is enqueued."""
+    """Done and dead jobs stay until they are pruned; other handlers keep theirs; no further job is enqueued."""
     factories.delivery(handler_db, "m-1")
     handle(handler_db, ("audit", "bounced"), ("gone", "bounced"), ("gone", "opened"))
     handler_db.handled.clear()
@@ -249,13 +249,13 @@ def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", provider_event_id="3"))
     assert handler_db.rows(JOBS) == 2 * [("audit", "bounced", "waiting")]
-    again = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
+    repeated = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
     words = "no dispatcher has registered a handler 'gone', and no job of it waits\n"
-    assert (again.returncode, again.stderr) == (1, words)
+    assert (repeated.returncode, repeated.stderr) == (1, words)
 
 
 def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
-    """A mistyped one gets a hint."""
+    """A mistyped type gets a hint."""
     factories.delivery(handler_db, "m-1")
     failing("bad", ValueError())
     with handler_db.engine.begin() as connection:
@@ -264,13 +264,13 @@ def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
     commands.run(handler_db, "dispatch", "--forget", "bounced", "--yes")
     assert handler_db.rows(JOBS) == [("bad", "opened", "waiting")]
     assert ("bad", "bounced") not in handler_db.rows(REGISTERED)
-    again = commands.run_unchecked(handler_db, "dispatch", "--forget", "bonced", "--yes")
+    mistyped = commands.run_unchecked(handler_db, "dispatch", "--forget", "bonced", "--yes")
     words = "no dispatcher has registered a handler of 'bonced' (did you mean bounced?), and no job of it waits\n"
-    assert (again.returncode, again.stderr) == (1, words)
+    assert (mistyped.returncode, mistyped.stderr) == (1, words)
 
 
 def test_a_handler_that_still_has_a_dispatcher_comes_back(handler_db):
-    """The question says when a dispatcher had it last."""
+    """The question says when a dispatcher last had it."""
     leaving("suppress", "bounced")
     administration.forget(handler_db.database, "bounced", None)
     assert handler_db.rows(REGISTERED) == []
@@ -280,7 +280,7 @@ def test_a_handler_that_still_has_a_dispatcher_comes_back(handler_db):
 
 @pytest.mark.slow
 def test_a_sweep_in_a_process_with_handlers_registers_them_first(db, tmp_path):
-    """So they run on what the very first one links; a role that may not register them sweeps anyway."""
+    """Thus they run on what the first sweep links; a role that may not register sweeps anyway."""
     (tmp_path / "suppressing.py").write_text(HANDLER)
     db.handled.add(("suppress", "bounced"))
     factories.delivery(db, "m-1")

@@ -1,4 +1,4 @@
-"""The admin: what it shows and finds, that it only looks, and that it is quick among many rows."""
+"""The admin: what it shows and finds, that it is read-only, and that it is fast among many rows."""
 
 import hashlib
 import importlib
@@ -50,18 +50,18 @@ ANALYZE mailglass_deliveries, mailglass_events, mailglass_open_orphans, mailglas
 
 @pytest.fixture
 def site(backends, admin_client):
-    """The admin's pages, for somebody who may do all that can be done."""
+    """The admin's pages for a superuser."""
     return admin_client
 
 
 def text_of(response):
-    """Return a page's text, without its tags."""
+    """Return a page's text without tags."""
     assert response.status_code == 200
     return " ".join(re.sub(r"<[^>]*>", " ", response.content.decode()).split())
 
 
 def listed_ids(site, page):
-    """Return a page of a list, and the ids on it."""
+    """Return the ids on a page of a list."""
     response = site.get(f"{PLACE}/{page}")
     text_of(response)
     return {uuid.UUID(pk) for pk in re.findall(r"/([0-9a-f-]{36})/change/", response.content.decode())}
@@ -69,7 +69,7 @@ def listed_ids(site, page):
 
 @pytest.fixture
 def rows(db, app, backends, post):
-    """A delivery whose events came before it, and an orphan whose delivery is not there."""
+    """Insert a delivery with earlier events, and an orphan without a delivery."""
     call_command("migrate", "contenttypes", verbosity=0)
     orphan = factories.orphan(db, factories.postmark("m-1"))
     event = POSTMARK.event("delivered", "<1-0@example.com>", ANN, 10)
@@ -81,7 +81,7 @@ def rows(db, app, backends, post):
 
 
 def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, rows):
-    """A linked event is shown as the orphan, with its own type and time, and the time of the link."""
+    """A linked event is shown as the orphan with its own type and time, and the time of the link."""
     page = text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
     assert "View delivery" in page
     for event in ("opened March 1, 2026, noon", "delivered March 1, 2026, noon, linked", "dispatched"):
@@ -89,7 +89,7 @@ def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, row
 
 
 def test_a_delivery_without_a_provider_is_shown_with_that_of_its_send(db, site, rows):
-    """As on tables that Mailglass made: in the list and on its own page."""
+    """Tables that Mailglass made have such rows; the list and the page show it."""
     db.run("UPDATE mailglass_deliveries SET provider = NULL")
     provider = db.value("SELECT metadata ->> 'provider' FROM mailglass_events WHERE type = 'dispatched'")
     for page in ("delivery/", f"delivery/{rows['delivery']}/change/"):
@@ -97,15 +97,15 @@ def test_a_delivery_without_a_provider_is_shown_with_that_of_its_send(db, site, 
     db.broken.update({"I2", "I3", "I7"})
 
 
-def test_a_list_takes_no_filter_from_its_address(site, rows):
-    """With the view permission alone, addresses could be guessed letter by letter, each guess a pass over the table."""
+def test_a_list_takes_no_filter_from_its_query_string(site, rows):
+    """With the view permission, addresses could be guessed letter by letter, each guess a scan of the table."""
     for lookup in ("recipient__iregex=^a", "recipient__startswith=a", "metadata__has_key=to", "tenant_id=acme"):
         for kind in ("delivery", "event", "openorphan"):
             assert site.get(f"{PLACE}/{kind}/?{lookup}").status_code == 400, (kind, lookup)
 
 
 def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
-    """By address, message id, event and delivery; a part of one finds nothing."""
+    """The search matches an address, a message id, an event or a delivery as a whole."""
     value = db.value("SELECT provider_message_id FROM mailglass_deliveries")
     events = {row.id for row in db.rows(EVENTS)}
     of_delivery = events - {rows["orphan"]}
@@ -126,24 +126,24 @@ def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
 
 
 def test_an_open_orphan_has_the_state_in_which_a_sweep_left_it(site, rows):
-    """In the list and on its own page."""
+    """The list and the page show it."""
     for page in ("openorphan/", f"openorphan/{rows['orphan']}/change/"):
         assert "unmatched" in text_of(site.get(f"{PLACE}/{page}"))
 
 
 def _admin():
-    """Return the admin's module, which can be imported once Django is set up."""
+    """Return the admin's module, which requires Django to be set up."""
     return importlib.import_module("mailglass_reconcile.contrib.django.admin")
 
 
 def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(db, site, rows, monkeypatch):
-    """By last event and by state; an address takes no other filter."""
-    other = factories.delivery(db, "m-9", tenant_id="globex", last_event_type="bounced", provider="SendGrid")
+    """Filters are the last event and the state; the query string takes no other."""
+    bounced = factories.delivery(db, "m-9", tenant_id="globex", last_event_type="bounced", provider="SendGrid")
     lost = factories.orphan(db, factories.sendgrid("m-8"), tenant_id="globex")
-    both = {rows["delivery"], uuid.UUID(other)}
-    assert listed_ids(site, "delivery/") == both
+    delivery_ids = {rows["delivery"], uuid.UUID(bounced)}
+    assert listed_ids(site, "delivery/") == delivery_ids
     for query in ("last=bounced", "last=bounced&q=m-9"):
-        assert listed_ids(site, f"delivery/?{query}") == {uuid.UUID(other)}, query
+        assert listed_ids(site, f"delivery/?{query}") == {uuid.UUID(bounced)}, query
     for query in ("last=complained", f"q={ANN}&last=bounced"):
         assert listed_ids(site, f"delivery/?{query}") == set(), query
     assert listed_ids(site, "openorphan/?is=unmatched") == {rows["orphan"]}
@@ -151,7 +151,7 @@ def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(d
     newest = factories.delivery(db, "m-7", id="ffffffff-0000-4000-8000-000000000000", last_event_type="bounced")
     monkeypatch.setattr(_admin(), "LIMIT", 1)
     assert listed_ids(site, "delivery/?last=bounced") == {uuid.UUID(newest)}
-    assert listed_ids(site, "delivery/?last=bounced&q=m-9") == {uuid.UUID(other)}
+    assert listed_ids(site, "delivery/?last=bounced&q=m-9") == {uuid.UUID(bounced)}
     page = site.get(f"{PLACE}/delivery/").content.decode()
     assert 'href="?last=bounced"' in page
     assert [site.get(f"{PLACE}/delivery/?{query}").status_code for query in ("tenant=globex", "by=sendgrid")] == [
@@ -161,7 +161,7 @@ def test_lists_are_filtered_among_the_newest_and_among_what_a_search_has_found(d
 
 
 def test_a_delivery_an_event_and_an_open_orphan_show_what_explain_says(db, site, rows):
-    """The verdict, as of now, at the beginning of each page."""
+    """The verdict as of now is at the top of each page."""
     event = db.value("SELECT id FROM mailglass_events WHERE type = 'dispatched'")
     for page, words in {
         f"openorphan/{rows['orphan']}": "unmatched: no delivery has a matching id yet To link it: store a delivery",
@@ -176,7 +176,7 @@ def test_a_delivery_an_event_and_an_open_orphan_show_what_explain_says(db, site,
 
 
 def test_a_list_says_how_many_or_that_they_are_the_newest(site, rows, monkeypatch):
-    """And nothing links to a history, which there is none of."""
+    """No page links to a history, because there is none."""
     assert "1 delivery" in text_of(site.get(f"{PLACE}/delivery/"))
     monkeypatch.setattr(_admin().ShortPaginator, "count", 1_000)
     assert "the newest 1,000 deliveries" in text_of(site.get(f"{PLACE}/delivery/"))
@@ -186,7 +186,7 @@ def test_a_list_says_how_many_or_that_they_are_the_newest(site, rows, monkeypatc
 
 
 def test_nothing_can_be_added_changed_or_deleted(db, site, rows):
-    """Not by a superuser either."""
+    """This holds for a superuser too."""
     before = db.rows("SELECT d, e FROM mailglass_deliveries AS d, mailglass_events AS e")
     pages = {"delivery": rows["delivery"], "event": rows["orphan"], "openorphan": rows["orphan"]}
     for model, pk in pages.items():
@@ -197,7 +197,7 @@ def test_nothing_can_be_added_changed_or_deleted(db, site, rows):
 
 
 def only_looking(get_response):
-    """Middleware that logs in a user who may view deliveries only."""
+    """Log in a user who may view deliveries only, as a middleware."""
 
     def respond(request):
         request.user = get_user_model()(pk=2, username="eve", is_staff=True)
@@ -208,8 +208,8 @@ def only_looking(get_response):
 
 
 def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows):
-    """After a question that names the address; for anybody else there is no such action."""
-    other = factories.delivery(
+    """A question with the address comes first; users without the permission have no such action."""
+    delivery_id = factories.delivery(
         db, recipient=ANN.upper(), tenant_id=db.value("SELECT tenant_id FROM mailglass_deliveries")
     )
     form = {"action": "erase_recipients", "_selected_action": str(rows["delivery"])}
@@ -229,12 +229,12 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
         result = text_of(site.post(place, {**form, "confirmed": "yes"}, follow=True))
         assert "Erased an address from 2 deliveries" in result
         assert "Not reached: metadata" in result
-        assert site.post(f"{place}{other}/delete/").status_code == 403
+        assert site.post(f"{place}{delivery_id}/delete/").status_code == 403
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
 
 
 def test_a_model_refuses_to_write(db, rows):
-    """By whatever name."""
+    """This holds for every way to write."""
     events = apps.get_model("mailglass_reconcile", "Event").objects
     event = events.get(type="opened")
     for write in (
@@ -257,23 +257,23 @@ def test_a_model_refuses_to_write(db, rows):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_page_reads_little_however_many_rows_there_are(empty_database_url, site):
-    """Every statement goes by an index: a few hundred pages of Postgres, whatever is asked for."""
+    """Every statement uses an index and reads a few hundred buffers."""
     settings = Settings(database_url=empty_database_url)
     engine = engines.create_engine(settings)
     runner.migrate(engine, settings, lambda line: None)
-    with engine.begin() as lent:
-        lent.exec_driver_sql("SET LOCAL session_replication_role = replica")
+    with engine.begin() as setup_connection:
+        setup_connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         for statement in FILL.replace("ROWS", str(ROWS)).split(";"):
-            lent.exec_driver_sql(statement.replace("%", "%%"))
-    one = [str(uuid.UUID(hashlib.md5(f"{kind}777".encode()).hexdigest())) for kind in "deo"]  # noqa: S324
+            setup_connection.exec_driver_sql(statement.replace("%", "%%"))
+    ids = [str(uuid.UUID(hashlib.md5(f"{kind}777".encode()).hexdigest())) for kind in "deo"]  # noqa: S324
     with databases_name(empty_database_url):
         call_command("migrate", "contenttypes", verbosity=0)
         for page in (
             *("delivery/", "delivery/?p=20", "event/", "event/?p=20", "openorphan/", "openorphan/?p=20"),
-            *("delivery/?q=r777@example.org", "delivery/?q=m-777", "delivery/?q=nobody", f"delivery/?q={one[0]}"),
-            *("event/?q=m-777", f"event/?q={one[0]}", f"event/?q={one[1]}", "event/?q=o-777", "event/?q=nothing"),
-            *("openorphan/?q=o-777", f"openorphan/?q={one[2]}", "openorphan/?q=nothing"),
-            *(f"delivery/{one[0]}/change/", f"event/{one[1]}/change/", f"openorphan/{one[2]}/change/"),
+            *("delivery/?q=r777@example.org", "delivery/?q=m-777", "delivery/?q=nobody", f"delivery/?q={ids[0]}"),
+            *("event/?q=m-777", f"event/?q={ids[0]}", f"event/?q={ids[1]}", "event/?q=o-777", "event/?q=nothing"),
+            *("openorphan/?q=o-777", f"openorphan/?q={ids[2]}", "openorphan/?q=nothing"),
+            *(f"delivery/{ids[0]}/change/", f"event/{ids[1]}/change/", f"openorphan/{ids[2]}/change/"),
         ):
             with CaptureQueriesContext(connection) as captured:
                 text_of(site.get(f"{PLACE}/{page}"))
@@ -287,12 +287,12 @@ def test_every_page_reads_little_however_many_rows_there_are(empty_database_url,
 
 
 def statements(captured):
-    """Return the statements that were sent."""
+    """Return the captured statements."""
     return {query["sql"] for query in captured if query["sql"].startswith(("SELECT", "WITH", "\nWITH"))}
 
 
 def plan_of(statement):
-    """Return how Postgres executes a statement."""
+    """Return the plan of a statement."""
     with connection.cursor() as cursor:
         cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.replace("%", "%%"))
         ((plan,),) = cursor.fetchall()[0]
@@ -300,6 +300,6 @@ def plan_of(statement):
 
 
 def pages_read(statement):
-    """Return how many pages of Postgres a statement reads."""
+    """Return the number of buffers that a statement reads."""
     plan = plan_of(statement)
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]

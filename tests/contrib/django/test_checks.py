@@ -1,4 +1,4 @@
-"""`manage.py check`: what is missing in the settings, said without asking a database."""
+"""`manage.py check`: what is missing in the settings, found without a database."""
 
 import os
 
@@ -19,7 +19,7 @@ GOOD = {
 
 
 def reported_ids():
-    """Return the ids of our checks' messages; the database does not exist, so none of them may connect."""
+    """Return the ids of our checks' messages; the database does not exist, so that none may connect."""
     return [run_check.id for run_check in run_checks() if run_check.id.startswith("mailglass_reconcile.")]
 
 
@@ -32,7 +32,7 @@ def other_database(anymail_django):
 
 @pytest.fixture(autouse=True)
 def bare_celery():
-    """A Celery app without a schedule, whatever app another test has left as the current one."""
+    """Make an app without a schedule the current one."""
     before = current_app._get_current_object()
     Celery("bare").set_current()
     yield
@@ -62,7 +62,7 @@ def bare_celery():
     ids=str,
 )
 def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, expected):
-    """Each of them can be silenced by its id."""
+    """Each message can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
         assert reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
 
@@ -83,22 +83,22 @@ call_command("check")
 
 @pytest.mark.slow
 def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
-    """By the check of a project that starts with it, and not by a traceback."""
+    """The check of a starting project says so, without a traceback."""
     environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}
-    done = processes.run(["-c", PROJECT], environment)
-    last = done.stderr.strip().splitlines()
-    assert "SystemCheckError" in done.stderr
-    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
+    result = processes.run(["-c", PROJECT], environment)
+    last = result.stderr.strip().splitlines()
+    assert "SystemCheckError" in result.stderr
+    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], result.stderr
 
 
 def of_the_database(*databases):
-    """Return the messages of the check with the tag `database`, by id."""
+    """Return the messages of the checks with the tag `database`, by id."""
     reported_ids = run_checks(tags=[Tags.database], databases=databases)
     return {item.id: item for item in reported_ids if item.id.startswith("mailglass_reconcile.")}
 
 
-def test_the_cheap_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
-    """So that none stops `migrate`; only for our database, and not before it is migrated."""
+def test_the_fast_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
+    """Thus none stops `migrate`; they run for our database only, and once it is migrated."""
     reconcile()
     assert of_the_database("default") == {}
     db.run("DROP INDEX mailglass_events_idempotency_key_idx")
@@ -121,12 +121,12 @@ def handled(anymail_django):
 
 
 def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_database(handled):
-    """Exactly once holds where our tables are: models elsewhere are named by their apps."""
+    """Exactly once requires our tables' database; models elsewhere are named by their apps."""
     schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
     with override_settings(**{**GOOD, **schedule}):
         assert reported_ids() == []
     with override_settings(**GOOD):
         assert reported_ids() == ["mailglass_reconcile.W004"]
     with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
-        (one,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
-    assert "auth, contenttypes" in one.msg
+        (check_message,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
+    assert "auth, contenttypes" in check_message.msg

@@ -1,4 +1,4 @@
-"""`manage.py migrate` does what `mailglass-reconcile migrate` does; and the command is one of `manage.py`'s."""
+"""`manage.py migrate` does what `mailglass-reconcile migrate` does, and the command is one of `manage.py`'s."""
 
 import os
 import pkgutil
@@ -28,7 +28,7 @@ APP = "mailglass_reconcile"
 
 @pytest.fixture
 def empty(empty_database_url, anymail_django):
-    """`DATABASES` names an empty database, and nothing else does."""
+    """Let `DATABASES` alone name an empty database."""
     with databases_name(empty_database_url):
         runtime.configure_framework(database.engine("default"), COMMAND)
         yield empty_database_url
@@ -49,7 +49,7 @@ def test_each_revision_has_a_migration_of_djangos_with_its_name():
 
 @pytest.mark.slow
 def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
-    """Mailglass's tables stay, with every row; and once more from there."""
+    """Mailglass's tables keep every row; then both are run again."""
     for _ in range(2):
         call_command("migrate", APP, verbosity=0)
         assert is_current()
@@ -68,8 +68,8 @@ def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
 
 
 @pytest.mark.slow
-def test_each_later_migrate_cures_what_was_dropped(empty):
-    """Although Django has nothing left to apply."""
+def test_each_later_migrate_restores_what_was_dropped(empty):
+    """This holds although Django has nothing to apply."""
     call_command("migrate", verbosity=0)
     with connection.cursor() as cursor:
         cursor.execute("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
@@ -80,14 +80,14 @@ def test_each_later_migrate_cures_what_was_dropped(empty):
 
 @pytest.mark.slow
 def test_a_project_without_migrations_gets_the_tables_all_the_same(empty):
-    """As `pytest --nomigrations` has it."""
+    """`pytest --nomigrations` makes one."""
     with override_settings(MIGRATION_MODULES={APP: None}):
         call_command("migrate", run_syncdb=True, verbosity=0)
     assert is_current()
 
 
 def test_another_database_gets_nothing(empty):
-    """`migrate --database=other` passes it by."""
+    """`migrate --database=other` skips it."""
     with override_settings(MAILGLASS_DATABASE_ALIAS="elsewhere"):
         call_command("migrate", APP, verbosity=0)
     with connection.cursor() as cursor:
@@ -96,7 +96,7 @@ def test_another_database_gets_nothing(empty):
 
 
 def test_what_cannot_be_migrated_is_said_in_one_line(empty):
-    """As by the command."""
+    """The command prints the same line."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE mailglass_events (id uuid)")
     with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
@@ -105,7 +105,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
 
 
 def test_makemigrations_has_nothing_to_propose(empty):
-    """Whatever is shown of the tables."""
+    """This holds for all models of our tables."""
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
 
@@ -134,22 +134,24 @@ print(OpenOrphan.objects.select_related("event__delivery").filter(event__type="o
 
 @pytest.mark.slow
 def test_tables_may_be_in_another_schema(empty_database_url, redis_url):
-    """Capitals too; there, `makemigrations` is quiet as well."""
+    """The name may have capitals; `makemigrations` proposes nothing there either."""
     name = "Mail_Glass"
-    with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as lent:
-        lent.exec_driver_sql('CREATE SCHEMA "Mail_Glass"')
+    with sa.create_engine(
+        make_url(empty_database_url).set(drivername="postgresql+psycopg")
+    ).begin() as setup_connection:
+        setup_connection.exec_driver_sql('CREATE SCHEMA "Mail_Glass"')
     environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": name}
-    done = processes.run(["-c", ELSEWHERE], environment)
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    result = processes.run(["-c", ELSEWHERE], environment)
+    assert (result.stdout, result.stderr) == ("0\n", "")
 
 
 def test_each_database_has_a_lock_of_its_own(empty):
-    """Two projects on one Redis do not take each other's sweeps for their own; nor does a test's."""
-    mine = lock.lock_key(None)
+    """Two projects on one Redis, or a project and its tests, do not share locks."""
+    key = lock.lock_key(None)
     connection.settings_dict["NAME"] += "_other"
-    assert lock.lock_key(None) != mine
+    assert lock.lock_key(None) != key
     connection.settings_dict["NAME"] = connection.settings_dict["NAME"].removesuffix("_other")
-    assert lock.lock_key(None) == mine
+    assert lock.lock_key(None) == key
 
 
 @pytest.mark.parametrize(
@@ -164,15 +166,15 @@ def test_each_database_has_a_lock_of_its_own(empty):
     ],
 )
 def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words):
-    """With its exit codes, its one-line errors, and the database of `DATABASES`."""
-    with pytest.raises(SystemExit) as ended:
+    """It has the same exit codes and one-line errors, and uses the database of `DATABASES`."""
+    with pytest.raises(SystemExit) as error:
         call_command("mailglass", *arguments)
-    assert ended.value.code == code
+    assert error.value.code == code
     assert words in "".join(capsys.readouterr())
 
 
 def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkeypatch):
-    """In errors, findings, problems and remedies."""
+    """Errors, findings, problems and remedies do so."""
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")  # without a broker, no worker is asked
     with pytest.raises(SystemExit):
         call_command("mailglass", "status")
@@ -192,13 +194,13 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
 
 @pytest.mark.slow
 def test_databases_of_djangos_tests_are_migrated(empty):
-    """`create_test_db` makes one, under another name, and that is where our engine leads."""
+    """`create_test_db` makes one under another name, and our engine connects there."""
     original_name = connection.settings_dict["NAME"]
     name = connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
     try:
         assert name == f"test_{original_name}"
         assert is_current()
-        with runtime.get_engine().connect() as ours:
-            assert ours.exec_driver_sql("SELECT current_database()").scalar_one() == name
+        with runtime.get_engine().connect() as own_connection:
+            assert own_connection.exec_driver_sql("SELECT current_database()").scalar_one() == name
     finally:
         connection.creation.destroy_test_db(original_name, verbosity=0)

@@ -1,4 +1,4 @@
-"""Anymail's signals in the Django app: what is recorded, for whom, and what an error costs."""
+"""Anymail's signals in the Django app: what is recorded, for which tenant, and what an error costs."""
 
 import datetime as dt
 import json
@@ -34,20 +34,20 @@ CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUN
 """
 
 
-def tenant_of(told):
-    """A tenant function of an application: a message has its tenant, an event has it in its tags."""
-    return told.tenant if hasattr(told, "tenant") else told.tags[0]
+def tenant_of(subject):
+    """Return the tenant of a message's attribute or an event's tag, like an application's function."""
+    return subject.tenant if hasattr(subject, "tenant") else subject.tags[0]
 
 
-def beyond_all_times(event, **_others):
-    """A time that no database can store, in an event that only Anymail can read."""
+def beyond_all_times(event, **_options):
+    """Give an event a time that no database can store and that only Anymail can read."""
     if event.event_type == "clicked":
         event.esp_event = None
         event.timestamp = dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
 
 
-def careless(told):
-    """A tenant function that returns nothing."""
+def fail(subject):
+    """Fail as a tenant function."""
     raise KeyError(ANN)
 
 
@@ -62,18 +62,18 @@ def lines(caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("tenant", "reason"),
     [
-        (careless, r"KeyError in .*test_receivers.py:\d+"),
+        (fail, r"KeyError in .*test_receivers.py:\d+"),
         ("nowhere.tenant", "MAILGLASS_TENANT: cannot import nowhere.tenant"),
-        (lambda told: 5, "the value that MAILGLASS_TENANT returns must be a string"),
+        (lambda subject: 5, "the value that MAILGLASS_TENANT returns must be a string"),
         ("a" * 600, "MAILGLASS_TENANT must be a string"),
     ],
     ids=["function", "name", "result", "text"],
 )
-def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, given, reason):
-    """A function may fail on a plain mail or an event without tags; nothing is lost, and a line says why."""
-    with override_settings(MAILGLASS_TENANT=given):
+def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, tenant, reason):
+    """A function may fail on a plain mail or an event without tags; nothing is lost, and one line has the reason."""
+    with override_settings(MAILGLASS_TENANT=tenant):
         message = Message.accepted(POSTMARK, 1)
         post(message.requests(*STORY))
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("default",)]
@@ -82,7 +82,7 @@ def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, gi
 
 
 def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
-    """The mail is gone: `send` returns, the transaction continues, one line names the tenant and the message ids."""
+    """The mail has been sent: `send` returns, the transaction goes on, and one line has tenant and message ids."""
     db.run(REFUSE)
     with transaction.atomic():
         with djangos.cursor() as cursor:
@@ -90,14 +90,14 @@ def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
         message = Message.accepted(POSTMARK, 1)
     assert db.value("SELECT count(*) FROM shop_order") == 0
     assert db.value(LEDGER) == 0
-    line = lines(caplog)[-1]  # after the one of each cause and minute
+    line = lines(caplog)[-1]  # after the first line of each cause and minute
     assert line.startswith("a send by Postmark was not recorded: the database refused a statement (SQLSTATE P0001)")
     assert f"(tenant default, message ids {message.ids[ANN]}); record it by hand: " in line
     db.broken.add("I9")  # an id may look like an address
 
 
 def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, caplog):
-    """The application caught an error of the database; its next statement tells it what that means."""
+    """The application caught an error of the database, and its next statement fails with the reason."""
     with transaction.atomic():
         with djangos.cursor() as cursor, pytest.raises(ProgrammingError):
             cursor.execute("SELECT nonsense")
@@ -108,7 +108,7 @@ def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, capl
 
 
 def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_when_it_comes_again(db, post):
-    """What came before it in its batch stays, and is not doubled."""
+    """Earlier events of its batch stay recorded, once."""
     message = Message.accepted(SENDGRID, 1)
     requests = message.requests(*STORY)
     db.broken.add("I3")
@@ -125,7 +125,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
 
 
 def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batch_is_recorded(db, post, caplog):
-    """Otherwise the provider would send the batch again forever."""
+    """Otherwise the provider would send the batch again for ever."""
     message = Message.accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     document = json.loads(request["data"])
@@ -141,43 +141,45 @@ def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batc
 
 
 def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
-    """Anymail read it, and it holds something else than the provider has ever sent."""
+    """Anymail reads it, but it has a value that no provider sends."""
     tracking.send(None, event=object(), esp_name="Postmark")
     assert lines(caplog)[0].startswith("an event of Postmark was skipped: AttributeError in ")
     assert db.value(LEDGER) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", ["acme", lambda told: "acme", f"{__name__}.acme"], ids=["text", "function", "name"])
-def test_rows_belong_to_the_tenant_of_the_setting(db, post, given):
-    """A text, a function, or a function's dotted name."""
-    with override_settings(MAILGLASS_TENANT=given):
+@pytest.mark.parametrize(
+    "tenant", ["acme", lambda subject: "acme", f"{__name__}.acme"], ids=["text", "function", "name"]
+)
+def test_rows_belong_to_the_tenant_of_the_setting(db, post, tenant):
+    """The setting is a text, a function, or a function's dotted name."""
+    with override_settings(MAILGLASS_TENANT=tenant):
         post(Message.accepted(POSTMARK, 1).requests(*STORY))
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]
 
 
-def acme(told):
+def acme(subject):
     """Return the tenant of a message or an event."""
-    assert hasattr(told, "anymail_status") or told.recipient in (ANN, BOB)
+    assert hasattr(subject, "anymail_status") or subject.recipient in (ANN, BOB)
     return "acme"
 
 
 def test_a_text_is_also_the_tenant_of_calls_without_one(db):
-    """`record_send` in an application's own code, also where a test changes the setting."""
+    """`record_send` in application code uses it, also if a test changes the setting."""
     mailglass_reconcile.configure()
-    with override_settings(MAILGLASS_TENANT="acme"), connection() as lent:
-        record_send(lent, provider="postmark", sent=[Sent(recipient=ANN, message_id="m-1")])
+    with override_settings(MAILGLASS_TENANT="acme"), connection() as shared_connection:
+        record_send(shared_connection, provider="postmark", sent=[Sent(recipient=ANN, message_id="m-1")])
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]
 
 
 def test_a_text_with_a_dot_must_name_a_function():
-    """A name that is misspelled is not taken for a tenant."""
+    """A misspelled name must not become a tenant."""
     with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
         receivers.tenant_function()
 
 
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):
-    """The checker compares every message with the ledger; here they are counted."""
+    """The checker compares each message with the ledger; this test counts them."""
     with transaction.atomic():
         message = Message.accepted(POSTMARK, 1)
         post(message.requests(*STORY[:2]))
@@ -192,7 +194,7 @@ def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollbac
 
 
 def calls_of(deaf):
-    """Return how often somebody has called a server that answers nobody."""
+    """Return the number of calls to a server that never answers."""
     deaf.setblocking(False)
     count = 0
     with suppress(BlockingIOError):
@@ -203,7 +205,7 @@ def calls_of(deaf):
 
 
 def test_a_batch_asks_a_redis_that_does_not_answer_once(db, post):
-    """Anymail hands over its events one by one; their broadcasts and their second look are the request's."""
+    """Anymail passes its events one by one; their broadcasts and their second look are made once per request."""
     message = Message.accepted(SENDGRID, 1)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
         url = SecretStr(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")

@@ -1,4 +1,4 @@
-"""The Django app in requests, threads and event loops: Anymail's events are recorded before the answer."""
+"""The Django app in requests, threads and event loops: Anymail's events are recorded before the response."""
 
 import asyncio
 from base64 import b64encode
@@ -31,12 +31,12 @@ AUTHORIZATION = {"authorization": f"Basic {b64encode(senders.AUTH.encode()).deco
 
 
 def over_wsgi(request):
-    """Post a webhook, and return the status of the answer."""
+    """Post a webhook, and return the response's status."""
     return Client(raise_request_exception=False, headers=AUTHORIZATION).post(**request).status_code
 
 
 def over_asgi(request):
-    """Do the same through Django's ASGI handler; its views run in a thread of asgiref's."""
+    """Post through Django's ASGI handler, whose views run in a thread of asgiref's."""
 
     async def post():
         try:
@@ -51,13 +51,13 @@ def over_asgi(request):
 
 @pytest.fixture(params=[over_wsgi, over_asgi], ids=["WSGI", "ASGI"])
 def answer(request):
-    """Post a webhook in either way."""
+    """Return a function that posts a webhook in either way."""
     return request.param
 
 
 @pytest.mark.parametrize("atomic", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "ATOMIC_REQUESTS"])
 def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monkeypatch, atomic):
-    """And broadcast. Anymail hands them over one by one."""
+    """Each is broadcast, although Anymail passes them one by one."""
     monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
     message = Message.accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
@@ -69,8 +69,8 @@ def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monke
     db.witness.messages = lambda: messages
 
 
-def test_a_webhook_that_cannot_be_recorded_is_answered_with_an_error_and_comes_again(db, answer):
-    """Nothing of it is there until then, and once afterwards."""
+def test_a_webhook_that_cannot_be_recorded_is_an_error_and_recorded_on_redelivery(db, answer):
+    """Nothing of it is stored before, and everything once afterwards."""
     message = Message.accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     db.broken.add("I3")
@@ -84,7 +84,7 @@ def test_a_webhook_that_cannot_be_recorded_is_answered_with_an_error_and_comes_a
 
 @pytest.mark.parametrize("late", [False, True], ids=["in the event loop", "in a task that outlives its request"])
 def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
-    """Django refuses queries there, so another thread does them."""
+    """Django refuses queries there, so another thread records."""
     over_wsgi(Message.of(POSTMARK, accepted_of(1)).requests(*STORY[:1])[0])
 
     async def send():
@@ -108,7 +108,7 @@ def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
 
 
 def accepted_of(number):
-    """Return the status of a send that our app has not heard of."""
+    """Return the status of a send of which our app has not been notified."""
     from anymail.signals import post_send  # noqa: PLC0415
 
     from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
@@ -120,14 +120,14 @@ def accepted_of(number):
 
 
 def sessions(db):
-    """Return the processes of the server that Django's connection has used: one for each connection."""
+    """Return the server processes of Django's connections."""
     with djangos.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return cursor.fetchone()
 
 
 def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
-    """Not for what was rolled back; on a connection of the background thread's, not on Django's."""
+    """Rolled back calls are left out; the background thread uses its own connection."""
     djangos.ensure_connection()
     before = sessions(db)
     with statements_in_background() as sent:
@@ -150,7 +150,7 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
 
 
 def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
-    """The savepoint travels with the first statement and the last."""
+    """The savepoint is sent with the first and the last statement."""
     sent, early = Message.accepted(POSTMARK, 1, [ANN]), Message.of(POSTMARK, accepted_of(2))
     calls = {
         "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 1),
@@ -175,7 +175,7 @@ CONTENDED = (
 
 
 def test_no_send_is_lost_because_transactions_conflict(db):
-    """With SERIALIZABLE as the database's default: in READ COMMITTED, and again if that fails as well."""
+    """If SERIALIZABLE is the default, sends use READ COMMITTED, and are retried if that fails as well."""
     name = sa.make_url(db.url).database
     for sql in (f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'", *CONTENDED):
         db.run(sql)
@@ -187,7 +187,7 @@ def test_no_send_is_lost_because_transactions_conflict(db):
         assert cursor.fetchone() == ("serializable",)
 
 
-def test_a_conflict_at_the_commit_is_tried_again_and_a_refusal_there_records_nothing(db):
+def test_a_conflict_at_the_commit_is_retried_and_a_refusal_there_records_nothing(db):
     """Django commits for us, so its errors are ours."""
     deferred = (
         "CREATE CONSTRAINT TRIGGER contend AFTER INSERT ON mailglass_deliveries DEFERRABLE INITIALLY DEFERRED"
@@ -208,7 +208,7 @@ def test_a_conflict_at_the_commit_is_tried_again_and_a_refusal_there_records_not
 
 
 def test_the_first_send_after_a_restart_of_the_database_is_recorded(db):
-    """Django keeps its connection with `CONN_MAX_AGE`, and would notice at the next request only."""
+    """Django keeps its connection with `CONN_MAX_AGE`, and would only notice in the next request."""
     Message.accepted(POSTMARK, 1, [ANN])
     db.run(TERMINATE)
     assert djangos.connection is not None
@@ -217,9 +217,9 @@ def test_the_first_send_after_a_restart_of_the_database_is_recorded(db):
 
 
 def test_a_receiver_of_the_application_that_fails_is_still_an_error(db, answer):
-    """Anymail has read the request: the provider sends it again, as before."""
+    """Anymail has read the request, and the provider sends it again."""
 
-    def fails(**_others):
+    def fails(**_options):
         raise KeyError(ANN)
 
     message = Message.accepted(SENDGRID, 1)

@@ -1,4 +1,4 @@
-"""Our own address for webhooks in Django: every provider, verified, in one transaction, whatever the settings are."""
+"""Our own webhook view in Django: every provider, verified, in one transaction, whatever the settings."""
 
 import asyncio
 import datetime as dt
@@ -33,7 +33,7 @@ LARGE = 4 * 1024 * 1024
 
 @pytest.fixture(autouse=True)
 def _installed(db, app, backends, monkeypatch):
-    """A project with our address, and a secret for each provider."""
+    """Install our view with a secret for each provider."""
     monkeypatch.setattr(sns, "fetch", senders.published)
     monkeypatch.setattr(sns, "certificates", type(sns.certificates)())
     secrets = ",".join(f"{name}={senders.secret_of(name)}" for name in registry.PROVIDERS)
@@ -45,12 +45,12 @@ def _installed(db, app, backends, monkeypatch):
 
 
 def over_wsgi(**request):
-    """Post a webhook; a project checks CSRF tokens elsewhere."""
+    """Post a webhook to a project that checks CSRF tokens elsewhere."""
     return Client(raise_request_exception=False, enforce_csrf_checks=True).post(**request)
 
 
 def over_asgi(**request):
-    """Do the same through Django's ASGI handler; its views run in a thread of asgiref's."""
+    """Post through Django's ASGI handler, whose views run in a thread of asgiref's."""
 
     async def post():
         try:
@@ -68,7 +68,7 @@ def posted(provider, payloads, place=None):
 
 
 def postmark(event=OPEN, **changes):
-    """Return a webhook of Postmark's in the same way."""
+    """Return a signed webhook of Postmark."""
     return {**posted("postmark", [event]), **changes}
 
 
@@ -82,7 +82,7 @@ def postmark(event=OPEN, **changes):
     ],
 )
 def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
-    """Certificates of SES and Scaleway are fetched in the background; until then their webhooks have to come again."""
+    """Certificates of SES and Scaleway are fetched in the background; until then their webhooks get 503."""
     payload = senders.documented(provider)[0].payload
     request = posted(provider, [payload])
     changed = {**request, "data": request["data"] + b" ", "headers": {"authorization": "Basic bm86bm8="}}
@@ -99,7 +99,7 @@ def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, p
 
 @pytest.mark.parametrize(("secret", "status"), [(senders.secret_of("azure"), 200), ("wrong", 503)])
 def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, status):
-    """In its own schema and in that of CloudEvents, only with the secret."""
+    """Both its own schema and that of CloudEvents work, only with the secret."""
     data = {"validationCode": "512d38b6", "validationUrl": "https://rp-x.eventgrid.azure.net/validate"}
     validation = [{"id": "1", "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent", "data": data}]
     headers = {"authorization": secret, "webhook-request-origin": "eventgrid.azure.net"}
@@ -118,7 +118,7 @@ def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, st
 
 @pytest.mark.parametrize("atomic", [False, True], ids=["", "ATOMIC_REQUESTS"])
 def test_all_events_of_a_webhook_are_recorded_in_one_transaction_of_ours(db, monkeypatch, atomic):
-    """And published; a project's own transaction around each request does not hold it open."""
+    """Each is published; a project's own transaction around each request does not hold ours open."""
     monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
     payloads = [{**senders.documented("sendgrid")[0].payload, "sg_event_id": f"e-{n}"} for n in range(5)]
     assert over_wsgi(**posted("sendgrid", payloads)).status_code == 200
@@ -126,15 +126,15 @@ def test_all_events_of_a_webhook_are_recorded_in_one_transaction_of_ours(db, mon
 
 
 def test_a_webhook_is_verified_before_anything_connects(db):
-    """A stranger costs no connection."""
+    """An invalid request costs no connection."""
     connections.close_all()
     assert over_wsgi(**postmark(headers={"authorization": "Basic bm86bm8="})).status_code == 401
     assert djangos.connection is None
 
 
 @pytest.mark.parametrize("place", ["/webhooks/postmark", "/webhooks/postmark/", "/webhooks/Postmark/"])
-def test_an_address_works_with_and_without_a_slash_at_its_end(db, place):
-    """Providers do not follow the redirect of APPEND_SLASH with the body."""
+def test_a_url_works_with_and_without_a_slash_at_its_end(db, place):
+    """Providers do not repeat the body after a redirect of APPEND_SLASH."""
     assert over_wsgi(**postmark(path=place)).status_code == 200
     assert db.value(EVENTS) == 1
 
@@ -144,12 +144,12 @@ def test_an_address_works_with_and_without_a_slash_at_its_end(db, place):
     [("get", "postmark", 200), ("head", "postmark", 200), ("get", "nobody", 404), ("options", "postmark", 405)],
 )
 def test_other_methods_are_answered_as_the_receiver_does(method, place, status):
-    """Mandrill and Unisender Go ask with GET or HEAD before they accept an address."""
+    """Mandrill and Unisender Go send GET or HEAD before they accept a URL."""
     assert getattr(Client(), method)(f"/webhooks/{place}").status_code == status
 
 
 def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
-    """SendGrid's batches are larger than DATA_UPLOAD_MAX_MEMORY_SIZE; more than 5 MB are refused."""
+    """SendGrid's batches exceed DATA_UPLOAD_MAX_MEMORY_SIZE; more than 5 MB are refused."""
     event = {**OPEN, "UserAgent": "x" * LARGE}
     assert over_wsgi(**postmark(event)).status_code == 200
     refused = over_wsgi(**postmark({**event, "Name": "x" * LARGE}))
@@ -157,8 +157,8 @@ def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
     assert db.value(EVENTS) == 1
 
 
-def test_a_webhook_that_cannot_be_recorded_comes_again(db, caplog):
-    """503, or 429 to Brevo, which gives up after a 5xx; nothing of it is there until then, and once afterwards."""
+def test_a_webhook_that_cannot_be_recorded_is_redelivered(db, caplog):
+    """The status is 503, or 429 for Brevo, which gives up after a 5xx; nothing of it is stored before."""
     db.broken.add("I3")
     brevo = posted("brevo", [senders.documented("brevo")[0].payload])
     db.run("ALTER TABLE mailglass_events RENAME TO hidden")
@@ -172,13 +172,13 @@ def test_a_webhook_that_cannot_be_recorded_comes_again(db, caplog):
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"RecordType": "Open", "MessageID": []}'])
 def test_a_body_that_cannot_be_read_is_refused_for_good(body, caplog):
-    """With 400: it would fail each time."""
+    """The status is 400, because every attempt would fail."""
     assert over_wsgi(**postmark(data=body)).status_code == 400
     assert [record.levelno for record in caplog.records if "refused" in record.getMessage()] == [logging.ERROR]
 
 
 def test_a_provider_without_a_secret_is_unknown(db):
-    """Like a name that is none."""
+    """It is answered like an unknown name."""
     secrets = SecretStr(f"mailgun={senders.KEY}")
     mailglass_reconcile.configure(settings=db.settings.model_copy(update={"webhook_secrets": secrets}))
     assert [over_wsgi(**postmark(path=f"/webhooks/{name}")).status_code for name in ("postmark", "nobody")] == [
@@ -188,12 +188,12 @@ def test_a_provider_without_a_secret_is_unknown(db):
 
 
 def tenant_of(event):
-    """A tenant function of an application: an event has its tenant in its tags."""
+    """Return the tenant in an event's tags, like an application's function."""
     return event.tags[0]
 
 
 def test_the_function_for_tenants_gets_each_event(db):
-    """As it gets Anymail's; the events of all tenants of a webhook are recorded together or not at all."""
+    """The events of all tenants of a webhook are recorded together or not at all."""
     payload = senders.documented("sendgrid")[0].payload
     payloads = [{**payload, "sg_event_id": f"e-{name}", "category": [name]} for name in ("acme", "umbrella")]
     with override_settings(MAILGLASS_TENANT=tenant_of):
@@ -206,7 +206,7 @@ def test_the_function_for_tenants_gets_each_event(db):
 
 
 def test_a_webhook_is_attached_to_a_send_by_anymail_and_published(db):
-    """Whichever way the send was recorded, the ids are the same."""
+    """The ids are the same however the send was recorded."""
     message = Message.accepted(POSTMARK, 1, [ANN])
     assert over_wsgi(**postmark({**OPEN, "MessageID": message.ids[ANN]})).status_code == 200
     assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["opened"]
