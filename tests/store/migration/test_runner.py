@@ -34,19 +34,19 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
 
     And the function that refuses a DELETE, which lets retention pass.
     """
-    make_mailglass_tables = installation(empty_database_url)
-    result = make_mailglass_tables.migrate()
+    migrated = installation(empty_database_url)
+    result = migrated.migrate()
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     try:
         wanted = live(make_database(name)).objects()
     finally:
         drop_database(name)
     refusing = "function mailglass_raise_immutability "
-    objects = {line for line in make_mailglass_tables.objects() if not line.startswith(refusing)}
+    objects = {line for line in migrated.objects() if not line.startswith(refusing)}
     wanted = {line for line in wanted if not line.startswith(refusing)}
     assert objects - lines_of_ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
                                        for line in wanted}  # fmt: skip
-    assert make_mailglass_tables.is_current()
+    assert migrated.is_current()
     assert result[0].startswith('database "mgtest_')
     assert result[0].endswith('", schema "public"')
     assert result[1] == (
