@@ -200,10 +200,10 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(mailglass_db):
 
 def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):
     """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
-    make_mailglass_tables = installation(empty_database_url)
-    make_mailglass_tables.migrate()
+    migrated = installation(empty_database_url)
+    migrated.migrate()
     live(empty_database_url, "mailglass", "2.x")
-    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(make_mailglass_tables).remedy
+    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(migrated).remedy
 
 
 def test_a_database_in_another_encoding_is_refused(admin, drop_database):
