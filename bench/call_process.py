@@ -12,7 +12,7 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ def package_call(kind: str) -> Call:
     """Return a function that makes one call of this package about a message id."""
 
     def send(session: Session, id_: str) -> None:
-        send_argument = Sent(recipient=f"{id_}@example.com", message_id=id_, occurred_at=AT)
-        record_send(session, tenant_id=TENANT, provider="postmark", sent=[send_argument], mailable="Mail")
+        sent = [Sent(recipient=f"{id_}@example.com", message_id=id_, occurred_at=AT)]
+        record_send(session, tenant_id=TENANT, provider="postmark", sent=sent, mailable="Mail")
 
     def webhook(session: Session, id_: str) -> None:
         event = WebhookEvent(
@@ -133,18 +133,18 @@ def repeat_threaded(engine: sa.Engine, make: Callable[[str], Call], threads: int
     """Return a function that makes all kinds of calls for each id, in so many threads."""
     runs = {kind: repeat_call(engine, make(kind)) for kind in KINDS}
 
-    def send_argument(id_: str) -> None:
+    def call_each_kind(id_: str) -> None:
         for kind, run in runs.items():
             run([f"{kind}-{id_}"])
 
     def run(ids: Sequence[str]) -> None:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(send_argument, ids))
+            list(pool.map(call_each_kind, ids))
 
     return run
 
 
-def repeat_call_async(url: str, call: Call) -> Callable[[Iterable[str]], Awaitable[None]]:
+def repeat_call_async(url: str, call: Call) -> Callable[[Iterable[str]], Coroutine[Any, Any, None]]:
     """Return a coroutine function that makes *call* for each id through asyncpg."""
     name = sa.make_url(url).set(drivername="postgresql+asyncpg")
     query = {key: value for key, value in name.query.items() if key != "sslmode"}
@@ -173,8 +173,8 @@ def measure_one_thread(options: argparse.Namespace, meter: CallMeter) -> dict[st
         sides["package"](ids[: options.warm])
         proxy.counts(options.control)
         spent = meter.block(lambda: sides["package"](ids[options.warm :]), len(ids) - options.warm)  # noqa: B023 - called at once
-        count_start = proxy.counts(options.control)._asdict()
-        result[kind] = {name: number / (len(ids) - options.warm) for name, number in count_start.items()}
+        counts = proxy.counts(options.control)._asdict()
+        result[kind] = {name: number / (len(ids) - options.warm) for name, number in counts.items()}
         result[kind]["threads"] = spent.threads
     return result
 
@@ -192,14 +192,8 @@ def measure_asyncpg(options: argparse.Namespace, meter: CallMeter) -> dict[str, 
     """Measure each kind of call in an event loop, on AsyncSession."""
     with asyncio.Runner() as runner:
 
-        def run_in_loop(run: Callable[[Iterable[str]], Awaitable[None]]) -> Callable[[Iterable[str]], None]:
-            def block(ids: Iterable[str]) -> None:
-                async def run_block() -> None:
-                    await run(ids)
-
-                runner.run(run_block())
-
-            return block
+        def run_in_loop(run: Callable[[Iterable[str]], Coroutine[Any, Any, None]]) -> Callable[[Iterable[str]], None]:
+            return lambda ids: runner.run(run(ids))
 
         result = {}
         for kind in options.kinds:

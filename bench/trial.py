@@ -68,9 +68,9 @@ class TrialResult:
 
     Attributes:
         latencies: From the later of the two commits to the subscriber, for each event.
-        early: The share of events that were written before their send had committed.
+        early_share: The share of events that were written before their send had committed.
         rate: Events a second that were written, without the first tenth and the last.
-        late: The 99th percentile of the delay with which the generator began a transaction.
+        delay: The 99th percentile of the delay with which the generator began a transaction.
         meter: CPU seconds by process, while the load ran.
     """
 
@@ -91,9 +91,9 @@ def run_trial(
     """Run *load* in a new copy of *template* with *method*, and return the result.
 
     Args:
-        machine: The servers.
+        testbed: The servers.
         template: The database to copy.
-        way: How the events are linked.
+        method: How the events are linked.
         load: The sends and events to write.
         meanwhile: Called with the database's URL in another thread while the load runs.
 

@@ -93,14 +93,13 @@ def _measure_one_thread(testbed: Testbed, part: Part) -> None:
     results = _run_calls(testbed, "one-thread", package_url, testbed.scaled(CALLS), "--baseline", baseline_url)
     _add_ratios(part, results, "{}")
     for kind, name in NAMES.items():
-        package_url, baseline_url = results[kind]["package"]["cpu"], results[kind]["baseline"]["cpu"]
-        part.compare(f"CPU of Python, with the background thread's: {name}", package_url, baseline_url, "ms", CPU_RATIO)
+        package, baseline = results[kind]["package"]["cpu"], results[kind]["baseline"]["cpu"]
+        part.compare(f"CPU of Python, with the background thread's: {name}", package, baseline, "ms", CPU_RATIO)
 
 
 def _add_ratios(part: Part, results: dict[str, Any], name: str) -> None:
     for kind, sides in results.items():
-        package_url, baseline_url = sides["package"]["wall"], sides["baseline"]["wall"]
-        part.compare(name.format(NAMES[kind]), package_url, baseline_url, "ms", RATIO)
+        part.compare(name.format(NAMES[kind]), sides["package"]["wall"], sides["baseline"]["wall"], "ms", RATIO)
 
 
 def _measure_delayed(testbed: Testbed, part: Part) -> None:
@@ -165,13 +164,13 @@ def _measure_django(testbed: Testbed, part: Part) -> None:
     shop = "-m", "bench.django_process"
     calls = str(WARM + testbed.scaled(CALLS))
     results: list[dict[str, float]] = [
-        json.loads(testbed.run_to_its_end(testbed.copy("package"), *shop, "--calls", calls, *options_))
-        for options_ in ([], ["--without-app"])
+        json.loads(testbed.run_to_its_end(testbed.copy("package"), *shop, "--calls", calls, *options))
+        for options in ([], ["--without-app"])
     ]
-    package_url, without = results
-    for kind, milliseconds in package_url.items():
-        note = f"{milliseconds:.2f} ms, and {without[kind]:.2f} ms without our app"
-        part.add(f"Django and Anymail, added: {NAMES[kind]}", milliseconds - without[kind], "ms", 2, note=note)
+    with_app, without_app = results
+    for kind, milliseconds in with_app.items():
+        note = f"{milliseconds:.2f} ms, and {without_app[kind]:.2f} ms without our app"
+        part.add(f"Django and Anymail, added: {NAMES[kind]}", milliseconds - without_app[kind], "ms", 2, note=note)
     size = testbed.scaled(BATCH)
     rates = json.loads(testbed.run_to_its_end(testbed.copy("package"), *shop, "--batch", str(size)))
     for name, rate in rates.items():
