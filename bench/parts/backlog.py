@@ -54,7 +54,7 @@ def measure(testbed: Testbed) -> Part:
     return part
 
 
-def _range_options(url: str, processes: int) -> list[tuple[str, ...]]:
+def range_options(url: str, processes: int) -> list[tuple[str, ...]]:
     """Return the options of each `bench.sweep_process`: ranges of arrival with about as many orphans each."""
     with psycopg.connect(url) as connection:
         cuts = connection.execute(CUTS, [[n / processes for n in range(1, processes)]]).fetchall()[0][0] or []
@@ -69,7 +69,7 @@ def _measure_links(testbed: Testbed, processes: int, orphans: int, part: Part) -
     """Link a copy of the backlog, and return the links a second."""
     url = testbed.copy("backlog")
     with cpu.Meter(cpu.servers(testbed)) as meter:
-        results = testbed.sweeps(url, *_range_options(url, processes))
+        results = testbed.sweeps(url, *range_options(url, processes))
     linked = sum(run["linked"] for run in results)
     _check_links(testbed, url, orphans, linked, f"a backlog with {processes} processes")
     seconds = max(run["ended"] for run in results) - min(run["began"] for run in results)
@@ -103,6 +103,6 @@ def _measure_fan_out(testbed: Testbed, orphans: int, rate: float, part: Part) ->
 def _measure_fresh(testbed: Testbed, part: Part) -> None:
     """Write fresh events while two processes link the backlog, and `follow` runs."""
     load = Load("fresh", testbed.scaled(FRESH_EVENTS), FRESH_RATE, "fresh")
-    outcome = run_trial(testbed, "backlog", FOLLOW, load, lambda url: testbed.sweeps(url, *_range_options(url, 2)))
+    outcome = run_trial(testbed, "backlog", FOLLOW, load, lambda url: testbed.sweeps(url, *range_options(url, 2)))
     note = f"{FRESH_RATE} events/s while two processes link {testbed.scaled(ORPHANS):,} orphans"
     part.add("fresh events next to a backlog, with follow: p99", outcome.percentile(99) * 1000, "ms", 1_500, note=note)

@@ -6,14 +6,11 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-import psycopg
-
 from bench import statements
 from bench.figures import Part
 from bench.filling import NOBODYS, fill
+from bench.parts.backlog import range_options
 from bench.testbed import Testbed
-
-MIDDLE = "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
 
 
 def measure(testbed: Testbed) -> Part:
@@ -29,14 +26,13 @@ def _speed(testbed: Testbed, part: Part) -> None:
     messages = testbed.scaled(50_000)
     storm = testbed.copy("migrated", "storm")
     fill(storm, deliveries=messages * 9 // 10, messages=messages)
-    with psycopg.connect(storm) as connection:
-        middle = connection.execute(MIDDLE).fetchall()[0][0]
+    halves = range_options(storm, 2)
     links = messages * 9 // 10 * 2
     runs: dict[str, list[float]] = defaultdict(list)
     for _ in range(testbed.rounds):
         seconds, postgres = statements.run_bare_statement(testbed.copy("storm"))
         single = complete(testbed.sweep(testbed.copy("storm")), links)
-        pair = testbed.sweeps(testbed.copy("storm"), ("--until", middle), ("--after", middle))
+        pair = testbed.sweeps(testbed.copy("storm"), *halves)
         linked = sum(result["linked"] for result in pair)
         # A delivery's two events may be in different ranges, and then one of them may have to wait.
         if linked < 0.99 * links:
