@@ -92,18 +92,16 @@ class MetricsSnapshot:
 
 def collect(database: Database) -> MetricsSnapshot:
     """Load the snapshot, by statements whose cost does not depend on the number of open orphans."""
-    with database.connect() as connected:
-        with connected.reading(TIMEOUT_MS) as tx:
-            context = CheckContext(tx)
-            past, totals, findings = context.history, runs.sum_by_status(tx), checks.run_fast(context)
-            waiting, without_report = context.outbox, count_by_label(context.reports)
-            triggers = context.has_triggers
+    reports = array_literal(PROVIDER_TYPES)
+    with database.reading(TIMEOUT_MS) as tx:
+        context = CheckContext(tx)
+        past, totals, findings = context.history, runs.sum_by_status(tx), checks.run_fast(context)
+        waiting, without_report = context.outbox, count_by_label(context.reports)
+        triggers = context.has_triggers
         groups = past.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
-        reports = array_literal(PROVIDER_TYPES)
-        with connected.reading(TIMEOUT_MS) as tx:
-            lately = RecentActivity(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
-            unlinked = tx.execute(_UNLINKED_TENANTS, {"tenants": tenants, "reports": reports}).scalar_one()
+        lately = RecentActivity(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
+        unlinked = tx.execute(_UNLINKED_TENANTS, {"tenants": tenants, "reports": reports}).scalar_one()
     now = _epoch(past.now)
     last_success = {kind: _epoch(time) for kind, time in past.last_success.items() if kind != "full"}
     if past.success_age is not None:

@@ -20,7 +20,7 @@ from mailglass_reconcile.store.listing import Cause
 LAST_RUNS = 5
 OVERVIEW_ROWS = 10
 """The last runs and the latest links of the overview."""
-OVERVIEW_TIMEOUT_MS = 10_000
+FAST_TIMEOUT_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Overview:
 
 def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
     """Return a sentence for each error, the most severe first; at a cost independent of the open orphans."""
-    with database.reading(10_000) as tx:
+    with database.reading(FAST_TIMEOUT_MS) as tx:
         return sentences(checks.run_fast(CheckContext(tx, max_lag_seconds)), ERROR)
 
 
@@ -132,7 +132,7 @@ def load_status(
 
 def load_overview(database: Database, *, seconds: int) -> Overview:
     """Return the overview, with charts of the last *seconds*; at a cost independent of the open orphans."""
-    with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
+    with database.reading(FAST_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         context = CheckContext(tx)
         health = _health(context)
@@ -150,7 +150,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
 
 def load_health(database: Database) -> Health:
     """Run the fast checks; their cost does not depend on the number of open orphans."""
-    with database.reading(OVERVIEW_TIMEOUT_MS) as tx:
+    with database.reading(FAST_TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         return _health(CheckContext(tx))
 

@@ -90,7 +90,7 @@ def test_it_is_not_green_over_mismatches(db):
 def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
     """Within a millisecond; other pages are shown, without their number."""
     mailglass_reconcile.reconcile()
-    monkeypatch.setattr(status, "OVERVIEW_TIMEOUT_MS", 1)
+    monkeypatch.setattr(status, "FAST_TIMEOUT_MS", 1)
     assert Visitor(app(db)).get("/").status_code == 503
     answer = Visitor(app(db)).get("/orphans")
     assert (answer.status_code, title(answer.text)) == (200, "Orphans · mailglass-reconcile")
