@@ -7,6 +7,7 @@ that the checker knows what was there before, whoever wrote it and with whatever
 import contextlib
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -60,6 +61,8 @@ ALTER TABLE mailglass_events ENABLE ALWAYS TRIGGER witness;
 ALTER TABLE mailglass_deliveries ENABLE ALWAYS TRIGGER witness;
 """
 
+_LISTED = Path(f"/proc/self/task/{os.getpid()}/children")
+_CHANNELS = "mailglass:events:*"
 _COMMITTED = "SELECT id::text FROM mailglass_events WHERE id = ANY (CAST(:ids AS uuid[]))"
 
 
@@ -114,15 +117,42 @@ def _client(redis_url: str) -> redis.Redis:
     return redis.Redis.from_url(redis_url)
 
 
+@cache
+def _kept_pubsub(redis_url: str) -> redis.client.PubSub:
+    """Return this process's own, which keeps its connection from one test to the next."""
+    return _client(redis_url).pubsub()
+
+
+@contextmanager
+def _subscribed(redis_url: str) -> Iterator[redis.client.PubSub]:
+    """Yield a confirmed subscriber to all channels; nobody is subscribed after the block."""
+    pubsub = _kept_pubsub(redis_url)
+    try:
+        pubsub.psubscribe(_CHANNELS)
+        _read_until(pubsub, "psubscribe")
+    except redis.ConnectionError:  # a test has killed all connections
+        pubsub.reset()
+        pubsub.psubscribe(_CHANNELS)
+        _read_until(pubsub, "psubscribe")
+    try:
+        yield pubsub
+        pubsub.punsubscribe()
+        _read_until(pubsub, "punsubscribe")
+    except BaseException:
+        pubsub.reset()
+        raise
+
+
+def _read_until(pubsub: redis.client.PubSub, kind: str) -> None:
+    while (pubsub.get_message(timeout=5) or {})["type"] != kind:
+        pass
+
+
 @contextmanager
 def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
     """Record this process's sweeps and all messages."""
-    client = _client(redis_url)
-    with client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
-        pubsub.psubscribe("mailglass:events:*")
-        while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
-            pass
-        witness = Witness(pubsub, client)
+    with _subscribed(redis_url) as pubsub, pytest.MonkeyPatch.context() as patch:
+        witness = Witness(pubsub, _client(redis_url))
         steps = Sweep.steps
 
         def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
@@ -160,26 +190,35 @@ def _logged(lines: list[str]) -> Iterator[None]:
 def running() -> dict[int, str]:
     """Return the names of this process's running descendants, except servers, by their ids."""
     names: dict[int, str] = {}
-    parents = [psutil.Process()]
+    parents = [os.getpid()]
     while parents:
-        for child in _children(parents.pop()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
-                    if child.pid not in processes.helpers:
-                        names[child.pid] = child.name()
-                    parents.append(child)
+        for pid, name in _children(parents.pop()):
+            if not name.startswith(("postgres", "valkey")):
+                if pid not in processes.helpers:
+                    names[pid] = name
+                parents.append(pid)
     return names
 
 
-def _children(parent: psutil.Process) -> list[psutil.Process]:
-    """Return a process's children; on Linux without reading all processes of the machine, as psutil does."""
-    threads = Path(f"/proc/{parent.pid}/task")
-    if not (threads / str(parent.pid) / "children").exists():
+def _children(parent: int) -> Iterator[tuple[int, str]]:
+    """Yield ids and names of a process's children; on Linux without reading all processes, as psutil does."""
+    if not _LISTED.exists():
         with contextlib.suppress(psutil.NoSuchProcess):
-            return list(parent.children())
-        return []
-    children = []
-    for listed in threads.glob("*/children"):
-        with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            children += [psutil.Process(int(pid)) for pid in listed.read_text().split()]
-    return children
+            for child in psutil.Process(parent).children():
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    yield child.pid, child.name()
+        return
+    for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+        for pid in map(int, _read(listed).split()):
+            # "PID (NAME) STATE …", where a name may have parentheses and spaces
+            name, _, rest = _read(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
+            if rest and rest.split()[0] not in "ZX":
+                yield pid, name
+
+
+def _read(path: Path) -> str:
+    """Return the text of a process's file, or nothing if the process has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
