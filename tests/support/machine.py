@@ -37,7 +37,8 @@ class Machine:
     """A folder with a clone and a virtual environment, made by the lines of the README's quickstart.
 
     There is no network: a copy of this checkout is the clone, and pip builds the package from it, and finds what it
-    depends on installed, in a folder of links to what is installed here.
+    depends on installed, in a folder of links to what is installed here, pip among it. What is installed then is
+    imported once: `commands` is a folder for the PATH, whose commands are forked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,9 +59,12 @@ class Machine:
             "PIP_NO_BUILD_ISOLATION": "0",  # without build isolation: the build backend is installed
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        self.run(making, self.clone)
+        self.run(f"{making} --without-pip", self.clone)
         self._lend_what_is_installed()
         self.run(f". .venv/bin/activate && {building}", self.clone)
+        modules = [*processes.IMPORTED, *processes.FRAMEWORKS]
+        self._forker = processes.Forker(self.clone / ".venv/bin/python", self.given, modules)
+        self.commands = self._forker.commands
 
     def run(self, script: str, where: Path, **environment: str) -> str:
         """Run a script, and return what it printed."""
@@ -118,7 +122,7 @@ class Reader(ExitStack):
         self.environment = {"MAILGLASS_REDIS_URL": redis_url, "PATH": f"{docker.parent}:{machine.given['PATH']}"}
         self.process: Process
         """The process that was started last."""
-        activate = f". {machine.clone}/.venv/bin/activate"
+        activate = f". {machine.clone}/.venv/bin/activate; PATH={machine.commands}:$PATH"
         self._started = [
             activate,
             *(self._with_test_servers(line) for line in machine.settling if line.startswith("export ")),
