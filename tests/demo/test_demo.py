@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,10 @@ from processes import Process
 from waiting import wait_until
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
-SECONDS = 60
+DEMO = """
+from mailglass_reconcile.cli import main
+main(["demo"])
+"""
 COLUMNS, LINES = 80, 62
 
 WITHOUT_WHEELS = """
@@ -82,18 +86,26 @@ def _asked(question: Callable[[], T], otherwise: T) -> T:
 
 
 @pytest.fixture
-def command() -> list[str]:
-    """What `started` starts."""
-    return COMMAND
+def program() -> str:
+    """The Python of the demo that `started` forks, whose receiver and worker are forked too."""
+    return DEMO
 
 
 @pytest.fixture
-def started(command: list[str], tmp_path: Path) -> Iterator[Run]:
-    """A demo that has just been started; what a failed test leaves of it is ended."""
+def started(program: str, tmp_path: Path) -> Iterator[Run]:
+    """A demo that has just been started."""
+    python = processes.forker().commands / "python"
+    with running(["-c", f"import sys; sys.executable = {str(python)!r}\n{program}"], tmp_path) as run:
+        yield run
+
+
+@contextmanager
+def running(command: list[str], folder: Path) -> Iterator[Run]:
+    """Run a demo while the block does; what a failed test leaves of it is ended."""
     with tempfile.TemporaryDirectory(prefix="mgdemo-") as name:
         Path(name).chmod(0o755)
         environment = {**os.environ, "TMPDIR": name}
-        with processes.start(command, environment, log=tmp_path / "log", session=True) as process:
+        with processes.start(command, environment, log=folder / "log", session=True) as process:
             run = Run(Path(name), process)
             yield run
             left = run.left()
@@ -102,50 +114,52 @@ def started(command: list[str], tmp_path: Path) -> Iterator[Run]:
 
 
 @pytest.mark.slow
-def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started):
+def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(tmp_path):
     """Four acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
-    assert started.process.wait() == 0, started.said
-    lines = started.said.splitlines()
-    acts = [line for line in lines if line.startswith("Act ")]
-    assert acts == [
-        "Act 1: your two calls, in the wrong order",
-        "Act 2: both at the same time, and a crash",
-        "Act 3: a sweep, and a link within a second",
-        "Act 4: what stays open, and why",
-    ]
-    assert "record_send, commit, broadcast: 1 event linked" in started.said
-    assert re.search(r" app +its row says delivered", started.said)
-    assert "all rows say dispatched" in started.said
-    assert "a full sweep linked 5 of 5 orphans" in started.said
-    assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", started.said)
-    assert started.said.count("\n  PASS  ") == 7
-    assert "FAIL" not in started.said
-    assert lines[-3].startswith("next: export MAILGLASS_DATABASE_URL=")
-    for line in lines[-2:]:
-        assert processes.run(["sh", "-c", f"{line} --help"]).returncode == 0, line
-    assert max(map(len, lines)) <= COLUMNS
-    assert len(lines) == LINES
-    assert "\x1b" not in started.said
-    assert "Warning" not in started.said
-    assert started.is_gone()
+    with running(COMMAND, tmp_path) as started:
+        assert started.process.wait() == 0, started.said
+        lines = started.said.splitlines()
+        acts = [line for line in lines if line.startswith("Act ")]
+        assert acts == [
+            "Act 1: your two calls, in the wrong order",
+            "Act 2: both at the same time, and a crash",
+            "Act 3: a sweep, and a link within a second",
+            "Act 4: what stays open, and why",
+        ]
+        assert "record_send, commit, broadcast: 1 event linked" in started.said
+        assert re.search(r" app +its row says delivered", started.said)
+        assert "all rows say dispatched" in started.said
+        assert "a full sweep linked 5 of 5 orphans" in started.said
+        assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", started.said)
+        assert started.said.count("\n  PASS  ") == 7
+        assert "FAIL" not in started.said
+        assert lines[-3].startswith("next: export MAILGLASS_DATABASE_URL=")
+        for line in lines[-2:]:
+            assert processes.run(["sh", "-c", f"{line} --help"]).returncode == 0, line
+        assert max(map(len, lines)) <= COLUMNS
+        assert len(lines) == LINES
+        assert "\x1b" not in started.said
+        assert "Warning" not in started.said
+        assert started.is_gone()
 
 
 @pytest.mark.slow
-def test_a_worker_that_ends_ends_the_demo(started):
+def test_a_worker_that_ends_ends_the_demo(tmp_path):
     """It is a Celery worker with its beat, which imports nothing from the folder it works in.
 
     One line says that it ended, and nothing is left, not even its children.
     """
-    started.process.wait_for("mail 4: clicked")
-    worker = started.workers()[0]
-    assert "-P" in worker.cmdline()
-    assert {process.cwd() for process in started.workers()} == {worker.cwd()}
-    assert len(started.workers()) == 3
-    worker.kill()
-    assert started.process.wait() == 1
-    assert "the demo's Celery worker has ended" in started.said
-    assert "Traceback" not in started.said
-    wait_until(started.is_gone)
+    with running(COMMAND, tmp_path) as started:
+        started.process.wait_for("mail 4: clicked")
+        worker = started.workers()[0]
+        assert "-P" in worker.cmdline()
+        assert {process.cwd() for process in started.workers()} == {worker.cwd()}
+        assert len(started.workers()) == 3
+        worker.kill()
+        assert started.process.wait() == 1
+        assert "the demo's Celery worker has ended" in started.said
+        assert "Traceback" not in started.said
+        wait_until(started.is_gone)
 
 
 @pytest.mark.slow
@@ -171,7 +185,7 @@ def test_sigterm_stops_the_demo_and_its_servers(started):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["-c", WITHOUT_WHEELS]])
+@pytest.mark.parametrize("program", [WITHOUT_WHEELS])
 def test_without_its_extra_the_demo_says_what_to_install(started):
     """One line, exit code 1."""
     assert started.process.wait() == 1
@@ -180,7 +194,7 @@ def test_without_its_extra_the_demo_says_what_to_install(started):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["-c", WITHOUT_SWEEPS]])
+@pytest.mark.parametrize("program", [WITHOUT_SWEEPS])
 def test_a_broken_promise_is_told_and_costs_the_exit_code(started):
     """A worker that never sweeps leaves something for the last sweep, and the demo reports it."""
     assert started.process.wait() == 1
@@ -194,6 +208,7 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     """A sweep between two commits would link to the first what is ambiguous once the second is there."""
     configure(settings=db.settings)
     monkeypatch.setattr(environment, "LINE_SECONDS", 0)
+    monkeypatch.setattr(sys, "executable", str(processes.forker().commands / "python"))
     redis_url = db.settings.redis_url.get_secret_value()
     monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)

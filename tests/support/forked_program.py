@@ -17,11 +17,12 @@ arguments = sys.argv[1:] if PROGRAM == PYTHON else [PROGRAM, *sys.argv[1:]]
 environment = dict(os.environ)
 read = {name: value for name, value in environment.items() if name.startswith(tuple(PREFIXES))}
 variables = {name: value for name, value in read.items() if name not in FOLLOWED}
-if variables != VARIABLES or not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-c", "-m")):
+if variables != VARIABLES or not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-c", "-m", "-P")):
     os.execv(PROGRAM, [PROGRAM, *sys.argv[1:]])  # noqa: S606
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect(ADDRESS)
-request = {"arguments": arguments, "environment": environment, "directory": os.getcwd(), "session": False}  # noqa: PTH109
+blocked = sorted(signal.pthread_sigmask(signal.SIG_SETMASK, ()))
+request = {"arguments": arguments, "environment": environment, "directory": os.getcwd(), "blocked": blocked}  # noqa: PTH109
 socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
 pid = connection.recv(20).decode()
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -43,7 +43,8 @@ def _become(connection: socket.socket) -> list[str]:
         _attend(connection, child)
     connection.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background processes ignore it
-    if request["session"]:
+    signal.pthread_sigmask(signal.SIG_SETMASK, request.get("blocked", ()))
+    if request.get("session"):
         os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -53,14 +54,19 @@ def _become(connection: socket.socket) -> list[str]:
     os.environ.update(request["environment"])
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(os.getenv("PYTHONUNBUFFERED")))
     time.tzset()
-    first, *others = request["arguments"]
-    here = {"-c": "", "-m": request["directory"]}.get(first, os.path.dirname(os.path.abspath(first)))  # noqa: PTH100, PTH120
-    sys.path[:] = [here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
+    first, *others = arguments = request["arguments"]
+    if first == "-P":
+        here, arguments = [], others
+    elif first in ("-c", "-m"):
+        here = ["" if first == "-c" else request["directory"]]
+    else:
+        here = [os.path.dirname(os.path.abspath(first))]  # noqa: PTH100, PTH120
+    sys.path[:] = [*here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
     if os.getenv("PYTHONPATH"):
         sys.modules.pop("sitecustomize", None)
         with suppress(ImportError):
             importlib.import_module("sitecustomize")
-    return [first, *others]
+    return arguments
 
 
 def _attend(connection: socket.socket, child: int) -> None:

@@ -57,9 +57,15 @@ def terminal() -> dict[str, str]:
 
 
 SCRIPTS = Path(sys.executable).parent
+BLOCKING = f"""{sys.executable} -c '
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.execvp(sys.argv[1], sys.argv[1:])
+'"""
+"""Runs a command with a blocked signal, which it inherits."""
 
 
-@pytest.mark.parametrize("command", ["python -c", "python -m probe", "python probe.py"])
+@pytest.mark.parametrize("command", ["python -c", "python -P -c", "python -m probe", "python probe.py"])
 def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, terminal, command) -> None:
     """Code, a module or a script, whose folder comes first on its path; customized by the reader's `PYTHONPATH`."""
     (tmp_path / "probe.py").write_text(PROBE)
@@ -68,13 +74,14 @@ def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, 
     reports = []
     for path in (f"{SCRIPTS}{os.pathsep}{os.defpath}", terminal["PATH"]):
         environment = {**terminal, "PATH": path, "PYTHONPATH": str(tmp_path)}
-        script = f"cd {tmp_path} && {command} {shlex.quote(code) if code else ''} --some arguments"
+        script = f"cd {tmp_path} && {BLOCKING} {command} {shlex.quote(code) if code else ''} --some arguments"
         result = processes.run(["bash", "-c", script], environment)
         assert result.returncode == 3, result.stderr
         reports.append(json.loads(result.stdout))
         for name in ("PATH", "_"):  # a shell's `_` is the path of the command
             del reports[-1]["environment"][name]
     assert reports[0]["environment"]["SITE"] == "customized"
+    assert reports[0]["blocked"] == [signal.SIGTERM]
     assert reports[0] == reports[1]
 
 
