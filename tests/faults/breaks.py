@@ -81,7 +81,7 @@ BREAKS = (
                 "\n",
             ),
         ),
-        "store/test_open_orphans.py::test_a_row_whose_time_cannot_be_arrives_when_it_is_written",
+        "store/test_open_orphans.py::test_a_row_with_an_impossible_time_arrives_when_it_is_written",
     ),
     # I7
     Break(

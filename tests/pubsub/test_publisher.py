@@ -1,4 +1,4 @@
-"""Publishing delays a sweep by a second at most, whatever client the application has, and sends nothing twice."""
+"""Publishing delays a sweep by a second at most, whatever the application's client, and sends nothing twice."""
 
 import json
 import logging
@@ -44,19 +44,19 @@ from waiting import settle, wait_until
 
 @pytest.fixture(autouse=True)
 def settled() -> Iterator[None]:
-    """Wait until the background thread has nothing to do: a test begins with an empty queue."""
+    """Wait until the background thread is idle, so that each test begins with an empty queue."""
     yield
     settle()
 
 
 def messages(number: int) -> list[Message]:
-    """Return as many messages, each of its own delivery."""
+    """Return a number of messages, each of its own delivery."""
     deliveries = [str(uuid.uuid4()) for _ in range(number)]
     return [("acme", delivery, json.dumps({"delivery_id": delivery})) for delivery in deliveries]
 
 
-def heard(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, bytes]]:
-    """Return how often each message came, up to the one that says *until*."""
+def count_received(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, bytes]]:
+    """Return how often each message was received until *until*."""
     result: Counter[tuple[bytes, bytes]] = Counter()
     while True:
         message = pubsub.get_message(timeout=60)
@@ -68,7 +68,7 @@ def heard(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, byt
 
 
 def publish(client: redis.Redis, number: int) -> Published:
-    """Publish as many links as one sweep, in one call."""
+    """Publish as many links as one sweep in one call."""
     publisher = Publisher(client)
     publisher.publish(messages(number))
     outcome = publisher.wait()
@@ -76,22 +76,22 @@ def publish(client: redis.Redis, number: int) -> Published:
     return outcome
 
 
-def test_what_a_slow_redis_has_not_taken_a_second_after_the_sweep_counts_as_failed(valkey: Valkey) -> None:
-    """Each answer is 0.15 s late; the rest leaves later, and nothing is sent twice."""
+def test_messages_that_a_slow_redis_has_not_accepted_after_a_second_count_as_failed(valkey: Valkey) -> None:
+    """Each response takes 0.15 s; the rest is published later, and nothing twice."""
     links = 10 * CHUNK_LINKS
     with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub, slow(valkey.url, 0.15) as url:
         pubsub.psubscribe("mailglass:*")
         outcome = publish(redis.Redis.from_url(url), links)
         settle()
         direct.publish("mailglass:", "end")
-        counts = heard(pubsub, b"end")
+        counts = count_received(pubsub, b"end")
     assert 0 < outcome.published < 2 * links
     assert sum(counts.values()) == 2 * links
     assert set(counts.values()) == {1}
 
 
-def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey, observed: Observed) -> None:
-    """Thirty thousand links, ten thousand at a time, and none is lost."""
+def test_a_healthy_redis_accepts_a_large_sweep(valkey: Valkey, observed: Observed) -> None:
+    """Thirty thousand links are published, ten thousand at a time."""
     with redis.Redis.from_url(valkey.url) as client:
         for _ in range(3):
             assert publish(client, MAX_WAITING_LINKS).published > 0
@@ -100,16 +100,16 @@ def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey, observed: Obs
 
 
 @pytest.mark.slow
-def test_a_redis_at_a_distance_of_20_ms_takes_all_that_waits_within_the_second(valkey: Valkey) -> None:
-    """Twenty round trips, and none of their links is lost."""
+def test_a_redis_20_ms_away_accepts_the_queue_within_a_second(valkey: Valkey) -> None:
+    """Twenty round trips publish all links."""
     with slow(valkey.url, 0.02) as url:
         assert publish(redis.Redis.from_url(url), MAX_WAITING_LINKS).failed == 0
 
 
-def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
+def test_a_redis_that_returns_is_used_again_and_each_outage_is_logged_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the one call that is let through after the pause, without a new client."""
+    """One call is let through after the back-off; no new client is needed."""
     monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.02)
     client = redis.Redis.from_url(valkey.url)
     for outages in (1, 2):
@@ -125,7 +125,7 @@ def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
 def test_an_absent_redis_that_nobody_has_configured_is_no_warning(
     is_expected: bool, level: str, failed: int, caplog: pytest.LogCaptureFixture, observed: Observed
 ) -> None:
-    """The default address was tried because there may be one; nothing counts as lost, and no alert is due."""
+    """The default address is tried because a server may be there; nothing counts as lost, and no alert is due."""
     caplog.set_level(logging.INFO)
     client = create_client(SecretStr("redis://127.0.0.1:1/0"), "MAILGLASS_REDIS_URL")
     publisher = Publisher(client, is_expected=is_expected)
@@ -136,7 +136,7 @@ def test_an_absent_redis_that_nobody_has_configured_is_no_warning(
 
 
 def test_a_redis_that_nobody_has_configured_is_missed_once_it_has_replied(valkey: Valkey) -> None:
-    """Somebody relies on the default address."""
+    """An application relies on the default address then."""
     publisher = Publisher(redis.Redis.from_url(valkey.url), is_expected=False)
     publisher.publish(messages(1))
     assert publisher.wait() == Published(2, 0)
@@ -145,61 +145,61 @@ def test_a_redis_that_nobody_has_configured_is_missed_once_it_has_replied(valkey
     assert publisher.wait() == Published(2, 2)
 
 
-def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No timeout of a socket ends a look-up; when it has ended, messages are published again."""
+def test_a_slow_name_lookup_delays_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket timeout ends a lookup; after it, messages are published again."""
     monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.01)
-    answered, look_up = threading.Event(), socket.getaddrinfo
+    resolved, look_up = threading.Event(), socket.getaddrinfo
 
     def slowly(*arguments: Any, **options: Any) -> Any:
-        answered.wait(30)
+        resolved.wait(30)
         return look_up(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
     client = redis.Redis.from_url(valkey.url)
     assert publish(client, 3 * CHUNK_LINKS).published == 0
-    assert not answered.is_set()
-    answered.set()
+    assert not resolved.is_set()
+    resolved.set()
     wait_until(lambda: publish(client, 1).published)
 
 
-def ours(port: int) -> redis.Redis:
-    """Return a client as `MAILGLASS_REDIS_URL` gives one: half a second for each answer, and no second try."""
+def create_our_client(port: int) -> redis.Redis:
+    """Return a client like that of `MAILGLASS_REDIS_URL`, with half a second for each response and no retry."""
     return create_client(SecretStr(f"redis://127.0.0.1:{port}/0"), "MAILGLASS_REDIS_URL")
 
 
-def test_a_redis_that_never_answers_is_asked_once_and_what_waits_for_it_is_dropped() -> None:
-    """That takes half a second, however much waits."""
+def test_a_redis_that_never_answers_is_asked_once_and_the_queue_is_dropped() -> None:
+    """It takes half a second, however long the queue."""
     with silent() as (port, accepted):
-        assert publish(ours(port), 50 * CHUNK_LINKS).published == 0
+        assert publish(create_our_client(port), 50 * CHUNK_LINKS).published == 0
         settle()
         assert len(accepted) == 1
 
 
 def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None:
-    """A process that has met one leaves it alone for seconds, whichever publisher asks."""
+    """A process backs off for seconds, whichever publisher asks."""
     with silent() as (port, accepted):
-        client, began = ours(port), time.monotonic()
+        client, started_at = create_our_client(port), time.monotonic()
         assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
-        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / publisher_module.BACKOFF_SECONDS
+        assert 1 <= len(accepted) <= 1 + (time.monotonic() - started_at) / publisher_module.BACKOFF_SECONDS
 
 
 @pytest.mark.parametrize("state", ["closed", "silent"])
-def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an application may have one, with long timeouts and retries: the thread waits for it, the sweep does not."""
+def test_a_client_with_long_timeouts_costs_a_sweep_a_second_in_all(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application's client may have long timeouts and retries: the thread waits for it, the sweep does not."""
     with silent() as (open_port, accepted):
         port = open_port if state == "silent" else free_port()
         client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(0.7), 3))
         assert publish(client, 20 * CHUNK_LINKS) == Published(0, 40 * CHUNK_LINKS)
-        monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 60)  # of each that waits at all
-        began = time.monotonic()
+        monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 60)  # of each caller that waits at all
+        started_at = time.monotonic()
         assert [publish(client, 1).published for _ in range(20)] == [0] * 20
-        assert time.monotonic() - began < 30, "the server is left alone"
+        assert time.monotonic() - started_at < 30, "the server is left alone"
         assert len(accepted) <= 1
 
 
 def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Valkey) -> None:
-    """Many threads publish at the same time, and each message is sent once."""
+    """Many threads publish at once, and each message is sent once."""
     with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
         pubsub.psubscribe("mailglass:*")
         client, before = redis.Redis.from_url(valkey.url), set(threading.enumerate())
@@ -211,26 +211,26 @@ def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Val
         settle()
         assert direct.info("stats")["total_connections_received"] == connections
         direct.publish("mailglass:", "end")
-        counts = heard(pubsub, b"end")
+        counts = count_received(pubsub, b"end")
     assert set(counts.values()) == {1}
     assert sum(counts.values()) == 1202
 
 
 @contextmanager
 def subscribed(valkey: Valkey) -> Iterator[Callable[[], int]]:
-    """Yield a function that counts the messages until then."""
+    """Yield a function that returns the number of messages until then."""
     with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
         pubsub.psubscribe("mailglass:*")
 
         def count() -> int:
             direct.publish("mailglass:", "end")
-            return sum(heard(pubsub, b"end").values())
+            return sum(count_received(pubsub, b"end").values())
 
         yield count
 
 
 def test_what_is_enqueued_is_published_in_order_and_counted(valkey: Valkey, observed: Observed) -> None:
-    """In order, after the call has returned."""
+    """They are published in order, after the call has returned."""
     client = redis.Redis.from_url(valkey.url)
     with subscribed(valkey) as count:
         for _ in range(3):
@@ -241,7 +241,7 @@ def test_what_is_enqueued_is_published_in_order_and_counted(valkey: Valkey, obse
 
 
 def test_a_message_arrives_as_it_was_given_on_both_channels(valkey: Valkey) -> None:
-    """Its lengths are bytes, not characters, and a line break inside ends no command."""
+    """Lengths are in bytes, not characters, and a line break within ends no command."""
     text, delivery = '{"é": "€\r\n*1\r\n"}', str(uuid.uuid4())
     with redis.Redis.from_url(valkey.url) as client, client.pubsub() as pubsub:
         pubsub.psubscribe("mailglass:*")
@@ -250,14 +250,14 @@ def test_a_message_arrives_as_it_was_given_on_both_channels(valkey: Valkey) -> N
         assert publisher.wait() == Published(2, 0)
         client.publish("mailglass:", "end")
         channel = b"mailglass:events:%C3%A9%7E"
-        assert heard(pubsub, b"end") == {
+        assert count_received(pubsub, b"end") == {
             (channel, text.encode()): 1,
             (channel + b":" + delivery.encode(), text.encode()): 1,
         }
 
 
-def test_what_several_callers_publish_meanwhile_goes_out_together(valkey: Valkey) -> None:
-    """Redis is a tenth of a second away: twenty calls one by one would take two, and the end of a process waits one."""
+def test_messages_of_several_callers_are_sent_together(valkey: Valkey) -> None:
+    """Redis is a tenth of a second away: twenty round trips would take two seconds, and an ending process waits one."""
     with subscribed(valkey) as count, slow(valkey.url, 0.1) as url:
         client = redis.Redis.from_url(url)
         for _ in range(20):
@@ -267,9 +267,9 @@ def test_what_several_callers_publish_meanwhile_goes_out_together(valkey: Valkey
 
 
 def test_publish_waits_for_nothing_and_drops_what_does_not_fit(observed: Observed) -> None:
-    """Redis never answers: the caller goes on immediately, and every message is counted in the end."""
+    """Redis never answers: callers go on at once, and every message is counted in the end."""
     with silent() as (port, accepted):
-        client = ours(port)
+        client = create_our_client(port)
         for _ in range(3):
             Publisher(client).publish(messages(MAX_WAITING_LINKS // 2))
         assert observed.counts("messages")["failed"] >= MAX_WAITING_LINKS - 2 * CHUNK_LINKS
@@ -285,8 +285,8 @@ Publisher(client).publish([("acme", "delivery", "{}")])
 """
 
 
-def test_what_is_enqueued_leaves_before_the_process_ends(valkey: Valkey) -> None:
-    """As a script does that records one event."""
+def test_enqueued_messages_are_published_before_the_process_ends(valkey: Valkey) -> None:
+    """A script may record one event and end."""
     with subscribed(valkey) as count:
         assert processes.run(["-c", PUBLISHES, valkey.url]).returncode == 0
         assert count() == 2
@@ -294,7 +294,7 @@ def test_what_is_enqueued_leaves_before_the_process_ends(valkey: Valkey) -> None
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> None:
-    """As a worker of Celery or gunicorn, whose parent has published before."""
+    """Workers of Celery or gunicorn have parents that published before."""
     client = redis.Redis.from_url(valkey.url)
     with subscribed(valkey) as count:
         publish(client, 1)
@@ -306,8 +306,8 @@ def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> No
         assert count() == 6
 
 
-def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Valkey) -> None:
-    """Redis does what it is asked and hangs up without an answer: redis-py by itself would ask three times more."""
+def test_a_client_that_retries_sends_nothing_twice(db: Database, valkey: Valkey) -> None:
+    """Redis executes the command and closes the connection; redis-py alone would send it three more times."""
     insert_pairs(db, 3)
     with (
         redis.Redis.from_url(valkey.url) as direct,
@@ -317,18 +317,18 @@ def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Val
         pubsub.psubscribe("mailglass:*")
         settings = db.settings.model_copy(update={"batch_size": 1})
         timeouts = {"socket_timeout": 5, "socket_connect_timeout": 5}
-        # By default it waits a little in between.
+        # By default it waits a little between attempts.
         client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 3), **timeouts)
         mailglass_reconcile.configure(engine=db.engine, redis=client, settings=settings)
         result = mailglass_reconcile.reconcile()
         direct.publish("mailglass:", "end")
-        counts = heard(pubsub, b"end")
+        counts = count_received(pubsub, b"end")
     assert (result.linked, result.published, result.publish_failed) == (3, 0, 6)
     assert set(counts.values()) == {1}
 
 
 def user(valkey: Valkey, name: str) -> redis.Redis:
-    """Return a client that logs in as one user of the server."""
+    """Return a client that logs in as a user of the server."""
     return redis.Redis.from_url(valkey.url.replace("://", f"://{name}:pw@"))
 
 
@@ -336,11 +336,13 @@ LEAST = ("on", ">pw", "resetkeys", "resetchannels", "&mailglass:events:*", "noco
 
 
 @pytest.mark.parametrize("right", [("+publish",), ("+publish", "resetchannels"), ()])
-def test_a_user_needs_the_right_to_publish_on_our_channels_and_is_told_once_if_it_is_missing(
+def test_a_user_without_permission_to_publish_is_warned_of_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, right: tuple[str, ...]
 ) -> None:
-    """One warning for all calls of a sweep names command and channels, and nothing of a message."""
-    monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 30)  # a busy machine's server is late, and not away
+    """One warning for all calls of a sweep has command and channels, and nothing of a message."""
+    monkeypatch.setattr(
+        publisher_module, "TIMEOUT_SECONDS", 30
+    )  # the server of a busy machine is late, not unreachable
     valkey.command("ACL", "SETUSER", "least", *LEAST, *right)
     enough = right == ("+publish",)
     links = 3 * CHUNK_LINKS
@@ -366,8 +368,8 @@ def test_a_user_needs_the_right_to_publish_on_our_channels_and_is_told_once_if_i
         (object, "not a object"),
     ],
 )
-def test_a_client_that_could_wait_without_end_is_refused(client: Callable[[], Any], words: str) -> None:
-    """When it is configured, in one line that says what to give it; not in the middle of an outage."""
+def test_a_client_without_timeouts_is_refused(client: Callable[[], Any], words: str) -> None:
+    """The error comes at configuration, in one line that names the options, and not during an outage."""
     with pytest.raises(ConfigurationError, match=words) as caught:
         mailglass_reconcile.configure(redis=client())
     assert "\n" not in str(caught.value)
@@ -385,7 +387,7 @@ def test_a_client_that_could_wait_without_end_is_refused(client: Callable[[], An
 )
 def test_a_client_with_timeouts_is_used_as_it_is(client: Callable[[], redis.Redis]) -> None:
     """The client may be of any kind, with any pool."""
-    made = client()
-    mailglass_reconcile.configure(redis=made)
-    assert runtime.get_redis() is made
+    configured = client()
+    mailglass_reconcile.configure(redis=configured)
+    assert runtime.get_redis() is configured
     mailglass_reconcile.configure()

@@ -1,4 +1,4 @@
-"""`subscribe()`: what an application hears, and what it is told when it may have missed something."""
+"""`subscribe()`: what an application receives, and when it learns that it may have missed something."""
 
 import datetime as dt
 import json
@@ -23,8 +23,8 @@ from waiting import wait_until
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
 
-def tell(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
-    """Publish one update as a sweep does: on the tenant's channel and on the delivery's."""
+def publish_update(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
+    """Publish one update like a sweep, on the tenant's channel and on the delivery's."""
     message = json.dumps({"event": "delivery_updated", "delivery_id": delivery, "number": number})
     client.publish(events_channel(tenant), message)
     client.publish(events_channel(tenant, delivery), message)
@@ -41,23 +41,25 @@ def tell(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
     ],
 )
 @pytest.mark.parametrize("client", [{}, {"decode_responses": True}, {"protocol": 3}])
-def test_each_event_is_heard_once_by_those_who_asked_for_it(redis_url, tenant, delivery, heard, client):
-    """For one tenant or all, one delivery or all, and any client; a tenant's name is no pattern."""
+def test_each_event_is_received_once_by_its_subscribers(redis_url, tenant, delivery, heard, client):
+    """Subscriptions are for one or all tenants and deliveries, with any client; a tenant's name is no pattern."""
     with (
         redis.Redis.from_url(redis_url) as publisher,
-        redis.Redis.from_url(redis_url, **client) as theirs,
-        Subscription(theirs, tenant, delivery) as subscription,
+        redis.Redis.from_url(redis_url, **client) as client_of_subscriber,
+        Subscription(client_of_subscriber, tenant, delivery) as subscription,
     ):
-        other = str(uuid.uuid4())
-        for number, whose in enumerate([("acme", DELIVERY), ("acme", other), ("a/c:*", other), ("b", DELIVERY)]):
-            tell(publisher, *whose, number)
+        other_delivery = str(uuid.uuid4())
+        for number, tenant_and_delivery in enumerate(
+            [("acme", DELIVERY), ("acme", other_delivery), ("a/c:*", other_delivery), ("b", DELIVERY)]
+        ):
+            publish_update(publisher, *tenant_and_delivery, number)
         result = [next(subscription) for _ in heard]
     assert [item.message["number"] for item in result] == heard
     assert all(isinstance(item, Update) and item.channel.startswith("mailglass:events:") for item in result)
 
 
-def test_a_sweep_is_heard_with_the_configured_redis(db):
-    """The message names the delivery and the event."""
+def test_a_sweep_is_received_with_the_configured_redis(db):
+    """The message has the delivery and the event."""
     delivery = factories.delivery(db, "one")
     orphan = factories.orphan(db, factories.postmark("one"))
     with mailglass_reconcile.subscribe() as subscription:
@@ -68,8 +70,8 @@ def test_a_sweep_is_heard_with_the_configured_redis(db):
     assert update.message["meta"]["reconciled_from_event_id"] == orphan
 
 
-def test_what_others_publish_on_our_channels_is_passed_over(redis_url):
-    """No JSON, no object, a number that JSON does not have, a nest without end, ids that are no strings."""
+def test_foreign_messages_on_our_channels_are_skipped(redis_url):
+    """They are no JSON, no object, have invalid numbers, endless nesting, or ids that are no strings."""
     no_ids = (b"{}", b'{"delivery_id": [1]}', b'{"delivery_id": "x", "meta": 1}')
     wrong_ids = (b'{"delivery_id": "x", "meta": {"event_id": 7}}', b'{"delivery_id": "x", "meta": {"tenant_id": {}}}')
     with redis.Redis.from_url(redis_url) as client, Subscription(client, None, None) as subscription:
@@ -86,37 +88,37 @@ def test_what_others_publish_on_our_channels_is_passed_over(redis_url):
             *wrong_ids,
         ):
             client.publish("mailglass:events:acme", nonsense)
-        tell(client, "acme", DELIVERY, 7)
+        publish_update(client, "acme", DELIVERY, 7)
         assert next(subscription).message["number"] == 7
 
 
-def test_a_redis_that_restarts_is_missed_and_heard_again(valkey, caplog):
-    """`Missed` comes when the new subscription is confirmed: what is published after it is heard."""
+def test_a_redis_that_restarts_yields_missed_and_then_updates(valkey, caplog):
+    """`Missed` comes once the new subscription is confirmed: what is published after it is received."""
     with redis.Redis.from_url(valkey.url) as client, Subscription(client, "acme", None) as subscription:
-        tell(client, "acme", DELIVERY, 1)
+        publish_update(client, "acme", DELIVERY, 1)
         assert next(subscription).message["number"] == 1
         valkey.stop()
         valkey.start()
         missed = next(subscription)
         assert isinstance(missed, Missed)
         assert missed.since < missed.until
-        tell(client, "acme", DELIVERY, 2)
+        publish_update(client, "acme", DELIVERY, 2)
         assert next(subscription).message["number"] == 2
     assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
 
 
-def test_a_connection_that_the_server_closes_is_missed_even_if_it_is_made_again_at_once(valkey):
-    """As where a slow reader's buffer overflows; redis-py connects again by itself, and says nothing."""
+def test_a_connection_that_the_server_closes_yields_missed_even_if_it_reconnects_at_once(valkey):
+    """A slow reader's buffer may overflow; redis-py reconnects by itself without notice."""
     with redis.Redis.from_url(valkey.url) as client, Subscription(client, None, None) as subscription:
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        tell(client, "acme", DELIVERY, 1)
+        publish_update(client, "acme", DELIVERY, 1)
         assert isinstance(next(subscription), Missed)
-        tell(client, "acme", DELIVERY, 2)
+        publish_update(client, "acme", DELIVERY, 2)
         assert next(subscription).message["number"] == 2
 
 
 def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
-    """The server's machine hangs: nothing is closed, nothing answers, and silence alone would look like calm."""
+    """The server's machine hangs without closing anything, which looks like silence."""
     with (
         redis.Redis.from_url(valkey.url) as client,
         Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5) as subscription,
@@ -127,9 +129,9 @@ def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
         def go_on() -> None:
             try:
                 wait_until(lambda: "broadcasts are missed until it is back" in caplog.text)
-            except AssertionError:  # so that the test ends
+            except AssertionError:  # the test ends by it
                 os.kill(pid, signal.SIGCONT)
-                tell(client, "acme", DELIVERY, 0)
+                publish_update(client, "acme", DELIVERY, 0)
             else:
                 os.kill(pid, signal.SIGCONT)
 
@@ -140,12 +142,12 @@ def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
         assert isinstance(missed, Missed)
         assert missed.until - missed.since > dt.timedelta(seconds=0.5)
         assert "broadcasts are missed until it is back" in caplog.text
-        tell(client, "acme", DELIVERY, 2)
+        publish_update(client, "acme", DELIVERY, 2)
         assert next(subscription).message["number"] == 2
 
 
-def test_a_quiet_connection_is_asked_and_stays(redis_url):
-    """Silence is not a loss where the server answers; nothing is said of it."""
+def test_a_quiet_connection_is_pinged_and_stays(redis_url):
+    """Silence is no loss if the server answers, and nothing is logged."""
     with (
         redis.Redis.from_url(redis_url) as client,
         Subscription(client, None, None, ping_seconds=0.05) as subscription,
@@ -153,16 +155,16 @@ def test_a_quiet_connection_is_asked_and_stays(redis_url):
         before = subscription._updates._last_received
         wait_until(lambda: subscription._run(subscription._updates._receive())["type"] == "pong")
         assert subscription._updates._last_received > before
-        tell(client, "acme", DELIVERY, 1)
+        publish_update(client, "acme", DELIVERY, 1)
         assert next(subscription).message["number"] == 1
 
 
 def test_a_subscription_that_is_closed_ends_and_leaves_no_connection(valkey):
-    """By `close()`, or at the end of its block, in the middle of what it has to say."""
+    """`close()` or the end of the block may come while messages wait."""
     with redis.Redis.from_url(valkey.url) as client:
         with Subscription(client, None, None) as subscription:
             assert client.pubsub_numpat() == 1
-            tell(client, "acme", DELIVERY, 1)
+            publish_update(client, "acme", DELIVERY, 1)
             for _ in subscription:
                 subscription.close()
         wait_until(lambda: client.pubsub_numpat() == 0)
@@ -171,7 +173,7 @@ def test_a_subscription_that_is_closed_ends_and_leaves_no_connection(valkey):
 
 @contextmanager
 def waiting(valkey: Valkey, caplog: pytest.LogCaptureFixture, state: str) -> Iterator[None]:
-    """Let a subscription wait beside a Redis that is quiet, that is down, or that hangs, once it has noticed that."""
+    """Run a block while a subscription waits beside a Redis that is quiet, down, or hangs."""
     with redis.Redis.from_url(valkey.url) as client:
         process = psutil.Process(client.info("server")["process_id"])
     if state == "down":
@@ -192,7 +194,7 @@ STATES = ("quiet", "down", "hangs")
 
 @pytest.mark.parametrize("state", STATES)
 def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, state):
-    """The thread that iterates comes to its end, and closes the connection."""
+    """The iterating thread ends and closes the connection."""
     client = redis.Redis.from_url(valkey.url)
     subscription = Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
     items = []
@@ -210,7 +212,7 @@ def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, sta
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, state):
-    """It runs in the thread that iterates, in the middle of what that does."""
+    """It runs in the iterating thread, between any two steps."""
     client = redis.Redis.from_url(valkey.url)
     subscription = Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.close())
@@ -218,21 +220,21 @@ def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, s
     def interrupt() -> None:
         with waiting(valkey, caplog, state):
             os.kill(os.getpid(), signal.SIGUSR1)
-            ended.wait(20)
+            has_ended.wait(20)
 
-    ended = threading.Event()
+    has_ended = threading.Event()
     thread = threading.Thread(target=interrupt)
     try:
         thread.start()
         assert list(subscription) == []
-        ended.set()
+        has_ended.set()
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
-    """One line, with host, port and setting, and no password."""
+def test_the_documented_acl_is_enough_and_a_missing_permission_is_named(valkey):
+    """One line has host, port and setting, and no password."""
     user = ["on", ">canary", "resetkeys", "resetchannels", "nocommands", "&mailglass:events:*"]
     valkey.command("ACL", "SETUSER", "ears", *user, "+subscribe", "+psubscribe", "+ping")
     valkey.command("ACL", "SETUSER", "deaf", *user, "+ping")
@@ -253,6 +255,6 @@ def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
 
 
 def test_a_delivery_that_is_no_uuid_is_refused(redis_url):
-    """It would be a pattern otherwise."""
+    """It could be a pattern."""
     with redis.Redis.from_url(redis_url) as client, pytest.raises(ValueError, match="UUID"):
         Subscription(client, None, "*")

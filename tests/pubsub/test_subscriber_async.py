@@ -1,4 +1,4 @@
-"""`subscribe_async()`: the same as `subscribe()`, in an event loop that is never blocked."""
+"""`subscribe_async()` does what `subscribe()` does, in an event loop that is never blocked."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
 
 def publish(url: str, tenant: str, delivery: str, number: int) -> None:
-    """Publish one update as a sweep does: on the tenant's channel and on the delivery's."""
+    """Publish one update like a sweep, on the tenant's channel and on the delivery's."""
     message = json.dumps({"event": "delivery_updated", "delivery_id": delivery, "number": number})
     with redis.Redis.from_url(url) as client:
         client.publish(events_channel(tenant), message)
@@ -47,14 +47,16 @@ async def until(condition: Callable[[], object]) -> None:
     ],
 )
 @pytest.mark.parametrize("client", [{}, {"decode_responses": True, "socket_timeout": 30}, {"protocol": 3}])
-def test_each_event_comes_once(redis_url, tenant, delivery, expected, client):
-    """For one tenant or all, one delivery or all, and any client."""
-    other = str(uuid.uuid4())
+def test_each_event_is_received_once(redis_url, tenant, delivery, expected, client):
+    """Subscriptions are for one or all tenants and deliveries, with any client."""
+    other_delivery = str(uuid.uuid4())
 
     async def main() -> list[Any]:
         with redis.Redis.from_url(redis_url, **client) as pattern:
             async with AsyncSubscription(pattern, tenant, delivery) as updates:
-                for number, of in enumerate([("acme", DELIVERY), ("acme", other), ("a/c:*", other), ("b", DELIVERY)]):
+                for number, of in enumerate(
+                    [("acme", DELIVERY), ("acme", other_delivery), ("a/c:*", other_delivery), ("b", DELIVERY)]
+                ):
                     publish(redis_url, *of, number)
                 return [await anext(updates) for _ in expected]
 
@@ -64,7 +66,7 @@ def test_each_event_comes_once(redis_url, tenant, delivery, expected, client):
 
 
 def test_a_sweep_is_received_with_the_configured_redis(db):
-    """The public function, and its iteration."""
+    """The public function is iterated."""
     factories.delivery(db, "one")
     orphan = factories.orphan(db, factories.postmark("one"))
 
@@ -79,7 +81,7 @@ def test_a_sweep_is_received_with_the_configured_redis(db):
 
 
 def test_a_redis_that_restarts_is_missed_and_received_again(valkey, caplog):
-    """`Missed` comes when the new subscription is confirmed; the loss is one line in the log."""
+    """`Missed` comes once the new subscription is confirmed; the loss is one line in the log."""
 
     async def main() -> None:
         async with AsyncSubscription(redis.Redis.from_url(valkey.url), "acme", None) as updates:
@@ -98,7 +100,7 @@ def test_a_redis_that_restarts_is_missed_and_received_again(valkey, caplog):
 
 
 def test_an_answer_that_waits_in_the_socket_while_the_event_loop_is_held_up_is_in_time(redis_url):
-    """Otherwise an application that blocks its loop for some seconds would lose its connection, and updates with it."""
+    """Otherwise an application that blocks its loop for seconds would lose the connection, and updates."""
 
     async def main() -> None:
         with redis.Redis.from_url(redis_url) as client:
@@ -136,7 +138,7 @@ async def _all(subscription: AsyncSubscription) -> list[Any]:
 def test_a_subscription_ends_at_any_time(
     valkey, caplog, state, end: Callable[[AsyncSubscription, "asyncio.Task[list[Any]]"], Awaitable[None]]
 ):
-    """By `aclose()` from another task, or because its task is cancelled, as when a browser goes away."""
+    """Another task calls `aclose()`, or its task is cancelled, as when a browser disconnects."""
     with redis.Redis.from_url(valkey.url) as client:
         process = psutil.Process(client.info("server")["process_id"])
 
@@ -168,8 +170,10 @@ def test_a_subscription_ends_at_any_time(
 
 
 def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url, monkeypatch):
-    """redis-py uses `asyncio.wait_for`, which loses a cancellation in Python 3.11 if both come together."""
-    monkeypatch.setattr("mailglass_reconcile.pubsub.client.TIMEOUT_SECONDS", 20)  # a busy machine is late, not away
+    """redis-py uses `asyncio.wait_for`, which may lose a cancellation in Python 3.11."""
+    monkeypatch.setattr(
+        "mailglass_reconcile.pubsub.client.TIMEOUT_SECONDS", 20
+    )  # a busy machine is late, not unreachable
 
     async def main() -> None:
         with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
@@ -185,7 +189,7 @@ def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url
 
 
 def test_a_cancelled_scope_of_anyio_leaves_no_connection(valkey):
-    """As when a browser leaves Starlette's stream: every await in the scope is cancelled, that of the exit too."""
+    """When a browser leaves Starlette's stream, every await in the scope is cancelled, the exit's too."""
 
     async def main() -> None:
         with anyio.CancelScope() as scope:
@@ -200,7 +204,7 @@ def test_a_cancelled_scope_of_anyio_leaves_no_connection(valkey):
 
 
 def test_nothing_is_lost_if_you_stop_waiting(redis_url):
-    """As for the comment that keeps a quiet stream open: the next call gets what has come since."""
+    """A timeout for keep-alive comments may end a wait; the next call returns what has come since."""
 
     async def main() -> None:
         with redis.Redis.from_url(redis_url) as client:
@@ -219,25 +223,25 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> None:
     asyncio.run(coroutine)
 
 
-async def entered(client: redis.Redis) -> None:
+async def enter_and_leave(client: redis.Redis) -> None:
     """Enter and leave a subscription's block."""
     async with AsyncSubscription(client, None, None, answer_seconds=0.5):
         pass
 
 
 def test_a_redis_that_cannot_be_reached_is_one_clear_error(valkey):
-    """Raised at the beginning of the block, with place and setting and without the password."""
+    """Entering the block raises it, with host and setting and without the password."""
     valkey.command("ACL", "SETUSER", "deaf", "on", ">canary", "resetchannels", "nocommands", "+ping")
     deaf = valkey.url.replace("://", "://deaf:canary@")
     with silent() as (port, _):
         for url in (deaf, f"redis://:canary@127.0.0.1:{port}/0", "redis://:canary@127.0.0.1:1/0"):
             with pytest.raises(RedisUnavailableError, match=r"127\.0\.0\.1, port .*MAILGLASS_REDIS_URL") as caught:
-                run(entered(redis.Redis.from_url(url)))
+                run(enter_and_leave(redis.Redis.from_url(url)))
             assert "canary" not in str(caught.value)
 
 
 def test_wrong_arguments_are_refused_before_anything_connects():
-    """A delivery that is not a UUID would be a pattern; other kinds of clients cannot be copied."""
+    """A delivery that is no UUID could be a pattern; other kinds of clients cannot be copied."""
     with pytest.raises(ValueError, match="UUID"):
         subscribe_async(delivery_id="*")
     with pytest.raises(ConfigurationError, match=r"needs a redis\.Redis, not a object"):

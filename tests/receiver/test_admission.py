@@ -1,4 +1,4 @@
-"""Admission of bodies: who is evicted, and who is not."""
+"""Admission of bodies: which are evicted, and which are not."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ PIECE = bytes(admission.PIECE_BYTES)
 
 
 class Sender:
-    """A client that sends what the test puts in."""
+    """A client that sends what the test passes."""
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[dict] = asyncio.Queue()
@@ -20,7 +20,7 @@ class Sender:
         self._messages.put_nowait({"type": "http.request", "body": piece, "more_body": more})
 
     async def receive(self) -> dict:
-        """Act as the function `receive` of an ASGI server."""
+        """Receive like an ASGI server."""
         return await self._messages.get()
 
 
@@ -30,7 +30,7 @@ class Arriving:
     def __init__(self, bodies: AdmissionControl, provider: str, *, verified: bool = False) -> None:
         self.sender = Sender()
         self.task = asyncio.create_task(self._read(bodies, provider, verified=verified))
-        # Otherwise asyncio logs an exception that nobody asked for, in whichever test runs when it is collected.
+        # Otherwise asyncio logs an unretrieved exception in whichever test runs when it is collected.
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _read(self, bodies: AdmissionControl, provider: str, *, verified: bool) -> bytes:
@@ -46,26 +46,26 @@ class Arriving:
 
 
 async def settled() -> None:
-    """Let everything run that can."""
+    """Let all tasks run until they wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 def run(story: Callable) -> None:
-    """Run a story, and end what is left of it."""
+    """Run a story, and cancel its remaining tasks."""
 
-    async def whole():
+    async def run_and_cancel():
         await story(AdmissionControl())
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(whole())
+    asyncio.run(run_and_cancel())
 
 
 def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
-    """The oldest was evicted, which a large upload is as soon as enough others have begun."""
+    """The oldest used to be evicted, which a large upload is as soon as enough others begin."""
     monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
     monkeypatch.setattr(admission, "PROGRESS_SECONDS", 60.0)
 
@@ -84,28 +84,28 @@ def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
     run(story)
 
 
-def test_one_that_stopped_is_evicted_before_one_that_goes_on(monkeypatch):
-    """A piece makes a body young for a second only."""
+def test_a_stalled_body_is_evicted_before_one_in_progress(monkeypatch):
+    """A piece counts as progress for a second only."""
     monkeypatch.setattr(admission, "MAX_INCOMPLETE", 2)
     now = 0.0
     monkeypatch.setattr(admission, "_now", lambda: now)
 
     async def story(bodies):
         nonlocal now
-        stopped, goes_on = Arriving(bodies, "sendgrid"), Arriving(bodies, "sendgrid")
-        stopped.sender.send(PIECE)
+        stalled, goes_on = Arriving(bodies, "sendgrid"), Arriving(bodies, "sendgrid")
+        stalled.sender.send(PIECE)
         await settled()
         now = 2.0
         goes_on.sender.send(PIECE)
         await settled()
         Arriving(bodies, "sendgrid")
-        assert (await stopped.evicted(), await goes_on.evicted()) == (True, False)
+        assert (await stalled.evicted(), await goes_on.evicted()) == (True, False)
 
     run(story)
 
 
-def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch):
-    """Neither for its number nor for the memory, however large it is."""
+def test_a_body_with_the_right_password_is_not_evicted_for_one_without(monkeypatch):
+    """Neither the number of bodies nor the memory evicts it, however large it is."""
     monkeypatch.setattr(admission, "MAX_INCOMPLETE", 3)
     monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
 
@@ -125,20 +125,20 @@ def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch
 
 
 def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
-    """The largest of the provider that has most is evicted, and none that is verified."""
+    """The largest one of the provider with most bodies is evicted, and no verified one."""
     monkeypatch.setattr(admission, "MAX_UNVERIFIED", 3)
 
     async def story(bodies):
-        verified, other = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")
-        for one, size in ((verified, 50_000), (other, 40_000)):
-            one.sender.send(bytes(size), more=False)
+        verified, of_other_provider = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")
+        for arriving, size in ((verified, 50_000), (of_other_provider, 40_000)):
+            arriving.sender.send(bytes(size), more=False)
         await settled()
         bodies.mark_verified(verified.body)
-        some = [Arriving(bodies, "mailgun") for _ in range(4)]
-        for one, size in zip(some, (17_000, 19_000, 16_000, 18_000), strict=True):
-            one.sender.send(bytes(size), more=False)
+        of_mailgun = [Arriving(bodies, "mailgun") for _ in range(4)]
+        for arriving, size in zip(of_mailgun, (17_000, 19_000, 16_000, 18_000), strict=True):
+            arriving.sender.send(bytes(size), more=False)
             await settled()
-        assert [await incoming.evicted() for incoming in some] == [False, True, False, True]
-        assert [await incoming.evicted() for incoming in (verified, other)] == [False, False]
+        assert [await incoming.evicted() for incoming in of_mailgun] == [False, True, False, True]
+        assert [await incoming.evicted() for incoming in (verified, of_other_provider)] == [False, False]
 
     run(story)

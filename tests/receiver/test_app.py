@@ -1,4 +1,4 @@
-"""What a receiver tells: one line for each webhook, without an address."""
+"""The receiver's log: one line for each webhook, without an address."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ from senders import AUTH
 def batch(*message_ids: str) -> senders.Posted:
     """Return a request of SendGrid with an event for each message."""
     common = {"event": "open", "timestamp": 1_772_366_400, "email": "ada@example.com"}
-    told = [{**common, "sg_message_id": message_id, "sg_event_id": message_id} for message_id in message_ids]
-    return senders.signed("sendgrid", json.dumps(told).encode(), now())
+    events = [{**common, "sg_message_id": message_id, "sg_event_id": message_id} for message_id in message_ids]
+    return senders.signed("sendgrid", json.dumps(events).encode(), now())
 
 
 def lines(caplog) -> list[str]:
@@ -23,8 +23,8 @@ def lines(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("mailglass_reconcile.receiver")]
 
 
-def test_a_webhook_is_one_line_of_what_became_of_its_events(db, caplog):
-    """At INFO."""
+def test_a_webhook_is_one_line_with_the_results_of_its_events(db, caplog):
+    """Its level is INFO."""
     caplog.set_level(logging.INFO)
     with db.engine.begin() as connection:
         recorded = record_send(
@@ -43,7 +43,7 @@ def test_a_webhook_is_one_line_of_what_became_of_its_events(db, caplog):
 
 
 def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch):
-    """With the name that was meant, if it looks like none of a person; a provider without a secret has its own."""
+    """The line suggests a name, unless it may be a person's; a provider without a secret has a line of its own."""
     at = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
     receiver = mounted(secrets={"postmark": AUTH})
@@ -61,8 +61,8 @@ def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch)
     assert "ada" not in caplog.text
 
 
-def test_what_a_stranger_causes_is_one_warning_for_each_cause_and_minute(db, caplog, monkeypatch):
-    """And counted: thousands of requests a second wrote as many lines, some of them at ERROR."""
+def test_refused_requests_are_one_warning_for_each_cause_and_minute(db, caplog, monkeypatch):
+    """They are counted; thousands of requests a second once wrote as many lines, some at ERROR."""
     at = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
     shop = mounted()
@@ -89,7 +89,7 @@ def test_what_a_stranger_causes_is_one_warning_for_each_cause_and_minute(db, cap
 
 
 def test_brevo_gets_429_where_others_get_503(db, caplog):
-    """It discards an event after any 5xx; both are asked to try again after 30 seconds."""
+    """It discards an event after any 5xx; both are asked to retry after 30 seconds."""
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
     for provider in SECRETS:
         (answer,) = post(mounted(), f"/webhooks/{provider}", first(provider))

@@ -1,4 +1,4 @@
-"""Certificates that have verified a webhook are known again after a restart, whatever strangers do meanwhile."""
+"""Certificates that have verified a webhook are known after a restart, whatever strangers do meanwhile."""
 
 import logging
 import time
@@ -18,11 +18,11 @@ from senders import CERTIFICATE_URL
 from waiting import wait_until
 
 ADDRESSES = "SELECT provider, url FROM mailglass_webhook_certificates"
-OTHER = CERTIFICATE_URL.replace("0123", "3210")
+OTHER_CERTIFICATE_URL = CERTIFICATE_URL.replace("0123", "3210")
 
 
 def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
-    """Know no certificate, as after a restart; if *attacked*, no certificate that is asked for is fetched."""
+    """Forget all certificates, like a restart; if *attacked*, requested certificates are not fetched."""
     certificate_cache = CertificateCache()
     if attacked:
         certificate_cache._failures.extend([time.monotonic()] * certificates.FAILURES)
@@ -33,27 +33,27 @@ def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
 
 
 def add(db, *addresses: CertificateAddress) -> None:
-    """Store addresses, one after the other."""
+    """Store certificate addresses in order."""
     database = known_certificates.Database(db.engine, db.settings)
     for address in addresses:
         with database.writing() as tx:
             stored.add_address(tx, address)
 
 
-def test_a_restart_under_attack_keeps_no_honest_webhook_out(db, monkeypatch):
-    """Strangers that name certificates which do not exist stopped SES for as long as they went on."""
+def test_a_restart_under_attack_does_not_refuse_honest_webhooks(db, monkeypatch):
+    """Strangers that name missing certificates once blocked SES for as long as they went on."""
     (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
     assert answer.status_code == 200
     assert db.rows(ADDRESSES) == [("ses", CERTIFICATE_URL)]
-    known = restarted(monkeypatch, attacked=True)
+    cache = restarted(monkeypatch, attacked=True)
     receiver = mounted()
     receiver.routes[0].app.start()
-    wait_until(lambda: CERTIFICATE_URL in known)
+    wait_until(lambda: CERTIFICATE_URL in cache)
     assert [answer.status_code for answer in post(receiver, "/webhooks/ses", first("ses"))] == [200]
 
 
 def test_a_certificate_that_was_never_stored_waits_behind_others(db, monkeypatch, caplog):
-    """The answer is 503, so that SNS tries again, and the line is a warning."""
+    """The status is 503, so that SNS retries, and the line is a warning."""
     restarted(monkeypatch, attacked=True)
     (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
     assert answer.status_code == 503
@@ -61,14 +61,14 @@ def test_a_certificate_that_was_never_stored_waits_behind_others(db, monkeypatch
 
 
 def test_nothing_is_stored_before_a_signature_was_right(db):
-    """However often its certificate is named."""
+    """The number of requests that name it does not matter."""
     forged = first("ses")._replace(body=first("ses").body.replace(b'"Signature": "', b'"Signature": "AAAA'))
     (answer,) = post(mounted(), "/webhooks/ses", forged)
     assert (answer.status_code, db.rows(ADDRESSES)) == (401, [])
 
 
-def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db, monkeypatch):
-    """A row that somebody has planted is no request to another host; one that is not there is tried again."""
+def test_a_stored_address_is_fetched_only_if_it_is_the_providers(db, monkeypatch):
+    """A planted row causes no request to another host; a missing certificate is retried."""
     requests = []
 
     def fetch(url):
@@ -84,18 +84,18 @@ def test_what_is_stored_is_fetched_only_if_it_is_an_address_of_the_providers(db,
         ),
         CertificateAddress("scaleway", CERTIFICATE_URL),
         CertificateAddress("postmark", CERTIFICATE_URL),
-        CertificateAddress("pigeon", OTHER.replace("3210", "aaaa")),
-        CertificateAddress("ses", OTHER),
+        CertificateAddress("pigeon", OTHER_CERTIFICATE_URL.replace("3210", "aaaa")),
+        CertificateAddress("ses", OTHER_CERTIFICATE_URL),
     )
-    known = restarted(monkeypatch)
+    cache = restarted(monkeypatch)
     mounted().routes[0].app.start()
     wait_until(lambda: len(requests) >= 3)
-    assert set(requests) == {OTHER}
-    assert CERTIFICATE_URL not in known
+    assert set(requests) == {OTHER_CERTIFICATE_URL}
+    assert CERTIFICATE_URL not in cache
 
 
 def test_the_newest_32_addresses_are_kept(db):
-    """Those of the last years are not needed."""
+    """Those of past years are not needed."""
     addresses = [CertificateAddress("ses", CERTIFICATE_URL.replace("0123", f"{number:04}")) for number in range(40)]
     add(db, *addresses, addresses[-1])
     with known_certificates.Database(db.engine, db.settings).reading() as tx:
@@ -103,7 +103,7 @@ def test_the_newest_32_addresses_are_kept(db):
 
 
 def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplog):
-    """It tries to read what is stored again, and says so once a minute."""
+    """It retries reading the stored addresses, and logs that once a minute."""
     monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
     receiver = mounted(engine=sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")).routes[0].app
     with caplog.at_level(logging.WARNING):
@@ -115,9 +115,9 @@ def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplo
 
 @pytest.mark.parametrize("sent", ["\\/", "\\u002f", "/"])
 def test_a_certificate_is_found_in_a_body_however_its_address_is_escaped(sent):
-    """It is parsed only later; of two addresses, JSON has the last."""
+    """It is parsed only later; of two addresses, JSON takes the last."""
     body = first("ses").body.replace(CERTIFICATE_URL.encode(), CERTIFICATE_URL.replace("/", sent).encode())
-    request = certificates_request(b'{"SigningCertURL": "' + OTHER.encode() + b'", ' + body[1:])
+    request = certificates_request(b'{"SigningCertURL": "' + OTHER_CERTIFICATE_URL.encode() + b'", ' + body[1:])
     assert (
         sns.find_certificate_source(request, senders.ARN, known_certificates.registry.get_provider("ses").service).url
         == CERTIFICATE_URL

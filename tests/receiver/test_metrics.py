@@ -1,4 +1,4 @@
-"""Counters of a receiver for Prometheus, none of them with an address."""
+"""Counters of a receiver for Prometheus, without addresses."""
 
 import re
 
@@ -27,8 +27,8 @@ def mounted_receiver():
     return receiver
 
 
-def test_the_command_tells_and_counts(db, tmp_path, monkeypatch):
-    """Over HTTP; its log has a line for each webhook, and only who has the token may read the counters."""
+def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
+    """Its log has a line for each webhook, and only a request with the token may read the counters."""
     request = first("postmark")
     changed = senders.signed("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
     allowed = {"Authorization": f"Bearer {TOKEN}"}
@@ -36,8 +36,8 @@ def test_the_command_tells_and_counts(db, tmp_path, monkeypatch):
         receiving(db, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, process),
         httpx.Client(base_url=base, timeout=60) as client,
     ):
-        for each in (request, request, request._replace(headers={}), request._replace(body=b"{")):
-            client.post("/postmark", content=each.body, headers=each.headers)
+        for webhook in (request, request, request._replace(headers={}), request._replace(body=b"{")):
+            client.post("/postmark", content=webhook.body, headers=webhook.headers)
         client.post("/mailersend", content=changed.body, headers=changed.headers)
         client.post("/pigeon")
         db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
@@ -60,14 +60,14 @@ def test_the_command_tells_and_counts(db, tmp_path, monkeypatch):
     assert "INFO: postmark: 1 event, 1 waiting\n" in text
     assert "INFO: postmark: 1 event, 1 repeated\n" in text
     logged = re.findall("^(?:INFO|WARNING|ERROR): (?!.*broadcast).*", text, re.MULTILINE)
-    assert len(logged) == 8, logged  # with the one of the format
+    assert len(logged) == 8, logged  # including that of the format
     assert text.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
     assert "Traceback" not in text
     assert "@" not in text
 
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
-    """By its own parser, each with what it is."""
+    """Prometheus's own parser reads each with its type."""
     monkeypatch.setattr(formats, "_counts", formats.Counter({("resend", "opened"): 2}))
     receiver = mounted_receiver()
     receiver.results.update({("postmark", "received"): 3})
@@ -87,7 +87,7 @@ def test_prometheus_reads_the_counters(db, monkeypatch):
 
 
 def test_a_mounted_application_has_no_metrics(db):
-    """Its own are the application's; the answer says what would have them."""
+    """The application has its own; the response says what would have ours."""
 
     async def talk(client):
         return await client.get("/webhooks/metrics", headers={"Authorization": f"Bearer {TOKEN}"})

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP, to the command `receive` and to a mounted application, and what becomes of them in Postgres."""
+"""Webhooks over HTTP, to the command `receive` and to a mounted application, and their rows in Postgres."""
 
 import asyncio
 
@@ -40,7 +40,7 @@ TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppres
 
 
 def sends_of(provider: str) -> list[Sent]:
-    """Return the sends that the documented events are about."""
+    """Return the sends of the documented events."""
     events = [event for request in requests_of(provider) for event in parse(provider, request.body, request.headers)]
     pairs = {(event.message_id, event.recipient) for event in events if event.message_id is not None}
     return [Sent(recipient=recipient or "ann@example.org", message_id=id_) for id_, recipient in sorted(pairs, key=str)]
@@ -55,7 +55,7 @@ def send_all(db, tenant: str = "default") -> None:
 
 
 def expected() -> list[tuple]:
-    """Return the state of all deliveries after all events, by the words of the design."""
+    """Return the expected state of all deliveries after all events, from the design."""
     collected = []
     for provider in PROVIDERS:
         requests = [
@@ -83,7 +83,7 @@ def _rank(event) -> tuple:
 
 
 def states(db, tenant: str = "default") -> list[tuple]:
-    """Return the state of all deliveries; our own side's types are told from the provider's."""
+    """Return the state of all deliveries, with our own types apart from the provider's."""
     rows = [tuple(row) for row in db.rows(STATE, tenant=tenant)]
     return [(row[0], row[1] if row[1] not in event_types.OWN_TYPES else None, *row[2:]) for row in rows]
 
@@ -91,13 +91,13 @@ def states(db, tenant: str = "default") -> list[tuple]:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["the send first", "the webhook first"])
 def test_every_documented_payload_reaches_its_delivery_by_the_command(db, tmp_path, order):
-    """And once more each: it is recorded once. The process ends on SIGTERM."""
+    """Each is sent twice and recorded once. SIGTERM ends the process."""
     if order == "the send first":
         send_all(db)
     with receiving(db, tmp_path) as (base, process), httpx.Client(base_url=base) as client:
         for provider in PROVIDERS:
-            for one in requests_of(provider) * 2:
-                answer = client.post(f"/{provider}", content=one.body, headers=one.headers)
+            for request in requests_of(provider) * 2:
+                answer = client.post(f"/{provider}", content=request.body, headers=request.headers)
                 assert (answer.status_code, answer.text) == (200, "ok\n"), (provider, process.stderr)
         assert client.get("/healthz").status_code == 200
         recorded = db.value(COUNT + " AND type <> 'reconciled'")
@@ -111,7 +111,7 @@ def test_every_documented_payload_reaches_its_delivery_by_the_command(db, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["the send first", "the webhook first"])
 def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(db, order):
-    """Its tenant is part of the path."""
+    """The tenant is part of the path."""
     receiver = mounted(tenant=lambda path: path.split("/")[2])
     if order == "the send first":
         send_all(db, "acme")
@@ -126,7 +126,7 @@ def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(
 
 
 def test_an_event_is_broadcast_by_the_receiver_itself(db):
-    """To the tenant and to the delivery, after the answer; once, however often the provider repeats it."""
+    """One message per channel is published after the response, however often the provider repeats it."""
     request = first("postmark")
     (event,) = parse("postmark", request.body, request.headers)
     with db.engine.begin() as connection:
@@ -138,9 +138,11 @@ def test_an_event_is_broadcast_by_the_receiver_itself(db):
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorded(db, provider, caplog):
-    """Another provider's request; the log has a line and nothing of it. Event Grid would never repeat after a 401."""
-    other = "postmark" if provider in ("resend", "sendgrid") else "resend"
-    (answer,) = post(mounted(), f"/webhooks/{provider}", first(other))
+    """It is another provider's request; the log has a line without its content. Event Grid gets 503, because it
+    never retries after 401.
+    """
+    other_provider = "postmark" if provider in ("resend", "sendgrid") else "resend"
+    (answer,) = post(mounted(), f"/webhooks/{provider}", first(other_provider))
     assert (answer.status_code, db.value(COUNT)) == (503 if provider == "azure" else 401, 0)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "@" not in caplog.text
@@ -149,17 +151,17 @@ def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorde
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_signed_body_that_cannot_be_read_is_answered_with_400(db, provider, caplog):
-    """So that the provider does not repeat it for hours."""
-    one = senders.signed(provider, b'"c4n4ry"', at=now())
+    """The provider does not repeat it for hours."""
+    request = senders.signed(provider, b'"c4n4ry"', at=now())
     if provider == "unisender_go":
-        one = senders.signed(provider, b'{"auth": "AUTH", "events_by_user": "c4n4ry"}')
-    (answer,) = post(mounted(), f"/webhooks/{provider}", one)
+        request = senders.signed(provider, b'{"auth": "AUTH", "events_by_user": "c4n4ry"}')
+    (answer,) = post(mounted(), f"/webhooks/{provider}", request)
     assert (answer.status_code, db.value(COUNT)) == (400, 0), caplog.text
     assert "c4n4ry" not in caplog.text + answer.text
 
 
-def test_what_is_no_webhook_is_answered_shortly(db):
-    """Other methods, unknown providers, and those without a secret; HEAD and GET look whether there is anything."""
+def test_other_requests_get_a_short_response(db):
+    """They have another method, an unknown provider, or one without a secret; HEAD and GET check the URL."""
 
     async def talk(client):
         requests = [
@@ -173,7 +175,7 @@ def test_what_is_no_webhook_is_answered_shortly(db):
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_above_5_mb_is_answered_with_413(db, announced):
-    """Announced by its length, or not."""
+    """Its length may be announced or not."""
 
     async def chunks():
         for _ in range(6):
@@ -187,7 +189,7 @@ def test_a_body_above_5_mb_is_answered_with_413(db, announced):
 
 
 def test_a_length_of_thousands_of_digits_is_too_large(db):
-    """Python refuses to make a number of them; a server in front may let them pass."""
+    """Python refuses to convert it; a proxy in front may let it pass."""
     sent = []
 
     async def run():
@@ -208,14 +210,14 @@ def test_a_length_of_thousands_of_digits_is_too_large(db):
 
 
 def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
-    """The provider sends the webhook again, and Mailgun's token is not used up."""
+    """The provider sends the webhook again, and Mailgun's token is still valid."""
     receiver, request = mounted(), first("mailgun")
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
     (answer,) = post(receiver, "/webhooks/mailgun", request)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
-    other = senders.Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
-    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", request, request, other)] == [
+    other_body = senders.Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
+    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", request, request, other_body)] == [
         200,
         200,
         401,
@@ -226,15 +228,15 @@ def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, ca
 
 
 def test_a_database_that_is_down_is_answered_with_503(db):
-    """At once, because nothing listens there."""
+    """The response is immediate, because nothing listens."""
     engine = sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")
     (answer,) = post(mounted(engine=engine), "/webhooks/postmark", first("postmark"))
     assert answer.status_code == 503
     assert "c4n4ry" not in answer.text
 
 
-def test_a_function_for_the_tenant_that_fails_costs_one_line(db, caplog):
-    """And the webhook is sent again."""
+def test_a_failing_tenant_function_is_one_line(db, caplog):
+    """The webhook is sent again."""
 
     def tenant(path):
         raise LookupError("c4n4ry")
@@ -247,8 +249,8 @@ def test_a_function_for_the_tenant_that_fails_costs_one_line(db, caplog):
 
 
 @pytest.mark.parametrize("tenant", ["", "x" * 513, "a\nb"])
-def test_a_tenant_that_cannot_be_recorded_costs_no_webhook(db, caplog, tenant):
-    """The provider has done nothing wrong, and sends it again."""
+def test_a_webhook_for_an_invalid_tenant_is_not_lost(db, caplog, tenant):
+    """The provider is not at fault, and sends it again."""
     (answer,) = post(mounted(tenant=lambda path: tenant), "/webhooks/postmark", first("postmark"))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     (record,) = caplog.records
@@ -261,7 +263,7 @@ def test_the_command_listens_on_this_machines_port_8081():
 
 
 def test_receive_records_in_the_callers_transaction(db):
-    """A rollback takes everything with it; a Session broadcasts by itself."""
+    """A rollback drops everything; a Session broadcasts by itself."""
     request = first("postmark")
     with db.engine.connect() as connection:
         (recorded,) = receive(connection, "Postmark", request.body, request.headers, secret=AUTH)
@@ -276,13 +278,13 @@ def test_receive_records_in_the_callers_transaction(db):
 
 
 def ping():
-    """Return body and headers of MailerSend's ping."""
+    """Return the body and headers of MailerSend's ping."""
     request = senders.signed("mailersend", b'{"type": "inbound.message"}')
     return request.body, request.headers
 
 
-def test_receive_raises_what_is_wrong(db):
-    """And records nothing."""
+def test_receive_raises_errors(db):
+    """It records nothing."""
     request = first("postmark")
     with db.engine.begin() as connection:
         with pytest.raises(SignatureError):
@@ -295,7 +297,7 @@ def test_receive_raises_what_is_wrong(db):
 
 
 def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db, monkeypatch):
-    """By one GET to Amazon."""
+    """It takes one GET to Amazon."""
     url = "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&Token=t"
     requests = []
     monkeypatch.setattr(
@@ -318,13 +320,13 @@ def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db
         ("https://u:p@a.example", "mandrill", "https://u:p@a.example/mandrill"),
     ],
 )
-def test_the_public_address_is_the_base_and_what_follows_it(base, path, address):
-    """A base that names the provider is the whole address."""
+def test_the_public_url_is_the_base_and_the_path(base, path, address):
+    """A base with the provider is the whole URL."""
     assert public_url(base, path) == address
 
 
-def test_mandrills_address_is_that_of_the_request_unless_it_is_set(db, monkeypatch):
-    """Behind a proxy, the request knows another one."""
+def test_mandrills_url_is_that_of_the_request_unless_it_is_set(db, monkeypatch):
+    """Behind a proxy, the request has another URL."""
     monkeypatch.setattr(senders, "MANDRILL_URL", "http://testserver/webhooks/mandrill")
     request = first("mandrill")
     assert [answer.status_code for answer in post(mounted(url=None), "/webhooks/mandrill", request)] == [200]
@@ -335,7 +337,7 @@ def test_mandrills_address_is_that_of_the_request_unless_it_is_set(db, monkeypat
     assert post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", request)[0].status_code == 200
 
 
-def test_receives_address_is_the_one_given_or_that_of_the_setting(db):
+def test_receives_url_is_the_argument_or_the_setting(db):
     """Mandrill signs it."""
     request = first("mandrill")
     arguments = {"provider": "mandrill", "body": request.body, "headers": request.headers, "secret": senders.KEY}
@@ -346,7 +348,7 @@ def test_receives_address_is_the_one_given_or_that_of_the_setting(db):
     settings = db.settings.model_copy(update={"webhook_url": SecretStr(MANDRILL_URL.removesuffix("/mandrill/"))})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     with db.engine.begin() as connection, pytest.raises(SignatureError):
-        receive(connection, **arguments)  # without the slash at the end, it is another address
+        receive(connection, **arguments)  # without the slash at the end, it is another URL
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"webhook_url": SecretStr(MANDRILL_URL)})
     )
@@ -354,14 +356,14 @@ def test_receives_address_is_the_one_given_or_that_of_the_setting(db):
         assert receive(connection, **arguments)
 
 
-def test_slow_recording_holds_up_neither_the_event_loop_nor_more_than_eight_connections(db):
-    """Somebody locks the ledger; the others wait in threads."""
+def test_slow_recording_blocks_neither_the_event_loop_nor_more_than_eight_connections(db):
+    """The ledger is locked; the other webhooks wait in threads."""
     request = first("postmark")
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
     async def talk(client):
-        some = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(12)]
-        posts = asyncio.gather(*some)
+        requests = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(12)]
+        posts = asyncio.gather(*requests)
         await asyncio.to_thread(wait_until, lambda: db.value(waiting) == app.THREADS)
         assert (await client.get("/webhooks/healthz")).status_code == 200
         assert db.value(waiting) == app.THREADS
@@ -376,7 +378,7 @@ def test_slow_recording_holds_up_neither_the_event_loop_nor_more_than_eight_conn
 
 
 def test_a_client_that_leaves_is_not_answered(db):
-    """And costs nothing."""
+    """It causes no error."""
     sent = []
 
     async def run():
@@ -396,14 +398,14 @@ def test_a_client_that_leaves_is_not_answered(db):
 
 
 def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
-    """uvicorn, hypercorn and others begin with that."""
-    told, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
+    """Uvicorn, hypercorn and others start with it."""
+    incoming, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
 
     receiver = webhook_app(secrets=SECRETS)
 
     async def run():
         async def next_():
-            return told.pop(0)
+            return incoming.pop(0)
 
         async def note(message):
             sent.append(message["type"])
@@ -411,18 +413,18 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
         await receiver({"type": "lifespan"}, next_, note)
 
     asyncio.run(run())
-    receiver.start().result(20)  # what it has begun to load
+    receiver.start().result(20)  # the certificates that it has begun to load
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
-    """So that a slow database does not fill the memory."""
+    """A slow database must not fill the memory."""
     monkeypatch.setattr(admission, "MAX_VERIFIED", 2)
     receiver, request = mounted(), first("postmark")
 
     async def talk(client):
-        some = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(6)]
-        return sorted(answer.status_code for answer in await asyncio.gather(*some))
+        requests = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(6)]
+        return sorted(answer.status_code for answer in await asyncio.gather(*requests))
 
     assert ask(receiver, talk) == [200, 200, 503, 503, 503, 503]
     (record,) = caplog.records
@@ -430,7 +432,7 @@ def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, capl
 
 
 def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
-    """Whose signature is over the body: it waited in line with garbage, and was the first to be refused."""
+    """Its signature is over the body, but it once waited in line with garbage and was refused first."""
     garbage = b"event=" + b"x" * app.SMALL_BYTES
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     event = documented("mailtrap")[0].payload
@@ -440,14 +442,14 @@ def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
     async def talk(client):
         strangers = [client.post("/webhooks/mandrill", content=garbage, headers=form) for _ in range(120)]
         honest = client.post("/webhooks/mailtrap", content=batch.body, headers=batch.headers)
-        *others, answer = await asyncio.gather(*strangers, honest)
-        return {other.status_code for other in others}, answer.status_code
+        *answers, answer = await asyncio.gather(*strangers, honest)
+        return {stranger_answer.status_code for stranger_answer in answers}, answer.status_code
 
     assert ask(mounted(), talk) == ({401, 503}, 200)
 
 
-def test_a_signature_over_the_body_is_checked_before_anything_waits(db, monkeypatch):
-    """At once, up to 5 MB; Unisender Go's, which takes longer, waits above 1 MB."""
+def test_a_signature_over_the_body_is_checked_at_once(db, monkeypatch):
+    """This holds up to 5 MB; Unisender Go's, which takes longer, waits above 1 MB."""
     checked = []
     run = VerificationThread.run
 
@@ -460,6 +462,6 @@ def test_a_signature_over_the_body_is_checked_before_anything_waits(db, monkeypa
     megabyte = b" " * 1024 * 1024
     for provider, status in [("mailtrap", 400), ("unisender_go", 400), ("mailgun", 413)]:
         for body in (b'"auth": "AUTH"' + megabyte[:-100], b'"auth": "AUTH"' + megabyte):
-            one = senders.signed(provider, body, at=now())
-            assert post(receiver, f"/webhooks/{provider}", one)[0].status_code == status
+            request = senders.signed(provider, body, at=now())
+            assert post(receiver, f"/webhooks/{provider}", request)[0].status_code == status
     assert checked == [("mailtrap", True), ("mailtrap", True), ("unisender_go", True), ("unisender_go", False)]

@@ -1,4 +1,4 @@
-"""Secrets of providers: where they come from, several of one provider, and those that cannot be used."""
+"""Providers' secrets: their sources, several of one provider, and unusable ones."""
 
 import re
 
@@ -20,18 +20,18 @@ KEYS = {
 
 
 def test_two_secrets_of_a_provider_are_both_accepted(db):
-    """While one replaces the other."""
-    for known in (["user:old", AUTH], [AUTH, "user:old"]):
-        receiver = mounted(secrets={"Postmark": known})
+    """One replaces the other."""
+    for secrets in (["user:old", AUTH], [AUTH, "user:old"]):
+        receiver = mounted(secrets={"Postmark": secrets})
         assert [answer.status_code for answer in post(receiver, "/webhooks/postmark", first("postmark"))] == [200]
-        setting(db, ",mailgun=k, ".join(f"postmark={one}" for one in known))
+        setting(db, ",mailgun=k, ".join(f"postmark={secret}" for secret in secrets))
         shop = Starlette()
         shop.mount("/webhooks", webhook_app())
         assert [answer.status_code for answer in post(shop, "/webhooks/postmark", first("postmark"))] == [200]
 
 
 def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
-    """So that one may hold a comma."""
+    """A secret may have a comma."""
     (tmp_path / "secrets").write_text("mailgun=k\n\npostmark=user:a,b\n")
     setting(db, f"@{tmp_path / 'secrets'}")
     posted = senders.Posted(b'{"RecordType": "Open", "MessageID": "m"}', {"Authorization": "Basic dXNlcjphLGI="})
@@ -40,7 +40,7 @@ def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (None, "MAILGLASS_WEBHOOK_SECRETS is not set"),
         (" , ", "MAILGLASS_WEBHOOK_SECRETS is not set"),
@@ -57,37 +57,37 @@ def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
         ("@/nowhere/c4n4ry", "cannot read its file"),
     ],
 )
-def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
-    """By the application and by the function; the error repeats nothing of it."""
+def test_without_a_usable_secret_nothing_is_received(db, value, message):
+    """The application and the function refuse; the error does not quote the secret."""
     value = KEYS.get(value, lambda: value)()
     setting(db, value)
-    with pytest.raises(ConfigurationError, match=said) as error:
+    with pytest.raises(ConfigurationError, match=message) as error:
         webhook_app()
     assert "c4n4ry" not in str(error.value)
     assert "\n" not in str(error.value)
     request = first("postmark")
-    with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
+    with pytest.raises(ConfigurationError, match=message), db.engine.begin() as connection:
         receive(connection, "postmark", request.body, request.headers)
     provider, equals, secret = (value or "").partition("=")
     if equals:
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=message):
             webhook_app(secrets={provider: secret})
-        with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
+        with pytest.raises(ConfigurationError, match=message), db.engine.begin() as connection:
             receive(connection, provider, request.body, request.headers, secret=secret)
 
 
-@pytest.mark.parametrize("given", [None, [], [None], ["", "user:password"], b"user:password"])
-def test_a_secret_in_code_that_is_missing_is_refused_by_the_provider_s_name(db, given):
-    """Such as of a variable that is not set; a user without a password is allowed."""
+@pytest.mark.parametrize("secret", [None, [], [None], ["", "user:password"], b"user:password"])
+def test_a_secret_in_code_that_is_missing_is_refused_by_the_provider_s_name(db, secret):
+    """Its variable may be unset; a user without a password is allowed."""
     with pytest.raises(ConfigurationError, match="postmark: the secret is empty, or not a string"):
-        webhook_app(secrets={"postmark": given})
+        webhook_app(secrets={"postmark": secret})
     with pytest.raises(ConfigurationError, match="without a provider's secret"):
         webhook_app(secrets={})
     webhook_app(secrets={"postmark": "user:"})
 
 
 def test_receive_needs_a_secret_of_this_provider(db):
-    """Another's is not enough, and that is no wrong signature."""
+    """Another provider's is not enough, and that is no wrong signature."""
     setting(db, "mailgun=k")
     request = first("postmark")
     with pytest.raises(ConfigurationError, match="no secret for this provider"), db.engine.begin() as connection:
@@ -95,11 +95,11 @@ def test_receive_needs_a_secret_of_this_provider(db):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [("", "MAILGLASS_WEBHOOK_SECRETS is not set; .*"), ("postmark=:", "MAILGLASS_WEBHOOK_SECRETS: postmark: .* empty")],
 )
-def test_the_command_does_not_start_without_a_secret(db, redis_url, value, said):
+def test_the_command_does_not_start_without_a_secret(db, redis_url, value, message):
     """It prints one line and exits with 1."""
-    done = commands.run_forked(db, "receive", "--port", "0", MAILGLASS_WEBHOOK_SECRETS=value)
-    assert done.returncode == 1
-    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", done.stderr)
+    result = commands.run_forked(db, "receive", "--port", "0", MAILGLASS_WEBHOOK_SECRETS=value)
+    assert result.returncode == 1
+    assert re.fullmatch(rf"mailglass-reconcile: {message}\n", result.stderr)

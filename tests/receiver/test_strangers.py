@@ -1,4 +1,4 @@
-"""What strangers can do to a receiver without a secret: hundreds of connections, and a signed webhook is answered."""
+"""Attacks without a secret: hundreds of connections, and a signed webhook is still answered."""
 
 import contextlib
 import os
@@ -31,16 +31,16 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 @contextmanager
 def serving(kind: str, db, folder, **more: str):
-    """Run a receiver, and yield its address, the path before the providers' names, and its process."""
+    """Run a receiver; yield its address, the path before the providers' names, and its process."""
     module, path = KINDS[kind]
     with receiving(db, folder, module, forked=False, **more) as (base, process):
         yield base, path, psutil.Process(process.pid)
-        assert "Traceback" not in process.stderr  # later, uvicorn writes one for each answer that it cuts off
+        assert "Traceback" not in process.stderr  # later, uvicorn writes one for each response that it cuts off
 
 
 @contextmanager
 def strangers(base: str, path: str, behaviour: str) -> Iterator[None]:
-    """Have hundreds of connections that behave in a way."""
+    """Run hundreds of connections with one behaviour."""
     command = ["-m", "strangers", base.rpartition(":")[2], path, behaviour]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with processes.start(command, env, until="open\n"):
@@ -53,7 +53,7 @@ def connected(base: str) -> socket.socket:
 
 
 def post(place: str, provider: str) -> httpx.Response:
-    """Post a signed webhook, and wait longer than a provider: the machine may be busy with other things."""
+    """Post a signed webhook, with a longer timeout than a provider's, because the machine may be busy."""
     request = first(provider)
     return httpx.post(f"{place}/{provider}", content=request.body, headers=request.headers, timeout=250)
 
@@ -70,7 +70,7 @@ OF_THE_SERVER = ("silence", "half_a_head", "no_reading", "one_byte_a_piece")
     ],
 )
 def test_hundreds_of_strangers_leave_a_signed_webhook_answered(db, tmp_path, kind, behaviour):
-    """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container.
+    """The receiver has a core, and answers within a provider's timeout and the memory of a small container.
 
     One webhook while they come, and two more at the same time once they are there.
     """
@@ -95,7 +95,7 @@ ROUND_TRIP_SECONDS = 0.2
 
 
 def post_from_far(base: str, provider: str, body: bytes, headers: dict[str, str], window: int) -> bytes:
-    """Post a webhook as a far client does, and return the beginning of the answer: a window in each round trip."""
+    """Post a webhook from afar, one window per round trip, and return the beginning of the response."""
     lines = [f"POST /{provider} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     sent = "\r\n".join([*lines, "", ""]).encode() + body
@@ -107,15 +107,15 @@ def post_from_far(base: str, provider: str, body: bytes, headers: dict[str, str]
 
 
 def batch(size: int) -> senders.Posted:
-    """Return a webhook of SendGrid of that length."""
+    """Return a webhook of SendGrid of some length."""
     event = {**senders.documented("sendgrid")[0].payload, "filler": "x" * size}
-    (one,) = senders.posted("sendgrid", [event], at=now())
-    return one
+    (request,) = senders.posted("sendgrid", [event], at=now())
+    return request
 
 
 @pytest.mark.parametrize("behaviour", ["silence", "half_a_head", "no_body", "slow_body", "garbage"])
 def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp_path, behaviour):
-    """A small one from afar, 1 MB from afar, and 1 MB from next door; they were cut off, each time."""
+    """One is small and from afar, two have 1 MB, from afar and near; they used to be cut off each time."""
     large, small = batch(MB), first("postmark")
     with (
         serving("the command", db, tmp_path) as (base, _, _),
@@ -131,8 +131,8 @@ def test_hundreds_of_strangers_leave_large_and_distant_webhooks_answered(db, tmp
 
 
 @EVERY_KIND
-def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, tmp_path, kind):
-    """413 for one that is too large, announced or not, and 401 before a body is read: it was cut off while it sent."""
+def test_a_client_receives_the_response_to_an_unread_body(db, tmp_path, kind):
+    """It is 413 for a large one, announced or not, or 401 before the body; the client used to be cut off."""
     right, wrong = first("postmark").headers, {"Authorization": "Basic bm86bm8="}
 
     def chunks() -> Iterator[bytes]:
@@ -154,33 +154,33 @@ def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, tmp_path, k
 
 
 def test_a_body_that_does_not_arrive_is_answered_with_408(db, tmp_path):
-    """After half a minute, also by a mounted application; this test runs it with a tenth of that."""
+    """The timeout is half a minute, also in a mounted application; the test uses a tenth of it."""
     sent = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n["
     modules = "canned_certificates,short_timeouts"
     with (
         serving("a mounted application", db, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
         connected(base) as connection,
     ):
-        began = time.monotonic()
+        started_at = time.monotonic()
         connection.sendall(sent)
         assert connection.recv(4_096).startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - began > BODY_SECONDS / 10 - 0.1
+        assert time.monotonic() - started_at > BODY_SECONDS / 10 - 0.1
 
 
-def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, tmp_path):
-    """Whole ones that wait for their turn are looked at, too; the answer says when to try again."""
+def test_the_largest_bodies_are_evicted_when_many_fill_the_memory(db, tmp_path):
+    """Whole bodies in the queue count, too; the response says when to retry."""
     body = b"mandrill_events=" + b"a" * (5 * MB - 100)
     head = b"POST /mandrill HTTP/1.1\r\nHost: x\r\nX-Mandrill-Signature: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     with serving("the command", db, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
-        held = []
+        connections = []
         for _ in range(16):
-            held.append(opened.enter_context(connected(base)))
-            held[-1].sendall(head + body[:-1])  # before the next: its head must come in time
+            connections.append(opened.enter_context(connected(base)))
+            connections[-1].sendall(head + body[:-1])  # before the next one: its head must come in time
         answer = b""
-        while not answer.startswith(b"HTTP/1.1 503"):  # on a busy machine, some of them have taken too long: 408
-            answers, _, _ = select.select(held, [], [], 200)
+        while not answer.startswith(b"HTTP/1.1 503"):  # on a busy machine, some have timed out: 408
+            answers, _, _ = select.select(connections, [], [], 200)
             answer = answers[0].recv(4_096)
-            held.remove(answers[0])
+            connections.remove(answers[0])
         request = first("postmark")
         assert (
             httpx.post(f"{base}/postmark", content=request.body, headers=request.headers, timeout=200).status_code

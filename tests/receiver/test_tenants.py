@@ -1,4 +1,4 @@
-"""Tenants with accounts of their own: one tenant's secret opens that tenant's door only."""
+"""Tenants with their own accounts: a tenant's secret is valid for that tenant only."""
 
 import threading
 
@@ -12,16 +12,16 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 from senders import AUTH
 
 RECORDED = "SELECT DISTINCT tenant_id FROM mailglass_events"
-ONE = "/webhooks/acme/postmark"
+PATH = "/webhooks/acme/postmark"
 
 
 def third(path: str) -> str:
-    """Return the tenant of a path."""
+    """Return the tenant in a path."""
     return path.split("/")[2]
 
 
 def statuses(receiver, *paths: str, provider: str = "postmark") -> list[int]:
-    """Post the same webhook to some paths, and return what each is answered with."""
+    """Post the same webhook to some paths, and return the statuses."""
     return [post(receiver, path, first(provider))[0].status_code for path in paths]
 
 
@@ -35,9 +35,9 @@ OF_ACME = {"acme": {"Postmark": AUTH, "mailgun": SECRETS["mailgun"]}, "emca": {"
 
 @pytest.mark.parametrize("secrets", [OF_ACME, secret_of], ids=["a mapping", "a function"])
 def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
-    """Another tenant's is 401, or 404 if it has none for the provider, or there is no such tenant."""
+    """Another tenant's path is 401, or 404 if it has no secret for the provider or does not exist."""
     receiver = mounted(secrets=secrets, tenant=third)
-    paths = [ONE, "/webhooks/emca/postmark", "/webhooks/nobody/postmark", "/webhooks/acme/sendgrid"]
+    paths = [PATH, "/webhooks/emca/postmark", "/webhooks/nobody/postmark", "/webhooks/acme/sendgrid"]
     assert statuses(receiver, *paths) == [200, 401 if secrets is OF_ACME else 404, 404, 404]
     assert statuses(receiver, "/webhooks/acme/mailgun", "/webhooks/emca/mailgun", provider="mailgun") == [200, 404]
     assert [tenant for (tenant,) in db.rows(RECORDED)] == ["acme"]
@@ -45,33 +45,33 @@ def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
 
 
 def test_both_of_a_tenants_secrets_are_accepted(db):
-    """While one is replaced."""
+    """One replaces the other."""
     receiver = mounted(secrets={"acme": {"postmark": ["old:one", AUTH]}}, tenant="acme")
     assert statuses(receiver, "/webhooks/postmark") == [200]
 
 
 def test_without_a_tenant_it_is_that_of_the_setting(db):
-    """As for recording."""
+    """Recording has the same default."""
     assert statuses(mounted(secrets={"default": {"postmark": AUTH}}), "/webhooks/postmark") == [200]
     assert statuses(mounted(secrets={"acme": {"postmark": AUTH}}), "/webhooks/postmark") == [404]
 
 
 def test_the_function_is_called_in_a_thread_with_the_canonical_name(db):
-    """It may wait for a database, so the event loop must not wait for it."""
-    called = []
+    """It may query a database, so it must not block the event loop."""
+    calls = []
 
     def secrets(provider, tenant):
-        called.append((provider, tenant, threading.current_thread().name))
+        calls.append((provider, tenant, threading.current_thread().name))
         return [AUTH]
 
     assert statuses(mounted(secrets=secrets, tenant="acme"), "/webhooks/Postmark") == [200]
-    ((provider, tenant, thread),) = called
+    ((provider, tenant, thread),) = calls
     assert (provider, tenant) == ("postmark", "acme")
     assert thread.startswith("mailglass-tenants")
 
 
 def raises(provider, tenant):
-    """Fail, as a database does."""
+    """Fail like a database."""
     raise LookupError("c4n4ry")
 
 
@@ -88,10 +88,10 @@ def raises(provider, tenant):
         (lambda provider, tenant: 7, 503),
     ],
 )
-def test_what_is_no_secret_lets_the_provider_repeat_unless_there_is_none(db, secrets, status, caplog):
-    """One line in the log, which repeats nothing of it; Brevo gets 429."""
+def test_an_invalid_secret_lets_the_provider_retry_and_a_missing_one_does_not(db, secrets, status, caplog):
+    """One line in the log does not quote it; Brevo gets 429."""
     receiver = mounted(secrets=secrets, tenant=third)
-    assert statuses(receiver, ONE) == [status]
+    assert statuses(receiver, PATH) == [status]
     (record,) = caplog.records
     assert record.levelname == ("WARNING" if status == 404 else "ERROR")
     assert "postmark" in record.getMessage()
@@ -101,7 +101,7 @@ def test_what_is_no_secret_lets_the_provider_repeat_unless_there_is_none(db, sec
 
 
 def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(db, caplog, monkeypatch):
-    """The function has returned None: there is no such tenant."""
+    """The function returns None: there is no such tenant."""
     now = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
     for secrets in (SECRETS, OF_ACME):
@@ -112,12 +112,12 @@ def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(d
             assert statuses(receiver, "/webhooks/x/postmark", "/webhooks/y/postmark") == [404, 404]
             assert len(caplog.records) == lines
         assert "no such tenant" in caplog.text
-        assert statuses(receiver, ONE) == [200]
+        assert statuses(receiver, PATH) == [200]
     assert [tenant for (tenant,) in db.rows(RECORDED)] == ["acme"]
 
 
 def test_secrets_that_cannot_be_used_are_refused_at_the_start_for_each_tenant(db):
-    """As for one of all tenants."""
+    """Secrets of all tenants are checked in the same way."""
     with pytest.raises(ConfigurationError, match="postmark: the user name and the password are empty"):
         webhook_app(secrets={"acme": {"postmark": ":"}})
     with pytest.raises(ConfigurationError, match="not of both"):

@@ -1,4 +1,4 @@
-"""Addresses of recipients: one way to store them, one to compare them, and the key by which they are found."""
+"""Recipients' addresses: their stored form, their normalized form, and their index key."""
 
 import pytest
 
@@ -15,10 +15,10 @@ from spellings import DIFFERENT, EQUAL
 
 @pytest.mark.parametrize("spellings", EQUAL.values(), ids=EQUAL)
 def test_spellings_of_one_recipient_compare_as_equal(spellings):
-    """And once more, if what was compared is compared again."""
-    one, other = map(normalize_address, spellings)
-    assert one == other == normalize_address(one)
-    assert make_index_key(one) == make_index_key(other)
+    """Normalizing twice changes nothing."""
+    first, second = map(normalize_address, spellings)
+    assert first == second == normalize_address(first)
+    assert make_index_key(first) == make_index_key(second)
 
 
 @pytest.mark.parametrize("pair", DIFFERENT.values(), ids=DIFFERENT)
@@ -28,7 +28,7 @@ def test_different_recipients_compare_as_different(pair):
 
 
 @pytest.mark.parametrize(
-    ("given", "stored"),
+    ("text", "stored"),
     [
         (" Ada <Ada@Example.com> ", "Ada@Example.com"),
         ("a\tb@example.com", "a b@example.com"),
@@ -36,10 +36,10 @@ def test_different_recipients_compare_as_different(pair):
         ("", ""),
     ],
 )
-def test_what_is_stored_is_the_address_alone(given, stored):
-    """In its own case, and without control characters."""
-    assert strip_display_name(given) == stored
-    assert normalize_address(stored) == normalize_address(given)
+def test_the_stored_form_is_the_address_alone(text, stored):
+    """It keeps its case and has no control characters."""
+    assert strip_display_name(text) == stored
+    assert normalize_address(stored) == normalize_address(text)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_what_is_stored_is_the_address_alone(given, stored):
     ],
 )
 def test_the_key_of_an_ascii_address_is_the_address(recipient, key, exact):
-    """The key of any other address is what all its spellings share."""
+    """Other addresses have a key that all their spellings share."""
     assert make_index_key(normalize_address(recipient)) == key
     assert is_exact(key) is exact
 
 
 @pytest.mark.parametrize(
-    ("text", "there"),
+    ("text", "is_named"),
     [
         ('{"to": "Ada Lovelace <ADA@Bücher.example>"}', True),
         ("mailto:ada@xn--bcher-kva.example.", True),
@@ -74,14 +74,14 @@ def test_the_key_of_an_ascii_address_is_the_address(recipient, key, exact):
         ("", False),
     ],
 )
-def test_a_text_names_an_address_in_any_spelling_and_no_longer_one(text, there):
-    """However long the text around it is."""
+def test_a_text_names_an_address_in_any_spelling_and_no_longer_one(text, is_named):
+    """The text around it may be long."""
     for spelling in ("ada@bücher.example", "ADA@XN--bcher-kva.example"):
-        assert contains_recipient(text, normalize_address(spelling)) is there
+        assert contains_recipient(text, normalize_address(spelling)) is is_named
 
 
 def test_the_rough_part_of_an_address_is_in_every_spelling():
-    """Letters and digits of ASCII in lower case, which no encoding changes."""
+    """It is the ASCII letters and digits in lower case, which no encoding changes."""
     result = [
         search_fragment(normalize_address(word))
         for word in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")

@@ -1,4 +1,4 @@
-"""A server that cannot be reached: setting, place and the driver's first line, never the user or the password."""
+"""A server that cannot be reached: the setting, the place and the driver's first line, without user and password."""
 
 import contextlib
 import socket
@@ -30,7 +30,7 @@ ROLES = ("asked", "limited", "kept_out", "refused")
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[str]:
-    """The URL of a server that asks one role for a password, lets one in never, and one not to another database."""
+    """A server that asks one role for a password, refuses one, and refuses one another database; its URL."""
     with servers.postgres_server(*FEW, *FAST) as server:
         roles = {name: f"{USER}_{name}" for name in ROLES}
         engine = sa.create_engine(make_url(server.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
@@ -54,23 +54,23 @@ CLOSED = "ALTER DATABASE {} ALLOW_CONNECTIONS false"
 
 def with_(url: str, user: str = "", password: str = PASSWORD, database: str = "", **query: str) -> str:
     """Return *url* with other parts."""
-    made = make_url(url)
-    made = made.set(username=f"{USER}_{user}", password=password) if user else made
-    made = made.set(database=database) if database else made
-    return made.update_query_dict(query).render_as_string(hide_password=False)
+    changed = make_url(url)
+    changed = changed.set(username=f"{USER}_{user}", password=password) if user else changed
+    changed = changed.set(database=database) if database else changed
+    return changed.update_query_dict(query).render_as_string(hide_password=False)
 
 
 def connection_error(url: str) -> str:
-    """Return the message of a failing connection; assert that it is one line without user and password."""
+    """Return the message of a failing connection, after checking that it is one line without user and password."""
     try:
         engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)))).close()
     except DatabaseUnavailableError as error:
-        output, whole = str(error), "".join(traceback.format_exception(error))
+        output, trace = str(error), "".join(traceback.format_exception(error))
     else:
         return "connected"
     assert "\n" not in output
-    assert USER not in whole
-    assert PASSWORD not in whole
+    assert USER not in trace
+    assert PASSWORD not in trace
     assert "MAILGLASS_DATABASE_URL" in output
     return output
 
@@ -90,20 +90,20 @@ def connection_error(url: str) -> str:
         ({"sslmode": "canary"}, "invalid sslmode value"),
     ],
 )
-def test_what_a_server_refuses_is_told_apart(strict: str, parts: dict[str, str], cause: str) -> None:
-    """By a real server, over its socket; the line names the socket's folder, the port and the database."""
+def test_refusals_of_a_server_are_classified(strict: str, parts: dict[str, str], cause: str) -> None:
+    """A real server refuses over its socket; the line has the socket's folder, the port and the database."""
     output = connection_error(with_(strict, **parts))
     assert cause in output
     assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in output
 
 
 def test_the_right_password_connects(strict: str) -> None:
-    """So the faults above are faults."""
+    """The faults above are thus real."""
     assert connection_error(with_(strict, user="asked")) == "connected"
 
 
-def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> None:
-    """It has four."""
+def test_a_server_without_free_connections_is_classified(strict: str) -> None:
+    """It allows four."""
     engine = sa.create_engine(make_url(strict).set(drivername="postgresql+psycopg"), pool_size=5)
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(sa.exc.OperationalError):
@@ -114,15 +114,15 @@ def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> N
     wait_until(lambda: connection_error(strict) == "connected")
 
 
-def test_tls_that_a_server_does_not_speak_is_told_apart(strict: str) -> None:
-    """Over TCP, where sslmode counts."""
+def test_missing_tls_of_a_server_is_classified(strict: str) -> None:
+    """The connection uses TCP, where sslmode counts."""
     with before_postgres(strict) as (_, url):
         assert "server does not support SSL" in connection_error(with_(url, sslmode="require"))
 
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a listener that takes connections and says nothing."""
+    """The port of a listener that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -142,11 +142,11 @@ def rude() -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_what_the_driver_says_of_silence_and_of_a_closed_door_is_repeated(
+def test_the_drivers_message_about_timeouts_and_closed_connections_is_repeated(
     silent: int, rude: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one did not answer in time, the other closed the connection."""
-    monkeypatch.setattr(engines, "CONNECT_TIMEOUT_SECONDS", 2)  # the least that libpq knows
+    """One server did not answer in time, the other closed the connection."""
+    monkeypatch.setattr(engines, "CONNECT_TIMEOUT_SECONDS", 2)  # the minimum of libpq
     assert "timeout" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
     assert "closed the connection" in connection_error(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
 
@@ -164,13 +164,13 @@ def test_what_the_driver_says_of_silence_and_of_a_closed_door_is_repeated(
         (f"postgresql://u:pw@{PASSWORD}/x@127.0.0.1/y", "more than one @"),
     ],
 )
-def test_a_place_where_nobody_is_is_named(url: str, words: str) -> None:
-    """Port, socket, name; a password with an @ in it is read as the host, so then no place is shown."""
+def test_an_address_where_nothing_listens_is_named(url: str, words: str) -> None:
+    """Port, socket and name are tried; a password with an @ is read as the host, so no place is shown then."""
     assert words in connection_error(url)
 
 
-def redis_told(url: str) -> str:
-    """Return the message about a Redis that cannot be used."""
+def redis_message(url: str) -> str:
+    """Return the message about an unusable Redis."""
     client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
     with pytest.raises((RedisError, OSError)) as fault:
         client.ping()
@@ -181,23 +181,23 @@ def redis_told(url: str) -> str:
     return output
 
 
-def test_faults_of_redis_are_told_apart(silent: int, rude: int) -> None:
-    """By a real server with a password, and by ports where none is."""
+def test_faults_of_redis_are_classified(silent: int, rude: int) -> None:
+    """There is a real server with a password, and ports without a server."""
     with servers.redis("secret") as url:
         host = url.partition("@")[2].removesuffix("/0")
         for wrong in (f"redis://{USER}:{PASSWORD}@{host}/0", f"redis://:{PASSWORD}@{host}/0", f"redis://{host}/0"):
-            assert "the user or the password was refused" in redis_told(wrong)
-        assert f"port {host.partition(':')[2]}, database 77: there is no such" in redis_told(
+            assert "the user or the password was refused" in redis_message(wrong)
+        assert f"port {host.partition(':')[2]}, database 77: there is no such" in redis_message(
             f"redis://:secret@{host}/77"
         )
-    assert "at 127.0.0.1, port 1, database 0: nothing listens" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:1/0")
-    assert "at /nowhere, database 0: nothing listens" in redis_told("unix:///nowhere?db=0")
-    assert "imeout" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:{silent}/0")
-    assert "onnection" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:{rude}/0")
+    assert "at 127.0.0.1, port 1, database 0: nothing listens" in redis_message(f"redis://:{PASSWORD}@127.0.0.1:1/0")
+    assert "at /nowhere, database 0: nothing listens" in redis_message("unix:///nowhere?db=0")
+    assert "imeout" in redis_message(f"redis://:{PASSWORD}@127.0.0.1:{silent}/0")
+    assert "onnection" in redis_message(f"redis://:{PASSWORD}@127.0.0.1:{rude}/0")
 
 
-def test_what_a_driver_quotes_and_what_has_an_at_sign_is_left_out() -> None:
-    """Names of roles, in any language, and URLs; one line."""
+def test_quoted_parts_and_parts_with_an_at_sign_are_left_out() -> None:
+    """Names of roles, in any language, and URLs are removed; the rest is one line."""
     server = Server("Postgres", "h", "MAILGLASS_DATABASE_URL")
     for words in (f'FATAL: »{USER}« "{USER}" „{USER}“ nicht erlaubt', f"Error connecting to {PASSWORD}@host.\nmore"):
         output = connection_errors.describe(ValueError(words), server)

@@ -1,4 +1,4 @@
-"""What can be a handler, under which name, for which types."""
+"""Handlers: which callables are valid, under which name, for which types."""
 
 import functools
 import importlib
@@ -22,7 +22,7 @@ def handler(connection, event):
 
 
 def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
-    """The outbox notes it, so it must stay the same from one process to the next."""
+    """The outbox stores it, so it must be the same in each process."""
     on_event("bounced")(handler)
     on_event("opened", name="audit")(handler)
     assert [
@@ -34,21 +34,21 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
     assert registry.handled_types() == {"bounced", "opened"}
 
 
-def test_what_can_be_called_and_is_no_function_is_a_handler_under_the_name_that_it_is_given():
+def test_a_callable_that_is_no_function_needs_an_explicit_name():
     """It has no place in a file."""
     on_event("bounced", name="audit")(functools.partial(handler))
     assert [registered_handler.name for registered_handler in registry.registered_handlers()] == ["audit"]
 
 
 def test_a_star_is_all_types_and_decorating_twice_adds_types():
-    """`@on_event("bounced") @on_event("opened")` is one handler of both."""
+    """`@on_event("bounced") @on_event("opened")` is one handler of both types."""
     on_event("*", name="all")(handler)
     assert registry.handled_types() == set(TYPES)
     on_event("bounced")(on_event("opened")(handler))
-    [one] = [
+    [stacked] = [
         registered_handler for registered_handler in registry.registered_handlers() if registered_handler.name != "all"
     ]
-    assert one.types == {"bounced", "opened"}
+    assert stacked.types == {"bounced", "opened"}
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_star_is_all_types_and_decorating_twice_adds_types():
         (lambda: on_event("bounced", name=f"{__name__}.handler")(lambda c, e: None), "is registered already"),
     ],
 )
-def test_what_cannot_be_a_handler_is_refused_in_words(decorate, words):
-    """When it is registered, not when the first event comes."""
+def test_an_invalid_handler_is_refused_with_a_reason(decorate, words):
+    """It is refused at registration, not at the first event."""
     on_event("bounced")(handler)
     with pytest.raises(ConfigurationError, match=words):
         decorate()
@@ -91,7 +91,7 @@ def handle(connection, event): pass
 
 
 def test_a_module_that_is_loaded_again_replaces_its_handlers_and_a_second_of_the_name_is_refused(tmp_path, monkeypatch):
-    """A second function of one name would be called instead of the first, and nobody would notice."""
+    """Otherwise a second function of a name would run instead of the first, unnoticed."""
     file = tmp_path / "reloaded_handlers.py"
     file.write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -108,17 +108,17 @@ def test_a_module_that_is_loaded_again_replaces_its_handlers_and_a_second_of_the
         mailglass_reconcile.configure()
 
 
-def test_functions_that_another_function_has_made_need_a_name_each():
-    """They stand in one place of a file as a module that is loaded again does, but each does something else."""
+def test_functions_made_by_another_function_need_explicit_names():
+    """They are at one place in a file, like those of a reloaded module, but do different things."""
 
-    def made(answer):
+    def make_handler(answer):
         def handle(connection, event):
             return answer
 
         return handle
 
-    on_event("bounced")(made(1))
+    on_event("bounced")(make_handler(1))
     with pytest.raises(ConfigurationError, match=r"is registered already .*give this one a name="):
-        on_event("opened")(made(2))
-    on_event("opened", name="second")(made(2))
+        on_event("opened")(make_handler(2))
+    on_event("opened", name="second")(make_handler(2))
     assert [registered_handler.function(None, None) for registered_handler in registry.registered_handlers()] == [1, 2]

@@ -1,4 +1,4 @@
-"""Words for people: numbers, names that others chose, how long ago something was."""
+"""Texts for people: numbers, names chosen by others, and relative times."""
 
 import pytest
 
@@ -18,32 +18,32 @@ from mailglass_reconcile.rules.humanize import did_you_mean, format_ago, plurali
     ],
 )
 def test_how_long_ago_something_was_is_said_in_hours_up_to_two_days(seconds, words):
-    """It matters if a mail was sent yesterday morning or in the evening."""
+    """It matters if a mail was sent yesterday morning or evening."""
     assert format_ago(seconds) == words
 
 
 @pytest.mark.parametrize(
-    ("given", "title"), [("postmark", "Postmark"), ("amazon_ses", "Amazon SES"), ("own\x1b", "own\\x1b")]
+    ("provider", "title"), [("postmark", "Postmark"), ("amazon_ses", "Amazon SES"), ("own\x1b", "own\\x1b")]
 )
-def test_a_provider_is_called_as_it_writes_itself(given, title):
-    """An unknown one as it was given, escaped."""
-    assert providers.title(given) == title
+def test_a_provider_is_called_as_it_writes_itself(provider, title):
+    """An unknown name is shown unchanged, but escaped."""
+    assert providers.title(provider) == title
 
 
 def test_a_number_and_its_verb_agree():
-    """Only one is one."""
+    """The singular is for 1 only."""
     lines = [f"{pluralize(n, 'event')} {verb(n)}" for n in (0, 1, 2_000)]
     assert lines == ["0 events are", "1 event is", "2,000 events are"]
     assert pluralize(2, "orphan matches", "orphans match") == "2 orphans match"
 
 
 def test_a_known_name_is_offered_for_one_that_is_like_it_and_none_for_others():
-    """In upper or lower case."""
+    """Case does not matter."""
     assert did_you_mean("BOUNCE", ["opened", "bounced"]) == "; did you mean bounced?"
     assert did_you_mean("quite another", ["opened", "bounced"]) == ""
     assert did_you_mean("bounced", ["opened", "bounced"]) == "", "it is known, but not here"
 
 
 def test_a_tenant_is_shown_in_one_line_and_no_two_look_the_same():
-    """An escaped one is told from one that is written like it."""
-    assert [sanitize_tenant(one) for one in ("acme", "a\n", "a\\n", None)] == ["acme", "a\\n", "a\\\\n", None]
+    """An escaped tenant differs from one that is spelled like it."""
+    assert [sanitize_tenant(tenant) for tenant in ("acme", "a\n", "a\\n", None)] == ["acme", "a\\n", "a\\\\n", None]

@@ -1,4 +1,4 @@
-"""Candidate ids: what can be an id, from values to spellings, from an event's metadata, and from a rule that fails."""
+"""Candidate ids: which values are ids, their spellings, where they are read, and rules that fail."""
 
 import pytest
 
@@ -9,13 +9,13 @@ GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
 
 def candidates(provider, *, recipient=None, email=None, **values):
-    """Return an event's keys, its rule's own values given by path with `/` and `-` written as `__` and `_`."""
+    """Return an event's keys; values of its rule are given by path, with `/` and `-` as `__` and `_`."""
     paths = providers.rule_of(providers.canonical(provider)).paths
-    known = {"__".join(path).replace("-", "_"): path for path in paths}
-    assert set(values) <= set(known)
+    paths_by_name = {"__".join(path).replace("-", "_"): path for path in paths}
+    assert set(values) <= set(paths_by_name)
     document = Document({"provider": provider, "recipient": recipient, "email": email}, {})
     for name, value in values.items():
-        column, *keys, last = known[name]
+        column, *keys, last = paths_by_name[name]
         place = getattr(document, column)
         for key in keys:
             place = place.setdefault(key, {})
@@ -37,32 +37,32 @@ REAL_SENDGRID_IDS = [
 
 @pytest.mark.parametrize(("webhook", "sent"), REAL_SENDGRID_IDS)
 def test_a_relay_suffix_is_cut(webhook, sent):
-    """The id of the send answer comes first, whatever relay the message went through."""
+    """The id of the send comes first, whatever relay the message passed."""
     assert candidates("sendgrid", metadata__sg_message_id=webhook).candidate_ids[0] == sent
 
 
 def test_a_relay_without_an_id_is_no_key():
-    """Some dropped events carry the relay's part alone."""
+    """Some dropped events have the relay's part only."""
     relay = "filter0093p1las1.9128.5717FB8127.0"
     assert candidates("sendgrid", metadata__sg_message_id=relay).candidate_ids == ()
 
 
 def test_a_uuid_is_tried_in_both_cases_and_as_written():
-    """Nothing but a UUID is ever folded."""
+    """Only UUIDs are folded."""
     mixed = GUID[:18] + GUID[18:].upper()
     assert candidates("postmark", metadata__message_id=mixed).candidate_ids == (mixed, GUID, GUID.upper())
     assert candidates("postmark", metadata__message_id="Abc").candidate_ids == ("Abc",)
 
 
 def test_angle_brackets_are_tried_with_and_without():
-    """As written first."""
+    """The given form comes first."""
     bare, bracketed = "1@example.com", "<1@example.com>"
     assert candidates("mailgun", metadata__message_id=bare).candidate_ids == (bare, bracketed)
     assert candidates("mailgun", metadata__message_id=bracketed).candidate_ids == (bracketed, bare)
 
 
 def test_a_bracketed_uuid_is_tried_in_all_its_spellings():
-    """Three cases, each with brackets and without."""
+    """Three cases are tried, each with and without brackets."""
     candidate_ids = candidates("any", metadata__message_id=f"<{GUID.upper()}>").candidate_ids
     assert set(candidate_ids) == {GUID, GUID.upper(), f"<{GUID}>", f"<{GUID.upper()}>"}
     assert len(candidate_ids) == 4
@@ -75,13 +75,13 @@ def test_an_id_with_a_control_character_inside_is_no_key(character):
 
 
 def test_an_id_is_trimmed():
-    """Blanks, tabs and line ends around it."""
+    """Blanks, tabs and line breaks around it are removed."""
     assert candidates("any", metadata__message_id=" \t one\r\n").candidate_ids == ("one",)
 
 
 @pytest.mark.parametrize("text", ["é", "日本", "a b", "x" * 512])
 def test_any_other_text_of_at_most_512_characters_is_a_key(text):
-    """Letters of any script, blanks inside."""
+    """Letters of any script and blanks within are allowed."""
     assert candidates("any", metadata__message_id=text).candidate_ids == (text,)
 
 
@@ -90,29 +90,29 @@ def test_any_other_text_of_at_most_512_characters_is_a_key(text):
     ["", "   ", "x" * 513, {}, [], True, None],
 )
 def test_anything_else_is_no_key(value):
-    """Too long is not cut, and what is no text has no text."""
+    """A longer text is not cut, and another type is no text."""
     assert candidates("any", metadata__message_id=value).candidate_ids == ()
 
 
 def test_a_spelling_that_brackets_would_make_too_long_is_left_out():
-    """512 characters with an @ have no bracketed twin."""
+    """512 characters with an @ get no bracketed twin."""
     text = "a@" + "x" * 510
     assert candidates("any", metadata__message_id=text).candidate_ids == (text,)
 
 
 def test_an_integer_is_its_digits():
-    """Beyond 2^53, digit by digit."""
+    """This holds beyond 2^53."""
     assert candidates("mailjet", metadata__MessageID=1152921509114107599).candidate_ids == ("1152921509114107599",)
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, -1, float("inf")])
 def test_a_number_that_is_no_integer_is_no_key(value):
-    """A fraction, a sign, or beyond all numbers."""
+    """It is a fraction, has a sign, or is infinite."""
     assert candidates("any", metadata__message_id=value).candidate_ids == ()
 
 
 def test_provider_message_id_is_tried_before_a_providers_own_name():
-    """In metadata first, then in normalized_payload."""
+    """Metadata comes first, then normalized_payload."""
     result = candidates(
         "postmark",
         metadata__message_id="third",
@@ -124,18 +124,18 @@ def test_provider_message_id_is_tried_before_a_providers_own_name():
 
 @pytest.mark.parametrize("provider", [None, "", 1, " ", {}, "a\x01b"])
 def test_an_event_without_a_provider_has_no_key(provider):
-    """Whatever else it holds."""
+    """Other values do not matter."""
     assert matching.keys_of(Document({"provider": provider, "message_id": "one"})).candidate_ids == ()
 
 
 def test_a_providers_name_is_compared_without_regard_to_case():
-    """`PostMark` is `postmark`, and the keys say so."""
+    """`PostMark` is `postmark`, also in the keys."""
     result = candidates("PostMark", metadata__message_id="one")
     assert result[:2] == ("postmark", ("one",))
 
 
 @pytest.mark.parametrize(
-    ("recipient", "email", "known"),
+    ("recipient", "email", "expected"),
     [
         ("a@x", "b@x", "a@x"),
         (None, " b@x ", "b@x"),
@@ -144,20 +144,20 @@ def test_a_providers_name_is_compared_without_regard_to_case():
         (1, None, None),
     ],
 )
-def test_the_recipient_is_recipient_or_email(recipient, email, known):
-    """The first that is a text."""
-    assert candidates("any", recipient=recipient, email=email).recipient == known
+def test_the_recipient_is_recipient_or_email(recipient, email, expected):
+    """It is the first that is a text."""
+    assert candidates("any", recipient=recipient, email=email).recipient == expected
 
 
 @pytest.fixture
 def rules(monkeypatch):
-    """Let a test register rules that are gone after it."""
+    """Let a test register rules, and remove them afterwards."""
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
 
 
 @pytest.mark.usefixtures("rules")
 def test_an_adopters_rule_is_used_for_its_provider_alone():
-    """Registered under two names, it gets one argument per path."""
+    """It has two names, and gets one argument per path."""
 
     @providers.key_rule("Acme Mail", "acme", reads=("metadata/a/b", "normalized_payload/c"))
     def acme(a, c):
@@ -177,8 +177,8 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
 
 @pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize("answer", [ValueError, [7], 7, None, [b"x"], "text", ["id"] * 1_000_000])
-def test_an_adopters_rule_that_fails_costs_that_event_only(answer):
-    """It raises, or returns what are no ids; the reason names the rule and no value, and nothing may be stored."""
+def test_an_adopters_rule_that_fails_affects_that_event_only(answer):
+    """It raises or returns something else than ids; the reason has the rule and no value, and nothing is stored."""
 
     @providers.key_rule("acme", reads=("metadata/a",))
     def acme(a):
@@ -196,33 +196,33 @@ def test_an_adopters_rule_that_fails_costs_that_event_only(answer):
 @pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize("path", ["message_id", "metadata", "metadata/", "recipient/x"])
 def test_a_path_outside_the_two_columns_is_refused(path):
-    """When it is registered, not when it is read."""
+    """It is refused at registration, not on reading."""
     with pytest.raises(ValueError, match="a read is"):
         providers.key_rule("acme", reads=(path,))
 
 
 @pytest.mark.parametrize("text", ["\0", "\t", "\n", "\x1b", "\x7f", "\x85", "\x9f", "\ud800"])
 def test_a_text_with_a_control_character_is_no_id(text):
-    """Neither as a whole nor in its middle: nothing sends such ids, and a terminal or a database would obey them."""
+    """No provider sends such ids, and a terminal or a database would execute them."""
     assert not matching.is_usable(text)
     assert not matching.is_usable(f"before{text}after")
 
 
 @pytest.mark.parametrize("text", ["a b", "é", "日本", "a\u200db", "a\u00a0b", "x" * 512])
 def test_a_text_that_is_merely_unusual_is_an_id(text):
-    """Other invisible characters do no harm: blanks, joiners, and up to 512 characters."""
+    """Other invisible characters, blanks and joiners are harmless, up to 512 characters."""
     assert matching.is_usable(text)
 
 
 @pytest.mark.parametrize("text", ["", "x" * 513])
 def test_an_id_has_1_to_512_characters(text):
-    """Longer ones never leave the database whole."""
+    """Longer ones are never read whole."""
     assert not matching.is_usable(text)
 
 
 @pytest.mark.parametrize("message_id", [None, ""])
 def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_known(message_id):
-    """Its provider and its recipient; it is unmatchable, and does not name a delivery called `None`."""
+    """It keeps provider and recipient, is unmatchable, and names no delivery called `None`."""
     event = {"provider": "postmark", "message_id": message_id, "recipient": "ada@example.com"}
     result = matching.keys_of(Document(event))
     assert (result.provider, tuple(result.candidate_ids), result.recipient) == ("postmark", (), "ada@example.com")
@@ -235,13 +235,13 @@ ANY = providers.rank_of(None)
 
 
 def test_the_keys_of_metadata_are_those_that_a_sweep_computes_from_the_row():
-    """Provider, ids in order, recipient from `email`, and the mark of the rule."""
+    """Provider, ids in order, recipient from `email`, and the rule's rank agree."""
     assert matching.keys_of(Document(SENDGRID)) == Keys("sendgrid", IDS, "ada@example.com", RANK)
 
 
 @pytest.mark.parametrize(("flag", "lost"), [(True, True), (False, False), ("true", False), (None, False)])
 def test_a_recipient_that_was_known_and_is_gone_is_lost(flag, lost):
-    """By the flag alone, and only if no recipient is there."""
+    """The flag says so, if there is no recipient."""
     result = matching.keys_of(Document(SENDGRID | {"email": None, "recipient_known": flag}))
     assert (result.recipient, result.lost) == (None, lost)
     assert not matching.keys_of(Document(SENDGRID | {"recipient_known": flag})).lost
@@ -249,18 +249,18 @@ def test_a_recipient_that_was_known_and_is_gone_is_lost(flag, lost):
 
 @pytest.mark.parametrize("name", ["recipient", "email"])
 def test_a_number_is_no_recipient(name):
-    """Neither under the first name nor under the second."""
+    """This holds for both names."""
     assert matching.keys_of(Document(SENDGRID | {"email": None, name: 7})).recipient is None
 
 
 def test_a_number_is_an_id_and_a_boolean_or_a_list_is_none():
     """Mandrill and others send numbers."""
-    result = [matching.keys_of(Document({"provider": "other", "message_id": one})) for one in (7, True, [7], 7.5)]
+    result = [matching.keys_of(Document({"provider": "other", "message_id": value})) for value in (7, True, [7], 7.5)]
     assert [orphan.candidate_ids for orphan in result] == [("7",), (), (), ()]
 
 
 def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
-    """Another column's value, or one below something that is no object, is not there."""
+    """A value in the other column, or below something that is no object, is not found."""
     providers.key_rule("acme", reads=("metadata/a/b", "normalized_payload/c"))(lambda a, c: [a, c])
     nested = {"provider": "acme", "a": {"b": "x"}, "c": "y"}
     assert matching.keys_of(Document(nested)).candidate_ids == ("x",)
@@ -269,22 +269,22 @@ def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
 
 @pytest.mark.parametrize("provider", [*providers.providers_with_rule(), "other", "acme"])
 def test_the_id_over_smtp_is_the_last_candidate_of_every_provider(rules, provider):
-    """With and without angle brackets, after the provider's own id; an adopter's rule need not read it."""
+    """It comes with and without brackets after the provider's own id; an adopter's rule need not read it."""
     providers.key_rule("acme", reads=("metadata/number",))(lambda number: [number])
     own = matching.keys_of(
         Document({"provider": provider, providers.rule_of(provider).stored_under: "7"})
     ).candidate_ids
-    both = {"provider": provider, providers.rule_of(provider).stored_under: "7", "smtp_message_id": "<a@b.example>"}
-    assert matching.keys_of(Document(both)).candidate_ids == (*own, "<a@b.example>", "a@b.example")
+    metadata = {"provider": provider, providers.rule_of(provider).stored_under: "7", "smtp_message_id": "<a@b.example>"}
+    assert matching.keys_of(Document(metadata)).candidate_ids == (*own, "<a@b.example>", "a@b.example")
     alone = matching.keys_of(Document({"provider": provider, "smtp_message_id": "a@eu-west-1.amazonses.com"}))
     assert alone.candidate_ids == ("a@eu-west-1.amazonses.com", "<a@eu-west-1.amazonses.com>")
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_without_a_provider_there_are_no_ids_and_the_recipient_stays(known):
-    """Marked with the rule of any provider; a recipient that was known and is gone is lost here too."""
+@pytest.mark.parametrize("is_flagged", [True, False])
+def test_without_a_provider_there_are_no_ids_and_the_recipient_stays(is_flagged):
+    """The rank is that of the fallback rule; a missing recipient with the flag is lost here too."""
     assert matching.keys_of(Document({"email": "ada@example.com"})) == Keys(None, (), "ada@example.com", ANY)
-    assert matching.keys_of(Document({"recipient_known": known})) == Keys(None, (), None, ANY, known)
+    assert matching.keys_of(Document({"recipient_known": is_flagged})) == Keys(None, (), None, ANY, is_flagged)
 
 
 ENDING = "; its events stay open until the rule is corrected"
@@ -301,7 +301,7 @@ ENDING = "; its events stay open until the rule is corrected"
     ],
 )
 def test_a_rule_that_fails_leaves_provider_and_recipient_and_its_reason(rules, answer, reason):
-    """Nothing may be stored, and what is known of the recipient is still known."""
+    """Nothing is stored, and the recipient is still known."""
 
     @providers.key_rule("acme", reads=("metadata/a",), version=3)
     def acme(a):
@@ -318,7 +318,7 @@ def test_a_rule_that_fails_leaves_provider_and_recipient_and_its_reason(rules, a
 
 
 def test_a_rule_may_read_eight_values_and_have_any_version_from_one_up(rules):
-    """Nine values, the version 0 and one of ten digits are refused, each with its reason."""
+    """Nine values, version 0 and one of ten digits are refused with a reason."""
     paths = tuple(f"metadata/{number}" for number in range(9))
     providers.key_rule("acme", reads=paths[:8], version=10**9 - 1)
     with pytest.raises(ValueError, match="a rule reads at most 8 values, not 9"):
@@ -329,7 +329,7 @@ def test_a_rule_may_read_eight_values_and_have_any_version_from_one_up(rules):
 
 
 def test_writers_store_an_id_under_the_first_flat_name_that_the_rule_reads():
-    """SendGrid's under its own; a provider without a rule, under `message_id`."""
+    """SendGrid's has its own name; a provider without a rule has `message_id`."""
     stored = [providers.rule_of(name).stored_under for name in ("sendgrid", "postmark", "mailgun", "nobody")]
     assert stored[:2] == ["sg_message_id", "message_id"]
     assert stored[3] == "message_id"

@@ -1,4 +1,4 @@
-"""How a webhook is sent again: each provider has its own way, and no command that is shown fails for its provider."""
+"""Redelivery: each provider's way to send a webhook again, with commands that work for it."""
 
 import shlex
 
@@ -9,21 +9,21 @@ from mailglass_reconcile.webhooks import registry
 from senders import PRIVATE
 
 
-def again(provider, **more):
+def remedy_of(provider, **more):
     """Return the remedy for a provider's event."""
     arguments = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
     return redelivery.tenant_remedy(provider=provider, **arguments)
 
 
-def test_the_providers_are_those_whose_webhooks_are_read():
-    """All of them, whatever was imported before."""
+def test_the_providers_are_those_with_a_webhook_reader():
+    """This does not depend on imports."""
     assert set(providers.built_in()) == set(registry.PROVIDERS)
 
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_each_provider_has_a_way(provider):
-    """Its own dashboard, a sample that it would sign, or the request from a log."""
-    output = again(provider)
+    """It is its dashboard, a sample that we sign, or the request from a log."""
+    output = remedy_of(provider)
     assert "Route these webhooks to tenant globex" in output
     if provider == "resend":
         assert "Replay" in output
@@ -32,9 +32,9 @@ def test_each_provider_has_a_way(provider):
         assert ("receive(connection" in output) == (provider in PRIVATE)
 
 
-def test_the_command_can_be_pasted_whatever_the_message_id_is():
-    """It is quoted for a shell, and names no address: `trigger` posts to MAILGLASS_WEBHOOK_URL."""
-    command = again("postmark", message_id="<it's $1@x>").partition("`")[2].strip("`")
+def test_the_command_can_be_pasted_with_any_message_id():
+    """It is quoted for a shell and has no URL: `trigger` posts to MAILGLASS_WEBHOOK_URL."""
+    command = remedy_of("postmark", message_id="<it's $1@x>").partition("`")[2].strip("`")
     assert shlex.split(command) == [
         *("mailglass-reconcile", "trigger", "postmark", "delivered"),
         *("--message-id", "<it's $1@x>"),
@@ -54,9 +54,9 @@ PLANTED = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
         (PLANTED, {}),
     ],
 )
-def test_what_comes_from_outside_plants_no_command(provider, foreign):
-    """A message id, a tenant or a provider with backticks is never markup; nothing in it steers a terminal."""
-    output = again(provider, **foreign)
+def test_foreign_values_cannot_inject_a_command(provider, foreign):
+    """Backticks in a message id, tenant or provider are no markup, and no control character reaches a terminal."""
+    output = remedy_of(provider, **foreign)
     assert output.isprintable()
     assert [part for part in output.split("`")[1::2] if part.startswith("mailglass-reconcile erase")] == []
     assert "--message-id ID" in output or "message_id" not in foreign

@@ -1,4 +1,4 @@
-"""The codes of an SMTP reply, and nothing else of it."""
+"""The codes of an SMTP reply, without its text."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from mailglass_reconcile.rules.smtp import smtp_status
 
 
 @pytest.mark.parametrize(
-    ("reply", "kept"),
+    ("reply", "codes"),
     [
         ("550 5.1.1", "550 5.1.1"),
         ("550 5.1.1 <ada@example.com>: Recipient address rejected", "550 5.1.1"),
@@ -32,9 +32,9 @@ from mailglass_reconcile.rules.smtp import smtp_status
         ("550 250 ms later", "550"),
     ],
 )
-def test_the_codes_at_the_beginning_of_a_reply_are_kept(reply, kept):
-    """The reply code, the enhanced status code, or both; what is kept is read the same again."""
-    assert smtp_status(reply) == smtp_status(kept) == kept
+def test_the_codes_at_the_beginning_of_a_reply_are_kept(reply, codes):
+    """The reply code, the enhanced status code, or both are kept; parsing them again changes nothing."""
+    assert smtp_status(reply) == smtp_status(codes) == codes
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_the_codes_at_the_beginning_of_a_reply_are_kept(reply, kept):
     ],
 )
 def test_what_does_not_begin_with_a_code_has_none(reply):
-    """Neither a text, which may hold an address, digits of another script, nor another kind of value."""
+    """A text may have an address, digits may be of another script, and a value of another type."""
     assert smtp_status(reply) is None

@@ -1,4 +1,4 @@
-"""States have one owner: what commands, schemas and sentences say of them is what `states` lists."""
+"""`states` is the only owner of states: commands, schemas and sentences agree with it."""
 
 import json
 
@@ -32,13 +32,13 @@ def schema(name: str, *path: str) -> set[object]:
         (["ok", "warning", "error"], ("doctor", "findings", "status")),
     ],
 )
-def test_a_schema_allows_the_states_that_there_are_and_no_other(listed, path):
+def test_a_schema_allows_exactly_the_existing_states(listed, path):
     """This covers the schema of each command that prints a state."""
     assert schema(*path) == set(listed)
 
 
 def test_each_state_and_each_count_has_its_words():
-    """`explain`, the page and a sweep print them; a state that is not defined here is printed as it is."""
+    """`explain`, the dashboard and a sweep print them; an unknown state is printed as it is."""
     assert set(states.MEANINGS) == {*states.EVENT_STATES, *states.OUTCOMES, *states.SKIPPED}
     assert states.short_label("unmatched") == "no delivery yet"
     assert states.short_label("of a later version") == "of a later version"
@@ -47,15 +47,17 @@ def test_each_state_and_each_count_has_its_words():
     assert set(states.OUTCOMES) <= set(COUNTS)
 
 
-def test_what_would_help_an_ambiguous_event_without_its_recipient_is_said_of_no_other():
-    """A delivery may still come for one that has none."""
+def test_an_ambiguous_event_without_its_recipient_has_a_remedy_of_its_own():
+    """Other ambiguous events may still get a delivery."""
     plain, lost = (states.state_remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
     assert plain != lost
     assert states.state_remedy("unmatched", recipient_lost=True) == states.state_remedy("unmatched")
 
 
-def test_an_expired_event_needs_a_sweep_that_includes_it_and_what_its_verdict_needs():
-    """One of them alone would leave it open."""
-    expired, unmatched, both = map(states.state_remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched"))
-    assert both == f"{expired}; in addition, {unmatched}"
+def test_an_expired_event_needs_a_sweep_that_includes_it_and_the_remedy_of_its_state():
+    """Either of them alone would leave it open."""
+    expired, unmatched, combined = map(
+        states.state_remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched")
+    )
+    assert combined == f"{expired}; in addition, {unmatched}"
     assert states.state_remedy("expired", "matched") == expired

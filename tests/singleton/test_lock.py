@@ -1,4 +1,4 @@
-"""The sweep's lock, without a worker: its key, its owner, its Redis, and what happens where there is none."""
+"""The sweep's lock without a worker: its key, its owner, its Redis, and its absence."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ DATABASE_URL = "postgresql://nobody@192.0.2.1/nowhere"
 
 @pytest.fixture(autouse=True)
 def unconfigured() -> Iterator[None]:
-    """Undo what a test configures."""
+    """Undo a test's configuration."""
     yield
     mailglass_reconcile.configure()
 
@@ -47,7 +47,7 @@ def url_of(client: redis.Redis) -> str:
 
 
 def app_on(lock: redis.Redis | str, **settings: object) -> Celery:
-    """Return an application with a broker in memory, and configure the process to keep the lock in *lock*."""
+    """Return an application with an in-memory broker, and configure the process to keep the lock in *lock*."""
     url = lock if isinstance(lock, str) else url_of(lock)
     mailglass_reconcile.configure(settings=Settings(**{"database_url": DATABASE_URL, "redis_url": url, **settings}))
     app = Celery("adopter", broker="memory://", backend="cache+memory://", set_as_current=False)
@@ -62,14 +62,14 @@ def key(app: Celery, *args: object, **kwargs: object) -> str:
 
 
 def test_every_spelling_of_the_same_sweep_has_the_same_key(store):
-    """A default, given by name, by position, or not at all; with any limit."""
+    """An argument may be a default, given by name or position, or absent, with any limit."""
     app = app_on(store)
     assert len({key(app), key(app, None), key(app, tenant_id=None), key(app, limit=7), key(app, None, 3)}) == 1
     assert key(app, "acme") == key(app, tenant_id="acme") == key(app, "acme", limit=1)
 
 
 def test_tenants_and_deployments_have_keys_of_their_own(store):
-    """A tenant named `all`, or like another's digest, is a tenant; a schema and a database tell deployments apart."""
+    """A tenant may be named `all` or like a digest; schema and database distinguish deployments."""
     names = ["all", "None", "acme", "acme ", "tenant:acme", "", "\ud800", "ä"]
     lock_keys = [key(app_on(store), *([name] if name is not None else [])) for name in [None, *names]]
     other_schema = key(app_on(store, database_schema="mail"))
@@ -85,15 +85,15 @@ def test_tenants_and_deployments_have_keys_of_their_own(store):
     [((1,), {}), ((), {"limit": "7"}), ((), {"limit": True}), ((), {"tenant": "x"}), ((1, 2, 3), {})],
 )
 def test_wrong_arguments_are_refused_before_anything_is_queued(store, args, kwargs):
-    """TypeError for the caller, no lock, no message."""
+    """The caller gets a TypeError; there is no lock and no message."""
     app = app_on(store)
     with pytest.raises(TypeError):
         app.tasks[tasks.SWEEP_TASK].apply_async(args, kwargs)
     assert store.keys() == []
 
 
-def test_the_second_request_learns_whose_duplicate_it_is(store):
-    """The first is queued, for a minute; the others, in any spelling, get its result object."""
+def test_the_second_request_gets_the_id_of_the_first(store):
+    """The first is queued for a minute; the others, in any spelling, get its result object."""
     app = app_on(store)
     task = app.tasks[tasks.SWEEP_TASK]
     first = task.delay()
@@ -103,7 +103,7 @@ def test_the_second_request_learns_whose_duplicate_it_is(store):
 
 
 def test_an_app_that_wants_an_error_for_a_duplicate_gets_one(store):
-    """celery-singleton's own setting, with the id of the first request."""
+    """celery-singleton's own setting does this, with the id of the first request."""
     app = app_on(store)
     app.conf.singleton_raise_on_duplicate = True
     task = app.tasks[tasks.SWEEP_TASK]
@@ -122,23 +122,23 @@ def test_a_request_that_cannot_be_queued_frees_its_lock(store):
 
 
 def test_only_its_token_extends_and_releases_it(store):
-    """With anybody else's nothing changes."""
+    """Another token changes nothing."""
     lock = LockBackend(store)
-    mine, other = running_token("a"), running_token("b")
-    assert [lock.acquire(KEY, token) for token in (mine, other)] == [None, "a"]
+    own, other = running_token("a"), running_token("b")
+    assert [lock.acquire(KEY, token) for token in (own, other)] == [None, "a"]
     store.expire(KEY, 5)
     lock.extend(KEY, other)
     lock.release(KEY, other)
     assert store.ttl(KEY) <= 5
-    lock.extend(KEY, mine)
+    lock.extend(KEY, own)
     assert store.ttl(KEY) > 50
-    lock.release(KEY, mine)
-    lock.extend(KEY, mine)
+    lock.release(KEY, own)
+    lock.extend(KEY, own)
     assert store.keys() == []
 
 
 def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
-    """While the block works the lock lives on; after it, whatever it raised, there is none."""
+    """The lock lives while the block runs; after it, whatever it raised, the lock is gone."""
     monkeypatch.setattr("mailglass_reconcile.singleton.lock.RENEW_SECONDS", 0.05)
     app = app_on(store)
     task = app.tasks[tasks.SWEEP_TASK]
@@ -158,7 +158,7 @@ def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
 
 
 def test_a_queue_longer_than_a_minute_starves_no_sweep(store):
-    """The first's lock has lapsed and the second is queued: the first runs all the same, one that never held it not."""
+    """The first lock expired and the second is queued: the first runs all the same; one that never had it does not."""
     lock = LockBackend(store)
     assert lock.reserve(KEY, "first") is None
     store.delete(KEY)
@@ -169,13 +169,13 @@ def test_a_queue_longer_than_a_minute_starves_no_sweep(store):
 
 
 def test_a_lock_is_never_free_between_a_request_and_its_run(store):
-    """Or else another request could be queued there, only to be a duplicate."""
+    """Otherwise another request could be queued in between, only to be a duplicate."""
     lock = LockBackend(store)
     assert lock.reserve(KEY, "request") is None
-    with store.monitor() as seen:
+    with store.monitor() as monitor:
         assert lock.acquire(KEY, token := running_token("request"), reserved=True) is None
         store.echo("end")
-        commands = list(iter(lambda: seen.next_command()["command"], "ECHO end"))
+        commands = list(iter(lambda: monitor.next_command()["command"], "ECHO end"))
     assert any(command.lower().startswith("set ") for command in commands)
     assert not [command for command in commands if command.lower().startswith(("del ", "unlink "))]
     assert store.get(KEY).decode() == token
@@ -183,21 +183,21 @@ def test_a_lock_is_never_free_between_a_request_and_its_run(store):
 
 
 def test_sweeps_each_minute_run_although_the_queue_is_a_hundred_seconds_long(store):
-    """Each runs when the request after it has the lock already: none is a duplicate, or all would be, forever."""
-    lock, ran = LockBackend(store), []
+    """Each runs while the next request has the lock; if that made it a duplicate, no sweep would ever run."""
+    lock, results = LockBackend(store), []
     for minute in range(1, 6):
-        store.delete(KEY)  # the lock of the request before has lapsed
+        store.delete(KEY)  # the lock of the request before has expired
         assert lock.reserve(KEY, f"{minute}") is None
-        if minute > 1:  # forty seconds later, the request before it is taken from the queue
+        if minute > 1:  # forty seconds later, a worker takes the request before it
             token = running_token(f"{minute - 1}")
-            ran.append(lock.acquire(KEY, token, reserved=True))
+            results.append(lock.acquire(KEY, token, reserved=True))
             lock.release(KEY, token)
-    assert ran == [None] * 4
+    assert results == [None] * 4
 
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
-    """Redis takes the lock, the caller never hears, or asks again and finds itself: its request is queued, and runs."""
+    """Redis acquires the lock, and the caller gets no reply or finds its own token: its request is queued and runs."""
     with dropping_replies(store) as url:
         client = redis.Redis.from_url(url, socket_timeout=5, retry=Retry(NoBackoff(), retries))
         app = app_on(url)
@@ -214,7 +214,7 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
 
 
 def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
-    """Each request asks it twice at most, for half a second, and is queued all the same; one outage, one warning."""
+    """Each request asks it at most twice, for half a second, and is queued; one outage is one warning."""
     with silent() as (port, accepted):
         app = app_on(f"redis://127.0.0.1:{port}/0")
         first, second = (app.tasks[tasks.SWEEP_TASK].delay() for _ in range(2))
@@ -225,7 +225,7 @@ def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
 
 
 def test_a_client_that_an_application_configured_is_used_as_it_is(caplog):
-    """Its timeouts count, and it has none of its own: each use of the lock waits as long as it does, and no longer."""
+    """Its timeouts apply: each use of the lock waits that long at most."""
     with silent() as (port, accepted):
         client = redis.Redis(port=port, socket_timeout=0.1, retry=Retry(NoBackoff(), 0))
         mailglass_reconcile.configure(redis=client, settings=Settings(database_url=DATABASE_URL))
@@ -235,18 +235,18 @@ def test_a_client_that_an_application_configured_is_used_as_it_is(caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_client_that_decodes_is_understood(store):
+def test_a_client_that_decodes_responses_works(store):
     """The id of the other run is a text in either case."""
     decoding = LockBackend(redis.Redis.from_url(url_of(store), decode_responses=True))
     assert [decoding.acquire(KEY, running_token(name)) for name in "ab"] == [None, "a"]
 
 
 def test_without_redis_the_sweep_runs(db, caplog):
-    """Nobody listens: one warning, and the orphan is linked."""
+    """Nothing listens: there is one warning, and the orphan is linked."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as closed_socket:
+        port = closed_socket.getsockname()[1]
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret(f"redis://127.0.0.1:{port}/0")})
     )
@@ -258,8 +258,8 @@ def test_without_redis_the_sweep_runs(db, caplog):
     assert sum("lock cannot be used" in record.message for record in caplog.records) == 1
 
 
-def test_a_second_outage_is_told_too(store, caplog):
-    """Once per outage, not once per process."""
+def test_a_second_outage_is_logged_too(store, caplog):
+    """There is one warning per outage, not per process."""
     broken = threading.Event()
     with dropping_replies(store, broken) as url:
         lock = LockBackend(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0)))
@@ -274,22 +274,22 @@ def test_a_second_outage_is_told_too(store, caplog):
 
 
 def test_two_apps_in_one_process_have_the_lock_that_is_configured_for_each(store, redis_url):
-    """The library keeps one backend for the whole process; here, each app's lock is in its own Redis."""
-    with redis.Redis.from_url(urlsplit(redis_url)._replace(path="/7").geturl()) as other:
-        other.flushdb()
+    """The library keeps one backend per process; here each app's lock is in its own Redis."""
+    with redis.Redis.from_url(urlsplit(redis_url)._replace(path="/7").geturl()) as second_store:
+        second_store.flushdb()
         app_on(store).tasks[tasks.SWEEP_TASK].delay()
-        assert (len(store.keys()), len(other.keys())) == (1, 0)
-        app_on(other).tasks[tasks.SWEEP_TASK].delay()
-        assert (len(store.keys()), len(other.keys())) == (1, 1)
-        other.flushdb()
+        assert (len(store.keys()), len(second_store.keys())) == (1, 0)
+        app_on(second_store).tasks[tasks.SWEEP_TASK].delay()
+        assert (len(store.keys()), len(second_store.keys())) == (1, 1)
+        second_store.flushdb()
 
 
 @pytest.mark.parametrize(
     "url",
     ["rediss://127.0.0.1:1/0", "rediss://127.0.0.1:1/0?ssl_cert_reqs=none", "redis+socket:///nowhere?virtual_host=3"],
 )
-def test_every_spelling_of_a_redis_url_is_understood(url):
-    """Over TLS, or over a socket as Celery spells it: nobody listens, and that is all that is wrong."""
+def test_every_spelling_of_a_redis_url_works(url):
+    """TLS and Celery's spelling of sockets are tried; that nothing listens is the only fault."""
     task = app_on(url).tasks[tasks.SWEEP_TASK]
     backend = task.singleton_backend
     with pytest.raises(RedisConnectionError):
@@ -307,8 +307,8 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
     )
     name = task.generate_lock(task.name)
     store.set(name, "running somebody")
-    ran = [task.delay().get(), task.apply().get(), task()]
-    assert [row["status"] for row in ran] == ["ok"] * 3
+    results = [task.delay().get(), task.apply().get(), task()]
+    assert [row["status"] for row in results] == ["ok"] * 3
     assert store.get(name) == b"running somebody"
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret("redis://127.0.0.1:1/0")})
@@ -317,19 +317,19 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
 
 
 def test_a_process_that_only_asks_need_not_know_the_database(redis_url):
-    """No `MAILGLASS_DATABASE_URL`: the request is queued, and its run meets the lock."""
+    """Without `MAILGLASS_DATABASE_URL` the request is queued, and its run acquires the lock."""
     mailglass_reconcile.configure(settings=Settings(database_url=None, redis_url=redis_url))
     app = Celery("adopter", broker="memory://", set_as_current=False)
     assert app.tasks[tasks.SWEEP_TASK].delay().id
 
 
 def sweep_task():
-    """Return the sweep's task, of the app that is current."""
+    """Return the sweep's task of the current app."""
     return tasks.reconcile
 
 
 def held_by(task, id_: str, **headers: object) -> str | None:
-    """Return whose duplicate a run with this id is, or None."""
+    """Return the id of which a run with this id is a duplicate, or None."""
     task.push_request(id=id_, args=[], kwargs={}, is_eager=False, headers=headers)
     try:
         with task.holding_lock() as lease:
@@ -339,7 +339,7 @@ def held_by(task, id_: str, **headers: object) -> str | None:
 
 
 def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_lock(store):
-    """`acks_late` and a visibility timeout: the broker hands out the message of a sweep that still runs."""
+    """With `acks_late` and a visibility timeout, the broker delivers the message of a running sweep again."""
     app_on(store)
     task = sweep_task()
     name = task.generate_lock(task.name, [], {})
@@ -354,7 +354,7 @@ def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_
 
 
 def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):
-    """The first lost its lock for a minute, so both run: each frees its own lock only."""
+    """The first lost its lock for a minute, so both run: each releases only its own."""
     app_on(store)
     task = sweep_task()
     name = task.generate_lock(task.name, [], {})
@@ -372,7 +372,7 @@ def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):
 
 
 def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
-    """`countdown=600` has no expiry; who asks for a sweep now gets one, which expires like a schedule's."""
+    """`countdown=600` has no expiry; a request for now runs and expires like the schedule's."""
     app = app_on(store)
     task = app.tasks[tasks.SWEEP_TASK]
     with app.connection_for_write() as connection:
@@ -386,7 +386,7 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
 
 
 def test_the_tasks_expire_as_beats_entries_do():
-    """A tick that is out of date is dropped, also by a scheduler that keeps the entries in a database without that."""
+    """An outdated tick is dropped, also if a scheduler stores the entries without an expiry."""
     entries = mailglass_reconcile.make_beat_schedule().values()
     assert [entry["options"]["expires"] for entry in entries] == [300, 3_600, 60]
     assert [tasks.reconcile.expires, tasks.prune.expires, tasks.dispatch.expires] == [300, 3_600, 60]
@@ -394,7 +394,7 @@ def test_the_tasks_expire_as_beats_entries_do():
 
 @pytest.mark.parametrize("name", [tasks.PRUNE_TASK, tasks.DISPATCH_TASK, tasks.RECENT_TASK])
 def test_another_task_that_is_asked_for_later_does_not_expire(store, name):
-    """Unless the request says when; one for now does."""
+    """A request may set an expiry itself; one for now expires."""
     app = app_on(store)
     task = app.tasks[name]
     with app.connection_for_write() as connection:
@@ -407,7 +407,7 @@ def test_another_task_that_is_asked_for_later_does_not_expire(store, name):
 
 
 def test_a_member_of_a_group_is_queued_under_its_own_id(store):
-    """A duplicate in a group, a chord or a chain: somebody waits for its id, so its run says whose duplicate it is."""
+    """In a group, chord or chain something waits for its id, so its run returns `duplicate`."""
     app = app_on(store)
     task = app.tasks[tasks.SWEEP_TASK]
     with app.connection_for_write() as connection:
@@ -428,8 +428,8 @@ def test_a_member_of_a_group_is_queued_under_its_own_id(store):
         ("get_existing_task_id", (KEY,)),
     ],
 )
-def test_what_the_library_offers_and_our_lock_cannot_do_says_so(store, name, arguments):
-    """Freeing anybody's lock, or asking before taking: a clear error in place of an AttributeError."""
+def test_methods_of_the_library_that_our_lock_lacks_raise_a_clear_error(store, name, arguments):
+    """Releasing anybody's lock and asking before acquiring would otherwise be AttributeErrors."""
     app_on(store)
     store.set(KEY, "running somebody", ex=60)
     with pytest.raises(NotImplementedError, match=f"{name}.*docs/formats.md#the-lock-of-celerys-sweeps"):
@@ -438,7 +438,7 @@ def test_what_the_library_offers_and_our_lock_cannot_do_says_so(store, name, arg
 
 
 def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
-    """However the sweep ends: a thread left per sweep would fill a worker that lives for weeks."""
+    """This holds however the sweep ends: a thread left by each would fill a worker that lives for weeks."""
     before = set(threading.enumerate())
     lock = LockBackend(store)
     with lock.renewing(KEY, "running a", lambda: False):
@@ -448,7 +448,7 @@ def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
 
 
 def test_after_a_fork_a_child_opens_its_own_connections_and_leaves_the_parents(db):
-    """The engine that an application configured: the parent's session lives on, the child's is another."""
+    """The engine is the application's: the parent's session lives on, and the child opens its own."""
     engine = sa.create_engine(engines.database_url(db.settings), pool_size=1, max_overflow=0)
     mailglass_reconcile.configure(engine=engine, settings=db.settings)
     with engine.connect() as connection:
@@ -472,7 +472,7 @@ def test_after_a_fork_a_child_opens_its_own_connections_and_leaves_the_parents(d
 
 
 def test_after_a_fork_an_engine_of_our_own_needs_nothing():
-    """Nothing is configured: there is nothing to forget, and nothing connects."""
+    """Nothing is configured, so nothing connects."""
     with silent() as (port, accepted):
         mailglass_reconcile.configure(settings=Settings(database_url=f"postgresql://nobody@127.0.0.1:{port}/nowhere"))
         runtime.dispose_after_fork()
@@ -480,7 +480,7 @@ def test_after_a_fork_an_engine_of_our_own_needs_nothing():
 
 
 def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch):
-    """Its base class, its setting, its error; its own backend, which would connect to another Redis, is never made."""
+    """They are its base class, its setting and its error; its backend, which would use another Redis, is never made."""
     asking = app_on(store).tasks[tasks.SWEEP_TASK]
     monkeypatch.setattr("celery_singleton.singleton.get_backend", lambda config: pytest.fail("the library's backend"))
     task = sweep_task()
@@ -500,8 +500,8 @@ def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch
     assert asking.delay().id == asking.delay().id
 
 
-def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
-    """A real user with these commands on these keys takes, extends and frees it; with one less, the log names them."""
+def test_the_documented_acl_is_enough_for_the_lock(store, caplog):
+    """A user with these commands and keys acquires, extends and releases it; if one is missing, the log names them."""
     where = store.get_connection_kwargs()
     name = f"least{uuid.uuid4().hex}"
     least = ("on", ">pw", "resetkeys", f"~{PREFIX}*", "nocommands", "+select")
@@ -511,7 +511,7 @@ def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
         store.execute_command("ACL", "SETUSER", name, *least, *commands)
         lock = LockBackend(redis.Redis(port=where["port"], db=where["db"], username=name, password="pw"))  # noqa: S106
         token = running_token("a")
-        assert [lock.acquire(KEY, one) for one in (token, running_token("b"))] == [None, "a"]
+        assert [lock.acquire(KEY, contender) for contender in (token, running_token("b"))] == [None, "a"]
         store.expire(KEY, 5)
         lock.extend(KEY, token)
         assert store.ttl(KEY) > 50
@@ -527,13 +527,15 @@ def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
 
 
 def secret(url: str) -> object:
-    """Return a URL as the settings hold it."""
+    """Return a URL in the form of the settings."""
     return Settings(redis_url=url).redis_url
 
 
 @contextmanager
 def dropping_replies(store: redis.Redis, broken: threading.Event | None = None) -> Iterator[str]:
-    """Forward to *store*, and while it is *broken*, or once, hang up on SET in place of an answer; yield the URL."""
+    """Forward to *store*, and while *broken*, or once, close the connection instead of the reply to SET; yield the
+    URL.
+    """
     where = store.get_connection_kwargs()
     listener = socket.create_server(("127.0.0.1", 0))
     dropped: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The caller's transaction: what may be handed over, what is given back, and what stays if we fail."""
+"""The caller's transaction: which connections are accepted, and what is restored or kept if a call fails."""
 
 import psycopg
 import pytest
@@ -30,7 +30,7 @@ WRITERS = pytest.mark.parametrize("write", [record, append_one])
 
 
 def test_settings_are_the_callers_again_when_all_went_well(db):
-    """For every writer, with an orphan and with an existing delivery; and the ledger's times are in UTC."""
+    """Every writer is tried, with an orphan and with an existing delivery; times in the ledger are in UTC."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         take(connection)
@@ -58,7 +58,7 @@ NAIVE = NOW.replace(tzinfo=None)
     ],
 )
 def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
-    """The rest of the caller's transaction is as good as before."""
+    """The rest of the caller's transaction is unaffected."""
     with db.engine.begin() as connection:
         take(connection)
         with pytest.raises(InvalidEventError):
@@ -66,8 +66,8 @@ def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
         assert settings_of(connection) == OWN
 
 
-def test_an_error_of_the_database_costs_our_own_work_only(db):
-    """The caller's own writes stay, its settings too; no half of a webhook; and no value of a row is quoted."""
+def test_an_error_of_the_database_rolls_back_our_own_work_only(db):
+    """The caller's writes and settings stay, no half of a webhook does, and no value is quoted."""
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
     delivery = factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
@@ -81,18 +81,18 @@ def test_an_error_of_the_database_costs_our_own_work_only(db):
     assert db.rows("SELECT id::text, stream, lock_version FROM mailglass_deliveries") == [(delivery, "bulk", 1)]
 
 
-ONE = Sent(recipient="ada@example.com", message_id="m-2")
+ONE_SEND = Sent(recipient="ada@example.com", message_id="m-2")
 
 
 @pytest.mark.parametrize(
     "write",
     [
         lambda connection: record(connection, event("m-1")),
-        lambda connection: record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[ONE]),
+        lambda connection: record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[ONE_SEND]),
     ],
 )
 def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
-    """The function undoes all of its work, though the ledger has taken the event."""
+    """The function rolls back all of its work, though the ledger had accepted the event."""
     db.run("ALTER TABLE mailglass_handler_outbox ADD CONSTRAINT odd CHECK (type = '')")
     factories.delivery(db, "m-1")
     handle(db, ("audit", "delivered"), ("audit", "dispatched"))
@@ -103,7 +103,7 @@ def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
 
 @WRITERS
 def test_an_autocommit_connection_is_refused(db, write):
-    """Each statement would be a transaction of its own: half a webhook, a lost projection."""
+    """Each statement would be a transaction: half a webhook, or a lost projection."""
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
             write(connection, *([event()] if write is record else []))
@@ -112,7 +112,7 @@ def test_an_autocommit_connection_is_refused(db, write):
 
 @WRITERS
 def test_a_raw_psycopg_connection_is_told_what_to_pass_instead(db, write):
-    """A TypeError in one line, and nothing happens."""
+    """The TypeError is one line, and nothing happens."""
     with (
         psycopg.connect(db.url) as connection,
         pytest.raises(TypeError, match="pass a SQLAlchemy Connection or Session"),
@@ -120,8 +120,8 @@ def test_a_raw_psycopg_connection_is_told_what_to_pass_instead(db, write):
         write(connection)
 
 
-def test_a_session_lends_its_own_connection_in_its_own_transaction(db):
-    """What it rolls back is gone, what it commits is there; a scoped session too."""
+def test_a_session_uses_its_own_connection_and_transaction(db):
+    """Its rollback drops our rows and its commit keeps them; a scoped session too."""
     with Session(db.engine) as session:
         append_one(session)
         record(session, event())
@@ -137,16 +137,16 @@ def test_a_session_lends_its_own_connection_in_its_own_transaction(db):
 
 
 def test_a_webhook_without_events_writes_nothing(db):
-    """And returns nothing."""
+    """It returns nothing."""
     with db.engine.begin() as connection:
         assert record(connection) == []
 
 
 def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
-    """Between the decision and the lock another session deletes it."""
+    """Another session deletes it between the decision and the lock."""
     factories.delivery(db, "m-1")
 
-    def delete(_connection, _cursor, statement, *_others):
+    def delete(_connection, _cursor, statement, *_arguments):
         if "_append_v1" in statement:
             db.run("DELETE FROM mailglass_deliveries")
 
@@ -159,10 +159,13 @@ def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
 
 
 def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
-    """Its next call opens a new one."""
+    """The next call opens a new one."""
     engine = sa.create_engine(sa.make_url(db.url).set(drivername="postgresql+psycopg"), pool_size=2)
-    with engine.connect() as connection, engine.connect() as other:
-        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (connection, other)]
+    with engine.connect() as connection, engine.connect() as second_connection:
+        pids = [
+            pooled_connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            for pooled_connection in (connection, second_connection)
+        ]
     for pid in pids:
         db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
     with Session(engine) as session, pytest.raises(DatabaseUnavailableError):
@@ -176,7 +179,7 @@ def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
 
 @pytest.mark.parametrize("threshold", [None, 0, 5])
 def test_the_application_decides_when_its_connection_prepares_statements(db, threshold):
-    """By its own settings, for our statements as for others: PgBouncer may not keep what is prepared."""
+    """Its settings apply to our statements too: PgBouncer may not keep prepared statements."""
     url = sa.make_url(db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"prepare_threshold": threshold})
     with engine.begin() as connection:

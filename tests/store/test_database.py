@@ -1,4 +1,4 @@
-"""The ids that this package makes."""
+"""Ids made by this package."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from mailglass_reconcile.store.database import uuid7s
 
 
 def test_ids_are_uuids_of_version_7_that_sort_by_their_millisecond():
-    """As RFC 9562 has them, and no two are equal."""
+    """They follow RFC 9562 and are unique."""
     before = time.time_ns() // 1_000_000
     texts = uuid7s(1_000)
     ids = [uuid.UUID(text) for text in texts]
@@ -19,7 +19,7 @@ def test_ids_are_uuids_of_version_7_that_sort_by_their_millisecond():
 
 
 def test_a_forked_child_makes_other_ids_than_its_parent():
-    """Or else the ledger would take two events for one."""
+    """Otherwise the ledger would take two events for one."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:

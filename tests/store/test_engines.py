@@ -1,11 +1,11 @@
-"""The engine that is made from the settings."""
+"""The engine made from the settings."""
 
 import pytest
 import sqlalchemy as sa
 
 
-def test_an_error_of_the_engine_keeps_the_parameters_to_itself(db):
-    """They may be addresses: the statement is named, its values are not."""
+def test_an_error_of_the_engine_hides_the_parameters(db):
+    """They may be addresses: the statement is shown, its values are not."""
     with db.engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
         connection.execute(sa.text("SELECT 1 / 0, CAST(:address AS text)"), {"address": "ada@example.com"})
     assert "SELECT 1 / 0" in str(caught.value)

@@ -22,7 +22,7 @@ SELECT count(*) FROM pg_proc
 
 
 def test_each_caller_names_a_functions_arguments_in_their_order(tx):
-    """All of them are texts."""
+    """All of them are texts, so no type would show a mistake."""
     rows = {row.proname: row for row in tx.rows(SIGNATURES)}
     assert rows.keys() == set(schema.FUNCTIONS)
     for function in (
@@ -40,9 +40,9 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
 
 
 def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
-    """And keeps its plan, which would cost more than executing it. The others are parts of statements."""
+    """It keeps its plan, which would cost more than executing it. Other functions are inlined."""
     expected = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
-    # A handler's transaction has none of its own.
+    # A handler's transaction has no such settings.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
     assert len(rows) == len(schema.FUNCTIONS) - 10
@@ -53,7 +53,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
 
 @pytest.mark.parametrize("call", ["deliveries_v1('')", "events_v1('')", "orphans_v1('')"])
 def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
-    """Because the planner puts the function's query in the place of the call, which otherwise reads all of them."""
+    """The planner inlines the function's query; a call would read all tenants."""
     rows = tx.rows(f"EXPLAIN SELECT * FROM mailglass_reconcile_tenants_of_{call} LIMIT 1")  # noqa: S608
     plan = "\n".join(row[0] for row in rows)
     assert "Recursive Union" in plan
@@ -69,22 +69,22 @@ def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
         "SELECT mailglass_reconcile_iso_v1(occurred_at) FROM mailglass_events",
     ],
 )
-def test_what_readers_share_is_put_in_the_place_of_the_call(tx, query):
-    """With a setting of its own, or with a body of the new style, it would be called for each row."""
+def test_functions_shared_by_readers_are_inlined(tx, query):
+    """With a setting of its own or a SQL-standard body, it would be called for each row."""
     plan = "\n".join(row[0] for row in tx.rows(f"EXPLAIN (VERBOSE) {query}"))
     assert "_v1" not in plan
     assert "Function Scan" not in plan
 
 
 def test_the_orphan_of_a_link_is_that_of_its_key_alone(tx):
-    """A key that only begins like one of ours, or an event of another type, names none."""
+    """A longer key, or an event of another type, gives none."""
     id_ = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
     keys = {
         "reconciled": (f"reconciled:{id_}", f"reconciled:{id_}x", f"x{id_}", None),
         "opened": (f"reconciled:{id_}",),
     }
-    called = "SELECT mailglass_reconcile_orphan_of_v1(:type, :key)::text"
-    assert [tx.value(called, type=type_, key=key) for type_, of in keys.items() for key in of] == [id_, *[None] * 4]
+    statement = "SELECT mailglass_reconcile_orphan_of_v1(:type, :key)::text"
+    assert [tx.value(statement, type=type_, key=key) for type_, of in keys.items() for key in of] == [id_, *[None] * 4]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_orphan_of_a_link_is_that_of_its_key_alone(tx):
     [("2026-11-29 17:05:19.25", "2026-11-29T17:05:19.25Z"), ("infinity", "infinity"), (None, None)],
 )
 def test_a_time_is_written_in_iso_8601(tx, time, iso):
-    """An infinite one was `infinityZ`."""
+    """Infinite times were once `infinityZ`."""
     assert tx.value("SELECT mailglass_reconcile_iso_v1(CAST(:time AS timestamp))", time=time) == iso
 
 
@@ -110,7 +110,7 @@ def test_migrating_makes_a_function_that_is_missing(empty_database_url):
 
 @pytest.mark.slow
 def test_anybody_may_execute_them_whatever_the_default_is(empty_database_url):
-    """They have their caller's rights, which the tables ask for."""
+    """They run with their caller's privileges, which the tables check."""
     database = installation(empty_database_url)
     database.run("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
     database.migrate()

@@ -1,4 +1,4 @@
-"""The open set's triggers: right for every row that the ledger takes, whoever writes it, also after a restore."""
+"""The triggers of the open set: right for every row of the ledger, whoever writes it, also after a restore."""
 
 import datetime as dt
 import os
@@ -26,7 +26,7 @@ def is_open(database: Installation, event_id: str) -> bool:
     return event_id in database.open_set()
 
 
-TAKEN: list[tuple[dict[str, Any], bool]] = [
+ACCEPTED_ROWS: list[tuple[dict[str, Any], bool]] = [
     ({"key": "reconciled:not-a-uuid"}, True),
     ({"key": "reconciled:" + new_id().upper()}, True),
     ({"key": "reconciled:" + new_id() + "\n"}, True),
@@ -54,10 +54,10 @@ TAKEN: list[tuple[dict[str, Any], bool]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_reconciled", [False, True], ids=["other types", "reconciled"])  # keys are unique
-def test_a_row_that_the_ledger_takes_is_never_refused(database, is_reconciled):
-    """Whatever its key, type, tenant and time are; and it is open when, and only when, it is an orphan."""
+def test_a_row_that_the_ledger_accepts_is_never_refused(database, is_reconciled):
+    """Key, type, tenant and time may be anything; it is open if and only if it is an orphan."""
     expected = {}
-    for columns, is_open_after in TAKEN:
+    for columns, is_open_after in ACCEPTED_ROWS:
         if (columns.get("type") == "reconciled") != is_reconciled:
             continue
         with database.engine.begin() as connection:
@@ -65,8 +65,8 @@ def test_a_row_that_the_ledger_takes_is_never_refused(database, is_reconciled):
     assert database.open_set() == {event_id for event_id, is_open_after in expected.items() if is_open_after}
 
 
-def test_an_orphan_s_own_key_does_not_settle_it(database):
-    """Only a `reconciled` event does; one that is an orphan itself closes nothing but itself."""
+def test_an_orphan_s_own_key_does_not_close_it(database):
+    """Only a `reconciled` event does; one that is itself an orphan closes only itself."""
     own = new_id()
     with database.engine.begin() as connection:
         insert(connection, id=own, key=f"reconciled:{own}")
@@ -74,7 +74,7 @@ def test_an_orphan_s_own_key_does_not_settle_it(database):
 
 
 def test_a_tenant_that_is_too_long_is_refused_by_mailglass_s_index_and_not_by_ours(unmigrated):
-    """Text of one megabyte that compresses well fares as without us; so does the longest that is taken."""
+    """A compressible text of one megabyte fails as it does without us; so does the longest accepted one."""
     outcomes: list[str] = []
     database = unmigrated
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_tenant_that_is_too_long_is_refused_by_mailglass_s_index_and_not_by_ou
 
 @pytest.mark.parametrize("first", ["orphan", "reconciled"])
 def test_an_orphan_and_its_reconciled_event_in_one_statement_leave_nothing_open(database, first):
-    """The trigger closes the orphan if it comes first, and the prune if it comes second."""
+    """The trigger closes the orphan if it comes first, the prune if it comes second."""
     id_ = new_id()
     rows = {
         "orphan": f"('{id_}', NULL, 'delivered', true, NULL, 'acme', now())",
@@ -111,7 +111,7 @@ def test_an_orphan_and_its_reconciled_event_in_one_statement_leave_nothing_open(
 
 
 def test_an_orphan_that_comes_after_its_reconciled_event_is_closed_by_the_prune(database):
-    """The trigger does not look into the ledger: that would cost writers in SERIALIZABLE a failure."""
+    """The trigger does not read the ledger, which would make writers in SERIALIZABLE fail."""
     id_ = new_id()
     database.run(RECONCILED.format(id=id_))
     database.run(ORPHAN.format(id=id_, age="1 minute"))
@@ -121,8 +121,8 @@ def test_an_orphan_that_comes_after_its_reconciled_event_is_closed_by_the_prune(
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-def test_a_reconciled_event_of_a_stricter_transaction_is_taken_although_a_sweep_changed_the_orphan(database, level):
-    """What the sweep has stored since the writer's snapshot is no error for the writer."""
+def test_a_reconciled_event_of_a_stricter_transaction_is_accepted_after_a_sweep_changed_the_orphan(database, level):
+    """What the sweep stored since the writer's snapshot is no error for the writer."""
     id_ = new_id()
     database.run(ORPHAN.format(id=id_, age="1 minute"))
     with database.engine.connect().execution_options(isolation_level=level) as connection:
@@ -135,8 +135,8 @@ def test_a_reconciled_event_of_a_stricter_transaction_is_taken_although_a_sweep_
     assert database.open_set() == set()
 
 
-def test_a_reconciled_event_does_not_wait_for_whoever_holds_the_orphan(database):
-    """It is committed while another transaction holds the row; the prune finds what was left."""
+def test_a_reconciled_event_does_not_wait_for_a_locked_orphan(database):
+    """It commits while another transaction has locked the row; the prune closes the orphan."""
     id_ = new_id()
     database.run(ORPHAN.format(id=id_, age="1 minute"))
     with database.writing("SELECT FROM mailglass_open_orphans FOR UPDATE"):
@@ -147,7 +147,7 @@ def test_a_reconciled_event_does_not_wait_for_whoever_holds_the_orphan(database)
 
 
 def test_an_event_that_is_no_orphan_does_not_call_the_triggers(database):
-    """EXPLAIN ANALYZE lists the triggers that were called."""
+    """EXPLAIN ANALYZE lists the triggers that fired."""
     delivered = "EXPLAIN (ANALYZE, COSTS OFF) " + re.sub("true", "false", ORPHAN.format(id=new_id(), age="1 minute"))
     assert "mailglass" not in " ".join(database.values(delivered.replace(":", "\\:"))[2:])
     orphan = "EXPLAIN (ANALYZE, COSTS OFF) " + ORPHAN.format(id=new_id(), age="1 minute")
@@ -156,7 +156,7 @@ def test_an_event_that_is_no_orphan_does_not_call_the_triggers(database):
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles", "Asia/Kathmandu", "Pacific/Kiritimati"])
 def test_arrival_is_utc_whatever_the_writer_s_time_zone(database, zone):
-    """The column's default is read in the session's time zone, a value of the writer's own as UTC."""
+    """The column's default is in the session's time zone; a writer's own value is read as UTC."""
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"SET LOCAL TimeZone = '{zone}'")
         by_default = insert(connection)
@@ -173,7 +173,7 @@ def test_arrival_is_utc_whatever_the_writer_s_time_zone(database, zone):
 
 @pytest.fixture
 def role(admin: sa.Engine) -> Iterator[str]:
-    """A role of the test's own that may log in and nothing else."""
+    """A role of this test that may only log in."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
@@ -184,9 +184,9 @@ def role(admin: sa.Engine) -> Iterator[str]:
 
 @contextmanager
 def acting_as(database: Installation, role: str) -> Iterator[sa.Connection]:
-    """A connection whose rights are those of *role*."""
+    """A connection with the privileges of *role*."""
     with database.engine.connect() as connection:
-        connection.detach()  # it is closed at the end, with what it has set
+        connection.detach()  # closed at the end, because it has changed settings
         connection.exec_driver_sql(f"SET ROLE {role}")
         connection.commit()
         yield connection
@@ -195,15 +195,15 @@ def acting_as(database: Installation, role: str) -> Iterator[sa.Connection]:
 
 @pytest.fixture
 def writer(database, role) -> Iterator[str]:
-    """A role with rights on the ledger alone."""
+    """A role with privileges on the ledger alone."""
     schema = database.settings.database_schema
     database.run(f"GRANT SELECT, INSERT ON mailglass_events TO {role}; GRANT USAGE ON SCHEMA {schema} TO {role}")
     yield role
     database.run(f"DROP OWNED BY {role}")
 
 
-def test_a_writer_with_rights_on_the_ledger_alone_inserts_orphans_and_reconciled_events(database, writer):
-    """It cannot read or write the open set itself."""
+def test_a_writer_with_privileges_on_the_ledger_alone_inserts_orphans_and_reconciled_events(database, writer):
+    """It can neither read nor write the open set itself."""
     with acting_as(database, writer) as connection:
         first, second = insert(connection), insert(connection)
         connection.exec_driver_sql(RECONCILED.format(id=first))
@@ -214,8 +214,8 @@ def test_a_writer_with_rights_on_the_ledger_alone_inserts_orphans_and_reconciled
 
 
 @pytest.mark.parametrize("where", ["pg_temp", "theirs"])
-def test_a_writer_s_own_tables_and_functions_do_not_lead_the_triggers_astray(database, writer, where):
-    """Neither in the temporary schema nor in one of the writer's own that comes first on its path."""
+def test_triggers_do_not_use_a_writer_s_own_tables_and_functions(database, writer, where):
+    """They are in the temporary schema, or in a schema first in its search_path."""
     database.run(f"CREATE SCHEMA theirs; GRANT ALL ON SCHEMA theirs TO {writer}")
     schema = database.settings.database_schema
     with acting_as(database, writer) as connection:
@@ -240,7 +240,7 @@ def test_a_writer_s_own_tables_and_functions_do_not_lead_the_triggers_astray(dat
     assert database.open_set() == {orphan}
 
 
-def test_an_operator_in_the_ledger_s_own_schema_does_not_lead_the_triggers_astray(database):
+def test_triggers_do_not_use_an_operator_in_the_ledger_s_schema(database):
     """Every operand has the exact type of Postgres's own operator, which therefore wins."""
     database.run("""
         CREATE FUNCTION evil(text, uuid) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'led astray'; END $$;
@@ -258,7 +258,7 @@ def test_an_operator_in_the_ledger_s_own_schema_does_not_lead_the_triggers_astra
 
 @pytest.mark.parametrize("function", ["mailglass_open_orphans_add", "mailglass_open_orphans_remove"])
 def test_nobody_can_put_our_functions_on_a_table_of_their_own(database, writer, function):
-    """They run with their owner's rights, and would write into the open set what anybody likes."""
+    """They run with their owner's privileges, and would write anything into the open set."""
     with acting_as(database, writer) as connection:
         connection.exec_driver_sql("CREATE TEMPORARY TABLE mine (id uuid)")
         with pytest.raises(sa.exc.ProgrammingError, match="permission denied for function"):
@@ -268,17 +268,15 @@ def test_nobody_can_put_our_functions_on_a_table_of_their_own(database, writer, 
 
 
 def run(*command: str) -> None:
-    """Run a program, and show what it says where it fails."""
-    done = processes.run(command, {**os.environ, "PGTZ": "UTC"})
-    assert done.returncode == 0, done.stderr
+    """Run a program, and show its stderr if it fails."""
+    result = processes.run(command, {**os.environ, "PGTZ": "UTC"})
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("Mail_Glass", "2.x")])
-def test_a_dump_and_its_restore_bring_everything_back(
-    empty_database_url, make_database, drop_database, tmp_path, schema, shape
-):
-    """Objects, rows, the open set and working triggers."""
+def test_a_dump_and_its_restore_are_complete(empty_database_url, make_database, drop_database, tmp_path, schema, shape):
+    """Objects, rows, the open set and working triggers are restored."""
     database = live(empty_database_url, schema, shape)
     database.migrate()
     first = new_id()
@@ -303,10 +301,10 @@ def test_a_dump_and_its_restore_bring_everything_back(
 
 
 @pytest.mark.slow
-def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
+def test_a_restore_of_data_without_triggers_is_repaired_by_the_prune(
     database, make_database, drop_database, template_of, shape, tmp_path
 ):
-    """Orphans that the triggers did not see come into the open set, those reconciled leave it."""
+    """Orphans that the triggers missed enter the open set, reconciled ones leave it."""
     still_open, settled = new_id(), new_id()
     for id_ in (still_open, settled):
         database.run(ORPHAN.format(id=id_, age="1 minute"))
@@ -332,7 +330,7 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
 
 @pytest.mark.parametrize("way", ["trigger", pytest.param("repair", marks=pytest.mark.slow)])
 def test_orphans_of_tenants_with_very_long_names_stay_out(db, way):
-    """Names of 150,000 characters that compress well would exhaust a sweep; those of 1,000 are linked."""
+    """Compressible names of 150,000 characters would exhaust a sweep; those of 1,000 are linked."""
     if way == "repair":
         db.run("ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add")
     longest = "t" * 1_000
@@ -347,7 +345,7 @@ def test_orphans_of_tenants_with_very_long_names_stay_out(db, way):
 
 
 @pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "9999-12-31", "294276-12-31 23:59:59", "in an hour"])
-def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserted_at):
+def test_a_row_with_an_impossible_time_arrives_when_it_is_written(database, inserted_at):
     """It is swept and expires like any other."""
     if inserted_at == "in an hour":
         inserted_at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(hours=1))
@@ -358,8 +356,8 @@ def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("minutes", [-1, 4])
-def test_a_clock_that_is_a_little_ahead_is_believed(database, minutes):
-    """Up to five minutes."""
+def test_a_clock_that_is_slightly_ahead_is_accepted(database, minutes):
+    """The tolerance is five minutes."""
     when = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(minutes=minutes)
     with database.engine.begin() as connection:
         event_id = insert(connection, inserted_at=str(when))
@@ -368,7 +366,7 @@ def test_a_clock_that_is_a_little_ahead_is_believed(database, minutes):
 
 @pytest.mark.slow
 def test_the_trigger_of_an_orphan_does_not_read_the_ledger(database):
-    """A writer that may insert, and read nothing, is enough; the look would cost SERIALIZABLE writers a failure."""
+    """The writer may only insert; reading would make SERIALIZABLE writers fail."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     [body] = database.values("SELECT prosrc FROM pg_proc WHERE proname = 'mailglass_open_orphans_add'")
     assert "mailglass_events" not in body

@@ -1,4 +1,4 @@
-"""A role that may create in the schema, or take a lock, gets no power over who migrates."""
+"""A role that may create objects in the schema, or take a lock, gains no power over the migrating role."""
 
 import subprocess
 import uuid
@@ -46,7 +46,7 @@ SQUATS = {
 
 @pytest.fixture
 def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
-    """A role that may create in the schema `public`, as anybody may up to PostgreSQL 14."""
+    """A role that may create in the schema `public`, like any role up to PostgreSQL 14."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
@@ -57,25 +57,25 @@ def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
         connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize(("named", "mailglass"), [*zip(SQUATS, cycle(["0.1.1", "2.x", None]))])
+@pytest.mark.parametrize(("object_name", "mailglass"), [*zip(SQUATS, cycle(["0.1.1", "2.x", None]))])
 def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
-    empty_database_url, squatter, named, mailglass
+    empty_database_url, squatter, object_name, mailglass
 ):
     """Neither migrating nor removing runs the squatter's code or changes anything."""
     database = live(empty_database_url, "public", mailglass) if mailglass else installation(empty_database_url)
-    database.run(f"SET ROLE {squatter}; {SQUATS[named]}")
+    database.run(f"SET ROLE {squatter}; {SQUATS[object_name]}")
     before = database.objects()
     for work in (database.migrate, database.remove):
         with pytest.raises(DatabaseRefusedError) as refused:
             work()
-        assert f"{named} belongs to role {squatter}" in str(refused.value)
+        assert f"{object_name} belongs to role {squatter}" in str(refused.value)
         assert "\n" not in str(refused.value)
     assert not database.is_current()
     assert database.objects() == before
 
 
 def test_a_role_that_owns_nothing_is_told_what_it_lacks_and_changes_nothing(empty_database_url, squatter):
-    """On an empty database it may not create; on one that another role has migrated, it hears whose the objects are."""
+    """On an empty database it may not create; on a migrated one, the error names the owner."""
     database = installation(empty_database_url)
     url = database.engine.url.set(username=squatter, drivername="postgresql").render_as_string(hide_password=False)
     stranger = installation(url)
@@ -96,7 +96,7 @@ def test_a_role_that_owns_nothing_is_told_what_it_lacks_and_changes_nothing(empt
 
 
 def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, shape, squatter):
-    """One that bears the name of ours, on the ledger."""
+    """The trigger has our name, on the ledger."""
     database = live(empty_database_url, "public", shape)
     database.run(f"""
         GRANT TRIGGER ON mailglass_events TO {squatter}; SET ROLE {squatter};
@@ -107,22 +107,22 @@ def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, sha
 
 
 @pytest.mark.guard
-def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
-    """It keeps its rows; one that lacks a column is refused by its name."""
+def test_an_existing_table_of_ours_is_checked_and_kept(unmigrated):
+    """It keeps its rows; if it lacks a column, it is refused by its name."""
     database = unmigrated
     database.migrate()
-    same = "SELECT 'mailglass_open_orphans'::regclass::oid"
-    before = database.values(same)
+    table_oid = "SELECT 'mailglass_open_orphans'::regclass::oid"
+    before = database.values(table_oid)
     database.run("DELETE FROM mailglass_reconcile_version")
     database.migrate()
-    assert database.values(same) == before
+    assert database.values(table_oid) == before
     database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
     with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
         database.migrate()
 
 
-def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, squatter, monkeypatch):
-    """Any role may take it: process, role and application are in the one line."""
+def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, squatter, monkeypatch):
+    """Any role may take it: one line has process, role and application."""
     database: Installation = live(empty_database_url, "public", shape)
     url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
     engine = sa.create_engine(url, poolclass=sa.NullPool)
@@ -139,7 +139,7 @@ def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, sq
 
 @pytest.fixture
 def sweeper(db, admin) -> Iterator[str]:
-    """The environment's URL of a role that has every grant, and no BYPASSRLS."""
+    """The URL of a role that has every grant, and no BYPASSRLS."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
@@ -155,16 +155,16 @@ def sweeper(db, admin) -> Iterator[str]:
 def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_changes_nothing(
     db, sweeper, redis_url, command, table
 ):
-    """Hidden rows would look like rows that are not there: the prune would close what is open."""
+    """Hidden rows would look missing, and the prune would close open orphans."""
     delivery(db, "m-1")
     orphan(db, postmark("m-1"))
     db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
-    done = commands.run_forked(db, command, "--json", MAILGLASS_DATABASE_URL=sweeper)
-    assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if "42501" in line]
+    result = commands.run_forked(db, command, "--json", MAILGLASS_DATABASE_URL=sweeper)
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if "42501" in line]
     assert "row level security" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in result.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
     assert db.appended() == 0
 
@@ -181,8 +181,8 @@ TRAPS = {
 
 @pytest.mark.guard
 @pytest.mark.parametrize("trap", slow_unless([*TRAPS][:1].__contains__, TRAPS))
-def test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called(db, trap):
-    """Somebody who may create in the schema would get the rights of whoever sweeps, prunes or looks."""
+def test_functions_that_overload_postgres_s_own_are_not_called(db, trap):
+    """A role that may create in the schema would get the privileges of whoever sweeps, prunes or looks."""
     delivery(db, "m-1")
     orphan(db, postmark("m-1"))
     db.run(TRAPS[trap])
@@ -208,7 +208,9 @@ ON_THE_PATH = {
 @pytest.mark.parametrize("trap", ON_THE_PATH)
 @pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("mailglass", "2.x")])
 def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema, shape):
-    """Neither in the schema of the tables nor in another one on the role's path; nor does removing, nor a plan."""
+    """Code may be in the tables' schema or in another one of the role's search_path; removing and planning are tried
+    too.
+    """
     database = live(empty_database_url, schema, shape)
     database.run(DELIVERY)
     database.run(ON_THE_PATH[trap])
@@ -225,12 +227,12 @@ def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema, sha
 
 
 def pruned() -> None:
-    """Prune, and raise the reason for which the table of open orphans was not repaired."""
+    """Prune, and raise the error for which the open set was not repaired."""
     raise DatabaseRefusedError(mailglass_reconcile.prune().failures["settled"])
 
 
 @pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, pruned])
-def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
+def test_hidden_rows_are_never_taken_for_missing_ones(db, sweeper, work):
     """Python gets the refusal by name, and nothing is closed."""
     orphan(db, postmark("m-1"))
     db.run("ALTER TABLE mailglass_open_orphans ENABLE ROW LEVEL SECURITY")

@@ -1,4 +1,4 @@
-"""What the prune repairs in the open set: when an orphan that no trigger saw has arrived, and what closes none."""
+"""Repairs of the open set by the prune: the arrival of orphans that no trigger saw, and what closes none."""
 
 import datetime as dt
 import uuid
@@ -20,10 +20,10 @@ UTC_NOW = "(now() AT TIME ZONE 'UTC')"
 
 
 def uuid7_of(seconds_ago: float) -> str:
-    """Return a UUIDv7 that was made that long ago."""
-    rest = uuid7()[14:]
+    """Return a UUIDv7 that was generated some time ago."""
+    suffix = uuid7()[14:]
     milliseconds = int((dt.datetime.now(dt.UTC).timestamp() - seconds_ago) * 1000)
-    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{rest}"
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{suffix}"
 
 
 @pytest.mark.parametrize("hours", [-8, 0, 9, 14])
@@ -55,8 +55,8 @@ def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(u
         ("7 of the last millisecond", f"{UTC_NOW} - interval '1 hour'", 3600),
     ],
 )
-def test_an_id_that_tells_no_plausible_time_is_not_believed(database, id_, inserted_at, expected_age):
-    """Then `inserted_at` counts."""
+def test_an_id_with_an_implausible_time_is_ignored(database, id_, inserted_at, expected_age):
+    """`inserted_at` counts then."""
     event_id = {
         "4": new_id(),
         "7 an hour old": uuid7_of(3600),
@@ -72,7 +72,7 @@ def test_an_id_that_tells_no_plausible_time_is_not_believed(database, id_, inser
 @pytest.mark.guard
 @pytest.mark.parametrize("forged", ["tenant", "type"])
 def test_a_forged_reconciled_event_closes_no_orphan(database, forged):
-    """Neither one of another tenant nor one of another type; not the prune either."""
+    """It is of another tenant or another type; the prune does not close it either."""
     event_id = new_id()
     database.run(ORPHAN.format(id=event_id, age="1 minute"))
     row = {

@@ -1,4 +1,6 @@
-"""Retention: old events go, of each delivery all or none, then deliveries; and nothing else deletes from the ledger."""
+"""Retention: old events are deleted per delivery, all or none, then deliveries; nothing else deletes from the
+ledger.
+"""
 
 import datetime as dt
 import json
@@ -48,7 +50,7 @@ def attached(db, delivery_id: str, days: float, **columns: object) -> str:
 
 
 def linked(db, message_id: str, days: int) -> str:
-    """Let an orphan meet its delivery some days ago, and return the delivery."""
+    """Link an orphan to its delivery some days ago, and return the delivery."""
     with days_ago(db, days):
         sent = delivery(db, message_id)
         orphan(db, postmark(message_id), occurred_at="2026-01-03")
@@ -59,8 +61,8 @@ def linked(db, message_id: str, days: int) -> str:
     return sent
 
 
-def test_old_events_go_and_deliveries_follow(db):
-    """Linked, attached and expired ones, with their `reconciled` events; what is younger stays."""
+def test_old_events_are_deleted_and_then_deliveries(db):
+    """Linked, attached and expired events go with their `reconciled` events; younger ones stay."""
     old, young = linked(db, "m-1", 31), linked(db, "m-2", 29)
     attached(db, old, 31)
     stored = {attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
@@ -74,13 +76,13 @@ def test_old_events_go_and_deliveries_follow(db):
     assert len(ledger(db)) == 4
     assert stored < ledger(db)
     assert deliveries(db) == {young}
-    row = db.rows("SELECT events, deliveries FROM mailglass_reconcile_runs WHERE kind = 'prune'")
-    assert [tuple(one) for one in row] == [(4, 1)]
+    rows = db.rows("SELECT events, deliveries FROM mailglass_reconcile_runs WHERE kind = 'prune'")
+    assert [tuple(row) for row in rows] == [(4, 1)]
     assert (prune(db, 30, 30).events, prune(db, 30, 30).deliveries) == (0, 0)
 
 
 def test_without_a_retention_nothing_is_deleted(db):
-    """The default is to keep everything."""
+    """By default everything is kept."""
     old = linked(db, "m-1", 360)
     assert mailglass_reconcile.prune().events == 0
     assert len(ledger(db)) == 2
@@ -88,7 +90,7 @@ def test_without_a_retention_nothing_is_deleted(db):
 
 
 def test_a_delivery_whose_latest_event_is_young_keeps_all_of_them(db):
-    """All or none, also of what was linked."""
+    """Linked events follow the rule, too."""
     old = linked(db, "m-1", 40)
     attached(db, old, 20)
     assert prune(db).events == 0
@@ -97,7 +99,7 @@ def test_a_delivery_whose_latest_event_is_young_keeps_all_of_them(db):
 
 
 def test_deliveries_may_be_kept_longer_than_their_events(db):
-    """They go when they are old enough themselves; those that never had an event, too."""
+    """They go when they are old enough themselves, also without any event."""
     old, older, bare = linked(db, "m-1", 40), linked(db, "m-2", 70), None
     with days_ago(db, 70):
         bare = delivery(db, "m-3")
@@ -109,50 +111,50 @@ def test_deliveries_may_be_kept_longer_than_their_events(db):
 
 @pytest.mark.parametrize("state", ["waiting", "dead", "done"])
 def test_an_event_that_a_handler_still_needs_is_kept_with_its_delivery(db, state):
-    """One that waits, or that `dispatch --retry` may run again."""
+    """Its job waits, or `dispatch --retry` may run it again."""
     old = linked(db, "m-1", 40)
     event = attached(db, old, 40)
-    finished = None if state == "waiting" else dt.datetime(2026, 11, 26)
+    finished_at = None if state == "waiting" else dt.datetime(2026, 11, 26)
     db.run(
         """INSERT INTO mailglass_handler_outbox
                   (event_id, handler, delivery_id, type, state, next_at, inserted_at, finished_at)
            VALUES (CAST(:event AS uuid), 'audit', CAST(:delivery AS uuid), 'opened', :state, now(), now(),
                    :finished)""",
-        event=event, delivery=old, state=state, finished=finished,
+        event=event, delivery=old, state=state, finished=finished_at,
     )  # fmt: skip
     db.broken.add("I14")
     assert prune(db, retention_dead_days=None).events == (3 if state == "done" else 0)
 
 
 def test_an_orphan_that_is_open_is_never_deleted(db):
-    """Whatever the maximum age is: a sweep may still link it."""
+    """A sweep may still link it, whatever the maximum age."""
     open_one = orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
     assert prune(db, max_age_minutes=525_600).events == 0
     assert ledger(db) == {open_one}
 
 
 def test_an_event_of_a_delivery_that_somebody_holds_is_left_to_the_next_prune(db):
-    """Its writer may be about to attach another one."""
+    """Its writer may be about to attach another event."""
     old = linked(db, "m-1", 40)
-    with db.engine.connect() as other:
-        other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR NO KEY UPDATE")
+    with db.engine.connect() as writer:
+        writer.exec_driver_sql("SELECT FROM mailglass_deliveries FOR NO KEY UPDATE")
         assert prune(db).events == 0
         event = WebhookEvent(type="opened", occurred_at=LONG_AGO, provider_event_id="1", message_id="m-1")
-        [recorded] = record_webhook(other, tenant_id="acme", provider="postmark", events=[event])
+        [recorded] = record_webhook(writer, tenant_id="acme", provider="postmark", events=[event])
         assert str(recorded.delivery_id) == old
-        other.commit()
+        writer.commit()
     assert prune(db).events == 0
     assert len(ledger(db)) == 3
 
 
 def test_events_of_a_delivery_that_is_gone_are_deleted_too(db):
-    """There is nothing to lock."""
+    """There is no row to lock."""
     attached(db, new_id(), 40)
     assert prune(db).events == 1
 
 
-def test_what_is_neither_linked_nor_attached_nor_expired_stays(db):
-    """An event that an application appended for itself, without a delivery."""
+def test_an_event_that_is_neither_linked_nor_attached_nor_expired_stays(db):
+    """An application appended it without a delivery."""
     row = orphan_row({}, needs_reconciliation=False, age_seconds=4_000 * 86_400)
     insert(db, events=[row])
     assert prune(db).events == 0
@@ -167,7 +169,7 @@ def test_what_is_neither_linked_nor_attached_nor_expired_stays(db):
     ],
 )
 def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size, tied):
-    """Several tenants, times that tie, and rows that stay in between."""
+    """There are several tenants, tied times, and rows in between that stay."""
     monkeypatch.setattr(pruner, "RETENTION_ROWS", size)
     monkeypatch.setattr(pruner, "BATCH_ROWS", size)
     young = set()
@@ -192,13 +194,13 @@ def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size, tied):
                 " WHERE inserted_at < now() - interval '30 days'"
             )
         db.broken.add("I3")
-    whole = len(ledger(db)) - len(young)
-    assert prune(db).events == whole
+    old_events = len(ledger(db)) - len(young)
+    assert prune(db).events == old_events
     assert ledger(db) == young
 
 
 def test_a_plain_delete_is_refused_even_to_the_owner(db):
-    """So is one with the setting of the function, by another role; UPDATE in any case."""
+    """Another role with the function's setting is refused too, and so is any UPDATE."""
     attached(db, new_id(), 40)
     for statement in (
         "DELETE FROM mailglass_events",
@@ -215,8 +217,8 @@ def test_a_plain_delete_is_refused_even_to_the_owner(db):
         connection.exec_driver_sql("DELETE FROM mailglass_events")
 
 
-def test_the_function_refuses_to_delete_what_is_younger_than_two_days(db):
-    """Whoever may call it: events of a day ago may still be swept."""
+def test_the_function_refuses_to_delete_events_younger_than_two_days(db):
+    """This holds for every role: events of a day ago may still be swept."""
     attached(db, new_id(), 1.5)
     for name in ("events", "deliveries"):
         with pytest.raises(sa.exc.DBAPIError, match="at least 2 days"):
@@ -231,15 +233,15 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
     database.migrate()
     database.run("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
                     VALUES (gen_random_uuid(), 'acme', 'opened', now(), true, now() - interval '40 days')""")
-    others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     days = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
-    done = processes.run(
-        [*COMMAND, "prune", "--json"], {**others, "MAILGLASS_DATABASE_URL": empty_database_url, **days}
+    result = processes.run(
+        [*COMMAND, "prune", "--json"], {**inherited, "MAILGLASS_DATABASE_URL": empty_database_url, **days}
     )
-    printed = json.loads(done.stdout)
-    assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
+    printed = json.loads(result.stdout)
+    assert (result.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
     assert set(printed["failures"]) == {"events", "deliveries"}
-    assert done.stderr == (
+    assert result.stderr == (
         "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
         " public, so no event is deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
         " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"
@@ -247,15 +249,17 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
     assert database.values("SELECT count(*) FROM mailglass_events") == [1]
 
 
-def test_a_retention_that_makes_no_sense_stops_the_command_with_2(db, redis_url):
-    """Before anything is done."""
-    done = commands.run_forked(db, "prune", MAILGLASS_RETENTION_DELIVERIES_DAYS="30")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E")
+def test_an_invalid_retention_is_a_usage_error(db, redis_url):
+    """Nothing is deleted."""
+    result = commands.run_forked(db, "prune", MAILGLASS_RETENTION_DELIVERIES_DAYS="30")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E"
+    )
 
 
 def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_count_as_new(db):
-    """With another delivery: nothing remembers the first one."""
+    """They get another delivery, because nothing remembers the first one."""
     event = WebhookEvent(type="opened", occurred_at=LONG_AGO, provider_event_id="1", message_id="m-1")
     sent = [Sent(recipient="ada@example.com", message_id="m-1", occurred_at=LONG_AGO)]
 
@@ -274,7 +278,7 @@ def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_cou
 
 
 @pytest.mark.parametrize(
-    ("given", "wrong"),
+    ("retentions", "wrong"),
     [
         ({"events": "8"}, None),
         ({"events": "infinity"}, None),
@@ -289,9 +293,9 @@ def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_cou
         ({"events": "infinity", "deliveries": "29"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: set"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(monkeypatch, given, wrong):
-    """Events are kept a day longer than sweeps look at them, and deliveries at least as long as their events."""
-    for name, value in given.items():
+def test_invalid_settings_are_refused(monkeypatch, retentions, wrong):
+    """Events are kept a day longer than sweeps read them, and deliveries at least as long as their events."""
+    for name, value in retentions.items():
         monkeypatch.setenv(f"MAILGLASS_RETENTION_{name.upper()}_DAYS", value)
     if wrong is None:
         Settings()
@@ -317,7 +321,7 @@ SELECT gen_random_uuid(), tenant_id, id, 'opened', inserted_at, inserted_at FROM
 
 @pytest.mark.slow
 def test_the_cost_of_deleting_is_linear(db, monkeypatch):
-    """While a snapshot keeps what is deleted, twice as many rows read twice as many pages, and not four times."""
+    """While a snapshot keeps dead rows, twice as many rows read twice as many buffers, not four times."""
     monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
     read = []
     for number in (600, 1_200):
@@ -331,7 +335,7 @@ def test_the_cost_of_deleting_is_linear(db, monkeypatch):
 
 
 def buffers(db) -> int:
-    """Prune, and return how many pages the function has read, from memory or not."""
+    """Prune, and return the number of buffers that the function has read."""
     total = 0
 
     def explain(connection, cursor, statement, parameters, context, many):

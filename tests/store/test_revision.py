@@ -1,4 +1,4 @@
-"""A database at another revision than this version's: what is said of it, everywhere in the same words."""
+"""A database at another revision than this version's gets the same message everywhere."""
 
 import uuid
 
@@ -38,7 +38,7 @@ COMMANDS = [
 
 @pytest.fixture
 def earlier(db):
-    """A database of an earlier checkout, which lacks some of this version's functions and columns, with one orphan."""
+    """A database of an earlier checkout, without some functions and columns, with one orphan."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark("m-1"), id=ID)])
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
     db.run("".join(f"DROP FUNCTION {name} CASCADE;" for name in schema.FUNCTIONS))
@@ -47,7 +47,7 @@ def earlier(db):
 
 
 def test_every_command_says_how_to_get_past_an_unreleased_revision(earlier):
-    """`migrate` alone would refuse, so none of them may send the reader there first."""
+    """`migrate` alone would refuse, so no message may name it first."""
     for arguments in COMMANDS:
         result = commands.run_unchecked(earlier, *arguments)
         assert result.returncode == 1, arguments
@@ -63,15 +63,15 @@ def test_every_command_says_how_to_get_past_an_unreleased_revision(earlier):
     ],
     ids=["record_send", "record_webhook"],
 )
-def test_the_writers_say_the_same(earlier, call):
+def test_the_writers_print_the_same_message(earlier, call):
     """After the mail is sent, the log has nothing else."""
     with earlier.engine.begin() as connection, pytest.raises(SchemaOutdatedError) as refused:
         call(connection)
     assert str(refused.value) == UNRELEASED
 
 
-def test_a_newer_revision_wants_the_newer_version():
-    """And a database without one wants to be migrated."""
+def test_a_newer_revision_requires_the_newer_version():
+    """A database without a revision has to be migrated."""
     assert find_mismatch(VERSION) is None
     assert "install the newer mailglass-reconcile here" in str(find_mismatch("9999"))
     assert str(find_mismatch(None)).endswith("run `mailglass-reconcile migrate`")

@@ -1,4 +1,4 @@
-"""Every statement stands as a whole in one place."""
+"""Every statement is complete in one place."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ def _one_line(sql):
 
 @pytest.fixture(scope="module")
 def statements():
-    """Each string of the package that names one of its tables with the schema, by the place where it stands."""
+    """Return each string of the package that has one of its tables with the schema, by its place."""
     result = {
         f"{path.relative_to(PACKAGE)}:{node.lineno}": _one_line(node.value)
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -29,7 +29,7 @@ def statements():
 
 
 def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(statements):
-    """A reader sees the whole of it; `{8}` is a part of a regular expression, and `{}` is JSON or an empty array."""
+    """A reader sees the whole statement; `{8}` is in a regular expression, `{}` is JSON or an empty array."""
     allowed = {"schema", "recipient_key"}
-    others = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - allowed for where, sql in statements.items()}
-    assert {where: names for where, names in others.items() if names} == {}
+    placeholders = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - allowed for where, sql in statements.items()}
+    assert {where: names for where, names in placeholders.items() if names} == {}

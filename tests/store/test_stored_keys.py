@@ -1,4 +1,4 @@
-"""Keys that are stored with an open orphan: what makes them, when they are made again, and by whom never."""
+"""Keys stored with an open orphan: how they are computed, when again, and by which process never."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ STORED = "SELECT rank, ids FROM mailglass_open_orphans"
 
 @pytest.fixture(autouse=True)
 def rules(monkeypatch):
-    """Let a test register rules that are gone after it."""
+    """Let a test register rules, and remove them afterwards."""
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
 
 
@@ -36,8 +36,8 @@ def acme(version, suffix=""):
         return [f"{number}{suffix}"]
 
 
-def test_keys_that_a_process_without_the_rule_stored_are_made_by_one_that_has_it(db):
-    """As when somebody sweeps from a terminal that lacks the application's module."""
+def test_keys_of_a_process_without_the_rule_are_replaced_by_one_with_it(db):
+    """Somebody may sweep from a terminal without the application's module."""
     insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
     assert reconcile().unmatchable == 1
     assert db.value("SELECT rank FROM mailglass_open_orphans") == providers.rank_of(None)
@@ -96,7 +96,7 @@ def test_a_later_version_of_a_rule_computes_stored_keys_again(db):
 
 
 def test_keys_of_a_later_version_replace_the_stored_ones(db):
-    """Otherwise each sweep would compute them again, and a send would not find the event by them."""
+    """Otherwise each sweep would compute them again, and a send would not find the event."""
     insert(db, [], [orphan_row({"provider": "acme", "number": 7})])
     for version, suffix in ((1, "-wrong"), (2, "")):
         acme(version, suffix)
@@ -106,7 +106,7 @@ def test_keys_of_a_later_version_replace_the_stored_ones(db):
 
 
 def test_orphans_whose_rule_was_added_are_counted_once(db):
-    """Their stored keys say that they have no usable id; they are judged again."""
+    """Their stored keys have no usable id; they are matched again."""
     insert(db, [], [orphan_row({"provider": "acme", "number": n}) for n in range(12)])
     assert reconcile().unmatchable == 12
     acme(1)
@@ -114,8 +114,8 @@ def test_orphans_whose_rule_was_added_are_counted_once(db):
     assert (result.scanned, result.unmatched, result.unmatchable) == (12, 12, 0)
 
 
-def test_a_rule_that_failed_stores_nothing_and_is_asked_again(db, caplog):
-    """One line in the log says which rule, and of how many orphans."""
+def test_a_rule_that_failed_stores_nothing_and_is_retried(db, caplog):
+    """One line in the log has the rule and the number of orphans."""
 
     @key_rule("acme", reads=("metadata/number",))
     def fails(number):
@@ -133,7 +133,7 @@ def test_a_rule_that_failed_stores_nothing_and_is_asked_again(db, caplog):
 
 
 def test_rekey_computes_the_keys_again_under_the_same_version(db):
-    """A rule was corrected, and its version forgotten."""
+    """A rule was corrected without a new version."""
     acme(1, suffix="-wrong")
     insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
     assert reconcile().unmatched == 1
@@ -144,14 +144,14 @@ def test_rekey_computes_the_keys_again_under_the_same_version(db):
 
 
 def test_rekey_forgets_no_recipient(db):
-    """It is kept nowhere else, and decides between the deliveries of one id."""
+    """It is stored nowhere else, and decides between the deliveries of one id."""
     for recipient in ("ada@example.com", "bob@example.com"):
         factories.delivery(db, "m", recipient=recipient)
     event = {"provider": "postmark", "message_id": "none yet"}
     factories.orphan(db, event)
     db.run("UPDATE mailglass_open_orphans SET recipient = 'bob@example.com'")
     assert reconcile().unmatched == 1
-    for _ in range(2):  # once more changes nothing
+    for _ in range(2):  # a second run changes nothing
         commands.run_here("rekey")
     assert db.rows("SELECT rank, ids, recipient FROM mailglass_open_orphans") == [(None, None, "bob@example.com")]
     assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
@@ -161,7 +161,7 @@ def test_rekey_forgets_no_recipient(db):
 
 @pytest.mark.slow
 def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, tmp_path):
-    """`sweep` from a terminal knows what the worker knows; a module that is not there is one line."""
+    """`sweep` from a terminal loads what the worker loads; a missing module is one line."""
     (tmp_path / "shop_rules.py").write_text(
         "from mailglass_reconcile import key_rule\n"
         "@key_rule('acme', reads=('metadata/number',))\n"
@@ -172,25 +172,25 @@ def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, 
     assert failed.returncode == 1
     assert failed.stderr == "mailglass-reconcile: MAILGLASS_IMPORTS: cannot import nowhere (ModuleNotFoundError)\n"
     handlers = {"MAILGLASS_IMPORTS": " shop_rules, json ", "PYTHONPATH": str(tmp_path)}
-    done = commands.run_forked(db, "sweep", "--json", **handlers)
-    assert json.loads(done.stdout)["linked"] == 1
+    result = commands.run_forked(db, "sweep", "--json", **handlers)
+    assert json.loads(result.stdout)["linked"] == 1
 
 
 def test_a_provider_in_the_normalized_payload_is_found(db):
-    """As the original reads it: metadata first, then the payload."""
+    """The original reads metadata first, then the payload."""
     insert(db, [delivery_row("m")], [orphan_row({"message_id": "m"}, normalized_payload={"provider": "postmark"})])
     assert reconcile().linked == 1
 
 
 @pytest.mark.parametrize(("event", "stored"), [("postmark ", "Postmark"), ("Amazon SES", "amazon_ses"), ("ses", "SES")])
-def test_a_provider_is_one_however_it_is_spelled(db, event, stored):
-    """In the event and on the delivery."""
+def test_a_provider_matches_in_any_spelling(db, event, stored):
+    """The event's and the delivery's spellings may differ."""
     insert(db, [delivery_row("m", provider=stored)], [orphan_row({"provider": event, "message_id": "m"})])
     assert mailglass_reconcile.reconcile().linked == 1
 
 
 def test_a_display_name_does_not_hide_an_address(db):
-    """On either side."""
+    """Either side may have one."""
     deliveries = [delivery_row("m", recipient=f"Someone <{name}@Example.com>") for name in ("ada", "bob")]
     insert(db, deliveries, [orphan_row({"provider": "postmark", "message_id": "m", "email": "Ann <BOB@example.com>"})])
     assert reconcile().linked == 1
@@ -199,7 +199,7 @@ def test_a_display_name_does_not_hide_an_address(db):
 
 @pytest.mark.parametrize(("tenant", "linked"), [("acme", 0), ("other", 1)])
 def test_a_bounce_of_the_second_recipient_does_not_mark_the_first(db, tenant, linked):
-    """Mailglass stores the first To alone; while the raw webhook of the same tenant is kept, the recipient is read."""
+    """Mailglass stores only the first To; the recipient is read from the tenant's raw webhook while it is kept."""
     insert(
         db,
         [delivery_row("m", recipient="first@example.com")],
@@ -217,12 +217,12 @@ IDS = "SELECT array_agg(candidate_id ORDER BY position) FROM mailglass_open_orph
 
 @pytest.fixture
 def orphan(db):
-    """An event of a provider whose rule only its adopter knows."""
+    """Insert an event of a provider whose rule only its adopter has."""
     return factories.orphan(db, {"provider": "Acme", "ref": "r-1"})
 
 
 def know(version=1, read="metadata/ref"):
-    """Let this process know the adopter's rule, in a version."""
+    """Register the adopter's rule in a version."""
 
     @providers.key_rule("acme", reads=[read], version=version)
     def acme(ref):
@@ -230,7 +230,7 @@ def know(version=1, read="metadata/ref"):
 
 
 def test_a_corrected_rule_computes_stored_keys_again(db, orphan):
-    """By its version, with no command and no wait."""
+    """Its version is enough, without a command or a wait."""
     know(version=1, read="metadata/reference")
     assert reconcile().unmatchable == 1
     factories.delivery(db, "r-1")
@@ -241,7 +241,7 @@ def test_a_corrected_rule_computes_stored_keys_again(db, orphan):
 
 @pytest.mark.slow
 def test_an_earlier_version_leaves_what_a_later_one_has_stored_until_rekey(db, orphan):
-    """Two versions in one deployment do not rewrite each other's keys; after a roll-back, rekey does."""
+    """Two versions in one deployment do not rewrite each other's keys; after a rollback, rekey does."""
     know(version=2)
     reconcile()
     know(version=1)
@@ -254,7 +254,7 @@ def test_an_earlier_version_leaves_what_a_later_one_has_stored_until_rekey(db, o
 
 @pytest.mark.slow
 def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
-    """A sweep from a terminal neither stores others over them nor forgets them, and links by them."""
+    """A sweep from a terminal neither replaces nor deletes them, and links by them."""
     know()
     reconcile()
     before = db.rows(KEYS), db.rows(IDS)
@@ -268,7 +268,7 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
 
 @pytest.mark.slow
 def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(db, orphan):
-    """However long ago that was."""
+    """Their age does not matter."""
     assert commands.run_forked(db, "sweep").returncode == 0
     assert db.value(KEYS) == providers.rank_of(None)
     factories.delivery(db, "r-1")
@@ -285,7 +285,7 @@ def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(d
     ],
 )
 def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog):
-    """It costs its own events, with one line in the log, until it is corrected, which needs no new version."""
+    """One line in the log says so until the rule is corrected, which needs no new version."""
     factories.insert(db, [], [orphan_row({"provider": "acme", "ref": "r-2"})])
 
     @providers.key_rule("acme", reads=["metadata/ref"])
@@ -302,8 +302,8 @@ def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog)
     assert reconcile().linked == 1
 
 
-def meanwhile(monkeypatch, action):
-    """Let *action* happen once, between what the next sweep reads and what it stores."""
+def run_before_storing(monkeypatch, action):
+    """Run *action* once between what the next sweep reads and what it stores."""
     actions = [action]
 
     class Interrupted(reconciler.Sweep):
@@ -316,7 +316,7 @@ def meanwhile(monkeypatch, action):
 
 
 def fail_acme(version=1):
-    """Let this process have a rule that raises."""
+    """Register a rule that raises."""
 
     @providers.key_rule("acme", reads=["metadata/ref"], version=version)
     def broken(ref):
@@ -347,7 +347,7 @@ def test_a_worker_whose_rule_fails_stores_no_state_over_keys_of_another(db, orph
         assert reconcile().unmatched == 1
 
     fail_acme()
-    meanwhile(monkeypatch, sweep_corrected)
+    run_before_storing(monkeypatch, sweep_corrected)
     assert reconcile().unmatchable == 1
     assert db.rows(STATES) == [(providers.rank_of("acme"), 1, "unmatched")]
     factories.delivery(db, "r-1")
@@ -355,14 +355,14 @@ def test_a_worker_whose_rule_fails_stores_no_state_over_keys_of_another(db, orph
 
 
 def test_a_worker_with_an_older_rule_does_not_replace_keys_that_a_newer_one_stored_meanwhile(db, orphan, monkeypatch):
-    """Both have found it without keys."""
+    """Both found the orphan without keys."""
 
     def sweep_with_the_newer_rule():
         know(version=2)
         assert reconcile().unmatched == 1
 
     know(version=1, read="metadata/other")
-    meanwhile(monkeypatch, sweep_with_the_newer_rule)
+    run_before_storing(monkeypatch, sweep_with_the_newer_rule)
     assert reconcile().unmatchable == 1
     assert (db.rows(STATES), db.value(IDS)) == ([(providers.rank_of("acme"), 1, "unmatched")], ["r-1"])
 
@@ -374,14 +374,14 @@ def test_rekey_during_a_sweep_leaves_nothing_that_no_sweep_selects(db, orphan, m
         factories.delivery(db, "r-1", recipient=recipient)
     assert reconcile().ambiguous == 1
     db.run("DELETE FROM mailglass_deliveries")
-    meanwhile(monkeypatch, lambda: commands.run_here("rekey"))
+    run_before_storing(monkeypatch, lambda: commands.run_here("rekey"))
     assert reconcile().unmatched == 1
     factories.delivery(db, "r-1")
     assert reconcile().linked == 1
 
 
 def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
-    """Those are the ones whose keys an old worker may be storing."""
+    """An old worker may be storing their keys."""
     acme(1)
     insert(db, [], [orphan_row({"provider": "acme", "number": number}) for number in range(3)])
     assert reconcile().unmatched == 3
@@ -395,7 +395,7 @@ def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
 
 
 def test_ids_that_a_row_without_keys_has_are_replaced(db, orphan):
-    """If two sessions replace keys at the same time, one may see the other's rows only afterwards."""
+    """If two sessions replace keys at once, one may see the other's rows only afterwards."""
     know()
     assert reconcile().unmatched == 1
     db.run("UPDATE mailglass_open_orphans SET rank = NULL, ids = NULL, state = NULL")
@@ -413,7 +413,7 @@ WHEN (OLD.arrived_at < now() - interval '20 minutes') EXECUTE FUNCTION public.ho
 
 
 def test_ids_that_another_session_stores_while_the_statement_runs_are_replaced(db):
-    """The statement's snapshot does not have them, and both sessions store keys of the same rank."""
+    """The statement's snapshot lacks them, and both sessions store keys of the same rank."""
     old, new = (factories.orphan(db, {"provider": "acme"}, age_seconds=seconds) for seconds in (1_800, 600))
 
     def store(ids, *event_ids, rank_before=1):

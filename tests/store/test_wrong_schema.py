@@ -1,4 +1,4 @@
-"""A database that Mailglass itself made, or that holds another one's tables in another schema."""
+"""A database that Mailglass made, or that has another ledger in another schema."""
 
 import os
 
@@ -20,7 +20,7 @@ SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
 
 
 def test_a_forgotten_schema_does_not_make_a_second_set_of_tables(empty_database_url, monkeypatch):
-    """The line names the schema that has the ledger and the setting; once that is given, both ways are open."""
+    """The line names the schema with the ledger and the setting; with the setting, both ways are open."""
     real = live(empty_database_url, "Mail_Glass")
     monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
     forgotten = installation(empty_database_url)
@@ -48,7 +48,7 @@ def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_databa
 
 
 def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(empty_database_url, redis_url, shape):
-    """Its own test suite wipes the ledger; the guard that was asked for stays, and goes with the rest."""
+    """Its test suite truncates the ledger; a requested guard stays, and is removed with the rest."""
     database = live(empty_database_url, SCHEMAS[shape], shape)
     if shape == "0.1.1":
         database.run(SUPPRESSIONS)
@@ -73,13 +73,13 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
 
 @pytest.mark.parametrize("words", [["--check"], ["--remove"]])
 def test_the_guard_goes_with_a_migration_only(words):
-    """Anything else is wrong usage."""
-    done = processes.run([*COMMAND, "migrate", "--guard-truncate", *words])
-    assert done.returncode == 2
+    """Other combinations are usage errors."""
+    result = processes.run([*COMMAND, "migrate", "--guard-truncate", *words])
+    assert result.returncode == 2
 
 
 def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):
-    """Mailglass keeps its version there: its own migrations would skip half of its tables."""
+    """Mailglass stores its version in it, and its migrations would skip half of its tables."""
     database = installation(empty_database_url)
     database.migrate()
     assert database.values("SELECT obj_description('mailglass_events'::regclass)") == [None]

@@ -1,4 +1,4 @@
-"""Access to the page: nothing without its token, a session of twelve hours, and no help from another site."""
+"""Access to the dashboard: nothing without its token, sessions of twelve hours, and no requests from other sites."""
 
 import asyncio
 import contextlib
@@ -36,13 +36,13 @@ GUARDED = {
 
 
 def paths_of(routes):
-    """Return the paths of all routes, those that are mounted included."""
+    """Return the paths of all routes, including mounted ones."""
     return {path for route in routes for path in (paths_of(route.routes) if hasattr(route, "routes") else [route.path])}
 
 
 @pytest.fixture
 def planted_rows(db):
-    """A tenant with an open and a linked event, and a delivery."""
+    """Insert a tenant with an open and a linked event, and a delivery."""
     delivery = factories.delivery(db, "beta-sent", tenant_id="beta", provider="postmark")
     linked = factories.orphan(db, factories.postmark("beta-sent"), tenant_id="beta", type="opened")
     event = factories.orphan(db, factories.postmark("beta-open"), tenant_id="beta", type="complained")
@@ -63,7 +63,7 @@ def test_every_route_is_either_open_or_requested_here(db):
 
 
 def test_without_the_token_every_route_answers_401_with_the_form(db, planted_rows, monkeypatch):
-    """No token, a wrong one, the right one in the address; and the same for what is no route."""
+    """The token is missing, wrong, or in the query string; unknown routes answer the same."""
     closed = app(db)
     for path in [*itertools.chain(*GUARDED.values()), "/nothing", "/events"]:
         url = path.format(**planted_rows)
@@ -77,39 +77,39 @@ def test_without_the_token_every_route_answers_401_with_the_form(db, planted_row
             answer = visitor.get(place)
             assert answer.status_code == 401
             assert '<form class="card narrow" method="post"' in answer.text
-            shown = re.sub(r'name="next" type="hidden" value="[^"]*"', "", answer.text)
-            assert not [value for value in planted_rows.values() if value in shown]
+            text = re.sub(r'name="next" type="hidden" value="[^"]*"', "", answer.text)
+            assert not [value for value in planted_rows.values() if value in text]
 
 
 def test_the_address_and_the_host_of_a_request_open_nothing(db):
-    """Behind a proxy on this machine, every request comes from 127.0.0.1, by this machine's name."""
+    """Behind a proxy on this machine, every request comes from 127.0.0.1 with this machine's name."""
     closed = app(db)
     for host in ("127.0.0.1:8080", "localhost", "[::1]:8080"):
         assert Visitor(closed, None, host=host).get("/").status_code == 401
 
 
 def test_without_a_token_there_is_no_application(db):
-    """The error names the setting; a token that is too short is not shown."""
+    """The error names the setting, and does not show a token that is too short."""
     for value in (None, SecretStr(" "), SecretStr("secret-of-15-ch"), SecretStr("  secret padded  ")):
         with pytest.raises(ConfigurationError, match=r"^MAILGLASS_WEB_TOKEN") as refused:
             app(db, web_token=value)
         assert "secret" not in str(refused.value)
 
 
-def sign_in(visitor, next_="", shown=TOKEN, **headers):
-    """Send the form."""
-    return visitor.ask("POST", "/login", headers=headers, data={"token": shown, "next": next_})
+def sign_in(visitor, next_="", entered=TOKEN, **headers):
+    """Send the sign-in form."""
+    return visitor.ask("POST", "/login", headers=headers, data={"token": entered, "next": next_})
 
 
 def test_the_form_gives_a_cookie_that_opens_the_page_and_is_not_the_token(db, monkeypatch):
-    """For this browser's session, for this site, and out of reach of scripts; a wrong token gives none."""
+    """The cookie is for this browser session and site, and unreadable for scripts; a wrong token gives none."""
     closed = Visitor(app(db), None)
-    refused = sign_in(closed, "orphans?state=waiting", shown="wrong")
+    refused = sign_in(closed, "orphans?state=waiting", entered="wrong")
     assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
     assert 'value="orphans?state=waiting"' in refused.text
     assert 'value="?hours=6"' in closed.get("/?hours=6").text
     assert sign_in(closed, "?hours=6").headers["location"] == "./?hours=6"
-    let_in = sign_in(closed, "orphans?state=waiting", shown=f" {TOKEN}\n")
+    let_in = sign_in(closed, "orphans?state=waiting", entered=f" {TOKEN}\n")
     assert (let_in.status_code, let_in.headers["location"]) == (303, "./orphans?state=waiting")
     cookie, *flags = let_in.headers["set-cookie"].split("; ")
     assert flags == ["HttpOnly", "SameSite=Strict"]
@@ -119,7 +119,7 @@ def test_the_form_gives_a_cookie_that_opens_the_page_and_is_not_the_token(db, mo
 
 
 def test_a_session_ends_after_twelve_hours_and_with_the_token(db):
-    """The cookie says when it was issued; neither that nor anything else in it can be changed."""
+    """The cookie is signed and has its time of issue."""
     closed, now = Visitor(app(db), None), int(time.time())
     for cookie, status in [
         (access.make_session(TOKEN, now - 11 * 3_600), 200),
@@ -135,7 +135,7 @@ def test_a_session_ends_after_twelve_hours_and_with_the_token(db):
 
 
 def test_signing_out_deletes_the_cookie(db):
-    """The button is on every page, and leads to the form."""
+    """The button is on every page and leads to the form."""
     closed = Visitor(app(db), None)
     answer = closed.ask("POST", "/logout")
     assert (answer.status_code, answer.headers["location"]) == (303, "./")
@@ -144,7 +144,7 @@ def test_signing_out_deletes_the_cookie(db):
 
 
 def test_the_cookie_is_for_https_alone_if_the_setting_or_the_request_says_so(db):
-    """Behind a proxy that ends TLS, only the setting can."""
+    """Behind a proxy that terminates TLS, only the setting can know."""
     for secure in (False, True):
         answer = sign_in(Visitor(app(db, web_secure_cookie=secure), None))
         assert ("; Secure" in answer.headers["set-cookie"]) == secure
@@ -160,13 +160,13 @@ def test_the_cookie_is_for_https_alone_if_the_setting_or_the_request_says_so(db)
     ],
 )
 def test_the_form_leads_to_a_page_of_this_application_and_nowhere_else(db, next_):
-    """A path with %2e%2e left the mount."""
+    """A path with %2e%2e once left the mount."""
     answer = sign_in(Visitor(app(db), None), next_)
     assert (answer.status_code, answer.headers["location"]) == (303, "./")
 
 
 def test_another_site_can_sign_nobody_in_or_out(db):
-    """Browsers say where a form comes from; programs do not."""
+    """Browsers send the origin of a form; programs do not."""
     closed = Visitor(app(db), None, host="mail.example:8080")
     for headers, status in [
         ({"sec-fetch-site": "cross-site"}, 403),
@@ -181,8 +181,8 @@ def test_another_site_can_sign_nobody_in_or_out(db):
         assert closed.ask("POST", "/logout", headers=headers).status_code == status, headers
 
 
-def test_wrong_tokens_take_no_connection_from_others(db, monkeypatch):
-    """In the header and in the form: each was answered after a second, and a hundred of them closed the dashboard."""
+def test_wrong_tokens_do_not_block_other_connections(db, monkeypatch):
+    """In header and form, each was once answered after a second, and a hundred blocked the dashboard."""
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
     form = b"token=wrong"
     requests = [
@@ -197,13 +197,13 @@ def test_wrong_tokens_take_no_connection_from_others(db, monkeypatch):
 
 
 def test_a_form_with_too_many_fields_is_a_wrong_token(db, monkeypatch):
-    """It was a traceback, and an answer without the headers."""
+    """It was once a traceback, and a response without the headers."""
     answer = Visitor(app(db), None).ask("POST", "/login", content="&".join(f"f{n}=1" for n in range(11)))
     assert (answer.status_code, "content-security-policy" in answer.headers) == (401, True)
 
 
 def test_a_websocket_is_closed(db):
-    """Mounted in an application that has some, it was a traceback."""
+    """Mounted in an application with websockets, it was once a traceback."""
     sent = []
 
     async def receive():
@@ -217,15 +217,15 @@ def test_a_websocket_is_closed(db):
     assert sent == ["websocket.close"]
 
 
-def test_a_path_of_slashes_is_answered_in_a_line(db):
-    """Each slash was `../` in every link: 60,000 of them gave an answer of 901 kB, without any token."""
+def test_a_path_of_slashes_has_a_short_response(db):
+    """Each slash was `../` in every link: 60,000 of them once returned 901 kB without any token."""
     for token in (None, TOKEN):
         answer = Visitor(app(db), token).ask("GET", "http://127.0.0.1/" + "/" * 60_000)
         assert (answer.status_code, answer.text) == (404, "not found\n")
 
 
-def test_anyone_may_see_whether_all_is_well_and_only_the_token_shows_what_is_wrong(db):
-    """One line each; a token in the address is ignored."""
+def test_anyone_may_see_the_health_and_only_the_token_shows_the_problems(db):
+    """Each is one line; a token in the query string is ignored."""
     closed = app(db)
     assert Visitor(closed, None).get("/healthz").text == "alive\n"
     answer = Visitor(closed, None).get(f"/readyz?token={TOKEN}")
@@ -238,7 +238,7 @@ def test_anyone_may_see_whether_all_is_well_and_only_the_token_shows_what_is_wro
 
 
 def test_only_the_session_and_the_search_take_a_post(db):
-    """The page has nothing to press; the search takes what must not stand in an address, and not from another site."""
+    """Pages have nothing to submit; the search must not be in a URL, nor come from another site."""
     visitor = Visitor(app(db))
     paths = ("/", "/orphans", f"/events/{uuid.uuid4()}", "/runs", "/handlers", "/healthz", "/static/page.js")
     for method, path in itertools.product(("POST", "PUT", "PATCH", "DELETE"), paths):

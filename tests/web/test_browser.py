@@ -110,7 +110,7 @@ A_LINK = "SELECT delivery_id::text, substr(idempotency_key, 12) FROM mailglass_e
 
 @dataclass
 class System:
-    """A database, and how its page is served."""
+    """A database, and how its dashboard is served."""
 
     engine: sa.Engine
     settings: Settings
@@ -121,13 +121,13 @@ class System:
         return self.engine.begin()
 
     def use(self) -> None:
-        """Let this process use it."""
+        """Configure this process to use the database."""
         mailglass_reconcile.configure(engine=self.engine, settings=self.settings)
 
 
 @dataclass
 class Shop(System):
-    """The system that is shown, and where."""
+    """The system of the screenshots, and its address."""
 
     address: str
     paths: dict[str, str]
@@ -142,30 +142,30 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def system(template, make_database, drop_database, redis_url) -> Callable[[], AbstractContextManager[System]]:
-    """Make a system that this process uses; with `db`, no process of the browser could outlive a test."""
+    """Return a function that makes a system; with `db`, no browser process could outlive a test."""
 
     @contextmanager
-    def made() -> Iterator[System]:
+    def make_system() -> Iterator[System]:
         name = f"mgtest_browser_{uuid.uuid4().hex[:12]}"
         url = make_database(name, template)
         settings = Settings(database_url=url, redis_url=redis_url)
         environment = {**os.environ, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": redis_url}
-        one = System(engines.create_engine(settings), settings, lambda: serve(environment))
-        one.use()
-        yield one
+        created = System(engines.create_engine(settings), settings, lambda: serve(environment))
+        created.use()
+        yield created
         mailglass_reconcile.configure()
-        one.engine.dispose()
+        created.engine.dispose()
         drop_database(name)
 
-    return made
+    return make_system
 
 
 @pytest.fixture(scope="module")
 def shop(system) -> Iterator[Shop]:
-    """One system with an incident, and one server of its page."""
-    with system() as one:
-        scenery.incident(one.engine)
-        with one.engine.connect() as connection:
+    """One system with an incident, and one server of its dashboard."""
+    with system() as created:
+        scenery.incident(created.engine)
+        with created.engine.connect() as connection:
             of_state = {
                 state: connection.execute(sa.text(OF_STATE), {"state": state}).scalar_one()
                 for state in ("tenant_mismatch", "ambiguous")
@@ -186,15 +186,15 @@ def shop(system) -> Iterator[Shop]:
             "delivery": f"deliveries/{delivery}",
             "missing": "nowhere",
         }
-        with one.serve() as (process, address):
-            yield Shop(one.engine, one.settings, one.serve, f"{address}/", paths)
+        with created.serve() as (process, address):
+            yield Shop(created.engine, created.settings, created.serve, f"{address}/", paths)
             process.stop()
             assert "canary" not in process.stderr
 
 
 @pytest.fixture
 def context(chromium) -> Iterator[BrowserContext]:
-    """A visitor of its own, in Berlin, who notes what the policy forbids and what goes wrong in a script."""
+    """A browser context in Berlin, which records violations of the policy and errors of scripts."""
     opened = chromium.new_context(
         viewport={"width": 1_440, "height": 900}, extra_http_headers=SIGNED_IN, timezone_id="Europe/Berlin"
     )
@@ -208,7 +208,7 @@ def context(chromium) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def clock(context):
-    """The time of the pages that this visitor opens from here on: it goes by, and a test can let some of it pass."""
+    """The clock of pages that this context opens from here on, which runs and can be advanced."""
     context.clock.install()
     return context.clock
 
@@ -223,7 +223,8 @@ def page(context, shop) -> Page:
 
 
 def check(page) -> None:
-    """Nothing was forbidden, is wider than the screen, broken or on top of another, and axe finds nothing serious.
+    """Check that the page broke no policy, fits the screen without overlaps, and passes axe without serious
+    findings.
 
     axe takes a millisecond for each text: of rows that only differ in their words, it looks at the first.
     """
@@ -242,7 +243,7 @@ def check(page) -> None:
 
 
 def keep(page, name: str, width: int, scheme: str) -> None:
-    """Keep screenshots, where that is asked for."""
+    """Store screenshots in the requested folders."""
     if folder := os.environ.get("MAILGLASS_TEST_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
     if (folder := os.environ.get("MAILGLASS_DOCS_SCREENSHOTS")) and (name, width, scheme) in IN_DOCS:
@@ -252,8 +253,8 @@ def keep(page, name: str, width: int, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_can_be_used_on_a_phone_and_a_screen_by_day_and_by_night(shop, context, name):
-    """At 320, 390 and 1,440 pixels: no sideways scrolling, no broken id, and nothing serious for axe."""
+def test_every_page_works_on_phones_and_screens_in_light_and_dark_mode(shop, context, name):
+    """Widths are 320, 390 and 1,440 pixels."""
     page = context.new_page()
     page.goto(shop.address + shop.paths[name])
     for width, scheme in SCREENS:
@@ -264,7 +265,7 @@ def test_every_page_can_be_used_on_a_phone_and_a_screen_by_day_and_by_night(shop
 
 
 def test_filters_lead_from_a_state_to_its_orphans_and_to_why_one_is_open(shop, page):
-    """By the keyboard and by links; the address is the bookmark, and has the filters only."""
+    """Keyboard and links work; the URL is a bookmark with the filters only."""
     page.locator("#states").get_by_role("link", name="List the 17 that are ambiguous").click()
     expect(page).to_have_url(re.compile(r"/orphans\?state=ambiguous$"))
     expect(page.locator(".orphans li")).to_have_count(17)
@@ -289,7 +290,7 @@ def test_filters_lead_from_a_state_to_its_orphans_and_to_why_one_is_open(shop, p
 
 
 def test_a_link_appears_by_itself_and_pausing_stops_that(clock, shop, page):
-    """Where somebody reads the page, and the focus stays where it is."""
+    """The reading position and the focus stay."""
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#updated")).to_contain_text("paused at")
     requested = []
@@ -314,7 +315,7 @@ def test_a_link_appears_by_itself_and_pausing_stops_that(clock, shop, page):
 
 
 def test_a_chart_shows_the_values_of_what_is_pointed_at_or_chosen_by_arrow_keys(clock, page):
-    """The peak otherwise; they stay while the page is refreshed."""
+    """Otherwise it shows the peak; a refresh keeps the selection."""
     readout = page.locator("#left-readout")
     expect(readout).to_contain_text("Peak: 408")
     column = page.locator("#left-plot rect").nth(40)
@@ -340,11 +341,11 @@ def test_a_chart_shows_the_values_of_what_is_pointed_at_or_chosen_by_arrow_keys(
 
 
 def test_a_chosen_column_stays_the_same_time_when_a_refresh_moves_the_columns(system, context):
-    """On a new installation the columns are seconds wide, so nearly each refresh leaves out the oldest."""
+    """On a new installation, columns are seconds wide, so almost each refresh drops the oldest."""
     with system() as young:
         factories.insert_pairs(young, [str(number) for number in range(4)])
         assert mailglass_reconcile.reconcile(limit=1).remaining == 3
-        with young.begin() as connection:  # the last two columns may be one in the next moment
+        with young.begin() as connection:  # the last two columns may be merged in the next moment
             connection.execute(sa.text(FIFTEEN_SECONDS_AGO))
         with young.serve() as (_, address):
             page = context.new_page()
@@ -354,19 +355,19 @@ def test_a_chosen_column_stays_the_same_time_when_a_refresh_moves_the_columns(sy
             ).to_have_count(1)
             readout = page.locator("#left-readout")
             page.locator("#left-plot").focus()
-            while not (shown := readout.text_content()).endswith(": 3"):
+            while not (selected := readout.text_content()).endswith(": 3"):
                 page.keyboard.press("ArrowLeft")
             earlier = page.locator("#left-plot rect:has(~ .chosen)")
             before = earlier.count()
             expect(earlier).not_to_have_count(before, timeout=20 * SECONDS)
             assert 0 < earlier.count() < before
-            assert readout.text_content() == shown
+            assert readout.text_content() == selected
             page.keyboard.press("ArrowRight")
             expect(readout).to_contain_text(": 0")
 
 
 def test_a_command_and_an_id_are_copied_with_a_button(context, shop, page):
-    """Exactly; a shortened id as a whole."""
+    """A shortened id is copied as a whole."""
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy: mailglass-reconcile dispatch --dead").first.click()
     assert page.evaluate("navigator.clipboard.readText()") == "mailglass-reconcile dispatch --dead"
@@ -376,14 +377,14 @@ def test_a_command_and_an_id_are_copied_with_a_button(context, shop, page):
 
 
 def test_times_are_relative_and_show_utc_and_the_viewers_own_time(page):
-    """Where a pointer rests."""
+    """The tooltip has them."""
     time = page.locator("#runs time").first
     expect(time).to_have_text(re.compile(r"(now|[\d.]+ (s|min|h)( [\d.]+ \w+)? ago)"))
     expect(time).to_have_attribute("title", re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n.*GMT\+[12]$"))
 
 
-def test_a_table_is_rows_of_lines_on_a_phone_and_a_table_on_a_screen(page):
-    """With the headings of the columns in each line."""
+def test_a_table_is_a_list_on_a_phone_and_a_table_on_a_screen(page):
+    """Each line has its column's heading."""
     row = page.locator("#causes tbody tr").first
     for width, display, heading in ((320, "block", '"tenant"'), (1_440, "table-row", "none")):
         page.set_viewport_size({"width": width, "height": 900})
@@ -393,14 +394,14 @@ def test_a_table_is_rows_of_lines_on_a_phone_and_a_table_on_a_screen(page):
 
 
 def test_the_problems_stand_first_and_in_the_title_of_the_tab(page):
-    """Before the figures and the charts."""
+    """They come before figures and charts."""
     expect(page).to_have_title(re.compile(r"^\(\d\) Overview · mailglass-reconcile$"))
     tops = [page.locator(name).bounding_box()["y"] for name in ("#health", "#figures", "#states", "#curves", "#runs")]
     assert tops == sorted(tops)
 
 
 def test_a_bar_says_that_the_page_is_out_of_date_until_it_is_not(clock, context, page):
-    """The server or the network has failed; the page keeps its content."""
+    """The server or the network fails, and the page keeps its content."""
     expect(page.locator("#stale")).to_be_hidden()
     context.set_offline(True)
     clock.run_for(REFRESH)
@@ -413,8 +414,8 @@ def test_a_bar_says_that_the_page_is_out_of_date_until_it_is_not(clock, context,
     expect(page.locator("#stale")).to_be_hidden(timeout=20 * SECONDS)
 
 
-def test_an_address_is_searched_for_and_stands_nowhere_afterwards(context, page, shop):
-    """Not in the address of a page, not in the field, not in a link; its delivery is found."""
+def test_an_address_is_searched_for_and_stored_nowhere(context, page, shop):
+    """It is in no URL, field or link afterwards, although its delivery is found."""
     requested = []
     context.on("request", lambda request: requested.append(request.url))
     page.get_by_role("searchbox").fill(CANARY)
@@ -433,15 +434,15 @@ def test_an_address_is_searched_for_and_stands_nowhere_afterwards(context, page,
     expect(page.get_by_label("Address or id", exact=True)).to_have_value("msg-0")
 
 
-def test_when_the_database_is_there_again_the_page_is(shop, page):
-    """Without anybody doing anything; an address that leads nowhere is not asked for again."""
+def test_the_page_recovers_with_the_database(shop, page):
+    """Nobody has to reload; a missing page is not requested again."""
     page.goto(f"{shop.address}nowhere")
     expect(page.get_by_role("button", name="Pause")).to_be_hidden()
     with shop.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.exec_driver_sql("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
         try:
-            # What no test has read yet: what was read a moment ago would be shown once more.
+            # A page that no test has read yet, because recent responses are cached.
             assert page.goto(f"{shop.address}?hours=168").status == 503
             expect(page.locator("h1")).to_have_text("The database needs another revision")
             check(page)
@@ -452,7 +453,7 @@ def test_when_the_database_is_there_again_the_page_is(shop, page):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "mail.test"])
 def test_the_form_signs_in_and_leads_to_the_page_that_was_requested(shop, chromium, host):
-    """With the keyboard alone; signing out leads back to the form.
+    """The keyboard alone is used; signing out leads back to the form.
 
     Without HTTPS, a browser says where a form comes from by `Origin`, unless the referrer policy hides it, and to this
     machine by `Sec-Fetch-Site`, too.

@@ -1,4 +1,4 @@
-"""Charts: what they show of any states, their axis of time, and colours that can be distinguished."""
+"""Charts: the states that they show, their time axis, and distinguishable colours."""
 
 import itertools
 import re
@@ -19,22 +19,22 @@ def bucket(number: int, states: dict[str, int] | None = None, matched: int = 0, 
 
 
 def test_every_state_has_its_own_band_whether_it_is_known_or_not():
-    """The known ones in their order, then the others by name; what nothing has does not."""
+    """Known states come in order, then others by name; states without orphans have no band."""
     drawn = chart.draw_backlog([bucket(0, {"later": 2, "unmatched": 3, "earlier": 4, "ambiguous": 0})])
     assert [band.name for band in drawn.bands] == ["unmatched", "earlier", "later"]
     assert drawn.top == 10
 
 
-def test_what_can_be_linked_has_a_scale_of_its_own():
-    """Ten of them over a hundred thousand others were a hairline."""
+def test_linkable_orphans_have_a_scale_of_their_own():
+    """Ten of them over a hundred thousand others were once a hairline."""
     buckets = [bucket(0, {"unmatched": 100_000}, matched=9), bucket(1, {"unmatched": 90_000})]
     drawn = chart.draw_matched(buckets)
     assert (drawn.top, [band.name for band in drawn.bands]) == (10, ["matched"])
     assert drawn.bands[0].path == "M0.0 200.0V20.0H480.0V200.0Z"
 
 
-def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
-    """In the shapes and in the values."""
+def test_a_time_without_data_is_a_gap_and_not_zero():
+    """This holds for shapes and values."""
     drawn = chart.draw_backlog([bucket(0, {"unmatched": 1}), bucket(1), bucket(2, {"unmatched": 1})])
     assert drawn.bands[0].path.count("M") == 2
     assert drawn.columns[1].values is None
@@ -42,7 +42,7 @@ def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
 
 
 def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
-    """On top of what is known of it."""
+    """It is drawn on top of the known lag."""
     drawn = chart.draw_lag([bucket(0, lag=1_200), bucket(1, lag=1_500, silent=5_000)])
     assert [band.name for band in drawn.bands] == ["lag", "silent"]
     assert drawn.columns[1].values == {"lag": 1_500, "silent": 3_500}
@@ -50,7 +50,7 @@ def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
 
 
 def test_the_peak_is_among_the_numbers_however_short_it_was():
-    """With the rows evenly spread over the time."""
+    """Rows are spread evenly over the time."""
     drawn = chart.draw_matched([bucket(n, matched=500 if n == 13 else 1) for n in range(96)])
     assert [row.total for row in drawn.rows if row.peak] == [500]
     assert len(drawn.rows) == chart.ROWS + 1
@@ -59,9 +59,11 @@ def test_the_peak_is_among_the_numbers_however_short_it_was():
 
 @pytest.mark.parametrize(("hours", "step"), [(0.1, 60), (6, 3_600), (24, 14_400), (168, 172_800)])
 def test_the_axis_of_time_has_ticks_at_round_moments(hours, step):
-    """A few, none so near to an end that its label is cut off."""
-    began = 1_764_306_123.0
-    parts = [TimeBucket(began + n * hours * 36, began + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)]
+    """There are a few, none so close to an edge that its label is cut off."""
+    first_second = 1_764_306_123.0
+    parts = [
+        TimeBucket(first_second + n * hours * 36, first_second + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)
+    ]
     ticks = chart.draw_backlog(parts).ticks
     assert 2 <= len(ticks) <= chart.MOST_TICKS
     assert {tick.at % step for tick in ticks} == {0}
@@ -76,15 +78,15 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """Return the contrast of two colours, from 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_the_colours_of_states_can_be_distinguished(scheme):
-    """From the card by 3, as WCAG asks of graphics; from the next band by 2. It was 2.5 and 1.2."""
+    """From the card by 3, as WCAG requires of graphics; from the next band by 2. It was 2.5 and 1.2."""
     colours = dict(re.findall(r"--(\w+): #([0-9a-f]{3,6});", CSS.split("prefers-color-scheme")[scheme]))
     for name in (*chart.STATES, "matched", "lag", "silent", "waiting", "linked", "soft"):
         assert contrast(colours[name], colours["card"]) >= 3, name

@@ -1,4 +1,4 @@
-"""What the top of the page says: what is wrong, what a new installation has to do, and nothing that is not so."""
+"""The top of the dashboard: what is wrong, what a new installation has to do, and no false alarms."""
 
 import html
 import re
@@ -27,13 +27,13 @@ def title(text):
 
 
 def note(text):
-    """Return the note at the top of the overview, without markup."""
+    """Return the note at the top of the overview without markup."""
     top = text.partition('id="health"')[2].partition("</section>")[0]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", top))
 
 
 def test_every_page_has_the_number_of_problems_in_its_title(db):
-    """A tab in the background shows them; the problems lead on, and their commands can be copied."""
+    """A background tab shows it; the problems link to their pages, and their commands can be copied."""
     db.run(LATE_SWEEP)
     for path in ("/", "/orphans", "/find?q=nothing"):
         assert title(page(db, path)).startswith("(1) "), path
@@ -47,7 +47,7 @@ def test_every_page_has_the_number_of_problems_in_its_title(db):
 
 
 def test_a_new_installation_has_not_started_yet_and_has_steps(db):
-    """It was red: no full sweep has ever succeeded. The steps that are done say so."""
+    """It was once red, because no full sweep had succeeded. Finished steps are marked."""
     text = page(db)
     assert title(text) == "Overview · mailglass-reconcile"
     assert "Not started yet. No sweep has run so far." in note(text)
@@ -61,8 +61,8 @@ def test_a_new_installation_has_not_started_yet_and_has_steps(db):
     assert "1 problem No full sweep of all tenants has run yet" in note(page(db))
 
 
-def test_another_revision_is_not_a_database_that_does_not_answer(db):
-    """The command that helps can be copied."""
+def test_another_revision_is_not_reported_as_an_unreachable_database(db):
+    """The command to run can be copied."""
     mailglass_reconcile.reconcile()
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
     answer = Visitor(app(db)).get("/")
@@ -74,7 +74,7 @@ def test_another_revision_is_not_a_database_that_does_not_answer(db):
 
 
 def test_it_is_not_green_over_mismatches(db):
-    """Four of five open orphans were another tenant's, and the page said that everything was linked."""
+    """Four of five open orphans were another tenant's, and the page once said that everything was linked."""
     for number in range(SEVERAL - 1):
         factories.delivery(db, f"theirs-{number}", tenant_id="globex")
         factories.orphan(db, factories.postmark(f"theirs-{number}"), tenant_id="default")
@@ -88,7 +88,7 @@ def test_it_is_not_green_over_mismatches(db):
 
 
 def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
-    """Within a millisecond; other pages are shown, without their number."""
+    """The timeout is a millisecond; other pages are shown without the number."""
     mailglass_reconcile.reconcile()
     monkeypatch.setattr(status, "FAST_TIMEOUT_MS", 1)
     assert Visitor(app(db)).get("/").status_code == 503
@@ -97,7 +97,7 @@ def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
 
 
 def test_a_table_that_is_missing_is_named_as_such(db):
-    """With the command that makes it, if the page cannot be made without; deliveries are in a backup."""
+    """The command that makes it is shown, if `migrate` does; deliveries are in a backup."""
     for name, code, words in (
         ("mailglass_reconcile_runs", 503, "needs another revision"),
         ("mailglass_deliveries", 200, "Table mailglass_deliveries is missing."),

@@ -1,4 +1,4 @@
-"""`/metrics`: the history of runs and the facts of the moment, in Prometheus's text format."""
+"""`/metrics`: the history of runs and current facts in Prometheus's text format."""
 
 import math
 import socket
@@ -22,7 +22,7 @@ from waiting import wait_until
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):
-    """Counters, states of what stays open, and times."""
+    """It has counters, the states of open orphans, and times."""
     before = scrape(db)
     assert value(before, "last_success_timestamp_seconds", kind="full") == 0
     assert value(before, "orphans_total", outcome="linked") == 0
@@ -41,8 +41,8 @@ def test_a_sweep_is_seen_in_the_next_scrape(db):
 
 
 @pytest.mark.slow
-def test_what_could_be_linked_and_was_not_says_since_when(db):
-    """A timestamp: its age still grows when nobody sweeps."""
+def test_linkable_orphans_have_a_timestamp(db):
+    """The age of a timestamp grows while nothing sweeps."""
     rows = [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")]
     insert(db, [delivery_row("m-1"), delivery_row("m-2")], rows)
     reconcile(limit=1)
@@ -53,7 +53,7 @@ def test_what_could_be_linked_and_was_not_says_since_when(db):
 
 @pytest.mark.slow
 def test_counters_survive_the_prune(db):
-    """It adds up old rows; a counter that goes back would look like a restart."""
+    """The prune adds up old rows; a counter that decreases would look like a restart."""
     insert_pairs(db, ["m-1"])
     reconcile()
     before = scrape(db)
@@ -69,7 +69,7 @@ def test_counters_survive_the_prune(db):
 
 @pytest.mark.slow
 def test_what_expires_although_a_delivery_has_its_id_is_counted_apart(db):
-    """Mail of other software expires every day, and nobody minds."""
+    """Mail of other software expires every day without harm."""
     insert(
         db,
         [delivery_row("m-1", tenant_id="other")],
@@ -86,8 +86,8 @@ def test_what_expires_although_a_delivery_has_its_id_is_counted_apart(db):
 
 
 @pytest.mark.slow
-def test_deliveries_of_the_last_hour_and_what_they_heard(db):
-    """By the time in their ids; none that is so young that its webhook may be under way."""
+def test_deliveries_of_the_last_hour_and_their_reports_are_counted(db):
+    """The time is that of their ids; the youngest, whose webhooks may be under way, are left out."""
     insert(
         db,
         [
@@ -105,7 +105,7 @@ def test_deliveries_of_the_last_hour_and_what_they_heard(db):
 
 @pytest.mark.slow
 def test_tenants_with_a_backlog_and_no_link_are_counted(db):
-    """One of three stands out; their names are nowhere."""
+    """One of three has a backlog; no name is shown."""
     now = "2026-01-02 03:04:05"
     insert(
         db,
@@ -122,8 +122,8 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
 
 
 @pytest.mark.slow
-def test_events_that_no_handler_takes_any_more_are_dead(handler_db):
-    """And those that wait for another attempt."""
+def test_dead_and_retried_jobs_are_counted(handler_db):
+    """Dead jobs and jobs that wait for a retry have their own series."""
     failing("one", ValueError())
     insert_pairs(handler_db, ["m-1"])
     reconcile()
@@ -136,22 +136,22 @@ def test_events_that_no_handler_takes_any_more_are_dead(handler_db):
 
 
 @pytest.mark.slow
-def test_triggers_that_are_gone_are_seen(db):
-    """New orphans would not be."""
+def test_missing_triggers_are_reported(db):
+    """Without them, new orphans would be missed."""
     db.broken.add("I13")
     db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
     assert value(scrape(db), "triggers_present") == 0
 
 
 def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(empty_database_url):
-    """With no figure that could be taken for a good one."""
+    """No other figure is exposed, because it could be taken for a good one."""
     for url in ("postgresql://nobody@127.0.0.1:1/none", empty_database_url):
         settings = Settings(database_url=url)
         assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
 
 
 def test_the_address_needs_the_token(db):
-    """In the header, as Prometheus sends it."""
+    """Prometheus sends it in the header."""
     closed = app(db)
     assert Visitor(closed, None).get("/metrics").status_code == 401
     assert Visitor(closed, None).get(f"/metrics?token={TOKEN}").status_code == 401
@@ -161,10 +161,10 @@ def test_the_address_needs_the_token(db):
 
 
 @pytest.mark.slow
-def test_the_address_answers_although_the_database_is_away(db):
-    """At once, so that Prometheus hears of it."""
-    away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none", web_token=TOKEN)
-    mailglass_reconcile.configure(settings=away)
+def test_metrics_answer_while_the_database_is_unreachable(db):
+    """The response is immediate, so that Prometheus gets it."""
+    unreachable = Settings(database_url="postgresql://nobody@127.0.0.1:1/none", web_token=TOKEN)
+    mailglass_reconcile.configure(settings=unreachable)
     answer = Visitor(create_app()).get("/metrics")
     assert (answer.status_code, parsed(answer.content)) == (200, {("up", ()): 0})
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
@@ -172,26 +172,26 @@ def test_the_address_answers_although_the_database_is_away(db):
 
 @pytest.mark.slow
 def test_a_database_that_does_not_answer_is_down_within_two_seconds(db, monkeypatch):
-    """One that takes the connection and is quiet, and one that holds a lock: each would have five seconds by itself."""
+    """One accepts connections and never answers, one is locked; each alone would have five seconds."""
     assert metrics.SECONDS == 2
     monkeypatch.setattr(metrics, "SECONDS", 0.2)
     threads = {*threading.enumerate()}
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         settings = Settings(database_url=f"postgresql://a@127.0.0.1:{quiet.getsockname()[1]}/x")
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
-        assert time.monotonic() - began < 4
-    with db.engine.connect() as other, other.begin():
-        other.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")
-        began = time.monotonic()
+        assert time.monotonic() - started_at < 4
+    with db.engine.connect() as locker, locker.begin():
+        locker.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")
+        started_at = time.monotonic()
         assert scrape(db) == {("up", ()): 0}
-        assert time.monotonic() - began < 4
-    wait_until(lambda: threads >= {*threading.enumerate()})  # one that is late has a connection until then
+        assert time.monotonic() - started_at < 4
+    wait_until(lambda: threads >= {*threading.enumerate()})  # a late thread has a connection until then
 
 
 @pytest.mark.slow
 def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(db):
-    """Nor all deliveries, nor all events: what it reads is as little with 30,000 of each as with none."""
+    """With 30,000 deliveries and events it reads as little as with none."""
     insert(db, [delivery_of(db, "m-1", 20)], [orphan_row(postmark("foreign"))])
     reconcile()
     few = _buffers(db)
@@ -212,7 +212,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
     db.broken.add("I13")
     statements: list[str] = []
     sa.event.listen(
-        db.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
+        db.engine, "before_cursor_execute", lambda c, cursor, statement, *_arguments: statements.append(statement)
     )
     assert value(scrape(db), "recent_deliveries") == metrics_source.SAMPLE
     assert len(statements) == 24
@@ -221,7 +221,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
 
 
 def _buffers(db):
-    """How many pages the statements on deliveries and open orphans touch."""
+    """Return how many buffers the statements on deliveries and open orphans touch."""
     result = 0
     reports = "{delivered}"
     with db.database.reading() as tx:

@@ -1,4 +1,4 @@
-"""What the pages show, under any path, at what cost; and what never stands on one."""
+"""The dashboard's pages: contents, paths and cost, and what no page may show."""
 
 import asyncio
 import html
@@ -29,7 +29,7 @@ UPDATE mailglass_deliveries SET recipient = 'canary@example.com',
 
 @pytest.fixture
 def planted_rows(db):
-    """One delivery with a linked event, an open orphan of it that has to wait, one of nobody's, and an expired one."""
+    """Insert a delivery with a linked event, a waiting orphan of it, an unmatched one, and an expired one."""
     delivery = factories.delivery(db, "sent", recipient="canary@example.com")
     private = {"recipient": "canary@example.com", "email": "canary@example.com", "subject": "canary subject"}
     linked = factories.orphan(db, factories.postmark("sent", **private), type="opened")
@@ -46,7 +46,7 @@ def planted_rows(db):
 
 
 def every_path(ids):
-    """Return the pages that show something of *ids*."""
+    """Return the pages about *ids*."""
     return [
         *(
             "/",
@@ -63,8 +63,8 @@ def every_path(ids):
     ]
 
 
-def test_the_pages_say_what_status_orphans_and_explain_say(db, planted_rows):
-    """Counts with when they were counted, states, and where an event has gone."""
+def test_the_pages_agree_with_status_orphans_and_explain(db, planted_rows):
+    """They show counts with their time, states, and where an event has gone."""
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
     text = {path: html.unescape(visitor.get(path).text) for path in every_path(planted_rows)}
@@ -84,7 +84,7 @@ def test_the_pages_say_what_status_orphans_and_explain_say(db, planted_rows):
 
 
 def test_the_steps_of_a_remedy_are_a_numbered_list(db):
-    """As `explain` prints them on lines of their own; a remedy of one step has no list."""
+    """`explain` prints each step as a line; a single step is no list."""
     factories.delivery(db, "theirs", tenant_id="globex")
     mismatch, unmatched = (factories.orphan(db, factories.postmark(id_)) for id_ in ("theirs", "none"))
     visitor = Visitor(app(db))
@@ -96,15 +96,15 @@ def test_the_steps_of_a_remedy_are_a_numbered_list(db):
 
 
 def test_no_address_subject_or_body_is_on_any_page(db, planted_rows):
-    """Those of deliveries, orphans, raw webhooks and payloads, also where they decide what is shown."""
+    """Those of deliveries, orphans, raw webhooks and payloads are tried, also where they decide what is shown."""
     db.run(CANARIES)
     visitor = Visitor(app(db))
     for path in every_path(planted_rows):
         assert not re.search("canary|@example", visitor.get(path).text), path
 
 
-def test_what_a_row_holds_cannot_become_markup(db):
-    """A tenant, a type, a provider and an id of a hostile writer."""
+def test_values_of_a_row_cannot_become_markup(db):
+    """A hostile writer sets tenant, type, provider and id."""
     hostile = "<script>alert('x')</script>\u202e\x07"
     event = factories.orphan(db, factories.postmark(hostile[:-1]), tenant_id=hostile, type=hostile)
     mailglass_reconcile.reconcile()
@@ -117,7 +117,7 @@ def test_what_a_row_holds_cannot_become_markup(db):
 
 
 def test_a_command_with_an_id_that_could_mislead_has_no_button_that_copies_it(db):
-    """A message's id is chosen by others; a terminal would obey it."""
+    """Senders choose message ids, and a terminal would execute them."""
     hostile = "m\u202e1"
     factories.delivery(db, hostile, tenant_id="acme")
     event = factories.orphan(db, factories.postmark(hostile), tenant_id="default")
@@ -128,8 +128,8 @@ def test_a_command_with_an_id_that_could_mislead_has_no_button_that_copies_it(db
     assert 'data-copy="mailglass-reconcile trigger' not in text
 
 
-def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, planted_rows):
-    """Errors and the form included; no script, no style, no handler and no address of another host."""
+def test_every_response_has_the_policy_and_no_page_has_inline_code(db, planted_rows):
+    """Errors and the form are included; there is no inline script, style or handler, and no other host."""
     page = app(db)
     paths = [
         *every_path(planted_rows),
@@ -158,31 +158,31 @@ def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, planted
 
 
 @pytest.mark.parametrize("prefix", ["", "/ops/mail"])
-def test_every_link_leads_somewhere_at_the_root_and_mounted(db, planted_rows, prefix):
-    """Followed from page to page, as a browser resolves it."""
+def test_every_link_works_at_the_root_and_mounted(db, planted_rows, prefix):
+    """Links are followed from page to page as a browser resolves them."""
     inner = app(db)
     outer = Starlette(routes=[Mount(prefix, app=inner)]) if prefix else inner
-    visitor, seen, ahead = Visitor(outer), set(), [f"{prefix}/"]
-    while ahead:
-        path = ahead.pop()
-        if path in seen or len(seen) > 60:
+    visitor, visited, pending = Visitor(outer), set(), [f"{prefix}/"]
+    while pending:
+        path = pending.pop()
+        if path in visited or len(visited) > 60:
             continue
-        seen.add(path)
+        visited.add(path)
         answer = visitor.get(path)
         assert answer.status_code in (200, 303), path
         page = answer.text if "html" in answer.headers.get("content-type", "") else ""
         page = re.sub(r'<form method="post" action="[./]+logout">', "", page)
         links = re.findall(r'(?:href|src|action)="([^"#]+)"', page)
         links += [answer.headers["location"]] if "location" in answer.headers else []
-        ahead += [str(answer.url.join(html.unescape(link)).raw_path, "ascii") for link in links]
-    assert all(path.startswith(f"{prefix}/") for path in seen)
+        pending += [str(answer.url.join(html.unescape(link)).raw_path, "ascii") for link in links]
+    assert all(path.startswith(f"{prefix}/") for path in visited)
     assert {f"{prefix}/events/{planted_rows['linked']}", f"{prefix}/orphans", f"{prefix}/static/icon.svg"} <= {
-        path.partition("?")[0] for path in seen
+        path.partition("?")[0] for path in visited
     }
 
 
-def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
-    """With its filters, which stand in the form again."""
+def test_pages_of_orphans_link_to_the_next_until_the_last(db):
+    """The filters stay in the link and in the form."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(120)])
     factories.orphan(db, factories.sendgrid("other"))
     mailglass_reconcile.reconcile()
@@ -197,7 +197,7 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
 
 
 def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
-    """It says how many were looked at, and leads on from there."""
+    """It says how many were read, and links to the rest."""
     monkeypatch.setattr(pages, "MAX_ORPHANS_READ", 20)
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
     visitor = Visitor(app(db))
@@ -232,7 +232,7 @@ UPDATE mailglass_reconcile_runs SET remaining = 12, open_groups = '[
 
 
 def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_names(db):
-    """They made the page and `/metrics` answer 500; and a state that is not known was drawn as `matched`."""
+    """They once made the page and `/metrics` answer 500, and an unknown state was drawn as `matched`."""
     mailglass_reconcile.reconcile()
     db.run(ODD_HISTORY)
     visitor = Visitor(app(db))
@@ -249,7 +249,7 @@ def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_name
 
 
 def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_rows):
-    """Four statements of four minutes each would have stopped the page for everybody."""
+    """Four statements of four minutes each would have blocked the dashboard for everybody."""
     timeouts = []
 
     def note(connection, cursor, statement, parameters, *rest):
@@ -266,15 +266,15 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
 
 
 @pytest.mark.parametrize("name", ["tenant", "provider", "message_id"])
-def test_a_value_that_no_row_can_have_is_a_wrong_address(db, name):
-    """It was a failure of the database, which the page then repeated every few seconds."""
+def test_a_value_that_no_row_can_have_is_not_found(db, name):
+    """It was once a database error, which the page repeated every few seconds."""
     for text, expected in (("%00", "remove the character NUL"), ("x" * 513, "use at most 512 characters")):
         answer = Visitor(app(db)).get(f"/orphans?{name}={text}")
         assert (answer.status_code, f"{name}: {expected}." in answer.text) == (400, True)
 
 
-def test_an_answer_to_a_bug_has_the_headers_and_no_detail(db):
-    """As every other answer."""
+def test_the_response_to_a_bug_has_the_headers_and_no_detail(db):
+    """It has the headers of every other response."""
     mailglass_reconcile.configure(settings=db.settings.model_copy(update={"web_token": SecretStr(TOKEN)}))
     answer = Visitor(create_app(engine="no engine")).get("/")
     assert (answer.status_code, answer.text) == (500, "internal error\n")
@@ -282,7 +282,7 @@ def test_an_answer_to_a_bug_has_the_headers_and_no_detail(db):
 
 
 def test_an_empty_page_says_why_it_is_empty(db):
-    """Not only that nothing is there."""
+    """It does not just say that nothing is there."""
     delivery = factories.delivery(db, "sent")
     visitor = Visitor(app(db))
     assert "the first full sweep will count the open orphans" in visitor.get("/").text
@@ -296,8 +296,8 @@ def test_an_empty_page_says_why_it_is_empty(db):
     assert "No event was linked in the last day." in text
 
 
-def test_three_viewers_cost_what_one_does(db, planted_rows, monkeypatch):
-    """Statements are counted; also of three who ask at the same time, and a moment later once more."""
+def test_three_viewers_cost_as_much_as_one(db, planted_rows, monkeypatch):
+    """Statements are counted, also for three requests at once, and once more a moment later."""
     monkeypatch.setattr("mailglass_reconcile.web.pages.REFRESH_SECONDS", 600)  # a busy machine needs longer than five
     sent = []
     sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
@@ -313,7 +313,7 @@ def test_three_viewers_cost_what_one_does(db, planted_rows, monkeypatch):
 
 
 def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
-    """While the database hangs; whoever asks whether the process is alive is answered."""
+    """The database hangs; the liveness probe is still answered."""
     visitor = Visitor(app(db))
     with db.engine.connect() as holder:
         holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
@@ -334,9 +334,9 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
 
 
 def test_when_the_database_does_not_answer_the_page_says_why_and_no_more(db):
-    """Only with the token; nothing else about the server."""
-    away = {"web_token": SecretStr(TOKEN), "database_url": SecretStr("postgresql://u:secret@127.0.0.1:1/x")}
-    mailglass_reconcile.configure(settings=db.settings.model_copy(update=away))
+    """Only requests with the token see the reason; nothing else about the server is shown."""
+    settings = {"web_token": SecretStr(TOKEN), "database_url": SecretStr("postgresql://u:secret@127.0.0.1:1/x")}
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update=settings))
     closed = create_app()
     page = Visitor(closed).get("/")
     assert (page.status_code, "127.0.0.1, port 1, database x: nothing listens there" in page.text) == (503, True)
@@ -347,8 +347,8 @@ def test_when_the_database_does_not_answer_the_page_says_why_and_no_more(db):
 
 
 @pytest.mark.slow
-def test_an_answer_is_read_again_after_a_few_seconds(db):
-    """What a viewer sees is never older than twice that."""
+def test_a_response_is_cached_for_a_few_seconds(db):
+    """What a viewer sees is at most twice as old."""
     visitor = Visitor(app(db))
     before = visitor.get("/orphans").text
     event = factories.orphan(db, factories.postmark("new"))
@@ -356,15 +356,15 @@ def test_an_answer_is_read_again_after_a_few_seconds(db):
     wait_until(lambda: event in visitor.get("/orphans").text)
 
 
-def test_a_delivery_leads_to_the_open_orphans_that_name_it_in_every_tenant(db):
-    """Each by itself; if there are more than are shown, a link leads to all of them."""
+def test_a_delivery_links_to_its_open_orphans_in_every_tenant(db):
+    """Each has a link; if there are more than are shown, one link leads to all of them."""
     delivery = factories.delivery(db, "sent", tenant_id="acme")
     events = [factories.orphan(db, factories.postmark("sent"), tenant_id="globex") for _ in range(2)]
     mailglass_reconcile.reconcile()
     text = Visitor(app(db)).get(f"/deliveries/{delivery}").text
-    named = text.partition('id="named"')[2].partition("</section>")[0]
-    assert all(f'href="../events/{event}"' in named for event in events)
-    assert named.count("of tenant globex") == 2
+    section = text.partition('id="named"')[2].partition("</section>")[0]
+    assert all(f'href="../events/{event}"' in section for event in events)
+    assert section.count("of tenant globex") == 2
     assert "All of them" not in text
     factories.insert(db, [], [factories.orphan_row(factories.postmark("sent"), tenant_id="globex") for _ in range(20)])
     mailglass_reconcile.reconcile()
@@ -373,8 +373,8 @@ def test_a_delivery_leads_to_the_open_orphans_that_name_it_in_every_tenant(db):
     assert "22 orphans" in visitor.get(html.unescape(link[1])).text
 
 
-def test_a_mistyped_tenant_gets_the_one_that_was_probably_meant(db):
-    """With the other filters; an empty list looked like a healthy one."""
+def test_a_mistyped_tenant_gets_a_suggestion(db):
+    """The other filters stay; an empty list once looked healthy."""
     factories.orphan(db, factories.postmark("x"), tenant_id="globex")
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
@@ -385,15 +385,15 @@ def test_a_mistyped_tenant_gets_the_one_that_was_probably_meant(db):
     assert "No open orphan matches" in visitor.get("/orphans?tenant=globex&provider=sendgrid").text
 
 
-def test_the_address_of_a_list_has_the_filters_and_nothing_else(db):
-    """A form sends its empty fields, too."""
+def test_the_url_of_a_list_has_the_filters_and_nothing_else(db):
+    """A form submits its empty fields, too."""
     answer = Visitor(app(db)).get("/orphans?state=&tenant=acme&provider=&type=opened")
     assert (answer.status_code, answer.headers["location"]) == (303, "orphans?tenant=acme&type=opened")
     assert Visitor(app(db)).get("/orphans?state=").headers["location"] == "orphans"
 
 
 def test_a_list_says_how_many_there_are_and_when_each_expires(db):
-    """And that those of the last sweep have been linked meanwhile."""
+    """It also says that orphans of the last sweep have been linked meanwhile."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
     mailglass_reconcile.reconcile()
     text = Visitor(app(db)).get("/orphans?state=unmatched").text

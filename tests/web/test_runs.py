@@ -1,4 +1,4 @@
-"""The pages of runs and of handlers: what ran, who holds the lock, what fails and when it is tried next."""
+"""The pages of runs and handlers: runs, the lock's holder, failing handlers and their next attempt."""
 
 import html
 import re
@@ -48,7 +48,7 @@ def rows(text, table):
 
 @pytest.fixture
 def planted_runs(db):
-    """Twenty minutes of recent sweeps, one of which linked something, a full sweep and a failed one."""
+    """Insert twenty minutes of recent sweeps, one of which linked, a full sweep and a failed one."""
     factories.orphan(db, factories.postmark("nobody's"))
     db.run(IDLE, runs=20)
     mailglass_reconcile.reconcile()
@@ -56,13 +56,13 @@ def planted_runs(db):
 
 
 def test_idle_recent_sweeps_do_not_fill_the_overview(db, planted_runs):
-    """They were ten of the ten last runs."""
+    """They were once ten of the ten last runs."""
     result = rows(Visitor(app(db)).get("/").text, "runs")
     assert [re.search(r"(full|recent)", row)[1] for row in result] == ["full", "full", "recent"]
 
 
 def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, planted_runs):
-    """With filters in the address; durations have one unit in a table."""
+    """Filters are in the URL; durations have one unit in a table."""
     visitor = Visitor(app(db))
     result = rows(visitor.get("/runs").text, "runs")
     assert len(result) == 3
@@ -79,10 +79,10 @@ def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, planted_runs)
     assert visitor.get("/runs?kind=&status=ok").headers["location"] == "runs?status=ok"
 
 
-def test_a_page_of_runs_leads_to_the_next_and_none_is_empty(db):
-    """None comes twice."""
+def test_pages_of_runs_link_to_the_next_and_none_is_empty(db):
+    """No run is listed twice."""
     db.run(IDLE, runs=50)
-    path, seen = "/runs?kind=recent", 0
+    path, listed = "/runs?kind=recent", 0
     assert 'rel="next"' not in Visitor(app(db)).get(path).text
     db.run(FAILED.replace("'full'", "'recent'"))
     visitor = Visitor(app(db))
@@ -90,14 +90,14 @@ def test_a_page_of_runs_leads_to_the_next_and_none_is_empty(db):
         text = visitor.get(path).text
         result = rows(text, "runs")
         assert result
-        seen += len(result)
+        listed += len(result)
         following = re.search(r'rel="next" href="./([^"]+)"', text)
         path = html.unescape(f"/{following[1]}") if following else None
-    assert seen == 51
+    assert listed == 51
 
 
 def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
-    """Queued, held by a run, free; and that Redis cannot be asked."""
+    """The lock is queued, held, free, or Redis is unreachable."""
     visitor = Visitor(app(db))
     lock, key, token = LockBackend(runtime.get_redis()), lock_key(None), running_token("4711")
     assert "Free: the next sweep can start." in visitor.get("/runs").text
@@ -109,8 +109,8 @@ def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
     assert re.search(r"Held by task 4711 since (now|\d seconds? ago) \d{4}-", text)
     assert "unless the run renews it" in text
     lock.release(key, token)
-    away = app(db, redis_url=SecretStr("redis://127.0.0.1:1/0"))
-    assert "The lock cannot be read" in Visitor(away).get("/runs").text
+    unreachable = app(db, redis_url=SecretStr("redis://127.0.0.1:1/0"))
+    assert "The lock cannot be read" in Visitor(unreachable).get("/runs").text
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
     ),
 )
 def test_a_foreign_value_of_the_lock_is_an_unknown_holder(db, value):
-    """Anybody who may write to Redis may set it; the page says what it knows."""
+    """Anybody with access to Redis may set it; the page shows what it can."""
     client = runtime.get_redis()
     client.set(lock_key(None), value, px=60_000)
     answer = Visitor(app(db)).get("/runs")
@@ -130,8 +130,8 @@ def test_a_foreign_value_of_the_lock_is_an_unknown_holder(db, value):
     assert re.search(r"by task (unknown|a) since", words(answer.text))
 
 
-def test_a_holder_knows_since_when_it_holds(db):
-    """A run notes it; renewing it changes nothing."""
+def test_a_holder_has_its_time_of_acquisition(db):
+    """Renewing the lock does not change it."""
     lock, key, token = LockBackend(runtime.get_redis()), lock_key(None), running_token("4711")
     lock.acquire(key, token)
     lock.extend(key, token)
@@ -143,7 +143,7 @@ def test_a_holder_knows_since_when_it_holds(db):
 
 
 def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
-    """The dead ones first, then what fails, then what just waits."""
+    """Dead jobs come first, then failing ones, then waiting ones."""
     db.broken.add("I14")
     visitor = Visitor(app(db))
     assert "No event waits for a handler." in visitor.get("/handlers").text
@@ -164,7 +164,7 @@ def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
 
 @pytest.mark.parametrize("chosen", [True, False])
 def test_the_lock_is_an_alarm_only_if_a_redis_was_configured(db, chosen):
-    """The dashboards of docker-compose.yml and kubernetes.yml have none, on purpose."""
+    """The dashboards of docker-compose.yml and kubernetes.yml have no Redis on purpose."""
     unreachable = {"redis_url": SecretStr("redis://127.0.0.1:1/0"), "web_token": SecretStr(TOKEN)}
     settings = db.settings.model_copy(update=unreachable)
     if not chosen:

@@ -1,4 +1,4 @@
-"""What one request costs: bounded before its signature is checked, and linear after it. CPU, not time, is measured."""
+"""The cost of one request: bounded before its signature is checked, linear after it. CPU time is measured."""
 
 import gc
 import hmac
@@ -23,23 +23,23 @@ FORM = "application/x-www-form-urlencoded"
 
 @pytest.fixture(autouse=True)
 def certificates(monkeypatch):
-    """Certificates come from a function of ours."""
+    """Let certificates come from a function of tests."""
     monkeypatch.setattr(sns, "fetch", senders.published)
 
 
 def cpu(function: Callable[[], object], limit: float = 0) -> float:
-    """Return the least CPU seconds of three calls, or those of the first that stays below *limit*."""
-    taken: list[float] = []
-    while len(taken) < 3 and min(taken, default=1) >= limit:
+    """Return the least CPU seconds of three calls, or those of the first call below *limit*."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=1) >= limit:
         gc.collect()
-        began = time.thread_time()
+        started_at = time.thread_time()
         function()
-        taken.append(time.thread_time() - began)
-    return min(taken)
+        seconds.append(time.thread_time() - started_at)
+    return min(seconds)
 
 
 def refused(provider: str, body: bytes, content_type: str = "application/json", **headers: str) -> None:
-    """Verify an unsigned request, which must be refused."""
+    """Verify an unsigned request, which must fail."""
     sent = {"Content-Type": content_type, **headers}
     with pytest.raises((SignatureError, InvalidWebhookError)):
         verify(provider, body, sent, secret=secret_of(provider), url=url_of(provider), now=NOW)
@@ -52,7 +52,7 @@ def repeat_piece(piece: bytes, size: int, before: bytes = b"", after: bytes = b"
 
 @pytest.mark.parametrize("content_type", [FORM, "multipart/form-data; boundary=x"])
 def test_a_form_of_mailguns_is_refused_without_being_parsed(content_type):
-    """Legacy webhooks have been read-only since April 2023; the refusal names the page where to add new ones."""
+    """Legacy webhooks have been read-only since April 2023; the error names the page for new ones."""
     body = repeat_piece(b"a=1&", 256 * KB)
     assert cpu(lambda: refused("mailgun", body, content_type), 0.01) < 0.01
     with pytest.raises(SignatureError, match="Send, Webhooks of Mailgun's console"):
@@ -81,33 +81,35 @@ def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, k
 
 @pytest.mark.parametrize("provider", ["mailersend", "mailtrap", "resend", "sendgrid", "postal", "unisender_go"])
 def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms(provider):
-    """It is not parsed, although it has every header that a signature needs."""
+    """It is not parsed, although it has every header of a signature."""
     body = repeat_piece(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
     signed = senders.signed(provider, b"{}").headers
     assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"}), 0.1) < 0.1
 
 
-def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_one():
-    """MailerSend's documentation has its secret."""
+def test_a_ping_signed_with_the_public_secret_is_parsed_only_if_it_is_short():
+    """MailerSend's documentation has the secret."""
     from mailglass_reconcile.webhooks.providers import mailersend  # noqa: PLC0415
 
     body = repeat_piece(b"[],", MAX_BYTES, b'{"type":"webhook.test","a":[', b"0]}")
     short = b'{"type":"webhook.test"}'
-    signatures = [hmac.new(mailersend.TEST_SECRET.encode(), one, "sha256").hexdigest() for one in (short, body)]
+    signatures = [
+        hmac.new(mailersend.TEST_SECRET.encode(), signed_body, "sha256").hexdigest() for signed_body in (short, body)
+    ]
     verify("mailersend", short, {"Signature": signatures[0]}, secret=KEY)
     assert cpu(lambda: refused("mailersend", body, Signature=signatures[1]), 0.1) < 0.1
 
 
 @pytest.mark.parametrize("piece", [b"%22", b"%22a", b"%41abc", b"+", b"a", b"\xc3\xa9%41", b"&a=%41"])
 def test_an_unsigned_batch_of_mandrill_costs_at_most_600_ms(piece):
-    """The form is decoded, and its JSON only once the signature is right."""
+    """The form is decoded, but its JSON only once the signature is right."""
     body = repeat_piece(piece, MAX_BYTES, b"mandrill_events=")
     assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"}), 0.6) < 0.6
 
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_a_body_above_its_providers_limit_is_not_verified(provider):
-    """5 MB, or 256 kB if it has to be parsed and real ones are small: the caller is told."""
+    """The limit is 5 MB, or 256 kB if bodies have to be parsed and real ones are small."""
     small = 256 * KB if provider in ("ses", "scaleway", "mailgun") else MAX_BYTES
     with pytest.raises(InvalidWebhookError, match="large"):
         verify(provider, bytes(small + 1), {}, secret=secret_of(provider), url=MANDRILL_URL)
@@ -116,7 +118,7 @@ def test_a_body_above_its_providers_limit_is_not_verified(provider):
 
 
 def test_json_of_101_levels_is_refused_and_of_100_is_read():
-    """What walks through it later must not end in a traceback."""
+    """Later code walks through it and must not raise a RecursionError."""
     for depth, right in [(98, True), (99, False)]:
         payload = b'[{"event": "open", "sg_message_id": "a", "deep": ' + b"[" * depth + b"]" * depth + b"}]"
         if right:
@@ -130,12 +132,12 @@ def test_json_of_101_levels_is_refused_and_of_100_is_read():
 
 
 def smtp_id(size: int) -> None:
-    """Read an event of SendGrid whose `smtp-id` is long."""
+    """Read an event of SendGrid with a long `smtp-id`."""
     parse("sendgrid", json.dumps([{"event": "bounce", "smtp-id": "<a@" + "ismtpd" * size}]).encode())
 
 
 def recipients(size: int) -> None:
-    """Read a notification of SES about many recipients, with as many headers."""
+    """Read a notification of SES with many recipients and as many headers."""
     mail = {
         "messageId": "1",
         "destination": [f"{n}@example.org" for n in range(size)],
@@ -146,7 +148,7 @@ def recipients(size: int) -> None:
 
 
 def one_id(size: int) -> None:
-    """Check many different events under one id."""
+    """Validate many different events under one id."""
     validate_events("acme", "sendgrid", [event(n) for n in range(size)], strict=False)
 
 
@@ -159,15 +161,15 @@ def event(number: int) -> WebhookEvent:
     ("work", "size"), slow_unless((recipients, 200).__eq__, [(smtp_id, 1_000), (recipients, 200), (one_id, 200)])
 )
 def test_twice_the_input_costs_twice_the_cpu(work, size):
-    """It was four times as much; what is asserted lies between."""
+    """It was once four times as much; the limit lies between."""
     base, double = cpu(lambda: work(4 * size)), cpu(lambda: work(8 * size))
     assert double < 3 * base, (base, double)
 
 
 def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
-    """Numbered in their order, so that a repeated webhook has the same keys."""
-    made = validate_events("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
-    keys = [item.entry.idempotency_key for item in made]
+    """They are numbered in order, so that a redelivered webhook has the same keys."""
+    validated = validate_events("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
+    keys = [item.entry.idempotency_key for item in validated]
     assert keys[0] == keys[2] != keys[1]
     assert keys == [
         validate_event.entry.idempotency_key
@@ -176,7 +178,7 @@ def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
 
 
 def test_names_of_providers_are_not_kept():
-    """Anybody may put anything into a path; 4,096 names of any length were kept."""
+    """Anybody may request any path; 4,096 names of any length were once kept."""
     import tracemalloc  # noqa: PLC0415 - slows down what runs while it is on
 
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""A provider that is read by an application's reader is served as any other."""
+"""A provider with an application's reader is served like any other."""
 
 import datetime as dt
 import sys
@@ -30,7 +30,7 @@ COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
 
 @pytest.fixture
 def carrier(monkeypatch):
-    """The module with the reader, imported for this test; its reader and rule are gone afterwards."""
+    """Import the module with the reader for this test, and unregister its reader and rule afterwards."""
     monkeypatch.setattr(registry, "_custom_providers", dict(registry._custom_providers))
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
     monkeypatch.delitem(sys.modules, "carrier", raising=False)
@@ -39,7 +39,7 @@ def carrier(monkeypatch):
 
 
 def sent(db) -> None:
-    """Record the send that the webhook is about."""
+    """Record the send of the webhook's message."""
     with db.engine.begin() as connection:
         recorded = record_send(
             connection, provider="carrier", sent=[Sent(recipient="ada@example.com", message_id="r-1")]
@@ -48,21 +48,21 @@ def sent(db) -> None:
 
 
 def test_it_is_parsed_and_verified(carrier):
-    """By the names of headers in any case, and the provider's in any."""
+    """Names of headers and of the provider ignore case."""
     request = carrier.sent()
     (event,) = parse("Carrier", request.body, request.headers)
     assert (event.type, event.recipient) == ("delivered", "ada@example.com")
     verify("carrier", request.body, request.headers, secret=f" {carrier.SECRET} ")
     wrong = carrier.sent(secret="boo"), carrier.Posted(request.body, {}), carrier.Posted(b"{}", request.headers)  # noqa: S106
-    for each in wrong:
+    for wrong_request in wrong:
         with pytest.raises(SignatureError):
-            verify("carrier", each.body, each.headers, secret=carrier.SECRET)
+            verify("carrier", wrong_request.body, wrong_request.headers, secret=carrier.SECRET)
     with pytest.raises(ConfigurationError, match="carrier: the secret is empty"):
         verify("carrier", request.body, request.headers, secret="")
 
 
 def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(db, carrier):
-    """With the secret of the setting."""
+    """The setting has its secret."""
     sent(db)
     setting(db, "carrier=coo")
     request = carrier.sent()
@@ -73,7 +73,7 @@ def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(
 
 
 def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
-    """It need not name a recipient: the rule finds its delivery."""
+    """It needs no recipient: the rule finds its delivery."""
     sent(db)
     request = carrier.sent(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
     with db.engine.begin() as connection:
@@ -82,8 +82,8 @@ def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
     assert db.value(STATE) == "delivered"
 
 
-def test_an_application_answers_it_as_any_other(db, caplog, carrier):
-    """What the reader cannot read is 400, what it cannot check 401, and neither is a traceback."""
+def test_an_application_answers_its_webhooks_like_any_other(db, caplog, carrier):
+    """A body that the reader cannot read is 400, one that it cannot verify 401, without a traceback."""
     receiver = mounted(secrets={"carrier": ["old", "coo"]})
     big = carrier.sent(b"[" + b" " * registry.MAX_BYTES + b"]")
     requests = {
@@ -96,16 +96,16 @@ def test_an_application_answers_it_as_any_other(db, caplog, carrier):
         ],
         413: [big],
     }
-    for status, some in requests.items():
-        answers = post(receiver, "/webhooks/carrier", *some)
-        assert [answer.status_code for answer in answers] == [status] * len(some), status
+    for status, requests_of_status in requests.items():
+        answers = post(receiver, "/webhooks/carrier", *requests_of_status)
+        assert [answer.status_code for answer in answers] == [status] * len(requests_of_status), status
     assert db.value(COUNT) == 1
     assert "c4n4ry" not in caplog.text
     assert "Traceback" not in caplog.text
 
 
-def test_a_reader_that_cannot_reach_what_it_needs_lets_the_provider_repeat(db, carrier):
-    """Such as a certificate; it is no wrong signature."""
+def test_a_reader_that_cannot_reach_a_server_lets_the_provider_retry(db, carrier):
+    """A missing certificate is no wrong signature."""
 
     def unreachable(body, headers, *, secret, url, now):
         raise TimeoutError
@@ -116,15 +116,15 @@ def test_a_reader_that_cannot_reach_what_it_needs_lets_the_provider_repeat(db, c
 
 
 @pytest.mark.parametrize("returned", [None, [{"type": "delivered"}], 7])
-def test_what_is_no_event_is_not_recorded(returned, carrier):
-    """A reader with a mistake in it loses no other event, and says where to look."""
+def test_a_readers_value_that_is_no_event_is_skipped(returned, carrier):
+    """A bug in the reader loses no other event, and the log says where to look."""
     webhook_reader("gull", read=lambda body, headers: returned, verify=carrier.verify)
     with pytest.raises(InvalidWebhookError):
         parse("gull", b"")
 
 
 def test_an_event_that_names_no_message_is_warned_of_by_the_provider_s_name(caplog, carrier):
-    """As for any other provider."""
+    """Any other provider's are, too."""
     now = dt.datetime.now(dt.UTC)
     event = WebhookEvent(type="opened", occurred_at=now, provider_event_id=1, message_id=None)
     webhook_reader("gull-2", read=lambda body, headers: [event], verify=carrier.verify)
@@ -133,7 +133,7 @@ def test_an_event_that_names_no_message_is_warned_of_by_the_provider_s_name(capl
 
 
 def test_a_coroutine_function_is_refused(carrier):
-    """Called without await, it would find every signature right."""
+    """Without await, it would accept every signature."""
 
     async def check(body, headers, **more):
         raise SignatureError
@@ -143,15 +143,15 @@ def test_a_coroutine_function_is_refused(carrier):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a=b", "a,b", "a b", "é", "x" * 65, "-a", "Amazon SES", "postmark"])
-def test_a_name_that_cannot_be_an_address_or_is_taken_is_refused(name, carrier):
-    """It is the last part of an address, and stands in the setting of secrets."""
+def test_an_invalid_or_registered_name_is_refused(name, carrier):
+    """The name is the last part of a URL, and a key in the setting of secrets."""
     with pytest.raises(ValueError, match=r"name of a reader|read by this package"):
         webhook_reader(name, read=carrier.read, verify=carrier.verify)
 
 
 @pytest.mark.slow
 def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
-    """In a process that imports nothing of it."""
+    """The process imports nothing of it itself."""
     request = carrier.sent()
     script = f"""
 from mailglass_reconcile.webhooks import parse, verify
@@ -159,12 +159,12 @@ assert parse("carrier", {request.body!r})[0].type == "delivered"
 verify("carrier", {request.body!r}, {request.headers!r}, secret="coo")
 """
     env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "carrier", "PYTHONPATH": "tests/support"}
-    done = processes.run(["-c", script], env)
-    assert done.returncode == 0, done.stderr
+    result = processes.run(["-c", script], env)
+    assert result.returncode == 0, result.stderr
 
 
-def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
-    """If a secret names a provider that is not known yet."""
+def test_an_application_loads_it_at_startup(db, monkeypatch, carrier):
+    """A secret may name a provider that is not registered yet."""
     monkeypatch.setattr(registry, "_custom_providers", {})
     monkeypatch.delitem(sys.modules, "carrier")
     settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
@@ -174,7 +174,7 @@ def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
 
 @pytest.mark.slow
 def test_the_command_serves_it(db, tmp_path, carrier):
-    """Over HTTP, and links by the rule of the same module."""
+    """It is served over HTTP, and linked by the rule of the same module."""
     sent(db)
     request = carrier.sent()
     with receiving(

@@ -1,4 +1,4 @@
-"""A provider that changes its format is noticed: an event of a known type, without an id and a recipient."""
+"""A provider that changes its format is noticed: an event of a known type has neither id nor recipient."""
 
 import json
 import logging
@@ -13,18 +13,18 @@ CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "a
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    """As in a process that has warned of nothing yet."""
+    """Start with an empty throttle, like a new process."""
     monkeypatch.setattr(formats, "_throttle", log_throttle.LogThrottle())
     monkeypatch.setattr(formats, "_counts", formats.Counter())
 
 
 def warnings(caplog):
-    """Return the lines of warnings."""
+    """Return the warnings."""
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_an_event_of_a_known_type_with_neither_is_a_warning_that_names_provider_and_type(caplog):
-    """And nobody's address."""
+    """The warning has no address."""
     assert parse("MailerSend", CHANGED) == []
     (line,) = warnings(caplog)
     assert line.startswith("an event of mailersend (delivered) has neither a message id nor a recipient")
@@ -53,7 +53,7 @@ def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_co
     ],
 )
 def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
-    """Their types are not ours."""
+    """Their types are not event types of ours."""
     assert parse(provider, body) == []
     assert not warnings(caplog)
     assert not formats.warning_counts()

@@ -1,4 +1,4 @@
-"""Any bytes, headers and nesting: a webhook is read, or refused by an error of ours; what is read can be recorded."""
+"""Fuzzing with any bytes, headers and nesting: a webhook is read and recorded, or refused by one of our errors."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ FEW = settings(PATIENT, max_examples=10)
 
 @st.composite
 def twisted(draw, provider):
-    """Return a documented payload with some of its values replaced, at any depth."""
+    """Return a documented payload with some values replaced at any depth."""
     payload = json.loads(json.dumps(draw(st.sampled_from(documented(provider))).payload))
     for _ in range(draw(st.integers(1, 3))):
         place = payload
@@ -52,7 +52,7 @@ def twisted(draw, provider):
 
 
 def read(provider, body, headers):
-    """Read a body as a receiver does, and make what would be stored."""
+    """Read a body as a receiver does, and validate its events."""
     with contextlib.suppress(InvalidWebhookError):
         events = parse(provider, body, headers)
         for recorded in check_events("acme", provider, events, strict=False):
@@ -62,7 +62,7 @@ def read(provider, body, headers):
 
 
 def validate_events(provider, body, headers):
-    """Verify a body; only errors that a receiver answers may come out."""
+    """Verify a body, which may raise only errors that a receiver answers."""
     with contextlib.suppress(SignatureError, ConfigurationError):
         verify(provider, body, headers, secret=secret_of(provider), url=url_of(provider))
 
@@ -71,7 +71,7 @@ def validate_events(provider, body, headers):
 @FEW
 @given(data=st.data())
 def test_a_payload_with_anything_in_it_can_be_recorded_or_is_refused(provider, data):
-    """One such payload in a batch does not lose the others."""
+    """Such a payload in a batch does not lose the others."""
     read_twisted(provider, data)
 
 
@@ -80,12 +80,12 @@ def test_a_payload_with_anything_in_it_can_be_recorded_or_is_refused(provider, d
 @PATIENT
 @given(data=st.data())
 def test_many_payloads_with_anything_in_them_can_be_recorded_or_are_refused(provider, data):
-    """The same, with more of them."""
+    """More examples are tried."""
     read_twisted(provider, data)
 
 
 def read_twisted(provider, data):
-    """Read a payload with some other values, alone and behind a good one."""
+    """Read a payload with some other values, alone and after a good one."""
     payload = data.draw(twisted(provider))
     (request,) = posted(provider, [payload])
     read(provider, request.body, request.headers)
@@ -101,7 +101,7 @@ def read_twisted(provider, data):
 @PATIENT
 @given(body=VALUES.map(lambda value: json.dumps(value).encode()), headers=HEADERS)
 def test_any_json_is_read_or_refused(provider, body, headers):
-    """Signed or not."""
+    """It may be signed or not."""
     read(provider, body, headers)
     validate_events(provider, body, headers)
     request = signed(provider, body)
@@ -113,7 +113,7 @@ def test_any_json_is_read_or_refused(provider, body, headers):
 @PATIENT
 @given(body=st.binary(max_size=200), headers=HEADERS)
 def test_any_bytes_are_read_or_refused(provider, body, headers):
-    """Whatever the headers are."""
+    """Headers may be anything."""
     read(provider, body, headers)
     validate_events(provider, body, headers)
 
@@ -123,8 +123,8 @@ def test_any_bytes_are_read_or_refused(provider, body, headers):
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_whatever_arrives_is_answered_below_500_and_no_event_is_lost(db, application, data):
-    """Any bytes, any headers, any nesting, signed or not: what can be read is in the ledger after a 200."""
+def test_any_request_is_answered_below_500_and_no_event_is_lost(db, application, data):
+    """What can be read is in the ledger after a 200."""
     provider = data.draw(st.sampled_from(PROVIDERS))
     now = dt.datetime.now(dt.UTC)
     body = data.draw(st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
@@ -138,21 +138,21 @@ def test_whatever_arrives_is_answered_below_500_and_no_event_is_lost(db, applica
         if status == 200:
             ids = {event.provider_event_id for event in parse(provider, request.body, request.headers)}
             assert db.value(COUNT) - before <= len(ids) + 1
-            kept = "SELECT count(DISTINCT metadata ->> 'provider_event_id') FROM mailglass_events WHERE"
+            count_ids = "SELECT count(DISTINCT metadata ->> 'provider_event_id') FROM mailglass_events WHERE"
             stored = [validation.replace_unstorable(id_)[:512] for id_ in ids]
-            assert db.value(f"{kept} metadata ->> 'provider_event_id' = ANY(:ids)", ids=stored) == len(set(stored))
+            assert db.value(f"{count_ids} metadata ->> 'provider_event_id' = ANY(:ids)", ids=stored) == len(set(stored))
         else:
             assert db.value(COUNT) == before
 
 
 @pytest.fixture
 def application(db):
-    """The receiver, of all providers."""
+    """The receiver of all providers."""
     return webhook_app(secrets={provider: secret_of(provider) for provider in PROVIDERS}, url=MANDRILL_URL)
 
 
 def answer(application, path, body, headers):
-    """Return the status with which the application answers a POST."""
+    """Return the status of a POST to the application."""
     statuses = []
 
     async def run():
@@ -172,5 +172,5 @@ def answer(application, path, body, headers):
 
 @pytest.fixture(autouse=True)
 def certificates(monkeypatch):
-    """Certificates come from a function of ours."""
+    """Let certificates come from a function of tests."""
     monkeypatch.setattr(sns, "fetch", published)

@@ -1,4 +1,4 @@
-"""Odd values: a list as a type, a header that is missing, a number for a string. Each is 401 or 400, with one line."""
+"""Odd values, such as a list as a type, a missing header or a number as a string, are 401 or 400 with one line."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def changed(value: object, path: tuple, odd: object) -> object:
 
 @EVERY_PROVIDER
 def test_an_odd_value_in_a_signed_body_is_read_or_refused(provider):
-    """Wherever it stands."""
+    """The value may be anywhere."""
     payload = documented(provider)[0].payload
     for path in places(payload):
         for odd in ODD:
@@ -50,22 +50,22 @@ def test_an_odd_value_in_a_signed_body_is_read_or_refused(provider):
 
 @pytest.mark.parametrize("provider", IN_BODY)
 def test_an_odd_value_in_what_is_signed_is_a_wrong_signature(provider):
-    """Where the signature stands in the body, everything of it is from a stranger until it is checked."""
+    """If the signature is in the body, all of the body is untrusted until it is checked."""
     request = posted(provider, [documented(provider)[0].payload])[0]
     body = json.loads(request.body)
     for path in places(body):
         for odd in ODD:
-            told = json.dumps(changed(body, path, odd)).encode()
+            odd_body = json.dumps(changed(body, path, odd)).encode()
             try:
-                verify(provider, told, request.headers, secret=secret_of(provider), now=senders.NOW)
+                verify(provider, odd_body, request.headers, secret=secret_of(provider), now=senders.NOW)
             except SignatureError:
                 continue
-            assert path[0] == "event-data", path  # Mailgun does not sign it
+            assert path[0] == "event-data", path  # Mailgun does not sign this part
 
 
 @EVERY_PROVIDER
 def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
-    """Latin-1, very long, or empty."""
+    """Headers in Latin-1, very long or empty ones are tried."""
     request = posted(provider, [documented(provider)[0].payload])[0]
     if provider == "postal":  # an older one sends only the second
         request.headers.pop("X-Postal-Signature")
@@ -80,7 +80,7 @@ def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
 
 
 @pytest.mark.parametrize(
-    ("provider", "told"),
+    ("provider", "document"),
     [
         ("ses", {"Type": ["Notification"], "TopicArn": senders.ARN}),
         ("scaleway", {"Type": {}, "TopicArn": senders.SCALEWAY_ARN}),
@@ -91,10 +91,10 @@ def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
         ("unisender_go", {"auth": ["a"] * 32, "events_by_user": 7}),
     ],
 )
-def test_over_http_it_is_answered_with_401_and_one_line(db, caplog, provider, told):
-    """Never with 503, which the provider would repeat, and never with a traceback."""
-    one = Posted(json.dumps(told).encode(), {"Content-Type": "application/json"})
-    (answer,) = post(mounted(), f"/webhooks/{provider}", one)
+def test_over_http_it_is_answered_with_401_and_one_line(db, caplog, provider, document):
+    """The provider would repeat a webhook after 503; there is no traceback."""
+    request = Posted(json.dumps(document).encode(), {"Content-Type": "application/json"})
+    (answer,) = post(mounted(), f"/webhooks/{provider}", request)
     assert (answer.status_code, db.value(COUNT)) == (401, 0)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -102,12 +102,12 @@ def test_over_http_it_is_answered_with_401_and_one_line(db, caplog, provider, to
 
 
 def test_too_many_odd_tags_cost_their_event_tags_and_nothing_else(db, caplog):
-    """Fifty of control characters, which take six bytes each as JSON, are more than an event's metadata may be."""
+    """Fifty tags of control characters, six bytes each as JSON, exceed the metadata of an event."""
     good, large = (dict(documented("sendgrid")[0].payload) for _ in range(2))
     good |= {"category": ["good"], "sg_event_id": "1"}
     large |= {"category": ["\x01" * 1_000] * 49 + ["last"], "sg_event_id": "2"}
-    (one,) = posted("sendgrid", [good, large], at=now())
-    (answer,) = post(mounted(), "/webhooks/sendgrid", one)
+    (request,) = posted("sendgrid", [good, large], at=now())
+    (answer,) = post(mounted(), "/webhooks/sendgrid", request)
     assert answer.status_code == 200, caplog.text
     tags = "SELECT metadata->'tags' FROM mailglass_events ORDER BY metadata->>'provider_event_id'"
     (first,), (second,) = db.rows(tags)

@@ -1,4 +1,4 @@
-"""Samples: what `trigger` sends is read and verified as the provider's own webhooks are."""
+"""Samples: `trigger`'s webhooks are read and verified like the provider's own."""
 
 import datetime as dt
 import json
@@ -35,7 +35,7 @@ def test_a_sample_is_verified_and_read_as_one_event(provider, recipient):
 
 @pytest.mark.parametrize("provider", SENDERS)
 def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
-    """With a payload, or by name only, but of those that we do not know."""
+    """Types with and without a payload are included, except those unknown to us."""
     record = registry.get_provider(provider)
     without_payload = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
     types = {event.type for event in documented(provider)} | {record.table.kinds[row].type for row in without_payload}
@@ -44,7 +44,7 @@ def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
 
 @pytest.mark.parametrize("provider", SENDERS)
 def test_two_samples_are_two_events(provider):
-    """Or the second try would seem to do nothing."""
+    """Otherwise the second attempt would seem to do nothing."""
     record, ids = registry.get_provider(provider), set()
     for second in (0, 1):
         at = AT + dt.timedelta(seconds=second)

@@ -1,4 +1,4 @@
-"""The types and subtypes of SES's bounces, in the webhooks of SES and of Resend."""
+"""The types and subtypes of SES's bounces, in webhooks of SES and of Resend."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Signatures: right ones, and every wrong one: a bit changed, another provider's, another key's, too old."""
+"""Signatures: right ones, and wrong ones: a changed bit, another provider's, another key's, expired ones."""
 
 import base64
 import datetime as dt
@@ -43,7 +43,7 @@ SIGNED = [provider for provider in PROVIDERS if provider not in BASIC]
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
-    """Certificates come from a function of ours; return the addresses that it was asked for."""
+    """Let certificates come from a function of tests; return the addresses that it was asked for."""
     requests = []
 
     def fetch(url):
@@ -56,10 +56,10 @@ def published(monkeypatch):
     return requests
 
 
-def check(provider, one: Posted, **changes):
+def check(provider, request: Posted, **changes):
     """Verify a request as its receiver does."""
     arguments = {"secret": secret_of(provider), "url": url_of(provider), "now": NOW, **changes}
-    verify(provider, one.body, one.headers, **arguments)
+    verify(provider, request.body, request.headers, **arguments)
 
 
 def first(provider, **changes) -> Posted:
@@ -69,7 +69,7 @@ def first(provider, **changes) -> Posted:
 
 @EVERY_PROVIDER
 def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider):
-    """Servers hand them over in several."""
+    """Servers pass them in different cases."""
     for request in posted(provider, [event.payload for event in documented(provider)]):
         check(provider, request)
         check(provider, Posted(request.body, {name.upper(): value for name, value in request.headers.items()}))
@@ -77,7 +77,7 @@ def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider
 
 @EVERY_PROVIDER
 def test_without_its_headers_a_request_is_refused(provider):
-    """Nor with empty ones."""
+    """Empty headers are refused, too."""
     request = first(provider)
     if provider in ("mailgun", "unisender_go"):
         request = Posted(b'{"event-data": {"event": "opened"}, "auth": null}', request.headers)
@@ -90,28 +90,28 @@ def test_without_its_headers_a_request_is_refused(provider):
 
 @pytest.mark.parametrize("provider", [provider for provider in SIGNED if provider not in ("azure", "mailgun")])
 def test_one_bit_of_the_body_changed_is_refused(provider):
-    """At every place of the first hundred, and of the last."""
+    """Each of the first hundred bytes and the last one are changed."""
     request = first(provider)
     for place in [*range(min(100, len(request.body))), len(request.body) - 1]:
         changed = bytearray(request.body)
         changed[place] ^= 1
-        told = bytes(changed)
-        if provider in ("ses", "scaleway") and _same_message(told, request.body):
-            continue  # spaces between the signed fields
+        changed_body = bytes(changed)
+        if provider in ("ses", "scaleway") and _same_message(changed_body, request.body):
+            continue  # spaces between signed fields
         with pytest.raises(SignatureError):
-            check(provider, Posted(told, request.headers))
+            check(provider, Posted(changed_body, request.headers))
 
 
-def _same_message(one: bytes, other: bytes) -> bool:
+def _same_message(first: bytes, second: bytes) -> bool:
     try:
-        return json.loads(one) == json.loads(other)
+        return json.loads(first) == json.loads(second)
     except ValueError:
         return False
 
 
 @EVERY_PROVIDER
 def test_one_bit_of_the_signature_changed_is_refused(provider):
-    """Where it stands in the body, too."""
+    """This includes signatures in the body."""
     request = first(provider)
     places = [name for name in request.headers if "ignature" in name or name == "Authorization"]
     if provider == "postal":
@@ -134,38 +134,38 @@ def test_one_bit_of_the_signature_changed_is_refused(provider):
 
 @EVERY_PROVIDER
 def test_another_providers_request_is_refused(provider):
-    """With this provider's secret."""
-    for other in PROVIDERS:
-        if other == provider or (provider in BASIC and other in BASIC):
+    """This provider's secret is used."""
+    for other_provider in PROVIDERS:
+        if other_provider == provider or (provider in BASIC and other_provider in BASIC):
             continue
         with pytest.raises(SignatureError):
-            check(provider, first(other))
+            check(provider, first(other_provider))
 
 
 @EVERY_PROVIDER
 def test_another_key_is_refused(provider):
-    """Keys are of the right kind."""
-    others = {
+    """The keys are of the right kind."""
+    other_secrets = {
         "sendgrid": senders.public(senders.ec.generate_private_key(senders.ec.SECP256R1())),
         "postal": senders.public(senders.sns_key()),
         "resend": "whsec_" + base64.b64encode(b"another").decode(),
         "azure": "Bearer of-another-header",
     }
     with pytest.raises(SignatureError):
-        check(provider, first(provider), secret=others.get(provider, "another:key"))
+        check(provider, first(provider), secret=other_secrets.get(provider, "another:key"))
 
 
 @EVERY_PROVIDER
 @pytest.mark.parametrize("secret", ["", "  "])
-def test_an_empty_secret_is_a_fault_of_configuration(provider, secret):
-    """It would let everybody in, or nobody."""
+def test_an_empty_secret_is_a_configuration_error(provider, secret):
+    """It would accept everybody, or nobody."""
     with pytest.raises(ConfigurationError):
         check(provider, first(provider), secret=secret)
 
 
 @pytest.mark.parametrize("provider", ["sendgrid", "postal", "resend", "postmark"])
-def test_a_secret_of_another_kind_is_a_fault_of_configuration(provider):
-    """The error does not repeat it."""
+def test_a_secret_of_another_kind_is_a_configuration_error(provider):
+    """The error does not quote it."""
     with pytest.raises(ConfigurationError) as error:
         check(provider, first(provider), secret="c4n4ry!")  # noqa: S106
     assert "c4n4ry" not in str(error.value)
@@ -180,7 +180,7 @@ def test_a_secret_of_another_kind_is_a_fault_of_configuration(provider):
     ],
 )  # fmt: skip
 def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider, minutes, right):
-    """Five minutes for Svix, a day for Mailgun; a repeated notification of SNS keeps its first time."""
+    """The limit is five minutes for Svix and a day for Mailgun; SNS repeats a notification with its first time."""
     request, now = first(provider), NOW + dt.timedelta(minutes=minutes)
     if right:
         check(provider, request, now=now)
@@ -220,7 +220,9 @@ def test_sendgrids_own_test_vector():
 
 
 def test_svixs_own_test_vector():
-    """From https://docs.svix.com/receiving/verifying-payloads/how-manual; the header may have several signatures."""
+    """It is from https://docs.svix.com/receiving/verifying-payloads/how-manual; a header may have several
+    signatures.
+    """
     right = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     headers = {"svix-id": "msg_p5jXN8AQM9LWM0D4loKWxJek", "svix-timestamp": "1614265330", "svix-signature": right}
     now = dt.datetime.fromtimestamp(1614265330, dt.UTC)
@@ -234,55 +236,55 @@ def test_svixs_own_test_vector():
         verify("resend", body, {**headers, "svix-signature": right.replace("v1", "v2")}, secret=SVIX_SECRET, now=now)
 
 
-def test_svixs_library_makes_what_we_accept():
-    """The one that Resend tells its users to install."""
+def test_signatures_of_svixs_library_are_accepted():
+    """Resend tells its users to install it."""
     now, body = dt.datetime.now(dt.UTC), b'{"type": "email.sent"}'
-    made = svix.webhooks.Webhook(SVIX_SECRET).sign("msg_1", now, body.decode())
-    headers = {"svix-id": "msg_1", "svix-timestamp": str(int(now.timestamp())), "svix-signature": made}
+    signature = svix.webhooks.Webhook(SVIX_SECRET).sign("msg_1", now, body.decode())
+    headers = {"svix-id": "msg_1", "svix-timestamp": str(int(now.timestamp())), "svix-signature": signature}
     verify("resend", body, headers, secret=SVIX_SECRET)
 
 
 def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it():
-    """The signature covers only the token: whoever has read one webhook could sign any event for a day."""
+    """The signature covers only the token: anybody who has read one webhook could sign any event for a day."""
     request = first("mailgun")
-    other = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
+    other_body = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
     check("mailgun", request)
-    check("mailgun", other)  # nothing was recorded yet
+    check("mailgun", other_body)  # nothing has been recorded yet
     with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
-        raise LookupError  # nor was it now
+        raise LookupError  # still nothing
     with mailgun.claim(registry.make_request(request.body)):
         with pytest.raises(SignatureError, match="another webhook"):
-            check("mailgun", other)
-        with pytest.raises(SignatureError), mailgun.claim(registry.make_request(other.body)):
+            check("mailgun", other_body)
+        with pytest.raises(SignatureError), mailgun.claim(registry.make_request(other_body.body)):
             pass
         with suppress(LookupError), mailgun.claim(registry.make_request(request.body)):
             raise LookupError
     check("mailgun", request, now=NOW + dt.timedelta(hours=23))
     with pytest.raises(SignatureError, match="another webhook"):
-        check("mailgun", other, now=NOW + dt.timedelta(hours=23))
+        check("mailgun", other_body, now=NOW + dt.timedelta(hours=23))
 
 
 @pytest.mark.parametrize("moved", [1, 2, 3])
 @pytest.mark.parametrize("token", ["e0a5d3", "1e0a5d", "00a5d3", "_0a5d3", ".0a5d3"])
 def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, moved):
-    """The signature covers both as one text: `1795948151` and `e0a5…` are signed as `1795948151e0` and `a5…`."""
+    """The signature covers both as one text: `1795948151` and `e0a5…` are signed like `1795948151e0` and `a5…`."""
     at = str(int(NOW.timestamp()))
 
-    def made(time, token, event):
-        given = hmac.new(KEY.encode(), f"{time}{token}".encode(), "sha256").hexdigest()
-        signature = {"timestamp": time, "token": token, "signature": given}
+    def make_request(time, token, event):
+        digest = hmac.new(KEY.encode(), f"{time}{token}".encode(), "sha256").hexdigest()
+        signature = {"timestamp": time, "token": token, "signature": digest}
         return Posted(json.dumps({"signature": signature, "event-data": {"event": event}}).encode(), {})
 
-    request, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
+    request, forged = make_request(at, token, "opened"), make_request(at + token[:moved], token[moved:], "complained")
     check("mailgun", request)
     with mailgun.claim(registry.make_request(request.body)):
         pass
     with pytest.raises(SignatureError):
-        check("mailgun", other)
+        check("mailgun", forged)
 
 
-def test_of_requests_that_come_together_one_body_has_the_token():
-    """Every one of them has been verified already."""
+def test_of_concurrent_requests_one_body_gets_the_token():
+    """Each of them has been verified already."""
     tokens, barrier, bodies = mailgun.TokenClaims(), threading.Barrier(8), []
 
     def record(body):
@@ -300,7 +302,7 @@ def test_of_requests_that_come_together_one_body_has_the_token():
 
 
 def test_mailguns_tokens_are_bounded(monkeypatch):
-    """The oldest is forgotten first."""
+    """The oldest is evicted first."""
     monkeypatch.setattr(mailgun, "MAX_TOKENS", 3)
     tokens = mailgun.TokenClaims()
     for number in range(4):
@@ -313,14 +315,14 @@ def test_mailguns_tokens_are_bounded(monkeypatch):
 
 
 def test_mailguns_primary_account_may_verify_its_subaccounts():
-    """By `parent-signature`."""
+    """They have a `parent-signature`."""
     document = json.loads(first("mailgun").body)
     document["signature"] |= {"parent-signature": document["signature"]["signature"], "signature": "0" * 64}
     check("mailgun", Posted(json.dumps(document).encode(), {"Content-Type": "application/json"}))
 
 
 def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_else(monkeypatch):
-    """Before it saves a webhook, MailerSend sends `webhook.test`, and wants a 200."""
+    """MailerSend sends `webhook.test` before it saves a webhook, and expects a 200."""
     monkeypatch.setattr(senders, "KEY", "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G")
     ping = signed("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}')
     event = first("mailersend")
@@ -330,7 +332,7 @@ def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_els
 
 
 def test_postals_older_signature_counts_only_without_the_newer_one():
-    """A Postal before 3 sends only that."""
+    """Postal before version 3 sends only that."""
     request = first("postal")
     older = {name: value for name, value in request.headers.items() if name != "X-Postal-Signature-256"}
     check("postal", Posted(request.body, older))
@@ -338,8 +340,8 @@ def test_postals_older_signature_counts_only_without_the_newer_one():
         check("postal", Posted(request.body, {**older, "X-Postal-Signature-256": older["X-Postal-Signature"]}))
 
 
-def test_mandrill_needs_the_address_exactly():
-    """Also without a trailing slash, it is another one."""
+def test_mandrill_needs_the_exact_url():
+    """A trailing slash makes it another URL."""
     request = first("mandrill")
     for url in (url_of("mandrill")[:-1], "https" + url_of("mandrill")[4:], "http://testserver/mandrill/"):
         with pytest.raises(SignatureError):
@@ -350,8 +352,8 @@ def test_mandrill_needs_the_address_exactly():
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
 @pytest.mark.parametrize("provider", BASIC)
-def test_user_name_and_password_are_those_of_the_address(provider, scheme):
-    """Nothing else is accepted."""
+def test_user_name_and_password_are_those_of_the_url(provider, scheme):
+    """Others are refused."""
     right = base64.b64encode(AUTH.encode()).decode()
     check(provider, Posted(b"{}", {"Authorization": f"{scheme} {right}"}))
     for wrong in (f"Bearer {right}", right, f"{scheme} {AUTH}", f"{scheme} {base64.b64encode(b'user:').decode()}"):
@@ -365,7 +367,7 @@ def test_user_name_and_password_are_those_of_the_address(provider, scheme):
 def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetched_once(
     provider, version, kind, published
 ):
-    """SHA-1 and SHA-256; with a subject, and without."""
+    """SHA-1 and SHA-256 are tried, with a subject and without."""
     more = {"SubscribeURL": "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription", "Token": "t"}
     payload = {"Type": kind, "Message": "m\n", **(more if kind != "Notification" else {})}
     check(provider, notification(provider, payload, version))
@@ -402,7 +404,7 @@ def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetche
     ],
 )
 def test_a_certificate_comes_from_amazon_only_and_from_the_topics_region(url, published):
-    """Nothing is asked of another host, and only a file whose name is like those of its certificates."""
+    """No other host is asked, and only for a file whose name is like those of its certificates."""
     document = json.loads(first("ses").body)
     with pytest.raises(SignatureError):
         check("ses", Posted(json.dumps({**document, "SigningCertURL": url}).encode(), {}))
@@ -420,7 +422,7 @@ def test_a_certificate_comes_from_amazon_only_and_from_the_topics_region(url, pu
     ],
 )
 def test_every_region_of_amazons_is_one(host, monkeypatch):
-    """Names as they are; the last is the European Sovereign Cloud."""
+    """The names are as Amazon lists them; the last is the European Sovereign Cloud."""
     url = f"https://sns.{host}/SimpleNotificationService-6209c161c6221fdf56ec1eb5c821d112.pem"
     arn = f"arn:aws:sns:{host.partition('.')[0]}:123456789012:mail"
     monkeypatch.setattr(senders, "ARN", arn)
@@ -429,7 +431,7 @@ def test_every_region_of_amazons_is_one(host, monkeypatch):
 
 
 def scaleways(url):
-    """Return a notification of Scaleway's that names another certificate, which is not signed."""
+    """Return a notification of Scaleway that names another certificate, without a signature."""
     return Posted(json.dumps({**json.loads(first("scaleway").body), "SigningCertURL": url}).encode(), {})
 
 
@@ -466,14 +468,14 @@ def test_scaleways_certificate_has_the_address_that_its_documentation_shows(monk
     ],
 )
 def test_a_certificate_of_scaleways_comes_from_no_other_bucket_and_from_the_topics_region(url, published):
-    """Nothing is asked of another host."""
+    """No other host is asked."""
     with pytest.raises(SignatureError):
         check("scaleway", scaleways(url))
     assert published == []
 
 
 def test_scaleways_certificate_must_be_issued_by_its_authority(monkeypatch):
-    """The address alone is not enough, says its documentation."""
+    """Its documentation says that the address is not enough."""
     own = senders.certificate("sns.mnq.srr.scw.cloud", senders.sns_key(), "Scaleway", senders.sns_key())
     answers = {SCALEWAY_CERTIFICATE_URL: own}
     monkeypatch.setattr(sns, "fetch", lambda url: answers.get(url) or senders.published(url))
@@ -482,14 +484,14 @@ def test_scaleways_certificate_must_be_issued_by_its_authority(monkeypatch):
 
 
 def test_an_expired_certificate_of_scaleways_is_refused():
-    """Also if it was fetched before it expired; the next one has another address."""
+    """It may have been fetched before it expired; the next certificate has another address."""
     check("scaleway", first("scaleway"))
     with pytest.raises(SignatureError, match="expired"):
         check("scaleway", first("scaleway"), now=NOW + dt.timedelta(3_651))
 
 
 def test_another_topic_is_refused_before_anything_is_fetched(published):
-    """Amazon would sign anybody's topic."""
+    """Amazon signs anybody's topic."""
     with pytest.raises(SignatureError, match="another topic"):
         check("ses", first("ses"), secret=ARN + "2")
     assert published == []
@@ -497,7 +499,7 @@ def test_another_topic_is_refused_before_anything_is_fetched(published):
 
 @pytest.mark.parametrize("answer", [TimeoutError("c4n4ry"), b"c4n4ry"], ids=["nothing", "no certificate"])
 def test_a_certificate_that_cannot_be_fetched_is_no_wrong_signature(monkeypatch, answer):
-    """SNS gives a webhook up for a 401, and tries again after a 503."""
+    """SNS drops a webhook after a 401, and retries after a 503."""
 
     def fetch(url):
         if isinstance(answer, bytes):
@@ -517,7 +519,7 @@ def test_a_certificate_that_cannot_be_fetched_is_no_wrong_signature(monkeypatch,
     ids=["ses", "scaleway"],
 )
 def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monkeypatch, module, host):
-    """At an address of the provider's only."""
+    """The address must be the provider's."""
     provider = module.__name__.rpartition(".")[2]
     path = "/?Action=ConfirmSubscription&TopicArn=a&Token=t"
     payload = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t"}
@@ -539,7 +541,7 @@ def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monke
 
 
 def test_a_redirect_is_not_followed():
-    """The host has been checked, and a redirect could lead to any other; from a real server."""
+    """The host has been checked, and a redirect could lead to any other; the server is real."""
 
     class Elsewhere(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -561,7 +563,7 @@ def test_a_redirect_is_not_followed():
 
 
 def test_without_cryptography_its_absence_is_named():
-    """Reading needs nothing but the package; four providers' signatures need the extra `webhooks`."""
+    """Reading needs only the package; four providers' signatures need the extra `webhooks`."""
     script = """
 import sys
 sys.modules["cryptography"] = None
@@ -574,8 +576,8 @@ try:
 except ConfigurationError as error:
     print(error)
 """
-    done = processes.run(["-c", script], forked=False)
-    assert "mailglass-reconcile[webhooks]" in done.stdout, done.stderr
+    result = processes.run(["-c", script], forked=False)
+    assert "mailglass-reconcile[webhooks]" in result.stdout, result.stderr
 
 
 def test_a_providers_module_is_imported_when_it_is_needed():
@@ -587,5 +589,5 @@ parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.providers.")]
 assert loaded == ["mailglass_reconcile.webhooks.providers.postmark"], loaded
 """
-    done = processes.run(["-c", script], forked=False)
-    assert done.returncode == 0, done.stderr
+    result = processes.run(["-c", script], forked=False)
+    assert result.returncode == 0, result.stderr

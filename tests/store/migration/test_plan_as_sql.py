@@ -21,15 +21,15 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command: str, url: str = "", script: str | None = None, **environment: str) -> str:
-    """Run a program in the checkout, and return what it prints; it ends well."""
+    """Run a program in the checkout, and return its output; it must succeed."""
     places = {"MAILGLASS_DATABASE_URL": url, **environment}
-    done = processes.run(command, {**os.environ, **places}, stdin=script, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = processes.run(command, {**os.environ, **places}, stdin=script, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def url(database: Installation) -> str:
-    """Return the URL as the environment gives it."""
+    """Return the URL in the form of the environment."""
     return database.settings.database_url.get_secret_value()
 
 
@@ -38,10 +38,10 @@ def url(database: Installation) -> str:
 def test_a_plan_piped_into_psql_does_what_the_migration_does(
     empty_database_url, make_database, drop_database, name, shape, mailglass
 ):
-    """The catalog, the revision and the open orphans are the same; nothing is left to do."""
-    other = f"mgtest_{uuid.uuid4().hex[:12]}"
+    """The catalog, the revision and the open orphans agree, and nothing is left to do."""
+    second_database = f"mgtest_{uuid.uuid4().hex[:12]}"
     try:
-        planned, migrated = live(empty_database_url, name, shape), live(make_database(other), name, shape)
+        planned, migrated = live(empty_database_url, name, shape), live(make_database(second_database), name, shape)
         for database in (planned, migrated):
             with_history(database)
             if not mailglass:
@@ -56,26 +56,26 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
         assert planned.values("SELECT version_num FROM mailglass_reconcile_version") == [schema.VERSION]
         assert planned.is_current()
     finally:
-        drop_database(other)
+        drop_database(second_database)
 
 
 @pytest.mark.guard
 def test_a_plan_of_half_a_migration_leaves_out_what_is_done(unmigrated, shape):
-    """It can be piped into psql again after one that stopped."""
+    """An interrupted script can be followed by another one."""
     database = unmigrated
     database.migrate()
-    whole = database.objects()
+    complete = database.objects()
     database.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events; DROP TABLE mailglass_reconcile_version")
     script = "\n".join(database.migrate(plan=True))
     assert "CREATE TABLE" not in script.replace(f"CREATE TABLE {SCHEMAS[shape]}.mailglass_reconcile_version", "")
     run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)
-    assert database.objects() == whole
+    assert database.objects() == complete
     assert database.is_current()
 
 
 @pytest.mark.parametrize(("name", "shape"), [("public", "0.1.1"), ("Mail_Glass", "2.x")])
 def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(empty_database_url, name, shape):
-    """In a checkout, from the environment alone."""
+    """It runs in a checkout with the environment only."""
     database = live(empty_database_url, name, shape)
     before = database.objects()
     with_history(database)
@@ -92,7 +92,7 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
 
 
 def test_alembic_s_own_command_prints_sql_that_psql_takes(empty_database_url):
-    """`--sql` is the plan."""
+    """`--sql` prints the plan."""
     database = installation(empty_database_url)
     script = run(str(BIN / "alembic"), "upgrade", "head", "--sql", url=url(database))
     run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)

@@ -1,4 +1,4 @@
-"""`migrate --remove` tells what is lost before it asks; and what belongs to somebody else stays."""
+"""`migrate --remove` says what is lost before it asks, and keeps foreign objects."""
 
 import csv
 import os
@@ -22,8 +22,8 @@ from shapes import SCHEMAS
 pytestmark = pytest.mark.slow
 
 
-def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
-    """Tables that `migrate` made stay with their recipients, and the command that drops them is given."""
+def test_a_removal_prints_what_is_pending_lost_and_left(empty_database_url):
+    """Tables that `migrate` made stay with their recipients, and the command that drops them is printed."""
     database = installation(empty_database_url)
     database.migrate()
     with_history(database)
@@ -44,7 +44,7 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_url, first):
-    """Together with ours, or when ours have gone before; nothing of either is left, and they can be made again."""
+    """They go together with ours, or after ours, completely, and can be made again."""
     database = installation(empty_database_url)
     before = database.objects()
     database.migrate()
@@ -60,7 +60,7 @@ def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_
 
 @pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
 def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
-    """Nothing is changed, before anybody is asked."""
+    """Nothing is changed, and nobody is asked."""
     database = live(empty_database_url, "mailglass", shape)
     database.migrate()
     before = database.objects()
@@ -72,7 +72,7 @@ def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
 
 
 def test_what_an_application_has_built_on_the_tables_stops_their_removal(empty_database_url):
-    """A view, for example; once it is dropped, the same command does the rest."""
+    """A view is an example; once it is dropped, the same command does the rest."""
     database = installation(empty_database_url)
     database.migrate()
     database.run("CREATE VIEW mine AS SELECT id FROM mailglass_deliveries")
@@ -84,7 +84,7 @@ def test_what_an_application_has_built_on_the_tables_stops_their_removal(empty_d
 
 
 def test_tables_that_are_kept_get_their_retention_again(empty_database_url):
-    """Removing ours takes the functions along; migrating brings them back."""
+    """Removing our objects drops the functions, and migrating makes them again."""
     database = installation(empty_database_url)
     database.migrate()
     functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'mailglass_prune_%'"
@@ -98,7 +98,7 @@ def test_tables_that_are_kept_get_their_retention_again(empty_database_url):
 
 
 def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_path):
-    """With psql, as it is written there, and read back into the same tables elsewhere."""
+    """psql exports them as documented, and they are read back into the same tables elsewhere."""
     database = installation(empty_database_url)
     database.migrate()
     with_history(database)
@@ -114,7 +114,7 @@ def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_p
 
 
 def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_database_url):
-    """Not before it: removing our tables leaves the ledger append-only."""
+    """Before it, they cannot: removing our objects leaves the ledger append-only."""
     database = installation(empty_database_url)
     database.migrate()
     with_history(database)
@@ -130,14 +130,14 @@ def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_da
 
 
 def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url):
-    """They stay, and that is all."""
+    """The output does not mention it."""
     database = live(empty_database_url, "mailglass", "2.x")
     database.migrate()
     assert not any("DROP" in line for line in runner.describe_removal(database.engine, database.settings))
 
 
 def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_url):
-    """Without a terminal it needs --yes; what is lost is on its output."""
+    """Without a terminal it requires --yes; the output says what is lost."""
     database = unmigrated
     database.migrate()
     place = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
@@ -146,15 +146,15 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     refused = processes.run(command, environment)
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
-    done = processes.run([*command, "--yes"], environment)
-    assert "will stay unlinked: 0 open orphans" in done.stdout
+    result = processes.run([*command, "--yes"], environment)
+    assert "will stay unlinked: 0 open orphans" in result.stdout
     wrong = processes.run([*COMMAND, "migrate", "--tables"], environment)
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
 
 
 def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape):
-    """Nor built upon: it lacks our columns."""
+    """It lacks our columns, and nothing is built on it either."""
     database = unmigrated
     database.run(
         "CREATE TABLE mailglass_handler_outbox (note text); INSERT INTO mailglass_handler_outbox VALUES ('mine')"
@@ -166,8 +166,8 @@ def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape
     assert database.objects() == before
 
 
-def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_database_url, shape, admin):
-    """A deployment that migrates as one role each time and as another one by hand."""
+def test_another_role_gets_the_owner_of_a_migrated_database(empty_database_url, shape, admin):
+    """A deployment migrates as one role, and an operator as another."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
@@ -178,10 +178,10 @@ def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_dat
     try:
         owned = live(url, "public", shape)
         owned.migrate()
-        other = installation(empty_database_url)
-        before = other.objects()
-        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001h, owned by {role}"
-        assert other.objects() == before
+        second_role = installation(empty_database_url)
+        before = second_role.objects()
+        assert second_role.migrate()[-1] == f"nothing to do: the database is at revision 0001h, owned by {role}"
+        assert second_role.objects() == before
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
         with admin.connect() as connection:

@@ -1,4 +1,4 @@
-"""Migrations: what they make, what they leave alone, and that a Mailglass that writes meanwhile notices nothing."""
+"""Migrations: what they make and keep, and that a Mailglass that writes meanwhile is not disturbed."""
 
 import threading
 import uuid
@@ -30,7 +30,7 @@ ALL_STEPS = 36
 
 @pytest.mark.guard
 def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_database_url, make_database, drop_database):
-    """What is not ours equals what the schema file makes, but for the comment in which Mailglass keeps its version.
+    """Everything else equals the schema file's result, but for the comment with Mailglass's version.
 
     And the function that refuses a DELETE, which lets retention pass.
     """
@@ -38,14 +38,14 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     result = migrated.migrate()
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     try:
-        wanted = live(make_database(name)).objects()
+        expected = live(make_database(name)).objects()
     finally:
         drop_database(name)
     refusing = "function mailglass_raise_immutability "
     objects = {line for line in migrated.objects() if not line.startswith(refusing)}
-    wanted = {line for line in wanted if not line.startswith(refusing)}
+    expected = {line for line in expected if not line.startswith(refusing)}
     assert objects - lines_of_ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
-                                       for line in wanted}  # fmt: skip
+                                       for line in expected}  # fmt: skip
     assert migrated.is_current()
     assert result[0].startswith('database "mgtest_')
     assert result[0].endswith('", schema "public"')
@@ -55,8 +55,8 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert result[-1] == "done: revision 0001h"
 
 
-def test_what_is_ours_is_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
-    """Nothing else is added to a live database; since 2.5 Mailglass has one of the two indexes itself."""
+def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
+    """Nothing else is added to a live database; since 2.5 Mailglass has one of the indexes itself."""
     database = unmigrated
     before = database.objects()
     database.migrate(guard_truncate=True)
@@ -84,7 +84,7 @@ def test_what_is_ours_is_tables_triggers_functions_two_indexes_and_the_version(u
 
 @pytest.mark.guard
 def test_a_live_database_keeps_every_object_and_row(unmigrated):
-    """Mailglass's tables are as before, with every row."""
+    """Mailglass's tables are unchanged, with every row."""
     database = unmigrated
     with_history(database)
     objects, rows = database.objects(), database.rows()
@@ -114,7 +114,7 @@ def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(unmigra
 
 
 def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
-    """The pages of the fill meet without a gap, also where many rows share one moment."""
+    """The pages of the fill meet without a gap, also where many rows have the same time."""
     database = unmigrated
     database.run(
         """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
@@ -126,7 +126,7 @@ def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("damage", "missing"),
     [
         ("ALTER TABLE mailglass_events DROP COLUMN normalized_payload", "mailglass_events.normalized_payload"),
         ("ALTER TABLE mailglass_deliveries DROP COLUMN lock_version", "mailglass_deliveries.lock_version"),
@@ -148,20 +148,20 @@ def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
         ),
     ],
 )
-def test_what_is_missing_is_named_and_nothing_is_changed(unmigrated, damage, named):
-    """Not even the version table is made."""
+def test_what_is_missing_is_named_and_nothing_is_changed(unmigrated, damage, missing):
+    """The version table is not made either."""
     database = unmigrated
     database.run(damage)
     before = database.objects()
     with pytest.raises(SchemaOutdatedError) as error:
         database.migrate()
-    assert named in str(error.value)
+    assert missing in str(error.value)
     assert "\n" not in str(error.value)
     assert database.objects() == before
 
 
-def test_a_unique_index_that_covers_more_than_mailglass_s_will_do(unmigrated):
-    """One without a condition, or one that carries a further column along."""
+def test_a_unique_index_that_covers_more_than_mailglass_s_is_enough(unmigrated):
+    """It has no condition, or includes a further column."""
     database = unmigrated
     database.run(
         """DROP INDEX mailglass_events_idempotency_key_idx;
@@ -171,8 +171,8 @@ def test_a_unique_index_that_covers_more_than_mailglass_s_will_do(unmigrated):
     assert database.is_current()
 
 
-def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, shape):
-    """The catalog is as before; the SQL of each step is told."""
+def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, shape):
+    """The catalog is unchanged."""
     database = unmigrated
     with_history(database)
     before = database.objects()
@@ -192,7 +192,7 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, sh
 
 @pytest.mark.guard
 def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
-    """It says that there is nothing to do."""
+    """It prints that there is nothing to do."""
     database = unmigrated
     database.migrate()
     before = database.objects()
@@ -201,15 +201,15 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
 
 
 @pytest.mark.parametrize("steps", range(1, ALL_STEPS, 5))
-def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(unmigrated, steps):
-    """Whichever step it came to."""
+def test_an_interrupted_migration_can_be_run_again_or_removed(unmigrated, steps):
+    """It may have reached any step."""
     database = unmigrated
     still_open, *_ = with_history(database)
     before = database.objects()
     for finish in (database.migrate, database.remove):
-        told: list[str] = []
+        messages: list[str] = []
 
-        def interrupt(line: str, told: list[str] = told) -> None:
+        def interrupt(line: str, told: list[str] = messages) -> None:
             told.append(line)
             if len(told) == steps:
                 raise KeyboardInterrupt
@@ -217,7 +217,7 @@ def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(unmigrat
         try:
             database.migrate(interrupt)
         except KeyboardInterrupt:
-            assert len(told) == steps
+            assert len(messages) == steps
         finish()
         if finish == database.migrate:
             assert database.is_current()
@@ -230,7 +230,7 @@ def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(unmigrat
 def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not(
     empty_database_url, make_database, drop_database, mailglass
 ):
-    """Every run takes one step, until none is left; on an empty database too."""
+    """Every run takes one step until none is left, on an empty database too."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
 
     def run_one_step(line: str) -> None:
@@ -240,7 +240,9 @@ def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not
 
     try:
         urls = (empty_database_url, make_database(name))
-        interrupted, whole = (make_mailglass_tables(url, mailglass) if mailglass else installation(url) for url in urls)
+        interrupted, complete = (
+            make_mailglass_tables(url, mailglass) if mailglass else installation(url) for url in urls
+        )
         steps: list[str] = []
         runs = 0
         while not interrupted.is_current() and runs < 100:
@@ -248,16 +250,16 @@ def test_a_migration_that_is_interrupted_after_each_step_ends_as_one_that_is_not
             steps.clear()
             with suppress(KeyboardInterrupt):
                 interrupted.migrate(run_one_step)
-        whole.migrate()
+        complete.migrate()
         assert runs > 20
-        assert interrupted.objects() == whole.objects()
+        assert interrupted.objects() == complete.objects()
         assert interrupted.is_current()
     finally:
         drop_database(name)
 
 
-def test_an_interrupted_build_of_the_index_is_made_good(unmigrated):
-    """What a cancelled concurrent build leaves behind is built anew; the migration says what went wrong."""
+def test_an_interrupted_build_of_the_index_is_repeated(unmigrated):
+    """The invalid index of a cancelled concurrent build is built again; the migration says what went wrong."""
     database = unmigrated
     with database.writing(DELIVERY), ThreadPoolExecutor() as pool:
         running = pool.submit(database.migrate)
@@ -273,7 +275,7 @@ def test_an_interrupted_build_of_the_index_is_made_good(unmigrated):
 
 
 def test_two_migrations_at_once_both_end_well(unmigrated):
-    """One waits for the other, in threads of one process as well."""
+    """One waits for the other, also in threads of one process."""
     database = unmigrated
     with_history(database)
     with ThreadPoolExecutor() as pool:
@@ -283,7 +285,7 @@ def test_two_migrations_at_once_both_end_well(unmigrated):
 
 
 def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
-    """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
+    """Four sessions with Mailglass's lock timeout write on, and all of their orphans are in the open set."""
     database = unmigrated
     with_history(database)
     stop, written_lines = threading.Event(), []
@@ -303,7 +305,7 @@ def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
 
 
 def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(unmigrated):
-    """The migration asks again and again for its lock, and writers pass by meanwhile."""
+    """The migration retries its lock, and writers go on meanwhile."""
     database = unmigrated
     stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
@@ -324,7 +326,7 @@ def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(unmig
 @pytest.mark.guard
 @pytest.mark.parametrize("empty_first", [True, False])
 def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first):
-    """The catalog and the rows are as before, and a second removal finds nothing."""
+    """Catalog and rows are as before, and a second removal finds nothing."""
     database = unmigrated
     if not empty_first:
         with_history(database)
@@ -346,19 +348,19 @@ def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first)
         "DELETE FROM mailglass_reconcile_version",
     ],
 )
-def test_what_was_disabled_or_dropped_is_mended_with_what_was_missed(unmigrated, damage):
-    """Orphans that came, and orphans that were reconciled, without the triggers are made good too."""
+def test_disabled_or_dropped_objects_are_repaired_with_the_orphans_that_were_missed(unmigrated, damage):
+    """Orphans that arrived or were reconciled without the triggers are corrected, too."""
     database = unmigrated
     first, *_ = with_history(database)
     database.migrate()
-    whole = lines_of_ours(database.objects())
+    complete = lines_of_ours(database.objects())
     database.run(damage)
     assert not database.is_current()
     second = new_id()
     database.run("SET LOCAL session_replication_role = replica;" + ORPHAN.format(id=second, age="1 minute"))
     database.run("SET LOCAL session_replication_role = replica;" + RECONCILED.format(id=first))
     database.migrate()
-    assert lines_of_ours(database.objects()) == whole
+    assert lines_of_ours(database.objects()) == complete
     assert database.open_set() == {second}
 
 
@@ -372,20 +374,20 @@ def test_what_was_disabled_or_dropped_is_mended_with_what_was_missed(unmigrated,
     ],
 )
 def test_a_run_takes_the_steps_of_what_differs_and_no_others(unmigrated, damage):
-    """No fill either: it belongs to the triggers and their table."""
+    """There is no fill either, because it belongs to the triggers and their table."""
     database = unmigrated
     database.migrate()
-    whole = lines_of_ours(database.objects())
+    complete = lines_of_ours(database.objects())
     database.run(damage)
     assert not database.is_current()
     result = database.migrate()
     assert len(result) == 3, result
-    assert whole <= lines_of_ours(database.objects())
+    assert complete <= lines_of_ours(database.objects())
 
 
 @pytest.mark.parametrize("how", ["ALWAYS", "REPLICA"])
 def test_a_trigger_that_fires_always_or_on_a_replica_stays(unmigrated, how):
-    """Somebody has enabled it in another way."""
+    """An operator has enabled it in another mode."""
     database = unmigrated
     database.migrate()
     database.run(f"ALTER TABLE mailglass_events ENABLE {how} TRIGGER mailglass_open_orphans_add")
@@ -394,7 +396,7 @@ def test_a_trigger_that_fires_always_or_on_a_replica_stays(unmigrated, how):
     assert database.objects() == before
 
 
-def test_an_index_of_our_name_with_another_definition_is_said_and_left(unmigrated):
+def test_an_index_of_our_name_with_another_definition_is_reported_and_kept(unmigrated):
     """The line has the statement that drops it; then `migrate` builds the right one."""
     database = unmigrated
     database.migrate()
@@ -414,8 +416,8 @@ def test_an_index_of_our_name_with_another_definition_is_said_and_left(unmigrate
 
 
 @pytest.mark.guard
-def test_a_fill_that_was_interrupted_is_done_by_the_next_run(unmigrated):
-    """The trigger is there again before it, so nothing else differs."""
+def test_an_interrupted_fill_is_completed_by_the_next_run(unmigrated):
+    """The trigger exists already, so nothing else differs."""
     database = unmigrated
     database.migrate()
     database.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
@@ -435,7 +437,7 @@ def test_a_fill_that_was_interrupted_is_done_by_the_next_run(unmigrated):
 
 
 def test_a_migration_opens_three_connections(unmigrated):
-    """One holds the lock, one works, one is Alembic's; a run with nothing to do opens two."""
+    """One has the lock, one works, one is Alembic's; a run with nothing to do opens two."""
     database = unmigrated
     opened = []
     engine = create_engine(database.settings)
@@ -446,20 +448,20 @@ def test_a_migration_opens_three_connections(unmigrated):
         assert len(opened) == expected
 
 
-def test_a_dropped_guard_of_tables_that_migrate_made_is_mended(empty_database_url):
-    """Where Mailglass made them, nobody has asked for it."""
+def test_a_dropped_guard_of_tables_that_migrate_made_is_restored(empty_database_url):
+    """On Mailglass's tables it exists only on request."""
     database = installation(empty_database_url)
     database.migrate()
-    whole = database.objects()
+    complete = database.objects()
     database.run("DROP TRIGGER mailglass_events_no_truncate ON mailglass_events")
     assert not database.is_current()
     database.migrate()
-    assert database.objects() == whole
+    assert database.objects() == complete
 
 
 @pytest.mark.parametrize("schema", ["mail", "Mail_Glass"])
 def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema):
-    """Migration, triggers, sweep and removal, also where the name needs quotes."""
+    """Migration, triggers, sweep and removal work, also if the name needs quotes."""
     database = live(empty_database_url, schema)
     before = database.objects()
     with_history(database)
@@ -473,7 +475,7 @@ def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema)
 
 
 def test_two_schemas_of_one_database_do_not_interfere(empty_database_url, redis_url):
-    """Each has an open set and a version of its own."""
+    """Each has its own open set and version."""
     first, two = live(empty_database_url, "one"), live(empty_database_url, "two")
     first.migrate()
     assert not two.is_current()
@@ -499,7 +501,7 @@ def test_a_schema_that_does_not_exist_is_an_error_that_names_the_setting(empty_d
 @pytest.mark.guard
 @pytest.mark.parametrize("state", ["empty", "unmigrated", "outdated", "no such schema"])
 def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_database_url, redis_url, state):
-    """In one line."""
+    """The message is one line."""
     database = installation(empty_database_url, "mail" if state == "no such schema" else "public")
     if state not in {"empty", "no such schema"}:
         live(empty_database_url)
@@ -515,7 +517,7 @@ def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_datab
 
 
 def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
-    """Neither migrated back nor taken apart."""
+    """It is neither migrated back nor removed."""
     database = unmigrated
     database.migrate()
     database.run("UPDATE mailglass_reconcile_version SET version_num = '0002'")
@@ -527,7 +529,7 @@ def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
 
 
 def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_what_to_run(unmigrated):
-    """Its only revision had another id; what the line says helps."""
+    """Its only revision had another id; the command in the line works."""
     database = unmigrated
     database.migrate()
     database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
@@ -541,8 +543,8 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
     assert database.is_current()
 
 
-def test_mailglass_can_roll_its_own_migrations_back_beside_us(unmigrated):
-    """Neither its table nor its function is held by anything of ours, and ours can still be taken out or renewed."""
+def test_mailglass_can_roll_back_its_own_migrations(unmigrated):
+    """None of our objects depends on its tables or functions, and ours can still be removed or made again."""
     database = unmigrated
     with_history(database)
     database.migrate()
@@ -551,8 +553,8 @@ def test_mailglass_can_roll_its_own_migrations_back_beside_us(unmigrated):
     assert lines_of_ours(database.objects()) == set()
 
 
-def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(unmigrated, empty_database_url, shape):
-    """The triggers come back, and what is left of the old ledger leaves the open set."""
+def test_tables_that_mailglass_makes_again_are_used_by_the_next_migration(unmigrated, empty_database_url, shape):
+    """The triggers are made again, and orphans of the old ledger leave the open set."""
     database = unmigrated
     with_history(database)
     database.migrate()
@@ -568,7 +570,7 @@ FORBIDDEN = ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_ev
 
 @pytest.mark.guard
 def test_the_ledger_refuses_to_be_changed(unmigrated):
-    """Update, delete and truncate reach Python by name."""
+    """Python gets the refusal of UPDATE, DELETE and TRUNCATE by name."""
     database = unmigrated
     still_open, *_ = with_history(database)
     database.migrate(guard_truncate=True)

@@ -1,4 +1,4 @@
-"""Migrations of a database that is busy, or impatient with its sessions."""
+"""Migrations of a busy database, or of one with short timeouts."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def slow_vacuum() -> Iterator[Installation]:
-    """A Mailglass on a server of the test's own, whose autovacuum of the ledger takes minutes."""
+    """A Mailglass on a server of this test, whose autovacuum of the ledger takes minutes."""
     with servers.postgres() as server:
         database = make_mailglass_tables(server.url, "2.x")
         with_history(database)
@@ -44,8 +44,8 @@ SELECT a.pid FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
 """
 
 
-def test_a_migration_gets_past_an_autovacuum_and_no_writer_fails(slow_vacuum, monkeypatch):
-    """Postgres cancels it for whoever waits a second; writers give up after half of one, and do not have to."""
+def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum, monkeypatch):
+    """Postgres cancels it for a session that waits a second; writers give up after half a second, and need not."""
     monkeypatch.setattr(steps, "LOCK_RETRY_SECONDS", 15)
     wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
     stop, written_lines = threading.Event(), []
@@ -65,14 +65,14 @@ def test_a_migration_gets_past_an_autovacuum_and_no_writer_fails(slow_vacuum, mo
     ["transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"],
 )
 def test_a_session_timeout_of_the_database_does_not_fail_a_migration(unmigrated, shape, timeout):
-    """The sessions that wait while the others work are left alone."""
+    """Sessions that wait while others work are not affected."""
     database = unmigrated
     with_history(database)
     if not database.values("SELECT 1 FROM pg_settings WHERE name = :name", name=timeout):
         pytest.skip(f"this server has no {timeout}")
     name = database.engine.url.database
     database.run(f"ALTER DATABASE {name} SET {timeout} = '300ms'")
-    other = installation(database.settings.database_url.get_secret_value(), SCHEMAS[shape])
+    second_installation = installation(database.settings.database_url.get_secret_value(), SCHEMAS[shape])
 
     def tell(line: str) -> None:
         if not line.startswith("fill"):
@@ -82,12 +82,12 @@ def test_a_session_timeout_of_the_database_does_not_fail_a_migration(unmigrated,
                 connection.execute(f"SET {name} = 0")
             connection.execute("SELECT pg_sleep(0.4)")
 
-    other.migrate(tell)
-    assert other.is_current()
+    second_installation.migrate(tell)
+    assert second_installation.is_current()
 
 
 def test_an_index_is_built_although_the_role_has_short_timeouts(unmigrated):
-    """It waits for a writer for as long as that takes, beyond the lock and statement timeouts of the role."""
+    """It waits for a writer beyond the lock and statement timeouts of the role."""
     database = unmigrated
     name = database.engine.url.database
     for timeout in ("lock_timeout", "statement_timeout"):
@@ -111,7 +111,7 @@ VALUES (gen_random_uuid(), 'acme', {delivery}, '{type}', now(), '{key}', {orphan
 
 
 @pytest.mark.parametrize("kind", ["orphan", "reconciled"])
-def test_writers_in_serializable_fail_for_nothing_of_ours(unmigrated, kind):
+def test_writers_in_serializable_do_not_fail_because_of_our_triggers(unmigrated, kind):
     """Pairs of transactions that insert in turn all commit, as they do without our triggers."""
     database = unmigrated
     database.migrate()
@@ -120,8 +120,8 @@ def test_writers_in_serializable_fail_for_nothing_of_ours(unmigrated, kind):
     database.run("; ".join(ORPHAN.format(id=id_, age="1 minute") for id_ in orphans))
     failures = 0
     for first in range(0, 80, 4):
-        with psycopg.connect(url) as one, psycopg.connect(url) as two:
-            for number, connection in enumerate((one, two, one, two)):
+        with psycopg.connect(url) as first_writer, psycopg.connect(url) as second_writer:
+            for number, connection in enumerate((first_writer, second_writer, first_writer, second_writer)):
                 if number < 2:
                     connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
                 id_ = orphans[first + number]
@@ -135,7 +135,7 @@ def test_writers_in_serializable_fail_for_nothing_of_ours(unmigrated, kind):
                     },
                 }
                 connection.execute(INSERTING.format(**values[kind]))
-            for connection in (one, two):
+            for connection in (first_writer, second_writer):
                 try:
                     connection.commit()
                 except psycopg.errors.SerializationFailure:

@@ -65,22 +65,22 @@ def test_an_event_in_the_schema_of_cloud_events_is_the_same():
 
 
 def test_other_events_of_the_resource_give_none():
-    """Of SMS, calls and chats."""
-    told = {"id": "1", "eventType": "Microsoft.Communication.SMSReceived", "data": {"messageId": "m"}}
-    assert parse("azure", json.dumps([told, VALIDATION]).encode()) == []
+    """SMS, calls and chats have such events."""
+    sms_event = {"id": "1", "eventType": "Microsoft.Communication.SMSReceived", "data": {"messageId": "m"}}
+    assert parse("azure", json.dumps([sms_event, VALIDATION]).encode()) == []
 
 
 def test_a_short_secret_is_a_fault_of_configuration():
-    """It is the whole value of a header: `Bearer` alone would let everybody in who guesses it."""
+    """It is the whole value of a header: `Bearer` alone could be guessed."""
     with pytest.raises(ConfigurationError, match="16 characters"):
         verify("azure", b"[]", {"Authorization": "Bearer x"}, secret="Bearer x")  # noqa: S106
 
 
 def test_the_subscription_is_validated_by_the_answer(db, monkeypatch):
-    """With the secret only; nothing is fetched."""
+    """This needs the secret; nothing is fetched."""
     monkeypatch.setattr(sns, "fetch", pytest.fail)
-    one = signed("azure", json.dumps([VALIDATION]).encode())
-    (answer,) = post(mounted(), "/webhooks/azure", one)
+    request = signed("azure", json.dumps([VALIDATION]).encode())
+    (answer,) = post(mounted(), "/webhooks/azure", request)
     assert (answer.status_code, answer.json()) == (200, {"validationResponse": CODE})
     assert db.value(COUNT) == 0
 
@@ -88,8 +88,8 @@ def test_the_subscription_is_validated_by_the_answer(db, monkeypatch):
 def test_a_wrong_secret_is_answered_with_503_because_event_grid_never_repeats_after_401(db):
     """https://learn.microsoft.com/azure/event-grid/delivery-and-retry; also of a validation."""
     for events in ([VALIDATION], [documented("azure")[0].payload]):
-        one = Posted(json.dumps(events).encode(), {"Content-Type": "application/json", "Authorization": "wrong"})
-        (answer,) = post(mounted(), "/webhooks/azure", one)
+        request = Posted(json.dumps(events).encode(), {"Content-Type": "application/json", "Authorization": "wrong"})
+        (answer,) = post(mounted(), "/webhooks/azure", request)
         assert answer.status_code == 503
         assert CODE not in answer.text
     assert db.value(COUNT) == 0
@@ -109,7 +109,7 @@ def test_cloud_events_ask_with_options(db, secret, status):
 
 
 def test_receive_confirms_by_one_get_of_event_grids_own_address(db, monkeypatch):
-    """It has no answer to put the code into."""
+    """`receive` has no response that could carry the code."""
     fetched = []
     monkeypatch.setattr(sns, "fetch", lambda url: fetched.append(url) or b"")
     headers, secret = {"Authorization": secret_of("azure")}, secret_of("azure")

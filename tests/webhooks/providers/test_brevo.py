@@ -59,7 +59,7 @@ def test_the_codes_of_a_reply_behind_a_word_of_brevos_are_kept(reason, status):
 
 
 def test_two_webhooks_of_one_account_record_an_event_once():
-    """`id` is the webhook's; an old and a new address overlap during a move."""
+    """`id` is the webhook's; an old and a new URL may overlap during a move."""
     assert read(id=814119).provider_event_id == read(id=814120).provider_event_id
     assert read(ts_epoch=1685541121607).provider_event_id != read().provider_event_id
 
@@ -80,12 +80,12 @@ def test_two_webhooks_of_one_account_record_an_event_once():
     ],
 )
 def test_the_time_is_read_with_and_without_milliseconds(times, at):
-    """And from `ts_event`, which is in UTC as well, if `ts_epoch` is missing."""
+    """If `ts_epoch` is missing, `ts_event` is read, which is in UTC too."""
     assert read(**times).occurred_at == at
 
 
 def test_an_event_without_any_of_its_times_happened_now():
-    """It is not lost for that."""
+    """It is not lost."""
     now = read(ts_event=None, ts_epoch=None).occurred_at
     assert dt.datetime.now(dt.UTC) - now < dt.timedelta(minutes=1)
 

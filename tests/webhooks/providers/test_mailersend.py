@@ -40,7 +40,7 @@ def test_the_recipient_may_be_called_email_as_in_the_documentation():
     ],
 )
 def test_the_type_is_that_of_the_request_because_datas_may_be_another(of_request, of_data, type_):
-    """Captured, as above."""
+    """Captured, like the payload above."""
     assert read({**SENT, "type": f"activity.{of_request}", "data": {**SENT["data"], "type": of_data}}).type == type_
 
 
@@ -71,7 +71,7 @@ def test_the_type_says_whether_a_bounce_is_hard_or_soft(kind, meta, read_as):
 
 
 @pytest.mark.parametrize(
-    ("named", "reason"),
+    ("suppression_reason", "reason"),
     [
         ("on_hold", "other"),
         ("hard_bounce", "bounced"),
@@ -81,11 +81,11 @@ def test_the_type_says_whether_a_bounce_is_hard_or_soft(kind, meta, read_as):
         (None, "other"),
     ],
 )
-def test_what_is_suppressed_has_the_reason_that_it_names(named, reason):
+def test_what_is_suppressed_has_the_reason_that_it_names(suppression_reason, reason):
     """`on_hold` is of https://developers.mailersend.com/api/v1/account/webhooks.html.
 
     The others are names of its lists: https://developers.mailersend.com/api/v1/recipients.html.
     """
-    data = {**SENT["data"], "type": "suppressed", "meta": {"suppression_reason": named}}
+    data = {**SENT["data"], "type": "suppressed", "meta": {"suppression_reason": suppression_reason}}
     event = read({**SENT, "type": "activity.suppressed", "data": data})
     assert (event.type, event.reject_reason, event.bounce) == ("suppressed", reason, None)

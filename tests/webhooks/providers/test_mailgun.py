@@ -12,9 +12,9 @@ FAILED = next(e.payload for e in documented("mailgun") if e.payload.get("reason"
 OPENED = next(e.payload for e in documented("mailgun") if e.payload["event"] == "opened")
 
 
-def read(payload, **told):
+def read(payload, **fields):
     """Return the only event of a webhook."""
-    (event,) = parse("mailgun", json.dumps({"event-data": copy.deepcopy(payload) | told}).encode())
+    (event,) = parse("mailgun", json.dumps({"event-data": copy.deepcopy(payload) | fields}).encode())
     return event
 
 
@@ -70,8 +70,8 @@ def test_the_codes_of_the_servers_reply_are_kept(status, codes):
 
 
 @pytest.mark.parametrize("event", ["opened", "clicked"])
-@pytest.mark.parametrize(("bot", "kept"), [("apple", {"machine": True}), ("generic", {"machine": True}), ("", {})])
-def test_an_open_or_click_by_a_machine_says_so(event, bot, kept):
+@pytest.mark.parametrize(("bot", "metadata"), [("apple", {"machine": True}), ("generic", {"machine": True}), ("", {})])
+def test_an_open_or_click_by_a_machine_says_so(event, bot, metadata):
     """https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages: `bot`."""
-    made = read(OPENED, event=event, **{"client-info": {"client-name": "unknown", "bot": bot}})
-    assert (made.type, made.metadata) == (event, kept)
+    parsed = read(OPENED, event=event, **{"client-info": {"client-name": "unknown", "bot": bot}})
+    assert (parsed.type, parsed.metadata) == (event, metadata)

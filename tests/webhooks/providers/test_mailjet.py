@@ -23,14 +23,14 @@ BOUNCE = {
 }
 
 
-def read(**told):
+def read(**fields):
     """Return the only event of a request."""
-    (event,) = parse("mailjet", json.dumps([BOUNCE | told]).encode())
+    (event,) = parse("mailjet", json.dumps([BOUNCE | fields]).encode())
     return event
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("fields", "expected"),
     [
         ({}, ("bounced", "bounced", "hard")),
         ({"hard_bounce": False, "error": "quota exceeded"}, ("bounced", "bounced", "soft")),
@@ -40,9 +40,9 @@ def read(**told):
         ({"event": "blocked", "error": "preblocked"}, ("rejected", "blocked", None)),
     ],
 )
-def test_hard_bounce_says_whether_a_bounce_is_hard(told, expected):
+def test_hard_bounce_says_whether_a_bounce_is_hard(fields, expected):
     """`hard_bounce` is "true if error was permanent"; the errors are those of the page's table."""
-    event = read(**told)
+    event = read(**fields)
     assert (event.type, event.reject_reason, event.bounce) == expected
 
 
@@ -69,7 +69,7 @@ def test_an_empty_error_leaves_the_reason_to_what_it_is_related_to(related, reas
 
 
 @pytest.mark.parametrize(
-    ("told", "status"),
+    ("fields", "status"),
     [
         ({"event": "sent", "smtp_reply": "sent (250 2.0.0 OK 1433333948 fa5si8.199 - gsmtp)"}, "250 2.0.0"),
         ({"event": "sent", "smtp_reply": "250 2.0.0 OK  1685518742 k22-2.181 - gsmtp"}, "250 2.0.0"),
@@ -78,9 +78,9 @@ def test_an_empty_error_leaves_the_reason_to_what_it_is_related_to(related, reas
         ({"comment": None, "smtp_reply": 7}, None),
     ],
 )
-def test_the_codes_of_the_servers_reply_are_kept(told, status):
+def test_the_codes_of_the_servers_reply_are_kept(fields, status):
     """The page's `smtp_reply`, and those that Symfony's mailer has captured; `comment` is "the raw SMTP error code"."""
-    assert read(**told).smtp_status == status
+    assert read(**fields).smtp_status == status
 
 
 def test_a_message_sent_over_smtp_is_found_by_its_guid():

@@ -14,9 +14,9 @@ EVENT = {
 }
 
 
-def read(**told):
+def read(**fields):
     """Return the only event of a batch."""
-    (event,) = parse("mailtrap", json.dumps({"events": [EVENT | told]}).encode())
+    (event,) = parse("mailtrap", json.dumps({"events": [EVENT | fields]}).encode())
     return event
 
 
@@ -74,6 +74,6 @@ def test_a_bounce_is_hard_only_if_the_address_does_not_exist(category, reason, b
 
 
 def test_a_bounce_without_a_category_does_not_say_whether_it_is_hard():
-    """Mailtrap gives up after a full mailbox, too."""
+    """Mailtrap also gives up after a full mailbox."""
     event = read(event="bounce")
     assert (event.type, event.reject_reason, event.bounce) == ("bounced", "bounced", None)

@@ -33,11 +33,11 @@ def test_the_reply_to_a_delivery_may_stand_beside_the_message():
 def test_a_repeated_event_is_the_same_when_its_message_has_been_indexed_meanwhile():
     """The page: `msg` "may be empty" when the message was not yet indexed. A later open is another event."""
     first = {"event": "open", "_id": "m", "ts": 1, "ip": "192.0.2.1", "user_agent": "x", "msg": {"email": "a@b.c"}}
-    (one,) = read({**first, "msg": {}})
-    for again in (first, {**first, "msg": {"email": "a@b.c", "_id": "m", "opens": [{"ts": 1}], "state": "sent"}}):
-        assert read(again)[0].provider_event_id == one.provider_event_id
-    for other in ({"ts": 2}, {"_id": "n"}, {"ip": "192.0.2.2"}, {"event": "click", "url": "https://shop.example"}):
-        assert read({**first, **other})[0].provider_event_id != one.provider_event_id
+    (event,) = read({**first, "msg": {}})
+    for repeated in (first, {**first, "msg": {"email": "a@b.c", "_id": "m", "opens": [{"ts": 1}], "state": "sent"}}):
+        assert read(repeated)[0].provider_event_id == event.provider_event_id
+    for changed in ({"ts": 2}, {"_id": "n"}, {"ip": "192.0.2.2"}, {"event": "click", "url": "https://shop.example"}):
+        assert read({**first, **changed})[0].provider_event_id != event.provider_event_id
 
 
 def test_the_id_may_be_in_the_message_only():

@@ -21,8 +21,8 @@ MESSAGE = {
 def read(event, **payload):
     """Return the only event of a payload."""
     body = {"event": event, "timestamp": 1477945177.12994, "uuid": "u", "payload": {"message": MESSAGE, **payload}}
-    (made,) = parse("postal", json.dumps(body).encode())
-    return made
+    (parsed,) = parse("postal", json.dumps(body).encode())
+    return parsed
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_message_that_is_held_for_the_suppression_list_is_suppressed(details, 
 
 
 @pytest.mark.parametrize(
-    ("event", "status", "output", "kept"),
+    ("event", "status", "output", "smtp_status"),
     [
         ("MessageSent", "Sent", "250 2.0.0 OK 1477944899 ly2si31746747wjb.95 - gsmtp", "250 2.0.0"),
         ("MessageDelayed", "SoftFail", "451 4.7.1 Please try again later", "451 4.7.1"),
@@ -74,9 +74,9 @@ def test_a_message_that_is_held_for_the_suppression_list_is_suppressed(details, 
         ("MessageDeliveryFailed", "HardFail", "550 5.1.1 no", "550 5.1.1"),
     ],
 )
-def test_the_codes_of_the_servers_reply_are_kept(event, status, output, kept):
+def test_the_codes_of_the_servers_reply_are_kept(event, status, output, smtp_status):
     """https://docs.postalserver.io/developer/webhooks#message-status-events."""
-    assert read(event, status=status, output=output).smtp_status == kept
+    assert read(event, status=status, output=output).smtp_status == smtp_status
 
 
 def test_the_message_id_header_is_the_id_over_smtp():

@@ -13,9 +13,9 @@ BOUNCE = next(e.payload for e in documented("postmark") if e.payload["RecordType
 CHANGE = next(e.payload for e in documented("postmark") if e.payload["RecordType"] == "SubscriptionChange")
 
 
-def read(payload, **told):
+def read(payload, **fields):
     """Return the only event of a request."""
-    (event,) = parse("postmark", json.dumps(payload | told).encode())
+    (event,) = parse("postmark", json.dumps(payload | fields).encode())
     return event
 
 
@@ -31,13 +31,13 @@ def test_who_gets_mail_again_has_subscribed_whatever_the_reason_was():
     assert (event.type, event.reject_reason, event.bounce) == ("subscribed", None, None)
 
 
-@pytest.mark.parametrize("told", [{"Origin": "Customer"}, {"Origin": "Admin"}, {"SuppressSending": False}])
-def test_a_change_of_a_subscription_may_name_no_message(told):
+@pytest.mark.parametrize("fields", [{"Origin": "Customer"}, {"Origin": "Admin"}, {"SuppressSending": False}])
+def test_a_change_of_a_subscription_may_name_no_message(fields):
     """https://postmarkapp.com/developer/webhooks/subscription-change-webhook: MessageID is null then.
 
     It is no fault of the provider's or of the reader's.
     """
-    event = read(CHANGE, MessageID=None, SuppressionReason="ManualSuppression", **told)
+    event = read(CHANGE, MessageID=None, SuppressionReason="ManualSuppression", **fields)
     assert (event.message_id, event.recipient) == (None, CHANGE["Recipient"])
     assert providers.may_lack_id("postmark", event.type)
 

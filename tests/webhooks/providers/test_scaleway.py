@@ -7,8 +7,8 @@ from senders import documented, posted
 
 def test_what_the_blocklist_stops_has_no_id_and_is_no_fault():
     """The documented payload of `email_blocklisted` has no `email_id`, on the same page."""
-    (told,) = [one.payload for one in documented("scaleway") if one.payload["type"] == "email_blocklisted"]
-    (request,) = posted("scaleway", [told])
+    (payload,) = [event.payload for event in documented("scaleway") if event.payload["type"] == "email_blocklisted"]
+    (request,) = posted("scaleway", [payload])
     (event,) = parse("scaleway", request.body, request.headers)
     assert (event.type, event.reject_reason, event.message_id) == ("suppressed", "bounced", None)
     assert providers.may_lack_id("scaleway", event.type)

@@ -15,9 +15,9 @@ COMMON = {
 }
 
 
-def read(**told):
+def read(**fields):
     """Return the only event of a batch."""
-    (event,) = parse("sendgrid", json.dumps([COMMON | told]).encode())
+    (event,) = parse("sendgrid", json.dumps([COMMON | fields]).encode())
     return event
 
 
@@ -35,7 +35,7 @@ def test_a_message_that_was_tried_for_too_long_has_timed_out():
 
 
 def test_a_bounce_without_a_type_does_not_say_whether_it_is_hard():
-    """As in the page's first example."""
+    """The page's first example has none."""
     event = read(event="bounce", reason="500 unknown recipient", status="5.0.0")
     assert (event.type, event.reject_reason, event.bounce) == ("bounced", "bounced", None)
 
@@ -71,7 +71,7 @@ def test_a_drop_for_an_address_on_a_list_is_suppressed(why, reason):
 
 
 @pytest.mark.parametrize(
-    ("told", "status"),
+    ("fields", "status"),
     [
         ({"event": "bounce", "reason": "550 5.1.1 <ann@example.org> unknown", "status": "5.1.1"}, "550 5.1.1"),
         ({"event": "bounce", "reason": "500 unknown recipient", "status": "5.0.0"}, "500"),
@@ -82,16 +82,16 @@ def test_a_drop_for_an_address_on_a_list_is_suppressed(why, reason):
         ({"event": "processed"}, None),
     ],
 )
-def test_the_codes_of_the_servers_reply_are_kept(told, status):
+def test_the_codes_of_the_servers_reply_are_kept(fields, status):
     """The page's examples; the bounce without a status is captured: discourse/discourse, commit fbe5a9c7."""
-    assert read(**told).smtp_status == status
+    assert read(**fields).smtp_status == status
 
 
-@pytest.mark.parametrize(("machine", "kept"), [(True, {"machine": True}), (False, {}), (None, {})])
-def test_an_open_by_a_machine_says_so(machine, kept):
+@pytest.mark.parametrize(("machine", "metadata"), [(True, {"machine": True}), (False, {}), (None, {})])
+def test_an_open_by_a_machine_says_so(machine, metadata):
     """`sg_machine_open`: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event#engagement-events."""
     event = read(event="open", **({} if machine is None else {"sg_machine_open": machine}))
-    assert (event.type, event.metadata) == ("opened", kept)
+    assert (event.type, event.metadata) == ("opened", metadata)
 
 
 def test_the_message_id_of_a_message_sent_over_smtp_is_kept():

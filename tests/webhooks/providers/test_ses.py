@@ -12,11 +12,11 @@ from senders import ARN, documented, notification
 
 EVENTS = {
     e.payload["eventType"]: e.payload for e in reversed(documented("ses")) if "eventType" in e.payload
-}  # the page's first of each
+}  # the first of each kind on the page
 ID = "EXAMPLE7c191be45-e9aedb9a-02f9-4d12-a87d-dd0099a07f8a-000000"
 
 
-def of(kind, **changed):
+def event_of(kind, **changed):
     """Return the documented event of a kind, with other values at some paths, such as `bounce__bounceType`."""
     payload = copy.deepcopy(EVENTS[kind])
     for path, value in changed.items():
@@ -30,25 +30,25 @@ def of(kind, **changed):
 
 def through_sns(payload, **envelope):
     """Read an event from a notification."""
-    told = {"Type": "Notification", "Message": json.dumps(payload), **envelope}
-    return parse("ses", notification("ses", told).body)
+    message = {"Type": "Notification", "Message": json.dumps(payload), **envelope}
+    return parse("ses", notification("ses", message).body)
 
 
 def bare(payload):
-    """Read an event as EventBridge, a queue or Firehose has it."""
+    """Read an event without a notification, as in EventBridge, a queue or Firehose."""
     return parse("ses", json.dumps(payload).encode())
 
 
 def read_as(payload):
-    """Return how an event is read: type, reason, hard or soft."""
+    """Return an event's type, reason, and hard or soft."""
     (event,) = through_sns(payload)
     return event.type, event.reject_reason, event.bounce
 
 
 @pytest.mark.parametrize(("type_", "subtype"), [("Permanent", None), ("Newer", "General")])
 def test_a_bounce_of_a_type_that_is_not_known_is_neither_hard_nor_soft(type_, subtype):
-    """`webhooks/test_ses_subtypes.py` has those that are."""
-    assert read_as(of("Bounce", bounce__bounceType=type_, bounce__bounceSubType=subtype)) == (
+    """`webhooks/test_ses_subtypes.py` has the known ones."""
+    assert read_as(event_of("Bounce", bounce__bounceType=type_, bounce__bounceSubType=subtype)) == (
         "bounced",
         "bounced",
         None,
@@ -69,12 +69,12 @@ def test_a_bounce_of_a_type_that_is_not_known_is_neither_hard_nor_soft(type_, su
 )
 def test_not_every_complaint_is_one(changed, expected):
     """https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#complaint-object."""
-    assert read_as(of("Complaint", **changed)) == expected
+    assert read_as(event_of("Complaint", **changed)) == expected
 
 
 def test_a_delay_is_about_the_recipients_that_wait():
     """https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-examples.html."""
-    payload = of("DeliveryDelay", mail__destination=["a@example.com", "recipient@example.com", "b@example.com"])
+    payload = event_of("DeliveryDelay", mail__destination=["a@example.com", "recipient@example.com", "b@example.com"])
     (event,) = through_sns(payload)
     assert (event.type, event.recipient) == ("deferred", "recipient@example.com")
     assert event.smtp_status == "421 4.4.1"
@@ -94,10 +94,12 @@ def test_a_subscription_says_who_has_left_or_come_back(before, now, expected):
     """https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html#event-publishing-retrieving-sns-contents-subscription-object."""
 
     def preferences(all_, topics):
-        status = [{"topicName": name, "subscriptionStatus": one} for name, one in topics.items()]
+        status = [
+            {"topicName": name, "subscriptionStatus": status_of_topic} for name, status_of_topic in topics.items()
+        ]
         return {"unsubscribeAll": all_, "topicSubscriptionStatus": status}
 
-    payload = of(
+    payload = event_of(
         "Subscription",
         subscription__oldTopicPreferences=preferences(*before),
         subscription__newTopicPreferences=preferences(*now),
@@ -122,13 +124,13 @@ def test_a_subscription_says_who_has_left_or_come_back(before, now, expected):
 def test_an_event_happened_at_its_own_time_and_not_at_that_of_the_notification(kind, at):
     """https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html."""
     for read in (through_sns, bare):
-        (event,) = read(of(kind))
+        (event,) = read(event_of(kind))
         assert event.occurred_at == dt.datetime.fromisoformat(at)
 
 
 def test_an_event_without_a_time_of_its_own_has_that_of_the_notification():
-    """What SES adds later is not dated back to the message."""
-    payload = {**of("Send"), "eventType": "Newer"}
+    """Times that SES adds later are not those of the message."""
+    payload = {**event_of("Send"), "eventType": "Newer"}
     (event,) = through_sns(payload)
     assert (event.type, event.occurred_at.isoformat()) == ("unknown", "2026-03-01T11:59:58.250000+00:00")
 
@@ -141,7 +143,7 @@ def test_the_tags_of_the_message_are_kept_without_those_of_ses():
         "myCustomTag1": ["myCustomTagValue1"],
         "myCustomTag2": ["myCustomTagValue2"],
     }
-    (event,) = through_sns(of("Delivery", mail__tags=tags))
+    (event,) = through_sns(event_of("Delivery", mail__tags=tags))
     assert event.metadata["tags"] == ["myCustomTag1:myCustomTagValue1", "myCustomTag2:myCustomTagValue2"]
 
 
@@ -157,61 +159,72 @@ def test_the_tags_of_the_message_are_kept_without_those_of_ses():
 )
 def test_the_codes_of_the_servers_reply_are_kept(kind, changed, status):
     """Documented as `diagnosticCode`, `status` and `smtpResponse`."""
-    (event,) = through_sns(of(kind, **changed))
+    (event,) = through_sns(event_of(kind, **changed))
     assert event.smtp_status == status
 
 
 def test_of_several_recipients_each_has_its_own_codes():
     """https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-object: the page's two recipients."""
-    told = [
+    recipients = [
         {"status": "5.0.0", "diagnosticCode": "smtp; 550 user unknown", "emailAddress": "Recipient1@example.com"},
         {"status": "4.0.0", "action": "delayed", "emailAddress": "recipient2@example.com"},
     ]
-    both = ["recipient1@example.com", "recipient2@example.com"]
-    events = through_sns(of("Bounce", bounce__bouncedRecipients=told, mail__destination=both))
+    addresses = ["recipient1@example.com", "recipient2@example.com"]
+    events = through_sns(event_of("Bounce", bounce__bouncedRecipients=recipients, mail__destination=addresses))
     assert [event.smtp_status for event in events] == ["550", "4.0.0"]
 
 
 def test_a_bounce_that_comes_through_two_topics_is_one_event():
-    """As a feedback notification of the identity, and from a configuration set: `feedbackId` is the bounce's own."""
-    legacy = {"notificationType": "Bounce", **{k: v for k, v in of("Bounce").items() if k != "eventType"}}
-    (first,), (second,) = through_sns(of("Bounce")), through_sns(legacy, MessageId="another", TopicArn=f"{ARN}2")
+    """One is the identity's feedback notification, one is from a configuration set: `feedbackId` is the bounce's
+    own.
+    """
+    legacy = {"notificationType": "Bounce", **{k: v for k, v in event_of("Bounce").items() if k != "eventType"}}
+    (first,), (second,) = through_sns(event_of("Bounce")), through_sns(legacy, MessageId="another", TopicArn=f"{ARN}2")
     assert first.provider_event_id == second.provider_event_id == f"{EVENTS['Bounce']['bounce']['feedbackId']}/0"
-    (one,), (other,) = (validate_events("acme", "ses", [event], strict=False) for event in (first, second))
-    assert one.entry.idempotency_key == other.entry.idempotency_key
+    (from_identity,), (from_configuration_set,) = (
+        validate_events("acme", "ses", [event], strict=False) for event in (first, second)
+    )
+    assert from_identity.entry.idempotency_key == from_configuration_set.entry.idempotency_key
 
 
 @pytest.mark.parametrize("kind", EVENTS)
 def test_an_event_without_a_notification_is_read_as_one_with_it(kind):
     """A queue, Firehose and raw delivery of SNS have the event alone; EventBridge has it as `detail`."""
-    (within,) = through_sns(of(kind))
-    bridge = {"version": "0", "id": "9b1b0e42", "detail-type": "Email Sent", "source": "aws.ses", "detail": of(kind)}
-    for (event,) in (bare(of(kind)), bare(bridge), through_sns(bridge)):
-        told = (event.type, event.message_id, event.recipient, event.occurred_at, event.bounce, event.smtp_status)
-        assert told == (
-            within.type, within.message_id, within.recipient, within.occurred_at, within.bounce, within.smtp_status,
+    (notified,) = through_sns(event_of(kind))
+    bridge = {
+        "version": "0",
+        "id": "9b1b0e42",
+        "detail-type": "Email Sent",
+        "source": "aws.ses",
+        "detail": event_of(kind),
+    }
+    for (event,) in (bare(event_of(kind)), bare(bridge), through_sns(bridge)):
+        fields = (event.type, event.message_id, event.recipient, event.occurred_at, event.bounce, event.smtp_status)
+        assert fields == (
+            notified.type, notified.message_id, notified.recipient, notified.occurred_at, notified.bounce,
+            notified.smtp_status,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", EVENTS)
 def test_an_event_without_a_notification_is_the_same_when_it_comes_again(kind):
     """A queue delivers at least once; two opens are two events."""
-    (first,), (again,) = bare(of(kind)), bare(of(kind))
-    (later,) = bare(of("Open", open__timestamp="2017-08-09T22:00:20.652Z"))
-    assert first.provider_event_id == again.provider_event_id != later.provider_event_id
+    (first,), (redelivered,) = bare(event_of(kind)), bare(event_of(kind))
+    (later,) = bare(event_of("Open", open__timestamp="2017-08-09T22:00:20.652Z"))
+    assert first.provider_event_id == redelivered.provider_event_id != later.provider_event_id
 
 
 def test_the_body_of_a_queue_that_a_topic_fills_is_a_notification():
     """Without raw message delivery SNS puts its notification into the queue."""
-    told = notification("ses", {"Type": "Notification", "Message": json.dumps(of("Delivery"))})
-    (event,) = parse("ses", told.body)
+    body = notification("ses", {"Type": "Notification", "Message": json.dumps(event_of("Delivery"))})
+    (event,) = parse("ses", body.body)
     assert (event.type, event.message_id) == ("delivered", ID)
 
 
 def test_an_event_without_a_notification_cannot_be_verified():
     """Nothing signs it; the error says what to do."""
     with pytest.raises(SignatureError, match="nothing signs it: turn off raw message delivery"):
-        verify("ses", json.dumps(of("Bounce")).encode(), {}, secret=ARN)
+        verify("ses", json.dumps(event_of("Bounce")).encode(), {}, secret=ARN)
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"detail": {"mail": 1}}', b'{"mail": []}', b'{"eventType": "Bounce"}'])
@@ -222,7 +235,7 @@ def test_a_body_that_is_neither_is_refused(body):
 
 
 def candidates(event):
-    """Return the ids that an event's delivery is looked for by."""
+    """Return the ids that may be those of an event's delivery."""
     (checked,) = validate_events("acme", "ses", [event], strict=False)
     return checked.keys.candidate_ids
 
@@ -237,23 +250,25 @@ def test_a_delivery_stored_by_the_id_that_recipients_see_is_found(region, domain
     The region is that of the sender's identity, or of the topic, as in the page's events of opens.
     """
     arn = f"arn:aws:ses:{region}:123456789012:identity/sender@example.com"
-    opened = of("Open")
+    opened = event_of("Open")
     del opened["mail"]["sourceArn"]
     for event in (
-        *through_sns(of("Bounce", mail__sourceArn=arn)),
+        *through_sns(event_of("Bounce", mail__sourceArn=arn)),
         *through_sns(opened, TopicArn=f"arn:aws:sns:{region}:123456789012:mail"),
     ):
-        found = candidates(event)
-        assert found[0] == ID
-        assert {f"{ID}@{domain}", f"<{ID}@{domain}>"} <= set(found)
+        ids = candidates(event)
+        assert ids[0] == ID
+        assert {f"{ID}@{domain}", f"<{ID}@{domain}>"} <= set(ids)
 
 
 def test_the_message_id_of_a_message_sent_over_smtp_is_kept():
     """SES replaces the header, but its events have the original: the page's example of the `mail` object."""
     headers = [{"name": "From", "value": "x@example.com"}, {"name": "Message-ID", "value": "<mine@shop.example>"}]
-    (event,) = through_sns(of("Bounce", mail__headers=headers))
+    (event,) = through_sns(event_of("Bounce", mail__headers=headers))
     assert event.smtp_message_id == "<mine@shop.example>"
-    (event,) = through_sns(of("Bounce", mail__headers=[], mail__commonHeaders={"messageId": " custom-message-ID"}))
+    (event,) = through_sns(
+        event_of("Bounce", mail__headers=[], mail__commonHeaders={"messageId": " custom-message-ID"})
+    )
     assert event.smtp_message_id == "custom-message-ID"
 
 
@@ -261,13 +276,13 @@ def test_the_message_id_of_a_message_sent_over_smtp_is_kept():
 def test_an_id_that_ses_has_made_is_no_other_id(id_):
     """Events of opens and clicks have it in their headers."""
     headers = [{"name": "Message-ID", "value": id_}]
-    (event,) = through_sns(of("Click", mail__headers=headers, mail__commonHeaders={}))
+    (event,) = through_sns(event_of("Click", mail__headers=headers, mail__commonHeaders={}))
     assert event.smtp_message_id is None
 
 
 def test_a_recipient_that_is_no_text_does_not_lose_the_others():
-    """Of one notification."""
-    told = [{"emailAddress": 7}, "x", {"emailAddress": "a@example.com"}]
-    both = ["a@example.com", "b@example.com"]
-    events = through_sns(of("Bounce", bounce__bouncedRecipients=told, mail__destination=both))
+    """It is one of several in a notification."""
+    recipients = [{"emailAddress": 7}, "x", {"emailAddress": "a@example.com"}]
+    addresses = ["a@example.com", "b@example.com"]
+    events = through_sns(event_of("Bounce", bounce__bouncedRecipients=recipients, mail__destination=addresses))
     assert [event.recipient for event in events] == ["x", "a@example.com"]

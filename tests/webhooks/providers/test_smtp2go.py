@@ -19,10 +19,10 @@ def test_a_form_is_read_as_json_is(number):
     (as_json,) = parse("smtp2go", json.dumps(payload).encode())
     form = urlencode({name: value if isinstance(value, str) else json.dumps(value) for name, value in payload.items()})
     (as_form,) = parse("smtp2go", form.encode(), content_type=FORM)
-    told = [
+    fields = [
         (event.type, event.message_id, event.recipient, event.occurred_at, event.bounce) for event in (as_json, as_form)
     ]
-    assert told[0] == told[1]
+    assert fields[0] == fields[1]
 
 
 @pytest.mark.parametrize(("bounce", "expected"), [("hard", "hard"), ("soft", "soft"), ("newer", None), (None, None)])
@@ -33,7 +33,7 @@ def test_a_bounce_says_itself_whether_it_is_hard(bounce, expected):
 
 
 @pytest.mark.parametrize(
-    ("told", "recipient"),
+    ("fields", "recipient"),
     [
         ({"rcpt": "a@example.org", "recipients": ["a@example.org", "b@example.org"]}, "a@example.org"),
         ({"rcpt": None, "recipients": ["a@example.org"]}, "a@example.org"),
@@ -41,9 +41,9 @@ def test_a_bounce_says_itself_whether_it_is_hard(bounce, expected):
         ({"rcpt": None, "recipients": None}, None),
     ],
 )
-def test_an_event_of_several_recipients_is_about_none_of_them(told, recipient):
-    """`rcpt` decides."""
-    (event,) = parse("smtp2go", json.dumps({**BOUNCE, **told}).encode())
+def test_an_event_of_several_recipients_is_about_none_of_them(fields, recipient):
+    """`rcpt` decides if it is present."""
+    (event,) = parse("smtp2go", json.dumps({**BOUNCE, **fields}).encode())
     assert event.recipient == recipient
 
 

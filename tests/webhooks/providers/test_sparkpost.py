@@ -22,9 +22,9 @@ EVENT = {
 }
 
 
-def read(class_="message_event", **told):
+def read(class_="message_event", **fields):
     """Return the events of a batch with one."""
-    return parse("sparkpost", json.dumps([{"msys": {class_: EVENT | told}}]).encode())
+    return parse("sparkpost", json.dumps([{"msys": {class_: EVENT | fields}}]).encode())
 
 
 @pytest.mark.parametrize(("class_", "reason", "bounce"), [("21", "other", "soft"), ("25", "blocked", "hard")])
@@ -47,14 +47,14 @@ BOUNCES = [
 @pytest.mark.parametrize("event", BOUNCES)
 def test_a_bounce_after_the_delivery_and_a_class_as_a_number_are_read_the_same(event):
     """An `out_of_band` has the classes of a `bounce`."""
-    told = event.payload["msys"]["message_event"]
-    for change in ({"type": "out_of_band"}, {"bounce_class": int(told["bounce_class"])}):
-        (made,) = read(**told | change)
-        assert (made.type, made.reject_reason, made.bounce) == (event.type, event.reason, event.bounce)
+    fields = event.payload["msys"]["message_event"]
+    for change in ({"type": "out_of_band"}, {"bounce_class": int(fields["bounce_class"])}):
+        (parsed,) = read(**fields | change)
+        assert (parsed.type, parsed.reject_reason, parsed.bounce) == (event.type, event.reason, event.bounce)
 
 
 @pytest.mark.parametrize(
-    ("class_", "told"),
+    ("class_", "fields"),
     [
         ("message_event", {"type": "policy_rejection", "bounce_class": "25", "error_code": "550"}),
         ("gen_event", {"type": "generation_rejection", "bounce_class": None}),
@@ -62,15 +62,15 @@ def test_a_bounce_after_the_delivery_and_a_class_as_a_number_are_read_the_same(e
     ],
 )
 @pytest.mark.parametrize("why", ["was suppressed due to system policy", "suppressed due to customer policy"])
-def test_what_a_list_of_sparkposts_stops_is_suppressed(class_, told, why):
+def test_what_a_list_of_sparkposts_stops_is_suppressed(class_, fields, why):
     """Captured: github.com/anymail/django-anymail, tests/test_sparkpost_webhooks.py. Nothing was sent."""
     reply = f"550 5.7.1 recipient address {why}"
-    (event,) = read(class_, **told, raw_reason=reply, reason=reply)
+    (event,) = read(class_, **fields, raw_reason=reply, reason=reply)
     assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == ("suppressed", "other", None, None)
 
 
 @pytest.mark.parametrize(
-    ("told", "status"),
+    ("fields", "status"),
     [
         ({}, "554"),
         ({"raw_reason": "550 5.1.1 <ann@example.org> unknown"}, "550 5.1.1"),
@@ -79,9 +79,9 @@ def test_what_a_list_of_sparkposts_stops_is_suppressed(class_, told, why):
         ({"type": "injection", "raw_reason": None, "reason": None, "error_code": None}, None),
     ],
 )
-def test_the_codes_of_the_servers_reply_are_kept(told, status):
+def test_the_codes_of_the_servers_reply_are_kept(fields, status):
     """`raw_reason` is the reply, `error_code` its code: the page's bounce and delay."""
-    (event,) = read(**told)
+    (event,) = read(**fields)
     assert event.smtp_status == status
 
 

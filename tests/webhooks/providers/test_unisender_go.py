@@ -35,8 +35,8 @@ EVENT = {
 )
 def test_a_hard_bounce_is_one_whose_cause_lies_in_the_address(status, cause, bounce):
     """https://godocs.unisender.ru/web-api-ref#callback-format: `hard_bounced` only means that it is not tried again."""
-    told = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
-    (event,) = parse("unisender_go", json.dumps(told).encode())
+    payload = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
+    (event,) = parse("unisender_go", json.dumps(payload).encode())
     assert event.bounce == bounce
 
 
@@ -47,8 +47,8 @@ def test_a_hard_bounce_is_one_whose_cause_lies_in_the_address(status, cause, bou
 @pytest.mark.parametrize("status", ["hard_bounced", "soft_bounced"])
 def test_what_unisender_go_has_not_sent_is_suppressed(status, cause, reason):
     """https://godocs.unisender.ru/web-api-ref#callback-format: "sending has been canceled"."""
-    told = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
-    (event,) = parse("unisender_go", json.dumps(told).encode())
+    payload = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
+    (event,) = parse("unisender_go", json.dumps(payload).encode())
     assert (event.type, event.reject_reason, event.bounce) == ("suppressed", reason, None)
 
 

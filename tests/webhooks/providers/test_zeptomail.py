@@ -1,4 +1,4 @@
-"""Zoho ZeptoMail's events, in the shape that other projects show of them."""
+"""Zoho ZeptoMail's events, in the shape that other projects show."""
 
 import json
 from urllib.parse import quote_plus
@@ -17,12 +17,14 @@ def changed(payload, detail=None, **info):
     copy = json.loads(json.dumps(payload))
     (message,) = copy["event_message"]
     message["email_info"] |= info
-    message["event_data"][0]["details"] = [message["event_data"][0]["details"][0] | one for one in detail or [{}]]
+    message["event_data"][0]["details"] = [
+        message["event_data"][0]["details"][0] | changes for changes in detail or [{}]
+    ]
     return json.dumps(copy).encode()
 
 
 def test_a_bounce_of_two_recipients_is_two_events():
-    """Each detail names its own."""
+    """Each detail has its own recipient."""
     body = changed(BOUNCE, [{"bounced_recipient": "a@example.org"}, {"bounced_recipient": "b@example.org"}])
     events = parse("zeptomail", body)
     assert [(event.recipient, event.bounce, event.smtp_status) for event in events] == [
@@ -33,7 +35,7 @@ def test_a_bounce_of_two_recipients_is_two_events():
 
 
 def test_an_open_of_a_message_to_several_is_about_none_of_them():
-    """It does not say who it was."""
+    """The event does not say who opened it."""
     to = [{"email_address": {"address": address}} for address in ("a@example.org", "b@example.org")]
     (event,) = parse("zeptomail", changed(OPEN, to=to))
     assert (event.type, event.recipient) == ("opened", None)
@@ -43,11 +45,11 @@ def test_an_open_of_a_message_to_several_is_about_none_of_them():
 
 def test_a_form_with_the_json_is_verified_and_read_as_the_json_is():
     """The signature is over the JSON in both: the validator of the page URL-decodes what follows the first `=`."""
-    one = signed("zeptomail", json.dumps(BOUNCE).encode())
-    form = b"data=" + quote_plus(one.body).encode()
-    headers = {**one.headers, "Content-Type": FORM}
+    request = signed("zeptomail", json.dumps(BOUNCE).encode())
+    form = b"data=" + quote_plus(request.body).encode()
+    headers = {**request.headers, "Content-Type": FORM}
     verify("zeptomail", form, headers, secret=secret_of("zeptomail"), now=NOW)
-    assert parse("zeptomail", form, headers) == parse("zeptomail", one.body, one.headers)
+    assert parse("zeptomail", form, headers) == parse("zeptomail", request.body, request.headers)
     with pytest.raises(SignatureError):
         verify("zeptomail", form.replace(b"hardbounce", b"softbounce"), headers, secret=secret_of("zeptomail"), now=NOW)
 
@@ -56,6 +58,6 @@ def test_a_form_with_the_json_is_verified_and_read_as_the_json_is():
     "header", ["", "garbage", "ts=1;s=x", "ts=now;s=eA==;s-algorithm=HmacSHA256", "s=eA==;s-algorithm=none"]
 )
 def test_a_header_that_cannot_be_read_is_a_wrong_signature(header):
-    """Nor one of another algorithm."""
+    """Another algorithm in it is refused, too."""
     with pytest.raises(SignatureError):
         verify("zeptomail", b"{}", {"producer-signature": header}, secret=secret_of("zeptomail"), now=NOW)
