@@ -11,6 +11,8 @@ from importlib import import_module
 
 import click
 
+from mailglass_reconcile.rules.humanize import did_you_mean, escape_unprintable
+
 INTERRUPTED = 130
 
 _OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -59,8 +61,6 @@ class Subcommands(click.Group):
         name = args[0]
         if name in _SUBCOMMANDS or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        from mailglass_reconcile.rules.humanize import did_you_mean  # noqa: PLC0415 - see the class
-
         return ctx.fail(f"no such command {name!r}{did_you_mean(name, _SUBCOMMANDS)}")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -95,13 +95,13 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
-        click.echo(text.getvalue().replace("Error: ", f"{name}: ", 1), nl=False, err=True)
+        for line in text.getvalue().replace("Error: ", f"{name}: ", 1).splitlines():
+            click.echo(escape_unprintable(line), err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except Exception as error:
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
-        from mailglass_reconcile.rules.humanize import escape_unprintable  # noqa: PLC0415
 
         if isinstance(error, OSError) and error.errno in _OUTPUT_FAILURES:
             click.echo(f"{name}: cannot write the output: {error.strerror}", err=True)

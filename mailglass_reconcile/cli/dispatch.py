@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 from uuid import UUID
 
 import click
@@ -202,8 +201,7 @@ def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
         click.echo(f"{pluralize(retried, 'job')} will be tried again")
     if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
-        click.echo(with_command_name(f"event {event_id} is neither dead nor failing: see {hints}"), err=True)
-        sys.exit(1)
+        raise click.ClickException(with_command_name(f"event {event_id} is neither dead nor failing: see {hints}"))
 
 
 def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json: bool) -> None:
@@ -213,7 +211,7 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
     except ValueError as error:
         raise click.UsageError(f"--since: {error}") from None
     except LookupError as error:
-        _fail(error)
+        raise click.ClickException(str(error)) from None
     missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
     names = escape_unprintable(", ".join(registration.handler for registration in registrations))
     _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?", yes)
@@ -229,7 +227,7 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
     try:
         registrations, waiting = administration.load_registrations(database, type_, handler)
     except LookupError as error:
-        _fail(error)
+        raise click.ClickException(str(error)) from None
     names = escape_unprintable(
         ", ".join(f"{registration.handler} ({registration.type})" for registration in registrations)
         or handler
@@ -255,16 +253,11 @@ def _rename(old: str, new: str, as_json: bool) -> None:
     try:
         renamed = administration.rename(runtime.database(), old, new)
     except LookupError as error:
-        _fail(error)
+        raise click.ClickException(str(error)) from None
     if as_json:
         print_json({"renamed": renamed})
     else:
         click.echo(f"renamed {old} to {new}, with {pluralize(renamed, 'job')}")
-
-
-def _fail(error: LookupError) -> NoReturn:
-    click.echo(escape_unprintable(str(error)), err=True)
-    sys.exit(1)
 
 
 def _confirm(question: str, yes: bool) -> None:

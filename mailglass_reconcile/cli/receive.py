@@ -7,7 +7,7 @@ import logging
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.startup import require_schema
+from mailglass_reconcile.cli.startup import address_options, require_schema
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import load_web_token
@@ -21,15 +21,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8081,
-    show_default=True,
-    metavar="PORT",
-    help="Listen on this port.",
-)
+@address_options(8_081)
 def receive(host: str, port: int) -> None:
     """Receive providers' webhooks and record them. Needs the extra `webhooks`.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
-import sys
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.startup import require_schema
-from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.humanize import escape_unprintable
+from mailglass_reconcile.cli.startup import address_options, require_schema
+from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
 from mailglass_reconcile.settings import load_web_token
 
 EXAMPLES = """\b
@@ -26,15 +24,7 @@ CONNECTIONS = 8
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=8080,
-    show_default=True,
-    metavar="PORT",
-    help="Listen on this port.",
-)
+@address_options(8_080)
 def serve(host: str, port: int) -> None:
     """Serve the read-only dashboard. Needs the extra `web`.
 
@@ -48,12 +38,9 @@ def serve(host: str, port: int) -> None:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
     token = load_web_token(runtime.get_settings())
     if token is None and not _is_loopback(host):
-        click.echo(
-            f"mailglass-reconcile: {escape_unprintable(host)} can be reached from other machines:"
-            " set MAILGLASS_WEB_TOKEN first, or leave out --host",
-            err=True,
+        raise WrongUsageError(
+            f"{host} can be reached from other machines: set MAILGLASS_WEB_TOKEN first, or leave out --host"
         )
-        sys.exit(2)
     require_schema()
     runtime.load_imports(only_warn=True)
     if token is None:

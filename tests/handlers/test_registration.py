@@ -187,7 +187,7 @@ def test_what_is_not_there_cannot_be_renamed(handler_db):
     leaving("suppress", "bounced")
     refused = commands.run_unchecked(handler_db, "dispatch", "--rename", "supress", "other")
     words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
-    assert (refused.returncode, refused.stderr) == (1, words)
+    assert (refused.returncode, refused.stderr) == (1, f"mailglass-reconcile: {words}")
     assert commands.run_unchecked(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
     result = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
     assert commands.conforming("dispatch", result.stdout) == [{"renamed": 0}]
@@ -250,7 +250,7 @@ def test_a_handler_is_forgotten_with_its_waiting_jobs(handler_db):
         record(connection, event("m-1", "bounced", provider_event_id="3"))
     assert handler_db.rows(JOBS) == 2 * [("audit", "bounced", "waiting")]
     repeated = commands.run_unchecked(handler_db, "dispatch", "--forget", "--handler", "gone", "--yes")
-    words = "no dispatcher has registered a handler 'gone', and no job of it waits\n"
+    words = "mailglass-reconcile: no dispatcher has registered a handler 'gone', and no job of it waits\n"
     assert (repeated.returncode, repeated.stderr) == (1, words)
 
 
@@ -266,7 +266,7 @@ def test_a_type_is_forgotten_for_all_its_handlers(handler_db):
     assert ("bad", "bounced") not in handler_db.rows(REGISTERED)
     mistyped = commands.run_unchecked(handler_db, "dispatch", "--forget", "bonced", "--yes")
     words = "no dispatcher has registered a handler of 'bonced' (did you mean bounced?), and no job of it waits\n"
-    assert (mistyped.returncode, mistyped.stderr) == (1, words)
+    assert (mistyped.returncode, mistyped.stderr) == (1, f"mailglass-reconcile: {words}")
 
 
 def test_a_handler_that_still_has_a_dispatcher_comes_back(handler_db):
