@@ -1,4 +1,4 @@
-"""What goes wrong with the database is one clear line that names the setting and holds nothing of the URL."""
+"""Database errors are one clear line that names the setting and has nothing of the URL."""
 
 import uuid
 
@@ -32,8 +32,8 @@ CANARY = "c4n4ry"
         (f"postgresql://u:{CANARY}@127.0.0.1:1/x?sslmode={CANARY}", DatabaseUnavailableError),
     ],
 )
-def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
-    """The text may be no URL, or one of another kind of database, or of a server that does not exist."""
+def test_an_unusable_url_is_one_line_that_names_the_setting(url, kind):
+    """The text may be no URL, or one of another kind of database or of a missing server."""
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
         runner.find_missing_objects(engines.create_engine(settings), settings)
@@ -42,8 +42,8 @@ def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_role_on_a_server_that_is_there_names_the_setting(empty_database_url):
-    """The server's own words, which hold the name, are left out."""
+def test_a_wrong_role_names_the_setting(empty_database_url):
+    """The server's message, which has the name, is left out."""
     url = make_url(empty_database_url).set(username=CANARY + uuid.uuid4().hex)
     settings = Settings(database_url=url.render_as_string(hide_password=False))
     with pytest.raises(MailglassReconcileError, match="MAILGLASS_DATABASE_URL") as error:
@@ -53,13 +53,13 @@ def test_a_wrong_role_on_a_server_that_is_there_names_the_setting(empty_database
 
 
 def test_a_missing_url_names_the_setting():
-    """It says what to give."""
+    """The line says how to set it."""
     with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_URL is not set"):
         engines.create_engine(Settings(database_url=None))
 
 
-def test_a_cancelled_statement_is_not_called_an_unreachable_server(db):
-    """The server is there; the statement took too long."""
+def test_a_cancelled_statement_is_not_an_unreachable_server(db):
+    """The server runs; the statement took too long."""
     with (
         pytest.raises(DatabaseRefusedError, match="took too long"),
         database_errors(),

@@ -1,4 +1,4 @@
-"""What an event does to its delivery, against a plain reading of the rules."""
+"""The projection of events onto a delivery, compared with a plain implementation of the rules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ COLUMNS = ", ".join(oracle.PROJECTED)
 
 
 class RolledBackError(Exception):
-    """Ends a transaction whose work is not wanted."""
+    """Rolls a transaction back."""
 
 
 @contextmanager
 def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
-    """Run a block in a transaction of the package's scope that rolls back."""
+    """Run a block in a transaction with the package's settings, and roll it back."""
     try:
         with database.Connected(connection, Settings()).writing() as tx:
             connection.exec_driver_sql("SET LOCAL search_path = public")
@@ -39,7 +39,7 @@ def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
 
 @pytest.fixture(scope="module")
 def connection(make_database, drop_database, template):
-    """A connection to a migrated database in which nothing is ever committed."""
+    """A connection to a migrated database on which nothing is ever committed."""
     name = f"mgtest_{factories.new_id()}"
     engine = engines.create_engine(Settings(database_url=make_database(name, template)))
     with engine.connect() as connection:
@@ -48,7 +48,7 @@ def connection(make_database, drop_database, template):
 
 
 def project(connection: sa.Connection, *batches: list[tuple[str, object, datetime]], **columns: object) -> sa.Row:
-    """Project batches of `(type, occurred_at, arrival)` on a delivery that is gone afterwards, and return its row."""
+    """Project batches of `(type, occurred_at, arrival)` on a temporary delivery, and return its row."""
     row = factories.delivery_row("one", **columns)
     with rolled_back(connection) as tx:
         factories.insert(connection, deliveries=[row])
@@ -90,7 +90,7 @@ rows = st.fixed_dictionaries(
 @settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=rows, batch=st.lists(events, max_size=8), data=st.data())
 def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
-    """One statement for each part, against one event after the other in plain Python."""
+    """One statement per part is compared with one event after the other in plain Python."""
     shuffled = data.draw(st.permutations(batch))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=3)))
     parts = [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True)]
@@ -104,7 +104,7 @@ def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
 
 
 def test_several_deliveries_in_one_statement_do_not_mix(connection):
-    """Each gets its own events only."""
+    """Each delivery gets its own events only."""
     rows = [factories.delivery_row(str(n)) for n in range(3)]
     with rolled_back(connection) as tx:
         factories.insert(connection, deliveries=rows)
@@ -123,7 +123,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
 
 
 def test_a_raced_delivered_replaces_a_later_dispatched(connection):
-    """Type and time together, although the time is earlier."""
+    """Type and time change together, although the time is earlier."""
     earlier = datetime(2026, 1, 2, 3, 4, 4)
     delivery = project(connection, [event("delivered", earlier)])
     assert (delivery.last_event_type, delivery.last_event_at, delivery.delivered_at) == ("delivered", earlier, earlier)
@@ -133,19 +133,19 @@ def test_a_raced_delivered_replaces_a_later_dispatched(connection):
 
 @pytest.mark.parametrize("kind", ["queued", "sent", "dispatched", "unknown"])
 def test_our_own_side_never_replaces_a_providers_report(connection, kind):
-    """However late it is."""
+    """Its time does not matter."""
     delivery = project(connection, [event("delivered", NOON)], [event(kind, NOON + timedelta(days=1))])
     assert (delivery.last_event_type, delivery.last_event_at) == ("delivered", NOON)
 
 
 def test_on_equal_times_the_fixed_list_decides(connection):
-    """A complaint stands after a click, whichever is projected first."""
+    """A complaint wins over a click, whichever is projected first."""
     for kinds in (("clicked", "complained"), ("complained", "clicked")):
         assert project(connection, *[[event(kind, NOON)] for kind in kinds]).last_event_type == "complained"
 
 
 def test_the_earliest_report_of_a_kind_is_kept(connection):
-    """Later ones never move it, an earlier one does."""
+    """Later ones do not change it, an earlier one does."""
     days = [NOON + timedelta(days=n) for n in (1, 2, 0)]
     delivery = project(connection, *[[event("bounced", day)] for day in days])
     assert (delivery.bounced_at, delivery.last_event_at) == (NOON, days[1])
@@ -153,14 +153,14 @@ def test_the_earliest_report_of_a_kind_is_kept(connection):
 
 @pytest.mark.parametrize("at", ["2026-03-02 12:00:00", "infinity", "-infinity", "1999-12-31 23:59:59", "0044-03-15 BC"])
 def test_an_impossible_time_counts_as_arrival(connection, at):
-    """Much later than arrival, infinite, or before the year 2000."""
+    """It is much later than the arrival, infinite, or before the year 2000."""
     delivery = project(connection, [("delivered", at, NOON)])
     assert (delivery.last_event_at, delivery.delivered_at) == (NOON, NOON)
 
 
 @pytest.mark.parametrize("later", [timedelta(milliseconds=3), timedelta(minutes=5)])
 def test_a_time_a_little_later_than_arrival_is_kept(connection, later):
-    """As on every row of Mailglass, which notes the time after its transaction has begun: its events do not tie."""
+    """Mailglass sets the time after its transaction has begun; thus its events do not tie."""
     delivery = project(connection, [("delivered", NOON + later, NOON), ("opened", NOON, NOON)])
     assert (delivery.last_event_type, delivery.last_event_at, delivery.delivered_at) == (
         "delivered",
@@ -170,7 +170,7 @@ def test_a_time_a_little_later_than_arrival_is_kept(connection, later):
 
 
 def test_a_time_more_than_five_minutes_later_than_arrival_counts_as_arrival(connection):
-    """By a microsecond."""
+    """A microsecond more is too late."""
     at = NOON + timedelta(minutes=5, microseconds=1)
     assert project(connection, [("delivered", at, NOON)]).last_event_at == NOON
 
@@ -179,13 +179,13 @@ def test_a_time_more_than_five_minutes_later_than_arrival_counts_as_arrival(conn
     ("at", "arrival"),
     [("4713-01-01 BC", NOON), (NOON, "294276-12-31 23:59:59"), ("294276-12-31 23:59:59", NOON), ("infinity", NOON)],
 )
-def test_no_time_that_postgres_can_hold_fails_a_projection(connection, at, arrival):
-    """The five minutes lead past neither end of its calendar."""
+def test_no_time_of_postgres_fails_a_projection(connection, at, arrival):
+    """The five minutes do not overflow either end of its calendar."""
     assert project(connection, [("delivered", at, arrival)]).last_event_at == NOON
 
 
 @pytest.mark.parametrize("kind", ["reconciled", "weird", "", "Delivered", "delivered "])
-def test_an_unknown_type_moves_nothing(connection, kind):
+def test_an_unknown_type_changes_nothing(connection, kind):
     """Mailglass could not load a delivery with it."""
     delivery = project(connection, [event(kind, NOON)])
     assert (delivery.last_event_type, delivery.lock_version, delivery.touched) == ("dispatched", 1, False)
@@ -193,28 +193,28 @@ def test_an_unknown_type_moves_nothing(connection, kind):
 
 @pytest.mark.parametrize("kind", sorted(oracle.FINAL))
 def test_a_final_type_makes_it_terminal_for_ever(connection, kind):
-    """A later report that is not final does not take it back."""
+    """A later report that is not final does not reset it."""
     assert project(connection, [event(kind, NOON)], [event("opened", NOON + timedelta(days=1))]).terminal
 
 
 @pytest.mark.parametrize("kind", sorted({*oracle.ALL_TYPES} - oracle.FINAL))
 def test_no_other_type_makes_it_terminal(connection, kind):
-    """Opened, clicked and the like say nothing of the end."""
+    """Types such as opened and clicked say nothing about the end."""
     assert not project(connection, [event(kind, NOON)]).terminal
 
 
-def test_the_version_does_not_move_where_nothing_changes(connection):
-    """The same report twice, and then one that is older."""
+def test_the_version_does_not_change_if_nothing_changes(connection):
+    """The same report comes twice, and then an older one."""
     batches = [[event("opened", NOON)]] * 2 + [[event("opened", NOON - timedelta(days=1))]]
     assert project(connection, *batches).lock_version == 2
 
 
-def test_one_batch_moves_the_version_once(connection):
-    """However many of its events change something."""
+def test_one_batch_changes_the_version_once(connection):
+    """The number of changing events does not matter."""
     assert project(connection, [event(kind, NOON) for kind in ("delivered", "opened", "clicked")]).lock_version == 2
 
 
 def test_every_known_type_is_ranked_as_the_design_says(connection):
-    """Our own side below the providers' reports, each once."""
+    """Our own types rank below the providers' reports, and each type has one rank."""
     assert sorted(event_types.OWN_TYPES) == sorted(oracle.OWN_SIDE)
     assert list(event_types.PROVIDER_TYPES) == oracle.PROVIDER_SIDE

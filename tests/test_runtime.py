@@ -1,4 +1,4 @@
-"""`MAILGLASS_IMPORTS` as the commands load it: from the working directory too, and missing ones."""
+"""`MAILGLASS_IMPORTS` for the commands: modules of the working directory, and missing ones."""
 
 import pytest
 
@@ -16,14 +16,14 @@ def pigeon(ring):
 
 
 def run_in_directory(db, directory, *arguments):
-    """Run the command in a directory, with a rule's module that may stand there, and return what it did."""
+    """Run the command in a directory that may have a rule's module, and return its result."""
     environment = {**db.environment(), "MAILGLASS_IMPORTS": "pigeon_rules"}
     return processes.run(["-P", "-m", "mailglass_reconcile", *arguments], environment, cwd=directory)
 
 
 @pytest.mark.slow
 def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_path):
-    """As beside a script; no module of a library is replaced by one that stands there."""
+    """It is searched like a script's folder, but its modules do not replace those of libraries."""
     (tmp_path / "pigeon_rules.py").write_text(RULE)
     (tmp_path / "rich.py").write_text("raise SystemExit(9)")
     factories.delivery(db, "r-1")
@@ -34,8 +34,8 @@ def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_reads(db, tmp_path):
-    """A sweep without a rule would leave orphans that it could link; a list of them is useful all the same."""
+def test_a_missing_module_is_an_error_for_writing_and_a_warning_for_reading_commands(db, tmp_path):
+    """A sweep without a rule would leave linkable orphans; a list of them is useful all the same."""
     event = factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
     for arguments in (("sweep",), ("dispatch",)):
         result = run_in_directory(db, tmp_path, *arguments)
@@ -44,6 +44,8 @@ def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_rea
     for arguments in (("status",), ("orphans",), ("explain", event), ("sweep", "--dry-run")):
         result = run_in_directory(db, tmp_path, *arguments)
         assert result.returncode == 0, result.stderr
-        [warned, *others] = result.stderr.splitlines()
+        [warned, *further_lines] = result.stderr.splitlines()
         assert warned.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")
-        assert others == ["1 orphan; no full sweep has ended yet", "  1 unseen: acme"] * (arguments == ("orphans",))
+        assert further_lines == ["1 orphan; no full sweep has ended yet", "  1 unseen: acme"] * (
+            arguments == ("orphans",)
+        )

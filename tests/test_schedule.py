@@ -40,9 +40,9 @@ print(json.dumps({one["task"].rpartition(".")[2]: one["expires"] is not None for
 
 
 @pytest.mark.slow
-def test_requests_of_a_scheduler_that_drops_the_entries_expiry_expire_anyway():
-    """django-celery-beat keeps no `expires` of an entry's options."""
+def test_tasks_expire_even_if_the_scheduler_drops_the_entries_expiry():
+    """django-celery-beat does not store `expires` of an entry's options."""
     pytest.importorskip("django_celery_beat")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    done = processes.run(["-c", BEATING], environment)
-    assert json.loads(done.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
+    result = processes.run(["-c", BEATING], environment)
+    assert json.loads(result.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)

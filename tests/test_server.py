@@ -1,4 +1,4 @@
-"""The server: what idle, slow and malformed connections cost the others."""
+"""The server: what idle, slow and malformed connections cost others."""
 
 import contextlib
 import logging
@@ -21,15 +21,15 @@ NO_BODY = HALF_A_HEAD + b"Content-Length: 5000\r\n\r\n"
 
 
 def connect(address: str, sent: bytes = b"") -> socket.socket:
-    """Open a connection, and send something."""
+    """Open a connection, and send a text."""
     opened = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=120)
     opened.sendall(sent)
     return opened
 
 
 @slow
-def test_hundreds_of_idle_connections_keep_nobody_out_and_leave_no_line_in_the_log(db):
-    """They took every file of the process, which then wrote a traceback for each attempt to accept another one."""
+def test_hundreds_of_idle_connections_block_nobody_and_log_nothing(db):
+    """They once took every file descriptor, and each further accept was a traceback."""
     with contextlib.ExitStack() as opened, serve(db.environment()) as (process, address):
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (300, 300))
         for _ in range(400):
@@ -40,71 +40,71 @@ def test_hundreds_of_idle_connections_keep_nobody_out_and_leave_no_line_in_the_l
 
 
 def test_a_request_may_take_ten_seconds_to_arrive_and_its_body_half_a_minute():
-    """The tests below wait a tenth of that. The receiver gives up on a body first: its client gets an answer."""
+    """The tests below wait a tenth of that. The receiver times out first, so that its client gets a response."""
     assert (server.HEAD_SECONDS, admission.BODY_SECONDS, server.BODY_SECONDS) == (10, 30, 31)
 
 
 @slow
-def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
-    """Nothing at all, half a head, a second request: each stayed open forever."""
+def test_a_request_that_does_not_arrive_within_ten_seconds_is_closed(db):
+    """No byte, half a head or a second request once stayed open for ever."""
     halves = [
         b"",
         b"GET / HTTP/1.1\r\nHost: x\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost:",
     ]
     with contextlib.ExitStack() as opened, serve(db.environment(), module=("short_timeouts", "serve")) as (_, address):
-        for one in [opened.enter_context(connect(address, half)) for half in halves]:
-            until_closed(one)
+        for connection in [opened.enter_context(connect(address, half)) for half in halves]:
+            until_closed(connection)
 
 
 @slow
-def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
-    """Of which the receiver answers its own before that."""
+def test_a_body_that_does_not_arrive_within_half_a_minute_is_closed(db):
+    """The receiver answers before that."""
     with serve(db.environment(), module=("short_timeouts", "serve")) as (_, address):
-        began = time.monotonic()
+        started_at = time.monotonic()
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as connection:
             until_closed(connection)
-        assert time.monotonic() - began > admission.BODY_SECONDS / 10
+        assert time.monotonic() - started_at > admission.BODY_SECONDS / 10
 
 
 @slow
-def test_a_client_that_sends_on_without_reading_is_cut_off_after_an_answer(db):
-    """Its answers would wait in this process's memory, and it would keep its place."""
+def test_a_client_that_sends_without_reading_is_closed_after_a_response(db):
+    """Its responses would stay in this process's memory, and it would keep its place."""
     requests = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 300_000
     with serve(db.environment()) as (_, address), connect(address) as greedy, pytest.raises(ConnectionError):
         greedy.sendall(requests)
 
 
 @slow
-def test_a_request_in_chunks_of_a_byte_is_cut_off(db):
-    """Each chunk costs as much as a body; those of a kilobyte are read."""
+def test_a_request_in_chunks_of_a_byte_is_closed(db):
+    """Each chunk costs as much as a body; chunks of a kilobyte are read."""
     head = b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with serve(db.environment()) as (_, address):
-        with connect(address, head) as one, pytest.raises(ConnectionError):
-            one.sendall(b"1\r\nx\r\n" * 1_000_000)
-        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as one:
-            assert one.recv(4_096).startswith(b"HTTP/1.1 4")
+        with connect(address, head) as connection, pytest.raises(ConnectionError):
+            connection.sendall(b"1\r\nx\r\n" * 1_000_000)
+        with connect(address, head + (b"400\r\n" + b"x" * 1_024 + b"\r\n") * 50 + b"0\r\n\r\n") as connection:
+            assert connection.recv(4_096).startswith(b"HTTP/1.1 4")
 
 
-def until_closed(one: socket.socket) -> None:
+def until_closed(connection: socket.socket) -> None:
     """Read until the server closes the connection."""
     with contextlib.suppress(ConnectionResetError):
-        while one.recv(4_096):
+        while connection.recv(4_096):
             pass
 
 
 @slow
-def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
-    """Nor does one that is too long, or that wants another protocol."""
+def test_a_malformed_request_gets_400_and_logs_nothing(db):
+    """A request that is too long, or for another protocol, is not logged either."""
     with serve(db.environment()) as (process, address):
         for sent, answer in [
             (b"nonsense\r\n\r\n", b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * server.MAX_HEAD_BYTES, b"HTTP/1.1 400"),
             (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 401"),
         ]:
-            with connect(address, sent) as one:
-                assert one.recv(4_096).startswith(answer)
+            with connect(address, sent) as connection:
+                assert connection.recv(4_096).startswith(answer)
         assert process.stop() == 0
         assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 
@@ -114,7 +114,7 @@ arrived: list[int] = []
 
 
 async def echo(scope, receive, send) -> None:
-    """Answer with the length of the body; at once for a path that says so."""
+    """Answer with the length of the body, or at once for one path."""
     size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
@@ -130,8 +130,8 @@ async def echo(scope, receive, send) -> None:
         await send({"type": "http.response.body", "body": b""})
 
 
-def answered(connection: socket.socket, text: bytes) -> None:
-    """Read an answer that ends with a text."""
+def read_answer(connection: socket.socket, text: bytes) -> None:
+    """Read a response until it ends with a text."""
     answer = b""
     while not answer.endswith(text):
         part = connection.recv(4_096)
@@ -159,8 +159,8 @@ def eight_connections(monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [HALF_A_HEAD, NO_BODY])
-def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(eight_connections, sent, monkeypatch):
-    """Each piece makes its connection young; it was the oldest without a whole request as soon as enough were newer."""
+def test_a_body_in_progress_outlives_any_number_of_idle_connections(eight_connections, sent, monkeypatch):
+    """Each piece counts as progress; it once was evicted as the oldest without a whole request."""
     piece = bytes(server.PIECE_BYTES)
     monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
     arrived.clear()
@@ -172,16 +172,16 @@ def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(e
             strangers = [opened.enter_context(connect(address, sent)) for _ in range(12)]
             wait_until(lambda strangers=strangers: sum(map(is_open, strangers)) <= 7)
         honest.sendall(piece)
-        answered(honest, b"  10240")
+        read_answer(honest, b"  10240")
 
 
-def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_connections):
-    """Although it is newer."""
+def test_a_silent_connection_is_evicted_before_a_slow_one(eight_connections):
+    """It is the newer one."""
     with serve_here(echo) as address, contextlib.ExitStack() as opened:
         dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(6)]
         silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
-        for connection in silent:  # kept alive after an answer
-            answered(connection, b"      0")
+        for connection in silent:  # kept alive after a response
+            read_answer(connection, b"      0")
         for evicted in silent:
             dribbling.append(opened.enter_context(connect(address, HALF_A_HEAD)))
             wait_until(lambda evicted=evicted: not is_open(evicted))
@@ -191,7 +191,7 @@ def test_a_silent_connection_is_evicted_before_one_that_sends_little(eight_conne
 
 
 def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
-    """However fast new ones come, and however much the others send: uploads of strangers kept everybody else out."""
+    """Strangers' uploads once kept everybody else out, however fast new connections came."""
     request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n1234"
     with serve_here(echo) as address, contextlib.ExitStack() as opened:
         ending = threading.Event()
@@ -202,11 +202,11 @@ def test_a_new_connection_is_read_before_it_can_be_evicted(eight_connections):
         opened.callback(ending.set)
         for _ in range(10):
             with connect(address, request) as connection:
-                answered(connection, b"      4")
+                read_answer(connection, b"      4")
 
 
 def upload(address: str, ending: threading.Event) -> None:
-    """Send a body without end, and begin again whenever the connection is closed."""
+    """Send an endless body, and start again whenever the connection is closed."""
     while not ending.is_set():
         with (
             contextlib.suppress(OSError),
@@ -217,7 +217,7 @@ def upload(address: str, ending: threading.Event) -> None:
 
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
-    """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
+    """h11 refuses a second response; asyncio once logged that for each request, at ERROR."""
     with serve_here(echo) as address, caplog.at_level(logging.DEBUG):
         head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         with connect(address, head) as connection:
@@ -230,7 +230,7 @@ def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(cap
 
 
 def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monkeypatch):
-    """Also one that arrives in pieces; lines of a body are not counted."""
+    """It may arrive in pieces; lines of a body do not count."""
     parsed = []
     receive_data = server.h11.Connection.receive_data
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Settings: secrets that are read from files."""
+"""Settings: secrets in files."""
 
 import pytest
 
@@ -10,15 +10,15 @@ SECRETS = ("database_url", "redis_url", "web_token", "webhook_url")
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("where", ["environment", "Python"])
 def test_a_secret_is_read_from_the_file_that_its_setting_names(monkeypatch, tmp_path, name, where):
-    """Without the line's end that every editor adds."""
+    """The line break at its end, which editors add, is removed."""
     file = tmp_path / "secret"
     file.write_text("redis://:c4n4ry@host/0\n")
-    given = {}
+    arguments = {}
     if where == "environment":
         monkeypatch.setenv(f"MAILGLASS_{name.upper()}", f"@{file}")
     else:
-        given[name] = f"@{file}"
-    assert getattr(Settings(**given), name).get_secret_value() == "redis://:c4n4ry@host/0"
+        arguments[name] = f"@{file}"
+    assert getattr(Settings(**arguments), name).get_secret_value() == "redis://:c4n4ry@host/0"
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -32,7 +32,7 @@ def test_a_secret_is_read_from_the_file_that_its_setting_names(monkeypatch, tmp_
     ],
 )
 def test_a_secret_that_cannot_be_read_is_refused_by_the_name_of_its_setting(tmp_path, name, content, fault):
-    """In one line, without the path and what the file holds: it may be a token that was not meant as a path."""
+    """The line has neither the path nor the contents: it may be a token rather than a path."""
     file = tmp_path / "c4n4ry"
     if content is not None:
         file.write_bytes(content)

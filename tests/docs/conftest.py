@@ -11,7 +11,7 @@ from mailglass_reconcile.store import engines
 
 @pytest.fixture
 def server_roles(admin: sa.Engine) -> Iterator[Callable[..., None]]:
-    """Lets a test create roles in a database under their documented names, one test at a time, and drops them."""
+    """Return a function that creates documented roles in a database, one test at a time, and drops them afterwards."""
     created: list[tuple[str, tuple[str, ...]]] = []
     with admin.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(hashtext('the roles of the pages'))")

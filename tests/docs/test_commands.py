@@ -1,4 +1,4 @@
-"""Every command of docs/, on real servers; the ways through whole pages are in test_stories.py."""
+"""Every command of docs/ on real servers; test_stories.py follows whole pages."""
 
 import os
 import re
@@ -35,16 +35,16 @@ ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery 
 CODES = {
     ("doctor.md", "mailglass-reconcile doctor"): 1,
     ("doctor.md", "mailglass-reconcile sweep"): 1,
-    ("production.md", "mailglass-reconcile doctor"): 1,  # no worker here
+    ("production.md", "mailglass-reconcile doctor"): 1,  # there is no worker
 }
 """Commands that the pages show failing; any other must end with 0."""
 
-SHOWN = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose"), ("trouble.md", "find -")}
+WITH_COMPARED_OUTPUT = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose"), ("trouble.md", "find -")}
 """Commands whose output the pages show in full; numbers, ids and times may differ."""
 
 
 def console(name: str) -> list[pages.Block]:
-    """Return the blocks of commands of a page that are run."""
+    """Return a page's blocks of commands that are run."""
     result = pages.blocks(pages.ROOT / "docs" / name)
     return [block for block in result if block.language == "console" and not block.not_run]
 
@@ -60,18 +60,18 @@ def story(db, monkeypatch) -> Iterator[None]:
     arrived = {"age_seconds": 3_700}
     ids = [factories.new_id() for _ in range(3)]
     metadata = {"provider": "postmark", "message_id": MESSAGE}
-    known = factories.delivery_row(MESSAGE, id=DELIVERY, recipient="ada@example.com", mailable="Welcome")
-    others = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
-    deliveries = [known, *others]
+    misdirected = factories.delivery_row(MESSAGE, id=DELIVERY, recipient="ada@example.com", mailable="Welcome")
+    linkable = [factories.delivery_row(id_, recipient=f"{id_}@example.com") for id_ in ids]
+    deliveries = [misdirected, *linkable]
     orphans = [
         factories.orphan_row(metadata, id=EVENT, tenant_id="default", **arrived),
         factories.orphan_row(factories.postmark(ids[0]), id=LINKABLE, **arrived),
-        *(factories.orphan_row(factories.postmark(one), type="bounced", **arrived) for one in ids[1:]),
+        *(factories.orphan_row(factories.postmark(id_), type="bounced", **arrived) for id_ in ids[1:]),
         factories.orphan_row(factories.postmark(factories.new_id()), id=STUCK, **arrived),
         factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
     ]
     factories.insert(db, deliveries, orphans)
-    bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=others[0]["id"],
+    bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=linkable[0]["id"],
                                   needs_reconciliation=False)  # fmt: skip
     factories.insert(db, events=[bounce])
     db.run(
@@ -79,16 +79,16 @@ def story(db, monkeypatch) -> Iterator[None]:
         " inserted_at, finished_at)"
         " VALUES (CAST(:id AS uuid), 'suppress', CAST(:delivery AS uuid), 'bounced', 'dead', 9, 'ValueError', now(),"
         " now(), now())",
-        id=DEAD, delivery=others[0]["id"],
+        id=DEAD, delivery=linkable[0]["id"],
     )  # fmt: skip
-    db.broken.update(("I2", "I14"))  # that bounce was put in by hand
+    db.broken.update(("I2", "I14"))  # the bounce was inserted by the test
     yield
     registry._registered.clear()
 
 
 @pytest.fixture
 def terminal(db, redis_url, tmp_path) -> dict[str, str]:
-    """A reader's environment: the test's servers, the installed commands, forked, and one that calls somebody."""
+    """A reader's environment: the test's servers, the installed commands, forked, and a stub of `send-alert`."""
     (tmp_path / "send-alert").write_text("#!/bin/sh\n")
     (tmp_path / "send-alert").chmod(0o755)
     environment = db.environment(redis_url)
@@ -98,11 +98,11 @@ def terminal(db, redis_url, tmp_path) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, redis_url, tmp_path):
-    """In its order; each ends with 0, unless the page shows a failure, and prints what the page shows."""
+    """In order, each ends with 0, unless the page shows a failure, and prints what the page shows."""
     for block in console(page):
         exports = ""
         for command_shown, output in pages.commands_with_output(block):
-            shown = output.strip("\n")
+            expected = output.strip("\n")
             text = command_shown.replace("/var/lib/mailglass", tempfile.mkdtemp(dir=tmp_path)).split("  #")[0].rstrip()
             if text.startswith("export "):
                 exports += f"{text}; "
@@ -110,28 +110,28 @@ def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, re
             if text.startswith("pip install "):
                 installs(text)
                 continue
-            run = endless if ENDLESS.match(text) else ended
+            run = run_until_done if ENDLESS.match(text) else run_to_its_end
             printed = run(exports + text, page, db, terminal, redis_url)
-            if any(page == name and words in text + " " for name, words in SHOWN):
-                missing = [part for part in shown.split("\n\n") if normal(part) not in normal(printed)]
+            if any(page == name and words in text + " " for name, words in WITH_COMPARED_OUTPUT):
+                missing = [part for part in expected.split("\n\n") if normal(part) not in normal(printed)]
                 assert not missing, printed
 
 
 def installs(text: str) -> None:
-    """See that a line installs the clone with an extra that it has; test_stories.py has pip do it."""
+    """Check that a line installs the clone with existing extras; test_stories.py runs pip."""
     (extra,) = re.fullmatch(r'pip install "\.\[(\w+)\]"', text).groups()
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
     assert extra in project["optional-dependencies"]
 
 
 def normal(text: str) -> str:
-    """Return an output without line breaks, which depend on the terminal, and without what differs from run to run."""
+    """Normalize line breaks, which depend on the terminal, and what differs from run to run."""
     text = re.sub(r"[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}", "ID", re.sub(r"\s+", " ", text))
     return re.sub(r"\s+", " ", re.sub(r"\d+|\([^()]* ago\)|\(in [^()]*\)", " ", text)).strip()
 
 
-def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) -> str:
-    """Run a command that ends, and return what it printed; one of ours alone runs within this process."""
+def run_to_its_end(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) -> str:
+    """Run a command to its end, and return its output; our own command runs in this process."""
     expected = CODES.get((page, text), 0)
     if text.startswith("mailglass-reconcile ") and not (SHELL.search(text) or ASKS.search(text) or expected):
         result = click.testing.CliRunner().invoke(command, shlex.split(text)[1:], input="ada@example.com\n")
@@ -140,13 +140,13 @@ def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) 
     if page == "doctor.md":
         terminal = {**terminal, "MAILGLASS_DATABASE_URL": "postgresql://localhost:1/app"}
     shell = ["script", "-qec", text, "/dev/null"] if ASKS.search(text) else ["bash", "-c", text]
-    done = processes.run(shell, terminal, stdin="y\n")
-    assert done.returncode == expected, done.stdout + done.stderr
-    return done.stdout
+    process_result = processes.run(shell, terminal, stdin="y\n")
+    assert process_result.returncode == expected, process_result.stdout + process_result.stderr
+    return process_result.stdout
 
 
-def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:
-    """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
+def run_until_done(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:
+    """Run an endless command until it has done its work, stop it with SIGTERM, and return its output."""
     port = free_port()
     script = re.sub(r"reconcile (serve|receive)", rf"reconcile \1 --port {port}", text)
     with (
@@ -174,7 +174,7 @@ def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str)
 
 
 def answers(port: int) -> bool:
-    """Return True if the page responds."""
+    """Return True if the dashboard responds."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
     except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""The table of versions: its ends are those that pyproject.toml allows and CI runs."""
+"""The table of versions agrees with pyproject.toml and CI."""
 
 import re
 import tomllib
@@ -20,29 +20,29 @@ TABLE = {
 
 
 def numbers(version: str) -> list[int]:
-    """Return a version's numbers, which can be compared."""
+    """Return a version as a tuple of numbers, to compare."""
     return [int(number) for number in version.split(".")]
 
 
 def classified(prefix: str) -> list[str]:
-    """Return the versions that the classifiers of *prefix* name."""
+    """Return the versions of the classifiers with *prefix*."""
     matches = (re.fullmatch(rf"{prefix} :: (\d+\.\d+)", classifier) for classifier in PROJECT["classifiers"])
     return [match[1] for match in matches if match]
 
 
 def test_every_dependency_is_in_the_table_with_its_lowest_version():
-    """Those of the extras `django`, `web` and `webhooks` too."""
+    """The extras `django`, `web` and `webhooks` are included."""
     extras = [PROJECT["optional-dependencies"][name] for name in ("django", "web", "webhooks")]
-    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *chain(*extras))]
+    needed = [Requirement(text) for text in (*PROJECT["dependencies"], *chain(*extras))]
     lowest = {requirement.name: next(iter(requirement.specifier)).version for requirement in needed}
     assert {name: TABLE[name][0] for name in lowest} == lowest
     assert set(TABLE) - set(lowest) == {"Python", "PostgreSQL", "Redis", "Valkey"}
     assert not [name for name, (low, high) in TABLE.items() if numbers(high) < numbers(low)]
 
 
-# The first version without a known vulnerability, as of 2026-11-26. Not reached from here, so older versions may
-# be used: click 8.3.3 (GHSA-47fr-3ffg-hgmw), pydantic-settings 2.14.2 (GHSA-4xgf-cpjx-pc3j: folders of secrets), and
-# Mako 1.3.12, which Alembic brings (CVE-2026-41205, 44307: names of templates that others choose).
+# The first version without a known vulnerability, as of 2026-11-26. Older ones are allowed if this package does not
+# reach the vulnerable code: click 8.3.3 (GHSA-47fr-3ffg-hgmw), pydantic-settings 2.14.2 (GHSA-4xgf-cpjx-pc3j: folders
+# of secrets), and Mako 1.3.12, which Alembic brings (CVE-2026-41205, 44307: names of templates that others choose).
 FIXED = {
     "celery": "5.2.2",  # CVE-2021-23727: stored task results that are executed
     # CVE-2026-39892, 34073, 26007 (46.0.7), OpenSSL in its wheels (GHSA-537c-gmf6-5ccf). CVE-2026-69247 (50.0.0) is in
@@ -62,16 +62,16 @@ FIXED = {
 def test_no_lower_bound_lets_in_a_known_vulnerability():
     """This covers the requirements of the package and its extras, and h11, with which uvicorn reads requests."""
     extras = PROJECT["optional-dependencies"]
-    needed = [Requirement(each) for each in (*PROJECT["dependencies"], *chain(*extras.values()))]
-    for each in needed:
-        lowest = Version(next(iter(each.specifier)).version)
-        assert lowest >= Version(FIXED.get(each.name, "0")), each
+    needed = [Requirement(text) for text in (*PROJECT["dependencies"], *chain(*extras.values()))]
+    for requirement in needed:
+        lowest = Version(next(iter(requirement.specifier)).version)
+        assert lowest >= Version(FIXED.get(requirement.name, "0")), requirement
     for name in ("web", "webhooks"):
-        assert {"h11", "uvicorn"} <= {Requirement(each).name for each in extras[name]}
+        assert {"h11", "uvicorn"} <= {Requirement(text).name for text in extras[name]}
 
 
 def test_the_pythons_are_those_of_ci_and_of_the_classifiers():
-    """The lowest one with the lowest libraries, the newest with the newest."""
+    """The lowest one runs with the lowest libraries, the newest with the newest."""
     lowest, newest = TABLE["Python"]
     assert PROJECT["requires-python"] == f">={lowest}"
     assert f"test_on lowest {lowest}" in CI
@@ -85,7 +85,7 @@ def test_the_pythons_are_those_of_ci_and_of_the_classifiers():
 
 
 def test_the_servers_are_those_of_ci():
-    """The lowest ones are programs that it names; the newest are those of the wheels."""
+    """It names the programs of the lowest ones; the newest are those of the wheels."""
     wheels = {
         requirement.name: next(iter(requirement.specifier)).version
         for requirement in map(Requirement, PROJECT["optional-dependencies"]["demo"])

@@ -36,15 +36,15 @@ from waiting import wait_until
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SCHEMA = "${MAILGLASS_DATABASE_SCHEMA:-public}"
-OURS = ("migrate", "worker", "beat", "receive", "web")
+OUR_SERVICES = ("migrate", "worker", "beat", "receive", "web")
 IMPORTS = "${MAILGLASS_IMPORTS:-}"
 LOGINS = ("mailglass_owner", "mailglass_worker", "mailglass_recorder", "mailglass_reader")
 GRANTED = ("mailglass_sweeper", "mailglass_dispatcher", "mailglass_recorder", "mailglass_reader")
 ROLES = tuple(dict.fromkeys((*LOGINS, *GRANTED)))
 
 
-def test_the_file_is_as_the_compose_specification_wants_it():
-    """Checked against the specification's schema, which refuses what it does not know."""
+def test_the_file_conforms_to_the_compose_specification():
+    """The specification's schema refuses unknown properties."""
     schema = json.loads((ROOT / "tests/support/compose_schema.json").read_text())
     check = jsonschema.Draft7Validator(schema)
     assert list(check.iter_errors(COMPOSE)) == []
@@ -53,21 +53,21 @@ def test_the_file_is_as_the_compose_specification_wants_it():
 
 
 def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
-    """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
+    """A service that is waited for as healthy has a health check; one without ends by itself."""
     services = COMPOSE["services"]
     ending = ["migrate", "grants"]
-    assert set(services) == {"postgres", "redis", "grants", *OURS}
+    assert set(services) == {"postgres", "redis", "grants", *OUR_SERVICES}
     assert all(service["restart"] in {"unless-stopped", "on-failure"} for service in services.values())
     assert [name for name, service in services.items() if "healthcheck" not in service] == ending
     for service in services.values():
-        for other, condition in service.get("depends_on", {}).items():
-            needed = "service_completed_successfully" if other in ending else "service_healthy"
+        for dependency, condition in service.get("depends_on", {}).items():
+            needed = "service_completed_successfully" if dependency in ending else "service_healthy"
             assert condition["condition"] == needed
-    assert all(services[name]["build"] == "." for name in OURS)
+    assert all(services[name]["build"] == "." for name in OUR_SERVICES)
 
 
-def test_a_service_can_write_nowhere_but_to_its_volume_and_gain_no_right():
-    """No capability but those that Postgres's entry point needs, a read-only root, and no new privileges."""
+def test_a_service_can_write_to_its_volume_only_and_gain_no_privilege():
+    """It has no capabilities except those of Postgres's entry point, a read-only root, and no new privileges."""
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -76,19 +76,19 @@ def test_a_service_can_write_nowhere_but_to_its_volume_and_gain_no_right():
 
 
 def test_each_service_has_a_limit_of_memory_and_of_processes():
-    """One that runs away does not take the others with it."""
+    """A runaway service does not affect the others."""
     for service in COMPOSE["services"].values():
         assert megabytes(service["mem_limit"]) <= 1024
         assert 0 < service["pids_limit"] <= 200
 
 
 def megabytes(limit: str) -> int:
-    """Return a limit of memory in megabytes."""
+    """Return a memory limit in megabytes."""
     return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
 
 
 def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
-    """Two networks; that of Redis has no way out, that of the database only because of the page's port."""
+    """Redis's network has no way out, that of the database only because of the dashboard's port."""
     networks = {name: service["networks"] for name, service in COMPOSE["services"].items()}
     assert networks == {
         "postgres": ["database"],
@@ -104,7 +104,7 @@ def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
 
 
 def test_every_image_is_named_by_its_full_version_or_digest():
-    """What was tested yesterday is what starts tomorrow."""
+    """Tomorrow's start uses what was tested today."""
     images = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
     images += re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert len(images) == 5
@@ -115,7 +115,7 @@ def test_every_image_is_named_by_its_full_version_or_digest():
 
 
 def test_each_service_has_the_password_that_it_needs_and_no_other():
-    """As a file, never in an environment; beat does not reach the database at all."""
+    """It is a file, never an environment variable; beat does not reach the database at all."""
     services = COMPOSE["services"]
     secrets = {name: service.get("secrets", []) for name, service in services.items()}
     assert secrets == {
@@ -129,7 +129,7 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
         "web": ["reader-url", "web"],
     }
     assert set(COMPOSE["secrets"]) == {name for names in secrets.values() for name in names}
-    for name in OURS:
+    for name in OUR_SERVICES:
         environment = services[name]["environment"]
         assert "entrypoint" not in services[name]
         assert environment.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
@@ -137,12 +137,12 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
         files = [value for value in environment.values() if value.startswith("@")]
         assert sorted(files) == sorted(f"@/run/secrets/{secret}" for secret in secrets[name])
         assert set(environment.values()) <= {*files, SCHEMA, IMPORTS}
-    importing = [name for name, one in services.items() if IMPORTS in one.get("environment", {}).values()]
+    importing = [name for name, service in services.items() if IMPORTS in service.get("environment", {}).values()]
     assert importing == ["worker", "receive", "web"]
 
 
 def test_the_head_of_the_file_makes_each_secret(tmp_path):
-    """By the commands that it shows, word for word; a URL has the password of its role."""
+    """The commands are run as shown; a URL has its role's password."""
     head = (ROOT / "docker-compose.yml").read_text().split("\nname:")[0]
     lines = [line.removeprefix("#   ") for line in head.splitlines() if line.startswith("#   ")]
     script = "\n".join(line for line in lines if not line.startswith("docker "))
@@ -156,7 +156,7 @@ def test_the_head_of_the_file_makes_each_secret(tmp_path):
 
 
 def test_each_role_gets_the_grants_of_the_document():
-    """Word for word, but for the schema, which its owner grants; what depends on who made the tables is chosen."""
+    """They are the same, but for the schema, which its owner grants, and the choice by who made the tables."""
     for role in GRANTED:
         usage = granting.STATEMENTS[role][0]
         assert usage in COMPOSE["configs"]["roles"]["content"].replace(':"schema"', "public")
@@ -164,8 +164,8 @@ def test_each_role_gets_the_grants_of_the_document():
     assert COMPOSE["configs"]["grants"]["content"] == reference.compose_grants(), "run `python docs/reference.py`"
 
 
-def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
-    """The page asks for a token, the receiver for a signature; their containers listen on every address."""
+def test_only_dashboard_and_receiver_can_be_reached_and_from_this_machine_only():
+    """The dashboard requires a token, the receiver a signature; their containers listen on every address."""
     services = COMPOSE["services"]
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
         "receive": ["127.0.0.1:8081:8081"],
@@ -176,15 +176,15 @@ def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
 
 
 def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
-    """The last USER is a number that is not root's."""
+    """The last USER is a number other than root's."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert int(re.findall(r"^USER (\d+)$", dockerfile, re.MULTILINE)[-1]) > 0
     assert not re.search("password|secret|token|ARG ", dockerfile, re.IGNORECASE)
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
-    """The package is built from these files alone, migrations and all."""
+def test_the_image_is_built_from_the_files_that_are_not_ignored(tmp_path):
+    """The package, with its migrations, is built from these files alone."""
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line.startswith("!"):
             source = ROOT / line[1:]
@@ -204,7 +204,7 @@ def note(connection, event):
 
 
 class Surroundings:
-    """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
+    """The environment, secrets and roles of the services, in places of one test."""
 
     def __init__(self, database_url: str, directory: Path, schema: str) -> None:
         self.url, self.directory, self.schema = database_url, directory, schema
@@ -213,13 +213,13 @@ class Surroundings:
         for name in COMPOSE["secrets"]:
             (directory / name).write_text(f"{name}-{self.suffix}\n")
         for login in LOGINS:
-            url = make_url(database_url).set(username=self.here(login)).render_as_string(hide_password=False)
+            url = make_url(database_url).set(username=self.with_places(login)).render_as_string(hide_password=False)
             (directory / f"{login.removeprefix('mailglass_')}-url").write_text(f"{url}\n")
         (directory / "redis-url").write_text(f"redis://:redis-{self.suffix}@127.0.0.1:{self.redis_port}/0\n")
         (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
 
-    def here(self, text: str) -> str:
-        """Put the places of this test into a text of the compose file, as Compose puts in what `.env` says."""
+    def with_places(self, text: str) -> str:
+        """Substitute this test's places in a text of the compose file, like Compose with `.env`."""
         text = text.replace(SCHEMA, self.schema)
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
         text = text.replace("8081", self.receiver_port)
@@ -234,92 +234,92 @@ class Surroundings:
         return text.replace("--dbname=mailglass", place).replace("$$", "$")
 
     def environment(self, name: str, commands: Path = Path(sys.executable).parent) -> dict[str, str]:
-        """Return the environment of a service, with the commands of a folder."""
+        """Return the environment of a service, with the commands in a folder."""
         path = f"{commands}:{os.environ['PATH']}"
         environment = COMPOSE["services"][name].get("environment", {})
         places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
-        places |= {setting: self.here(value) for setting, value in environment.items()}
+        places |= {setting: self.with_places(value) for setting, value in environment.items()}
         if environment.get("MAILGLASS_IMPORTS") == IMPORTS:
             (self.directory / "compose_handlers.py").write_text(HANDLERS)
             places |= {"MAILGLASS_IMPORTS": "compose_handlers", "PYTHONPATH": str(self.directory)}
         return places
 
     def command(self, name: str) -> list[str]:
-        """Return the command of the service, its entry point first."""
+        """Return the command of a service, with its entry point."""
         service = COMPOSE["services"][name]
-        return [self.here(part) for part in [*service.get("entrypoint", []), *service["command"]]]
+        return [self.with_places(part) for part in [*service.get("entrypoint", []), *service["command"]]]
 
     @property
     def owner(self) -> str:
-        """The URL of the owner of the tables."""
+        """Return the URL of the tables' owner."""
         return (self.directory / "owner-url").read_text().strip()
 
     def run(self, name: str, command: list[str]) -> str:
-        """Run a command in the environment of a service to its good end, and return what it printed."""
-        done = self.run_unchecked(name, command)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        """Run a command in a service's environment, and return its output; it must succeed."""
+        result = self.run_unchecked(name, command)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     def run_unchecked(self, name: str, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command in the environment of a service to its end, forked if it is Python, and return its result."""
+        """Run a command in a service's environment, forked if it is Python, and return its result."""
         return processes.run(command, self.environment(name, processes.forker().commands))
 
     def grant(self) -> None:
-        """Run what the service `grants` runs."""
+        """Run the service `grants`."""
         script = self.directory / "grants.sql"
-        script.write_text(self.here(COMPOSE["configs"]["grants"]["content"]))
+        script.write_text(self.with_places(COMPOSE["configs"]["grants"]["content"]))
         _psql, *options, url = COMPOSE["services"]["grants"]["command"]
         assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
         owned = installation(self.owner)
         place = make_url(url_of(owned)).update_query_dict({"options": f"-csearch_path={self.schema}"})
-        given = [option.replace("/grants.sql", str(script)) for option in options]
-        self.run("migrate", [client("psql", owned), *given, place.render_as_string(hide_password=False)])
+        local_options = [option.replace("/grants.sql", str(script)) for option in options]
+        self.run("migrate", [client("psql", owned), *local_options, place.render_as_string(hide_password=False)])
 
 
 @pytest.fixture
 def schema() -> str:
-    """The schema of an application without Mailglass: nobody sets the variable."""
+    """The schema of an application without Mailglass, for which nobody sets the variable."""
     return "public"
 
 
 @pytest.fixture
 def surroundings(empty_database_url, tmp_path, schema) -> Iterator[Surroundings]:
-    """Roles as the first start of Postgres makes them, by the file's own script."""
-    made = Surroundings(empty_database_url, tmp_path, schema)
-    script = made.here(COMPOSE["configs"]["roles"]["content"])
+    """Create roles by the file's own script, like the first start of Postgres."""
+    created = Surroundings(empty_database_url, tmp_path, schema)
+    script = created.with_places(COMPOSE["configs"]["roles"]["content"])
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
-    yield made
+    yield created
     for role in ROLES:
-        installation(empty_database_url).run(made.here(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
+        installation(empty_database_url).run(created.with_places(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
 
 
 @needs_debians_redis
 @pytest.mark.slow
-def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
-    """Migrate ends well; the others are healthy while they run, take half of their memory at most, end on SIGTERM."""
+def test_each_of_our_commands_and_health_checks_works_as_a_process(surroundings, tmp_path):
+    """Migrate succeeds; the others are healthy, use at most half of their memory, and end on SIGTERM."""
     services = COMPOSE["services"]
 
     def healthy(name: str) -> bool:
         how, *test = services[name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
-        checked = [surroundings.here(part) for part in command]
+        checked = [surroundings.with_places(part) for part in command]
         return surroundings.run_unchecked(name, checked).returncode == 0
 
     surroundings.run("migrate", surroundings.command("migrate"))
     surroundings.grant()
     assert not healthy("beat")
     assert not healthy("redis")
-    begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting"}
-    begun |= {"receive": "serving on", "web": "serving on"}
+    started_lines = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting"}
+    started_lines |= {"receive": "serving on", "web": "serving on"}
     with ExitStack() as stack:
         running = {}
-        for name, until in begun.items():
+        for name, until in started_lines.items():
             command, environment = surroundings.command(name), surroundings.environment(name)
             running[name] = stack.enter_context(processes.start(command, environment, until=until, cwd=tmp_path))
             running[name].wait_for(lambda name=name: healthy(name))
         with redis.Redis(port=int(surroundings.redis_port)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        arguments = [" ".join(one.cmdline()) for process in running.values() for one in process.family()]
+        arguments = [" ".join(member.cmdline()) for process in running.values() for member in process.family()]
         assert [line for line in arguments if surroundings.suffix in line.replace(str(tmp_path), "")] == []
         page = f"http://127.0.0.1:{surroundings.port}/"
         assert httpx.get(page).status_code == 401
@@ -339,10 +339,10 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         )  # by the worker, with its own privileges
         surroundings.run("worker", SWEEP)
         for name, process in running.items():
-            memory = sum(one.memory_info().rss for one in process.family()) / 1024**2
+            memory = sum(member.memory_info().rss for member in process.family()) / 1024**2
             assert memory < megabytes(services[name]["mem_limit"]) / 2, name
-        stopped = list(reversed(running.values()))  # as Compose does: what others depend on comes last
-        for process in stopped:
+        in_order_of_stop = list(reversed(running.values()))  # like Compose, which stops dependencies last
+        for process in in_order_of_stop:
             assert process.stop() == 0
         assert not healthy("beat")
         assert not healthy("worker")
@@ -352,16 +352,16 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
 @pytest.mark.parametrize("schema", ["mailglass", "public"])
 def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(surroundings, schema):
     """Its migrations run as the owner; `.env` names the schema, which was `public` before 2.0."""
-    theirs = live(surroundings.owner, schema, {"mailglass": "2.x", "public": "0.1.1"}[schema])
-    theirs.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
-    theirs.run(DELIVERY)
-    theirs.run(ORPHAN.format(id=uuid.uuid4(), age="5 minutes"))
+    mailglass = live(surroundings.owner, schema, {"mailglass": "2.x", "public": "0.1.1"}[schema])
+    mailglass.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
+    mailglass.run(DELIVERY)
+    mailglass.run(ORPHAN.format(id=uuid.uuid4(), age="5 minutes"))
     assert "Mailglass's tables" not in surroundings.run("migrate", surroundings.command("migrate"))
     surroundings.grant()
     swept = surroundings.run("worker", SWEEP)
     assert json.loads(swept)["linked"] == 1
     read = "SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT')"
-    assert theirs.values(read, role=surroundings.here("mailglass_sweeper")) == [True]
+    assert mailglass.values(read, role=surroundings.with_places("mailglass_sweeper")) == [True]
 
 
 SWEEP = ["mailglass-reconcile", "sweep", "--json"]

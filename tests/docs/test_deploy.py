@@ -1,4 +1,4 @@
-"""The manifests: valid for Kubernetes, with commands and settings that exist, and named by the pages as they are."""
+"""The manifests: valid for Kubernetes, with existing commands and settings, and with the names that the pages use."""
 
 import re
 
@@ -26,15 +26,17 @@ TEXT = "\n".join(PAGES.values())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("manifest", OBJECTS, ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
+@pytest.mark.parametrize(
+    "manifest", OBJECTS, ids=lambda manifest_object: f"{manifest_object['kind']} {manifest_object['metadata']['name']}"
+)
 def test_kubernetes_accepts_a_manifest(manifest, version):
-    """Strictly: no property that its schema does not know."""
+    """Validation is strict: unknown properties are errors."""
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_container_starts_a_command_that_there_is(name):
-    """With options that it has; Celery's is the bundled app, and its beat keeps the schedule in memory."""
+def test_a_container_starts_an_existing_command(name):
+    """Its options exist; Celery's app is the bundled one, and beat keeps the schedule in memory."""
     (container,) = PODS[name]["containers"]
     program, *arguments = container["args"]
     if program == "celery":
@@ -48,7 +50,7 @@ def test_a_container_starts_a_command_that_there_is(name):
 
 @pytest.mark.parametrize("name", PODS)
 def test_a_container_has_settings_that_exist_and_reads_mounted_secrets(name):
-    """Without a shell and without a password: each file that a setting names is a mounted key of the Secret."""
+    """No shell or password is needed: each file in a setting is a mounted key of the Secret."""
     (container,) = PODS[name]["containers"]
     assert "command" not in container
     environment = {row["name"]: row["value"] for row in container.get("env", ())}
@@ -64,7 +66,7 @@ def test_a_container_has_settings_that_exist_and_reads_mounted_secrets(name):
 
 @pytest.mark.parametrize("name", ["mailglass-worker", "mailglass-receive", "mailglass-web"])
 def test_each_process_that_needs_key_rules_or_handlers_imports_them(name):
-    """In Kubernetes by the ConfigMap, in Compose by `.env`; beat and the migration need neither."""
+    """In Kubernetes the ConfigMap does it, in Compose `.env`; beat and the migration need neither."""
     (container,) = PODS[name]["containers"]
     assert container["envFrom"] == [{"configMapRef": {"name": "mailglass"}}]
     assert "MAILGLASS_IMPORTS" in CONFIGURATION
@@ -80,17 +82,17 @@ def test_both_processes_with_metrics_have_their_token(name):
 
 
 def test_pages_name_the_objects_of_the_manifests():
-    """What a reader copies into `kubectl` is in the shipped file."""
-    named = set(re.findall(r"\b((?:deploy|job)/mailglass[\w-]*)", TEXT)) | set(
+    """A reader's `kubectl` commands refer to the shipped file."""
+    used = set(re.findall(r"\b((?:deploy|job)/mailglass[\w-]*)", TEXT)) | set(
         re.findall(r"\bdeploy/[\w-]+(?= --)", TEXT)
     )
     kinds = {"Deployment": "deploy", "Job": "job"}
-    assert named <= {f"{kinds[row['kind']]}/{row['metadata']['name']}" for row in OBJECTS if row["kind"] in kinds}
-    assert {"deploy/mailglass-worker", "job/mailglass-migrate"} <= named
+    assert used <= {f"{kinds[row['kind']]}/{row['metadata']['name']}" for row in OBJECTS if row["kind"] in kinds}
+    assert {"deploy/mailglass-worker", "job/mailglass-migrate"} <= used
 
 
 def test_pages_name_the_services_of_the_compose_file():
-    """In `docker compose run`, `exec`, `logs` and `up`."""
+    """`docker compose run`, `exec`, `logs` and `up` are read."""
     commands_shown = re.findall(r"docker compose (?:run|exec|logs|up)((?: [^\s#`]+)+)", TEXT)
     services = [[word for word in words.split() if not word.startswith("-")] for words in commands_shown]
     assert len(services) >= 4
@@ -101,11 +103,15 @@ def test_pages_name_the_services_of_the_compose_file():
 
 
 def test_prometheus_scrapes_ports_that_are_open():
-    """The targets of the page are Services of the manifest with their port, those of its text services of Compose."""
+    """The page's targets are Services of the manifest with their port, those in its text services of Compose."""
     page = PAGES["monitoring.md"]
     (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     jobs = {job["job_name"]: job for job in yaml.safe_load(configuration)["scrape_configs"]}
-    targets = {job: one["static_configs"][0]["targets"] for job, one in jobs.items() if "static_configs" in one}
+    targets = {
+        job: job_settings["static_configs"][0]["targets"]
+        for job, job_settings in jobs.items()
+        if "static_configs" in job_settings
+    }
     assert targets == {"mailglass-reconcile": [f"mailglass-web:{SERVICES['mailglass-web']}"]}
     (relabel,) = jobs["mailglass-receive"]["relabel_configs"]
     labels = {row["metadata"]["name"]: row["metadata"]["labels"] for row in OBJECTS if "labels" in row["metadata"]}
@@ -117,7 +123,7 @@ def test_prometheus_scrapes_ports_that_are_open():
 
 
 def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
-    """Another test compares the table of monitoring.md with a scrape; this one compares every other page with it."""
+    """Another test compares the table of monitoring.md with a scrape; this one compares all other pages."""
     metrics = set(re.findall(r"^\| `(\w+)` \|", PAGES["monitoring.md"], re.MULTILINE))
     of_prometheus = [(pages.ROOT / "docs/monitoring" / name).read_text() for name in ("alerts.yml", "dashboard.json")]
     assert set(re.findall(r"\bmailglass_reconcile_\w+", "".join(of_prometheus))) <= metrics
@@ -126,7 +132,7 @@ def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
 
 
 def test_the_page_makes_the_secret_that_the_manifests_read():
-    """By one command, with a file for each key."""
+    """One command does it, with a file for each key."""
     text = (pages.ROOT / "docs" / "deploy.md").read_text()
     assert set(re.findall(r"--from-file=([\w-]+)", text)) == SECRETS
     mounted = {
@@ -139,7 +145,7 @@ def test_the_page_makes_the_secret_that_the_manifests_read():
 
 
 def test_a_worker_has_time_to_end_a_sweep_and_there_is_one_beat():
-    """More than a sweep's deadline; and no probe restarts a process because another one is down."""
+    """The grace period exceeds a sweep's deadline; no probe restarts a process because another one is down."""
     assert PODS["mailglass-worker"]["terminationGracePeriodSeconds"] > Settings.model_fields["sweep_seconds"].default
     (beat,) = [row for row in OBJECTS if row["metadata"]["name"] == "mailglass-beat"]
     assert (beat["spec"]["replicas"], beat["spec"]["strategy"]) == (1, {"type": "Recreate"})

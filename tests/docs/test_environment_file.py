@@ -1,4 +1,4 @@
-"""The file of settings that cron's shell and systemd read: a value as the page writes it means the same to both."""
+"""The file of settings for cron's shell and systemd: both read a documented value in the same way."""
 
 import json
 import re
@@ -22,21 +22,21 @@ AWKWARD = [
 ]
 
 
-def by_shell(file: Path) -> dict[str, str]:
+def read_by_shell(file: Path) -> dict[str, str]:
     """Return the environment of a command that loads the file as docs/deploy.md does: with `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
-    done = processes.run(["sh", "-c", line], {"PATH": "/usr/bin:/bin"})
-    return {name: value for name, value in json.loads(done.stdout).items() if name.startswith(ENV_PREFIX)}
+    result = processes.run(["sh", "-c", line], {"PATH": "/usr/bin:/bin"})
+    return {name: value for name, value in json.loads(result.stdout).items() if name.startswith(ENV_PREFIX)}
 
 
-def by_systemd(file: Path) -> dict[str, str]:
+def read_by_systemd(file: Path) -> dict[str, str]:
     """Return the environment of a service with `EnvironmentFile=`, by the rules of systemd.exec(5)."""
     result = {}
     for line in file.read_text().splitlines():
-        name, _, rest = line.strip().partition("=")
-        if not rest or name.startswith(("#", ";")):
+        name, _, text = line.strip().partition("=")
+        if not text or name.startswith(("#", ";")):
             continue
-        value, quote, characters = "", "", iter(rest.strip())
+        value, quote, characters = "", "", iter(text.strip())
         for c in characters:
             if c == "\\" and quote != "'":
                 value += next(characters, "")
@@ -50,18 +50,18 @@ def by_systemd(file: Path) -> dict[str, str]:
     return result
 
 
-def test_the_file_of_the_page_means_the_same_to_a_shell_and_to_systemd(tmp_path):
-    """Every value is in single quotes, and names a setting that there is."""
+def test_a_shell_and_systemd_read_the_page_s_file_alike(tmp_path):
+    """Every value is in single quotes and is that of an existing setting."""
     file = tmp_path / "mailglass.env"
     file.write_text(FILE)
     assert all(re.fullmatch(r"MAILGLASS_\w+='[^']+'", line) for line in FILE.splitlines())
-    assert by_shell(file) == by_systemd(file) != {}
-    assert {name.removeprefix(ENV_PREFIX).lower() for name in by_shell(file)} <= set(Settings.model_fields)
+    assert read_by_shell(file) == read_by_systemd(file) != {}
+    assert {name.removeprefix(ENV_PREFIX).lower() for name in read_by_shell(file)} <= set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("value", AWKWARD)
-def test_whatever_stands_between_single_quotes_arrives_as_it_is(tmp_path, value):
-    """Without them, or with double ones, a shell reads some of it in its own way."""
+def test_text_in_single_quotes_is_read_unchanged(tmp_path, value):
+    """Without quotes, or in double ones, a shell interprets some of it."""
     file = tmp_path / "mailglass.env"
     file.write_text(f"MAILGLASS_DATABASE_URL='{value}'\n")
-    assert by_shell(file) == by_systemd(file) == {"MAILGLASS_DATABASE_URL": value}
+    assert read_by_shell(file) == read_by_systemd(file) == {"MAILGLASS_DATABASE_URL": value}

@@ -20,17 +20,17 @@ def first_column(text: str) -> list[str]:
 
 
 def test_each_type_has_a_row():
-    """In the order in which the later one wins."""
+    """Rows are in the order in which the later type wins."""
     assert tuple(first_column(TEXT.partition("\n## ")[0])) == TYPES
 
 
 def test_each_reason_has_a_row():
-    """In the order of the code."""
+    """Rows are in the order of the code."""
     assert tuple(first_column(TEXT.partition("## The reason")[2])) == REJECT_REASONS
 
 
 def reporting(type_: str) -> set[str]:
-    """Return the titles of the providers that the page says report a type."""
+    """Return the titles of the providers that report a type, by the page."""
     titles = {registry.get_provider(name).title for name in registry.PROVIDERS}
     (cell,) = re.findall(rf"^\| `{type_}` \| (.*) \|$", GENERATED, re.M)
     names = {name for name in titles if re.search(rf"(?:^|, |but ){re.escape(name)}(?:,|$)", cell)}
@@ -49,7 +49,7 @@ def test_the_providers_of_each_type_are_those_of_the_records():
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(provider):
-    """What a payload of the provider's documentation is read as."""
+    """The type is that of a payload in the provider's documentation."""
     documented = json.loads((reference.PAYLOADS / f"{provider}.json").read_text())["events"]
     assert documented
     missing = {row["type"] for row in documented if registry.get_provider(provider).title not in reporting(row["type"])}
@@ -58,5 +58,5 @@ def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(prov
 
 @pytest.mark.parametrize("page", ["recording.md", "handlers.md", "django.md", "trouble.md", "order-status.md"])
 def test_a_page_that_names_types_links_to_their_meaning(page):
-    """So that a reader of `deferred` is one click away from what it means."""
+    """A reader of `deferred` is one click away from its meaning."""
     assert "](event-types.md" in (pages.ROOT / "docs" / page).read_text()

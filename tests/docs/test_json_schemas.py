@@ -1,4 +1,4 @@
-"""The JSON schemas of docs/ have every field and every word that the commands print."""
+"""The JSON schemas in docs/ have every field and every value that the commands print."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs
 
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (pages.ROOT / "docs/schemas").glob("*.json")}
-OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attached has none
+OPTIONAL = {"reconciled_from_event_id"}  # a message about an attached event has none
 
 ADDED = {"explain": {"delivery"}, "orphans": {"summary"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
@@ -40,31 +40,31 @@ WORDS = {
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object that a schema describes field by field."""
+    """Yield every object whose fields a schema describes."""
     if isinstance(schema, dict):
         if "required" in schema and "properties" in schema:
             yield schema
         schema = list(schema.values())
-    for each in schema if isinstance(schema, list) else []:
-        yield from objects(each)
+    for value in schema if isinstance(schema, list) else []:
+        yield from objects(value)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
 def test_every_field_of_a_schema_is_required(name):
     """Fields are only added, so a program may rely on each."""
-    for each in objects(SCHEMAS[name]):
-        assert set(each["properties"]) - OPTIONAL == set(each["required"])
+    for described in objects(SCHEMAS[name]):
+        assert set(described["properties"]) - OPTIONAL == set(described["required"])
 
 
 @pytest.mark.parametrize("name", sorted(RESULTS))
 def test_a_schema_has_the_fields_of_the_result(name):
-    """No more and no fewer, at its top."""
+    """The fields at its top level are exactly those."""
     fields = {field.name for field in dataclasses.fields(RESULTS[name])} | ADDED.get(name, set())
     assert set(SCHEMAS[name]["properties"]) == fields
 
 
 def test_a_record_has_the_same_fields_wherever_it_is_printed():
-    """A delivery by `find` and `explain`, an orphan by `find` and `orphans`."""
+    """A delivery is printed by `find` and `explain`, an orphan by `find` and `orphans`."""
     result = {tuple(row["properties"]["kind"].values()): set(row["properties"]) for row in SCHEMAS["find"]["oneOf"]}
     delivery = {field.name for field in dataclasses.fields(Delivery)}
     assert result["delivery",] == delivery | {"kind", "id"}
@@ -73,7 +73,7 @@ def test_a_record_has_the_same_fields_wherever_it_is_printed():
 
 
 def test_the_schemas_of_findings_and_counts_have_their_fields():
-    """Those of the doctor and of the dispatch."""
+    """They are those of the doctor and of the dispatch."""
     findings = SCHEMAS["doctor"]["properties"]["findings"]["items"]
     assert set(findings["properties"]) == set(Finding("", "ok", "").as_dict())
     counts = SCHEMAS["dispatch"]["oneOf"][0]["properties"]
@@ -81,10 +81,10 @@ def test_the_schemas_of_findings_and_counts_have_their_fields():
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_a_schema_has_every_word_that_a_field_may_hold(name):
-    """Kinds and origins of runs, states and statuses, as the code defines them."""
-    for each in objects(SCHEMAS[name]):
-        for field, described in each["properties"].items():
+def test_a_schema_has_every_value_of_a_field(name):
+    """Kinds and origins of runs, states and statuses are those of the code."""
+    for object_schema in objects(SCHEMAS[name]):
+        for field, described in object_schema["properties"].items():
             words = WORDS.get((name, field)) or WORDS.get(field)
             if words and "enum" in described:
                 assert set(described["enum"]) == words, field

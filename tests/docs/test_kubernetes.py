@@ -1,4 +1,4 @@
-"""The way to Kubernetes: the page's steps in their order, with the manifests' containers as processes."""
+"""The page on Kubernetes: its steps in order, with the manifests' containers as processes."""
 
 import re
 import shlex
@@ -42,11 +42,11 @@ class Cluster(ExitStack):
         self.objects: list[dict] = []
 
     def run(self, command: str) -> str:
-        """Run a command of the page to its good end, and return what it printed."""
+        """Run a command of the page, and return its output; it must succeed."""
         if command.startswith("kubectl "):
             return self._kubectl(shlex.split(command)[1:])
-        for shown, real in self.places.items():
-            command = command.replace(shown, real)
+        for address, real in self.places.items():
+            command = command.replace(address, real)
         return self._process(["bash", "-euo", "pipefail", "-c", command], {"PATH": f"/usr/bin:/bin:{BIN}"})
 
     def _kubectl(self, arguments: list[str]) -> str:
@@ -64,22 +64,25 @@ class Cluster(ExitStack):
             case ["exec", deployment, "--", *command]:
                 name = deployment.removeprefix("deploy/")
                 assert self.started[name].poll() is None
-                return self._process(self._here(command), self._environment(name))
+                return self._process(self._with_local_ports(command), self._environment(name))
             case _:
                 pytest.fail(f"the page has a new command: {arguments}")
         return ""
 
     def _apply(self, labels: dict[str, str]) -> None:
-        """Run the Job, and start one process of each Deployment; the ConfigMap must be there before they are."""
-        for one in yaml.safe_load_all(MANIFESTS.read_text()):
-            if labels.items() <= one["metadata"].get("labels", {}).items() and one not in self.objects:
-                self.objects.append(one)
-                if one["kind"] == "Job":
-                    name = one["metadata"]["name"]
+        """Run the Job, and start a process for each Deployment; the ConfigMap must exist before."""
+        for manifest_object in yaml.safe_load_all(MANIFESTS.read_text()):
+            if (
+                labels.items() <= manifest_object["metadata"].get("labels", {}).items()
+                and manifest_object not in self.objects
+            ):
+                self.objects.append(manifest_object)
+                if manifest_object["kind"] == "Job":
+                    name = manifest_object["metadata"]["name"]
                     self._process(self._container(name)["args"], self._environment(name))
                     self.finished.add(name)
-                elif one["kind"] == "Deployment":
-                    self._start(one["metadata"]["name"])
+                elif manifest_object["kind"] == "Deployment":
+                    self._start(manifest_object["metadata"]["name"])
 
     def _container(self, name: str) -> dict:
         (result,) = [
@@ -98,14 +101,14 @@ class Cluster(ExitStack):
                 if row["kind"] == "ConfigMap" and row["metadata"]["name"] == source["configMapRef"]["name"]
             ]
             environment |= map_
-        for one in container.get("env", ()):
-            if one["value"].startswith(f"@{MOUNTED}/"):
-                assert one["value"].removeprefix(f"@{MOUNTED}/") in self.secret
-            environment[one["name"]] = one["value"].replace(MOUNTED, str(self.folder))
+        for variable in container.get("env", ()):
+            if variable["value"].startswith(f"@{MOUNTED}/"):
+                assert variable["value"].removeprefix(f"@{MOUNTED}/") in self.secret
+            environment[variable["name"]] = variable["value"].replace(MOUNTED, str(self.folder))
         return environment
 
     def _start(self, name: str) -> None:
-        command = self._here(self._container(name)["args"], name)
+        command = self._with_local_ports(self._container(name)["args"], name)
         starting = processes.start(command, self._environment(name), cwd=self.folder)
         self.started[name] = self.enter_context(starting)
 
@@ -120,8 +123,8 @@ class Cluster(ExitStack):
 
         self.started[name].wait_for(ready if probe else " ready.")
 
-    def _here(self, arguments: list[str], name: str = "") -> list[str]:
-        """Return a command with this machine's ports in place of a container's, and of a Service's name."""
+    def _with_local_ports(self, arguments: list[str], name: str = "") -> list[str]:
+        """Replace the ports of containers and of a Service's name by this machine's."""
         words = []
         for word in arguments:
             if name in self.ports and word == str(self._container(name)["ports"][0]["containerPort"]):
@@ -132,9 +135,9 @@ class Cluster(ExitStack):
         return words
 
     def _process(self, command: list[str], environment: dict[str, str]) -> str:
-        done = processes.run(command, environment, cwd=self.folder)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        result = processes.run(command, environment, cwd=self.folder)
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        return result.stdout
 
 
 BIN = Path(sys.executable).parent
@@ -143,7 +146,7 @@ BIN = Path(sys.executable).parent
 def test_kubernetes_from_the_readme_to_a_recorded_webhook(
     empty_database_url: str, redis_url: str, tmp_path: Path, server_roles: Callable[..., None]
 ) -> None:
-    """Roles, Secret, migration, grants, all processes, the doctor, and a webhook that is linked to its delivery."""
+    """It covers roles, Secret, migration, grants, all processes, the doctor, and a linked webhook."""
     assert "docs/deploy.md" in pages.links(pages.README)
     url = make_url(empty_database_url)
     server_roles(empty_database_url, *ROLES, "mailglass_owner")
@@ -167,7 +170,7 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
             record_send(connection, provider="postmark", sent=[Sent(recipient="ann@example.org", message_id="m-1")])
         assert tables.values("SELECT last_event_type FROM mailglass_deliveries") == ["delivered"]
         token = {"authorization": f"Bearer {(tmp_path / 'web-token').read_text().strip()}"}
-        for name in ("mailglass-receive", "mailglass-web"):  # what Prometheus scrapes
+        for name in ("mailglass-receive", "mailglass-web"):  # the pods that Prometheus scrapes
             answer = httpx.get(f"http://127.0.0.1:{cluster.ports[name]}/metrics", headers=token)
             assert "\nmailglass_reconcile_" in answer.text
         (forwarded,) = re.findall(r"port-forward service/([\w-]+) \d+:(\d+)", PAGE.read_text())

@@ -1,4 +1,4 @@
-"""Limits, defaults, ports and exit codes: each sentence of a page that names one is held against the package."""
+"""Limits, defaults, ports and exit codes: each sentence with one agrees with the package."""
 
 import dataclasses
 import json
@@ -37,12 +37,12 @@ WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: 
 
 
 def word(number: float) -> str:
-    """Return a number as a page writes it out."""
+    """Return a number as a page spells it."""
     return WORDS[int(number)]
 
 
 def columns_of_dispatcher() -> str:
-    """Return the columns of deliveries that the dispatcher may read, as a page enumerates them."""
+    """Return the delivery columns that the dispatcher may read, as a page lists them."""
     (grant,) = [grant for grant in privileges.DISPATCHER.grants if grant.object == "mailglass_deliveries"]
     *columns, last = [f"`{column}`" for column in grant.privileges["SELECT"].split()]
     return f"{', '.join(columns)} and {last}"
@@ -142,25 +142,25 @@ SENTENCES = [
 
 @pytest.mark.parametrize("sentence", SENTENCES, ids=lambda sentence: f"{sentence[0]}: {sentence[1]}")
 def test_a_page_names_the_limit_that_the_package_has(sentence):
-    """In these words; whoever changes either changes both."""
+    """Changing one requires changing the other."""
     page, text, *values = sentence
     assert text.format(*values) in PAGES[page]
 
 
 def test_the_waits_before_a_failed_job_runs_again_are_those_of_the_page():
-    """In the order in which they come."""
-    shown = "5 seconds, 30 seconds, 2 minutes, 10 minutes, 1 hour, 4 hours, 12 hours and a day"
-    assert f"retried after {shown}" in PAGES["handlers.md"]
+    """They are in order."""
+    delays = "5 seconds, 30 seconds, 2 minutes, 10 minutes, 1 hour, 4 hours, 12 hours and a day"
+    assert f"retried after {delays}" in PAGES["handlers.md"]
     seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
     waits = [
         int(number.replace("a", "1")) * seconds[unit]
-        for number, unit in re.findall(r"(\d+|a) (second|minute|hour|day)", shown)
+        for number, unit in re.findall(r"(\d+|a) (second|minute|hour|day)", delays)
     ]
     assert tuple(waits) == outbox.DELAYS_SECONDS
 
 
 def test_the_entries_of_beat_run_and_expire_as_the_page_says():
-    """Every five minutes, daily at 03:00 UTC, and every ten seconds; the queues are those of the bundled app."""
+    """They run every five minutes, daily at 03:00 UTC, and every ten seconds; the queues are the bundled app's."""
     entries = {entry["task"].rpartition(".")[2]: entry for entry in schedule.beat_schedule.values()}
     assert "a sweep every five minutes, a prune daily at 03:00 UTC" in PAGES["sweeps.md"]
     assert (thresholds.SWEEP_INTERVAL_SECONDS, schedule.DISPATCH_SECONDS) == (300, 10)
@@ -173,7 +173,7 @@ def test_the_entries_of_beat_run_and_expire_as_the_page_says():
 
 
 def test_each_process_listens_on_the_port_of_the_page():
-    """`receive` on 8081, `serve` on 8080, of this machine alone."""
+    """`receive` listens on 8081, `serve` on 8080, both on this machine only."""
     defaults = {
         name: {option.name: option.default for option in commands.SUBCOMMANDS[name].params}
         for name in ("receive", "serve")
@@ -187,14 +187,14 @@ def test_each_process_listens_on_the_port_of_the_page():
 
 
 def test_the_exit_codes_are_those_of_the_pages():
-    """Those of an error of usage and of an interruption; another test holds what each command ends with."""
+    """They are those of usage errors and interruptions; another test checks each command's."""
     assert "0 ok, 1 partial or failed, 2 wrong usage, 130 interrupted" in PAGES["command-line.md"]
     assert "0 (ok), 1 (partial or failed" in PAGES["deploy.md"]
     assert (click.UsageError.exit_code, cli.INTERRUPTED) == (2, 130)
 
 
 def test_every_kind_and_origin_of_a_run_is_on_the_page():
-    """And no other."""
+    """The page has no other."""
     text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("### Runs")[2]
     listed, _, origins = text.partition("The values of `origin`:")
     assert tuple(re.findall(r"^- `(\w+)`:", listed, re.MULTILINE)) == (
@@ -210,23 +210,23 @@ def test_every_kind_and_origin_of_a_run_is_on_the_page():
 
 
 def test_the_attributes_of_spans_are_those_of_the_page():
-    """Everything else is dropped."""
+    """All others are dropped."""
     text = PAGES["monitoring.md"].partition("### Spans")[2].partition("### Instruments")[0]
     table = text.partition("A sweep or dispatch that failed")[0]
-    named = set(re.findall(r"`([\w.]+)`", table)) - {"ok", "partial", "failed", "full", "range", "recent"}
-    assert named - {"mailglass_reconcile.sweep", "mailglass_reconcile.dispatch"} == telemetry.SPAN_ATTRIBUTES
+    documented = set(re.findall(r"`([\w.]+)`", table)) - {"ok", "partial", "failed", "full", "range", "recent"}
+    assert documented - {"mailglass_reconcile.sweep", "mailglass_reconcile.dispatch"} == telemetry.SPAN_ATTRIBUTES
 
 
 @pytest.mark.parametrize("result", [SweepResult, PruneResult, DispatchResult], ids=lambda result: result.__name__)
-def test_the_reference_names_the_fields_of_a_result_and_no_others(result):
-    """In the sentences that stand in place of a list; words of `status` are no fields."""
+def test_the_reference_has_exactly_the_fields_of_a_result(result):
+    """They are in sentences instead of a list; values of `status` are no fields."""
     fields = {field.name for field in dataclasses.fields(result)}
     names = set(re.findall(r"`(\w+)`", reference.DATA[result.__name__]))
     assert fields <= names <= fields | {"ok", "partial", "failed"}
 
 
 def test_the_page_names_what_dispatch_prints():
-    """Each name of the schema, but for the counts and what is inside a list."""
+    """The page has each name of the schema, except counts and what is within a list."""
     schema = json.loads((pages.ROOT / "docs/schemas/dispatch.json").read_text())
     printed = {name for shape in schema["oneOf"][1:] for name in shape["properties"]}
     (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/formats.md").read_text(), re.MULTILINE)
@@ -235,8 +235,8 @@ def test_the_page_names_what_dispatch_prints():
 
 
 def test_every_option_that_a_page_names_is_one_of_its_subcommand():
-    """In a command of a block, or within a sentence such as `sweep --dry-run`."""
-    unknown, seen = {}, set()
+    """It is in a command of a block, or in a sentence such as `sweep --dry-run`."""
+    unknown, options_seen = {}, set()
     for page in pages.PAGES:
         for text in re.findall(r"`([^`\n]+)`|^ *\$ (.+)$", page.read_text(), re.MULTILINE):
             line = "".join(text)
@@ -245,15 +245,15 @@ def test_every_option_that_a_page_names_is_one_of_its_subcommand():
             if command and command[1] in commands.SUBCOMMANDS:
                 params = {option for param in commands.SUBCOMMANDS[command[1]].params for option in param.opts}
                 options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", command[2])) - {"--help", "--version"}
-                seen |= options
+                options_seen |= options
                 if missing := options - params:
                     unknown[f"{page.name}: {command[0]}"] = missing
     assert unknown == {}
-    assert len(seen) > 30
+    assert len(options_seen) > 30
 
 
 def test_every_variable_and_alert_that_a_page_names_exists():
-    """Settings, the variables of the pytest plugin, and the rules of Prometheus."""
+    """They are settings, variables of the pytest plugin, and rules of Prometheus."""
     settings = {f"MAILGLASS_{name.upper()}" for name in Settings.model_fields}
     settings |= {
         f"MAILGLASS_TEST_{name}" for name in ("DATABASE_URL", "REDIS_URL", "POSTGRES_PROGRAMS", "REDIS_PROGRAM")
@@ -261,7 +261,7 @@ def test_every_variable_and_alert_that_a_page_names_exists():
     settings |= {
         "MAILGLASS_DATABASE_ALIAS",
         "MAILGLASS_DATABASE_SHEMA",
-    }  # Django's own, and a misspelling of an example
+    }  # Django's own, and an example's misspelling
     alerts = set(re.findall(r"alert: (\w+)", (pages.ROOT / "docs/monitoring/alerts.yml").read_text()))
     for page in pages.PAGES:
         text = page.read_text()
@@ -272,7 +272,7 @@ def test_every_variable_and_alert_that_a_page_names_exists():
 
 
 def test_the_roles_of_the_pages_are_those_with_privileges():
-    """On the page on roles each with its work, and the login of the manifests."""
+    """The page on roles has each with its task, and the manifests have its login."""
     names = {role.name for role in privileges.ROLES}
     table = set(re.findall(r"^\| `(mailglass_\w+)` \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE))
     assert table == names
@@ -282,7 +282,7 @@ def test_the_roles_of_the_pages_are_those_with_privileges():
 
 
 def test_the_checks_of_django_are_those_of_the_page():
-    """By their ids."""
+    """Their ids are compared."""
     code = (pages.ROOT / "mailglass_reconcile/contrib/django/checks.py").read_text()
     ids = set(re.findall(r"\"mailglass_reconcile\.(W\d{3})\"", code)) | set(re.findall(r"\"(E\d{3})\"", code))
     page = PAGES["django.md"].partition("## Checks")[2].partition("## ")[0]
@@ -290,7 +290,7 @@ def test_the_checks_of_django_are_those_of_the_page():
 
 
 def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
-    """Mailglass's three, and ours."""
+    """They are Mailglass's three and ours."""
     text = (pages.ROOT / "docs" / "concepts.md").read_text().partition("## The tables")[2].partition("### Runs")[0]
     rows = re.findall(r"^\| (`mailglass_[^|]*)\|", text, re.MULTILINE)
     listed = set(re.findall(r"`(mailglass_\w+)`", " ".join(rows)))
@@ -299,7 +299,7 @@ def test_the_tables_of_the_page_are_those_of_a_migrated_database(tx):
 
 
 def test_the_readme_names_every_provider():
-    """As many as it says, and each has a section on the page on providers."""
+    """Their number is right, and each has a section on the page on providers."""
     titles = sorted((registry.get_provider(name).title for name in registry.PROVIDERS), key=str.lower)
     listed = re.findall(r"\*\*(\d+) providers\*\*.*?does not sign: (.*?)\. You can", PAGES["README.md"])
     assert listed == [(str(len(titles)), f"{', '.join(titles[:-1])} and {titles[-1]}")]

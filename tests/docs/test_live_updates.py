@@ -1,4 +1,4 @@
-"""The blocks of the page on live updates, with a Redis that is there, stops, and comes back."""
+"""The code of the page on live updates, with a Redis that runs, stops and restarts."""
 
 import asyncio
 import datetime as dt
@@ -29,7 +29,7 @@ def block(heading: str) -> str:
     return next(response.text for response in pages.section(PAGE, heading) if response.language == "python")
 
 
-def opened(db) -> str:
+def record_open(db) -> str:
     """Record a send and an open of it, broadcast both, and return the delivery's id."""
     event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="1")
     with db.engine.begin() as connection:
@@ -40,15 +40,15 @@ def opened(db) -> str:
     return str(sent[0].delivery_id)
 
 
-def test_a_subscriber_refreshes_what_an_update_names(db, redis_url):
-    """As the page writes it: everything at first, then the delivery."""
+def test_a_subscriber_refreshes_the_delivery_of_an_update(db, redis_url):
+    """The page's code refreshes everything at first, then the delivery."""
     refreshed = []
 
     def refresh(delivery_id: str) -> None:
         names["updates"].close()
         refreshed.append(delivery_id)
 
-    names = {"refresh": refresh, "refresh_all": lambda: lines.append(opened(db))}
+    names = {"refresh": refresh, "refresh_all": lambda: lines.append(record_open(db))}
     lines: list[str] = []
     exec(block("Subscribe"), names)  # noqa: S102 - our own page
     assert refreshed == lines
@@ -56,7 +56,7 @@ def test_a_subscriber_refreshes_what_an_update_names(db, redis_url):
 
 @pytest.fixture
 def fan_out(tmp_path) -> ModuleType:
-    """The module of the page."""
+    """The page's module."""
     path = Path(tmp_path) / "fan_out.py"
     path.write_text(block("Thousands of browsers"))
     specification = importlib.util.spec_from_file_location("fan_out", path)
@@ -66,29 +66,29 @@ def fan_out(tmp_path) -> ModuleType:
 
 
 def test_many_listeners_share_a_subscription_and_refresh_while_redis_is_down(db, valkey, fan_out):
-    """A message reaches its delivery's listeners alone; without Redis they refresh, and later messages come again."""
+    """A message reaches only its delivery's listeners; without Redis they refresh, and later messages arrive again."""
     settings = db.settings.model_copy(update={"redis_url": SecretStr(valkey.url)})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
 
     async def main() -> None:
         fan = fan_out.FanOut(SECONDS)
         running = asyncio.create_task(fan.run())
-        delivery = await asyncio.to_thread(opened, db)
-        with fan.listen(delivery) as first, fan.listen(delivery) as two, fan.listen("another") as other:
-            for queue in (first, two, other):
+        delivery = await asyncio.to_thread(record_open, db)
+        with fan.listen(delivery) as first, fan.listen(delivery) as two, fan.listen("another") as unrelated:
+            for queue in (first, two, unrelated):
                 assert await queue.get() is fan_out.REFRESH
             await eventually(lambda: subscribers(valkey))
             for queue in (first, two):
                 await message_for(db, queue, delivery)
             valkey.stop()
-            for _ in range(2):  # again and again, as long as it is down
-                assert await asyncio.wait_for(other.get(), PATIENCE) is fan_out.REFRESH
+            for _ in range(2):  # repeatedly, while it is down
+                assert await asyncio.wait_for(unrelated.get(), PATIENCE) is fan_out.REFRESH
             valkey.start()
             await eventually(lambda: subscribers(valkey))
             for queue in (first, two):
                 await message_for(db, queue, delivery)
-            while not other.empty():
-                assert other.get_nowait() is fan_out.REFRESH
+            while not unrelated.empty():
+                assert unrelated.get_nowait() is fan_out.REFRESH
         assert not fan.listeners
         running.cancel()
 
@@ -96,10 +96,10 @@ def test_many_listeners_share_a_subscription_and_refresh_while_redis_is_down(db,
 
 
 async def message_for(db, queue: asyncio.Queue, delivery: str) -> None:
-    """Record events of the delivery until its queue has a message: one may be lost while Redis comes back."""
+    """Record events of the delivery until its queue has a message, because one may be lost while Redis restarts."""
     message = None
     for _ in range(PATIENCE):
-        await asyncio.to_thread(clicked, db)
+        await asyncio.to_thread(record_click, db)
         with suppress(TimeoutError):
             while message is None:
                 message = await asyncio.wait_for(queue.get(), 1)
@@ -107,7 +107,7 @@ async def message_for(db, queue: asyncio.Queue, delivery: str) -> None:
     assert message["delivery_id"] == delivery
 
 
-def clicked(db) -> None:
+def record_click(db) -> None:
     """Record a new click, and broadcast it."""
     at = dt.datetime.now(dt.UTC)
     event = WebhookEvent(type="clicked", occurred_at=at, provider_event_id=str(at), message_id="1")
@@ -117,7 +117,7 @@ def clicked(db) -> None:
 
 
 def subscribers(valkey: Valkey) -> int:
-    """Return how many subscriptions to every channel the server has."""
+    """Return the number of the server's subscriptions to every channel."""
     with suppress(redis.ConnectionError), redis.Redis.from_url(valkey.url) as client:
         return client.pubsub_numpat()
     return 0

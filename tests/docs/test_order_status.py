@@ -1,4 +1,4 @@
-"""The page on showing the status: its tables, its application and its queries, as a reader would run them."""
+"""The page on showing the status: its tables, application and queries, run as a reader would."""
 
 import datetime as dt
 from itertools import count
@@ -18,7 +18,7 @@ TABLE, VIEW, ORDER_INDEX, OF_ORDER, REASON, MESSAGE_INDEX = SQL
 
 
 def report(db, message_id: str, type_: str, **fields) -> None:
-    """Record a webhook of Postmark's about a message."""
+    """Record a webhook of Postmark about a message."""
     event = WebhookEvent(
         type=type_, occurred_at=dt.datetime.now(dt.UTC), provider_event_id=f"{message_id}-{type_}",
         message_id=message_id, **fields,
@@ -45,7 +45,7 @@ def shop(db, monkeypatch):
 
 
 def test_an_order_shows_what_the_provider_reported(db, shop):
-    """From the order to the word, for each event that the view names; an unknown order is not found."""
+    """The view has a word for each event; an unknown order is not found."""
     with TestClient(shop["app"]) as client:
         assert client.get("/orders/7").json() == {"status": "not sent yet", "since": None}
         assert client.post("/orders/7/confirmation").json() == {"order": 7}
@@ -61,7 +61,7 @@ def test_an_order_shows_what_the_provider_reported(db, shop):
 
 
 def test_a_deleted_delivery_leaves_its_order(db, shop):
-    """Retention deletes deliveries; the order stays, and says so."""
+    """Retention deletes deliveries; the order stays and says so."""
     with db.engine.begin() as connection:
         connection.execute(sa.text("UPDATE orders SET delivery_id = gen_random_uuid() WHERE id = 7"))
     with TestClient(shop["app"]) as client:
@@ -69,8 +69,8 @@ def test_a_deleted_delivery_leaves_its_order(db, shop):
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["webhook first", "send first"])
-def test_the_reason_of_a_bounce_is_read_whichever_came_first(db, early):
-    """Through the `reconciled` event, or from the event itself."""
+def test_the_reason_of_a_bounce_is_read_in_either_order(db, early):
+    """It is read through the `reconciled` event, or from the event itself."""
     steps = [
         lambda: report(db, "m-1", "bounced", reject_reason="bounced", bounce="hard", smtp_status="550 5.1.1"),
         lambda: send(db, "m-1"),
@@ -93,7 +93,7 @@ def send(db, message_id: str) -> None:
 
 
 def test_the_queries_use_the_indexes_that_the_page_adds(db, shop):
-    """The one by your id in metadata, and the one by the message id."""
+    """One has your id in metadata, the other the message id."""
     shop["remind"](7, "ada@example.com", "m-9")
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in (ORDER_INDEX, MESSAGE_INDEX):

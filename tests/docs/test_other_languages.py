@@ -1,4 +1,4 @@
-"""The statement with which an application in another language records a send."""
+"""The SQL statement by which an application in another language records a send."""
 
 import datetime as dt
 import re
@@ -22,12 +22,12 @@ def receive(db) -> None:
     with db.engine.begin() as connection:
         recorded = record_webhook(connection, provider="postmark", events=[event])
     broadcast(recorded)
-    pubsub.flush()  # what the thread claims meanwhile, no sweep links
+    pubsub.flush()  # a sweep skips what the thread has claimed
 
 
 @pytest.mark.parametrize("webhook_first", [False, True])
 def test_a_send_that_the_statement_records_is_found_by_its_webhook(db, webhook_first):
-    """A later one attaches itself, and a sweep links an earlier one."""
+    """A later webhook is attached, and a sweep links an earlier one."""
     if webhook_first:
         receive(db)
     db.run(STATEMENT)
@@ -39,7 +39,7 @@ def test_a_send_that_the_statement_records_is_found_by_its_webhook(db, webhook_f
 
 
 def test_the_recorder_may_run_the_statement():
-    """Each column that it writes is among the role's."""
+    """The role has each column that it writes."""
     columns = re.search(r"mailglass_deliveries\s+\(([^)]*)\)", STATEMENT)[1]
     (granted,) = [grant for grant in privileges.RECORDER.grants if grant.object == "mailglass_deliveries"]
     assert set(re.findall(r"\w+", columns)) <= set(granted.privileges["INSERT"].split())

@@ -1,4 +1,4 @@
-"""The page on providers of one's own is a complete example: its files are run as an adopter would run them."""
+"""The page on custom providers is a complete example, whose files are run as an adopter would."""
 
 import datetime as dt
 import os
@@ -18,24 +18,26 @@ EXAMPLE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 
 @pytest.mark.slow
 def test_the_example_passes_its_own_test(mailglass_postgres_url, mailglass_redis_url, tmp_path):
-    """Reader, signature, rule, application and test, in a folder that has nothing else."""
+    """Reader, signature, rule, application and test are in a folder of their own."""
     result = dict(EXAMPLE.findall((pages.ROOT / "docs" / "own-provider.md").read_text()))
     assert list(result) == ["acme.py", "shop.py", "test_acme.py"]
     for name, text in result.items():
         (tmp_path / name).write_text(text)
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
     servers = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": mailglass_redis_url}
-    others["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # ours is named: the others here take as long as the test
+    inherited["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
+        "1"  # our plugin is named, because loading the others takes as long as the test
+    )
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider", f"--rootdir={tmp_path}"],
-        cwd=tmp_path, env={**others, **servers, "PYTHONPATH": str(pages.ROOT)},
+        cwd=tmp_path, env={**inherited, **servers, "PYTHONPATH": str(pages.ROOT)},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert re.search("^1 passed", process.stdout, re.MULTILINE), process.stdout + process.stderr
 
 
-def test_the_one_file_of_a_provider_reads_verifies_and_makes_samples():
-    """Nothing else has to be written for that."""
+def test_one_file_of_a_provider_reads_verifies_and_makes_samples():
+    """Nothing else has to be written."""
     (block,) = [
         block for block in pages.blocks(pages.ROOT / "docs" / "own-provider.md") if "PROVIDER = Provider(" in block.text
     ]

@@ -1,4 +1,4 @@
-"""What the README and the pages say that can be held against the package."""
+"""Statements of the README and the pages that can be compared with the package."""
 
 import ast
 import builtins
@@ -43,20 +43,20 @@ READERS = {
 
 
 def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
-    """Return the rows of a page's tables whose first column is code, each as its columns."""
+    """Return the rows of a page's tables whose first column is code, as columns."""
     rows = re.findall(rf"^\| {column} \|(.*)\|$", (DOCS / page).read_text(), re.M)
-    return [(first, *(word.strip() for word in rest.split(" | "))) for first, rest in rows]
+    return [(first, *(word.strip() for word in columns.split(" | "))) for first, columns in rows]
 
 
 def test_every_state_that_a_command_prints_is_in_the_table():
-    """Those of a sweep, of `status` and of `explain`, and no other."""
+    """They are exactly those of a sweep, of `status` and of `explain`."""
     states = [row[0] for row in table("concepts.md", r"`((?!mailglass)\w+)`")]
     assert set(states) == {*OUTCOMES, *EVENT_STATES}
     assert len(states) == len(set(states))
 
 
 def test_every_setting_is_in_the_table_with_its_default():
-    """In the words that an environment variable takes; one is Celery's own."""
+    """Defaults are spelled like an environment variable; one setting is Celery's own."""
     documented = {name: default.strip("`") for name, default, *_ in table("settings.md")}
     expected = {"CELERY_BROKER_URL": ""}
     for name, field in Settings.model_fields.items():
@@ -68,12 +68,12 @@ def test_every_setting_is_in_the_table_with_its_default():
 
 
 def test_every_subcommand_is_in_the_table():
-    """And none that there is not."""
+    """The table has no other."""
     assert {row[0] for row in table("command-line.md")} == set(commands.SUBCOMMANDS)
 
 
 def test_every_public_name_is_in_the_reference():
-    """Those of the package and of its receivers; the version is no entry."""
+    """The package's names and the receivers' are included; the version is no entry."""
     words = " ".join(reference.NAMES.values()).split()
     public = {*mailglass_reconcile.__all__, *(f"webhooks.{name}" for name in webhooks.__all__)} - {"__version__"}
     assert public == {
@@ -82,7 +82,7 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_the_reference_shows_nothing_internal():
-    """No attribute that only this package uses, and no type that the page does not explain."""
+    """It has no attribute that only this package uses, and no type without an explanation."""
     text = reference.api()
     assert "`step`" not in text
     for name in ("SecretsArgument", "Receiver", "Rule", "BeatEntry", "When", "sa", "Callable"):
@@ -91,24 +91,24 @@ def test_the_reference_shows_nothing_internal():
 
 @pytest.mark.parametrize(("page", "text"), [("api.md", reference.api), ("command-line.md", reference.subcommands)])
 def test_the_reference_is_what_the_code_says(page, text):
-    """Docstrings, signatures and options; `python docs/reference.py` writes it."""
+    """Docstrings, signatures and options agree; `python docs/reference.py` writes them."""
     written = (DOCS / page).read_text()
     assert reference.with_reference(written, text()) == written, "run `python docs/reference.py`"
 
 
-def test_the_page_says_in_how_many_ways_the_package_is_broken_on_purpose():
-    """As many as there are."""
+def test_the_page_has_the_number_of_deliberate_breaks():
+    """It is that of `breaks.py`."""
     assert f"{len(BREAKS)} deliberate breaks" in (pages.ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_every_schema_of_the_json_output_is_in_the_table():
-    """Each file is linked, and there is no other."""
+    """Each file is linked, and no other exists."""
     linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "formats.md").read_text()))
     assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
 
 
 def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():
-    """No parts joined by a semicolon, except in code."""
+    """Parts are not joined by semicolons, except in code."""
     joined = []
     for page in pages.PAGES:
         for number, line in enumerate(pages.BLOCK.sub("", page.read_text()).splitlines()):
@@ -119,7 +119,7 @@ def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():
 
 @pytest.mark.parametrize("name", ["api.md", "command-line.md"])
 def test_the_reference_has_no_default_that_is_none_and_no_brackets_twice(name):
-    """An option without a help text would show the one, a metavar with brackets the other."""
+    """An option without a help text would show `None`, a metavar with brackets would double them."""
     text = (DOCS / name).read_text()
     assert not re.search(r": None$|\[\[[A-Z]+_|\(default None", text, re.M)
     generated = text.partition(reference.BEGIN)[2].partition(reference.END)[0]
@@ -127,7 +127,7 @@ def test_the_reference_has_no_default_that_is_none_and_no_brackets_twice(name):
 
 
 def test_the_names_in_a_block_of_python_are_imported_on_its_page():
-    """In it or in an earlier one, or they are the reader's own, which the test names."""
+    """They are imported in it or in an earlier block, or are the reader's own, which this test lists."""
     missing = {}
     for page in pages.PAGES:
         bound = {*dir(builtins), *READERS.get(page.name, "").split()}
@@ -139,11 +139,11 @@ def test_the_names_in_a_block_of_python_are_imported_on_its_page():
                 item.id for item in ast.walk(tree) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)
             }
             bound |= {item.arg for item in ast.walk(tree) if isinstance(item, ast.arg)}
-            for one in ast.walk(tree):
-                if isinstance(one, ast.Import | ast.ImportFrom):
-                    bound |= {(alias.asname or alias.name).partition(".")[0] for alias in one.names}
-                elif isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                    bound.add(one.name)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    bound.add(node.name)
             used = {item.id for item in ast.walk(tree) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Load)}
             if used - bound:
                 missing[f"{page.name}:{block.line}"] = sorted(used - bound)
@@ -159,15 +159,15 @@ SITE = {pages.README, pages.ROOT / "CHANGELOG.md"}
     [*pages.PAGES, *pages.ROOT.glob("[CS]*.md"), *(pages.ROOT / "examples").rglob("*.md")],
     ids=lambda page: str(page.relative_to(pages.ROOT)),
 )
-def test_every_link_of_a_page_leads_somewhere(page):
-    """To a file, and to a heading of it; what the site shows links to its own pages alone."""
-    within = DOCS if page in pages.PAGES else pages.ROOT
+def test_every_link_of_a_page_has_a_target(page):
+    """It leads to a file and a heading of it; pages of the site link to its pages only."""
+    root = DOCS if page in pages.PAGES else pages.ROOT
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
         file = (page.parent / name).resolve() if name else page
-        assert file in {page, *SITE} or file.is_relative_to(within), f"{target} leaves {within.name}/"
+        assert file in {page, *SITE} or file.is_relative_to(root), f"{target} leaves {root.name}/"
         assert file.exists(), target
         if anchor:
             assert anchor in slugs(file), target
@@ -178,8 +178,8 @@ def slugs(file):
     return [re.sub(r"[^\w\- ]", "", match.lower()).replace(" ", "-") for match in HEADINGS.findall(file.read_text())]
 
 
-def test_every_page_that_the_package_names_is_there():
-    """In docstrings, such as `docs/formats.md`, and in errors, whose headings are there too."""
+def test_every_page_that_the_package_names_exists():
+    """Docstrings name files such as `docs/formats.md`, errors name headings, too."""
     mentioned, in_errors = set(), set()
     for path in (pages.ROOT / "mailglass_reconcile").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -197,36 +197,38 @@ def test_every_page_that_the_package_names_is_there():
 
 
 @pytest.mark.slow
-def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_path):
-    """As cron runs them: by `sh`, in its own environment. Success prints nothing, or cron would mail it."""
+def test_the_cron_lines_pass_the_settings_of_their_file_to_the_command(db, tmp_path):
+    """`sh` runs them in cron's environment. Success prints nothing, or cron would mail it."""
     file = tmp_path / "mailglass.env"
-    given = db.environment()
-    file.write_text("".join(f"{name}='{value}'\n" for name, value in given.items() if name.startswith("MAILGLASS_")))
+    settings_of_test = db.environment()
+    file.write_text(
+        "".join(f"{name}='{value}'\n" for name, value in settings_of_test.items() if name.startswith("MAILGLASS_"))
+    )
     lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "deploy.md").read_text(), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
-        here = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
+        local_line = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
         alone = {"PATH": "/usr/bin:/bin"}
-        done = processes.run(["sh", "-c", here], alone)
-        assert done.stdout + done.stderr == ""
+        result = processes.run(["sh", "-c", local_line], alone)
+        assert result.stdout + result.stderr == ""
     runs = db.rows("SELECT kind, status FROM mailglass_reconcile_runs ORDER BY started_at")
     assert [tuple(run) for run in runs] == [("full", "ok"), ("prune", "ok")]
 
 
 def test_every_command_with_beat_keeps_the_schedule_in_memory():
-    """By default it is a pickle in the working directory, and with Python 3.13 SQLite's, which may be locked."""
+    """By default it is a pickle in the working directory, or SQLite's with Python 3.13, which may be locked."""
     result = [
         line
         for page in [*pages.PAGES, *(pages.ROOT / "examples").rglob("*.*")]
-        if page.suffix in (".md", ".py") and "examples/django" not in str(page)  # whose schedule is in its database
+        if page.suffix in (".md", ".py") and "examples/django" not in str(page)  # its schedule is in its database
         for line in re.findall(r"celery -A \w+ (?:worker -B|beat)[^`\n]*", page.read_text())
     ]
     assert len(result) > 3
     assert all("--scheduler celery.beat.Scheduler" in line for line in result)
 
 
-def test_the_snippets_for_async_code_stand_in_the_example():
-    """Line by line: recording with an AsyncSession, and streaming to a browser."""
+def test_the_snippets_for_async_code_are_those_of_the_example():
+    """They record with an AsyncSession, and stream to a browser."""
     for heading, page, name in (
         ("With an AsyncSession", "python.md", "shop.py"), ("In a browser", "live-updates.md", "updates.py")
     ):  # fmt: skip
@@ -235,14 +237,14 @@ def test_the_snippets_for_async_code_stand_in_the_example():
         assert {line.strip() for line in block.text.split("\n")} - texts == set()
 
 
-def test_a_package_index_shows_whole_addresses_once_the_project_has_one():
-    """In every link and picture of the README that leads into docs/; until then, they stay as they are."""
+def test_a_package_index_gets_absolute_links_once_the_project_has_a_url():
+    """Each link and picture of the README into docs/ is made absolute; until then, they do not change."""
     readme = pages.README.read_text()
     specification = importlib.util.spec_from_file_location("hatch_build", pages.ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(hook)
     assert hook.addressed(readme, "") == readme
-    shown = hook.addressed(readme, "https://example.com/x")
-    assert "](docs/" not in shown
-    assert "](https://example.com/x/raw/main/docs/race.svg)" in shown
-    assert "](https://example.com/x/blob/main/docs/django.md)" in shown
+    readme_of_index = hook.addressed(readme, "https://example.com/x")
+    assert "](docs/" not in readme_of_index
+    assert "](https://example.com/x/raw/main/docs/race.svg)" in readme_of_index
+    assert "](https://example.com/x/blob/main/docs/django.md)" in readme_of_index

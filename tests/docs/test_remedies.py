@@ -1,4 +1,4 @@
-"""Every command that a remedy or the doctor's page names works with its role of docs/grants.md."""
+"""Each command in a remedy or on the doctor's page works with its role in docs/grants.md."""
 
 import re
 import shlex
@@ -20,43 +20,43 @@ pytestmark = pytest.mark.slow
 PLACES = [pages.ROOT / "docs" / name for name in ("doctor.md", "trouble.md")]
 PLACES += [*(pages.ROOT / "mailglass_reconcile").rglob("*.py"), *(pages.ROOT / "mailglass_reconcile").rglob("*.html")]
 COMMAND = re.compile(r"`mailglass-reconcile ([^`&\n\"]+)")
-NAMED = sorted({command.strip() for path in PLACES for command in COMMAND.findall(path.read_text())})
+COMMANDS_NAMED = sorted({command.strip() for path in PLACES for command in COMMAND.findall(path.read_text())})
 """As they stand there, with placeholders."""
 NOT_RUN = {"trigger", "receive", "serve", "listen", "follow", "demo"}
 """They do not end, or post to a receiver; test_grants.py runs them with their roles."""
 EVENT, DELIVERY = (str(uuid.UUID(int=number)) for number in (1, 2))
 PLACEHOLDERS = {"EVENT_ID": EVENT, "DELIVERY_ID": DELIVERY, "TYPE": "bounced", "MESSAGE_ID": "m-1", "''": "ticket"}
-ANSWERED = {"migrate --remove", "migrate --remove --tables", "link", "dispatch --forget"}
-ANSWERED |= {"dispatch --replay", "sweep --event"}
+WITH_PROMPT = {"migrate --remove", "migrate --remove --tables", "link", "dispatch --forget"}
+WITH_PROMPT |= {"dispatch --replay", "sweep --event"}
 """They ask for confirmation."""
 
 
 def roles() -> dict[str, str]:
-    """Return the role of each command, or of a command with an option, by the table of the page."""
+    """Return the role of each command, or of a command with an option, from the page's table."""
     rows = re.findall(r"^\| `?(\w+)`? \| ([^|]*) \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE)
     return {command: role for role, runs in rows for command in re.findall(r"`([a-z]+(?: --[a-z]+)?)`", runs)}
 
 
 def role_of(command: str) -> str:
-    """Return the role that runs a command: that of its options, if the page names them."""
+    """Return the role that runs a command, which may depend on its options."""
     fitting = [name for name in roles() if command == name or command.startswith(f"{name} ")]
     assert fitting, f"docs/grants.md gives no role the command {command}"
     return roles()[max(fitting, key=len)]
 
 
 def fill_placeholders(command: str) -> list[str]:
-    """Return the arguments of a command with values in place of its placeholders."""
+    """Return a command's arguments with values for its placeholders."""
     text = re.sub(r"\{name\}|OLD|NAME", "suppress", command)
     text = re.sub(r"\{[^}]*type\}", "bounced", re.sub(r"\{[^}]*event_id\}", EVENT, text))
     arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(text)]
     arguments += ["m-1"] if arguments[-1] == "--message-id" else []
-    arguments += ["--yes"] if any(text == name or text.startswith(f"{name} ") for name in ANSWERED) else []
+    arguments += ["--yes"] if any(text == name or text.startswith(f"{name} ") for name in WITH_PROMPT) else []
     return [argument or "ticket" for argument in arguments]
 
 
 @pytest.fixture
 def acting(db: Database, admin) -> Iterator:
-    """Roles with the grants of the page, by their documented name; the owner is the database's own."""
+    """Return the settings of the page's roles by their documented names; the owner is the database's own."""
     logins = {}
     for documented, statements in granting.STATEMENTS.items():
         logins[documented] = login = f"mgtest_role_{uuid.uuid4().hex[:12]}"
@@ -78,9 +78,9 @@ def acting(db: Database, admin) -> Iterator:
             connection.exec_driver_sql(f"DROP ROLE {login}")
 
 
-@pytest.mark.parametrize("command", [line for line in NAMED if line.split()[0] not in NOT_RUN])
+@pytest.mark.parametrize("command", [line for line in COMMANDS_NAMED if line.split()[0] not in NOT_RUN])
 def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting, command):
-    """It may find something wrong, but no privilege is missing and no option unknown."""
+    """It may find a fault, but it has every privilege and option."""
     factories.insert(
         db,
         [factories.delivery_row("m-1", id=DELIVERY)],
@@ -94,7 +94,7 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
 
 
 def test_each_command_that_changes_something_has_one_role():
-    """The page names it once."""
+    """The page has it once."""
     text = (pages.ROOT / "docs/grants.md").read_text()
     for command in ("sweep", "prune", "dispatch", "erase", "link", "migrate", "rekey", "receive"):
         assert len(re.findall(rf"^\|.*`{command}`", text, re.MULTILINE)) == 1, command

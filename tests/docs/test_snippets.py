@@ -1,4 +1,4 @@
-"""Every other block of code of the README and docs/: Python is run, SQL, JSON and unit files are read."""
+"""All other code of the README and docs/: Python is run; SQL, JSON and unit files are read."""
 
 import configparser
 import datetime as dt
@@ -68,7 +68,7 @@ NOT_RUN = {
 
 
 class Frame(NamedTuple):
-    """What a page's snippets take for granted, and what holds after they have run."""
+    """Code before and after a page's snippets: what they assume, and what must hold afterwards."""
 
     before: str
     after: str = ""
@@ -316,7 +316,7 @@ ALL = [block for page in pages.PAGES for block in pages.blocks(page)]
 
 
 def test_every_block_is_run_or_says_why_not():
-    """By this file, by test_commands.py or by a test that is named; a text is no code."""
+    """This file, test_commands.py or a named test runs it; a plain text is no code."""
     assert {(block.page, block.not_run) for block in ALL if block.not_run} == NOT_RUN
     unnamed = [
         f"{block.page}:{block.line}"
@@ -332,7 +332,7 @@ def test_every_block_is_run_or_says_why_not():
 @pytest.mark.slow
 @pytest.mark.parametrize("page", FRAMES)
 def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp_path):
-    """In a process of its own, between what the page takes for granted and what must hold afterwards."""
+    """They run in a process of their own, between the page's assumptions and the checks."""
     snippets = [
         block.text
         for block in ALL
@@ -350,19 +350,19 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
         "DJANGO_SECRET_KEY": "x",
         "WEBHOOK_SECRET": "x:y",
     }
-    done = processes.run(["-m", "snippets"], environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = processes.run(["-m", "snippets"], environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_settings_of_tables_for_autovacuum_are_accepted(db):
-    """As the page on sizing writes them."""
+    """They are those of the page on sizing."""
     [block] = [block for block in ALL if (block.page, block.language) == ("sizing.md", "sql")]
     with db.engine.begin() as connection:
         connection.execute(sa.text(block.text))
 
 
 def test_the_export_of_one_person_has_deliveries_and_events(db):
-    """Events that were attached and linked ones, and nobody else's."""
+    """It has attached and linked events of this person only."""
     [block] = [block for block in ALL if (block.page, block.language) == ("personal-data.md", "sql")]
     sent = [Sent(recipient=f"{name}@example.com", message_id=name) for name in ("Ada", "bob")]
     with db.engine.begin() as connection:
@@ -379,9 +379,11 @@ def _event(type_: str, name: str) -> WebhookEvent:
     return WebhookEvent(type=type_, occurred_at=at, provider_event_id=f"{type_} {name}", message_id=name)
 
 
-@pytest.mark.parametrize("block", [block for block in ALL if block.language == "json"], ids=lambda one: one.page)
-def test_what_is_shown_as_json_is_json(block):
-    """Whole, and with no key twice."""
+@pytest.mark.parametrize(
+    "block", [block for block in ALL if block.language == "json"], ids=lambda code_block: code_block.page
+)
+def test_json_on_a_page_is_valid(block):
+    """It is complete, without duplicate keys."""
     json.loads(block.text, object_pairs_hook=_without_repetition)
 
 
@@ -390,19 +392,23 @@ def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-@pytest.mark.parametrize("block", [block for block in ALL if block.language == "yaml"], ids=lambda one: one.page)
-def test_what_is_shown_of_prometheus_is_its_configuration(block):
-    """YAML, with rules of a file that there is and a job that scrapes; monitoring/test_files.py reads the rules."""
-    shown = yaml.safe_load(block.text)
-    assert all((pages.ROOT / "docs/monitoring" / name).exists() for name in shown["rule_files"])
-    for job in shown["scrape_configs"]:
+@pytest.mark.parametrize(
+    "block", [block for block in ALL if block.language == "yaml"], ids=lambda code_block: code_block.page
+)
+def test_yaml_on_a_page_is_a_valid_prometheus_configuration(block):
+    """Its rule files exist, and its jobs scrape; monitoring/test_files.py reads the rules."""
+    configuration = yaml.safe_load(block.text)
+    assert all((pages.ROOT / "docs/monitoring" / name).exists() for name in configuration["rule_files"])
+    for job in configuration["scrape_configs"]:
         assert job["job_name"]
         assert job.get("static_configs") or job["kubernetes_sd_configs"]
 
 
-@pytest.mark.parametrize("block", [block for block in ALL if block.language == "ini"], ids=lambda one: one.page)
-def test_a_unit_file_starts_a_command_that_there_is(block):
-    """As systemd reads it; what it executes is a subcommand with options that it has."""
+@pytest.mark.parametrize(
+    "block", [block for block in ALL if block.language == "ini"], ids=lambda code_block: code_block.page
+)
+def test_a_unit_file_starts_an_existing_command(block):
+    """It is parsed as systemd does; ExecStart is a subcommand with existing options."""
     if not block.text.startswith("["):
         assert all(re.fullmatch(r"MAILGLASS_\w+=\S+", line) for line in block.text.splitlines())
         return

@@ -1,4 +1,4 @@
-"""Whole ways through the pages, from an empty folder to a goal: each executes only what the pages print, in order."""
+"""Whole ways through the pages, from an empty folder to a goal: each runs only what the pages print, in order."""
 
 import json
 import re
@@ -32,7 +32,7 @@ STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Machine:
-    """The machine after the first lines of the quickstart; the stories share it, because making it takes seconds."""
+    """The machine after the first lines of the quickstart, which the stories share because it takes seconds."""
     return Machine(tmp_path_factory.mktemp("machine"))
 
 
@@ -51,20 +51,22 @@ def states(url: str) -> list[tuple[str, ...]]:
 
 
 def test_the_quickstart_of_the_readme(machine, empty_database_url, redis_url, tmp_path):
-    """From an empty folder to a linked event and a doctor without findings; nobody has set up a Redis."""
+    """It ends with a linked event and a doctor without findings, although nobody has set up a Redis."""
     installing, script, running, checking = pages.section(pages.README, "Quickstart")
     with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
         del reader.environment["MAILGLASS_REDIS_URL"]
         assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
         reader._run("mailglass-reconcile migrate", tmp_path)
         reader.save("first.py", script.text)
-        (running_it,), (shown,) = pages.commands(running), pages.outputs(running)
-        assert reader._run(f"{running_it} 2>&1", tmp_path).splitlines() == shown.splitlines()
+        (running_it,), (expected,) = pages.commands(running), pages.outputs(running)
+        assert reader._run(f"{running_it} 2>&1", tmp_path).splitlines() == expected.splitlines()
         reader.paste(checking)
 
 
 def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_database_url):
-    """Mount, send: Postmark's webhook comes first, the send links it, and the order shows it."""
+    """The application is mounted and sends; Postmark's webhook comes first, the send links it, and the order shows
+    it.
+    """
     assert "docs/python.md" in pages.links(pages.README)
     assert {"order-status.md", "providers.md"} <= pages.links(DOCS / "python.md")
     reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
@@ -73,7 +75,7 @@ def test_fastapi_with_postmark_from_the_readme_to_a_shown_status(reader, empty_d
 
 
 def test_flask_with_mailgun_and_two_tenants(reader, empty_database_url):
-    """First with one account, then each tenant with its own, whose key opens no other tenant's address."""
+    """One account comes first, then each tenant with its own, whose key is refused for other tenants."""
     reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
     reader.follow(pages.chapter(DOCS / "python.md", "Flask"))
     reader.follow(pages.chapter(DOCS / "tenants.md", "With Flask"))
@@ -86,7 +88,7 @@ def test_flask_with_mailgun_and_two_tenants(reader, empty_database_url):
 
 @contextmanager
 def ses_api(message_id: str) -> Iterator[str]:
-    """Run what accepts every send as Amazon's API does, under one id, and yield its URL."""
+    """Run a server that accepts every send like Amazon's API, under one id, and yield its URL."""
 
     class Accepting(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -109,7 +111,7 @@ def ses_api(message_id: str) -> Iterator[str]:
 
 
 def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp_path):
-    """From an empty folder to a handled bounce of Postmark's; then SES through SNS, handled by a tick of beat.
+    """A bounce of Postmark is handled from an empty folder; then SES through SNS, handled by a tick of beat.
 
     Only the two hosts of AWS are not there: one that accepts a send, and that of SNS's certificate.
     """
@@ -144,7 +146,7 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
 
 
 def test_from_an_address_to_an_answer(reader, tmp_path):
-    """A delivery of the quickstart: what `find` prints below it is a command, whose answer has a line in the table."""
+    """`find` prints a command for the quickstart's delivery, whose output has a row in the page's table."""
     _, script, running, _ = pages.section(pages.README, "Quickstart")
     reader.save("first.py", script.text)
     reader.paste(running)
@@ -161,7 +163,9 @@ def test_from_an_address_to_an_answer(reader, tmp_path):
 def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
     machine, empty_database_url, redis_url, tmp_path, server_roles
 ):
-    """Without Python: an image, a role, twelve links, ten first; a Cc's bounce is not linked to the To's delivery."""
+    """There is no Python: an image, a role, twelve links, ten first; a Cc's bounce is not linked to the To's
+    delivery.
+    """
     assert "docs/with-mailglass.md" in pages.links(pages.README)
     catalog.live(empty_database_url, "mailglass", "2.x")
     mailglass = catalog.Installation(
@@ -169,7 +173,7 @@ def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
         engines.create_engine(shapes.settings_of(empty_database_url, "2.x")),
     )
     ids = [factories.new_id() for _ in range(13)]
-    deliveries = [factories.delivery_row(one, recipient="john@example.com") for one in ids]
+    deliveries = [factories.delivery_row(id_, recipient="john@example.com") for id_ in ids]
     factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(factories.new_id()))])
     payload = raw_webhooks.payload("postmark", "bounced")
     for number, message_id in enumerate(ids):
@@ -196,5 +200,5 @@ def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
 
 
 def test_an_output_is_compared_without_ids():
-    """And without the width of a table."""
+    """The width of a table does not matter either."""
     assert without_ids("a   0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b\n") == "a ID"

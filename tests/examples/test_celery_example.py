@@ -17,14 +17,14 @@ print(sorted(shop.app.conf.beat_schedule), shop.count_stock.delay().get(timeout=
 
 @pytest.mark.slow
 def test_an_application_with_a_celery_app_of_its_own_sweeps_beside_its_own_tasks(db, redis_url, tmp_path):
-    """Both have their entries in the schedule, and `delay()` is answered there."""
+    """The schedule has the entries of both, and `delay()` is answered there."""
     insert_pairs(db, ["m-1"])
     env = readme.environment(db, urlsplit(redis_url)._replace(path="/9").geturl())
     readme.run("celery", readme.command("celery", "migrate").text, env)
     worker = readme.command("celery", "worker").text.replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the README's
     with readme.start("celery", worker, env, " ready."):
         assert "'status': " in readme.run("celery", readme.command("celery", "python").text, env)
-        wait_until(lambda: db.appended() == 1)  # by that sweep, or by one that beat asked for a moment earlier
+        wait_until(lambda: db.appended() == 1)  # by that sweep, or by one that beat queued a moment earlier
         printed = readme.run("celery", f"{sys.executable} -c '{OF_THE_SHOP}'", env)
     assert (
         printed

@@ -1,4 +1,4 @@
-"""`examples/django`, started and used as its README says: server, worker, beat, admin, command and tests."""
+"""`examples/django`, started and used by its README: server, worker, beat, admin, command and tests."""
 
 import os
 import re
@@ -33,7 +33,7 @@ PeriodicTasks.update_changed()
 
 @pytest.fixture
 def terminal(db, redis_url):
-    """The environment of a reader's terminal; the database is named for Django only."""
+    """The environment of a reader's terminal, in which only Django knows the database."""
     env = {**readme.environment(db, redis_url), **readme.exports("django"), "DATABASE_URL": db.url}
     del env["MAILGLASS_DATABASE_URL"]
     commands = processes.forker(*processes.FRAMEWORKS).commands
@@ -41,17 +41,17 @@ def terminal(db, redis_url):
 
 
 def run(terminal, *words):
-    """Run the only command of the README with these words, and return what it printed."""
+    """Run the only command of the README with these words, and return its output."""
     return readme.run("django", readme.command("django", *words).text, terminal)
 
 
-def asked_for_nothing(terminal):
-    """Let Django look whether anything is missing."""
+def check_migrations(terminal):
+    """Check that Django finds no missing migration."""
     readme.run("django", f'{MANAGE} shell -c "{MISSING}"', terminal)
 
 
-def complain(base, message_id):
-    """Report a complaint, as Postmark does; each time the same one."""
+def post_complaint(base, message_id):
+    """Post a complaint of Postmark, the same one each time."""
     payload = {"RecordType": "SpamComplaint", "ID": 43, "MessageID": message_id, "Email": "ada@example.com",
             "BouncedAt": "2026-05-01T10:00:05Z"}  # fmt: skip
     login = tuple(readme.exports("django")["WEBHOOK_SECRET"].split(":"))
@@ -68,7 +68,7 @@ def log_in(browser):
 
 
 def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
-    """Every command of the README, in its order, on real servers."""
+    """The README's commands run in order on real servers."""
     run(terminal, "manage.py migrate")
     run(terminal, "createsuperuser")
     for bounce, recipient in (("hard", "bob@example.com"), ("soft", "eve@example.com")):
@@ -77,15 +77,15 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
         factories.orphan(db, factories.postmark(raced, bounce=bounce), type="bounced")
     assert "linked 2 of 2" in run(terminal, "mailglass sweep")
     assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
-    asked_for_nothing(terminal)
+    check_migrations(terminal)
     port = free_port()
     serve = readme.command("django", "runserver").text.replace("8000", str(port))
     with readme.start("django", serve, terminal, "Quit the server"):
         base = f"http://localhost:{port}"
         placed = readme.curl(readme.command("django", "curl", "email=ada").text, base).json()
         readme.trigger("django", "delivered", base, placed["message_id"], terminal)
-        shown = readme.command("django", "curl", "/orders/1/")
-        assert readme.curl(shown.text, base).text == shown.output
+        status_command = readme.command("django", "curl", "/orders/1/")
+        assert readme.curl(status_command.text, base).text == status_command.output
         assert db.value("SELECT count(*) FROM mailglass_events") == 6
         with httpx.Client(base_url=base, follow_redirects=True) as browser:
             log_in(browser)
@@ -99,7 +99,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
             skipped = readme.command("django", "curl", "ADA@")
             assert readme.curl(skipped.text, base).text == skipped.output
             for _ in range(2):
-                complain(base, placed["message_id"])
+                post_complaint(base, placed["message_id"])
             wait_until(lambda: db.value("SELECT count(*) FROM shop_ticket") == 1, 60)
 
             factories.insert_pairs(db, 1)
@@ -110,12 +110,12 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
 
 
 def test_its_own_tests_pass(terminal):
-    """In a test database that Django makes, with our tables."""
+    """Django makes the test database, with our tables."""
     run(terminal, "manage.py test")
 
 
 def test_no_order_of_arrival_loses_or_doubles_an_event_with_its_settings(mailglass_postgres_url, redis_url):
-    """The races of the app's own tests, with one provider: each has its turn with the settings of the tests."""
+    """The races are those of the app's tests, with one provider in each order."""
     environment = {
         **os.environ,
         **readme.exports("django"),

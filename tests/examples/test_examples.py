@@ -1,4 +1,4 @@
-"""The example applications, and what else an adopter's application meets, each run as it would be there."""
+"""The example applications, and other libraries of an adopter's application."""
 
 import json
 import sysconfig
@@ -21,37 +21,45 @@ pytestmark = pytest.mark.slow
 
 
 def test_redbeat_runs_our_entry(site, tmp_path):
-    """The schedule lives in Redis; each second, here."""
+    """The schedule is in Redis, with an interval of a second here."""
     site.add(1)
     (tmp_path / "red.py").write_text("from worker import *\napp.conf.redbeat_redis_url = redis_url\n")
-    here = {"PYTHONPATH": f"{tmp_path}:{site.environment['PYTHONPATH']}", "WORKER_SWEEP_SECONDS": "1"}
+    environment = {"PYTHONPATH": f"{tmp_path}:{site.environment['PYTHONPATH']}", "WORKER_SWEEP_SECONDS": "1"}
     with (
-        site.worker(app="red", pool="solo", **here),
+        site.worker(app="red", pool="solo", **environment),
         site.celery(
-            "beat", "-l", "info", "-S", "redbeat.RedBeatScheduler", "--pidfile=", app="red", until="beat: St", **here
+            "beat",
+            "-l",
+            "info",
+            "-S",
+            "redbeat.RedBeatScheduler",
+            "--pidfile=",
+            app="red",
+            until="beat: St",
+            **environment,
         ),
     ):
         wait_until(lambda: site.linked() == 1, PATIENCE)
 
 
 @pytest.mark.guard
-def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
-    """An adopter's metadata has the three Mailglass tables and knows nothing of ours."""
+def test_autogenerate_does_not_propose_to_drop_our_objects(db):
+    """An adopter's metadata has the three Mailglass tables and none of ours."""
     metadata = sa.MetaData()
     with db.engine.connect() as connection:
         metadata.reflect(connection, only=lambda name, _: name.startswith("mailglass_") and name not in OUR_OBJECTS)
         for table in metadata.tables.values():
             table.indexes = {index for index in table.indexes if index.name not in OUR_OBJECTS}
-        without = compare_metadata(MigrationContext.configure(connection), metadata)
+        without_filter = compare_metadata(MigrationContext.configure(connection), metadata)
         options = {"include_object": mailglass_reconcile.include_object}
         proposed = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
-    assert {change[0] for change in without} >= {"remove_table"}
+    assert {change[0] for change in without_filter} >= {"remove_table"}
     assert proposed == []
 
 
 @pytest.mark.guard
 def test_autogenerate_does_not_propose_to_drop_the_tables_that_migrate_made(db):
-    """An adopter without Mailglass has a table of its own in its metadata, and none of `mailglass_…`."""
+    """An adopter without Mailglass has a table in its metadata, and none of `mailglass_…`."""
     own = sa.MetaData()
     sa.Table("orders", own, sa.Column("id", sa.Integer, primary_key=True))
     options = {"include_object": mailglass_reconcile.include_object}
@@ -62,7 +70,7 @@ def test_autogenerate_does_not_propose_to_drop_the_tables_that_migrate_made(db):
 
 @pytest.mark.guard
 def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
-    """A new dict each time, with an expiry, and a queue where one is asked for."""
+    """It is a new dict each time, with an expiry, and a queue on request."""
     first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")
     first["mailglass-reconcile"]["options"]["expires"] = 1
     assert second["mailglass-reconcile"]["options"] == {
@@ -71,13 +79,13 @@ def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
         "headers": {"mailglass_origin": "beat"},
     }
     assert second["mailglass-reconcile"]["task"] == SWEEP_TASK
-    mine = {"own": {"task": "own", "schedule": 1.0}}
-    assert list({**mine, **mailglass_reconcile.beat_schedule}) == ["own", *second]
+    own_entries = {"own": {"task": "own", "schedule": 1.0}}
+    assert list({**own_entries, **mailglass_reconcile.beat_schedule}) == ["own", *second]
 
 
 @pytest.fixture(scope="module")
 def without_celery(tmp_path_factory) -> Path:
-    """A folder with everything that is installed here, but no Celery."""
+    """A folder with all packages that are installed here, except Celery."""
     folder = tmp_path_factory.mktemp("without-celery")
     for installed in Path(sysconfig.get_path("purelib")).iterdir():
         if not installed.name.startswith(("celery", "kombu", "billiard", "django", "redbeat", "__pycache__")):
@@ -88,7 +96,7 @@ def without_celery(tmp_path_factory) -> Path:
     return folder
 
 
-NOTHING = """
+WITHOUT_CELERY = """
 import logging, sys
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 import mailglass_reconcile
@@ -104,9 +112,9 @@ print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconci
 
 
 def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
-    """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
+    """Importing the schedule and the tasks twice logs one warning with the commands, which work."""
     environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}
-    printed = processes.run(["-S", "-c", NOTHING], environment).stdout.splitlines()
+    printed = processes.run(["-S", "-c", WITHOUT_CELERY], environment).stdout.splitlines()
     assert printed[0] == "False"
     assert "`mailglass-reconcile sweep`" in printed[1]
     assert "`mailglass-reconcile prune`" in printed[1]

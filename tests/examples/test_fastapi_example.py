@@ -1,4 +1,4 @@
-"""`examples/fastapi`, started and used as its README says, with Postmark's payloads of every kind."""
+"""`examples/fastapi`, started and used by its README, with Postmark's payloads of every kind."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def terminal(db, redis_url: str) -> dict[str, str]:
 
 @contextmanager
 def running(db, redis_url: str) -> Iterator[tuple[str, Process]]:
-    """Run the application by the README's own command, on a free port; yield its address and the process."""
+    """Run the application by the README's command on a free port; yield its address and the process."""
     env = terminal(db, redis_url)
     readme.run("fastapi", readme.command("fastapi", "migrate").text, env)
     port = free_port()
@@ -44,7 +44,7 @@ def running(db, redis_url: str) -> Iterator[tuple[str, Process]]:
 
 
 def first(message_id: str) -> dict[str, str]:
-    """Return a delivery that is reported before all others."""
+    """Return a delivery report that comes before all others."""
     return {**payload("Delivery", message_id, ADA), "DeliveredAt": "2026-05-01T10:00:00Z"}
 
 
@@ -54,8 +54,8 @@ def post(base: str, report: object) -> None:
 
 
 @pytest.mark.slow
-def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailglass_webhook_first):
-    """Every kind after the send; the same while the send has not committed; and each of them once more."""
+def test_deliveries_end_the_same_in_either_order(db, redis_url, mailglass_webhook_first):
+    """Every kind comes after the send, before its commit, and once more."""
     with running(db, redis_url) as (base, process):
         answer = readme.curl(readme.command("fastapi", "curl", "/messages").text, base).json()
         later = answer["message_id"]
@@ -65,9 +65,9 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailgl
         assert db.value(OPEN) == 0
 
         def report_early() -> int:
-            known = re.findall(r"Postmark took (\S+)", process.output)[-1]
-            post(base, first(known))
-            for report in payloads_of_all_kinds(known, ADA, BOB):
+            message_id = re.findall(r"Postmark took (\S+)", process.output)[-1]
+            post(base, first(message_id))
+            for report in payloads_of_all_kinds(message_id, ADA, BOB):
                 post(base, report)
             return db.value(OPEN)
 
@@ -96,7 +96,7 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, mailgl
 
 @pytest.mark.slow
 def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url):
-    """As server-sent events, on one connection to Redis that is closed when the browser leaves."""
+    """They are server-sent events, on one connection to Redis that closes when the browser leaves."""
     with running(db, redis_url) as (base, _), redis.Redis.from_url(redis_url) as client:
         sent = httpx.post(f"{base}/messages", json=[ADA], timeout=30).json()["message_id"]
         delivery = db.value("SELECT id::text FROM mailglass_deliveries")

@@ -1,4 +1,4 @@
-"""`examples/flask`, started and used as its README says."""
+"""`examples/flask`, started and used by its README."""
 
 import re
 import socket
@@ -14,7 +14,7 @@ STATE = "SELECT last_event_type, terminal FROM mailglass_deliveries"
 
 @pytest.mark.slow
 def test_a_send_and_its_webhook_arrive(db, redis_url):
-    """By the README's commands; what is wrong is answered in a few words."""
+    """The README's commands are run; bad requests get a short response."""
     env = {**readme.environment(db, redis_url), **readme.exports("flask")}
     readme.run("flask", readme.command("flask", "migrate").text, env)
     port = free_port()
@@ -29,7 +29,7 @@ def test_a_send_and_its_webhook_arrive(db, redis_url):
         responses = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
         assert [response.status_code for response in responses] == [401, 400, 404, 404]
         large = f"POST /webhooks/brevo HTTP/1.1\r\nHost: x\r\nContent-Length: {6 * 1024 * 1024}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
-            one.sendall(large.encode())
-            assert b" 413 " in one.recv(4_096)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(large.encode())
+            assert b" 413 " in connection.recv(4_096)
         assert "Traceback" not in process.output

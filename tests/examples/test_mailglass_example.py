@@ -15,7 +15,7 @@ LINKED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["2.x"])
 def test_mailglass_s_events_are_linked_within_seconds(unmigrated, redis_url, tmp_path):
-    """In the schema that the README names."""
+    """The schema is that of the README."""
     insert(unmigrated, [delivery_row("m-1"), delivery_row("m-2")], [orphan_row(postmark("m-1"))])
     url = unmigrated.settings.database_url.get_secret_value()
     db = Database(url, unmigrated.settings, unmigrated.engine, None)

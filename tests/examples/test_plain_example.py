@@ -7,7 +7,7 @@ import readme
 
 @pytest.mark.slow
 def test_the_plain_script_prints_what_its_readme_shows(db, redis_url):
-    """Twice, because a reader will: the second message has an id of its own."""
+    """It is run twice, as a reader will: the second message has another id."""
     env = readme.environment(db, redis_url)
     readme.run("plain", readme.command("plain", "migrate").text, env)
     script = readme.command("plain", "python")

@@ -1,4 +1,4 @@
-"""Mailglass rolled back, moved to another schema and back, or beside tables that we made."""
+"""Mailglass is rolled back, moved to another schema and back, or shares a database with tables that we made."""
 
 import datetime as dt
 import re
@@ -35,7 +35,7 @@ from shapes import SCHEMAS, make_mailglass_tables, roll_back
 
 pytestmark = pytest.mark.slow
 
-THEIRS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events", "mailglass_suppressions")
+MAILGLASS_TABLES = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events", "mailglass_suppressions")
 
 
 FUNCTIONS = """
@@ -45,14 +45,14 @@ SELECT p.proname FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamesp
 """
 
 
-def move(url: str, there: str, here: str) -> None:
+def move(url: str, old_schema: str, new_schema: str) -> None:
     """Move Mailglass's four tables and its functions, as its upgrade to 2.0 does."""
     database = installation(url)
-    database.run(f'CREATE SCHEMA IF NOT EXISTS "{here}"')
-    for table in THEIRS:
-        database.run(f'ALTER TABLE "{there}".{table} SET SCHEMA "{here}"')
-    for function in database.values(FUNCTIONS, schema=there):
-        database.run(f'ALTER FUNCTION "{there}".{function}() SET SCHEMA "{here}"')
+    database.run(f'CREATE SCHEMA IF NOT EXISTS "{new_schema}"')
+    for table in MAILGLASS_TABLES:
+        database.run(f'ALTER TABLE "{old_schema}".{table} SET SCHEMA "{new_schema}"')
+    for function in database.values(FUNCTIONS, schema=old_schema):
+        database.run(f'ALTER FUNCTION "{old_schema}".{function}() SET SCHEMA "{new_schema}"')
 
 
 def finding(database: Installation) -> Finding:
@@ -62,16 +62,16 @@ def finding(database: Installation) -> Finding:
     return result
 
 
-def documented_move(there: str, here: str) -> str:
-    """Return the transaction of the documentation, between two schemas."""
+def documented_move(old_schema: str, new_schema: str) -> str:
+    """Return the documented transaction between two schemas."""
     page = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text()
     [block] = [block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "SET SCHEMA" in block]
-    moved = textwrap.dedent(block).replace("ALTER TABLE public.", f'ALTER TABLE "{there}".')
-    return moved.replace("SCHEMA mailglass;", f'SCHEMA "{here}";').replace("= 'public'", f"= '{there}'")
+    moved = textwrap.dedent(block).replace("ALTER TABLE public.", f'ALTER TABLE "{old_schema}".')
+    return moved.replace("SCHEMA mailglass;", f'SCHEMA "{new_schema}";').replace("= 'public'", f"= '{old_schema}'")
 
 
 def test_the_documented_transaction_moves_every_table_of_ours(unmigrated):
-    """Tables and the version; the page lists them."""
+    """The page lists the tables and the version."""
     moved = set(re.findall(r'ALTER TABLE "a".(\w+) SET SCHEMA "b"', documented_move("a", "b")))
     assert moved == {*schema.TABLES, schema.VERSION_TABLE}
 
@@ -86,7 +86,7 @@ def insert(database: Installation) -> str:
 def test_our_tables_are_moved_after_mailglass_s_and_no_insert_of_its_own_fails_meanwhile(
     unmigrated, shape, empty_database_url, redis_url
 ):
-    """After each commit Mailglass inserts an orphan; all are there in the end, also after the way back."""
+    """After each commit Mailglass inserts an orphan; all are open at the end, also after moving back."""
     old = unmigrated
     still_open, *_ = with_history(old)
     old.migrate()
@@ -97,11 +97,11 @@ def test_our_tables_are_moved_after_mailglass_s_and_no_insert_of_its_own_fails_m
         INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
         VALUES (now(), now(), 'full', 'x', 'ok')""")
     places = [SCHEMAS[shape], "Mail_Glass"]
-    for there, here in (places, places[::-1]):
-        move(empty_database_url, there, here)
-        new = installation(empty_database_url, here)
+    for old_schema, new_schema in (places, places[::-1]):
+        move(empty_database_url, old_schema, new_schema)
+        new = installation(empty_database_url, new_schema)
         inserted.add(insert(new))
-        new.run(documented_move(there, here))
+        new.run(documented_move(old_schema, new_schema))
         inserted.add(insert(new))
         new.migrate()
         inserted.add(insert(new))
@@ -109,45 +109,49 @@ def test_our_tables_are_moved_after_mailglass_s_and_no_insert_of_its_own_fails_m
         assert new.open_set() == inserted
         assert new.values("SELECT count(*) FROM mailglass_handler_outbox") == [1]
         assert new.values("SELECT count(*) FROM mailglass_reconcile_runs") == [1]
-        left = installation(empty_database_url, there).objects()
-        assert not [line for line in left if "mailglass" in line and not line.startswith("schema")]
+        remaining = installation(empty_database_url, old_schema).objects()
+        assert not [line for line in remaining if "mailglass" in line and not line.startswith("schema")]
     new.run(ORPHAN.format(id=new_id(), age="5 minutes"))
     assert sweep(new, redis_url) > 1
 
 
 def test_the_doctor_and_migrate_say_that_mailglass_s_tables_have_moved(unmigrated, shape, empty_database_url):
-    """Nobody is told to migrate there: that would make a second set of tables."""
+    """They do not suggest to migrate there, which would make a second set of tables."""
     old = unmigrated
     old.migrate()
-    there = {"0.1.1": "mailglass", "2.x": "public"}[shape]
-    move(empty_database_url, SCHEMAS[shape], there)
+    new_schema = {"0.1.1": "mailglass", "2.x": "public"}[shape]
+    move(empty_database_url, SCHEMAS[shape], new_schema)
     with pytest.raises(DatabaseRefusedError, match=r"docs/upgrading\.md"):
         old.migrate()
     assert not old.is_current()
     result = finding(old)
-    assert f"which schema {there} has" in result.message
-    assert f"set MAILGLASS_DATABASE_SCHEMA to {there}" in result.remedy
+    assert f"which schema {new_schema} has" in result.message
+    assert f"set MAILGLASS_DATABASE_SCHEMA to {new_schema}" in result.remedy
 
 
 def opened() -> WebhookEvent:
-    """Return an event of now."""
+    """Return an event that happened now."""
     return WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
 
 
 CALLS = {
-    "record_webhook": lambda it: record_webhook(it, provider="postmark", events=[opened()]),
-    "record_send": lambda it: record_send(it, provider="postmark", sent=[Sent(recipient="a@b.cz", message_id="m-1")]),
-    "append": lambda it: append(it, tenant_id="acme", type="opened", occurred_at=dt.datetime.now(dt.UTC)),
-    "erase": lambda it: erase(it, recipient="a@b.cz"),
-    "link": lambda it: link(it, uuid4(), uuid4(), reason="ticket 4711"),
+    "record_webhook": lambda connection: record_webhook(connection, provider="postmark", events=[opened()]),
+    "record_send": lambda connection: record_send(
+        connection, provider="postmark", sent=[Sent(recipient="a@b.cz", message_id="m-1")]
+    ),
+    "append": lambda connection: append(
+        connection, tenant_id="acme", type="opened", occurred_at=dt.datetime.now(dt.UTC)
+    ),
+    "erase": lambda connection: erase(connection, recipient="a@b.cz"),
+    "link": lambda connection: link(connection, uuid4(), uuid4(), reason="ticket 4711"),
     "find_orphans": find_orphans,
-    "reconcile": lambda it: reconcile(),
-    "reconcile_recent": lambda it: reconcile_recent(1.0),
+    "reconcile": lambda _connection: reconcile(),
+    "reconcile_recent": lambda _connection: reconcile_recent(1.0),
 }
 
 
 def test_a_python_call_in_a_wrong_schema_names_the_setting(unmigrated):
-    """Each of them, also if what is missing is a function, which aborts the caller's transaction."""
+    """This holds for each function, also if a function is missing, which aborts the caller's transaction."""
     wrong = unmigrated.settings.model_copy(update={"database_schema": "nowhere"})
     mailglass_reconcile.configure(engine=unmigrated.engine, settings=wrong)
     try:
@@ -160,8 +164,8 @@ def test_a_python_call_in_a_wrong_schema_names_the_setting(unmigrated):
         mailglass_reconcile.configure()
 
 
-def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, empty_database_url):
-    """`migrate` makes no tables in its place; once they are there again, all is mended."""
+def test_a_rolled_back_mailglass_has_to_be_migrated_first(unmigrated, shape, empty_database_url):
+    """`migrate` does not make its tables; once they exist again, everything is repaired."""
     database = unmigrated
     with_history(database)
     database.migrate()
@@ -181,7 +185,7 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, em
 
 
 def test_orphans_whose_events_are_gone_are_closed_by_the_prune(mailglass_db):
-    """Mailglass's tests truncate the ledger: the open set follows it, and a new event is linked."""
+    """Mailglass's tests truncate the ledger: the open set follows, and a new event is linked."""
     factories.delivery(mailglass_db, "m-1")
     for id_ in ("m-1", "m-2", "m-3"):
         factories.orphan(mailglass_db, factories.postmark(id_), age_seconds=900)
@@ -198,8 +202,8 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(mailglass_db):
     assert status.load_problems(mailglass_db.database) == []
 
 
-def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):
-    """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
+def test_the_doctor_finds_our_tables_in_another_schema_than_mailglass_s(empty_database_url):
+    """Ours are in `public`, Mailglass's in its own schema, so ours get none of its rows."""
     migrated = installation(empty_database_url)
     migrated.migrate()
     live(empty_database_url, "mailglass", "2.x")
@@ -207,7 +211,7 @@ def test_the_doctor_finds_tables_of_ours_mailglass_compat_s(empty_database_url):
 
 
 def test_a_database_in_another_encoding_is_refused(admin, drop_database):
-    """Addresses and ids may hold any character."""
+    """Addresses and ids may have any character."""
     name = f"mgtest_{new_id()}"
     with admin.connect() as connection:
         connection.exec_driver_sql(

@@ -1,4 +1,4 @@
-"""Mailglass's ledger names no recipient: it is read from the raw webhook, of each provider that names one."""
+"""Recipients from raw webhooks, because Mailglass's ledger has none, for each provider that names them."""
 
 import datetime as dt
 import time
@@ -24,13 +24,13 @@ LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconcile
 
 @pytest.fixture
 def statements(mailglass_db):
-    """The statements that are sent, as they are."""
+    """Collect the statements that are sent."""
     with recording.statements(mailglass_db.engine) as sent:
         yield sent
 
 
 def postmark(recipient, kind="bounced"):
-    """Return a bounce of Postmark's: the raw webhook, its events' metadata, the delivery's id, the raw webhook's id."""
+    """Return a bounce of Postmark: the raw webhook, its events' metadata, the message id and the raw webhook's id."""
     raw = raw_webhooks.payload("postmark", kind)
     raw |= {"Email" if "Email" in raw else "Recipient": recipient}
     event = {"provider_event_id": "Bounce:4", "record_type": "Bounce", "message_id": raw["MessageID"]}
@@ -38,7 +38,7 @@ def postmark(recipient, kind="bounced"):
 
 
 def sendgrid(recipient, kind="bounced"):
-    """Return a batch of four, of which one is about the recipient."""
+    """Return a batch of four of SendGrid, of which one is about the recipient."""
     example = raw_webhooks.payload("sendgrid", kind)
     raw = [{**example, "email": f"{n}@example.com", "sg_event_id": f"other{n}=="} for n in range(3)]
     raw.insert(1, {**example, "email": recipient, "sg_event_id": "mine=="})
@@ -47,7 +47,7 @@ def sendgrid(recipient, kind="bounced"):
 
 
 def mailgun(recipient, kind="bounced"):
-    """Return the same of Mailgun."""
+    """Return a bounce of Mailgun."""
     data = {**raw_webhooks.payload("mailgun", kind), "recipient": recipient}
     bare = data["message"]["headers"]["message-id"]
     raw = {"signature": {"token": "t-1", "timestamp": "1", "signature": "s"}, "event-data": data}
@@ -56,28 +56,28 @@ def mailgun(recipient, kind="bounced"):
 
 
 def ses(recipient, kind="bounced"):
-    """Return the same of SES."""
-    told = raw_webhooks.payload("ses", kind)
+    """Return an event of SES."""
+    notification = raw_webhooks.payload("ses", kind)
     event = {
         "provider_event_id": f"sns-1:{recipient}",
         "record_type": "Bounce",
-        "message_id": told["mail"]["messageId"],
+        "message_id": notification["mail"]["messageId"],
         "sns_message_id": "sns-1",
-        "ses_message_id": told["mail"]["messageId"],
+        "ses_message_id": notification["mail"]["messageId"],
     }
-    return told, [event], told["mail"]["messageId"], "sns-1"
+    return notification, [event], notification["mail"]["messageId"], "sns-1"
 
 
 def resend(recipient, kind="bounced"):
-    """Return the same of Resend."""
+    """Return a bounce of Resend."""
     raw = raw_webhooks.payload("resend", kind)
     raw = {**raw, "id": "evt-1", "data": {**raw["data"], "to": [recipient]}}
     event = {"provider_event_id": "evt-1", "record_type": raw["type"], "message_id": raw["data"]["email_id"]}
     return raw, [event], raw["data"]["email_id"], "evt-1"
 
 
-def pointed_at():
-    """Return the number of events that a sweep would link, and how many of these by the message id alone."""
+def count_linkable():
+    """Return the number of events that a sweep would link, and how many by the message id alone."""
     [counts] = conforming("sweep", run_here("sweep", "--since", "1h", "--dry-run", "--json").stdout)
     return counts["linked"], counts["linked_unchecked"]
 
@@ -89,23 +89,23 @@ QUICK = ("sendgrid", "ses")
 
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
-@pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
-def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, provider, named):
-    """Found by the raw webhook's id, by the event's own, or, in a batch, by the moment."""
+@pytest.mark.parametrize("has_webhook_id", [True, False], ids=["since 1.0", "0.1.1"])
+def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(mailglass_db, provider, has_webhook_id):
+    """The raw webhook is found by its id, by the event's id, or, for a batch, by the time."""
     raw, events, message_id, raw_id = PROVIDERS[provider](CC)
-    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=named)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=has_webhook_id)
     factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.recipient_mismatch) == (0, 1)
-    assert reconcile().recipient_mismatch == 1  # from what the first sweep has stored
+    assert reconcile().recipient_mismatch == 1  # by what the first sweep has stored
 
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
-@pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
-def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(mailglass_db, provider, named):
-    """Mailglass's own delivery of the To, and another writer's of the Cc."""
+@pytest.mark.parametrize("has_webhook_id", [True, False], ids=["since 1.0", "0.1.1"])
+def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(mailglass_db, provider, has_webhook_id):
+    """Mailglass's delivery of the To and another writer's of the Cc have the id."""
     raw, events, message_id, raw_id = PROVIDERS[provider](f" {TO.upper()}")
-    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=named)
+    raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id, has_webhook_id=has_webhook_id)
     delivery = factories.delivery(mailglass_db, message_id, recipient=TO)
     factories.delivery(mailglass_db, message_id, recipient=CC)
     assert reconcile().linked == 1
@@ -113,7 +113,7 @@ def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(ma
 
 
 def test_one_event_is_decided_as_a_sweep_decides(mailglass_db):
-    """By explain and by attempt_link, in which no sweep has looked at it before."""
+    """`explain` and `attempt_link` decide before any sweep."""
     raw, events, message_id, _ = postmark(CC)
     (event_id,) = raw_webhooks.store(mailglass_db, "postmark", raw, events)
     factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -126,7 +126,7 @@ def test_one_event_is_decided_as_a_sweep_decides(mailglass_db):
 
 
 def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(mailglass_db):
-    """More than are read whole."""
+    """The id has more deliveries than are read whole."""
     raw, events, message_id, _ = sendgrid("7@example.com")
     raw_webhooks.store(mailglass_db, "sendgrid", raw, events)
     rows = [factories.delivery_row(message_id, recipient=f"{n}@example.com") for n in range(60)]
@@ -147,7 +147,7 @@ def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(m
     ],
 )
 def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(mailglass_db, changed):
-    """As the original does: the webhook is gone, of another tenant, or says something else."""
+    """The original does so too: the webhook is deleted, another tenant's, or about something else."""
     raw, events, message_id, raw_id = sendgrid(CC)
     raw_webhooks.store(mailglass_db, "sendgrid", **{"raw": raw, "events": events, "raw_id": raw_id, **changed})
     factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -157,7 +157,7 @@ def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(mailglass
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mailglass_db, provider):
-    """It counts as a part of `linked`; a dry run counts the same, of all or of some; explain says it of both."""
+    """It is counted within `linked`, also by a dry run of all or some; `explain` shows it."""
     raw, events, message_id, raw_id = PROVIDERS[provider](TO)
     raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id)
     factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -165,7 +165,7 @@ def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mai
     alone = {**events[0], "message_id": "alone"}
     [unchecked] = raw_webhooks.store(mailglass_db, "postmark", raw, [alone], raw_id="gone", is_stored=False)
     factories.delivery(mailglass_db, "alone", recipient=TO)
-    assert pointed_at() == (2, 1)
+    assert count_linkable() == (2, 1)
     for sweep in (prepare(dry_run=True), prepare()):
         result = sweep.run()
         assert (result.linked, result.linked_unchecked) == (2, 1)
@@ -177,8 +177,8 @@ def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mai
     assert value(scrape(mailglass_db), "linked_unchecked_total") == 1
 
 
-def test_events_of_our_writers_carry_no_such_note(mailglass_db):
-    """They keep a recipient apart from the ledger, and know if there was one."""
+def test_links_of_our_writers_events_are_not_marked_as_unchecked(mailglass_db):
+    """They store the recipient apart from the ledger, and whether there was one."""
     with mailglass_db.engine.begin() as connection:
         event = WebhookEvent(
             message_id="m-1", provider_event_id="e", type="opened", occurred_at=dt.datetime.now(dt.UTC)
@@ -186,14 +186,14 @@ def test_events_of_our_writers_carry_no_such_note(mailglass_db):
         record_webhook(connection, tenant_id=factories.TENANT, provider="postmark", events=[event])
     factories.delivery(mailglass_db, "m-1", recipient=TO)
     mailglass_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
-    assert pointed_at() == (1, 0)
+    assert count_linkable() == (1, 0)
     result = reconcile()
     assert (result.linked, result.linked_unchecked) == (1, 0)
     assert mailglass_db.rows(CHECKED) == [(None,)]
 
 
-def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(mailglass_db):
-    """A sweep has stored the ids of the event before."""
+def test_a_send_that_links_by_the_id_alone_marks_it_as_unchecked_too(mailglass_db):
+    """A sweep has stored the event's ids before."""
     raw, events, message_id, raw_id = postmark(TO)
     raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id, is_stored=False)
     reconcile()
@@ -205,7 +205,7 @@ def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(mailglass_db):
 
 
 def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(mailglass_db):
-    """The appended row has the notification's id alone; one of another form is copied as it is."""
+    """The appended row has the notification's id only; an id of another form is copied."""
     for recipient, ses_id in ((TO, "sns-1"), (CC, "sns-2")):
         raw, events, message_id, _ = ses(recipient)
         raw_webhooks.store(mailglass_db, "ses", raw, [{**events[0], "sns_message_id": ses_id}], raw_id=ses_id)
@@ -216,17 +216,17 @@ def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(mailglas
 
 
 def test_resend_names_no_recipient_of_a_message_to_several(mailglass_db):
-    """Its webhook lists whom the message went to, not whom the event is about."""
+    """Its webhook lists the message's recipients, not the event's."""
     raw, events, message_id, raw_id = resend(TO)
     raw["data"]["cc"] = [CC]
     raw_webhooks.store(mailglass_db, "resend", raw, events, raw_id=raw_id)
-    factories.insert(mailglass_db, [factories.delivery_row(message_id, recipient=one) for one in (TO, CC)])
+    factories.insert(mailglass_db, [factories.delivery_row(message_id, recipient=recipient) for recipient in (TO, CC)])
     assert reconcile().ambiguous == 1
 
 
 @pytest.mark.parametrize("webhook", ["nonsense", "", None, 7])
-def test_a_webhook_id_that_is_none_is_passed_over(mailglass_db, webhook):
-    """Whatever other writers left there; the event's own id is tried then."""
+def test_an_invalid_webhook_id_is_skipped(mailglass_db, webhook):
+    """Another writer may have stored anything; the event's own id is tried then."""
     raw, events, message_id, raw_id = postmark(CC)
     raw_webhooks.store(
         mailglass_db, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, has_webhook_id=False
@@ -239,7 +239,7 @@ def test_a_webhook_id_that_is_none_is_passed_over(mailglass_db, webhook):
     "status", slow_unless("succeeded".__eq__, ["received", "processing", "succeeded", "failed", "dead"])
 )
 def test_a_batch_of_0_1_1_is_found_in_every_state(mailglass_db, status):
-    """By the moment."""
+    """The time finds it."""
     raw, events, message_id, _ = sendgrid(CC)
     raw_webhooks.store(mailglass_db, "sendgrid", raw, events, has_webhook_id=False, status=status)
     factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -248,18 +248,20 @@ def test_a_batch_of_0_1_1_is_found_in_every_state(mailglass_db, status):
 
 @pytest.mark.parametrize(("second", "linked"), [(CC, 0), (f" <{CC.upper()}>", 0), (TO, 1), (None, 1), ([TO, CC], 1)])
 def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(mailglass_db, second, linked):
-    """Two of one moment, as after a redelivery; if one names another or nobody, the message id alone decides."""
+    """Two have one time, as after a redelivery; if one names another recipient or none, the message id alone
+    decides.
+    """
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
     raw_webhooks.store(mailglass_db, "sendgrid", raw, events, has_webhook_id=False, at=at)
-    again = [{**row, "email": second} if row["email"] == CC else row for row in raw]
-    raw_webhooks.store(mailglass_db, "sendgrid", again, [], has_webhook_id=False, at=at, raw_id="again")
+    redelivered = [{**row, "email": second} if row["email"] == CC else row for row in raw]
+    raw_webhooks.store(mailglass_db, "sendgrid", redelivered, [], has_webhook_id=False, at=at, raw_id="again")
     factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.linked_unchecked, result.recipient_mismatch) == (linked, linked, 1 - linked)
 
 
-def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(mailglass_db):
+def test_an_event_that_is_twice_in_a_batch_has_its_recipient(mailglass_db):
     """SendGrid repeats events within a batch."""
     raw, events, message_id, _ = sendgrid(CC)
     raw_webhooks.store(mailglass_db, "sendgrid", [*raw, raw[1]], events)
@@ -267,7 +269,7 @@ def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(mailglass_db)
     assert reconcile().recipient_mismatch == 1
 
 
-def test_an_event_without_a_moment_finds_no_batch(mailglass_db):
+def test_an_event_without_a_time_in_its_id_finds_no_batch(mailglass_db):
     """Its id is no UUIDv7, and the raw webhook has another id."""
     raw, events, message_id, _ = sendgrid(CC)
     raw_webhooks.store(mailglass_db, "sendgrid", raw, [], has_webhook_id=False)
@@ -276,8 +278,8 @@ def test_an_event_without_a_moment_finds_no_batch(mailglass_db):
     assert reconcile().linked == 1
 
 
-def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(mailglass_db, statements):
-    """Not for events that match nothing, nor for those whose recipient a sweep has stored."""
+def test_raw_webhooks_are_read_only_if_they_can_change_the_state(mailglass_db, statements):
+    """Unmatched events, and those whose recipient a sweep has stored, need none."""
     raw, events, message_id, raw_id = postmark(CC)
     raw_webhooks.store(mailglass_db, "postmark", raw, events, raw_id=raw_id)
     reconcile()
@@ -304,7 +306,7 @@ def test_without_raw_webhooks_no_event_is_read_for_its_recipient(mailglass_db, s
 
 @pytest.mark.slow
 def test_a_batch_is_read_once_however_many_events_it_has(mailglass_db, statements):
-    """A thousand events of one webhook cost what one costs, and a share."""
+    """A thousand events of one webhook cost as much as one, and a share each."""
     example = raw_webhooks.payload("sendgrid", "bounced")
     raw = [
         {**example, "email": f"{n}@example.com", "sg_event_id": f"e{n}", "sg_message_id": f"abcdefghijklmnopqrstu{n}"}

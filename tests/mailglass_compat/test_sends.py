@@ -1,4 +1,4 @@
-"""Sends that are recorded in tables that Mailglass made: its own ingest must not find them."""
+"""Sends recorded in tables that Mailglass made, which its own ingest must not find."""
 
 import factories
 import mailglass_reconcile
@@ -33,36 +33,36 @@ def test_mailglass_s_ingest_does_not_find_what_we_have_sent(mailglass_db):
     assert row[0].delivery_id == sent.delivery_id
 
 
-def test_the_provider_is_shown_all_the_same(mailglass_db):
-    """It is that of the send, in the delivery's timeline and among what an event's id names."""
+def test_the_provider_of_the_send_is_shown(mailglass_db):
+    """The delivery's timeline and the deliveries of an event's id show it."""
     deliveries = sent_in(mailglass_db, ADA, BOB)
     with mailglass_db.database.reading() as tx:
         (delivery,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
     assert delivery.provider == "postmark"
     orphan = factories.orphan(mailglass_db, factories.postmark("m-1"), type="opened")
-    named = explain(mailglass_db.database, orphan).named
-    assert [(row["provider"], row["fitting"]) for row in named] == [("postmark", True)] * 2
+    deliveries_of_id = explain(mailglass_db.database, orphan).named
+    assert [(row["provider"], row["fitting"]) for row in deliveries_of_id] == [("postmark", True)] * 2
 
 
 def test_without_mailglass_a_delivery_has_its_provider(db):
-    """As before: nothing else attaches events there."""
+    """Nothing else attaches events there."""
     sent_in(db, ADA)
     assert db.value(BY_PROVIDER) == 1
 
 
-def test_who_made_the_tables_is_one_answer(mailglass_db):
-    """For guard, prune, erasure, retention, removal and sends."""
+def test_one_query_answers_who_made_the_tables(mailglass_db):
+    """Guard, prune, erasure, retention, removal and sends use it."""
     with mailglass_db.database.reading() as tx:
         assert schema.is_made_by_mailglass(tx)
 
 
 def test_tables_that_migrate_made_are_ours(db):
-    """As long as Mailglass has none there."""
+    """This holds until Mailglass has tables there."""
     with db.database.reading() as tx:
         assert not schema.is_made_by_mailglass(tx)
 
 
-def test_tables_that_are_not_there_were_not_made_by_mailglass(empty_database_url):
+def test_missing_tables_were_not_made_by_mailglass(empty_database_url):
     """`migrate` will make them."""
     settings = Settings(database_url=empty_database_url)
     with Database(engines.create_engine(settings), settings).reading() as tx:

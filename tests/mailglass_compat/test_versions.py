@@ -1,4 +1,4 @@
-"""The tables of Mailglass 0.1.1 and of 2.x: migrated, swept, and given back as they were."""
+"""The tables of Mailglass 0.1.1 and 2.x: migrated, swept, and restored by a removal."""
 
 import pytest
 
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.slow
 
 
 def test_an_orphan_of_either_version_is_linked(mailglass_db):
-    """Whatever the tables have besides what is needed."""
+    """Further columns and tables do not matter."""
     delivery(mailglass_db, "m-1")
     orphan(mailglass_db, postmark("m-1"))
     assert mailglass_reconcile.reconcile().linked == 1
 
 
-def test_either_version_is_given_back_as_it_was(empty_database_url, shape):
-    """Nothing of Mailglass's is changed by a migration, and nothing of ours stays after a removal."""
+def test_a_removal_restores_either_version(empty_database_url, shape):
+    """A migration changes nothing of Mailglass's, and a removal leaves nothing of ours."""
     database = live(empty_database_url, SCHEMAS[shape], shape)
     before = database.objects()
     database.migrate()
@@ -32,7 +32,7 @@ def test_either_version_is_given_back_as_it_was(empty_database_url, shape):
 
 
 def test_an_index_that_serves_the_prune_is_not_built_twice(empty_database_url):
-    """Since 2.5 Mailglass has one that starts with the same columns; without it, ours is built."""
+    """Since 2.5 Mailglass has one with the same first columns; without it, ours is built."""
     database = live(empty_database_url, "mailglass", "2.x")
     database.migrate()
     assert database.is_current()
@@ -55,8 +55,8 @@ CREATE UNIQUE INDEX mailglass_deliveries_provider_msg_id_idx
   ON mailglass_deliveries (provider, provider_message_id) WHERE provider_message_id IS NOT NULL"""
 
 
-def test_partitioned_deliveries_get_their_index_by_hand(empty_database_url):
-    """`migrate` stops and says so; with the index that its plan shows, it goes on, and events are linked."""
+def test_partitioned_deliveries_get_their_index_manually(empty_database_url):
+    """`migrate` stops and says so; with the index of its plan it goes on, and events are linked."""
     database = live(empty_database_url)
     database.run(PARTITIONED)
     with pytest.raises(DatabaseRefusedError, match=r"mailglass_deliveries is partitioned: build the index .* manually"):

@@ -25,14 +25,14 @@ def timeline(db, tmp_path):
 
 
 def traffic(db, number, minutes_ago=30, **columns):
-    """Insert deliveries of some time ago and the orphans that are theirs."""
+    """Insert deliveries of some time ago and their orphans."""
     ids = [f"m-{number}-{n}" for n in range(6)]
     orphans = [{**orphan_row(postmark(id_)), **columns} for id_ in ids]
     insert(db, [delivery_of(db, id_, minutes_ago) for id_ in ids], orphans)
 
 
 def healthy(db, timeline, minutes_ago=30):
-    """Let a system work for a quarter of an hour."""
+    """Let a system run for a quarter of an hour."""
     for number in range(3):
         traffic(db, number, minutes_ago)
         reconcile()
@@ -40,7 +40,7 @@ def healthy(db, timeline, minutes_ago=30):
 
 
 def test_a_healthy_system_and_a_thousand_foreign_events_fire_nothing(db, timeline):
-    """Over two hours in which mail is sent and linked; other software's events never match, and expire."""
+    """For two hours mail is sent and linked; other software's events never match, and expire."""
     ages = (300, 80_000)
     insert(db, [], [orphan_row(postmark(f"foreign-{n}"), age_seconds=ages[n % 2]) for n in range(1_000)])
     for number in range(24):
@@ -64,11 +64,11 @@ def test_foreign_events_at_night_fire_nothing(db, timeline):
     timeline.check_alerts()
 
 
-def test_a_database_that_is_away_is_absent(db, timeline):
-    """And so is a process that does not answer."""
+def test_an_unreachable_database_is_absent(db, timeline):
+    """A process that does not answer is absent, too."""
     healthy(db, timeline)
-    away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
-    timeline.add(parsed(metrics.scrape(Database(engines.create_engine(away), away))), minutes=4)
+    unreachable = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
+    timeline.add(parsed(metrics.scrape(Database(engines.create_engine(unreachable), unreachable))), minutes=4)
     timeline.check_alerts()
     timeline.hold(minutes=2)
     timeline.check_alerts("Absent")
@@ -76,13 +76,13 @@ def test_a_database_that_is_away_is_absent(db, timeline):
     timeline.check_alerts("Absent")
 
 
-def test_a_finding_fires_until_it_is_healed(db, timeline):
-    """Somebody holds the deliveries in a transaction that does not end: what can be linked is late."""
+def test_a_finding_fires_until_it_is_fixed(db, timeline):
+    """A transaction that does not end locks the deliveries, so linkable events are late."""
     healthy(db, timeline)
     insert_pairs(db, ["held"], age_seconds=9_000)
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
-    with db.engine.connect() as other, other.begin():
-        other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
+    with db.engine.connect() as holder, holder.begin():
+        holder.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
         assert reconcile().skipped_held == 1
         timeline.scrape(minutes=9)
         timeline.check_alerts()
@@ -93,11 +93,11 @@ def test_a_finding_fires_until_it_is_healed(db, timeline):
     timeline.check_alerts()
 
 
-def test_a_redis_that_takes_no_broadcasts_loses_them(db, timeline):
-    """Links are made. The check says so of the last sweep, the other rule whatever process has lost them."""
+def test_a_redis_that_refuses_broadcasts_fires_both_alerts(db, timeline):
+    """Links are made. The check is about the last sweep, the other rule about every process."""
     healthy(db, timeline)
-    away = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
-    mailglass_reconcile.configure(engine=db.engine, settings=away)
+    unreachable = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    mailglass_reconcile.configure(engine=db.engine, settings=unreachable)
     for number in range(4):
         traffic(db, f"lost-{number}")
         assert reconcile().linked == 6
@@ -105,8 +105,8 @@ def test_a_redis_that_takes_no_broadcasts_loses_them(db, timeline):
     timeline.check_alerts("BroadcastsLost", "Finding")
 
 
-def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeline):
-    """Nobody has swept for a week, and then the prune comes."""
+def test_events_that_expire_although_a_delivery_has_their_id_fire(db, timeline):
+    """Nothing has swept for a week, and then the prune runs."""
     healthy(db, timeline)
     insert(db, [delivery_row("m-old", tenant_id="other")], [orphan_row(postmark("m-old"))])
     reconcile()

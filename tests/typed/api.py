@@ -1,4 +1,4 @@
-"""The public API as a type checker sees it: mypy --strict and basedpyright read this file, nothing runs it.
+"""The public API for type checkers: mypy --strict and basedpyright read this file, nothing runs it.
 
 An `ignore` that ignores nothing is an error for both, so each stands for an error that must be reported.
 """
@@ -65,14 +65,14 @@ assert_type(mailglass_reconcile.__version__, str)
 
 
 def misspelling() -> None:
-    """A name that is not there is reported, although `beat_schedule` is made when somebody asks for it."""
+    """A misspelled name is an error, although `beat_schedule` is made on first use."""
     from mailglass_reconcile import reconcil  # type: ignore[attr-defined] # pyright: ignore # noqa: F401, PLC0415
 
     mailglass_reconcile.make_beat_shedule()  # type: ignore[attr-defined] # pyright: ignore
 
 
 def configuring(engine: sa.Engine, client: redis.Redis) -> None:
-    """An application's own engine and client, or nothing."""
+    """An application may pass its own engine and client, or nothing."""
     configure()
     configure(engine, client, Settings(grace_seconds=30))
     configure(engine="postgresql://localhost/app")  # type: ignore[arg-type] # pyright: ignore
@@ -92,10 +92,13 @@ def sweeping() -> None:
 
 
 def scheduling() -> None:
-    """Entries name their task; seconds and intervals are schedules, a text is none."""
+    """Entries have a task; seconds and intervals are schedules, a text is not."""
     assert_type(beat_schedule["mailglass-reconcile"]["task"], str)
-    mine: dict[str, Any] = {**beat_schedule, **make_beat_schedule(sweep=60.0, prune=dt.timedelta(days=1), recent=1.0)}
-    mine["own"] = {"task": "own", "schedule": 30.0}
+    schedule: dict[str, Any] = {
+        **beat_schedule,
+        **make_beat_schedule(sweep=60.0, prune=dt.timedelta(days=1), recent=1.0),
+    }
+    schedule["own"] = {"task": "own", "schedule": 30.0}
     make_beat_schedule(queue="mail", fan_out=50_000, dispatch=10.0)
     make_beat_schedule(recent="1s")  # type: ignore[arg-type] # pyright: ignore
     beat_schedule["mailglass-reconcile"]["taks"]  # type: ignore[typeddict-item] # pyright: ignore
@@ -104,7 +107,7 @@ def scheduling() -> None:
 def recording(connection: sa.Connection, session: Session) -> None:
     """Both writers take a Connection or a Session, and any iterable."""
     sent = Sent(recipient="ada@example.com", message_id="m1")
-    deliveries = record_send(connection, provider="postmark", sent=(one for one in [sent]))
+    deliveries = record_send(connection, provider="postmark", sent=(accepted for accepted in [sent]))
     assert_type(deliveries, list[RecordedDelivery])
     assert_type(deliveries[0].delivery_id, UUID)
     now = dt.datetime.now(dt.UTC)
@@ -128,13 +131,13 @@ def recording(connection: sa.Connection, session: Session) -> None:
 
 
 def linking_by_hand(connection: sa.Connection, event: UUID, delivery: UUID) -> None:
-    """A reason must be given; an actor may be."""
+    """A reason is required, an actor optional."""
     assert_type(link(connection, event, delivery, reason="ticket 4711", actor="ada"), Recorded)
     link(connection, event, delivery)  # type: ignore[call-arg] # pyright: ignore
 
 
 def erasing(session: Session) -> None:
-    """By keyword only: a tenant and an address are both strings."""
+    """Arguments are keywords only, because a tenant and an address are both strings."""
     assert_type(erase(session, recipient="ada@example.com", tenant_id="acme"), Erased)
     erase(session, "ada@example.com")  # type: ignore[call-arg] # pyright: ignore
 
@@ -148,7 +151,7 @@ async def asynchronously(session: AsyncSession) -> None:
 
 
 def looking(connection: sa.Connection) -> str | None:
-    """Orphans, and the decision on each."""
+    """Orphans and their decisions have types."""
     for orphan in find_orphans(connection, tenant_id="acme"):
         assert_type(orphan, Orphan)
         decision = attempt_link(connection, orphan)
@@ -170,12 +173,12 @@ def suppress(connection: Any, event: DeliveryEvent) -> None:
 
 @key_rule("acme", reads=["metadata/message_id"])
 def acme(message_id: str | None) -> Iterator[str | None]:
-    """A rule of an application's own."""
+    """An application's rule keeps its own type."""
     yield message_id
 
 
 def listening() -> None:
-    """What comes is an update, or a gap."""
+    """Items are updates or gaps."""
     with subscribe("acme") as updates:
         for update in updates:
             assert_type(update, Update | Missed)
@@ -185,14 +188,14 @@ def listening() -> None:
 
 
 async def listening_in_an_event_loop() -> None:
-    """The same."""
+    """Items are updates or gaps in an event loop, too."""
     async with subscribe_async("acme") as updates:
         async for update in updates:
             assert_type(update, Update | Missed)
 
 
 def receiving(connection: sa.Connection, session: Session, engine: sa.Engine, headers: dict[str, str]) -> None:
-    """A webhook is read, verified and recorded; an application is mounted."""
+    """A webhook is parsed, verified and recorded; an application is mounted."""
     assert_type(parse("sendgrid", b"[]"), list[WebhookEvent])
     verify("postmark", b"{}", headers, secret="user:password", now=dt.datetime.now(dt.UTC))  # noqa: S106
     verify("postmark", b"{}", headers)  # type: ignore[call-arg] # pyright: ignore
@@ -210,14 +213,14 @@ def receiving(connection: sa.Connection, session: Session, engine: sa.Engine, he
 
 
 def secret_of(provider: str, tenant: str) -> str | None:
-    """What a tenant signs with."""
+    """Return the secret of a tenant."""
     return None
 
 
 def read_acme(body: bytes, headers: Mapping[str, str]) -> list[WebhookEvent]:
-    """The events of a provider of an application's own."""
+    """Return the events of a custom provider."""
     return []
 
 
 def verify_acme(body: bytes, headers: Mapping[str, str], *, secret: str, url: str | None, now: dt.datetime) -> None:
-    """Its signature."""
+    """Verify a custom provider's signature."""
