@@ -99,7 +99,7 @@ def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
 
 
 def test_spans_of_time_are_read_and_written_as_people_say_them():
-    """`90s` is written `1 minute`, and `6d` is `6 days`."""
+    """`90s` is 90 seconds, and 60 seconds are `1 minute`."""
     convert = Duration().convert
     assert [convert(text, None, None) for text in ("90s", "5m", "2h", "6d")] == [90, 300, 7_200, 518_400]
     spans = (0, 1, 59, 60, 3_599, 3_600, 86_399, 86_400, 10**8)

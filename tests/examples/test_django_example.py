@@ -45,8 +45,8 @@ def run(terminal, *words):
     return readme.run("django", readme.command("django", *words).text, terminal)
 
 
-def check_migrations(terminal):
-    """Check that Django finds no missing migration."""
+def check_project(terminal):
+    """Run Django's checks, and check that no migration is missing."""
     readme.run("django", f'{MANAGE} shell -c "{MISSING}"', terminal)
 
 
@@ -77,7 +77,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
         factories.orphan(db, factories.postmark(raced, bounce=bounce), type="bounced")
     assert "linked 2 of 2" in run(terminal, "mailglass sweep")
     assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
-    check_migrations(terminal)
+    check_project(terminal)
     port = free_port()
     serve = readme.command("django", "runserver").text.replace("8000", str(port))
     with readme.start("django", serve, terminal, "Quit the server"):

@@ -590,7 +590,7 @@ class Schedule(RuleBasedStateMachine):
         assert load_holder(client, key) is None
 
     def _overlap(self, size: int, before_inner: Callable[[], None] = lambda: None) -> bool:
-        """Run a sweep within another, and return True if the outer one had more than one batch."""
+        """Run a sweep after the first batch of another, and return True if there was one."""
         open_ = self._open()
         outer, inner = _RecordingPublisher(), _RecordingPublisher()
         inner_results: list[tuple[int, SweepResult]] = []

@@ -266,7 +266,7 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
 
 
 @pytest.mark.parametrize("name", ["tenant", "provider", "message_id"])
-def test_a_value_that_no_row_can_have_is_not_found(db, name):
+def test_a_value_that_no_row_can_have_is_a_bad_request(db, name):
     """It was once a database error, which the page repeated every few seconds."""
     for text, expected in (("%00", "remove the character NUL"), ("x" * 513, "use at most 512 characters")):
         answer = Visitor(app(db)).get(f"/orphans?{name}={text}")
