@@ -1,17 +1,16 @@
-# Each target makes what it needs: Python 3.11 or later is enough. `make test PYTHON=python3.13 VENV=.venv-3.13`
-# uses another interpreter in an environment of its own.
+# Each target makes the environment that it needs: Python 3.11 or later is enough.
+# `make test PYTHON=python3.13 VENV=.venv-3.13` uses another interpreter, in another environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One worker more than cores, because tests wait. They do not share a Redis that is given: its channels are global.
+# One worker more than cores, because tests wait. An external Redis has one worker: its channels are global.
 WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))))
-# Tests make some thousand databases: in memory, if it has 8 GB to spare and programs may run there, each takes a
-# fifth of the time.
+# Tests make some thousand databases, each in a fifth of the time in memory, if 8 GB are free and programs may run there.
 MEMORY := $(shell df -k /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 {print $$6}')
-ROOMY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /proc/mounts 2>/dev/null)
-TMPDIR ?= $(ROOMY)
-# Workers and the many Pythons that tests start load what another one has compiled already.
+EXECUTABLE_MEMORY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /proc/mounts 2>/dev/null)
+TMPDIR ?= $(EXECUTABLE_MEMORY)
+# Workers, and the many Pythons that tests start, load bytecode that another process has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -25,7 +24,7 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(PYTEST) -m "not slow or guard" $(ARGS)
 
-# With the tests that are there to prove something rather than to guard it.
+# Every test, also those that are too slow for `make test`.
 test-all: $(VENV)/test.stamp
 	$(PYTEST) $(ARGS)
 
@@ -47,30 +46,30 @@ faults: $(VENV)/test.stamp
 soak: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.soak $(ARGS)
 
-# Breaks a copy of the package on purpose, one way after the other, and says which test caught it.
+# Breaks a copy of the package in one way after the other, and prints which test caught it.
 broken: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
 
 # Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
-# no test notices: hours for all of it. ARGS="mailglass_reconcile.rules*" takes a part, ARGS="'*7'" about every tenth, as
-# each has a number; the results stay in mutants/.
+# no test catches, which takes hours. ARGS="mailglass_reconcile.rules*" selects a part, ARGS="'*7'" about every tenth
+# change by its number; the results stay in mutants/.
 mutation: $(VENV)/mutation.stamp
 	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-# Takes half an hour on a quiet machine, and writes docs/performance.md; ARGS="--quick calls" tries one part out.
+# Takes half an hour on an idle machine, and writes docs/performance.md; ARGS="--quick calls" tries one part.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
 
-# Needs Debian's package rabbitmq-server, and says so where it is missing.
+# Needs Debian's package rabbitmq-server, and says so if it is missing.
 rabbitmq: $(VENV)/test.stamp
 	$(BIN)/python tests/support/rabbitmq.py $(BIN)/python -m pytest tests/stories/test_celery.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)
 
-# An environment that is there already is used: the README lets its reader make `.venv`. `--group` needs pip 25.1 or
-# later, which it may not have.
+# An existing environment is used, because readers of the README make `.venv` themselves. `--group` needs pip 25.1 or
+# later, which it may lack.
 $(VENV)/venv.stamp:
 	@[ -x $(BIN)/pip ] || { $(CHECK) && echo "Making $(VENV); this takes about a minute, and only the first time." && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
