@@ -96,8 +96,7 @@ def program() -> str:
 @pytest.fixture
 def demo(program: str, tmp_path: Path) -> Iterator[Run]:
     """A demo that has just been started."""
-    python = processes.forker().commands / "python"
-    with running(["-c", f"import sys; sys.executable = {str(python)!r}\n{program}"], tmp_path) as run:
+    with running(processes.forking(program), tmp_path) as run:
         yield run
 
 

@@ -369,6 +369,11 @@ def forker(*modules: str) -> Forker:
     return Forker(Path(sys.executable), os.environ, [*IMPORTED, *modules])
 
 
+def forking(code: str) -> list[str]:
+    """Return the arguments of a Python that runs *code*, and whose own Pythons, by `sys.executable`, are forked too."""
+    return ["-c", f"import sys; sys.executable = {str(forker().commands / 'python')!r}\n{code}"]
+
+
 def _family(pid: int) -> list[psutil.Process]:
     try:
         process = psutil.Process(pid)
