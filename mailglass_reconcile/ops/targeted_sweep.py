@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import explanation, orphans
+from mailglass_reconcile.ops import deliveries, explanation, orphans
 from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import spellings_of
@@ -16,10 +16,6 @@ from mailglass_reconcile.sweep.recent import AHEAD_SECONDS
 from mailglass_reconcile.sweep.reconciler import Sweep
 
 PAGE_ORPHANS = 10_000
-
-_DELIVERY = """
-SELECT tenant_id, provider_message_id FROM {schema}.mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +82,12 @@ def require_linked(sweep: Sweep, target: Target) -> None:
 
 def _read_delivery(database: Database, delivery_id: UUID) -> tuple[str, str]:
     with database.reading() as tx:
-        row = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).one_or_none()
-    if row is None or row.provider_message_id is None:
-        raise LookupError(f"there is no delivery {delivery_id}" if row is None else f"delivery {delivery_id} has no id")
-    return row.tenant_id, row.provider_message_id
+        rows = deliveries.load_deliveries(tx, [str(delivery_id)])
+    if not rows:
+        raise LookupError(f"there is no delivery {delivery_id}")
+    if rows[0].message_id is None:
+        raise LookupError(f"delivery {delivery_id} has no message id")
+    return rows[0].tenant_id, rows[0].message_id
 
 
 def _find_expired(database: Database, target: Target, tenant_id: str, message_id: str) -> list[str]:

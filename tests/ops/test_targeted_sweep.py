@@ -84,5 +84,5 @@ def test_a_delivery_without_a_message_id_cannot_be_swept(db):
     """No event could match it."""
     delivery = factories.delivery(db, "m-1")
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
-    with pytest.raises(LookupError, match="has no id"):
+    with pytest.raises(LookupError, match="has no message id"):
         targeted_sweep.prepare(Target(delivery_id=delivery))
