@@ -29,7 +29,7 @@ from mailglass_reconcile.store.database import (
     trust_statistics,
 )
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Cause, Row, RowFilter
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor, OrphanRow
+from mailglass_reconcile.store.open_orphans import LAST, Cursor, OrphanRow
 from mailglass_reconcile.store.window import Window
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
@@ -339,7 +339,7 @@ def _read_open(tx: Transaction, snapshot: Window, filters: ListFilter, after: st
     for batch_size in _sizes(size + 1):
         # Hardly any may pass, and no index has what is stored.
         with trust_statistics(tx) if row_filter != RowFilter() else nullcontext():
-            rows = listing.load_open(tx, row_filter, bounds, cursor, batch_size, newest_first=True)
+            rows = listing.load_newest(tx, row_filter, bounds, cursor, batch_size)
         if rows:
             cursor = Cursor(rows[-1].arrived_at, rows[-1].event_id)
             existing = [row for row in rows if row.type is not None]  # None if the event was deleted
@@ -580,11 +580,7 @@ def find_orphans(
     runtime.load_imports(only_warn=True)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
         eligible = window.open_window(tx)
-        bounds = listing.compute_bounds(tx, (eligible.after, eligible.until), waiting=False, older=None, newer=None)
-        rows = listing.load_open(tx, RowFilter(tenant_id), bounds, FIRST, limit)
-        orphans = open_orphans.read(
-            tx, [row.event_id for row in rows if row.type is not None]
-        )  # if the event still exists
+        orphans = open_orphans.read(tx, listing.load_oldest_ids(tx, tenant_id, eligible.after, eligible.until, limit))
         return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
-from mailglass_reconcile.store.open_orphans import FIRST, NO_KEYS, Cursor, OrphanRow
+from mailglass_reconcile.store.open_orphans import NO_KEYS, Cursor, OrphanRow
 
 OVERSIZED_SHOWN = 50
 """Documents of the newest open orphans that are measured at most: each may have megabytes."""
@@ -31,28 +31,7 @@ SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
 
 # The inner query chooses the page from stored columns; types and ids are looked up only for that page. Message ids
 # become an array, so that their orphans can be found by primary key.
-_OLDEST_FIRST = """
-SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
-       (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
-       CASE WHEN p.arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
-            ELSE coalesce(p.state, 'unseen') END AS state,
-       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
-              WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (CAST(:provider AS text) IS NULL OR provider = :provider)
-           AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
-           AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
-           AND (CAST(:ids AS text[]) IS NULL
-                OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                          WHERE candidate_id = ANY (CAST(:ids AS text[])))))
-         ORDER BY arrived_at, event_id LIMIT :size) AS p
- ORDER BY p.arrived_at, p.event_id
-"""
-
-_NEWEST_FIRST = """
+_PAGE = """
 SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
        (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
        CASE WHEN p.arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
@@ -71,6 +50,15 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
                                           WHERE candidate_id = ANY (CAST(:ids AS text[])))))
          ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
  ORDER BY p.arrived_at DESC, p.event_id DESC
+"""
+
+# Those whose event was deleted are left out.
+_OLDEST = """
+SELECT o.event_id::text FROM {schema}.mailglass_open_orphans AS o
+ WHERE o.arrived_at > CAST(:after AS timestamp) AND o.arrived_at <= CAST(:until AS timestamp)
+   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
+   AND EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0)
+ ORDER BY o.arrived_at, o.event_id LIMIT :size
 """
 
 # The cause of a tenant mismatch is the tenant that has the delivery: one delivery of each id is enough.
@@ -317,18 +305,21 @@ def find_cursor(tx: Transaction, event_id: str) -> Cursor | None:
     return Cursor(*row) if row else None
 
 
-def load_open(
-    tx: Transaction, row_filter: RowFilter, bounds: Bounds, after: Cursor, size: int, *, newest_first: bool = False
-) -> list[Row]:
-    """Return the next *size* open orphans after a cursor, in order, including those whose event was deleted."""
-    statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
+def load_newest(tx: Transaction, row_filter: RowFilter, bounds: Bounds, after: Cursor, size: int) -> list[Row]:
+    """Return the next *size* open orphans after a cursor, the newest first; also those whose event was deleted."""
     parameters = {**row_filter.parameters(), **bounds.parameters(after), "size": size}
-    return list(map(Row._make, tx.execute(statement, parameters)))
+    return list(map(Row._make, tx.execute(_PAGE, parameters)))
+
+
+def load_oldest_ids(tx: Transaction, tenant_id: str | None, after: str, until: str, size: int) -> list[str]:
+    """Return the first *size* open orphans that arrived after one time and until another, the oldest first."""
+    parameters = {"tenant_id": tenant_id, "after": after, "until": until, "size": size}
+    return list(tx.execute(_OLDEST, parameters).scalars())
 
 
 def count_causes(tx: Transaction, row_filter: RowFilter, bounds: Bounds, most: int) -> list[Cause]:
     """Count open orphans by cause, the most frequent first; at most *most* are read."""
-    parameters = {**row_filter.parameters(), **bounds.parameters(FIRST), "most": most}
+    parameters = {**row_filter.parameters(), **bounds._asdict(), "most": most}
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 

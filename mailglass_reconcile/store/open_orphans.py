@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal, text_or_none
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, text_or_none
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -110,7 +110,6 @@ class Cursor(NamedTuple):
     event_id: str
 
 
-FIRST = Cursor("-infinity", NIL)
 LAST = Cursor("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 
 

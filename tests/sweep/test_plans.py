@@ -37,7 +37,7 @@ from mailglass_reconcile.store.database import Database, Transaction, prefer_sca
 from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, RowFilter
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Cursor
+from mailglass_reconcile.store.open_orphans import LAST, Cursor
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import OrphanFilter, Window
@@ -311,16 +311,21 @@ def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
 ALL_TIMES = Bounds("-infinity", "infinity", "infinity")
 
 
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading, newest_first):
+def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading):
     """It reads each orphan, its event for the type, and its two ids."""
-    start = LAST if newest_first else FIRST
-    plan = probing(
-        reading, lambda: listing.load_open(reading, RowFilter(), ALL_TIMES, start, SIZE, newest_first=newest_first)
-    )
+    plan = probing(reading, lambda: listing.load_newest(reading, RowFilter(), ALL_TIMES, LAST, SIZE))
     assert plan.indexes >= {ARRIVAL, "mailglass_events_pkey"}
     assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0
     assert plan.read <= 4 * SIZE + 10
+
+
+@pytest.mark.parametrize(("tenant_id", "at_most"), [(None, 2 * SIZE), ("beryl", ROWS)])
+def test_the_oldest_orphans_are_read_along_the_index_of_arrival(reading, tenant_id, at_most):
+    """Each with its event, until there are enough; those of other tenants are passed over."""
+    plan = probing(reading, lambda: listing.load_oldest_ids(reading, tenant_id, "-infinity", "infinity", SIZE))
+    assert ARRIVAL in plan.indexes
+    assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0
+    assert plan.read <= at_most
 
 
 FILTERS = {
@@ -333,15 +338,11 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newest_first, name):
-    """Whatever the order, types and ids are looked up for the page alone."""
-    row_filter, start = FILTERS[name], LAST if newest_first else FIRST
+def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, name):
+    """Types and ids are looked up for the page alone."""
     with trust_statistics(reading):
-        plan = plan_of(
-            reading, lambda: listing.load_open(reading, row_filter, ALL_TIMES, start, SIZE, newest_first=newest_first)
-        )
+        plan = plan_of(reading, lambda: listing.load_newest(reading, FILTERS[name], ALL_TIMES, LAST, SIZE))
     assert plan.whole.keys() <= {"mailglass_open_orphans"}
     assert plan.read <= ROWS + 3 * SIZE
 
@@ -364,14 +365,11 @@ def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, other_orphans
     assert plan.read <= ROWS + 4 * SIZE
 
 
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading, newest_first):
+def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading):
     """Stale statistics cost one pass over the ids at most; those of an empty database cost exactly that."""
-    row_filter, start = RowFilter(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
+    row_filter = RowFilter(ids=["message-7", "other-8"])
     with trust_statistics(reading):
-        plan = plan_of(
-            reading, lambda: listing.load_open(reading, row_filter, ALL_TIMES, start, SIZE, newest_first=newest_first)
-        )
+        plan = plan_of(reading, lambda: listing.load_newest(reading, row_filter, ALL_TIMES, LAST, SIZE))
     assert plan.whole.keys() <= {"mailglass_open_orphan_ids"}
     if request.node.callspec.params["large_database"] == "of an empty database":
         assert plan.read <= ROWS + 2 * KEYED + 20
