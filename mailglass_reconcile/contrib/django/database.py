@@ -75,7 +75,12 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
         yield sa_connection
 
 
-def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
+def record(action: Callable[[sa.Connection], list[Any]]) -> None:
+    """Write on Django's connection, and enqueue the after-commit actions of the result at its commit."""
+    after_commit(_with_retries(action))
+
+
+def _with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
     """Call *action* with Django's connection, and return its result; transient errors are retried.
 
     Nothing is retried within a transaction of the application, because the error has aborted it. Otherwise the

@@ -11,7 +11,6 @@ from contextvars import copy_context
 from functools import cache
 from typing import Any
 
-import sqlalchemy as sa
 from anymail.signals import AnymailTrackingEvent, post_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
@@ -46,7 +45,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
         tenant = tenant_of(message)
         with failures.count_failure(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
-                lambda: _record(
+                lambda: database.record(
                     lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant)
                 )
             )
@@ -76,7 +75,7 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
             _in_sync_thread(
-                lambda: _record(
+                lambda: database.record(
                     lambda connection: record_webhook(
                         connection, provider=esp_name, events=[webhook_event], tenant_id=tenant
                     )
@@ -98,11 +97,6 @@ def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
         tags=event.metadata.get("tags", []),
         metadata={},
     )
-
-
-def _record(action: Callable[[sa.Connection], list[Any]]) -> None:
-    """Write on Django's connection, and enqueue the after-commit actions at its commit."""
-    database.after_commit(database.with_retries(action))
 
 
 def _in_sync_thread(action: Callable[[], None]) -> None:

@@ -128,14 +128,13 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
     by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
     for event in events:
         by_tenant[receivers.tenant_of(receivers.as_tracking_event(event))].append(event)
-    recorded = database.with_retries(
+    database.record(
         lambda connection: [
             result
             for tenant, of_tenant in by_tenant.items()
             for result in record_webhook(connection, provider=provider, events=of_tenant, tenant_id=tenant)
         ]
     )
-    database.after_commit(recorded)
 
 
 def _error_response(record: Provider, provider: str, error: Exception) -> HttpResponse:
