@@ -84,18 +84,18 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
 )
 def test_the_last_line_of_every_error_begins_with_the_commands_name(cli, arguments, code, line):
     """However it is found: by click, by a subcommand, or by the package."""
-    finished = cli(*arguments, **({"MAILGLASS_DATABASE_URL": ""} if "MAILGLASS" in line else {}))
-    assert finished.returncode == code
-    assert finished.stderr.splitlines()[-1].startswith(f"mailglass-reconcile: {line}")
-    assert "Error" not in finished.stderr
+    result = cli(*arguments, **({"MAILGLASS_DATABASE_URL": ""} if "MAILGLASS" in line else {}))
+    assert result.returncode == code
+    assert result.stderr.splitlines()[-1].startswith(f"mailglass-reconcile: {line}")
+    assert "Error" not in result.stderr
 
 
 def test_ctrl_c_while_libraries_are_imported_exits_with_130_and_no_traceback(tmp_path):
     """A signal arrives while click is imported."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    finished = processes.run(["-m", "mailglass_reconcile", "sweep"], environment, forked=False)
-    assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "")
+    result = processes.run(["-m", "mailglass_reconcile", "sweep"], environment, forked=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def test_follow_killed_at_any_fail_point_is_repaired_by_the_next_tick(
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[servers.Postgres]:
     """A PostgreSQL that may be stopped."""
-    with servers.postgres() as started:
-        settings = Settings(database_url=started.url)
+    with servers.postgres() as server:
+        settings = Settings(database_url=server.url)
         runner.migrate(engines.create_engine(settings), settings, lambda line: None)
-        yield started
+        yield server
 
 
 class Plain:

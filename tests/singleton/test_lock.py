@@ -124,11 +124,11 @@ def test_a_request_that_cannot_be_queued_frees_its_lock(store):
 def test_only_its_token_extends_and_releases_it(store):
     """Another token changes nothing."""
     lock = LockBackend(store)
-    own, other = running_token("a"), running_token("b")
-    assert [lock.acquire(KEY, token) for token in (own, other)] == [None, "a"]
+    own, foreign = running_token("a"), running_token("b")
+    assert [lock.acquire(KEY, token) for token in (own, foreign)] == [None, "a"]
     store.expire(KEY, 5)
-    lock.extend(KEY, other)
-    lock.release(KEY, other)
+    lock.extend(KEY, foreign)
+    lock.release(KEY, foreign)
     assert store.ttl(KEY) <= 5
     lock.extend(KEY, own)
     assert store.ttl(KEY) > 50

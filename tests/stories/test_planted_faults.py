@@ -40,8 +40,8 @@ class Fault:
         name: What is wrong.
         plant: Makes it so.
         check: The doctor's check that says so, with these `words`.
-        seen: What `status --check` says within its threshold; None if only the doctor can see it.
-        alert: Whether Prometheus's rules report it after ten minutes, if promtool is there; not as for `seen`.
+        status_pattern: What `status --check` says within its threshold; None if only the doctor can see it.
+        alert: Whether Prometheus's rules report it after ten minutes, if promtool is there; never for `NO_SWEEP`.
         heal: Takes the step that the doctor names, which it is given.
         severity: Of the doctor's finding.
     """
@@ -50,7 +50,7 @@ class Fault:
     plant: Callable[[System], object]
     check: str
     words: str
-    seen: str | None
+    status_pattern: str | None
     heal: Callable[[System, str], object]
     severity: str = ERROR
     alert: bool = True
@@ -156,17 +156,17 @@ def test_a_fault_is_named_at_once_and_its_remedy_fixes_it(system: System, fault:
     timeline.scrape()
     timeline.scrape()
     fault.plant(system)
-    if fault.seen and fault.check in OF_A_SWEEP:
-        wait_until(lambda: re.search(fault.seen, system.check_status()), PATIENCE)
+    if fault.status_pattern and fault.check in OF_A_SWEEP:
+        wait_until(lambda: re.search(fault.status_pattern, system.check_status()), PATIENCE)
     check = fault.check
     result = system.doctor()[check]
     assert (result["status"], bool(re.search(fault.words, result["message"]))) == (fault.severity, True), result
-    if fault.seen is None:
+    if fault.status_pattern is None:
         assert system.is_healthy()
     else:
-        wait_until(lambda: re.search(fault.seen, system.check_status()), PATIENCE)
+        wait_until(lambda: re.search(fault.status_pattern, system.check_status()), PATIENCE)
     # The limits of a scrape are minutes; tests/ops/test_incidents.py plants late sweeps there, too.
-    if fault.alert and fault.seen != NO_SWEEP and has_promtool:
+    if fault.alert and fault.status_pattern != NO_SWEEP and has_promtool:
         timeline.scrape(12)
         timeline.check_alerts("Finding", perhaps="BroadcastsLost")
     fault.heal(system, result["remedy"])

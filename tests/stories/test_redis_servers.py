@@ -62,8 +62,8 @@ def over_tls(certified: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     """A master, a replica and a Sentinel."""
-    with sentinel() as started:
-        yield started
+    with sentinel() as servers:
+        yield servers
 
 
 def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcasts(db, over_tls, tmp_path) -> None:

@@ -157,7 +157,7 @@ def read(db: Any) -> State:
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants in *holding*, unless the tables do not exist."""
     with session(db.engine) as driver:
-        _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(driver, witness)}, holding)
+        _run_checks({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(driver, witness)}, holding)
         state = State(driver, db.settings) if db.pooled and db.pooled.is_unchanged_in(driver) else None
     if state is None:
         if not db.is_current():
@@ -168,11 +168,11 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
         "I12": lambda: check_statuses([result for result, _ in witness.results()]),
         "I13": lambda: check_open_set(state),
     }
-    _each(checks, holding)
+    _run_checks(checks, holding)
     if "I6" in holding and state.is_matchable():
         check_nothing_is_left(db)
         state = read(db)
-    _each({"I4": lambda: check_messages(state, witness.messages(), witness.early)}, holding)
+    _run_checks({"I4": lambda: check_messages(state, witness.messages(), witness.early)}, holding)
     _check_rows(state, db.handled, holding)
 
 
@@ -182,7 +182,7 @@ def check_uncommitted(tx: Uncommitted) -> None:
     if driver.info.transaction_status != TransactionStatus.INTRANS:
         return
     state = State(driver, tx.settings)
-    _each({"I13": lambda: check_open_set(state)}, ALL - tx.broken)
+    _run_checks({"I13": lambda: check_open_set(state)}, ALL - tx.broken)
     _check_rows(state, tx.handled, ALL - tx.broken)
 
 
@@ -195,10 +195,10 @@ def _check_rows(state: State, handled: Collection[tuple[str, str]], holding: fro
         "I7": lambda: check_monotone(state),
         "I14": lambda: check_handlers(state, handled),
     }
-    _each(checks, holding)
+    _run_checks(checks, holding)
 
 
-def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
+def _run_checks(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
     for name, check_invariant in checks.items():
         if name in holding:
             check_invariant()

@@ -211,8 +211,8 @@ def _children(parent: int) -> Iterator[tuple[int, str]]:
     for listed in Path(f"/proc/{parent}/task").glob("*/children"):
         for pid in map(int, _read(listed).split()):
             # "PID (NAME) STATE …", where a name may have parentheses and spaces
-            name, _, rest = _read(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
-            if rest and rest.split()[0] not in "ZX":
+            name, _, state = _read(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
+            if state and state.split()[0] not in "ZX":
                 yield pid, name
 
 

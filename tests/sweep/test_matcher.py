@@ -128,12 +128,12 @@ def test_an_event_links_however_its_recipient_is_spelled(db, number, way):
     assert {name: linked.get(row["id"]) for name, row in orphans.items()} == {n: row["id"] for n, row in items.items()}
 
 
-@pytest.mark.parametrize("others", [WIDE - 2, WIDE])
+@pytest.mark.parametrize("other_count", [WIDE - 2, WIDE])
 @pytest.mark.parametrize("recipient", [factories.RECIPIENT, None])
-def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, others, recipient):
+def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, other_count, recipient):
     """Of two deliveries of one recipient, the one with the event's provider is chosen, if the recipient is known."""
     spelled = factories.delivery_row("m", provider=" POSTMARK\xa0")
-    factories.insert(tx, [*other_deliveries("m", others), factories.delivery_row("m"), spelled])
+    factories.insert(tx, [*other_deliveries("m", other_count), factories.delivery_row("m"), spelled])
     transaction = Transaction(tx.connection, tx.settings)
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), recipient))
     expected = ("matched", spelled["id"]) if recipient else ("ambiguous", None)
@@ -143,9 +143,9 @@ def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, ot
 @pytest.mark.parametrize("own", [0, 1])
 def test_one_delivery_of_a_wide_id_and_tenant_is_found_however_its_provider_is_spelled(tx, own):
     """The others are another tenant's; without a recipient, two are ambiguous."""
-    others = [factories.delivery_row("m", tenant_id="other") for _ in range(WIDE)]
+    foreign_rows = [factories.delivery_row("m", tenant_id="other") for _ in range(WIDE)]
     spelled = factories.delivery_row("m", provider=" POSTMARK\xa0")
-    factories.insert(tx, [*others, spelled, *(factories.delivery_row("m") for _ in range(own))])
+    factories.insert(tx, [*foreign_rows, spelled, *(factories.delivery_row("m") for _ in range(own))])
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), None))
     expected = ("ambiguous", None) if own else ("matched", spelled["id"])
     assert matcher.match(Transaction(tx.connection, tx.settings), [event]) == [expected]

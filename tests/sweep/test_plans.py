@@ -791,7 +791,7 @@ def test_of_200_000_open_orphans_a_writer_reads_only_those_of_its_ids(make_datab
                         plan = probing(tx, lambda ids=ids: open_orphans.with_message_ids(tx, "acme", ids))
                         assert plan.indexes == {index, "mailglass_open_orphans_pkey"}, requests
                         assert plan.read <= 2 * expected, requests
-                        plan = probing(tx, lambda found=event_ids: open_orphans.read(tx, found))
+                        plan = probing(tx, lambda event_ids=event_ids: open_orphans.read(tx, event_ids))
                         assert plan.read <= 2 * expected, requests
                     plan = probing(tx, lambda: open_orphans.read(tx, event))
                     assert plan.read == 0

@@ -42,7 +42,7 @@ from mailglass_reconcile.testing import servers
 servers.exit_on_signals()
 with servers.postgres(), servers.redis():
     print("ready", flush=True)
-    {then}
+    {last_line}
 """
 
 
@@ -156,7 +156,7 @@ def test_a_postgres_stopped_immediately_restarts_with_what_was_committed():
 
 
 @pytest.mark.parametrize(
-    ("then", "number", "code"),
+    ("last_line", "number", "code"),
     [
         ("pass", None, 0),
         pytest.param("raise ValueError", None, 1, marks=pytest.mark.slow),
@@ -168,12 +168,12 @@ def test_a_postgres_stopped_immediately_restarts_with_what_was_committed():
     ],
     ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP", "SIGKILL"],
 )
-def test_the_servers_stop_on_every_kind_of_exit(then, number, code):
+def test_the_servers_stop_on_every_kind_of_exit(last_line, number, code):
     """No process or file is left after the end, an exception or a signal, SIGKILL included."""
     directory = Path(tempfile.mkdtemp(prefix="mgout-"))
     directory.chmod(0o755)
     with subprocess.Popen(
-        [sys.executable, "-c", UNTIL_THE_END.format(then=then)],
+        [sys.executable, "-c", UNTIL_THE_END.format(last_line=last_line)],
         env={**os.environ, "TMPDIR": str(directory)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -252,7 +252,7 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
     """Four statements of four minutes each would have blocked the dashboard for everybody."""
     timeouts = []
 
-    def note(connection, cursor, statement, parameters, *rest):
+    def note(connection, cursor, statement, parameters, *arguments):
         if "statement_timeout" in parameters:
             timeouts.append(int(parameters["statement_timeout"]))
 

@@ -209,9 +209,9 @@ def test_an_interrupted_migration_can_be_run_again_or_removed(unmigrated, steps)
     for finish in (database.migrate, database.remove):
         messages: list[str] = []
 
-        def interrupt(line: str, told: list[str] = messages) -> None:
-            told.append(line)
-            if len(told) == steps:
+        def interrupt(line: str, reported: list[str] = messages) -> None:
+            reported.append(line)
+            if len(reported) == steps:
                 raise KeyboardInterrupt
 
         try:
