@@ -23,7 +23,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_others: Any) -> str:
+def on_page_markdown(markdown: str, **_kwargs: Any) -> str:
     """Return a page whose links to the files in the repository's top folder lead to the pages made of them."""
     for page, file in GENERATED.items():
         markdown = markdown.replace(f"](../{file}", f"]({page}")
@@ -32,8 +32,8 @@ def on_page_markdown(markdown: str, **_others: Any) -> str:
 
 def addressed(rules: str, address: str) -> str:
     """Return alert rules whose `runbook_url` are whole addresses, if the project has one."""
-    whole = f"runbook_url: {address.rstrip('/')}/blob/main/docs/"
-    return rules.replace("runbook_url: docs/", whole) if address else rules
+    full_address = f"runbook_url: {address.rstrip('/')}/blob/main/docs/"
+    return rules.replace("runbook_url: docs/", full_address) if address else rules
 
 
 def on_post_build(config: Any) -> None:
@@ -47,5 +47,5 @@ def on_post_build(config: Any) -> None:
     rules = Path(config.site_dir) / "monitoring" / "alerts.yml"
     rules.write_text(addressed(rules.read_text(), address))
     for page in Path(config.site_dir).rglob("*.html"):
-        for found in LOADED.findall(page.read_text()):
-            raise PluginError(f"{page.name} loads something over the network: {found}")
+        for element in LOADED.findall(page.read_text()):
+            raise PluginError(f"{page.name} loads something over the network: {element}")

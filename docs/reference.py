@@ -179,15 +179,15 @@ def compose_grants() -> str:
 
 def with_compose_grants(compose: str) -> str:
     """Return `docker-compose.yml` with the statements of its service `grants`."""
-    head, begin, rest = compose.partition("  grants:\n    content: |\n")
-    _, end, tail = rest.partition("\nvolumes:\n")
+    head, begin, after = compose.partition("  grants:\n    content: |\n")
+    _, end, tail = after.partition("\nvolumes:\n")
     return head + begin + textwrap.indent(compose_grants(), " " * 6) + end + tail
 
 
 def with_reference(page: str, text: str) -> str:
     """Return a page with *text* between its markers."""
-    head, _, rest = page.partition(BEGIN)
-    return head + BEGIN + text + rest[rest.index(END) :]
+    head, _, after = page.partition(BEGIN)
+    return head + BEGIN + text + after[after.index(END) :]
 
 
 PAYLOADS = DOCS.parent / "tests" / "webhooks" / "payloads"
@@ -375,9 +375,9 @@ def _bounds(option: click.Option) -> str:
     """Return an option's default and the values that it takes, in brackets; nothing for a flag."""
     bounds = []
     if not option.is_flag and option.default is not None and not callable(option.default):
-        shown = option.show_default if isinstance(option.show_default, str) else option.default
-        if isinstance(shown, str | int | float) and not isinstance(shown, bool):
-            bounds.append(f"default {shown}")
+        default = option.show_default if isinstance(option.show_default, str) else option.default
+        if isinstance(default, str | int | float) and not isinstance(default, bool):
+            bounds.append(f"default {default}")
     if isinstance(option.type, click.IntRange | click.FloatRange):
         low, high = (f"{bound:,}" if bound is not None else None for bound in (option.type.min, option.type.max))
         bounds.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")

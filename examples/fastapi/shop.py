@@ -38,7 +38,7 @@ async def send(to: Annotated[list[str], Body()]) -> dict[str, Any]:
     sent = [Sent(recipient=address, message_id=answer["MessageID"]) for address in to]
     async with AsyncSession(engine) as session, session.begin():
         recorded = await session.run_sync(record_send, provider="postmark", sent=sent)
-    return {"message_id": answer["MessageID"], "linked": sum(each.linked for each in recorded)}
+    return {"message_id": answer["MessageID"], "linked": sum(delivery.linked for delivery in recorded)}
 
 
 @api.exception_handler(RequestValidationError)

@@ -35,8 +35,8 @@ def webhook(provider: str) -> str:
 
 @app.errorhandler(MailglassReconcileError)
 def refuse(error: MailglassReconcileError) -> tuple[str, int]:
-    """Return 401 or 400 if the webhook is wrong, and 503 or 429 if the provider should send it again."""
+    """Return 401 or 400 if the webhook is wrong, and 503 or 429 if the provider should send it retry_status."""
     app.logger.error("not recorded: %s", error)
-    again = 429 if request.path.endswith("/brevo") else 503  # Brevo gives up after a 5xx
-    known = {SignatureError: 401, InvalidWebhookError: 400, InvalidEventError: 400}
-    return "not recorded", known.get(type(error), again)
+    retry_status = 429 if request.path.endswith("/brevo") else 503  # Brevo gives up after a 5xx
+    statuses = {SignatureError: 401, InvalidWebhookError: 400, InvalidEventError: 400}
+    return "not recorded", statuses.get(type(error), retry_status)

@@ -24,9 +24,9 @@ def send(message_id: str, *to: str) -> None:
     with engine.begin() as connection:
         recorded = record_send(connection, provider="postmark", sent=sent)
     broadcast(recorded)
-    for address, each in zip(to, recorded, strict=True):
-        events = "event" if each.linked == 1 else "events"
-        print(f"recorded: the delivery to {address}, {each.linked} waiting {events} linked")
+    for address, delivery in zip(to, recorded, strict=True):
+        events = "event" if delivery.linked == 1 else "events"
+        print(f"recorded: the delivery to {address}, {delivery.linked} waiting {events} linked")
 
 
 def webhook(kind: str, message_id: str, address: str) -> None:

@@ -34,7 +34,7 @@ def ask_for_ticket(_connection: object, event: DeliveryEvent) -> None:
 
 
 @receiver(pre_send)
-def skip_suppressed(message: EmailMessage, **_others: Any) -> None:
+def skip_suppressed(message: EmailMessage, **_kwargs: Any) -> None:
     """Cancel a message to an address that is suppressed."""
     if Suppressed.objects.filter(email__in=[address.lower() for address in message.recipients()]).exists():
         raise AnymailCancelSend
