@@ -212,9 +212,10 @@ def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json:
         raise click.UsageError(f"--since: {error}") from None
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
-    names = escape_unprintable(", ".join(registration.handler for registration in registrations))
-    _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?", yes)
+    if not yes:
+        missed = pluralize(administration.count_missed(database, registrations, seconds), f"{type_} event")
+        names = escape_unprintable(", ".join(registration.handler for registration in registrations))
+        _confirm(f"queue {missed} of the last {format_duration(seconds)} for {names}?")
     replayed = administration.replay(database, registrations, seconds)
     if as_json:
         print_json({"replayed": replayed})
@@ -238,7 +239,8 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
     last_seen = (
         "" if last_seen_seconds is None else f"; a dispatcher had one of them {format_duration(last_seen_seconds)} ago"
     )
-    _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone", yes)
+    if not yes:
+        _confirm(f"forget {names} and delete {pluralize(waiting, 'waiting job')}{last_seen}? This cannot be undone")
     deleted = administration.forget(database, type_, handler)
     if as_json:
         forgotten = [{"handler": registration.handler, "type": registration.type} for registration in registrations]
@@ -260,8 +262,6 @@ def _rename(old: str, new: str, as_json: bool) -> None:
         click.echo(f"renamed {old} to {new}, with {pluralize(renamed, 'job')}")
 
 
-def _confirm(question: str, yes: bool) -> None:
-    if yes:
-        return
+def _confirm(question: str) -> None:
     require_terminal(f"pass --yes to {question.partition('?')[0]}")
     confirm(question)

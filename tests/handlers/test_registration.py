@@ -3,15 +3,18 @@
 import logging
 
 import pytest
+import sqlalchemy as sa
 
 import commands
 import factories
 import mailglass_reconcile
+import recording
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import administration, registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.store import handled_types
 from recording import event, record
 
 WEEK = 7 * 86_400
@@ -85,6 +88,17 @@ def test_a_replay_reads_the_ledger_page_by_page_within_its_time(missed, monkeypa
     assert replay(missed.database, bounced, WEEK) == 4
     assert count_missed(missed.database, opened, 0) == 0
     assert count_missed(missed.database, opened, 60) == 1
+
+
+def test_a_replay_that_does_not_ask_reads_the_ledger_once(missed):
+    """One page and an empty one; to ask, it counts first."""
+    leaving("suppress", "bounced")
+    with missed.database.writing() as tx:
+        handled_types.register(tx, registration.own_registrations())
+    with recording.statements(sa.Engine) as statements:
+        done = commands.run(missed, "dispatch", "--replay", "bounced", "--since", "7d", "--yes")
+    assert done.stdout.startswith("queued 4 jobs")
+    assert len([text for text in statements if "), missed AS (" in text]) == 2
 
 
 def test_a_replay_of_what_nobody_handles_is_refused_in_one_line(missed):
