@@ -63,7 +63,7 @@ def find(term_text: str, tenant: str | None, limit: int, as_json: bool) -> None:
             for hit in results.hits:
                 print_json(hit.as_dict())
         else:
-            click.echo("\n".join(_lines(results)) if results.hits else _nothing(term))
+            click.echo("\n".join(_lines(results)) if results.hits else _format_no_results(term))
     if not results.hits:
         if tenant is not None:
             suggest_tenant(database, tenant)
@@ -98,7 +98,7 @@ def _event(orphan: OpenOrphan) -> Iterator[str]:
     yield wrap_text(f"{facts}{expires}", "  ")
 
 
-def _nothing(term: SearchTerm) -> str:
+def _format_no_results(term: SearchTerm) -> str:
     scope = "" if term.tenant_id is None else " of this tenant"
     if not term.address:
         return f"no delivery and no open orphan{scope} has this id"

@@ -37,9 +37,9 @@ def print_line(text: str, style: str | None = None) -> None:
     Console(highlight=False).print(text, style=style, markup=False, soft_wrap=True)
 
 
-def print_event(who: str, what: str) -> None:
+def print_event(who: str, text: str) -> None:
     """Print one escaped line, with the seconds since the demo started."""
-    print_line(escape_unprintable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
+    print_line(escape_unprintable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {text}"), STYLES.get(who))
 
 
 def exit_on_signal(worker: Process | None = None) -> None:
@@ -84,14 +84,15 @@ class DemoEnvironment:
         print_event("app", f"record_send, commit, broadcast: {recorded[0].linked} event linked")
         self.show_links([mail])
 
-    def overtake(self, mails: Sequence[Mail], meanwhile: str = "") -> None:
+    def overtake(self, mails: Sequence[Mail], note: str = "") -> None:
         """Send in a transaction that stays open while the webhooks arrive; lost sends have a second transaction."""
         sent, engine = [mail for mail in mails if mail.sent], runtime.get_engine()
         with engine.connect() as committing, engine.connect() as losing:
             for message_id, call in groupby(sent, lambda mail: mail.message_id):
-                mail, *others = call
+                mail, *more_mails = call
                 recipients = [
-                    Sent(recipient=recipient_mail.address, message_id=message_id) for recipient_mail in (mail, *others)
+                    Sent(recipient=recipient_mail.address, message_id=message_id)
+                    for recipient_mail in (mail, *more_mails)
                 ]
                 connection = losing if mail.state else committing
                 record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=recipients)
@@ -100,8 +101,8 @@ class DemoEnvironment:
                 for type_ in mail.types:
                     time.sleep(LINE_SECONDS)  # so that people can read along
                     self._receive(mail, type_)
-            if meanwhile:
-                print_line(meanwhile)
+            if note:
+                print_line(note)
             time.sleep(5 * LINE_SECONDS)  # until the receiver has looked again: a sweep is to link
             committing.commit()
         self._committed = time.monotonic()

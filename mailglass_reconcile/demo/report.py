@@ -40,9 +40,9 @@ def print_report(environment: DemoEnvironment) -> bool:
     with runtime.get_engine().connect() as connection:
         links = connection.execute(LINKS).all()
         states = {names[str(o.event_id)]: attempt_link(connection, o).state for o in find_orphans(connection)}
-    ours = [mail for mail in mails if mail.sent and not mail.state]
-    linked = sorted((mail.address, type_) for mail in ours for type_ in mail.types)
-    last = {mail.address: ("dispatched", *mail.types)[-1] for mail in ours}
+    linkable_mails = [mail for mail in mails if mail.sent and not mail.state]
+    linked = sorted((mail.address, type_) for mail in linkable_mails for type_ in mail.types)
+    last = {mail.address: ("dispatched", *mail.types)[-1] for mail in linkable_mails}
     messages = [
         (events_channel(row.tenant_id, delivery_id), row.id) for row in links for delivery_id in (None, row.delivery_id)
     ]
@@ -63,8 +63,8 @@ def print_report(environment: DemoEnvironment) -> bool:
     print_line("\nResult", "bold")
     ways = ", ".join(f"{number} by {WAYS[way]}" for way, number in sorted(environment.linked_by.items()) if number)
     print_line(f"  {len(links)} linked ({ways or 'by no sweep'}), {len(states)} open")
-    for promise, kept in promises.items():
-        print_line(f"  {'PASS' if kept else 'FAIL'}  {promise}", "green" if kept else "bold red")
+    for promise, is_kept in promises.items():
+        print_line(f"  {'PASS' if is_kept else 'FAIL'}  {promise}", "green" if is_kept else "bold red")
     print_line("next: export MAILGLASS_DATABASE_URL=postgresql://HOST/DATABASE")
     print_line(f"      {_command()} migrate")
     print_line(f"      {_command()} doctor")

@@ -100,12 +100,12 @@ class Queue(Generic[T]):
 
     def process(self) -> None:
         """Process the entries in flight; delay those that must be processed again."""
-        again: Iterable[T] = ()
+        entries_to_retry: Iterable[T] = ()
         with _log_errors():
-            again = self._process(list(self._in_flight))
+            entries_to_retry = self._process(list(self._in_flight))
         with _thread.condition:
             due_at = time.monotonic() + RETRY_SECONDS
-            for entry in again:
+            for entry in entries_to_retry:
                 self._delayed[entry] = self._in_flight.pop(entry), due_at
             self._size -= sum(self._in_flight.values())
             self._in_flight.clear()

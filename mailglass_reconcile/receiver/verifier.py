@@ -76,7 +76,7 @@ class VerificationThread:
             if not job.future.done():
                 self._running = self._thread.submit(job.function)
                 self._started_at = time.monotonic()
-                self._running.add_done_callback(lambda done, job=job: self._schedule_finish(job, done))  # type: ignore[misc]
+                self._running.add_done_callback(lambda future, job=job: self._schedule_finish(job, future))  # type: ignore[misc]
 
     def _pop(self) -> _Job | None:
         if job := self._next.pop():
@@ -84,17 +84,17 @@ class VerificationThread:
             return job
         return self._other.pop()
 
-    def _schedule_finish(self, job: _Job, done: Future[Any]) -> None:
+    def _schedule_finish(self, job: _Job, future: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop was closed
-            job.loop.call_soon_threadsafe(self._finish, job, done)
+            job.loop.call_soon_threadsafe(self._finish, job, future)
 
-    def _finish(self, job: _Job, done: Future[Any]) -> None:
-        error = done.exception()
+    def _finish(self, job: _Job, future: Future[Any]) -> None:
+        error = future.exception()
         if not job.future.done():
             if error:
                 job.future.set_exception(error)
             else:
-                job.future.set_result(done.result())
+                job.future.set_result(future.result())
         if error:
             now = time.monotonic()
             self._idle_until = now + (now - self._started_at)

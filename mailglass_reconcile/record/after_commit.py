@@ -171,15 +171,15 @@ def _run_actions(actions: Sequence[AfterCommitAction]) -> list[AfterCommitAction
     by_pool: dict[Pool, list[AfterCommitAction]] = defaultdict(list)
     for action in actions:
         by_pool[(action.engine or runtime.get_engine()).pool].append(action)
-    again = []
+    to_repeat = []
     for group in by_pool.values():
         engine = group[0].engine or runtime.get_engine()
         if not _connections.is_backing_off(engine):
             with _log_errors():
-                again += _connections.run(engine, partial(_run_on_connection, group))
+                to_repeat += _connections.run(engine, partial(_run_on_connection, group))
                 continue
         _count_failed(group)
-    return again
+    return to_repeat
 
 
 def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connected) -> list[AfterCommitAction]:
@@ -201,11 +201,11 @@ def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connecte
     for action in actions if may_match else ():
         if action.recheck:
             by_tenant[action.recheck.tenant_id].append(action)
-    again = [action for group in by_tenant.values() for action in _relink(connected, group)]
+    to_repeat = [action for group in by_tenant.values() for action in _relink(connected, group)]
     for action in actions:
-        if action not in again:
+        if action not in to_repeat:
             action.recheck = None
-    return again
+    return to_repeat
 
 
 def _appended_id(event: LinkedEvent) -> str:
@@ -219,14 +219,14 @@ def _publish(events: Iterable[LinkedEvent]) -> None:
 
 def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[AfterCommitAction]:
     """Link the open orphans of a tenant's actions, and return the actions to repeat."""
-    again: list[AfterCommitAction] = []
+    to_repeat: list[AfterCommitAction] = []
     for _, result in run_halved(connected, actions, partial(_link_open, connected), is_of_rows=is_data_error):
         if isinstance(result, Refused):  # it does not hold up the orphans of other calls
             text = "cannot look up the ids of this call again; the next sweep links its events: %s"
             logger.warning(text, _describe_error(result.error))
         else:
-            again += result
-    return again
+            to_repeat += result
+    return to_repeat
 
 
 def _link_open(connected: Connected, actions: Sequence[AfterCommitAction]) -> Sequence[AfterCommitAction]:

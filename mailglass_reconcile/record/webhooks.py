@@ -183,7 +183,7 @@ def _validate(
     """Validate an event; return its row for the ledger, still without an idempotency key, and its keys."""
     message_id = validation.message_id(f"{at}.message_id", event.message_id)
     callers_metadata = validation.metadata(f"{at}.metadata", event.metadata)
-    kept, recipient = _split(callers_metadata)
+    other_metadata, recipient = _split(callers_metadata)
     recipient = validation.recipient(f"{at}.recipient", event.recipient) or recipient
     own = {
         "provider_event_id": validation.replace_unstorable(validation.to_str(event.provider_event_id).strip())[
@@ -191,7 +191,7 @@ def _validate(
         ]
     }
     metadata: dict[str, Any] = {
-        **(validation.remove_addresses(kept | own) if strict else kept | own),
+        **(validation.remove_addresses(other_metadata | own) if strict else other_metadata | own),
         "provider": provider,
         providers.rule_of(provider).stored_under: message_id,
         **_smtp_fields(at, event, callers_metadata),

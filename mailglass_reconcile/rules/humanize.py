@@ -21,9 +21,9 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
-def n_of_m(part: int, whole: int, singular: str, plural: str | None = None) -> str:
+def n_of_m(part: int, total: int, singular: str, plural: str | None = None) -> str:
     """Return a part of a number with its noun, formed as `pluralize` does: `1 of 12,345 events`."""
-    return f"{part:,} of {pluralize(whole, singular, plural)}"
+    return f"{part:,} of {pluralize(total, singular, plural)}"
 
 
 def verb(number: int, singular: str = "is", plural: str = "are") -> str:

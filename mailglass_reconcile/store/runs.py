@@ -34,7 +34,7 @@ COUNTS = (
 """The columns that add up; the statements are written from this list."""
 
 
-_NOTHING = dict.fromkeys(COUNTS, 0)
+_ZERO_COUNTS = dict.fromkeys(COUNTS, 0)
 
 
 def _for_each_count(statement: str) -> str:
@@ -177,7 +177,7 @@ def add_range(tx: Transaction, run_id: int, run: Run) -> None:
 
 def _parameters(run: Run) -> dict[str, Any]:
     return {
-        **_NOTHING,
+        **_ZERO_COUNTS,
         **run.counts,
         "status": run.status,
         "error": run.error,

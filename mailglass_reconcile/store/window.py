@@ -455,15 +455,15 @@ def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
 
 def range_boundaries(tx: Transaction, window: Window, tenant_id: str | None, size: int, orphans: int) -> list[str]:
     """Return the arrival of every *size*-th of the *orphans* open in the window, except for the last, in one walk."""
-    return list(tx.execute(_CUTS, {**_within(window, tenant_id), "size": size, "open": orphans}).scalars().all())
+    return list(tx.execute(_CUTS, {**_bounds(window, tenant_id), "size": size, "open": orphans}).scalars().all())
 
 
 def count_open(tx: Transaction, window: Window, tenant_id: str | None) -> int:
     """Count the open orphans of a window, of one tenant or, with None, of all."""
-    return int(tx.execute(_COUNT, _within(window, tenant_id)).scalar_one()) if is_storable_tenant(tenant_id) else 0
+    return int(tx.execute(_COUNT, _bounds(window, tenant_id)).scalar_one()) if is_storable_tenant(tenant_id) else 0
 
 
-def _within(window: Window, tenant_id: str | None) -> dict[str, object]:
+def _bounds(window: Window, tenant_id: str | None) -> dict[str, object]:
     return {"after": window.after, "until": window.until, "tenant_id": tenant_id}
 
 

@@ -123,12 +123,12 @@ def _decide_with_recipients(tx: Transaction, events: Sequence[EventKeys]) -> lis
         if _may_change(event.keys, decision.result)
     }
     recipients_by_event = recipients.load_recipients(tx, list(unknown.values()))
-    again = {
+    with_recipients = {
         position: events[position]._replace(keys=events[position].keys._replace(recipient=recipient))
         for position, event in unknown.items()
         if (recipient := recipients_by_event.get(event.event_id))
     }
-    for position, decision in zip(again, _decide(tx, list(again.values())), strict=True):
+    for position, decision in zip(with_recipients, _decide(tx, list(with_recipients.values())), strict=True):
         decisions[position] = decision
     return decisions
 

@@ -85,11 +85,11 @@ def format_line(tenant_id: str | None, status: str, counts: Mapping[str, int], r
         [f"{humanize.pluralize(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
     )
     parts += [] if status == "ok" else [f"{status}, {format_remaining(remaining)}"]
-    scanned, took = (
+    scanned, duration = (
         humanize.pluralize(counts["scanned"], "open orphan"),
         humanize.format_duration_ms(counts["duration_ms"]),
     )
-    return "; ".join([f"swept {scope}: linked {counts['linked']:,} of {scanned} in {took}", *parts])
+    return "; ".join([f"swept {scope}: linked {counts['linked']:,} of {scanned} in {duration}", *parts])
 
 
 def format_mismatches(result: SweepResult) -> list[str]:

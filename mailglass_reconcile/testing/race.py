@@ -15,7 +15,7 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.testing.databases import Database
 
 Sent = TypeVar("Sent")
-Answered = TypeVar("Answered")
+Response = TypeVar("Response")
 
 SECONDS = 20
 
@@ -31,8 +31,8 @@ SELECT EXISTS (SELECT FROM pg_locks
 
 
 def webhook_first(
-    database: Database | databases.Database, send: Callable[[], Sent], webhook: Callable[[], Answered]
-) -> tuple[Sent, Answered]:
+    database: Database | databases.Database, send: Callable[[], Sent], webhook: Callable[[], Response]
+) -> tuple[Sent, Response]:
     """Call *send*, and call *webhook* before *send* can commit; return both results.
 
     *send* runs in its own thread until it stores a delivery. It waits there while *webhook* runs to its end, and then
@@ -52,9 +52,9 @@ def webhook_first(
             tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
             sending = threads.submit(_closing, send)
             _wait(tx, sending)
-            answered = webhook()
+            response = webhook()
             _still_holds(tx)
-        return sending.result(SECONDS), answered
+        return sending.result(SECONDS), response
 
 
 def _closing(send: Callable[[], Sent]) -> Sent:

@@ -88,7 +88,7 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
     yield make_counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
-    seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
+    seconds = {kind: duration_ms / 1000 for kind, duration_ms in milliseconds.items()}
     yield make_counter("run_seconds", "How long runs took, added up", ("kind",), samples_by_label(seconds))
     yield make_counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), samples_by_label(orphans))
     help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"

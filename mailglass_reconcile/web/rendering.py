@@ -60,12 +60,12 @@ def format_age(seconds: float | None) -> str:
         return EN_DASH
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = int(seconds)
+    whole_seconds = int(seconds)
     for name, size, lesser, small in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            lesser_units = whole % size // small
-            return f"{whole // size:,} {name}" + (f" {lesser_units} {lesser}" if lesser_units else "")
-    return f"{whole} s"
+        if whole_seconds >= size:
+            lesser_units = whole_seconds % size // small
+            return f"{whole_seconds // size:,} {name}" + (f" {lesser_units} {lesser}" if lesser_units else "")
+    return f"{whole_seconds} s"
 
 
 class Unit(NamedTuple):

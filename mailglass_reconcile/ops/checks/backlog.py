@@ -81,33 +81,33 @@ def _linked_lately(tx: Transaction) -> int:
 def key_rules(context: CheckContext) -> Iterator[Finding]:
     """The ids of the newest open events are where the rule of their provider looks."""
     with_id: Counter[str | None] = Counter()
-    without: Counter[str | None] = Counter()
+    without_id: Counter[str | None] = Counter()
     for group in context.newest_orphans:
         if group.state != "unmatchable":
             with_id[group.provider] += group.orphans
         elif not group.is_oversized and not providers.may_lack_id(group.provider, group.type):
-            without[group.provider] += group.orphans
-    names = {**with_id, **without}
-    findings = [finding for name in names if (finding := _find_provider_fault(name, with_id[name], without[name]))]
+            without_id[group.provider] += group.orphans
+    names = {**with_id, **without_id}
+    findings = [finding for name in names if (finding := _find_provider_fault(name, with_id[name], without_id[name]))]
     yield from findings or [ok("the ids of the newest open events are where their key rules look")]
 
 
-def _find_provider_fault(name: str | None, with_id: int, without: int) -> Finding | None:
+def _find_provider_fault(name: str | None, with_id: int, without_id: int) -> Finding | None:
     if name is None:
-        events = pluralize(without, "newest open event names", "newest open events name")
+        events = pluralize(without_id, "newest open event names", "newest open events name")
         step = "give provider in the metadata, or to record_webhook()"
-        return warning(f"{events} no provider", step) if without else None
+        return warning(f"{events} no provider", step) if without_id else None
     if hint := providers.mistyped(name):
         step = "correct the name where your webhooks are recorded; stored events keep their name"
-        return warning(f"{hint} ({pluralize(with_id + without, 'newest open event')})", step)
-    if with_id or not without:
+        return warning(f"{hint} ({pluralize(with_id + without_id, 'newest open event')})", step)
+    if with_id or not without_id:
         return None
-    message = f"of {pluralize(without, 'newest open event')} of the provider {sanitize(name)}, none has a usable id"
+    message = f"of {pluralize(without_id, 'newest open event')} of the provider {sanitize(name)}, none has a usable id"
     step = "`mailglass-reconcile explain EVENT_ID` shows where its rule looks; check what the webhook stores"
     if name not in providers.rules():
         message += ", and this process has no key rule for it"
         step = "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process"
-    return (error if without >= MANY else warning)(message, step)
+    return (error if without_id >= MANY else warning)(message, step)
 
 
 @check("documents", fast=True)

@@ -73,10 +73,10 @@ def _describe_missing(tables: Mapping[str, set[str]]) -> Iterator[str]:
 
 
 def _require_no_other_ledger(tx: Transaction) -> None:
-    others = [name for name in schema.find_ledgers(tx) if name != tx.schema]
-    if others and "database_schema" not in tx.settings.model_fields_set:
+    schemas = [name for name in schema.find_ledgers(tx) if name != tx.schema]
+    if schemas and "database_schema" not in tx.settings.model_fields_set:
         raise ConfigurationError(
-            f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
+            f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(schemas)} has:"
             f" set MAILGLASS_DATABASE_SCHEMA to that schema, or to {tx.schema} for a second set of tables"
         )
 
