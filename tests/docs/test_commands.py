@@ -55,8 +55,8 @@ PAGES = [page.name for page in pages.PAGES if page.name not in STORIES and conso
 
 @pytest.fixture
 def story(db, monkeypatch) -> Iterator[None]:
-    """What the pages take for granted: an event of the tenant `default` and its delivery of another one; some more
-    that can be linked; an event whose handlers have failed for the last time."""
+    """Insert the rows that the pages assume: an event of the tenant `default` and its delivery of another tenant;
+    events that can be linked; an event whose handlers have failed for the last time."""
     arrived = {"age_seconds": 3_700}
     ids = [factories.new_id() for _ in range(3)]
     metadata = {"provider": "postmark", "message_id": MESSAGE}

@@ -60,7 +60,7 @@ def own_server() -> Iterator[servers.Postgres]:
 
 
 class Plain:
-    """What the helpers use of a test's database, for one on a server of its own."""
+    """The methods of a test's `db` that the helpers call, for a database on a server of its own."""
 
     def __init__(self, url: str) -> None:
         self.engine = engines.create_engine(Settings(database_url=url))

@@ -331,7 +331,7 @@ def test_a_server_restarted_immediately_during_a_sweep_loses_no_link(
 
 
 class _Plain:
-    """What the factories use of a test's database."""
+    """An engine with the methods of a test's `db` that the factories call."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine

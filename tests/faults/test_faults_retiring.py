@@ -116,7 +116,7 @@ def kill_and_finish(db: Database, begin: type[Prune | Erase], run: Callable[...,
 
 
 def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
-    """Return which of the *call*s to try: all since the first to a server, or three of them."""
+    """Return the numbers of the system calls to die at: all since the first on a socket, or three of them."""
     assert not retired(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
     lines = log.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)

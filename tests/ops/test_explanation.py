@@ -288,7 +288,7 @@ def test_the_remedy_of_a_tenant_mismatch_names_the_tenant_of_a_delivery_with_the
 
 
 def test_the_events_of_a_message_are_explained_in_one_transaction(db):
-    """All of them as they were at one moment."""
+    """So all explanations describe the same moment."""
     factories.delivery(db, "m-1")
     for age in (300, 400, 500):
         factories.orphan(db, factories.postmark("m-1"), age_seconds=age)

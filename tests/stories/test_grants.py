@@ -434,7 +434,7 @@ def test_nobody_changes_whose_event_something_is(db, acting, documented, stateme
 
 
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):
-    """It stores since when, which it reads from the delivery."""
+    """It stores since when the oldest of them could be linked, which it reads from the delivery."""
     for message_id in ("m-1", "m-2"):
         delivery(db, message_id)
         orphan(db, postmark(message_id))

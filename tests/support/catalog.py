@@ -127,7 +127,7 @@ class Installation:
         return prune_with(Database(self.engine, self.settings))
 
     def is_current(self) -> bool:
-        """Whether nothing is left to migrate."""
+        """Return True if nothing is left to migrate."""
         return not runner.find_missing_objects(self.engine, self.settings)
 
     @contextmanager

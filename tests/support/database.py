@@ -49,7 +49,7 @@ class Database:
         return self.engine.begin()
 
     def is_current(self) -> bool:
-        """Whether it is as a migration makes it."""
+        """Return True if the database is as a migration makes it."""
         if self.pooled and self.pooled.is_unchanged():
             return True
         lacking = runner.find_missing_objects(self.engine, self.settings)

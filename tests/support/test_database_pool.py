@@ -42,7 +42,7 @@ def run(engine: sa.Engine, sql: str) -> None:
 
 @pytest.mark.parametrize("sql", slow_unless(CHANGES[::6].__contains__, CHANGES), ids=lambda sql: sql[:40])
 def test_a_database_in_which_more_than_rows_has_changed_is_replaced(database_pool, sql):
-    """Whatever it is: the next test gets another copy of the template."""
+    """The next test gets another copy of the template."""
     with database_pool.acquire() as pooled:
         before = pooled.url
         run(pooled.engine, sql.format(name=pooled.engine.url.database))
@@ -53,7 +53,7 @@ def test_a_database_in_which_more_than_rows_has_changed_is_replaced(database_poo
 
 @pytest.mark.parametrize("orphans", [1, 100], ids=["few", "many"])
 def test_rows_are_gone_and_the_database_is_the_same(database_pool, orphans):
-    """Of the ledger, too, which refuses to be emptied; pages and statistics go with them."""
+    """The ledger, which refuses a DELETE, is emptied too; its pages and statistics are reset."""
     count = "SELECT pg_relation_size('mailglass_events') + pg_relation_size('witness.events')"
     analyzed = "SELECT count(*) FROM pg_statistic WHERE starelid >= 16384"
     with database_pool.acquire() as pooled:
@@ -84,7 +84,7 @@ def test_a_session_is_kept_and_has_nothing_of_the_last_test(database_pool):
 
 
 def test_a_database_that_somebody_still_uses_is_replaced(database_pool):
-    """A lock that a test has left behind holds up no other one."""
+    """A test that leaves a lock behind does not make the next one wait."""
     with database_pool.acquire() as pooled:
         before = pooled.url
         factories.delivery(pooled)
@@ -97,7 +97,7 @@ def test_a_database_that_somebody_still_uses_is_replaced(database_pool):
 
 
 def test_what_a_rolled_back_test_has_done_is_gone(database_pool):
-    """Rows, settings and tables: the database is the same, without anything of it."""
+    """Its rows, tables and settings are rolled back, and the next test gets the same database."""
     with database_pool.transaction() as tx:
         factories.orphan(tx, factories.postmark("m"))
         tx.run("CREATE TABLE notes ()")
@@ -113,7 +113,7 @@ def test_what_a_rolled_back_test_has_done_is_gone(database_pool):
 
 @pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
 def test_a_test_that_ends_its_transaction_fails_and_leaves_nothing_to_the_next_one(database_pool, end):
-    """It needs a database that is emptied."""
+    """The error names the fixture `db`, whose database is emptied after the test."""
 
     def test():
         with database_pool.transaction() as tx:

@@ -67,7 +67,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("command", ["python -c", "python -P -c", "python -m probe", "python probe.py"])
 def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, terminal, command) -> None:
-    """Code, a module or a script, whose folder comes first on its path; customized by the reader's `PYTHONPATH`."""
+    """It runs code, a module or a script, with the same `sys.path`, environment, blocked signals and exit code."""
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "sitecustomize.py").write_text("import os; os.environ['SITE'] = 'customized'")
     code = PROBE if command.endswith("-c") else ""
@@ -86,7 +86,7 @@ def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, 
 
 
 def test_a_command_of_a_shell_is_forked_from_what_has_been_imported(terminal) -> None:
-    """Else it would save nothing."""
+    """Otherwise forking it would save nothing."""
     code = "import sys; print('celery.apps.worker' in sys.modules)"
     assert processes.run(["sh", "-c", f'python -c "{code}"'], terminal).stdout == "True\n"
     result = processes.run(["sh", "-c", "mailglass-reconcile --version; celery --version"], terminal)
@@ -98,7 +98,7 @@ def test_a_command_of_a_shell_is_forked_from_what_has_been_imported(terminal) ->
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGUSR1, -signal.SIGUSR1)])
 def test_a_signal_to_a_command_of_a_shell_reaches_the_forked_process(terminal, number, code) -> None:
-    """And its end is that of the command."""
+    """The command ends with the exit code or signal of the forked process."""
     waiting = "import signal, time; signal.signal(15, lambda *_: exit(5)); print('ready', flush=True); time.sleep(90)"
     with processes.start(["sh", "-c", f'exec python -c "{waiting}"'], terminal, until="ready") as process:
         assert len(process.family()) == 1
@@ -106,7 +106,7 @@ def test_a_signal_to_a_command_of_a_shell_reaches_the_forked_process(terminal, n
 
 
 def test_a_command_of_a_shell_is_killed_at_the_end_of_the_block(terminal) -> None:
-    """With what it has started; and the forked process if the command itself is killed."""
+    """Its children are killed too, and the forked process if the command itself is killed."""
     code = "import os; os.fork(); print('ready', flush=True); __import__('time').sleep(90)"
     with processes.start(["sh", "-c", f'python -c "{code}"; true'], terminal, until="ready") as process:
         process.wait_for(lambda: len(process.family()) == 3)

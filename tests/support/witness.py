@@ -1,4 +1,4 @@
-"""What a test's database, its sweeps, their log and their messages are watched by, for the checker of the invariants.
+"""Watch a test's database, its sweeps, their log and their messages, for the checker of the invariants.
 
 Triggers of a schema of its own write down every row as it was when it was inserted, and every version of a delivery, so
 that the checker knows what was there before, whoever wrote it and with whatever session.

@@ -321,7 +321,7 @@ def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading)
 
 @pytest.mark.parametrize(("tenant_id", "at_most"), [(None, 2 * SIZE), ("beryl", ROWS)])
 def test_the_oldest_orphans_are_read_along_the_index_of_arrival(reading, tenant_id, at_most):
-    """Each with its event, until there are enough; those of other tenants are passed over."""
+    """Each is read with its event, until there are enough; those of other tenants are skipped."""
     plan = probing(reading, lambda: listing.load_oldest_ids(reading, tenant_id, "-infinity", "infinity", SIZE))
     assert ARRIVAL in plan.indexes
     assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0

@@ -128,7 +128,7 @@ def test_a_password_can_be_chosen():
 
 
 def test_a_server_is_gone_when_its_block_ends():
-    """Its process may live on."""
+    """This holds although the process that started it lives on."""
     with servers.redis() as url:
         assert servers.listens(make_url(url).port)
     assert not servers.listens(make_url(url).port)
