@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -65,11 +64,8 @@ def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
 def _cluster() -> Cluster:
     """Return the cluster of the application's own Celery app, or of the bundled one."""
     workers = importlib.import_module("mailglass_reconcile.ops.checks.workers")  # Celery may be missing
-    app, setting = workers.own_app(), "broker_url of your Celery app"
-    if app is None:
-        app = importlib.import_module("mailglass_reconcile.celery").app
-        setting = "CELERY_BROKER_URL" if os.environ.get("CELERY_BROKER_URL") else "MAILGLASS_REDIS_URL"
-    return workers.Cluster(app, setting)  # type: ignore[no-any-return]
+    app = workers.own_app() or importlib.import_module("mailglass_reconcile.celery").app
+    return workers.Cluster(app)  # type: ignore[no-any-return]
 
 
 def _print(finding: Finding) -> None:

@@ -7,7 +7,6 @@ grow with the tables.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -158,7 +157,7 @@ def _load_history(connected: Connected) -> RunHistory | None:
 
 def _has_broker() -> bool:
     """Return True if the application has made a Celery app, or the bundled app has a broker of its own."""
-    if os.environ.get("CELERY_BROKER_URL"):
+    if configuration.has_broker_url():
         return True
     if "celery" not in sys.modules:
         return False

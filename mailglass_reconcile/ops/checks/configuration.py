@@ -47,3 +47,8 @@ def imports() -> Iterator[Finding]:
         yield error(str(fault), "correct MAILGLASS_IMPORTS, or install the module where this command runs")
     else:
         yield ok(f"MAILGLASS_IMPORTS: {sanitize(runtime.get_settings().imports) or 'none'}")
+
+
+def has_broker_url() -> bool:
+    """Return True if CELERY_BROKER_URL sets the broker of the bundled Celery app, which is Redis otherwise."""
+    return bool(os.environ.get("CELERY_BROKER_URL"))

@@ -13,6 +13,7 @@ from kombu.connection import Connection
 
 from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
+from mailglass_reconcile.ops.checks.configuration import has_broker_url
 from mailglass_reconcile.rules import connection_errors
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.connection_errors import Server
@@ -39,10 +40,10 @@ def own_app() -> Celery | None:
 class Cluster(ExitStack):
     """A Celery app, its broker, and what its workers say; each is asked once."""
 
-    def __init__(self, app: Celery, setting: str) -> None:
-        """Connect to the broker of *app*; *setting* says where that is configured."""
+    def __init__(self, app: Celery) -> None:
+        """Connect to the broker of *app*."""
         super().__init__()
-        self.app, self._setting = app, setting
+        self.app = app
         options = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": CONNECT_SECONDS}
         scheme = str(app.conf.broker_read_url or app.conf.broker_url or "").partition("://")[0]
         options = options if "redis" in scheme else {}
@@ -60,8 +61,14 @@ class Cluster(ExitStack):
         return Server(
             "the broker",
             connection_errors.format_location(host, connection.port, connection.virtual_host),
-            self._setting,
+            self._broker_setting,
         )
+
+    @property
+    def _broker_setting(self) -> str:
+        if not self.is_bundled:
+            return "broker_url of your Celery app"
+        return "CELERY_BROKER_URL" if has_broker_url() else "MAILGLASS_REDIS_URL"
 
     @cached_property
     def before(self) -> Holder | None:

@@ -529,7 +529,7 @@ def test_a_task_is_expected_in_the_queue_that_its_schedule_names() -> None:
     """`make_beat_schedule(queue=…)` needs a worker with `-Q`, whatever the routes say."""
     app = Celery("adopter", broker="memory://", set_as_current=False)
     app.conf.task_default_queue = "yourapp"
-    with Cluster(app, "CELERY_BROKER_URL") as cluster:
+    with Cluster(app) as cluster:
         assert cluster.queues_of(SWEEP_TASK) == ["yourapp"]
         app.conf.beat_schedule = make_beat_schedule(queue="mail")
         assert {task: cluster.queues_of(task) for task in cluster.tasks()} == {
