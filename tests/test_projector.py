@@ -15,7 +15,7 @@ from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.ledger import LinkedEvent
-from projecting import projected
+from projecting import apply_projection
 
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)
@@ -57,7 +57,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
                 LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
                 for kind, at, arrival in batch
             ]
-            projected(tx, reports)
+            apply_projection(tx, reports)
         return connection.execute(
             sa.text(
                 f"SELECT {COLUMNS}, lock_version, updated_at = now()::timestamp AS touched"  # noqa: S608 - our own names
@@ -114,7 +114,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         events = [
             LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
         ]
-        changed = projected(tx, events)
+        changed = apply_projection(tx, events)
         result = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
         )

@@ -54,7 +54,7 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_closed(db):
     ]
     with contextlib.ExitStack() as opened, serve(db.environment(), module=("short_timeouts", "serve")) as (_, address):
         for connection in [opened.enter_context(connect(address, half)) for half in halves]:
-            until_closed(connection)
+            read_until_closed(connection)
 
 
 @slow
@@ -64,7 +64,7 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_closed(db):
         started_at = time.monotonic()
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as connection:
-            until_closed(connection)
+            read_until_closed(connection)
         assert time.monotonic() - started_at > admission.BODY_SECONDS / 10
 
 
@@ -87,7 +87,7 @@ def test_a_request_in_chunks_of_a_byte_is_closed(db):
             assert connection.recv(4_096).startswith(b"HTTP/1.1 4")
 
 
-def until_closed(connection: socket.socket) -> None:
+def read_until_closed(connection: socket.socket) -> None:
     """Read until the server closes the connection."""
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(4_096):
@@ -223,7 +223,7 @@ def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(cap
         with connect(address, head) as connection:
             assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
             connection.sendall(b"ZZ\r\n")
-            until_closed(connection)
+            read_until_closed(connection)
         with connect(address, head.replace(b"early", b"late") + b"ZZ\r\n") as connection:
             assert connection.recv(4_096).startswith(b"HTTP/1.1 400")
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]

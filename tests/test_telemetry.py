@@ -13,7 +13,7 @@ from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
-from observing import exported, tasks, values
+from observing import read_exports, tasks, values
 from waiting import wait_until
 
 UNREACHABLE_DATABASE = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
@@ -161,18 +161,18 @@ def test_each_process_of_a_worker_reports_its_own_counts_once(site):
         for _ in range(4):
             site.add(3)
             site.result(site.send())
-        wait_until(lambda: _linked(folder) >= 12 and len(tasks(folder)) >= 4, PATIENCE)
-    assert _linked(folder) == 12
-    spans = exported(folder, "spans")
+        wait_until(lambda: _sum_links(folder) >= 12 and len(tasks(folder)) >= 4, PATIENCE)
+    assert _sum_links(folder) == 12
+    spans = read_exports(folder, "spans")
     sweeps = [span for span in spans if span["name"] == "mailglass_reconcile.sweep"]
     assert len(sweeps) == 4
     assert {span["parent_id"] for span in sweeps} == tasks(folder)
 
 
-def _linked(folder):
+def _sum_links(folder):
     """Return the sum of links in the last exports of all processes."""
     result = 0
-    for data in exported(folder, "metrics"):
+    for data in read_exports(folder, "metrics"):
         scopes = [scope for resource in data["resource_metrics"] for scope in resource["scope_metrics"]]
         for metric in [metric for scope in scopes for metric in scope["metrics"]]:
             if metric["name"] == "mailglass_reconcile.orphans":

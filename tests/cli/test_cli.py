@@ -107,7 +107,7 @@ def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, argume
     result = cli(*arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert db.appended() == 0
+    assert db.count_links() == 0
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_a_line_is_printable_and_fits_a_terminal(db, hostile, name):
     arguments = arguments_of(name, hostile)
     result = commands.run_unchecked(db, *arguments)
     piped = result.stdout + result.stderr
-    terminal = re.sub(r"\x1b\[\d*m", "", commands.on_a_terminal(db, *arguments))  # our own colours
+    terminal = re.sub(r"\x1b\[\d*m", "", commands.run_on_terminal(db, *arguments))  # our own colours
     for text in (piped, terminal):
         assert [line for line in text.splitlines() if not line.isprintable()] == []
         assert CUSTOMER not in text

@@ -54,7 +54,7 @@ def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
     fact = max(commands.run_here("explain", event).stdout.splitlines(), key=len)
     words = fact.partition("`")[0]  # a command is a line of its own on a terminal
     assert len(words) > 80
-    output = commands.on_a_terminal(db, "explain", event)
+    output = commands.run_on_terminal(db, "explain", event)
     assert words not in output
     assert " ".join(words.split()) in " ".join(output.split())
     assert max(len(line) for line in output.splitlines() if not line.startswith("mailglass-reconcile ")) <= 80
@@ -140,7 +140,7 @@ def test_the_remedy_for_each_candidate_can_be_pasted(db):
     db.run("UPDATE mailglass_deliveries SET mailable = 'Invoice' WHERE id = CAST(:id AS uuid)", id=second)
     foreign = factories.delivery(db, "many", tenant_id="globex")
     event = factories.orphan(db, factories.postmark("many"))
-    output = commands.on_a_terminal(db, "explain", event)
+    output = commands.run_on_terminal(db, "explain", event)
     for delivery, mailable in ((first, "Welcome"), (second, "Invoice")):
         assert f"mailglass-reconcile link {event} {delivery} --reason ''" in output.splitlines()
         assert f"      {mailable}, dispatched, stored " in output

@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 
 import commands
 import processes
-from commands import follow, linked, sweeps
+from commands import count_linked, follow, sweeps
 from factories import insert_pairs
 from faults import servers
 from handling import handle
@@ -21,12 +21,12 @@ def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_e
     """Each sweep that linked is a line of JSON; SIGTERM exits with 0, Ctrl-C with 130, both without output."""
     with follow(db.environment()) as first:
         insert_pairs(db, 1, age_seconds=0)
-        wait_until(lambda: linked(first) == 1)
+        wait_until(lambda: count_linked(first) == 1)
         for number in range(2, 5):
             insert_pairs(db, 1, age_seconds=0)
-            wait_until(lambda: linked(first) == number, 1)  # noqa: B023
+            wait_until(lambda: count_linked(first) == number, 1)  # noqa: B023
         insert_pairs(db, 1, age_seconds=3)  # like missed ticks
-        wait_until(lambda: linked(first) == 5, 3)
+        wait_until(lambda: count_linked(first) == 5, 3)
         second_url = (
             make_url(db.url).update_query_dict({"application_name": "second"}).render_as_string(hide_password=False)
         )
@@ -78,10 +78,10 @@ def test_a_slow_handler_does_not_hold_up_linking(db, handled):
     """The second event is linked while the handler works on the first one, and is handled after it."""
     with follow({**handled, "SLOW": "3"}) as first:
         insert_pairs(db, 1, age_seconds=0)
-        wait_until(lambda: linked(first) == 1)
+        wait_until(lambda: count_linked(first) == 1)
         wait_until(lambda: db.value(WORKING) == 1, 60)
         insert_pairs(db, 1, age_seconds=0)
-        wait_until(lambda: linked(first) == 2, 2)
+        wait_until(lambda: count_linked(first) == 2, 2)
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 2)
     assert first.stderr == ""
 
@@ -99,7 +99,7 @@ def test_what_was_waiting_for_its_handler_before_follow_began_is_handled(db, han
     """The thread looks for jobs even if nothing new is linked."""
     insert_pairs(db, 1, age_seconds=0)
     with follow({**handled, "MAILGLASS_IMPORTS": ""}) as linking_only:
-        wait_until(lambda: linked(linking_only) == 1)
+        wait_until(lambda: count_linked(linking_only) == 1)
     with follow(handled):
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1, 60)
 
@@ -127,7 +127,7 @@ def test_two_at_once_link_everything_once(db):
         wait_until(lambda: db.value(CONNECTIONS) == 2)
         for _ in range(20):
             insert_pairs(db, 10, age_seconds=0)
-        wait_until(lambda: linked(first) + linked(second) == db.appended() == 200)
+        wait_until(lambda: count_linked(first) + count_linked(second) == db.count_links() == 200)
 
 
 @pytest.mark.parametrize(
@@ -155,5 +155,5 @@ def test_it_works_through_pgbouncer_in_transaction_mode(db):
     with servers.pgbouncer(db.url, 1) as url, follow({**db.environment(), "MAILGLASS_DATABASE_URL": url}) as process:
         for number in range(1, 4):
             insert_pairs(db, 5, age_seconds=0)
-            wait_until(lambda: linked(process) == 5 * number)  # noqa: B023
+            wait_until(lambda: count_linked(process) == 5 * number)  # noqa: B023
     assert process.stderr == ""

@@ -19,19 +19,19 @@ def pair(db) -> tuple[str, str]:
 def test_at_a_terminal_it_asks(db, pair, answer, code, links):
     """It shows first what distinguishes both; `n` writes nothing."""
     event, delivery = pair
-    output = commands.on_a_terminal(db, "link", *pair, *REASON, typed=f"{answer}\n", code=code)
+    output = commands.run_on_terminal(db, "link", *pair, *REASON, typed=f"{answer}\n", code=code)
     flat = " ".join(output.split())
     assert f"event {event}: bounced, postmark, ambiguous, arrived " in flat
     assert f"delivery {delivery}: Welcome, dispatched, stored " in flat
     assert "link them? This cannot be undone [y/N]:" in flat
-    assert db.appended() == links
+    assert db.count_links() == links
     assert max(map(len, output.partition("link them?")[0].splitlines())) <= 80
 
 
 def test_without_a_terminal_it_refuses_and_names_the_option(db, pair):
     """The exit code is 2, and nothing is written."""
     result = commands.run_unchecked(db, "link", *pair, *REASON)
-    assert (result.returncode, db.appended()) == (2, 0)
+    assert (result.returncode, db.count_links()) == (2, 0)
     assert "no terminal to confirm on: pass --yes, or --dry-run" in result.stderr
 
 
@@ -41,7 +41,7 @@ def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
         result = commands.run(db, "link", *pair, *REASON, "--dry-run", *more)
         assert result.stdout.startswith(f"event     {pair[0]}: bounced, postmark, ambiguous, arrived ")
         assert result.stdout.endswith("\nthey can be linked; nothing was written\n")
-    assert db.appended() == 0
+    assert db.count_links() == 0
 
 
 def test_a_dry_run_refuses_what_a_link_would(db, pair):

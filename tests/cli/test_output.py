@@ -29,7 +29,7 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
     assert sorted(lines[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
     assert lines[2].startswith("would link 2 of 3 open orphans")
     assert len(commands.run_here("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
-    assert db.appended() == 0
+    assert db.count_links() == 0
     assert commands.run_here("sweep", "--verbose").exit_code == 2
     assert commands.run_here("sweep", "--dry-run", "--verbose", "--json").exit_code == 2
 
@@ -42,7 +42,7 @@ def test_every_command_prints_what_its_schema_says(db):
         factories.delivery(db, "one")
         for message in ("one", "two"):
             factories.orphan(db, factories.postmark(message))
-    assert db.appended() == 1
+    assert db.count_links() == 1
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_sigterm_ends_it_even_if_the_database_hangs(db):
         assert process.stderr == f"serving on {address}/; press Ctrl-C to stop\n"
 
 
-def refused(capsys, *arguments):
+def serve_with_error(capsys, *arguments):
     """Run the command in this process, and return its exit code and its line on stderr."""
     with pytest.raises(SystemExit) as error:
         main(["serve", *arguments])
@@ -60,7 +60,7 @@ def refused(capsys, *arguments):
 def test_it_listens_on_other_addresses_only_with_a_token(db, capsys):
     """Otherwise it exits with 2 and a line that says what to set."""
     for host in ("0.0.0.0", "::", "192.0.2.1", "mail.example.com"):  # noqa: S104
-        code, output = refused(capsys, "--host", host)
+        code, output = serve_with_error(capsys, "--host", host)
         assert (code, "set MAILGLASS_WEB_TOKEN first" in output) == (2, True)
 
 
@@ -77,7 +77,7 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
         ]:
             engine = db.engine if settings.get("database_url", db) else None
             mailglass_reconcile.configure(engine=engine, settings=db.settings.model_copy(update=settings))
-            code, output = refused(capsys, *arguments)
+            code, output = serve_with_error(capsys, *arguments)
             assert (code, expected in output) == (1, True), output
 
 

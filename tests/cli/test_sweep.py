@@ -21,7 +21,7 @@ from waiting import wait_until
 pytestmark = pytest.mark.slow
 
 
-def linked(db):
+def load_linked_ids(db):
     """Return the ids of the linked orphans."""
     rows = db.rows("SELECT metadata ->> 'reconciled_from_event_id' FROM mailglass_events WHERE type = 'reconciled'")
     return {row[0] for row in rows}
@@ -37,7 +37,7 @@ def test_one_event_is_linked_although_it_is_in_its_grace(db):
     pair(db, "m-1")
     _, event_id = pair(db, "m-2", age_seconds=5)
     result = commands.run(db, "sweep", "--event", event_id, "--yes", "--json")
-    assert (json.loads(result.stdout)["linked"], linked(db)) == (1, {event_id})
+    assert (json.loads(result.stdout)["linked"], load_linked_ids(db)) == (1, {event_id})
 
 
 def test_one_delivery_gets_its_events_and_no_other_does(db):
@@ -46,7 +46,7 @@ def test_one_delivery_gets_its_events_and_no_other_does(db):
     second_event = orphan(db, postmark("m-1"), type="opened")
     pair(db, "m-2")
     commands.run(db, "sweep", "--delivery", first, "--yes")
-    assert linked(db) == {first_event, second_event}
+    assert load_linked_ids(db) == {first_event, second_event}
 
 
 def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
@@ -60,7 +60,7 @@ def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
     )
     command = ("sweep", "--provider", "SendGrid", "--until", "30m")
     result = commands.run(db, *command, "--dry-run", "--json")
-    assert (json.loads(result.stdout)["linked"], linked(db)) == (2, set())
+    assert (json.loads(result.stdout)["linked"], load_linked_ids(db)) == (2, set())
     lines = commands.run(db, *command, "--dry-run", "--verbose").stdout.splitlines()
     assert ([" -> " in line for line in lines], "by the message id alone" in lines[-1]) == (
         [True, True, False, False],
@@ -84,7 +84,7 @@ def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, 
     [counts] = commands.conforming("sweep", commands.run_here("sweep", option, name, "--dry-run", "--json").stdout)
     assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
     commands.run(db, "sweep", option, name, "--yes")
-    assert linked(db) == {old}
+    assert load_linked_ids(db) == {old}
     assert db.rows("SELECT FROM mailglass_open_orphans") == []
 
 
@@ -99,7 +99,7 @@ def test_all_that_have_expired_are_linked_by_a_prune_and_a_sweep_with_a_higher_m
     mailglass_reconcile.configure(engine=db.engine, settings=raised)
     mailglass_reconcile.prune()
     assert mailglass_reconcile.reconcile().linked == 2
-    assert linked(db) < old
+    assert load_linked_ids(db) < old
 
 
 def test_it_asks_at_a_terminal_and_refuses_without_one(db):
@@ -107,9 +107,9 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
     pair(db, "m-1")
     refused = commands.run_unchecked(db, "sweep", "--provider", "postmark")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
-    output = commands.on_a_terminal(db, "sweep", "--provider", "postmark", typed="n\n", code=130)
+    output = commands.run_on_terminal(db, "sweep", "--provider", "postmark", typed="n\n", code=130)
     assert "link 1 event?" in output
-    assert linked(db) == set()
+    assert load_linked_ids(db) == set()
 
 
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
@@ -138,10 +138,11 @@ def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
     environment = {**db.environment(), "MAILGLASS_BATCH_SIZE": "5"}
-    with processes.start([*COMMAND, "sweep"], environment, until=lambda: db.appended() >= 5) as process:
+    with processes.start([*COMMAND, "sweep"], environment, until=lambda: db.count_links() >= 5) as process:
         assert process.stop(signal.SIGINT) == 130
     assert (
-        process.stderr == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
+        process.stderr
+        == f"interrupted: {db.count_links()} links are committed and stay; the next sweep links the rest\n"
     )
     assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]
 
@@ -195,10 +196,10 @@ def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
     db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
     db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
     sweeping = Terminal(db, "sweep", *arguments, MAILGLASS_BATCH_SIZE="5")
-    wait_until(lambda: db.appended() >= 5, 60)
+    wait_until(lambda: db.count_links() >= 5, 60)
     sweeping.types("\x03")
     code, written = sweeping.ends()
-    expected = f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest"
+    expected = f"interrupted: {db.count_links()} links are committed and stay; the next sweep links the rest"
     assert code == 130
     assert expected in lines(written)
 

@@ -5,7 +5,7 @@ from click.testing import CliRunner, Result
 
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.cli import command, main
-from receivers import SECRETS, mounted, setting
+from receivers import SECRETS, mount_receiver, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import IDS, PRIVATE, SENDERS
 from serving import serve_here
@@ -14,7 +14,7 @@ TO = "http://127.0.0.1:1/postmark"
 STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
 
 
-def triggered(*arguments: str) -> Result:
+def run_trigger(*arguments: str) -> Result:
     """Run the command in this process."""
     return CliRunner().invoke(command, ["trigger", *arguments])
 
@@ -22,14 +22,14 @@ def triggered(*arguments: str) -> Result:
 def test_a_sample_of_every_provider_reaches_its_delivery(db):
     """It goes over HTTP to an application with the secrets of the setting."""
     setting(db, ",".join(f"{provider}={SECRETS[provider]}" for provider in SENDERS))
-    with serve_here(mounted(url=None)) as base:
+    with serve_here(mount_receiver(url=None)) as base:
         for provider in SENDERS:
             message_id = IDS.get(provider, "m-2")
             with db.engine.begin() as connection:
                 sent = [Sent(recipient="ada@example.com", message_id=message_id)]
                 recorded = record_send(connection, provider=provider, sent=sent)
             broadcast(recorded)
-            result = triggered(provider, "opened", "--message-id", message_id, "--to", f"{base}/webhooks/{provider}")
+            result = run_trigger(provider, "opened", "--message-id", message_id, "--to", f"{base}/webhooks/{provider}")
             assert result.output == f"{provider}: opened for {message_id} was answered with 200\n"
     assert {state for _, state in db.rows(STATE)} == {"opened"}
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == len(SENDERS)
@@ -43,18 +43,18 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
         record_send(
             connection, provider="postmark", sent=[Sent(recipient=recipient, message_id="m") for recipient in people]
         )
-    with serve_here(mounted()) as base:
+    with serve_here(mount_receiver()) as base:
         to = ["--to", f"{base.replace('//', '//me:wrong@')}/webhooks/postmark", "--message-id", "m"]
-        assert triggered("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
+        assert run_trigger("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
     rows = "SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1"
     assert [tuple(row) for row in db.rows(rows)] == [(people[0], "dispatched"), (people[1], "delivered")]
 
 
 def test_without_an_address_it_posts_to_the_receivers_public_address(db):
     """The setting may contain a password, which is never printed."""
-    with serve_here(mounted()) as base:
+    with serve_here(mount_receiver()) as base:
         setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
-        result = triggered("postmark", "delivered", "--message-id", "m")
+        result = run_trigger("postmark", "delivered", "--message-id", "m")
     assert result.output == "postmark: delivered for m was answered with 200\n"
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, message):
 def test_a_refusal_of_the_receiver_is_printed(db, capsys):
     """The secrets may differ; a redirect is not followed, because it would become a GET."""
     setting(db, "postmark=me:other")
-    with serve_here(mounted()) as base, pytest.raises(SystemExit) as error:
+    with serve_here(mount_receiver()) as base, pytest.raises(SystemExit) as error:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
     assert error.value.code == 1
     assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: invalid signature\n"

@@ -23,7 +23,7 @@ from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import formats, parse, registry
-from senders import NOW, documented, notification, signed
+from senders import NOW, load_payloads, notification, sign_request
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 
@@ -105,16 +105,16 @@ def test_a_bounce_of_ses_through_two_topics_is_one_event(post):
     assert ids(webhook_event(*heard) for heard in post(requests)) == 2 * [f"{bounce['bounce']['feedbackId']}/0"]
 
 
-def signed_twice(provider, event):
+def sign_twice(provider, event):
     """Return two requests with one event, like a provider's retry with a new signature."""
     (body,) = registry.get_provider(provider.name).bodies([event])
     later = NOW + dt.timedelta(seconds=60)
-    return [signed(provider.name, body, at).for_anymail(provider.path) for at in (NOW, later)]
+    return [sign_request(provider.name, body, at).for_anymail(provider.path) for at in (NOW, later)]
 
 
 def test_a_signature_made_anew_is_still_the_same_event_of_mailgun(post):
     """Anymail's id is the signature's token, which belongs to the request, so it is not used."""
-    heard = post(signed_twice(MAILGUN, payload(MAILGUN, "opened")))
+    heard = post(sign_twice(MAILGUN, payload(MAILGUN, "opened")))
     assert len({event.event_id for event, _ in heard}) == 2
     assert len({webhook_event(*signal).provider_event_id for signal in heard}) == 1
 
@@ -129,7 +129,7 @@ def test_a_request_dated_anew_is_still_the_same_event_of_mailersend(post):
 def test_a_legacy_form_of_mailgun_has_what_anymail_reads(post):
     """We do not read it any more; its token is its only id, and nothing else distinguishes two opens."""
     form = {"event": "opened", "recipient": ANN, "message-id": "<m@example.com>", "timestamp": str(BEGIN)}
-    signatures = [json.loads(request["data"])["signature"] for request in signed_twice(MAILGUN, {})]
+    signatures = [json.loads(request["data"])["signature"] for request in sign_twice(MAILGUN, {})]
     requests = [{"path": MAILGUN.path, "data": {**form, **signatures[attempt]}, "headers": {}} for attempt in (0, 0, 1)]
     first, retried, second = [webhook_event(*signal) for signal in post(requests)]
     assert first.provider_event_id == retried.provider_event_id != second.provider_event_id
@@ -273,8 +273,8 @@ def test_tags_are_kept_unless_they_look_like_an_address(tags, stored):
 
 def test_an_event_of_mailersends_webhooks_2_is_read_although_anymail_finds_neither_id_nor_recipient(post):
     """Anymail 15.2 reads version 1 only."""
-    sample = next(sample.payload for sample in documented("mailersend") if "message_id" in sample.payload["data"])
-    request = signed("mailersend", json.dumps(sample).encode())
+    sample = next(sample.payload for sample in load_payloads("mailersend") if "message_id" in sample.payload["data"])
+    request = sign_request("mailersend", json.dumps(sample).encode())
     ((event, esp_name),) = post([request.for_anymail(MAILERSEND.path)])
     assert (event.message_id, event.recipient) == (None, None)
     converted = webhook_event(event, esp_name)

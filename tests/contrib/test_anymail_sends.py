@@ -10,7 +10,7 @@ from django.test import override_settings
 
 import anymail_sends
 import anymail_webhooks
-from anymail_sends import accepted, send
+from anymail_sends import send, send_accepted
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
 from mailglass_reconcile.record.sends import validate_sends
@@ -58,7 +58,7 @@ def status(**recipients):
 def test_each_recipient_that_a_provider_accepts_is_sent_under_its_id(esp_name):
     """Some providers give each recipient an id, others one to the call."""
     own = esp_name in {"Mailjet", "Mandrill", "Mailtrap", "Postal", "Scaleway"}
-    accepted_status = accepted(
+    accepted_status = send_accepted(
         esp_name, [ANN, BOB], [1001, 1002] if esp_name in {"Mailjet", "Postal"} else ["m-1", "m-2"]
     )
     request = sent(None, accepted_status)
@@ -70,7 +70,7 @@ def test_each_recipient_that_a_provider_accepts_is_sent_under_its_id(esp_name):
 @pytest.mark.parametrize("esp_name", ["SendGrid", "Unisender Go"])
 def test_the_id_that_anymail_makes_is_the_one_of_the_send(esp_name):
     """The provider returns it in its webhooks."""
-    request = sent(None, accepted(esp_name, [ANN], ["unused"]))
+    request = sent(None, send_accepted(esp_name, [ANN], ["unused"]))
     assert [(event.recipient, event.type, len(event.message_id)) for event in request] == [(ANN, "dispatched", 36)]
 
 
@@ -83,7 +83,7 @@ def test_a_receiver_of_post_send_gets_the_arguments_of_the_function():
 
     post_send.connect(receive)
     try:
-        accepted("Postmark", [ANN], ["m-1"])
+        send_accepted("Postmark", [ANN], ["m-1"])
     finally:
         post_send.disconnect(receive)
     assert recorded == [Sent(recipient=ANN, message_id="m-1", type="dispatched")]

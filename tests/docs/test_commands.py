@@ -156,9 +156,9 @@ def run_until_done(text: str, _page: str, db, terminal: dict[str, str], redis_ur
         if re.search(" serve| receive", text):
             process.wait_for(lambda: answers(port))
         elif " follow" in text:
-            linked = db.appended()
+            linked = db.count_links()
             factories.insert_pairs(db, 1, age_seconds=1)
-            process.wait_for(lambda: db.appended() > linked)
+            process.wait_for(lambda: db.count_links() > linked)
         elif " listen" in text:
             process.wait_for(lambda: client.pubsub_numpat() or client.pubsub_channels("mailglass:*"))
             factories.insert_pairs(db, 1)

@@ -24,7 +24,7 @@ def numbers(version: str) -> list[int]:
     return [int(number) for number in version.split(".")]
 
 
-def classified(prefix: str) -> list[str]:
+def find_classified_versions(prefix: str) -> list[str]:
     """Return the versions of the classifiers with *prefix*."""
     matches = (re.fullmatch(rf"{prefix} :: (\d+\.\d+)", classifier) for classifier in PROJECT["classifiers"])
     return [match[1] for match in matches if match]
@@ -76,12 +76,15 @@ def test_the_pythons_are_those_of_ci_and_of_the_classifiers():
     assert PROJECT["requires-python"] == f">={lowest}"
     assert f"test_on lowest {lowest}" in CI
     assert f"test_on newest {newest}" in CI
-    assert (classified("Programming Language :: Python")[0], classified("Programming Language :: Python")[-1]) == (
+    assert (
+        find_classified_versions("Programming Language :: Python")[0],
+        find_classified_versions("Programming Language :: Python")[-1],
+    ) == (
         lowest,
         newest,
     )
-    assert classified("Framework :: Django")[0] == ".".join(TABLE["django"][0].split(".")[:2])
-    assert classified("Framework :: Django")[-1] == TABLE["django"][1]
+    assert find_classified_versions("Framework :: Django")[0] == ".".join(TABLE["django"][0].split(".")[:2])
+    assert find_classified_versions("Framework :: Django")[-1] == TABLE["django"][1]
 
 
 def test_the_servers_are_those_of_ci():

@@ -213,12 +213,12 @@ class Surroundings:
         for name in COMPOSE["secrets"]:
             (directory / name).write_text(f"{name}-{self.suffix}\n")
         for login in LOGINS:
-            url = make_url(database_url).set(username=self.with_places(login)).render_as_string(hide_password=False)
+            url = make_url(database_url).set(username=self.replace_places(login)).render_as_string(hide_password=False)
             (directory / f"{login.removeprefix('mailglass_')}-url").write_text(f"{url}\n")
         (directory / "redis-url").write_text(f"redis://:redis-{self.suffix}@127.0.0.1:{self.redis_port}/0\n")
         (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
 
-    def with_places(self, text: str) -> str:
+    def replace_places(self, text: str) -> str:
         """Substitute this test's places in a text of the compose file, like Compose with `.env`."""
         text = text.replace(SCHEMA, self.schema)
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
@@ -238,7 +238,7 @@ class Surroundings:
         path = f"{commands}:{os.environ['PATH']}"
         environment = COMPOSE["services"][name].get("environment", {})
         places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
-        places |= {setting: self.with_places(value) for setting, value in environment.items()}
+        places |= {setting: self.replace_places(value) for setting, value in environment.items()}
         if environment.get("MAILGLASS_IMPORTS") == IMPORTS:
             (self.directory / "compose_handlers.py").write_text(HANDLERS)
             places |= {"MAILGLASS_IMPORTS": "compose_handlers", "PYTHONPATH": str(self.directory)}
@@ -247,7 +247,7 @@ class Surroundings:
     def command(self, name: str) -> list[str]:
         """Return the command of a service, with its entry point."""
         service = COMPOSE["services"][name]
-        return [self.with_places(part) for part in [*service.get("entrypoint", []), *service["command"]]]
+        return [self.replace_places(part) for part in [*service.get("entrypoint", []), *service["command"]]]
 
     @property
     def owner(self) -> str:
@@ -267,7 +267,7 @@ class Surroundings:
     def grant(self) -> None:
         """Run the service `grants`."""
         script = self.directory / "grants.sql"
-        script.write_text(self.with_places(COMPOSE["configs"]["grants"]["content"]))
+        script.write_text(self.replace_places(COMPOSE["configs"]["grants"]["content"]))
         _psql, *options, url = COMPOSE["services"]["grants"]["command"]
         assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
         owned = installation(self.owner)
@@ -286,11 +286,11 @@ def schema() -> str:
 def surroundings(empty_database_url, tmp_path, schema) -> Iterator[Surroundings]:
     """Create roles by the file's own script, like the first start of Postgres."""
     created = Surroundings(empty_database_url, tmp_path, schema)
-    script = created.with_places(COMPOSE["configs"]["roles"]["content"])
+    script = created.replace_places(COMPOSE["configs"]["roles"]["content"])
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
     yield created
     for role in ROLES:
-        installation(empty_database_url).run(created.with_places(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
+        installation(empty_database_url).run(created.replace_places(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
 
 
 @needs_debians_redis
@@ -302,7 +302,7 @@ def test_each_of_our_commands_and_health_checks_works_as_a_process(surroundings,
     def healthy(name: str) -> bool:
         how, *test = services[name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
-        checked = [surroundings.with_places(part) for part in command]
+        checked = [surroundings.replace_places(part) for part in command]
         return surroundings.run_unchecked(name, checked).returncode == 0
 
     surroundings.run("migrate", surroundings.command("migrate"))
@@ -361,7 +361,7 @@ def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(s
     swept = surroundings.run("worker", SWEEP)
     assert json.loads(swept)["linked"] == 1
     read = "SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT')"
-    assert mailglass.values(read, role=surroundings.with_places("mailglass_sweeper")) == [True]
+    assert mailglass.values(read, role=surroundings.replace_places("mailglass_sweeper")) == [True]
 
 
 SWEEP = ["mailglass-reconcile", "sweep", "--json"]

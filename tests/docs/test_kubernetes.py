@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 import catalog
 import pages
 import processes
-from machine import without_ids
+from machine import normalize_output
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
 from processes import Process
@@ -64,7 +64,7 @@ class Cluster(ExitStack):
             case ["exec", deployment, "--", *command]:
                 name = deployment.removeprefix("deploy/")
                 assert self.started[name].poll() is None
-                return self._process(self._with_local_ports(command), self._environment(name))
+                return self._process(self._replace_ports(command), self._environment(name))
             case _:
                 pytest.fail(f"the page has a new command: {arguments}")
         return ""
@@ -108,7 +108,7 @@ class Cluster(ExitStack):
         return environment
 
     def _start(self, name: str) -> None:
-        command = self._with_local_ports(self._container(name)["args"], name)
+        command = self._replace_ports(self._container(name)["args"], name)
         starting = processes.start(command, self._environment(name), cwd=self.folder)
         self.started[name] = self.enter_context(starting)
 
@@ -123,7 +123,7 @@ class Cluster(ExitStack):
 
         self.started[name].wait_for(ready if probe else " ready.")
 
-    def _with_local_ports(self, arguments: list[str], name: str = "") -> list[str]:
+    def _replace_ports(self, arguments: list[str], name: str = "") -> list[str]:
         """Replace the ports of containers and of a Service's name by this machine's."""
         words = []
         for word in arguments:
@@ -163,7 +163,9 @@ def test_kubernetes_from_the_readme_to_a_recorded_webhook(
             if block.not_run != "it needs a registry":
                 for command in pages.commands_with_output(block):
                     printed = cluster.run(command.text)
-                    assert not command.output or without_ids(command.output) == without_ids(printed), command.text
+                    assert not command.output or normalize_output(command.output) == normalize_output(printed), (
+                        command.text
+                    )
         tables = catalog.installation(empty_database_url)
         assert tables.values("SELECT state FROM mailglass_open_orphans") == ["unmatched"]
         with tables.engine.begin() as connection:

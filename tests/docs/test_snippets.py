@@ -384,10 +384,10 @@ def _event(type_: str, name: str) -> WebhookEvent:
 )
 def test_json_on_a_page_is_valid(block):
     """It is complete, without duplicate keys."""
-    json.loads(block.text, object_pairs_hook=_without_repetition)
+    json.loads(block.text, object_pairs_hook=_refuse_duplicate_keys)
 
 
-def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 

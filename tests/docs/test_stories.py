@@ -19,7 +19,7 @@ import pages
 import raw_webhooks
 import senders
 import shapes
-from machine import Machine, Reader, without_ids
+from machine import Machine, Reader, normalize_output
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from waiting import wait_until
@@ -119,10 +119,10 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
     reader.follow(pages.chapter(page, "From an empty folder to a handled bounce"))
     assert states(empty_database_url) == [("default", "ada@example.com", "bounced")]
     (tmp_path / "certificates.json").write_text(
-        json.dumps({senders.CERTIFICATE_URL: senders.published(senders.CERTIFICATE_URL).decode()})
+        json.dumps({senders.CERTIFICATE_URL: senders.serve_certificate(senders.CERTIFICATE_URL).decode()})
     )
     (tmp_path / "sitecustomize.py").write_text("import canned_certificates")
-    bounce = senders.documented("ses")[0]
+    bounce = senders.load_payloads("ses")[0]
     with ses_api(bounce.message_id) as endpoint:
         reader.environment |= {
             "AWS_ENDPOINT_URL": endpoint,
@@ -134,7 +134,7 @@ def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp
         reader.follow(pages.chapter(page, "Amazon SES through SNS"))
     reader.follow(pages.section(page, "Celery"))
     of_ada = json.loads(json.dumps(bounce.payload).replace("recipient@example.com", "ada@example.com"))
-    (sent,) = senders.posted("ses", [of_ada])
+    (sent,) = senders.make_requests("ses", [of_ada])
     address = f"http://127.0.0.1:{reader.ports['8000']}/webhooks/ses"
     wait_until(lambda: httpx.post(address, content=sent.body, headers=sent.headers).status_code == 200)
     reader.process.wait_for("'handled': 1")
@@ -201,4 +201,4 @@ def test_elixir_with_mailglass_from_the_readme_to_swept_tables(
 
 def test_an_output_is_compared_without_ids():
     """The width of a table does not matter either."""
-    assert without_ids("a   0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b\n") == "a ID"
+    assert normalize_output("a   0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b\n") == "a ID"

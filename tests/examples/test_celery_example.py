@@ -24,7 +24,7 @@ def test_an_application_with_a_celery_app_of_its_own_sweeps_beside_its_own_tasks
     worker = readme.command("celery", "worker").text.replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the README's
     with readme.start("celery", worker, env, " ready."):
         assert "'status': " in readme.run("celery", readme.command("celery", "python").text, env)
-        wait_until(lambda: db.appended() == 1)  # by that sweep, or by one that beat queued a moment earlier
+        wait_until(lambda: db.count_links() == 1)  # by that sweep, or by one that beat queued a moment earlier
         printed = readme.run("celery", f"{sys.executable} -c '{OF_THE_SHOP}'", env)
     assert (
         printed

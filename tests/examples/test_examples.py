@@ -39,7 +39,7 @@ def test_redbeat_runs_our_entry(site, tmp_path):
             **environment,
         ),
     ):
-        wait_until(lambda: site.linked() == 1, PATIENCE)
+        wait_until(lambda: site.count_links() == 1, PATIENCE)
 
 
 @pytest.mark.guard

@@ -37,7 +37,7 @@ COPIED = (
 )
 
 
-def outdated(broken: Break) -> list[str]:
+def find_outdated_files(broken: Break) -> list[str]:
     """Return the files in which the text of this break does not occur exactly once."""
     return [file for file, old, _ in broken.edits if (ROOT / file).read_text().count(old) != 1]
 
@@ -75,7 +75,7 @@ def caught_by(broken: Break) -> str | None:
 def main(words: str, jobs: int) -> int:
     """Print the table, each line as soon as it and those before it are known."""
     chosen = [broken for broken in BREAKS if words in broken.name]
-    stale = [broken.name for broken in chosen if outdated(broken)]
+    stale = [broken.name for broken in chosen if find_outdated_files(broken)]
     assert not stale, f"these breaks do not match the code: {stale}"
     print("| broken on purpose | caught by |\n|---|---|")
     missed = 0

@@ -51,7 +51,7 @@ class FaultyProxy(Proxy):
 
 
 @contextmanager
-def before_postgres(database_url: str) -> Iterator[tuple[FaultyProxy, str]]:
+def postgres_proxy(database_url: str) -> Iterator[tuple[FaultyProxy, str]]:
     """Put a proxy before the server of *database_url*; yield it and the URL through it."""
     proxy = FaultyProxy(database_url)
     proxy.start()

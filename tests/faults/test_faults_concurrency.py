@@ -68,13 +68,13 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     for seed in range(first, first + number):
         draw = random.Random(seed)
         crowd(db, draw, orphans)
-        before = db.appended()
+        before = db.count_links()
         for process in sweepers:
             process.write_line(draw.choice((1, 3, 10, 50, 200)))
         results = [json.loads(process.read_line()) for process in sweepers]
         linked = sum(result["linked"] for result in results)
         assert [result["status"] for result in results] == ["ok"] * PROCESSES, seed
-        assert linked == db.appended() - before, seed
+        assert linked == db.count_links() - before, seed
         assert sum(result["published"] for result in results) == 2 * linked
         assert linked + mailglass_reconcile.reconcile().linked == orphans, seed
     record_property("fault", (f"8 processes on {orphans} orphans, seeds", number))
@@ -137,7 +137,7 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
     for seed in range(rounds):
         draw = random.Random(seed)
         crowd(db, draw, 100)
-        before = db.appended()
+        before = db.count_links()
         settings = db.settings.model_copy(update={"batch_size": draw.choice((1, 5, 50))})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
         appended: list[str] = []
@@ -146,7 +146,7 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
         linked = mailglass_reconcile.reconcile().linked
         reconciler.join()
         linked += mailglass_reconcile.reconcile().linked
-        assert linked + len(appended) == db.appended() - before == 100
+        assert linked + len(appended) == db.count_links() - before == 100
     record_property("fault", ("sweeps beside another reconciler, seeds", rounds))
 
 

@@ -24,7 +24,7 @@ Record = Callable[[str, object], None]
 @pytest.fixture
 def through(db: Database) -> Iterator[FaultyProxy]:
     """A proxy before the test's database, and the package configured to use it."""
-    with proxy.before_postgres(db.url) as (faulty_proxy, url):
+    with proxy.postgres_proxy(db.url) as (faulty_proxy, url):
         settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield faulty_proxy
@@ -35,13 +35,13 @@ def sweep(db: Database, fault: Fault = "before") -> SweepResult:
 
     If the answer to a COMMIT was lost (*fault* is "after"), its links are there and count as held.
     """
-    before = db.appended()
+    before = db.count_links()
     try:
         result = mailglass_reconcile.reconcile()
     except mailglass_reconcile.MailglassReconcileError:
-        assert db.appended() == before, "nothing may be swept where the sweep raises"
+        assert db.count_links() == before, "nothing may be swept where the sweep raises"
         return SweepResult(status="raised")
-    unanswered = db.appended() - before - result.linked
+    unanswered = db.count_links() - before - result.linked
     assert unanswered == 0 or (fault == "after" and 0 < unanswered <= result.skipped_held)
     assert result.published == 2 * result.linked
     assert result.status in ("ok", "failed")

@@ -13,7 +13,7 @@ import processes
 from database import Database
 from factories import insert_pairs
 from faults.runs import FULL
-from faults.tracing import killed, may_trace
+from faults.tracing import may_trace, was_killed
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subpr
     return processes.run(command, {**db.environment(redis_url), **more})
 
 
-def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[str]:
+def trace_sweep(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a sweep under strace, which traces *call* only."""
     return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
 
@@ -49,7 +49,7 @@ def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess
 def first(db: Database, redis_url: str, call: str, log: Path) -> int:
     """Return the number of the first *call* of a sweep that is to a server rather than a file."""
     insert_pairs(db, ORPHANS)
-    traced(db, redis_url, call, "-y", "-o", str(log))
+    trace_sweep(db, redis_url, call, "-y", "-o", str(log))
     lines = log.read_text().splitlines()
     return next(n for n, line in enumerate(lines, 1) if "socket:[" in line or call.startswith(("epoll", "poll")))
 
@@ -58,13 +58,13 @@ def count_repaired(db: Database, sweep: Callable[[int], bool], numbers: Iterable
     """Kill a sweep at each of *numbers*, sweep once more each time, and return how often it was killed."""
     kills = 0
     for number in numbers:
-        before = db.appended()
+        before = db.count_links()
         insert_pairs(db, ORPHANS)
         hit = sweep(number)
         db.wait_until_alone()
         result = mailglass_reconcile.reconcile()
         assert result.status == "ok"
-        assert db.appended() == before + ORPHANS
+        assert db.count_links() == before + ORPHANS
         kills += hit
         if not hit:
             break
@@ -81,7 +81,7 @@ def test_a_sweep_killed_at_any_call_is_repaired_by_the_next(
 
     def sweep(number: int) -> bool:
         inject = f"inject={call}:signal=KILL:when={number}"
-        return killed(traced(db, redis_url, call, "-o", "/dev/null", "-e", inject))
+        return was_killed(trace_sweep(db, redis_url, call, "-o", "/dev/null", "-e", inject))
 
     numbers = count(first(db, redis_url, call, tmp_path / "log")) if FULL else SELECTION[call]
     kills = count_repaired(db, sweep, numbers)
@@ -95,7 +95,7 @@ def test_a_sweep_killed_at_any_fail_point_is_repaired_by_the_next(
     """Fail points are around statements, COMMIT and publishing; this needs no strace."""
 
     def sweep(number: int) -> bool:
-        return killed(swept(db, redis_url, dies_at=number))
+        return was_killed(swept(db, redis_url, dies_at=number))
 
     kills = count_repaired(db, sweep, count(1, 1 if FULL else 9))
     record_property("fault", ("killed at a fail point", kills))

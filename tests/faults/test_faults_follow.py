@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import factories
 import mailglass_reconcile
 import processes
-from commands import follow, linked, sweeps
+from commands import count_linked, follow, sweeps
 from database import APPENDED, Database
 from faults import servers
 from faults.redis_servers import PASSWORD, needs_debians_redis, server
@@ -37,7 +37,7 @@ def test_follow_killed_at_any_fail_point_is_repaired_by_the_next_tick(
     """SIGKILL comes around each statement, COMMIT and publishing, with three orphans in batches of two."""
     kills = 0
     for number in range(1, 60) if FULL else (19, 24, 26, 28):
-        before = db.appended()
+        before = db.count_links()
         factories.insert_pairs(db, ORPHANS, age_seconds=IN_THE_FUTURE)
         more = {"MAILGLASS_BATCH_SIZE": "2", "SWEEPER_DIES_AT": str(number), "SWEEPER_FOLLOWS": "yes"}
         environment = {**db.environment(redis_url), **more, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
@@ -46,7 +46,7 @@ def test_follow_killed_at_any_fail_point_is_repaired_by_the_next_tick(
         kills += 1
         result = mailglass_reconcile.reconcile_recent()
         assert result.status == "ok"
-        assert db.appended() == before + ORPHANS
+        assert db.count_links() == before + ORPHANS
     record_property("fault", ("follow killed at a fail point", kills))
 
 
@@ -65,12 +65,12 @@ class Plain:
     def __init__(self, url: str) -> None:
         self.engine = engines.create_engine(Settings(database_url=url))
 
-    def appended(self) -> int:
+    def count_links(self) -> int:
         """Return the number of links."""
         with self.engine.begin() as connection:
             return connection.exec_driver_sql(APPENDED).scalar_one()
 
-    def doubled(self) -> int:
+    def count_doubled(self) -> int:
         """Return the number of orphans with more than one link."""
         with self.engine.begin() as connection:
             return connection.execute(sa.text(DOUBLED)).scalar_one()
@@ -90,7 +90,7 @@ def wait_for_log(process: Process, words: str, times: int = 1) -> None:
 def link_one_more(db: Plain, process: Process, expected: int) -> None:
     """Insert one more pair, and wait until it is linked."""
     factories.insert_pairs(db, 1, age_seconds=IN_THE_FUTURE)
-    wait_until(lambda: linked(process) == expected)
+    wait_until(lambda: count_linked(process) == expected)
 
 
 @needs_debians_redis
@@ -127,7 +127,7 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
         wait_for_log(process, "cannot publish to MAILGLASS_REDIS_URL", 2)
     assert process.stderr.count("\n") == 3
     assert [bool(sweep["publish_failed"]) for sweep in sweeps(process)] == [*(links_expected - 1) * [True], False, True]
-    assert (db.appended(), db.doubled()) == (3 + links_expected + 1, 0)
+    assert (db.count_links(), db.count_doubled()) == (3 + links_expected + 1, 0)
     record_property("fault", ("restarts under follow", 4))
 
 
@@ -147,7 +147,7 @@ def test_a_lasting_fault_is_not_logged_at_every_tick(db: Database, redis_url: st
         assert {sweep["status"] for sweep in sweeps(process)} == {"failed"}
         assert process.stderr.count("\n") <= 5, process.stderr
         db.run("DROP TRIGGER refuse ON mailglass_events")
-        wait_until(lambda: linked(process) == 1)
+        wait_until(lambda: count_linked(process) == 1)
         wait_for_log(process, "the database is back")
     db.run("DROP FUNCTION refuse")
 

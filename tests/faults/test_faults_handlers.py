@@ -33,7 +33,7 @@ KILLS = 6
 """How many times handlers kill their process, on average."""
 
 
-def linked(db: Database, number: int) -> None:
+def link_orphans(db: Database, number: int) -> None:
     """Link *number* new orphans by a sweep, one to each delivery."""
     db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL WHERE provider_message_id IS NOT NULL")
     factories.insert_pairs(db, [f"m-{n}" for n in range(number)], type="bounced")
@@ -66,7 +66,7 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     """Two dispatchers are restarted until no job waits; dead jobs are retried."""
     handlers = ("steady", "flaky", *(["orm"] if more else []))
     handle_all(handler_db, *handlers)
-    linked(handler_db, EVENTS)
+    link_orphans(handler_db, EVENTS)
     killed = 0
     more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
     with dispatchers(handler_db, redis_url, **more) as first, dispatchers(handler_db, redis_url, **more) as second:
@@ -95,7 +95,7 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
     handle_all(handler_db, "steady", "flaky")
     with dispatchers(handler_db, redis_url) as process:
         for number in count(1, 1 if FULL else 20):
-            linked(handler_db, 3)
+            link_orphans(handler_db, 3)
             total += 3
             if is_retry:
                 assert dispatch_in(process) == 0
@@ -150,10 +150,10 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
     lead, total, raised = request.getfixturevalue(place), 0, []
     received, received_by_other = leaving("effect", "bounced"), leaving("other", "bounced")
     for number in count(1):
-        linked(handler_db, 3)
+        link_orphans(handler_db, 3)
         total += 3
         result = None
-        with proxy.before_postgres(handler_db.url) as (through, url), lead(url):
+        with proxy.postgres_proxy(handler_db.url) as (through, url), lead(url):
             through.arm(COMMIT, fault, number)
             try:
                 result = dispatch()
@@ -195,7 +195,7 @@ def test_a_dispatcher_waits_for_a_commit_that_is_still_running(
 ) -> None:
     """The connection is lost during COMMIT, and the row's lock shows that it is undecided."""
     received = leaving("effect", "bounced")
-    linked(handler_db, 1)
+    link_orphans(handler_db, 1)
     with handler_db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(SLOW_COMMIT)
 
@@ -204,7 +204,7 @@ def test_a_dispatcher_waits_for_a_commit_that_is_still_running(
             return dispatch()
 
     with (
-        proxy.before_postgres(handler_db.url) as (through, url),
+        proxy.postgres_proxy(handler_db.url) as (through, url),
         handler_db.engine.begin() as holding,
         ThreadPoolExecutor(1) as pool,
     ):

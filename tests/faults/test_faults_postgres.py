@@ -35,11 +35,11 @@ PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
 
 def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
     """Sweep in small batches, and check the counts against the database."""
-    before = db.appended()
+    before = db.count_links()
     configured = db.settings.model_copy(update={"batch_size": batch_size, **settings})
     mailglass_reconcile.configure(engine=db.engine, settings=configured)
     result = mailglass_reconcile.reconcile()
-    assert result.linked == db.appended() - before
+    assert result.linked == db.count_links() - before
     assert result.published == 2 * result.linked
     return result
 
@@ -60,7 +60,7 @@ def test_a_commit_refused_a_few_times_is_retried_or_halved(
         assert (result.linked, result.status) == (10, "ok") if state in PASSING else result.linked >= 9
     forgiving(db)
     assert sweep(db).status == "ok"
-    assert db.appended() == 10
+    assert db.count_links() == 10
     record_property("fault", (f"SQLSTATE {state} at COMMIT, a few times", 1))
 
 
@@ -85,7 +85,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
         assert result.remaining == 1
     forgiving(db)
     assert sweep(db).status == "ok"
-    assert db.appended() == 10
+    assert db.count_links() == 10
     record_property("fault", (f"SQLSTATE {state} at COMMIT, forever for one row", 1))
 
 
@@ -117,19 +117,19 @@ def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, record_
         over = threading.Event()
         killer = threading.Thread(target=_terminate, args=(db, over, 1 + number % 3))
         killer.start()
-        before = db.appended()
+        before = db.count_links()
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 1}))
         try:
             result = mailglass_reconcile.reconcile()
-            assert result.linked == db.appended() - before
+            assert result.linked == db.count_links() - before
             assert result.status == "failed" or result.linked == 12
         except mailglass_reconcile.MailglassReconcileError:
-            assert db.appended() == before
+            assert db.count_links() == before
         finally:
             over.set()
             killer.join()
         sweep(db)
-        assert db.appended() == 12 * (number + 1)
+        assert db.count_links() == 12 * (number + 1)
     record_property("fault", ("backend terminated in mid-sweep", rounds))
 
 
@@ -243,7 +243,7 @@ def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 def test_a_stricter_default_isolation_changes_nothing(db: Database, isolation: str) -> None:
     """Every transaction sets its own level."""
-    db.by_default("default_transaction_isolation", isolation)
+    db.set_default("default_transaction_isolation", isolation)
     factories.insert_pairs(db, 10)
     assert sweep(db).linked == 10
 
@@ -251,10 +251,10 @@ def test_a_stricter_default_isolation_changes_nothing(db: Database, isolation: s
 def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
     """Meanwhile a sweep fails and says so; then the same engine works again."""
     factories.insert_pairs(db, 6)
-    db.by_default("default_transaction_read_only", "on")
+    db.set_default("default_transaction_read_only", "on")
     result = sweep(db)
     assert (result.status, result.linked, result.skipped) == ("failed", 0, 6)
-    db.by_default("default_transaction_read_only", None)
+    db.set_default("default_transaction_read_only", None)
     result = sweep(db)
     assert (result.status, result.linked) == ("ok", 6)
 
@@ -284,14 +284,14 @@ def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database
         with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="too many connections for role"):
             mailglass_reconcile.reconcile()
         held_connection.close()
-        assert wait_until(lambda: _linked(4)) is None
+        assert wait_until(lambda: _links_all(4)) is None
     finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
         db.run(f"DROP OWNED BY {role}")
         db.run(f"DROP ROLE {role}")
 
 
-def _linked(expected: int) -> bool:
+def _links_all(expected: int) -> bool:
     try:
         return mailglass_reconcile.reconcile().linked == expected
     except mailglass_reconcile.MailglassReconcileError:

@@ -27,7 +27,7 @@ ORPHANS = 30
 def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:
     """Link in batches of one, act after some of them, and check the invariants of every sweep."""
     insert_pairs(db, ORPHANS)
-    before = db.appended()
+    before = db.count_links()
     settings = db.settings.model_copy(update={"batch_size": 1})
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
         publisher = Publisher(client)
@@ -37,7 +37,7 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
                 publisher.wait()
                 act()
         result = swept.result
-    assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
+    assert (result.status, result.linked, db.count_links() - before) == ("ok", ORPHANS, ORPHANS)
     assert result.published + result.publish_failed == 2 * ORPHANS
     return result
 

@@ -12,8 +12,8 @@ import processes
 from backdating import check, fill, prune
 from database import Database
 from faults.runs import FULL
-from faults.tracing import killed, may_trace
-from personal import erased, raw
+from faults.tracing import may_trace, was_killed
+from personal import erase_person, raw
 
 pytestmark = pytest.mark.slow
 
@@ -84,10 +84,10 @@ class Erase:
 
     def finish(self) -> None:
         """Erase once more, to the end."""
-        erased(self.db, ADA)
+        erase_person(self.db, ADA)
 
 
-def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
+def retire_in_process(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
     """Do the work in a process of its own, under the command *before*; return True if it was killed."""
     environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
     command = (
@@ -95,7 +95,7 @@ def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0)
         if before
         else ["-m", "faults.retirer", *work.arguments]
     )
-    return killed(processes.run(command, {**environment, "RETIRER_DIES_AT": str(dies_at)}))
+    return was_killed(processes.run(command, {**environment, "RETIRER_DIES_AT": str(dies_at)}))
 
 
 def kill_and_finish(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
@@ -117,7 +117,7 @@ def kill_and_finish(db: Database, begin: type[Prune | Erase], run: Callable[...,
 
 def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
     """Return the numbers of the system calls to die at: all since the first on a socket, or three of them."""
-    assert not retired(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
+    assert not retire_in_process(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
     lines = log.read_text().splitlines()
     first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)
     step = 1 if FULL else max(1, (len(lines) - first) // 4)
@@ -137,7 +137,9 @@ def test_work_killed_at_a_call_to_the_server_is_finished_by_the_next(
 
     def run(work: Prune | Erase, number: int) -> bool:
         inject = f"inject={call}:signal=KILL:when={number}"
-        return retired(work, redis_url, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+        return retire_in_process(
+            work, redis_url, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject
+        )
 
     middle = kill_and_finish(db, begin, run, sockets(begin(db), redis_url, call, tmp_path / "log"))
     record_property("fault", (f"{begin.__name__.lower()} killed at {call}", middle))
@@ -150,7 +152,7 @@ def test_work_killed_at_a_fail_point_is_finished_by_the_next(
     """Fail points are around statements and COMMITs; this needs no strace."""
 
     def run(work: Prune | Erase, number: int) -> bool:
-        return retired(work, redis_url, dies_at=number)
+        return retire_in_process(work, redis_url, dies_at=number)
 
     middle = kill_and_finish(db, begin, run, range(1, 1_000, 1 if FULL else 23))
     record_property("fault", (f"{begin.__name__.lower()} killed at a fail point", middle))

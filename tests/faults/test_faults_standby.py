@@ -50,7 +50,7 @@ class Primary:
 @pytest.fixture
 def primary(redis_url: str) -> Iterator[Primary]:
     """A migrated primary, and the package configured to use it through the proxy."""
-    with servers.postgres() as server, proxy.before_postgres(server.url) as (through, url):
+    with servers.postgres() as server, proxy.postgres_proxy(server.url) as (through, url):
         settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(redis_url))
         runner.migrate(engines.create_engine(settings), settings, lambda line: None)
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
@@ -58,7 +58,7 @@ def primary(redis_url: str) -> Iterator[Primary]:
         mailglass_reconcile.configure()
 
 
-def keyed_orphans(primary: Primary) -> None:
+def insert_keyed_orphans(primary: Primary) -> None:
     """Insert three orphans, store their keys by a sweep, and insert their deliveries."""
     orphans = [factories.orphan_row(factories.postmark(f"m-{number}")) for number in range(3)]
     factories.insert(primary, events=orphans)
@@ -68,7 +68,7 @@ def keyed_orphans(primary: Primary) -> None:
 
 def test_a_commit_whose_answer_is_lost_counts_as_held(primary: Primary) -> None:
     """It waits for a standby; the retry finds its orphans locked and does not wait for them."""
-    keyed_orphans(primary)
+    insert_keyed_orphans(primary)
     primary.wait_for_standby("nobody")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(mailglass_reconcile.reconcile)

@@ -71,7 +71,7 @@ def kind(
     KINDS[name] = Kind(state, text, message_id, event, delivery or {})
 
 
-def with_id(value: Any) -> str:
+def make_metadata(value: Any) -> str:
     """Return Postmark's metadata with any JSON value as the id."""
     return json.dumps(factories.postmark(value))
 
@@ -103,7 +103,7 @@ for _name, _value in {
     "a C1 control": "a\x9bb",
     "the separator of ids": "a\x1fb",
 }.items():
-    kind(f"the id is {_name}", "unmatchable", with_id(_value))
+    kind(f"the id is {_name}", "unmatchable", make_metadata(_value))
 kind(
     "the id has 5000 digits",
     "unmatchable",
@@ -127,12 +127,12 @@ for _name, _shape in {
     kind(
         f"the id is {_name}",
         "linked",
-        lambda text, shape=_shape: with_id(shape.format(text)),
+        lambda text, shape=_shape: make_metadata(shape.format(text)),
         lambda text, shape=_shape: shape.format(text),
     )
-kind("the id is a number", "linked", lambda text: with_id(int(text, 16)), lambda text: str(int(text, 16)))
-kind("the id is padded", "linked", lambda text: with_id(f" \t\n{text}\r\n "))
-kind("the id is in angle brackets", "linked", lambda text: with_id(f"<{text}>"))
+kind("the id is a number", "linked", lambda text: make_metadata(int(text, 16)), lambda text: str(int(text, 16)))
+kind("the id is padded", "linked", lambda text: make_metadata(f" \t\n{text}\r\n "))
+kind("the id is in angle brackets", "linked", lambda text: make_metadata(f"<{text}>"))
 kind(
     "a number of 5000 digits stands beside the id",
     "unmatchable",

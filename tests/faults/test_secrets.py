@@ -244,7 +244,9 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     with site.worker("-l", "debug", app="observed_worker", **more):
         answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
         if fault == "no redis":  # nor is there a server for the result
-            wait_until(lambda: site.linked() == 4 and site.count_in_log("redis.exceptions.ConnectionError"), PATIENCE)
+            wait_until(
+                lambda: site.count_links() == 4 and site.count_in_log("redis.exceptions.ConnectionError"), PATIENCE
+            )
         else:
             wait_until(answer.ready, PATIENCE)
             expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)
@@ -255,7 +257,7 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     for name in site.redis.scan_iter("celery-task-meta-*"):
         capture.more.append(repr(site.redis.get(name)))
     capture.more.append(site.log.read_text())
-    capture.more += [repr(observing.exported(site.log.parent, word)) for word in ("spans", "metrics")]
+    capture.more += [repr(observing.read_exports(site.log.parent, word)) for word in ("spans", "metrics")]
     if fault == "gone":
         site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
     if fault == "refused":

@@ -393,17 +393,17 @@ class Schedule(RuleBasedStateMachine):
                     if number == dies_at:
                         raise _CrashError
             deleted = before.keys() - self._ledger().keys()
-            deleted_groups = [group for group in oracle.retired(before, kept_ids, open_) if group & deleted]
+            deleted_groups = [group for group in oracle.group_by_retention(before, kept_ids, open_) if group & deleted]
             assert deleted == frozenset().union(*deleted_groups), "of each delivery all, or none"
         with mock.patch.object(pruner, "RETENTION_ROWS", size):
             days = {"retention_events_days": 30, "retention_deliveries_days": 30}
             result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
         assert not result.failures
         deleted = before.keys() - self._ledger().keys()
-        assert deleted == frozenset().union(*oracle.retired(before, kept_ids, []))
+        assert deleted == frozenset().union(*oracle.group_by_retention(before, kept_ids, []))
         assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
         invariants.check_open_set(invariants.read(self.db))
-        self._retired(deleted)
+        self._forget_deleted(deleted)
 
     def _age(self, share: int, spares: bool) -> None:
         """Age some deliveries with all events, or with all but one, and some other orphans."""
@@ -423,7 +423,7 @@ class Schedule(RuleBasedStateMachine):
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
             connection.execute(sa.text(_AGE), {"ids": list(chosen)})
 
-    def _retired(self, deleted_events: Collection[str]) -> None:
+    def _forget_deleted(self, deleted_events: Collection[str]) -> None:
         """Update the model after a prune with a retention."""
         self.settled |= self.unnoticed | (deleted_events & self.orphans.keys()) - self.links.keys()
         self.unnoticed.clear()
@@ -452,7 +452,7 @@ class Schedule(RuleBasedStateMachine):
         closed = self.settled | self.unseen | self.links.keys()
         return [orphan for orphan in self.orphans if orphan not in closed]
 
-    def _expected(self, orphan: str) -> tuple[str, str | None]:
+    def _match_by_oracle(self, orphan: str) -> tuple[str, str | None]:
         return oracle.match(self.orphans[orphan], self.deliveries)
 
     def _sweep(self, mouth: _RecordingPublisher, size: int, **options: Any) -> Sweep:
@@ -464,7 +464,7 @@ class Schedule(RuleBasedStateMachine):
         new = {r.orphan: r.delivery for r in self.db.rows(_LINKS) if r.orphan not in self.links}
         for orphan, delivery in new.items():
             assert orphan in candidates
-            assert self._expected(orphan) == ("matched", delivery)
+            assert self._match_by_oracle(orphan) == ("matched", delivery)
         for _, _, payload in mouth.told:
             self.told[json.loads(payload)["meta"]["reconciled_from_event_id"]] += 1
         assert set(self.told) <= set(self.links) | set(new)
@@ -487,11 +487,11 @@ class Schedule(RuleBasedStateMachine):
         result = self._sweep(mouth, size, tenant_id=tenant, ages=ages, kind="full" if ages is None else "recent").run()
         self._notice()
         closed = unnoticed - self.unnoticed
-        expected = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
+        expected = Counter(self._match_by_oracle(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in OUTCOMES}
         excess = counts["tenant_mismatch"] - expected["tenant_mismatch"]
-        assert 0 <= excess <= sum(self._expected(orphan)[0] == "unmatched" for orphan in mismatches)
+        assert 0 <= excess <= sum(self._match_by_oracle(orphan)[0] == "unmatched" for orphan in mismatches)
         expected.update(tenant_mismatch=excess, unmatched=-excess)
         assert counts == {
             **{state: expected[state] for state in OUTCOMES},
@@ -532,7 +532,7 @@ class Schedule(RuleBasedStateMachine):
         self._notice()
 
     @rule(size=SIZES, tenant=TENANTS, id_=IDS, newcomers=st.integers(0, 2))
-    def one_slice_sweeps(self, size: int, tenant: str, id_: str, newcomers: int) -> None:
+    def sweep_slice_by_slice(self, size: int, tenant: str, id_: str, newcomers: int) -> None:
         """Sweeps of two orphans each reach all of them, wherever the rotation starts."""
         remaining = 40 * (len(self._open()) + newcomers + 1)
         while newcomers or self._linkable():
@@ -557,7 +557,7 @@ class Schedule(RuleBasedStateMachine):
             assert not set(first) & set(self._linkable()), "what nobody has looked at comes first"
 
     def _linkable(self) -> list[str]:
-        return [orphan for orphan in self._open() if self._expected(orphan)[0] == "matched"]
+        return [orphan for orphan in self._open() if self._match_by_oracle(orphan)[0] == "matched"]
 
     @rule(size=SIZES)
     def overlapping_sweeps(self, size: int) -> None:
@@ -620,7 +620,7 @@ class Schedule(RuleBasedStateMachine):
         return bool(inner_results)
 
     @rule(size=SIZES, limit=st.integers(1, 3))
-    def limited_sweep(self, size: int, limit: int) -> None:
+    def sweep_with_limit(self, size: int, limit: int) -> None:
         """Sweep with a limit, which bounds the links."""
         open_ = self._open()
         mouth = _RecordingPublisher()
@@ -642,7 +642,7 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def crash_before_commit(self) -> None:
         """Kill the process after a batch is claimed and appended, which rolls it back."""
-        pairs = [(o, self._expected(o)[1]) for o in self._open() if self._expected(o)[0] == "matched"]
+        pairs = [(o, self._match_by_oracle(o)[1]) for o in self._open() if self._match_by_oracle(o)[0] == "matched"]
         if pairs:
             with (
                 contextlib.suppress(_CrashError),
@@ -739,7 +739,7 @@ def test_any_schedule_ends_as_if_there_had_been_no_race(
     register(db)
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")
     db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
-    db.by_default("synchronous_commit", "off")
+    db.set_default("synchronous_commit", "off")
     bound = type("Bound", (Schedule,), {"db": db, "begun": 0})
     run_state_machine_as_test(
         bound,

@@ -12,7 +12,7 @@ def may_trace() -> bool:
     return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
 
 
-def killed(result: subprocess.CompletedProcess[str]) -> bool:
+def was_killed(result: subprocess.CompletedProcess[str]) -> bool:
     """Return True if a sweep was killed."""
     assert result.returncode in (0, -9, 137), result.stderr
     return result.returncode != 0

@@ -33,7 +33,7 @@ def counts(result: DispatchResult) -> tuple[int, int, int]:
     return result.handled, result.failed, result.dead
 
 
-def linked(db, number=1):
+def link_orphans(db, number=1):
     """Register this process's handlers, link *number* orphans by a sweep, and return the first one's id."""
     register(db)
     for n in range(number):
@@ -144,7 +144,7 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
         names = ("search_path", "TimeZone", "row_security", "enable_seqscan", "statement_timeout")
         observed.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
 
-    linked(handler_db)
+    link_orphans(handler_db)
     assert dispatch().handled == 1
     assert observed == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
     engine.dispose()
@@ -153,7 +153,7 @@ def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
 def test_a_failed_handler_is_retried_without_repeating_others(handler_db):
     """The other handler's effect stays, its own is rolled back, and the retry has the next number."""
     received, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
-    linked(handler_db)
+    link_orphans(handler_db)
     assert counts(dispatch()) == (1, 1, 0)
     bad, good = handler_db.rows("SELECT * FROM mailglass_handler_outbox ORDER BY handler")
     assert (good.handler, good.state, good.attempts, good.error) == ("good", "done", 1, None)
@@ -174,7 +174,7 @@ DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_ha
 def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
     """It fails nine times, the last time a day after the one before; then it can be retried manually."""
     failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
-    linked(handler_db)
+    link_orphans(handler_db)
     delays = []
     for _ in range(outbox.MOST_ATTEMPTS):
         make_due(handler_db)
@@ -197,7 +197,7 @@ def test_an_event_whose_commit_fails_does_not_affect_others(handler_db):
         connection.execute(sa.text("INSERT INTO witness.few VALUES (:n)"), {"n": number})
         leave_effect("insert", connection, event)
 
-    first = linked(handler_db, 3)
+    first = link_orphans(handler_db, 3)
     result = dispatch()
     assert (result.handled, result.failed) == (2, 1)
     assert states(handler_db) == {"done": 2, "waiting": 1}
@@ -269,7 +269,7 @@ def test_a_handler_that_ends_the_transaction_fails_alone(handler_db, ending):
             ENDINGS[ending](connection)
 
     leaving("other")
-    linked(handler_db, 3)
+    link_orphans(handler_db, 3)
     result = dispatch()
     assert counts(result) == (5, 1, 0)
     assert states(handler_db) == {"done": 5, "waiting": 1}
@@ -289,7 +289,7 @@ def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
                 raise ValueError
 
     leaving("other")
-    linked(handler_db, 3)
+    link_orphans(handler_db, 3)
     assert counts(dispatch()) == (6, 0, 0)
     assert effects(handler_db) == {"effect": 3, "other": 3}
 
@@ -305,7 +305,7 @@ def test_what_a_joined_session_has_flushed_stays(handler_db):
             if event.message_id == "m-1":
                 session.commit()
 
-    linked(handler_db, 3)
+    link_orphans(handler_db, 3)
     assert counts(dispatch()) == (3, 0, 0)
     assert effects(handler_db) == {"effect": 3}
 
@@ -326,7 +326,7 @@ def test_a_handler_may_roll_back_a_savepoint_of_its_own(handler_db):
             with sa.orm.Session(connection) as session, suppress(sa.exc.IntegrityError), session.begin_nested():
                 session.execute(duplicate)
 
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     assert counts(dispatch()) == (2, 0, 0)
     assert effects(handler_db) == {"effect": 2}
 
@@ -342,7 +342,7 @@ def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handl
         observed.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
 
     on_event("bounced", name="two")(observe)
-    linked(handler_db, 3)
+    link_orphans(handler_db, 3)
     sent.clear()
     assert dispatch().handled == 6
     assert len(set(observed)) == 6
@@ -358,8 +358,8 @@ def test_each_job_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handl
 def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     """With SERIALIZABLE as the default, four dispatchers contend for rows, and none raises."""
     received = leaving("effect")
-    linked(handler_db, 20)
-    handler_db.by_default("default_transaction_isolation", "serializable")
+    link_orphans(handler_db, 20)
+    handler_db.set_default("default_transaction_isolation", "serializable")
     with ThreadPoolExecutor(4) as pool:
         result = [future.result() for future in [pool.submit(dispatch) for _ in range(4)]]
     while states(handler_db) != {"done": 20}:
@@ -375,7 +375,7 @@ def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
 def test_a_dispatcher_leaves_the_jobs_of_handlers_and_types_that_it_does_not_have(handler_db):
     """They wait for a process that has them, and do not delay others."""
     handle(handler_db, ("elsewhere", "bounced"), ("suppress", "bounced"), ("suppress", "opened"))
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     assert counts(dispatch()) == (0, 0, 0)
     on_event("opened", name="suppress")(_do_nothing)
     assert counts(dispatch()) == (0, 0, 0)
@@ -400,7 +400,7 @@ def test_a_dispatch_without_handlers_asks_the_database_nothing(handler_db):
 def test_a_dispatch_leaves_a_row_in_the_history(handler_db):
     """An idle one writes once a minute, into the row of its hour."""
     leaving("bounces", "bounced")
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     dispatch()
     dispatch()
     assert handler_db.rows("SELECT origin, status, runs FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == [
@@ -462,7 +462,7 @@ def test_a_dispatcher_that_works_for_long_keeps_its_handlers_alive(handler_db, m
         lately.append({row.type: row.lately for row in connection.execute(sa.text(REGISTERED_RECENTLY))}["bounced"])
         connection.exec_driver_sql("UPDATE mailglass_handled_types SET seen_at = '2000-01-01'")
 
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     dispatch()
     assert lately == [True, True]
 
@@ -503,7 +503,7 @@ def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide that the function is one."""
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
     on_event("bounced", name="generator")(_hidden(_generator))
-    linked(handler_db)
+    link_orphans(handler_db)
     assert counts(dispatch()) == (0, 2, 0)
 
 
@@ -553,7 +553,7 @@ def test_a_backlog_of_one_handler_does_not_delay_another(handler_db):
     calls = []
     for name in ("slow", "quick"):
         on_event("bounced", "opened", name=name)(lambda _, event, name=name: calls.append((name, event.type)))
-    linked(handler_db, 6)
+    link_orphans(handler_db, 6)
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "opened"))
     handler_db.run(
@@ -570,7 +570,7 @@ def test_a_failing_handler_backs_off_by_itself(handler_db):
     """Jobs of other handlers on the same event are done and not due again."""
     failing("bad", ValueError())
     good = leaving("good")
-    linked(handler_db)
+    link_orphans(handler_db)
     assert counts(dispatch()) == (1, 1, 0)
     make_due(handler_db)
     assert counts(dispatch()) == (0, 1, 0)
@@ -591,7 +591,7 @@ def test_a_dispatcher_that_is_shut_down_counts_only_the_attempt_that_was_interru
         if len(handled) == 3:
             raise KeyboardInterrupt
 
-    linked(handler_db, 4)
+    link_orphans(handler_db, 4)
     with pytest.raises(KeyboardInterrupt):
         dispatch()
     assert states(handler_db) == {"done": 2, "waiting": 2}
@@ -619,7 +619,7 @@ def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
                 if way == "in many statements":
                     connection.exec_driver_sql("SELECT 1")
 
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     assert dispatch().handled == 1
     assert states(handler_db) == {"done": 1, "waiting": 1}
     assert effects(handler_db) == {"effect": 1}
@@ -636,7 +636,7 @@ def test_an_attempt_that_ends_with_its_process_counts(handler_db):
             raise SystemExit
 
     leaving("other")
-    linked(handler_db, 2)
+    link_orphans(handler_db, 2)
     for _ in range(outbox.MOST_ATTEMPTS):
         make_due(handler_db)
         with pytest.raises(SystemExit):
@@ -658,7 +658,7 @@ def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
     """A TRUNCATE of the ledger causes it; no other job is delayed."""
     received = leaving("all")
     handler_db.run(LOST)
-    linked(handler_db)
+    link_orphans(handler_db)
     handler_db.broken.add("I14")
     assert counts(dispatch()) == (1, 1, 0)
     assert len(received) == 1
@@ -669,8 +669,8 @@ def test_a_job_whose_event_the_ledger_has_lost_fails_without_a_run(handler_db):
 def test_a_claim_that_another_dispatcher_has_taken_over_is_dropped(handler_db):
     """A dispatcher that was away for longer than its claim runs and records nothing."""
     leaving("x")
-    linked(handler_db)
-    first, second = _claimed(handler_db), _claimed(handler_db)
+    link_orphans(handler_db)
+    first, second = _claim(handler_db), _claim(handler_db)
     with handler_db.database.writing() as tx:
         assert outbox.start(tx, first, 30) is None
         assert outbox.claim(tx, [], synchronous=True, failure=Failure(first, "ValueError")) == (None, None)
@@ -682,8 +682,8 @@ def test_a_claim_that_another_dispatcher_has_taken_over_is_dropped(handler_db):
 def test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly(handler_db):
     """If it was skipped, the event would lose an attempt and wait seconds for the next one."""
     leaving("x")
-    linked(handler_db)
-    claimed = _claimed(handler_db)
+    link_orphans(handler_db)
+    claimed = _claim(handler_db)
 
     def start():
         with handler_db.database.writing() as tx:
@@ -708,7 +708,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 """
 
 
-def _claimed(db):
+def _claim(db):
     make_due(db)
     with db.database.writing() as tx:
         return outbox.claim(tx, [("x", "bounced")], synchronous=True).job
@@ -739,7 +739,7 @@ def test_values_that_python_cannot_hold_are_replaced(handler_db):
 def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, caplog):
     """Its message may contain an address."""
     failing("bad", ValueError("Ada@Example.com"))
-    linked(handler_db)
+    link_orphans(handler_db)
     with caplog.at_level(logging.DEBUG):
         dispatch()
     assert "handler bad failed on event" in caplog.text
@@ -751,7 +751,7 @@ def test_a_failing_handler_logs_one_line_for_each_cause_and_minute(handler_db, c
     """Thousands of events fail with one error; another error is another cause."""
     failing("worse", ValueError())
     failing("worst", KeyError())
-    linked(handler_db, 5)
+    link_orphans(handler_db, 5)
     assert dispatch().failed == 10
     lines = [record.getMessage() for record in caplog.records if "failed on event" in record.getMessage()]
     assert sorted(line.split()[1] for line in lines) == ["worse", "worst"]
@@ -759,7 +759,7 @@ def test_a_failing_handler_logs_one_line_for_each_cause_and_minute(handler_db, c
 
 def test_without_types_nothing_is_written(db):
     """An installation without handlers has no extra cost."""
-    linked(db, 2)
+    link_orphans(db, 2)
     with db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))
     assert states(db) == {}
@@ -770,7 +770,7 @@ def test_a_batch_writes_its_jobs_with_its_links(handler_db):
     handle(handler_db, ("audit", "bounced"), ("suppress", "bounced"))
     sent = []
     sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    linked(handler_db, 20)
+    link_orphans(handler_db, 20)
     assert len([text for text in sent if "_link_v1" in text or "handler_outbox" in text]) == 1
     assert states(handler_db) == {"waiting": 40}
 

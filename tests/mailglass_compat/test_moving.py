@@ -11,7 +11,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from catalog import Installation, installation, live
-from history import ORPHAN, new_id, sweep, with_history
+from history import ORPHAN, insert_history, new_id, sweep
 from mailglass_reconcile import (
     Sent,
     WebhookEvent,
@@ -62,7 +62,7 @@ def finding(database: Installation) -> Finding:
     return result
 
 
-def documented_move(old_schema: str, new_schema: str) -> str:
+def read_documented_move(old_schema: str, new_schema: str) -> str:
     """Return the documented transaction between two schemas."""
     page = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text()
     [block] = [block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "SET SCHEMA" in block]
@@ -72,7 +72,7 @@ def documented_move(old_schema: str, new_schema: str) -> str:
 
 def test_the_documented_transaction_moves_every_table_of_ours(unmigrated):
     """The page lists the tables and the version."""
-    moved = set(re.findall(r'ALTER TABLE "a".(\w+) SET SCHEMA "b"', documented_move("a", "b")))
+    moved = set(re.findall(r'ALTER TABLE "a".(\w+) SET SCHEMA "b"', read_documented_move("a", "b")))
     assert moved == {*schema.TABLES, schema.VERSION_TABLE}
 
 
@@ -88,7 +88,7 @@ def test_our_tables_are_moved_after_mailglass_s_and_no_insert_of_its_own_fails_m
 ):
     """After each commit Mailglass inserts an orphan; all are open at the end, also after moving back."""
     old = unmigrated
-    still_open, *_ = with_history(old)
+    still_open, *_ = insert_history(old)
     old.migrate()
     inserted = {still_open}
     old.run("""
@@ -101,7 +101,7 @@ def test_our_tables_are_moved_after_mailglass_s_and_no_insert_of_its_own_fails_m
         move(empty_database_url, old_schema, new_schema)
         new = installation(empty_database_url, new_schema)
         inserted.add(insert(new))
-        new.run(documented_move(old_schema, new_schema))
+        new.run(read_documented_move(old_schema, new_schema))
         inserted.add(insert(new))
         new.migrate()
         inserted.add(insert(new))
@@ -167,7 +167,7 @@ def test_a_python_call_in_a_wrong_schema_names_the_setting(unmigrated):
 def test_a_rolled_back_mailglass_has_to_be_migrated_first(unmigrated, shape, empty_database_url):
     """`migrate` does not make its tables; once they exist again, everything is repaired."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     database.migrate()
     roll_back(database)
     before = database.objects()

@@ -14,7 +14,7 @@ BY_PROVIDER = "SELECT count(*) FROM mailglass_deliveries WHERE provider = 'postm
 LINKED_TO = "SELECT delivery_id FROM mailglass_events WHERE idempotency_key = concat('reconciled:', :id)"
 
 
-def sent_in(db, *recipients, message_id="m-1", **more):
+def send_through_postmark(db, *recipients, message_id="m-1", **more):
     """Record a send through Postmark, and return its deliveries."""
     sent = [Sent(recipient=recipient, message_id=message_id, **more) for recipient in recipients]
     with db.engine.begin() as connection:
@@ -23,7 +23,7 @@ def sent_in(db, *recipients, message_id="m-1", **more):
 
 def test_mailglass_s_ingest_does_not_find_what_we_have_sent(mailglass_db):
     """It would attach the event itself: no handler would run, nothing be broadcast, and its webhooks would fail."""
-    (sent,) = sent_in(mailglass_db, ADA)
+    (sent,) = send_through_postmark(mailglass_db, ADA)
     assert mailglass_db.value(BY_PROVIDER) == 0
     orphan = factories.orphan(mailglass_db, factories.postmark("m-1"), type="delivered")
     assert mailglass_reconcile.reconcile().linked == 1
@@ -35,7 +35,7 @@ def test_mailglass_s_ingest_does_not_find_what_we_have_sent(mailglass_db):
 
 def test_the_provider_of_the_send_is_shown(mailglass_db):
     """The delivery's timeline and the deliveries of an event's id show it."""
-    deliveries = sent_in(mailglass_db, ADA, BOB)
+    deliveries = send_through_postmark(mailglass_db, ADA, BOB)
     with mailglass_db.database.reading() as tx:
         (delivery,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
     assert delivery.provider == "postmark"
@@ -46,7 +46,7 @@ def test_the_provider_of_the_send_is_shown(mailglass_db):
 
 def test_without_mailglass_a_delivery_has_its_provider(db):
     """Nothing else attaches events there."""
-    sent_in(db, ADA)
+    send_through_postmark(db, ADA)
     assert db.value(BY_PROVIDER) == 1
 
 

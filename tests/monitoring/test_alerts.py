@@ -12,7 +12,7 @@ from mailglass_reconcile import Settings, prune, reconcile
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import metrics
-from scraping import delivery_of, parsed
+from scraping import delivery_of, parse_samples
 from timeline import NO_SAMPLES, Timeline, needs_promtool
 
 pytestmark = [pytest.mark.slow, needs_promtool]
@@ -68,7 +68,7 @@ def test_an_unreachable_database_is_absent(db, timeline):
     """A process that does not answer is absent, too."""
     healthy(db, timeline)
     unreachable = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
-    timeline.add(parsed(metrics.scrape(Database(engines.create_engine(unreachable), unreachable))), minutes=4)
+    timeline.add(parse_samples(metrics.scrape(Database(engines.create_engine(unreachable), unreachable))), minutes=4)
     timeline.check_alerts()
     timeline.hold(minutes=2)
     timeline.check_alerts("Absent")

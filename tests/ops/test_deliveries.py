@@ -21,7 +21,7 @@ ago = dt.timedelta
 """How long ago, when the test begins."""
 
 
-def as_stored(value):
+def format_as_stored(value):
     """Format the time that was so long ago as rows have it; return any other value unchanged."""
     if not isinstance(value, dt.timedelta):
         return value
@@ -71,7 +71,7 @@ def summary(db, delivery_id):
 )
 def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
     """The sentence has the time that has passed, and the provider's name as the provider writes it."""
-    stored = {"message_id": "m-1", **{name: as_stored(value) for name, value in columns.items()}}
+    stored = {"message_id": "m-1", **{name: format_as_stored(value) for name, value in columns.items()}}
     delivery = factories.delivery(db, **stored)
     assert summary(db, delivery) == (sentence, None)
 
@@ -96,7 +96,7 @@ def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
 
 def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
     """Another writer may store anything in the ledger."""
-    delivery = factories.delivery(db, "m-1", last_event_type="bounced", last_event_at=as_stored(ago(hours=1)))
+    delivery = factories.delivery(db, "m-1", last_event_type="bounced", last_event_at=format_as_stored(ago(hours=1)))
     row = factories.orphan_row(
         factories.postmark("m-1"),
         type="bounced",
@@ -110,7 +110,7 @@ def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
 
 def test_a_webhook_that_reports_no_end_is_no_silence(db):
     """A provider that has only queued the message has reported no end either."""
-    delivery = factories.delivery(db, "m-1", provider="sendgrid", last_event_at=as_stored(ago(hours=3)))
+    delivery = factories.delivery(db, "m-1", provider="sendgrid", last_event_at=format_as_stored(ago(hours=3)))
     row = factories.orphan_row(
         factories.sendgrid("m-1"), type="queued", delivery_id=delivery, needs_reconciliation=False
     )
@@ -120,7 +120,7 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
     """The summary has the command that explains the event; an event about another recipient is named as such."""
-    delivery = factories.delivery(db, "m-1", last_event_at=as_stored(ago(hours=3)), recipient="Ada@Example.com")
+    delivery = factories.delivery(db, "m-1", last_event_at=format_as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
         (orphan,) = record(connection, event(recipient="bob@example.com"), tenant_id="globex")
     assert summary(db, delivery) == (
@@ -137,7 +137,7 @@ def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
 
 def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
     """The latest 200 are read."""
-    delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=as_stored(ago(hours=1)))
+    delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=format_as_stored(ago(hours=1)))
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False, age_seconds=3_600)
     factories.insert(db, events=[{**row, "id": uuid7()} for _ in range(1_000)])
     with db.database.reading() as tx:

@@ -57,7 +57,7 @@ class Incident:
     level: str = ERROR
 
 
-def dropped(object_name: str) -> Callable[[Any], object]:
+def drop_object(object_name: str) -> Callable[[Any], object]:
     """Drop an object of the schema."""
     return lambda db: (db.broken.add("I13"), db.run(f"DROP {object_name}"))
 
@@ -190,12 +190,12 @@ def update(db: Any) -> None:
 
 INCIDENTS = [
     Incident("schema", outdate, "the database is at revision 0000", update),
-    Incident("triggers", dropped("TRIGGER mailglass_open_orphans_add ON mailglass_events"), "is missing", migrate),
+    Incident("triggers", drop_object("TRIGGER mailglass_open_orphans_add ON mailglass_events"), "is missing", migrate),
     Incident(
-        "functions", dropped("FUNCTION mailglass_reconcile_after_commit_v1"), "after_commit_v1 is missing", migrate
+        "functions", drop_object("FUNCTION mailglass_reconcile_after_commit_v1"), "after_commit_v1 is missing", migrate
     ),
     Incident(
-        "indexes", dropped("INDEX mailglass_events_idempotency_key_idx"), "idempotency_key_idx is missing", migrate
+        "indexes", drop_object("INDEX mailglass_events_idempotency_key_idx"), "idempotency_key_idx is missing", migrate
     ),
     Incident("beat", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
     Incident("sweeps", run(40, "command", "ok"), "no full sweep has succeeded for 40 minutes", sweep),

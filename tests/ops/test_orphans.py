@@ -45,7 +45,7 @@ def zoo(db):
     return states
 
 
-def listed(db, **options):
+def list_orphans(db, **options):
     """Return the orphans of all pages in order."""
     names = {"limit"} & options.keys()
     how = {name: options.pop(name) for name in names}
@@ -61,13 +61,15 @@ def listed(db, **options):
 def test_each_orphan_has_the_state_in_which_a_sweep_left_it(db, zoo):
     """Without a sweep, orphans past their grace are unseen; what a sweep did not link is matched, with its delivery."""
     unseen = {id_: "waiting" if state == "waiting" else "unseen" for id_, state in zoo.items()}
-    assert {orphan.event_id: orphan.state for orphan in listed(db)} == unseen
-    assert {(orphan.provider, orphan.candidate_ids, orphan.delivery_id) for orphan in listed(db)} == {(None, (), None)}
+    assert {orphan.event_id: orphan.state for orphan in list_orphans(db)} == unseen
+    assert {(orphan.provider, orphan.candidate_ids, orphan.delivery_id) for orphan in list_orphans(db)} == {
+        (None, (), None)
+    }
     counts = mailglass_reconcile.reconcile(limit=1).as_dict()
     matched = factories.orphan(db, factories.postmark("one"), age_seconds=200)
     assert mailglass_reconcile.reconcile(limit=1).linked == 1
     zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
-    assert {orphan.event_id: orphan.state for orphan in listed(db)} == zoo
+    assert {orphan.event_id: orphan.state for orphan in list_orphans(db)} == zoo
     expected = Counter(state for state in zoo.values() if state != "waiting")
     assert {state: counts[state] for state in expected} == expected
     assert matched not in zoo
@@ -80,7 +82,7 @@ def test_what_was_linkable_and_left_has_its_delivery(db):
         factories.orphan(db, factories.postmark("one"), age_seconds=age)
     factories.orphan(db, factories.postmark("nobody's"), age_seconds=100)
     assert mailglass_reconcile.reconcile(limit=1).skipped_limit == 1
-    rows = [(orphan.state, orphan.delivery_id) for orphan in listed(db)]
+    rows = [(orphan.state, orphan.delivery_id) for orphan in list_orphans(db)]
     assert rows == [("unmatched", None), ("matched", delivery)]
 
 
@@ -108,15 +110,15 @@ def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
     else:
         zoo = {id_: "waiting" if stored == "waiting" else "unseen" for id_, stored in zoo.items()}
     expected = {id_ for id_, stored in zoo.items() if stored == state}
-    assert {orphan.event_id for orphan in listed(db, state=state)} == expected
-    assert {orphan.event_id for orphan in listed(db, state=state, limit=1)} == expected
+    assert {orphan.event_id for orphan in list_orphans(db, state=state)} == expected
+    assert {orphan.event_id for orphan in list_orphans(db, state=state, limit=1)} == expected
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
 def test_pages_hold_every_orphan_once_in_order_of_arrival(db, zoo, limit):
     """Whatever the size of a page, the newest come first."""
-    assert sorted(orphan.event_id for orphan in listed(db, limit=limit)) == sorted(zoo)
-    times = [orphan.arrived_at for orphan in listed(db, limit=limit)]
+    assert sorted(orphan.event_id for orphan in list_orphans(db, limit=limit)) == sorted(zoo)
+    times = [orphan.arrived_at for orphan in list_orphans(db, limit=limit)]
     assert times == sorted(times, reverse=True)
 
 
@@ -124,8 +126,8 @@ def test_orphans_of_one_moment_are_on_one_page_each(db):
     """A writer's transaction gives all its rows one time; ties are ordered by the event's id."""
     rows = [factories.orphan_row(factories.postmark("x")) for _ in range(7)]
     factories.insert(db, events=rows)
-    assert len({orphan.arrived_at for orphan in listed(db)}) == 1
-    assert sorted(orphan.event_id for orphan in listed(db, limit=2)) == sorted(row["id"] for row in rows)
+    assert len({orphan.arrived_at for orphan in list_orphans(db)}) == 1
+    assert sorted(orphan.event_id for orphan in list_orphans(db, limit=2)) == sorted(row["id"] for row in rows)
 
 
 def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
@@ -153,10 +155,10 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
         ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
     ]
     for filters, expected in [*always, *((filters, []) for filters, _ in stored)]:
-        assert [row.event_id for row in listed(db, **filters)] == expected, filters
+        assert [row.event_id for row in list_orphans(db, **filters)] == expected, filters
     mailglass_reconcile.reconcile()
     for filters, expected in [*always, *stored]:
-        assert [row.event_id for row in listed(db, **filters)] == expected, filters
+        assert [row.event_id for row in list_orphans(db, **filters)] == expected, filters
 
 
 def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
@@ -191,7 +193,7 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     mailglass_reconcile.reconcile()
     page = load_page(db.database, ListFilter(), limit=1, with_counts=True)
     assert page.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
-    assert page.total == sum(cause.number for cause in page.causes) == len(listed(db))
+    assert page.total == sum(cause.number for cause in page.causes) == len(list_orphans(db))
     of_state = load_page(db.database, ListFilter(state="unmatched"), with_counts=True)
     assert of_state.causes == [
         ("unmatched", "acme", "postmark", None, 2),
@@ -220,13 +222,13 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
         page = load_page(db.database, ListFilter(recipient=recipient), with_counts=True)
         assert [orphan.event_id for orphan in page.orphans] == [str(own.event_id)]
         assert page.total == 1
-    assert listed(db, recipient="grace@example.com") == []
+    assert list_orphans(db, recipient="grace@example.com") == []
 
 
 def test_each_orphan_says_when_it_becomes_too_old(db):
     """An orphan expires a week after it arrived."""
     factories.orphan(db, factories.postmark("x"))
-    (orphan,) = listed(db)
+    (orphan,) = list_orphans(db)
     assert dt.datetime.fromisoformat(orphan.expires_at) - dt.datetime.fromisoformat(orphan.arrived_at) == dt.timedelta(
         days=7
     )
@@ -253,15 +255,19 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         if pruned:
             mailglass_reconcile.prune()
         for limit in (2, 100):
-            listing = listed(db, state="expired", limit=limit)
+            listing = list_orphans(db, state="expired", limit=limit)
             assert [row.event_id for row in listing] == old
         assert {orphan.state for orphan in listing} == {"expired"}
         assert listing[0].candidate_ids == ("old 0",)
-        assert [row.event_id for row in listed(db)] == [young]
-        assert [row.event_id for row in listed(db, state="expired", tenant_id="z")] == old[6:]
-        assert [row.event_id for row in listed(db, state="expired", message_id="old 1")] == old[1::3]
-        assert [row.event_id for row in listed(db, state="expired", older=WEEK + 2_500.0)] == [old[0], old[3], old[6]]
-        assert listed(db, state="expired", newer=float(WEEK)) == []
+        assert [row.event_id for row in list_orphans(db)] == [young]
+        assert [row.event_id for row in list_orphans(db, state="expired", tenant_id="z")] == old[6:]
+        assert [row.event_id for row in list_orphans(db, state="expired", message_id="old 1")] == old[1::3]
+        assert [row.event_id for row in list_orphans(db, state="expired", older=WEEK + 2_500.0)] == [
+            old[0],
+            old[3],
+            old[6],
+        ]
+        assert list_orphans(db, state="expired", newer=float(WEEK)) == []
 
 
 def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
@@ -270,7 +276,7 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     page = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
     assert (page.orphans, page.looked_at) == ([], 2)
-    assert [orphan.event_id for orphan in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
+    assert [orphan.event_id for orphan in list_orphans(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
 def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
@@ -282,9 +288,9 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     page = load_page(db.database, ListFilter(type="clicked"), limit=2)
     assert (page.orphans, page.looked_at) == ([], 9)
     assert page.after is not None
-    assert listed(db, type="clicked", limit=2) == []
+    assert list_orphans(db, type="clicked", limit=2) == []
     for filters, expected in (("bounced", rare), ("opened", ids)):
-        event_ids = [orphan.event_id for orphan in listed(db, type=filters, limit=2)]
+        event_ids = [orphan.event_id for orphan in list_orphans(db, type=filters, limit=2)]
         assert event_ids == expected[::-1]
 
 
@@ -304,8 +310,8 @@ def test_hostile_values_are_listed_like_any_other(db):
     """An arrival may be infinite, and an id may have any characters."""
     orphan = factories.orphan(db, factories.postmark("\u202e\U0001f4a9"))
     db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
-    listed_orphan = listed(db)[0]
+    listed_orphan = list_orphans(db)[0]
     assert (listed_orphan.event_id, listed_orphan.state, listed_orphan.arrived_at) == (orphan, "waiting", "infinity")
     db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp - interval '2 minutes'")
     mailglass_reconcile.reconcile()
-    assert json.loads(json.dumps(listed(db)[0].as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]
+    assert json.loads(json.dumps(list_orphans(db)[0].as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]

@@ -100,5 +100,5 @@ def test_the_command_prints_a_row_for_each_step(db):
     lines = commands.conforming("prune_step", commands.run(db, "prune", "--dry-run", "--json").stdout)
     assert [line["step"] for line in lines][:2] == ["succeeded", "dead"]
     assert lines[0]["rows"] == db.value("SELECT count(*) FROM mailglass_webhook_events") == 1
-    assert max(map(len, commands.on_a_terminal(db, "prune", "--dry-run").splitlines())) <= 80
+    assert max(map(len, commands.run_on_terminal(db, "prune", "--dry-run").splitlines())) <= 80
     assert mailglass_reconcile.prune().succeeded == 1

@@ -112,12 +112,12 @@ def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
         f"prune: {'steps' if step == 'expired' else 'step'} {', '.join(result.failures)} failed, and the others ran:"
         f" {result.failures[step]}"
     ]
-    assert counted(db) == {name: int(name in {*result.failures}) for name in PENDING}
+    assert count_pending(db) == {name: int(name in {*result.failures}) for name in PENDING}
     rows = db.rows("SELECT status, error FROM mailglass_reconcile_runs WHERE kind = 'prune'")
     assert [tuple(row) for row in rows] == [("partial", "DatabaseRefusedError")]
     db.run(f"DROP TRIGGER refuse ON {STEPS[step]}")
     assert mailglass_reconcile.prune().failures == {}
-    assert counted(db) == dict.fromkeys(PENDING, 0)
+    assert count_pending(db) == dict.fromkeys(PENDING, 0)
 
 
 PENDING = {
@@ -130,7 +130,7 @@ PENDING = {
 """How many rows each step has to remove."""
 
 
-def counted(db) -> dict[str, int]:
+def count_pending(db) -> dict[str, int]:
     """Return how many rows each step would remove."""
     return {name: db.value(sql) for name, sql in PENDING.items()}
 
@@ -194,7 +194,7 @@ def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
     assert [result.failures for result in results] == [{}, {}]
     for name in ("succeeded", "jobs_done", "expired", "settled"):
         assert sum(getattr(result, name) for result in results) == 1_000
-    assert counted(db) == dict.fromkeys(PENDING, 0)
+    assert count_pending(db) == dict.fromkeys(PENDING, 0)
     assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 500
 
 

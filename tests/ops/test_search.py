@@ -29,7 +29,7 @@ def ids(db, text, tenant_id=None, **more):
     return [hit.id for hit in search_for(db, text, tenant_id, **more).hits]
 
 
-def stored(db, id_, ago):
+def set_stored_at(db, id_, ago):
     """Set when a delivery was stored."""
     db.run(
         "UPDATE mailglass_deliveries SET inserted_at = now()::timestamp - CAST(:ago AS interval)"
@@ -57,7 +57,7 @@ def test_an_address_is_found_in_any_spelling(db, typed):
     factories.delivery(db, "m-9", recipient="jada@bücher.example")
     (recorded,) = record_orphan(db, typed)
     assert set(ids(db, typed)) == own | {recorded}
-    assert listed(db, typed) == [recorded]
+    assert list_orphans(db, typed) == [recorded]
 
 
 @pytest.mark.parametrize("typed", ["ada@example.com", "ADA@EXAMPLE.com"])
@@ -74,7 +74,7 @@ def record_orphan(db, recipient):
         return [str(recorded.event_id) for recorded in record(connection, event("nobody's", recipient=recipient))]
 
 
-def listed(db, recipient):
+def list_orphans(db, recipient):
     """Return the open orphans that `orphans --recipient` lists."""
     return [
         orphan.event_id for orphan in orphans.load_page(db.database, orphans.ListFilter(recipient=recipient)).orphans
@@ -94,7 +94,7 @@ def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
     """Deliveries are ordered by when they were stored, orphans by when they arrived."""
     first, second, third = (factories.delivery(db, f"m-{n}", recipient=ADA) for n in range(3))
     for id_, ago in ((first, "3 hours"), (second, "1 hour"), (third, "2 days")):
-        stored(db, id_, ago)
+        set_stored_at(db, id_, ago)
     orphan = factories.orphan(db, factories.postmark("m-0"), age_seconds=7_200, tenant_id="globex")
     results, limited = search_for(db, ADA), search_for(db, ADA, limit=2)
     assert [hit.id for hit in results.hits] == [second, orphan, first, third]

@@ -33,7 +33,7 @@ def now(tx) -> float:
     return tx.value("SELECT extract(epoch FROM now())::float8")
 
 
-def at(buckets: list[TimeBucket], moment: float) -> TimeBucket:
+def find_bucket(buckets: list[TimeBucket], moment: float) -> TimeBucket:
     """Return the bucket of a moment."""
     return next(bucket for bucket in buckets if bucket.began <= moment <= bucket.ended)
 
@@ -50,7 +50,7 @@ def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
         (180, 10, 0, None),
     ):
         swept(tx, middle + offset, unmatched, matched, None if since is None else middle + since)
-    bucket = at(load_buckets(tx), middle)
+    bucket = find_bucket(load_buckets(tx), middle)
     assert (bucket.states, bucket.matched) == ({"unmatched": 900}, 408)
     assert bucket.lag_seconds == pytest.approx(1_300 + 180)
     assert bucket.silent_seconds == 0
@@ -62,7 +62,7 @@ def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
     swept(tx, now - 10_000, 3, 1, now - 10_600)
     buckets = load_buckets(tx)
     assert buckets[-1].lag_seconds == pytest.approx(10_600)
-    assert at(buckets, now - 5_000).lag_seconds == pytest.approx(5_600, abs=1_000)
+    assert find_bucket(buckets, now - 5_000).lag_seconds == pytest.approx(5_600, abs=1_000)
     assert buckets[-1].states is None
     lags = [bucket.lag_seconds for bucket in buckets]
     assert lags == sorted(lags)
@@ -75,8 +75,8 @@ def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
     buckets = load_buckets(tx)
     assert max(bucket.silent_seconds for bucket in buckets) == pytest.approx(17_000)
     assert buckets[-1].silent_seconds == 0
-    assert at(buckets, now - 12_000).states is None
-    assert at(buckets, now - 19_500).states == {"unmatched": 3}
+    assert find_bucket(buckets, now - 12_000).states is None
+    assert find_bucket(buckets, now - 19_500).states == {"unmatched": 3}
 
 
 def test_a_bucket_that_has_just_begun_is_part_of_the_one_before(tx, now):

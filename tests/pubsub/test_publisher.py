@@ -217,7 +217,7 @@ def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Val
 
 
 @contextmanager
-def subscribed(valkey: Valkey) -> Iterator[Callable[[], int]]:
+def message_counter(valkey: Valkey) -> Iterator[Callable[[], int]]:
     """Yield a function that returns the number of messages until then."""
     with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
         pubsub.psubscribe("mailglass:*")
@@ -232,7 +232,7 @@ def subscribed(valkey: Valkey) -> Iterator[Callable[[], int]]:
 def test_what_is_enqueued_is_published_in_order_and_counted(valkey: Valkey, observed: Observed) -> None:
     """They are published in order, after the call has returned."""
     client = redis.Redis.from_url(valkey.url)
-    with subscribed(valkey) as count:
+    with message_counter(valkey) as count:
         for _ in range(3):
             Publisher(client).publish(messages(2 * CHUNK_LINKS))
         assert publish(client, 1).published == 2
@@ -258,7 +258,7 @@ def test_a_message_arrives_as_it_was_given_on_both_channels(valkey: Valkey) -> N
 
 def test_messages_of_several_callers_are_sent_together(valkey: Valkey) -> None:
     """Redis is a tenth of a second away: twenty round trips would take two seconds, and an ending process waits one."""
-    with subscribed(valkey) as count, slow(valkey.url, 0.1) as url:
+    with message_counter(valkey) as count, slow(valkey.url, 0.1) as url:
         client = redis.Redis.from_url(url)
         for _ in range(20):
             Publisher(client).publish(messages(1))
@@ -287,7 +287,7 @@ Publisher(client).publish([("acme", "delivery", "{}")])
 
 def test_enqueued_messages_are_published_before_the_process_ends(valkey: Valkey) -> None:
     """A script may record one event and end."""
-    with subscribed(valkey) as count:
+    with message_counter(valkey) as count:
         assert processes.run(["-c", PUBLISHES, valkey.url]).returncode == 0
         assert count() == 2
 
@@ -296,7 +296,7 @@ def test_enqueued_messages_are_published_before_the_process_ends(valkey: Valkey)
 def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> None:
     """Workers of Celery or gunicorn have parents that published before."""
     client = redis.Redis.from_url(valkey.url)
-    with subscribed(valkey) as count:
+    with message_counter(valkey) as count:
         publish(client, 1)
         child = os.fork()
         if child == 0:

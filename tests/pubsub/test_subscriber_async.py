@@ -31,7 +31,7 @@ def publish(url: str, tenant: str, delivery: str, number: int) -> None:
         client.publish(events_channel(tenant, delivery), message)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_for_condition(condition: Callable[[], object]) -> None:
     """Wait until *condition* holds, without blocking the event loop."""
     await asyncio.to_thread(wait_until, condition)
 
@@ -117,24 +117,24 @@ def test_an_answer_that_waits_in_the_socket_while_the_event_loop_is_held_up_is_i
     asyncio.run(main())
 
 
-async def _closed(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
+async def _close(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
     await subscription.aclose()
     assert await asyncio.wait_for(waiting, 20) == []
 
 
-async def _cancelled(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
+async def _cancel(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(waiting, 20)
 
 
-async def _all(subscription: AsyncSubscription) -> list[Any]:
+async def _read_all(subscription: AsyncSubscription) -> list[Any]:
     async with subscription as updates:
         return [update async for update in updates]
 
 
 @pytest.mark.parametrize("state", ["quiet", "down", "hangs"])
-@pytest.mark.parametrize("end", [_closed, _cancelled])
+@pytest.mark.parametrize("end", [_close, _cancel])
 def test_a_subscription_ends_at_any_time(
     valkey, caplog, state, end: Callable[[AsyncSubscription, "asyncio.Task[list[Any]]"], Awaitable[None]]
 ):
@@ -145,15 +145,15 @@ def test_a_subscription_ends_at_any_time(
     async def main() -> None:
         client = redis.Redis.from_url(valkey.url)
         subscription = AsyncSubscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
-        waiting = asyncio.create_task(_all(subscription))
+        waiting = asyncio.create_task(_read_all(subscription))
         with redis.Redis.from_url(valkey.url) as client:
-            await until(client.pubsub_numpat)
+            await wait_for_condition(client.pubsub_numpat)
         if state == "down":
             await asyncio.to_thread(valkey.stop)
         elif state == "hangs":
             process.suspend()
         if state != "quiet":
-            await until(lambda: "broadcasts are missed until it is back" in caplog.text)
+            await wait_for_condition(lambda: "broadcasts are missed until it is back" in caplog.text)
         await end(subscription, waiting)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         with pytest.raises(StopAsyncIteration):
@@ -178,7 +178,7 @@ def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url
     async def main() -> None:
         with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
             for steps in range(200):
-                opening = asyncio.create_task(_all(AsyncSubscription(client, None, None)))
+                opening = asyncio.create_task(_read_all(AsyncSubscription(client, None, None)))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 opening.cancel()
@@ -197,7 +197,7 @@ def test_a_cancelled_scope_of_anyio_leaves_no_connection(valkey):
                 scope.cancel()
                 await anext(updates)
         with redis.Redis.from_url(valkey.url) as client:
-            await until(lambda: client.pubsub_numpat() == 0)
+            await wait_for_condition(lambda: client.pubsub_numpat() == 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())

@@ -39,13 +39,13 @@ class Arriving:
             await bodies.wait(self.body, 60, asyncio.Event().wait())
         return content
 
-    async def evicted(self) -> bool:
+    async def is_evicted(self) -> bool:
         """Return True if the body was evicted, after all tasks have run."""
-        await settled()
+        await run_all_tasks()
         return self.task.done() and isinstance(self.task.exception(), OverloadedError)
 
 
-async def settled() -> None:
+async def run_all_tasks() -> None:
     """Let all tasks run until they wait."""
     for _ in range(10):
         await asyncio.sleep(0)
@@ -73,12 +73,12 @@ def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
         large = Arriving(bodies, "sendgrid")
         for _ in range(5):
             large.sender.send(PIECE)
-            await settled()
+            await run_all_tasks()
             idle = [Arriving(bodies, "sendgrid") for _ in range(3)]
-            assert [await incoming.evicted() for incoming in idle] == [True, True, False]
+            assert [await incoming.is_evicted() for incoming in idle] == [True, True, False]
             idle[-1].sender.send(b"x")
-            await settled()
-        assert not await large.evicted()
+            await run_all_tasks()
+        assert not await large.is_evicted()
         assert large.body.size == 5 * len(PIECE)
 
     run(story)
@@ -94,12 +94,12 @@ def test_a_stalled_body_is_evicted_before_one_in_progress(monkeypatch):
         nonlocal now
         stalled, goes_on = Arriving(bodies, "sendgrid"), Arriving(bodies, "sendgrid")
         stalled.sender.send(PIECE)
-        await settled()
+        await run_all_tasks()
         now = 2.0
         goes_on.sender.send(PIECE)
-        await settled()
+        await run_all_tasks()
         Arriving(bodies, "sendgrid")
-        assert (await stalled.evicted(), await goes_on.evicted()) == (True, False)
+        assert (await stalled.is_evicted(), await goes_on.is_evicted()) == (True, False)
 
     run(story)
 
@@ -113,13 +113,13 @@ def test_a_body_with_the_right_password_is_not_evicted_for_one_without(monkeypat
         right = Arriving(bodies, "postmark", verified=True)
         right.sender.send(bytes(90_000), more=False)
         arriving = Arriving(bodies, "postmark", verified=True)
-        await settled()
+        await run_all_tasks()
         strangers = [Arriving(bodies, "sendgrid") for _ in range(4)]
-        await settled()
+        await run_all_tasks()
         for stranger in strangers:
             stranger.sender.send(bytes(8_000))
-        assert [await stranger.evicted() for stranger in strangers] == [True, True, True, False]
-        assert [await incoming.evicted() for incoming in (right, arriving)] == [False, False]
+        assert [await stranger.is_evicted() for stranger in strangers] == [True, True, True, False]
+        assert [await incoming.is_evicted() for incoming in (right, arriving)] == [False, False]
 
     run(story)
 
@@ -132,13 +132,13 @@ def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
         verified, of_other_provider = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")
         for arriving, size in ((verified, 50_000), (of_other_provider, 40_000)):
             arriving.sender.send(bytes(size), more=False)
-        await settled()
+        await run_all_tasks()
         bodies.mark_verified(verified.body)
         of_mailgun = [Arriving(bodies, "mailgun") for _ in range(4)]
         for arriving, size in zip(of_mailgun, (17_000, 19_000, 16_000, 18_000), strict=True):
             arriving.sender.send(bytes(size), more=False)
-            await settled()
-        assert [await incoming.evicted() for incoming in of_mailgun] == [False, True, False, True]
-        assert [await incoming.evicted() for incoming in (verified, of_other_provider)] == [False, False]
+            await run_all_tasks()
+        assert [await incoming.is_evicted() for incoming in of_mailgun] == [False, True, False, True]
+        assert [await incoming.is_evicted() for incoming in (verified, of_other_provider)] == [False, False]
 
     run(story)

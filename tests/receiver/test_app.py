@@ -6,7 +6,7 @@ import logging
 import senders
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.rules import log_throttle
-from receivers import SECRETS, first, mounted, now, post
+from receivers import SECRETS, first, mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
 
@@ -15,7 +15,7 @@ def batch(*message_ids: str) -> senders.Posted:
     """Return a request of SendGrid with an event for each message."""
     common = {"event": "open", "timestamp": 1_772_366_400, "email": "ada@example.com"}
     events = [{**common, "sg_message_id": message_id, "sg_event_id": message_id} for message_id in message_ids]
-    return senders.signed("sendgrid", json.dumps(events).encode(), now())
+    return senders.sign_request("sendgrid", json.dumps(events).encode(), now())
 
 
 def lines(caplog) -> list[str]:
@@ -32,7 +32,7 @@ def test_a_webhook_is_one_line_with_the_results_of_its_events(db, caplog):
         )
     broadcast(recorded)
     requests = batch("m-1", "m-2"), batch("m-1", "m-2", "m-3"), batch("m-1"), batch()
-    post(mounted(), "/webhooks/sendgrid", *requests)
+    post(mount_receiver(), "/webhooks/sendgrid", *requests)
     assert lines(caplog) == [
         "sendgrid: 2 events, 1 attached, 1 waiting",
         "sendgrid: 3 events, 1 waiting, 2 repeated",
@@ -46,7 +46,7 @@ def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch)
     """The line suggests a name, unless it may be a person's; a provider without a secret has a line of its own."""
     at = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
-    receiver = mounted(secrets={"postmark": AUTH})
+    receiver = mount_receiver(secrets={"postmark": AUTH})
     paths = ["postmrk%0A", "ada@example.com", "x" * 5_000, "mailgun", "mailgun"]
     for time in (100.0, 130.0, 160.0):
         at = time
@@ -65,7 +65,7 @@ def test_refused_requests_are_one_warning_for_each_cause_and_minute(db, caplog, 
     """They are counted; thousands of requests a second once wrote as many lines, some at ERROR."""
     at = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: at)
-    shop = mounted()
+    shop = mount_receiver()
     right = first("postmark")
     requests = [
         ("postmark", right._replace(headers={})),
@@ -92,7 +92,7 @@ def test_brevo_gets_429_where_others_get_503(db, caplog):
     """It discards an event after any 5xx; both are asked to retry after 30 seconds."""
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
     for provider in SECRETS:
-        (answer,) = post(mounted(), f"/webhooks/{provider}", first(provider))
+        (answer,) = post(mount_receiver(), f"/webhooks/{provider}", first(provider))
         assert answer.status_code == (429 if provider == "brevo" else 503), provider
         assert answer.headers["retry-after"] == "30"
     db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")

@@ -12,7 +12,7 @@ from mailglass_reconcile.store import certificates as stored
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.webhooks import certificates, sns
 from mailglass_reconcile.webhooks.certificates import CertificateCache
-from receivers import first, mounted, post
+from receivers import first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import CERTIFICATE_URL
 from waiting import wait_until
@@ -21,7 +21,7 @@ ADDRESSES = "SELECT provider, url FROM mailglass_webhook_certificates"
 OTHER_CERTIFICATE_URL = CERTIFICATE_URL.replace("0123", "3210")
 
 
-def restarted(monkeypatch, *, attacked: bool = False) -> CertificateCache:
+def simulate_restart(monkeypatch, *, attacked: bool = False) -> CertificateCache:
     """Forget all certificates, like a restart; if *attacked*, requested certificates are not fetched."""
     certificate_cache = CertificateCache()
     if attacked:
@@ -42,11 +42,11 @@ def add(db, *addresses: CertificateAddress) -> None:
 
 def test_a_restart_under_attack_does_not_refuse_honest_webhooks(db, monkeypatch):
     """Strangers that name missing certificates once blocked SES for as long as they went on."""
-    (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
+    (answer,) = post(mount_receiver(), "/webhooks/ses", first("ses"))
     assert answer.status_code == 200
     assert db.rows(ADDRESSES) == [("ses", CERTIFICATE_URL)]
-    cache = restarted(monkeypatch, attacked=True)
-    receiver = mounted()
+    cache = simulate_restart(monkeypatch, attacked=True)
+    receiver = mount_receiver()
     receiver.routes[0].app.start()
     wait_until(lambda: CERTIFICATE_URL in cache)
     assert [answer.status_code for answer in post(receiver, "/webhooks/ses", first("ses"))] == [200]
@@ -54,8 +54,8 @@ def test_a_restart_under_attack_does_not_refuse_honest_webhooks(db, monkeypatch)
 
 def test_a_certificate_that_was_never_stored_waits_behind_others(db, monkeypatch, caplog):
     """The status is 503, so that SNS retries, and the line is a warning."""
-    restarted(monkeypatch, attacked=True)
-    (answer,) = post(mounted(), "/webhooks/ses", first("ses"))
+    simulate_restart(monkeypatch, attacked=True)
+    (answer,) = post(mount_receiver(), "/webhooks/ses", first("ses"))
     assert answer.status_code == 503
     assert [(record.levelname, "try again" in record.getMessage()) for record in caplog.records] == [("WARNING", True)]
 
@@ -63,7 +63,7 @@ def test_a_certificate_that_was_never_stored_waits_behind_others(db, monkeypatch
 def test_nothing_is_stored_before_a_signature_was_right(db):
     """The number of requests that name it does not matter."""
     forged = first("ses")._replace(body=first("ses").body.replace(b'"Signature": "', b'"Signature": "AAAA'))
-    (answer,) = post(mounted(), "/webhooks/ses", forged)
+    (answer,) = post(mount_receiver(), "/webhooks/ses", forged)
     assert (answer.status_code, db.rows(ADDRESSES)) == (401, [])
 
 
@@ -73,7 +73,7 @@ def test_a_stored_address_is_fetched_only_if_it_is_the_providers(db, monkeypatch
 
     def fetch(url):
         requests.append(url)
-        return senders.published(url)
+        return senders.serve_certificate(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
     monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
@@ -87,8 +87,8 @@ def test_a_stored_address_is_fetched_only_if_it_is_the_providers(db, monkeypatch
         CertificateAddress("pigeon", OTHER_CERTIFICATE_URL.replace("3210", "aaaa")),
         CertificateAddress("ses", OTHER_CERTIFICATE_URL),
     )
-    cache = restarted(monkeypatch)
-    mounted().routes[0].app.start()
+    cache = simulate_restart(monkeypatch)
+    mount_receiver().routes[0].app.start()
     wait_until(lambda: len(requests) >= 3)
     assert set(requests) == {OTHER_CERTIFICATE_URL}
     assert CERTIFICATE_URL not in cache
@@ -105,7 +105,7 @@ def test_the_newest_32_addresses_are_kept(db):
 def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplog):
     """It retries reading the stored addresses, and logs that once a minute."""
     monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
-    receiver = mounted(engine=sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")).routes[0].app
+    receiver = mount_receiver(engine=sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")).routes[0].app
     with caplog.at_level(logging.WARNING):
         receiver.start()
         wait_until(lambda: caplog.records)

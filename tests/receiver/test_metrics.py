@@ -8,21 +8,21 @@ from prometheus_client.parser import text_string_to_metric_families
 import senders
 from mailglass_reconcile import exposition
 from mailglass_reconcile.webhooks import formats
-from receivers import ask, first, mounted, receiving
+from receivers import ask, first, mount_receiver, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 
 
-def scraped(text: str) -> dict[str, int]:
+def parse_samples(text: str) -> dict[str, int]:
     """Return the samples of an exposition."""
     samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: int(float(value)) for name, _, value in samples}
 
 
-def mounted_receiver():
+def make_mounted_receiver():
     """Return a receiver as the command serves it."""
-    receiver = mounted().routes[0].app
+    receiver = mount_receiver().routes[0].app
     receiver.metrics_token = TOKEN
     return receiver
 
@@ -30,7 +30,7 @@ def mounted_receiver():
 def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
     """Its log has a line for each webhook, and only a request with the token may read the counters."""
     request = first("postmark")
-    changed = senders.signed("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
+    changed = senders.sign_request("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
     allowed = {"Authorization": f"Bearer {TOKEN}"}
     with (
         receiving(db, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, process),
@@ -47,7 +47,7 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
         answers = [client.get("/metrics", headers=headers) for headers in ({}, {"Authorization": "Bearer x"}, allowed)]
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     assert answers[2].headers["content-type"] == exposition.CONTENT_TYPE
-    assert {name: value for name, value in scraped(answers[2].text).items() if value} == {
+    assert {name: value for name, value in parse_samples(answers[2].text).items() if value} == {
         'mailglass_reconcile_recording_failures_total{cause="SchemaOutdatedError"}': 3,
         'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 3,
         'mailglass_reconcile_webhooks_total{provider="mailersend",result="received"}': 1,
@@ -69,7 +69,7 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
 def test_prometheus_reads_the_counters(db, monkeypatch):
     """Prometheus's own parser reads each with its type."""
     monkeypatch.setattr(formats, "_counts", formats.Counter({("resend", "opened"): 2}))
-    receiver = mounted_receiver()
+    receiver = make_mounted_receiver()
     receiver.results.update({("postmark", "received"): 3})
 
     async def talk(client):
@@ -92,5 +92,5 @@ def test_a_mounted_application_has_no_metrics(db):
     async def talk(client):
         return await client.get("/webhooks/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
 
-    answer = ask(mounted(), talk)
+    answer = ask(mount_receiver(), talk)
     assert (answer.status_code, "MAILGLASS_WEB_TOKEN" in answer.text) == (404, True)

@@ -25,9 +25,9 @@ from mailglass_reconcile.webhooks import (
     webhook_app,
 )
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of
+from receivers import SECRETS, ask, first, mount_receiver, now, post, receiving, requests_of
 from receivers import published as _published  # noqa: F401 - a fixture of every test
-from senders import AUTH, MANDRILL_URL, documented, notification
+from senders import AUTH, MANDRILL_URL, load_payloads, notification
 from serving import serve_here
 from waiting import wait_until
 
@@ -54,7 +54,7 @@ def send_all(db, tenant: str = "default") -> None:
         broadcast(recorded)
 
 
-def expected() -> list[tuple]:
+def compute_expected_states() -> list[tuple]:
     """Return the expected state of all deliveries after all events, from the design."""
     collected = []
     for provider in PROVIDERS:
@@ -103,8 +103,8 @@ def test_every_documented_payload_reaches_its_delivery_by_the_command(db, tmp_pa
         recorded = db.value(COUNT + " AND type <> 'reconciled'")
     if order == "the webhook first":
         send_all(db)
-    assert recorded == sum(len(documented(provider)) for provider in PROVIDERS)
-    assert sorted(states(db), key=str) == sorted(expected(), key=str)
+    assert recorded == sum(len(load_payloads(provider)) for provider in PROVIDERS)
+    assert sorted(states(db), key=str) == sorted(compute_expected_states(), key=str)
     assert "Traceback" not in process.stderr
 
 
@@ -112,7 +112,7 @@ def test_every_documented_payload_reaches_its_delivery_by_the_command(db, tmp_pa
 @pytest.mark.parametrize("order", ["the send first", "the webhook first"])
 def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(db, order):
     """The tenant is part of the path."""
-    receiver = mounted(tenant=lambda path: path.split("/")[2])
+    receiver = mount_receiver(tenant=lambda path: path.split("/")[2])
     if order == "the send first":
         send_all(db, "acme")
     with serve_here(receiver) as base, httpx.Client(base_url=base) as client:
@@ -122,7 +122,7 @@ def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(
                 assert (answer.status_code, answer.text) == (200, "ok\n"), provider
     if order == "the webhook first":
         send_all(db, "acme")
-    assert sorted(states(db, "acme"), key=str) == sorted(expected(), key=str)
+    assert sorted(states(db, "acme"), key=str) == sorted(compute_expected_states(), key=str)
 
 
 def test_an_event_is_broadcast_by_the_receiver_itself(db):
@@ -132,7 +132,7 @@ def test_an_event_is_broadcast_by_the_receiver_itself(db):
     with db.engine.begin() as connection:
         sent = [Sent(recipient=event.recipient, message_id=event.message_id)]
         broadcast(record_send(connection, provider="postmark", sent=sent))
-    assert {answer.status_code for answer in post(mounted(), "/webhooks/postmark", request, request)} == {200}
+    assert {answer.status_code for answer in post(mount_receiver(), "/webhooks/postmark", request, request)} == {200}
     assert [payload["event_type"] for _, payload in db.witness.messages()] == ["bounced", "bounced"]
 
 
@@ -142,7 +142,7 @@ def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorde
     never retries after 401.
     """
     other_provider = "postmark" if provider in ("resend", "sendgrid") else "resend"
-    (answer,) = post(mounted(), f"/webhooks/{provider}", first(other_provider))
+    (answer,) = post(mount_receiver(), f"/webhooks/{provider}", first(other_provider))
     assert (answer.status_code, db.value(COUNT)) == (503 if provider == "azure" else 401, 0)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "@" not in caplog.text
@@ -152,10 +152,10 @@ def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorde
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_signed_body_that_cannot_be_read_is_answered_with_400(db, provider, caplog):
     """The provider does not repeat it for hours."""
-    request = senders.signed(provider, b'"c4n4ry"', at=now())
+    request = senders.sign_request(provider, b'"c4n4ry"', at=now())
     if provider == "unisender_go":
-        request = senders.signed(provider, b'{"auth": "AUTH", "events_by_user": "c4n4ry"}')
-    (answer,) = post(mounted(), f"/webhooks/{provider}", request)
+        request = senders.sign_request(provider, b'{"auth": "AUTH", "events_by_user": "c4n4ry"}')
+    (answer,) = post(mount_receiver(), f"/webhooks/{provider}", request)
     assert (answer.status_code, db.value(COUNT)) == (400, 0), caplog.text
     assert "c4n4ry" not in caplog.text + answer.text
 
@@ -170,7 +170,7 @@ def test_other_requests_get_a_short_response(db):
         ]  # fmt: skip
         return [(await client.request(method, f"/webhooks/{name}")).status_code for method, name in requests]
 
-    assert ask(mounted(secrets={"mandrill": "k"}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
+    assert ask(mount_receiver(secrets={"mandrill": "k"}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -185,7 +185,7 @@ def test_a_body_above_5_mb_is_answered_with_413(db, announced):
         content = bytes(6 * 1024 * 1024) if announced else chunks()
         return await client.post("/webhooks/postmark", content=content, headers=first("postmark").headers)
 
-    assert ask(mounted(), talk).status_code == 413
+    assert ask(mount_receiver(), talk).status_code == 413
 
 
 def test_a_length_of_thousands_of_digits_is_too_large(db):
@@ -211,7 +211,7 @@ def test_a_length_of_thousands_of_digits_is_too_large(db):
 
 def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
     """The provider sends the webhook again, and Mailgun's token is still valid."""
-    receiver, request = mounted(), first("mailgun")
+    receiver, request = mount_receiver(), first("mailgun")
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
     (answer,) = post(receiver, "/webhooks/mailgun", request)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
@@ -230,7 +230,7 @@ def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, ca
 def test_a_database_that_is_down_is_answered_with_503(db):
     """The response is immediate, because nothing listens."""
     engine = sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")
-    (answer,) = post(mounted(engine=engine), "/webhooks/postmark", first("postmark"))
+    (answer,) = post(mount_receiver(engine=engine), "/webhooks/postmark", first("postmark"))
     assert answer.status_code == 503
     assert "c4n4ry" not in answer.text
 
@@ -241,7 +241,7 @@ def test_a_failing_tenant_function_is_one_line(db, caplog):
     def tenant(path):
         raise LookupError("c4n4ry")
 
-    (answer,) = post(mounted(tenant=tenant), "/webhooks/postmark", first("postmark"))
+    (answer,) = post(mount_receiver(tenant=tenant), "/webhooks/postmark", first("postmark"))
     assert answer.status_code == 503
     (record,) = caplog.records
     assert "LookupError in " in record.getMessage()
@@ -251,7 +251,7 @@ def test_a_failing_tenant_function_is_one_line(db, caplog):
 @pytest.mark.parametrize("tenant", ["", "x" * 513, "a\nb"])
 def test_a_webhook_for_an_invalid_tenant_is_not_lost(db, caplog, tenant):
     """The provider is not at fault, and sends it again."""
-    (answer,) = post(mounted(tenant=lambda path: tenant), "/webhooks/postmark", first("postmark"))
+    (answer,) = post(mount_receiver(tenant=lambda path: tenant), "/webhooks/postmark", first("postmark"))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     (record,) = caplog.records
     assert "tenant_id must be" in record.getMessage()
@@ -279,7 +279,7 @@ def test_receive_records_in_the_callers_transaction(db):
 
 def ping():
     """Return the body and headers of MailerSend's ping."""
-    request = senders.signed("mailersend", b'{"type": "inbound.message"}')
+    request = senders.sign_request("mailersend", b'{"type": "inbound.message"}')
     return request.body, request.headers
 
 
@@ -303,11 +303,11 @@ def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db
     monkeypatch.setattr(
         sns,
         "fetch",
-        lambda address: requests.append(address) or (b"" if address == url else senders.published(address)),
+        lambda address: requests.append(address) or (b"" if address == url else senders.serve_certificate(address)),
     )
     payload = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t", "SubscribeURL": url}
     right, wrong = notification("ses", payload), notification("ses", {**payload, "TopicArn": senders.ARN + "2"})
-    assert [answer.status_code for answer in post(mounted(), "/webhooks/ses", wrong, right)] == [401, 200]
+    assert [answer.status_code for answer in post(mount_receiver(), "/webhooks/ses", wrong, right)] == [401, 200]
     assert requests == [senders.CERTIFICATE_URL, url]
 
 
@@ -329,12 +329,14 @@ def test_mandrills_url_is_that_of_the_request_unless_it_is_set(db, monkeypatch):
     """Behind a proxy, the request has another URL."""
     monkeypatch.setattr(senders, "MANDRILL_URL", "http://testserver/webhooks/mandrill")
     request = first("mandrill")
-    assert [answer.status_code for answer in post(mounted(url=None), "/webhooks/mandrill", request)] == [200]
-    (answer,) = post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", request)
+    assert [answer.status_code for answer in post(mount_receiver(url=None), "/webhooks/mandrill", request)] == [200]
+    (answer,) = post(mount_receiver(url="https://other.example/webhooks"), "/webhooks/mandrill", request)
     assert answer.status_code == 401
     monkeypatch.setattr(senders, "MANDRILL_URL", "https://other.example/webhooks/mandrill")
     request = first("mandrill")
-    assert post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", request)[0].status_code == 200
+    assert (
+        post(mount_receiver(url="https://other.example/webhooks"), "/webhooks/mandrill", request)[0].status_code == 200
+    )
 
 
 def test_receives_url_is_the_argument_or_the_setting(db):
@@ -370,7 +372,7 @@ def test_slow_recording_blocks_neither_the_event_loop_nor_more_than_eight_connec
         locking.rollback()
         return {answer.status_code for answer in await posts}
 
-    receiver = mounted()
+    receiver = mount_receiver()
     with db.engine.connect() as locking:
         locking.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '20s'")
         locking.exec_driver_sql("LOCK TABLE mailglass_events IN ACCESS EXCLUSIVE MODE")
@@ -420,7 +422,7 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
     """A slow database must not fill the memory."""
     monkeypatch.setattr(admission, "MAX_VERIFIED", 2)
-    receiver, request = mounted(), first("postmark")
+    receiver, request = mount_receiver(), first("postmark")
 
     async def talk(client):
         requests = [client.post("/webhooks/postmark", content=request.body, headers=request.headers) for _ in range(6)]
@@ -435,8 +437,10 @@ def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
     """Its signature is over the body, but it once waited in line with garbage and was refused first."""
     garbage = b"event=" + b"x" * app.SMALL_BYTES
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    event = documented("mailtrap")[0].payload
-    (batch,) = senders.posted("mailtrap", [{**event, "event_id": f"{number}"} for number in range(200)], at=now())
+    event = load_payloads("mailtrap")[0].payload
+    (batch,) = senders.make_requests(
+        "mailtrap", [{**event, "event_id": f"{number}"} for number in range(200)], at=now()
+    )
     assert len(batch.body) > 2 * app.SMALL_BYTES
 
     async def talk(client):
@@ -445,7 +449,7 @@ def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
         *answers, answer = await asyncio.gather(*strangers, honest)
         return {stranger_answer.status_code for stranger_answer in answers}, answer.status_code
 
-    assert ask(mounted(), talk) == ({401, 503}, 200)
+    assert ask(mount_receiver(), talk) == ({401, 503}, 200)
 
 
 def test_a_signature_over_the_body_is_checked_at_once(db, monkeypatch):
@@ -458,10 +462,10 @@ def test_a_signature_over_the_body_is_checked_at_once(db, monkeypatch):
         return run(verifier, provider, size, verified=verified, job=job)
 
     monkeypatch.setattr(VerificationThread, "run", note)
-    receiver = mounted()
+    receiver = mount_receiver()
     megabyte = b" " * 1024 * 1024
     for provider, status in [("mailtrap", 400), ("unisender_go", 400), ("mailgun", 413)]:
         for body in (b'"auth": "AUTH"' + megabyte[:-100], b'"auth": "AUTH"' + megabyte):
-            request = senders.signed(provider, body, at=now())
+            request = senders.sign_request(provider, body, at=now())
             assert post(receiver, f"/webhooks/{provider}", request)[0].status_code == status
     assert checked == [("mailtrap", True), ("mailtrap", True), ("unisender_go", True), ("unisender_go", False)]

@@ -9,7 +9,7 @@ import commands
 import senders
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.webhooks import receive, webhook_app
-from receivers import first, mounted, post, setting
+from receivers import first, mount_receiver, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
 
@@ -22,7 +22,7 @@ KEYS = {
 def test_two_secrets_of_a_provider_are_both_accepted(db):
     """One replaces the other."""
     for secrets in (["user:old", AUTH], [AUTH, "user:old"]):
-        receiver = mounted(secrets={"Postmark": secrets})
+        receiver = mount_receiver(secrets={"Postmark": secrets})
         assert [answer.status_code for answer in post(receiver, "/webhooks/postmark", first("postmark"))] == [200]
         setting(db, ",mailgun=k, ".join(f"postmark={secret}" for secret in secrets))
         shop = Starlette()

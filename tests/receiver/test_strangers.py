@@ -47,7 +47,7 @@ def strangers(base: str, path: str, behaviour: str) -> Iterator[None]:
         yield
 
 
-def connected(base: str) -> socket.socket:
+def connect(base: str) -> socket.socket:
     """Open a connection."""
     return socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2])), timeout=50)
 
@@ -99,7 +99,7 @@ def post_from_far(base: str, provider: str, body: bytes, headers: dict[str, str]
     lines = [f"POST /{provider} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     sent = "\r\n".join([*lines, "", ""]).encode() + body
-    with connected(base) as client:
+    with connect(base) as client:
         for at in range(0, len(sent), window):
             threading.Event().wait(ROUND_TRIP_SECONDS)
             client.sendall(sent[at : at + window])
@@ -108,8 +108,8 @@ def post_from_far(base: str, provider: str, body: bytes, headers: dict[str, str]
 
 def batch(size: int) -> senders.Posted:
     """Return a webhook of SendGrid of some length."""
-    event = {**senders.documented("sendgrid")[0].payload, "filler": "x" * size}
-    (request,) = senders.posted("sendgrid", [event], at=now())
+    event = {**senders.load_payloads("sendgrid")[0].payload, "filler": "x" * size}
+    (request,) = senders.make_requests("sendgrid", [event], at=now())
     return request
 
 
@@ -159,7 +159,7 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(db, tmp_path):
     modules = "canned_certificates,short_timeouts"
     with (
         serving("a mounted application", db, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
-        connected(base) as connection,
+        connect(base) as connection,
     ):
         started_at = time.monotonic()
         connection.sendall(sent)
@@ -174,7 +174,7 @@ def test_the_largest_bodies_are_evicted_when_many_fill_the_memory(db, tmp_path):
     with serving("the command", db, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
         connections = []
         for _ in range(16):
-            connections.append(opened.enter_context(connected(base)))
+            connections.append(opened.enter_context(connect(base)))
             connections[-1].sendall(head + body[:-1])  # before the next one: its head must come in time
         answer = b""
         while not answer.startswith(b"HTTP/1.1 503"):  # on a busy machine, some have timed out: 408

@@ -7,7 +7,7 @@ import pytest
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import webhook_app
-from receivers import SECRETS, first, mounted, post
+from receivers import SECRETS, first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
 
@@ -36,7 +36,7 @@ OF_ACME = {"acme": {"Postmark": AUTH, "mailgun": SECRETS["mailgun"]}, "emca": {"
 @pytest.mark.parametrize("secrets", [OF_ACME, secret_of], ids=["a mapping", "a function"])
 def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
     """Another tenant's path is 401, or 404 if it has no secret for the provider or does not exist."""
-    receiver = mounted(secrets=secrets, tenant=third)
+    receiver = mount_receiver(secrets=secrets, tenant=third)
     paths = [PATH, "/webhooks/emca/postmark", "/webhooks/nobody/postmark", "/webhooks/acme/sendgrid"]
     assert statuses(receiver, *paths) == [200, 401 if secrets is OF_ACME else 404, 404, 404]
     assert statuses(receiver, "/webhooks/acme/mailgun", "/webhooks/emca/mailgun", provider="mailgun") == [200, 404]
@@ -46,14 +46,14 @@ def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
 
 def test_both_of_a_tenants_secrets_are_accepted(db):
     """One replaces the other."""
-    receiver = mounted(secrets={"acme": {"postmark": ["old:one", AUTH]}}, tenant="acme")
+    receiver = mount_receiver(secrets={"acme": {"postmark": ["old:one", AUTH]}}, tenant="acme")
     assert statuses(receiver, "/webhooks/postmark") == [200]
 
 
 def test_without_a_tenant_it_is_that_of_the_setting(db):
     """Recording has the same default."""
-    assert statuses(mounted(secrets={"default": {"postmark": AUTH}}), "/webhooks/postmark") == [200]
-    assert statuses(mounted(secrets={"acme": {"postmark": AUTH}}), "/webhooks/postmark") == [404]
+    assert statuses(mount_receiver(secrets={"default": {"postmark": AUTH}}), "/webhooks/postmark") == [200]
+    assert statuses(mount_receiver(secrets={"acme": {"postmark": AUTH}}), "/webhooks/postmark") == [404]
 
 
 def test_the_function_is_called_in_a_thread_with_the_canonical_name(db):
@@ -64,7 +64,7 @@ def test_the_function_is_called_in_a_thread_with_the_canonical_name(db):
         calls.append((provider, tenant, threading.current_thread().name))
         return [AUTH]
 
-    assert statuses(mounted(secrets=secrets, tenant="acme"), "/webhooks/Postmark") == [200]
+    assert statuses(mount_receiver(secrets=secrets, tenant="acme"), "/webhooks/Postmark") == [200]
     ((provider, tenant, thread),) = calls
     assert (provider, tenant) == ("postmark", "acme")
     assert thread.startswith("mailglass-tenants")
@@ -90,7 +90,7 @@ def raises(provider, tenant):
 )
 def test_an_invalid_secret_lets_the_provider_retry_and_a_missing_one_does_not(db, secrets, status, caplog):
     """One line in the log does not quote it; Brevo gets 429."""
-    receiver = mounted(secrets=secrets, tenant=third)
+    receiver = mount_receiver(secrets=secrets, tenant=third)
     assert statuses(receiver, PATH) == [status]
     (record,) = caplog.records
     assert record.levelname == ("WARNING" if status == 404 else "ERROR")
@@ -106,7 +106,7 @@ def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(d
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
     for secrets in (SECRETS, OF_ACME):
         caplog.clear()
-        receiver = mounted(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)
+        receiver = mount_receiver(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)
         for at, lines in ((100.0, 1), (159.0, 1), (160.0, 2)):
             now = at
             assert statuses(receiver, "/webhooks/x/postmark", "/webhooks/y/postmark") == [404, 404]

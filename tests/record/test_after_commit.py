@@ -46,7 +46,7 @@ def deliveries(db):
     factories.insert(db, deliveries=[factories.delivery_row(f"m-{n}") for n in (1, 2)])
 
 
-def published_message_ids(db):
+def read_published_message_ids(db):
     """Return the message ids of the deliveries that were published since the last call."""
     ids = {str(row[0]): row[1] for row in db.rows("SELECT id, provider_message_id FROM mailglass_deliveries")}
     return sorted(ids[payload["delivery_id"]] for _, payload in db.witness.messages())
@@ -63,7 +63,7 @@ def lines(caplog):
     return [line for line in result if "cannot broadcast" in line]
 
 
-def in_lower_case(session):
+def roll_back_in_lower_case(session):
     """Record under a savepoint, and roll back to it."""
     connection = session if isinstance(session, sa.Connection) else session.connection()
     connection.exec_driver_sql("savepoint own")
@@ -71,7 +71,7 @@ def in_lower_case(session):
     connection.exec_driver_sql("rollback to savepoint own")
 
 
-def without_the_word(session):
+def roll_back_without_the_word(session):
     """Record under a savepoint, and roll back to it without the word SAVEPOINT."""
     connection = session if isinstance(session, sa.Connection) else session.connection()
     connection.exec_driver_sql("SAVEPOINT own")
@@ -79,7 +79,7 @@ def without_the_word(session):
     connection.exec_driver_sql("ROLLBACK TO own")
 
 
-UNDONE = pytest.mark.parametrize("undone", [in_lower_case, without_the_word])
+UNDONE = pytest.mark.parametrize("undone", [roll_back_in_lower_case, roll_back_without_the_word])
 
 
 @UNDONE
@@ -92,7 +92,9 @@ def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
         return recorded
 
     driver.run_session(work)
-    wait_until(lambda: (len(ids := published_message_ids(db)) == 2 and ids == ["m-1", "m-1"]) or pytest.fail(str(ids)))
+    wait_until(
+        lambda: (len(ids := read_published_message_ids(db)) == 2 and ids == ["m-1", "m-1"]) or pytest.fail(str(ids))
+    )
 
 
 @UNDONE
@@ -104,7 +106,7 @@ def test_broadcast_publishes_nothing_that_a_savepoint_has_undone(db, undone):
         recorded += record(connection, event("m-1", "opened"))
         connection.rollback()
     broadcast(recorded)
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
 
 
 def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
@@ -115,7 +117,7 @@ def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
             record(session, event("m-2", provider_event_id="2"))
             raise psycopg.Rollback(own)
         session.commit()
-    assert published_message_ids(db) == ["m-1", "m-1"]
+    assert read_published_message_ids(db) == ["m-1", "m-1"]
 
 
 def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
@@ -128,14 +130,14 @@ def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
 
     driver.run_session(work)
     assert db.value(LEDGER) == 0
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):
     """The Session raises; once the server is back, `broadcast` publishes what was committed."""
     recorded = []
-    with proxy.before_postgres(db.url) as (between, url):
+    with proxy.postgres_proxy(db.url) as (between, url):
         through = Driver(make_url(url).set(drivername=driver.url.drivername))
         if driver.url.drivername.endswith("asyncpg"):
             through = Driver(through.url.set(query={}))
@@ -148,12 +150,12 @@ def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, d
             through.run_session(work)
         assert between.dropped == 1
     committed = fault == "after"
-    assert (db.value(LEDGER), published_message_ids(db)) == (int(committed), [])
+    assert (db.value(LEDGER), read_published_message_ids(db)) == (int(committed), [])
     recorded[0].action.engine = db.engine
     broadcast(recorded)
-    assert published_message_ids(db) == ["m-1", "m-1"] * committed
+    assert read_published_message_ids(db) == ["m-1", "m-1"] * committed
     broadcast(recorded)
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
 
 
 MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
@@ -168,17 +170,17 @@ def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mo
         record(overlapping, event("m-3", "opened"))
         with Session(connection, join_transaction_mode=mode) as session:
             recorded = record(session, event("m-1"))
-            recorded += sent(session, "m-3")
+            recorded += record_one_send(session, "m-3")
             session.commit()
         overlapping.commit()
-        assert published_message_ids(db) == []
+        assert read_published_message_ids(db) == []
         if commits:
             outer.commit()
         else:
             outer.rollback()
     broadcast(recorded)
-    assert published_message_ids(db) == (["m-1", "m-1", "m-3", "m-3"] if commits else [])
-    assert db.appended() == int(commits)
+    assert read_published_message_ids(db) == (["m-1", "m-1", "m-3", "m-3"] if commits else [])
+    assert db.count_links() == int(commits)
 
 
 def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
@@ -188,17 +190,17 @@ def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
         with Session(connection, join_transaction_mode="control_fully") as session:
             recorded = record(session, event("m-1"))
             session.commit()
-        assert published_message_ids(db) == ["m-1", "m-1"]
+        assert read_published_message_ids(db) == ["m-1", "m-1"]
         with Session(connection) as session:
             recorded += record(session, event("m-2", provider_event_id="2"))
             session.commit()
-        assert published_message_ids(db) == ["m-2", "m-2"]
+        assert read_published_message_ids(db) == ["m-2", "m-2"]
         assert not connection.in_transaction()
     broadcast(recorded)
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
 
 
-def sent(connection, message_id):
+def record_one_send(connection, message_id):
     """Record a send of the factories' tenant."""
     accepted = Sent(recipient="ada@example.com", message_id=message_id, occurred_at=NOW)
     return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[accepted])
@@ -218,16 +220,18 @@ def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
             record(overlapping, event("m-3", "opened"))
             async with engine.begin() as connection:
                 recorded = await connection.run_sync(record, event("m-1"))
-                recorded += await connection.run_sync(sent, "m-3")
+                recorded += await connection.run_sync(record_one_send, "m-3")
             overlapping.commit()
-        assert published_message_ids(db) == []
+        assert read_published_message_ids(db) == []
         await broadcast_async(recorded)
         await engine.dispose()
 
     asyncio.run(main())
     observed = []
-    wait_until(lambda: observed.extend(published_message_ids(db)) or sorted(observed) == ["m-1", "m-1", "m-3", "m-3"])
-    assert db.appended() == 1
+    wait_until(
+        lambda: observed.extend(read_published_message_ids(db)) or sorted(observed) == ["m-1", "m-1", "m-3", "m-3"]
+    )
+    assert db.count_links() == 1
 
 
 @ASYNCHRONOUS
@@ -245,7 +249,7 @@ def test_broadcast_async_after_an_async_session_that_joined(db, name):
         await engine.dispose()
 
     asyncio.run(main())
-    wait_until(lambda: published_message_ids(db) == ["m-1", "m-1"])
+    wait_until(lambda: read_published_message_ids(db) == ["m-1", "m-1"])
 
 
 @ASYNCHRONOUS
@@ -260,7 +264,7 @@ def test_broadcast_after_an_async_connection_works_in_any_thread(db, name):
         await engine.dispose()
 
     asyncio.run(main())
-    assert published_message_ids(db) == ["m-1", "m-1"]
+    assert read_published_message_ids(db) == ["m-1", "m-1"]
 
 
 @contextmanager
@@ -285,7 +289,7 @@ def test_the_callers_pool_is_not_used_and_may_be_exhausted(db, pool):
         checked_out = []
         sa.event.listen(engine, "checkout", lambda *_arguments: checked_out.append(1))
         broadcast(recorded)
-        assert published_message_ids(db) == ["m-1", "m-1"]
+        assert read_published_message_ids(db) == ["m-1", "m-1"]
         assert len(checked_out) == 1, "of the thread's own pool, which has the listeners of the caller's"
 
 
@@ -328,7 +332,7 @@ def test_the_thread_asks_in_read_committed_whatever_the_default_is(db):
         with engine_of(db, isolation_level="SERIALIZABLE") as engine, Session(engine) as session:
             record(session, event("m-1"))
             session.commit()
-        assert published_message_ids(db) == ["m-1", "m-1"]
+        assert read_published_message_ids(db) == ["m-1", "m-1"]
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert levels == [psycopg.IsolationLevel.READ_COMMITTED]
@@ -372,7 +376,7 @@ def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
         session.commit()
         settle()
     assert db.value(LEDGER) == 2
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
     first, second = lines(caplog)
     assert first.partition(": ")[2].startswith("OddError in ")
     assert second.partition(": ")[2].startswith("OddError in ")
@@ -389,7 +393,7 @@ def test_calls_while_the_database_cannot_be_reached_are_counted_and_logged_once(
         for result in recorded:
             broadcast(result)
             settle()
-    assert published_message_ids(db) == []
+    assert read_published_message_ids(db) == []
     assert len(lines(caplog)) == 1
     assert observed.counts("messages") == {"failed": 4}
 
@@ -423,7 +427,7 @@ def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypat
     with busy_thread():
         for _ in range(2):
             broadcast(recorded)
-    assert published_message_ids(db) == ["m-1"] * 6
+    assert read_published_message_ids(db) == ["m-1"] * 6
     assert len([line for line in lines(caplog) if "too many calls" in line]) == 1
     assert observed.counts("messages") == {"published": 6, "failed": 2 * 2 * 5}
 
@@ -448,7 +452,7 @@ def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):
                     os._exit(0)
                 os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
-    assert published_message_ids(db) == ["m-1", "m-1", "m-2", "m-2"]
+    assert read_published_message_ids(db) == ["m-1", "m-1", "m-2", "m-2"]
 
 
 def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_link_to_a_sweep(db):
@@ -457,7 +461,7 @@ def test_a_process_that_is_killed_between_its_commit_and_the_thread_leaves_the_l
     if child == 0:
         after_commit._queue._delay = 60.0
         with suppress(Exception), engine_of(db, poolclass=sa.NullPool) as engine, Session(engine) as session:
-            sent(session, "m-9")
+            record_one_send(session, "m-9")
             with engine.begin() as overlapping:
                 record(overlapping, event("m-9"))
             session.commit()
@@ -475,7 +479,7 @@ def test_a_child_of_multiprocessing_publishes_before_it_ends(db):
     child.start()
     child.join(60)
     assert child.exitcode == 0
-    assert published_message_ids(db) == ["m-1", "m-1"]
+    assert read_published_message_ids(db) == ["m-1", "m-1"]
 
 
 def _record_and_end(db):
@@ -489,7 +493,7 @@ WRITERS = pytest.mark.parametrize(
     "write",
     [
         lambda connection: record(connection, event("m-1")),
-        lambda connection: sent(connection, "m-3"),
+        lambda connection: record_one_send(connection, "m-3"),
         lambda connection: erase(connection, recipient="ada@example.com"),
     ],
     ids=["record_webhook", "record_send", "erase"],
@@ -518,7 +522,7 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
     calls = {
         "an event": (lambda session: record(session, event("m-1")), 2),
         "an early event": (lambda session: record(session, event("m-4", provider_event_id="2")), 2),
-        "a send": (lambda session: sent(session, "m-3"), 1),
+        "a send": (lambda session: record_one_send(session, "m-3"), 1),
     }
     with engine_of(db, pool_size=1) as engine:
         with Session(engine) as session:
@@ -540,7 +544,7 @@ def test_no_value_is_in_the_text_of_a_statement(db, driver):
 
     def work(connection):
         record(connection, event("m-secret", recipient="ada@secret.example"))
-        sent(connection, "m-secret")
+        record_one_send(connection, "m-secret")
         record(connection, event("m-secret", "opened", provider_event_id="2", recipient="ada@secret.example"))
 
     driver.run(work)
@@ -553,7 +557,7 @@ def test_the_question_after_the_commit_has_no_value_in_its_text(db):
     """`pg_stat_activity` shows the last statement of an idle session."""
     with statements_in_background() as texts:
         with Session(db.engine) as session:
-            sent(session, "m-secret")
+            record_one_send(session, "m-secret")
             session.commit()
         settle()
     assert len(texts) == 1
@@ -567,7 +571,7 @@ CALLS = 40
 def pairs_of(number):
     """Return two calls that record a send and an event of an existing delivery."""
     return [
-        lambda connection: sent(connection, f"p-{number}"),
+        lambda connection: record_one_send(connection, f"p-{number}"),
         lambda connection: record(connection, event("m-1", provider_event_id=number)),
     ]
 
@@ -576,7 +580,7 @@ def check_pairs(db, caplog):
     """Check that each call was recorded and each event broadcast."""
     assert lines(caplog) == []
     observed = []
-    wait_until(lambda: observed.extend(published_message_ids(db)) or len(observed) == 2 * CALLS)
+    wait_until(lambda: observed.extend(read_published_message_ids(db)) or len(observed) == 2 * CALLS)
     assert observed == ["m-1"] * 2 * CALLS
     assert db.value(LEDGER) == 2 * CALLS
 

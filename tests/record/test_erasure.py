@@ -17,7 +17,7 @@ from mailglass_reconcile.record import erasure
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import in_schema
-from personal import ADA, erased, raw
+from personal import ADA, erase_person, raw
 from recording import event, record
 
 SPELLINGS = (
@@ -57,7 +57,7 @@ def test_a_dump_holds_the_address_no_more(handler_db):
     raw(handler_db, {"Recipient": "Lovelace@Example.com"})
     mailglass_reconcile.reconcile()
     assert dump(handler_db).lower().count("lovelace@example.com") == 4
-    result = erased(handler_db, "lovelace@example.com")
+    result = erase_person(handler_db, "lovelace@example.com")
     assert (result.deliveries, result.open_orphans, result.webhook_events) == (2, 1, 1)
     assert [place[:8] for place in result.not_reached] == ["metadata"]
     remaining = dump(handler_db).lower()
@@ -71,7 +71,7 @@ def test_every_spelling_is_erased_and_nobody_else(tx):
         factories.delivery(tx, None if number % 2 else f"m-{number}", recipient=recipient)
     tx.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
     for spelling in (ADA, "Ada <ADA@xn--bcher-kva.example>"):
-        result = erased(tx, spelling)
+        result = erase_person(tx, spelling)
         assert result.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
     rows = tx.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
     erased_rows = [row for row in rows if row.recipient not in OTHER_ADDRESSES]
@@ -89,10 +89,10 @@ def test_one_tenant_alone_can_be_erased(tx):
         factories.delivery(tx, recipient=ADA, tenant_id=tenant)
         record(tx.connection, event(recipient=ADA), tenant_id=tenant)
         raw(tx, {"to": ADA}, tenant)
-    assert erased(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
+    assert erase_person(tx, tenant_id="other") == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
     assert dump(tx).count(ADA) == 2
     assert dump(tx).count("ada@xn--bcher-kva.example") == 1
-    assert erased(tx) == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
+    assert erase_person(tx) == erasure.Erased(1, 1, 1, (erasure.APPLICATION_METADATA,))
 
 
 def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
@@ -107,7 +107,7 @@ def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
         raw(tx, {"Message": json.dumps({"to": "<ada@bücher.example>"}).replace("<", "\\u003c")}),
     ]
     unrelated = [raw(tx, {"to": address}) for address in OTHER_ADDRESSES]
-    assert erased(tx).webhook_events == len(naming_ada)
+    assert erase_person(tx).webhook_events == len(naming_ada)
     rows = tx.rows("SELECT id::text AS id, raw_payload, status, provider_event_id FROM mailglass_webhook_events")
     assert {row.id for row in rows if not row.raw_payload} == set(naming_ada)
     assert {row.id for row in rows if row.raw_payload} == set(unrelated)
@@ -120,7 +120,7 @@ def test_later_events_stay_open_and_explain_says_why(db):
     factories.delivery(db, "m-1", recipient=ADA)
     with db.engine.begin() as connection:
         (before,) = record(connection, event("m-2", recipient=ADA))
-    erased(db)
+    erase_person(db)
     with db.engine.begin() as connection:
         (later,) = record(connection, event("m-1", recipient=ADA, provider_event_id="2"))
     factories.delivery(db, "m-2", recipient=ADA)
@@ -142,7 +142,7 @@ def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
     factories.insert(db, [*other_rows, factories.delivery_row("wide", recipient=ADA)])
     for erases in (False, True):
         if erases:
-            assert erased(db).deliveries == 1
+            assert erase_person(db).deliveries == 1
         with db.engine.begin() as connection:
             (later,) = record(connection, event("wide", recipient=ADA if erases else "eve@example.com",
                                                 provider_event_id=str(erases)))  # fmt: skip
@@ -155,7 +155,7 @@ def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(tx):
     for is_repeated in (False, True):
         sent = [Sent(recipient=ADA, message_id="m-1")]
         (recorded,) = record_send(tx.connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
-        assert erased(tx).deliveries == int(not is_repeated)
+        assert erase_person(tx).deliveries == int(not is_repeated)
     assert tx.rows("SELECT id, recipient LIKE '%@erased.invalid' FROM mailglass_deliveries") == [
         (recorded.delivery_id, True)
     ]
@@ -167,7 +167,7 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
         (recorded,) = record(connection, event("m-1", recipient=ADA))
     with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
         (read,) = open_orphans.read(tx, [str(recorded.event_id)])
-    erased(db)
+    erase_person(db)
     assert read.keys.recipient
     with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
         id_ = str(recorded.event_id)
@@ -183,7 +183,7 @@ def test_a_handler_that_runs_later_gets_no_recipient(handler_db):
     factories.delivery(handler_db, "m-1", recipient=ADA)
     with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", recipient=ADA))
-    erased(handler_db)
+    erase_person(handler_db)
     make_due(handler_db)
     mailglass_reconcile.dispatch()
     assert heard == [None]
@@ -196,7 +196,7 @@ def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
     raw(db, {"to": ADA})
     with db.engine.begin() as connection:
         record(connection, event(recipient=ADA))
-    assert erased(db) == erasure.Erased(0, 1, 0, (erasure.APPLICATION_METADATA, erasure.MAILGLASS_TABLES))
+    assert erase_person(db) == erasure.Erased(0, 1, 0, (erasure.APPLICATION_METADATA, erasure.MAILGLASS_TABLES))
     assert dump(db).count(ADA) == 2
 
 
@@ -205,7 +205,7 @@ def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
     factories.delivery(db, "m-1", recipient="bob@example.com")
     with db.engine.begin() as connection:
         (before,) = record(connection, event("m-1", recipient=ADA))
-    erased(db)
+    erase_person(db)
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     (output,) = [line for line in commands.run_here("sweep").output.splitlines() if "ambiguous" in line]
     assert "the event's recipient is unknown" in output
@@ -279,7 +279,7 @@ def test_the_command_reads_the_address_from_standard_input(db):
     factories.delivery(db, recipient=ADA)
     result = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
     assert "from 1 delivery" in result.stdout
-    output = commands.on_a_terminal(db, "erase", "-", typed=f"{ADA}\ny\n", code=0)
+    output = commands.run_on_terminal(db, "erase", "-", typed=f"{ADA}\ny\n", code=0)
     assert ("address or id: " in output, "erased the address from 1 delivery" in output) == (True, True)
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
 
@@ -289,7 +289,7 @@ def test_the_command_reads_the_address_from_standard_input(db):
 def test_at_a_terminal_the_command_asks(db, answer, code, remaining):
     """It counts first; `n` erases nothing."""
     factories.delivery(db, recipient=ADA)
-    output = " ".join(commands.on_a_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
+    output = " ".join(commands.run_on_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
     assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == remaining
 

@@ -83,7 +83,7 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
     with db.engine.begin() as connection:
         decision = attempt_link(connection, orphan)
     assert (decision.state, decision.delivery_id) == ("matched", delivery)
-    assert db.appended() == 0
+    assert db.count_links() == 0
 
 
 def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):

@@ -26,7 +26,7 @@ def nothing_yet(monkeypatch):
     monkeypatch.setattr(telemetry, "_counts", telemetry.Counter())
 
 
-def counted():
+def count_failures():
     """Return this process's counts of failures by cause."""
     return {cause: number for cause, number in telemetry.counts("recording_failures").items() if number}
 
@@ -47,7 +47,7 @@ def test_webhooks_and_sends_that_the_database_refuses_are_counted_and_logged_onc
     with db.engine.begin() as connection, pytest.raises(DatabaseRefusedError):
         record(connection, event())
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT refused")
-    assert counted() == {"DatabaseRefusedError": 1, "SchemaOutdatedError": 3}
+    assert count_failures() == {"DatabaseRefusedError": 1, "SchemaOutdatedError": 3}
     subjects = [log_record.getMessage().partition(" was not recorded: ")[0] for log_record in caplog.records]
     assert subjects == ["a webhook of postmark", "a send by postmark", "a webhook of postmark"]
 
@@ -57,7 +57,7 @@ def test_a_lost_unique_index_is_noticed_with_the_first_webhook(db, caplog):
     db.run("DROP INDEX mailglass_events_idempotency_key_idx")
     with db.engine.begin() as connection, pytest.raises(mailglass_reconcile.MailglassReconcileError):
         record(connection, event())
-    assert sum(counted().values()) == 1
+    assert sum(count_failures().values()) == 1
     assert "a webhook of postmark was not recorded" in caplog.text
     db.run(
         "CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)"

@@ -53,7 +53,7 @@ def test_what_no_sweep_links_can_be_linked_by_hand(db):
         recorded = link_manually(db, event, to)
         assert (str(recorded.event_id), str(recorded.delivery_id)) == (event, to)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
-    assert db.appended() == len(events)
+    assert db.count_links() == len(events)
     assert len(db.witness.messages()) == 2 * len(events)
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):
             with pytest.raises(InvalidEventError, match=words):
                 link(connection, event_id, delivery, **{"reason": REASON, **more})
             assert connection.scalar(sa.text("SELECT 1")) == 1
-    assert db.appended() == 1
+    assert db.count_links() == 1
 
 
 def test_what_another_session_holds_is_not_waited_for(db):

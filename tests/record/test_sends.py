@@ -33,7 +33,7 @@ def send(connection, *sent, **more):
     return record_send(connection, **{"tenant_id": factories.TENANT, "provider": "postmark", "sent": sent, **more})
 
 
-def sent_in(db, *sent, **more):
+def send_in_transaction(db, *sent, **more):
     """Record a send in a transaction of its own."""
     with db.begin() as connection:
         return send(connection, *sent, **more)
@@ -47,7 +47,7 @@ def webhook_in(db, *events, **more):
 
 def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
     """The delivery has every column; the ledger has no address."""
-    (recorded,) = sent_in(
+    (recorded,) = send_in_transaction(
         tx, make_sent("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7}
     )
     at = NOW.replace(tzinfo=None)
@@ -71,7 +71,7 @@ def test_the_order_of_arrival_does_not_matter(db, provider, has_recipient, recip
         opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if has_recipient else None)
         if id_ == "first":
             webhook_in(db, opened, provider=provider)
-        sent_in(db, *(make_sent(recipient, id_) for recipient in recipients), provider=provider)
+        send_in_transaction(db, *(make_sent(recipient, id_) for recipient in recipients), provider=provider)
         if id_ == "second":
             webhook_in(db, opened, provider=provider)
         states.append(db.rows(f"{STATE} WHERE provider_message_id = :id ORDER BY recipient", id=id_))
@@ -90,7 +90,7 @@ def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sen
     delivered = event("7", recipient=ADA, smtp_message_id="<7@eu-west-1.amazonses.com>")
     if webhook_first:
         webhook_in(tx, delivered, provider=provider)
-    sent_in(tx, make_sent(message_id=sent), provider=provider)
+    send_in_transaction(tx, make_sent(message_id=sent), provider=provider)
     if not webhook_first:
         webhook_in(tx, delivered, provider=provider)
     assert tx.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
@@ -99,8 +99,8 @@ def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sen
 
 def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
     """The first candidate with a delivery decides, as always."""
-    sent_in(tx, make_sent(message_id="7"), provider="postal")
-    sent_in(tx, make_sent(message_id="<a@b.example>"), provider="postal")
+    send_in_transaction(tx, make_sent(message_id="7"), provider="postal")
+    send_in_transaction(tx, make_sent(message_id="<a@b.example>"), provider="postal")
     (recorded,) = webhook_in(tx, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
     value = tx.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
     assert value == "7"
@@ -111,10 +111,10 @@ def test_all_that_is_open_is_linked_whatever_its_grace(db):
     message = str(uuid.uuid4())
     kinds = ("delivered", "opened", "clicked")
     webhook_in(db, *(event(message.upper(), kind, provider_event_id=kind) for kind in kinds), event("m-none"))
-    recorded = sent_in(db, make_sent(message_id=message), make_sent(BOB, "m-2"))
+    recorded = send_in_transaction(db, make_sent(message_id=message), make_sent(BOB, "m-2"))
     assert [result.linked for result in recorded] == [3, 0]
     assert db.value(OPEN) == 1
-    assert db.appended() == 3
+    assert db.count_links() == 3
     (row,) = db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries WHERE provider_message_id <> 'm-2'")
     assert tuple(row) == ("clicked", True)
 
@@ -127,16 +127,18 @@ def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
         connection.rollback()
     assert db.rows(DELIVERIES) == []
     assert (db.value(LEDGER), db.value(OPEN)) == (1, 1)
-    assert sent_in(db, make_sent())[0].linked == 1
+    assert send_in_transaction(db, make_sent())[0].linked == 1
 
 
 def test_the_same_send_is_recorded_once(tx):
     """Case, display name and the provider's spelling do not matter, in one call or in several."""
-    first, repeated = sent_in(
+    first, repeated = send_in_transaction(
         tx, make_sent("ada@example.com", occurred_at=None), make_sent("Ada L. <ADA@example.com>"), provider="ses"
     )
     assert first.delivery_id == repeated.delivery_id
-    later = sent_in(tx, make_sent("<aDa@example.com>", " m-1 "), make_sent(BOB, "m-2"), provider="Amazon SES")
+    later = send_in_transaction(
+        tx, make_sent("<aDa@example.com>", " m-1 "), make_sent(BOB, "m-2"), provider="Amazon SES"
+    )
     assert later[0].delivery_id == first.delivery_id
     assert later[1].delivery_id != first.delivery_id
     assert tx.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
@@ -147,7 +149,7 @@ def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     """They differ in case and display name; the event is linked and published once."""
     webhook_in(tx, event(recipient=ADA))
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
-    recorded = sent_in(tx, *(make_sent(spelling) for spelling in spelled))
+    recorded = send_in_transaction(tx, *(make_sent(spelling) for spelling in spelled))
     assert {(result.delivery_id, result.linked) for result in recorded} == {(recorded[0].delivery_id, 1)}
     assert sum(len(result.action.events) for result in recorded) == 1
     assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
@@ -167,7 +169,7 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
         record(receiving, event())
         sending.commit()
         receiving.commit()
-    (repeated,) = sent_in(db, make_sent())
+    (repeated,) = send_in_transaction(db, make_sent())
     assert (repeated.delivery_id, repeated.linked) == (first.delivery_id, 1)
 
 
@@ -183,8 +185,8 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
 )
 def test_two_sends_that_differ_in_anything_are_two(tx, changed):
     """They differ in tenant, provider, address or message id."""
-    (first,) = sent_in(tx, make_sent())
-    (second,) = sent_in(tx, **{"sent": [make_sent()], **changed})
+    (first,) = send_in_transaction(tx, make_sent())
+    (second,) = send_in_transaction(tx, **{"sent": [make_sent()], **changed})
     assert first.delivery_id != second.delivery_id
     assert tx.value(LEDGER) == 2
 
@@ -192,7 +194,7 @@ def test_two_sends_that_differ_in_anything_are_two(tx, changed):
 def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
     """They have no provider, because a unique index of Mailglass allows one row per provider and id."""
     webhook_in(tx, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
-    recorded = sent_in(tx, make_sent(), make_sent(BOB), make_sent("eve@example.com", "m-2"))
+    recorded = send_in_transaction(tx, make_sent(), make_sent(BOB), make_sent("eve@example.com", "m-2"))
     assert [result.linked for result in recorded] == [0, 1, 0]
     assert [row.provider for row in tx.rows(DELIVERIES)] == [None, None, "postmark"]
     assert tx.value(OPEN) == 1  # without a recipient the event is ambiguous
@@ -213,7 +215,7 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
     factories.delivery(tx, "m-1", recipient="other@example.com", **planted)
     webhook_in(tx, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
     webhook_in(tx, event(recipient=ADA))
-    (recorded,) = sent_in(tx, make_sent())
+    (recorded,) = send_in_transaction(tx, make_sent())
     assert recorded.linked == 1
     (row,) = tx.rows("SELECT provider, last_event_type FROM mailglass_deliveries WHERE recipient = :ada", ada=ADA)
     assert tuple(row) == (None, "delivered")
@@ -225,14 +227,14 @@ def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, plante
 def test_another_tenants_event_is_never_linked(tx):
     """Anybody may have planted it, with any id."""
     webhook_in(tx, event(), tenant_id="mallory")
-    assert sent_in(tx, make_sent())[0].linked == 0
+    assert send_in_transaction(tx, make_sent())[0].linked == 0
     assert tx.value(OPEN) == 1
 
 
 @pytest.mark.parametrize("type_", ["failed", "rejected"])
 def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     """Each send without a message id is a delivery of its own."""
-    recorded = sent_in(tx, make_sent(message_id=None, type=type_), make_sent(message_id=None, type=type_))
+    recorded = send_in_transaction(tx, make_sent(message_id=None, type=type_), make_sent(message_id=None, type=type_))
     assert len({result.delivery_id for result in recorded}) == 2
     for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
         assert tuple(row) == (type_, True, None, "postmark")
@@ -283,7 +285,7 @@ def test_an_autocommit_connection_is_refused(db):
 
 def test_the_tenant_is_the_installations_if_none_is_given(db):
     """It is MAILGLASS_TENANT, `default` if unset; and `append` refuses a send's key."""
-    sent_in(db, make_sent(), tenant_id=None)
+    send_in_transaction(db, make_sent(), tenant_id=None)
     assert db.rows("SELECT tenant_id FROM mailglass_deliveries") == [("default",)]
     with db.engine.begin() as connection, pytest.raises(InvalidEventError, match="must not begin with"):
         append(connection, tenant_id="default", type="sent", occurred_at=NOW, idempotency_key="send:1")
@@ -307,7 +309,7 @@ def test_an_event_that_the_database_refuses_to_link_costs_no_send(db):
     """The send is recorded, and the event stays open."""
     webhook_in(db, event())
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
-    (recorded,) = sent_in(db, make_sent())
+    (recorded,) = send_in_transaction(db, make_sent())
     assert recorded.linked == 0
     assert db.rows("SELECT last_event_type FROM mailglass_deliveries") == [("dispatched",)]
     assert db.value(OPEN) == 1
@@ -337,14 +339,14 @@ def test_an_event_whose_link_is_forbidden_costs_no_send(db, caplog):
     """A trigger, a policy or a missing privilege forbids it; a sweep of another role may link."""
     webhook_in(db, event())
     db.run(FORBIDDING)
-    assert sent_in(db, make_sent())[0].linked == 0
+    assert send_in_transaction(db, make_sent())[0].linked == 0
     assert "events of a send cannot be linked (SQLSTATE 42501)" in caplog.text
     db.run("DROP TRIGGER forbid ON mailglass_events")
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
 
 
-def sent_together(db, *sends):
+def send_together(db, *sends):
     """Record each send in a transaction of its own, all at once, and return the results."""
     barrier = Barrier(len(sends))
 
@@ -362,7 +364,7 @@ def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     """In twenty rounds there is no deadlock, and both calls return the same deliveries."""
     for turn in range(20):
         rows = [make_sent(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
-        first, second = sent_together(db, rows, rows[::-1])
+        first, second = send_together(db, rows, rows[::-1])
         assert [delivery.delivery_id for delivery in first] == [delivery.delivery_id for delivery in second[::-1]]
     assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
 
@@ -371,7 +373,7 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
     """In twenty rounds there is no deadlock, and one delivery of each id has the provider."""
     for turn in range(20):
         ids = [f"{turn}-{n}" for n in range(10)]
-        sent_together(db, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
+        send_together(db, [make_sent(ADA, id_) for id_ in ids], [make_sent(BOB, id_) for id_ in reversed(ids)])
     rows = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
     assert set(rows) == {(2, 1)}
 
@@ -381,7 +383,7 @@ def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, message_ids
     """While a call waits for the first of two rows, the second is not locked, whatever the order of the arguments."""
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
         send(holder, make_sent(ADA, "m-1"))
-        waiting = threads.submit(sent_in, db, *(make_sent(BOB, id_) for id_ in message_ids))
+        waiting = threads.submit(send_in_transaction, db, *(make_sent(BOB, id_) for id_ in message_ids))
         wait_until(lambda: db.value(WAITING) == 1)
         with db.engine.begin() as second_writer:
             second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
@@ -404,7 +406,7 @@ def test_events_are_stored_in_the_order_of_their_keys(db, message_ids):
         first, second = undone.exec_driver_sql(IN_ORDER_OF_KEYS).scalars()
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
         send(holder, make_sent(ADA, first))
-        waiting = threads.submit(sent_in, db, *(make_sent(ADA, id_) for id_ in message_ids))
+        waiting = threads.submit(send_in_transaction, db, *(make_sent(ADA, id_) for id_ in message_ids))
         wait_until(lambda: db.value(WAITING) == 1)
         with db.engine.begin() as second_writer:
             second_writer.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
@@ -429,7 +431,7 @@ def test_keys_of_an_older_rule_are_computed_again(db):
     webhook_in(db, event(), event("m-2", provider_event_id="2"))
     db.run("UPDATE mailglass_open_orphans SET rank = 1, arrived_at = arrived_at - interval '2 minutes'")
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'm-1' WHERE candidate_id = 'm-2'")
-    assert sent_in(db, make_sent())[0].linked == 1
+    assert send_in_transaction(db, make_sent())[0].linked == 1
     assert reconcile().unmatched == 1
 
 
@@ -437,14 +439,14 @@ def test_an_event_that_is_expired_stays_open(tx):
     """A sweep leaves it open too."""
     webhook_in(tx, event())
     tx.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
-    assert sent_in(tx, make_sent())[0].linked == 0
+    assert send_in_transaction(tx, make_sent())[0].linked == 0
 
 
 def test_a_database_without_the_columns_of_newer_mailglasses_will_do(db):
     """`status`, `idempotency_key` and `last_error` do not exist in every version."""
     db.run("ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error")
     webhook_in(db, event())
-    assert sent_in(db, make_sent())[0].linked == 1
+    assert send_in_transaction(db, make_sent())[0].linked == 1
 
 
 def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
@@ -479,7 +481,7 @@ def test_orphans_of_other_recipients_do_not_displace_those_of_the_sends_recipien
     """A bounded number of orphans is read, those of the send's recipients first."""
     webhook_in(db, *(event(recipient=f"u{n}@example.com", provider_event_id=f"{n:02}") for n in range(30)))
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 10}))
-    recorded = sent_in(db, *(make_sent(f"u{n}@example.com") for n in range(20, 30)))
+    recorded = send_in_transaction(db, *(make_sent(f"u{n}@example.com") for n in range(20, 30)))
     assert [result.linked for result in recorded] == [1] * 10
 
 

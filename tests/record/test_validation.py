@@ -15,7 +15,7 @@ ADDRESS = "bob-4711@example.com"
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
 
 
-def refused(tx, *events, **more):
+def record_invalid(tx, *events, **more):
     """Record events of which the last is invalid; return the error's message after checking that nothing was
     written.
     """
@@ -58,7 +58,7 @@ def refused(tx, *events, **more):
 )
 def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(tx, field, value, reason):
     """The second event of the webhook is invalid, and the first is not recorded either."""
-    error = refused(tx, event(**{field: value}))
+    error = record_invalid(tx, event(**{field: value}))
     assert error.startswith(f"events[1].{field.removesuffix('_')}")
     assert reason in error
 
@@ -72,7 +72,7 @@ def test_no_refusal_repeats_a_value(tx):
         {"metadata": {ADDRESS: {ADDRESS: {"x"}}}},
         {"metadata": {"k": {ADDRESS}}},
     ):
-        assert "bob" not in refused(tx, event(**wrong))
+        assert "bob" not in record_invalid(tx, event(**wrong))
 
 
 @pytest.mark.slow
@@ -80,27 +80,27 @@ def test_metadata_that_holds_itself_is_refused(tx):
     """Deeply nested metadata is refused too."""
     circular = {}
     circular["again"] = circular
-    assert "nested deeper than 32 levels" in refused(tx, event(metadata=circular))
+    assert "nested deeper than 32 levels" in record_invalid(tx, event(metadata=circular))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tenant", ["", "  ", "a\x00b", "a\nb", "\ud800", "x" * 513, 7])
 def test_a_tenant_that_no_row_could_have_is_refused(tx, tenant):
     """It is empty, too long, not a string, or has control characters."""
-    assert refused(tx, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
+    assert record_invalid(tx, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["", "  ", "post\nmark", "x" * 513, None])
 def test_a_provider_that_cannot_be_matched_is_refused(tx, provider):
     """The rules are those of a tenant id."""
-    assert refused(tx, provider=provider).startswith("provider must be a string of 1 to 512 characters")
+    assert record_invalid(tx, provider=provider).startswith("provider must be a string of 1 to 512 characters")
 
 
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
 def test_events_must_be_a_list_of_events(tx, events):
     """A single event, a string and None are refused."""
-    assert "WebhookEvent" in refused(tx, events=events)
+    assert "WebhookEvent" in record_invalid(tx, events=events)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_without_strict_the_callers_metadata_is_stored_as_given(tx):
     assert metadata(tx)["to"] == "bob@example.com"
 
 
-def recorded(tx, **fields):
+def record_bounce(tx, **fields):
     """Record one bounce, and return its metadata without the keys that every event has."""
     record(tx.connection, event(None, "bounced", **fields))
     return {name: value for name, value in metadata(tx).items() if name not in ("provider", "provider_event_id")}
@@ -272,24 +272,24 @@ def test_the_kind_and_codes_of_a_bounce_are_stored_in_the_metadata(tx, bounce):
 
 def test_an_event_without_them_has_no_such_keys(tx):
     """The row does not grow."""
-    assert recorded(tx) == {"message_id": None}
+    assert record_bounce(tx) == {"message_id": None}
 
 
 def test_of_a_longer_reply_only_the_codes_are_kept(tx):
     """The text may contain an address. A reply without codes is dropped, and the event recorded."""
-    assert recorded(tx, smtp_status=f"550 5.1.1 <{ADDRESS}>: unknown")["smtp_status"] == "550 5.1.1"
+    assert record_bounce(tx, smtp_status=f"550 5.1.1 <{ADDRESS}>: unknown")["smtp_status"] == "550 5.1.1"
 
 
 @pytest.mark.parametrize(("reply", "stored"), [(f"550-5.1.1 <{ADDRESS}>", "550 5.1.1"), (550, "550"), (ADDRESS, None)])
 def test_a_reply_in_the_caller_s_metadata_is_read_as_one(tx, reply, stored):
     """A text without codes is dropped."""
-    assert recorded(tx, metadata={"smtp_status": reply}).get("smtp_status") == stored
+    assert record_bounce(tx, metadata={"smtp_status": reply}).get("smtp_status") == stored
 
 
 @pytest.mark.parametrize(("field", "stored"), [(None, "soft"), ("hard", "hard"), ("soft", "soft")])
 def test_a_bounce_in_the_caller_s_metadata_counts_where_the_field_is_none(tx, field, stored):
     """The field takes precedence."""
-    assert recorded(tx, bounce=field, metadata={"bounce": "soft"})["bounce"] == stored
+    assert record_bounce(tx, bounce=field, metadata={"bounce": "soft"})["bounce"] == stored
 
 
 @pytest.mark.parametrize(

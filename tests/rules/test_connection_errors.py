@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.engine import make_url
 
-from faults.proxy import before_postgres
+from faults.proxy import postgres_proxy
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.rules import connection_errors
@@ -45,14 +45,16 @@ def strict() -> Iterator[str]:
             lines = f"local all {roles['asked']} scram-sha-256\nlocal all {roles['refused']} reject\n"
             rules.write_text(lines + rules.read_text())
             connection.exec_driver_sql("SELECT pg_reload_conf()")
-        wait_until(lambda: "refused" in connection_error(with_(server.url, user="asked", password=f"{PASSWORD}x")))
+        wait_until(
+            lambda: "refused" in connection_error(replace_parts(server.url, user="asked", password=f"{PASSWORD}x"))
+        )
         yield server.url
 
 
 CLOSED = "ALTER DATABASE {} ALLOW_CONNECTIONS false"
 
 
-def with_(url: str, user: str = "", password: str = PASSWORD, database: str = "", **query: str) -> str:
+def replace_parts(url: str, user: str = "", password: str = PASSWORD, database: str = "", **query: str) -> str:
     """Return *url* with other parts."""
     changed = make_url(url)
     changed = changed.set(username=f"{USER}_{user}", password=password) if user else changed
@@ -92,14 +94,14 @@ def connection_error(url: str) -> str:
 )
 def test_refusals_of_a_server_are_classified(strict: str, parts: dict[str, str], cause: str) -> None:
     """A real server refuses over its socket; the line has the socket's folder, the port and the database."""
-    output = connection_error(with_(strict, **parts))
+    output = connection_error(replace_parts(strict, **parts))
     assert cause in output
     assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in output
 
 
 def test_the_right_password_connects(strict: str) -> None:
     """The faults above are thus real."""
-    assert connection_error(with_(strict, user="asked")) == "connected"
+    assert connection_error(replace_parts(strict, user="asked")) == "connected"
 
 
 def test_a_server_without_free_connections_is_classified(strict: str) -> None:
@@ -116,8 +118,8 @@ def test_a_server_without_free_connections_is_classified(strict: str) -> None:
 
 def test_missing_tls_of_a_server_is_classified(strict: str) -> None:
     """The connection uses TCP, where sslmode counts."""
-    with before_postgres(strict) as (_, url):
-        assert "server does not support SSL" in connection_error(with_(url, sslmode="require"))
+    with postgres_proxy(strict) as (_, url):
+        assert "server does not support SSL" in connection_error(replace_parts(url, sslmode="require"))
 
 
 @pytest.fixture

@@ -328,7 +328,7 @@ def sweep_task():
     return tasks.reconcile
 
 
-def held_by(task, id_: str, **headers: object) -> str | None:
+def find_holder(task, id_: str, **headers: object) -> str | None:
     """Return the id of which a run with this id is a duplicate, or None."""
     task.push_request(id=id_, args=[], kwargs={}, is_eager=False, headers=headers)
     try:
@@ -346,8 +346,8 @@ def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_
     task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
     with task.holding_lock() as lease:
         assert lease.duplicate_of is None
-        assert held_by(task, "same") == "same"
-        assert held_by(task, "other") == "same"
+        assert find_holder(task, "same") == "same"
+        assert find_holder(task, "other") == "same"
         assert store.exists(name)
     task.pop_request()
     assert not store.exists(name)
@@ -496,7 +496,7 @@ def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch
         "unique_on",
         "lock_expiry",
     }
-    assert [held_by(task, word) for word in ("a", "b")] == [None, None]
+    assert [find_holder(task, word) for word in ("a", "b")] == [None, None]
     assert asking.delay().id == asking.delay().id
 
 

@@ -166,7 +166,7 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     assert "row level security" in line
     assert "Traceback" not in result.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
-    assert db.appended() == 0
+    assert db.count_links() == 0
 
 
 TRAP = "LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$"
@@ -226,12 +226,12 @@ def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema, sha
     assert database.values("SELECT to_regclass('public.taken_over')") == [None]
 
 
-def pruned() -> None:
+def prune_and_raise() -> None:
     """Prune, and raise the error for which the open set was not repaired."""
     raise DatabaseRefusedError(mailglass_reconcile.prune().failures["settled"])
 
 
-@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, pruned])
+@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, prune_and_raise])
 def test_hidden_rows_are_never_taken_for_missing_ones(db, sweeper, work):
     """Python gets the refusal by name, and nothing is closed."""
     orphan(db, postmark("m-1"))

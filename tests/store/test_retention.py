@@ -36,7 +36,7 @@ def deliveries(db) -> set[str]:
     return {row[0] for row in db.rows("SELECT id::text FROM mailglass_deliveries")}
 
 
-def attached(db, delivery_id: str, days: float, **columns: object) -> str:
+def insert_attached(db, delivery_id: str, days: float, **columns: object) -> str:
     """Insert an event of a delivery, and return its id."""
     row = orphan_row(
         {},
@@ -49,7 +49,7 @@ def attached(db, delivery_id: str, days: float, **columns: object) -> str:
     return row["id"]
 
 
-def linked(db, message_id: str, days: int) -> str:
+def insert_linked(db, message_id: str, days: int) -> str:
     """Link an orphan to its delivery some days ago, and return the delivery."""
     with days_ago(db, days):
         sent = delivery(db, message_id)
@@ -63,9 +63,9 @@ def linked(db, message_id: str, days: int) -> str:
 
 def test_old_events_are_deleted_and_then_deliveries(db):
     """Linked, attached and expired events go with their `reconciled` events; younger ones stay."""
-    old, young = linked(db, "m-1", 31), linked(db, "m-2", 29)
-    attached(db, old, 31)
-    stored = {attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
+    old, young = insert_linked(db, "m-1", 31), insert_linked(db, "m-2", 29)
+    insert_attached(db, old, 31)
+    stored = {insert_attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
     orphan(db, postmark("m-3"), age_seconds=31 * 86_400)
     before = ledger(db)
     assert prune(db, 30, 30).as_dict() | {"expired": 0} == {
@@ -83,7 +83,7 @@ def test_old_events_are_deleted_and_then_deliveries(db):
 
 def test_without_a_retention_nothing_is_deleted(db):
     """By default everything is kept."""
-    old = linked(db, "m-1", 360)
+    old = insert_linked(db, "m-1", 360)
     assert mailglass_reconcile.prune().events == 0
     assert len(ledger(db)) == 2
     assert deliveries(db) == {old}
@@ -91,8 +91,8 @@ def test_without_a_retention_nothing_is_deleted(db):
 
 def test_a_delivery_whose_latest_event_is_young_keeps_all_of_them(db):
     """Linked events follow the rule, too."""
-    old = linked(db, "m-1", 40)
-    attached(db, old, 20)
+    old = insert_linked(db, "m-1", 40)
+    insert_attached(db, old, 20)
     assert prune(db).events == 0
     assert len(ledger(db)) == 3
     assert prune(db, 19).events == 3
@@ -100,7 +100,7 @@ def test_a_delivery_whose_latest_event_is_young_keeps_all_of_them(db):
 
 def test_deliveries_may_be_kept_longer_than_their_events(db):
     """They go when they are old enough themselves, also without any event."""
-    old, older, bare = linked(db, "m-1", 40), linked(db, "m-2", 70), None
+    old, older, bare = insert_linked(db, "m-1", 40), insert_linked(db, "m-2", 70), None
     with days_ago(db, 70):
         bare = delivery(db, "m-3")
     assert prune(db, 30, 60).deliveries == 2
@@ -112,8 +112,8 @@ def test_deliveries_may_be_kept_longer_than_their_events(db):
 @pytest.mark.parametrize("state", ["waiting", "dead", "done"])
 def test_an_event_that_a_handler_still_needs_is_kept_with_its_delivery(db, state):
     """Its job waits, or `dispatch --retry` may run it again."""
-    old = linked(db, "m-1", 40)
-    event = attached(db, old, 40)
+    old = insert_linked(db, "m-1", 40)
+    event = insert_attached(db, old, 40)
     finished_at = None if state == "waiting" else dt.datetime(2026, 11, 26)
     db.run(
         """INSERT INTO mailglass_handler_outbox
@@ -135,7 +135,7 @@ def test_an_orphan_that_is_open_is_never_deleted(db):
 
 def test_an_event_of_a_delivery_that_somebody_holds_is_left_to_the_next_prune(db):
     """Its writer may be about to attach another event."""
-    old = linked(db, "m-1", 40)
+    old = insert_linked(db, "m-1", 40)
     with db.engine.connect() as writer:
         writer.exec_driver_sql("SELECT FROM mailglass_deliveries FOR NO KEY UPDATE")
         assert prune(db).events == 0
@@ -149,7 +149,7 @@ def test_an_event_of_a_delivery_that_somebody_holds_is_left_to_the_next_prune(db
 
 def test_events_of_a_delivery_that_is_gone_are_deleted_too(db):
     """There is no row to lock."""
-    attached(db, new_id(), 40)
+    insert_attached(db, new_id(), 40)
     assert prune(db).events == 1
 
 
@@ -185,7 +185,7 @@ def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size, tied):
         with days_ago(db, days):
             insert(db, events=rows)
         if keeps:
-            young |= {row["id"] for row in rows} | {attached(db, sent, 1, tenant_id=columns["tenant_id"])}
+            young |= {row["id"] for row in rows} | {insert_attached(db, sent, 1, tenant_id=columns["tenant_id"])}
     if tied:
         with db.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
@@ -201,7 +201,7 @@ def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size, tied):
 
 def test_a_plain_delete_is_refused_even_to_the_owner(db):
     """Another role with the function's setting is refused too, and so is any UPDATE."""
-    attached(db, new_id(), 40)
+    insert_attached(db, new_id(), 40)
     for statement in (
         "DELETE FROM mailglass_events",
         "UPDATE mailglass_events SET type = 'x'",
@@ -212,14 +212,14 @@ def test_a_plain_delete_is_refused_even_to_the_owner(db):
         with pytest.raises(mailglass_reconcile.LedgerImmutableError), db.engine.connect() as connection:
             connection.execution_options(no_parameters=True).exec_driver_sql(statement)
     assert prune(db).events == 1
-    attached(db, new_id(), 40)
+    insert_attached(db, new_id(), 40)
     with db.engine.connect() as connection, pytest.raises(mailglass_reconcile.LedgerImmutableError):
         connection.exec_driver_sql("DELETE FROM mailglass_events")
 
 
 def test_the_function_refuses_to_delete_events_younger_than_two_days(db):
     """This holds for every role: events of a day ago may still be swept."""
-    attached(db, new_id(), 1.5)
+    insert_attached(db, new_id(), 1.5)
     for name in ("events", "deliveries"):
         with pytest.raises(sa.exc.DBAPIError, match="at least 2 days"):
             db.rows(f"SELECT * FROM mailglass_prune_{name}(1, 10, '', '-infinity', 0)")  # noqa: S608

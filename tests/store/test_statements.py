@@ -11,7 +11,7 @@ import mailglass_reconcile
 PACKAGE = Path(mailglass_reconcile.__file__).parent
 
 
-def _one_line(sql):
+def _join_lines(sql):
     return " ".join(line for word in sql.split("\n") if (line := word.strip()) and not line.startswith("--"))
 
 
@@ -19,7 +19,7 @@ def _one_line(sql):
 def statements():
     """Return each string of the package that has one of its tables with the schema, by its place."""
     result = {
-        f"{path.relative_to(PACKAGE)}:{node.lineno}": _one_line(node.value)
+        f"{path.relative_to(PACKAGE)}:{node.lineno}": _join_lines(node.value)
         for path in sorted(PACKAGE.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "{schema}." in node.value

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 import processes
 from catalog import installation, live
-from history import with_history
+from history import insert_history
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
@@ -52,7 +52,7 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
     database = live(empty_database_url, SCHEMAS[shape], shape)
     if shape == "0.1.1":
         database.run(SUPPRESSIONS)
-    with_history(database)
+    insert_history(database)
     before = database.objects()
     database.migrate()
     assert database.is_current()

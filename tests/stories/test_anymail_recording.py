@@ -41,7 +41,7 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
     repeated.
     """
     to = [ANN] if provider is RESEND else [ANN, BOB]
-    after, before, between = (Message.accepted(provider, number, to) for number in (1, 2, 3))
+    after, before, between = (Message.send_accepted(provider, number, to) for number in (1, 2, 3))
     after.record(db)
     record(after.requests(*STORY))
     recorded = record(before.requests(*STORY))
@@ -71,7 +71,7 @@ def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, recor
 
 def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it_names(db, record):
     """SES does not say which of several recipients opened a message, but which it was delivered to."""
-    message = Message.accepted(SES, 1)
+    message = Message.send_accepted(SES, 1)
     delivered = SES.event("delivered", message.ids[ANN], ANN, 10)
     delivered["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
     record(SES.requests([delivered, SES.event("opened", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
@@ -84,7 +84,7 @@ def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it
 
 def test_an_event_of_resend_about_one_of_several_recipients_stays_open(db, record):
     """It may be about either of them."""
-    message = Message.accepted(RESEND, 1)
+    message = Message.send_accepted(RESEND, 1)
     bounced = RESEND.event("bounced", message.ids[ANN], [ANN, BOB], 10)
     (early,) = record(RESEND.requests([bounced]))
     assert message.record(db) == 0
@@ -101,7 +101,7 @@ def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, po
     receivers = {"engine": db.engine}
     exec(printed, receivers)  # noqa: S102
     try:
-        message = Message.accepted(POSTMARK, 1)
+        message = Message.send_accepted(POSTMARK, 1)
         post(message.requests(*STORY))
     finally:
         post_send.disconnect(receivers["record_sent"])

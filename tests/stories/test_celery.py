@@ -32,7 +32,7 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
             "beat", "-l", "info", "-s", "two", "--pidfile=", app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"
         ),
     ):
-        wait_until(lambda: site.linked() == 3 and len(site.sweep_results()) > 1, PATIENCE)
+        wait_until(lambda: site.count_links() == 3 and len(site.sweep_results()) > 1, PATIENCE)
         wait_until(lambda: site.count_in_log("Sending due task mailglass-reconcile") > 4, PATIENCE)
     assert sum(result["linked"] for result in site.sweep_results()) == 3
 
@@ -48,7 +48,7 @@ def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
         pruned = site.client.send_task("mailglass_reconcile.tasks.prune", queue="mailglass_maintenance").id
         assert "succeeded" in site.result(pruned)
         assert not site.count_in_log("does not consume")
-    assert (result["status"], result["linked"], result["tenant_id"], site.linked()) == ("ok", 2, "acme", 2)
+    assert (result["status"], result["linked"], result["tenant_id"], site.count_links()) == ("ok", 2, "acme", 2)
 
 
 ASK = """
@@ -75,7 +75,7 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_are_its_duplicates(
         result == {"status": "duplicate", "of": winner} for task_id, result in results.items() if task_id != winner
     )
     assert len(task_ids) in {5, 6}, "where one of apply_async sweeps, its three results are one"
-    assert results[winner]["linked"] == site.linked() > 0
+    assert results[winner]["linked"] == site.count_links() > 0
 
 
 GATE = """
@@ -122,10 +122,10 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="1") as process:
         site.send()
-        wait_until(lambda: site.linked() > 0, PATIENCE)
+        wait_until(lambda: site.count_links() > 0, PATIENCE)
         process.kill()
     wait_until(lambda: not site.db.value(SESSIONS), PATIENCE)
-    before = site.linked()
+    before = site.count_links()
     assert 0 < before < 60
     assert 0 < site.redis.ttl(key_of(site)) <= 60
     site.redis.delete(key_of(site))
@@ -188,7 +188,7 @@ def test_a_soft_time_limit_between_batches_keeps_and_counts_what_was_committed(s
     with site.worker(MAILGLASS_BATCH_SIZE="1"):
         result = site.result(site.send(soft_time_limit=5))
     assert result["status"] == "partial"
-    assert 0 < result["linked"] == site.linked() < 60
+    assert 0 < result["linked"] == site.count_links() < 60
     assert result["published"] == 2 * result["linked"]
     assert result["skipped"] == 60 - result["linked"]
 
@@ -208,7 +208,7 @@ def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
         task_id = site.send(time_limit=5)
         assert type(outcome_of(site, task_id)).__name__ == "TimeLimitExceeded"
         site.db.run("DROP TRIGGER slow ON mailglass_events")
-        before = site.linked()
+        before = site.count_links()
         site.redis.delete(key_of(site))
         assert site.result(site.send())["linked"] == 60 - before
     assert 0 < before < 60
@@ -220,7 +220,7 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
     site.db.run(SLOW_BATCH)
     with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
         task_id = site.send()
-        wait_until(lambda: site.linked() > 0, PATIENCE)
+        wait_until(lambda: site.count_links() > 0, PATIENCE)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     assert site.result(task_id)["linked"] == 30

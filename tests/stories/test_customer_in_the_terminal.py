@@ -49,7 +49,7 @@ def operator(db, caplog):
         assert "canary" not in text.lower()
 
 
-def sent(db, **more):
+def record_customer_send(db, **more):
     """Record a send to the customer, and return its delivery."""
     with db.begin() as connection:
         arguments = {"tenant_id": "acme", "provider": "postmark", "sent": [Sent(recipient=CANARY, message_id="m-1")]}
@@ -59,7 +59,7 @@ def sent(db, **more):
 
 def test_an_event_was_stored_under_another_tenant(db, operator):
     """The delivery leads to the event that names it, and the event to how the webhook is sent again."""
-    delivery = sent(db)
+    delivery = record_customer_send(db)
     with db.begin() as connection:
         (orphan,) = record(connection, event(type_="bounced", recipient=CANARY), tenant_id="globex")
     suggested = operator.find()
@@ -86,14 +86,14 @@ def test_a_send_was_never_recorded(db, operator):
 
 def test_nothing_at_all_is_known(db, operator):
     """There is neither a send nor a webhook; the output says what that means and where to look."""
-    sent(db, sent=[Sent(recipient="grace@example.com", message_id="m-2")])
+    record_customer_send(db, sent=[Sent(recipient="grace@example.com", message_id="m-2")])
     assert operator.find() == ["mailglass-reconcile find MESSAGE_ID"]
     assert "its send was not recorded" in " ".join(operator.output.split())
 
 
 def test_no_webhook_has_come_at_all(db, operator):
     """The delivery exists, and its summary names the provider whose log has to be read."""
-    delivery = sent(db)
+    delivery = record_customer_send(db)
     db.run("UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours'")
     (command,) = operator.find()
     assert command == f"mailglass-reconcile explain {delivery}"
@@ -104,7 +104,7 @@ def test_no_webhook_has_come_at_all(db, operator):
 
 def test_it_has_bounced(db, operator):
     """The summary has the reason, with the server's codes."""
-    sent(db)
+    record_customer_send(db)
     with db.begin() as connection:
         record(connection, event(type_="bounced", recipient=CANARY, bounce="hard", smtp_status="550 5.1.1"))
     (command, *_) = operator.find()
@@ -114,7 +114,7 @@ def test_it_has_bounced(db, operator):
 
 def test_a_database_that_refuses_does_not_show_the_address(db, operator):
     """Neither the error nor the log has it."""
-    sent(db)
+    record_customer_send(db)
     db.run("ALTER TABLE mailglass_deliveries RENAME COLUMN mailable TO mailed")
     try:
         assert operator.find() == []

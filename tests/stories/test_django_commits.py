@@ -59,7 +59,7 @@ def test_no_value_is_in_the_text_of_a_statement(db, post):
         setup_connection.execution_options(no_parameters=True).exec_driver_sql(STORE_QUERIES)
     early = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
     post(early.requests(*STORY[:1]))
-    message = Message.accepted(POSTMARK, 1, [ANN])
+    message = Message.send_accepted(POSTMARK, 1, [ANN])
     post(message.requests(STORY[2]))
     texts = [row[0] for row in db.rows("SELECT query FROM noted")]
     assert len(texts) >= 4
@@ -89,7 +89,7 @@ def test_broadcast_in_on_commit_publishes_links_and_lets_later_callbacks_run(db)
         transaction.on_commit(lambda: callbacks_run.append(True))
     assert callbacks_run == [True]
     settle()
-    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert (db.value(OPEN), db.count_links()) == (0, 1)
     assert len(db.witness.messages()) == 4
 
 
@@ -112,7 +112,7 @@ def test_in_a_test_case_of_djangos_nothing_is_published(db):
     class Records(TestCase):
         def test_records(self):
             with self.captureOnCommitCallbacks(execute=True) as callbacks:
-                Message.accepted(POSTMARK, 1, [ANN])
+                Message.send_accepted(POSTMARK, 1, [ANN])
                 database.after_commit(receive_in_django("m-0"))
             assert len(callbacks) == 2
             settle()
@@ -134,9 +134,9 @@ def test_without_autocommit_nothing_is_registered_and_one_line_says_that_the_swe
     db, without_autocommit, post, caplog
 ):
     """The application commits sends and events itself; Django runs no callback at such a commit."""
-    message = Message.accepted(POSTMARK, 1, [ANN])
+    message = Message.send_accepted(POSTMARK, 1, [ANN])
     with transaction.atomic():
-        Message.accepted(POSTMARK, 2, [ANN])
+        Message.send_accepted(POSTMARK, 2, [ANN])
     post(message.requests(*STORY[:1]))
     assert (db.value(DELIVERIES), djangos.run_on_commit) == (0, [])
     transaction.commit()
@@ -151,7 +151,7 @@ def test_without_autocommit_a_send_from_async_code_is_not_recorded_and_a_line_sa
     """Nothing would ever commit on the connection of the thread that records it."""
 
     async def main():
-        Message.accepted(POSTMARK, 1, [ANN])
+        Message.send_accepted(POSTMARK, 1, [ANN])
 
     asyncio.run(main())
     assert db.value(DELIVERIES) == 0
@@ -163,7 +163,7 @@ def test_without_autocommit_a_send_from_async_code_is_not_recorded_and_a_line_sa
 def through(app, db, monkeypatch):
     """Connect Django through a proxy."""
     connections.close_all()
-    with proxy.before_postgres(db.url) as (between, url):
+    with proxy.postgres_proxy(db.url) as (between, url):
         monkeypatch.setitem(djangos.settings_dict, "HOST", "127.0.0.1")
         monkeypatch.setitem(djangos.settings_dict, "PORT", make_url(url).port)
         monkeypatch.setitem(djangos.settings_dict, "OPTIONS", {"sslmode": "disable", "gssencmode": "disable"})
@@ -181,7 +181,7 @@ def refuse(recipients=(ANN,)):
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, fault):
     """The repetition is recognised, even if the provider refused the send and gave it no id."""
-    for call in (refuse, lambda: Message.accepted(POSTMARK, 1, [ANN])):
+    for call in (refuse, lambda: Message.send_accepted(POSTMARK, 1, [ANN])):
         before = db.value(DELIVERIES), db.value(EVENTS)
         djangos.ensure_connection()
         through.arm(b"COMMIT\0", fault, at=1)
@@ -192,7 +192,7 @@ def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, f
 
 def test_an_event_whose_commit_has_lost_its_answer_is_recorded_once(db, through, post):
     """It is recorded again in the same request."""
-    message = Message.accepted(POSTMARK, 1, [ANN])
+    message = Message.send_accepted(POSTMARK, 1, [ANN])
     djangos.ensure_connection()
     through.arm(b"COMMIT\0", "after", at=1)
     post(message.requests(*STORY[:1]))

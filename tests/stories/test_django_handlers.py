@@ -33,7 +33,7 @@ def site(app):
 @pytest.fixture
 def waiting_db(handler_db, app, backends, post):
     """A message whose events have reached its delivery and wait for handlers."""
-    post(Message.accepted(POSTMARK, 1, [ANN]).requests(*STORY))
+    post(Message.send_accepted(POSTMARK, 1, [ANN]).requests(*STORY))
     return handler_db
 
 

@@ -48,7 +48,7 @@ def run_on_acceptance(provider, action):
     """Call a function with each message that a provider has accepted, before our app learns of it."""
 
     def receive(status, **_options):
-        action(Message.of(provider, status))
+        action(Message.from_status(provider, status))
 
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     post_send.connect(receive)
@@ -71,20 +71,20 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     def post_story(message, story=STORY):
         return run_in_thread(post, message.requests(*story))
 
-    after = Message.accepted(provider, 1, to)
+    after = Message.send_accepted(provider, 1, to)
     post_story(after)
 
     with run_on_acceptance(provider, post_story):
-        before = Message.accepted(provider, 2, to)
+        before = Message.send_accepted(provider, 2, to)
     with run_on_acceptance(provider, post_story), transaction.atomic():
-        before_in_a_transaction = Message.accepted(provider, 3, to)
+        before_in_a_transaction = Message.send_accepted(provider, 3, to)
 
     with transaction.atomic():
-        during = Message.accepted(provider, 4, to)
+        during = Message.send_accepted(provider, 4, to)
         post_story(during)
 
     with transaction.atomic():
-        split = Message.accepted(provider, 5, to)
+        split = Message.send_accepted(provider, 5, to)
         post_story(split, STORY[::-2])
     post_story(split, STORY[-2::-2])
 
@@ -95,7 +95,7 @@ def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send
     assert db.value(OPEN) == 0
 
     with transaction.atomic():
-        undone = Message.accepted(provider, 6, to)
+        undone = Message.send_accepted(provider, 6, to)
         orphans = len(post_story(undone))
         transaction.set_rollback(True)
     assert (deliveries(db, undone), db.value(OPEN)) == ([], orphans)
@@ -127,7 +127,7 @@ def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linke
         with run_on_acceptance(
             SENDGRID, lambda message: (futures.append(threads.submit(slowly, message)), event.wait(20))
         ):
-            message = Message.accepted(SENDGRID, 1)
+            message = Message.send_accepted(SENDGRID, 1)
         assert [delivery["events"] for delivery in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
         go_on.set()
         futures[0].result()
@@ -140,6 +140,6 @@ def test_the_fixture_for_a_webhook_before_its_send_works_in_a_django_project(db,
     """It locks Django's own database and leaves no connection behind."""
     will_be = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
     message, _ = mailglass_webhook_first(
-        lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: run_in_thread(post, will_be.requests(*STORY))
+        lambda: Message.send_accepted(POSTMARK, 1, [ANN]), lambda: run_in_thread(post, will_be.requests(*STORY))
     )
     assert [delivery["last_event_type"] for delivery in deliveries(db, message)] == ["clicked"]

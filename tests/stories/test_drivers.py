@@ -33,7 +33,7 @@ from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.ledger import LinkedEvent
 from own_settings import OWN, settings_of, take
-from projecting import projected
+from projecting import apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record
 from waiting import settle, wait_until
 
@@ -81,7 +81,7 @@ def test_every_writer_and_reader_works(db, driver):
         with use_caller_transaction(connection, db.settings) as tx:
             ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
             linked_event = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
-            assert (projected(tx, [linked_event]), projected(tx, [linked_event])) == (1, 0)
+            assert (apply_projection(tx, [linked_event]), apply_projection(tx, [linked_event])) == (1, 0)
 
     driver.run(work)
     deliveries = db.rows("SELECT recipient, last_event_type, metadata FROM mailglass_deliveries ORDER BY recipient")

@@ -64,7 +64,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         cut = site.result(fan_out(site, 5))
         assert (cut["status"], cut["eligible"], len(cut["tasks"])) == ("fanned_out", 50, 10)
         assert site.redis.get(lock).startswith(b"running ")
-        assert asked_by_beat(site) == "duplicate"
+        assert request_as_beat(site) == "duplicate"
         wait_until(lambda: {name for (name,) in site.db.rows(AT_WORK)} == {"one", "two"}, PATIENCE)
         site.db.run("DELETE FROM gate")
         results = [site.result(task) for task in cut["tasks"]]
@@ -76,15 +76,15 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
         assert site.db.rows(RANGES) == [(10, 10)]
         assert status.healthy, status.problems
-        assert asked_by_beat(site) == "new"
-    assert sum(result["scanned"] for result in results) == site.linked() == 50
+        assert request_as_beat(site) == "new"
+    assert sum(result["scanned"] for result in results) == site.count_links() == 50
     assert all(result["scanned"] == sum(result[state] for state in OUTCOMES) for result in results)
     assert {result["status"] for result in results} == {"ok"}
     assert {name for (name,) in site.db.rows("SELECT DISTINCT name FROM who")} >= {"one", "two"}
     assert site.count_in_log("cut 50 open orphans into 10 ranges") == 1
 
 
-def asked_by_beat(site) -> str:
+def request_as_beat(site) -> str:
     """Request a full sweep by `apply_async`, and return whether it was new or a duplicate."""
     asking = (
         "from mailglass_reconcile.celery import app; from mailglass_reconcile.tasks import reconcile as r;"
@@ -106,12 +106,12 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
     with site.worker("-c", "1", MAILGLASS_BATCH_SIZE="4") as process:
         cut = site.result(fan_out(site, 10))
         assert len(cut["tasks"]) == 4
-        wait_until(lambda: site.linked() == 4 and site.db.value(SESSIONS), PATIENCE)
+        wait_until(lambda: site.count_links() == 4 and site.db.value(SESSIONS), PATIENCE)
         process.kill()
     site.db.run("DELETE FROM gate")
     site.db.run("DROP TRIGGER slow ON mailglass_events")
     wait_until(lambda: not site.db.value(SESSIONS), PATIENCE)
-    assert site.linked() in (4, 8), "the batch that waited may have been committed, and nobody heard of it"
+    assert site.count_links() in (4, 8), "the batch that waited may have been committed, and nobody heard of it"
     assert all(0 < site.redis.ttl(name) <= 60 for name in site.redis.scan_iter("mailglass_reconcile:lock:*"))
     with site.worker("-c", "1"):
         # Neither the dead worker's tasks, nor those that it had prefetched.
@@ -119,7 +119,7 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
         for name in site.redis.scan_iter("mailglass_reconcile:lock:*"):
             site.redis.delete(name)  # like its expiry after a minute
         assert site.result(fan_out(site, 100))["status"] == "ok"
-    assert site.linked() == 40
+    assert site.count_links() == 40
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_sa
         for number in range(1, 4):
             insert(site.db, [], [orphan_row(postmark(f"m{number}"), age_seconds=0)])
             factories.delivery(site.db, f"m{number}")
-            wait_until(lambda: site.linked() == number, 2.5)  # noqa: B023
+            wait_until(lambda: site.count_links() == number, 2.5)  # noqa: B023
         wait_until(lambda: site.count_in_log("swept all tenants: linked 1 of") == 3)
     lines = [line for line in site.log.read_text().splitlines() if "mailglass" in line or "swept" in line]
     celerys = r"Task mailglass|Sending due task|mailglass_reconcile\.tasks\.|beat"

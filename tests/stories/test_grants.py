@@ -111,7 +111,7 @@ def test_psql_runs_the_file_whichever_roles_exist_and_whoever_made_the_tables(em
             connection.exec_driver_sql(f"DROP ROLE {sweeper}")
 
 
-def refused(settings, statement):
+def check_refused(settings, statement):
     """Check that Postgres refuses a login the statement for lack of a privilege."""
     with (
         pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
@@ -154,7 +154,7 @@ def test_a_sweeper_links_manually(db, acting):
     for event in events:
         with engines.create_engine(settings).begin() as connection:
             mailglass_reconcile.link(connection, event, to, reason="ticket 4711")
-    assert db.appended() == 2
+    assert db.count_links() == 2
 
 
 def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
@@ -187,7 +187,7 @@ def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acti
     assert (pruned.expired, pruned.failures) == (1, {})
     with engines.create_engine(sweeper).begin() as connection:
         mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
-    refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
+    check_refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
     eraser = acting_in_mailglass("mailglass_eraser")
     target = erasure.validate_erasure("somebody@example.com")
     assert erasure.erase_with(Database(engines.create_engine(eraser), eraser), target).deliveries == 0
@@ -261,7 +261,7 @@ def test_an_eraser_erases(db, acting):
         "UPDATE mailglass_deliveries SET tenant_id = 'x'",
         "DELETE FROM mailglass_webhook_events",
     ):
-        refused(settings, statement)
+        check_refused(settings, statement)
 
 
 def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(handler_db, acting):
@@ -390,7 +390,7 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
         "UPDATE mailglass_deliveries SET recipient = 'x'",
         "SELECT raw_payload FROM mailglass_webhook_events",
     ):
-        refused(settings, statement)
+        check_refused(settings, statement)
 
 
 @pytest.mark.guard
@@ -430,7 +430,7 @@ def test_nobody_changes_whose_event_something_is(db, acting, documented, stateme
     """Privileges are on columns: an orphan keeps event, tenant and arrival, a handler's job its delivery."""
     settings = acting(documented)
     for statement in statements:
-        refused(settings, statement)
+        check_refused(settings, statement)
 
 
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):

@@ -63,10 +63,10 @@ def test_of_two_connections_the_later_one_links(db, order, last):
     with db.engine.connect() as first, db.engine.connect() as second:
         pending = list(zip((first, second), [order[0](first), order[1](second)], strict=True))
         for connection, recorded in pending[:: 1 if last else -1]:
-            assert db.appended() == 0
+            assert db.count_links() == 0
             connection.commit()
             publish(recorded)
-    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert (db.value(OPEN), db.count_links()) == (0, 1)
     assert db.rows(TYPES) == [("delivered", 1)]
     assert count_link_messages(db) == LINKED
 
@@ -78,11 +78,11 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
     with Session(db.engine) as first, Session(db.engine) as second:
         recorded = [order[0](first), order[1](second)]
         for session in (first, second)[:: 1 if last else -1]:
-            assert db.appended() == 0
+            assert db.count_links() == 0
             session.commit()
             settle()
     publish(recorded[0] + recorded[1])
-    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert (db.value(OPEN), db.count_links()) == (0, 1)
     assert count_link_messages(db) == LINKED
 
 
@@ -103,7 +103,7 @@ def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, dr
         await engine.dispose()
 
     asyncio.run(record_in_both())
-    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert (db.value(OPEN), db.count_links()) == (0, 1)
     assert count_link_messages(db) == LINKED
 
 
@@ -116,7 +116,7 @@ def test_a_rollback_of_the_other_transaction_changes_nothing(db, order):
         stored.commit()
         publish(recorded)
         lost.rollback()
-    assert db.appended() == 0
+    assert db.count_links() == 0
     assert db.value(OPEN) == (0 if order[0] is send else 1)
     assert count_link_messages(db) == Counter()
     with db.engine.begin() as connection:
@@ -214,7 +214,7 @@ def test_a_pool_of_one_connection_is_enough(db):
             session.connection()
             settle()
     assert recorded[0].linked == 0
-    assert db.appended() == 1
+    assert db.count_links() == 1
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def locked_row(db, table: str) -> Iterator[sa.Connection]:
         yield holder
 
 
-def overlapped(db):
+def store_overlapping(db):
     """Store an orphan and its delivery that have not seen each other; return what the later one has to broadcast."""
     with db.engine.connect() as sending, db.engine.connect() as receiving:
         send(sending)
@@ -237,7 +237,7 @@ def overlapped(db):
 
 def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
     """SERIALIZABLE would refuse one of two transactions, which a trigger simulates."""
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     for sql in (
         "CREATE FUNCTION contend() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE SQLSTATE '40001'; END IF;"
@@ -247,7 +247,7 @@ def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
         db.run(sql)
     recorded[0].action.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
     publish(recorded)
-    assert db.appended() == 1
+    assert db.count_links() == 1
 
 
 EITHER_TABLE = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open_orphans"])
@@ -256,25 +256,25 @@ EITHER_TABLE = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailgl
 @EITHER_TABLE
 def test_a_locked_row_is_retried_until_it_is_free(db, table):
     """The holder may be about to commit; nobody waits for its lock."""
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     with locked_row(db, table) as holder, statements_in_background() as statements:
         broadcast(recorded)
         wait_until(lambda: sum("_link_v1" in statement for statement in statements) >= 2)
-        assert db.appended() == 0
+        assert db.count_links() == 0
         holder.rollback()
         settle()
-    assert db.appended() == 1
+    assert db.count_links() == 1
     assert count_link_messages(db) == LINKED
 
 
 @EITHER_TABLE
 def test_a_row_that_stays_locked_is_left_to_the_sweep(db, table):
     """The thread gives up after ten attempts."""
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     with locked_row(db, table), statements_in_background() as statements:
         publish(recorded)
     assert 8 <= sum("_link_v1" in statement for statement in statements) <= 10
-    assert db.appended() == 0
+    assert db.count_links() == 0
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
 
@@ -282,7 +282,7 @@ def test_a_row_that_stays_locked_is_left_to_the_sweep(db, table):
 def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db):
     """The thread retries it later, and does the rest meanwhile."""
     factories.delivery(db, "m-2")
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     with locked_row(db, "mailglass_open_orphans") as holder, statements_in_background() as statements:
         broadcast(recorded)
         wait_until(lambda: any("_link_v1" in statement for statement in statements))
@@ -291,7 +291,7 @@ def test_one_call_whose_event_is_held_does_not_delay_the_broadcasts_of_others(db
             session.commit()
         heard = []
         wait_until(lambda: heard.extend(db.witness.messages(settled=False)) or len(heard) == 2)
-        assert db.appended() == 0
+        assert db.count_links() == 0
         holder.rollback()
 
 
@@ -332,7 +332,7 @@ def test_the_engine_of_the_call_is_asked_not_that_of_the_settings(db):
 
 def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db, caplog):
     """The action ends, and the orphan stays open."""
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
     publish(recorded)
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
@@ -352,18 +352,18 @@ def test_a_refused_orphan_does_not_hold_up_those_of_other_calls(db, caplog):
     publish([delivery for deliveries in sent for delivery in deliveries])
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
     assert caplog.text.count("23514") == 1
-    assert (db.value(OPEN), db.appended()) == (1, 3)
+    assert (db.value(OPEN), db.count_links()) == (1, 3)
 
 
 @pytest.mark.guard
 def test_handlers_run_on_what_an_after_commit_action_links(db):
     """Their job is written with the link."""
     handle(db, ("suppress", "delivered"))
-    recorded = overlapped(db)
+    recorded = store_overlapping(db)
     outbox = "SELECT count(*) FROM mailglass_handler_outbox"
     assert db.value(outbox) == 0
     publish(recorded)
-    assert (db.value(outbox), db.appended()) == (1, 1)
+    assert (db.value(outbox), db.count_links()) == (1, 1)
 
 
 def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
@@ -384,7 +384,7 @@ def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
         ("b@example.com", "delivered"),
         ("c@example.com", "opened"),
     ]
-    assert (db.value(OPEN), db.appended()) == (1, 3)
+    assert (db.value(OPEN), db.count_links()) == (1, 3)
 
 
 def test_more_than_a_batch_is_linked_in_several(db):
@@ -396,7 +396,7 @@ def test_more_than_a_batch_is_linked_in_several(db):
         receiving.commit()
         sending.commit()
     publish(sent)
-    assert (db.value(OPEN), db.appended()) == (0, 24)
+    assert (db.value(OPEN), db.count_links()) == (0, 24)
 
 
 def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
@@ -426,6 +426,6 @@ def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
         assert list(threads.map(one_side, range(2))) == [None, None]
     assert db.value(OPEN) == 0
     assert db.rows(TYPES) == [("delivered", pairs)]
-    reconciled = db.appended()
+    reconciled = db.count_links()
     assert 20 < reconciled <= pairs
     assert count_link_messages(db)[2] == reconciled

@@ -91,7 +91,7 @@ FAULTS = [
         "triggers",
         "trigger mailglass_open_orphans_add on mailglass_events is missing",
         "trigger mailglass_open_orphans_add on mailglass_events is missing",
-        planting.by_command("migrate"),
+        planting.run_command("migrate"),
     ),
     Fault(
         "the open set damaged",
@@ -99,7 +99,7 @@ FAULTS = [
         "open_set",
         "4 of 9 orphans checked are missing",
         None,
-        planting.by_command("doctor --repair"),
+        planting.run_command("doctor --repair"),
         alert=False,
     ),
     Fault(
@@ -133,7 +133,7 @@ FAULTS = [
         "schema",
         "this version needs",
         "this version needs",
-        planting.by_command("migrate"),
+        planting.run_command("migrate"),
     ),
     Fault(
         "no right on a table",
@@ -141,7 +141,7 @@ FAULTS = [
         "privileges",
         "INSERT on mailglass_events",
         "INSERT on mailglass_events",
-        planting.by_sql,
+        planting.run_statements,
     ),
 ]
 

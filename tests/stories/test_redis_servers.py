@@ -39,7 +39,7 @@ QUICK = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(No
 MESSAGES = [("acme", "delivery", '{"delivery_id": "d"}')]
 
 
-def published(client: redis.Redis) -> Published:
+def publish_link(client: redis.Redis) -> Published:
     """Publish one link, as a sweep does."""
     publisher = Publisher(client)
     publisher.publish(MESSAGES)
@@ -94,7 +94,7 @@ def tasks_key(site: Site) -> str:
 def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog) -> None:
     """Without the CA nothing is sent, and the sweep logs the kind of error."""
     client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
-    assert published(client) == Published(0, 2)
+    assert publish_link(client) == Published(0, 2)
     assert PASSWORD not in caplog.text
 
 
@@ -131,7 +131,7 @@ def test_a_silent_sentinel_costs_a_second() -> None:
         client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
             "mymaster", **QUICK
         )
-        assert published(client) == Published(0, 2)
+        assert publish_link(client) == Published(0, 2)
         assert LockBackend(client).acquire(KEY, running_token("a")) is None
 
 
@@ -139,11 +139,11 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
     """The master stops answering, and Sentinel promotes its replica; what is lost meanwhile is counted."""
     with sentinel() as deployment:
         client = master_for(deployment)
-        assert published(client) == Published(2, 0)
+        assert publish_link(client) == Published(2, 0)
         with local(deployment.master) as master, local(deployment.replica) as replica:
             master.client_pause(60_000)
-            assert published(client) == Published(0, 2)
-            wait_until(lambda: published(client) == Published(2, 0), 60)
+            assert publish_link(client) == Published(0, 2)
+            wait_until(lambda: publish_link(client) == Published(2, 0), 60)
             assert replica.info("replication")["role"] == "master"
             assert LockBackend(client).acquire(KEY, running_token("a")) is None
             assert replica.get(KEY).startswith(b"running a ")
@@ -154,12 +154,12 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
     with sentinel() as deployment:
         client = master_for(deployment)
         with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
-            assert published(client) == Published(2, 0)
+            assert publish_link(client) == Published(2, 0)
             assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
             with local(deployment.master) as master:
                 master.client_pause(60_000)
             assert isinstance(next(subscription), Missed)
-            wait_until(lambda: published(client) == Published(2, 0), 60)
+            wait_until(lambda: publish_link(client) == Published(2, 0), 60)
             assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
@@ -167,14 +167,14 @@ def test_a_subscription_over_tls_receives(over_tls: str) -> None:
     """The URL has the CA."""
     client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
     with Subscription(client, None, None) as subscription:
-        assert published(client) == Published(2, 0)
+        assert publish_link(client) == Published(2, 0)
         assert next(subscription) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
-async def received(client: redis.Redis) -> Update | Missed:
+async def receive_one(client: redis.Redis) -> Update | Missed:
     """Publish one message, and return what an asynchronous subscription receives."""
     async with AsyncSubscription(client, "acme", None) as updates:
-        assert published(client) == Published(2, 0)
+        assert publish_link(client) == Published(2, 0)
         return await anext(updates)
 
 
@@ -187,7 +187,7 @@ def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, 
             master_for(deployment),
             create_client(SecretStr(f"redis+socket://:{PASSWORD}@{directory}/socket"), "MAILGLASS_REDIS_URL"),
         ):
-            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
+            assert asyncio.run(receive_one(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) -> None:
@@ -199,7 +199,7 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
             tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
             closed = {"password": PASSWORD, **tls}
             client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
-            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
+            assert asyncio.run(receive_one(client)) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
 
 def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
@@ -210,7 +210,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
             with local(master_port) as master:
                 master.client_pause(60_000)
             assert isinstance(await anext(updates), Missed)
-            await asyncio.to_thread(wait_until, lambda: published(client) == Published(2, 0), 60)
+            await asyncio.to_thread(wait_until, lambda: publish_link(client) == Published(2, 0), 60)
             assert await anext(updates) == Update("mailglass:events:acme", {"delivery_id": "d"})
 
     with sentinel() as deployment:

@@ -93,12 +93,12 @@ def link_manually(connection, event_id: str, delivery_id: str) -> Any:
     return link(connection, event_id, delivery_id, reason="by hand")
 
 
-def appended(connection, delivery_id: str) -> Any:
+def append_event(connection, delivery_id: str) -> Any:
     """Append an event for a delivery."""
     return append(connection, tenant_id="acme", type="opened", occurred_at=datetime.now(UTC), delivery_id=delivery_id)
 
 
-def opened(connection, delivery_id: str) -> Any:
+def record_opened(connection, delivery_id: str) -> Any:
     """Record a webhook for `m-1`; return the delivery to which it was attached."""
     event = WebhookEvent(type="opened", occurred_at=datetime.now(UTC), provider_event_id="1", message_id="m-1")
     [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
@@ -147,7 +147,7 @@ def test_an_expired_event_is_not_linked_in_a_snapshot_that_may_be_older_than_its
         linking.commit()
 
 
-@pytest.mark.parametrize("write", [appended, opened])
+@pytest.mark.parametrize("write", [append_event, record_opened])
 def test_a_delivery_with_an_event_being_written_is_not_deleted(db, write):
     """No event is left without its delivery, although `append` projects nothing."""
     db.broken.add("I2")
@@ -165,7 +165,7 @@ def test_an_append_for_a_delivery_that_is_being_deleted_says_that_it_is_gone(db)
     with days_ago(db, 40):
         old = delivery(db, "m-1")
     with (
-        write_behind_batch(db, "deliveries", appended, old) as result,
+        write_behind_batch(db, "deliveries", append_event, old) as result,
         pytest.raises(InvalidEventError, match=f"there is no delivery {old} of this tenant"),
     ):
         result.result()
@@ -176,7 +176,7 @@ def test_a_webhook_for_a_delivery_that_is_being_deleted_becomes_an_orphan(db):
     """It waits for the batch."""
     with days_ago(db, 40):
         old = delivery(db, "m-1")
-    with write_behind_batch(db, "deliveries", opened, old) as result:
+    with write_behind_batch(db, "deliveries", record_opened, old) as result:
         assert result.result() is None
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
 
@@ -197,5 +197,5 @@ def test_append_requires_a_delivery_of_the_tenant(db):
     foreign = delivery(db, tenant_id="other")
     for id_ in (foreign, "00000000-0000-7000-8000-000000000000"):
         with db.engine.begin() as connection, pytest.raises(InvalidEventError, match=f"there is no delivery {id_}"):
-            appended(connection, id_)
+            append_event(connection, id_)
     assert db.rows(LEDGER) == []

@@ -113,7 +113,7 @@ def send(
     return message.anymail_status
 
 
-def accepted(esp_name: str, to: Sequence[str], ids: Sequence[Any]) -> AnymailStatus:
+def send_accepted(esp_name: str, to: Sequence[str], ids: Sequence[Any]) -> AnymailStatus:
     """Send a message that the provider accepts, and return its status."""
     message = AnymailMessage("Hi", "Hello", "shop@example.com", list(to))
     body, headers = ({"MessageId": ids[0]}, {}) if esp_name == "Amazon SES" else answer(esp_name, to, ids)
@@ -142,16 +142,16 @@ class Message:
     sent: list
 
     @classmethod
-    def accepted(cls, provider, number, to=(ANN, BOB)):
+    def send_accepted(cls, provider, number, to=(ANN, BOB)):
         """Send a message by Anymail's backend; a number makes the provider's id unique."""
         if provider in (MAILJET, POSTAL):
             ids = [number * 100 + n for n in range(len(to))]
         else:
             ids = [f"<{number}-{n}@example.com>" for n in range(len(to))]
-        return cls.of(provider, accepted(provider.esp_name, to, ids))
+        return cls.from_status(provider, send_accepted(provider.esp_name, to, ids))
 
     @classmethod
-    def of(cls, provider, status):
+    def from_status(cls, provider, status):
         """Return the message of a status."""
         sends = sent(None, status)
         at = dt.datetime.fromtimestamp(BEGIN, dt.UTC)

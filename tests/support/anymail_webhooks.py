@@ -74,7 +74,7 @@ class AnymailProvider:
     def requests(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return the requests of some events, as arguments of Django's test client."""
         bodies = registry.get_provider(self.name).bodies(payloads)
-        return [senders.signed(self.name, body).for_anymail(self.path) for body in bodies]
+        return [senders.sign_request(self.name, body).for_anymail(self.path) for body in bodies]
 
 
 def ses_event(kind: str, message_id: str, recipients: Sequence[str], at: dt.datetime) -> Payload:

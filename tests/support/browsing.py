@@ -27,7 +27,7 @@ class Visitor:
         """Send one request."""
         return asyncio.run(self._ask(method, path, {**self.headers, **(headers or {})}, more))
 
-    def all(self, paths: list[str]) -> list[httpx.Response]:
+    def get_all(self, paths: list[str]) -> list[httpx.Response]:
         """Request pages at the same time."""
 
         async def ask() -> list[httpx.Response]:

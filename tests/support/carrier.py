@@ -41,7 +41,7 @@ def verify(body: bytes, headers: Mapping[str, str], *, secret: str, url: str | N
         raise SignatureError("the signature does not match")
 
 
-def sent(body: bytes = BODY, secret: str = SECRET, **headers: str) -> Posted:
+def make_signed_request(body: bytes = BODY, secret: str = SECRET, **headers: str) -> Posted:
     """Return a signed request of the provider."""
     signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     return Posted(body, {"X-Carrier-Signature": signature, **headers})

@@ -84,7 +84,7 @@ def _without_a_log() -> Iterator[None]:
         root.setLevel(level)
 
 
-def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = None) -> str:
+def run_on_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = None) -> str:
     """Run the command on a terminal with *typed* input, and return what it shows at the end.
 
     If a *code* is given, the command must end with it.
@@ -114,7 +114,7 @@ def sweeps(process: Process) -> list[dict[str, Any]]:
     return conforming("sweep", process.stdout.rpartition("\n")[0])
 
 
-def linked(process: Process) -> int:
+def count_linked(process: Process) -> int:
     """Return the number of orphans that these sweeps have linked."""
     return sum(sweep["linked"] for sweep in sweeps(process))
 

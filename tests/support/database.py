@@ -71,7 +71,7 @@ class Database:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             connection.execute(sa.text(sql), parameters)
 
-    def by_default(self, setting: str, value: str | None) -> None:
+    def set_default(self, setting: str, value: str | None) -> None:
         """Set the database's default of a setting for later sessions, or reset it."""
         change = f"RESET {setting}" if value is None else f"SET {setting} = '{value}'"
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -84,7 +84,7 @@ class Database:
         self.engine.dispose()
         wait_until(lambda: self.value(OTHER_SESSIONS) == 0)
 
-    def appended(self) -> int:
+    def count_links(self) -> int:
         """Return the number of `reconciled` events in the ledger, whoever appended them."""
         return int(self.value(APPENDED))
 

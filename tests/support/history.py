@@ -36,7 +36,7 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def with_history(database: Installation) -> tuple[str, str, str]:
+def insert_history(database: Installation) -> tuple[str, str, str]:
     """Insert the rows of a live ledger; return an open orphan, a reconciled one and an expired one."""
     still_open, settled, expired = new_id(), new_id(), new_id()
     for id_, age in ((still_open, "1 hour"), (settled, "1 hour"), (expired, "8 days")):

@@ -93,9 +93,9 @@ class Site:
         """Return how often the log has these words."""
         return self.log.read_text().count(words)
 
-    def linked(self) -> int:
+    def count_links(self) -> int:
         """Return the number of linked orphans."""
-        return self.db.appended()
+        return self.db.count_links()
 
     def stored_results(self) -> list[dict]:
         """Return the stored results."""

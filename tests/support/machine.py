@@ -125,7 +125,7 @@ class Reader(ExitStack):
         activate = f". {machine.clone}/.venv/bin/activate; PATH={machine.commands}:$PATH"
         self._started = [
             activate,
-            *(self._with_test_servers(line) for line in machine.settling if line.startswith("export ")),
+            *(self._replace_servers(line) for line in machine.settling if line.startswith("export ")),
         ]
 
     def follow(self, blocks: Iterable[pages.Block]) -> None:
@@ -138,7 +138,7 @@ class Reader(ExitStack):
 
     def save(self, name: str, text: str) -> None:
         """Save a file."""
-        (self._where / name).write_text(self._with_test_servers(text))
+        (self._where / name).write_text(self._replace_servers(text))
 
     def paste(self, block: pages.Block) -> None:
         """Run the commands of a block; each must succeed and print what the page shows."""
@@ -148,7 +148,7 @@ class Reader(ExitStack):
             elif WORKER.search(command):
                 self._start(command, " ready.")
             elif command.startswith("export ") or re.match(r"\w+\(\) \{", command):
-                self._started.append(self._with_test_servers(command))
+                self._started.append(self._replace_servers(command))
             elif command.startswith("mkdir ") and " && cd " in command:
                 self._where = Path(self._run(f"{command} && pwd", self._where).strip())
             elif command.startswith("pip install "):
@@ -157,7 +157,7 @@ class Reader(ExitStack):
                 self._run(command, self._machine.clone)
             else:
                 printed = self._run(command, self._where)
-                assert without_ids(expected) == without_ids(printed) or not expected, f"{command}\n{printed}"
+                assert normalize_output(expected) == normalize_output(printed) or not expected, f"{command}\n{printed}"
 
     def _install(self, command: str) -> None:
         """Run a line of pip in the clone; further extras need no second build."""
@@ -166,7 +166,7 @@ class Reader(ExitStack):
             self._machine.installed.add(command)
 
     def _run(self, command: str, where: Path) -> str:
-        lines = [*self._started, self._with_test_servers(command)]
+        lines = [*self._started, self._replace_servers(command)]
         return self._machine.run("\n".join(lines), where, **self.environment)
 
     def _serve(self, command: str) -> None:
@@ -179,12 +179,12 @@ class Reader(ExitStack):
 
     def _start(self, command: str, until: Condition) -> None:
         """Start a command that does not end until the reader is done, and wait until it is ready."""
-        script = "\n".join([*self._started, f"exec {self._with_test_servers(command)}"])
+        script = "\n".join([*self._started, f"exec {self._replace_servers(command)}"])
         environment = {**self._machine.given, **self.environment}
         starting = processes.start(["bash", "-ec", script], environment, until=until, cwd=self._where)
         self.process = self.enter_context(starting)
 
-    def _with_test_servers(self, text: str) -> str:
+    def _replace_servers(self, text: str) -> str:
         """Replace the reader's servers in a text by the test's."""
         for address, real in self._replacements.items():
             text = text.replace(address, real)
@@ -203,6 +203,6 @@ def _django(url: str) -> str:
     return f'"NAME": "{where.pop("dbname")}", "OPTIONS": {where!r}'.replace("'", '"')
 
 
-def without_ids(printed: str) -> str:
+def normalize_output(printed: str) -> str:
     """Normalize white space in an output, and remove ids, durations and the number of checks."""
     return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[\d,]+ ms|\d+ checks", "ID", " ".join(printed.split()))

@@ -61,7 +61,7 @@ def values(points: list[dict[str, Any]]) -> dict[str, int]:
     return {attribute: point["value"] for point in points for attribute in point["attributes"].values()}
 
 
-def exported(folder: Path, kind: str) -> list[dict[str, Any]]:
+def read_exports(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return what the processes of `observed_worker` have exported: `spans`, or the last `metrics` of each."""
     documents: list[dict[str, Any]] = []
     for file in folder.glob(f"{kind}.*"):
@@ -73,7 +73,7 @@ def exported(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def tasks(folder: Path) -> set[str]:
     """Return the ids of the spans of tasks that have been exported."""
-    return {span["context"]["span_id"] for span in exported(folder, "spans") if span["name"].startswith("run/")}
+    return {span["context"]["span_id"] for span in read_exports(folder, "spans") if span["name"].startswith("run/")}
 
 
 @pytest.fixture

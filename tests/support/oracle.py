@@ -123,7 +123,7 @@ def _choose(orphan: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> tupl
     return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)
 
 
-def retired(
+def group_by_retention(
     events: Mapping[str, Mapping[str, Any]], retained: Collection[str], open_: Collection[str]
 ) -> list[frozenset[str]]:
     """Return the groups of a ledger's events that retention deletes together.

@@ -7,7 +7,7 @@ from mailglass_reconcile import erase
 ADA = "ada@bücher.example"
 
 
-def erased(db, recipient=ADA, **more):
+def erase_person(db, recipient=ADA, **more):
     """Erase a person in a transaction of its own."""
     with db.begin() as connection:
         return erase(connection, recipient=recipient, **more)

@@ -37,7 +37,7 @@ def start(name: str, words: str) -> Callable[[System, str], None]:
     return step
 
 
-def by_command(words: str) -> Callable[[System, str], None]:
+def run_command(words: str) -> Callable[[System, str], None]:
     """Return a remedy that runs one of our commands as the owner of the tables."""
 
     def step(system: System, remedy: str) -> None:
@@ -177,7 +177,7 @@ def revoke_privilege(system: System) -> None:
     system.admin.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
 
 
-def by_sql(system: System, remedy: str) -> None:
+def run_statements(system: System, remedy: str) -> None:
     """Run the remedy's statement as the owner of the tables."""
     for statement in remedy.split("; "):
         system.admin.run(statement)

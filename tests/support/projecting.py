@@ -11,7 +11,7 @@ SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CA
 """
 
 
-def projected(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
+def apply_projection(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     """Project *events* onto their deliveries, and return the number of rows changed."""
     if not events:
         return 0

@@ -19,7 +19,7 @@ from mailglass_reconcile.webhooks.certificates import CertificateCache
 from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from processes import Process
-from senders import MANDRILL_URL, Posted, documented, posted, secret_of
+from senders import MANDRILL_URL, Posted, load_payloads, make_requests, secret_of
 
 SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 
@@ -27,7 +27,7 @@ SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
     """Let certificates come from a function of tests."""
-    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
     monkeypatch.setattr(sns, "certificates", CertificateCache())
     monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
 
@@ -39,15 +39,15 @@ def now():
 
 def requests_of(provider: str) -> list[Posted]:
     """Return requests with all payloads of a provider's documentation, signed now."""
-    return posted(provider, [event.payload for event in documented(provider)], at=now())
+    return make_requests(provider, [event.payload for event in load_payloads(provider)], at=now())
 
 
 def first(provider: str) -> Posted:
     """Return a request with the first payload, signed now."""
-    return posted(provider, [documented(provider)[0].payload], at=now())[0]
+    return make_requests(provider, [load_payloads(provider)[0].payload], at=now())[0]
 
 
-def mounted(**arguments) -> Starlette:
+def mount_receiver(**arguments) -> Starlette:
     """Return an application that mounts the receiver, as a FastAPI one would."""
     shop = Starlette()
     shop.mount("/webhooks", webhook_app(**{"secrets": SECRETS, "url": MANDRILL_URL, **arguments}))
@@ -91,7 +91,9 @@ def receiving(
     addresses += [
         f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
     ]
-    (folder / "certificates").write_text(json.dumps({url: senders.published(url).decode() for url in addresses}))
+    (folder / "certificates").write_text(
+        json.dumps({url: senders.serve_certificate(url).decode() for url in addresses})
+    )
     (folder / "secrets").write_text("".join(f"{provider}={secret}\n" for provider, secret in SECRETS.items()))
     environment = {
         **db.environment(),

@@ -14,10 +14,10 @@ Labels = tuple[tuple[str, str], ...]
 
 def scrape(db: Any) -> dict[tuple[str, Labels], float]:
     """Return all samples by name, without its prefix, and labels."""
-    return parsed(metrics.scrape(db.database))
+    return parse_samples(metrics.scrape(db.database))
 
 
-def parsed(text: bytes) -> dict[tuple[str, Labels], float]:
+def parse_samples(text: bytes) -> dict[tuple[str, Labels], float]:
     """Return the samples of a text."""
     return {
         (sample.name.removeprefix(exposition.PREFIX), tuple(sorted(sample.labels.items()))): sample.value

@@ -63,7 +63,7 @@ class Posted(NamedTuple):
 
 
 @cache
-def documented(provider: str) -> list[Event]:
+def load_payloads(provider: str) -> list[Event]:
     """Return the payloads of a provider's documentation."""
     events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
     for at in (event["anymail"] for event in events if "occurred_at" in event.get("anymail", {})):
@@ -106,7 +106,7 @@ def certificate(subject: str, key: rsa.RSAPrivateKey, issuer: str, issuing: rsa.
     return builder.sign(issuing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def published(url: str) -> bytes:
+def serve_certificate(url: str) -> bytes:
     """Answer like the providers' certificate servers: `sns.fetch` in tests."""
     if url == CERTIFICATE_URL:
         return certificate("sns.amazonaws.com", sns_key(), "Amazon", authority_key())
@@ -142,7 +142,7 @@ def url_of(provider: str) -> str | None:
     return MANDRILL_URL if provider == "mandrill" else None
 
 
-def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) -> list[Posted]:
+def make_requests(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) -> list[Posted]:
     """Return the requests with some payloads, which is one if the provider sends batches.
 
     Args:
@@ -150,10 +150,10 @@ def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) ->
         payloads: In the shape of its documentation.
         at: When the requests are sent.
     """
-    return [signed(provider, body, at) for body in carried(provider, payloads)]
+    return [sign_request(provider, body, at) for body in make_bodies(provider, payloads)]
 
 
-def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
+def make_bodies(provider: str, payloads: Sequence[Any]) -> list[bytes]:
     """Return the bodies with some payloads, in the format of the documentation."""
     if provider == "sparkpost":  # its documentation shows the envelope of each
         return [json.dumps(payloads).encode()]
@@ -162,7 +162,7 @@ def carried(provider: str, payloads: Sequence[Any]) -> list[bytes]:
     return registry.get_provider(provider).bodies(payloads)
 
 
-def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
+def sign_request(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
     """Return a request with a body, signed like the provider's, by the package itself if the secret is shared."""
     record = registry.get_provider(provider)
     if not record.has_private_key:

@@ -29,7 +29,7 @@ def make_mailglass_tables(url: str, shape: str, schema: str | None = None) -> In
     It is first in a test's search_path. 0.1.1 also gets the table that shows that Mailglass made the others.
     """
     schema = schema or SCHEMAS[shape]
-    database = installation(_with_search_path(url, schema), schema)
+    database = installation(_set_search_path(url, schema), schema)
     live(url, schema, shape).engine.dispose()
     if shape == "0.1.1":
         database.run(_SUPPRESSIONS)
@@ -44,7 +44,7 @@ def roll_back(database: Installation) -> None:
         DROP FUNCTION IF EXISTS mailglass_webhook_signed_body_immutable()""")
 
 
-def _with_search_path(url: str, schema: str) -> str:
+def _set_search_path(url: str, schema: str) -> str:
     """Return the URL with a schema first in the search_path."""
     url_with_schema = make_url(url).update_query_dict({"options": f"-csearch_path={schema},public"})
     return url_with_schema.render_as_string(hide_password=False)
@@ -52,7 +52,7 @@ def _with_search_path(url: str, schema: str) -> str:
 
 def settings_of(url: str, shape: str, **more: object) -> Settings:
     """Return the settings of a database, with its schema first in the search_path, so that tests need not name it."""
-    return Settings(database_url=_with_search_path(url, SCHEMAS[shape]), database_schema=SCHEMAS[shape], **more)
+    return Settings(database_url=_set_search_path(url, SCHEMAS[shape]), database_schema=SCHEMAS[shape], **more)
 
 
 @pytest.fixture(scope="session")

@@ -106,12 +106,12 @@ class System:
 
     def reset(self) -> None:
         """Delete all rows, and make sure that everything runs and is healthy."""
-        wait_until(self._emptied)
+        wait_until(self._try_to_empty)
         self.start(*({"worker", "beat"} - self._running.keys()))
         mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)
         wait_until(self.is_healthy, PATIENCE)
 
-    def _emptied(self) -> bool:
+    def _try_to_empty(self) -> bool:
         """Delete all rows, or return False if a sweep holds the tables in another order."""
         try:
             self.admin.run(EMPTIED)

@@ -52,7 +52,7 @@ class Timeline:
     def add(self, samples: dict[Any, float], minutes: int) -> None:
         """Let a new scrape hold for some minutes; an empty one is a target that is down."""
         shift = len(self._minutes) * 60 - time.time()
-        moved = {(name, labels): _moved(name, value, shift) for (name, labels), value in samples.items()}
+        moved = {(name, labels): _shift_timestamp(name, value, shift) for (name, labels), value in samples.items()}
         self._minutes += [moved] * minutes
 
     def hold(self, minutes: int) -> None:
@@ -89,7 +89,7 @@ class Timeline:
         ]
 
 
-def _moved(name: str, value: float, shift: float) -> float:
+def _shift_timestamp(name: str, value: float, shift: float) -> float:
     if not name.endswith("_timestamp_seconds"):
         return value
     return LONG_AGO if value == 0 else value + shift

@@ -26,7 +26,7 @@ IN_THE_HISTORY = 1
 """Rows that a sweep leaves in the history of runs."""
 
 
-def touched(db):
+def load_touched(db):
     """Return the buffers, rows read and rows written so far; a session reports them when it ends."""
     db.wait_until_alone()
     return db.rows(TOUCHED)[0]
@@ -34,9 +34,9 @@ def touched(db):
 
 def cost_of_a_sweep(db):
     """Sweep, and return the result and its cost."""
-    before = touched(db)
+    before = load_touched(db)
     result = reconcile()
-    after = touched(db)
+    after = load_touched(db)
     return result, {name: getattr(after, name) - getattr(before, name) for name in ("pages", "read", "written")}
 
 

@@ -24,7 +24,7 @@ STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient
 STORED = st.sampled_from([None, "matched", *STATES])
 
 
-def started_counters(chosen=(), left_out=()):
+def start_counters(chosen=(), left_out=()):
     """Return counters of a sweep that chose orphans of some stored states and left others out."""
     groups = [Counter(Group(state, "acme", "postmark") for state in states) for states in (chosen, left_out)]
     counters = SweepCounters()
@@ -48,7 +48,7 @@ def open_states(counters):
 
 def test_what_is_left_out_counts_by_its_stored_state_and_the_rest_is_out_of_time():
     """A fault before the first slice leaves the chosen orphans to the deadline."""
-    counters = started_counters([None, "matched"], ["unmatched"] * 5)
+    counters = start_counters([None, "matched"], ["unmatched"] * 5)
     assert outcomes(counters) == {"unmatched": 5, "skipped": 2, "skipped_deadline": 2}
     assert counters.result().remaining == 7
     assert open_states(counters) == {None: 1, "matched": 1, "unmatched": 5}
@@ -56,7 +56,7 @@ def test_what_is_left_out_counts_by_its_stored_state_and_the_rest_is_out_of_time
 
 def test_what_was_judged_has_its_outcome_and_its_new_state():
     """The stored state does not matter."""
-    counters = started_counters([None, None, "ambiguous"])
+    counters = start_counters([None, None, "ambiguous"])
     counters.mark_processed([Group(None, "acme", "postmark"), Group("ambiguous", "acme", "postmark")])
     counters.add_mismatches(["ambiguous", "unmatched"])
     counters.add_open([Group("ambiguous", "acme", "postmark"), Group("unmatched", "acme", "postmark")])
@@ -66,7 +66,7 @@ def test_what_was_judged_has_its_outcome_and_its_new_state():
 
 def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_not_remain():
     """It counts as held, so that the outcomes add up."""
-    counters = started_counters([None] * 3)
+    counters = start_counters([None] * 3)
     counters.add_closed_elsewhere(2)
     assert outcomes(counters) == {"skipped": 3, "skipped_held": 2, "skipped_deadline": 1}
     assert counters.result().remaining == 1
@@ -74,7 +74,7 @@ def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_no
 
 def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
     """They had no state when they were chosen."""
-    counters = started_counters([None] * 2, ["unmatched"])
+    counters = start_counters([None] * 2, ["unmatched"])
     counters.mark_processed([Group("unmatched", "acme", "postmark")] * 2)
     counters.add_mismatches(["unmatched"] * 2)
     counters.complete = True
@@ -84,7 +84,7 @@ def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
 
 def test_the_groups_of_very_many_tenants_are_bounded():
     """Tenants beyond the five hundredth are counted without a name."""
-    counters = started_counters([None] * 1_000)
+    counters = start_counters([None] * 1_000)
     counters.add_open(Group("unmatched", f"tenant {n}", "postmark") for n in range(1_000))
     counters.complete = True
     assert len(counters.open_groups()) <= 501
@@ -95,7 +95,7 @@ def test_the_groups_of_very_many_tenants_are_bounded():
 @given(st.lists(STORED, max_size=30), st.lists(st.sampled_from(STATES), max_size=30), st.integers(0, 30))
 def test_outcomes_always_add_up(chosen, left_out, judged):
     """This holds wherever the sweep ends."""
-    counters = started_counters(chosen, left_out)
+    counters = start_counters(chosen, left_out)
     counters.add_mismatches(["ambiguous"] * min(judged, len(chosen)))
     result = counters.result()
     assert result.scanned == sum(getattr(result, state) for state in OUTCOMES) == len(chosen) + len(left_out)

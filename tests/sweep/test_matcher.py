@@ -109,7 +109,7 @@ def sparkpost(recipient, campaign="campaign"):
     return {"provider": "sparkpost", "transmission_id": campaign, "recipient": recipient}
 
 
-def other_deliveries(campaign, number):
+def make_other_deliveries(campaign, number):
     """Return some deliveries of other recipients."""
     return [delivery_row(campaign, recipient=f"u{n}@example.com") for n in range(number)]
 
@@ -121,7 +121,7 @@ def test_an_event_links_however_its_recipient_is_spelled(db, number, way):
     spelled = {name: spellings[::way] for name, spellings in EQUAL.items()}
     items = {name: delivery_row(name, recipient=stored) for name, (stored, _) in spelled.items()}
     orphans = {name: orphan_row(sparkpost(reported, name)) for name, (_, reported) in spelled.items()}
-    other_rows = [row for name in spelled for row in other_deliveries(name, number)]
+    other_rows = [row for name in spelled for row in make_other_deliveries(name, number)]
     insert(db, [*other_rows, *items.values()], list(orphans.values()))
     mailglass_reconcile.reconcile()
     linked = dict(map(tuple, db.rows(LINKED)))
@@ -133,7 +133,7 @@ def test_an_event_links_however_its_recipient_is_spelled(db, number, way):
 def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, other_count, recipient):
     """Of two deliveries of one recipient, the one with the event's provider is chosen, if the recipient is known."""
     spelled = factories.delivery_row("m", provider=" POSTMARK\xa0")
-    factories.insert(tx, [*other_deliveries("m", other_count), factories.delivery_row("m"), spelled])
+    factories.insert(tx, [*make_other_deliveries("m", other_count), factories.delivery_row("m"), spelled])
     transaction = Transaction(tx.connection, tx.settings)
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), recipient))
     expected = ("matched", spelled["id"]) if recipient else ("ambiguous", None)
@@ -156,7 +156,7 @@ def test_an_event_of_another_recipient_stays_open(db, number):
     """The name before the address is the same; the id names ten deliveries or eleven."""
     rows = [delivery_row(name, recipient=stored) for name, (stored, _) in DIFFERENT.items()]
     orphans = [orphan_row(sparkpost(reported, name)) for name, (_, reported) in DIFFERENT.items()]
-    insert(db, [*(row for name in DIFFERENT for row in other_deliveries(name, number)), *rows], orphans)
+    insert(db, [*(row for name in DIFFERENT for row in make_other_deliveries(name, number)), *rows], orphans)
     mailglass_reconcile.reconcile()
     assert not db.rows(LINKED)
     assert db.value(MISMATCHED) == len(DIFFERENT)
@@ -245,7 +245,7 @@ def test_an_event_links_in_every_locale(url, redis_url):
     )
 
 
-def spelled(seed):
+def make_odd_recipients(seed):
     """Return possible recipients made of everything that makes addresses odd."""
     chance = random.Random(seed)
     return ["".join(chance.choices(PIECES, k=chance.randint(0, 12))) for _ in range(5_000)]
@@ -253,7 +253,9 @@ def spelled(seed):
 
 def test_the_index_has_the_key_of_every_recipient(connection):
     """Postgres computes from a stored recipient the key that Python computes from a normalized one."""
-    recipients = [recipient for pair in (*EQUAL.values(), *DIFFERENT.values()) for recipient in pair] + spelled(1)
+    recipients = [
+        recipient for pair in (*EQUAL.values(), *DIFFERENT.values()) for recipient in pair
+    ] + make_odd_recipients(1)
     keys = [make_index_key(normalize_address(recipient)) for recipient in recipients]
     rows = connection.execute(sa.text(in_schema(KEYS, "public")), {"recipients": recipients, "keys": keys})
     assert [repr(recipient) for recipient, is_equal in rows if not is_equal] == []

@@ -41,7 +41,7 @@ from mailglass_reconcile.store.open_orphans import LAST, Cursor
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import OrphanFilter, Window
-from projecting import projected
+from projecting import apply_projection
 
 ROWS = 50_000
 WIDE = 20_000
@@ -613,7 +613,7 @@ def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """It is read once to decide and once to write."""
     at = "2026-01-02T03:04:05"
     linked = [LinkedEvent(None, event, delivery, "acme", "delivered", at, at) for event, delivery in pairs]
-    plan = probing(tx, lambda: projected(tx, linked))
+    plan = probing(tx, lambda: apply_projection(tx, linked))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
 

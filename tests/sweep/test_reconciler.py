@@ -97,7 +97,7 @@ def test_orphans_that_never_match_hold_nobody_up(db):
     assert counts(reconcile(limit=1)) == {"linked": 1, "unmatched": 1_500}
 
 
-def linked_to(db, orphan):
+def find_linked_delivery(db, orphan):
     """Return the delivery that an orphan is linked to."""
     key = f"reconciled:{orphan}"
     return db.value("SELECT delivery_id::text FROM mailglass_events WHERE idempotency_key = :key", key=key)
@@ -111,7 +111,7 @@ def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
     orphan = factories.orphan(db, postmark("one", recipient="ada@example.com"))
     factories.orphan(db, postmark("one"))
     assert counts(reconcile()) == {"linked": 1, "ambiguous": 1}, "without a recipient, both may be meant"
-    assert linked_to(db, orphan) == delivery
+    assert find_linked_delivery(db, orphan) == delivery
 
 
 def test_the_first_candidate_that_names_a_delivery_decides(db):
@@ -126,7 +126,7 @@ def test_a_candidate_that_names_nothing_is_passed_over(db):
     delivery = factories.delivery(db, "second")
     orphan = factories.orphan(db, postmark("second", provider_message_id="first"))
     assert reconcile().linked == 1
-    assert linked_to(db, orphan) == delivery
+    assert find_linked_delivery(db, orphan) == delivery
 
 
 @pytest.mark.parametrize("key", ["recipient", "email"])
@@ -136,7 +136,7 @@ def test_the_recipient_decides_between_deliveries_of_one_message(db, key):
     insert(db, deliveries)
     orphan = factories.orphan(db, postmark("one", **{key: " BOB@example.COM "}))
     assert reconcile().linked == 1
-    assert linked_to(db, orphan) == deliveries[1]["id"]
+    assert find_linked_delivery(db, orphan) == deliveries[1]["id"]
 
 
 def test_two_deliveries_of_one_recipient_stay_ambiguous(db):
@@ -266,7 +266,7 @@ def test_the_grace_holds_to_the_second_in_sessions_of_any_time_zone(db):
 def test_the_grace_holds_on_a_server_of_any_time_zone(db, zone, monkeypatch):
     """The time zone is the database's default; explicit times are read as UTC there too."""
     monkeypatch.delenv("PGTZ", raising=False)
-    db.by_default("timezone", zone)
+    db.set_default("timezone", zone)
     with db.engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW TimeZone").scalar_one() == zone
         factories.insert(

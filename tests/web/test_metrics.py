@@ -17,7 +17,7 @@ from mailglass_reconcile.ops import metrics_source
 from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
-from scraping import delivery_of, parsed, scrape, value
+from scraping import delivery_of, parse_samples, scrape, value
 from waiting import wait_until
 
 
@@ -147,7 +147,7 @@ def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(e
     """No other figure is exposed, because it could be taken for a good one."""
     for url in ("postgresql://nobody@127.0.0.1:1/none", empty_database_url):
         settings = Settings(database_url=url)
-        assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
+        assert parse_samples(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
 
 
 def test_the_address_needs_the_token(db):
@@ -157,7 +157,7 @@ def test_the_address_needs_the_token(db):
     assert Visitor(closed, None).get(f"/metrics?token={TOKEN}").status_code == 401
     answer = Visitor(closed).get("/metrics")
     assert (answer.status_code, answer.headers["content-type"]) == (200, exposition.CONTENT_TYPE)
-    assert value(parsed(answer.content), "up") == 1
+    assert value(parse_samples(answer.content), "up") == 1
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_metrics_answer_while_the_database_is_unreachable(db):
     unreachable = Settings(database_url="postgresql://nobody@127.0.0.1:1/none", web_token=TOKEN)
     mailglass_reconcile.configure(settings=unreachable)
     answer = Visitor(create_app()).get("/metrics")
-    assert (answer.status_code, parsed(answer.content)) == (200, {("up", ()): 0})
+    assert (answer.status_code, parse_samples(answer.content)) == (200, {("up", ()): 0})
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
@@ -179,7 +179,7 @@ def test_a_database_that_does_not_answer_is_down_within_two_seconds(db, monkeypa
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         settings = Settings(database_url=f"postgresql://a@127.0.0.1:{quiet.getsockname()[1]}/x")
         started_at = time.monotonic()
-        assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
+        assert parse_samples(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
         assert time.monotonic() - started_at < 4
     with db.engine.connect() as locker, locker.begin():
         locker.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")

@@ -17,7 +17,7 @@ from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from mailglass_reconcile.web.cache import IN_FLIGHT
-from scraping import parsed, value
+from scraping import parse_samples, value
 from waiting import wait_until
 
 INLINE = re.compile(r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""")
@@ -241,7 +241,7 @@ def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_name
     assert '<span class="status paused">paused</span>' in answer.text
     assert re.search(r"<dt>Open orphans</dt>\s*<dd>12</dd>", answer.text)
     assert re.findall(r'<path class="band (\w+)" d="M', answer.text) == ["unmatched", "quarantined"]
-    scraped = parsed(visitor.get("/metrics").content)
+    scraped = parse_samples(visitor.get("/metrics").content)
     assert value(scraped, "runs_total", kind="replay", status="paused") == 1
     assert value(scraped, "run_seconds_total", kind="replay") == 7
     assert value(scraped, "open_orphans", state="quarantined") == 5
@@ -306,7 +306,7 @@ def test_three_viewers_cost_as_much_as_one(db, planted_rows, monkeypatch):
         visitor = Visitor(app(db))
         sent.clear()
         for _ in range(2):
-            answers = visitor.all(paths * viewers)
+            answers = visitor.get_all(paths * viewers)
         counts.append(len(sent))
         assert {answer.status_code for answer in answers} <= {200, 303}
     assert counts[0] == counts[1] > len(paths)

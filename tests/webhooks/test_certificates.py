@@ -111,7 +111,7 @@ def test_a_function_that_waits_for_a_certificate_gives_up_after_five_seconds(mon
     monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
     monkeypatch.setattr(sns, "certificates", CertificateCache())
     may = threading.Event()
-    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.published(url))
+    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.serve_certificate(url))
     request = notification("ses", {"Type": "Notification", "Message": "{}"})
     with pytest.raises(MailglassReconcileError, match="try again"):
         check(request)

@@ -24,7 +24,7 @@ FORM = "application/x-www-form-urlencoded"
 @pytest.fixture(autouse=True)
 def certificates(monkeypatch):
     """Let certificates come from a function of tests."""
-    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
 
 
 def cpu(function: Callable[[], object], limit: float = 0) -> float:
@@ -38,7 +38,7 @@ def cpu(function: Callable[[], object], limit: float = 0) -> float:
     return min(seconds)
 
 
-def refused(provider: str, body: bytes, content_type: str = "application/json", **headers: str) -> None:
+def check_refused(provider: str, body: bytes, content_type: str = "application/json", **headers: str) -> None:
     """Verify an unsigned request, which must fail."""
     sent = {"Content-Type": content_type, **headers}
     with pytest.raises((SignatureError, InvalidWebhookError)):
@@ -54,7 +54,7 @@ def repeat_piece(piece: bytes, size: int, before: bytes = b"", after: bytes = b"
 def test_a_form_of_mailguns_is_refused_without_being_parsed(content_type):
     """Legacy webhooks have been read-only since April 2023; the error names the page for new ones."""
     body = repeat_piece(b"a=1&", 256 * KB)
-    assert cpu(lambda: refused("mailgun", body, content_type), 0.01) < 0.01
+    assert cpu(lambda: check_refused("mailgun", body, content_type), 0.01) < 0.01
     with pytest.raises(SignatureError, match="Send, Webhooks of Mailgun's console"):
         verify("mailgun", body, {"Content-Type": content_type}, secret=secret_of("mailgun"))
     with pytest.raises(InvalidWebhookError, match="Send, Webhooks of Mailgun's console"):
@@ -76,15 +76,15 @@ BODIES = {
 @pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
 def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
     """The bodies are the longest that are parsed."""
-    assert cpu(lambda: refused(provider, BODIES[kind]), 0.1) < 0.1
+    assert cpu(lambda: check_refused(provider, BODIES[kind]), 0.1) < 0.1
 
 
 @pytest.mark.parametrize("provider", ["mailersend", "mailtrap", "resend", "sendgrid", "postal", "unisender_go"])
 def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms(provider):
     """It is not parsed, although it has every header of a signature."""
     body = repeat_piece(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
-    signed = senders.signed(provider, b"{}").headers
-    assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"}), 0.1) < 0.1
+    signed = senders.sign_request(provider, b"{}").headers
+    assert cpu(lambda: check_refused(provider, body, **{**signed, "Content-Type": "application/json"}), 0.1) < 0.1
 
 
 def test_a_ping_signed_with_the_public_secret_is_parsed_only_if_it_is_short():
@@ -97,14 +97,14 @@ def test_a_ping_signed_with_the_public_secret_is_parsed_only_if_it_is_short():
         hmac.new(mailersend.TEST_SECRET.encode(), signed_body, "sha256").hexdigest() for signed_body in (short, body)
     ]
     verify("mailersend", short, {"Signature": signatures[0]}, secret=KEY)
-    assert cpu(lambda: refused("mailersend", body, Signature=signatures[1]), 0.1) < 0.1
+    assert cpu(lambda: check_refused("mailersend", body, Signature=signatures[1]), 0.1) < 0.1
 
 
 @pytest.mark.parametrize("piece", [b"%22", b"%22a", b"%41abc", b"+", b"a", b"\xc3\xa9%41", b"&a=%41"])
 def test_an_unsigned_batch_of_mandrill_costs_at_most_600_ms(piece):
     """The form is decoded, but its JSON only once the signature is right."""
     body = repeat_piece(piece, MAX_BYTES, b"mandrill_events=")
-    assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"}), 0.6) < 0.6
+    assert cpu(lambda: check_refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"}), 0.6) < 0.6
 
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
@@ -147,7 +147,7 @@ def recipients(size: int) -> None:
     parse("ses", request.body, request.headers)
 
 
-def one_id(size: int) -> None:
+def validate_under_one_id(size: int) -> None:
     """Validate many different events under one id."""
     validate_events("acme", "sendgrid", [event(n) for n in range(size)], strict=False)
 
@@ -158,7 +158,8 @@ def event(number: int) -> WebhookEvent:
 
 
 @pytest.mark.parametrize(
-    ("work", "size"), slow_unless((recipients, 200).__eq__, [(smtp_id, 1_000), (recipients, 200), (one_id, 200)])
+    ("work", "size"),
+    slow_unless((recipients, 200).__eq__, [(smtp_id, 1_000), (recipients, 200), (validate_under_one_id, 200)]),
 )
 def test_twice_the_input_costs_twice_the_cpu(work, size):
     """It was once four times as much; the limit lies between."""

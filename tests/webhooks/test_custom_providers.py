@@ -22,7 +22,7 @@ from mailglass_reconcile.webhooks import (
     webhook_app,
     webhook_reader,
 )
-from receivers import mounted, post, receiving, setting
+from receivers import mount_receiver, post, receiving, setting
 
 STATE = "SELECT last_event_type FROM mailglass_deliveries"
 COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
@@ -38,7 +38,7 @@ def carrier(monkeypatch):
     monkeypatch.delitem(sys.modules, "carrier", raising=False)
 
 
-def sent(db) -> None:
+def record_carrier_send(db) -> None:
     """Record the send of the webhook's message."""
     with db.engine.begin() as connection:
         recorded = record_send(
@@ -49,11 +49,15 @@ def sent(db) -> None:
 
 def test_it_is_parsed_and_verified(carrier):
     """Names of headers and of the provider ignore case."""
-    request = carrier.sent()
+    request = carrier.make_signed_request()
     (event,) = parse("Carrier", request.body, request.headers)
     assert (event.type, event.recipient) == ("delivered", "ada@example.com")
     verify("carrier", request.body, request.headers, secret=f" {carrier.SECRET} ")
-    wrong = carrier.sent(secret="boo"), carrier.Posted(request.body, {}), carrier.Posted(b"{}", request.headers)  # noqa: S106
+    wrong = (
+        carrier.make_signed_request(secret="boo"),  # noqa: S106
+        carrier.Posted(request.body, {}),
+        carrier.Posted(b"{}", request.headers),
+    )
     for wrong_request in wrong:
         with pytest.raises(SignatureError):
             verify("carrier", wrong_request.body, wrong_request.headers, secret=carrier.SECRET)
@@ -63,9 +67,9 @@ def test_it_is_parsed_and_verified(carrier):
 
 def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(db, carrier):
     """The setting has its secret."""
-    sent(db)
+    record_carrier_send(db)
     setting(db, "carrier=coo")
-    request = carrier.sent()
+    request = carrier.make_signed_request()
     with db.engine.begin() as connection:
         (recorded,) = receive(connection, "carrier", request.body, request.headers)
     assert recorded.delivery_id
@@ -74,8 +78,8 @@ def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(
 
 def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
     """It needs no recipient: the rule finds its delivery."""
-    sent(db)
-    request = carrier.sent(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
+    record_carrier_send(db)
+    request = carrier.make_signed_request(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
     with db.engine.begin() as connection:
         (recorded,) = receive(connection, "carrier", request.body, request.headers, secret=carrier.SECRET)
     assert recorded.delivery_id
@@ -84,13 +88,17 @@ def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
 
 def test_an_application_answers_its_webhooks_like_any_other(db, caplog, carrier):
     """A body that the reader cannot read is 400, one that it cannot verify 401, without a traceback."""
-    receiver = mounted(secrets={"carrier": ["old", "coo"]})
-    big = carrier.sent(b"[" + b" " * registry.MAX_BYTES + b"]")
+    receiver = mount_receiver(secrets={"carrier": ["old", "coo"]})
+    big = carrier.make_signed_request(b"[" + b" " * registry.MAX_BYTES + b"]")
     requests = {
-        200: [carrier.sent(), carrier.sent()],
-        400: [carrier.sent(b"{"), carrier.sent(b'{"to": 7}'), carrier.sent(**{"X-Carrier-Type": "c4n4ry"})],
+        200: [carrier.make_signed_request(), carrier.make_signed_request()],
+        400: [
+            carrier.make_signed_request(b"{"),
+            carrier.make_signed_request(b'{"to": 7}'),
+            carrier.make_signed_request(**{"X-Carrier-Type": "c4n4ry"}),
+        ],
         401: [
-            carrier.sent(secret="boo"),  # noqa: S106
+            carrier.make_signed_request(secret="boo"),  # noqa: S106  # noqa: S106
             carrier.Posted(carrier.BODY, {}),
             carrier.Posted(carrier.BODY, {"X-Carrier-Signature": b"\xe9"}),
         ],
@@ -111,7 +119,7 @@ def test_a_reader_that_cannot_reach_a_server_lets_the_provider_retry(db, carrier
         raise TimeoutError
 
     webhook_reader("gull", read=lambda body, headers: [], verify=unreachable)
-    (answer,) = post(mounted(secrets={"gull": "k"}), "/webhooks/gull", carrier.sent())
+    (answer,) = post(mount_receiver(secrets={"gull": "k"}), "/webhooks/gull", carrier.make_signed_request())
     assert answer.status_code == 503
 
 
@@ -152,7 +160,7 @@ def test_an_invalid_or_registered_name_is_refused(name, carrier):
 @pytest.mark.slow
 def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
     """The process imports nothing of it itself."""
-    request = carrier.sent()
+    request = carrier.make_signed_request()
     script = f"""
 from mailglass_reconcile.webhooks import parse, verify
 assert parse("carrier", {request.body!r})[0].type == "delivered"
@@ -169,14 +177,16 @@ def test_an_application_loads_it_at_startup(db, monkeypatch, carrier):
     monkeypatch.delitem(sys.modules, "carrier")
     settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    assert [response.status_code for response in post(webhook_app(), "/carrier", carrier.sent())] == [200]
+    assert [response.status_code for response in post(webhook_app(), "/carrier", carrier.make_signed_request())] == [
+        200
+    ]
 
 
 @pytest.mark.slow
 def test_the_command_serves_it(db, tmp_path, carrier):
     """It is served over HTTP, and linked by the rule of the same module."""
-    sent(db)
-    request = carrier.sent()
+    record_carrier_send(db)
+    request = carrier.make_signed_request()
     with receiving(
         db, tmp_path,
         MAILGLASS_IMPORTS="canned_certificates,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",

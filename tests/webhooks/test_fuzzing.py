@@ -14,7 +14,16 @@ from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.webhooks import validate_events as check_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from senders import MANDRILL_URL, Posted, documented, posted, published, secret_of, signed, url_of
+from senders import (
+    MANDRILL_URL,
+    Posted,
+    load_payloads,
+    make_requests,
+    secret_of,
+    serve_certificate,
+    sign_request,
+    url_of,
+)
 
 COUNT = "SELECT count(*) FROM mailglass_events"
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
@@ -36,9 +45,9 @@ FEW = settings(PATIENT, max_examples=10)
 
 
 @st.composite
-def twisted(draw, provider):
+def twisted_payloads(draw, provider):
     """Return a documented payload with some values replaced at any depth."""
-    payload = json.loads(json.dumps(draw(st.sampled_from(documented(provider))).payload))
+    payload = json.loads(json.dumps(draw(st.sampled_from(load_payloads(provider))).payload))
     for _ in range(draw(st.integers(1, 3))):
         place = payload
         while isinstance(place, dict | list) and place:
@@ -86,14 +95,14 @@ def test_many_payloads_with_anything_in_them_can_be_recorded_or_are_refused(prov
 
 def read_twisted(provider, data):
     """Read a payload with some other values, alone and after a good one."""
-    payload = data.draw(twisted(provider))
-    (request,) = posted(provider, [payload])
+    payload = data.draw(twisted_payloads(provider))
+    (request,) = make_requests(provider, [payload])
     read(provider, request.body, request.headers)
-    good = documented(provider)[0].payload
-    requests = posted(provider, [good, payload])
+    good = load_payloads(provider)[0].payload
+    requests = make_requests(provider, [good, payload])
     event_lists = [read(provider, request.body, request.headers) for request in requests]
     assert event_lists[0]
-    assert event_lists[0][0].type == documented(provider)[0].type
+    assert event_lists[0][0].type == load_payloads(provider)[0].type
 
 
 @pytest.mark.slow
@@ -104,7 +113,7 @@ def test_any_json_is_read_or_refused(provider, body, headers):
     """It may be signed or not."""
     read(provider, body, headers)
     validate_events(provider, body, headers)
-    request = signed(provider, body)
+    request = sign_request(provider, body)
     read(provider, request.body, request.headers)
 
 
@@ -128,8 +137,8 @@ def test_any_request_is_answered_below_500_and_no_event_is_lost(db, application,
     provider = data.draw(st.sampled_from(PROVIDERS))
     now = dt.datetime.now(dt.UTC)
     body = data.draw(st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
-    requests = [signed(provider, body, now), Posted(body, data.draw(HEADERS))]
-    requests += posted(provider, [data.draw(twisted(provider))], now)
+    requests = [sign_request(provider, body, now), Posted(body, data.draw(HEADERS))]
+    requests += make_requests(provider, [data.draw(twisted_payloads(provider))], now)
     for request in requests:
         headers = [(k.encode("utf-8", "replace"), v.encode("utf-8", "replace")) for k, v in request.headers.items()]
         before = db.value(COUNT)
@@ -173,4 +182,4 @@ def answer(application, path, body, headers):
 @pytest.fixture(autouse=True)
 def certificates(monkeypatch):
     """Let certificates come from a function of tests."""
-    monkeypatch.setattr(sns, "fetch", published)
+    monkeypatch.setattr(sns, "fetch", serve_certificate)

@@ -9,9 +9,9 @@ import pytest
 import senders
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from receivers import mounted, now, post
+from receivers import mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
-from senders import Posted, documented, posted, secret_of, url_of
+from senders import Posted, load_payloads, make_requests, secret_of, url_of
 
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
 ODD = ([], [[]], {}, {"a": []}, 7, -1.5, 10**400, True, None, "", "\x00", "\ud800", "é")
@@ -27,7 +27,7 @@ def places(value: object, path: tuple = ()) -> Iterator[tuple]:
         yield from places(inner, (*path, key))
 
 
-def changed(value: object, path: tuple, odd: object) -> object:
+def replace_value(value: object, path: tuple, odd: object) -> object:
     """Return JSON with another value at a path."""
     copy = json.loads(json.dumps(value))
     place = copy
@@ -40,10 +40,10 @@ def changed(value: object, path: tuple, odd: object) -> object:
 @EVERY_PROVIDER
 def test_an_odd_value_in_a_signed_body_is_read_or_refused(provider):
     """The value may be anywhere."""
-    payload = documented(provider)[0].payload
+    payload = load_payloads(provider)[0].payload
     for path in places(payload):
         for odd in ODD:
-            for request in posted(provider, [changed(payload, path, odd)]):
+            for request in make_requests(provider, [replace_value(payload, path, odd)]):
                 with suppress(InvalidWebhookError):
                     parse(provider, request.body, request.headers)
 
@@ -51,11 +51,11 @@ def test_an_odd_value_in_a_signed_body_is_read_or_refused(provider):
 @pytest.mark.parametrize("provider", IN_BODY)
 def test_an_odd_value_in_what_is_signed_is_a_wrong_signature(provider):
     """If the signature is in the body, all of the body is untrusted until it is checked."""
-    request = posted(provider, [documented(provider)[0].payload])[0]
+    request = make_requests(provider, [load_payloads(provider)[0].payload])[0]
     body = json.loads(request.body)
     for path in places(body):
         for odd in ODD:
-            odd_body = json.dumps(changed(body, path, odd)).encode()
+            odd_body = json.dumps(replace_value(body, path, odd)).encode()
             try:
                 verify(provider, odd_body, request.headers, secret=secret_of(provider), now=senders.NOW)
             except SignatureError:
@@ -66,7 +66,7 @@ def test_an_odd_value_in_what_is_signed_is_a_wrong_signature(provider):
 @EVERY_PROVIDER
 def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
     """Headers in Latin-1, very long or empty ones are tried."""
-    request = posted(provider, [documented(provider)[0].payload])[0]
+    request = make_requests(provider, [load_payloads(provider)[0].payload])[0]
     if provider == "postal":  # an older one sends only the second
         request.headers.pop("X-Postal-Signature")
     for name in [name for name in request.headers if name != "Content-Type" and not name.startswith("x-amz-sns")]:
@@ -94,7 +94,7 @@ def test_a_header_that_is_missing_or_odd_is_a_wrong_signature(provider):
 def test_over_http_it_is_answered_with_401_and_one_line(db, caplog, provider, document):
     """The provider would repeat a webhook after 503; there is no traceback."""
     request = Posted(json.dumps(document).encode(), {"Content-Type": "application/json"})
-    (answer,) = post(mounted(), f"/webhooks/{provider}", request)
+    (answer,) = post(mount_receiver(), f"/webhooks/{provider}", request)
     assert (answer.status_code, db.value(COUNT)) == (401, 0)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -103,11 +103,11 @@ def test_over_http_it_is_answered_with_401_and_one_line(db, caplog, provider, do
 
 def test_too_many_odd_tags_cost_their_event_tags_and_nothing_else(db, caplog):
     """Fifty tags of control characters, six bytes each as JSON, exceed the metadata of an event."""
-    good, large = (dict(documented("sendgrid")[0].payload) for _ in range(2))
+    good, large = (dict(load_payloads("sendgrid")[0].payload) for _ in range(2))
     good |= {"category": ["good"], "sg_event_id": "1"}
     large |= {"category": ["\x01" * 1_000] * 49 + ["last"], "sg_event_id": "2"}
-    (request,) = posted("sendgrid", [good, large], at=now())
-    (answer,) = post(mounted(), "/webhooks/sendgrid", request)
+    (request,) = make_requests("sendgrid", [good, large], at=now())
+    (answer,) = post(mount_receiver(), "/webhooks/sendgrid", request)
     assert answer.status_code == 200, caplog.text
     tags = "SELECT metadata->'tags' FROM mailglass_events ORDER BY metadata->>'provider_event_id'"
     (first,), (second,) = db.rows(tags)

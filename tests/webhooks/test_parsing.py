@@ -18,7 +18,7 @@ from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse, registry
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from senders import BATCHES, KEY, NOW, PAYLOADS, documented, notification, posted, signed
+from senders import BATCHES, KEY, NOW, PAYLOADS, load_payloads, make_requests, notification, sign_request
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 
@@ -28,10 +28,12 @@ ANYMAIL_PATHS = {provider.name: provider.path for provider in ANYMAIL}
 
 def read(provider: str, *payloads: dict, at: dt.datetime = NOW) -> list[WebhookEvent]:
     """Post payloads, and read the events."""
-    return [e for request in posted(provider, payloads, at) for e in parse(provider, request.body, request.headers)]
+    return [
+        e for request in make_requests(provider, payloads, at) for e in parse(provider, request.body, request.headers)
+    ]
 
 
-def compared_fields(event: WebhookEvent) -> tuple:
+def get_compared_fields(event: WebhookEvent) -> tuple:
     """Return the fields on which two readers of a payload must agree."""
     return (event.type, event.occurred_at, event.recipient, event.reject_reason, event.metadata)
 
@@ -39,7 +41,7 @@ def compared_fields(event: WebhookEvent) -> tuple:
 @EVERY_PROVIDER
 def test_every_documented_event_is_read(provider):
     """All fields are those in the file of payloads; the ledger gets no address."""
-    for event in documented(provider):
+    for event in load_payloads(provider):
         (parsed,) = read(provider, event.payload)
         assert (parsed.type, parsed.reject_reason, parsed.bounce) == (event.type, event.reason, event.bounce), event
         assert (parsed.smtp_status, parsed.message_id) == (event.smtp_status, event.message_id), event
@@ -51,7 +53,7 @@ def test_every_documented_event_is_read(provider):
         assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key, event
 
 
-def known_to_anymail(heard: list[tuple], parsed: list[WebhookEvent]) -> list[tuple[WebhookEvent, WebhookEvent]]:
+def pair_with_anymail(heard: list[tuple], parsed: list[WebhookEvent]) -> list[tuple[WebhookEvent, WebhookEvent]]:
     """Parse a payload with Anymail and our reader; return the pairs of events that Anymail reads with a recipient."""
     pairs = []
     for (event, esp_name), own in zip(heard, parsed, strict=True):
@@ -71,25 +73,29 @@ def test_a_team_with_anymail_records_the_same_as_one_with_our_receiver(provider,
 
     That is what Anymail itself reads. Where they differ on purpose, the payload says what Anymail reads.
     """
-    events = documented(provider)
+    events = load_payloads(provider)
     payloads = [event.payload for event in events]
     heard = [
-        signal for item in posted(provider, payloads) for signal in post([item.for_anymail(ANYMAIL_PATHS[provider])])
+        signal
+        for item in make_requests(provider, payloads)
+        for signal in post([item.for_anymail(ANYMAIL_PATHS[provider])])
     ]
     by_anymail, data = [webhook_event(*signal) for signal in heard], read(provider, *payloads)
     if provider == "sendgrid":  # Anymail needs an id of its own there
         by_anymail = [replace(event, message_id=own.message_id) for event, own in zip(by_anymail, data, strict=True)]
     assert by_anymail == data
     differing = [replace(own, **event.anymail) for own, event in zip(data, events, strict=True)]
-    pairs = known_to_anymail(heard, differing)
-    assert [compared_fields(read_event) for read_event, _ in pairs] == [compared_fields(own) for _, own in pairs]
+    pairs = pair_with_anymail(heard, differing)
+    assert [get_compared_fields(read_event) for read_event, _ in pairs] == [
+        get_compared_fields(own) for _, own in pairs
+    ]
     assert all(changed != own for changed, own, event in zip(differing, data, events, strict=True) if event.anymail)
 
 
 @EVERY_PROVIDER
 def test_a_repeated_webhook_holds_the_same_events(provider):
     """A new signature and another order change nothing."""
-    payloads = [event.payload for event in documented(provider)]
+    payloads = [event.payload for event in load_payloads(provider)]
     first = read(provider, *payloads)
     repeated = read(provider, *reversed(payloads), at=NOW + dt.timedelta(minutes=10))
     assert [event.provider_event_id for event in first] == [event.provider_event_id for event in repeated][::-1]
@@ -99,7 +105,7 @@ def test_a_repeated_webhook_holds_the_same_events(provider):
 @EVERY_PROVIDER
 def test_an_unknown_type_is_recorded_as_unknown(provider):
     """A provider's later types are not lost."""
-    payload = json.loads(json.dumps(documented(provider)[0].payload))
+    payload = json.loads(json.dumps(load_payloads(provider)[0].payload))
     telling = payload["msys"]["message_event"] if provider == "sparkpost" else payload
     if provider == "azure":
         payload["data"]["status"] = "newer"
@@ -119,15 +125,15 @@ def test_an_unknown_type_is_recorded_as_unknown(provider):
 @pytest.mark.parametrize("provider", BATCHES)
 def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
     """One line of the log has their number and the reason, and nothing of their content."""
-    payloads = [event.payload for event in documented(provider)]
+    payloads = [event.payload for event in load_payloads(provider)]
     canary = "c4n4ry@example.org"
     bad = [[canary], canary, None]
     if provider in ("mailtrap", "sendgrid"):
         bad.append({**payloads[0], "email": {"address": canary}})
-    (request,) = posted(provider, [payloads[0], *bad, *payloads[1:]])
+    (request,) = make_requests(provider, [payloads[0], *bad, *payloads[1:]])
     with caplog.at_level(logging.ERROR):
         events = parse(provider, request.body, request.headers)
-    assert [event.type for event in events] == [event.type for event in documented(provider)]
+    assert [event.type for event in events] == [event.type for event in load_payloads(provider)]
     assert f"{len(bad)} of {len(payloads) + len(bad)} events" in caplog.text
     assert canary not in caplog.text
 
@@ -135,7 +141,7 @@ def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
 @EVERY_PROVIDER
 def test_invalid_utf8_in_a_field_is_replaced(provider):
     """Some field of a message may have it; the signature is over the bytes as they came."""
-    request = posted(provider, [documented(provider)[0].payload])[0]
+    request = make_requests(provider, [load_payloads(provider)[0].payload])[0]
     (before,) = parse(provider, request.body, request.headers)
     for brace, more in ((b"{", b'{"name": "caf\xe9\xff", '), (b"%7B", b"%7B%22name%22%3A+%22caf%E9%FF%22%2C+")):
         (after,) = parse(provider, request.body.replace(brace, more, 1), request.headers)
@@ -177,7 +183,7 @@ def test_a_notification_of_no_type_is_refused(provider):
 def test_every_row_of_a_table_has_a_payload_or_is_listed_as_one_without(provider):
     """A sample is no evidence, because we made it ourselves."""
     rows = set(registry.get_provider(provider).table.kinds)
-    with_payload = {row_of(provider, event.payload) for event in documented(provider)}
+    with_payload = {row_of(provider, event.payload) for event in load_payloads(provider)}
     without_payload = json.loads((PAYLOADS / f"{provider}.json").read_text())["without_payload"]
     assert sorted(rows - with_payload) == without_payload
 
@@ -261,7 +267,7 @@ def test_a_topic_that_amazon_has_validated_gives_no_event():
 
 def test_a_notification_about_three_recipients_is_three_events():
     """They share the bounce's id and differ by their position in it."""
-    payload = json.loads(json.dumps(documented("ses")[0].payload))
+    payload = json.loads(json.dumps(load_payloads("ses")[0].payload))
     addresses = [f"{name}@example.org" for name in ("a", "b", "c")]
     payload["bounce"]["bouncedRecipients"] = [{"emailAddress": address} for address in addresses]
     payload["mail"]["destination"] = addresses
@@ -273,7 +279,7 @@ def test_a_notification_about_three_recipients_is_three_events():
 
 def test_a_bounce_of_ses_belongs_to_the_only_address_that_its_message_went_to():
     """A forwarding server lets another address bounce."""
-    payload = json.loads(json.dumps(documented("ses")[0].payload))
+    payload = json.loads(json.dumps(load_payloads("ses")[0].payload))
     payload["bounce"]["bouncedRecipients"] = [{"emailAddress": "forwarded@example.org"}]
     payload["mail"]["destination"] = ["Ann <ann@example.org>"]
     assert [event.recipient for event in read("ses", payload)] == ["Ann <ann@example.org>"]
@@ -281,13 +287,13 @@ def test_a_bounce_of_ses_belongs_to_the_only_address_that_its_message_went_to():
 
 def test_ses_without_recipients_is_still_an_event_of_its_message():
     """Its id finds the delivery."""
-    payload = {**documented("ses")[3].payload, "mail": {"messageId": "m-1"}}
+    payload = {**load_payloads("ses")[3].payload, "mail": {"messageId": "m-1"}}
     assert [(event.message_id, event.recipient) for event in read("ses", payload)] == [("m-1", None)]
 
 
 def test_scaleways_events_name_the_id_of_the_answer():
     """Anymail does not read them."""
-    for event in documented("scaleway"):
+    for event in load_payloads("scaleway"):
         (parsed,) = read("scaleway", event.payload)
         payload = event.payload
         assert (parsed.message_id, parsed.recipient) == (payload.get("email_id"), payload.get("email_to"))
@@ -297,7 +303,7 @@ def test_scaleways_events_name_the_id_of_the_answer():
 
 def test_resend_does_not_say_whom_of_several_an_event_is_about():
     """`contrib.anymail` does the same."""
-    payload = json.loads(json.dumps(documented("resend")[1].payload))
+    payload = json.loads(json.dumps(load_payloads("resend")[1].payload))
     payload["data"]["cc"] = ["copy@example.org"]
     assert read("resend", payload)[0].recipient is None
 
@@ -320,21 +326,21 @@ def test_sendgrids_message_id_is_that_of_the_send(fields, id_):
 
 def test_mailguns_event_has_its_own_id_and_not_the_tokens():
     """The token belongs to the request."""
-    payload = documented("mailgun")[2].payload
+    payload = load_payloads("mailgun")[2].payload
     (event,) = read("mailgun", payload)
     assert event.provider_event_id == f"{payload['id']}/{payload['timestamp']}"
 
 
 def test_mailtraps_lines_are_read_as_its_list():
     """The payload format is "JSON Lines" on its page."""
-    payloads = [event.payload for event in documented("mailtrap")]
+    payloads = [event.payload for event in load_payloads("mailtrap")]
     lines = "\n".join(map(json.dumps, payloads)).encode()
     assert parse("mailtrap", lines) == read("mailtrap", *payloads)
 
 
 def test_one_bad_line_of_mailtraps_does_not_lose_the_others(caplog):
     """One line is cut off, one is no object."""
-    payloads = [event.payload for event in documented("mailtrap")]
+    payloads = [event.payload for event in load_payloads("mailtrap")]
     lines = [json.dumps(payloads[0]), '{"email": "c4n4ry@exam', '"c4n4ry"', *map(json.dumps, payloads[1:])]
     with caplog.at_level(logging.ERROR):
         events = parse("mailtrap", "\n".join(lines).encode())
@@ -345,8 +351,8 @@ def test_one_bad_line_of_mailtraps_does_not_lose_the_others(caplog):
 
 def test_one_bad_user_of_unisender_go_does_not_lose_the_others(caplog):
     """Nor does a part of a user's events that is no event."""
-    payloads = [event.payload for event in documented("unisender_go")]
-    body = json.loads(posted("unisender_go", payloads)[0].body)
+    payloads = [event.payload for event in load_payloads("unisender_go")]
+    body = json.loads(make_requests("unisender_go", payloads)[0].body)
     (good,) = body["events_by_user"]
     good["events"].append("c4n4ry")
     users = [{"user_id": 1, "events": "c4n4ry"}, "c4n4ry", good]
@@ -359,8 +365,8 @@ def test_one_bad_user_of_unisender_go_does_not_lose_the_others(caplog):
 
 def test_unisender_gos_single_event_is_read():
     """Its fields stand beside the signature."""
-    flat = {**documented("unisender_go")[1].payload, "auth": "AUTH", "event_name": "transactional_email_status"}
-    (event,) = parse("unisender_go", signed("unisender_go", json.dumps(flat).encode()).body)
+    flat = {**load_payloads("unisender_go")[1].payload, "auth": "AUTH", "event_name": "transactional_email_status"}
+    (event,) = parse("unisender_go", sign_request("unisender_go", json.dumps(flat).encode()).body)
     assert (event.type, event.recipient) == ("delivered", flat["email"])
     assert KEY not in event.provider_event_id
 
@@ -396,7 +402,7 @@ def test_500_events_of_sendgrid_are_read_in_20_ms():
     payloads = [
         {**event.payload, "sg_event_id": f"id-{number}-{event.payload['event']}", "email": f"ann{number}@example.org"}
         for number in range(46)
-        for event in documented("sendgrid")
+        for event in load_payloads("sendgrid")
     ][:500]
     body = json.dumps(payloads).encode()
     times = []

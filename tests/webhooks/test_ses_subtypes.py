@@ -5,10 +5,10 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-SES = next(event.payload for event in documented("ses") if "bounce" in event.payload)
-RESEND = next(event.payload for event in documented("resend") if "bounce" in event.payload["data"])
+SES = next(event.payload for event in load_payloads("ses") if "bounce" in event.payload)
+RESEND = next(event.payload for event in load_payloads("resend") if "bounce" in event.payload["data"])
 
 
 def ses(type_: str, subtype: str) -> dict:

@@ -26,11 +26,11 @@ from senders import (
     SCALEWAY_CERTIFICATE_URL,
     SVIX_SECRET,
     Posted,
-    documented,
+    load_payloads,
+    make_requests,
     notification,
-    posted,
     secret_of,
-    signed,
+    sign_request,
     url_of,
 )
 
@@ -47,7 +47,7 @@ def published(monkeypatch):
 
     def fetch(url):
         requests.append(url)
-        return senders.published(url)
+        return senders.serve_certificate(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
     monkeypatch.setattr(sns, "certificates", CertificateCache())
@@ -63,13 +63,13 @@ def check(provider, request: Posted, **changes):
 
 def first(provider, **changes) -> Posted:
     """Return a request with the first payload of the documentation."""
-    return posted(provider, [documented(provider)[0].payload], **changes)[0]
+    return make_requests(provider, [load_payloads(provider)[0].payload], **changes)[0]
 
 
 @EVERY_PROVIDER
 def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider):
     """Servers pass them in different cases."""
-    for request in posted(provider, [event.payload for event in documented(provider)]):
+    for request in make_requests(provider, [event.payload for event in load_payloads(provider)]):
         check(provider, request)
         check(provider, Posted(request.body, {name.upper(): value for name, value in request.headers.items()}))
 
@@ -325,7 +325,7 @@ def test_mailguns_primary_account_may_verify_its_subaccounts():
 def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_else(monkeypatch):
     """MailerSend sends `webhook.test` before it saves a webhook, and expects a 200."""
     monkeypatch.setattr(senders, "KEY", "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G")
-    ping = signed("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}')
+    ping = sign_request("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}')
     event = first("mailersend")
     check("mailersend", ping, secret=KEY)
     with pytest.raises(SignatureError):
@@ -445,8 +445,8 @@ def test_scaleways_certificate_has_the_address_that_its_documentation_shows(monk
     github.com/symfony/symfony/pull/65715.
     """
     url = f"https://messaging.s3.{host}.scw.cloud/fr-par/sns/sns_certificate_123.{suffix}"
-    answers = {url: senders.published(SCALEWAY_CERTIFICATE_URL)}
-    monkeypatch.setattr(sns, "fetch", lambda address: answers.get(address) or senders.published(address))
+    answers = {url: senders.serve_certificate(SCALEWAY_CERTIFICATE_URL)}
+    monkeypatch.setattr(sns, "fetch", lambda address: answers.get(address) or senders.serve_certificate(address))
     check("scaleway", scaleways(url))
 
 
@@ -479,7 +479,7 @@ def test_scaleways_certificate_must_be_issued_by_its_authority(monkeypatch):
     """Its documentation says that the address is not enough."""
     own = senders.certificate("sns.mnq.srr.scw.cloud", senders.sns_key(), "Scaleway", senders.sns_key())
     answers = {SCALEWAY_CERTIFICATE_URL: own}
-    monkeypatch.setattr(sns, "fetch", lambda url: answers.get(url) or senders.published(url))
+    monkeypatch.setattr(sns, "fetch", lambda url: answers.get(url) or senders.serve_certificate(url))
     with pytest.raises(SignatureError, match="issued"):
         check("scaleway", first("scaleway"))
 

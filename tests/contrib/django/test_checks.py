@@ -18,7 +18,7 @@ GOOD = {
 }
 
 
-def reported_ids():
+def find_reported_ids():
     """Return the ids of our checks' messages; the database does not exist, so that none may connect."""
     return [run_check.id for run_check in run_checks() if run_check.id.startswith("mailglass_reconcile.")]
 
@@ -64,7 +64,7 @@ def bare_celery():
 def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, expected):
     """Each message can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
-        assert reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
+        assert find_reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
 
 
 PROJECT = """
@@ -91,7 +91,7 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], result.stderr
 
 
-def of_the_database(*databases):
+def run_database_checks(*databases):
     """Return the messages of the checks with the tag `database`, by id."""
     reported_ids = run_checks(tags=[Tags.database], databases=databases)
     return {item.id: item for item in reported_ids if item.id.startswith("mailglass_reconcile.")}
@@ -100,10 +100,10 @@ def of_the_database(*databases):
 def test_the_fast_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
     """Thus none stops `migrate`; they run for our database only, and once it is migrated."""
     reconcile()
-    assert of_the_database("default") == {}
+    assert run_database_checks("default") == {}
     db.run("DROP INDEX mailglass_events_idempotency_key_idx")
-    assert of_the_database() == {}
-    (reported_ids,) = of_the_database("default").values()
+    assert run_database_checks() == {}
+    (reported_ids,) = run_database_checks("default").values()
     assert (reported_ids.id, reported_ids.level) == ("mailglass_reconcile.indexes", WARNING)
     assert reported_ids.msg.endswith("so nothing can be recorded or linked.")
     assert reported_ids.hint == "run `manage.py mailglass migrate`"
@@ -124,9 +124,9 @@ def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_dat
     """Exactly once requires our tables' database; models elsewhere are named by their apps."""
     schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
     with override_settings(**{**GOOD, **schedule}):
-        assert reported_ids() == []
+        assert find_reported_ids() == []
     with override_settings(**GOOD):
-        assert reported_ids() == ["mailglass_reconcile.W004"]
+        assert find_reported_ids() == ["mailglass_reconcile.W004"]
     with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
         (check_message,) = [run_check for run_check in run_checks() if run_check.id == "mailglass_reconcile.W005"]
     assert "auth, contenttypes" in check_message.msg

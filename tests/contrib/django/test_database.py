@@ -49,7 +49,7 @@ def webhook(connection, message_id="m-1"):
     return record_webhook(connection, provider="postmark", events=[event])
 
 
-def refused_webhook():
+def record_refused_webhook():
     """Record a send, and an event that the database refuses."""
     with connection() as shared_connection:
         send(shared_connection)
@@ -121,7 +121,7 @@ def test_an_error_of_ours_keeps_the_rows_of_the_application(db, first):
     with transaction.atomic():
         order(1)
         with pytest.raises(DatabaseRefusedError):
-            refused_webhook()
+            record_refused_webhook()
         order(2)
         with pytest.raises(sa.exc.ProgrammingError):
             nonsense()

@@ -74,7 +74,7 @@ def lines(caplog):
 def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, tenant, reason):
     """A function may fail on a plain mail or an event without tags; nothing is lost, and one line has the reason."""
     with override_settings(MAILGLASS_TENANT=tenant):
-        message = Message.accepted(POSTMARK, 1)
+        message = Message.send_accepted(POSTMARK, 1)
         post(message.requests(*STORY))
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("default",)]
     assert all(re.match(f"recorded for the tenant default: {reason}", line) for line in lines(caplog))
@@ -87,7 +87,7 @@ def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
     with transaction.atomic():
         with djangos.cursor() as cursor:
             cursor.execute("CREATE TABLE shop_order (number integer)")
-        message = Message.accepted(POSTMARK, 1)
+        message = Message.send_accepted(POSTMARK, 1)
     assert db.value("SELECT count(*) FROM shop_order") == 0
     assert db.value(LEDGER) == 0
     line = lines(caplog)[-1]  # after the first line of each cause and minute
@@ -101,7 +101,7 @@ def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, capl
     with transaction.atomic():
         with djangos.cursor() as cursor, pytest.raises(ProgrammingError):
             cursor.execute("SELECT nonsense")
-        Message.accepted(POSTMARK, 1)
+        Message.send_accepted(POSTMARK, 1)
     assert lines(caplog)[0].startswith("a send by Postmark was not recorded: InternalError in ")
     db.broken.add("I9")  # an id may look like an address
     assert db.value(LEDGER) == 0
@@ -109,7 +109,7 @@ def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, capl
 
 def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_when_it_comes_again(db, post):
     """Earlier events of its batch stay recorded, once."""
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     requests = message.requests(*STORY)
     db.broken.add("I3")
     db.run(HIDE)
@@ -126,7 +126,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
 
 def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batch_is_recorded(db, post, caplog):
     """Otherwise the provider would send the batch again for ever."""
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     document = json.loads(request["data"])
     document[1]["anymail_id"] = [document[1]["anymail_id"]]
@@ -154,7 +154,7 @@ def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
 def test_rows_belong_to_the_tenant_of_the_setting(db, post, tenant):
     """The setting is a text, a function, or a function's dotted name."""
     with override_settings(MAILGLASS_TENANT=tenant):
-        post(Message.accepted(POSTMARK, 1).requests(*STORY))
+        post(Message.send_accepted(POSTMARK, 1).requests(*STORY))
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]
 
 
@@ -181,7 +181,7 @@ def test_a_text_with_a_dot_must_name_a_function():
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):
     """The checker compares each message with the ledger; this test counts them."""
     with transaction.atomic():
-        message = Message.accepted(POSTMARK, 1)
+        message = Message.send_accepted(POSTMARK, 1)
         post(message.requests(*STORY[:2]))
         assert db.witness.messages() == []
     messages = db.witness.messages()
@@ -206,7 +206,7 @@ def calls_of(deaf):
 
 def test_a_batch_asks_a_redis_that_does_not_answer_once(db, post):
     """Anymail passes its events one by one; their broadcasts and their second look are made once per request."""
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
         url = SecretStr(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"redis_url": url}))

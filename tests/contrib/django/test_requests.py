@@ -12,7 +12,7 @@ from django.db import connections, transaction
 from django.test import AsyncClient, Client
 
 import senders
-from anymail_sends import ANN, BOB, STORY, Message, accepted
+from anymail_sends import ANN, BOB, STORY, Message, send_accepted
 from anymail_webhooks import POSTMARK, SENDGRID
 from recording import round_trips, statements_in_background
 from waiting import settle, wait_until
@@ -30,12 +30,12 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 AUTHORIZATION = {"authorization": f"Basic {b64encode(senders.AUTH.encode()).decode()}"}
 
 
-def over_wsgi(request):
+def post_over_wsgi(request):
     """Post a webhook, and return the response's status."""
     return Client(raise_request_exception=False, headers=AUTHORIZATION).post(**request).status_code
 
 
-def over_asgi(request):
+def post_over_asgi(request):
     """Post through Django's ASGI handler, whose views run in a thread of asgiref's."""
 
     async def post():
@@ -49,7 +49,7 @@ def over_asgi(request):
     return asyncio.run(post())
 
 
-@pytest.fixture(params=[over_wsgi, over_asgi], ids=["WSGI", "ASGI"])
+@pytest.fixture(params=[post_over_wsgi, post_over_asgi], ids=["WSGI", "ASGI"])
 def answer(request):
     """Return a function that posts a webhook in either way."""
     return request.param
@@ -59,7 +59,7 @@ def answer(request):
 def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monkeypatch, atomic):
     """Each is broadcast, although Anymail passes them one by one."""
     monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     assert answer(request) == 200
     assert db.value(LEDGER) == 2 + len(STORY)
@@ -71,7 +71,7 @@ def test_each_event_of_a_webhook_is_recorded_before_its_answer(db, answer, monke
 
 def test_a_webhook_that_cannot_be_recorded_is_an_error_and_recorded_on_redelivery(db, answer):
     """Nothing of it is stored before, and everything once afterwards."""
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     db.broken.add("I3")
     db.run("ALTER TABLE mailglass_events RENAME TO hidden")
@@ -85,10 +85,10 @@ def test_a_webhook_that_cannot_be_recorded_is_an_error_and_recorded_on_redeliver
 @pytest.mark.parametrize("late", [False, True], ids=["in the event loop", "in a task that outlives its request"])
 def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
     """Django refuses queries there, so another thread records."""
-    over_wsgi(Message.of(POSTMARK, accepted_of(1)).requests(*STORY[:1])[0])
+    post_over_wsgi(Message.from_status(POSTMARK, send_without_our_receiver(1)).requests(*STORY[:1])[0])
 
     async def send():
-        accepted("Postmark", [ANN], ["<1-0@example.com>"])
+        send_accepted("Postmark", [ANN], ["<1-0@example.com>"])
 
     async def request():
         task = asyncio.create_task(send())
@@ -107,14 +107,14 @@ def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
     db.witness.messages = lambda: messages
 
 
-def accepted_of(number):
+def send_without_our_receiver(number):
     """Return the status of a send of which our app has not been notified."""
     from anymail.signals import post_send  # noqa: PLC0415
 
     from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
 
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
-    status = accepted("Postmark", [ANN], [f"<{number}-0@example.com>"])
+    status = send_accepted("Postmark", [ANN], [f"<{number}-0@example.com>"])
     receivers.connect()
     return status
 
@@ -134,14 +134,14 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
         with transaction.atomic():
             for number in range(1, 4):
                 with transaction.atomic():
-                    Message.accepted(POSTMARK, number, [ANN])
+                    Message.send_accepted(POSTMARK, number, [ANN])
                     transaction.set_rollback(number == 3)
             assert sent == []
         settle()
         count = len(sent)
         assert 1 <= count <= 2, "one for all, or the first of both alone"
         with transaction.atomic():
-            Message.accepted(POSTMARK, 4, [ANN])
+            Message.send_accepted(POSTMARK, 4, [ANN])
             transaction.set_rollback(True)
         settle()
         assert len(sent) == count
@@ -151,11 +151,11 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
 
 def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
     """The savepoint is sent with the first and the last statement."""
-    sent, early = Message.accepted(POSTMARK, 1, [ANN]), Message.of(POSTMARK, accepted_of(2))
+    sent, early = Message.send_accepted(POSTMARK, 1, [ANN]), Message.from_status(POSTMARK, send_without_our_receiver(2))
     calls = {
-        "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 1),
-        "an event": (lambda: over_wsgi(sent.requests(*STORY[:1])[0]), 2),
-        "an early event": (lambda: over_wsgi(early.requests(*STORY[:1])[0]), 2),
+        "a send": (lambda: Message.send_accepted(POSTMARK, 3, [ANN]), 1),
+        "an event": (lambda: post_over_wsgi(sent.requests(*STORY[:1])[0]), 2),
+        "an early event": (lambda: post_over_wsgi(early.requests(*STORY[:1])[0]), 2),
     }
     djangos.ensure_connection()
     for name, (call, most) in calls.items():
@@ -180,7 +180,7 @@ def test_no_send_is_lost_because_transactions_conflict(db):
     for sql in (f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'", *CONTENDED):
         db.run(sql)
     connections.close_all()
-    Message.accepted(SENDGRID, 1)
+    Message.send_accepted(SENDGRID, 1)
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 2
     with djangos.cursor() as cursor:
         cursor.execute("SHOW transaction_isolation")
@@ -195,24 +195,24 @@ def test_a_conflict_at_the_commit_is_retried_and_a_refusal_there_records_nothing
     )
     for sql in (*CONTENDED[:2], deferred):
         db.run(sql)
-    sent = Message.accepted(POSTMARK, 1, [ANN])
+    sent = Message.send_accepted(POSTMARK, 1, [ANN])
     assert db.value("SELECT last_value FROM attempts") == 2
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1
     db.run("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
     db.run(deferred.replace("contend", "refuse").replace("deliveries", "events"))
-    assert over_wsgi(sent.requests(*STORY[:1])[0]) == 500
+    assert post_over_wsgi(sent.requests(*STORY[:1])[0]) == 500
     db.run("DROP TRIGGER refuse ON mailglass_events")
     assert db.value("SELECT count(*) FROM mailglass_events") == 1
-    assert over_wsgi(sent.requests(*STORY[:1])[0]) == 200
+    assert post_over_wsgi(sent.requests(*STORY[:1])[0]) == 200
     assert db.value("SELECT count(*) FROM mailglass_events") == 2
 
 
 def test_the_first_send_after_a_restart_of_the_database_is_recorded(db):
     """Django keeps its connection with `CONN_MAX_AGE`, and would only notice in the next request."""
-    Message.accepted(POSTMARK, 1, [ANN])
+    Message.send_accepted(POSTMARK, 1, [ANN])
     db.run(TERMINATE)
     assert djangos.connection is not None
-    Message.accepted(POSTMARK, 2, [ANN, BOB])
+    Message.send_accepted(POSTMARK, 2, [ANN, BOB])
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 3
 
 
@@ -222,7 +222,7 @@ def test_a_receiver_of_the_application_that_fails_is_still_an_error(db, answer):
     def fails(**_options):
         raise KeyError(ANN)
 
-    message = Message.accepted(SENDGRID, 1)
+    message = Message.send_accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     tracking.connect(fails)
     try:

@@ -34,7 +34,7 @@ LARGE = 4 * 1024 * 1024
 @pytest.fixture(autouse=True)
 def _installed(db, app, backends, monkeypatch):
     """Install our view with a secret for each provider."""
-    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
     monkeypatch.setattr(sns, "certificates", type(sns.certificates)())
     secrets = ",".join(f"{name}={senders.secret_of(name)}" for name in registry.PROVIDERS)
     arguments = {"webhook_secrets": SecretStr(secrets), "webhook_url": SecretStr(senders.MANDRILL_URL)}
@@ -44,12 +44,12 @@ def _installed(db, app, backends, monkeypatch):
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
-def over_wsgi(**request):
+def post_over_wsgi(**request):
     """Post a webhook to a project that checks CSRF tokens elsewhere."""
     return Client(raise_request_exception=False, enforce_csrf_checks=True).post(**request)
 
 
-def over_asgi(**request):
+def post_over_asgi(**request):
     """Post through Django's ASGI handler, whose views run in a thread of asgiref's."""
 
     async def post():
@@ -61,30 +61,30 @@ def over_asgi(**request):
     return asyncio.run(post())
 
 
-def posted(provider, payloads, place=None):
+def make_post(provider, payloads, place=None):
     """Return a signed webhook as arguments of Django's test client."""
-    [sent] = senders.posted(provider, payloads, at=dt.datetime.now(dt.UTC))
+    [sent] = senders.make_requests(provider, payloads, at=dt.datetime.now(dt.UTC))
     return sent.for_anymail(place or f"/webhooks/{provider}")
 
 
 def postmark(event=OPEN, **changes):
     """Return a signed webhook of Postmark."""
-    return {**posted("postmark", [event]), **changes}
+    return {**make_post("postmark", [event]), **changes}
 
 
 @pytest.mark.parametrize(
     ("post", "provider"),
     [
         *slow_unless(
-            lambda variant: variant[1] in ("postmark", "ses") or variant == (over_wsgi, "sendgrid"),
-            product((over_wsgi, over_asgi), registry.PROVIDERS),
+            lambda variant: variant[1] in ("postmark", "ses") or variant == (post_over_wsgi, "sendgrid"),
+            product((post_over_wsgi, post_over_asgi), registry.PROVIDERS),
         ),
     ],
 )
 def test_a_webhook_of_every_provider_is_recorded_and_a_changed_one_refused(db, post, provider):
     """Certificates of SES and Scaleway are fetched in the background; until then their webhooks get 503."""
-    payload = senders.documented(provider)[0].payload
-    request = posted(provider, [payload])
+    payload = senders.load_payloads(provider)[0].payload
+    request = make_post(provider, [payload])
     changed = {**request, "data": request["data"] + b" ", "headers": {"authorization": "Basic bm86bm8="}}
     if provider in ("ses", "scaleway"):
         refused = post(**request)
@@ -120,22 +120,22 @@ def test_event_grid_validates_the_address_by_a_post_or_by_options(db, secret, st
 def test_all_events_of_a_webhook_are_recorded_in_one_transaction_of_ours(db, monkeypatch, atomic):
     """Each is published; a project's own transaction around each request does not hold ours open."""
     monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
-    payloads = [{**senders.documented("sendgrid")[0].payload, "sg_event_id": f"e-{n}"} for n in range(5)]
-    assert over_wsgi(**posted("sendgrid", payloads)).status_code == 200
+    payloads = [{**senders.load_payloads("sendgrid")[0].payload, "sg_event_id": f"e-{n}"} for n in range(5)]
+    assert post_over_wsgi(**make_post("sendgrid", payloads)).status_code == 200
     assert (db.value(EVENTS), db.value(TRANSACTIONS)) == (5, 1)
 
 
 def test_a_webhook_is_verified_before_anything_connects(db):
     """An invalid request costs no connection."""
     connections.close_all()
-    assert over_wsgi(**postmark(headers={"authorization": "Basic bm86bm8="})).status_code == 401
+    assert post_over_wsgi(**postmark(headers={"authorization": "Basic bm86bm8="})).status_code == 401
     assert djangos.connection is None
 
 
 @pytest.mark.parametrize("place", ["/webhooks/postmark", "/webhooks/postmark/", "/webhooks/Postmark/"])
 def test_a_url_works_with_and_without_a_slash_at_its_end(db, place):
     """Providers do not repeat the body after a redirect of APPEND_SLASH."""
-    assert over_wsgi(**postmark(path=place)).status_code == 200
+    assert post_over_wsgi(**postmark(path=place)).status_code == 200
     assert db.value(EVENTS) == 1
 
 
@@ -151,8 +151,8 @@ def test_other_methods_are_answered_as_the_receiver_does(method, place, status):
 def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
     """SendGrid's batches exceed DATA_UPLOAD_MAX_MEMORY_SIZE; more than 5 MB are refused."""
     event = {**OPEN, "UserAgent": "x" * LARGE}
-    assert over_wsgi(**postmark(event)).status_code == 200
-    refused = over_wsgi(**postmark({**event, "Name": "x" * LARGE}))
+    assert post_over_wsgi(**postmark(event)).status_code == 200
+    refused = post_over_wsgi(**postmark({**event, "Name": "x" * LARGE}))
     assert refused.status_code == 413
     assert db.value(EVENTS) == 1
 
@@ -160,12 +160,12 @@ def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
 def test_a_webhook_that_cannot_be_recorded_is_redelivered(db, caplog):
     """The status is 503, or 429 for Brevo, which gives up after a 5xx; nothing of it is stored before."""
     db.broken.add("I3")
-    brevo = posted("brevo", [senders.documented("brevo")[0].payload])
+    brevo = make_post("brevo", [senders.load_payloads("brevo")[0].payload])
     db.run("ALTER TABLE mailglass_events RENAME TO hidden")
-    assert [over_wsgi(**request).status_code for request in (postmark(), brevo)] == [503, 429]
+    assert [post_over_wsgi(**request).status_code for request in (postmark(), brevo)] == [503, 429]
     db.run("ALTER TABLE hidden RENAME TO mailglass_events")
     assert db.value(EVENTS) == 0
-    assert [over_wsgi(**postmark()).status_code for _ in range(2)] == [200, 200]
+    assert [post_over_wsgi(**postmark()).status_code for _ in range(2)] == [200, 200]
     assert db.value(EVENTS) == 1
     assert ANN not in caplog.text
 
@@ -173,7 +173,7 @@ def test_a_webhook_that_cannot_be_recorded_is_redelivered(db, caplog):
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"RecordType": "Open", "MessageID": []}'])
 def test_a_body_that_cannot_be_read_is_refused_for_good(body, caplog):
     """The status is 400, because every attempt would fail."""
-    assert over_wsgi(**postmark(data=body)).status_code == 400
+    assert post_over_wsgi(**postmark(data=body)).status_code == 400
     assert [record.levelno for record in caplog.records if "refused" in record.getMessage()] == [logging.ERROR]
 
 
@@ -181,7 +181,7 @@ def test_a_provider_without_a_secret_is_unknown(db):
     """It is answered like an unknown name."""
     secrets = SecretStr(f"mailgun={senders.KEY}")
     mailglass_reconcile.configure(settings=db.settings.model_copy(update={"webhook_secrets": secrets}))
-    assert [over_wsgi(**postmark(path=f"/webhooks/{name}")).status_code for name in ("postmark", "nobody")] == [
+    assert [post_over_wsgi(**postmark(path=f"/webhooks/{name}")).status_code for name in ("postmark", "nobody")] == [
         404,
         404,
     ]
@@ -194,21 +194,21 @@ def tenant_of(event):
 
 def test_the_function_for_tenants_gets_each_event(db):
     """The events of all tenants of a webhook are recorded together or not at all."""
-    payload = senders.documented("sendgrid")[0].payload
+    payload = senders.load_payloads("sendgrid")[0].payload
     payloads = [{**payload, "sg_event_id": f"e-{name}", "category": [name]} for name in ("acme", "umbrella")]
     with override_settings(MAILGLASS_TENANT=tenant_of):
         db.run(REFUSE)
-        assert over_wsgi(**posted("sendgrid", payloads)).status_code == 503
+        assert post_over_wsgi(**make_post("sendgrid", payloads)).status_code == 503
         assert db.value(EVENTS) == 0
         db.run("DROP FUNCTION refuse CASCADE")
-        assert over_wsgi(**posted("sendgrid", payloads)).status_code == 200
+        assert post_over_wsgi(**make_post("sendgrid", payloads)).status_code == 200
     assert sorted(db.rows("SELECT tenant_id FROM mailglass_events")) == [("acme",), ("umbrella",)]
 
 
 def test_a_webhook_is_attached_to_a_send_by_anymail_and_published(db):
     """The ids are the same however the send was recorded."""
-    message = Message.accepted(POSTMARK, 1, [ANN])
-    assert over_wsgi(**postmark({**OPEN, "MessageID": message.ids[ANN]})).status_code == 200
+    message = Message.send_accepted(POSTMARK, 1, [ANN])
+    assert post_over_wsgi(**postmark({**OPEN, "MessageID": message.ids[ANN]})).status_code == 200
     assert [delivery["last_event_type"] for delivery in message.deliveries(db)] == ["opened"]
     wait_until(lambda: len(db.witness.messages()) == 2)
     messages = db.witness.messages()

@@ -293,18 +293,18 @@ def test_deliveries_whose_ids_no_event_will_name(mailglass_db: Database) -> None
 
 def test_sessions_that_are_not_in_utc(mailglass_db: Database) -> None:
     """Mailglass writes local times; the remedy sets the role's time zone."""
-    mailglass_db.by_default("timezone", "Europe/Berlin")
+    mailglass_db.set_default("timezone", "Europe/Berlin")
     finding = worst_finding("time_zone")
     assert (finding.status, "Europe/Berlin" in finding.message) == (WARNING, True)
     assert finding.remedy is not None
     assert finding.remedy.startswith("ALTER ROLE")
-    mailglass_db.by_default("timezone", None)
+    mailglass_db.set_default("timezone", None)
     assert worst_finding("time_zone").status == OK
 
 
 def test_a_time_zone_is_no_fault_without_mailglass(db: Database) -> None:
     """Nothing depends on the session's time zone."""
-    db.by_default("timezone", "Europe/Berlin")
+    db.set_default("timezone", "Europe/Berlin")
     assert worst_finding("time_zone").status == OK
 
 

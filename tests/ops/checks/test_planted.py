@@ -31,7 +31,7 @@ class Planted(NamedTuple):
     status: str = ERROR
 
 
-def dropped(step: SchemaStep) -> Planted:
+def make_drop_fault(step: SchemaStep) -> Planted:
     """Return the fault of dropping an object, or the key that an index belongs to."""
     if step.kind == "index":
         is_key = step.name.endswith("_pkey")
@@ -49,7 +49,7 @@ def dropped(step: SchemaStep) -> Planted:
     return Planted("schema", step.name, f"DROP TABLE {step.name}")
 
 
-def defined(db: Database, name: str) -> str | None:
+def load_definition(db: Database, name: str) -> str | None:
     """Return the definition of an index, or None."""
     sql = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(quote_ident(:name))"
     return next((row[0] for row in db.rows(sql, name=name)), None)
@@ -67,24 +67,24 @@ REVISION = [
 ]
 
 
-def by_kind() -> dict[str, list[Planted]]:
+def group_by_kind() -> dict[str, list[Planted]]:
     """Group the objects by kind, so that one check finds a whole group; tables stand alone."""
     groups = defaultdict(list)
     for step in script.steps():
         if step.name not in schema.MAILGLASS_TABLES:
-            planted = dropped(step)
+            planted = make_drop_fault(step)
             groups[step.name if planted.check == "schema" else f"{planted.check}-{step.kind}"].append(planted)
     return groups
 
 
-KINDS = by_kind()
+KINDS = group_by_kind()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: str) -> None:
     """On tables that `migrate` made, it restores everything, and an index has the same definition again."""
     mailglass_reconcile.reconcile()
-    before = {planted.name: defined(db, planted.name) for planted in KINDS[kind]}
+    before = {planted.name: load_definition(db, planted.name) for planted in KINDS[kind]}
     for planted in KINDS[kind]:
         db.run(planted.sql)
     check = KINDS[kind][0].check
@@ -100,7 +100,7 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
         assert [line for line in missing if planted.name in line]
     heal(db, "run `mailglass-reconcile migrate`")
     assert runner.find_missing_objects(db.engine, db.settings) == []
-    assert {planted.name: defined(db, planted.name) for planted in KINDS[kind]} == before
+    assert {planted.name: load_definition(db, planted.name) for planted in KINDS[kind]} == before
     _is_well(db, check)
 
 

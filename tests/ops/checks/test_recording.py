@@ -35,7 +35,7 @@ SELECT copy.* FROM mailglass_deliveries AS d, generate_series(2, 300) AS n,
 """
 
 
-def sent(hours_ago, number=1, **columns):
+def make_dispatched_rows(hours_ago, number=1, **columns):
     """Return deliveries that were dispatched some hours ago, without a report."""
     at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=hours_ago))
     return [
@@ -44,9 +44,9 @@ def sent(hours_ago, number=1, **columns):
     ]
 
 
-def delivered(hours_ago, number=1, **columns):
+def make_delivered_rows(hours_ago, number=1, **columns):
     """Return deliveries whose report came some hours ago."""
-    return sent(hours_ago, number, last_event_type="delivered", terminal=True, **columns)
+    return make_dispatched_rows(hours_ago, number, last_event_type="delivered", terminal=True, **columns)
 
 
 def load_by_provider(db):
@@ -62,7 +62,7 @@ def silent(db):
 
 def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
     """The check, the doctor and the metrics show it until a webhook arrives, linked or not."""
-    insert(mailglass_db, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
+    insert(mailglass_db, [*make_delivered_rows(50, 3), *make_dispatched_rows(40, 2), *make_dispatched_rows(2, 5)])
     assert load_by_provider(mailglass_db)[None][:3] == (None, 5, 2)
     [problem] = silent(mailglass_db)
     assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
@@ -79,7 +79,7 @@ def test_webhooks_that_have_stopped_are_found_everywhere(mailglass_db):
 
 def test_what_never_had_a_report_is_the_doctor_s_alone(mailglass_db):
     """Perhaps nobody has set up webhooks there."""
-    insert(mailglass_db, sent(40, 3))
+    insert(mailglass_db, make_dispatched_rows(40, 3))
     assert silent(mailglass_db) == []
     assert worst_finding("reports").status == WARNING
     assert "no webhook has ever arrived" in worst_finding("reports").message
@@ -94,7 +94,7 @@ def test_what_never_had_a_report_is_the_doctor_s_alone(mailglass_db):
 def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number, grave):
     """This takes 20 deliveries of a provider that reports deliveries; the dashboard shows the milder finding too."""
     mailglass_reconcile.reconcile()
-    insert(db, sent(40, number, provider=provider))
+    insert(db, make_dispatched_rows(40, number, provider=provider))
     assert len([problem for problem in status.load_problems(db.database) if "has ever arrived" in problem]) == grave
     finding = worst_finding("reports")
     assert finding.status == (ERROR if grave else WARNING)
@@ -107,11 +107,11 @@ def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number,
 @pytest.mark.parametrize(
     ("deliveries", "events"),
     [
-        (lambda: sent(2, 19), 20),
-        (lambda: sent(2, 20), 19),
-        (lambda: delivered(3, 21) + sent(2, 20), 20),
-        (lambda: sent(0.1, 20), 20),
-        (lambda: sent(30, 20), 20),
+        (lambda: make_dispatched_rows(2, 19), 20),
+        (lambda: make_dispatched_rows(2, 20), 19),
+        (lambda: make_delivered_rows(3, 21) + make_dispatched_rows(2, 20), 20),
+        (lambda: make_dispatched_rows(0.1, 20), 20),
+        (lambda: make_dispatched_rows(30, 20), 20),
     ],
     ids=["few sends", "few events", "most are reported", "sent just now", "sent yesterday"],
 )
@@ -127,8 +127,8 @@ def test_each_provider_is_looked_at_by_itself(mailglass_db):
     """Spelling does not matter, one provider that reports does not hide a silent one, and unknown ones share a
     label.
     """
-    insert(mailglass_db, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
-    insert(mailglass_db, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
+    insert(mailglass_db, make_delivered_rows(50, provider="postmark") + make_dispatched_rows(40, provider="Postmark"))
+    insert(mailglass_db, make_delivered_rows(1, provider="sendgrid") + make_delivered_rows(30, provider="homegrown"))
     assert set(load_by_provider(mailglass_db)) == {"postmark", "sendgrid", "homegrown"}
     [problem] = silent(mailglass_db)
     assert "no webhook of postmark has arrived" in problem
@@ -164,10 +164,10 @@ def test_sends_on_mailglass_tables_are_grouped_by_the_provider_of_their_events(m
 @pytest.mark.parametrize(
     "rows",
     [
-        sent(2, 5) + delivered(300),
-        delivered(50) + sent(51, 3),
-        sent(24 * 9) + delivered(24 * 10),
-        sent(40, last_event_type="failed", terminal=True, dispatched_at=None) + delivered(50),
+        make_dispatched_rows(2, 5) + make_delivered_rows(300),
+        make_delivered_rows(50) + make_dispatched_rows(51, 3),
+        make_dispatched_rows(24 * 9) + make_delivered_rows(24 * 10),
+        make_dispatched_rows(40, last_event_type="failed", terminal=True, dispatched_at=None) + make_delivered_rows(50),
     ],
     ids=["mail is new", "a few of many", "long ago", "never dispatched"],
 )
@@ -179,20 +179,23 @@ def test_what_is_no_silence(mailglass_db, rows):
 
 def test_an_open_that_mailglass_counted_is_a_report_and_no_webhook(mailglass_db):
     """Mailglass counts opens with a pixel of its own."""
-    insert(mailglass_db, [*delivered(60), *sent(40), *sent(1, last_event_type="opened")])
+    insert(
+        mailglass_db,
+        [*make_delivered_rows(60), *make_dispatched_rows(40), *make_dispatched_rows(1, last_event_type="opened")],
+    )
     assert len(silent(mailglass_db)) == 1
 
 
 def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(mailglass_db):
     """The last reports are read from another index than the newest deliveries."""
-    insert(mailglass_db, delivered(24 * 30, 3) + sent(30, 300))
+    insert(mailglass_db, make_delivered_rows(24 * 30, 3) + make_dispatched_rows(30, 300))
     assert len(silent(mailglass_db)) == 1
     assert load_by_provider(mailglass_db)[None].deliveries == reports.OF_TENANT
 
 
 def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
     """With infinity, no statement is sent."""
-    insert(mailglass_db, [*delivered(50), *sent(40)])
+    insert(mailglass_db, [*make_delivered_rows(50), *make_dispatched_rows(40)])
     for hours, problems in (("30", 1), ("45", 0), ("0.5", 1), ("infinity", 0)):
         monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", hours)
         more = {"database_schema": mailglass_db.settings.database_schema, "redis_url": mailglass_db.settings.redis_url}
@@ -219,7 +222,7 @@ def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):
 def test_the_sample_costs_the_same_however_many_rows_there_are(mailglass_db):
     """With a hundred tenants of three hundred deliveries each, no table is read whole."""
     mailglass_db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
-    insert(mailglass_db, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
+    insert(mailglass_db, [{**make_dispatched_rows(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
     mailglass_db.run(COPIES)
     mailglass_db.run("ANALYZE")
     plans = []

@@ -129,10 +129,10 @@ def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
 
 def test_a_database_that_takes_no_writes(db):
     """A role may be read-only by default; the remedy is a statement."""
-    db.by_default("default_transaction_read_only", "on")
+    db.set_default("default_transaction_read_only", "on")
     finding = worst_finding("server")
     assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
-    db.by_default("default_transaction_read_only", None)
+    db.set_default("default_transaction_read_only", None)
     assert worst_finding("server").status == OK
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import processes
 from catalog import Installation, client, installation, live, url_of
-from history import with_history
+from history import insert_history
 from mailglass_reconcile.store import schema
 from processes import COMMAND
 from shapes import SCHEMAS
@@ -43,7 +43,7 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
     try:
         planned, migrated = live(empty_database_url, name, shape), live(make_database(second_database), name, shape)
         for database in (planned, migrated):
-            with_history(database)
+            insert_history(database)
             if not mailglass:
                 database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
                 database.run("DROP FUNCTION mailglass_raise_immutability()")
@@ -78,7 +78,7 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
     """It runs in a checkout with the environment only."""
     database = live(empty_database_url, name, shape)
     before = database.objects()
-    with_history(database)
+    insert_history(database)
     places = {"url": url(database), "MAILGLASS_DATABASE_SCHEMA": name}
     alembic = str(BIN / "alembic")
     assert "0001" not in run(alembic, "current", **places)

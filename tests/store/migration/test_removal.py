@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 import processes
 from catalog import client, installation, live, url_of
-from history import with_history
+from history import insert_history
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
 from mailglass_reconcile.store.migration import runner
 from processes import COMMAND
@@ -26,7 +26,7 @@ def test_a_removal_prints_what_is_pending_lost_and_left(empty_database_url):
     """Tables that `migrate` made stay with their recipients, and the command that drops them is printed."""
     database = installation(empty_database_url)
     database.migrate()
-    with_history(database)
+    insert_history(database)
     database.run("UPDATE mailglass_open_orphans SET recipient = 'ada@example.com'")
     database.run("""
         INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
@@ -48,7 +48,7 @@ def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_
     database = installation(empty_database_url)
     before = database.objects()
     database.migrate()
-    with_history(database)
+    insert_history(database)
     if first:
         database.remove()
     assert runner.describe_removal(database.engine, database.settings, tables=True)[-1].startswith("dropped for good: ")
@@ -101,7 +101,7 @@ def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_p
     """psql exports them as documented, and they are read back into the same tables elsewhere."""
     database = installation(empty_database_url)
     database.migrate()
-    with_history(database)
+    insert_history(database)
     page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
     commands = re.findall(r'^\$ psql "\$MAILGLASS_DATABASE_URL" -c "(.*)"$', page, re.M)
     assert len(commands) == 2
@@ -117,7 +117,7 @@ def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_da
     """Before it, they cannot: removing our objects leaves the ledger append-only."""
     database = installation(empty_database_url)
     database.migrate()
-    with_history(database)
+    insert_history(database)
     database.remove()
     page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
     (block,) = [block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "DROP TRIGGER" in block]

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from catalog import installation, lines_of_ours, live
-from history import DELIVERY, ORPHAN, RECONCILED, new_id, sweep, with_history, write_until
+from history import DELIVERY, ORPHAN, RECONCILED, insert_history, new_id, sweep, write_until
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -86,7 +86,7 @@ def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(u
 def test_a_live_database_keeps_every_object_and_row(unmigrated):
     """Mailglass's tables are unchanged, with every row."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     objects, rows = database.objects(), database.rows()
     database.migrate()
     assert objects <= database.objects()
@@ -174,7 +174,7 @@ def test_a_unique_index_that_covers_more_than_mailglass_s_is_enough(unmigrated):
 def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, shape):
     """The catalog is unchanged."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     before = database.objects()
     result = database.migrate(plan=True)
     assert database.objects() == before
@@ -204,7 +204,7 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
 def test_an_interrupted_migration_can_be_run_again_or_removed(unmigrated, steps):
     """It may have reached any step."""
     database = unmigrated
-    still_open, *_ = with_history(database)
+    still_open, *_ = insert_history(database)
     before = database.objects()
     for finish in (database.migrate, database.remove):
         messages: list[str] = []
@@ -277,7 +277,7 @@ def test_an_interrupted_build_of_the_index_is_repeated(unmigrated):
 def test_two_migrations_at_once_both_end_well(unmigrated):
     """One waits for the other, also in threads of one process."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     with ThreadPoolExecutor() as pool:
         for running in [pool.submit(database.migrate) for _ in range(3)]:
             running.result(60)
@@ -287,7 +287,7 @@ def test_two_migrations_at_once_both_end_well(unmigrated):
 def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
     """Four sessions with Mailglass's lock timeout write on, and all of their orphans are in the open set."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:
         writers = [pool.submit(write_until, stop, database, written_lines) for _ in range(4)]
@@ -329,7 +329,7 @@ def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first)
     """Catalog and rows are as before, and a second removal finds nothing."""
     database = unmigrated
     if not empty_first:
-        with_history(database)
+        insert_history(database)
     objects, rows = database.objects(), database.rows()
     database.migrate()
     database.remove()
@@ -351,7 +351,7 @@ def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first)
 def test_disabled_or_dropped_objects_are_repaired_with_the_orphans_that_were_missed(unmigrated, damage):
     """Orphans that arrived or were reconciled without the triggers are corrected, too."""
     database = unmigrated
-    first, *_ = with_history(database)
+    first, *_ = insert_history(database)
     database.migrate()
     complete = lines_of_ours(database.objects())
     database.run(damage)
@@ -464,7 +464,7 @@ def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema)
     """Migration, triggers, sweep and removal work, also if the name needs quotes."""
     database = live(empty_database_url, schema)
     before = database.objects()
-    with_history(database)
+    insert_history(database)
     database.migrate()
     database.run(ORPHAN.format(id=new_id(), age="5 minutes"))
     assert sweep(database, redis_url) == 2
@@ -546,7 +546,7 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
 def test_mailglass_can_roll_back_its_own_migrations(unmigrated):
     """None of our objects depends on its tables or functions, and ours can still be removed or made again."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     database.migrate()
     roll_back(database)
     database.remove()
@@ -556,7 +556,7 @@ def test_mailglass_can_roll_back_its_own_migrations(unmigrated):
 def test_tables_that_mailglass_makes_again_are_used_by_the_next_migration(unmigrated, empty_database_url, shape):
     """The triggers are made again, and orphans of the old ledger leave the open set."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     database.migrate()
     roll_back(database)
     make_mailglass_tables(empty_database_url, shape)
@@ -572,7 +572,7 @@ FORBIDDEN = ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_ev
 def test_the_ledger_refuses_to_be_changed(unmigrated):
     """Python gets the refusal of UPDATE, DELETE and TRUNCATE by name."""
     database = unmigrated
-    still_open, *_ = with_history(database)
+    still_open, *_ = insert_history(database)
     database.migrate(guard_truncate=True)
     for forbidden in FORBIDDEN:
         with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:

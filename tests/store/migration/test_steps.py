@@ -9,7 +9,7 @@ import pytest
 
 from catalog import Installation, installation
 from faults import servers
-from history import DELIVERY, ORPHAN, new_id, with_history, write_until
+from history import DELIVERY, ORPHAN, insert_history, new_id, write_until
 from mailglass_reconcile.store.migration import steps
 from shapes import SCHEMAS, make_mailglass_tables
 from waiting import wait_until
@@ -22,7 +22,7 @@ def slow_vacuum() -> Iterator[Installation]:
     """A Mailglass on a server of this test, whose autovacuum of the ledger takes minutes."""
     with servers.postgres() as server:
         database = make_mailglass_tables(server.url, "2.x")
-        with_history(database)
+        insert_history(database)
         database.run(
             """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata)
                SELECT gen_random_uuid(), 't', 'opened', now(), jsonb_build_object('a', repeat('x', 1500))
@@ -67,7 +67,7 @@ def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum, m
 def test_a_session_timeout_of_the_database_does_not_fail_a_migration(unmigrated, shape, timeout):
     """Sessions that wait while others work are not affected."""
     database = unmigrated
-    with_history(database)
+    insert_history(database)
     if not database.values("SELECT 1 FROM pg_settings WHERE name = :name", name=timeout):
         pytest.skip(f"this server has no {timeout}")
     name = database.engine.url.database

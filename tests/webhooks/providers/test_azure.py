@@ -6,8 +6,8 @@ import pytest
 
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.webhooks import SignatureError, parse, receive, sns, verify
-from receivers import ask, mounted, post
-from senders import Posted, documented, secret_of, signed
+from receivers import ask, mount_receiver, post
+from senders import Posted, load_payloads, secret_of, sign_request
 
 COUNT = "SELECT count(*) FROM mailglass_events"
 URL = "https://rp-eastus2.eventgrid.azure.net:553/eventsubscriptions/estest/validate?id=512d38b6&t=2018-04-26"
@@ -27,7 +27,7 @@ VALIDATION = {
 
 def read(**data):
     """Return the only event of a delivery report."""
-    payload = documented("azure")[0].payload
+    payload = load_payloads("azure")[0].payload
     (event,) = parse("azure", json.dumps([payload | {"data": payload["data"] | data}]).encode())
     return event
 
@@ -57,7 +57,7 @@ def test_the_message_id_header_is_the_id_over_smtp():
 
 def test_an_event_in_the_schema_of_cloud_events_is_the_same():
     """Alone or in a batch: https://learn.microsoft.com/azure/event-grid/cloud-event-schema."""
-    payload = documented("azure")[-1].payload
+    payload = load_payloads("azure")[-1].payload
     (alone,) = parse("azure", json.dumps(payload).encode(), content_type="application/cloudevents+json")
     (batch,) = parse("azure", json.dumps([payload]).encode(), content_type="application/cloudevents-batch+json")
     assert alone == batch
@@ -79,17 +79,17 @@ def test_a_short_secret_is_a_fault_of_configuration():
 def test_the_subscription_is_validated_by_the_answer(db, monkeypatch):
     """This needs the secret; nothing is fetched."""
     monkeypatch.setattr(sns, "fetch", pytest.fail)
-    request = signed("azure", json.dumps([VALIDATION]).encode())
-    (answer,) = post(mounted(), "/webhooks/azure", request)
+    request = sign_request("azure", json.dumps([VALIDATION]).encode())
+    (answer,) = post(mount_receiver(), "/webhooks/azure", request)
     assert (answer.status_code, answer.json()) == (200, {"validationResponse": CODE})
     assert db.value(COUNT) == 0
 
 
 def test_a_wrong_secret_is_answered_with_503_because_event_grid_never_repeats_after_401(db):
     """https://learn.microsoft.com/azure/event-grid/delivery-and-retry; also of a validation."""
-    for events in ([VALIDATION], [documented("azure")[0].payload]):
+    for events in ([VALIDATION], [load_payloads("azure")[0].payload]):
         request = Posted(json.dumps(events).encode(), {"Content-Type": "application/json", "Authorization": "wrong"})
-        (answer,) = post(mounted(), "/webhooks/azure", request)
+        (answer,) = post(mount_receiver(), "/webhooks/azure", request)
         assert answer.status_code == 503
         assert CODE not in answer.text
     assert db.value(COUNT) == 0
@@ -103,7 +103,7 @@ def test_cloud_events_ask_with_options(db, secret, status):
     async def options(client):
         return await client.options("/webhooks/azure", headers=headers)
 
-    answer = ask(mounted(), options)
+    answer = ask(mount_receiver(), options)
     assert answer.status_code == status
     assert answer.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
 

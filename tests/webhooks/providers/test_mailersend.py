@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-SENT = next(e.payload for e in documented("mailersend") if "message_id" in e.payload["data"])
+SENT = next(e.payload for e in load_payloads("mailersend") if "message_id" in e.payload["data"])
 
 
 def read(payload):
@@ -46,7 +46,7 @@ def test_the_type_is_that_of_the_request_because_datas_may_be_another(of_request
 
 def test_version_1_dates_an_event_by_the_activity_not_by_the_attempt():
     """https://developers.mailersend.com/api/v1/webhooks.html: the request around it is dated at each attempt."""
-    first = documented("mailersend")[0].payload
+    first = load_payloads("mailersend")[0].payload
     assert read({**first, "created_at": "2026-01-01T00:00:00Z"}) == read(first)
 
 

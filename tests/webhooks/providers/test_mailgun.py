@@ -6,10 +6,10 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-FAILED = next(e.payload for e in documented("mailgun") if e.payload.get("reason") == "suppress-bounce")
-OPENED = next(e.payload for e in documented("mailgun") if e.payload["event"] == "opened")
+FAILED = next(e.payload for e in load_payloads("mailgun") if e.payload.get("reason") == "suppress-bounce")
+OPENED = next(e.payload for e in load_payloads("mailgun") if e.payload["event"] == "opened")
 
 
 def read(payload, **fields):

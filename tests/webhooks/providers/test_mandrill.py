@@ -4,9 +4,9 @@ import json
 from urllib.parse import urlencode
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-EVENTS = {e.payload["event"]: e.payload for e in documented("mandrill") if "event" in e.payload}
+EVENTS = {e.payload["event"]: e.payload for e in load_payloads("mandrill") if "event" in e.payload}
 FORM = "application/x-www-form-urlencoded"
 
 

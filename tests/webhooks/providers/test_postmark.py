@@ -7,10 +7,10 @@ import pytest
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-BOUNCE = next(e.payload for e in documented("postmark") if e.payload["RecordType"] == "Bounce")
-CHANGE = next(e.payload for e in documented("postmark") if e.payload["RecordType"] == "SubscriptionChange")
+BOUNCE = next(e.payload for e in load_payloads("postmark") if e.payload["RecordType"] == "Bounce")
+CHANGE = next(e.payload for e in load_payloads("postmark") if e.payload["RecordType"] == "SubscriptionChange")
 
 
 def read(payload, **fields):

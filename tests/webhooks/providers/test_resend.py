@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
-BOUNCED = next(e.payload for e in documented("resend") if "bounce" in e.payload["data"])
+BOUNCED = next(e.payload for e in load_payloads("resend") if "bounce" in e.payload["data"])
 
 
 def read(payload):

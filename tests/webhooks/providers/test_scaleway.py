@@ -2,13 +2,13 @@
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
-from senders import documented, posted
+from senders import load_payloads, make_requests
 
 
 def test_what_the_blocklist_stops_has_no_id_and_is_no_fault():
     """The documented payload of `email_blocklisted` has no `email_id`, on the same page."""
-    (payload,) = [event.payload for event in documented("scaleway") if event.payload["type"] == "email_blocklisted"]
-    (request,) = posted("scaleway", [payload])
+    (payload,) = [event.payload for event in load_payloads("scaleway") if event.payload["type"] == "email_blocklisted"]
+    (request,) = make_requests("scaleway", [payload])
     (event,) = parse("scaleway", request.body, request.headers)
     assert (event.type, event.reject_reason, event.message_id) == ("suppressed", "bounced", None)
     assert providers.may_lack_id("scaleway", event.type)

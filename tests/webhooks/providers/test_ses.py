@@ -8,10 +8,10 @@ import pytest
 
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
-from senders import ARN, documented, notification
+from senders import ARN, load_payloads, notification
 
 EVENTS = {
-    e.payload["eventType"]: e.payload for e in reversed(documented("ses")) if "eventType" in e.payload
+    e.payload["eventType"]: e.payload for e in reversed(load_payloads("ses")) if "eventType" in e.payload
 }  # the first of each kind on the page
 ID = "EXAMPLE7c191be45-e9aedb9a-02f9-4d12-a87d-dd0099a07f8a-000000"
 

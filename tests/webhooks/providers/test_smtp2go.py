@@ -6,16 +6,16 @@ from urllib.parse import urlencode
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
 FORM = "application/x-www-form-urlencoded"
-BOUNCE = next(event.payload for event in documented("smtp2go") if event.payload["event"] == "bounce")
+BOUNCE = next(event.payload for event in load_payloads("smtp2go") if event.payload["event"] == "bounce")
 
 
-@pytest.mark.parametrize("number", range(len(documented("smtp2go"))))
+@pytest.mark.parametrize("number", range(len(load_payloads("smtp2go"))))
 def test_a_form_is_read_as_json_is(number):
     """The output of a webhook is one or the other: https://developers.smtp2go.com/docs/webhooks-overview."""
-    payload = documented("smtp2go")[number].payload
+    payload = load_payloads("smtp2go")[number].payload
     (as_json,) = parse("smtp2go", json.dumps(payload).encode())
     form = urlencode({name: value if isinstance(value, str) else json.dumps(value) for name, value in payload.items()})
     (as_form,) = parse("smtp2go", form.encode(), content_type=FORM)

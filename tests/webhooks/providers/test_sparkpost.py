@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from senders import documented
+from senders import load_payloads
 
 EVENT = {
     "type": "bounce",
@@ -39,7 +39,7 @@ def test_the_class_of_a_bounce_says_whether_it_is_hard(class_, reason, bounce):
 
 BOUNCES = [
     pytest.param(event, id=class_)
-    for event in documented("sparkpost")
+    for event in load_payloads("sparkpost")
     if (class_ := event.payload["msys"].get("message_event", {}).get("bounce_class")) and event.bounce
 ]
 

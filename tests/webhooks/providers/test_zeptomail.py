@@ -6,13 +6,13 @@ from urllib.parse import quote_plus
 import pytest
 
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
-from senders import NOW, documented, secret_of, signed
+from senders import NOW, load_payloads, secret_of, sign_request
 
 FORM = "application/x-www-form-urlencoded"
-BOUNCE, OPEN = documented("zeptomail")[0].payload, documented("zeptomail")[2].payload
+BOUNCE, OPEN = load_payloads("zeptomail")[0].payload, load_payloads("zeptomail")[2].payload
 
 
-def changed(payload, detail=None, **info):
+def change_payload(payload, detail=None, **info):
     """Return a payload with other values of its detail and of its message."""
     copy = json.loads(json.dumps(payload))
     (message,) = copy["event_message"]
@@ -25,7 +25,7 @@ def changed(payload, detail=None, **info):
 
 def test_a_bounce_of_two_recipients_is_two_events():
     """Each detail has its own recipient."""
-    body = changed(BOUNCE, [{"bounced_recipient": "a@example.org"}, {"bounced_recipient": "b@example.org"}])
+    body = change_payload(BOUNCE, [{"bounced_recipient": "a@example.org"}, {"bounced_recipient": "b@example.org"}])
     events = parse("zeptomail", body)
     assert [(event.recipient, event.bounce, event.smtp_status) for event in events] == [
         ("a@example.org", "hard", "550 5.1.1"),
@@ -37,15 +37,15 @@ def test_a_bounce_of_two_recipients_is_two_events():
 def test_an_open_of_a_message_to_several_is_about_none_of_them():
     """The event does not say who opened it."""
     to = [{"email_address": {"address": address}} for address in ("a@example.org", "b@example.org")]
-    (event,) = parse("zeptomail", changed(OPEN, to=to))
+    (event,) = parse("zeptomail", change_payload(OPEN, to=to))
     assert (event.type, event.recipient) == ("opened", None)
-    (event,) = parse("zeptomail", changed(OPEN, to=to[:1]))
+    (event,) = parse("zeptomail", change_payload(OPEN, to=to[:1]))
     assert event.recipient == "a@example.org"
 
 
 def test_a_form_with_the_json_is_verified_and_read_as_the_json_is():
     """The signature is over the JSON in both: the validator of the page URL-decodes what follows the first `=`."""
-    request = signed("zeptomail", json.dumps(BOUNCE).encode())
+    request = sign_request("zeptomail", json.dumps(BOUNCE).encode())
     form = b"data=" + quote_plus(request.body).encode()
     headers = {**request.headers, "Content-Type": FORM}
     verify("zeptomail", form, headers, secret=secret_of("zeptomail"), now=NOW)
