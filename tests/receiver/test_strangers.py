@@ -33,7 +33,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 def serving(kind: str, db, folder, **more: str):
     """Run a receiver; yield its address, the path before the providers' names, and its process."""
     module, path = KINDS[kind]
-    with receiving(db, folder, module, forked=False, **more) as (base, process):
+    with receiving(db, folder, module, **more) as (base, process):
         yield base, path, psutil.Process(process.pid)
         assert "Traceback" not in process.stderr  # later, uvicorn writes one for each response that it cuts off
 
