@@ -109,17 +109,28 @@ STATISTICS = [
 ]
 
 
-@pytest.fixture(scope="module", params=STATISTICS)
-def large_database(request, make_database, drop_database, template) -> Iterator[tuple[sa.Engine, Settings]]:
-    """A database of 50,000 open orphans, and of one message id with 20,000 deliveries."""
+@pytest.fixture(scope="session")
+def loaded(make_database, drop_database, template) -> Iterator[str]:
+    """The name of a database of 50,000 open orphans, with the statistics of an empty one, to copy."""
     name = f"mgtest_{factories.new_id()}"
-    settings = Settings(database_url=make_database(name, template))
-    engine = engines.create_engine(settings)
+    engine = engines.create_engine(Settings(database_url=make_database(name, template)))
     with engine.begin() as connection:
         for table in TABLES:
             connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             connection.exec_driver_sql(f"ANALYZE {table}")
         connection.exec_driver_sql(LOAD)
+    engine.dispose()
+    yield name
+    drop_database(name)
+
+
+@pytest.fixture(scope="module", params=STATISTICS)
+def large_database(request, make_database, drop_database, loaded) -> Iterator[tuple[sa.Engine, Settings]]:
+    """A database of 50,000 open orphans, and of one message id with 20,000 deliveries."""
+    name = f"mgtest_{factories.new_id()}"
+    settings = Settings(database_url=make_database(name, loaded))
+    engine = engines.create_engine(settings)
+    with engine.begin() as connection:
         if request.param == "from before the campaign":
             connection.exec_driver_sql("ANALYZE")
         if request.param == "from a quiet time":  # when all had keys, and no job was waiting
