@@ -26,7 +26,6 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent
 PASSWORD = uuid.uuid4().hex
 
 ONE_QUERY = """
@@ -221,6 +220,17 @@ def test_a_process_that_is_killed_while_it_makes_or_stops_a_server_leaves_nothin
     directory.rmdir()
 
 
+TWO_TESTS = """
+import pathlib, threading
+import pytest
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_servers(number, mailglass_database, mailglass_redis_url):
+    pathlib.Path(f"waiting{{number}}").touch()
+    threading.Event().wait({seconds})
+"""
+"""Tests of an adopter, one for each worker."""
+
 SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, signal.SIGTERM)]
 
 
@@ -230,27 +240,21 @@ def test_a_parallel_test_run_leaves_nothing(number):
     with tempfile.TemporaryDirectory(prefix="mgrun-") as name:
         directory = Path(name)
         directory.chmod(0o755)
+        (directory / "conftest.py").write_text('pytest_plugins = ["mailglass_reconcile.testing.plugin"]\n')
+        (directory / "test_servers.py").write_text(TWO_TESTS.format(seconds=0 if number is None else 90))
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-        command = [
-            "pytest",
-            "-n",
-            "2",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--basetemp={directory / 'base'}",
-            "tests/store/test_engines.py" if number is None else "tests/store/migration/test_runner.py",
-        ]
+        command = ["pytest", "-p", "xdist", "-n", "2", "-q", f"--rootdir={directory}", str(directory)]
         with subprocess.Popen(
-            [sys.executable, "-m", *command, *(["-k", "engine"] if number is None else [])],
-            cwd=ROOT,
-            env={**inherited, "TMPDIR": name},
+            [sys.executable, "-m", *command],
+            cwd=directory,
+            env={**inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TMPDIR": name},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:
             if number is not None:
-                wait_until(lambda: len(list(directory.glob("mailglass-*/data"))) == 2, 60)
+                wait_until(lambda: len(list(directory.glob("waiting*"))) == 2, 60)
+                assert len(list(directory.glob("mailglass-*/data"))) == 2
                 process.send_signal(number)
             assert (process.wait(60) == 0) == (number is None)
         wait_until(lambda: nothing_is_left(directory))
