@@ -15,12 +15,6 @@ def pigeon(ring):
 """
 
 
-def run_in_directory(db, directory, *arguments):
-    """Run the command in a directory that may have a rule's module, and return its result."""
-    environment = {**db.environment(), "MAILGLASS_IMPORTS": "pigeon_rules"}
-    return processes.run(["-P", "-m", "mailglass_reconcile", *arguments], environment, cwd=directory)
-
-
 @pytest.mark.slow
 def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_path):
     """It is searched like a script's folder, but its modules do not replace those of libraries."""
@@ -28,21 +22,23 @@ def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_pat
     (tmp_path / "rich.py").write_text("raise SystemExit(9)")
     factories.delivery(db, "r-1")
     factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
-    result = run_in_directory(db, tmp_path, "sweep", "--json")
+    environment = {**db.environment(), "MAILGLASS_IMPORTS": "pigeon_rules"}
+    command = ["-P", "-m", "mailglass_reconcile", "sweep", "--json"]
+    result = processes.run(command, environment, cwd=tmp_path, forked=False)  # a forked one has imported rich
     assert (result.returncode, result.stderr) == (0, "")
     assert commands.conforming("sweep", result.stdout)[0]["linked"] == 1
 
 
 @pytest.mark.slow
-def test_a_missing_module_is_an_error_for_writing_and_a_warning_for_reading_commands(db, tmp_path):
+def test_a_missing_module_is_an_error_for_writing_and_a_warning_for_reading_commands(db):
     """A sweep without a rule would leave linkable orphans; a list of them is useful all the same."""
     event = factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
     for arguments in (("sweep",), ("dispatch",)):
-        result = run_in_directory(db, tmp_path, *arguments)
+        result = commands.run_forked(db, *arguments, MAILGLASS_IMPORTS="pigeon_rules")
         assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
         assert "MAILGLASS_IMPORTS: cannot import pigeon_rules" in result.stderr
     for arguments in (("status",), ("orphans",), ("explain", event), ("sweep", "--dry-run")):
-        result = run_in_directory(db, tmp_path, *arguments)
+        result = commands.run_forked(db, *arguments, MAILGLASS_IMPORTS="pigeon_rules")
         assert result.returncode == 0, result.stderr
         [warned, *further_lines] = result.stderr.splitlines()
         assert warned.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")
