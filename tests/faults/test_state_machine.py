@@ -338,7 +338,7 @@ class Schedule(RuleBasedStateMachine):
         else:
             self.settled.add(orphan)
 
-    @rule(number=st.integers(0, 20), other=st.integers(0, 20))
+    @rule(number=st.integers(0, 20), delivery_number=st.integers(0, 20))
     def link_by_hand(self, number: int, delivery_number: int) -> None:
         """Link an open orphan to any delivery of its tenant; a linked one is refused."""
         open_ = self._open()
