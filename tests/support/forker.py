@@ -24,18 +24,32 @@ def wait_for(listener: socket.socket) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
-        if not os.fork():
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _become(connection)
+        text, files, _, _ = socket.recv_fds(connection, 1_000_000, 3)
+        if text:
+            request = json.loads(text)
+            import_for(request["arguments"])
+            if not os.fork():
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                return _become(connection, request, files)
         connection.close()
+        for file in files:
+            os.close(file)
     os._exit(0)
 
 
-def _become(connection: socket.socket) -> list[str]:
-    """Read a request and fork again: the child returns its arguments."""
-    text, files, _, _ = socket.recv_fds(connection, 1_000_000, 3)
-    request = json.loads(text)
+def import_for(arguments: list[str]) -> None:
+    """Import the modules without words, and those of which an argument contains a word: `WORD|WORD=MODULE`."""
+    for entry in [*MODULES]:
+        words, _, name = entry.rpartition("=")
+        if any(word in argument for word in words.split("|") for argument in arguments):
+            importlib.import_module(name)
+            MODULES.remove(entry)
+    gc.freeze()
+
+
+def _become(connection: socket.socket, request: dict, files: list[int]) -> list[str]:
+    """Fork again: the child returns its arguments."""
     child = os.fork()
     if child:
         for file in files:
@@ -100,7 +114,5 @@ def run(first: str, *arguments: str) -> None:
 
 FILE, *MODULES = sys.argv[1:]
 PATH = sys.path[1:]
-for name in MODULES:
-    importlib.import_module(name)
-gc.freeze()
+import_for([""])
 run(*wait_for(socket.socket(fileno=int(FILE))))

@@ -34,18 +34,26 @@ INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_")
 FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED")
 """Those whose change a fork can follow."""
 
-IMPORTED = (
-    *(f"mailglass_reconcile.cli.{name}" for name in ("doctor", "explain", "prune", "status", "sweep")),
+_CELERY = (
     *("celery.bin.celery", "celery.apps.beat", "celery.apps.worker", "celery.app.amqp", "celery.app.control"),
     *("celery.app.events", "celery.app.log", "celery.backends.redis", "celery.loaders.app", "celery.fixups.django"),
     *("celery.concurrency.prefork", "celery.concurrency.solo", "celery.concurrency.thread", "celery.events.state"),
     *("celery.worker.autoscale", "celery.worker.components", "celery.worker.consumer", "celery.worker.strategy"),
-    *("mailglass_reconcile.singleton.task", "mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent"),
-    *("mailglass_reconcile.ops.pruner", "kombu.transport.redis", "psycopg", "redis.sentinel"),
-    *("mailglass_reconcile.receiver.app", "mailglass_reconcile.server", "mailglass_reconcile.store.migration.runner"),
-    *("mailglass_reconcile.web.app", "cryptography.x509", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.orm"),
+    *("mailglass_reconcile.singleton.task", "kombu.transport.redis"),
 )
-"""Modules without an app, a task or settings, which each process makes itself."""
+_SERVERS = ("mailglass_reconcile.receiver.app", "mailglass_reconcile.server", "mailglass_reconcile.web.app")
+IMPORTED = (
+    *(f"mailglass_reconcile.cli.{name}" for name in ("doctor", "explain", "prune", "status", "sweep")),
+    *("mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent", "mailglass_reconcile.ops.pruner"),
+    *("psycopg", "redis.sentinel", "sqlalchemy.dialects.postgresql.psycopg"),
+    *(f"celery|demo|bench={name}" for name in _CELERY),
+    *(f"receive|serve|demo|bench={name}" for name in (*_SERVERS, "cryptography.x509", "sqlalchemy.orm")),
+    "migrate|demo|bench=mailglass_reconcile.store.migration.runner",
+)
+"""Modules without an app, a task or settings, which each process makes itself.
+
+Those after words are imported before the first process of which an argument contains one of the words.
+"""
 FRAMEWORKS = (
     *("anymail.urls", "django.contrib.admin", "django.core.handlers.wsgi", "django.core.management"),
     *("django.core.servers.basehttp", "django.db.backends.postgresql.base", "django.test", "fastapi", "flask"),
@@ -337,7 +345,7 @@ class Forker:
     """
 
     def __init__(self, python: Path, environment: Mapping[str, str], modules: Sequence[str] = IMPORTED) -> None:
-        """Let an interpreter import *modules*; it ends with this process."""
+        """Let an interpreter import *modules*, as in `IMPORTED`; it ends with this process."""
         self._folder = tempfile.TemporaryDirectory(prefix="forker-")
         self.address = f"{self._folder.name}/socket"
         self.variables = _interpreter_variables(environment)
