@@ -408,13 +408,16 @@ class Schedule(RuleBasedStateMachine):
     def _age(self, share: int, spares: bool) -> None:
         """Age some deliveries with all events, or with all but one, and some other orphans."""
         ledger_ = self._ledger()
-        owners = {row["idempotency_key"]: row["delivery_id"] for row in ledger_.values() if row["type"] == "reconciled"}
+        reconciled_ids = {row["idempotency_key"]: id_ for id_, row in ledger_.items() if row["type"] == "reconciled"}
+        owners = {key: ledger_[id_]["delivery_id"] for key, id_ in reconciled_ids.items()}
         chosen, events_by_owner = set(), dict.fromkeys((d["id"] for d in self.deliveries), ())
         for id_, row in ledger_.items():
             owner = row["delivery_id"] or owners.get(f"reconciled:{id_}")
             events_by_owner[owner or id_] = (*events_by_owner.get(owner or id_, ()), id_)
         for owner, ids in [*events_by_owner.items()][::share]:
-            chosen |= {owner, *(ids[1:] if spares and len(ids) > 1 else ids)}
+            chosen |= {owner, *ids}
+            if spares and len(ids) > 1:  # an orphan is not younger than the event that links it
+                chosen.discard(reconciled_ids.get(f"reconciled:{ids[0]}", ids[0]))
         chosen -= self.aged
         for id_ in chosen & self.orphans.keys():
             self.arrived[id_] = self._report(id_)
