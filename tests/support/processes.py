@@ -27,7 +27,7 @@ from waiting import wait_until
 SECONDS = 90
 PROGRAM = (Path(__file__).parent / "forker.py").read_text()
 CLIENT = (Path(__file__).parent / "forked_program.py").read_text()
-COMMANDS = ("celery", "django-admin", "flask", "mailglass-reconcile", "python", "python3", "uvicorn")
+COMMANDS = ("alembic", "celery", "django-admin", "flask", "mailglass-reconcile", "python", "python3", "uvicorn")
 """Programs of an environment that can be forked in place of a shell's command, if they are there."""
 INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_")
 """Prefixes of the variables that an interpreter reads at its start."""

@@ -1,7 +1,6 @@
 """The plan is a script for psql, and Alembic's own command works in a checkout."""
 
 import os
-import sys
 import uuid
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from shapes import SCHEMAS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-BIN = Path(sys.executable).parent
 
 
 def run(*command: str, url: str = "", script: str | None = None, **environment: str) -> str:
@@ -80,7 +78,7 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
     before = database.objects()
     insert_history(database)
     places = {"url": url(database), "MAILGLASS_DATABASE_SCHEMA": name}
-    alembic = str(BIN / "alembic")
+    alembic = str(processes.forker().commands / "alembic")
     assert "0001" not in run(alembic, "current", **places)
     run(alembic, "upgrade", "head", **places)
     assert database.is_current()
@@ -94,6 +92,6 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
 def test_alembic_s_own_command_prints_sql_that_psql_takes(empty_database_url):
     """`--sql` prints the plan."""
     database = installation(empty_database_url)
-    script = run(str(BIN / "alembic"), "upgrade", "head", "--sql", url=url(database))
+    script = run(str(processes.forker().commands / "alembic"), "upgrade", "head", "--sql", url=url(database))
     run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)
     assert database.is_current()
