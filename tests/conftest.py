@@ -1,4 +1,4 @@
-"""What pytest loads and in which order it runs the tests; the fixtures are in `support/`."""
+"""Load the fixtures, which are in `support/`, and choose the order of the tests."""
 
 import gc
 from collections.abc import Iterator
@@ -38,14 +38,15 @@ LONG = (
         "tests/testing/test_servers.py::test_a_parallel",
     ),
 )
-"""What has tests of many seconds, or fixtures that take as long: places of modules, or of tests."""
+"""Prefixes of the ids of tests that take many seconds, or whose fixtures do."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Let `make test` leave out the slow variants of a test that guards: another one holds its promise.
+    """Leave the slow variants of a `guard` test out of `make test`, and run long tests first.
 
-    Let long tests begin: at the end no worker waits for one, and one worker makes what a module of them shares.
+    A quick variant checks the same promise. With the long tests first, no worker waits for one at the end, and one
+    worker creates the fixtures that a module of them shares.
     """
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -62,8 +63,8 @@ gc.disable()
 def pytest_collection() -> Iterator[None]:
     """Collect no garbage while modules and tests are loaded, which stay until the end, and rarely afterwards.
 
-    It would take a quarter of the time of the collection. What a test leaves behind is freed when its last reference
-    goes; only cycles wait.
+    It would take a quarter of the time of the collection. Objects are still freed with their last reference; only
+    reference cycles wait.
     """
     try:
         return (yield)

@@ -1,6 +1,6 @@
-"""One database for all tests of a process, one after the other: emptied, or replaced if more than rows has changed.
+"""A pool of one database: each test of a process gets it without rows, or a new copy if its schema has changed.
 
-A connection to it is kept as well, and reset to what it was when it was opened.
+A connection to it is kept as well, and is reset between tests.
 """
 
 import uuid
@@ -24,7 +24,10 @@ _CATALOGS = (
     "pg_database WHERE datname = current_database()",
     "pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())",
 )
-"""What can change without an event trigger, with a row of a later transaction, or one less; tests change `pg_index`."""
+"""Catalogs whose changes fire no event trigger, but change the count or the newest transaction id of their rows.
+
+Tests update `pg_index` directly.
+"""
 
 # Event triggers record in `changes` what is created, altered, granted or dropped, except temporary tables. `catalog`
 # returns another text when anything but rows has changed; the rows that a migration leaves belong to it, too.
@@ -78,10 +81,10 @@ ALTER EVENT TRIGGER witness_changed ENABLE ALWAYS;
 ALTER EVENT TRIGGER witness_dropped ENABLE ALWAYS;
 """.replace(
     "{changes}",
-    ", ".join(f"(SELECT concat(count(*), ' ', max(xmin::text::bigint)) FROM {one})" for one in _CATALOGS),  # noqa: S608
+    ", ".join(f"(SELECT concat(count(*), ' ', max(xmin::text::bigint)) FROM {catalog})" for catalog in _CATALOGS),  # noqa: S608
 )
 
-# What DISCARD ALL does, but for the plans: they cost most of what is saved by keeping a connection.
+# DISCARD ALL without DISCARD PLANS: keeping the plans is most of what a kept connection saves.
 _RESET = """
 CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
 DISCARD SEQUENCES; DISCARD TEMP
@@ -89,20 +92,20 @@ DISCARD SEQUENCES; DISCARD TEMP
 
 
 def install(engine: sa.Engine) -> None:
-    """Let copies of a database, which has a witness, be pooled."""
+    """Install what a pool needs in a database with a witness, so that its copies can be pooled."""
     with engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(_INSTALL)
 
 
 @dataclass
 class PooledDatabase:
-    """A database as one test has it.
+    """The database of one test.
 
     Attributes:
         url: Its URL, password included.
         settings: Its settings.
-        engine: The test's own, with events and options of its own; it keeps one connection between uses.
-        catalog: What the database said of its catalog when it was new.
+        engine: An engine with the test's own events and options; it keeps one connection between uses.
+        catalog: The value of `witness.catalog()` when the database was new; empty once it differs.
         is_compared: Whether the checker of the invariants has compared the catalog, and nothing ran after it.
     """
 
@@ -113,7 +116,7 @@ class PooledDatabase:
     is_compared: bool = False
 
     def is_unchanged(self) -> bool:
-        """Whether no more than rows has changed since the database was made; resets the session that is kept."""
+        """Return True if only rows have changed since the database was created; reset the kept session."""
         try:
             with session(self.engine) as driver:
                 return self.is_unchanged_in(driver)
@@ -121,26 +124,26 @@ class PooledDatabase:
             return False
 
     def is_unchanged_in(self, driver: psycopg.Connection) -> bool:
-        """The same, in the session that is kept, which is open."""
-        if self.catalog and _after_reset(driver, "SELECT witness.catalog()") != self.catalog:
+        """Return True if only rows have changed, like `is_unchanged`, but on the kept session, which is open."""
+        if self.catalog and _reset_and_run(driver, "SELECT witness.catalog()") != self.catalog:
             self.catalog = ""
         return bool(self.catalog)
 
     def reset(self) -> bool:
-        """Take away all rows, if no more has changed, and return whether that was possible."""
+        """Delete all rows if nothing else has changed; return True if they were deleted."""
         if not self.catalog:
             return False
         try:
             with session(self.engine) as driver:
                 catalog = "NULL" if self.is_compared else f"'{self.catalog}'"
-                return _after_reset(driver, f"SELECT witness.forget({catalog})") is True
+                return _reset_and_run(driver, f"SELECT witness.forget({catalog})") is True
         except SQLAlchemyError:
             return False
 
 
 @contextmanager
 def session(engine: sa.Engine) -> Iterator[psycopg.Connection]:
-    """Yield a connection of the driver's, which begins no transactions: what is sent together is one round trip."""
+    """Yield a connection of psycopg in autocommit mode, so that several statements can be one round trip."""
     with engine.connect() as connection:
         driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
         driver.autocommit = True
@@ -151,25 +154,25 @@ def session(engine: sa.Engine) -> Iterator[psycopg.Connection]:
                 driver.autocommit = False
 
 
-def _after_reset(driver: psycopg.Connection, statement: str) -> Any:
-    """Return the value of a statement in a session that is as if it were new, or None if it is refused."""
+def _reset_and_run(driver: psycopg.Connection, statement: str) -> Any:
+    """Reset the session, run a statement and return its value; return None after an error."""
     try:
         driver.cursor_factory = psycopg.Cursor
         cursor = driver.execute(f"{_RESET}; {statement}")
         while cursor.nextset():
             pass
         [value] = cursor.fetchone() or (None,)
-    except psycopg.Error:  # a lock that was left behind, no such function any more
+    except psycopg.Error:  # a lock that a test has left, or a dropped function
         return None
     return value
 
 
 @dataclass(frozen=True)
 class Uncommitted:
-    """A transaction that is rolled back, on a database without rows: `tx`, which reads like `db`."""
+    """A transaction that is rolled back, on a database without rows: the fixture `tx`, with the methods of `db`."""
 
     connection: sa.Connection
-    """What the code under test gets, in its transaction, in UTC."""
+    """The connection for the code under test, in its transaction, in UTC."""
 
     settings: Settings
     broken: set[str] = field(default_factory=set)
@@ -202,22 +205,22 @@ def keep_one_connection(settings: Settings) -> sa.Engine:
 
 
 def _ping(driver: psycopg.Connection) -> bool:  # type: ignore[override]
-    """Whether a connection is alive; what SQLAlchemy asks takes several times as long."""
+    """Return True if a connection is alive; SQLAlchemy's own ping takes several times as long."""
     return driver.pgconn.exec_(b"").status == ExecStatus.EMPTY_QUERY
 
 
 class DatabasePool:
-    """Lends the copies of a template: the same one again and again, as long as nothing but rows changes."""
+    """A pool of one copy of a template, which is reused as long as only rows change."""
 
     def __init__(self, databases: Databases, template: str, settings_of: Callable[[str], Settings]) -> None:
-        """Copy *template* when a test needs it; *settings_of* gives the settings for a URL."""
+        """Copy *template* when a test first needs it; *settings_of* returns the settings for a URL."""
         self._databases, self._template, self._settings_of = databases, template, settings_of
         self._name = ""
-        self._made: PooledDatabase | None = None
+        self._pooled: PooledDatabase | None = None
 
     @contextmanager
     def acquire(self) -> Iterator[PooledDatabase]:
-        """Yield the database for as long as a block runs, without any row."""
+        """Yield the database without rows while the block runs."""
         pooled = self._next()
         try:
             yield pooled
@@ -227,7 +230,7 @@ class DatabasePool:
 
     @contextmanager
     def transaction(self) -> Iterator[Uncommitted]:
-        """Yield a transaction on it, which is rolled back with all that a block has done there."""
+        """Yield a transaction on the database, which is rolled back at the end of the block."""
         pooled = self._next()
         with pooled.engine.connect() as connection:
             transaction = connection.begin()
@@ -244,17 +247,17 @@ class DatabasePool:
 
     def close(self) -> None:
         """Drop the database, if there is one."""
-        if self._made is not None:
-            self._made.engine.dispose()
+        if self._pooled is not None:
+            self._pooled.engine.dispose()
             self._databases.drop(self._name)
-            self._made = None
+            self._pooled = None
 
     def _next(self) -> PooledDatabase:
         """Return the database with an engine of its own for the next test."""
-        made = self._made = self._made or self._make()
-        return PooledDatabase(made.url, made.settings, made.engine.execution_options(), made.catalog)
+        pooled = self._pooled = self._pooled or self._create()
+        return PooledDatabase(pooled.url, pooled.settings, pooled.engine.execution_options(), pooled.catalog)
 
-    def _make(self) -> PooledDatabase:
+    def _create(self) -> PooledDatabase:
         self._name = f"mgtest_{uuid.uuid4().hex[:12]}"
         settings = self._settings_of(self._databases.create(self._name, self._template))
         assert settings.database_url is not None

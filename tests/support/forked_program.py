@@ -1,7 +1,7 @@
-"""A program on the PATH of a test's shell, in whose place a forked process runs; `Forker` puts `SETUP` before it.
+"""A program on the PATH of a test's shell, which lets a forked process run in its place; `Forker` prepends `SETUP`.
 
-A bare interpreter runs it, within a hundredth of the time that ours takes to import what its commands need. Its name
-is `for PID`, so that `Process.family` finds the other one. If that cannot be forked, the program itself is run.
+An interpreter without site-packages runs it, in a hundredth of the time that our commands take for their imports. Its
+name is `for PID`, so that `Process.family` finds the forked process. If none can be forked, the program itself is run.
 """
 
 import json

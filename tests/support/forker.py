@@ -1,8 +1,8 @@
-"""The program that `processes` forks from: it has imported modules, and forks an interpreter for each connection.
+"""The program that `processes` starts to fork from: it imports modules, and forks a process for each connection.
 
-`python -c` runs it, and a forked process runs to the end of this program too. So it ends as any Python does: with the
-streams flushed and the exit code of its `SystemExit`, or with a traceback. Its parent, which is forked as well, tells
-the client its process id and its exit code, sends it the signals that the client names, and kills it if the client
+`python -c` runs it, and a forked process runs to the end of this program too. So it ends as any Python process does:
+with flushed streams and the exit code of its `SystemExit`, or with a traceback. Its parent, which is forked as well,
+sends the process id and the exit code to the client, forwards the client's signals to it, and kills it if the client
 closes the connection.
 """
 
@@ -20,7 +20,7 @@ from contextlib import suppress
 
 
 def wait_for(listener: socket.socket) -> list[str]:
-    """Serve until standard input is closed; in each process that is forked, return the arguments of its Python."""
+    """Serve until standard input is closed; in each forked process, return the arguments of Python."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
@@ -68,14 +68,14 @@ def _become(connection: socket.socket, request: dict, files: list[int]) -> list[
     os.environ.update(request["environment"])
     sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(os.getenv("PYTHONUNBUFFERED")))
     time.tzset()
-    first, *others = arguments = request["arguments"]
+    first, *remaining = arguments = request["arguments"]
     if first == "-P":
-        here, arguments = [], others
+        folders, arguments = [], remaining
     elif first in ("-c", "-m"):
-        here = ["" if first == "-c" else request["directory"]]
+        folders = ["" if first == "-c" else request["directory"]]
     else:
-        here = [os.path.dirname(os.path.abspath(first))]  # noqa: PTH100, PTH120
-    sys.path[:] = [*here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
+        folders = [os.path.dirname(os.path.abspath(first))]  # noqa: PTH100, PTH120
+    sys.path[:] = [*folders, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
     if os.getenv("PYTHONPATH"):
         sys.modules.pop("sitecustomize", None)
         with suppress(ImportError):
@@ -84,7 +84,7 @@ def _become(connection: socket.socket, request: dict, files: list[int]) -> list[
 
 
 def _attend(connection: socket.socket, child: int) -> None:
-    """Be a process's parent for the client."""
+    """Act as a process's parent for the client: forward signals, and send the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send(f"{child}".encode())
     end = os.pidfd_open(child)
@@ -100,12 +100,12 @@ def _attend(connection: socket.socket, child: int) -> None:
 def run(first: str, *arguments: str) -> None:
     """Run a module, code or a script, as Python would."""
     if first == "-m":
-        module, *others = arguments
-        sys.argv[:] = [first, *others]
+        module, *remaining = arguments
+        sys.argv[:] = [first, *remaining]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif first == "-c":
-        code, *others = arguments
-        sys.argv[:] = [first, *others]
+        code, *remaining = arguments
+        sys.argv[:] = [first, *remaining]
         exec(code, {"__name__": "__main__"})  # noqa: S102 - as `-c` does
     else:
         sys.argv[:] = [first, *arguments]

@@ -1,4 +1,4 @@
-"""Run our command, Celery or any other program in a process of its own, until a condition holds or to its end.
+"""Run our command, Celery or any other program in a process of its own, until a condition holds or it ends.
 
 Python is forked from a process that has imported what it needs, which saves the seconds that imports take.
 """
@@ -28,11 +28,11 @@ SECONDS = 90
 PROGRAM = (Path(__file__).parent / "forker.py").read_text()
 CLIENT = (Path(__file__).parent / "forked_program.py").read_text()
 COMMANDS = ("alembic", "celery", "django-admin", "flask", "mailglass-reconcile", "python", "python3", "uvicorn")
-"""Programs of an environment that can be forked in place of a shell's command, if they are there."""
+"""Programs of an environment that can be forked in place of a shell's command, if they are installed."""
 INTERPRETER_VARIABLES = ("PYTHON", "LC_", "LANG", "LD_")
 """Prefixes of the variables that an interpreter reads at its start."""
 FOLLOWED = ("PYTHONPATH", "PYTHONUNBUFFERED")
-"""Those whose change a fork can follow."""
+"""The variables of these that a forked process can still apply."""
 
 _CELERY = (
     *("celery.bin.celery", "celery.apps.beat", "celery.apps.worker", "celery.app.amqp", "celery.app.control"),
@@ -50,20 +50,20 @@ IMPORTED = (
     *(f"receive|serve|demo|bench={name}" for name in (*_SERVERS, "cryptography.x509", "sqlalchemy.orm")),
     "migrate|demo|bench=mailglass_reconcile.store.migration.runner",
 )
-"""Modules without an app, a task or settings, which each process makes itself.
+"""Modules that create no app, task or settings when they are imported: each process must create its own.
 
-Those after words are imported before the first process of which an argument contains one of the words.
+A module after words, as in `WORD|WORD=MODULE`, is imported before the first process with one of them in an argument.
 """
 FRAMEWORKS = (
     *("anymail.urls", "django.contrib.admin", "django.core.handlers.wsgi", "django.core.management"),
     *("django.core.servers.basehttp", "django.db.backends.postgresql.base", "django.test", "fastapi", "flask"),
     *("botocore.auth", "requests", "svix"),
 )
-"""Further modules, of an application on one of them."""
+"""Further modules that applications on a web framework import."""
 COMMAND = ("-c", "from mailglass_reconcile.cli import main; main()")
 
 helpers: set[int] = set()
-"""The id of the process that forks, which outlives the tests."""
+"""The ids of the processes that fork; they outlive the tests."""
 
 Condition = str | re.Pattern[str] | int | Path | Callable[[], object]
 """A text or pattern in the output, a port that accepts connections, a file that exists, or a function."""
@@ -73,19 +73,19 @@ class Forked:
     """A forked process, with the part of the interface of `subprocess.Popen` that `Process` uses."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Read its id from the connection to its parent, from which its exit code can be read once it has ended."""
+        """Read the process id from the connection to its parent, which later sends the exit code."""
         self._connection = connection
         self.returncode: int | None = None
         self.pid = int(connection.recv(20))
 
     def poll(self) -> int | None:
-        """Return its exit code, or None while it runs."""
+        """Return the exit code, or None while the process runs."""
         if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
             self.wait()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its exit code at most so many seconds."""
+        """Wait at most *timeout* seconds for the exit code, and return it."""
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
@@ -94,49 +94,49 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         self.send_signal(signal.SIGKILL)
 
 
 class Process:
-    """A running process, and its output so far."""
+    """A process and its output so far."""
 
     def __init__(self, output: IO[bytes], errors: IO[bytes], stdin: IO[str] | None) -> None:
-        """Take the files to which it will write, which may be the same, and its input, if that is a pipe."""
+        """Take the files for its output, which may be the same one, and its input if that is a pipe."""
         self._files = {"stdout": (output, _size(output)), "stderr": (errors, _size(errors))}
         self._texts: dict[str, str] = {}
         self._stdin, self._lines_read = stdin, 0
         self._handle: Forked | subprocess.Popen[bytes]
 
     def begin(self, handle: Forked | subprocess.Popen[bytes]) -> None:
-        """Take the process, now that it has started."""
+        """Set the handle of the started process."""
         self._handle = handle
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """The process id."""
         return self._handle.pid
 
     @property
     def stdout(self) -> str:
-        """Its standard output so far."""
+        """The standard output so far."""
         return self._read("stdout")
 
     @property
     def stderr(self) -> str:
-        """Its standard error so far."""
+        """The standard error so far."""
         return self._read("stderr")
 
     @property
     def output(self) -> str:
-        """Both, one after the other."""
-        same = self._files["stdout"][0] is self._files["stderr"][0]
-        return self.stdout if same else self.stdout + self.stderr
+        """The standard output followed by the standard error."""
+        is_one_file = self._files["stdout"][0] is self._files["stderr"][0]
+        return self.stdout if is_one_file else self.stdout + self.stderr
 
     def _read(self, name: str) -> str:
         if name in self._texts:
@@ -145,7 +145,7 @@ class Process:
         return os.pread(file.fileno(), 1 << 26, start).decode(errors="replace")
 
     def write_line(self, line: object) -> None:
-        """Send it a line."""
+        """Write a line to the standard input."""
         assert self._stdin is not None
         print(line, file=self._stdin, flush=True)
 
@@ -156,29 +156,29 @@ class Process:
         return self.stdout.split("\n")[self._lines_read - 1]
 
     def close(self) -> None:
-        """Keep its output, and close the files."""
+        """Keep the output, and close the files."""
         self._texts = {name: self._read(name) for name in self._files}
         for file, _ in self._files.values():
             file.close()
 
     def family(self) -> list[psutil.Process]:
-        """Return the process and its descendants; in place of a `forked_program`, the process that runs for it."""
+        """Return the process and its descendants, with the forked process in place of each `forked_program`."""
         return _family(self.pid)
 
     def poll(self) -> int | None:
-        """Return its exit code, or None while it runs."""
+        """Return the exit code, or None while the process runs."""
         return self._handle.poll()
 
     def wait(self, seconds: float = SECONDS) -> int:
-        """Wait for its end, and return its exit code."""
+        """Wait until the process ends, and return the exit code."""
         return self._handle.wait(seconds)
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         self._handle.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Close its input, or send it a signal; wait for its end, and return its exit code."""
+        """Close the standard input if it is a pipe, or send a signal; wait, and return the exit code."""
         if self._stdin is None:
             self.send_signal(number)
         else:
@@ -209,7 +209,7 @@ class Process:
         return condition.exists if isinstance(condition, Path) else condition
 
     def kill(self) -> None:
-        """Kill it and its descendants, and wait for their end."""
+        """Kill the process and its descendants, and wait until they have ended."""
         family = self.family()
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -232,19 +232,20 @@ def start(
     stdin: bool = False,
     files: Mapping[str, int] | None = None,
 ) -> Iterator[Process]:
-    """Run a program while the block does, from when a condition holds; at the end it and its descendants are killed.
+    """Start a program, wait for a condition, and run the block; at the end, kill the program and its descendants.
 
     Args:
-        arguments: The program's. If the first begins with a dash, Python's: `[*COMMAND, "sweep"]`, `["-m", "celery"]`.
+        arguments: The program and its arguments; those of Python if the first begins with a dash, such as
+            `[*COMMAND, "sweep"]` or `["-m", "celery"]`.
         environment: By default this process's.
-        until: See `Condition`. The process must not end before.
+        until: A `Condition`; it is an error if the process ends before it holds.
         exit_code: If set, a process that runs at the end of the block gets SIGTERM, and must exit with this code.
         log: A file to which the output is appended, instead of two of its own.
         cwd: By default this process's.
-        forked: Whether Python may be forked, which it is if the interpreter is not set up otherwise in *environment*.
-        session: Whether the process gets a session of its own.
-        stdin: Whether its input is a pipe, for `write_line`; then it is closed instead of sending SIGTERM.
-        files: Descriptors for `stdin`, `stdout` and `stderr`, where they are not /dev/null and files.
+        forked: True if Python may be forked, which it is unless *environment* sets up the interpreter differently.
+        session: True if the process gets a session of its own.
+        stdin: True if its input is a pipe, for `write_line`; at the end it is closed instead of sending SIGTERM.
+        files: Descriptors for `stdin`, `stdout` and `stderr`, instead of /dev/null and temporary files.
     """
     environment = dict(os.environ if environment is None else environment)
     with ExitStack() as stack:
@@ -252,8 +253,8 @@ def start(
             output = errors = log.open("a+b")
         else:
             output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        nothing = stack.enter_context(Path(os.devnull).open())
-        streams = {"stdin": nothing.fileno(), "stdout": output.fileno(), "stderr": errors.fileno(), **(files or {})}
+        null = stack.enter_context(Path(os.devnull).open())
+        streams = {"stdin": null.fileno(), "stdout": output.fileno(), "stderr": errors.fileno(), **(files or {})}
         pipe = None
         if stdin:
             streams["stdin"], writing = os.pipe()
@@ -281,10 +282,10 @@ def run(
     forked: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, as `start` does, with a text as its input, to its end within 90 seconds; return its result."""
-    with tempfile.TemporaryFile() as given:
-        given.write((stdin or "").encode())
-        given.seek(0)
-        files = {} if stdin is None else {"stdin": given.fileno()}
+    with tempfile.TemporaryFile() as input_file:
+        input_file.write((stdin or "").encode())
+        input_file.seek(0)
+        files = {} if stdin is None else {"stdin": input_file.fileno()}
         with start(arguments, environment, cwd=cwd, forked=forked, files=files) as process:
             code = process.wait()
             return subprocess.CompletedProcess(list(arguments), code, process.stdout, process.stderr)
@@ -328,7 +329,7 @@ def _accepts(port: int) -> bool:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Return whether a process still runs; a zombie has ended, and its new parent may take seconds to reap it."""
+    """Return True if a process still runs; a zombie has ended, although its parent may reap it seconds later."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -336,16 +337,16 @@ def _runs(process: psutil.Process) -> bool:
 
 
 class Forker:
-    """A process that forks others, as long as this object lives.
+    """A process that forks other processes, as long as this object lives.
 
     Attributes:
         address: The path of the socket at which it listens.
         variables: The variables that its interpreter has read.
-        commands: A folder to be first on a shell's PATH, which lets the programs of `COMMANDS` be forked.
+        commands: A folder for the start of a shell's PATH, with programs that fork those of `COMMANDS`.
     """
 
     def __init__(self, python: Path, environment: Mapping[str, str], modules: Sequence[str] = IMPORTED) -> None:
-        """Let an interpreter import *modules*, as in `IMPORTED`; it ends with this process."""
+        """Start an interpreter that imports *modules*, as in `IMPORTED`; it ends with this process."""
         self._folder = tempfile.TemporaryDirectory(prefix="forker-")
         self.address = f"{self._folder.name}/socket"
         self.variables = _interpreter_variables(environment)
@@ -373,7 +374,7 @@ class Forker:
 
 @cache
 def forker(*modules: str) -> Forker:
-    """Return the one of this environment that has imported *modules* too; it is started when it is needed first."""
+    """Return the forker of this environment that has also imported *modules*; the first call starts it."""
     return Forker(Path(sys.executable), os.environ, [*IMPORTED, *modules])
 
 

@@ -25,10 +25,10 @@ from waiting import settle, wait_until
 
 @pytest.fixture(scope="session")
 def redis_url(mailglass_redis_url: str) -> str:
-    """A Redis-protocol server: one that is given, or one of this process's own, because channels have no databases."""
+    """The URL of a Redis-protocol server: a configured one, or one per process, because channels have no databases."""
     if not os.environ.get("MAILGLASS_TEST_REDIS_URL"):
         with redis.Redis.from_url(mailglass_redis_url) as client:
-            # A witness reads at the end of its test; by default a server hangs up on a reader so far behind.
+            # A witness reads at the end of its test; by default a server disconnects a reader so far behind.
             client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
     return mailglass_redis_url
 
@@ -62,7 +62,7 @@ def template(mailglass_databases: Databases) -> Iterator[str]:
 def mailglass_template(
     template: str, make_database: Callable[..., str], drop_database: Callable[[str], None]
 ) -> Iterator[str]:
-    """The name of another one, which writes down what happens to its rows: those of tests are copies of it."""
+    """The name of a migrated database that also records changes of its rows; the databases of tests are copies."""
     name = f"mgtest_witnessed_{uuid.uuid4().hex[:12]}"
     watching.install(engines.create_engine(Settings(database_url=make_database(name, template))))
     yield name
@@ -71,7 +71,7 @@ def mailglass_template(
 
 @pytest.fixture(scope="session")
 def database_pool(mailglass_databases: Databases, mailglass_template: str, redis_url: str) -> Iterator[DatabasePool]:
-    """Lends one database to one test after the other."""
+    """The pool from which each test gets its database."""
     pool = DatabasePool(
         mailglass_databases, mailglass_template, lambda url: Settings(database_url=url, redis_url=redis_url)
     )
@@ -102,8 +102,8 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 
 @pytest.fixture(autouse=True)
-def _unpaused() -> None:
-    """What is logged once a minute is logged in each test, whichever ran before it in this process."""
+def _reset_log_throttle() -> None:
+    """Forget what was logged, so that messages that appear once a minute appear in each test."""
     failures._throttle = LogThrottle()
 
 
