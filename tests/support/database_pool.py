@@ -43,7 +43,7 @@ BEGIN
              FROM pg_class WHERE relkind = 'r' AND relname = 'mailglass_reconcile_version') INTO migrated;
   RETURN concat_ws('|', migrated, (SELECT count(*) FROM witness.changes), {changes});
 END $$;
-CREATE FUNCTION witness.forget(catalog text) RETURNS boolean LANGUAGE plpgsql SET lock_timeout = '1s' AS $$
+CREATE FUNCTION witness.forget(catalog text) RETURNS boolean LANGUAGE plpgsql SET lock_timeout = '200ms' AS $$
 DECLARE
   used text;
 BEGIN
