@@ -11,6 +11,7 @@ import socket
 import sys
 from contextlib import suppress
 
+FORWARDED = signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 PROGRAM, PYTHON, ADDRESS, VARIABLES, PREFIXES, FOLLOWED = json.loads(SETUP)  # type: ignore[name-defined]  # noqa: F821
 
 arguments = sys.argv[1:] if PROGRAM == PYTHON else [PROGRAM, *sys.argv[1:]]
@@ -21,13 +22,15 @@ if variables != VARIABLES or not arguments or (arguments[0].startswith("-") and 
     os.execv(PROGRAM, [PROGRAM, *sys.argv[1:]])  # noqa: S606
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect(ADDRESS)
-blocked = sorted(signal.pthread_sigmask(signal.SIG_SETMASK, ()))
+# Signals that arrive before their handlers are installed wait.
+blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED))
 request = {"arguments": arguments, "environment": environment, "directory": os.getcwd(), "blocked": blocked}  # noqa: PTH109
 socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
 pid = connection.recv(20).decode()
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+for number in FORWARDED:
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, lambda number, _: connection.send(b"%d" % number))
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 with open("/proc/self/comm", "w") as name:  # noqa: PTH123
     name.write(f"for {pid}")
 code = int(connection.recv(20) or -signal.SIGKILL)
