@@ -35,7 +35,7 @@ for entry in entries:
 with app.connection_for_write() as connection:
     queue = connection.SimpleQueue("celery")
     headers = [queue.get(timeout=5).headers for _ in entries]
-print(json.dumps({one["task"].rpartition(".")[2]: one["expires"] is not None for one in headers}))
+print(json.dumps({message["task"].rpartition(".")[2]: message["expires"] is not None for message in headers}))
 """
 
 

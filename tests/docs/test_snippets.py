@@ -179,8 +179,8 @@ assert dispatch().failed == 0
 with engine.begin() as connection:
     suppressed = connection.execute(text("SELECT address FROM suppressed ORDER BY address")).scalars().all()
 assert suppressed == ["hard@b.example", "spam@b.example"]
-assert {one["task_id"] for one in called} == {str(one.event_id) for one in recorded[:6]}
-assert not any(one["retry"] for one in called)
+assert {call["task_id"] for call in called} == {str(item.event_id) for item in recorded[:6]}
+assert not any(call["retry"] for call in called)
 """,
     ),
     "providers.md": Frame(

@@ -526,7 +526,7 @@ def suppress(connection, event):
 
 if __name__ == "__main__":
     runtime.load_imports()
-    print([one.name for one in handlers.registered_handlers()])
+    print([registered.name for registered in handlers.registered_handlers()])
 """
 
 

@@ -96,8 +96,8 @@ def test_a_replay_that_does_not_ask_reads_the_ledger_once(missed):
     with missed.database.writing() as tx:
         handled_types.register(tx, registration.own_registrations())
     with recording.statements(sa.Engine) as statements:
-        done = commands.run(missed, "dispatch", "--replay", "bounced", "--since", "7d", "--yes")
-    assert done.stdout.startswith("queued 4 jobs")
+        result = commands.run(missed, "dispatch", "--replay", "bounced", "--since", "7d", "--yes")
+    assert result.stdout.startswith("queued 4 jobs")
     assert len([text for text in statements if "), missed AS (" in text]) == 2
 
 

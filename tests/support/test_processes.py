@@ -17,15 +17,15 @@ PROBE = """
 import json, os, signal, sys, threading, time
 import celery.app.builtins
 from celery import _state
-handlers = {one: str(signal.getsignal(one)).partition(" at ")[0] for one in signal.valid_signals()}
+handlers = {number: str(signal.getsignal(number)).partition(" at ")[0] for number in signal.valid_signals()}
 blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-ours = {name for name in sys.modules if name.startswith("mailglass_reconcile.")}
+package_modules = {name for name in sys.modules if name.startswith("mailglass_reconcile.")}
 print(json.dumps({
     "working directory": os.getcwd(), "environment": dict(os.environ), "path": sys.path, "arguments": sys.argv,
     "signals": handlers, "blocked": sorted(blocked), "files": sorted(os.listdir("/proc/self/fd")),
     "leads a session": os.getsid(0) == os.getpid(), "leads a group": os.getpgid(0) == os.getpid(),
     "threads": threading.active_count(), "apps": len(list(_state._get_active_apps())),
-    "current app": repr(_state._tls.current_app), "tasks": "mailglass_reconcile.tasks" in ours,
+    "current app": repr(_state._tls.current_app), "tasks": "mailglass_reconcile.tasks" in package_modules,
     "made when apps are": len(_state._on_app_finalizers), "umask": os.umask(0o22), "name": __name__,
     "time zone": time.tzname,
 }, default=str))
