@@ -93,7 +93,8 @@ class Cluster(ExitStack):
 
     def _environment(self, name: str) -> dict[str, str]:
         container = self._container(name)
-        environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(self.folder)}
+        forker = processes.forker()
+        environment = {"PATH": f"{forker.commands}:{BIN}:/usr/bin:/bin", "HOME": str(self.folder), **forker.variables}
         for source in container.get("envFrom", ()):
             (map_,) = [
                 row["data"]
