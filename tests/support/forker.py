@@ -89,7 +89,9 @@ def _attend(connection: socket.socket, child: int) -> None:
     connection.send(f"{child}".encode())
     end = os.pidfd_open(child)
     while end not in select.select([connection, end], [], [])[0]:
-        number = connection.recv(8)
+        number = b""
+        with suppress(ConnectionError):  # a client that was killed
+            number = connection.recv(8)
         os.kill(child, int(number or signal.SIGKILL))
     _, status = os.waitpid(child, 0)
     with suppress(OSError):
