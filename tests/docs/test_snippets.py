@@ -137,7 +137,7 @@ assert suppress and ids("m-9") == ["m-9"] and {"own", "mailglass-reconcile-recen
     "django.md": Frame(
         ENGINE + DJANGO,
         """
-assert made.metadata["order"] == "7"
+assert recordable.metadata["order"] == "7"
 tracking.send(sender=object, event=event, esp_name=esp_name)
 delivered = text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'")
 assert engine.connect().execute(delivered).scalar_one() == 1
@@ -301,11 +301,11 @@ address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UT
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 connection, metadata = engine.connect(), sa.MetaData()
-made = []
-context = type("", (), {{"configure": staticmethod(lambda **options: made.append(options))}})
+configurations = []
+context = type("", (), {{"configure": staticmethod(lambda **options: configurations.append(options))}})
 """,
         """
-options = {"include_object": made[0]["include_object"]}
+options = {"include_object": configurations[0]["include_object"]}
 dropped = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 assert dropped == []
 """,
