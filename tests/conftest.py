@@ -31,14 +31,16 @@ LONG = (
     *("tests/docs/test_stories.py", "tests/examples/", "tests/demo/", "tests/docs/test_compose.py"),
     *("tests/docs/test_commands.py", "tests/web/test_browser.py", "tests/stories/test_planted_faults.py"),
     *("tests/faults/test_faults_", "tests/faults/test_state_machine.py", "tests/contrib/django/test_admin.py"),
-    *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py"),
+    *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py", "tests/pubsub/test_publisher.py"),
+    *("tests/store/test_revision.py", "tests/contrib/django/test_migration_operations.py"),
+    *("tests/handlers/test_dispatcher.py", "tests/rules/test_connection_errors.py", "tests/sweep/test_recent.py"),
     *(
         "tests/sweep/test_plans.py",
         "tests/tools/test_performance.py::test_the_benchmark",
         "tests/testing/test_servers.py::test_a_parallel",
     ),
 )
-"""Prefixes of the ids of tests that take many seconds, or whose fixtures do."""
+"""Prefixes of the ids of tests that take or wait for seconds, or whose fixtures do."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

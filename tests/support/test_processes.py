@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import processes
+from marking import slow_unless
 from waiting import wait_until
 
 PROBE = """
@@ -65,7 +66,10 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """Runs a command with a blocked signal, which it inherits."""
 
 
-@pytest.mark.parametrize("command", ["python -c", "python -P -c", "python -m probe", "python probe.py"])
+@pytest.mark.parametrize(
+    "command",
+    slow_unless("python -m probe".__eq__, ["python -c", "python -P -c", "python -m probe", "python probe.py"]),
+)
 def test_a_command_of_a_shell_that_is_forked_is_what_a_started_one_is(tmp_path, terminal, command) -> None:
     """It runs code, a module or a script, with the same `sys.path`, environment, blocked signals and exit code."""
     (tmp_path / "probe.py").write_text(PROBE)
