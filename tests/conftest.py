@@ -34,6 +34,7 @@ LONG = (
     *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py", "tests/pubsub/test_publisher.py"),
     *("tests/store/test_revision.py", "tests/contrib/django/test_migration_operations.py"),
     *("tests/handlers/test_dispatcher.py", "tests/rules/test_connection_errors.py", "tests/sweep/test_recent.py"),
+    *("tests/stories/test_redis_servers.py", "tests/test_server.py", "tests/ops/checks/test_workers.py"),
     *(
         "tests/sweep/test_plans.py",
         "tests/tools/test_performance.py::test_the_benchmark",

@@ -74,8 +74,8 @@ def test_the_pythons_are_those_of_ci_and_of_the_classifiers():
     """The lowest one runs with the lowest libraries, the newest with the newest."""
     lowest, newest = TABLE["Python"]
     assert PROJECT["requires-python"] == f">={lowest}"
-    assert f"test_on lowest {lowest}" in CI
-    assert f"test_on newest {newest}" in CI
+    assert f"make_test_environment lowest {lowest}" in CI
+    assert f"make_test_environment newest {newest}" in CI
     assert (
         find_classified_versions("Programming Language :: Python")[0],
         find_classified_versions("Programming Language :: Python")[-1],
