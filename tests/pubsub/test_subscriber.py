@@ -102,6 +102,7 @@ def test_a_redis_that_restarts_yields_missed_and_then_updates(valkey, caplog):
         missed = next(subscription)
         assert isinstance(missed, Missed)
         assert missed.since < missed.until
+        client.close()  # its connection was to the server that was killed
         publish_update(client, "acme", DELIVERY, 2)
         assert next(subscription).message["number"] == 2
     assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
