@@ -133,7 +133,7 @@ class RunHistory(NamedTuple):
         uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
         beat_age: Seconds since the end of the last run that beat had queued; None without one.
         pruned: True if a prune has ever succeeded.
-        unpruned_seconds: Seconds since then; without one, since the history begins.
+        unpruned_seconds: Seconds since the last successful prune; without one, since the first run of the history.
         last_success: When a run of each kind last succeeded.
     """
 

@@ -83,7 +83,7 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
     ],
 )
 def test_the_last_line_of_every_error_begins_with_the_commands_name(cli, arguments, code, line):
-    """However it is found: by click, by a subcommand, or by the package."""
+    """The error comes from click, from a subcommand, or from the package."""
     result = cli(*arguments, **({"MAILGLASS_DATABASE_URL": ""} if "MAILGLASS" in line else {}))
     assert result.returncode == code
     assert result.stderr.splitlines()[-1].startswith(f"mailglass-reconcile: {line}")
