@@ -30,8 +30,8 @@ from mailglass_reconcile.ops.checks import (
 )
 from mailglass_reconcile.ops.checks.check import (
     ERROR,
+    NEEDED_BY_ALL,
     OK,
-    READABLE,
     WARNING,
     Check,
     CheckContext,
@@ -71,9 +71,14 @@ def run_fast(context: CheckContext) -> list[Finding]:
     findings: list[Finding] = []
     for check in _select_checks("database", only_fast=True):
         findings += check.findings(context)
-        if check.name in READABLE and _has_error(findings, check.name):
+        if _hinders_others(check, findings):
             break
     return [finding for finding in merge(findings) if finding.status != OK]
+
+
+def _hinders_others(check: Check, findings: Iterable[Finding]) -> bool:
+    """Return True if, because of an error among the check's *findings*, the checks after it cannot run."""
+    return check.name in NEEDED_BY_ALL and _has_error(findings, check.name)
 
 
 def _has_error(findings: Iterable[Finding], name: str) -> bool:
@@ -93,11 +98,12 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
         if _has_error(findings, "settings"):
             return findings
     uses_celery, expects_redis = celery is not None, runtime.is_redis_configured() or _has_broker()
+    database_findings: list[Finding] = []
     connected = _connect(findings)
     if connected is not None:
         with connected.connection:
-            findings += _repair(connected) if repair else []
-            findings += _check_database(connected)
+            repair_findings = _repair(connected) if repair else []
+            database_findings += [*_check_database(connected), *repair_findings]
             history = _load_history(connected)
             uses_celery = uses_celery and not (history and sweeps.runs_without_celery(history))
             expects_redis = expects_redis or (uses_celery and history is not None and sweeps.ran_with_celery(history))
@@ -105,7 +111,7 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
     findings += redis_findings
     uses_celery = uses_celery and not is_absent
     findings += _check_celery(celery) if uses_celery and celery else [ok(WITHOUT_CELERY)._replace(check="celery")]
-    return merge(findings)
+    return merge([*findings, *database_findings])
 
 
 WITHOUT_CELERY = "Celery does not run the sweeps here"
@@ -135,8 +141,7 @@ def _check_database(connected: Connected) -> Iterator[Finding]:
     for check in _select_checks("database"):
         findings = check.within(_context(connected)).attempt()
         yield from findings
-        failed = any(finding.status == ERROR for finding in findings)
-        if connected.connection.invalidated or (check in (schema.readable, schema.revision) and failed):
+        if connected.connection.invalidated or _hinders_others(check, findings):
             return
 
 
@@ -184,7 +189,7 @@ def _repair(connected: Connected) -> list[Finding]:
         return [ok(ledger.repair_open_orphans(connected))._replace(check="open_set")]
     except MailglassReconcileError as fault:
         step = "fix the other findings first, then repair"
-        return [error(f"could not repair: {fault}", step, READABLE)._replace(check="open_set")]
+        return [error(f"could not repair: {fault}", step, NEEDED_BY_ALL)._replace(check="open_set")]
 
 
 def _check_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:

@@ -76,8 +76,8 @@ def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     return Finding("", ERROR, with_command_name(message), with_command_name(remedy), because)
 
 
-READABLE = ("privileges", "schema", "functions")
-"""If one of these checks has an error, later checks may fail to read the database."""
+NEEDED_BY_ALL = ("privileges", "schema", "functions")
+"""If one of these checks has an error, later checks cannot read the database, and none of them runs."""
 
 
 class Check(NamedTuple):
@@ -98,7 +98,6 @@ class Check(NamedTuple):
     def attempt(self, *arguments: Any) -> list[Finding]:
         """Return the findings; a check that fails returns a finding about its error."""
         findings: list[Finding] = []
-        because = READABLE if self.needs == "database" else ()
         try:
             for finding in self.findings(*arguments):
                 findings.append(finding)
@@ -108,7 +107,7 @@ class Check(NamedTuple):
             message, step = f"this could not be checked: {type(fault).__name__}", f"{RUN_AGAIN}; if it stays, report it"
         else:
             return findings
-        return [*findings, error(message, step, because)._replace(check=self.name)]
+        return [*findings, error(message, step)._replace(check=self.name)]
 
     def within(self, manager: AbstractContextManager[Any]) -> Check:
         """Return this check with the value of *manager* as its argument; it is opened when the check runs."""
@@ -185,29 +184,17 @@ class CheckContext:
 
 
 def merge(findings: Iterable[Finding]) -> list[Finding]:
-    """Return one finding for each cause, the most severe first."""
-    findings = list(findings)
-    failed_checks = {finding.check for finding in findings if finding.status == ERROR}
-    causes = {finding.check: _cause(finding, failed_checks) for finding in findings if finding.status == ERROR}
-
-    def root(name: str) -> str:
-        while (cause := causes.get(name)) is not None:
-            name = cause
-        return name
-
+    """Return one finding for each cause, the most severe first; of *findings*, causes come before their effects."""
     merged: list[Finding] = []
-    effects: dict[str, list[str]] = {}
+    positions: dict[str, int] = {}
+    """For each check with an error, the position in *merged* of its cause, which may be the error itself."""
     for finding in findings:
-        cause = None if finding.status == OK else _cause(finding, failed_checks)
-        if cause is None:
+        position = next((positions[name] for name in finding.because if name in positions), None)
+        if finding.status == OK or position is None:
+            position = len(merged)
             merged.append(finding)
         elif finding.status == ERROR:
-            effects.setdefault(root(cause), []).append(finding.message)
-    for number, finding in enumerate(merged):
-        if finding.status == ERROR and (messages := effects.pop(finding.check, None)):
-            merged[number] = finding._replace(message="; ".join([finding.message, *messages]))
+            merged[position] = merged[position]._replace(message=f"{merged[position].message}; {finding.message}")
+        if finding.status == ERROR:
+            positions.setdefault(finding.check, position)
     return sorted(merged, key=lambda finding: -LEVELS.index(finding.status))
-
-
-def _cause(finding: Finding, failed_checks: set[str]) -> str | None:
-    return next((name for name in finding.because if name in failed_checks), None)

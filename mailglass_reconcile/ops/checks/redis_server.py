@@ -96,9 +96,8 @@ def _try_write(action: Callable[[], object], denied: Finding, message: str) -> F
             return denied
         text = f"{type(fault).__name__} {fault}"
         reason = next((reason for word, reason in _REFUSALS.items() if word in text), type(fault).__name__)
-        return error(
-            f"Redis refuses to write: {reason}", "check the server's log, memory and disk", ("redis_privileges",)
-        )
+        because = ("redis_privileges",)
+        return error(f"Redis refuses to write: {reason}", "check the server's log, memory and disk", because)
     return ok(message)
 
 

@@ -34,14 +34,14 @@ from scraping import scrape, value
 
 pytestmark = pytest.mark.slow
 
-OF_THE_DATABASE = "database server time_zone roles privileges schema indexes triggers functions"
+OF_THE_DATABASE = "server time_zone roles privileges schema indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
     "beat sweeps prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
 )
 OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"
 REDIS = "redis redis_privileges lock_privileges"
-CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} {REDIS} celery"
+CHECKS = f"settings imports database {REDIS} celery {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER}"
 
 
 @pytest.mark.guard
@@ -76,7 +76,7 @@ def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 2)")
     finding = worst_finding("open_set")
     assert (finding.status, "2 of 3 orphans" in finding.message, "--repair" in finding.remedy) == (ERROR, True, True)
-    repaired, now = [finding for finding in report(repair=True) if finding.check == "open_set"]
+    now, repaired = [finding for finding in report(repair=True) if finding.check == "open_set"]
     assert repaired.message == "repaired: 2 open orphans added, 0 removed"
     assert (repaired.status, now.status) == (OK, OK)
 

@@ -12,6 +12,7 @@ import pytest
 import mailglass_reconcile
 from database import Database
 from diagnosing import heal, report, worst_finding
+from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
@@ -175,6 +176,24 @@ def test_a_revoked_privilege_is_found_and_granted_by_the_remedy(
     assert worst_finding("privileges").remedy == result.remedy
     heal(db, result.remedy)
     assert wrong_to_the_role() == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "check"),
+    [
+        ("REVOKE INSERT ON mailglass_events FROM {role}", "privileges"),
+        ("UPDATE mailglass_reconcile_version SET version_num = '0000'", "schema"),
+        ("DROP FUNCTION mailglass_reconcile_after_commit_v1", "functions"),
+    ],
+)
+def test_doctor_and_status_stop_at_the_same_checks(db: Database, role: str, statement: str, check: str) -> None:
+    """Full sweeps have stopped too; neither says so before the first fault is repaired."""
+    db.run("UPDATE mailglass_reconcile_runs SET finished_at = now() - interval '1 hour'")
+    db.run(statement.format(role=role))
+    with runtime.database().reading() as tx:
+        fast = checks.run_fast(CheckContext(tx))
+    assert [finding for finding in report() if finding.status == ERROR] == fast
+    assert [finding.check for finding in fast] == [check]
 
 
 def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -> None:

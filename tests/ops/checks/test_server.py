@@ -169,6 +169,16 @@ def test_of_a_database_that_is_not_migrated_nothing_else_is_checked(admin: sa.En
         drop_database(name)
 
 
+@pytest.mark.timeout(60)
+def test_a_schema_that_cannot_be_read_in_time_is_an_error(db):
+    """Another session has locked the table of the version; the doctor once never ended."""
+    with db.engine.connect() as other, other.begin():
+        other.exec_driver_sql("LOCK TABLE mailglass_reconcile_version")
+        findings = {finding.check: finding for finding in report()}
+    assert (findings["schema"].status, "57014" in findings["schema"].message) == (ERROR, True)
+    assert "sweeps" not in findings
+
+
 @pytest.mark.guard
 def test_one_check_that_fails_does_not_stop_the_others(db):
     """The check that reads a column of the wrong type says so; all others are as before."""
