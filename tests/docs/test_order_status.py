@@ -1,12 +1,14 @@
 """The page on showing the status: its tables, application and queries, run as a reader would."""
 
 import datetime as dt
+import uuid
 from itertools import count
 
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+import granting
 import pages
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 
@@ -14,7 +16,7 @@ PAGE = pages.ROOT / "docs" / "order-status.md"
 BLOCKS = pages.blocks(PAGE)
 SQL = [block.text for block in BLOCKS if block.language == "sql"]
 PYTHON = [block.text for block in BLOCKS if block.language == "python" and not block.not_run]
-TABLE, VIEW, ORDER_INDEX, OF_ORDER, REASON, MESSAGE_INDEX = SQL
+TABLE, VIEW, ORDER_INDEX, OF_ORDER, REASON, RECORDER_GRANTS, MESSAGE_INDEX = SQL
 
 
 def report(db, message_id: str, type_: str, **fields) -> None:
@@ -90,6 +92,18 @@ def send(db, message_id: str) -> None:
             connection, provider="postmark", sent=[Sent(recipient="ada@example.com", message_id=message_id)]
         )
     broadcast(recorded)
+
+
+def test_the_queries_run_as_the_recorder_with_the_grants_of_the_page(db):
+    """The recorder may not read them all by docs/grants.sql alone."""
+    documented, role = "mailglass_recorder", f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    grants = "".join([*granting.STATEMENTS[documented], RECORDER_GRANTS]).replace(documented, role)
+    with db.engine.connect() as connection:  # rolled back at its end, with the role
+        connection.execute(sa.text(f"CREATE ROLE {role}"))
+        connection.exec_driver_sql(grants)
+        connection.execute(sa.text(f"SET LOCAL ROLE {role}"))
+        assert connection.execute(sa.text(OF_ORDER), {"order_id": "7"}).all() == []
+        assert connection.execute(sa.text(REASON), {"delivery_id": uuid.uuid4()}).all() == []
 
 
 def test_the_queries_use_the_indexes_that_the_page_adds(db, shop):
