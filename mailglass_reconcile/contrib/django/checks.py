@@ -53,7 +53,7 @@ NO_DISPATCH = Warning(
     id="mailglass_reconcile.W004",
 )
 MAILERSEND = Warning(
-    "Anymail up to 15.2 answers version 2 of MailerSend's webhooks, the only one from 2026-12-01, with 500.",
+    "Anymail up to 15.2 answers version 2 of MailerSend's webhooks, the only one since 2026-12-01, with 500.",
     hint='Add path("webhooks/", include("mailglass_reconcile.contrib.django.urls")) to your urlpatterns, and enter'
     " /webhooks/mailersend at MailerSend. Silence this check when it is done.",
     id="mailglass_reconcile.W006",
