@@ -110,7 +110,7 @@ GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, re
               normalized_payload)
    ON mailglass_events TO mailglass_dispatcher;
 -- read its delivery
-GRANT SELECT (id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
+GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
 -- register handlers
 GRANT SELECT, INSERT, UPDATE ON mailglass_handled_types TO mailglass_dispatcher;
 -- record runs

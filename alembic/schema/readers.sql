@@ -1,7 +1,7 @@
 -- What readers for people share: parts of their statements.
 
 -- step: function mailglass_reconcile_orphan_of_v1
--- The orphan that an event has linked, by the event's key; NULL if it is not a link. It and the next two are parts of
+-- The orphan that an event has linked, by the event's key; NULL if it is not a link. It and the next three are parts of
 -- our readers' statements: without settings, so that the planner puts them in the place of the call, and called in our
 -- transactions only, whose search_path is pg_catalog, pg_temp.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_orphan_of_v1(type text, key text)
@@ -10,6 +10,15 @@ SELECT CASE WHEN type = 'reconciled'
                  AND key COLLATE pg_catalog."C"
                      ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
             THEN CAST(pg_catalog.substr(key, 12) AS uuid) END
+$$;
+
+-- step: function mailglass_reconcile_link_of_v1
+-- The `reconciled` event of an orphan, and the delivery that it names, if any. No row if the orphan has none: an event of
+-- another type or tenant that holds the key links nothing.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_of_v1(orphan_id uuid, orphan_tenant text)
+RETURNS TABLE (id uuid, delivery_id uuid) LANGUAGE sql STABLE AS $$
+SELECT r.id, r.delivery_id FROM {schema}.mailglass_events AS r
+ WHERE r.idempotency_key = 'reconciled:' || orphan_id AND r.type = 'reconciled' AND r.tenant_id = orphan_tenant
 $$;
 
 -- step: function mailglass_reconcile_provider_of_v1

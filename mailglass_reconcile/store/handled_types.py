@@ -62,22 +62,25 @@ SELECT type, :new, seen_at FROM renamed ORDER BY type
 # Of what has reached a delivery, the newest first.
 _MISSED = """
 WITH page AS MATERIALIZED (
-  SELECT id, type, delivery_id, idempotency_key FROM {schema}.mailglass_events
+  SELECT id, tenant_id, type, delivery_id, idempotency_key FROM {schema}.mailglass_events
    WHERE id > CAST(:after_id AS uuid) AND id < CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :size
--- What our writers attached, and what a `reconciled` event has linked.
+-- What our writers attached, and what a `reconciled` event of its tenant has linked.
 ), reached AS (
-  SELECT id AS event_id, type, delivery_id FROM page
-   WHERE delivery_id IS NOT NULL
-     AND (starts_with(idempotency_key, 'webhook:') OR starts_with(idempotency_key, 'send:'))
+  SELECT id AS event_id, tenant_id, type, delivery_id FROM page
+   WHERE starts_with(idempotency_key, 'webhook:') OR starts_with(idempotency_key, 'send:')
    UNION ALL
-  SELECT o.id, o.type, p.delivery_id
+  SELECT o.id, o.tenant_id, o.type, l.delivery_id
     FROM page AS p
     JOIN {schema}.mailglass_events AS o
       ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(p.type, p.idempotency_key)
+   CROSS JOIN LATERAL {schema}.mailglass_reconcile_link_of_v1(o.id, o.tenant_id) AS l
+-- A foreign writer's event may name no delivery, or another tenant's.
 ), missed AS (
   SELECT r.event_id, h.handler, r.delivery_id, r.type
     FROM reached AS r
     JOIN unnest(CAST(:handlers AS text[]), CAST(:types AS text[])) AS h (handler, type) ON h.type = r.type
+   CROSS JOIN LATERAL (SELECT FROM {schema}.mailglass_deliveries AS d
+                        WHERE d.id = r.delivery_id AND d.tenant_id = r.tenant_id OFFSET 0) AS owned
    WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS j
                       WHERE j.event_id = r.event_id AND j.handler = h.handler OFFSET 0)
 )

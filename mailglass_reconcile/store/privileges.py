@@ -208,7 +208,11 @@ DISPATCHER = Role(
                 )
             },
         ),
-        Grant("read its delivery", "mailglass_deliveries", {"SELECT": "id recipient provider provider_message_id"}),
+        Grant(
+            "read its delivery",
+            "mailglass_deliveries",
+            {"SELECT": "id tenant_id recipient provider provider_message_id"},
+        ),
         Grant(
             "register handlers",
             "mailglass_handled_types",

@@ -15,6 +15,7 @@ from mailglass_reconcile.handlers import administration, registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import handled_types
+from mailglass_reconcile.store.database import uuid7
 from recording import event, record
 
 WEEK = 7 * 86_400
@@ -78,6 +79,28 @@ def test_a_replay_can_be_for_one_handler(missed):
     [suppress] = load_replayable(missed.database, "bounced", WEEK, "suppress")
     assert replay(missed.database, [suppress], WEEK) == 4
     assert missed.rows(JOBS) == 4 * [("suppress", "bounced", "waiting")]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "owner"),
+    [("other", "other"), ("other", factories.TENANT), (factories.TENANT, "other"), (factories.TENANT, None)],
+)
+def test_a_handler_misses_only_events_that_reached_a_delivery_of_their_own_tenant(missed, caplog, tenant, owner):
+    """A foreign writer's `reconciled` event may be of another tenant, or name another tenant's delivery, or none."""
+    missed.broken.update({"I1", "I2", "I5", "I6", "I13", "I14"})
+    to = owner and factories.delivery(missed, tenant_id=owner, recipient="eve@example.net")
+    orphan = factories.orphan(missed, factories.postmark("m-9"), type="bounced")
+    factories.insert(missed, events=[factories.reconciled_row(orphan, to, tenant_id=tenant, id=uuid7())])
+    events = leaving("suppress", "bounced")
+    missed.run("DELETE FROM mailglass_handled_types")
+    dispatch()
+    [warning] = [record.getMessage() for record in caplog.records if "is new" in record.getMessage()]
+    assert "4 bounced events" in warning
+    bounced = load_replayable(missed.database, "bounced", WEEK)
+    assert count_missed(missed.database, bounced, WEEK) == 4
+    assert replay(missed.database, bounced, WEEK) == 4
+    assert dispatch().handled == 4
+    assert {(event.tenant_id, event.recipient) for event in events} == {(factories.TENANT, factories.RECIPIENT)}
 
 
 def test_a_replay_reads_the_ledger_page_by_page_within_its_time(missed, monkeypatch):

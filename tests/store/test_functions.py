@@ -2,6 +2,7 @@
 
 import pytest
 
+import factories
 from catalog import installation
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, outbox, schema, sends
 from mailglass_reconcile.store.database import SCOPE
@@ -45,7 +46,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     # A handler's transaction has no such settings.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
-    assert len(rows) == len(schema.FUNCTIONS) - 10
+    assert len(rows) == len(schema.FUNCTIONS) - 11
     for function, settings in rows.items():
         items = {name: value.replace('"', "") for name, value in settings.items()}
         assert items == {**expected, **more.get(function, {})}
@@ -67,6 +68,10 @@ def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
         "SELECT p.provider FROM mailglass_deliveries AS d,"
         " LATERAL mailglass_reconcile_provider_of_v1(d.id, d.provider) AS p",
         "SELECT mailglass_reconcile_iso_v1(occurred_at) FROM mailglass_events",
+        "SELECT l.delivery_id FROM mailglass_events AS e,"
+        " LATERAL mailglass_reconcile_link_of_v1(e.id, e.tenant_id) AS l",
+        "SELECT FROM mailglass_events AS e"
+        " WHERE NOT EXISTS (SELECT FROM mailglass_reconcile_link_of_v1(e.id, e.tenant_id))",
     ],
 )
 def test_functions_shared_by_readers_are_inlined(tx, query):
@@ -85,6 +90,21 @@ def test_the_orphan_of_a_link_is_that_of_its_key_alone(tx):
     }
     statement = "SELECT mailglass_reconcile_orphan_of_v1(:type, :key)::text"
     assert [tx.value(statement, type=type_, key=key) for type_, of in keys.items() for key in of] == [id_, *[None] * 4]
+
+
+def test_the_link_of_an_orphan_is_the_reconciled_event_of_its_tenant(tx):
+    """An event of another type or tenant that holds the key is none; the key is looked up by its index."""
+    for columns in ({}, {"type": "opened"}, {"tenant_id": "other"}):
+        orphan, to = factories.orphan(tx, {}), factories.delivery(tx)
+        row = {**factories.reconciled_row(orphan, to), **columns}
+        factories.insert(tx, events=[row])
+        links = tx.rows(
+            "SELECT l.id::text, l.delivery_id::text FROM mailglass_events AS e,"
+            " LATERAL mailglass_reconcile_link_of_v1(e.id, e.tenant_id) AS l WHERE e.id = CAST(:orphan AS uuid)",
+            orphan=orphan,
+        )
+        assert [tuple(link) for link in links] == ([] if columns else [(row["id"], to)])
+    tx.broken.update({"I1", "I2", "I5", "I6", "I13"})
 
 
 @pytest.mark.parametrize(
