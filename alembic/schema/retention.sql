@@ -53,10 +53,11 @@ BEGIN
          array_agg(id) FILTER (WHERE is_loose), array_agg(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)
     INTO ids, tenants, times, loose, owners FROM owned;
 
-  -- Whoever writes for a delivery holds it: what is held is left to the next prune. What is gone needs no lock.
+  -- Whoever writes for a delivery locks it, if only FOR KEY SHARE: what is locked is left to the next prune. What is
+  -- gone needs no lock.
   SELECT array_agg(l.id) INTO held
     FROM (SELECT d.id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.id = ANY (owners) ORDER BY d.id FOR NO KEY UPDATE SKIP LOCKED) AS l;
+           WHERE d.id = ANY (owners) ORDER BY d.id FOR UPDATE SKIP LOCKED) AS l;
   SELECT array_agg(o.id) INTO whole
     FROM unnest(owners) AS o (id)
    WHERE o.id = ANY (held)

@@ -98,9 +98,9 @@ def append_event(connection, delivery_id: str) -> Any:
     return append(connection, tenant_id="acme", type="opened", occurred_at=datetime.now(UTC), delivery_id=delivery_id)
 
 
-def record_opened(connection, delivery_id: str) -> Any:
-    """Record a webhook for `m-1`; return the delivery to which it was attached."""
-    event = WebhookEvent(type="opened", occurred_at=datetime.now(UTC), provider_event_id="1", message_id="m-1")
+def record_opened(connection, delivery_id: str, message_id: str = "m-1") -> Any:
+    """Record a webhook for a message; return the delivery to which it was attached."""
+    event = WebhookEvent(type="opened", occurred_at=datetime.now(UTC), provider_event_id="1", message_id=message_id)
     [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
     return recorded.delivery_id
 
@@ -158,6 +158,18 @@ def test_a_delivery_with_an_event_being_written_is_not_deleted(db, write):
         assert prune(db, 30, 30).deliveries == 0
     assert prune(db, 30, 30).deliveries == 0
     assert db.value("SELECT delivery_id::text FROM mailglass_events") == old
+
+
+@pytest.mark.parametrize("write", [append_event, record_opened])
+def test_a_delivery_with_an_event_being_written_keeps_its_old_events(db, write):
+    """Retention deletes all events of a delivery or none; it does not wait for the writer."""
+    db.broken.add("I2")
+    [old] = fill(db, 1)
+    with db.engine.begin() as writing:
+        write(writing, old, *(["m-0"] if write is record_opened else []))
+        assert prune(db).events == 0
+    assert prune(db).events == 0
+    assert [row.type for row in db.rows(LEDGER)] == 4 * ["opened"]
 
 
 def test_an_append_for_a_delivery_that_is_being_deleted_says_that_it_is_gone(db):
