@@ -19,7 +19,6 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import contains_address
@@ -33,12 +32,13 @@ if TYPE_CHECKING:
 
 MAX_SIGNATURE_AGE_SECONDS = 300
 """Greatest age of a signature, where the provider signs each attempt anew."""
+MAX_SIGNATURES = 16
+"""Signatures that are compared: while a secret is rotated, there is one for each."""
 
 MAX_DEPTH = 100
 """Greatest depth of nested JSON."""
 MAX_FIELDS = 1_000
-MAX_ESCAPES = 1_000_000
-"""Limits of a form: fields, and percent-encoded characters, which are a sixth of what Mandrill sends."""
+"""Greatest number of fields of a form."""
 
 MAX_TAGS = 50
 MAX_TAG = 255
@@ -98,12 +98,10 @@ class WebhookRequest:
 
     @cached_property
     def _form(self) -> list[tuple[str, str]]:
-        try:
-            if self.body.count(b"%") > MAX_ESCAPES:
-                raise InvalidWebhookError("the body is not a form")
-            return parse_qsl(self.body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
-        except ValueError:
-            raise InvalidWebhookError("the body is not a form") from None
+        if self.body.count(b"&") >= MAX_FIELDS or not self.body.isascii():
+            raise InvalidWebhookError("the body is not a form")
+        pairs = (field.partition(b"=") for field in self.body.split(b"&") if field)
+        return [(_decode_text(name), _decode_text(value)) for name, _, value in pairs]
 
     def json(self) -> Any:
         return self._json
@@ -122,6 +120,28 @@ class WebhookRequest:
         if not value:
             raise SignatureError(f"the header {name} is missing")
         return value
+
+
+def _decode_text(text: bytes) -> str:
+    return decode_form_value(text).decode("utf-8", "replace")
+
+
+def decode_form_value(text: bytes) -> bytes:
+    """Return a name or a value of a URL-encoded form as its bytes; raise `InvalidWebhookError` if it is malformed."""
+    return percent_decode(text.replace(b"+", b" "))
+
+
+def percent_decode(text: bytes) -> bytes:
+    """Return the bytes of a percent-encoded text; raise `InvalidWebhookError` if an escape is malformed.
+
+    Strangers may send any number of escapes. Decoded as quoted-printable, they cost a tenth of what `urllib` takes.
+    """
+    if _MALFORMED_ESCAPE.search(text):
+        raise InvalidWebhookError("it is not a percent-encoded text")
+    return binascii.a2b_qp(text.replace(b"=", b"=3D").replace(b"%", b"="))
+
+
+_MALFORMED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -398,7 +418,8 @@ def verify_svix(request: WebhookRequest, secret: str, now: float) -> None:
     id_, timestamp, signatures = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
     check_timestamp(timestamp, now)
     expected = _svix_signature(key, id_, timestamp, request.body)
-    require_match(any(constant_time_equal(signature, expected) for signature in signatures.split(" ")))
+    signed = signatures.split(" ", MAX_SIGNATURES)
+    require_match(any(constant_time_equal(signature, expected) for signature in signed))
 
 
 def sign_svix(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
@@ -423,7 +444,7 @@ def check_timestamp(timestamp: str, now: float, seconds: float = MAX_SIGNATURE_A
         raise SignatureError("the signature is too old, or from the future")
 
 
-def b64decode_or_reject(text: str) -> bytes:
+def b64decode_or_reject(text: str | bytes) -> bytes:
     """Return the bytes of a base64 text; raise `SignatureError` if it is not base64."""
     try:
         return base64.b64decode(text, validate=True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+from urllib.parse import parse_qsl, quote_plus, urlencode
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.webhooks import validate_events as check_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
+from mailglass_reconcile.webhooks.wire import WebhookRequest, decode_form_value
 from senders import (
     MANDRILL_URL,
     Posted,
@@ -103,6 +105,25 @@ def read_twisted(provider, data):
     event_lists = [read(provider, request.body, request.headers) for request in requests]
     assert event_lists[0]
     assert event_lists[0][0].type == load_payloads(provider)[0].type
+
+
+@PATIENT
+@given(fields=st.lists(st.tuples(st.text(min_size=1, max_size=5), st.text(max_size=20)), max_size=3))
+def test_a_form_is_decoded_as_urllib_encodes_it(fields):
+    """A value of it too, which may be any bytes."""
+    body = urlencode(fields, errors="replace").encode()
+    request = WebhookRequest(body, {})
+    assert request.form() == parse_qsl(body.decode(), keep_blank_values=True)
+    for _, value in fields:
+        content = value.encode("utf-16", "replace")
+        assert decode_form_value(quote_plus(content).encode()) == content
+
+
+@pytest.mark.parametrize("body", [b"a=%", b"a=%4", b"a=%4g", b"a=%%41", b"a=\xc3\xa9", b"a&" * 1_000])
+def test_a_body_that_is_no_form_is_refused(body):
+    """An escape is cut off, a byte is not encoded, or it has too many fields."""
+    with pytest.raises(InvalidWebhookError, match=r"form|percent-encoded"):
+        WebhookRequest(body, {}).form()
 
 
 @pytest.mark.slow
