@@ -12,10 +12,12 @@ from uuid import UUID
 from mailglass_reconcile.mailglass_compat.readers import MAX_PATHS, RecipientReader
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import normalize_address
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Reading, Transaction, array_literal
 
 MAX_BYTES = 4_000_000
 """Stored size of the raw webhooks that are read at once; a larger one is not read."""
+LOCATED_AT_ONCE = 500
+"""Events whose raw webhooks one transaction locates."""
 MOST_NEAR = 100
 """Greatest number of raw webhooks of one status near an event's time; beyond that, none is chosen."""
 NEAR_SECONDS = 0.1
@@ -110,14 +112,17 @@ def can_read(tx: Transaction) -> bool:
 
 
 def load_recipients(
-    tx: Transaction, provider: str, reader: RecipientReader, events: Sequence[ReportedEvent]
+    reading: Reading, provider: str, reader: RecipientReader, events: Sequence[ReportedEvent]
 ) -> dict[str, str]:
     """Return the normalized recipients that raw webhooks name, by the ledger's event id.
 
     A redelivered webhook, or an event that is twice in a batch, names the recipient several times. An event is left out
     if one of its webhooks names no recipient, or if two of them name different recipients.
     """
-    webhooks_by_event = _locate_webhooks(tx, provider, reader, events)
+    webhooks_by_event: dict[str, list[tuple[str, int]]] = {}
+    for start in range(0, len(events), LOCATED_AT_ONCE):
+        with reading() as tx:
+            webhooks_by_event |= _locate_webhooks(tx, provider, reader, events[start : start + LOCATED_AT_ONCE])
     sizes = {webhook_id: size for webhooks in webhooks_by_event.values() for webhook_id, size in webhooks}
     provider_ids = {event.event_id: event.provider_event_id for event in events}
     # A webhook that is no batch is the event; in a batch, the event is the one with its id.
@@ -127,7 +132,9 @@ def load_recipients(
             events_by_place[webhook_id, provider_ids[event_id] if reader.event_id else None].append(event_id)
     recipients = defaultdict(set)
     for webhook_ids in _group_by_size(sizes):
-        for webhook_id, provider_event_id, text in _read_recipients(tx, reader, webhook_ids):
+        with reading() as tx:
+            rows = _read_recipients(tx, reader, webhook_ids)
+        for webhook_id, provider_event_id, text in rows:
             for event_id in events_by_place.get((webhook_id, provider_event_id), ()):
                 recipients[event_id].add(_normalize(text))
     return {event_id: only for event_id, (only, *others) in recipients.items() if only and not others}

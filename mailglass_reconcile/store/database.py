@@ -171,6 +171,10 @@ class Transaction:
         return {table: self.name_of(f"mailglass_{table}") for table in tables}
 
 
+Reading = Callable[[], AbstractContextManager[Transaction]]
+"""Begins a transaction that reads; of a caller that is in one already, it returns that one."""
+
+
 def uuid7() -> str:
     """Return a new UUIDv7 (RFC 9562), which sorts by its millisecond, as Mailglass's ids do."""
     return uuid7s(1)[0]

@@ -6,6 +6,7 @@ A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
 from mailglass_reconcile.store import deliveries, ledger
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Reading, Transaction
 from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.open_orphans import OrphanRow
 
@@ -78,14 +79,27 @@ def match_orphans(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanM
 
     All statements of the transaction should see the same rows.
     """
-    events = [
-        EventKeys(orphan.event_id, orphan.tenant_id, keys)
-        for orphan, keys in zip(orphans, current_keys(tx, orphans), strict=True)
-    ]
-    decisions = _decide_with_recipients(tx, events)
-    return [
-        OrphanMatch(orphan, decision.keys, decision.result) for orphan, decision in zip(orphans, decisions, strict=True)
-    ]
+    return match_with_recipients(lambda: nullcontext(tx), match_by_keys(tx, orphans))
+
+
+def match_by_keys(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
+    """Match orphans without reading raw webhooks; `match_with_recipients` completes the results."""
+    keys = current_keys(tx, orphans)
+    results = match(tx, [EventKeys(o.event_id, o.tenant_id, k) for o, k in zip(orphans, keys, strict=True)])
+    return list(map(OrphanMatch, orphans, keys, results))
+
+
+def match_with_recipients(reading: Reading, matches: Sequence[OrphanMatch]) -> list[OrphanMatch]:
+    """Match again where a recipient that Mailglass's raw webhooks name may change the result.
+
+    Raw webhooks are read in transactions of their own, and the deliveries once more afterwards.
+    """
+    events = [EventKeys(match.orphan.event_id, match.orphan.tenant_id, match.keys) for match in matches]
+    decisions = _decide_with_recipients(reading, events, [match.result for match in matches])
+    completed = list(matches)
+    for position, decision in decisions.items():
+        completed[position] = OrphanMatch(matches[position].orphan, decision.keys, decision.result)
+    return completed
 
 
 def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
@@ -107,30 +121,30 @@ def match(tx: Transaction, events: Sequence[EventKeys]) -> list[MatchResult]:
 
 def decide(tx: Transaction, event_id: str, tenant_id: str, keys: Keys) -> Decision:
     """Decide for one event, with the recipient that a raw webhook names."""
-    (decision,) = _decide_with_recipients(tx, [EventKeys(event_id, tenant_id, keys)])
-    return decision
+    events = [EventKeys(event_id, tenant_id, keys)]
+    (decision,) = _decide(tx, events)
+    return _decide_with_recipients(lambda: nullcontext(tx), events, [decision.result]).get(0, decision)
 
 
-def _decide_with_recipients(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
-    """Decide for each event, with the recipients that Mailglass's raw webhooks name.
-
-    Those are read only where they may change the result.
-    """
-    decisions = _decide(tx, events)
+def _decide_with_recipients(
+    reading: Reading, events: Sequence[EventKeys], results: Sequence[MatchResult]
+) -> dict[int, Decision]:
+    """Decide again, by position, for each event whose raw webhook names a recipient that may change its result."""
     unknown = {
         position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider)
-        for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
-        if _may_change(event.keys, decision.result)
+        for position, (event, result) in enumerate(zip(events, results, strict=True))
+        if _may_change(event.keys, result)
     }
-    recipients_by_event = recipients.load_recipients(tx, list(unknown.values()))
+    recipients_by_event = recipients.load_recipients(reading, list(unknown.values()))
     with_recipients = {
         position: events[position]._replace(keys=events[position].keys._replace(recipient=recipient))
         for position, event in unknown.items()
         if (recipient := recipients_by_event.get(event.event_id))
     }
-    for position, decision in zip(with_recipients, _decide(tx, list(with_recipients.values())), strict=True):
-        decisions[position] = decision
-    return decisions
+    if not with_recipients:
+        return {}
+    with reading() as tx:
+        return dict(zip(with_recipients, _decide(tx, list(with_recipients.values())), strict=True))
 
 
 def _may_change(keys: Keys, result: MatchResult) -> bool:

@@ -1,18 +1,19 @@
-"""Reading a slice of open orphans and matching it, in one snapshot; unreadable orphans delay no others."""
+"""Reading a slice of open orphans and matching it; unreadable orphans delay no others."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
-from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
+from mailglass_reconcile.sweep.matcher import OrphanMatch, match_by_keys, match_with_recipients
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,14 @@ def match_slice(
     """Read and match orphans; after the deadline, the rest of a slice that was halved is not matched."""
     slice_result = SliceResult()
 
+    def reading() -> AbstractContextManager[Transaction]:
+        return connected.reading(deadline.remaining_ms)
+
     def read(part: Sequence[str]) -> list[OrphanMatch]:
-        with connected.reading(deadline.remaining_ms) as tx:
+        with reading() as tx:
             orphans = open_orphans.read_of_any_age(tx, part) if of_any_age else open_orphans.read(tx, part)
-            return match_orphans(tx, orphans)
+            matches = match_by_keys(tx, orphans)
+        return match_with_recipients(reading, matches)
 
     def is_over() -> bool:
         return bool(slice_result.matches) and deadline.is_over
