@@ -45,8 +45,8 @@ LONG = (
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Leave the slow variants of a `guard` test out of `make test`, and run long tests first.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Leave the slow variants of a `guard` test out of `make test`, and let workers run long tests first.
 
     A quick variant checks the same promise. With the long tests first, no worker waits for one at the end, and one
     worker creates the fixtures that a module of them shares.
@@ -56,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         if callspec and any(mark.name == "slow" for mark in callspec.marks):
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "guard"]
     yield
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 gc.disable()
