@@ -46,9 +46,10 @@ faults: $(VENV)/test.stamp
 soak: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.soak $(ARGS)
 
-# Breaks a copy of the package in one way after the other, and prints which test caught it.
+# Breaks copies of the package, each in another way, and writes which quick test notices into tests/faults/breaks.txt.
+# ARGS="words" selects the breaks whose names have these words.
 broken: $(VENV)/test.stamp
-	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
+	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
 
 # Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
 # no test catches, which takes hours. ARGS="mailglass_reconcile.rules*" selects a part, ARGS="'*7'" about every tenth

@@ -14,7 +14,6 @@ import commands
 import mailglass_reconcile
 import pages
 import processes
-from faults.breaks import BREAKS
 from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
@@ -94,11 +93,6 @@ def test_the_reference_is_what_the_code_says(page, text):
     """Docstrings, signatures and options agree; `python docs/reference.py` writes them."""
     written = (DOCS / page).read_text()
     assert reference.with_reference(written, text()) == written, "run `python docs/reference.py`"
-
-
-def test_the_page_has_the_number_of_deliberate_breaks():
-    """It is that of `breaks.py`."""
-    assert f"{len(BREAKS)} deliberate breaks" in (pages.ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_every_schema_of_the_json_output_is_in_the_table():

@@ -1,173 +1,379 @@
-"""A break in SQL for each invariant that SQL keeps, with the test that fails.
+"""Breaks of central functions, each of which a quick test should notice.
 
-`make mutation` breaks the Python of rules, sweep, record and projector; I4 and I12 are theirs.
+`make broken` applies each of them to a copy of the package; `breaks.txt` says which test failed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 
 class Break(NamedTuple):
-    """A break: in each file, a text that occurs once and its replacement; and the test that catches it."""
+    """A break of one function.
+
+    Attributes:
+        name: What is wrong then.
+        file: The broken file.
+        folders: The folders of `tests/` whose quick tests should notice, the likeliest first.
+        old: A text that occurs once in the file.
+        new: Its replacement.
+    """
 
     name: str
-    edits: tuple[tuple[str, str, str], ...]
-    test: str
+    file: str
+    folders: tuple[str, ...]
+    old: str
+    new: str
+
+    @property
+    def digest(self) -> str:
+        """The digest of the edit, which `breaks.txt` has too."""
+        return hashlib.sha256(repr((self.file, self.old, self.new)).encode()).hexdigest()[:8]
 
 
+SWEEP = ("sweep", "record", "stories", "handlers")
+RECORD = ("record", "contrib", "stories", "sweep")
+SCHEMA = (
+    "sweep",
+    "record",
+    "store",
+    "handlers",
+    "mailglass_compat",
+    "stories",
+    "faults",
+    "contrib",
+    "ops",
+    "test_projector.py",
+)
+RULES = ("rules", "sweep", "record")
+STORE = ("store", "faults", "sweep", "record", "ops")
+HANDLERS = ("handlers", "stories")
+PUBSUB = ("pubsub", "sweep", "stories")
+RECEIVER = ("receiver", "webhooks", "contrib", "stories")
+WEBHOOKS = ("webhooks", "receiver", "contrib")
+DOCTOR = ("ops", "monitoring", "web", "cli", "stories")
+
+# fmt: off
 BREAKS = (
-    # I1
-    Break(
-        "a link is appended without ON CONFLICT",
-        (
-            (
-                "alembic/schema/linking.sql",
-                "      FROM claimed\n        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL"
-                " DO NOTHING\n",
-                "      FROM claimed\n",
-            ),
-        ),
-        "faults/test_hostile_rows.py::test_a_key_that_another_delivery_has_closes_its_orphan",
-    ),
-    # I2
-    Break(
-        "an event that was not inserted is projected",
-        (
-            (
-                "alembic/schema/linking.sql",
-                "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
-                "    SELECT * FROM claimed\n",
-            ),
-        ),
-        "faults/test_hostile_rows.py::test_a_key_that_another_delivery_has_closes_its_orphan",
-    ),
-    # I3
-    Break(
-        "a prune takes a delivery's old events although its latest one is young",
-        (
-            (
-                "alembic/schema/retention.sql",
-                "e.inserted_at >= bound ORDER BY e.occurred_at DESC",
-                "false ORDER BY e.occurred_at DESC",
-            ),
-        ),
-        "store/test_retention.py::test_a_delivery_whose_latest_event_is_young_keeps_all_of_them",
-    ),
-    # I5
-    Break(
-        "neither the rule nor the claim compares tenants",
-        (
-            (
-                "mailglass_reconcile/rules/matching.py",
-                "if delivery.tenant_id == tenant_id:",
-                "if True:",
-            ),
-            (
-                "alembic/schema/linking.sql",
-                " AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id\n",
-                "\n",
-            ),
-        ),
-        "faults/test_hostile_tenants.py::test_orphans_of_hostile_tenants_are_linked_and_published_within_their_own",
-    ),
-    # I6
-    Break(
-        "the trigger believes an infinite arrival",
-        (
-            (
-                "alembic/schema/open_orphans.sql",
-                " OR NOT isfinite(NEW.inserted_at)\n",
-                "\n",
-            ),
-        ),
-        "store/test_open_orphans.py::test_a_row_with_an_impossible_time_arrives_when_it_is_written",
-    ),
-    # I7
-    Break(
-        "a final state ends with the next report",
-        (
-            (
-                "alembic/schema/projection.sql",
-                "         terminal = d.terminal OR c.terminal,\n",
-                "         terminal = c.terminal,\n",
-            ),
-        ),
-        "test_projector.py::test_a_final_type_makes_it_terminal_for_ever",
-    ),
-    # I8
-    Break(
-        "two lists are joined pair by pair",
-        (
-            (
-                "alembic/schema/linking.sql",
-                "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
-                "    SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n",
-            ),
-        ),
-        "sweep/test_plans.py::test_a_link_is_claimed_and_appended_by_primary_keys",
-    ),
-    # I9
-    Break(
-        "a sweep writes a recipient back that was erased meanwhile",
-        (
-            (
-                "mailglass_reconcile/store/stored_keys.py",
-                "recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,",
-                "recipient = coalesce(o.recipient, k.recipient),",
-            ),
-        ),
-        "record/test_erasure.py::test_a_sweep_that_has_read_the_address_before_does_not_write_it_back",
-    ),
-    # I10
-    Break(
-        "a lock is waited for without end",
-        (
-            (
-                "mailglass_reconcile/store/database.py",
-                '"lock_timeout": str(max(1, lock_timeout_ms))',
-                '"lock_timeout": "0"',
-            ),
-        ),
-        "faults/test_faults_resources.py::test_every_statement_of_a_transaction_has_a_lock_timeout_"
-        "and_a_statement_timeout",
-    ),
-    # I11
-    Break(
-        "a sweep of one tenant counts the orphans of all",
-        (
-            (
-                "mailglass_reconcile/store/window.py",
-                "     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)\n-- Those that pass",
-                "     AND (CAST(:tenant_id AS text) IS NULL OR true)\n-- Those that pass",
-            ),
-        ),
-        "sweep/test_reconciler.py::test_one_tenant_is_swept_alone",
-    ),
-    # I13
-    Break(
-        "an event of any type closes an orphan",
-        (
-            (
-                "alembic/schema/open_orphans.sql",
-                "  WHEN (NEW.type = 'reconciled'\n        AND current_setting",
-                "  WHEN (current_setting",
-            ),
-        ),
-        "store/test_repair.py::test_a_forged_reconciled_event_closes_no_orphan",
-    ),
-    # I14
-    Break(
-        "the dispatcher skips a claimed row that another one reads",
-        (
-            (
-                "alembic/schema/handlers.sql",
-                " AND o.handler = handler_name\n",
-                " AND o.handler = handler_name AND o.event_id = (SELECT x.event_id"
-                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = event"
-                " FOR UPDATE SKIP LOCKED)\n",
-            ),
-        ),
-        "handlers/test_dispatcher.py::test_a_dispatcher_waits_for_a_claimed_job_that_another_one_locks_briefly",
-    ),
+    Break("the dispatcher skips a claimed row that another one reads", "alembic/schema/handlers.sql", SCHEMA,
+          " AND o.handler = handler_name\n",
+          " AND o.handler = handler_name AND o.event_id = (SELECT x.event_id FROM"
+          " {schema}.mailglass_handler_outbox AS x WHERE x.event_id = event FOR UPDATE SKIP LOCKED)\n"),
+
+    Break("a link is appended without ON CONFLICT", "alembic/schema/linking.sql", SCHEMA,
+          "      FROM claimed\n"
+          "        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
+          "      FROM claimed\n"),
+    Break("an event that was not inserted is projected", "alembic/schema/linking.sql", SCHEMA,
+          "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n", "    SELECT * FROM claimed\n"),
+    Break("the claim of a link does not compare tenants", "alembic/schema/linking.sql", SCHEMA,
+          " AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id\n", "\n"),
+    Break("two lists are joined pair by pair", "alembic/schema/linking.sql", SCHEMA,
+          "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
+          "    SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n"),
+    Break("a link closes an orphan of another tenant", "alembic/schema/linking.sql", SCHEMA,
+          "(SELECT r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id\n",
+          "(SELECT r.type = 'reconciled'\n"),
+    Break("orphans are not closed in the rest of the transaction of a link", "alembic/schema/linking.sql", SCHEMA,
+          "  PERFORM set_config('mailglass_reconcile.closes_orphans', 'off', true);\n", ""),
+    Break("a link waits for an orphan that another session has locked", "alembic/schema/linking.sql", SCHEMA,
+          "FOR UPDATE OF o SKIP LOCKED", "FOR UPDATE OF o"),
+    Break("a link waits for a delivery that another session has locked", "alembic/schema/linking.sql", SCHEMA,
+          "FOR NO KEY UPDATE OF d SKIP LOCKED", "FOR NO KEY UPDATE OF d"),
+    Break("the id of an SES webhook is copied with its address", "alembic/schema/linking.sql", SCHEMA,
+          "CASE WHEN starts_with(e.metadata ->> 'provider_event_id', (e.metadata ->> 'sns_message_id') || ':')",
+          "CASE WHEN false"),
+    Break("the mark of a looked-up recipient is copied to the link", "alembic/schema/linking.sql", SCHEMA,
+          "CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'",
+          "CASE WHEN false THEN m.metadata"),
+    Break("the jobs of handlers are enqueued in no order", "alembic/schema/linking.sql", SCHEMA,
+          "     ORDER BY l.event_id, h.handler\n", ""),
+    Break("the ids of a closed orphan with one id stay", "alembic/schema/linking.sql", SCHEMA,
+          "WHERE c.ids > 0", "WHERE c.ids > 1"),
+
+    Break("the trigger believes an infinite arrival", "alembic/schema/open_orphans.sql", SCHEMA,
+          " OR NOT isfinite(NEW.inserted_at)\n", "\n"),
+    Break("an event of any type closes an orphan", "alembic/schema/open_orphans.sql", SCHEMA,
+          "  WHEN (NEW.type = 'reconciled'\n"
+          "        AND current_setting",
+          "  WHEN (current_setting"),
+
+    Break("a final state ends with the next report", "alembic/schema/projection.sql", SCHEMA,
+          "         terminal = d.terminal OR c.terminal,\n", "         terminal = c.terminal,\n"),
+
+    Break("an appended event does not lock its delivery", "alembic/schema/recording.sql", SCHEMA,
+          "tenant_id IS NOT DISTINCT FROM n.tenant_id FOR KEY SHARE)", "tenant_id IS NOT DISTINCT FROM n.tenant_id)"),
+    Break("a serialization failure of a send is swallowed", "alembic/schema/recording.sql", SCHEMA,
+          "'{08,25,40,53,57,58,XX}'", "'{08,25,53,57,58,XX}'"),
+    Break("a webhook does not lock its deliveries", "alembic/schema/recording.sql", SCHEMA,
+          "WHERE id = n.delivery_id FOR NO KEY UPDATE)", "WHERE id = n.delivery_id)"),
+    Break("the events of a webhook are appended in no order", "alembic/schema/recording.sql", SCHEMA,
+          '      FROM n ORDER BY idempotency_key COLLATE "C"\n', "      FROM n\n"),
+    Break("the state is kept of an orphan whose delivery existed", "alembic/schema/recording.sql", SCHEMA,
+          "CASE WHEN delivery_id IS NULL THEN state END", "state"),
+    Break("the provider of another delivery with the id is ignored", "alembic/schema/recording.sql", SCHEMA,
+          "(num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(spellings AS text[])))",
+          "d.provider = ANY (CAST(spellings AS text[]))"),
+    Break("sends are appended in no order", "alembic/schema/recording.sql", SCHEMA,
+          'NOT (SELECT any_open FROM waiting) ORDER BY key COLLATE "C"\n', "NOT (SELECT any_open FROM waiting)\n"),
+    Break("the messages of sends are locked in no order", "alembic/schema/recording.sql", SCHEMA,
+          'WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"\n', "WHERE provider IS NOT NULL\n"),
+    Break("a lost recipient is not marked", "alembic/schema/recording.sql", SCHEMA,
+          "recipient IS NULL AND lost", "false"),
+    Break("the deliveries of a webhook are locked in no order", "alembic/schema/recording.sql", SCHEMA,
+          "             ORDER BY delivery_id) AS n", "             ) AS n"),
+    Break("the message of a missing privilege is dropped", "alembic/schema/recording.sql", SCHEMA,
+          "'message', CASE error_state WHEN '42501' THEN message END", "'message', NULL"),
+
+    Break("a prune takes old events of a delivery whose latest one is young",
+          "alembic/schema/retention.sql", SCHEMA,
+          "e.inserted_at >= bound ORDER BY e.occurred_at DESC", "false ORDER BY e.occurred_at DESC"),
+
+    Break("the connection of a failed handler is used again", "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          "            self._discard(connection)\n"
+          "            raise",
+          "            raise"),
+    Break("a conflict that a handler hides counts as its failure",
+          "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          "candidate for candidate in (error, error.__context__) if candidate is not None",
+          "candidate for candidate in (error,) if candidate is not None"),
+    Break("an erased recipient is passed to a handler", "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          "None if job.recipient and job.recipient.endswith(ERASED) else job.recipient", "job.recipient"),
+    Break("a handler may compute for ever", "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          "    if time.monotonic() - began > HANDLER_SECONDS:\n"
+          "        raise TimeoutError\n",
+          ""),
+    Break("a coroutine that a handler returns is not closed", "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          "        if inspect.iscoroutine(result):\n"
+          "            result.close()\n",
+          ""),
+    Break("a handler that returns an asynchronous generator succeeds",
+          "mailglass_reconcile/handlers/execution.py", HANDLERS,
+          " or inspect.isasyncgen(result)", ""),
+
+    Break("a link may be twice as late", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
+          "if lag > context.max_lag_seconds:", "if lag > 2 * context.max_lag_seconds:"),
+    Break("several events of another tenant are a warning only", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
+          "number >= SEVERAL", "number > SEVERAL"),
+    Break("events of another tenant are an error although more were linked",
+          "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
+          " and number > _linked_lately(context.tx):", ":"),
+    Break("many events without an id are a warning only", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
+          "without_id >= MANY", "without_id > MANY"),
+    Break("a misspelled provider is no finding", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
+          "if hint := providers.mistyped(name):", "if hint := None:"),
+
+    Break("dead jobs are no finding", "mailglass_reconcile/ops/checks/handlers.py", DOCTOR,
+          "if facts.dead:", "if False:"),
+    Break("failing jobs are no finding", "mailglass_reconcile/ops/checks/handlers.py", DOCTOR,
+          "if facts.failing:", "if False:"),
+    Break("a job may wait twice as long for its handler", "mailglass_reconcile/ops/checks/handlers.py", DOCTOR,
+          "    if facts.overdue_seconds > HANDLERS_LATE_SECONDS:\n",
+          "    if facts.overdue_seconds > 2 * HANDLERS_LATE_SECONDS:\n"),
+
+    Break("beat may be late without an error", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "history.beat_age is None or history.beat_age <= LATE_SECONDS:",
+          "history.beat_age is None or history.beat_age <= 2 * LATE_SECONDS:"),
+    Break("the full sweeps may be as late as the links", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "context.max_lag_seconds * 2 / 3", "context.max_lag_seconds"),
+    Break("a failed sweep is no finding", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          'history.last.status == "failed":', 'history.last.status == "lost":'),
+    Break("a sweep whose links were all refused is no finding", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "history.last.failed and not history.last.linked:", "False:"),
+    Break("sweeps that always end at their deadline are no finding", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "if history.uncovered_seconds > allowed:", "if False:"),
+    Break("the prune may be twice as late", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "if history.unpruned_seconds > PRUNE_LATE_SECONDS:", "if history.unpruned_seconds > 2 * PRUNE_LATE_SECONDS:"),
+    Break("some lost broadcasts are a finding", "mailglass_reconcile/ops/checks/sweeps.py", DOCTOR,
+          "last.publish_failed and not last.published:", "last.publish_failed:"),
+
+    Break("replies to a failed batch are read as those to the next one",
+          "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "            connection.disconnect()\n"
+          "            raise",
+          "            raise"),
+    Break("a publisher never backs off", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "return time.monotonic() < self._backoff_until", "return False"),
+    Break("a failure after a success is not logged", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "self._backoff_until = self._warned_at = NEVER\n"
+          "        if error",
+          "self._backoff_until = NEVER\n"
+          "        if error"),
+    Break("a publisher that waits in vain does not back off", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "        if not is_done and self._completed == before:  # the client's timeout is longer than a"
+          " sweep waits\n"
+          "            self.server.back_off(TimeoutError())\n",
+          ""),
+    Break("the accepted messages of another call are counted", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "sum(accepted[start:end])", "sum(accepted[:end - start])"),
+    Break("messages of one call are sent one by one", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
+          "limit=MAX_WAITING_LINKS, batch=CHUNK_LINKS", "limit=MAX_WAITING_LINKS, batch=1"),
+
+    Break("a body has no limit of bytes", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "            if len(content) > limit:\n"
+          "                raise BodyTooLargeError\n",
+          ""),
+    Break("all bodies together have no limit of bytes", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "if self._used_bytes > BUDGET_BYTES:", "if False:"),
+    Break("the memory of a finished body stays reserved", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "        self._used_bytes -= body.size\n", ""),
+    Break("a body may take for ever to arrive", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "self.wait(body, BODY_SECONDS,", "self.wait(body, 1e9,"),
+    Break("incomplete bodies have no limit", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "if len(self._incomplete) > MAX_INCOMPLETE:", "if False:"),
+    Break("a stranger evicts a body whose sender has proved a secret",
+          "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "return body.verified, body.is_progressing(), body.progress_at or 0.0",
+          "return False, body.is_progressing(), body.progress_at or 0.0"),
+    Break("a large body of a stranger evicts one whose sender has proved a secret",
+          "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "return body.verified, body.is_progressing(), -body.size", "return False, body.is_progressing(), -body.size"),
+    Break("unverified bodies of one provider evict those of another",
+          "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "        if not body.verified:\n"
+          "            ((",
+          "        if False:\n"
+          "            (("),
+    Break("bodies that wait for a certificate have no limit", "mailglass_reconcile/receiver/admission.py", RECEIVER,
+          "if len(self._awaiting_certificate) > MAX_AWAITING_CERTIFICATE:", "if False:"),
+
+    Break("a webhook is recorded without verification", "mailglass_reconcile/receiver/receiving.py", RECEIVER,
+          "    verify_any(record, request, secrets)\n", ""),
+    Break("only the first of two secrets is tried", "mailglass_reconcile/receiver/receiving.py", RECEIVER,
+          "in enumerate(secrets):", "in enumerate(secrets[:1]):"),
+    Break("a token is used twice", "mailglass_reconcile/receiver/receiving.py", RECEIVER,
+          "    with claim_token(record, request):\n", "    if True:\n"),
+    Break("a subscription is not confirmed", "mailglass_reconcile/receiver/receiving.py", RECEIVER,
+          "    if provider.confirm:\n", "    if False:\n"),
+
+    Break("a refused signature does not ask for a password", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
+          "is_final = record.rejection_status == 401", "is_final = False"),
+    Break("each refusal is logged", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
+          "if throttle.allow((provider, cause)):", "if True:"),
+    Break("a late body is refused for good", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
+          "status = 408 if record.retry_status == 503 else record.retry_status", "status = 408"),
+    Break("a body that cannot be read is sent again and again", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
+          'return Refusal(400, "the body cannot be read")', 'return Refusal(503, "the body cannot be read")'),
+
+    Break("a cancelled job is verified nevertheless", "mailglass_reconcile/receiver/verifier.py", RECEIVER,
+          "            if not job.future.done():\n"
+          "                self._running",
+          "            if True:\n"
+          "                self._running"),
+    Break("verified and unverified bodies do not take turns", "mailglass_reconcile/receiver/verifier.py", RECEIVER,
+          "self._next, self._other = self._other, self._next", "pass"),
+    Break("the bodies of one provider are all verified before those of the next",
+          "mailglass_reconcile/receiver/verifier.py", RECEIVER,
+          "            del self._queues[provider]\n"
+          "            if queue:\n"
+          "                self._queues[provider] = queue  # at the end of the round\n",
+          "            if not queue:\n"
+          "                del self._queues[provider]\n"),
+    Break("the thread takes the next job at once after a failed one",
+          "mailglass_reconcile/receiver/verifier.py", RECEIVER,
+          "            self._idle_until = now + (now - self._started_at)", "            self._idle_until = now"),
+
+    Break("a send links orphans of other deliveries too", "mailglass_reconcile/record/sends.py", RECORD,
+          "if (id_ := match.result.delivery_id) in new_delivery_ids and id_",
+          "if (id_ := match.result.delivery_id) and id_"),
+    Break("recipients of a send are looked up as they are spelled", "mailglass_reconcile/record/sends.py", RECORD,
+          "recipients = {normalize_address(send.recipient) for send in new_sends}",
+          "recipients = {send.recipient for send in new_sends}"),
+    Break("a send does not look for orphans again after the commit", "mailglass_reconcile/record/sends.py", RECORD,
+          "recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None",
+          "recheck = None"),
+    Break("an event of two sends of one message is broadcast twice", "mailglass_reconcile/record/sends.py", RECORD,
+          "events.pop(id_, ())", "events.get(id_, ())"),
+    Break("of two sends with one key the last is stored", "mailglass_reconcile/record/sends.py", RECORD,
+          "for send in reversed(new_sends)}", "for send in new_sends}"),
+
+    Break("the rule does not compare tenants", "mailglass_reconcile/rules/matching.py", RULES,
+          "if delivery.tenant_id == tenant_id:", "if True:"),
+    Break("an id with too many deliveries is compared nevertheless", "mailglass_reconcile/rules/matching.py", RULES,
+          "if keys.lost or len(own) > MOST_COMPARED:", "if keys.lost:"),
+    Break("a recipient that was lost is ignored", "mailglass_reconcile/rules/matching.py", RULES,
+          "if keys.lost or len(own) > MOST_COMPARED:", "if len(own) > MOST_COMPARED:"),
+    Break("the next id is tried if the first one is ambiguous", "mailglass_reconcile/rules/matching.py", RULES,
+          "        if own:\n"
+          "            return _choose(keys, own)",
+          "        if own and (chosen := _choose(keys, own)).delivery_id:\n"
+          "            return chosen"),
+    Break("keys of a higher rank are outdated", "mailglass_reconcile/rules/matching.py", RULES,
+          "self.rank >= providers.rank_of", "self.rank == providers.rank_of"),
+    Break("one more id than the limit is compared", "mailglass_reconcile/rules/matching.py", RULES,
+          "if len(ids) == MAX_IDS:", "if len(ids) > MAX_IDS:"),
+    Break("the message id 0 is dropped", "mailglass_reconcile/rules/matching.py", RULES,
+          "or isinstance(value, bool) or value < 0:", "or isinstance(value, bool) or value <= 0:"),
+
+    Break("a lock is waited for without end", "mailglass_reconcile/store/database.py", STORE,
+          '"lock_timeout": str(max(1, lock_timeout_ms))', '"lock_timeout": "0"'),
+
+    Break("a sweep writes a recipient back that was erased meanwhile",
+          "mailglass_reconcile/store/stored_keys.py", RECORD,
+          "recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,",
+          "recipient = coalesce(o.recipient, k.recipient),"),
+
+    Break("a sweep of one tenant counts the orphans of all", "mailglass_reconcile/store/window.py", SWEEP,
+          "     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)\n"
+          "-- Those that pass",
+          "     AND (CAST(:tenant_id AS text) IS NULL OR true)\n"
+          "-- Those that pass"),
+    Break("the rotation of checked orphans always starts at the oldest", "mailglass_reconcile/store/window.py", SWEEP,
+          "WHERE part = 1 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1",
+          "WHERE part = 1 AND CAST(:most_checked AS bigint) IS NULL ORDER BY arrived_at LIMIT 1"),
+    Break("the rotation of refused orphans always starts at the oldest", "mailglass_reconcile/store/window.py", SWEEP,
+          "WHERE part = 2 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1",
+          "WHERE part = 2 AND CAST(:most_checked AS bigint) IS NULL ORDER BY arrived_at LIMIT 1"),
+    Break("the groups of many tenants keep their names", "mailglass_reconcile/store/window.py", SWEEP,
+          "> :named_groups AS is_small", "> :named_groups + 1000000 AS is_small"),
+    Break("a window never prefers scans", "mailglass_reconcile/store/window.py", SWEEP,
+          "return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, prefer_scans)",
+          "return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, False)"),
+    Break("an unseen orphan is late from its arrival on, not from the end of its grace",
+          "mailglass_reconcile/store/window.py", SWEEP,
+          "(SELECT min(c.arrived_at) + make_interval(secs => :grace_seconds) FROM chosen",
+          "(SELECT min(c.arrived_at) FROM chosen"),
+    Break("one more checked orphan than the limit is matched", "mailglass_reconcile/store/window.py", SWEEP,
+          "place < :most_checked", "place <= :most_checked"),
+
+    Break("a link that conflicts is not counted as failed", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "conflicting_ids = [event.event_id for event in claimed if not event.closed]",
+          "conflicting_ids: list[str] = []"),
+    Break("a link that waits for a lock counts as failed", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "if sqlstate(error) == LOCK_NOT_AVAILABLE:", "if False:"),
+    Break("a send keeps its transaction after a conflict in a link", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "        if not is_data_error(error):\n"
+          "            raise\n",
+          ""),
+    Break("a link records no lag", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "        telemetry.record_lags(event.lag_seconds for event in linked)\n", ""),
+    Break("a send links without a savepoint", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "        with tx.connection.begin_nested():\n"
+          "            claimed = ledger.link(tx, pairs, notes)",
+          "        if True:\n"
+          "            claimed = ledger.link(tx, pairs, notes)"),
+    Break("an outage counts as an error of the rows", "mailglass_reconcile/sweep/link.py", SWEEP,
+          "return not is_outage(error)", "return True"),
+
+    Break("an element that cannot be read loses its batch", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "except Exception as error:  # an element", "except ZeroDivisionError as error:  # an element"),
+    Break("a webhook of which nothing can be read is accepted", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "if failures.total() == len(elements):", "if False:"),
+    Break("an event without id and recipient is recorded", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "or _identify_or_warn(provider, event)\n", "or True\n"),
+    Break("a body may be larger than its provider sends", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "if len(request.body) > provider.max_bytes:", "if False:"),
+    Break("the white space around a secret is part of it", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "    return secret.strip()\n", "    return secret\n"),
+    Break("names of headers are compared as they are spelled", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "{name.lower(): value for", "{name: value for"),
+    Break("a provider is known by its canonical name only", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "    name = providers.canonical(provider)\n"
+          "    return name in PROVIDERS",
+          "    name = provider\n"
+          "    return name in PROVIDERS"),
+    Break("the modules of the application are not imported for an unknown provider",
+          "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "if not is_known(provider) and load_custom_providers:", "if False:"),
 )
