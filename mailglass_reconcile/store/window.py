@@ -126,20 +126,29 @@ WITH of_window AS NOT MATERIALIZED (
    WHERE :by_scans AND EXISTS (SELECT FROM named) AND ids > 0 AND NOT (is_first OR is_refused OR may_match)
      AND (event_id, state) IN (SELECT event_id, state FROM named)
    UNION ALL
-  -- A scalar subquery, because the planner turns an EXISTS into one pass over all ids, however small the window.
+  -- Scalar subqueries, because the planner turns an EXISTS into one pass over all ids, however small the window. One
+  -- for each state, on the index by hashes: with an OR, a tenant mismatch would read every delivery of its id.
   SELECT event_id, arrived_at, tenant_id, provider, state,
          CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END
     FROM orphan AS o
    WHERE NOT :by_scans
      AND (is_first OR is_refused OR may_match
-          OR ids > 0 AND state IN ('unmatched', 'tenant_mismatch')
-             AND (SELECT true
-                    FROM {schema}.mailglass_open_orphan_ids AS k
-                    JOIN {schema}.mailglass_deliveries AS d
-                      ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
-                     AND (o.state = 'unmatched'
-                          OR hashtextextended(d.tenant_id, 0) = hashtextextended(o.tenant_id, 0))
-                   WHERE k.event_id = o.event_id LIMIT 1))
+          OR ids > 0
+             AND CASE state
+                 WHEN 'unmatched' THEN
+                   (SELECT true
+                      FROM {schema}.mailglass_open_orphan_ids AS k
+                      JOIN {schema}.mailglass_deliveries AS d
+                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                     WHERE k.event_id = o.event_id LIMIT 1)
+                 WHEN 'tenant_mismatch' THEN
+                   (SELECT true
+                      FROM {schema}.mailglass_open_orphan_ids AS k
+                      JOIN {schema}.mailglass_deliveries AS d
+                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                       AND hashtextextended(d.tenant_id, 0) = hashtextextended(o.tenant_id, 0)
+                     WHERE k.event_id = o.event_id LIMIT 1)
+                 END)
 -- Where the rotation of a part begins; what is limited goes by arrival.
 ), start AS MATERIALIZED (
   (SELECT part, arrived_at, event_id FROM candidate

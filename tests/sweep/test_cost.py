@@ -111,11 +111,31 @@ def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(d
     assert cost["written"] <= 4 + IN_THE_HISTORY
 
 
-@pytest.mark.parametrize("by_scans", [False, True])
-def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db, monkeypatch, by_scans):
-    """Other orphans are linked first, even older ones."""
+@pytest.fixture(params=[False, True], ids=["by probes", "by scans"])
+def path(request, monkeypatch):
+    """Let sweeps choose their orphans by one of the two paths, whatever the sizes of the tables."""
     opened = reconciler.open_window
-    monkeypatch.setattr(reconciler, "open_window", lambda *a, **o: opened(*a, **o)._replace(by_scans=by_scans))
+    monkeypatch.setattr(reconciler, "open_window", lambda *a, **o: opened(*a, **o)._replace(by_scans=request.param))
+
+
+@pytest.mark.usefixtures("path")
+def test_webhooks_under_a_wrong_tenant_do_not_cost_each_delivery_of_their_campaign(db):
+    """100,000 deliveries and 50 webhooks would stop the recent sweeps of all tenants."""
+    insert(db, [], [orphan_row(sparkpost("campaign"), tenant_id="wrong") for _ in range(100)])
+    costs = []
+    for number in (100, 1_900):
+        insert(db, [delivery_row("campaign", recipient=f"u{n}@example.com") for n in range(number)])
+        assert reconcile().tenant_mismatch == 100
+        insert_pairs(db, 1)
+        result, cost = cost_of_a_sweep(db)
+        assert (result.linked, result.tenant_mismatch) == (1, 100)
+        costs.append(cost)
+    assert costs[1]["pages"] <= costs[0]["pages"] + 1_900
+
+
+@pytest.mark.usefixtures("path")
+def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):
+    """Other orphans are linked first, even older ones."""
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     refused = [delivery_row(f"bad {n}", recipient="bad@x.com") for n in range(5)]
     insert(db, refused, [orphan_row(postmark(f"bad {n}")) for n in range(5)])
