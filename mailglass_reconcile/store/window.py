@@ -126,6 +126,13 @@ WITH of_window AS NOT MATERIALIZED (
    WHERE :by_scans AND EXISTS (SELECT FROM named) AND ids > 0 AND NOT (is_first OR is_refused OR may_match)
      AND (event_id, state) IN (SELECT event_id, state FROM named)
    UNION ALL
+  -- Tenant mismatches whose deliveries are gone.
+  SELECT event_id, arrived_at, tenant_id, provider, state, 1
+    FROM orphan AS o
+   WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND state = 'tenant_mismatch'
+     AND NOT (is_first OR is_refused OR may_match)
+     AND NOT EXISTS (SELECT FROM named AS n WHERE n.event_id = o.event_id)
+   UNION ALL
   -- Scalar subqueries, because the planner turns an EXISTS into one pass over all ids, however small the window. One
   -- for each state, on the index by hashes: with an OR, a tenant mismatch would read every delivery of its id.
   SELECT event_id, arrived_at, tenant_id, provider, state,
@@ -148,6 +155,11 @@ WITH of_window AS NOT MATERIALIZED (
                         ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
                        AND hashtextextended(d.tenant_id, 0) = hashtextextended(o.tenant_id, 0)
                      WHERE k.event_id = o.event_id LIMIT 1)
+                   OR (SELECT true  -- if its deliveries are gone, it is unmatched
+                         FROM {schema}.mailglass_open_orphan_ids AS k
+                         JOIN {schema}.mailglass_deliveries AS d
+                           ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                        WHERE k.event_id = o.event_id LIMIT 1) IS NULL
                  END)
 -- Where the rotation of a part begins; what is limited goes by arrival.
 ), start AS MATERIALIZED (

@@ -134,6 +134,21 @@ def test_webhooks_under_a_wrong_tenant_do_not_cost_each_delivery_of_their_campai
 
 
 @pytest.mark.usefixtures("path")
+def test_a_tenant_mismatch_whose_other_delivery_is_gone_becomes_unmatched(db):
+    """One of them stays a mismatch: it has another delivery of the id."""
+    for id_ in ("gone", "stays"):
+        factories.delivery(db, id_, tenant_id="other")
+        factories.orphan(db, postmark(id_))
+    assert reconcile().tenant_mismatch == 2
+    db.run("DELETE FROM mailglass_deliveries WHERE provider_message_id = 'gone'")
+    result = reconcile()
+    assert (result.unmatched, result.tenant_mismatch) == (1, 1)
+    result, cost = cost_of_a_sweep(db)
+    assert (result.unmatched, result.tenant_mismatch) == (1, 1)
+    assert cost["written"] == IN_THE_HISTORY
+
+
+@pytest.mark.usefixtures("path")
 def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):
     """Other orphans are linked first, even older ones."""
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
