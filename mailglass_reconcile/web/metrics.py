@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -23,6 +21,7 @@ from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
+from mailglass_reconcile.web import daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +41,8 @@ def scrape(database: Database) -> bytes:
 
 def _collect(database: Database) -> MetricsSnapshot | None:
     """Collect in a thread of its own, so that a hanging connection delays nothing else; a late result is dropped."""
-    answer: Future[MetricsSnapshot] = Future()
-
-    def read() -> None:
-        try:
-            answer.set_result(collect(database))
-        except BaseException as error:  # raised in the thread that waits
-            answer.set_exception(error)
-
-    threading.Thread(target=read, daemon=True).start()
     try:
-        return answer.result(SECONDS)
+        return daemon_thread.start(lambda: collect(database)).result(SECONDS)
     except TimeoutError:
         logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
     except MailglassReconcileError as error:

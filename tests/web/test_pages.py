@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -331,6 +332,24 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
     assert "too many requests" in first[0].text
     assert alive.status_code == 200
     assert sum(answer.status_code == 503 for answer in answers) == 5
+
+
+@pytest.mark.timeout(60)
+def test_a_page_whose_thread_did_not_start_is_read_by_the_next_request(db):
+    """A container's limit of threads was reached for a moment; the page once never answered again."""
+    visitor = Visitor(app(db))
+
+    async def ask():
+        before = threading.stack_size(2**46)  # more memory than there is, so that no thread starts
+        try:
+            failed = await visitor.get_in_loop("/orphans")
+        finally:
+            threading.stack_size(before)
+        return failed, await visitor.get_in_loop("/orphans")
+
+    failed, read = asyncio.run(ask())
+    assert (failed.status_code, "no thread can be started" in failed.text) == (503, True)
+    assert read.status_code == 200
 
 
 def test_when_the_database_does_not_answer_the_page_says_why_and_no_more(db):
