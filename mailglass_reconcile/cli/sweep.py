@@ -78,7 +78,7 @@ def sweep(
     if not dry_run:
         registration.register_before_sweep(runtime.database())
     show = _show if verbose else None
-    is_targeted = any((event, delivery, provider, since, until))
+    is_targeted = any(option is not None for option in (event, delivery, provider, since, until))
     if is_targeted:
         target = Target(tenant, provider, since, until, event, delivery)
         result = _sweep_target(target, limit, show, dry_run=dry_run, yes=yes, with_bar=not as_json)

@@ -71,6 +71,16 @@ def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
     assert json.loads(commands.run(db, "sweep", "--since", "5m", "--yes", "--json").stdout)["linked"] == 1
 
 
+@pytest.mark.parametrize(("option", "linked"), [("--since", 0), ("--until", 1)])
+def test_an_age_of_0_seconds_selects_and_asks_as_any_other_age_does(db, option, linked):
+    """It was taken for no age: a sweep of all, without the question."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    refused = commands.run_unchecked(db, "sweep", option, "0s")
+    assert (refused.returncode, "no terminal to confirm on" in refused.stderr) == (2, True)
+    assert json.loads(commands.run(db, "sweep", option, "0s", "--yes", "--json").stdout)["linked"] == linked
+
+
 @pytest.mark.parametrize("option", ["--event", "--delivery"])
 def test_an_event_that_has_expired_is_linked_if_it_or_its_delivery_is_named(db, option):
     """The rule is the same, and a daily prune has run; an event without a delivery stays expired and closed."""
