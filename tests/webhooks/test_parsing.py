@@ -324,6 +324,25 @@ def test_sendgrids_message_id_is_that_of_the_send(fields, id_):
     assert event.message_id == id_
 
 
+@pytest.mark.parametrize(
+    ("provider", "fields"),
+    [
+        ("mandrill", {"msg": {"metadata": {"anymail_id": "own-1"}}}),
+        ("sparkpost", {"rcpt_meta": {"anymail_id": "own-1"}}),
+        ("mailtrap", {"custom_variables": {"anymail_id": "own-1"}}),
+    ],
+)
+def test_the_sender_s_own_id_in_the_metadata_of_a_mail_over_smtp_is_read(provider, fields):
+    """The id of the provider's API stays the first that is tried."""
+    documented = load_payloads(provider)[0]
+    payload = json.loads(json.dumps(documented.payload))
+    target = next(iter(payload["msys"].values())) if provider == "sparkpost" else payload
+    for name, values in fields.items():
+        target[name] = {**(target.get(name) or {}), **values}
+    (event,) = read(provider, payload)
+    assert (event.message_id, event.smtp_message_id) == (str(documented.message_id), "own-1")
+
+
 def test_mailguns_event_has_its_own_id_and_not_the_tokens():
     """The token belongs to the request."""
     payload = load_payloads("mailgun")[2].payload

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.webhooks import sns, wire
 from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
@@ -50,10 +51,17 @@ def _kind(event: Mapping[str, Any]) -> str:
     """Return the status of a report, or the type of an engagement."""
     type_ = _type(event)
     if type_ == _REPORT:
-        return str(get_path(event, "data", "status"))
+        status = str(get_path(event, "data", "status")).lower()
+        return "failed/refused" if status == "failed" and _is_refused_by_server(event) else status
     if type_ == _ENGAGEMENT:
         return str(get_path(event, "data", "engagementType")).lower()
     return "other"
+
+
+def _is_refused_by_server(event: Mapping[str, Any]) -> bool:
+    """Return True if the recipient's server has refused the message, by its reply or because it is named."""
+    details = get_path(event, "data", "deliveryStatusDetails")
+    return bool(get_path(details, "recipientMailServerHostName") or smtp_status(get_path(details, "statusMessage")))
 
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
@@ -93,8 +101,15 @@ def _validation(request: WebhookRequest) -> object:
     return next((event.get("data") for event in events if _type(event) == _VALIDATION), None)
 
 
-def _row(type_: str, status: str, reason: str | None = None, bounce: Any = None) -> tuple[str, EventKind]:
-    return status, EventKind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status}})
+def _row(
+    type_: str, status: str, reason: str | None = None, bounce: Any = None, **data: object
+) -> tuple[str, EventKind]:
+    return status.lower(), EventKind(type_, reason, bounce, {"eventType": _REPORT, "data": {"status": status, **data}})
+
+
+_REFUSED = {
+    "deliveryStatusDetails": {"statusMessage": "550 5.7.1 refused", "recipientMailServerHostName": "mx.example"}
+}
 
 
 PROVIDER = Provider(
@@ -114,9 +129,9 @@ PROVIDER = Provider(
     table=EventTable(
         kind=_kind,
         kinds={
-            "Delivered": _row("delivered", "Delivered")[1],
             **dict(
                 [
+                    _row("delivered", "Delivered"),
                     _row("sent", "Expanded"),  # a distribution list; its members' servers have not answered yet
                     _row("bounced", "Bounced", "bounced", "hard"),
                     _row("suppressed", "Suppressed", "bounced"),
@@ -126,6 +141,8 @@ PROVIDER = Provider(
                     _row("failed", "Failed"),
                 ]
             ),
+            # Azure has no status of its own for it, and does not say whether the address exists
+            "failed/refused": _row("bounced", "Failed", "blocked", "soft", **_REFUSED)[1],
             "view": EventKind("opened", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "view"}}),
             "click": EventKind("clicked", payload={"eventType": _ENGAGEMENT, "data": {"engagementType": "click"}}),
             "other": NO_EVENT,

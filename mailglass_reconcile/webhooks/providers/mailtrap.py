@@ -123,6 +123,7 @@ PROVIDER = Provider(
         message_id="message_id",
         recipient="email",
         reply=lambda payload: wire.join_reply(payload.get("response_code"), payload.get("response")),
+        smtp_message_id="custom_variables/anymail_id",  # from the header X-MT-Custom-Variables of a mail over SMTP
         tags="category",
     ),
 )  # fmt: skip

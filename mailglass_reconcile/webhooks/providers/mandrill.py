@@ -111,6 +111,7 @@ PROVIDER = Provider(
         message_id=computed_field(_message_id, "_id"),
         recipient=computed_field(_recipient, "msg/email"),
         reply=_reply,
+        smtp_message_id="msg/metadata/anymail_id",  # from the header X-MC-Metadata of a mail over SMTP
         tags="msg/tags",
     ),
 )

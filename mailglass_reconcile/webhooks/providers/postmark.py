@@ -23,6 +23,7 @@ from mailglass_reconcile.webhooks.provider import (
 
 _TIMES = {"Delivery": "DeliveredAt", "Bounce": "BouncedAt", "SpamComplaint": "BouncedAt"}
 _TIMES |= {"Open": "ReceivedAt", "Click": "ReceivedAt", "SubscriptionChange": "ChangedAt"}
+_NULL_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 def _kind(payload: Mapping[str, Any]) -> str:
@@ -35,6 +36,12 @@ def _kind(payload: Mapping[str, Any]) -> str:
         detail = payload.get("SuppressionReason") if payload.get("SuppressSending", True) else "Subscribe"
     row = f"{record}/{detail}"
     return row if row in _KINDS else str(record)
+
+
+def _message_id(payload: Mapping[str, Any]) -> object:
+    """Return the id; a change of a subscription that no message has caused has the null UUID."""
+    message_id = payload.get("MessageID")
+    return wire.get_path(payload, "Metadata", "anymail_id") or (None if message_id == _NULL_UUID else message_id)
 
 
 def _bounce(type_: str, code: int, *fields: Any) -> tuple[str, EventKind]:
@@ -110,9 +117,7 @@ PROVIDER = Provider(
             lambda at: at.isoformat(),
         ),
         id="ID",
-        message_id=computed_field(
-            lambda payload: wire.get_path(payload, "Metadata", "anymail_id") or payload.get("MessageID"), "MessageID"
-        ),
+        message_id=computed_field(_message_id, "MessageID"),
         recipient=PayloadField(
             lambda payload: payload.get("Email", payload.get("Recipient")),
             lambda row: ("Email" if _TIMES[row.partition("/")[0]] == "BouncedAt" else "Recipient",),

@@ -1,4 +1,4 @@
-"""SMTP2GO: one event a request, as JSON or as a form; HTTP basic authentication, because SMTP2GO signs nothing.
+"""SMTP2GO: one event a request, as JSON or as a form; a password or a bearer token, because SMTP2GO signs nothing.
 
 Followed: https://developers.smtp2go.com/docs/webhooks-1 (fields and events),
 https://developers.smtp2go.com/docs/webhooks-overview and
@@ -10,12 +10,16 @@ is about all recipients has `rcpt`.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
-from mailglass_reconcile.webhooks.wire import WebhookRequest
+from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest
+
+MIN_TOKEN = 16
 
 
 def _elements(request: WebhookRequest) -> list[Any]:
@@ -36,17 +40,57 @@ def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
     return wire.parse_epoch(time) or wire.parse_iso(time)
 
 
+def _recipients(payload: Mapping[str, Any]) -> list[Any]:
+    """Return the list of `recipients`, which is a text in a form."""
+    value = payload.get("recipients")
+    recipients = value if isinstance(value, list) else str(value or "").strip("[]\"' ").split(",")
+    return [recipient.strip("\"' ") if isinstance(recipient, str) else recipient for recipient in recipients]
+
+
+def _events(element: Any, request_id: str | None) -> Iterable[WebhookEvent]:
+    """Yield the event of a request, and for a message that is processed an event for each recipient."""
+    payload = wire.require_object(element, "the event")
+    recipients = [] if payload.get("rcpt") or payload.get("event") != "processed" else _recipients(payload)
+    for recipient in recipients if len(recipients) > 1 else [None]:
+        event = PROVIDER.table.read({**payload, "rcpt": recipient} if recipient else payload)
+        if event is not None:
+            yield event
+
+
 def _recipient(payload: Mapping[str, Any]) -> object:
     """Return the recipient: `rcpt`, or the only one of `recipients`."""
     if rcpt := payload.get("rcpt"):
         return rcpt
-    value = payload.get("recipients")
-    recipients = value if isinstance(value, list) else str(value or "").strip("[]\"' ").split(",")
+    recipients = _recipients(payload)
     return recipients[0] or None if len(recipients) == 1 else None
+
+
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify user and password, or the header `Authorization: Bearer`, which a webhook can have instead."""
+    _validate_secret(secret)
+    if ":" in secret:
+        wire.verify_basic(request, secret, now)
+    elif not wire.constant_time_equal(request.header("Authorization"), f"Bearer {secret}"):
+        raise SignatureError("the bearer token is wrong")
+
+
+def _validate_secret(secret: str) -> None:
+    if ":" in secret:
+        wire.validate_credentials(secret)
+    elif len(secret) < MIN_TOKEN:
+        raise ConfigurationError(
+            f"the secret is USER:PASSWORD, or a bearer token of at least {MIN_TOKEN} characters without a colon"
+        )
 
 
 def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
     return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "bounce": type_})
+
+
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    if ":" in secret:
+        return wire.sign_basic(body, secret, at, url)
+    return wire.json_request(body, Authorization=f"Bearer {secret}")
 
 
 PROVIDER = Provider(
@@ -55,8 +99,9 @@ PROVIDER = Provider(
     documentation="https://developers.smtp2go.com/docs/webhooks-overview",
     event_selection="all e-mail events, with JSON or form output",
     retries="not known",
-    authentication=wire.BASIC,
+    authentication=Authentication(Signature.IN_HEADERS, "password or token", _verify, _validate_secret, _sign),
     elements=_elements,
+    events=_events,
     table=EventTable(
         kind=_kind,
         kinds={
@@ -71,6 +116,11 @@ PROVIDER = Provider(
             "spam": EventKind("complained", payload={"event": "spam"}),
             "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
             "resubscribe": EventKind("subscribed", payload={"event": "resubscribe"}),
+            # the names of callbacks that others have captured; those above are the documentation's
+            "opened": EventKind("opened", payload={"event": "opened"}),
+            "clicked": EventKind("clicked", payload={"event": "clicked"}),
+            "spam_complaint": EventKind("complained", payload={"event": "spam_complaint"}),
+            "unsubscribed": EventKind("unsubscribed", payload={"event": "unsubscribed"}),
         },
         at=PayloadField(_at, ("time",), lambda at: at.isoformat()),
         message_id="email_id",

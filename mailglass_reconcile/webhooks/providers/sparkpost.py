@@ -153,6 +153,7 @@ PROVIDER = Provider(
         reply=lambda payload: wire.first_reply(
             payload.get("raw_reason"), payload.get("reason"), payload.get("error_code")
         ),
+        smtp_message_id="rcpt_meta/anymail_id",  # from the header X-MSYS-API of a mail over SMTP
         tags="campaign_id",
     ),
 )

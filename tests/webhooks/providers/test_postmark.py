@@ -42,6 +42,11 @@ def test_a_change_of_a_subscription_may_name_no_message(fields):
     assert providers.may_lack_id("postmark", event.type)
 
 
+def test_the_null_uuid_is_no_message_id():
+    """Postmark sends it for a change that no message has caused."""
+    assert read(CHANGE, MessageID="00000000-0000-0000-0000-000000000000").message_id is None
+
+
 @pytest.mark.parametrize("type_", ["delivered", "opened", "clicked", "deferred", "bounced"])
 def test_other_events_of_postmark_name_their_message(type_):
     """All their payloads have a MessageID."""
