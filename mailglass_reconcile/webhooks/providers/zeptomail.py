@@ -1,9 +1,11 @@
 """Zoho ZeptoMail: one event a request, as JSON or in a form; an HMAC over the JSON.
 
 Followed: https://www.zoho.com/zeptomail/help/webhooks.html (events, the header `producer-signature`), and for its use
-https://github.com/knadh/listmonk/issues/2754. It reports bounces, opens, clicks and complaints, and no deliveries. Not
-documented: an id of an event; which of several recipients has opened; whether the JSON is the body or a field of a form
-(both are read, and the signature is over the JSON alone in both).
+https://github.com/knadh/listmonk/issues/2754. Zoho calls it Zoho CPaaS since 2026; the form of today has no key to
+sign with, but a header of the user's choice. Not documented: an id of an event; which of several recipients has
+opened; whether the JSON is the body or a field of a form (both are read, and the signature is over the JSON alone in
+both); the names of complaints and deliveries (those that other projects have met are read), and whether `details` is
+a list or an object.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provide
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _HEADER = "producer-signature"
+MIN_HEADER = 16
+"""Least length of a secret that is the value of a header."""
 
 
 def _document(request: WebhookRequest) -> bytes:
@@ -46,21 +50,30 @@ def flatten(body: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Return each detail with its message and the name of the event."""
     name = body.get("event_name")
     event = name[0] if isinstance(name, list) and name else name
-    for message in wire.require_list(body.get("event_message"), "event_message"):
+    # the form's test call has neither name nor message
+    for message in wire.require_list(body.get("event_message", [] if name is None else None), "event_message"):
         message_object = wire.require_object(message, "the message")
         details = [
             detail
             for data in wire.require_list(message_object.get("event_data", []), "event_data")
-            for detail in (get_path(data, "details") or [])
+            for detail in _list_details(data)
         ]
         for detail in details or [{}]:
             yield {"event": event, "message": message_object, "detail": detail}
 
 
+def _list_details(data: object) -> list[Any]:
+    details = get_path(data, "details") or []
+    return [details] if isinstance(details, dict) else wire.require_list(details, "details")
+
+
 def _recipient(payload: Mapping[str, Any]) -> object:
-    """Return the recipient that bounced, or the only recipient of the message."""
+    """Return the recipient that bounced or complained, or the only recipient of the message."""
     if bounced := get_path(payload, "detail", "bounced_recipient"):
         return bounced
+    complained = get_path(payload, "detail", "to")
+    if isinstance(complained, list) and len(complained) == 1:
+        return complained[0]
     info = get_path(payload, "message", "email_info")
     entries = [entry for header in ("to", "cc", "bcc") for entry in (get_path(info, header) or [])]
     return get_path(entries[0], "email_address", "address") if len(entries) == 1 else None
@@ -76,7 +89,14 @@ def _digested(payload: Mapping[str, Any]) -> object:
 
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
-    """Verify the header `producer-signature`: time in milliseconds and an HMAC-SHA256 in base64, URL-encoded."""
+    """Verify the header `Authorization` if there is one, which is the whole secret, or else `producer-signature`.
+
+    That has the time in milliseconds, and an HMAC-SHA256 in base64, URL-encoded.
+    """
+    if authorization := request.headers.get("authorization"):
+        if len(secret) < MIN_HEADER or not wire.constant_time_equal(authorization, secret):
+            raise SignatureError("the header Authorization has another value than the secret")
+        return
     parts = (part.partition("=") for part in request.header(_HEADER).split(";"))
     fields = {name.strip(): value.strip() for name, _, value in parts}
     at, algorithm = fields.get("ts", ""), fields.get("s-algorithm")
@@ -118,12 +138,12 @@ def _to(recipient: str | None) -> list[Any]:
 PROVIDER = Provider(
     name="zeptomail",
     title="Zoho ZeptoMail",
-    spellings=("ZeptoMail", "zoho_zeptomail", "zeptomail"),
+    spellings=("ZeptoMail", "zoho_zeptomail", "zeptomail", "Zoho CPaaS", "zoho_cpaas"),
     documentation="https://www.zoho.com/zeptomail/help/webhooks.html",
-    recipient_known="of bounces, and else if there is one only",
+    recipient_known="of bounces and complaints, and else if there is one only",
     event_selection="all events",
     retries="not known",
-    authentication=Authentication(Signature.OVER_BODY, "HMAC-SHA256", _verify, sign=_sign),
+    authentication=Authentication(Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, sign=_sign),
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
     events=_events,
@@ -135,13 +155,19 @@ PROVIDER = Provider(
             "softbounce": EventKind("bounced", "other", "soft", {"detail": {"diagnostic_message": "452 4.2.2 full"}}),
             "email_open": EventKind("opened"),
             "email_link_click": EventKind("clicked"),
+            "fbl_compliant": EventKind("complained"),  # sic
+            "fbl_complaint": EventKind("complained"),
+            "fbl": EventKind("complained"),
             "feedback_loop": EventKind("complained"),
+            "delivered": EventKind("delivered"),
+            "email_delivery": EventKind("delivered"),
         },
         at=iso_field("detail/time", "message/email_info/processed_time"),
         digest_source=_digested,
         message_id="message/request_id",
         recipient=computed_field(_recipient, "message/email_info/to", _to),
         reply=_reply,
+        smtp_message_id="message/email_info/client_reference",  # from the header X-TM-CLIENT-REF of a mail over SMTP
         tags="message/email_info/tag",
     ),
 )
