@@ -126,16 +126,14 @@ class _Server:
     def publish(self, client: redis.Redis, messages: Sequence[Message]) -> list[bool]:
         """Publish two messages for each link, in one round trip, and return True for each that Redis accepted.
 
-        redis-py's own pipeline would send all of them again after a lost reply, if the client retries.
+        redis-py's own pipeline would send all of them again after a lost reply, if the client retries. The connection
+        disconnects itself after an error, so nobody else reads the remaining replies.
         """
         pool: Any = client.connection_pool
         connection = pool.get_connection(*_connection_arguments(pool.__class__))
         try:
             connection.send_packed_command([_pack(chunk) for chunk in _chunks(messages, WRITE_LINKS)])
             errors = [_read_error(connection) for _ in range(2 * len(messages))]
-        except BaseException:  # the remaining replies must not be read by another user
-            connection.disconnect()
-            raise
         finally:
             pool.release(connection)
         self._handle_reply(next(filter(None, errors), None))

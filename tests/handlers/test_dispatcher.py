@@ -503,8 +503,9 @@ def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide that the function is one."""
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
     on_event("bounced", name="generator")(_hidden(_generator))
+    on_event("bounced", name="asynchronous generator")(_hidden(_asynchronous_generator))
     link_orphans(handler_db)
-    assert counts(dispatch()) == (0, 2, 0)
+    assert counts(dispatch()) == (0, 3, 0)
 
 
 def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, handler_db):

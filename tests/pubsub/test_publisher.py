@@ -353,6 +353,36 @@ def test_a_user_without_permission_to_publish_is_warned_of_once(
         assert "acme" not in record.getMessage()
 
 
+def test_the_late_replies_to_a_batch_are_not_taken_for_those_to_the_next(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is accepted after the client's timeout, the next one is refused, on the pool's only connection."""
+    monkeypatch.setattr(publisher_module, "BACKOFF_SECONDS", 0.01)
+    valkey.command("ACL", "SETUSER", "least", *LEAST, "+publish")
+    options = {"socket_timeout": 0.2, "socket_connect_timeout": 5, "max_connections": 1}
+    client = redis.Redis.from_url(valkey.url.replace("://", "://least:pw@"), retry=Retry(NoBackoff(), 0), **options)
+    assert publish(client, 1) == Published(2, 0)
+    valkey.command("CLIENT", "PAUSE", "600", "ALL")
+    assert publish(client, 1) == Published(0, 2)
+    valkey.command("ACL", "SETUSER", "least", "-publish")  # after the pause
+    wait_until(lambda: not Publisher(client).server.is_backing_off)
+    assert publish(client, 1) == Published(0, 2)
+
+
+def test_each_call_counts_its_own_messages_of_a_batch_that_redis_accepts_in_part(valkey: Valkey) -> None:
+    """Both calls are sent together, while Redis pauses the one before them; one tenant's channels are refused."""
+    valkey.command("ACL", "SETUSER", "half", *LEAST, "resetchannels", "&mailglass:events:acme*", "+publish")
+    client = user(valkey, "half")
+    assert publish(client, 1) == Published(2, 0)
+    before, accepted, refused = (Publisher(client) for _ in range(3))
+    valkey.command("CLIENT", "PAUSE", "300", "ALL")
+    before.publish(messages(1))
+    accepted.publish(messages(1))
+    refused.publish([("other", delivery, text) for _, delivery, text in messages(1)])
+    settle()
+    assert (accepted.wait(), refused.wait()) == (Published(2, 0), Published(0, 2))
+
+
 @pytest.mark.parametrize(
     ("client", "words"),
     [

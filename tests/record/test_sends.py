@@ -346,6 +346,26 @@ def test_an_event_whose_link_is_forbidden_costs_no_send(db, caplog):
     assert reconcile().linked == 1
 
 
+def test_a_conflict_while_an_event_is_linked_is_the_callers_to_retry(db):
+    """It concerns the whole transaction, so the send is not recorded without its event."""
+    webhook_in(db, event())
+    db.run(FORBIDDING.replace("42501", "40001"))
+    with pytest.raises(mailglass_reconcile.MailglassReconcileError) as conflict:
+        send_in_transaction(db, make_sent())
+    assert conflict.value.is_transient
+    db.run("DROP TRIGGER forbid ON mailglass_events")
+    assert db.rows(DELIVERIES) == []
+
+
+def test_a_link_of_another_writer_later_in_the_transaction_of_a_send_closes_its_orphan(tx):
+    """Linking closes orphans itself, without the ledger's trigger, but only until it is done."""
+    webhook_in(tx, event())
+    other, delivery = factories.orphan(tx, factories.postmark("m-2")), factories.delivery(tx, "m-2")
+    assert send_in_transaction(tx, make_sent())[0].linked == 1
+    factories.insert(tx, events=[factories.reconciled_row(other, delivery)])
+    assert tx.value(OPEN) == 0
+
+
 def send_together(db, *sends):
     """Record each send in a transaction of its own, all at once, and return the results."""
     barrier = Barrier(len(sends))

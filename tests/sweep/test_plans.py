@@ -462,6 +462,13 @@ def test_both_paths_choose_the_same(reading, all_open, path):
     assert sum(map(len, ids.values())) == preferred.chosen.total()
 
 
+def test_a_full_sweep_of_many_orphans_prefers_scans_and_one_of_few_prefers_probes(reading):
+    place = _place(reading, ROWS - SIZE).arrived_at
+    assert window.open_window(reading, counted=True).by_scans
+    assert not window.open_window(reading, counted=True, bounds=(place, None)).by_scans
+    assert not window.open_window(reading).by_scans, "nothing is counted for a recent sweep"
+
+
 MANY_MILLIONS = """
 UPDATE pg_class SET reltuples = 10000000, relpages = greatest(pg_relation_size(oid) / 8192, 1)
  WHERE relname IN ('mailglass_open_orphans', 'mailglass_open_orphan_ids', 'mailglass_deliveries')
