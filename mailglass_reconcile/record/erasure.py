@@ -27,7 +27,8 @@ from mailglass_reconcile.store.personal_data import PersonFilter
 BATCH_ROWS = 5_000
 
 APPLICATION_METADATA = (
-    "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
+    "metadata that your application gave to append, to record_webhook, or to record_send for other recipients, and"
+    " idempotency keys that it gave to append"
 )
 MAILGLASS_TABLES = (
     "Mailglass's own tables (mailglass_deliveries, mailglass_webhook_events, mailglass_suppressions, and what Mailglass"

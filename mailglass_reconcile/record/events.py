@@ -43,7 +43,7 @@ def append(
         occurred_at: When it happened, with a time zone.
         delivery_id: The event's delivery, if known, of the same tenant.
         idempotency_key: 1 to 512 characters, not beginning with `reconciled:`, `webhook:` or `send:`. An event whose
-            key the ledger has is not appended.
+            key the ledger has is not appended. It is stored unchanged, so it must not be an address.
         reject_reason: The reason, as in `WebhookEvent`.
         metadata: Further data, as JSON. It is stored unchanged, with any addresses, for as long as the event.
         needs_reconciliation: True to let sweeps search for its delivery.

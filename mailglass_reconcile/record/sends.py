@@ -39,7 +39,7 @@ class Sent:
     """The result of a provider's API for one recipient.
 
     Attributes:
-        recipient: The address, with or without a display name; only the address is stored.
+        recipient: One address of at most 1,000 characters, alone or as in `Ada <…>`; only the address is stored.
         message_id: The message id that the API returned; None only if the type is `failed` or `rejected`.
         type: `failed` or `rejected` if the provider refused the recipient.
         occurred_at: The time, with a time zone; None is now.
@@ -179,9 +179,12 @@ def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[
 def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewSend:
     type_ = validation.sent_type(f"{at}.type", result.type)
     message_id = validation.sent_message_id(f"{at}.message_id", result.message_id, needed=type_ == "dispatched")
-    recipient = validation.recipient(f"{at}.recipient", result.recipient)
-    if recipient is None:
-        raise InvalidEventError(f"{at}.recipient must be an address")
+    recipient = validation.sent_recipient(f"{at}.recipient", result.recipient)
+    normalized = normalize_address(recipient)
+    if message_id is not None and normalize_address(message_id) == normalized:
+        raise InvalidEventError(
+            f"{at}.message_id must not be the recipient's address: nothing can be erased from the ledger"
+        )
     delivery_id = uuid7()
     entry = Entry(
         id=uuid7(),
@@ -190,7 +193,7 @@ def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewS
         type=type_,
         occurred_at=NOW if result.occurred_at is None else validation.utc(f"{at}.occurred_at", result.occurred_at),
         idempotency_key=_idempotency_key(
-            tenant_id, provider, message_id, result._identity if message_id is None else normalize_address(recipient)
+            tenant_id, provider, message_id, result._identity if message_id is None else normalized
         ),
         reject_reason=None,
         metadata={"provider": provider, providers.rule_of(provider).stored_under: message_id},

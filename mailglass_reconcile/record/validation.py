@@ -23,6 +23,7 @@ from mailglass_reconcile.rules.humanize import did_you_mean
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, is_usable
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
+MAX_RECIPIENT_LENGTH = 1_000
 
 
 def event_type(field: str, value: object) -> str:
@@ -144,7 +145,24 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a string or None")
-    return addresses.strip_display_name(replace_unstorable(value))[:MAX_ID_LENGTH] or None if value else None
+    return _to_address(value)[:MAX_RECIPIENT_LENGTH] or None if value else None
+
+
+def sent_recipient(field: str, value: object) -> str:
+    """Return the address of a send's recipient, without a display name, if `erase` can find it."""
+    address = _to_address(value) if isinstance(value, str) else ""
+    if not address:
+        raise InvalidEventError(f"{field} must be an address")
+    if len(address) > MAX_RECIPIENT_LENGTH or not addresses.is_single(address):
+        raise InvalidEventError(
+            f"{field} must be one address of at most {MAX_RECIPIENT_LENGTH:,} characters without control characters;"
+            " write a display name as in: Ada Lovelace <address>"
+        )
+    return address
+
+
+def _to_address(recipient: str) -> str:
+    return addresses.strip_display_name(replace_unstorable(recipient))
 
 
 MAX_TEXT = 4_096

@@ -21,7 +21,7 @@ from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import AfterCommitAction, Recheck, Recorded
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import normalize_address
+from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
@@ -141,7 +141,7 @@ def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent
             raise InvalidEventError(f"{at} must be a WebhookEvent")
         type_ = validation.event_type(f"{at}.type", event.type)
         provider_event_id = validation.event_id(f"{at}.provider_event_id", event.provider_event_id)
-        entry, keys = _validate(at, event, id_, type_, tenant_id, provider, strict)
+        entry, keys = _validate(at, event, id_, type_, provider_event_id, tenant_id, provider, strict)
         number = numbers.number_of(event, provider_event_id, type_)
         key = idempotency_key(tenant_id, provider, provider_event_id, type_, number)
         new_events.append(NewEvent(entry._replace(idempotency_key=key), keys))
@@ -178,23 +178,29 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, type_
 
 
 def _validate(
-    at: str, event: WebhookEvent, id_: str, type_: str, tenant_id: str, provider: str, strict: bool
+    at: str,
+    event: WebhookEvent,
+    id_: str,
+    type_: str,
+    provider_event_id: str,
+    tenant_id: str,
+    provider: str,
+    strict: bool,
 ) -> tuple[Entry, Keys]:
     """Validate an event; return its row for the ledger, still without an idempotency key, and its keys."""
     message_id = validation.message_id(f"{at}.message_id", event.message_id)
     callers_metadata = validation.metadata(f"{at}.metadata", event.metadata)
     other_metadata, recipient = _split(callers_metadata)
     recipient = validation.recipient(f"{at}.recipient", event.recipient) or recipient
-    own = {
-        "provider_event_id": validation.replace_unstorable(validation.to_str(event.provider_event_id).strip())[
-            :MAX_ID_LENGTH
-        ]
-    }
+    normalized = normalize_address(recipient) if recipient else None
+    if message_id is not None and normalize_address(message_id) == normalized:
+        message_id = None  # the ledger can never be erased
+    own = {"provider_event_id": _make_storable(provider_event_id)}
     metadata: dict[str, Any] = {
         **(validation.remove_addresses(other_metadata | own) if strict else other_metadata | own),
         "provider": provider,
         providers.rule_of(provider).stored_under: message_id,
-        **_smtp_fields(at, event, callers_metadata),
+        **_smtp_fields(at, event, callers_metadata, normalized),
         **({"recipient_known": True} if recipient else {}),
     }
     entry = Entry(
@@ -209,17 +215,31 @@ def _validate(
         needs_reconciliation=True,
     )
     keys = keys_of(Document(metadata))
-    return entry, keys._replace(recipient=normalize_address(recipient), lost=False) if recipient else keys
+    return entry, keys._replace(recipient=normalized, lost=False) if normalized else keys
 
 
-def _smtp_fields(at: str, event: WebhookEvent, callers_metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the kind of a bounce, the SMTP codes and the SMTP message id; the event's fields override its metadata."""
+def _make_storable(provider_event_id: str) -> str:
+    """Return a provider's id of an event as the ledger keeps it: a digest if it looks like an address."""
+    text = validation.replace_unstorable(provider_event_id)
+    return hashlib.sha256(text.encode()).hexdigest() if contains_address(text) else text[:MAX_ID_LENGTH]
+
+
+def _smtp_fields(
+    at: str, event: WebhookEvent, callers_metadata: Mapping[str, Any], recipient: str | None
+) -> dict[str, str]:
+    """Return the kind of a bounce, the SMTP codes and the SMTP message id, unless it is the normalized *recipient*.
+
+    The event's fields override its metadata.
+    """
+    smtp_message_id = validation.message_id(f"{at}.smtp_message_id", event.smtp_message_id)
+    if smtp_message_id is not None and normalize_address(smtp_message_id) == recipient:
+        smtp_message_id = None
     bounce = validation.bounce(f"{at}.metadata['bounce']", callers_metadata.get(BOUNCE))
     status = smtp_status(callers_metadata.get(SMTP_STATUS))
     values = {
         BOUNCE: validation.bounce(f"{at}.bounce", event.bounce) or bounce,
         SMTP_STATUS: validation.smtp_status(f"{at}.smtp_status", event.smtp_status) or status,
-        SMTP_MESSAGE_ID: validation.message_id(f"{at}.smtp_message_id", event.smtp_message_id),
+        SMTP_MESSAGE_ID: smtp_message_id,
     }
     return {name: value for name, value in values.items() if value}
 

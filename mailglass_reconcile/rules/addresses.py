@@ -12,8 +12,14 @@ _BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85]")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\S(?:@|%40)\S")
 
-_ESCAPE = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[bfnrt])")
-"""JSON's escape of a character, with more backslashes in a document that is a string inside another document."""
+_ESCAPE = re.compile(r"(?<!\\)\\++(?:u([0-9A-Fa-f]{4})|[bfnrt])")
+"""JSON's escape of a character, with more backslashes in a document that is a string inside another document.
+
+A run of backslashes is read once, from its beginning.
+"""
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"')
+_NOT_SINGLE = re.compile(r"[\s,;<>\ufffd]|@.*@")
 
 _LOOKALIKES = "\u037e\u1fef\u212a"
 """Characters outside ASCII that NFC or lower case would turn into `;`, a backtick and `k`: they are not normalized."""
@@ -47,6 +53,14 @@ def normalize_address(recipient: str) -> str:
     text = strip_display_name(recipient)
     local, at, domain = text.rpartition("@")
     return f"{_lower_nfc(local)}@{_a_label(domain)}" if at else _lower_nfc(text)
+
+
+def is_single(address: str) -> bool:
+    """Return True if *address*, without a display name, is one address that was stored whole.
+
+    Without quotes it has no white space, separator or bracket, no second `@`, and no replaced character.
+    """
+    return _NOT_SINGLE.search(_QUOTED.sub("", address)) is None
 
 
 def contains_address(text: str) -> bool:

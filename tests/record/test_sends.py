@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 import factories
 import mailglass_reconcile
 from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, append, reconcile, record_send
+from mailglass_reconcile.record.sends import validate_sends
+from mailglass_reconcile.rules.addresses import strip_display_name
 from recording import LEDGER, NOW, WAITING, event, messages, record, round_trips
 from waiting import wait_until
 
@@ -239,6 +241,53 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
         assert tuple(row) == (type_, True, None, "postmark")
     assert tx.value(LEDGER) == 2
+
+
+@pytest.mark.parametrize(
+    "recipient",
+    [
+        '"Ada, Countess <of> Lovelace" <ada@example.com>',
+        '"ada, at home"@example.com',
+        "bücher+ada@bücher.example",
+        "postmaster",
+        f"{'x' * 988}@example.com",
+    ],
+)
+def test_a_send_s_recipient_is_one_address_that_erase_finds(tx, recipient):
+    """It may have a display name, a quoted local part, letters outside ASCII, no domain, and 1,000 characters."""
+    send_in_transaction(tx, make_sent(recipient))
+    assert tx.value("SELECT recipient FROM mailglass_deliveries") == strip_display_name(recipient)
+
+
+@pytest.mark.parametrize(
+    "recipient",
+    [
+        f"Ada {ADA}",
+        f"{ADA} {BOB}",
+        f"{ADA},{BOB}",
+        f"{ADA}\n{BOB}",
+        f"{ADA}/{BOB}",
+        f"<{ADA}> Ada",
+        f"{ADA}\x00",
+        f"{ADA}\ud800",
+        f"\ufffd{ADA}",
+        f"{'x' * 988}@example.com.",
+        f"{ADA} {'x' * 140_000}",
+    ],
+)
+def test_a_recipient_that_erase_would_not_find_is_refused(recipient):
+    """A name without brackets, several addresses, a character that cannot be stored, more than 1,000 characters."""
+    with pytest.raises(InvalidEventError, match=r"sent\[1\].recipient must be one address of at most 1,000") as caught:
+        validate_sends("acme", "postmark", [make_sent(), make_sent(recipient)])
+    assert "@" not in str(caught.value)
+
+
+def test_a_message_id_that_is_the_recipients_address_is_refused():
+    """The ledger keeps a message id, and can never be erased. A Message-ID that only looks like an address is one."""
+    for id_ in (ADA.upper(), f"<{ADA}>"):
+        with pytest.raises(InvalidEventError, match=r"sent\[0\].message_id must not be the recipient's address"):
+            validate_sends("acme", "postmark", [make_sent(message_id=id_)])
+    assert validate_sends("acme", "postmark", [make_sent(message_id=f"<1.{ADA}>")])[0].message_id == f"<1.{ADA}>"
 
 
 @pytest.mark.slow

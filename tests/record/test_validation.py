@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import re
 import uuid
 
 import pytest
@@ -132,13 +133,13 @@ def test_texts_of_an_event_are_repaired_too(tx):
     odd = "m\x00\ud800"
     record(
         tx.connection,
-        event(odd, provider_event_id=odd, recipient=odd),
+        event(odd, provider_event_id=odd, recipient=f"r{odd}"),
         event("x" * 2_000, provider_event_id="y" * 2_000, recipient="z" * 2_000),
     )
     stored = {row[0]["message_id"]: row[0] for row in tx.rows("SELECT metadata FROM mailglass_events")}
     assert stored["m\ufffd\ufffd"]["provider_event_id"] == "m\ufffd\ufffd"
     assert stored["x" * 513]["provider_event_id"] == "y" * 512
-    assert set(tx.rows("SELECT recipient FROM mailglass_open_orphans")) == {("m\ufffd\ufffd",), ("z" * 512,)}
+    assert set(tx.rows("SELECT recipient FROM mailglass_open_orphans")) == {("rm\ufffd\ufffd",), ("z" * 1_000,)}
 
 
 @pytest.mark.slow
@@ -239,15 +240,40 @@ def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
         "data": {"bob@example.com": 1, "bounce": {"to": "bob@example.com", "code": 550}},
         "note": "at @ noon",
     }
-    record(tx.connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=arguments), strict=True)
+    record(tx.connection, event("m-1", metadata=arguments), strict=True)
     assert metadata(tx) == {
         "tags": ["welcome"],
         "data": {"bounce": {"code": 550}},
         "note": "at @ noon",
         "provider": "postmark",
+        "provider_event_id": "evt",
         "message_id": "m-1",
     }
     assert tx.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_address_as_the_id_of_an_event_is_stored_as_a_digest(tx, strict):
+    """The ledger can never be erased. A repeated event is still the same one."""
+    repeated = event("m-1", provider_event_id="Bounce:bob@example.com")
+    record(tx.connection, repeated, strict=strict)
+    assert re.fullmatch("[0-9a-f]{64}", metadata(tx)["provider_event_id"])
+    assert record(tx.connection, repeated)[0].event_id is None
+
+
+@pytest.mark.parametrize("fields", [{"recipient": "Bob@example.com"}, {"metadata": {"email": "Bob@example.com"}}])
+def test_an_id_that_is_the_events_own_recipient_is_not_stored(tx, fields):
+    """The event can never be linked by it."""
+    record(tx.connection, event("<BOB@example.com>", smtp_message_id="bob@example.com", **fields))
+    assert (metadata(tx)["message_id"], "smtp_message_id" in metadata(tx)) == (None, False)
+    assert tx.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
+
+
+def test_an_id_that_only_looks_like_an_address_is_stored(tx):
+    """A Message-ID does."""
+    ids = {"message_id": "<1.bob@example.com>", "smtp_message_id": "<2.bob@example.com>"}
+    record(tx.connection, event(recipient="bob@example.com", **ids))
+    assert metadata(tx).items() >= ids.items()
 
 
 def test_without_strict_the_callers_metadata_is_stored_as_given(tx):

@@ -1,5 +1,8 @@
 """Recipients' addresses: their stored form, their normalized form, and their index key."""
 
+import time
+import timeit
+
 import pytest
 
 from mailglass_reconcile.rules.addresses import (
@@ -11,6 +14,8 @@ from mailglass_reconcile.rules.addresses import (
     strip_display_name,
 )
 from spellings import DIFFERENT, EQUAL
+
+ADA = "ada@example.com"
 
 
 @pytest.mark.parametrize("spellings", EQUAL.values(), ids=EQUAL)
@@ -87,3 +92,13 @@ def test_the_rough_part_of_an_address_is_in_every_spelling():
         for word in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")
     ]
     assert result == ["lovelace", "x", ""]
+
+
+def test_a_search_in_a_text_of_backslashes_is_linear():
+    """JSON in JSON in JSON has runs of them."""
+    seconds = [
+        min(timeit.repeat(lambda text=text: contains_recipient(text, ADA), time.process_time, number=1, repeat=3))
+        for text in ("\\" * 1_000, "\\" * 8_000)
+    ]
+    assert seconds[1] < 24 * seconds[0]
+    assert contains_recipient("\\" * 7 + "u0061da@example.com", ADA)
