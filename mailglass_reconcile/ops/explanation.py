@@ -226,9 +226,9 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         by_sweep = settled_state == "linked" and not row.by_hand
         linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _explain_settled(row, settled_state, origins, linking)
-    orphans = open_orphans.read(tx, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
-    (keys,) = matcher.current_keys(tx, orphans)
-    decision = matcher.decide(tx, row.id, row.tenant_id, keys)
+    orphans = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
+    (keys,) = matcher.current_keys(tx.reading, orphans)
+    decision = matcher.decide(tx.reading, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
     candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.candidates])
@@ -243,7 +243,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
 
 def _load_origins(tx: Transaction, event_id: str) -> Origins:
     """Read the rule's fields again, and compute the candidate ids of each field alone."""
-    ((_, document),) = ledger.load_documents(tx, [event_id])
+    ((_, document),) = ledger.load_documents(tx.reading, [event_id])
     provider = document.provider
     if provider is None:
         return Origins(None, None, (), {})

@@ -428,16 +428,17 @@ def _find_unread(tx: Transaction, recipient: str | None, message_ids: Collection
 
 def load_without_keys(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
     """Return the newest open orphans without stored keys, at most `UNREAD`, with their keys as computed now."""
-    orphans = open_orphans.read(tx, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
-    return list(zip(orphans, matcher.current_keys(tx, orphans), strict=True)) if orphans else []
+    orphans = open_orphans.read(tx.reading, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
+    return list(zip(orphans, matcher.current_keys(tx.reading, orphans), strict=True)) if orphans else []
 
 
 def _with_deliveries(tx: Transaction, orphans: list[OpenOrphan]) -> list[OpenOrphan]:
     """Return *orphans* with the delivery that each matched one would get now."""
     if not any(orphan.state == MATCHED for orphan in orphans):
         return orphans
-    matched = open_orphans.read(tx, [orphan.event_id for orphan in orphans if orphan.state == MATCHED])
-    delivery_ids = {match.orphan.event_id: match.result.delivery_id for match in matcher.match_orphans(tx, matched)}
+    matched = open_orphans.read(tx.reading, [orphan.event_id for orphan in orphans if orphan.state == MATCHED])
+    matches = matcher.match_orphans(tx.reading, matched)
+    delivery_ids = {match.orphan.event_id: match.result.delivery_id for match in matches}
     return [replace(orphan, delivery_id=delivery_ids.get(orphan.event_id)) for orphan in orphans]
 
 
@@ -474,7 +475,7 @@ def _read_expired(
             cursor = entries[-1].cursor
             unsettled = [entry for entry in entries if not entry.settled]
             types = ledger.load_types(tx, [entry.orphan.event_id for entry in unsettled])
-            matches = matcher.match_orphans(tx, [entry.orphan for entry in unsettled])
+            matches = matcher.match_orphans(tx.reading, [entry.orphan for entry in unsettled])
             orphans = [_to_open_orphan(tx, match, types, EXPIRED) for match in matches]
             yield Chunk(orphans, len(entries), cursor.event_id, len(entries) < batch_size)
         if len(entries) < batch_size:
@@ -580,8 +581,9 @@ def find_orphans(
     runtime.load_imports(only_warn=True)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
         eligible = window.open_window(tx)
-        orphans = open_orphans.read(tx, listing.load_oldest_ids(tx, tenant_id, eligible.after, eligible.until, limit))
-        return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx, orphans), strict=True)]
+        oldest_ids = listing.load_oldest_ids(tx, tenant_id, eligible.after, eligible.until, limit)
+        orphans = open_orphans.read(tx.reading, oldest_ids)
+        return [_orphan(*pair) for pair in zip(orphans, matcher.current_keys(tx.reading, orphans), strict=True)]
 
 
 def _orphan(row: OrphanRow, keys: Keys) -> Orphan:
@@ -610,4 +612,4 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
     runtime.load_imports(only_warn=True)
     keys = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
-        return matcher.decide(tx, str(orphan.event_id), orphan.tenant_id, keys)
+        return matcher.decide(tx.reading, str(orphan.event_id), orphan.tenant_id, keys)

@@ -250,7 +250,7 @@ def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
     size = tx.settings.batch_size
     open_ids = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
     ids = dict.fromkeys([*open_ids, *recheck.event_ids])
-    matches = match_orphans(tx, open_orphans.read(tx, ids))
+    matches = match_orphans(tx.reading, open_orphans.read(tx.reading, ids))
     pairs = [(match.orphan.event_id, match.result.delivery_id) for match in matches if match.result.delivery_id]
     return pairs[:size], unchecked_notes(matches), len(open_ids) >= size or len(pairs) > size
 

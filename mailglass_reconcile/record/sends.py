@@ -139,7 +139,7 @@ def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[
     # An orphan of another recipient can only belong to another delivery.
     recipients = {normalize_address(send.recipient) for send in new_sends}
     open_ids = open_orphans.with_message_ids(tx, new_sends[0].entry.tenant_id, ids, recipients)
-    matches = match_orphans(tx, open_orphans.read(tx, open_ids)) if open_ids else []
+    matches = match_orphans(tx.reading, open_orphans.read(tx.reading, open_ids)) if open_ids else []
     pairs = [
         (match.orphan.event_id, id_)
         for match in matches

@@ -106,7 +106,7 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     if not distinct:
         return []
     new_events = list(distinct.values())
-    matches = match(tx, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events])
+    matches = match(tx.reading, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events])
     entries = [
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
         for event, result in zip(new_events, matches, strict=True)

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -149,6 +149,10 @@ class Transaction:
                 raise DBAPIError(function.call, None, CaughtError(row[-1]), hide_parameters=True)
         return [row[:-1] for row in rows]
 
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """Return a block that reads in this transaction, for what takes a `Reading`."""
+        return nullcontext(self)
+
     def protect(self) -> None:
         """Do nothing: our own transactions are rolled back as a whole (a caller's sets a savepoint here)."""
 
@@ -172,7 +176,7 @@ class Transaction:
 
 
 Reading = Callable[[], AbstractContextManager[Transaction]]
-"""Begins a transaction that reads; of a caller that is in one already, it returns that one."""
+"""Begins a transaction that reads, or returns the caller's: `Connected.reading` or `Transaction.reading`."""
 
 
 def uuid7() -> str:

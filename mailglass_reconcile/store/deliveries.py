@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import Candidate
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays
+from mailglass_reconcile.store.database import Function, Reading, Transaction, array_literal, column_arrays
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
@@ -77,11 +77,16 @@ class Answers(NamedTuple):
         return (*self.by_id.get(question.candidate_id, ()), *self.by_question.get(question, {}).values())
 
 
-def find(tx: Transaction, questions: Sequence[Question]) -> Answers:
-    """Return the deliveries that decide each question."""
+def find(reading: Reading, questions: Sequence[Question]) -> Answers:
+    """Return the deliveries that decide each question, all from one transaction."""
     by_id: dict[str, list[Candidate]] = {}
     by_question: dict[Question, dict[str, Candidate]] = {}
-    for number, *columns in tx.call(FIND, column_arrays(FIND.arguments, questions)) if questions else ():
+    if not questions:
+        return Answers(by_id, by_question)
+    parameters = column_arrays(FIND.arguments, questions)
+    with reading() as tx:
+        rows = tx.call(FIND, parameters)
+    for number, *columns in rows:
         delivery = Candidate._make(columns)
         if number is None:
             by_id.setdefault(delivery.candidate_id, []).append(delivery)

@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays, uuid7_bounds, uuid7s
+from mailglass_reconcile.store.database import (
+    Function,
+    Reading,
+    Transaction,
+    array_literal,
+    column_arrays,
+    uuid7_bounds,
+    uuid7s,
+)
 from mailglass_reconcile.store.stored_keys import StoredKeys
 
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
@@ -168,8 +176,8 @@ def load_types(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
     return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(ids)}))) if ids else {}
 
 
-def load_documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
-    """Yield the id and the document of each event, as many at a time as fit into memory.
+def load_documents(reading: Reading, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
+    """Yield the id and the document of each event, as many from one transaction as fit into memory.
 
     A document of more than 64 kB of text, or one that Python cannot read, is empty.
     """
@@ -181,7 +189,9 @@ def load_documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tupl
             "slice_bytes": SLICE_BYTES,
         }
         returned = len(remaining_ids)
-        for number, event_id, metadata, normalized_payload in tx.execute(_DOCUMENTS, parameters).all():
+        with reading() as tx:
+            rows = tx.execute(_DOCUMENTS, parameters).all()
+        for number, event_id, metadata, normalized_payload in rows:
             returned = number
             yield event_id, _parse_document(metadata, normalized_payload)
         remaining_ids = remaining_ids[returned:]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, text_or_none
+from mailglass_reconcile.store.database import Function, Reading, Transaction, array_literal, text_or_none
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -134,24 +134,27 @@ class OrphanRow(NamedTuple):
         return Cursor(self.arrived_at, self.event_id)
 
 
-def read(tx: Transaction, event_ids: Iterable[str]) -> list[OrphanRow]:
+def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:
     """Return the open orphans among *event_ids*, in about their order, with their keys as stored, current or not."""
-    rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
+    parameters = {"event_ids": array_literal(event_ids)}
+    with reading() as tx:
+        rows = tx.execute(_READ, parameters).all()
     return [
         OrphanRow(
             event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state
         )
-        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows.all()
+        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows
     ]
 
 
-def read_of_any_age(tx: Transaction, event_ids: Collection[str]) -> list[OrphanRow]:
+def read_of_any_age(reading: Reading, event_ids: Collection[str]) -> list[OrphanRow]:
     """Return the orphans among *event_ids* that are open, or that a prune has removed as expired."""
-    orphans = read(tx, event_ids)
+    orphans = read(reading, event_ids)
     missing = {str(UUID(event_id)) for event_id in event_ids} - {orphan.event_id for orphan in orphans}
     if missing:
         parameters = {"event_ids": array_literal(missing), "max_tenant_length": MAX_TENANT_LENGTH}
-        rows = tx.execute(_READ_EXPIRED, parameters).all()
+        with reading() as tx:
+            rows = tx.execute(_READ_EXPIRED, parameters).all()
         orphans += [OrphanRow(event_id, tenant_id, arrived_at, 0, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
     return orphans
 

@@ -1,12 +1,12 @@
 """The matcher: from open orphans to match results. It computes keys that are missing or outdated.
 
-A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call it. Nothing is locked or written.
+A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call it. Nothing is locked or written. A
+sweep's transactions end before Python computes with what they have read; all others read in one of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
 from mailglass_reconcile.store import deliveries, ledger
-from mailglass_reconcile.store.database import Reading, Transaction
+from mailglass_reconcile.store.database import Reading
 from mailglass_reconcile.store.deliveries import Question
 from mailglass_reconcile.store.open_orphans import OrphanRow
 
@@ -74,32 +74,16 @@ class Decision(NamedTuple):
         return tuple(chain.from_iterable(self.deliveries.get(id_, ()) for id_ in self.keys.candidate_ids))
 
 
-def match_orphans(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
-    """Match orphans, and return the results in their order, with their keys as this process computes them.
-
-    All statements of the transaction should see the same rows.
-    """
-    return match_with_recipients(lambda: nullcontext(tx), match_by_keys(tx, orphans))
-
-
-def match_by_keys(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
-    """Match orphans without reading raw webhooks; `match_with_recipients` completes the results."""
-    keys = current_keys(tx, orphans)
-    results = match(tx, [EventKeys(o.event_id, o.tenant_id, k) for o, k in zip(orphans, keys, strict=True)])
-    return list(map(OrphanMatch, orphans, keys, results))
-
-
-def match_with_recipients(reading: Reading, matches: Sequence[OrphanMatch]) -> list[OrphanMatch]:
-    """Match again where a recipient that Mailglass's raw webhooks name may change the result.
-
-    Raw webhooks are read in transactions of their own, and the deliveries once more afterwards.
-    """
-    events = [EventKeys(match.orphan.event_id, match.orphan.tenant_id, match.keys) for match in matches]
-    decisions = _decide_with_recipients(reading, events, [match.result for match in matches])
-    completed = list(matches)
-    for position, decision in decisions.items():
-        completed[position] = OrphanMatch(matches[position].orphan, decision.keys, decision.result)
-    return completed
+def match_orphans(reading: Reading, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
+    """Match orphans, and return the results in their order, with their keys as this process computes them."""
+    events = [
+        EventKeys(orphan.event_id, orphan.tenant_id, keys)
+        for orphan, keys in zip(orphans, current_keys(reading, orphans), strict=True)
+    ]
+    decisions = _decide_with_recipients(reading, events)
+    return [
+        OrphanMatch(orphan, decision.keys, decision.result) for orphan, decision in zip(orphans, decisions, strict=True)
+    ]
 
 
 def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
@@ -107,33 +91,34 @@ def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
     return {match.orphan.event_id: unchecked_links.NOTE for match in matches if match.is_unchecked}
 
 
-def current_keys(tx: Transaction, orphans: Sequence[OrphanRow]) -> list[Keys]:
+def current_keys(reading: Reading, orphans: Sequence[OrphanRow]) -> list[Keys]:
     """Return the keys of *orphans*: as stored if they are current, or else computed from the ledger's row."""
     outdated = {orphan.event_id: orphan.keys for orphan in orphans if not orphan.keys.is_current}
-    computed = _compute(tx, outdated) if outdated else {}
+    computed = _compute(reading, outdated) if outdated else {}
     return [computed.get(orphan.event_id, orphan.keys) for orphan in orphans]
 
 
-def match(tx: Transaction, events: Sequence[EventKeys]) -> list[MatchResult]:
+def match(reading: Reading, events: Sequence[EventKeys]) -> list[MatchResult]:
     """Match events with their keys as they are; every distinct question for deliveries is asked once."""
-    return [decision.result for decision in _decide(tx, events)]
+    return [decision.result for decision in _decide(reading, events)]
 
 
-def decide(tx: Transaction, event_id: str, tenant_id: str, keys: Keys) -> Decision:
+def decide(reading: Reading, event_id: str, tenant_id: str, keys: Keys) -> Decision:
     """Decide for one event, with the recipient that a raw webhook names."""
-    events = [EventKeys(event_id, tenant_id, keys)]
-    (decision,) = _decide(tx, events)
-    return _decide_with_recipients(lambda: nullcontext(tx), events, [decision.result]).get(0, decision)
+    (decision,) = _decide_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)])
+    return decision
 
 
-def _decide_with_recipients(
-    reading: Reading, events: Sequence[EventKeys], results: Sequence[MatchResult]
-) -> dict[int, Decision]:
-    """Decide again, by position, for each event whose raw webhook names a recipient that may change its result."""
+def _decide_with_recipients(reading: Reading, events: Sequence[EventKeys]) -> list[Decision]:
+    """Decide for each event, with the recipients that Mailglass's raw webhooks name.
+
+    Those are read only where they may change the result, and then the deliveries once more.
+    """
+    decisions = _decide(reading, events)
     unknown = {
         position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider)
-        for position, (event, result) in enumerate(zip(events, results, strict=True))
-        if _may_change(event.keys, result)
+        for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
+        if _may_change(event.keys, decision.result)
     }
     recipients_by_event = recipients.load_recipients(reading, list(unknown.values()))
     with_recipients = {
@@ -141,19 +126,18 @@ def _decide_with_recipients(
         for position, event in unknown.items()
         if (recipient := recipients_by_event.get(event.event_id))
     }
-    if not with_recipients:
-        return {}
-    with reading() as tx:
-        return dict(zip(with_recipients, _decide(tx, list(with_recipients.values())), strict=True))
+    for position, decision in zip(with_recipients, _decide(reading, list(with_recipients.values())), strict=True):
+        decisions[position] = decision
+    return decisions
 
 
 def _may_change(keys: Keys, result: MatchResult) -> bool:
     return keys.recipient is None and not keys.lost and result.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
-def _decide(tx: Transaction, events: Sequence[EventKeys]) -> list[Decision]:
-    """Decide for each event with its keys as they are."""
-    answers = deliveries.find(tx, list(dict.fromkeys(chain.from_iterable(map(_questions, events)))))
+def _decide(reading: Reading, events: Sequence[EventKeys]) -> list[Decision]:
+    """Decide for each event with its keys as they are, all from one snapshot of the deliveries."""
+    answers = deliveries.find(reading, list(dict.fromkeys(chain.from_iterable(map(_questions, events)))))
     decisions = []
     for event in events:
         by_id = answers.by_id
@@ -169,11 +153,11 @@ def _questions(event: EventKeys) -> list[Question]:
     return [Question(id_, event.tenant_id, recipient_key) for id_ in keys.candidate_ids]
 
 
-def _compute(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
+def _compute(reading: Reading, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
     """Compute keys by event from the ledger, and from the recipients that writers left with the open orphan."""
     return {
         event_id: _merge_stored(matching.keys_of(document), outdated[event_id])
-        for event_id, document in ledger.load_documents(tx, outdated)
+        for event_id, document in ledger.load_documents(reading, outdated)
     }
 
 

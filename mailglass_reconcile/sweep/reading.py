@@ -13,7 +13,7 @@ from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
-from mailglass_reconcile.sweep.matcher import OrphanMatch, match_by_keys, match_with_recipients
+from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,8 @@ def match_slice(
         return connected.reading(deadline.remaining_ms)
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
-        with reading() as tx:
-            orphans = open_orphans.read_of_any_age(tx, part) if of_any_age else open_orphans.read(tx, part)
-            matches = match_by_keys(tx, orphans)
-        return match_with_recipients(reading, matches)
+        orphans = open_orphans.read_of_any_age(reading, part) if of_any_age else open_orphans.read(reading, part)
+        return match_orphans(reading, orphans)
 
     def is_over() -> bool:
         return bool(slice_result.matches) and deadline.is_over

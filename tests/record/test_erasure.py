@@ -166,7 +166,7 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     with db.engine.begin() as connection:
         (recorded,) = record(connection, event("m-1", recipient=ADA))
     with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:
-        (read,) = open_orphans.read(tx, [str(recorded.event_id)])
+        (read,) = open_orphans.read(tx.reading, [str(recorded.event_id)])
     erase_person(db)
     assert read.keys.recipient
     with db.engine.begin() as connection, use_caller_transaction(connection, db.settings) as tx:

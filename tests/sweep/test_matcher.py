@@ -64,8 +64,10 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     transaction = Transaction(tx.connection, tx.settings)
     with tx.connection.begin_nested() as example:
         factories.insert(tx, rows)
-        match = matcher.match(transaction, [matcher.EventKeys("", tenant, keys), matcher.EventKeys("", "b", keys)])
-        decision = matcher.decide(transaction, factories.new_id(), tenant, keys)
+        match = matcher.match(
+            transaction.reading, [matcher.EventKeys("", tenant, keys), matcher.EventKeys("", "b", keys)]
+        )
+        decision = matcher.decide(transaction.reading, factories.new_id(), tenant, keys)
         example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": keys.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
@@ -83,7 +85,9 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     foreign = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(tx, [*foreign, *(factories.delivery_row("shared") for _ in range(own))])
     transaction = Transaction(tx.connection, tx.settings)
-    decision = matcher.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
+    decision = matcher.decide(
+        transaction.reading, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None)
+    )
     assert decision.state == state
     assert len(decision.candidates) <= 20
 
@@ -137,7 +141,7 @@ def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, ot
     transaction = Transaction(tx.connection, tx.settings)
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), recipient))
     expected = ("matched", spelled["id"]) if recipient else ("ambiguous", None)
-    assert matcher.match(transaction, [event]) == [expected]
+    assert matcher.match(transaction.reading, [event]) == [expected]
 
 
 @pytest.mark.parametrize("own", [0, 1])
@@ -148,7 +152,7 @@ def test_one_delivery_of_a_wide_id_and_tenant_is_found_however_its_provider_is_s
     factories.insert(tx, [*foreign_rows, spelled, *(factories.delivery_row("m") for _ in range(own))])
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), None))
     expected = ("ambiguous", None) if own else ("matched", spelled["id"])
-    assert matcher.match(Transaction(tx.connection, tx.settings), [event]) == [expected]
+    assert matcher.match(Transaction(tx.connection, tx.settings).reading, [event]) == [expected]
 
 
 @pytest.mark.parametrize("number", [WIDE - 1, WIDE])
@@ -192,7 +196,7 @@ def test_none_is_chosen_among_more_deliveries_of_a_shared_key_than_are_compared(
     transaction = Transaction(tx.connection, tx.settings)
     keys = Keys("postmark", ("campaign",), "info@büro0.example")
     for expected in ("ambiguous", "matched"):
-        assert matcher.decide(transaction, factories.new_id(), factories.TENANT, keys).state == expected
+        assert matcher.decide(transaction.reading, factories.new_id(), factories.TENANT, keys).state == expected
         tx.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=rows[-1]["id"])
 
 

@@ -6,7 +6,6 @@ Postgres explains each statement that it executes, in a transaction that rolls b
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -499,7 +498,7 @@ def test_after_scans_statements_probe_again(reading, all_open):
 
 def test_orphans_are_read_by_primary_key(reading, events):
     """Each is read with its two ids."""
-    plan = probing(reading, lambda: open_orphans.read(reading, events))
+    plan = probing(reading, lambda: open_orphans.read(reading.reading, events))
     assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_open_orphan_ids_pkey"}
     assert plan.read <= 3 * SIZE
 
@@ -513,7 +512,7 @@ def test_since_when_they_could_be_linked_is_read_by_primary_keys(reading, pairs)
 
 def test_documents_are_read_by_the_ledgers_primary_key(reading, events):
     """One row is read per orphan, however many paths its rule has."""
-    plan = probing(reading, lambda: list(ledger.load_documents(reading, events)))
+    plan = probing(reading, lambda: list(ledger.load_documents(reading.reading, events)))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read <= SIZE
 
@@ -525,9 +524,7 @@ def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, even
         for n, event in zip(range(1, ROWS, 100), events, strict=True)
     ]
     reader = READERS["postmark"]
-    plan = probing(
-        reading, lambda: raw_webhooks.load_recipients(lambda: nullcontext(reading), "postmark", reader, reported)
-    )
+    plan = probing(reading, lambda: raw_webhooks.load_recipients(reading.reading, "postmark", reader, reported))
     assert plan.indexes == {
         "mailglass_webhook_events_pkey",
         "mailglass_webhook_events_provider_event_id_idx",
@@ -570,7 +567,7 @@ def test_states_are_stored_by_primary_key(writing, other_orphans):
 def test_ids_are_looked_up_by_our_index(reading):
     """Each id is looked up once."""
     questions = [Question(f"message-{n}", "acme", None) for n in range(1, SIZE + 1)]
-    plan = probing(reading, lambda: deliveries.find(reading, questions))
+    plan = probing(reading, lambda: deliveries.find(reading.reading, questions))
     assert plan.indexes == {deliveries.INDEX}
     assert plan.read <= SIZE
 
@@ -594,7 +591,7 @@ def question(tenant, recipient):
 def test_a_question_to_a_wide_id_reads_few_rows(reading, asking):
     """The id names 20,000 deliveries; every caller reads few."""
     tenant, recipient = ASKING[asking]
-    plan = probing(reading, lambda: deliveries.find(reading, [question(tenant, recipient)] * SIZE))
+    plan = probing(reading, lambda: deliveries.find(reading.reading, [question(tenant, recipient)] * SIZE))
     assert plan.indexes == {deliveries.INDEX, "mailglass_deliveries_provider_msg_id_idx"}
     assert plan.read <= 5 * SIZE + deliveries.WIDE + 1
 
@@ -603,14 +600,14 @@ def test_a_question_to_a_wide_id_reads_few_rows(reading, asking):
 def test_a_question_of_an_applications_event_reads_few_rows(application, asking):
     """The question is asked in a writer's transaction."""
     tenant, recipient = ASKING[asking]
-    plan = probing(application, lambda: deliveries.find(application, [question(tenant, recipient)]))
+    plan = probing(application, lambda: deliveries.find(application.reading, [question(tenant, recipient)]))
     assert plan.read <= deliveries.WIDE + 1 + 5
 
 
 def test_a_wide_ids_delivery_is_found_by_its_address(reading):
     """Index and query have the same expression, which takes the address out of a display name."""
     address_question = question("acme", "u7777@example.com")
-    answers = deliveries.find(reading, [address_question])
+    answers = deliveries.find(reading.reading, [address_question])
     assert "User 7777 <U7777@example.com>" in [delivery.recipient for delivery in answers.of(address_question)]
 
 
@@ -812,9 +809,9 @@ def test_of_200_000_open_orphans_a_writer_reads_only_those_of_its_ids(make_datab
                         plan = probing(tx, lambda ids=ids: open_orphans.with_message_ids(tx, "acme", ids))
                         assert plan.indexes == {index, "mailglass_open_orphans_pkey"}, requests
                         assert plan.read <= 2 * expected, requests
-                        plan = probing(tx, lambda event_ids=event_ids: open_orphans.read(tx, event_ids))
+                        plan = probing(tx, lambda event_ids=event_ids: open_orphans.read(tx.reading, event_ids))
                         assert plan.read <= 2 * expected, requests
-                    plan = probing(tx, lambda: open_orphans.read(tx, event))
+                    plan = probing(tx, lambda: open_orphans.read(tx.reading, event))
                     assert plan.read == 0
     finally:
         drop_database(name)

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
-from mailglass_reconcile import reconcile
+from mailglass_reconcile import key_rule, reconcile
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 
@@ -62,6 +63,27 @@ def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, a
     (line,) = [record.message for record in caplog.records]
     assert line.endswith(f"run GRANT INSERT ON public.mailglass_events TO {role}")
     assert db.value("SELECT max(refused) FROM mailglass_open_orphans") == 0
+
+
+TRANSACTIONS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+"""
+
+
+def test_a_sweep_computes_keys_outside_of_its_transactions(db, monkeypatch):
+    """A slow rule must not hold up those who alter the tables."""
+    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    open_transactions = []
+
+    @key_rule("postmark", reads=("metadata/message_id",))
+    def read_slowly(message_id):
+        open_transactions.append(db.value(TRANSACTIONS))
+        return [message_id]
+
+    factories.insert_pairs(db, 3)
+    assert reconcile().linked == 3
+    assert open_transactions == [0] * 3
 
 
 def test_all_statements_of_a_reading_transaction_see_the_same_rows(db):
