@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import inspect
-import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -163,6 +162,8 @@ def main() -> None:
     for name, text in (("providers.md", matrix()), ("event-types.md", providers_by_type())):
         page = DOCS / name
         page.write_text(with_reference(page.read_text(), text))
+    page = DOCS / "providers.md"
+    page.write_text(with_setups(page.read_text()))
     (DOCS / "grants.sql").write_text(privileges.format_grants("public"))
     compose = DOCS.parent / "docker-compose.yml"
     compose.write_text(with_compose_grants(compose.read_text()))
@@ -190,11 +191,8 @@ def with_reference(page: str, text: str) -> str:
     return head + BEGIN + text + after[after.index(END) :]
 
 
-PAYLOADS = DOCS.parent / "tests" / "webhooks" / "payloads"
-
-
 def matrix() -> str:
-    """Return what each provider reports, from its record, and from its documented payloads what they name."""
+    """Return what each provider reports, from its record."""
     records = sorted(
         (registry.get_provider(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower()
     )
@@ -202,22 +200,7 @@ def matrix() -> str:
         "| provider | reports | bounces | recipient | SMTP status | signature | `trigger` |",
         "|---|---|---|---|---|---|---|",
         *(_reported(record) for record in records),
-        "",
-        "| provider | tick | retries | documentation |",
-        "|---|---|---|---|",
-        *(
-            f"| {record.title} | {record.event_selection} | {record.retries} | [webhooks]({record.documentation}) |"
-            for record in records
-        ),
-        "",
-        "Read by name, without a documented or captured payload that the tests could use:",
-        "",
     ]
-    for record in records:
-        names = ", ".join(f"`{name}`" for name in _file(record)["without_payload"])
-        if _file(record).get("made_up"):
-            names = "all, because the documentation names the fields of events and shows none"
-        rows += [f"- {record.title}: {names}"] if names else []
     return "\n".join(rows) + "\n"
 
 
@@ -226,7 +209,7 @@ def _reported(record: Provider) -> str:
     types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
     bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
     cells = [
-        record.title,
+        f"[{record.title}](#{record.title.lower().replace(' ', '-')})",
         ", ".join(types),
         " and ".join(bounces) or "not told apart",
         record.recipient_known,
@@ -235,6 +218,29 @@ def _reported(record: Provider) -> str:
         "no" if record.has_private_key else "yes",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def setup(record: Provider) -> str:
+    """Return the table of a provider's section."""
+    rows = {
+        "secret": record.setup.setting,
+        "signed by": record.setup.signed_by,
+        "dashboard": record.setup.dashboard,
+        "events to enable": record.event_selection,
+        "retries": record.retries,
+        "id in the webhook": record.setup.message_id,
+        "sent over SMTP": record.setup.over_smtp,
+        "documentation": f"[{record.title}]({record.documentation})",
+    }
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value)
+
+
+def with_setups(page: str) -> str:
+    """Return `providers.md` with the table of each provider's section."""
+    for name in registry.PROVIDERS:
+        head, begin, after = page.partition(f"<!-- {name}: written by docs/reference.py -->\n")
+        page = head + begin + setup(registry.get_provider(name)) + after[after.index(END) :]
+    return page
 
 
 def providers_by_type() -> str:
@@ -260,12 +266,6 @@ MOST_NAMED_AS_MISSING = 5
 def reported_types(record: Provider) -> set[str]:
     """Return the types that a provider's events can have; an event without a row in its table is `unknown`."""
     return {kind.type for kind in record.table.kinds.values() if kind.type} | {"unknown"}
-
-
-def _file(record: Provider) -> dict[str, Any]:
-    """Return the payloads of a provider's documentation, and what they are read as."""
-    file: dict[str, Any] = json.loads((PAYLOADS / f"{record.name}.json").read_text())
-    return file
 
 
 def api() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, Setup
 from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 _PREFIX = re.compile(r"\s*(?:[245]\d\d\s+)?RecipientError:\s*")
@@ -57,6 +57,12 @@ PROVIDER = Provider(
     documentation="https://developers.brevo.com/docs/transactional-webhooks",
     event_selection="all but `uniqueOpened` and `uniqueProxyOpen`, which report the first open again",
     retries="4, after 10 minutes, 1 hour, 2 hours and 8 hours",
+    setup=Setup(
+        message_id="`message-id`",
+        over_smtp="record the Message-ID header, which is the same id",
+        setting="`brevo=user:password`",
+        dashboard="Transactional, Settings, Webhook",
+    ),
     authentication=wire.BASIC,
     retry_status=429,
     elements=_elements,

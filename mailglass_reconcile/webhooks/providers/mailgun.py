@@ -25,7 +25,7 @@ from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 MAX_EVENT_BYTES = 256 * 1024
@@ -268,6 +268,13 @@ PROVIDER = Provider(
     documentation="https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads",
     event_selection="all event types",
     retries="for 8 hours, at growing intervals, but none for `delivered` and none after a 406",
+    setup=Setup(
+        message_id="`event-data.message.headers.message-id`",
+        over_smtp="record the Message-ID header, which is the same id",
+        setting="`mailgun=` and the HTTP webhook signing key. A subaccount may use the primary account's.",
+        signed_by="HMAC-SHA256 over time and token, in the body",
+        dashboard="Send, Webhooks. The signing key is in the account's settings.",
+    ),
     authentication=Authentication(Signature.IN_BODY, "HMAC-SHA256 over time and token", _verify, sign=_sign),
     max_bytes=MAX_EVENT_BYTES,
     claim=claim,

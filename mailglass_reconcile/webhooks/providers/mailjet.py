@@ -12,7 +12,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
 from mailglass_reconcile.webhooks.wire import WebhookRequest
 
 _REASONS = {
@@ -86,6 +86,12 @@ PROVIDER = Provider(
     documentation="https://dev.mailjet.com/email/guides/webhooks/",
     event_selection="all",
     retries="every 30 seconds for 24 hours",
+    setup=Setup(
+        message_id="`MessageID`, an integer, or the UUID next to it",
+        over_smtp="record the id in the server's reply (`250 OK queued as`), `Message_GUID` in the webhook",
+        setting="`mailjet=user:password`",
+        dashboard='Account settings, Event notifications, with "group events"',
+    ),
     authentication=wire.BASIC,
     elements=_elements,
     batch=list,

@@ -19,7 +19,15 @@ from urllib.parse import urlencode
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, computed_field, epoch_field
+from mailglass_reconcile.webhooks.provider import (
+    NO_EVENT,
+    EventKind,
+    EventTable,
+    Provider,
+    Setup,
+    computed_field,
+    epoch_field,
+)
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _STABLE_FIELDS = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
@@ -88,6 +96,13 @@ PROVIDER = Provider(
     documentation="https://mailchimp.com/developer/transactional/docs/webhooks/",
     event_selection="all message events",
     retries="not known",
+    setup=Setup(
+        message_id="`_id`, one for each recipient",
+        over_smtp='Send the header `X-MC-Metadata: {"anymail_id": "…"}` with an id of your own, and record that.',
+        setting="`mandrill=` and the webhook's key",
+        signed_by="HMAC-SHA1 over the webhook's address and the form, in `X-Mandrill-Signature`",
+        dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
+    ),
     authentication=Authentication(Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, sign=_sign),
     elements=_elements,
     batch=list,

@@ -18,6 +18,7 @@ from mailglass_reconcile.webhooks.provider import (
     EventTable,
     PayloadField,
     Provider,
+    Setup,
     computed_field,
 )
 
@@ -106,6 +107,15 @@ PROVIDER = Provider(
     documentation="https://postmarkapp.com/developer/webhooks/webhooks-overview",
     event_selection="all but Inbound. With both Bounce and Subscription Change, a hard bounce is reported twice.",
     retries="10 in 10.5 hours, for opens, clicks and deliveries fewer, and none after a 403",
+    setup=Setup(
+        message_id="`MessageID`",
+        over_smtp=(
+            "Send the header `X-PM-Metadata-anymail_id` with an id of your own, and record that. No webhook has "
+            "the Message-ID header."
+        ),
+        setting="`postmark=user:password`",
+        dashboard="your server, a message stream, Webhooks",
+    ),
     authentication=wire.BASIC,
     elements=lambda request: [request.json()],
     table=EventTable(

@@ -16,7 +16,15 @@ from typing import Any
 from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.webhooks.provider import (
+    NO_EVENT,
+    EventKind,
+    EventTable,
+    Provider,
+    Setup,
+    computed_field,
+    iso_field,
+)
 from mailglass_reconcile.webhooks.wire import get_path
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -126,6 +134,13 @@ PROVIDER = Provider(
     recipient_known="if there is one only",
     event_selection="all that begin with `email.`, but `email.received`",
     retries="8 attempts in about 28 hours",
+    setup=Setup(
+        message_id="`data.email_id`",
+        over_smtp="record the Message-ID header, `data.message_id` in the webhook",
+        setting="`resend=` and the signing secret, which begins with `whsec_`",
+        signed_by="Svix: HMAC-SHA256 over id, time and body, at most five minutes old",
+        dashboard="Webhooks, Add webhook",
+    ),
     authentication=wire.SVIX,
     # which Svix gives to an event, the same at each attempt
     request_id=lambda request: request.headers.get("svix-id") or request.headers.get("webhook-id"),

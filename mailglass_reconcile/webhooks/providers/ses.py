@@ -18,7 +18,7 @@ from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.providers import MessageIds
 from mailglass_reconcile.webhooks import ses_subtypes, sns, wire
-from mailglass_reconcile.webhooks.provider import NO_EVENT, UNKNOWN, EventKind, EventTable, Provider
+from mailglass_reconcile.webhooks.provider import NO_EVENT, UNKNOWN, EventKind, EventTable, Provider, Setup
 from mailglass_reconcile.webhooks.sns import NotificationService
 from mailglass_reconcile.webhooks.wire import WebhookRequest, get_path
 
@@ -279,6 +279,19 @@ PROVIDER = Provider(
     recipient_known="opens and clicks name all",
     event_selection="all event types, with the original headers",
     retries="3, after 20 seconds each, unless the subscription has another delivery policy",
+    setup=Setup(
+        message_id="`mail.messageId`",
+        over_smtp=(
+            "record the Message-ID header, which events have if they include the headers, or the id in the SMTP "
+            "server's reply (`250 Ok`)"
+        ),
+        setting="`ses=` and the ARN of the SNS topic",
+        signed_by="Amazon SNS, with a certificate fetched once from `sns.<region>.amazonaws.com` (or `.eu`)",
+        dashboard=(
+            "a configuration set with an SNS destination (or feedback notifications of an identity), and an "
+            "HTTPS subscription of the topic, without raw message delivery"
+        ),
+    ),
     authentication=sns.make_authentication(SERVICE)._replace(verify=_verify),
     max_bytes=sns.MAX_NOTIFICATION_BYTES,
     service=SERVICE,

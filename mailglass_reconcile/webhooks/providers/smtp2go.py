@@ -16,7 +16,7 @@ from typing import Any
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest
 
 MIN_TOKEN = 16
@@ -99,6 +99,18 @@ PROVIDER = Provider(
     documentation="https://developers.smtp2go.com/docs/webhooks-overview",
     event_selection="all e-mail events, with JSON or form output",
     retries="not known",
+    setup=Setup(
+        message_id="`email_id`",
+        over_smtp=(
+            "record the id in the server's reply (`250 OK id=`), or the Message-ID header if you choose it among "
+            "the webhook's headers"
+        ),
+        setting=(
+            "`smtp2go=user:password`, or `smtp2go=` and a token of at least 16 characters, if the webhook has "
+            "the header `Authorization` with `Bearer` and that token"
+        ),
+        dashboard="Settings, Webhooks, with JSON or form output",
+    ),
     authentication=Authentication(Signature.IN_HEADERS, "password or token", _verify, _validate_secret, _sign),
     elements=_elements,
     events=_events,

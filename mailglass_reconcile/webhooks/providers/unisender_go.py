@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, computed_field
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _REASONS = {
@@ -133,6 +133,12 @@ PROVIDER = Provider(
     documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
     event_selection="all statuses",
     retries="not known",
+    setup=Setup(
+        message_id="`job_id`",
+        setting="`unisender_go=` and the API key of the user or project",
+        signed_by="MD5 over the body with the API key in it, in `auth`",
+        dashboard='Settings, Webhooks. "use single event" works on and off.',
+    ),
     authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, sign=_sign),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,

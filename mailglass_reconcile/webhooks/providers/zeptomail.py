@@ -18,7 +18,7 @@ from typing import Any
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, computed_field, iso_field
+from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provider, Setup, computed_field, iso_field
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _HEADER = "producer-signature"
@@ -143,6 +143,16 @@ PROVIDER = Provider(
     recipient_known="of bounces and complaints, and else if there is one only",
     event_selection="all events",
     retries="not known",
+    setup=Setup(
+        message_id="`request_id` of the event's message",
+        over_smtp="Send the header `X-TM-CLIENT-REF` with an id of your own, and record that.",
+        setting=(
+            "`zeptomail=` and the webhook's authentication key. If the form has none, but authorization headers: "
+            "the whole value of the header `Authorization`, such as `Bearer` and 32 random characters."
+        ),
+        signed_by="HMAC-SHA256 over the JSON, in `producer-signature`, or nothing: the header is compared",
+        dashboard="your mail agent, Webhooks",
+    ),
     authentication=Authentication(Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, sign=_sign),
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
