@@ -1,12 +1,12 @@
 """The page on event types has a row for each type and reason, and names the providers that report it."""
 
-import json
 import re
 
 import pytest
 import reference
 
 import pages
+import senders
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.webhooks import registry
 
@@ -50,9 +50,9 @@ def test_the_providers_of_each_type_are_those_of_the_records():
 @pytest.mark.parametrize("provider", registry.PROVIDERS)
 def test_the_page_names_a_provider_for_each_type_of_its_documented_payloads(provider):
     """The type is that of a payload in the provider's documentation."""
-    documented = json.loads((reference.PAYLOADS / f"{provider}.json").read_text())["events"]
+    documented = senders.load_payloads(provider)
     assert documented
-    missing = {row["type"] for row in documented if registry.get_provider(provider).title not in reporting(row["type"])}
+    missing = {event.type for event in documented if registry.get_provider(provider).title not in reporting(event.type)}
     assert missing == set()
 
 
