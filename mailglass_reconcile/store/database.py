@@ -33,8 +33,9 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, revision, script
+from mailglass_reconcile.store import engines, location, revision, script
 from mailglass_reconcile.store.engines import ISOLATION
+from mailglass_reconcile.store.location import SchemaTables
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,11 @@ class Transaction:
         exists = self.execute(_IS_VERSION_TABLE, {"version": self.name_of(revision.VERSION_TABLE)}).scalar_one()
         version: str | None = self.execute(revision.READ).scalar_one() if exists else None
         return version
+
+    def load_schemas(self) -> list[SchemaTables]:
+        """Return the schemas of the database that have tables of Mailglass's or ours."""
+        ours = array_literal([*script.steps_of_kind("table"), revision.VERSION_TABLE])
+        return [SchemaTables(*row) for row in self.execute(location.FIND, {"ours": ours})]
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
@@ -410,7 +416,9 @@ def is_schema_error(error: BaseException) -> bool:
 
 
 def require_revision(tx: Transaction) -> None:
-    """Raise `SchemaOutdatedError` if the tables exist at another revision than this version's."""
+    """Raise `SchemaOutdatedError` if Mailglass's tables have moved away from ours, or ours are at another revision."""
+    if moved := location.find_moved(tx.load_schemas(), tx.schema):
+        raise SchemaOutdatedError(str(moved)) from None
     if version := tx.revision():
         try:
             revision.require(version)

@@ -46,15 +46,6 @@ SELECT bool_or(c.relname <> 'mailglass_suppressions')
 
 _EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
-# Mailglass's own tables are recognized by one that `migrate` does not make.
-_LEDGERS = """
-SELECT n.nspname::text,
-       EXISTS (SELECT FROM pg_class AS s WHERE s.relnamespace = n.oid AND s.relname = 'mailglass_suppressions')
-         AS is_mailglass_s
-  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
- WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' ORDER BY 1
-"""
-
 WITHOUT_LEDGER = (
     "the schema has our tables but no mailglass_events: Mailglass was rolled back, or its tables have moved to another"
     " schema. docs/upgrading.md says what to do"
@@ -73,11 +64,6 @@ def is_made_by_mailglass(tx: Transaction) -> bool:
 def schema_exists(tx: Transaction) -> bool:
     """Return True if the database has the configured schema."""
     return bool(tx.execute(_EXISTS, {"schema": tx.schema}).scalar_one())
-
-
-def find_ledgers(tx: Transaction) -> dict[str, bool]:
-    """Return the schemas of the database with a ledger, each with whether Mailglass made it."""
-    return {row.nspname: row.is_mailglass_s for row in tx.execute(_LEDGERS)}
 
 
 def require_migrated(tx: Transaction) -> None:

@@ -24,6 +24,7 @@ from mailglass_reconcile import (
     reconcile_recent,
     record_send,
     record_webhook,
+    runtime,
 )
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
 from mailglass_reconcile.ops import status
@@ -31,6 +32,7 @@ from mailglass_reconcile.ops.checks import CheckContext, Finding
 from mailglass_reconcile.ops.checks import schema as checks
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.migration import runner
 from shapes import SCHEMAS, make_mailglass_tables, roll_back
 
 pytestmark = pytest.mark.slow
@@ -127,6 +129,54 @@ def test_the_doctor_and_migrate_say_that_mailglass_s_tables_have_moved(unmigrate
     result = finding(old)
     assert f"which schema {new_schema} has" in result.message
     assert f"set MAILGLASS_DATABASE_SCHEMA to {new_schema}" in result.remedy
+
+
+def test_in_mailglass_s_new_schema_everything_leads_to_the_page_that_moves_our_tables(
+    unmigrated, shape, empty_database_url
+):
+    """Who only set MAILGLASS_DATABASE_SCHEMA was told to migrate, and got a second set of tables without the waiting
+    jobs of the first.
+    """
+    old = unmigrated
+    old.migrate()
+    move(empty_database_url, SCHEMAS[shape], "Mail_Glass")
+    new = installation(empty_database_url, "Mail_Glass")
+    moved = rf"schema {SCHEMAS[shape]} has our tables but no mailglass_events, .*upgrading\.md#mailglass"
+    before = old.objects(), new.objects()
+    for work in (old.migrate, new.migrate, lambda: new.migrate(plan=True)):
+        with pytest.raises(DatabaseRefusedError, match=moved):
+            work()
+    assert (old.objects(), new.objects()) == before
+    for database in (old, new):
+        [line] = runner.find_missing_objects(database.engine, database.settings)
+        assert line == finding(database).sentence
+        assert re.match(moved, line)
+        mailglass_reconcile.configure(engine=database.engine, settings=database.settings)
+        try:
+            assert status.load_problems(runtime.database()) == [line]
+            for call in (reconcile, lambda: status.load_status(runtime.database())):
+                with pytest.raises(SchemaOutdatedError, match=moved):
+                    call()
+            with database.engine.begin() as connection, pytest.raises(SchemaOutdatedError, match=moved):
+                CALLS["record_webhook"](connection)
+        finally:
+            mailglass_reconcile.configure()
+    move(empty_database_url, "Mail_Glass", SCHEMAS[shape])
+    old.migrate()
+
+
+def test_a_second_set_of_tables_is_reported_while_the_first_is_left_behind(unmigrated, shape, empty_database_url):
+    """Jobs that wait in the first are never run."""
+    old = unmigrated
+    move(empty_database_url, SCHEMAS[shape], "Mail_Glass")
+    new = installation(empty_database_url, "Mail_Glass")
+    new.migrate()
+    old.run("CREATE TABLE mailglass_handler_outbox ()")
+    result = finding(new)
+    assert (result.status, result.message) == (
+        "error",
+        f"schema {SCHEMAS[shape]} has our tables but no mailglass_events, which schema Mail_Glass has",
+    )
 
 
 def opened() -> WebhookEvent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
-from mailglass_reconcile.store import privileges, schema
+from mailglass_reconcile.store import location, privileges, schema
 from mailglass_reconcile.store.privileges import MissingPrivileges
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
 from mailglass_reconcile.store.revision import find_mismatch
@@ -76,20 +76,20 @@ def _retention(context: CheckContext) -> Iterator[Finding]:
 def revision(context: CheckContext) -> Iterator[Finding]:
     """The schema exists, at this version's revision, with all tables."""
     tx = context.tx
-    ledgers = schema.find_ledgers(tx)
+    schemas = tx.load_schemas()
+    ledgers = {row.name: row.is_mailglass_s for row in schemas if row.has_ledger}
     other_names = [name for name in ledgers if name != tx.schema]
     elsewhere = f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(other_names)}"
     version = tx.revision()
     if not schema.schema_exists(tx):
         step = f"{elsewhere if other_names else 'set MAILGLASS_DATABASE_SCHEMA'}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
+    elif moved := location.find_moved(schemas, tx.schema):
+        yield error(*moved)
     elif tx.schema not in ledgers and version:
-        where = f", which schema {', '.join(other_names)} has" if other_names else ""
         yield error(
-            f"schema {tx.schema} has our tables but no mailglass_events{where}",
-            f"if Mailglass's tables have moved, move ours as docs/upgrading.md describes, and {elsewhere}"
-            if other_names
-            else "run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
+            f"schema {tx.schema} has our tables but no mailglass_events",
+            "run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
             " `mailglass-reconcile migrate --remove`",
         )
     elif tx.schema not in ledgers and other_names:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import location, schema
 from mailglass_reconcile.store.comparison import Comparison
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.location import SchemaTables
 
 _COLUMNS = {
     "mailglass_deliveries": (
@@ -51,10 +52,13 @@ def require_usable_schema(tx: Transaction, version: str | None) -> bool:
             f"MAILGLASS_DATABASE_SCHEMA: there is no schema {tx.schema} in this database:"
             " correct the setting, or create the schema first"
         )
+    schemas = tx.load_schemas()
+    if moved := location.find_moved(schemas, tx.schema):
+        raise DatabaseRefusedError(f"nothing was changed: {moved}")
     rows = tx.execute(_FOUND_COLUMNS, {"schema": tx.schema, "tables": list(_COLUMNS)})
     tables = {row.table_name: set(row.columns) for row in rows}
     if "mailglass_events" not in tables:
-        _require_no_other_ledger(tx)
+        _require_no_other_ledger(tx, schemas)
     missing = "; ".join(_describe_missing(tables))
     if tables and missing and (version or schema.is_made_by_mailglass(tx)):
         raise SchemaOutdatedError(
@@ -72,11 +76,11 @@ def _describe_missing(tables: Mapping[str, set[str]]) -> Iterator[str]:
             yield from (f"column {table}.{column}" for column in names.split() if column not in tables[table])
 
 
-def _require_no_other_ledger(tx: Transaction) -> None:
-    schemas = [name for name in schema.find_ledgers(tx) if name != tx.schema]
-    if schemas and "database_schema" not in tx.settings.model_fields_set:
+def _require_no_other_ledger(tx: Transaction, schemas: Sequence[SchemaTables]) -> None:
+    ledgers = [row.name for row in schemas if row.has_ledger]
+    if ledgers and "database_schema" not in tx.settings.model_fields_set:
         raise ConfigurationError(
-            f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(schemas)} has:"
+            f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(ledgers)} has:"
             f" set MAILGLASS_DATABASE_SCHEMA to that schema, or to {tx.schema} for a second set of tables"
         )
 

@@ -17,7 +17,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, with_command_name
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import revision, schema, script
+from mailglass_reconcile.store import location, revision, schema, script
 from mailglass_reconcile.store.comparison import Comparison, compare
 from mailglass_reconcile.store.database import (
     LOCK_TIMEOUT_MS,
@@ -108,7 +108,7 @@ def _is_done(comparison: Comparison) -> bool:
 def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date."""
     with Database(engine, settings).reading() as tx:
-        if error := revision.find_mismatch(tx.revision()):
+        if error := location.find_moved(tx.load_schemas(), tx.schema) or revision.find_mismatch(tx.revision()):
             return [with_command_name(str(error))]
         return [
             with_command_name(f"{difference.message}: {difference.remedy(tx)}")
