@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS = 5
 ISOLATION = "READ COMMITTED"
 
+_SEVERAL_HOSTS = re.compile(r"[^:/?#]+://(?:[^/?#]*@)?(?![^/?#]*@)[^/?#]*,")
 _SERVER = "mailglass_reconcile.server"
 SEPARATE = "mailglass_reconcile.separate"
 """Execution option of an engine: a function that returns the engine to use instead in another thread."""
@@ -39,8 +41,14 @@ def database_url(settings: Settings) -> URL:
     """Return the configured URL, always on psycopg 3."""
     if settings.database_url is None:
         raise ConfigurationError("MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL")
+    text = settings.database_url.get_secret_value()
+    if _SEVERAL_HOSTS.match(text):
+        raise ConfigurationError(
+            "MAILGLASS_DATABASE_URL names several hosts in libpq's form; write them as"
+            " postgresql://user:password@/database?host=HOST1:5432&host=HOST2:5432&target_session_attrs=read-write"
+        )
     try:
-        url = make_url(settings.database_url.get_secret_value())
+        url = make_url(text)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
             "MAILGLASS_DATABASE_URL is not a URL: it should look like postgresql://user:password@host/database"

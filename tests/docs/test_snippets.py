@@ -55,6 +55,7 @@ NOT_RUN = {
     ("order-status.md", "the example with Django is"),
     ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
+    ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
     ("performance.md", "it takes half an hour"),
     ("own-provider.md", "tests/docs/test_own_provider.py makes and reads a sample with it"),
     ("providers.md", "it needs a receiver that is running"),
