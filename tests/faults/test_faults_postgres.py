@@ -64,7 +64,8 @@ def test_a_commit_refused_a_few_times_is_retried_or_halved(
     record_property("fault", (f"SQLSTATE {state} at COMMIT, a few times", 1))
 
 
-@pytest.mark.parametrize("state", [*STATES, "22P02", "23514", "XX000"])
+@pytest.mark.guard
+@pytest.mark.parametrize("state", slow_unless(("55P03",).__contains__, [*STATES, "22P02", "23514", "XX000"]))
 def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_and_says_so(
     db: Database, state: str, record_property: Record
 ) -> None:

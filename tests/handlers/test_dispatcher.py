@@ -372,6 +372,33 @@ def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     assert len(received) >= 20
 
 
+def test_a_conflict_that_a_handler_raises_as_an_error_of_its_own_is_no_failure(handler_db):
+    @on_event("bounced", name="wrapping")
+    def _wrap(connection, event):
+        try:
+            connection.exec_driver_sql("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+        except sa.exc.DBAPIError as error:
+            raise LookupError("the row cannot be stored") from error
+
+    link_orphans(handler_db)
+    assert counts(dispatch()) == (0, 0, 0)
+    assert states(handler_db) == {"waiting": 1}
+
+
+def test_jobs_are_enqueued_in_the_order_of_events_and_handlers(handler_db):
+    """Two transactions that enqueue jobs of the same events wait for each other one way only."""
+    handle(handler_db, ("b", "bounced"), ("a", "bounced"))
+    event_ids, delivery_ids = (sorted(factories.new_id() for _ in range(3)) for _ in range(2))
+    factories.insert(
+        handler_db,
+        [factories.delivery_row(f"m-{n}", id=delivery_ids[n]) for n in range(3)],
+        [factories.orphan_row(factories.postmark(f"m-{n}"), type="bounced", id=event_ids[-1 - n]) for n in range(3)],
+    )
+    assert mailglass_reconcile.reconcile().linked == 3
+    jobs = handler_db.rows("SELECT event_id::text, handler FROM mailglass_handler_outbox ORDER BY ctid")
+    assert jobs == [(event_id, handler) for event_id in event_ids for handler in ("a", "b")]
+
+
 def test_a_dispatcher_leaves_the_jobs_of_handlers_and_types_that_it_does_not_have(handler_db):
     """They wait for a process that has them, and do not delay others."""
     handle(handler_db, ("elsewhere", "bounced"), ("suppress", "bounced"), ("suppress", "opened"))

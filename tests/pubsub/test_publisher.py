@@ -191,6 +191,7 @@ def test_a_client_with_long_timeouts_costs_a_sweep_a_second_in_all(state: str, m
         port = open_port if state == "silent" else free_port()
         client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(0.7), 3))
         assert publish(client, 20 * CHUNK_LINKS) == Published(0, 40 * CHUNK_LINKS)
+        assert Publisher(client).server.is_backing_off
         monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 60)  # of each caller that waits at all
         started_at = time.monotonic()
         assert [publish(client, 1).published for _ in range(20)] == [0] * 20
@@ -258,11 +259,13 @@ def test_a_message_arrives_as_it_was_given_on_both_channels(valkey: Valkey) -> N
 
 def test_messages_of_several_callers_are_sent_together(valkey: Valkey) -> None:
     """Redis is a tenth of a second away: twenty round trips would take two seconds, and an ending process waits one."""
-    with message_counter(valkey) as count, slow(valkey.url, 0.1) as url:
+    with redis.Redis.from_url(valkey.url) as direct, message_counter(valkey) as count, slow(valkey.url, 0.1) as url:
         client = redis.Redis.from_url(url)
+        before = direct.info("stats")["total_reads_processed"]
         for _ in range(20):
             Publisher(client).publish(messages(1))
         settle()
+        assert direct.info("stats")["total_reads_processed"] - before < 20
         assert count() == 40
 
 

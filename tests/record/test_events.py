@@ -9,6 +9,7 @@ from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH
 import factories
 from mailglass_reconcile import Sent, append, attempt_link, configure, find_orphans, record_send, record_webhook
 from mailglass_reconcile import reconcile as sweep
+from mailglass_reconcile.errors import DatabaseRefusedError
 from recording import NOW, event, record, round_trips, statements
 
 DELIVERY = """
@@ -110,6 +111,15 @@ def test_a_webhook_is_two_round_trips_whatever_its_size(tx, count):
         with round_trips(tx.connection.connection.driver_connection) as counts:
             record(tx.connection, *events)
         assert counts == [expected]
+
+
+def test_a_missing_privilege_of_a_writer_is_named_with_its_table(tx):
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    tx.connection.exec_driver_sql(f"CREATE ROLE {role}")  # rolled back
+    tx.connection.exec_driver_sql(f"SET LOCAL ROLE {role}")
+    with pytest.raises(DatabaseRefusedError, match="on mailglass_"):
+        record(tx.connection, event("m-1"))
+    tx.connection.exec_driver_sql("RESET ROLE")
 
 
 def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(tx):

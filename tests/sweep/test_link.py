@@ -8,6 +8,8 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store.database import Transaction
 from recording import NAMELESS
 
 _COUNTED = """
@@ -62,6 +64,12 @@ def test_a_sweep_warns_if_the_triggers_of_the_open_set_are_disabled(db, caplog):
     warned = [record for record in caplog.records if WORDS in record.message]
     assert [record.levelno for record in warned] == [logging.WARNING]
     assert "mailglass-reconcile migrate" in warned[0].message
+
+
+def test_a_pair_of_two_tenants_is_not_linked(tx):
+    """The rule never matches such a pair; the claim compares the tenants too."""
+    pair = factories.orphan(tx, factories.postmark("one")), factories.delivery(tx, "one", tenant_id="other")
+    assert ledger.link(Transaction(tx.connection, tx.settings), [pair]) == []
 
 
 def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):

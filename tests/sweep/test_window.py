@@ -63,6 +63,17 @@ def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db
     assert any(sweep_one_slice().linked for _ in range(200))
 
 
+@pytest.mark.parametrize("refused", [0, 1], ids=["checked", "refused"])
+def test_a_rotation_starts_at_any_orphan(db, refused):
+    fill(db, 3)
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_open_orphans SET refused = :refused", refused=refused)
+    with db.database.reading() as tx:
+        opened = window.open_window(tx)
+        first_ids = {next(window.choose(tx, opened).parts[0].slices(1))[0] for _ in range(100)}
+    assert len(first_ids) == 3
+
+
 def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_it_is(db, monkeypatch):
     """Nine orphans are read four ids at a time."""
     monkeypatch.setattr(window, "MOST_IDS", 4)
