@@ -288,7 +288,8 @@ address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UT
     "sweeps.md": Frame(
         "",
         "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}\n"
-        "assert len(app.conf.beat_schedule) == 4",
+        "assert len(app.conf.beat_schedule) == 4\n"
+        "assert app.amqp.router.route({}, 'mailglass_reconcile.tasks.dispatch')['queue'].name == 'mailglass_handlers'",
     ),
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
