@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.receiver.secret_store import SecretStore
+from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import CertificateAddress
@@ -43,13 +44,14 @@ class KnownCertificates:
     def start(self) -> Future[None]:
         """Load the stored certificates in a thread; the future is done after the first attempt."""
         if self._loading is None:
-            self._loading = Future()
+            first_attempt: Future[None] = Future()
             if any(map(self._is_needed, registry.PROVIDERS)):
-                thread = threading.Thread(target=self._load, args=[self._loading], daemon=True)
+                thread = threading.Thread(target=self._load, args=[first_attempt], daemon=True)
                 thread.name = "mailglass-known-certificates"
                 thread.start()
             else:
-                self._loading.set_result(None)
+                first_attempt.set_result(None)
+            self._loading = first_attempt  # not before the thread runs, which may not start
         return self._loading
 
     def store(self, address: CertificateAddress) -> None:
@@ -67,9 +69,11 @@ class KnownCertificates:
 
     def _load(self, first_attempt: Future[None]) -> None:
         for number in range(TRIES):
-            is_complete = self._load_once()
-            if not number:
-                first_attempt.set_result(None)
+            try:
+                is_complete = self._load_once()
+            finally:
+                if not number:
+                    first_attempt.set_result(None)
             if is_complete:
                 return
             time.sleep(FIRST_PAUSE_SECONDS * 2**number)
@@ -79,9 +83,10 @@ class KnownCertificates:
         try:
             with self._database.reading() as tx:
                 addresses = certificates.load_addresses(tx)
-        except MailglassReconcileError as error:
+        except Exception as error:  # an application's engine may raise anything
             if self._throttle.allow("load"):
-                logger.warning("the stored addresses of certificates cannot be read yet: %s", error)
+                cause = failures.describe_error(error)
+                logger.warning("the stored addresses of certificates cannot be read yet: %s", cause)
             return False
         self._stored.update(address.url for address in addresses)
         missing = [source for source in map(self._source, addresses) if source and not self._fetch(source)]
@@ -98,7 +103,7 @@ class KnownCertificates:
         """Fetch a certificate; return False if it cannot be fetched."""
         try:
             sns.certificates.load(source)
-        except MailglassReconcileError:
+        except Exception:  # an application's `sns.fetch` may raise anything
             return False
         return True
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from mailglass_reconcile.errors import (
@@ -121,6 +122,10 @@ def connect(engine: sa.Engine) -> sa.Connection:
             return engine.connect().execution_options(isolation_level=ISOLATION)
         except DBAPIError as error:
             raise DatabaseUnavailableError(connection_errors.describe(error, server_of(engine))) from None
+        except PoolTimeoutError:
+            raise DatabaseUnavailableError(
+                "all connections of the connection pool are in use: raise its pool_size, or hold connections for less"
+            ) from None
 
 
 def server_of(engine: sa.Engine) -> Server:

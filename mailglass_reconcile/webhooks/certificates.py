@@ -80,10 +80,10 @@ class CertificateCache:
         """
         request = _FetchRequest(source, Future())
         with self._lock:
-            self._queue.append(request)
             if self._threads < THREADS:
-                self._threads += 1
                 threading.Thread(target=self._work, name="mailglass-certificates", daemon=True).start()
+                self._threads += 1
+            self._queue.append(request)
         return request.future
 
     def load(self, source: CertificateSource) -> None:

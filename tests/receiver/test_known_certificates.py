@@ -1,11 +1,13 @@
 """Certificates that have verified a webhook are known after a restart, whatever strangers do meanwhile."""
 
 import logging
+import threading
 import time
 
 import pytest
 import sqlalchemy as sa
 
+import mailglass_reconcile
 import senders
 from mailglass_reconcile.receiver import known_certificates
 from mailglass_reconcile.store import certificates as stored
@@ -111,6 +113,45 @@ def test_a_receiver_starts_and_answers_without_a_database(db, monkeypatch, caplo
         wait_until(lambda: caplog.records)
     assert "the stored addresses of certificates cannot be read yet" in caplog.records[0].getMessage()
     assert "c4n4ry" not in caplog.text
+
+
+def test_a_receiver_whose_engine_has_no_connection_left_verifies_with_new_certificates(db, monkeypatch, caplog):
+    """An application's pool may be exhausted while it starts. The thread once ended, and SES got 503 from then on."""
+    monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
+    engine = sa.create_engine(db.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    receiver = mount_receiver(engine=engine)
+    with engine.connect():
+        assert receiver.routes[0].app.start().result(20) is None
+    wait_until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name == "mailglass-known-certificates"]
+    )
+    assert [answer.status_code for answer in post(receiver, "/webhooks/ses", first("ses"))] == [200]
+    assert "the connection pool" in caplog.records[0].getMessage()
+    wait_until(mailglass_reconcile.flush)
+    engine.dispose()
+
+
+def fail_to_connect() -> None:
+    """Fail as an application's `creator` may, which fetches a password."""
+    raise LookupError("c4n4ry")
+
+
+@pytest.mark.parametrize("failing", ["database", "fetch"])
+def test_the_first_attempt_to_load_certificates_ends_whatever_fails(db, monkeypatch, caplog, failing):
+    """The engine and `sns.fetch` may be an application's own, and raise anything."""
+    monkeypatch.setattr(known_certificates, "FIRST_PAUSE_SECONDS", 0.01)
+    add(db, CertificateAddress("ses", OTHER_CERTIFICATE_URL), CertificateAddress("ses", CERTIFICATE_URL))
+    cache = simulate_restart(monkeypatch)
+
+    def fetch(url):
+        return senders.serve_certificate(url) if url == CERTIFICATE_URL else fail_to_connect()
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    engine = sa.create_engine("postgresql+psycopg://", creator=fail_to_connect) if failing == "database" else None
+    assert mount_receiver(engine=engine).routes[0].app.start().result(20) is None
+    assert (CERTIFICATE_URL in cache) == (failing == "fetch"), "another certificate's failure kept it away"
+    assert "c4n4ry" not in caplog.text
+    assert ("LookupError in" in caplog.text) == (failing == "database")
 
 
 @pytest.mark.parametrize("sent", ["\\/", "\\u002f", "/"])

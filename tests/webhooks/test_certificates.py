@@ -68,6 +68,20 @@ def test_two_threads_fetch_and_end_when_nothing_waits():
     wait_until(lambda: not [item for item in threading.enumerate() if item.name == "mailglass-certificates"])
 
 
+def test_a_certificate_is_fetched_although_no_thread_could_be_started_before(monkeypatch):
+    """A container has a limit of processes; a thread that did not start was once counted as one that fetches."""
+    cache, fetching = CertificateCache(), FakeSource()
+    fetching.may.set()
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread is left")))
+    for _ in range(certificates.THREADS):
+        with pytest.raises(RuntimeError, match="no thread"):
+            cache.schedule_fetch(fetching.source("a"))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    cache.wait(fetching.source("a"))
+    assert cache.get("a") == "a"
+
+
 def test_after_ten_failures_fetches_are_throttled(monkeypatch):
     """Strangers could name one missing certificate after the other."""
     monkeypatch.setattr(certificates, "THROTTLE_SECONDS", 0.3)
