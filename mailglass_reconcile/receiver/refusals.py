@@ -32,6 +32,9 @@ class Refusal(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
+TRY_AGAIN = Refusal(503, "try again later", RETRY_AFTER)
+
+
 def refuse(record: Provider, provider: str, error: Exception, throttle: LogThrottle) -> Refusal:
     """Return the response to a webhook that was not recorded, and log each cause once a minute.
 
@@ -66,4 +69,4 @@ def refuse(record: Provider, provider: str, error: Exception, throttle: LogThrot
             log(logging.WARNING, "too many webhooks are in flight")
         case _:  # including errors of an application's functions, and bugs of ours
             failures.log_failure(f"a webhook of {provider}", error)
-    return Refusal(record.retry_status, "try again later", RETRY_AFTER)
+    return TRY_AGAIN._replace(status=record.retry_status)

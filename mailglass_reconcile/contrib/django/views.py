@@ -22,7 +22,7 @@ from mailglass_reconcile.receiver.receiving import (
     public_url,
     verify_any,
 )
-from mailglass_reconcile.receiver.refusals import refuse
+from mailglass_reconcile.receiver.refusals import TRY_AGAIN, refuse
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
@@ -55,6 +55,13 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     """
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
         return _make_response(200, "ok") if registry.is_known(provider) else _unknown_provider()
+    try:
+        return _respond(request, provider)
+    except Exception as error:
+        return _error_response(provider, error)
+
+
+def _respond(request: HttpRequest, provider: str) -> HttpResponse:
     if request.method not in ("POST", "OPTIONS"):
         return _make_response(405, "only POST is answered here", allow=METHODS)
     secret_store.import_custom_provider(provider)
@@ -65,10 +72,7 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     if request.method == "OPTIONS" and not record.handshake:
         return _make_response(405, "only POST is answered here", allow=METHODS)
     respond = _receive if request.method == "POST" else _allow_origin
-    try:
-        return respond(request, record, providers.canonical(provider), secrets)
-    except Exception as error:
-        return _error_response(record, providers.canonical(provider), error)
+    return respond(request, record, providers.canonical(provider), secrets)
 
 
 def _allow_origin(request: HttpRequest, record: Provider, provider: str, secrets: Sequence[str]) -> HttpResponse:
@@ -137,9 +141,13 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
     )
 
 
-def _error_response(record: Provider, provider: str, error: Exception) -> HttpResponse:
+def _error_response(provider: str, error: Exception) -> HttpResponse:
     """Return the response to a webhook that was not recorded, and log the cause."""
-    refusal = refuse(record, provider, error, _throttle)
+    if registry.is_known(provider):
+        refusal = refuse(registry.get_provider(provider), providers.canonical(provider), error, _throttle)
+    else:  # the module that may register it cannot be imported
+        failures.log_failure("a webhook", error)
+        refusal = TRY_AGAIN
     return _make_response(refusal.status, refusal.text, **refusal.headers)
 
 
@@ -151,4 +159,7 @@ def _unknown_provider() -> HttpResponse:
 
 def _make_response(status: int, text: str, **headers: str) -> HttpResponse:
     header_fields = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=header_fields)
+    response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=header_fields)
+    # Django's log_response would log each refusal with its path, and mail a 5xx to ADMINS; we log once a minute.
+    response._has_been_logged = True
+    return response

@@ -16,6 +16,8 @@ import mailglass_reconcile
 import senders
 from anymail_sends import ANN, Message
 from anymail_webhooks import POSTMARK
+from mailglass_reconcile import runtime
+from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import registry, sns
 from marking import slow_unless
 from waiting import wait_until
@@ -168,6 +170,54 @@ def test_a_webhook_that_cannot_be_recorded_is_redelivered(db, caplog):
     assert [post_over_wsgi(**postmark()).status_code for _ in range(2)] == [200, 200]
     assert db.value(EVENTS) == 1
     assert ANN not in caplog.text
+
+
+WRONG = {"authorization": "Basic bm86bm8="}
+
+
+@pytest.mark.parametrize(
+    ("cause", "method", "provider", "status"),
+    [
+        ("a wrong header", "post", "azure", 503),
+        ("a wrong header", "options", "azure", 503),
+        ("a wrong password", "post", "postmark", 401),
+        ("an unknown name", "post", "ada@leak.example.com", 404),
+        ("an unknown name", "get", "ada@leak.example.com", 404),
+        ("another method", "put", "postmark", 405),
+        ("a large body", "post", "postmark", 413),
+        ("a missing file of secrets", "post", "postmark", 503),
+        ("a missing file of secrets", "post", "brevo", 429),
+        ("a missing module", "post", "ada@leak.example.com", 503),
+        ("a missing table", "post", "postmark", 503),
+    ],
+)
+def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, monkeypatch, cause, method, provider, status):
+    """Django would log each with its path, and mail each 5xx to ADMINS: strangers may send thousands."""
+    from mailglass_reconcile.contrib.django import views  # noqa: PLC0415 - Django's settings have to be made before
+
+    monkeypatch.setattr(views, "_throttle", LogThrottle())
+    settings = runtime.get_settings()
+    if cause == "a missing file of secrets":
+        settings = settings.model_copy(update={"webhook_secrets": SecretStr("@/nowhere")})
+    if cause == "a missing module":
+        settings = settings.model_copy(update={"imports": "no_such_module"})
+    if cause == "a missing table":
+        db.broken.add("I3")
+        db.run("ALTER TABLE mailglass_events RENAME TO hidden")
+    request = postmark(path=f"/webhooks/{provider}", **({} if cause == "a missing table" else {"headers": WRONG}))
+    if cause == "a large body":
+        request = postmark({**OPEN, "UserAgent": "x" * 2 * LARGE})
+    mailglass_reconcile.configure(settings=settings)
+    send = getattr(Client(raise_request_exception=False), method)
+    arguments = {"path": request["path"]} if method == "get" else request
+    with caplog.at_level(logging.INFO):
+        assert [send(**arguments).status_code for _ in range(3)] == [status] * 3
+    if cause == "a missing table":
+        db.run("ALTER TABLE hidden RENAME TO mailglass_events")
+    assert [record.name for record in caplog.records if record.name.startswith("django")] == []
+    assert len(caplog.records) == (cause != "another method")
+    assert "leak" not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"RecordType": "Open", "MessageID": []}'])
