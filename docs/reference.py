@@ -18,9 +18,11 @@ import click
 
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.provider import Provider
+from mailglass_reconcile.webhooks.wire import Signature
 
 DOCS = Path(__file__).parent
 PACKAGE = "mailglass_reconcile"
@@ -214,7 +216,7 @@ def _reported(record: Provider) -> str:
         " and ".join(bounces) or "not told apart",
         record.recipient_known,
         "no" if record.table.reply is None and record.events is None else "yes",
-        record.authentication.description,
+        _authentication(record),
         "no" if record.has_private_key else "yes",
     ]
     return f"| {' | '.join(cells)} |"
@@ -241,6 +243,16 @@ def with_setups(page: str) -> str:
         head, begin, after = page.partition(f"<!-- {name}: written by docs/reference.py -->\n")
         page = head + begin + setup(registry.get_provider(name)) + after[after.index(END) :]
     return page
+
+
+def _authentication(record: Provider) -> str:
+    """Return how a provider's webhooks are verified, and how old a signature may be; a password has no age."""
+    authentication = record.authentication
+    if authentication.signature is Signature.IN_HEADERS:
+        return authentication.description
+    seconds = authentication.max_age_seconds
+    age = "of any age" if seconds is None else f"at most {format_duration(seconds)} old"
+    return f"{authentication.description}, {age}"
 
 
 def providers_by_type() -> str:

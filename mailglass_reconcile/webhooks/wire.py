@@ -65,6 +65,8 @@ class Authentication(NamedTuple):
         validate_secret: Raises `ConfigurationError` unless requests can be verified with a secret.
         sign: Returns the signed request for a body, a secret, a time and the webhook's address; None if only the
             provider has the key.
+        max_age_seconds: Greatest age of a signed request; None is any age, because no time is signed, or because the
+            provider repeats a webhook with its first time.
     """
 
     signature: Signature
@@ -72,6 +74,7 @@ class Authentication(NamedTuple):
     verify: Callable[[WebhookRequest, str, float], None]
     validate_secret: Callable[[str], object] | None = None
     sign: Callable[[bytes, str, float, str | None], SignedRequest] | None = None
+    max_age_seconds: int | None = None
 
 
 class Signature(Enum):
@@ -434,7 +437,9 @@ def _svix_signature(key: bytes, id_: str, timestamp: str, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-SVIX = Authentication(Signature.OVER_BODY, "Svix (HMAC-SHA256)", verify_svix, decode_svix_key, sign_svix)
+SVIX = Authentication(
+    Signature.OVER_BODY, "Svix (HMAC-SHA256)", verify_svix, decode_svix_key, sign_svix, MAX_SIGNATURE_AGE_SECONDS
+)
 
 
 def check_timestamp(timestamp: str, now: float, seconds: float = MAX_SIGNATURE_AGE_SECONDS) -> None:

@@ -48,6 +48,14 @@ def columns_of_dispatcher() -> str:
     return f"{', '.join(columns)} and {last}"
 
 
+def providers_without_age() -> str:
+    """Return the providers whose signatures may be of any age, as a page lists them."""
+    records = [registry.get_provider(name) for name in registry.PROVIDERS]
+    signed = [record for record in records if record.signature is not wire.Signature.IN_HEADERS]
+    *titles, last = sorted(record.title for record in signed if record.authentication.max_age_seconds is None)
+    return f"{', '.join(titles)} and {last}"
+
+
 SENTENCES = [
     (
         "security.md",
@@ -80,6 +88,7 @@ SENTENCES = [
         app.DISCARDED_BYTES / MB,
         app.DISCARDED_SECONDS,
     ),
+    ("security.md", "The signatures of {} have no age limit", providers_without_age()),
     ("security.md", "is stored, at most {} of them", certificates.MAX_ADDRESSES),
     ("concepts.md", "Amazon SES and Scaleway, at most {} |", certificates.MAX_ADDRESSES),
     ("security.md", "connections | {} | the one without progress", server.MAX_CONNECTIONS),

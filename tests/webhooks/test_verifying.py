@@ -188,6 +188,25 @@ def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider,
             check(provider, request, now=now)
 
 
+@pytest.mark.parametrize("provider", [provider for provider in SIGNED if provider != "azure"])
+def test_a_captured_request_is_refused_after_the_greatest_age_of_its_record_and_before_that_accepted(provider):
+    """Whoever has captured it may change any time in it. The reference shows the age; none is any age."""
+    seconds = registry.get_provider(provider).authentication.max_age_seconds
+    request, later = first(provider), NOW + dt.timedelta(seconds=seconds or 365 * 86_400)
+    if seconds is None:
+        check(provider, request, now=later)
+        return
+    later += dt.timedelta(minutes=1)
+    times = (f"{int(NOW.timestamp())}", f"{int(later.timestamp())}")
+    headers = {name: value.replace(*times) for name, value in request.headers.items()}
+    edited = Posted(request.body.replace(*(time.encode() for time in times)), headers)
+    assert edited != request
+    for captured in (request, edited):
+        with pytest.raises(SignatureError):
+            check(provider, captured, now=later)
+    check(provider, request, now=later - dt.timedelta(minutes=2))
+
+
 def test_sendgrids_own_test_vector():
     """The vector is from test/unit/test_eventwebhook.py in github.com/sendgrid/sendgrid-python."""
     payload = {
