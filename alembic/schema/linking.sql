@@ -86,9 +86,9 @@ BEGIN
   -- transactions wait one way only.
   ), enqueued AS (
     INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT l.event_id, h.handler, l.delivery_id, l.type, now()::timestamp, now()::timestamp
+    SELECT l.event_id, coalesce(h.renamed_to, h.handler), l.delivery_id, l.type, now()::timestamp, now()::timestamp
       FROM linked AS l JOIN {schema}.mailglass_handled_types AS h ON h.type = l.type
-     ORDER BY l.event_id, h.handler
+     ORDER BY l.event_id, coalesce(h.renamed_to, h.handler)
         ON CONFLICT DO NOTHING
   )
   -- Seconds are subtracted, not times: an arrival may be infinite.

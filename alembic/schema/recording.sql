@@ -126,9 +126,9 @@ BEGIN
   -- transactions wait one way only.
   ), enqueued AS (
     INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT a.id, h.handler, a.held, a.type, now()::timestamp, now()::timestamp
+    SELECT a.id, coalesce(h.renamed_to, h.handler), a.held, a.type, now()::timestamp, now()::timestamp
       FROM attached AS a JOIN {schema}.mailglass_handled_types AS h ON h.type = a.type
-     ORDER BY a.id, h.handler
+     ORDER BY a.id, coalesce(h.renamed_to, h.handler)
         ON CONFLICT DO NOTHING
   )
   SELECT id::text, delivery_id::text, NULL::text FROM appended CROSS JOIN projected;
@@ -223,9 +223,9 @@ BEGIN
   -- A job for each handler of the type. Without a conflict target, which would need the privilege to read.
   ), enqueued AS (
     INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT n.event_id, h.handler, n.delivery_id, n.type, now()::timestamp, now()::timestamp
+    SELECT n.event_id, coalesce(h.renamed_to, h.handler), n.delivery_id, n.type, now()::timestamp, now()::timestamp
       FROM new AS n JOIN {schema}.mailglass_handled_types AS h ON h.type = n.type
-     ORDER BY n.event_id, h.handler
+     ORDER BY n.event_id, coalesce(h.renamed_to, h.handler)
         ON CONFLICT DO NOTHING
   )
   SELECT s.key, k.delivery_id::text, false, NULL::text

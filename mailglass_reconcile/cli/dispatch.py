@@ -81,7 +81,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     metavar="[TYPE]",
     help="Unregister the handlers of this type, or the one of --handler, and delete the events that wait for them.",
 )
-@click.option("--rename", nargs=2, metavar="OLD NEW", help="Move a renamed handler's registration and events.")
+@click.option("--rename", nargs=2, metavar="OLD NEW", help="Run a renamed handler's events, and later ones, as NEW.")
 @click.option(
     "--handler",
     metavar="NAME",
@@ -252,6 +252,8 @@ def _forget(type_: str | None, handler: str | None, yes: bool, as_json: bool) ->
 def _rename(old: str, new: str, as_json: bool) -> None:
     if not registry.is_valid_name(new):
         raise click.UsageError(f"--rename: a handler's name must be 1 to {registry.MAX_NAME} printable characters")
+    if old == new:
+        raise click.UsageError("--rename: OLD and NEW are the same name")
     try:
         renamed = administration.rename(runtime.database(), old, new)
     except LookupError as error:

@@ -11,7 +11,7 @@ from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import did_you_mean
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox
-from mailglass_reconcile.store.database import NIL, Database
+from mailglass_reconcile.store.database import NIL, Connected, Database
 from mailglass_reconcile.store.handled_types import Registered, Registration
 
 BATCH = 5_000
@@ -39,11 +39,14 @@ def load_replayable(database: Database, type_: str, seconds: float, handler: str
     with database.reading() as tx:
         selected = handled_types.load_registered(tx, type_=type_, handler=handler)
         all_registered = handled_types.load_registered(tx)
+    for row in selected:
+        if handler and row.renamed_to:
+            raise LookupError(f"handler {handler!r} was renamed to {row.renamed_to!r}: replay it under that name")
     if not selected:
         raise LookupError(
             f"{_none_registered(all_registered, type_, handler)}: a dispatch with its module registers it"
         )
-    return [Registration(row.handler, row.type) for row in selected]
+    return [Registration(row.handler, row.type) for row in selected if not row.renamed_to]
 
 
 def _require_kept(settings: Settings, seconds: float) -> None:
@@ -81,7 +84,8 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
     """
     with database.reading() as tx:
         selected = handled_types.load_registered(tx, type_=type_, handler=handler)
-        waiting = handled_types.waiting(tx, type_=type_, handler=handler)
+        is_renamed = any(row.renamed_to for row in selected)
+        waiting = 0 if handler and is_renamed else handled_types.waiting(tx, type_=type_, handler=handler)
         all_registered = handled_types.load_registered(tx)
     if not selected and not waiting:
         raise LookupError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
@@ -89,32 +93,45 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
 
 
 def forget(database: Database, type_: str | None, handler: str | None) -> int:
-    """Stop enqueuing jobs for a type, a handler or both; delete the waiting ones, and return their number."""
+    """Stop enqueuing jobs for a type, a handler or both; delete the waiting ones, and return their number.
+
+    Jobs that wait under the old name of a renamed handler get its new name first.
+    """
+    selection = {"type": type_, "handler": handler, "size": BATCH}
     with database.connect() as connected:
+        while _rename_waiting(connected) == BATCH:
+            pass
         with connected.writing() as tx:
+            is_renamed = any(row.renamed_to for row in handled_types.load_registered(tx, type_=type_, handler=handler))
             handled_types.forget(tx, type_=type_, handler=handler)
-        return connected.in_batches(outbox.DELETE_WAITING, {"type": type_, "handler": handler, "size": BATCH})
+        return 0 if handler and is_renamed else connected.in_batches(outbox.DELETE_WAITING, selection)
+
+
+def _rename_waiting(connected: Connected) -> int:
+    with connected.writing() as tx:
+        return outbox.rename_waiting(tx, BATCH)
 
 
 def rename(database: Database, old: str, new: str) -> int:
     """Give a handler's jobs and registrations another name, and return how many jobs these were.
 
-    Run it again if dispatchers with the old name were still running. If there is nothing to rename, a LookupError
-    says so.
+    The old name stays registered: jobs are enqueued under the new one, and a job that another transaction is writing
+    under the old one is run by a dispatcher that has the new one. If no dispatcher has registered the old name, a
+    LookupError says so.
     """
     with database.connect() as connected:
         with connected.reading() as tx:
             all_registered = handled_types.load_registered(tx)
+        if old not in {row.handler for row in all_registered}:
+            raise LookupError(_none_registered(all_registered, None, old))
         with connected.writing() as tx:
             handled_types.rename(tx, old, new)
         after: str | None = NIL
         renamed = 0
         while after is not None:
             with connected.writing() as tx:
-                number, after = outbox.rename(tx, old, new, after, BATCH)
+                number, after = outbox.rename(tx, old, after, BATCH)
             renamed += number
-    if not renamed and old not in {row.handler for row in all_registered}:
-        raise LookupError(f"{_none_registered(all_registered, None, old)}, and there is no job of it")
     return renamed
 
 

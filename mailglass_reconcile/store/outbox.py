@@ -7,7 +7,7 @@ its handler runs, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.events import Bounce
@@ -96,35 +96,34 @@ DELETE FROM {schema}.mailglass_handler_outbox
 """
 """For `in_batches`: delete waiting jobs of a type, or of a handler, or of both."""
 
-# Of an event with a job under each name, the one that is done stays, or that of the new name.
-_RENAME = """
-WITH page AS MATERIALIZED (
-  SELECT event_id, state FROM {schema}.mailglass_handler_outbox
-   WHERE event_id > CAST(:after AS uuid) AND handler = :old ORDER BY event_id LIMIT :size FOR UPDATE
-), named AS MATERIALIZED (
-  SELECT p.event_id, p.state = 'done' AND n.state <> 'done' AS replaced
-    FROM page AS p
-   CROSS JOIN LATERAL (SELECT state FROM {schema}.mailglass_handler_outbox
-                        WHERE event_id = p.event_id AND handler = :new FOR UPDATE) AS n
-), removed AS (
-  DELETE FROM {schema}.mailglass_handler_outbox AS o USING named AS n
-   WHERE o.event_id = n.event_id AND o.handler = CASE WHEN n.replaced THEN :new ELSE :old END
-)
-SELECT CAST(event_id AS text) AS event_id,
-       coalesce((SELECT n.replaced FROM named AS n WHERE n.event_id = p.event_id), true) AS moves
-  FROM page AS p ORDER BY event_id
+_RENAME_JOBS = """
+SELECT {schema}.mailglass_reconcile_rename_jobs_v1(CAST(:event_ids AS uuid[]))
 """
-_MOVE = """
-UPDATE {schema}.mailglass_handler_outbox SET handler = :new
- WHERE event_id = ANY (CAST(:event_ids AS uuid[])) AND handler = :old
+
+_UNDER_OLD_NAME = """
+SELECT CAST(event_id AS text) FROM {schema}.mailglass_handler_outbox
+ WHERE event_id > CAST(:after AS uuid) AND handler = :old ORDER BY event_id LIMIT :size
+"""
+
+# What a writer enqueued that had read the old name before its handler was renamed. A job that a dispatcher of the old
+# name runs is left to the next time.
+_WAITING_UNDER_OLD_NAMES = """
+SELECT CAST(j.event_id AS text)
+  FROM {schema}.mailglass_handled_types AS h
+ CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_handler_outbox
+                      WHERE state = 'waiting' AND handler = h.handler AND type = h.type
+                      ORDER BY next_at LIMIT :size FOR UPDATE SKIP LOCKED) AS j
+ WHERE h.renamed_to IS NOT NULL
+ LIMIT :size
 """
 
 _ENQUEUE = """
 INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-SELECT m.event_id, m.handler, m.delivery_id, m.type, now()::timestamp, now()::timestamp
+SELECT m.event_id, coalesce(h.renamed_to, m.handler), m.delivery_id, m.type, now()::timestamp, now()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:handlers AS text[]), CAST(:delivery_ids AS uuid[]),
               CAST(:types AS text[])) AS m (event_id, handler, delivery_id, type)
- ORDER BY m.event_id, m.handler
+  LEFT JOIN {schema}.mailglass_handled_types AS h ON h.type = m.type AND h.handler = m.handler
+ ORDER BY m.event_id, coalesce(h.renamed_to, m.handler)
     ON CONFLICT DO NOTHING
 """
 
@@ -244,10 +243,22 @@ def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
     return tx.execute(_ENQUEUE, column_arrays(("event_ids", "handlers", "delivery_ids", "types"), rows)).rowcount
 
 
-def rename(tx: Transaction, old: str, new: str, after: str, size: int) -> tuple[int, str | None]:
-    """Give the first *size* jobs of a handler after an event id its new name; return how many, and the last id."""
-    names = {"old": old, "new": new}
-    rows = tx.execute(_RENAME, {**names, "after": after, "size": size}).all()
-    event_ids = [row.event_id for row in rows if row.moves]
-    tx.execute(_MOVE, {**names, "event_ids": array_literal(event_ids)})
-    return len(event_ids), rows[-1].event_id if len(rows) == size else None
+def rename(tx: Transaction, old: str, after: str, size: int) -> tuple[int, str | None]:
+    """Give the first *size* jobs of a renamed handler after an event id its new name; return how many, and the last id.
+
+    The id is None after the last jobs.
+    """
+    event_ids = tx.execute(_UNDER_OLD_NAME, {"old": old, "after": after, "size": size}).scalars().all()
+    return _rename_jobs(tx, event_ids), event_ids[-1] if len(event_ids) == size else None
+
+
+def rename_waiting(tx: Transaction, size: int) -> int:
+    """Give at most *size* jobs that wait under the old name of a renamed handler its new name; return how many."""
+    return _rename_jobs(tx, tx.execute(_WAITING_UNDER_OLD_NAMES, {"size": size}).scalars().all())
+
+
+def _rename_jobs(tx: Transaction, event_ids: Sequence[str]) -> int:
+    if not event_ids:
+        return 0
+    renamed: int = tx.execute(_RENAME_JOBS, {"event_ids": array_literal(event_ids)}).scalar_one()
+    return renamed

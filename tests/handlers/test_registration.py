@@ -1,6 +1,7 @@
 """Handlers that are registered, renamed and forgotten, and the events that they missed."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -16,10 +17,13 @@ from mailglass_reconcile.handlers.administration import count_missed, load_repla
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import handled_types
 from mailglass_reconcile.store.database import uuid7
+from mailglass_reconcile.store.handled_types import Registration
 from recording import event, record
+from waiting import wait_until
 
 WEEK = 7 * 86_400
-REGISTERED = "SELECT handler, type FROM mailglass_handled_types ORDER BY 1, 2"
+REGISTERED = "SELECT handler, type FROM mailglass_handled_types WHERE renamed_to IS NULL ORDER BY 1, 2"
+RENAMED = "SELECT handler, renamed_to FROM mailglass_handled_types WHERE renamed_to IS NOT NULL ORDER BY 1, 2"
 JOBS = "SELECT handler, type, state FROM mailglass_handler_outbox ORDER BY 1, 2, 3"
 
 
@@ -219,13 +223,189 @@ def test_a_handler_that_is_renamed_after_it_was_deployed_has_each_job_once(handl
     assert handler_db.rows(REGISTERED) == [("new", "bounced")]
 
 
+def rename_process(*types):
+    """Rename the handler `old` in this process only, as a deployment does, and return the list of its events."""
+    registry._registered.clear()
+    return leaving("new", *types)
+
+
+@pytest.fixture
+def renamed_db(handler_db):
+    """A database with a delivery `m-1` and a handler `old` of bounces, which a deployment has renamed to `new`."""
+    factories.delivery(handler_db, "m-1")
+    leaving("old", "bounced")
+    handler_db.broken.add("I14")  # effects before the renaming have the old name
+    handler_db.handled.clear()
+    return handler_db
+
+
+@pytest.mark.parametrize("is_deployed", [False, True])
+def test_a_job_that_was_being_written_while_its_handler_was_renamed_runs_once(renamed_db, is_deployed):
+    """The writer had read the old name, and the new one too if it was deployed; later writers read the new one."""
+    if is_deployed:
+        rename_process("bounced")
+    with renamed_db.engine.begin() as writing:
+        record(writing, event("m-1", "bounced", provider_event_id="1"))
+        assert administration.rename(renamed_db.database, "old", "new") == 0
+    rename_process("bounced")
+    assert ("old", "bounced", "waiting") in renamed_db.rows(JOBS)
+    with renamed_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced", provider_event_id="2"))
+    assert dispatch().handled == 2
+    assert renamed_db.rows(JOBS) == 2 * [("new", "bounced", "done")]
+    assert effects(renamed_db) == {"new": 2}
+    assert renamed_db.rows(RENAMED) == [("old", "new")]
+
+
+def test_every_writer_of_jobs_writes_a_renamed_handlers_new_name(renamed_db):
+    """A send, an attached event, a link and a replay each write one job, even if both names are registered."""
+    handle(renamed_db, ("old", "dispatched"))
+    administration.rename(renamed_db.database, "old", "new")
+    factories.orphan(renamed_db, factories.postmark("m-1"), type="bounced")
+    with renamed_db.engine.begin() as connection:
+        sent = Sent(recipient="ada@example.com", message_id="m-2")
+        record_send(connection, provider="postmark", sent=[sent], tenant_id=factories.TENANT)
+        record(connection, event("m-1", "bounced", provider_event_id="1"))
+    assert mailglass_reconcile.reconcile().linked == 1
+    jobs = [*2 * [("new", "bounced", "waiting")], ("new", "dispatched", "waiting")]
+    assert renamed_db.rows(JOBS) == jobs
+    renamed_db.run("DELETE FROM mailglass_handler_outbox")
+    for name in ("old", "new"):
+        replay(renamed_db.database, [Registration(name, "bounced"), Registration(name, "dispatched")], WEEK)
+        assert renamed_db.rows(JOBS) == jobs
+
+
+def test_a_dispatcher_of_the_old_name_runs_nothing_once_its_handler_is_renamed(renamed_db):
+    """Otherwise a job of each name could run on one event."""
+    with renamed_db.engine.begin() as writing:
+        record(writing, event("m-1", "bounced", provider_event_id="1"))
+        administration.rename(renamed_db.database, "old", "new")
+    renamed_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '1 hour'")
+    assert dispatch().handled == 0
+    assert effects(renamed_db) == {}
+    assert renamed_db.rows(RENAMED) == [("old", "new")]
+    assert renamed_db.value("SELECT seen_at > now()::timestamp - interval '1 minute' FROM mailglass_handled_types"
+                            " WHERE handler = 'old'")  # fmt: skip
+
+
+def set_job(db, event_id, handler, state, age_seconds):
+    """Insert a job of an event as old as it is told."""
+    db.run(
+        "INSERT INTO mailglass_handler_outbox"
+        "       (event_id, handler, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)"
+        " SELECT id, :handler, delivery_id, type, :state, 1, now()::timestamp,"
+        "        now()::timestamp - make_interval(secs => :age),"
+        "        CASE WHEN :state <> 'waiting' THEN now()::timestamp END"
+        "   FROM mailglass_events WHERE id = CAST(:event_id AS uuid)",
+        event_id=str(event_id),
+        handler=handler,
+        state=state,
+        age=age_seconds,
+    )
+
+
+@pytest.mark.parametrize("older", ["old", "new"])
+@pytest.mark.parametrize(
+    ("states_of", "stays"),
+    [
+        ({"old": "done", "new": "waiting"}, "old"),
+        ({"old": "waiting", "new": "done"}, "new"),
+        ({"old": "done", "new": "dead"}, "old"),
+        ({"old": "dead", "new": "waiting"}, "new"),
+        ({"old": "waiting", "new": "dead"}, "old"),
+        ({"old": "waiting", "new": "waiting"}, None),
+        ({"old": "dead", "new": "dead"}, None),
+    ],
+)
+def test_of_two_jobs_of_an_event_the_done_one_stays_and_else_one_that_waits(renamed_db, states_of, stays, older):
+    """Of two of one state, the older stays."""
+    renamed_db.run("DELETE FROM mailglass_handled_types")
+    with renamed_db.engine.begin() as connection:
+        (recorded,) = record(connection, event("m-1", "bounced"))
+    handle(renamed_db, ("old", "bounced"), ("new", "bounced"))
+    for name, state in states_of.items():
+        set_job(renamed_db, recorded.event_id, name, state, 200 if name == older else 100)
+    administration.rename(renamed_db.database, "old", "new")
+    [job] = renamed_db.rows(
+        "SELECT handler, state, round(extract(epoch FROM now()::timestamp - inserted_at), -2) AS age"
+        " FROM mailglass_handler_outbox"
+    )
+    stays = stays or older
+    assert tuple(job) == ("new", states_of[stays], 200 if stays == older else 100)
+
+
+def test_a_handler_is_renamed_beside_a_replay_for_its_new_name(renamed_db):
+    """The replay holds a job of an event whose job has the old name; the renaming waits for it."""
+    for number in range(2):
+        with renamed_db.engine.begin() as connection:
+            record(connection, event("m-1", "bounced", provider_event_id=f"{number}"))
+    rename_process("bounced")
+    events = [str(id_) for (id_,) in renamed_db.rows("SELECT event_id FROM mailglass_handler_outbox ORDER BY 1")]
+    with ThreadPoolExecutor(1) as pool, renamed_db.engine.connect() as replaying:
+        for event_id in events:
+            replaying.exec_driver_sql(
+                "INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)"
+                " SELECT event_id, 'new', delivery_id, type, next_at, now()::timestamp FROM mailglass_handler_outbox"
+                "  WHERE event_id = %s", (event_id,)
+            )  # fmt: skip
+        renaming = pool.submit(administration.rename, renamed_db.database, "old", "new")
+        wait_until(lambda: renaming.done() or renamed_db.rows("SELECT FROM pg_locks WHERE NOT granted"))
+        replaying.commit()
+        assert renaming.result() == 2
+    assert renamed_db.rows(JOBS) == 2 * [("new", "bounced", "waiting")]
+    assert dispatch().handled == 2
+
+
+def test_a_handler_can_be_renamed_again_and_back(renamed_db):
+    """Jobs of every earlier name get the last one."""
+    administration.rename(renamed_db.database, "old", "new")
+    administration.rename(renamed_db.database, "new", "newest")
+    assert renamed_db.rows(RENAMED) == [("new", "newest"), ("old", "newest")]
+    assert renamed_db.rows(REGISTERED) == [("newest", "bounced")]
+    administration.rename(renamed_db.database, "newest", "old")
+    assert renamed_db.rows(RENAMED) == [("new", "old"), ("newest", "old")]
+    assert renamed_db.rows(REGISTERED) == [("old", "bounced")]
+    with renamed_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+    assert dispatch().handled == 1
+    assert effects(renamed_db) == {"old": 1}
+
+
+def test_an_old_name_is_forgotten_without_a_job(renamed_db):
+    """What still waits under it gets the new name. Forgetting the new name forgets the old ones too."""
+    with renamed_db.engine.begin() as writing:
+        record(writing, event("m-1", "bounced", provider_event_id="1"))
+        administration.rename(renamed_db.database, "old", "new")
+    forgotten = commands.run(renamed_db, "dispatch", "--forget", "--handler", "old", "--yes", "--json")
+    result = {"forgotten": [{"handler": "old", "type": "bounced"}], "deleted": 0}
+    assert commands.conforming("dispatch", forgotten.stdout) == [result]
+    assert renamed_db.rows(JOBS) == [("new", "bounced", "waiting")]
+    assert (renamed_db.rows(RENAMED), renamed_db.rows(REGISTERED)) == ([], [("new", "bounced")])
+    administration.rename(renamed_db.database, "new", "newest")
+    assert administration.forget(renamed_db.database, None, "newest") == 1
+    assert renamed_db.rows("SELECT FROM mailglass_handled_types") == []
+
+
+def test_a_renamed_handler_is_not_replayed_and_needs_no_dispatcher(renamed_db):
+    """The error names the new name."""
+    administration.rename(renamed_db.database, "old", "new")
+    renamed_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '2 hours' WHERE handler = 'old'")
+    with renamed_db.database.reading() as tx:
+        assert handled_types.find_without_dispatcher(tx) == []
+    registry._registered.clear()
+    assert [row.handler for row in load_replayable(renamed_db.database, "bounced", WEEK)] == ["new"]
+    with pytest.raises(LookupError, match="handler 'old' was renamed to 'new'"):
+        load_replayable(renamed_db.database, "bounced", WEEK, "old")
+
+
 def test_what_is_not_there_cannot_be_renamed(handler_db):
     """The error is one line with a similar name; the exit code is 1, or 2 if the new name is invalid."""
     leaving("suppress", "bounced")
     refused = commands.run_unchecked(handler_db, "dispatch", "--rename", "supress", "other")
-    words = "no dispatcher has registered a handler 'supress' (did you mean suppress?), and there is no job of it\n"
+    words = "no dispatcher has registered a handler 'supress' (did you mean suppress?)\n"
     assert (refused.returncode, refused.stderr) == (1, f"mailglass-reconcile: {words}")
-    assert commands.run_unchecked(handler_db, "dispatch", "--rename", "suppress", " ").returncode == 2
+    for new in (" ", "suppress"):
+        assert commands.run_unchecked(handler_db, "dispatch", "--rename", "suppress", new).returncode == 2
     result = commands.run(handler_db, "dispatch", "--rename", "suppress", "other", "--json")
     assert commands.conforming("dispatch", result.stdout) == [{"renamed": 0}]
     assert handler_db.rows(REGISTERED) == [("other", "bounced")]
