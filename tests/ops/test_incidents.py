@@ -106,20 +106,25 @@ def report(db: Any) -> None:
     db.run("UPDATE mailglass_deliveries SET last_event_type = 'delivered', last_event_at = now(), delivered_at = now()")
 
 
-def astray(db: Any) -> None:
-    """Store events under another tenant than their deliveries."""
-    insert(
-        db,
-        [delivery_row(f"m-{n}") for n in range(5)],
-        [orphan_row(postmark(f"m-{n}"), tenant_id="x") for n in range(5)],
-    )
-    sweep(db)
+def astray(number: int) -> Callable[[Any], object]:
+    """Store events under another tenant than their deliveries, and sweep."""
+
+    def plant(db: Any) -> None:
+        rows = [orphan_row(postmark(f"m-{n}"), tenant_id="x") for n in range(number)]
+        insert(db, [delivery_row(f"m-{n}") for n in range(number)], rows)
+        sweep(db)
+
+    return plant
 
 
-def foreign(db: Any) -> None:
-    """Store events of a provider without a rule."""
-    insert(db, [], [orphan_row({"provider": "acme", "its": {"id": str(n)}}) for n in range(12)])
-    sweep(db)
+def foreign(number: int, provider: str = "acme") -> Callable[[Any], object]:
+    """Store events of a provider without a rule, and sweep."""
+
+    def plant(db: Any) -> None:
+        insert(db, [], [orphan_row({"provider": provider, "its": {"id": str(n)}}) for n in range(number)])
+        sweep(db)
+
+    return plant
 
 
 def swell(number: int) -> Callable[[Any], object]:
@@ -209,8 +214,8 @@ INCIDENTS = [
     Incident("reports", send(20, 30), "no webhook of postmark has ever arrived", report),
     Incident("reports", send(3, 30), "no webhook of postmark has ever arrived", report, WARNING),
     Incident("nothing_links", receive, "webhooks of postmark name other message ids than its sends", report),
-    Incident("tenants", astray, "5 of 5 newest open events match only another tenant's deliveries", expire),
-    Incident("key_rules", foreign, "of 12 newest open events of the provider acme, none has a usable id", expire),
+    Incident("tenants", astray(5), "5 of 5 newest open events match only another tenant's deliveries", expire),
+    Incident("key_rules", foreign(12), "of 12 newest open events of the provider acme, none has a usable id", expire),
     Incident("documents", swell(12), "12 of 12 newest open events have more than 64 kB of text", expire),
     Incident("documents", swell(1), "1 of 1 newest open event has more than 64 kB of text", expire, WARNING),
     Incident(
@@ -268,3 +273,73 @@ def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
     planted = {incident.check for incident in INCIDENTS}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.is_fast}
     assert planted | elsewhere == cheap
+
+
+def change_sweep(assignments: str) -> Callable[[Any], object]:
+    """Change columns of the last full sweep."""
+    newest = "(SELECT max(id) FROM mailglass_reconcile_runs WHERE kind = 'full')"
+    return lambda db: db.run(f"UPDATE mailglass_reconcile_runs SET {assignments} WHERE id = {newest}")  # noqa: S608
+
+
+def cut_short(minutes: int) -> Callable[[Any], object]:
+    """Record that each sweep since so many minutes has ended at its deadline."""
+
+    def plant(db: Any) -> None:
+        sweep(db)
+        started = f"started_at = started_at - interval '{minutes} minutes'"
+        change_sweep(f"covered = false, remaining = 1, {started}")(db)
+
+    return plant
+
+
+def link_more(db: Any) -> None:
+    """Store five events of a wrong tenant, in a week in which six were linked."""
+    astray(5)(db)
+    change_sweep("linked = 6")(db)
+
+
+LIMITS = {
+    "beat 14 minutes ago": ("beat", run(14, "beat", "ok"), OK),
+    "beat 16 minutes ago": ("beat", run(16, "beat", "ok"), ERROR),
+    "a sweep 9 minutes ago": ("sweeps", run(9, "command", "ok"), OK),
+    "a sweep 11 minutes ago": ("sweeps", run(11, "command", "ok"), ERROR),
+    "a failed sweep": ("sweeps", run(1, "command", "failed"), ERROR),
+    "one refused link of two": ("sweeps", change_sweep("failed = 1, linked = 1"), OK),
+    "two refused links of two": ("sweeps", change_sweep("failed = 2, linked = 0"), ERROR),
+    "cut short for 9 minutes": ("sweeps", cut_short(9), OK),
+    "cut short for 11 minutes": ("sweeps", cut_short(11), ERROR),
+    "no prune for three days": ("prune", unprune, ERROR),
+    "open for 14 minutes": ("linking", change_sweep("linkable_since = now()::timestamp - interval '14 minutes'"), OK),
+    "open for 16 minutes": (
+        "linking",
+        change_sweep("linkable_since = now()::timestamp - interval '16 minutes'"),
+        ERROR,
+    ),
+    "two lost broadcasts of four": ("broadcasts", change_sweep("published = 2, publish_failed = 2"), OK),
+    "two lost broadcasts of two": ("broadcasts", change_sweep("published = 0, publish_failed = 2"), ERROR),
+    "a dead job": ("handlers", enqueue("dead", 9, 0), ERROR),
+    "a job that waits for 290 s": ("handlers", enqueue("waiting", 0, 290), WARNING),
+    "a job that waits for 310 s": ("handlers", enqueue("waiting", 0, 310), ERROR),
+    "a job that failed twice": ("handlers", enqueue("waiting", 2, -60), WARNING),
+    "a job that failed three times": ("handlers", enqueue("waiting", 3, -60), ERROR),
+    "two events of another tenant": ("tenants", astray(2), WARNING),
+    "three events of another tenant": ("tenants", astray(3), ERROR),
+    "five events of another tenant and six links": ("tenants", link_more, WARNING),
+    "nine events without an id": ("key_rules", foreign(9), WARNING),
+    "ten events without an id": ("key_rules", foreign(10), ERROR),
+    "a misspelled provider": ("key_rules", foreign(1, "mailgunn"), WARNING),
+}
+WITHIN = (
+    *("beat 14 minutes ago", "a sweep 9 minutes ago", "one refused link of two", "cut short for 9 minutes"),
+    *("open for 14 minutes", "a job that waits for 290 s", "a job that failed twice", "two lost broadcasts of two"),
+    *("two events of another tenant", "nine events without an id"),
+)
+"""Those that only `make test-all` runs."""
+
+
+@pytest.mark.parametrize("limit", slow_unless(lambda name: name not in WITHIN, LIMITS))
+def test_a_finding_has_the_level_of_its_limit(db, limit):
+    check, plant, level = LIMITS[limit]
+    sweep(db)
+    plant(db)
+    assert worst_finding(check).status == level
