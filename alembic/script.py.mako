@@ -1,12 +1,17 @@
-"""${message}"""
+"""${message}."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from mailglass_reconcile.store.migration.operations import execute, schema_name
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    """${message}."""
+    pass
 
 
 def downgrade() -> None:
-    """Take it out again."""
+    pass

@@ -1,10 +1,4 @@
 -- The addresses of certificates of Amazon SES and Scaleway that have verified a webhook.
 
--- step: table mailglass_webhook_certificates
-CREATE TABLE {schema}.mailglass_webhook_certificates (
-  url         text PRIMARY KEY,
-  provider    text NOT NULL,
-  verified_at timestamp NOT NULL
-);
-COMMENT ON TABLE {schema}.mailglass_webhook_certificates IS
-  'mailglass-reconcile: where the certificates are that have verified a webhook, at most 32';
+-- step: index mailglass_webhook_certificates_pkey
+CREATE UNIQUE INDEX mailglass_webhook_certificates_pkey ON {schema}.mailglass_webhook_certificates (url);

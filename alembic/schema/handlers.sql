@@ -1,23 +1,7 @@
 -- The handlers' outbox with its jobs, and the handlers that there are.
 
--- step: table mailglass_handler_outbox
-CREATE TABLE {schema}.mailglass_handler_outbox (
-  event_id    uuid NOT NULL,
-  handler     text NOT NULL,
-  delivery_id uuid NOT NULL,
-  type        text NOT NULL,
-  state       text NOT NULL DEFAULT 'waiting',
-  attempts    smallint NOT NULL DEFAULT 0,
-  next_at     timestamp NOT NULL,
-  error       text,
-  inserted_at timestamp NOT NULL,
-  finished_at timestamp,
-  PRIMARY KEY (event_id, handler),
-  CONSTRAINT mailglass_handler_outbox_state CHECK (state IN ('waiting', 'done', 'dead'))
-) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
-        autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
-COMMENT ON TABLE {schema}.mailglass_handler_outbox IS
-  'mailglass-reconcile: jobs, one for each handler and event';
+-- step: index mailglass_handler_outbox_pkey
+CREATE UNIQUE INDEX mailglass_handler_outbox_pkey ON {schema}.mailglass_handler_outbox (event_id, handler);
 
 -- step: index mailglass_handler_outbox_due_idx
 CREATE INDEX mailglass_handler_outbox_due_idx
@@ -27,16 +11,8 @@ CREATE INDEX mailglass_handler_outbox_due_idx
 CREATE INDEX mailglass_handler_outbox_finished_idx
   ON {schema}.mailglass_handler_outbox (finished_at) WHERE state = 'done';
 
--- step: table mailglass_handled_types
-CREATE TABLE {schema}.mailglass_handled_types (
-  type       text NOT NULL,
-  handler    text NOT NULL,
-  seen_at    timestamp NOT NULL,
-  renamed_to text,
-  PRIMARY KEY (type, handler)
-);
-COMMENT ON TABLE {schema}.mailglass_handled_types IS
-  'mailglass-reconcile: the handlers of each type of event, when a dispatcher last had each, and renamed ones';
+-- step: index mailglass_handled_types_pkey
+CREATE UNIQUE INDEX mailglass_handled_types_pkey ON {schema}.mailglass_handled_types (type, handler);
 
 -- step: function mailglass_reconcile_rename_jobs_v1
 -- Gives jobs of renamed handlers their new name, those of the given events, and returns how many. Of two jobs of one

@@ -1,32 +1,8 @@
 -- Mailglass's tables as its own migrations make them, for databases without a Mailglass; and what keeps the ledger
 -- append-only there.
 
--- step: table mailglass_deliveries [made here]
-CREATE TABLE {schema}.mailglass_deliveries (
-  id                  uuid PRIMARY KEY,
-  tenant_id           text NOT NULL,
-  mailable            text NOT NULL,
-  stream              text NOT NULL,
-  recipient           text NOT NULL,
-  recipient_domain    text NOT NULL,
-  provider            text,
-  provider_message_id text,
-  last_event_type     text NOT NULL,
-  last_event_at       timestamp NOT NULL,
-  terminal            boolean NOT NULL DEFAULT false,
-  dispatched_at       timestamp,
-  delivered_at        timestamp,
-  bounced_at          timestamp,
-  complained_at       timestamp,
-  suppressed_at       timestamp,
-  metadata            jsonb NOT NULL DEFAULT '{}',
-  lock_version        integer NOT NULL DEFAULT 1,
-  idempotency_key     text,
-  status              varchar(255) NOT NULL DEFAULT 'queued',
-  last_error          jsonb,
-  inserted_at         timestamp NOT NULL,
-  updated_at          timestamp NOT NULL
-);
+-- step: index mailglass_deliveries_pkey [made here]
+CREATE UNIQUE INDEX mailglass_deliveries_pkey ON {schema}.mailglass_deliveries (id);
 
 -- step: index mailglass_deliveries_provider_msg_id_idx [made here]
 CREATE UNIQUE INDEX mailglass_deliveries_provider_msg_id_idx
@@ -46,21 +22,8 @@ CREATE INDEX mailglass_deliveries_tenant_recipient_idx ON {schema}.mailglass_del
 CREATE INDEX mailglass_deliveries_tenant_stream_terminal_idx
   ON {schema}.mailglass_deliveries (tenant_id, stream, terminal, last_event_at DESC);
 
--- step: table mailglass_events [made here]
-CREATE TABLE {schema}.mailglass_events (
-  id                   uuid PRIMARY KEY,
-  tenant_id            text NOT NULL,
-  delivery_id          uuid,
-  type                 text NOT NULL,
-  occurred_at          timestamp NOT NULL,
-  idempotency_key      text,
-  reject_reason        text,
-  normalized_payload   jsonb NOT NULL DEFAULT '{}',
-  metadata             jsonb NOT NULL DEFAULT '{}',
-  trace_id             text,
-  needs_reconciliation boolean NOT NULL DEFAULT false,
-  inserted_at          timestamp NOT NULL DEFAULT now()
-);
+-- step: index mailglass_events_pkey [made here]
+CREATE UNIQUE INDEX mailglass_events_pkey ON {schema}.mailglass_events (id);
 
 -- step: index mailglass_events_idempotency_key_idx [made here]
 CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx
@@ -77,21 +40,8 @@ CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (te
 CREATE INDEX mailglass_events_needs_reconcile_idx
   ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
 
--- step: table mailglass_webhook_events [made here]
-CREATE TABLE {schema}.mailglass_webhook_events (
-  id                    uuid PRIMARY KEY,
-  tenant_id             text NOT NULL,
-  provider              text NOT NULL,
-  provider_event_id     text NOT NULL,
-  event_type_raw        text NOT NULL,
-  event_type_normalized text,
-  status                text NOT NULL,
-  raw_payload           jsonb NOT NULL,
-  received_at           timestamp NOT NULL,
-  processed_at          timestamp,
-  inserted_at           timestamp NOT NULL,
-  updated_at            timestamp NOT NULL
-);
+-- step: index mailglass_webhook_events_pkey [made here]
+CREATE UNIQUE INDEX mailglass_webhook_events_pkey ON {schema}.mailglass_webhook_events (id);
 
 -- step: index mailglass_webhook_events_provider_event_id_idx [made here]
 CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx

@@ -1,35 +1,13 @@
 -- The open orphans, and the triggers on the ledger that keep them, whoever writes.
 
--- step: table mailglass_open_orphans
-CREATE TABLE {schema}.mailglass_open_orphans (
-  event_id       uuid PRIMARY KEY,
-  tenant_id      text NOT NULL,
-  arrived_at     timestamp NOT NULL,
-  provider       text,
-  recipient      text,
-  recipient_lost boolean NOT NULL DEFAULT false,
-  rank           bigint,
-  ids            smallint,
-  state          text,
-  refused        smallint NOT NULL DEFAULT 0
-) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
-        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
-COMMENT ON TABLE {schema}.mailglass_open_orphans IS
-  'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
+-- step: index mailglass_open_orphans_pkey
+CREATE UNIQUE INDEX mailglass_open_orphans_pkey ON {schema}.mailglass_open_orphans (event_id);
 
 -- step: index mailglass_open_orphans_arrival_idx
 CREATE INDEX mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
 
--- step: table mailglass_open_orphan_ids
-CREATE TABLE {schema}.mailglass_open_orphan_ids (
-  event_id     uuid NOT NULL,
-  position     smallint NOT NULL,
-  candidate_id text NOT NULL,
-  PRIMARY KEY (event_id, position)
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
-        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
-COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
-  'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
+-- step: index mailglass_open_orphan_ids_pkey
+CREATE UNIQUE INDEX mailglass_open_orphan_ids_pkey ON {schema}.mailglass_open_orphan_ids (event_id, position);
 
 -- step: index mailglass_open_orphan_ids_candidate_idx
 CREATE INDEX mailglass_open_orphan_ids_candidate_idx ON {schema}.mailglass_open_orphan_ids (candidate_id);

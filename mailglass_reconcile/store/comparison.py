@@ -1,76 +1,137 @@
-"""Compare the database's catalog with the steps of the schema, for `migrate` and `doctor`."""
+"""Compare the database's catalog with the schema, for `migrate` and `doctor`: one statement finds every fault.
+
+A function and a trigger bear a stamp as their comment: a digest of the step that made them, and of what Postgres made
+of it. So any change of a step or its object is a difference, and nothing has to understand SQL. A dump may lack the
+stamps, so what would stop a writer is compared by itself too: a function's body, SECURITY and EXECUTE.
+"""
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store import schema, script
+from mailglass_reconcile.store import revision, schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
-from mailglass_reconcile.store.script import SchemaStep
+from mailglass_reconcile.store.script import SchemaStep, md5
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
-
-UNFILLED = "mailglass-reconcile: not filled from the ledger yet"
-"""The comment on the table of open orphans while a migration fills it, by which an interrupted run is noticed."""
+MAKE_AGAIN = (
+    "restore it from a backup, or run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`"
+)
 
 UNIQUE = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
 """Mailglass's indexes that ON CONFLICT needs, under any name."""
 
-# One row for each object of a name; an overloaded function has several.
+MISSING = "is missing"
+SOMETHING_ELSE = "is something else with that name"
+EXPOSED = "can be executed by every role, with its owner's privileges"
+UNSTAMPED = "may differ from this version's: its comment does not have the digest that `migrate` stores there"
+UNFILLED = "is new, and the open orphans are not filled from the ledger yet"
+
+STAMPS = {
+    "function": (
+        "'mailglass-reconcile ' || md5({digest} || pg_get_functiondef({oid})"
+        " || has_function_privilege('public', {oid}, 'EXECUTE'))"
+    ),
+    "trigger": "'mailglass-reconcile ' || md5({digest} || pg_get_triggerdef({oid}))",
+}
+"""The comment of an object of each kind that is as its step makes it, as SQL."""
+
+# An aggregate has no definition.
 _OBJECTS = """
 WITH wanted AS (
-  SELECT w.kind, w.name, w.tab, n.oid AS namespace, n.nspname
-    FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:tables AS text[])) AS w (kind, name, tab)
+  SELECT w.*, n.oid AS namespace, l.oid AS on_table, l.relkind AS table_kind
+    FROM unnest(CAST(:kinds AS text[]), CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:digests AS text[]),
+                CAST(:columns AS text[]), CAST(:conditions AS text[]), CAST(:uniques AS boolean[]),
+                CAST(:bodies AS text[]), CAST(:definers AS boolean[]), CAST(:publics AS boolean[]))
+           AS w (kind, name, tab, digest, columns, condition, is_unique, body, is_definer, is_public)
     JOIN pg_namespace AS n ON n.nspname = :schema
+    LEFT JOIN pg_class AS l ON l.relname = w.tab AND l.relnamespace = n.oid AND l.relkind IN ('r', 'p')
+), existing AS (
+  SELECT i.indexrelid AS oid, i.indrelid, i.indisvalid AND i.indisready AS works, i.indisunique AS is_unique,
+         i.indexprs IS NULL AND i.indimmediate AND c.relam = 403 AS may_replace,
+         coalesce(pg_get_expr(i.indpred, i.indrelid), '') AS condition,
+         coalesce((SELECT string_agg(a.attname || CASE k.options & 1 WHEN 1 THEN ' DESC' ELSE '' END, ' '
+                                     ORDER BY k.place)
+                     FROM unnest(CAST(i.indkey AS int2[]), CAST(i.indoption AS int2[]))
+                            WITH ORDINALITY AS k (number, options, place)
+                     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
+                    WHERE k.place <= i.indnkeyatts), '') AS columns
+    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+   WHERE i.indrelid = ANY (ARRAY(SELECT on_table FROM wanted))
 )
-SELECT w.kind, w.name, quote_ident(w.nspname) AS schema, coalesce(c.oid, f.oid, t.oid) IS NOT NULL AS is_there,
-       CASE w.kind WHEN 'table' THEN c.relkind IN ('r', 'p')
-                   WHEN 'index' THEN c.relkind IN ('i', 'I') AND i.indrelid = l.oid
-                   ELSE true END AS has_kind,
-       CASE c.relkind WHEN 'v' THEN 'view' WHEN 'i' THEN 'index' WHEN 'r' THEN 'table' ELSE w.kind END AS found_kind,
-       CASE w.kind WHEN 'index' THEN i.indisvalid WHEN 'trigger' THEN t.tgenabled <> 'D' ELSE true END AS works,
-       CASE w.kind WHEN 'table' THEN (SELECT string_agg(a.attname, ' ') FROM pg_attribute AS a
-                                       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
-                   WHEN 'index' THEN pg_get_indexdef(i.indexrelid)
-                   WHEN 'function' THEN f.prosrc
-                   ELSE pg_get_triggerdef(t.oid) END AS definition,
-       pg_get_userbyid(coalesce(c.relowner, f.proowner, g.proowner)) AS owner, current_user AS role,
-       obj_description(c.oid, 'pg_class') AS comment, has_function_privilege('public', f.oid, 'EXECUTE') AS is_public,
-       l.relkind = 'p' AS is_partitioned, l.oid IS NOT NULL AS has_table,
-       CASE WHEN w.kind = 'index' AND c.oid IS NULL
-            THEN ARRAY(SELECT pg_get_indexdef(o.indexrelid) FROM pg_index AS o
-                        WHERE o.indrelid = l.oid AND o.indisvalid) END AS others
+SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.owner, current_user AS role,
+       count(*) OVER (PARTITION BY w.kind, w.name) > 1 AS is_overloaded, w.on_table IS NOT NULL AS has_table,
+       w.table_kind = 'p' AS is_partitioned,
+       w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
+       w.kind = 'table' AND f.kind = 'table' AND w.columns <> ''
+         AND NOT EXISTS (SELECT FROM pg_attribute AS a
+                          WHERE a.attrelid = f.oid AND a.attname = w.columns AND NOT a.attisdropped) AS lacks_column,
+       CASE WHEN f.oid IS NULL AND w.kind = 'index' AND w.columns <> '' AND w.tab = ANY (CAST(:mailglass_s AS text[]))
+                 AND EXISTS (SELECT FROM existing AS e
+                              WHERE e.indrelid = w.on_table AND e.works AND e.may_replace
+                                AND CASE WHEN w.is_unique
+                                         THEN e.is_unique AND e.columns = w.columns AND e.condition IN ('', w.condition)
+                                         ELSE starts_with(e.columns || ' ', w.columns || ' ')
+                                              AND e.condition = w.condition END) THEN NULL
+            WHEN f.oid IS NULL THEN 'is missing'
+            WHEN f.kind <> w.kind OR (w.kind = 'index' AND (x.oid IS NULL OR x.indrelid <> w.on_table))
+            THEN 'is something else with that name'
+            WHEN NOT x.works THEN 'is invalid'
+            WHEN f.is_disabled THEN 'is disabled'
+            WHEN w.kind = 'index' AND (x.columns, x.is_unique) <> (w.columns, w.is_unique)
+            THEN 'has another definition than this version''s'
+            WHEN f.comment = f.stamp || ' unfilled'
+            THEN 'is new, and the open orphans are not filled from the ledger yet'
+            WHEN w.kind = 'function' AND f.body IS DISTINCT FROM w.body
+            THEN 'has another body than this version''s'
+            WHEN w.kind = 'function' AND f.is_definer <> w.is_definer
+            THEN 'is not SECURITY ' || CASE WHEN w.is_definer THEN 'DEFINER' ELSE 'INVOKER' END
+            WHEN w.kind = 'function' AND f.is_public <> w.is_public
+            THEN CASE WHEN w.is_public THEN 'cannot be executed by every role'
+                      ELSE 'can be executed by every role, with its owner''s privileges' END
+            WHEN w.kind IN ('function', 'trigger') AND f.comment IS DISTINCT FROM f.stamp
+            THEN 'may differ from this version''s: its comment does not have the digest that `migrate` stores there'
+             END AS fault
   FROM wanted AS w
-  LEFT JOIN pg_class AS c ON w.kind IN ('table', 'index') AND c.relname = w.name AND c.relnamespace = w.namespace
-  LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
-  LEFT JOIN pg_class AS l ON l.relname = w.tab AND l.relnamespace = w.namespace AND l.relkind IN ('r', 'p')
-  LEFT JOIN pg_trigger AS t ON w.kind = 'trigger' AND t.tgrelid = l.oid AND t.tgname = w.name
-  LEFT JOIN pg_proc AS g ON g.oid = t.tgfoid
-  LEFT JOIN pg_proc AS f ON w.kind = 'function' AND f.proname = w.name AND f.pronamespace = w.namespace
-"""
-
-
-_VERSION_TABLE = SchemaStep("table", schema.VERSION_TABLE, "", "")
-"""Alembic makes this table, so only its owner is compared."""
+  LEFT JOIN LATERAL (
+         SELECT c.oid, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' WHEN c.relkind IN ('i', 'I') THEN 'index'
+                            WHEN c.relkind = 'v' THEN 'view' ELSE 'relation' END AS kind,
+                pg_get_userbyid(c.relowner) AS owner, false AS is_disabled, NULL AS comment, NULL AS stamp,
+                NULL AS body, NULL AS is_definer, NULL AS is_public
+           FROM pg_class AS c WHERE w.kind IN ('table', 'index') AND c.relname = w.name AND c.relnamespace = w.namespace
+          UNION ALL
+         SELECT p.oid, w.kind, pg_get_userbyid(p.proowner), false, obj_description(p.oid, 'pg_proc'),
+                CASE WHEN p.prokind IN ('f', 'p') THEN {function_stamp} END, md5(p.prosrc), p.prosecdef,
+                has_function_privilege('public', p.oid, 'EXECUTE')
+           FROM pg_proc AS p WHERE w.kind = 'function' AND p.proname = w.name AND p.pronamespace = w.namespace
+          UNION ALL
+         SELECT t.oid, w.kind, pg_get_userbyid(p.proowner), t.tgenabled = 'D', obj_description(t.oid, 'pg_trigger'),
+                {trigger_stamp}, NULL, NULL, NULL
+           FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+          WHERE w.kind = 'trigger' AND t.tgrelid = w.on_table AND t.tgname = w.name) AS f ON true
+  LEFT JOIN existing AS x ON w.kind = 'index' AND x.oid = f.oid
+""".replace("{function_stamp}", STAMPS["function"].format(digest="w.digest", oid="p.oid")).replace(
+    "{trigger_stamp}", STAMPS["trigger"].format(digest="w.digest", oid="t.oid")
+)
 
 
 class Difference(NamedTuple):
     """An object of the schema that differs from its step.
 
     Attributes:
-        step: The step that makes it.
+        step: The step that makes it; a table's is empty.
         fault: The difference, as a predicate: `is missing`.
         is_mailglass: True if it is Mailglass's, so that `migrate` does not change it.
         is_partitioned: True if it is an index of a partitioned table.
+        is_on_empty: True if it is an index of a table without rows, or of one that does not exist yet.
     """
 
     step: SchemaStep
     fault: str
     is_mailglass: bool = False
     is_partitioned: bool = False
+    is_on_empty: bool = False
 
     @property
     def subject(self) -> str:
@@ -82,14 +143,14 @@ class Difference(NamedTuple):
     @property
     def is_grave(self) -> bool:
         """Return True if recording or linking fails or is late because of it."""
-        if self.step.kind == "index":
-            return self.step.is_unique or not self.step.only_on
-        return self.step.kind == "table" or not self.step.only_on
+        if self.fault in (EXPOSED, UNSTAMPED):
+            return self.fault == EXPOSED
+        return self.step.kind == "table" or self.step.is_unique or not self.step.only_on
 
     @property
     def is_curable(self) -> bool:
         """Return True if running its step repairs it."""
-        return not (self.is_mailglass or self.fault in (ANOTHER_INDEX, SOMETHING_ELSE) or self.fault.startswith(LACKS))
+        return not (self.is_mailglass or self.step.kind == "table" or self.fault == SOMETHING_ELSE)
 
     @property
     def message(self) -> str:
@@ -98,6 +159,8 @@ class Difference(NamedTuple):
         return f"{self.step.kind} {self.step.name}{where} {self.fault}{self._effect()}"
 
     def _effect(self) -> str:
+        if self.fault in (EXPOSED, UNFILLED, UNSTAMPED):
+            return ""
         if self.step.name in schema.RETENTION:
             return ", so the prune cannot delete old rows"
         if self.step.name == schema.GUARD:
@@ -112,17 +175,12 @@ class Difference(NamedTuple):
         """Return the command or statement that cures it."""
         if self.is_curable:
             return MIGRATE
-        if self.fault == ANOTHER_INDEX and not self.is_mailglass:
-            return f"run DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}, then `mailglass-reconcile migrate`"
-        if self.step.kind == "index":
-            drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
-            create = " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
-            return drop + create
         if self.fault == SOMETHING_ELSE:
             return f"drop or rename it, then {MIGRATE}"
-        if self.fault.startswith(LACKS):
-            return "run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`"
-        return RESTORE
+        if self.step.kind == "table":
+            return RESTORE if self.is_mailglass else MAKE_AGAIN
+        drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
+        return drop + " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
 
 
 class Comparison(NamedTuple):
@@ -131,155 +189,82 @@ class Comparison(NamedTuple):
     Attributes:
         differences: The objects that differ, the gravest first.
         foreign: A phrase for each object with one of our names that belongs to another role, or is something else.
+        tables: Our tables that exist.
         role: The role that compares.
         owner: The other role that owns all of our objects; None if there is none, or several.
     """
 
     differences: list[Difference]
     foreign: list[str]
+    tables: list[str]
     role: str
     owner: str | None
 
+    @property
+    def curable(self) -> list[Difference]:
+        """The differences that `migrate` repairs."""
+        return [difference for difference in self.differences if difference.is_curable]
 
-def compare(tx: Transaction, *, guard: bool = False) -> Comparison:
-    """Compare the database with the steps of the schema.
 
-    With *guard*, tables that Mailglass made need the guard against TRUNCATE too.
+def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) -> Comparison:
+    """Compare the database with the schema.
+
+    With *guard*, tables that Mailglass made need the guard against TRUNCATE too. With *made_here*, this run made them.
     """
-    mailglass_tables = schema.is_made_by_mailglass(tx)
-    is_migrated = tx.revision() is not None
+    mailglass_tables = not made_here and schema.is_made_by_mailglass(tx)
+    version = tx.revision()
     steps = [step for step in script.steps() if _is_compared(step, mailglass_tables=mailglass_tables)]
-    steps.append(_VERSION_TABLE)
-    names = column_arrays(("kinds", "names", "tables"), [(step.kind, step.name, step.table) for step in steps])
-    rows: dict[tuple[str, str], list[Any]] = {}
-    for row in tx.execute(_OBJECTS, {**names, "schema": tx.schema}):
-        rows.setdefault((row.kind, row.name), []).append(row)
-    differences, foreign, owners, role = [], [], set(), ""
-    for step in steps:
-        is_mailglass = (mailglass_tables and step.only_on == script.MADE_HERE) or (
-            is_migrated and step.kind == "table" and step.name in schema.MAILGLASS_TABLES
+    columns: dict[str, str] = {**schema.TABLES, **dict.fromkeys([*schema.MAILGLASS_TABLES, schema.VERSION_TABLE], "")}
+    wanted = {(step.kind, step.name): step for step in [*steps, *(SchemaStep("table", name) for name in columns)]}
+    arrays = column_arrays(
+        (
+            *("kinds", "names", "tables", "digests", "columns", "conditions", "uniques"),
+            *("bodies", "definers", "publics"),
+        ),
+        [
+            (
+                *(step.kind, step.name, step.table, step.digest),
+                *(step.columns or columns.get(step.name, ""), step.condition, str(step.is_unique)),
+                *(md5(in_schema(step.body, tx.schema)), str(step.is_definer), str(step.is_public)),
+            )
+            for step in wanted.values()
+        ],
+    )
+    names = {"schema": tx.schema, "mailglass_s": f"{{{','.join(schema.MAILGLASS_TABLES)}}}"}
+    differences, foreign, tables, owners, role = [], [], [], set(), ""
+    places = {key: place for place, key in enumerate(wanted)}
+    for row in sorted(tx.execute(_OBJECTS, {**arrays, **names}), key=lambda row: places[row.kind, row.name]):
+        step, role = wanted[row.kind, row.name], row.role
+        is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
+        is_ignored = (
+            revision.is_newer(version)  # a newer version knows what must be there
+            or (step.kind == "table" and row.fault == MISSING and version != revision.VERSION)
+            or (step.kind == "index" and is_mailglass and not row.has_table)
+            or (step.name == schema.GUARD and mailglass_tables and not guard)
         )
-        objects = rows.get((step.kind, step.name), [])
-        faults = [_find_fault(step, row, tx.schema) for row in objects]
-        is_ignored = step.name == schema.GUARD and mailglass_tables and not guard
-        if (
-            objects
-            and None not in faults
-            and not is_ignored
-            and not _is_not_ours(step, objects[0], is_mailglass=is_mailglass)
-        ):
-            differences.append(Difference(step, str(faults[0]), is_mailglass, bool(objects[0].is_partitioned)))
-        for row in objects:
-            role = row.role
-            if row.is_there and step.name not in schema.MAILGLASS_TABLES and not is_mailglass:
-                foreign += [phrase for phrase in [_describe_foreign(step, row)] if phrase]
-                owners |= {row.owner} if step.kind != "index" else set()
+        if row.fault and not is_ignored:
+            is_on_empty = bool(row.is_empty) or not row.has_table
+            differences.append(Difference(step, row.fault, is_mailglass, bool(row.is_partitioned), is_on_empty))
+        if row.is_there and not is_mailglass:
+            foreign += _describe_foreign(step, row)
+            tables += [step.name] if step.name in schema.TABLES else []
+            owners |= {row.owner} if step.kind != "index" else set()
     owner = owners.pop() if len(owners) == 1 else None
     grave_first = sorted(differences, key=lambda difference: not difference.is_grave)
-    return Comparison(grave_first, foreign, role, owner if owner != role else None)
+    return Comparison(grave_first, list(dict.fromkeys(foreign)), tables, role, owner if owner != role else None)
 
 
 def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
-    """Return True if a step is compared; on Mailglass's tables, its tables and unique indexes are, and our objects."""
-    if not step.only_on or not mailglass_tables or step.name == schema.GUARD:
-        return True
-    return step.only_on == script.MADE_HERE and (step.kind == "table" or step.name in UNIQUE)
+    """Return True if a step is compared; on Mailglass's tables, its unique indexes are, and our objects."""
+    return not step.only_on or not mailglass_tables or step.name in (schema.GUARD, *UNIQUE)
 
 
-def _is_not_ours(step: SchemaStep, row: Any, *, is_mailglass: bool) -> bool:
-    """Return True if a difference is not reported: Alembic's table, or an index whose table is missing too."""
-    return step is _VERSION_TABLE or (is_mailglass and step.kind == "index" and not row.has_table)
-
-
-def _describe_foreign(step: SchemaStep, row: Any) -> str | None:
-    """Return a phrase about a foreign object with the name of a step, or None.
-
-    An index belongs to the owner of its table.
-    """
-    if step.kind == "table" and row.has_kind and step.columns and step.columns[0] not in (row.definition or "").split():
-        return f"table {step.name} is not ours, because it lacks {step.columns[0]}"
-    if row.owner == row.role or (row.has_kind and step.kind == "index"):
-        return None
-    return f"{row.found_kind} {step.name} belongs to role {row.owner}"
-
-
-MISSING = "is missing"
-INVALID = "is invalid"
-LACKS = "lacks "
-SOMETHING_ELSE = "is something else with that name"
-ANOTHER = "is another one than this version's"
-ANOTHER_INDEX = "has another definition than this version's"
-NOT_FILLED = "is not filled from the ledger yet"
-
-
-def _find_fault(step: SchemaStep, row: Any, schema_name: str) -> str | None:
-    """Return the difference between an object and its step, or None."""
-    if not row.is_there:
-        has_other = step.kind == "index" and any(_is_equivalent(step, other, row.schema) for other in row.others)
-        return None if has_other else MISSING
-    if not row.has_kind:
-        return SOMETHING_ELSE
-    if not row.works:
-        return INVALID if step.kind == "index" else "is disabled"
-    return _find_definition_fault(step, row, schema_name)
-
-
-def _find_definition_fault(step: SchemaStep, row: Any, schema_name: str) -> str | None:
-    if step.kind == "table":
-        existing = (row.definition or "").split()
-        missing = [column for column in step.columns if column not in existing]
-        if missing and step.name not in schema.MAILGLASS_TABLES:  # we do not use all of their columns
-            return LACKS + ", ".join(missing)
-        return NOT_FILLED if row.comment == UNFILLED else None
-    if step.kind == "function":
-        if row.definition != in_schema(step.body, schema_name):
-            return ANOTHER
-        return None if row.is_public or not step.is_public else "cannot be executed by every role"
-    if _tokens(row.definition, row.schema) != _tokens(step.statement, row.schema):
-        return ANOTHER_INDEX if step.kind == "index" else ANOTHER
-    return None
-
-
-def _is_equivalent(step: SchemaStep, definition: str, quoted_schema: str) -> bool:
-    """Return True if an index of another name can replace a step's; one that is not unique may have more columns."""
-    tokens = _tokens(step.statement.replace(f" {step.name}", "", 1), quoted_schema)
-    other_tokens = _tokens(re.sub(r"INDEX (\S+) ON", "INDEX ON", definition, count=1), quoted_schema)
-    if step.is_unique:
-        index, _, condition = " ".join(tokens).partition(" where ")
-        other_text = re.sub(r" include [^ ]+( , [^ ]+)*", "", " ".join(other_tokens))
-        other_index, _, other_condition = other_text.partition(" where ")
-        return other_index == index and other_condition in ("", condition)
-    return other_tokens[: len(tokens)] == tokens and "where" not in other_tokens[len(tokens) :]
-
-
-_TOKEN = re.compile(
-    r"(E?'(?:[^'\\]|''|\\.)*'(?:\s*\n\s*'(?:[^'\\]|''|\\.)*')*)"
-    r"|::(?:character varying|timestamp without time zone|\w+)(?:\(\d+\))?(?:\[\])?"
-    r"|([\w.]+)|([^\s()\"])"
-)
-_NOISE = frozenset({"using", "btree", "only", "concurrently"})
-
-
-@lru_cache(maxsize=1_000)
-def _tokens(sql: str, quoted_schema: str) -> tuple[str, ...]:
-    """Return the tokens of a definition, which are the same whether Postgres or a person wrote it.
-
-    Casts, brackets, quotes of names and the schema are left out; Postgres writes substring(a FROM b) with a comma.
-    """
-    text = sql.replace("{schema}.", "").replace(f"{quoted_schema}.", "").replace("CREATE OR REPLACE", "CREATE")
-    words = []
-    for literal, word, other in _TOKEN.findall(text):
-        if literal:
-            words.append(_unquote(literal))
-        elif word and word.lower() not in _NOISE and word != "pg_catalog.":
-            words.append("," if word == "FROM" else word.removeprefix("pg_catalog.").lower())
-        elif other and other != ";":
-            words.append(other)
-    return tuple(words)
-
-
-def _unquote(literal: str) -> str:
-    """Return the value of a string literal."""
-    parts = re.findall(r"'((?:[^'\\]|''|\\.)*)'", literal)
-    text = "".join(parts).replace("''", "'")
-    return text.encode("ascii", "backslashreplace").decode("unicode_escape") if literal.startswith("E") else text
+def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
+    """Return a phrase about an object that has one of our names, and is not ours."""
+    if row.lacks_column:
+        return [f"table {step.name} is not ours, because it lacks {schema.TABLES[step.name]}"]
+    if row.is_overloaded:
+        return [f"{step.kind} {step.name} exists with other arguments, too"]
+    if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):
+        return []  # an index belongs to the owner of its table
+    return [f"{row.found_kind} {step.name} belongs to role {row.owner}"]

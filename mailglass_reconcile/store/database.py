@@ -169,7 +169,7 @@ class Transaction:
 
     def load_schemas(self) -> list[SchemaTables]:
         """Return the schemas of the database that have tables of Mailglass's or ours."""
-        ours = array_literal([*script.steps_of_kind("table"), revision.VERSION_TABLE])
+        ours = array_literal([*revision.TABLES, revision.VERSION_TABLE])
         return [SchemaTables(*row) for row in self.execute(location.FIND, {"ours": ours})]
 
     def name_of(self, relation: str) -> str:
@@ -419,11 +419,8 @@ def require_revision(tx: Transaction) -> None:
     """Raise `SchemaOutdatedError` if Mailglass's tables have moved away from ours, or ours are at another revision."""
     if moved := location.find_moved(tx.load_schemas(), tx.schema):
         raise SchemaOutdatedError(str(moved)) from None
-    if version := tx.revision():
-        try:
-            revision.require(version)
-        except SchemaOutdatedError as error:
-            raise error from None
+    if (version := tx.revision()) and (mismatch := revision.find_mismatch(version)):
+        raise SchemaOutdatedError(str(mismatch)) from None
 
 
 @contextmanager

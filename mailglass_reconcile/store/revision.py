@@ -1,18 +1,38 @@
-"""The revision of our tables that this version works on, and the remedy for any other."""
+"""The revisions of our tables, those that this version works on, and the remedy for any other.
+
+The id of a released revision has four digits, of which the first is the major version.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.store import script
 
 VERSION_TABLE = "mailglass_reconcile_version"
 """Alembic's table, which has the revision."""
 
-VERSION = "0001h"
+TABLES = {
+    "mailglass_open_orphans": "event_id",
+    "mailglass_open_orphan_ids": "event_id",
+    "mailglass_handler_outbox": "event_id",
+    "mailglass_handled_types": "type",
+    "mailglass_reconcile_runs": "id",
+    "mailglass_webhook_certificates": "url",
+}
+"""The tables that the revisions make, each with a column that tells ours from another table of the name."""
+
+REVISIONS = script.revision_ids()
+"""The ids of this version's revisions, in their order."""
+
+VERSION = REVISIONS[-1]
 """The Alembic revision that this version works on."""
 
 READ = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
+
+_RELEASED = re.compile(r"[0-9]{4}")
 
 
 class SchemaMismatch(NamedTuple):
@@ -26,10 +46,19 @@ class SchemaMismatch(NamedTuple):
         return f"{self.message}: {self.remedy}"
 
 
-def find_mismatch(version: str | None) -> SchemaMismatch | None:
-    """Return why this version does not work on a database at *version*, and the remedy; None if it works.
+def is_newer(version: str | None) -> bool:
+    """Return True if a newer version of the same major has migrated the database; this one works on it."""
+    return version is not None and _is_later_release(version) and version[0] == VERSION[0]
 
-    Until the first release the only revision has another id whenever it changes, so an earlier one cannot be migrated.
+
+def _is_later_release(version: str) -> bool:
+    return bool(_RELEASED.fullmatch(version)) and version > VERSION[:4]
+
+
+def find_mismatch(version: str | None) -> SchemaMismatch | None:
+    """Return the difference of *version* from `VERSION`, and the remedy; None if they are the same.
+
+    Until the first release the first revision has another id whenever it changes, so an earlier one cannot be migrated.
     """
     if version == VERSION:
         return None
@@ -37,7 +66,11 @@ def find_mismatch(version: str | None) -> SchemaMismatch | None:
         return SchemaMismatch(
             f"the database is not migrated, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
         )
-    if version > VERSION:
+    if version in REVISIONS:
+        return SchemaMismatch(
+            f"the database is at revision {version}, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
+        )
+    if _is_later_release(version):
         return SchemaMismatch(
             f"the database is at revision {version}, this version knows {VERSION}",
             "install the newer mailglass-reconcile here",
@@ -49,6 +82,10 @@ def find_mismatch(version: str | None) -> SchemaMismatch | None:
 
 
 def require(version: str | None) -> None:
-    """Raise `SchemaOutdatedError` unless *version* is `VERSION`."""
-    if mismatch := find_mismatch(version):
+    """Raise `SchemaOutdatedError` if this version does not work on a database at the revision *version*.
+
+    It works on a newer one of its major: revisions only add, so processes go on while an update rolls out.
+    """
+    mismatch = None if is_newer(version) else find_mismatch(version)
+    if mismatch:
         raise SchemaOutdatedError(str(mismatch))

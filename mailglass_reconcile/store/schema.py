@@ -9,8 +9,7 @@ from mailglass_reconcile.store.database import Transaction
 
 VERSION = revision.VERSION
 VERSION_TABLE = revision.VERSION_TABLE
-TABLES = tuple(script.steps_of_kind("table"))
-"""Our tables."""
+TABLES = revision.TABLES
 
 INDEXES = tuple(script.steps_of_kind("index"))
 """Our indexes, on our tables and on Mailglass's."""

@@ -1,7 +1,11 @@
-"""The definition of the schema: the marked steps of the SQL files in `alembic/schema/`."""
+"""The functions, triggers and indexes of the schema: the marked steps of the SQL files in `alembic/schema/`.
+
+They are repeatable: `migrate` runs a step whenever its object is missing or differs. Tables are made by revisions.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -11,18 +15,16 @@ from typing import Literal, NamedTuple, cast
 
 Kind = Literal["table", "index", "function", "trigger"]
 
-_MARK = re.compile(r"^-- step: (table|index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
 RECIPIENT_KEY = "{recipient_key}"
 """Stands for the expression in `recipient_key.sql`, in the steps and in statements."""
 
-_CREATE = re.compile(r"^CREATE .*?(?:;$|\Z)", re.MULTILINE | re.DOTALL)
-_TABLE = re.compile(r" ON \{schema\}\.(\w+)")
-
-_PRIMARY_KEY = re.compile(r"^  (\w+) [^,\n]*PRIMARY KEY|^  PRIMARY KEY \(([^)]*)\)", re.MULTILINE)
-
 MADE_HERE = "made here"
 """Steps for databases in which `migrate` made Mailglass's tables."""
-_COLUMN = re.compile(r"^  ([a-z]\w*) ", re.MULTILINE)
+
+_MARK = re.compile(r"^-- step: (index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
+_TABLE = re.compile(r" ON \{schema\}\.(\w+)")
+_COLUMNS = re.compile(r" ON \{schema\}\.\w+ \(\s*((?:\w+(?: DESC)?(?=[,)]),?\s*)*)")
+_CONDITION = re.compile(r"\sWHERE (.*);$")
 
 
 class SchemaStep(NamedTuple):
@@ -32,59 +34,55 @@ class SchemaStep(NamedTuple):
         kind: The kind of the object.
         name: The name of the object.
         only_on: The kind of database that needs it, such as `MADE_HERE`; empty for all.
-        sql: The statements; `{schema}` stands for the quoted schema.
+        sql: The statements; `{schema}` stands for the quoted schema. A table has none: a revision makes it.
     """
 
     kind: Kind
     name: str
-    only_on: str
-    sql: str
+    only_on: str = ""
+    sql: str = ""
 
     @property
-    def statement(self) -> str:
-        """The last statement that creates an object, without comments."""
-        statements = _CREATE.findall(self.sql)
-        return str(statements[-1]) if statements else ""
-
-    @property
-    def concurrently(self) -> str:
-        """The statement that builds an index without blocking writers."""
-        return self.statement.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
+    def digest(self) -> str:
+        """A digest of the statements, with which the object is stamped."""
+        return md5(self.sql)
 
     @property
     def table(self) -> str:
         """The table of an index or a trigger."""
-        return _TABLE.findall(self.statement)[0] if self.kind in ("index", "trigger") else ""
+        return _TABLE.findall(self.sql)[0] if self.kind in ("index", "trigger") else ""
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of a table."""
-        return _COLUMN.findall(self.statement)
+    def concurrently(self) -> str:
+        """The statement that builds an index without blocking writers."""
+        return self.sql[self.sql.index("CREATE") :].replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
 
     @property
-    def primary_key(self) -> list[SchemaStep]:
-        """The step that builds the index of a table's primary key again, which the table itself makes first."""
-        columns = _PRIMARY_KEY.findall(self.statement) if self.kind == "table" else []
-        name = f"{self.name}_pkey"
-        return [
-            SchemaStep(
-                "index",
-                name,
-                self.only_on,
-                f"CREATE UNIQUE INDEX {name} ON {{schema}}.{self.name} ({column or several});",
-            )
-            for column, several in columns
-        ]
+    def columns(self) -> str:
+        """The columns with which an index begins, up to its first expression."""
+        columns = _COLUMNS.findall(self.sql) if self.kind == "index" else [""]
+        return " ".join(columns[0].replace(",", " ").split())
+
+    @property
+    def condition(self) -> str:
+        """The condition of an index, as Postgres prints it."""
+        conditions = _CONDITION.findall(self.sql) if self.kind == "index" else []
+        return f"({conditions[0]})" if conditions else ""
 
     @property
     def body(self) -> str:
-        """The text of a function that Postgres stores."""
-        return self.sql.partition(" $$")[2].rpartition("$$")[0]
+        """The body of a function."""
+        return self.sql.split("$$")[1] if self.kind == "function" else ""
+
+    @property
+    def is_definer(self) -> bool:
+        """Return True if a function has its owner's privileges."""
+        return self.kind == "function" and "SECURITY DEFINER" in self.sql
 
     @property
     def is_public(self) -> bool:
-        """Return True if everybody may execute a function."""
-        return self.kind == "function" and "REVOKE ALL" not in self.sql and not self.is_trigger_function
+        """Return True if every role may execute a function."""
+        return self.kind == "function" and "REVOKE ALL" not in self.sql
 
     @property
     def is_trigger_function(self) -> bool:
@@ -94,18 +92,28 @@ class SchemaStep(NamedTuple):
     @property
     def is_unique(self) -> bool:
         """Return True for a unique index."""
-        return "CREATE UNIQUE INDEX" in self.sql
+        return self.kind == "index" and "CREATE UNIQUE INDEX" in self.sql
 
     @property
-    def indexed(self) -> str:
-        """The columns and the condition of an index, as SQL."""
-        return self.statement.partition(f" ON {{schema}}.{self.table} ")[2].removesuffix(";")
+    def fills(self) -> bool:
+        """Return True if orphans may have been missed while the object was missing."""
+        return self.kind == "trigger" and not self.only_on
+
+
+def md5(text: str) -> str:
+    """Return the digest of a text as Postgres's function of that name does."""
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def find_folder() -> Path:
     """Return Alembic's folder: inside the installed package, or at the top level of a checkout."""
     installed = Path(str(files("mailglass_reconcile"))) / "_alembic"
     return installed if installed.is_dir() else installed.parent.parent / "alembic"
+
+
+def revision_ids() -> tuple[str, ...]:
+    """Return the ids of the revisions, with which the names of their files begin, in order."""
+    return tuple(sorted(path.name.partition("_")[0] for path in (find_folder() / "versions").glob("*.py")))
 
 
 @cache
@@ -123,8 +131,7 @@ def steps() -> tuple[SchemaStep, ...]:
         sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
         parts = _MARK.split(sql)[1:]
         for kind, name, only_on, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-            step = SchemaStep(cast("Kind", kind), name, only_on or "", sql.strip())
-            all_steps += [step, *step.primary_key]
+            all_steps.append(SchemaStep(cast("Kind", kind), name, only_on or "", sql.strip()))
     return tuple(all_steps)
 
 

@@ -24,7 +24,7 @@ from mailglass_reconcile.rules import matching, providers, thresholds
 from mailglass_reconcile.settings import MIN_TOKEN_CHARACTERS, Settings
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import certificates, ledger, outbox, privileges, runs
-from mailglass_reconcile.store.migration import steps
+from mailglass_reconcile.store.migration import session
 from mailglass_reconcile.sweep import ranges, reconciler
 from mailglass_reconcile.web import access
 from mailglass_reconcile.webhooks import certificates as fetching
@@ -143,8 +143,8 @@ SENTENCES = [
     ),
     ("trouble.md", "reads at most {:,} events of the ledger", orphans.MAX_EVENTS_READ),
     ("trouble.md", "With `--type`, a list compares at most {:,} events", orphans.MAX_ORPHANS_READ),
-    ("with-mailglass.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
-    ("upgrading.md", "waits at most {} ms for a lock", steps.LOCK_TIMEOUT_MS),
+    ("with-mailglass.md", "waits at most {} ms for a lock", session.LOCK_TIMEOUT_MS),
+    ("upgrading.md", "waits at most {} ms for a lock", session.LOCK_TIMEOUT_MS),
     ("concepts.md", "Rows older than {} days are added up", runs.RETENTION_DAYS),
 ]
 

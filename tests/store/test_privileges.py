@@ -16,7 +16,7 @@ from factories import delivery, orphan, postmark
 from history import DELIVERY
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store.engines import create_engine
-from mailglass_reconcile.store.migration import lock
+from mailglass_reconcile.store.migration import session
 from marking import slow_unless
 
 pytestmark = pytest.mark.slow
@@ -106,19 +106,27 @@ def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, sha
         database.migrate()
 
 
+def test_a_planted_revision_of_a_newer_version_does_not_pass_for_a_migration(empty_database_url, squatter):
+    """Nothing would be made, and the command would exit with 0."""
+    database = installation(empty_database_url)
+    database.run(f"SET ROLE {squatter}; CREATE TABLE mailglass_reconcile_version (version_num text PRIMARY KEY)")
+    database.run("INSERT INTO mailglass_reconcile_version VALUES ('9999')")
+    with pytest.raises(DatabaseRefusedError, match=f"table mailglass_reconcile_version belongs to role {squatter}"):
+        database.migrate()
+
+
 @pytest.mark.guard
-def test_an_existing_table_of_ours_is_checked_and_kept(unmigrated):
-    """It keeps its rows; if it lacks a column, it is refused by its name."""
+def test_an_existing_table_of_ours_without_a_revision_is_kept(unmigrated):
+    """Nobody knows which revision it is of, so `migrate` refuses, and keeps its rows."""
     database = unmigrated
     database.migrate()
-    table_oid = "SELECT 'mailglass_open_orphans'::regclass::oid"
-    before = database.values(table_oid)
     database.run("DELETE FROM mailglass_reconcile_version")
-    database.migrate()
-    assert database.values(table_oid) == before
-    database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
-    with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
+    before = database.objects()
+    with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="the database has no revision: restore"):
         database.migrate()
+    assert database.objects() == before
+    database.run("INSERT INTO mailglass_reconcile_version VALUES ('0001i')")
+    assert database.is_current()
 
 
 def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, squatter, monkeypatch):
@@ -130,7 +138,7 @@ def test_the_holder_of_the_migration_lock_is_named(empty_database_url, shape, sq
         holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         with monkeypatch.context() as patch:
-            patch.setattr(lock, "TIMEOUT_SECONDS", 0)
+            patch.setattr(session, "TIMEOUT_SECONDS", 0)
             with pytest.raises(DatabaseRefusedError) as refused:
                 database.migrate()
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)

@@ -9,7 +9,7 @@ import factories
 from mailglass_reconcile import Sent, record_send, record_webhook
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.revision import VERSION, find_mismatch
+from mailglass_reconcile.store.revision import VERSION, find_mismatch, require
 from recording import event
 
 UNRELEASED = (
@@ -70,8 +70,21 @@ def test_the_writers_print_the_same_message(earlier, call):
     assert str(refused.value) == UNRELEASED
 
 
-def test_a_newer_revision_requires_the_newer_version():
-    """A database without a revision has to be migrated."""
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [("0002", True), ("0999", True), *((version, False) for version in ("1000", "9999", "0001", "0000", "0002a"))],
+)
+def test_a_process_accepts_a_later_release_of_its_major_and_nothing_else(version, accepted):
+    """A planted 9999 and a checkout's id with a letter are refused."""
+    if accepted:
+        require(version)
+        return
+    with pytest.raises(SchemaOutdatedError, match=f"the database is at revision {version}"):
+        require(version)
+
+
+def test_a_later_revision_requires_the_newer_version_and_a_missing_one_migrate():
+    """Each remedy can be followed as it stands."""
     assert find_mismatch(VERSION) is None
     assert "install the newer mailglass-reconcile here" in str(find_mismatch("9999"))
     assert str(find_mismatch(None)).endswith("run `mailglass-reconcile migrate`")

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
@@ -29,6 +29,7 @@ class MailglassReconcileConfig(AppConfig):
 
         self._configure("MAILGLASS_")
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
+        pre_migrate.connect(migration_operations.confirm_removal, self, dispatch_uid="mailglass_reconcile.remove")
         post_migrate.connect(migration_operations.install, self, dispatch_uid="mailglass_reconcile.migrate")
         database.use_djangos_connection()
         receivers.connect()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from django.core.management.base import CommandError
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 
 from mailglass_reconcile import runtime
@@ -17,45 +20,90 @@ from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.revision import REVISIONS
 
 LABEL = "mailglass_reconcile"
 
 logger = logging.getLogger(__name__)
 
 
-def migrate(_apps: Any, schema_editor: Any) -> None:
-    """Migrate the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; do nothing for other databases."""
-    _run(runner.migrate, schema_editor)
+class Migrate(Operation):
+    """Run a revision of ours in the database of `MAILGLASS_DATABASE_ALIAS`; do nothing in other databases.
 
-
-def install(*, using: str, **_kwargs: Any) -> None:
-    """Migrate again after each of Django's migrations, which restores dropped objects, but not after one to zero.
-
-    This also migrates if a project has disabled our migrations, as pytest's `--nomigrations` does.
+    After the last one, functions, triggers and indexes are made, too. Backwards, the first revision removes our tables,
+    indexes and triggers; Mailglass's tables keep every row.
     """
-    connection = connections[using]
-    has_migrations = not MigrationLoader(None).migrated_apps.isdisjoint({LABEL})
-    if not has_migrations or any(app == LABEL for app, _ in MigrationRecorder(connection).applied_migrations()):
-        migrate(None, connection.schema_editor())
+
+    reduces_to_sql = True
+
+    def __init__(self, revision: str) -> None:
+        """Run the revision with this id."""
+        self.revision = revision
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Change no model."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Migrate up to the revision; for `sqlmigrate`, print what the database lacks up to it."""
+        alias, collect_sql = schema_editor.connection.alias, schema_editor.collect_sql
+        tell = schema_editor.collected_sql.append if collect_sql else _log
+        _run(alias, partial(runner.migrate, target=self.revision, plan=collect_sql), tell)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        """Go back to the revision before; `sqlmigrate` prints none of it."""
+        number = REVISIONS.index(self.revision)
+        step = partial(runner.downgrade, target=REVISIONS[number - 1]) if number else runner.remove
+        if not schema_editor.collect_sql:
+            _run(schema_editor.connection.alias, step, _log)
+
+    def describe(self) -> str:
+        """Return the line of `showmigrations --plan` and `sqlmigrate`."""
+        return f"Migrate Mailglass's tables to revision {self.revision}"
 
 
-def remove(_apps: Any, schema_editor: Any) -> None:
-    """Remove our tables, indexes and triggers; Mailglass's tables keep every row."""
-    _run(_remove, schema_editor)
+def confirm_removal(
+    *, using: str, plan: Sequence[tuple[Any, bool]] = (), interactive: bool = False, stdout: Any = sys.stdout, **_: Any
+) -> None:
+    """Before our first migration is taken back, print what is lost, and ask, as Django's own `flush` does."""
+    if not any(is_backwards and migration.app_label == LABEL and migration.initial for migration, is_backwards in plan):
+        return
+    _run(using, _describe_removal, lambda line: stdout.write(f"{line}\n"))
+    if using != database.alias() or not interactive:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("mailglass_reconcile: without a terminal, pass --noinput to remove our tables")
+    if input("Remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CommandError("mailglass_reconcile: nothing was changed")
 
 
-def _remove(engine: sa.Engine, settings: Settings, log: Callable[[str], None]) -> None:
+def install(*, using: str, plan: Sequence[tuple[Any, bool]] = (), **_kwargs: Any) -> None:
+    """After each of Django's migrations, restore dropped objects, up to the last revision that Django has applied.
+
+    After one of ours was taken back, this does nothing. If a project has disabled our migrations, as pytest's
+    `--nomigrations` does, this migrates to the last revision.
+    """
+    if any(is_backwards and migration.app_label == LABEL for migration, is_backwards in plan):
+        return
+    loader = MigrationLoader(None)
+    names = {name for app, name in loader.disk_migrations if app == LABEL}
+    applied = [name for app, name in MigrationRecorder(connections[using]).applied_migrations() if app == LABEL]
+    targets = [name.partition("_")[0] for name in sorted(names.intersection(applied))[-1:]] if names else ["head"]
+    for target in targets:
+        _run(using, partial(runner.migrate, target=target), _log)
+
+
+def _describe_removal(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
     for line in runner.describe_removal(engine, settings):
-        log(line)
-    runner.remove(engine, settings, log)
+        tell(line)
 
 
-def _run(step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], schema_editor: Any) -> None:
-    name = schema_editor.connection.alias
-    if name != database.alias():
+def _run(
+    alias: str, step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], tell: Callable[[str], None]
+) -> None:
+    if alias != database.alias():
         return
     try:
-        step(database.engine(name), runtime.get_settings(), _log)
+        step(database.engine(alias), runtime.get_settings(), tell)
     except MailglassReconcileError as error:
         raise CommandError(f"mailglass_reconcile: {error}") from None
 

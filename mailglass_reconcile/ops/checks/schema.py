@@ -8,7 +8,7 @@ from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, e
 from mailglass_reconcile.store import location, privileges, schema
 from mailglass_reconcile.store.privileges import MissingPrivileges
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, find_problem
-from mailglass_reconcile.store.revision import find_mismatch
+from mailglass_reconcile.store.revision import find_mismatch, is_newer
 
 
 @check("roles", fast=True)
@@ -95,7 +95,7 @@ def revision(context: CheckContext) -> Iterator[Finding]:
     elif tx.schema not in ledgers and other_names:
         yield error(f"schema {tx.schema} has no mailglass_events, but schema {', '.join(other_names)} has", elsewhere)
     elif problem := find_mismatch(version):
-        yield error(*problem)
+        yield (warning if is_newer(version) else error)(*problem)
     else:
         findings = _differences(context, "schema")
         if second := _second_ledger(context, ledgers, other_names):
@@ -117,10 +117,10 @@ def _second_ledger(context: CheckContext, ledgers: Mapping[str, bool], other_nam
 
 
 def _differences(context: CheckContext, subject: str) -> list[Finding]:
-    findings = [difference for difference in context.differences if difference.subject == subject]
     return [
         (error if difference.is_grave else warning)(difference.message, difference.remedy(context.tx))
-        for difference in findings
+        for difference in context.differences
+        if difference.subject == subject
     ]
 
 

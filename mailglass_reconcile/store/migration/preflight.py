@@ -103,3 +103,13 @@ def refuse_incurable(tx: Transaction, comparison: Comparison) -> None:
     if incurable:
         lines = "; ".join(f"{difference.message}: {difference.remedy(tx)}" for difference in incurable)
         raise SchemaOutdatedError(f"nothing was changed, because no step of `migrate` cures this: {lines}")
+
+
+def refuse_without_revision(comparison: Comparison) -> None:
+    """Raise an error if our tables exist although the database has no revision, so nobody knows which they are of."""
+    if comparison.tables:
+        raise SchemaOutdatedError(
+            f"nothing was changed: {', '.join(comparison.tables)} exist, but the database has no revision: restore"
+            f" {schema.VERSION_TABLE} from a backup, or run `mailglass-reconcile migrate --remove`, then"
+            " `mailglass-reconcile migrate`"
+        )

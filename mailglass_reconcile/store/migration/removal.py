@@ -8,7 +8,6 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.migration.steps import StepRunner
 
 MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
 
@@ -67,17 +66,18 @@ def find_objects(tx: Transaction) -> list[RemovableObject]:
     return [RemovableObject(*row) for row in tx.execute(_OBJECTS, parameters)]
 
 
-def remove(steps: StepRunner, objects: Sequence[RemovableObject]) -> None:
-    """Drop *objects* but the version table; triggers go with their functions."""
-    functions = [f"DROP FUNCTION {function.name} CASCADE;" for function in objects if function.kind == "function"]
-    if functions:
-        steps.run("drop our triggers and functions", "\n".join(functions), locks_ledger=True)
-    for index in objects:
-        if index.kind == "index":
-            steps.drop_index(index.name)
-    tables = [table.name for table in objects if table.kind == "table" and table.name != schema.VERSION_TABLE]
-    if tables:
-        steps.run("drop our tables", "\n".join(f"DROP TABLE {{schema}}.{name};" for name in tables))
+def statements(objects: Sequence[RemovableObject]) -> list[tuple[str, str]]:
+    """Return the statements that drop *objects* but the version table, with titles; triggers go with functions."""
+    names: dict[str, list[str]] = {"function": [], "index": [], "table": []}
+    for found in objects:
+        names[found.kind].append(found.name)
+    functions = "\n".join(f"DROP FUNCTION {name} CASCADE;" for name in names["function"])
+    tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
+    return [
+        *([("drop our triggers and functions", functions)] if functions else []),
+        *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
+        *([("drop our tables", f"DROP TABLE {tables};")] if tables else []),
+    ]
 
 
 def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:

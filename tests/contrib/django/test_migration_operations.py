@@ -58,13 +58,64 @@ def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
                 "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata)"
                 " VALUES (gen_random_uuid(), 'acme', 'opened', now(), '{}')"
             )
-        call_command("migrate", APP, "zero", verbosity=0)
+        call_command("migrate", APP, "zero", verbosity=0, interactive=False)
         assert not is_current()
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM mailglass_events")
         assert cursor.fetchone() == (2,)
         cursor.execute("SELECT relname FROM pg_class WHERE relname LIKE 'mailglass_open%%'")
         assert cursor.fetchall() == []
+
+
+@pytest.mark.slow
+def test_zero_is_final_although_djangos_record_has_a_migration_that_this_version_lacks(empty):
+    """One of a newer version, or of `squashmigrations`, is left."""
+    call_command("migrate", APP, verbosity=0)
+    MigrationRecorder(connection).record_applied(APP, "0002_of_another_version")
+    for _ in range(2):
+        call_command("migrate", APP, "zero", verbosity=0, interactive=False)
+        assert _our_tables() == []
+    call_command("migrate", APP, verbosity=0)
+    assert is_current()
+
+
+def test_zero_says_what_is_lost_and_asks(empty, capsys):
+    """`--noinput` does not ask, as with Django's own `flush`."""
+    call_command("migrate", APP, verbosity=0)
+    with pytest.raises(CommandError, match="without a terminal, pass --noinput"):
+        call_command("migrate", APP, "zero", verbosity=0)
+    assert is_current()
+    assert "will stay unlinked: 0 open orphans" in capsys.readouterr().out
+
+
+def test_an_older_version_warns_of_a_newer_schema_and_ends_no_migrate_of_the_site(empty, caplog):
+    """After a rollback of the code, an entrypoint that migrates first starts."""
+    call_command("migrate", APP, verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE mailglass_reconcile_version SET version_num = '0002'")
+    call_command("migrate", verbosity=0)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "warning: nothing was changed, because the database is at revision 0002, this version knows 0001i:"
+        " install the newer mailglass-reconcile here"
+    ]
+
+
+def test_sqlmigrate_prints_what_the_database_lacks(empty, capsys):
+    """The plan of the command, for a person who runs SQL by psql."""
+    call_command("sqlmigrate", APP, "0001")
+    output = capsys.readouterr().out
+    assert "CANNOT BE WRITTEN AS SQL" not in output
+    assert 'CREATE TABLE "public".mailglass_open_orphans' in output
+    assert "CREATE OR REPLACE TRIGGER mailglass_open_orphans_add" in output
+    assert _our_tables() == []
+
+
+def _our_tables():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relname ~ '^mailglass_(open|reconcile|handle)' AND relkind = 'r'"
+        )
+        return cursor.fetchall()
 
 
 @pytest.mark.slow
@@ -101,7 +152,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
         cursor.execute("CREATE TABLE mailglass_events (id uuid)")
     with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
         call_command("migrate", APP, verbosity=0)
-    assert (APP, "0001h_open_orphans") not in MigrationRecorder(connection).applied_migrations()
+    assert (APP, "0001i_tables") not in MigrationRecorder(connection).applied_migrations()
 
 
 def test_makemigrations_has_nothing_to_propose(empty):

@@ -62,12 +62,6 @@ def wrong_to_the_role() -> list[Finding]:
         return checks.run_fast(CheckContext(tx))
 
 
-REVISION = [
-    Planted("schema", "not migrated", f"DROP TABLE {schema.VERSION_TABLE}"),
-    Planted("schema", "at revision 0000", "UPDATE mailglass_reconcile_version SET version_num = '0000'"),
-]
-
-
 def group_by_kind() -> dict[str, list[Planted]]:
     """Group the objects by kind, so that one check finds a whole group; tables stand alone."""
     groups = defaultdict(list)
@@ -105,22 +99,94 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, kind: 
     _is_well(db, check)
 
 
-@pytest.mark.parametrize("planted", REVISION, ids=["no version", "another version"])
-def test_a_database_without_a_revision_or_at_another_one_is_found(db: Database, planted: Planted) -> None:
-    """`migrate` restores it, but refuses a revision of a newer or an earlier checkout."""
+@pytest.mark.parametrize("table", schema.TABLES)
+def test_a_table_that_is_gone_is_named_with_the_way_to_restore_it(db: Database, table: str) -> None:
+    """A revision made it, which `migrate` does not run again."""
     mailglass_reconcile.reconcile()
-    db.run(planted.sql)
+    db.run(f"DROP TABLE {table}")
     finding = worst_finding("schema")
-    assert (finding.status, planted.name in finding.message) == (ERROR, True), finding
-    if planted.sql.startswith("UPDATE"):
-        db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
-    else:
-        assert load_problems(db.database)
-        assert [line for line in runner.find_missing_objects(db.engine, db.settings) if planted.name in line]
-        assert finding.remedy == "run `mailglass-reconcile migrate`"
-        heal(db, finding.remedy)
+    assert (finding.status, f"table {table} is missing" in finding.message) == (ERROR, True)
+    assert "run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`" in str(finding.remedy)
+    assert [line for line in runner.find_missing_objects(db.engine, db.settings) if table in line]
+    assert table in "\n".join(load_problems(db.database))
+    runner.remove(db.engine, db.settings, lambda line: None)
+    runner.migrate(db.engine, db.settings, lambda line: None)
+    assert runner.find_missing_objects(db.engine, db.settings) == []
+
+
+def test_a_database_at_another_revision_is_found(db: Database) -> None:
+    """`migrate` refuses a revision of an earlier checkout."""
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+    finding = worst_finding("schema")
+    assert (finding.status, "at revision 0000" in finding.message) == (ERROR, True), finding
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
     assert runner.find_missing_objects(db.engine, db.settings) == []
     _is_well(db, "schema")
+
+
+HEADERS = [
+    ("triggers", "mailglass_open_orphans_add()", "SECURITY INVOKER", ERROR),
+    ("functions", "mailglass_reconcile_append_v1(text)", "SECURITY DEFINER", ERROR),
+    ("triggers", "mailglass_open_orphans_remove()", "RESET ALL", WARNING),
+    ("functions", "mailglass_reconcile_append_v1(text)", "SET search_path = public", WARNING),
+    ("functions", "mailglass_reconcile_credible_v1(timestamp, timestamp)", "VOLATILE", WARNING),
+]
+
+
+@pytest.mark.parametrize(("check", "function", "change", "status"), HEADERS)
+def test_a_changed_header_of_a_function_is_found_and_restored(
+    db: Database, check: str, function: str, change: str, status: str
+) -> None:
+    """Its body is the same; a trigger's function without the owner's rights would fail every writer."""
+    mailglass_reconcile.reconcile()
+    before = db.value("SELECT pg_get_functiondef(CAST(:function AS regprocedure))", function=function)
+    db.run(f"ALTER FUNCTION {function} {change}")
+    finding = worst_finding(check)
+    assert (finding.status, function.partition("(")[0] in finding.message) == (status, True)
+    assert runner.find_missing_objects(db.engine, db.settings)
+    assert bool(load_problems(db.database)) == (status == ERROR)
+    heal(db, finding.remedy)
+    assert db.value("SELECT pg_get_functiondef(CAST(:function AS regprocedure))", function=function) == before
+    _is_well(db, check)
+
+
+@pytest.mark.parametrize(
+    ("statement", "word"),
+    [
+        ("REVOKE EXECUTE ON FUNCTION mailglass_reconcile_append_v1(text) FROM PUBLIC", "cannot be executed by every"),
+        ("GRANT EXECUTE ON FUNCTION mailglass_prune_events TO PUBLIC", "can be executed by every role"),
+        (
+            "CREATE OR REPLACE FUNCTION mailglass_reconcile_credible_v1(occurred_at timestamp, arrived_at timestamp)"
+            " RETURNS timestamp LANGUAGE sql IMMUTABLE AS 'SELECT $1'",
+            "has another body",
+        ),
+    ],
+)
+def test_a_function_with_another_body_or_other_callers_is_an_error_and_restored(
+    db: Database, statement: str, word: str
+) -> None:
+    """A restored dump may have lost the privilege."""
+    mailglass_reconcile.reconcile()
+    db.run(statement)
+    finding = worst_finding("functions")
+    assert (finding.status, word in finding.message) == (ERROR, True), finding
+    assert word in "\n".join(load_problems(db.database))
+    heal(db, finding.remedy)
+    _is_well(db, "functions")
+    assert runner.find_missing_objects(db.engine, db.settings) == []
+
+
+@pytest.mark.parametrize("comment", ["FUNCTION mailglass_reconcile_append_v1", "TRIGGER mailglass_open_orphans_add ON"])
+def test_a_lost_comment_is_a_warning_of_the_doctor_alone(db: Database, comment: str) -> None:
+    """`pg_restore --no-comments` loses all of them, and nothing fails for it."""
+    mailglass_reconcile.reconcile()
+    check = "triggers" if "TRIGGER" in comment else "functions"
+    db.run(f"COMMENT ON {comment}{' mailglass_events' * comment.endswith('ON')} IS NULL")
+    assert worst_finding(check).status == WARNING
+    assert load_problems(db.database) == []
+    heal(db, worst_finding(check).remedy)
+    _is_well(db, check)
 
 
 def _is_well(db: Database, check: str) -> None:

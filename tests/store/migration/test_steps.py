@@ -10,7 +10,7 @@ import pytest
 from catalog import Installation, installation
 from faults import servers
 from history import DELIVERY, ORPHAN, insert_history, new_id, write_until
-from mailglass_reconcile.store.migration import steps
+from mailglass_reconcile.store.migration import session
 from shapes import SCHEMAS, make_mailglass_tables
 from waiting import wait_until
 
@@ -46,7 +46,7 @@ SELECT a.pid FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
 
 def test_a_migration_interrupts_an_autovacuum_and_no_writer_fails(slow_vacuum, monkeypatch):
     """Postgres cancels it for a session that waits a second; writers give up after half a second, and need not."""
-    monkeypatch.setattr(steps, "LOCK_RETRY_SECONDS", 15)
+    monkeypatch.setattr(session, "LOCK_RETRY_SECONDS", 15)
     wait_until(lambda: slow_vacuum.values(AUTOVACUUM), 60)
     stop, written_lines = threading.Event(), []
     with ThreadPoolExecutor() as pool:

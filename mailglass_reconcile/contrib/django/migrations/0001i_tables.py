@@ -1,4 +1,4 @@
-"""Our revision 0001h; and the models, which Django does not make, so their keys are all that it has to know of them."""
+"""Our revision 0001i; and the models, which Django does not make, so their keys are all that it has to know of them."""
 
 from django.db import migrations, models
 
@@ -8,13 +8,13 @@ VIEW_ONLY = {"managed": False, "default_permissions": ("view",)}
 
 
 class Migration(migrations.Migration):
-    """The open orphans; and Mailglass's tables, if there are none."""
+    """Our tables; and Mailglass's, if there are none."""
 
     atomic = False  # indexes are built concurrently
     initial = True
     dependencies = ()
     operations = (
-        migrations.RunPython(migration_operations.migrate, migration_operations.remove),
+        migration_operations.Migrate("0001i"),
         migrations.CreateModel(
             "Delivery",
             [("id", models.UUIDField(primary_key=True, serialize=False))],

@@ -1,0 +1,161 @@
+"""What Alembic's env.py runs, for `migrate` and for Alembic's own command: first revisions, then what is repeatable."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import click
+from alembic.util import CommandError
+
+from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, database_errors
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import revision, schema
+from mailglass_reconcile.store.comparison import compare
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.engines import create_engine
+from mailglass_reconcile.store.migration import objects, operations, preflight, removal
+from mailglass_reconcile.store.migration.session import SETTINGS, Session, open_session
+
+REQUEST = "mailglass_reconcile.request"
+"""The attribute of Alembic's configuration that has the request of `migrate`."""
+
+_PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out"
+
+_NONE_FOUND = (
+    "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
+)
+
+
+class Request(NamedTuple):
+    """The arguments of a migration.
+
+    Attributes:
+        session: The session.
+        tell: Gets a line for each step.
+        is_upgrade: True if missing revisions and objects are made; False for Alembic's other commands.
+        guard: True if tables that Mailglass made need the guard against TRUNCATE too.
+    """
+
+    session: Session
+    tell: Callable[[str], None]
+    is_upgrade: bool = True
+    guard: bool = False
+
+
+def run(context: Any) -> None:
+    """Run the command for which Alembic has loaded env.py; *context* is `alembic.context`."""
+    with _request(context.config) as request:
+        if request.is_upgrade:
+            _upgrade(context, request)
+            return
+        with request.session.connected.reading() as tx:
+            preflight.refuse_foreign(tx, compare(tx))
+            existing = removal.find_objects(tx)
+        context.config.attributes[operations.REMOVAL] = [sql for _, sql in removal.statements(existing)]
+        _run_revisions(context, request)
+
+
+@contextmanager
+def _request(config: Any) -> Iterator[Request]:
+    """Yield the request of `runner`, or one that Alembic's own command makes, from the environment."""
+    if REQUEST in config.attributes:
+        yield config.attributes[REQUEST]
+        return
+    settings = Settings()
+    try:
+        with database_errors(), open_session(create_engine(settings), settings) as session:
+            yield Request(session, click.echo, is_upgrade=config.cmd_opts.cmd[0].__name__ == "upgrade")
+    except MailglassReconcileError as error:
+        raise CommandError(str(error)) from None
+
+
+def _upgrade(context: Any, request: Request) -> None:
+    session, tell, plan = request.session, request.tell, context.is_offline_mode()
+    say = (lambda line: tell(f"-- {line}")) if plan else tell
+    target = context.get_revision_argument()
+    stops_early = target in revision.REVISIONS[:-1]
+    with session.connected.reading() as tx:
+        say(describe_location(tx))
+        version = tx.revision()
+        comparison = compare(tx, guard=request.guard)
+        if revision.is_newer(version) and comparison.tables:
+            say(f"warning: nothing was changed, because {revision.find_mismatch(version)}")
+            return
+        has_ledger = preflight.require_usable_schema(tx, version)
+        if version not in (None, *revision.REVISIONS):  # it may be planted
+            preflight.refuse_foreign(tx, comparison)
+        _refuse_another(version, has_ledger=has_ledger)
+        is_current = version == revision.VERSION and not comparison.curable
+        is_done = is_current or (stops_early and version is not None and version >= target)
+        if not is_done:
+            preflight.refuse_foreign(tx, comparison)
+        preflight.refuse_incurable(tx, comparison)
+        if version is None:
+            preflight.refuse_without_revision(comparison)
+    if is_done:
+        owned = f", owned by {comparison.owner}" if comparison.owner else ""
+        say(f"nothing to do: the database is at revision {version}{owned}")
+        return
+    if not has_ledger:
+        say(_NONE_FOUND)
+    if plan:
+        tell(f"-- {_PLAN_HEADER}\n{SETTINGS.strip()}")
+    context.config.attributes[operations.NEW_LEDGER] = not has_ledger
+    if version != revision.VERSION:
+        _run_revisions(context, request, version)
+    if plan:
+        for text in () if stops_early else objects.format_plan(session, comparison.curable):
+            tell(text)
+        return
+    with session.connected.reading() as tx:
+        version = tx.revision()
+        comparison = compare(tx, guard=request.guard, made_here=not has_ledger)
+    if version == revision.VERSION:
+        objects.run(session, comparison.curable, tell)
+    tell(f"done: revision {version}")
+
+
+def _run_revisions(context: Any, request: Request, version: str | None = None) -> None:
+    """Run Alembic's revisions, each in one transaction with its record; a plan begins after *version*."""
+    output = io.StringIO()
+
+    def run_all() -> None:
+        context.configure(
+            connection=request.session.connection,
+            version_table=revision.VERSION_TABLE,
+            version_table_schema=request.session.settings.database_schema,
+            transaction_per_migration=True,
+            on_version_apply=tell_revision,
+            **({"starting_rev": version, "output_buffer": output} if context.is_offline_mode() else {}),
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+    def tell_revision(*, step: Any, **_: Any) -> None:
+        if not context.is_offline_mode():
+            request.tell(
+                f"{'' if step.is_upgrade else 'back from '}revision {step.up_revision_id}: {step.up_revision.doc}"
+            )
+
+    request.session.retry("run the next revision", run_all)
+    request.session.connection.commit()
+    if text := output.getvalue().strip():
+        request.tell(text)
+
+
+def describe_location(tx: Transaction) -> str:
+    """Return the names of database and schema, as JSON, so that a name with a line break stays on its line."""
+    names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
+    return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
+
+
+def _refuse_another(version: str | None, *, has_ledger: bool) -> None:
+    """Raise an error if the database is at an unknown revision, or has our tables without Mailglass's."""
+    if version and version not in revision.REVISIONS:
+        raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
+    if version and not has_ledger:
+        raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")

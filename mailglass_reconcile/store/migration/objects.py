@@ -1,0 +1,130 @@
+"""Make the functions, triggers and indexes that are missing or differ, and fill the table of open orphans.
+
+Each step is one transaction; an index of a table with rows is built concurrently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store import repair, schema
+from mailglass_reconcile.store.comparison import MISSING, STAMPS, UNFILLED, Difference
+from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT, Session
+from mailglass_reconcile.store.script import SchemaStep
+
+FILL_BATCH_SIZE = 5_000
+
+# A GRANT that repeats the default privilege would be missing from a dump.
+_STAMP_FUNCTION = """
+DO $$
+DECLARE
+  made CONSTANT regprocedure := '{schema}.NAME'::regproc;
+BEGIN
+  IF IS_PUBLIC AND NOT has_function_privilege('public', made, 'EXECUTE') THEN
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', made);
+  END IF;
+  EXECUTE format('COMMENT ON FUNCTION %s IS %L', made, STAMP);
+END;
+$$;
+"""
+_STAMP_TRIGGER = """
+DO $$
+BEGIN
+  EXECUTE (SELECT format('COMMENT ON TRIGGER NAME ON {schema}.TABLE IS %L', STAMP)
+             FROM pg_trigger AS t WHERE t.tgrelid = '{schema}.TABLE'::regclass AND t.tgname = 'NAME');
+END;
+$$;
+"""
+
+
+class Step(NamedTuple):
+    """What is run at once: a transaction, or statements that cannot be in one."""
+
+    title: str
+    statements: tuple[str, ...]
+    is_alone: bool = False
+
+
+def steps_for(differences: Iterable[Difference]) -> Iterable[Step | None]:
+    """Yield the steps that cure the differences; None stands for filling the table of open orphans.
+
+    Functions come first, because triggers need them, and indexes of tables with rows last. The stamp of a trigger that
+    adds open orphans says so until the table is filled, so that the run after an interrupted one fills it.
+    """
+    ordered = sorted(differences, key=_rank)
+    for difference in ordered:
+        step = difference.step
+        if step.kind == "index":
+            yield _make_index(difference)
+        elif difference.fault != UNFILLED:
+            yield Step(_title(step), (step.sql + _stamp(step, " unfilled" if step.fills else ""),))
+    filling = [difference.step for difference in ordered if difference.step.fills]
+    if filling:
+        yield None
+        yield Step("record that the open orphans are filled", ("\n".join(_stamp(step).strip() for step in filling),))
+
+
+def run(session: Session, differences: Iterable[Difference], tell: Callable[[str], None]) -> None:
+    """Run the steps."""
+    differences = list(differences)
+    for difference in differences:
+        if difference.step.kind == "index" and difference.is_partitioned:
+            raise DatabaseRefusedError(
+                f"table {difference.step.table} is partitioned: build the index {difference.step.name} manually, as"
+                " docs/upgrading.md describes, then run migrate again"
+            )
+    for step in steps_for(differences):
+        if step is None:
+            tell(f"fill the open orphans from the ledger, {FILL_BATCH_SIZE} in a transaction")
+            added = repair.add_missing(session.connected, FILL_BATCH_SIZE)
+            settled = repair.remove_settled(session.connected, FILL_BATCH_SIZE)
+            tell(f"{added} open orphans were added, {settled} closed ones removed")
+            continue
+        tell(step.title)
+        if step.is_alone:
+            session.run_alone(step.title, *step.statements)
+        else:
+            session.run(step.title, *step.statements)
+
+
+def format_plan(session: Session, differences: Iterable[Difference]) -> Iterable[str]:
+    """Yield the steps as SQL for psql."""
+    for step in steps_for(differences):
+        if step is None:
+            yield "-- fill the open orphans from the ledger"
+            yield repair.format_script(session.settings)
+            continue
+        texts = [in_schema(sql, session.settings.database_schema).strip().removesuffix(";") for sql in step.statements]
+        yield f"-- {step.title}"
+        yield from (
+            f"{text};" for text in ([PATIENT, *texts, IMPATIENT] if step.is_alone else ["BEGIN", *texts, "COMMIT"])
+        )
+
+
+def _make_index(difference: Difference) -> Step:
+    step, verb = difference.step, "build" if difference.fault == MISSING else "build again"
+    if difference.is_on_empty and difference.fault == MISSING:
+        return Step(f"create index {step.name}", (step.sql.replace(" INDEX ", " INDEX IF NOT EXISTS ", 1),))
+    drop = f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{step.name}"  # an interrupted build leaves one
+    return Step(f"{verb} the index {step.name} concurrently", (drop, step.concurrently), is_alone=True)
+
+
+def _title(step: SchemaStep) -> str:
+    return f"create {step.kind} {step.name}" + (f" on {step.table}" if step.kind == "trigger" else "")
+
+
+def _stamp(step: SchemaStep, more: str = "") -> str:
+    """Return the statements that stamp an object which its step has made."""
+    is_function = step.kind == "function"
+    stamp = STAMPS[step.kind].format(digest=f"'{step.digest}'", oid="made" if is_function else "t.oid")
+    text = (_STAMP_FUNCTION if is_function else _STAMP_TRIGGER).replace("NAME", step.name).replace("TABLE", step.table)
+    return text.replace("STAMP", f"{stamp} || '{more}'").replace("IS_PUBLIC", str(step.is_public).lower())
+
+
+def _rank(difference: Difference) -> int:
+    step = difference.step
+    is_on_ours = step.table in schema.TABLES or difference.is_on_empty
+    return {"function": 0, "trigger": 2}.get(step.kind, 1 if is_on_ours else 3)

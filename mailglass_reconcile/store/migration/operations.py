@@ -1,0 +1,53 @@
+"""What a revision may use beside Alembic's own operations.
+
+Tables are named with their schema: `op.add_column("mailglass_…", column, schema=schema_name())`. A revision is one
+transaction, which is repeated until it gets its locks within a tenth of a second.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from alembic import op
+
+from mailglass_reconcile.store import script
+from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.store.migration.session import IMPATIENT, PATIENT
+
+NEW_LEDGER, REMOVAL = "mailglass_reconcile.new_ledger", "mailglass_reconcile.removal"
+"""Attributes of Alembic's configuration."""
+
+
+def schema_name() -> str:
+    """Return the schema of the tables."""
+    return cast("str", op.get_context().version_table_schema)
+
+
+def execute(sql: str) -> None:
+    """Run statements, in which `{schema}` stands for the quoted schema."""
+    op.execute(in_schema(sql, schema_name()))
+
+
+def build_index(name: str) -> None:
+    """Build an index of `alembic/schema/` concurrently now, if a later statement of the revision needs it.
+
+    Otherwise `migrate` builds it after the last revision. What the revision did before is committed, so all of it must
+    be fit to be run again.
+    """
+    [step] = [step for step in script.steps() if step.name == name]
+    with op.get_context().autocommit_block():
+        for sql in (
+            *(PATIENT, f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"),
+            *(step.concurrently, IMPATIENT),
+        ):
+            execute(sql)
+
+
+def is_new_ledger() -> bool:
+    """Return True if there are no tables of Mailglass's, so that the revision makes them."""
+    return bool(op.get_context().config.attributes[NEW_LEDGER])  # type: ignore[union-attr]
+
+
+def removal() -> list[str]:
+    """Return the statements that remove our objects."""
+    return list(op.get_context().config.attributes[REMOVAL])  # type: ignore[union-attr]

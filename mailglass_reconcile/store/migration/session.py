@@ -1,0 +1,168 @@
+"""The connection of a migration: its own, with the lock of migrations, under our settings, and patient about locks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines, schema
+from mailglass_reconcile.store.database import Connected, in_schema
+
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 60
+"""How long a migration waits for another one."""
+LOCK_TIMEOUT_MS = 100
+"""Writers queue behind a session that waits for a lock; Mailglass's own time out after 500 ms."""
+LOCK_RETRY_SECONDS = 60
+
+SETTINGS = f"""
+SET search_path = pg_catalog, pg_temp;
+SET TimeZone = 'UTC';
+SET row_security = off;
+SET check_function_bodies = off;
+SET lock_timeout = '{LOCK_TIMEOUT_MS}ms';
+"""
+"""The settings of the session. Alembic's own statements do not qualify Postgres's types and operators."""
+
+PATIENT = "SET lock_timeout = 0"
+"""For what waits without making writers wait: a concurrent build."""
+IMPATIENT = f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
+
+# Older servers lack some of these.
+_NO_TIMEOUTS = """
+SELECT set_config(name, '0', false) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout',
+                'idle_in_transaction_session_timeout')
+"""
+
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext('mailglass_reconcile migrate'))"
+
+_HOLDER = """
+SELECT a.pid, a.usename::text AS role, a.application_name AS application
+  FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (l.classid::bigint << 32) | l.objid::bigint = hashtext('mailglass_reconcile migrate')::bigint
+"""
+
+# Postgres cancels an autovacuum that blocks a session for deadlock_timeout. This lock conflicts with autovacuum but not
+# with writers, so waiting that long does no harm.
+_LOCK_OUT_AUTOVACUUM = """
+DO $$
+BEGIN
+  PERFORM set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)
+                                     ::int::text, true);
+  EXECUTE (SELECT format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', string_agg(c.oid::regclass::text, ', '))
+             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE n.nspname = '{name}' AND c.relkind IN ('r', 'p') AND c.relname IN ({tables}));
+END $$
+"""
+
+
+class Session:
+    """The connection of a migration."""
+
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Use *connection*, which nothing else uses."""
+        self.connection = connection
+        self.connected = Connected(connection, settings)
+        self.settings = settings
+
+    def run(self, title: str, sql: str) -> None:
+        """Run statements in one transaction, again until it gets its locks."""
+
+        def transaction() -> None:
+            with self.connection.begin():
+                self._execute(sql)
+
+        self.retry(title, transaction)
+
+    def run_alone(self, title: str, *statements: str) -> None:
+        """Run statements that cannot be in a transaction, and wait for their locks, which keep no writer waiting."""
+
+        def each() -> None:
+            self.connection.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                for statement in (PATIENT, *statements, IMPATIENT):
+                    self._execute(statement)
+            finally:
+                self.connection.rollback()
+                self.connection.execution_options(isolation_level=engines.ISOLATION)
+
+        self.retry(title, each)
+
+    def retry(self, title: str, action: Callable[[], T]) -> T:
+        """Return the result of *action*, which is repeated until no other session holds a lock that it needs."""
+        deadline = time.monotonic() + LOCK_RETRY_SECONDS
+        while True:
+            try:
+                return action()
+            except DBAPIError as error:
+                self.connection.rollback()
+                if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
+                    raise
+                if time.monotonic() > deadline:
+                    raise DatabaseRefusedError(
+                        f"could not {title}: another transaction held a lock on the table for more than"
+                        f" {LOCK_RETRY_SECONDS} s; the steps before this one are done, run migrate again later"
+                    ) from None
+            time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
+            self._lock_out_autovacuum()
+
+    def _execute(self, sql: str) -> None:
+        text = in_schema(sql, self.settings.database_schema).strip()
+        # Without parameters, a text may have several statements.
+        self.connection.exec_driver_sql(text, execution_options={"no_parameters": True})
+
+    def _lock_out_autovacuum(self) -> None:
+        names = ", ".join(f"'{table}'" for table in (*schema.TABLES, *schema.MAILGLASS_TABLES))
+        name = self.settings.database_schema.replace("'", "''")
+        with suppress(DBAPIError), self.connection.begin():
+            self._execute(_LOCK_OUT_AUTOVACUUM.replace("{name}", name).replace("{tables}", names))
+
+
+@contextmanager
+def open_session(engine: sa.Engine, settings: Settings) -> Iterator[Session]:
+    """Open a connection outside the engine's pool that holds the lock of migrations while the block runs."""
+    separate = engines.separate_engine(engine)
+    try:
+        with engines.connect(separate) as connection:
+            session = Session(connection, settings)
+            session.run("begin", SETTINGS + _NO_TIMEOUTS)
+            _wait_for_lock(connection)
+            yield session
+    finally:
+        separate.dispose()
+
+
+def _wait_for_lock(connection: sa.Connection) -> None:
+    """Wait for the lock of migrations for up to a minute; it ends with the connection.
+
+    It is polled, because a session that waits in a statement would block a concurrent index build.
+    """
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        with connection.begin():
+            if connection.exec_driver_sql(_TRY_LOCK).scalar_one():
+                return
+            if time.monotonic() > deadline:
+                raise DatabaseRefusedError(_describe_holder(connection))
+        time.sleep(0.2)
+
+
+def _describe_holder(connection: sa.Connection) -> str:
+    holder = connection.exec_driver_sql(_HOLDER).one_or_none()
+    if holder is None:
+        return "another session held the lock of migrations: run migrate again"
+    return (
+        f"process {holder.pid} of role {holder.role!r}, application {holder.application!r}, holds the lock of"
+        f" migrations: wait until it ends, or end it with SELECT pg_terminate_backend({holder.pid})"
+    )

@@ -1,0 +1,372 @@
+"""A next version with a second revision: it runs once, in every way, while writers and the version before go on.
+
+The version is a copy of this one, with a column, an index, a second version of a function, and nothing dropped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from catalog import Installation, client, installation, lines_of_ours, live, url_of
+from history import ORPHAN, insert_history, new_id, sweep, write_until
+from mailglass_reconcile.store.migration import runner
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+
+REVISION = '''"""The priority of open orphans."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from mailglass_reconcile.store.migration.operations import execute, schema_name
+
+revision = "0002"
+down_revision = "0001i"
+
+
+def upgrade() -> None:
+    op.add_column("mailglass_open_orphans", sa.Column("priority", sa.SmallInteger()), schema=schema_name())
+    execute("UPDATE {schema}.mailglass_open_orphans SET priority = 1 WHERE rank IS NULL")
+
+
+def downgrade() -> None:
+    op.drop_column("mailglass_open_orphans", "priority", schema=schema_name())
+'''
+
+INDEX = """
+-- step: index mailglass_open_orphans_priority_idx
+CREATE INDEX mailglass_open_orphans_priority_idx ON {schema}.mailglass_open_orphans (priority, arrived_at);
+"""
+
+FUNCTION = """
+-- step: function mailglass_reconcile_credible_v2
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_credible_v2(occurred_at timestamp, arrived_at timestamp)
+RETURNS timestamp LANGUAGE sql IMMUTABLE AS $$
+SELECT least({schema}.mailglass_reconcile_credible_v1(occurred_at, arrived_at), arrived_at)
+$$;
+"""
+
+DJANGO = """
+from django.db import migrations
+from mailglass_reconcile.contrib.django import migration_operations
+
+class Migration(migrations.Migration):
+    atomic = False
+    dependencies = (("mailglass_reconcile", "0001i_tables"),)
+    operations = (migration_operations.Migrate("0002"),)
+"""
+
+MANAGE = """
+import django, os, sys
+from django.conf import settings
+from sqlalchemy.engine import make_url
+url = make_url(os.environ.pop("MAILGLASS_DATABASE_URL"))
+settings.configure(
+    USE_TZ=True,
+    INSTALLED_APPS=["django.contrib.contenttypes", "mailglass_reconcile.contrib.django"],
+    DATABASES={"default": {
+        "ENGINE": "django.db.backends.postgresql", "NAME": url.database, "USER": url.username or "",
+        "PASSWORD": url.password or "", "HOST": url.query.get("host") or url.host or "", "PORT": url.port or "",
+    }},
+)
+django.setup()
+from django.core.management import call_command
+call_command("migrate", *sys.argv[1:] or ["mailglass_reconcile"], verbosity=0, interactive=False)
+"""
+
+
+PRIORITY = "SELECT priority FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"
+BUILDING = """
+SELECT pid FROM pg_stat_activity
+ WHERE query LIKE 'CREATE INDEX CONCURRENTLY%priority_idx%' AND state = 'active' AND pid <> pg_backend_pid()
+"""
+
+
+class NextVersion:
+    """A folder with the next version's package."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(ROOT / "mailglass_reconcile", folder / "mailglass_reconcile")
+        shutil.copytree(ROOT / "alembic", folder / "alembic")
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        (folder / "alembic/versions/0002_priority.py").write_text(REVISION)
+        (folder / "mailglass_reconcile/contrib/django/migrations/0002_priority.py").write_text(DJANGO)
+        for name, text in (("open_orphans", INDEX), ("projection", FUNCTION)):
+            with (folder / f"alembic/schema/{name}.sql").open("a") as file:
+                file.write(text)
+        self.folder = folder
+
+    def start(self, database: Installation, *arguments: str) -> subprocess.Popen[str]:
+        """Start a Python with this version on a database."""
+        url = database.settings.database_url
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "MAILGLASS_DATABASE_URL": url.get_secret_value() if url else "",
+            "MAILGLASS_DATABASE_SCHEMA": database.settings.database_schema,
+        }
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, database: Installation, *arguments: str) -> str:
+        """Run it, which must succeed, and return its output."""
+        process = self.start(database, *arguments)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output + errors
+        return output
+
+    def psql(self, database: Installation, *arguments: str) -> None:
+        """Pipe a plan into psql; what stops it is a lock, and the next plan goes on."""
+        for _ in range(10):
+            plan = self.run(database, *arguments)
+            command = [client("psql", database), "--no-psqlrc", "-q", "-v", "ON_ERROR_STOP=1", url_of(database)]
+            result = subprocess.run(command, input=plan, text=True, capture_output=True, check=False)
+            if result.returncode == 0:
+                return
+            assert "lock timeout" in result.stderr, result.stderr
+        pytest.fail("psql never got its locks")
+
+
+COMMAND, ALEMBIC = ("-m", "mailglass_reconcile", "migrate"), ("-m", "alembic", "upgrade", "head")
+STARTED = {"command": COMMAND, "alembic": ALEMBIC, "django": ("-c", MANAGE)}
+WAYS: dict[str, Callable[[NextVersion, Installation], object]] = {
+    **{name: lambda version, database, way=way: version.run(database, *way) for name, way in STARTED.items()},
+    "plan": lambda version, database: version.psql(database, *COMMAND, "--plan"),
+    "alembic --sql": lambda version, database: version.psql(database, *ALEMBIC, "--sql"),
+}
+
+
+@pytest.fixture(scope="module")
+def next_version(tmp_path_factory: pytest.TempPathFactory) -> NextVersion:
+    """The next version's package."""
+    return NextVersion(tmp_path_factory.mktemp("next"))
+
+
+@contextmanager
+def writers(database: Installation, number: int = 2) -> Iterator[list[int]]:
+    """Let sessions with Mailglass's lock timeout write while the block runs; none may fail."""
+    stop, written = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(write_until, stop, database, written) for _ in range(number)]
+        try:
+            wait_until(lambda: len(written) > 20)
+            yield written
+        finally:
+            stop.set()
+        for writer in running:
+            writer.result(60)
+
+
+def columns(database: Installation) -> list[str]:
+    """Return the columns of the open orphans."""
+    return database.values(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'mailglass_open_orphans'::regclass AND attnum > 0"
+        " AND NOT attisdropped"
+    )
+
+
+@pytest.mark.parametrize(
+    ("way", "schema", "shape"),
+    [
+        ("command", "public", None),
+        ("command", "Mail_Glass", "2.x"),
+        ("alembic", "Mail_Glass", "2.x"),
+        ("django", "public", "0.1.1"),
+        ("plan", "Mail_Glass", "2.x"),
+        ("alembic --sql", "public", "0.1.1"),
+    ],
+)
+def test_a_second_revision_runs_once_while_writers_write(
+    empty_database_url, redis_url, next_version, way, schema, shape
+):
+    """Rows stay, the index is valid, and the version before sweeps on the new schema."""
+    database = live(empty_database_url, schema, shape) if shape else installation(empty_database_url, schema)
+    database.migrate()
+    still_open, *_ = insert_history(database)
+    writing = _named(database)
+    before = database.rows()["mailglass_deliveries"]
+    with writers(writing) as written:
+        count = len(written)
+        WAYS[way](next_version, database)
+        wait_until(lambda: len(written) > count + 20)
+    assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0002"]
+    assert "priority" in columns(database)
+    assert database.values(
+        "SELECT i.indisvalid FROM pg_index AS i WHERE i.indexrelid = 'mailglass_open_orphans_priority_idx'::regclass"
+    ) == [True]
+    functions = "SELECT proname FROM pg_proc WHERE proname LIKE 'mailglass_reconcile_credible%' ORDER BY 1"
+    assert database.values(functions) == ["mailglass_reconcile_credible_v1", "mailglass_reconcile_credible_v2"]
+    assert len(database.open_set()) == len(written) + 2  # an orphan that had expired when it came, too
+    assert database.values(PRIORITY, id=still_open) == [1]
+    assert database.rows()["mailglass_deliveries"] == before
+    complete = database.objects()
+    assert "nothing to do: the database is at revision 0002\n" in next_version.run(database, *COMMAND)
+    # The version before: its processes, a container of it that migrates first, and its check.
+    assert database.migrate()[-1].startswith("warning: nothing was changed, because the database is at revision 0002")
+    assert database.is_current()
+    database.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert sweep(database, redis_url) >= 1
+    assert database.objects() == complete
+
+
+def _named(database: Installation) -> Installation:
+    """Return the installation with its schema in the search_path of the URL, for writers."""
+    url = make_url(database.settings.database_url.get_secret_value())
+    with_path = url.update_query_dict({"options": f'-csearch_path="{database.settings.database_schema}"'})
+    return installation(with_path.render_as_string(hide_password=False), database.settings.database_schema)
+
+
+def test_a_new_database_gets_both_revisions_and_equals_an_upgraded_one(
+    empty_database_url, make_database, drop_database, next_version
+):
+    """There is one way to the schema."""
+    name = f"mgtest_{new_id().replace('-', '')[:12]}"
+    try:
+        upgraded, new = installation(empty_database_url), installation(make_database(name))
+        upgraded.migrate()
+        for database in (upgraded, new):
+            next_version.run(database, *COMMAND)
+        assert new.objects() == upgraded.objects()
+        next_version.run(new, "-m", "mailglass_reconcile", "migrate", "--remove", "--tables", "--yes")
+        assert not any("mailglass" in line for line in new.objects())
+    finally:
+        drop_database(name)
+
+
+def test_a_transaction_that_holds_the_table_delays_a_revision_and_fails_no_writer(empty_database_url, next_version):
+    """The revision is tried again until it gets its lock within a tenth of a second."""
+    database = live(empty_database_url)
+    database.migrate()
+    with writers(database) as written:
+        with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
+            process = next_version.start(database, *COMMAND)
+            before = len(written)
+            time.sleep(4)
+            assert process.poll() is None
+            assert len(written) > before + 50
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, output + errors
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+
+
+def test_an_interrupted_build_of_the_new_index_is_repeated(empty_database_url, next_version):
+    """The revision is recorded already; the invalid index is named, and built again."""
+    database = live(empty_database_url)
+    database.migrate()
+    insert_history(database)
+    with psycopg.connect(url_of(database)) as holder:
+        process = next_version.start(database, *COMMAND)
+        wait_until(lambda: "priority" in columns(database), 30)
+        holder.execute(ORPHAN.format(id=new_id(), age="1 minute"))  # a build waits for it
+        wait_until(lambda: database.values(BUILDING) or process.poll() == 0, 30)
+        database.values(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 1, output + errors
+        assert "\n" not in errors.strip()
+    check = next_version.start(database, *COMMAND, "--check")
+    assert "index mailglass_open_orphans_priority_idx is" in check.communicate(timeout=60)[0]
+    lines = next_version.run(database, *COMMAND)
+    assert "mailglass_open_orphans_priority_idx concurrently" in lines
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+
+
+@pytest.mark.parametrize("way", STARTED)
+def test_each_way_takes_the_lock_of_migrations(empty_database_url, next_version, way):
+    """It waits for another migration, also Alembic's own command."""
+    database = live(empty_database_url)
+    with psycopg.connect(url_of(database), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
+        process = next_version.start(database, *STARTED[way])
+        waiting = (  # it asks five times a second
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND (query LIKE '%pg_try_advisory_lock%' OR query = 'COMMIT')"
+        )
+        wait_until(lambda: database.values(waiting) or process.poll() is not None, 30)
+        time.sleep(1)
+        assert process.poll() is None
+        assert not lines_of_ours(database.objects())
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, output + errors
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+
+
+def test_all_ways_at_once_end_well(empty_database_url, next_version):
+    """On an empty database, each but the first finds nothing to do."""
+    database = installation(empty_database_url)
+    started = [next_version.start(database, *way) for way in (*STARTED.values(), ALEMBIC)]
+    for process in started:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, output + errors
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+
+
+def test_alembic_s_own_command_goes_back_one_revision(empty_database_url, next_version):
+    """The revision's `downgrade` is its author's; then the version before finds its own schema."""
+    database = live(empty_database_url)
+    database.migrate()
+    before = database.objects()
+    next_version.run(database, *COMMAND)
+    next_version.run(database, "-m", "alembic", "downgrade", "0001i")
+    assert "priority" not in columns(database)
+    database.run("DROP FUNCTION mailglass_reconcile_credible_v2")
+    assert database.objects() == before
+    assert database.is_current()
+
+
+def test_django_goes_back_one_revision_and_stays_there(empty_database_url, next_version):
+    """Its hook, which repairs after each `migrate`, goes no further than what Django has applied."""
+    database = live(empty_database_url)
+    next_version.run(database, "-c", MANAGE)
+    for arguments in (["mailglass_reconcile", "0001"], ["contenttypes"]):
+        next_version.run(database, "-c", MANAGE, *arguments)
+        assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0001i"]
+        assert "priority" not in columns(database)
+    next_version.run(database, "-c", MANAGE)
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+
+
+def test_a_function_with_other_arguments_is_refused_before_anything_is_changed(empty_database_url):
+    """Calls would be ambiguous."""
+    database = live(empty_database_url)
+    database.run("CREATE FUNCTION mailglass_reconcile_iso_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
+    database.run("CREATE FUNCTION mailglass_reconcile_iso_v1(int) RETURNS text LANGUAGE sql AS 'SELECT $1::text'")
+    before = database.objects()
+    with pytest.raises(Exception, match="mailglass_reconcile_iso_v1 exists with other arguments, too"):
+        runner.migrate(database.engine, database.settings, lambda line: None)
+    assert database.objects() == before
+
+
+@pytest.mark.parametrize("way", ["command", "plan"])
+def test_a_revision_may_build_an_index_before_its_end(empty_database_url, next_version, way):
+    """It waits for writers longer than for other locks, and the rest of the revision follows."""
+    database = live(empty_database_url)
+    database.migrate()
+    insert_history(database)
+    path = next_version.folder / "alembic/versions/0002_priority.py"
+    changed = REVISION.replace("import execute,", "import build_index, execute,").replace(
+        '    execute("UPDATE', '    build_index("mailglass_open_orphans_priority_idx")\n    execute("UPDATE'
+    )
+    path.write_text(changed)
+    try:
+        with writers(database):
+            WAYS[way](next_version, database)
+    finally:
+        path.write_text(REVISION)
+    assert next_version.run(database, *COMMAND, "--check") == "at revision 0002\n"
+    assert database.values("SELECT count(*) FROM mailglass_open_orphans WHERE priority = 1")[0] > 0
