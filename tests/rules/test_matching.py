@@ -3,7 +3,7 @@
 import pytest
 
 from mailglass_reconcile.rules import matching, providers
-from mailglass_reconcile.rules.matching import Document, Keys
+from mailglass_reconcile.rules.matching import MOST_COMPARED, Candidate, Document, Keys, MatchResult
 
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
@@ -255,8 +255,9 @@ def test_a_number_is_no_recipient(name):
 
 def test_a_number_is_an_id_and_a_boolean_or_a_list_is_none():
     """Mandrill and others send numbers."""
-    result = [matching.keys_of(Document({"provider": "other", "message_id": value})) for value in (7, True, [7], 7.5)]
-    assert [orphan.candidate_ids for orphan in result] == [("7",), (), (), ()]
+    values = (7, 0, True, [7], 7.5)
+    result = [matching.keys_of(Document({"provider": "other", "message_id": value})) for value in values]
+    assert [orphan.candidate_ids for orphan in result] == [("7",), ("0",), (), (), ()]
 
 
 def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
@@ -333,3 +334,44 @@ def test_writers_store_an_id_under_the_first_flat_name_that_the_rule_reads():
     stored = [providers.rule_of(name).stored_under for name in ("sendgrid", "postmark", "mailgun", "nobody")]
     assert stored[:2] == ["sg_message_id", "message_id"]
     assert stored[3] == "message_id"
+
+
+@pytest.mark.parametrize(("above", "is_current"), [(None, False), (-1, False), (0, True), (1, True)])
+def test_keys_of_the_rules_rank_or_a_higher_one_are_current(above, is_current):
+    """A process with a later version of the rule has stored the higher one."""
+    rank = None if above is None else RANK + above
+    assert Keys("sendgrid", ("m",), None, rank).is_current == is_current
+
+
+ADA, BOB = "ada@example.com", "bob@example.com"
+
+
+@pytest.mark.parametrize(
+    ("recipient", "deliveries", "result"),
+    [
+        (None, [], ("unmatched", None)),
+        (None, [("m1", "acme", None, ADA)], ("matched", "0")),
+        (None, [("m1", "other", None, ADA)], ("tenant_mismatch", None)),
+        (None, [("m1", "acme", "mailgun", ADA)], ("unmatched", None)),
+        (None, [("m1", "other", None, ADA), ("m2", "acme", None, ADA)], ("matched", "1")),
+        (None, [("m1", "acme", None, ADA), ("m1", "acme", None, BOB)], ("ambiguous", None)),
+        (None, 2 * [("m1", "acme", None, ADA)] + [("m2", "acme", None, ADA)], ("ambiguous", None)),
+        (BOB, [("m1", "acme", None, ADA), ("m1", "acme", None, BOB)], ("matched", "1")),
+        (BOB, [("m1", "acme", None, ADA), ("m2", "acme", None, BOB)], ("recipient_mismatch", None)),
+        (ADA, [("m1", "acme", None, ADA), ("m1", "acme", "postmark", ADA)], ("matched", "1")),
+        (ADA, 2 * [("m1", "acme", "postmark", ADA)], ("ambiguous", None)),
+        (BOB, (MOST_COMPARED - 1) * [("m1", "acme", None, ADA)] + [("m1", "acme", None, BOB)], ("matched", "999")),
+        (BOB, MOST_COMPARED * [("m1", "acme", None, ADA)] + [("m1", "acme", None, BOB)], ("ambiguous", None)),
+    ],
+)
+def test_the_first_id_that_names_deliveries_of_the_tenant_decides(recipient, deliveries, result):
+    by_id = {"m1": [], "m2": []}
+    for number, (id_, *columns) in enumerate(deliveries):
+        by_id[id_].append(Candidate(id_, str(number), *columns))
+    assert matching.decide("acme", Keys("postmark", ("m1", "m2"), recipient), by_id) == MatchResult(*result)
+
+
+def test_an_event_whose_recipient_was_lost_is_ambiguous():
+    """Another recipient may have had the same id."""
+    keys = Keys("postmark", ("m1",), None, lost=True)
+    assert matching.decide("acme", keys, {"m1": [Candidate("m1", "0", "acme", None, ADA)]}).state == "ambiguous"
