@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
@@ -78,11 +79,16 @@ def validate_secret(provider: str, secret: object) -> str:
     try:
         if not isinstance(secret, str) or not secret.strip():
             raise ConfigurationError("the secret is empty, or not a string")
+        if _PLACEHOLDER.search(secret):
+            raise ConfigurationError("the secret contains ${...}: that variable was not replaced by its value")
         if authentication.validate_secret:
             authentication.validate_secret(secret.strip())
     except ConfigurationError as error:
         raise ConfigurationError(f"{providers.canonical(provider)}: {error}") from None
     return secret.strip()
+
+
+_PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 
 
 def is_immediate(provider: Provider, size: int) -> bool:

@@ -15,7 +15,7 @@ from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.certificates import CertificateCache, CertificateSource, UnavailableError
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, WebhookRequest
@@ -151,7 +151,15 @@ def make_authentication(service: NotificationService) -> Authentication:
         Signature.IN_BODY,
         f"{service.name} (RSA)",
         lambda request, secret, now: verify(request, secret, service, now),
+        validate_topic,
     )
+
+
+def validate_topic(arn: str) -> None:
+    """Raise `ConfigurationError` unless a secret is the ARN of a topic, with its region, account and name."""
+    parts = arn.split(":", 5)
+    if len(parts) < 6 or not all(parts) or (parts[0], parts[2]) != ("arn", "sns"):
+        raise ConfigurationError("the secret must be the topic's ARN, such as arn:aws:sns:eu-west-1:123456789012:mail")
 
 
 def _region_of_topic(arn: str) -> str:

@@ -34,6 +34,10 @@ MAX_SIGNATURE_AGE_SECONDS = 300
 """Greatest age of a signature, where the provider signs each attempt anew."""
 MAX_SIGNATURES = 16
 """Signatures that are compared: while a secret is rotated, there is one for each."""
+MIN_KEY = 8
+"""Least characters of a key: providers make longer ones, but most do not document how long."""
+MIN_SVIX_KEY_BYTES = 24
+"""Least size of a key by the specification of Standard Webhooks."""
 
 MAX_DEPTH = 100
 """Greatest depth of nested JSON."""
@@ -371,16 +375,23 @@ def hex_hmac_authentication(header: str) -> Authentication:
         Signature.OVER_BODY,
         "HMAC-SHA256",
         lambda request, secret, now: verify_hex_hmac(request, header, secret),
+        validate_key,
         sign=lambda body, secret, at, url: json_request(body, **{header: hex_hmac(body, secret)}),
     )
 
 
+def validate_key(secret: str) -> None:
+    """Raise `ConfigurationError` if a secret is too short for a key that a provider makes and signs with."""
+    if len(secret) < MIN_KEY:
+        raise ConfigurationError(f"the secret must be the provider's key: it has fewer than {MIN_KEY} characters")
+
+
 def validate_credentials(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is `user:password`; one of the two may be empty."""
+    """Raise `ConfigurationError` unless a secret is `user:password`, with neither empty."""
     if ":" not in secret:
         raise ConfigurationError("the secret must be USER:PASSWORD, as in the address that the provider calls")
-    if secret == ":":  # noqa: S105 - both are empty
-        raise ConfigurationError("the user name and the password are empty")
+    if not all(secret.partition(":")):
+        raise ConfigurationError("the user name or the password is empty")
 
 
 def verify_basic(request: WebhookRequest, secret: str, now: float) -> None:
@@ -406,8 +417,11 @@ def decode_svix_key(secret: str) -> bytes:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
         key = b""
-    if not key:
-        raise ConfigurationError("the secret must be `whsec_` and base64, as the provider's page shows it")
+    if len(key) < MIN_SVIX_KEY_BYTES:
+        raise ConfigurationError(
+            f"the secret must be `whsec_` and base64 of at least {MIN_SVIX_KEY_BYTES} bytes, as the provider's page"
+            " shows it"
+        )
     return key
 
 

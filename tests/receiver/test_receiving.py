@@ -170,7 +170,7 @@ def test_other_requests_get_a_short_response(db):
         ]  # fmt: skip
         return [(await client.request(method, f"/webhooks/{name}")).status_code for method, name in requests]
 
-    assert ask(mount_receiver(secrets={"mandrill": "k"}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
+    assert ask(mount_receiver(secrets={"mandrill": senders.KEY}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -118,7 +118,7 @@ def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(d
 
 def test_secrets_that_cannot_be_used_are_refused_at_the_start_for_each_tenant(db):
     """Secrets of all tenants are checked in the same way."""
-    with pytest.raises(ConfigurationError, match="postmark: the user name and the password are empty"):
+    with pytest.raises(ConfigurationError, match="postmark: the user name or the password is empty"):
         webhook_app(secrets={"acme": {"postmark": ":"}})
     with pytest.raises(ConfigurationError, match="not of both"):
         webhook_app(secrets={"acme": {"postmark": AUTH}, "postmark": AUTH})

@@ -23,6 +23,7 @@ from senders import (
     CERTIFICATE_URL,
     KEY,
     NOW,
+    SCALEWAY_ARN,
     SCALEWAY_CERTIFICATE_URL,
     SVIX_SECRET,
     Posted,
@@ -147,7 +148,9 @@ def test_another_key_is_refused(provider):
     other_secrets = {
         "sendgrid": senders.public(senders.ec.generate_private_key(senders.ec.SECP256R1())),
         "postal": senders.public(senders.sns_key()),
-        "resend": "whsec_" + base64.b64encode(b"another").decode(),
+        "resend": "whsec_" + base64.b64encode(b"another" * 4).decode(),
+        "ses": f"{senders.ARN}-2",
+        "scaleway": f"{SCALEWAY_ARN}-2",
         "azure": "Bearer of-another-header",
     }
     with pytest.raises(SignatureError):

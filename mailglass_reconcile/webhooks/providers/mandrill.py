@@ -103,7 +103,9 @@ PROVIDER = Provider(
         signed_by="HMAC-SHA1 over the webhook's address and the form, in `X-Mandrill-Signature`",
         dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
     ),
-    authentication=Authentication(Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, sign=_sign),
+    authentication=Authentication(
+        Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, wire.validate_key, _sign
+    ),
     elements=_elements,
     batch=list,
     table=EventTable(

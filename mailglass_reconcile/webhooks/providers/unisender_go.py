@@ -139,7 +139,7 @@ PROVIDER = Provider(
         signed_by="MD5 over the body with the API key in it, in `auth`",
         dashboard='Settings, Webhooks. "use single event" works on and off.',
     ),
-    authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, sign=_sign),
+    authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, wire.validate_key, _sign),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,
     batch=_batch,

@@ -151,7 +151,9 @@ PROVIDER = Provider(
         signed_by="HMAC-SHA256 over the JSON alone, in `producer-signature`, or nothing: the header is compared",
         dashboard="your mail agent, Webhooks",
     ),
-    authentication=Authentication(Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, sign=_sign),
+    authentication=Authentication(
+        Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, wire.validate_key, _sign
+    ),
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
     events=_events,
