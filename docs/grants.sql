@@ -35,7 +35,7 @@ GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id, last_even
 -- store orphans with their keys; the ledger's trigger closes them
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at, provider, recipient, recipient_lost, rank, ids, state),
-      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused)
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused, webhooks_read_from)
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
@@ -66,7 +66,7 @@ GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_mes
 -- claim, close and repair open orphans, and store their keys
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at),
-      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused),
+      UPDATE (provider, recipient, recipient_lost, rank, ids, state, refused, webhooks_read_from),
       DELETE
    ON mailglass_open_orphans TO mailglass_sweeper;
 -- replace their candidate ids
@@ -91,7 +91,7 @@ GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, tim
 \endif
 \if :made_by_mailglass
 -- read recipients from raw webhooks, on tables that Mailglass made
-GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
+GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at, xmin)
    ON mailglass_webhook_events TO mailglass_sweeper;
 \endif
 \endif

@@ -5,75 +5,123 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+from uuid import UUID
 
-from mailglass_reconcile.mailglass_compat import raw_webhooks, readers
-from mailglass_reconcile.mailglass_compat.raw_webhooks import ReportedEvent
+from mailglass_reconcile.mailglass_compat import raw_webhooks, readers, webhook_search
+from mailglass_reconcile.mailglass_compat.raw_webhooks import EVENTS_AT_ONCE, Access, ReportedEvent
+from mailglass_reconcile.mailglass_compat.webhook_search import Budget, SearchResult
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.store.database import Reading, array_literal
 
-IDS_AT_ONCE = 500
-"""Events whose rows one transaction reads: about 10 ms."""
-
-# One character more than an id may have.
+# One character more than an id may have. Our writers' events have no raw webhook.
 _IDS = """
 SELECT e.id::text, left(e.metadata ->> 'provider_event_id', 513), left(e.metadata ->> 'sns_message_id', 513),
-       left(e.metadata ->> 'webhook_event_id', 513)
+       left(e.metadata ->> 'webhook_event_id', 513), starts_with(e.idempotency_key, 'webhook:') IS NOT TRUE
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
- CROSS JOIN LATERAL (SELECT id, metadata FROM {schema}.mailglass_events WHERE id = k.id OFFSET 0) AS e
+ CROSS JOIN LATERAL (SELECT id, metadata, idempotency_key FROM {schema}.mailglass_events WHERE id = k.id OFFSET 0) AS e
 """
 
 
 class UnknownRecipient(NamedTuple):
-    """An event of the ledger whose recipient is unknown; `provider` is canonical."""
+    """An event of the ledger whose recipient is unknown.
+
+    `provider` is canonical. `read_from` is the result of the search before, as in `SearchResult`; None if there was
+    none.
+    """
 
     event_id: str
     tenant_id: str
     provider: str | None
+    read_from: str | None
 
 
-def load_recipients(reading: Reading, events: Sequence[UnknownRecipient]) -> dict[str, str]:
-    """Return the normalized recipients that Mailglass's rows name, by event id."""
-    events_by_id = {event.event_id: event for event in _select_readable(reading, events)}
-    recipients: dict[str, str] = {}
-    reported: dict[str, list[ReportedEvent]] = defaultdict(list)
-    for event_id, ids in _load_ids(reading, list(events_by_id)):
-        _, tenant_id, provider = events_by_id[event_id]
-        if ids.provider_event_id is None or provider is None:
-            continue
-        if provider == readers.RECIPIENT_IN_EVENT_ID:
-            text = readers.recipient_in_event_id(ids.provider_event_id, ids.notification_id or "")
-            if usable := matching.text_of(text):
-                recipients[event_id] = normalize_address(usable)
-        else:
-            reported[provider].append(ReportedEvent(event_id, tenant_id, ids.provider_event_id, ids.webhook_event_id))
-    for provider, of_provider in reported.items():
-        recipients |= raw_webhooks.load_recipients(reading, provider, readers.READERS[provider], of_provider)
-    return recipients
-
-
-def _select_readable(reading: Reading, events: Sequence[UnknownRecipient]) -> list[UnknownRecipient]:
-    """Return the events whose recipients Mailglass's rows may name, so that no other event's row is read."""
-    in_event_id = [event for event in events if event.provider == readers.RECIPIENT_IN_EVENT_ID]
-    in_raw_webhook = [event for event in events if event.provider in readers.READERS]
-    if not in_raw_webhook:
-        return in_event_id
-    with reading() as tx:
-        return in_event_id + (in_raw_webhook if raw_webhooks.can_read(tx) else [])
-
-
-class _ProviderIds(NamedTuple):
-    """Usable ids in the metadata of an event of Mailglass's, or None each."""
+class _EventIds(NamedTuple):
+    """Usable ids in the metadata of an event, or None each; and whether another program than ours wrote it."""
 
     provider_event_id: str | None
     notification_id: str | None
     webhook_event_id: str | None
+    is_foreign: bool
 
 
-def _load_ids(reading: Reading, event_ids: Sequence[str]) -> Iterator[tuple[str, _ProviderIds]]:
+UUIDV7 = 7
+
+
+UNREADABLE = SearchResult(None, None)
+"""The result for an event of which nothing names the recipient."""
+
+
+SLICE = Budget(rows=1_000_000, size=16_000_000, is_final=True)
+"""What a sweep searches for one slice; the next sweep continues."""
+CALL = Budget(rows=10_000, size=4_000_000, is_final=False)
+"""What is searched in a caller's transaction, for which time counts; a sweep searches the rest."""
+
+
+def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget: Budget) -> dict[str, SearchResult]:
+    """Return the recipient that Mailglass's rows name, or how far they were searched, by event id.
+
+    An event whose recipient cannot be read is left out.
+    """
+    access = _load_access(reading, events)
+    providers = [readers.RECIPIENT_IN_EVENT_ID, *(readers.READERS if access.contents else ())]
+    events_by_id = {event.event_id: event for event in events if event.provider in providers}
+    results: dict[str, SearchResult] = {}
+    if not (access.contents or budget.is_final):
+        results = {event.event_id: SearchResult(None, event.read_from) for event in events}
+    located: dict[str, list[ReportedEvent]] = defaultdict(list)
+    sought: dict[str, list[ReportedEvent]] = defaultdict(list)
+    for event_id, ids in _load_ids(reading, list(events_by_id)):
+        event = events_by_id[event_id]
+        if ids.provider_event_id is None or event.provider is None:
+            continue
+        if event.provider == readers.RECIPIENT_IN_EVENT_ID:
+            text = readers.recipient_in_event_id(ids.provider_event_id, ids.notification_id or "")
+            if usable := matching.text_of(text):
+                results[event_id] = SearchResult(normalize_address(usable), None)
+            continue
+        reported = ReportedEvent(
+            event_id, event.tenant_id, ids.provider_event_id, ids.webhook_event_id, event.read_from
+        )
+        is_batched = readers.READERS[event.provider].batch is not None
+        if not is_batched or raw_webhooks.as_uuid(ids.webhook_event_id) or UUID(event_id).version != UUIDV7:
+            located[event.provider].append(reported)
+        elif ids.is_foreign:
+            sought[event.provider].append(reported)
+    for provider, reported_events in located.items():
+        recipients = raw_webhooks.load_recipients(reading, provider, readers.READERS[provider], reported_events)
+        results |= {event_id: SearchResult(recipient, None) for event_id, recipient in recipients.items()}
+    for provider, reported_events in sought.items():
+        results |= webhook_search.search(
+            reading,
+            provider,
+            readers.READERS[provider],
+            reported_events,
+            budget,
+            by_transaction=access.transactions,
+        )
+    return results
+
+
+def _load_access(reading: Reading, events: Sequence[UnknownRecipient]) -> Access:
+    if not any(event.provider in readers.READERS for event in events):
+        return Access(contents=False, transactions=False)
+    with reading() as tx:
+        return raw_webhooks.load_access(tx)
+
+
+def _load_ids(reading: Reading, event_ids: Sequence[str]) -> Iterator[tuple[str, _EventIds]]:
     """Yield the ids of each event, some hundred in one transaction."""
-    for start in range(0, len(event_ids), IDS_AT_ONCE):
+    for start in range(0, len(event_ids), EVENTS_AT_ONCE):
         with reading() as tx:
-            rows = tx.execute(_IDS, {"event_ids": array_literal(event_ids[start : start + IDS_AT_ONCE])}).all()
-        for event_id, *texts in rows:
-            yield event_id, _ProviderIds(*map(matching.text_of, texts))
+            rows = tx.execute(_IDS, {"event_ids": array_literal(event_ids[start : start + EVENTS_AT_ONCE])}).all()
+        for event_id, provider_event_id, notification_id, webhook_event_id, is_foreign in rows:
+            yield (
+                event_id,
+                _EventIds(
+                    matching.text_of(provider_event_id),
+                    matching.text_of(notification_id),
+                    matching.text_of(webhook_event_id),
+                    is_foreign,
+                ),
+            )

@@ -337,7 +337,13 @@ def _explain_open(
     return Explanation(
         row.id,
         state,
-        states.explain_state(state, provider=keys.provider, recipient_lost=keys.lost, recipient_erased=erased),
+        states.explain_state(
+            state,
+            provider=keys.provider,
+            recipient_lost=keys.lost,
+            recipient_erased=erased,
+            webhook_unread=keys.is_unread,
+        ),
         row.tenant_id,
         decision.delivery_id,
         keys.candidate_ids,
@@ -372,7 +378,13 @@ def _tried_id(candidate: str, origins: Origins, decision: Decision) -> dict[str,
 
 def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
     """Return the step that lets the event be linked, with its own id and tenant."""
-    remedy = states.state_remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
+    remedy = states.state_remedy(
+        state,
+        decision.state,
+        recipient_lost=decision.keys.lost,
+        recipient_erased=erased,
+        webhook_unread=decision.keys.is_unread,
+    )
     if remedy is None:
         return None
     provider = decision.keys.provider

@@ -136,6 +136,8 @@ _RECIPIENT_LOST = (
     "the event's recipient is unknown (erased, or lost when the table of open orphans was rebuilt), so no delivery can"
     " be chosen"
 )
+_WEBHOOK_UNREAD = "its raw webhook has not been read, which may name its recipient, so no delivery can be chosen yet"
+_REMEDY_WEBHOOK_UNREAD = "none needed: each full sweep reads more raw webhooks, until the event's own was read"
 _RECIPIENT_ERASED = (
     "only deliveries to other recipients have the id; the recipient of at least one was erased, and this event may be"
     " about that person"
@@ -152,9 +154,16 @@ def short_label(state: str) -> str:
 
 
 def explain_state(
-    state: EventState, *, provider: str | None = None, recipient_lost: bool = False, recipient_erased: bool = False
+    state: EventState,
+    *,
+    provider: str | None = None,
+    recipient_lost: bool = False,
+    recipient_erased: bool = False,
+    webhook_unread: bool = False,
 ) -> str:
     """Return the reason for a state, with the details that are known."""
+    if state == "ambiguous" and webhook_unread:
+        return _WEBHOOK_UNREAD
     if state == "ambiguous":
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
@@ -171,6 +180,7 @@ def state_remedy(
     *,
     recipient_lost: bool = False,
     recipient_erased: bool = False,
+    webhook_unread: bool = False,
 ) -> str | None:
     """Return the change that makes an event linkable, or None if none is needed.
 
@@ -179,11 +189,14 @@ def state_remedy(
         verdict: The matcher's result for an event that is waiting or expired.
         recipient_lost: True if the event's recipient is unknown.
         recipient_erased: True if the recipient of one of the deliveries was erased.
+        webhook_unread: True if a raw webhook that may name the event's recipient has not been read.
     """
     cause = verdict or state
     remedy = _REMEDY_RECIPIENT_LOST if cause == "ambiguous" and recipient_lost else MEANINGS[cause].remedy
     if cause == "recipient_mismatch" and recipient_erased:
         remedy = _REMEDY_RECIPIENT_ERASED
+    if cause == "ambiguous" and webhook_unread:
+        remedy = _REMEDY_WEBHOOK_UNREAD
     if state == "expired" and cause != "expired":
         remedy = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, remedy)))
     return None if remedy is None else with_command_name(remedy)

@@ -22,7 +22,7 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.state, o.
        CASE WHEN o.ids > 0
             THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
                         WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
-       o.recipient, o.rank, o.recipient_lost
+       o.recipient, o.rank, o.recipient_lost, o.webhooks_read_from::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
 """
@@ -141,9 +141,14 @@ def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:
         rows = tx.execute(_READ, parameters).all()
     return [
         OrphanRow(
-            event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rank, lost), state
+            event_id,
+            tenant_id,
+            arrived_at,
+            refused,
+            Keys(provider, tuple(ids or ()), recipient, rank, lost, webhooks_read_from=read_from),
+            state,
         )
-        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost in rows
+        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost, read_from in rows
     ]
 
 

@@ -69,7 +69,7 @@ class Role(NamedTuple):
 ALL = ""
 _PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 _NEW_JOB = "event_id handler delivery_id type next_at inserted_at"
-_STORED_KEYS = "provider recipient recipient_lost rank ids state refused"
+_STORED_KEYS = "provider recipient recipient_lost rank ids state refused webhooks_read_from"
 
 WRITER = Role(
     "mailglass_writer",
@@ -181,7 +181,7 @@ SWEEPER = Role(
         Grant(
             "read recipients from raw webhooks, on tables that Mailglass made",
             "mailglass_webhook_events",
-            {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at"},
+            {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at xmin"},
             "tables made by Mailglass",
         ),
     ),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mailglass_reconcile.mailglass_compat import recipients, unchecked_links
 from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
+from mailglass_reconcile.mailglass_compat.webhook_search import Budget
 from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
 from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
@@ -74,13 +75,18 @@ class Decision(NamedTuple):
         return tuple(chain.from_iterable(self.deliveries.get(id_, ()) for id_ in self.keys.candidate_ids))
 
 
-def match_orphans(reading: Reading, orphans: Sequence[OrphanRow]) -> list[OrphanMatch]:
-    """Match orphans, and return the results in their order, with their keys as this process computes them."""
+def match_orphans(
+    reading: Reading, orphans: Sequence[OrphanRow], budget: Budget = recipients.CALL
+) -> list[OrphanMatch]:
+    """Match orphans, and return the results in their order, with their keys as this process computes them.
+
+    *budget* limits the search of raw webhooks.
+    """
     events = [
         EventKeys(orphan.event_id, orphan.tenant_id, keys)
         for orphan, keys in zip(orphans, current_keys(reading, orphans), strict=True)
     ]
-    decisions = _decide_with_recipients(reading, events)
+    decisions = _decide_with_recipients(reading, events, budget)
     return [
         OrphanMatch(orphan, decision.keys, decision.result) for orphan, decision in zip(orphans, decisions, strict=True)
     ]
@@ -105,34 +111,36 @@ def match(reading: Reading, events: Sequence[EventKeys]) -> list[MatchResult]:
 
 def decide(reading: Reading, event_id: str, tenant_id: str, keys: Keys) -> Decision:
     """Decide for one event, with the recipient that a raw webhook names."""
-    (decision,) = _decide_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)])
+    (decision,) = _decide_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)], recipients.CALL)
     return decision
 
 
-def _decide_with_recipients(reading: Reading, events: Sequence[EventKeys]) -> list[Decision]:
-    """Decide for each event, with the recipients that Mailglass's raw webhooks name.
+def _decide_with_recipients(reading: Reading, events: Sequence[EventKeys], budget: Budget) -> list[Decision]:
+    """Decide for each event, with the recipients that Mailglass's raw webhooks name, and those that were not read.
 
-    Those are read only where they may change the result, and then the deliveries once more.
+    Raw webhooks are read only where they may change the result, and then the deliveries once more.
     """
     decisions = _decide(reading, events)
     unknown = {
-        position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider)
+        position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider, event.keys.webhooks_read_from)
         for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
         if _may_change(event.keys, decision.result)
     }
-    recipients_by_event = recipients.load_recipients(reading, list(unknown.values()))
-    with_recipients = {
-        position: events[position]._replace(keys=events[position].keys._replace(recipient=recipient))
-        for position, event in unknown.items()
-        if (recipient := recipients_by_event.get(event.event_id))
-    }
-    for position, decision in zip(with_recipients, _decide(reading, list(with_recipients.values())), strict=True):
+    results = recipients.load_recipients(reading, list(unknown.values()), budget)
+    changed = {}
+    for position, event in unknown.items():
+        recipient, read_from = results.get(event.event_id, recipients.UNREADABLE)
+        keys = events[position].keys._replace(recipient=recipient, webhooks_read_from=read_from)
+        if keys != events[position].keys:
+            changed[position] = events[position]._replace(keys=keys)
+    for position, decision in zip(changed, _decide(reading, list(changed.values())), strict=True):
         decisions[position] = decision
     return decisions
 
 
 def _may_change(keys: Keys, result: MatchResult) -> bool:
-    return keys.recipient is None and not keys.lost and result.state in (matching.MATCHED, matching.AMBIGUOUS)
+    is_unknown = keys.recipient is None and not keys.lost and keys.webhooks_read_from != matching.ALL_READ
+    return is_unknown and result.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
 def _decide(reading: Reading, events: Sequence[EventKeys]) -> list[Decision]:
@@ -162,6 +170,7 @@ def _compute(reading: Reading, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
 
 
 def _merge_stored(computed: Keys, stored: Keys) -> Keys:
+    computed = computed._replace(webhooks_read_from=stored.webhooks_read_from)
     if stored.recipient:  # the event's writer left it there; then nothing is lost
         return computed._replace(recipient=stored.recipient, lost=False)
     return computed._replace(recipient=None, lost=True) if stored.lost else computed  # it may have been erased

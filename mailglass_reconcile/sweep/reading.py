@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from mailglass_reconcile.errors import is_data_error, sqlstate
+from mailglass_reconcile.mailglass_compat import recipients
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.sweep.deadline import Deadline
@@ -38,7 +39,7 @@ def match_slice(
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
         orphans = open_orphans.read_of_any_age(reading, part) if of_any_age else open_orphans.read(reading, part)
-        return match_orphans(reading, orphans)
+        return match_orphans(reading, orphans, recipients.SLICE)
 
     def is_over() -> bool:
         return bool(slice_result.matches) and deadline.is_over

@@ -15,6 +15,7 @@ from mailglass_reconcile import PruneResult, SweepResult, celery, cli, schedule,
 from mailglass_reconcile.cli import follow, serve
 from mailglass_reconcile.handlers import execution, registration
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
+from mailglass_reconcile.mailglass_compat import raw_webhooks, webhook_search
 from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.ops.checks import recording
 from mailglass_reconcile.pubsub import publisher
@@ -57,6 +58,8 @@ def providers_without_age() -> str:
 
 
 SENTENCES = [
+    ("with-mailglass.md", "was deleted, or stores more than {:.0f} MB", raw_webhooks.MAX_BYTES / 1e6),
+    ("with-mailglass.md", "among those of the {} minutes before the event", word(webhook_search.BEFORE_SECONDS / 60)),
     (
         "security.md",
         "size of a body | {:.0f} MB. Amazon SES, Scaleway and Mailgun: {:.0f} kB",

@@ -248,14 +248,13 @@ def test_a_batch_of_0_1_1_is_found_in_every_state(mailglass_db, status):
 
 @pytest.mark.parametrize(("second", "linked"), [(CC, 0), (f" <{CC.upper()}>", 0), (TO, 1), (None, 1), ([TO, CC], 1)])
 def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(mailglass_db, second, linked):
-    """Two have one time, as after a redelivery; if one names another recipient or none, the message id alone
-    decides.
-    """
+    """Two are of one transaction; if one names another recipient or none, the message id alone decides."""
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
-    raw_webhooks.store(mailglass_db, "sendgrid", raw, events, has_webhook_id=False, at=at)
     redelivered = [{**row, "email": second} if row["email"] == CC else row for row in raw]
-    raw_webhooks.store(mailglass_db, "sendgrid", redelivered, [], has_webhook_id=False, at=at, raw_id="again")
+    with mailglass_db.engine.begin() as connection:
+        raw_webhooks.store(connection, "sendgrid", raw, events, has_webhook_id=False, at=at)
+        raw_webhooks.store(connection, "sendgrid", redelivered, [], has_webhook_id=False, at=at, raw_id="again")
     factories.delivery(mailglass_db, message_id, recipient=TO)
     result = reconcile()
     assert (result.linked, result.linked_unchecked, result.recipient_mismatch) == (linked, linked, 1 - linked)

@@ -2,14 +2,19 @@
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import sqlalchemy as sa
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 import granting
 import mailglass_reconcile
 from database import Database
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
@@ -49,3 +54,21 @@ def use_settings(db: Database, **settings: str) -> None:
     """Configure this process with other settings than the test's; its engine follows `database_url`."""
     changed = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
     mailglass_reconcile.configure(engine=engines.create_engine(changed), settings=changed)
+
+
+@contextmanager
+def sweeper(db: Database, admin: sa.Engine) -> Iterator[Settings]:
+    """Create a login with a sweeper's grants on these tables, and restore the owner's settings at the end."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    schema = db.settings.database_schema
+    db.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}; {SWEEPERS.replace('mailglass_sweeper', role)}")
+    url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
+    try:
+        yield db.settings.model_copy(update={"database_url": SecretStr(url)})
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        db.run(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")

@@ -5,8 +5,11 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 import factories
 
@@ -35,18 +38,27 @@ def insert(
     ago: float = 0.0,
     at: float | None = None,
 ) -> None:
-    """Insert raw webhooks alone, by default each with a new id and a new `provider_event_id`; see `store`."""
-    db.run(
-        _RAW,
-        id=id_,
-        tenant_id=tenant_id,
-        provider=provider,
-        event_id=event_id,
-        status=status,
-        body=json.dumps(body or {}),
-        at=at or time.time() - ago,
-        number=number,
-    )
+    """Insert raw webhooks alone, by default each with a new id and a new `provider_event_id`; see `store`.
+
+    If *db* is a connection, in its transaction.
+    """
+    parameters = {
+        "id": id_,
+        "tenant_id": tenant_id,
+        "provider": provider,
+        "event_id": event_id,
+        "status": status,
+        "body": json.dumps(body or {}),
+        "at": at or time.time() - ago,
+        "number": number,
+    }
+    with _in_transaction(db) as connection:
+        connection.execute(sa.text(_RAW), parameters)
+
+
+def _in_transaction(db: Any) -> AbstractContextManager[sa.Connection]:
+    """Begin a transaction; return that of a connection."""
+    return nullcontext(db) if isinstance(db, sa.Connection) else db.engine.begin()
 
 
 def uuid7(at: float) -> str:
@@ -81,7 +93,7 @@ def store(
     """Store a webhook as Mailglass does, in one transaction, and return its events' ids.
 
     Args:
-        db: The database.
+        db: The database, or a connection in whose transaction both are stored.
         provider: Its provider.
         raw: Its body; a list stands under `_batch`.
         events: The metadata of its events, without the two `webhook_…` keys.
@@ -97,23 +109,23 @@ def store(
     """
     at = at or time.time() - ago
     webhook = uuid7(at - 0.004)
-    if is_stored:
-        body = {"_batch": raw} if isinstance(raw, list) else raw
-        insert(
-            db,
-            body,
-            id_=webhook,
-            tenant_id=raw_tenant_id or tenant_id,
-            provider=provider,
-            event_id=raw_id,
-            status=status,
-            at=at - 0.004,
-        )
     more = {"webhook_event_id": webhook, "webhook_provider_event_id": raw_id} if has_webhook_id else {}
     rows = [
         factories.orphan_row({"provider": provider, **event, **more}, id=uuid7(at), age_seconds=ago, type=kind)
         | {"tenant_id": tenant_id}
         for event in events
     ]
-    factories.insert(db, events=rows)
+    with _in_transaction(db) as connection:
+        if is_stored:
+            insert(
+                connection,
+                {"_batch": raw} if isinstance(raw, list) else raw,
+                id_=webhook,
+                tenant_id=raw_tenant_id or tenant_id,
+                provider=provider,
+                event_id=raw_id,
+                status=status,
+                at=at - 0.004,
+            )
+        factories.insert(connection, events=rows)
     return [row["id"] for row in rows]

@@ -1,18 +1,15 @@
 """Links that our rule would not make, on the tables of each version of Mailglass."""
 
 import time
-import uuid
-from contextlib import contextmanager
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 import factories
 import mailglass_reconcile
 import pages
 import raw_webhooks
-from diagnosing import SWEEPERS, heal, worst_finding
+from diagnosing import heal, sweeper, worst_finding
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.checks import OK, WARNING
 from mailglass_reconcile.store import engines
@@ -80,24 +77,6 @@ def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_anothe
     assert (finding.status, "another reconciler" in finding.message) == (WARNING, False)
     assert "1 of 1 newest link is to another recipient's delivery" in finding.message
     assert "Oban" not in finding.remedy
-
-
-@contextmanager
-def sweeper(db, admin):
-    """Create a login with a sweeper's grants on these tables, and restore the owner's settings at the end."""
-    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
-    schema = db.settings.database_schema
-    db.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}; {SWEEPERS.replace('mailglass_sweeper', role)}")
-    url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
-    try:
-        yield db.settings.model_copy(update={"database_url": SecretStr(url)})
-    finally:
-        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-        db.run(f"DROP OWNED BY {role}")
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 def test_a_sweeper_that_cannot_read_recipients_is_a_warning(mailglass_db, admin):

@@ -1,0 +1,280 @@
+"""Batches that Mailglass stored before 1.0, whose events do not name their raw webhook."""
+
+import time
+from contextlib import contextmanager
+from uuid import UUID
+
+import pytest
+from sqlalchemy.engine import make_url
+
+import factories
+import mailglass_reconcile
+import raw_webhooks
+import recording
+from diagnosing import sweeper
+from mailglass_reconcile import reconcile
+from mailglass_reconcile.mailglass_compat import recipients, webhook_search
+from mailglass_reconcile.mailglass_compat.webhook_search import Budget
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import array_literal
+
+TO, CC = "to@example.com", "cc@example.com"
+EARLIER_GRANT = """
+GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
+   ON mailglass_webhook_events TO {role}
+"""
+CONTENTS = "jsonb_array_elements"
+"""A part of the only statement that reads the contents of raw webhooks."""
+
+
+class Batch:
+    """A batch of SendGrid; every second event is a bounce of the To, the others are of the Cc."""
+
+    def __init__(self, number: int = 2, *, name: str = "a", ago: float = 300.0, addresses: tuple[str, ...] = (TO, CC)):
+        example = raw_webhooks.payload("sendgrid", "bounced")
+        self.at = time.time() - ago
+        self.ids = [f"{name}{n}==" for n in range(number)]
+        self.raw = [
+            {**example, "sg_event_id": id_, "sg_message_id": f"{name}{n // 2}.filter1", "email": addresses[n % 2]}
+            for n, id_ in enumerate(self.ids)
+        ]
+        self.events = [
+            factories.orphan_row(
+                {
+                    "provider": "sendgrid",
+                    "provider_event_id": body["sg_event_id"],
+                    "event": "bounce",
+                    "sg_message_id": body["sg_message_id"],
+                },
+                # Mailglass inserts event by event, some milliseconds each.
+                id=raw_webhooks.uuid7(self.at + 0.003 * (n + 1)),
+                age_seconds=ago,
+                type="bounced",
+            )
+            for n, body in enumerate(self.raw)
+        ]
+        self.deliveries = [factories.delivery_row(f"{name}{n}", recipient=TO) for n in range((number + 1) // 2)]
+
+    def insert_raw(self, connection, *, seconds_before=0.0):
+        """Insert the raw webhook."""
+        raw_webhooks.insert(
+            connection,
+            {"_batch": self.raw},
+            id_=raw_webhooks.uuid7(self.at - seconds_before),
+            provider="sendgrid",
+            at=self.at - seconds_before,
+        )
+
+    def insert(self, db, **raw):
+        """Insert raw webhook and events in one transaction, and the deliveries of the To."""
+        with db.engine.begin() as connection:
+            self.insert_raw(connection, **raw)
+            factories.insert(connection, events=self.events)
+        factories.insert(db, self.deliveries)
+
+
+@contextmanager
+def reading(db, monkeypatch, *, size, rows=1_000_000):
+    """Let one slice read that much, and collect the statements that read contents."""
+    monkeypatch.setattr(recipients, "SLICE", Budget(rows=rows, size=size, is_final=True))
+    with recording.statements(db.engine) as statements:
+        yield lambda: [statement for statement in statements if CONTENTS in statement]
+
+
+def counts():
+    """Sweep, and return the linked, those of them by the id alone, the mismatches and the ambiguous."""
+    result = reconcile()
+    return result.linked, result.linked_unchecked, result.recipient_mismatch, result.ambiguous
+
+
+def test_every_bounce_of_a_cc_in_a_batch_of_500_leaves_the_delivery_of_the_to(mailglass_db):
+    """The last event is stored one and a half seconds after the raw webhook, which is read once."""
+    Batch(500).insert(mailglass_db)
+    with recording.statements(mailglass_db.engine) as statements:
+        assert counts() == (250, 0, 250, 0)
+    assert len([statement for statement in statements if CONTENTS in statement]) == 1
+
+
+def test_the_webhook_of_a_slow_transaction_is_found(mailglass_db):
+    """Its event was stored nine minutes later; other webhooks came in between."""
+    batch = Batch()
+    batch.insert(mailglass_db, seconds_before=540)
+    Batch(name="b", ago=350).insert(mailglass_db)
+    assert counts() == (2, 0, 2, 0)
+
+
+def test_an_event_written_in_a_savepoint_is_found_by_its_id(mailglass_db):
+    """A savepoint has a transaction id of its own."""
+    batch = Batch()
+    with mailglass_db.engine.begin() as connection:
+        batch.insert_raw(connection)
+        with connection.begin_nested():
+            factories.insert(connection, events=batch.events)
+    factories.insert(mailglass_db, batch.deliveries)
+    assert (
+        mailglass_db.value(
+            "SELECT count(*) FROM mailglass_events AS e JOIN mailglass_webhook_events AS w ON w.xmin = e.xmin"
+        )
+        == 0
+    )
+    assert counts() == (1, 0, 1, 0)
+
+
+def test_the_event_of_a_webhook_that_was_updated_later_is_found_by_its_id(mailglass_db):
+    """The update gives the row another transaction."""
+    Batch().insert(mailglass_db)
+    mailglass_db.run("UPDATE mailglass_webhook_events SET status = 'succeeded'")
+    assert counts() == (1, 0, 1, 0)
+
+
+def test_the_event_s_id_decides_among_webhooks_of_one_transaction(mailglass_db):
+    """After a restore, all rows may be of one."""
+    batches = [Batch(name=name, ago=300 + number) for number, name in enumerate("abcdef")]
+    with mailglass_db.engine.begin() as connection:
+        for batch in batches:
+            batch.insert_raw(connection)
+            factories.insert(connection, batch.deliveries, batch.events)
+    assert counts() == (6, 0, 6, 0)
+
+
+def test_a_webhook_of_another_tenant_or_provider_names_no_recipient(mailglass_db):
+    """Even if it was written by the same transaction."""
+    batch = Batch()
+    with mailglass_db.engine.begin() as connection:
+        for columns in ({"tenant_id": "other"}, {"provider": "postmark"}):
+            raw_webhooks.insert(
+                connection,
+                {"_batch": batch.raw},
+                id_=raw_webhooks.uuid7(batch.at),
+                **{"provider": "sendgrid", **columns},
+            )
+        factories.insert(connection, batch.deliveries, batch.events)
+    assert counts() == (2, 2, 0, 0)
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_a_role_with_the_earlier_grant_reads_by_content(mailglass_db, admin, is_granted):
+    """It may not read xmin; without any grant, the id alone decides."""
+    Batch(40).insert(mailglass_db)
+    with sweeper(mailglass_db, admin) as settings:
+        if is_granted:
+            role = make_url(settings.database_url.get_secret_value()).username
+            mailglass_db.run(EARLIER_GRANT.format(role=role))
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        assert counts() == ((20, 0, 20, 0) if is_granted else (40, 40, 0, 0))
+    if not is_granted:
+        mailglass_db.broken.add("I5")
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_event_waits_until_every_webhook_that_may_be_its_own_was_read(mailglass_db, monkeypatch, is_gone):
+    """Here one at a time, the newest first: each sweep continues where the one before has stopped."""
+    monkeypatch.setattr("mailglass_reconcile.mailglass_compat.raw_webhooks.BYTES_AT_ONCE", 1)
+    batch = Batch(1, addresses=(CC, CC))
+    factories.insert(mailglass_db, batch.deliveries, batch.events)
+    for number in range(4):
+        Batch(name=f"other{number}-", ago=301 + number).insert_raw(mailglass_db)
+    if not is_gone:
+        batch.insert_raw(mailglass_db, seconds_before=500)
+    with reading(mailglass_db, monkeypatch, size=1) as contents:
+        webhooks = 4 if is_gone else 5
+        results = [counts() for _ in range(webhooks)]
+        assert len(contents()) == webhooks
+    assert results[:-1] == [(0, 0, 0, 1)] * (webhooks - 1)
+    assert results[-1] == ((1, 1, 0, 0) if is_gone else (0, 0, 1, 0))
+
+
+def test_while_an_event_waits_explain_says_that_its_raw_webhook_has_not_been_read(mailglass_db, monkeypatch):
+    """It is ambiguous, and a preview of its link does not call it linkable."""
+    batch = Batch(1, addresses=(CC, CC))
+    monkeypatch.setattr(recipients, "SLICE", Budget(rows=0, size=0, is_final=True))
+    monkeypatch.setattr(recipients, "CALL", Budget(rows=0, size=0, is_final=False))
+    batch.insert(mailglass_db)
+    assert counts() == (0, 0, 0, 1)
+    assert mailglass_db.value("SELECT state FROM mailglass_open_orphans") == "ambiguous"
+    explanation = explain(mailglass_db.database, UUID(batch.events[0]["id"]))
+    assert explanation.state == "ambiguous"
+    assert "its raw webhook has not been read" in explanation.sentence
+    assert "full sweep" in explanation.remedy
+    monkeypatch.undo()
+    assert counts() == (0, 0, 1, 0)
+
+
+def test_an_event_whose_webhook_is_too_large_or_gone_is_linked_by_the_first_sweep(mailglass_db, monkeypatch):
+    """Nothing readable is left that may be its own."""
+    monkeypatch.setattr("mailglass_reconcile.mailglass_compat.raw_webhooks.MAX_BYTES", 400)
+    Batch(20).insert(mailglass_db)
+    gone = Batch(1, name="gone", ago=200)
+    factories.insert(mailglass_db, gone.deliveries, gone.events)
+    assert counts() == (21, 21, 0, 0)
+
+
+def test_an_event_that_stays_ambiguous_is_searched_once(mailglass_db, monkeypatch):
+    """Its webhook is gone, and two deliveries have its id."""
+    gone = Batch(1)
+    factories.insert(mailglass_db, [*gone.deliveries, factories.delivery_row("a0", recipient=CC)], gone.events)
+    Batch(name="other").insert(mailglass_db)
+    with reading(mailglass_db, monkeypatch, size=1_000_000) as contents:
+        assert counts()[3] == 1
+        assert len(contents()) > 0
+    with reading(mailglass_db, monkeypatch, size=1_000_000) as contents:
+        assert counts()[3] == 1
+        assert contents() == []
+
+
+MANY = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
+                                      received_at, inserted_at, updated_at)
+SELECT (lpad(to_hex(CAST(:ms AS bigint) + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+       :tenant_id, 'sendgrid', gen_random_uuid()::text, 'bounce', 'succeeded', '{"_batch": []}', now(), now(), now()
+  FROM generate_series(1, :number) AS n
+"""
+
+
+def insert_many(db, number, *, at):
+    """Insert raw webhooks of SendGrid, one each millisecond from a time on."""
+    db.run(MANY, number=number, ms=int(at * 1000), tenant_id=factories.TENANT)
+
+
+def test_an_event_is_found_at_once_among_thousands_of_webhooks_of_these_minutes(mailglass_db):
+    """The search begins at the event's time; webhooks that came later are not looked at."""
+    batch = Batch()
+    insert_many(mailglass_db, 10_000, at=batch.at - 20)
+    insert_many(mailglass_db, 10_000, at=batch.at + 2)
+    batch.insert(mailglass_db)
+    with recording.statements(mailglass_db.engine) as statements:
+        assert counts() == (1, 0, 1, 0)
+    assert len([statement for statement in statements if "transaction_id IN" in statement]) == 1
+    assert len([statement for statement in statements if CONTENTS in statement]) == 1
+
+
+@pytest.mark.parametrize("statement", [webhook_search._NEXT_OF_TRANSACTIONS, webhook_search._NEXT])
+def test_a_page_of_webhooks_costs_what_it_has_whatever_lies_behind_it(mailglass_db, statement):
+    """There are 100 ranges of 30 webhooks each; a page has 90, and thousands of transactions are compared."""
+    starts = [1_700_000_000 + 10 * number for number in range(100)]
+    for start in starts:
+        insert_many(mailglass_db, 30, at=start)
+    parameters = {
+        "first_ids": array_literal(webhook_search._first_id_of(1_000 * start) for start in reversed(starts)),
+        "end_ids": array_literal(webhook_search._first_id_of(1_000 * start + 900) for start in reversed(starts)),
+        "provider": "sendgrid",
+        "tenant_ids": array_literal([factories.TENANT]),
+        "transaction_ids": array_literal(str(number) for number in range(3, 5_000)),
+        "rows": 90,
+    }
+    with mailglass_db.database.reading() as tx:
+        plan = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar_one()
+    nodes = list(nodes_of(plan[0]["Plan"]))
+    scans = [node for node in nodes if "Relation Name" in node]
+    assert {node.get("Index Name") for node in scans} == {"mailglass_webhook_events_pkey"}
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) < 5 * 30
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= 10 * 90 + 2 * 5_000
+    assert not any(node.get("Rows Removed by Join Filter") for node in nodes)
+
+
+def nodes_of(node):
+    """Yield a node of a plan, and those below it."""
+    yield node
+    for child in node.get("Plans", ()):
+        yield from nodes_of(child)
