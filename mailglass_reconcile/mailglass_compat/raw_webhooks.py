@@ -22,6 +22,9 @@ EVENTS_AT_ONCE = 500
 COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload", "status", "inserted_at")
 """The columns needed to find a recipient."""
 
+TRANSACTION = "xmin"
+"""The system column of the transaction that wrote a row; without it, a batch is found by its contents alone."""
+
 # A partitioned table has no size of its own.
 _ACCESS = """
 SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
@@ -30,7 +33,7 @@ SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
              WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
                AND a.attname = ANY (CAST(:columns AS text[]))) AS contents,
        (SELECT count(*) = 2 FROM pg_attribute AS a
-         WHERE a.attrelid IN (to_regclass(:webhooks), to_regclass(:events)) AND a.attname = 'xmin'
+         WHERE a.attrelid IN (to_regclass(:webhooks), to_regclass(:events)) AND a.attname = :transaction
            AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')) AS transactions
 """
 
@@ -119,6 +122,7 @@ def load_access(tx: Transaction) -> Access:
         "webhooks": tx.name_of("mailglass_webhook_events"),
         "events": tx.name_of("mailglass_events"),
         "columns": array_literal(COLUMNS),
+        "transaction": TRANSACTION,
     }
     return Access(*map(bool, tx.execute(_ACCESS, parameters).one()))
 

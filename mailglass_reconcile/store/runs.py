@@ -103,6 +103,11 @@ SELECT kind, status, sum(runs)::bigint AS runs, [sum(#)::bigint AS #]
   FROM {schema}.mailglass_reconcile_runs GROUP BY kind, status
 """)
 
+_LINKS = """
+SELECT coalesce(sum(linked), 0)::bigint AS linked, coalesce(sum(linked_unchecked), 0)::bigint AS unchecked
+  FROM {schema}.mailglass_reconcile_runs WHERE finished_at > now()::timestamp - make_interval(secs => :seconds)
+"""
+
 _OF_A_TOTAL = ("kind", "status")
 
 
@@ -112,6 +117,13 @@ class Total(NamedTuple):
     kind: str
     status: str
     counts: dict[str, int]
+
+
+class LinkCounts(NamedTuple):
+    """The links that runs have made, and those of them made by the message id alone."""
+
+    linked: int
+    unchecked: int
 
 
 class RunAt(NamedTuple):
@@ -203,6 +215,11 @@ def sum_by_status(tx: Transaction) -> list[Total]:
     return [
         Total(row["kind"], row["status"], {name: row[name] for name in row if name not in _OF_A_TOTAL}) for row in rows
     ]
+
+
+def count_links(tx: Transaction, seconds: float) -> LinkCounts:
+    """Return the links of the runs that ended in the last *seconds*."""
+    return LinkCounts(*tx.execute(_LINKS, {"seconds": seconds}).one())
 
 
 def fold_old(connected: Connected) -> int:

@@ -40,8 +40,7 @@ _DELETE_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = A
 
 # The recipient that a writer left is stored nowhere else.
 _CLEAR = """
-UPDATE {schema}.mailglass_open_orphans
-   SET rank = NULL, ids = NULL, provider = NULL, state = NULL, webhooks_read_from = NULL
+UPDATE {schema}.mailglass_open_orphans SET rank = NULL, ids = NULL, provider = NULL, state = NULL
  WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
 """
 

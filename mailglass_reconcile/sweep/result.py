@@ -29,7 +29,7 @@ class SweepResult:
         linked_unchecked: The part of `linked` whose recipient could not be read: the message id alone decided.
         unmatched: No delivery has any of their ids yet.
         unmatchable: They have no usable id.
-        ambiguous: Several deliveries match, or their recipient is no longer known.
+        ambiguous: Several deliveries match, their recipient is no longer known, or their raw webhook was not read yet.
         tenant_mismatch: Their id names only deliveries of another tenant.
         recipient_mismatch: Their id names only deliveries of another recipient.
         skipped: The sum of the three causes that follow.

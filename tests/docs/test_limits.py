@@ -17,6 +17,7 @@ from mailglass_reconcile.handlers import execution, registration
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.mailglass_compat import raw_webhooks, webhook_search
 from mailglass_reconcile.ops import orphans
+from mailglass_reconcile.ops.checks import mailglass as checked_mailglass
 from mailglass_reconcile.ops.checks import recording
 from mailglass_reconcile.pubsub import publisher
 from mailglass_reconcile.receiver import admission, app
@@ -58,6 +59,7 @@ def providers_without_age() -> str:
 
 
 SENTENCES = [
+    ("doctor.md", "of at least {} links of the last day, a tenth", checked_mailglass.LINKS_OF_A_DAY),
     ("with-mailglass.md", "was deleted, or stores more than {:.0f} MB", raw_webhooks.MAX_BYTES / 1e6),
     ("with-mailglass.md", "among those of the {} minutes before the event", word(webhook_search.BEFORE_SECONDS / 60)),
     (

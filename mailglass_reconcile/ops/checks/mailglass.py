@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, ok, warning
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
+from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 from mailglass_reconcile.store.open_orphans import NO_KEYS, OrphanRow
 from mailglass_reconcile.sweep.matcher import match_orphans
@@ -20,6 +22,11 @@ EVENTS_OF_AN_HOUR = 20_000
 TENANTS, EVENTS_OF_A_TENANT = 20, 1_000
 DAYS = 7
 NEWEST_EVENTS, NEWEST_LINKS = 2_000, 300
+DAY_SECONDS = 86_400
+LINKS_OF_A_DAY = 100
+"""Links of a day below which no share of them is reported."""
+MOST_UNCHECKED = 0.1
+"""Share of a day's links that may be made by the message id alone."""
 TAKE_IT_OUT = "remove the line of Mailglass.Webhook.Reconciler from Oban's crontab"
 
 # By the primary key, if ids are UUIDv7; and of the first tenants, by an index of Mailglass's. Its `inserted_at` may be
@@ -105,28 +112,40 @@ def recipients(context: CheckContext) -> Iterator[Finding]:
     if not context.is_made_by_mailglass:
         yield ok("there is no Mailglass here")
         return
-    names = context.tx.names_of("open_orphans", "webhook_events")
+    blind = _find_blind_role(context.tx)
+    if blind is None:
+        yield ok("recipients can be read from raw webhooks")
+        return
+    columns = ", ".join((*raw_webhooks.COLUMNS, raw_webhooks.TRANSACTION))
+    yield warning(
+        f"role {blind.role} cannot read raw webhooks, so sweeps link by the message id alone: a Cc's bounce may be"
+        " linked to the To's delivery, and a link cannot be undone",
+        f"GRANT SELECT ({columns}) ON {blind.schema}.mailglass_webhook_events TO {blind.role}",
+    )
+
+
+class _BlindRole(NamedTuple):
+    """The quoted names of a role that sweeps but may not read raw webhooks, and of their schema."""
+
+    role: str
+    schema: str
+
+
+def _find_blind_role(tx: Transaction) -> _BlindRole | None:
+    names = tx.names_of("open_orphans", "webhook_events")
     parameters = {
-        "schema": context.tx.schema,
+        "schema": tx.schema,
         "orphans": names["open_orphans"],
         "webhooks": names["webhook_events"],
         "columns": array_literal(raw_webhooks.COLUMNS),
     }
-    row = context.tx.execute(_CANNOT_READ, parameters).one_or_none()
-    if row is None:
-        yield ok("recipients can be read from raw webhooks")
-        return
-    role, in_schema = row
-    yield warning(
-        f"role {role} cannot read raw webhooks, so sweeps link by the message id alone: a Cc's bounce may be linked to"
-        " the To's delivery, and a link cannot be undone",
-        f"GRANT SELECT ({', '.join(raw_webhooks.COLUMNS)}) ON {in_schema}.mailglass_webhook_events TO {role}",
-    )
+    row = tx.execute(_CANNOT_READ, parameters).one_or_none()
+    return None if row is None else _BlindRole(*row)
 
 
 @check("links")
 def links(context: CheckContext) -> Iterator[Finding]:
-    """The newest links are to deliveries of the event's tenant and, where it can be read, recipient."""
+    """The newest links are to deliveries of the event's tenant and recipient, which can be read for most."""
     if not context.is_made_by_mailglass:
         yield ok("there is no Mailglass here")
         return
@@ -151,7 +170,18 @@ def links(context: CheckContext) -> Iterator[Finding]:
             f" {own_links[0].event_id}",
             "correct these deliveries by hand: the ledger keeps the events",
         )
-    if not (foreign or own_links):
+    counts = runs.count_links(context.tx, DAY_SECONDS)
+    is_unchecked = counts.linked >= LINKS_OF_A_DAY and counts.unchecked >= MOST_UNCHECKED * counts.linked
+    # Without the privilege all are; that is the finding of `recipients`.
+    if is_unchecked and _find_blind_role(context.tx) is None:
+        yield warning(
+            f"{n_of_m(counts.unchecked, counts.linked, 'link')} of the last day {verb(counts.unchecked, 'was', 'were')}"
+            " made by the message id alone, because no raw webhook names the recipient: a Cc's bounce may be linked to"
+            " the To's delivery",
+            f"keep raw webhooks for {DAYS} days at least, and send one message per recipient; see"
+            f" {docs_url('with-mailglass.md#recipients')}",
+        )
+    elif not (foreign or own_links):
         yield ok(_in_order(len(rows), len(unreadable)))
 
 
