@@ -129,6 +129,17 @@ BREAKS = (
     Break("a prune takes old events of a delivery whose latest one is young",
           "alembic/schema/retention.sql", SCHEMA,
           "e.inserted_at >= bound ORDER BY e.occurred_at DESC", "false ORDER BY e.occurred_at DESC"),
+    Break("a prune takes old events of a delivery to which one is being appended",
+          "alembic/schema/retention.sql", ("stories", "store"),
+          "ORDER BY d.id FOR UPDATE SKIP LOCKED) AS l;", "ORDER BY d.id FOR NO KEY UPDATE SKIP LOCKED) AS l;"),
+
+    Break("an event of another tenant counts as the link of an orphan",
+          "alembic/schema/readers.sql", ("store", "handlers"),
+          " AND r.tenant_id = orphan_tenant", ""),
+
+    Break("a dispatcher of the old name runs jobs of a renamed handler",
+          "alembic/schema/handlers.sql", HANDLERS,
+          "AND h.renamed_to IS NOT NULL OFFSET 0)", "AND false OFFSET 0)"),
 
     Break("the connection of a failed handler is used again", "mailglass_reconcile/handlers/execution.py", HANDLERS,
           "            self._discard(connection)\n"

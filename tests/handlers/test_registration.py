@@ -15,7 +15,7 @@ from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import administration, registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.store import handled_types
+from mailglass_reconcile.store import handled_types, outbox
 from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.handled_types import Registration
 from recording import event, record
@@ -281,6 +281,8 @@ def test_a_dispatcher_of_the_old_name_runs_nothing_once_its_handler_is_renamed(r
         record(writing, event("m-1", "bounced", provider_event_id="1"))
         administration.rename(renamed_db.database, "old", "new")
     renamed_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '1 hour'")
+    with renamed_db.database.writing() as tx:
+        assert outbox.claim(tx, [("old", "bounced")], synchronous=True).job is None
     assert dispatch().handled == 0
     assert effects(renamed_db) == {}
     assert renamed_db.rows(RENAMED) == [("old", "new")]

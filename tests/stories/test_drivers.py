@@ -62,7 +62,8 @@ def test_every_writer_and_reader_works(db, driver):
     settings = db.settings.model_copy(update={"grace_seconds": 0})
     handle(db, ("audit", "delivered"), ("audit", "bounced"), ("suppress", "bounced"))
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
+    quoted = HARD.lower().replace("\\", "\\\\").replace('"', '\\"')
+    ada, bob = f'"{quoted}"@example.com', "bob@example.com"
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
 
     def work(connection):
