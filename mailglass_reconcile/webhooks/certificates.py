@@ -28,6 +28,8 @@ FAILURES_SECONDS = 60.0
 """After `FAILURES` failures in this time, one certificate is fetched in `THROTTLE_SECONDS`."""
 THROTTLE_SECONDS = 2.0
 MAX_CERTIFICATES = 32
+MAX_QUEUED = 256
+"""Requests that wait for a certificate at most; the webhook of a further one has to be sent again."""
 
 
 class UnavailableError(MailglassReconcileError):
@@ -77,9 +79,14 @@ class CertificateCache:
         """Enqueue a certificate to be fetched by a thread.
 
         The future ends when `get` can return the certificate, or has the error.
+
+        Raises:
+            UnavailableError: `MAX_QUEUED` requests wait already.
         """
         request = _FetchRequest(source, Future())
         with self._lock:
+            if len(self._queue) >= MAX_QUEUED:
+                raise UnavailableError("too many notifications wait for a certificate: try again")
             if self._threads < THREADS:
                 threading.Thread(target=self._work, name="mailglass-certificates", daemon=True).start()
                 self._threads += 1

@@ -93,6 +93,7 @@ SENTENCES = [
         app.DISCARDED_BYTES / MB,
         app.DISCARDED_SECONDS,
     ),
+    ("security.md", "notifications that wait for a certificate | {} | 503", fetching.MAX_QUEUED),
     ("security.md", "The signatures of {} have no age limit", providers_without_age()),
     ("security.md", "is stored, at most {} of them", certificates.MAX_ADDRESSES),
     ("concepts.md", "Amazon SES and Scaleway, at most {} |", certificates.MAX_ADDRESSES),

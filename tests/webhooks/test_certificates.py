@@ -82,6 +82,19 @@ def test_a_certificate_is_fetched_although_no_thread_could_be_started_before(mon
     assert cache.get("a") == "a"
 
 
+def test_of_a_thousand_requests_at_once_as_many_wait_as_there_are_places():
+    """Django's view lets strangers name any number of certificates; each waited in memory, for hours."""
+    cache, fetching = CertificateCache(), FakeSource()
+    for number in range(certificates.MAX_QUEUED):
+        cache.schedule_fetch(fetching.source(f"{number}"))
+    for _ in range(1_000 - certificates.MAX_QUEUED):
+        with pytest.raises(UnavailableError, match="too many"):
+            cache.schedule_fetch(fetching.source("another"))
+    fetching.may.set()
+    wait_until(lambda: f"{certificates.MAX_QUEUED - 1}" in cache or len(fetching.names) == certificates.MAX_QUEUED)
+    cache.wait(fetching.source("another"))
+
+
 def test_after_ten_failures_fetches_are_throttled(monkeypatch):
     """Strangers could name one missing certificate after the other."""
     monkeypatch.setattr(certificates, "THROTTLE_SECONDS", 0.3)
