@@ -60,7 +60,7 @@ $$;
 -- It waits for the row, so also for a COMMIT whose answer was lost.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_finish_job_v1(
   event uuid, handler_name text, attempt integer, error_class text, delays float8[])
-RETURNS text LANGUAGE plpgsql AS $$
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   last CONSTANT boolean := attempt > cardinality(delays);

@@ -1,11 +1,13 @@
 -- How events are projected onto deliveries.
 
 -- step: function mailglass_reconcile_credible_v1
--- When what was reported counts as having occurred: its arrival, if its own time cannot be right.
+-- When what was reported counts as having occurred: its arrival, if its own time cannot be right. Inlined too, so
+-- without settings, and with the operators of pg_catalog.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_credible_v1(occurred_at timestamp, arrived_at timestamp)
 RETURNS timestamp LANGUAGE sql IMMUTABLE AS $$
-SELECT CASE WHEN occurred_at < '2000-01-01' THEN arrived_at
-            WHEN occurred_at - interval '5 minutes' > arrived_at THEN arrived_at
+SELECT CASE WHEN occurred_at OPERATOR(pg_catalog.<) '2000-01-01' THEN arrived_at
+            WHEN (occurred_at OPERATOR(pg_catalog.-) interval '5 minutes') OPERATOR(pg_catalog.>) arrived_at
+            THEN arrived_at
             ELSE occurred_at END
 $$;
 
@@ -15,7 +17,7 @@ $$;
 -- and updated_at move if and only if something else did.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_project_v1(
   delivery_ids uuid[], types text[], times timestamp[], arrivals timestamp[])
-RETURNS bigint LANGUAGE plpgsql AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   -- From the least to the most that a type says of a delivery. What our own side reports is below what a provider does;

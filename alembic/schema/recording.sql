@@ -5,7 +5,7 @@
 -- the whole transaction, and must be raised again.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_failure_v1(
   error_state text, message text, broken_constraint text, in_table text, in_context text)
-RETURNS text LANGUAGE sql IMMUTABLE AS $$
+RETURNS text LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 SELECT CASE WHEN left(error_state, 2) <> ALL ('{08,25,40,53,57,58,XX}')
             THEN json_build_object(
                    'sqlstate', error_state, 'constraint', broken_constraint, 'table', in_table, 'context', in_context,

@@ -3,15 +3,15 @@
 -- step: function mailglass_reconcile_tenants_of_deliveries_v1
 -- The tenants of a table from a name on, in the order of their names: each is found by one probe of an index, where a DISTINCT would
 -- read every row. Without settings, because the planner then puts the query in the place of the call: a LIMIT of the
--- caller's ends the walk.
+-- caller's ends the walk. So they name Postgres's operators with pg_catalog, whatever the search_path of their caller.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_deliveries_v1(from_tenant text)
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
   (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-    WHERE d.tenant_id >= from_tenant ORDER BY d.tenant_id LIMIT 1)
+    WHERE d.tenant_id OPERATOR(pg_catalog.>=) from_tenant ORDER BY d.tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+           WHERE d.tenant_id OPERATOR(pg_catalog.>) t.tenant_id ORDER BY d.tenant_id LIMIT 1)
     FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 )
 SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
@@ -22,10 +22,10 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_events_v1(fro
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
   (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-    WHERE e.tenant_id >= from_tenant ORDER BY e.tenant_id LIMIT 1)
+    WHERE e.tenant_id OPERATOR(pg_catalog.>=) from_tenant ORDER BY e.tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+           WHERE e.tenant_id OPERATOR(pg_catalog.>) t.tenant_id ORDER BY e.tenant_id LIMIT 1)
     FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 )
 SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
@@ -37,10 +37,10 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_orphans_v1(fr
 RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
 WITH RECURSIVE tenants (tenant_id) AS (
   (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-    WHERE e.needs_reconciliation = true AND e.tenant_id >= from_tenant ORDER BY e.tenant_id LIMIT 1)
+    WHERE e.needs_reconciliation AND e.tenant_id OPERATOR(pg_catalog.>=) from_tenant ORDER BY e.tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+           WHERE e.needs_reconciliation AND e.tenant_id OPERATOR(pg_catalog.>) t.tenant_id ORDER BY e.tenant_id LIMIT 1)
     FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 )
 SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL

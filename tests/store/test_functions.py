@@ -41,11 +41,13 @@ def test_each_caller_names_a_functions_arguments_in_their_order(tx):
 
 
 def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
-    """It keeps its plan, which would cost more than executing it. Other functions are inlined."""
+    """It keeps its plan, which would cost more than executing it. What only they call has our search_path."""
     expected = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
     # A handler's transaction has no such settings.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
+    for name in ("finish_job", "project", "failure"):
+        assert rows.pop(f"mailglass_reconcile_{name}_v1") == {"search_path": SCOPE["search_path"]}
     assert len(rows) == len(schema.FUNCTIONS) - 11
     for function, settings in rows.items():
         items = {name: value.replace('"', "") for name, value in settings.items()}
