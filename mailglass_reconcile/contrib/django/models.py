@@ -53,7 +53,8 @@ class _HashedExact(Exact):
         sql, params = super().as_sql(compiler, connection)
         column, column_params = self.process_lhs(compiler, connection)
         value, value_params = self.process_rhs(compiler, connection)
-        equal_hashes = f"hashtextextended({column}, 0) = hashtextextended({value}, 0)"
+        hashes = [f"pg_catalog.hashtextextended({text}, 0)" for text in (column, value)]
+        equal_hashes = f"{hashes[0]} OPERATOR(pg_catalog.=) {hashes[1]}"
         return f"({equal_hashes} AND {sql})", [*column_params, *value_params, *params]
 
 
