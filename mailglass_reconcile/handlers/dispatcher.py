@@ -27,7 +27,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox, runs
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import SessionTransaction
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import Claim, Failure, Job
 from mailglass_reconcile.store.runs import Origin, Run
@@ -137,7 +137,7 @@ class _Dispatcher:
         failure = Failure(attempt.job, attempt.error or outbox.ROLLED_BACK) if attempt else None
 
         def action(handler_tx: HandlerTransaction) -> Claim:
-            tx = Transaction(handler_tx.connection, self._settings)
+            tx = SessionTransaction(handler_tx.connection, self._settings)
             return outbox.claim(tx, turns, synchronous=handler_tx.nested, failure=failure)
 
         job, failed_state = self._run_without_handler(begin, action)
@@ -187,11 +187,11 @@ class _Dispatcher:
     @contextmanager
     def _start(self, handler_tx: HandlerTransaction, job: Job) -> Iterator[bool]:
         """Mark a job done and limit its transaction to the block; yield False if another dispatcher has the job."""
-        tx = Transaction(handler_tx.connection, self._settings)
+        tx = SessionTransaction(handler_tx.connection, self._settings)
         before = outbox.start(tx, job, execution.HANDLER_SECONDS)
         yield before is not None
         if before and handler_tx.nested:
-            outbox.restore(tx, before)
+            tx.set(before)
 
     def _count(self, attempt: _Attempt, state: str | None) -> None:
         """Count an attempt by the state of its failed job, which is None if the attempt was committed."""

@@ -17,29 +17,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, attach_role, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import SCOPE, Transaction, array_literal, is_schema_error, require_revision
+from mailglass_reconcile.store.database import SCOPE, Connected, Transaction, is_schema_error, require_revision
 
 UTF8 = ("UTF8", "UNICODE")
 """The names of the encoding in Postgres."""
-
-_SET = """
-SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
-  FROM unnest(CAST(CAST(:names AS text) AS text[]), CAST(CAST(:values AS text) AS text[])) AS s (name, value)
-"""
-
-# The caller's values are read before ours are made: a row of the first is what the second is computed for.
-_APPLY_SETTINGS = """
-WITH callers AS MATERIALIZED (
-  SELECT pg_catalog.array_agg(pg_catalog.current_setting(s.name) ORDER BY s.place) AS settings
-    FROM unnest(CAST(CAST(:names AS text) AS text[])) WITH ORDINALITY AS s (name, place)
-)
-SELECT settings,
-       (SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
-          FROM unnest(CAST(CAST(:names AS text) AS text[]), CAST(CAST(:values AS text) AS text[])) AS s (name, value))
-  FROM callers
-"""
-_NAMES = array_literal(SCOPE)
-_PARAMETERS = {"names": _NAMES, "values": array_literal(SCOPE.values())}
 
 
 class CallerTransaction(Transaction):
@@ -49,7 +30,7 @@ class CallerTransaction(Transaction):
         """Use *connection*, which is in a transaction, on the tables that *settings* name."""
         super().__init__(connection, settings)
         self._savepoint: sa.NestedTransaction | None = None
-        self._caller_settings = ""
+        self._caller_settings: dict[str, str] = {}
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement under our settings, as `Transaction.execute`."""
@@ -60,7 +41,7 @@ class CallerTransaction(Transaction):
         """Begin the savepoint, and set our settings, unless that is done."""
         if self._savepoint is None:
             self._savepoint = self.connection.begin_nested()
-            self._caller_settings = array_literal(self._send(_APPLY_SETTINGS, _PARAMETERS).one()[0])
+            self._caller_settings = self.exchange(SCOPE)
 
     def rollback(self) -> None:
         """Roll back to the savepoint, and our settings with it."""
@@ -71,7 +52,7 @@ class CallerTransaction(Transaction):
     def release(self) -> None:
         """Restore the caller's settings, and release the savepoint."""
         if self._savepoint is not None:
-            self._send(_SET, {"names": _NAMES, "values": self._caller_settings})
+            self.set(self._caller_settings)
             self._savepoint.commit()
             self._savepoint = None
 
@@ -105,8 +86,12 @@ def _require_revision(connection: sa.Connection, settings: Settings) -> None:
     """Raise the error that names another revision, asked on another connection: the caller's may be aborted."""
     engine = engines.separate_engine(connection.engine)
     try:
-        with suppress(SQLAlchemyError, OSError), engine.connect() as connection_:
-            require_revision(Transaction(connection_, settings))
+        with (
+            suppress(SQLAlchemyError, OSError),
+            engine.connect() as connection_,
+            Connected(connection_, settings).reading() as tx,
+        ):
+            require_revision(tx)
     finally:
         engine.dispose()
 

@@ -66,15 +66,24 @@ SCOPE = {
 }
 """The settings under which every statement runs, in our transactions and in a caller's."""
 
-_SET_SCOPE = """
-SELECT (SELECT count(set_config(s.name, s.value, true))
-          FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS s (name, value)),
-       set_config('client_encoding', 'UTF8', true),
-       set_config('lock_timeout', :lock_timeout, true),
-       set_config('statement_timeout', :statement_timeout, true),
-       set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
-       set_config('enable_sort', :sorts, true),
-       set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true)
+# A qualified `unnest` takes one array only.
+_SET = """
+SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
+  FROM ROWS FROM (pg_catalog.unnest(CAST(:names AS pg_catalog.text[])),
+                  pg_catalog.unnest(CAST(:values AS pg_catalog.text[]))) AS s (name, value)
+"""
+
+# The session's values are read before the new ones are set: a row of the first is what the second is computed for.
+_EXCHANGE = """
+WITH sessions AS MATERIALIZED (
+  SELECT pg_catalog.array_agg(pg_catalog.current_setting(s.name) ORDER BY s.place) AS settings
+    FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) WITH ORDINALITY AS s (name, place)
+)
+SELECT settings,
+       (SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
+          FROM ROWS FROM (pg_catalog.unnest(CAST(:names AS pg_catalog.text[])),
+                          pg_catalog.unnest(CAST(:values AS pg_catalog.text[]))) AS s (name, value))
+  FROM sessions
 """
 
 # A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
@@ -122,23 +131,19 @@ class CaughtError(Exception):
         self.constraint_name, self.table_name = facts["constraint"], facts["table"]
 
 
-class Transaction:
-    """A transaction in this package's scope, whose statements name the tables with their schema."""
+class SessionTransaction:
+    """A transaction under its session's own settings, in which only functions of the schema are called.
+
+    The session's search_path may name a schema in which others create objects, and an overload there can be a better
+    match than Postgres's own function or operator. So the statements here, and no others, are sent before our
+    search_path is set: they name every function and type with its schema, and have no operator.
+    """
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
         self.schema = settings.database_schema
         self._infers_types = connection.dialect.driver.startswith("psycopg")
-
-    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
-        """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
-        return self._send(statement, dict(parameters or {}))
-
-    def _send(self, statement: str, parameters: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
-        if self._infers_types:  # a compiled statement costs a quarter less
-            return self.connection.exec_driver_sql(compile_for_psycopg(statement, self.schema), parameters)
-        return self.connection.execute(_text(statement, self.schema, self._texts(parameters)), parameters)
 
     def call(self, function: Function, parameters: Mapping[str, str | None]) -> Sequence[Any]:
         """Return the rows of a function, or raise the error that it caught."""
@@ -150,16 +155,37 @@ class Transaction:
                 raise DBAPIError(function.call, None, CaughtError(row[-1]), hide_parameters=True)
         return [row[:-1] for row in rows]
 
+    def set(self, values: Mapping[str, str]) -> None:
+        """Change settings until the transaction or the savepoint ends."""
+        self._send(_SET, _settings_parameters(values))
+
+    def exchange(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Change settings as `set` does, and return them as they were."""
+        return dict(zip(values, self._send(_EXCHANGE, _settings_parameters(values)).one().settings, strict=True))
+
+    def _send(self, statement: str, parameters: Mapping[str, Any]) -> sa.CursorResult[*tuple[Any, ...]]:
+        if self._infers_types:  # a compiled statement costs a quarter less
+            return self.connection.exec_driver_sql(compile_for_psycopg(statement, self.schema), parameters)
+        return self.connection.execute(_text(statement, self.schema, self._texts(parameters)), parameters)
+
+    def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
+        return tuple(name for name, value in parameters.items() if isinstance(value, str))
+
+
+class Transaction(SessionTransaction):
+    """A transaction in this package's scope, whose statements name the tables with their schema."""
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
+        return self._send(statement, dict(parameters or {}))
+
     def reading(self) -> AbstractContextManager[Transaction]:
         """Return a block that reads in this transaction, for what takes a `Reading`."""
         return nullcontext(self)
 
     def protect(self) -> None:
         """Do nothing: our own transactions are rolled back as a whole (a caller's sets a savepoint here)."""
-
-    def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
-        return tuple(name for name, value in parameters.items() if isinstance(value, str))
 
     def revision(self) -> str | None:
         """Return the revision that the database is at, or None if it is not migrated."""
@@ -240,6 +266,10 @@ def text_or_none(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _settings_parameters(values: Mapping[str, str]) -> dict[str, str]:
+    return {"names": array_literal(values), "values": array_literal(values.values())}
+
+
 def column_arrays(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
     """Return *rows*, at least one, as parameters: an array of one column for each of *names*."""
     return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))
@@ -300,12 +330,12 @@ class Connected:
         return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS)
 
     @contextmanager
-    def plain(self) -> Iterator[Transaction]:
+    def plain(self) -> Iterator[SessionTransaction]:
         """Begin a transaction without our settings, for functions of the schema, which set them themselves."""
         if self.connection.get_execution_options().get("isolation_level") != ISOLATION:
             self.connection.execution_options(isolation_level=ISOLATION)
         with self.connection.begin():
-            yield Transaction(self.connection, self.settings)
+            yield SessionTransaction(self.connection, self.settings)
 
     @contextmanager
     def _begin(
@@ -322,15 +352,17 @@ class Connected:
         with self.connection.begin():
             tx = Transaction(self.connection, self.settings)
             scope = {
+                **SCOPE,
+                "client_encoding": "UTF8",
                 "lock_timeout": str(max(1, lock_timeout_ms)),
                 "statement_timeout": str(max(1, statement_timeout_ms)),
-                "read_only": "on" if read_only else None,
-                "sorts": "off" if read_only else "on",
-                "commit": "off" if unwaited else None,
-                "names": array_literal(SCOPE),
-                "values": array_literal(SCOPE.values()),
+                "enable_sort": "off" if read_only else "on",
             }
-            tx.execute(_SET_SCOPE, scope)
+            if read_only:
+                scope["transaction_read_only"] = "on"
+            if unwaited:
+                scope["synchronous_commit"] = "off"
+            tx.set(scope)
             yield tx
 
     def cancel(self) -> None:

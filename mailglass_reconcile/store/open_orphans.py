@@ -11,7 +11,14 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store.database import Function, Reading, Transaction, array_literal, text_or_none
+from mailglass_reconcile.store.database import (
+    Function,
+    Reading,
+    SessionTransaction,
+    Transaction,
+    array_literal,
+    text_or_none,
+)
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -188,7 +195,7 @@ def with_message_ids(
 
 
 def after_commit(
-    tx: Transaction, recorded_ids: Collection[str], message_ids: Collection[str], event_ids: Collection[str]
+    tx: SessionTransaction, recorded_ids: Collection[str], message_ids: Collection[str], event_ids: Collection[str]
 ) -> tuple[set[str], bool]:
     """Read what is visible after the commits of writers, with one statement.
 

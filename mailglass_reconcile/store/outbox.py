@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.events import Bounce
-from mailglass_reconcile.store.database import Function, Transaction, array_literal, column_arrays
+from mailglass_reconcile.store.database import Function, SessionTransaction, Transaction, array_literal, column_arrays
 
 DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
 """Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
@@ -127,8 +127,6 @@ SELECT m.event_id, coalesce(h.renamed_to, m.handler), m.delivery_id, m.type, now
     ON CONFLICT DO NOTHING
 """
 
-_RESTORE = "SELECT pg_catalog.set_config(:name, :setting, true)"
-
 _DELAYS = array_literal(map(str, DELAYS_SECONDS))
 
 
@@ -195,7 +193,11 @@ def load_facts(tx: Transaction) -> Facts:
 
 
 def claim(
-    tx: Transaction, registrations: Iterable[tuple[str, str]], *, synchronous: bool, failure: Failure | None = None
+    tx: SessionTransaction,
+    registrations: Iterable[tuple[str, str]],
+    *,
+    synchronous: bool,
+    failure: Failure | None = None,
 ) -> Claim:
     """Record a *failure* of the last attempt, and claim the next job.
 
@@ -219,7 +221,7 @@ def claim(
     return Claim(Job(*row[1:]) if row.event_id else None, row.last_state)
 
 
-def start(tx: Transaction, job: Job, seconds: float) -> Mapping[str, str] | None:
+def start(tx: SessionTransaction, job: Job, seconds: float) -> Mapping[str, str] | None:
     """Mark a job done, which its handler's transaction then commits or rolls back, and limit that transaction.
 
     Return the settings that this changes, as they were; None if another dispatcher has claimed the job since.
@@ -227,12 +229,6 @@ def start(tx: Transaction, job: Job, seconds: float) -> Mapping[str, str] | None
     attempt = {"event": job.event_id, "handler_name": job.handler, "attempt": str(job.attempts)}
     rows = tx.call(START, {**attempt, "time_limit": f"{round(seconds * 1000)}ms"})
     return {row.name: row.setting for row in rows if row.name} if rows else None
-
-
-def restore(tx: Transaction, before: Mapping[str, str]) -> None:
-    """Restore the settings that `start` has returned."""
-    for name, setting in before.items():
-        tx.execute(_RESTORE, {"name": name, "setting": setting})
 
 
 def enqueue(tx: Transaction, jobs: Iterable[NewJob]) -> int:
