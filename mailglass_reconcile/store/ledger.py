@@ -204,7 +204,7 @@ def is_oversized(tx: Transaction, event_id: str) -> bool:
 
 def _parse_document(metadata: str | None, normalized_payload: str | None) -> Document:
     try:
-        return Document(_parse_object(metadata), _parse_object(normalized_payload or "{}"))
+        return Document(_parse_object(metadata), _parse_object(normalized_payload))
     except (ValueError, RecursionError):
         return Document()
 

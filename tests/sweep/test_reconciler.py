@@ -326,6 +326,15 @@ def test_bad_input_is_counted_with_its_reason_and_does_not_delay_others(db):
     assert counts(reconcile()) == {"unmatchable": len(BAD)}
 
 
+def test_an_event_of_more_than_64_kb_in_one_column_is_unmatchable_whichever_it_is(db):
+    """The other column has the id of a delivery."""
+    insert(db, [delivery_row("one")])
+    big = {"body": "x" * 66_000}
+    id_ = {"provider": "postmark", "provider_message_id": "one"}
+    insert(db, events=[orphan_row(postmark("one"), normalized_payload=big), orphan_row(big, normalized_payload=id_)])
+    assert counts(reconcile()) == {"unmatchable": 2}
+
+
 def test_a_document_that_python_cannot_read_makes_its_event_unmatchable(db):
     """Postgres stores numbers of any length; the other events of the slice are linked."""
     insert(db, [delivery_row("one")])
