@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -18,6 +19,13 @@ from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
 logger = logging.getLogger(__name__)
 
+AIM_SECONDS = 0.05
+"""Half of the 100 ms that a reading transaction may last, because migrations wait for its locks on the tables."""
+FIRST_CHUNK, LEAST_CHUNK, MOST_CHUNK = 1_000, 500, 4_000
+"""Orphans that are read at once: at first, at least, and at most. With fewer, round trips take most of the time."""
+MAX_GROWTH = 2.0
+"""How many times larger or smaller the next chunk is, at most."""
+
 
 @dataclass(slots=True)
 class SliceResult:
@@ -28,28 +36,59 @@ class SliceResult:
     unreadable: list[str] = field(default_factory=list)
 
 
-def match_slice(
-    connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry, *, of_any_age: bool
-) -> SliceResult:
-    """Read and match orphans; after the deadline, the rest of a slice that was halved is not matched."""
+class ChunkReader:
+    """Begins the transactions that read orphans chunk by chunk, and adapts the size of the next chunk to their time.
+
+    Attributes:
+        connected: The connection.
+        deadline: The end of each statement at the latest.
+        size: The number of orphans of the next chunk.
+    """
+
+    def __init__(self, connected: Connected, deadline: Deadline) -> None:
+        self.connected = connected
+        self.deadline = deadline
+        self.size = FIRST_CHUNK
+        self._longest_seconds = 0.0
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Begin a transaction for the block, and measure it."""
+        started_at = time.monotonic()
+        with self.connected.reading(self.deadline.remaining_ms) as tx:
+            yield tx
+        self._longest_seconds = max(self._longest_seconds, time.monotonic() - started_at)
+
+    def adapt(self) -> None:
+        """Choose the size of the next chunk by the longest transaction since the last call."""
+        growth = AIM_SECONDS / max(self._longest_seconds, AIM_SECONDS / MAX_GROWTH)
+        self.size = min(max(int(self.size * max(growth, 1 / MAX_GROWTH)), LEAST_CHUNK), MOST_CHUNK)
+        self._longest_seconds = 0.0
+
+
+def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any_age: bool) -> SliceResult:
+    """Read and match orphans, chunk by chunk; what is not matched at the deadline is left out."""
     slice_result = SliceResult()
 
-    def reading() -> AbstractContextManager[Transaction]:
-        return connected.reading(deadline.remaining_ms)
-
     def read(part: Sequence[str]) -> list[OrphanMatch]:
-        orphans = open_orphans.read_of_any_age(reading, part) if of_any_age else open_orphans.read(reading, part)
-        return match_orphans(reading, orphans, recipients.SLICE)
+        read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
+        return match_orphans(reader.reading, read_orphans(reader.reading, part), recipients.SLICE)
 
     def is_over() -> bool:
-        return bool(slice_result.matches) and deadline.is_over
+        return bool(slice_result.matches) and reader.deadline.is_over
 
-    for part, result in run_halved(connected, ids, read, retry=retry, is_of_rows=is_data_error, is_over=is_over):
-        if isinstance(result, Refused):
-            event_id = str(UUID(part[0]))
-            logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))
-            slice_result.unreadable.append(event_id)
-        else:
-            slice_result.matches += result
-            slice_result.closed += len(part) - len(result)
+    start = 0
+    while start < len(ids) and not is_over():
+        chunk = ids[start : start + reader.size]
+        start += len(chunk)
+        parts = run_halved(reader.connected, chunk, read, retry=retry, is_of_rows=is_data_error, is_over=is_over)
+        for part, result in parts:
+            if isinstance(result, Refused):
+                event_id = str(UUID(part[0]))
+                logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))
+                slice_result.unreadable.append(event_id)
+            else:
+                slice_result.matches += result
+                slice_result.closed += len(part) - len(result)
+        reader.adapt()
     return slice_result

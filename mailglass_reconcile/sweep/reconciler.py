@@ -37,7 +37,7 @@ from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_notes
 from mailglass_reconcile.sweep.prefetch import run_ahead
-from mailglass_reconcile.sweep.reading import SliceResult
+from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
 from mailglass_reconcile.sweep.request import SweepRun
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -117,15 +117,14 @@ class Sweep(SweepRun):
 
     def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[SliceResult]:
         """Yield the matched slices until the deadline; a part too large for memory continues after its last id."""
+        reader = ChunkReader(connected, self.deadline)
         for part in parts:
             following: Part | None = part
             while following is not None:
                 for ids in following.slices(SLICE_ORPHANS):
                     if self.deadline.is_over:
                         return
-                    yield reading.match_slice(
-                        connected, ids, self.deadline, self._retry, of_any_age=bool(self.event_ids)
-                    )
+                    yield reading.match_slice(reader, ids, self._retry, of_any_age=bool(self.event_ids))
                 last = following.last
                 following = self._retry(partial(self._next_first, connected, last)) if last else None
 

@@ -2,17 +2,24 @@
 
 import json
 import logging
+import statistics
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+from bench.filling import fill
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import reading, reconciler
+from mailglass_reconcile.sweep.deadline import Deadline
+from mailglass_reconcile.sweep.reading import ChunkReader
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
@@ -84,6 +91,90 @@ def test_a_sweep_computes_keys_outside_of_its_transactions(db, monkeypatch):
     factories.insert_pairs(db, 3)
     assert reconcile().linked == 3
     assert open_transactions == [0] * 3
+
+
+def test_after_a_slow_transaction_fewer_orphans_are_read_at_once_and_more_again_later(db):
+    """A chunk is never smaller than the least, or larger than the most."""
+    with db.database.connect() as connected:
+        reader = ChunkReader(connected, Deadline(60))
+        sizes = [reader.size]
+        for _ in range(2):
+            with reader.reading() as tx:
+                tx.execute("SELECT pg_sleep(0.3)")
+            reader.adapt()
+            sizes.append(reader.size)
+        for _ in range(4):
+            reader.adapt()
+            sizes.append(reader.size)
+    assert sizes == [1_000, 500, 500, 1_000, 2_000, 4_000, 4_000]
+
+
+def test_orphans_of_a_slice_are_read_chunk_by_chunk(db, monkeypatch):
+    """None is left out, and each is read once."""
+    monkeypatch.setattr(reading, "FIRST_CHUNK", 3)
+    monkeypatch.setattr(reading, "LEAST_CHUNK", 3)
+    monkeypatch.setattr(reading, "MOST_CHUNK", 3)
+    factories.insert_pairs(db, 10)
+    read_at_once = []
+
+    def note(connection, cursor, statement, parameters, context, many):
+        if "mailglass_open_orphan_ids AS i" in statement:
+            read_at_once.append(parameters["event_ids"].count(",") + 1)
+
+    sa.event.listen(db.engine, "before_cursor_execute", note)
+    assert reconcile().linked == 10
+    sa.event.remove(db.engine, "before_cursor_execute", note)
+    assert read_at_once == [3, 3, 3, 1]
+
+
+RAW_WEBHOOKS = """
+INSERT INTO mailglass_webhook_events
+       (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at, inserted_at,
+        updated_at)
+SELECT gen_random_uuid(), e.tenant_id, e.provider, e.event_id, 'Delivery', 'succeeded',
+       CASE e.provider WHEN 'postmark' THEN jsonb_build_object('Recipient', d.recipient)
+            ELSE jsonb_build_object('_batch', jsonb_build_array(jsonb_build_object(
+                   'email', d.recipient, 'sg_event_id', e.event_id))) END, e.inserted_at, e.inserted_at, e.inserted_at
+  FROM (SELECT *, metadata ->> 'provider' AS provider, metadata ->> 'provider_event_id' AS event_id,
+               coalesce(metadata ->> 'message_id', split_part(metadata ->> 'sg_message_id', '.', 1)) AS message_id
+          FROM mailglass_events) AS e
+  JOIN mailglass_deliveries AS d ON d.provider_message_id = e.message_id AND d.tenant_id = e.tenant_id
+"""
+
+READERS = """
+SELECT pid, xact_start, extract(epoch FROM clock_timestamp() - xact_start) AS seconds FROM pg_stat_activity
+ WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+   AND backend_xid IS NULL AND query NOT LIKE '%of_window%' AND query NOT LIKE '%mailglass_reconcile_link_v1%'
+"""
+
+
+@pytest.mark.slow
+def test_no_reading_transaction_holds_up_a_migration_while_60_000_are_swept_on_a_busy_interpreter(db):
+    """Mailglass's migrations wait 500 ms for a lock; all but the statement that chooses aim at 100 ms."""
+    fill(db.url, deliveries=30_000, messages=30_000)
+    db.run(RAW_WEBHOOKS)
+    ages: dict[tuple[int, object], float] = {}
+    has_ended = threading.Event()
+
+    def keep_busy():
+        while not has_ended.is_set():
+            sum(range(1_000))
+
+    def sample():
+        with psycopg.connect(db.url, autocommit=True) as connection:
+            while not has_ended.is_set():
+                for pid, start, seconds in connection.execute(READERS):
+                    ages[pid, start] = max(ages.get((pid, start), 0.0), float(seconds))
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(keep_busy), threads.submit(sample)]
+        result = reconcile()
+        has_ended.set()
+        for future in running:
+            future.result()
+    assert result.linked == 60_000
+    assert statistics.median(ages.values()) < 0.1
+    assert statistics.quantiles(ages.values(), n=50)[-1] < 0.5
 
 
 def test_all_statements_of_a_reading_transaction_see_the_same_rows(db):
