@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
+import pytest
+
 from mailglass_reconcile.receiver import admission
-from mailglass_reconcile.receiver.admission import AdmissionControl, OverloadedError
+from mailglass_reconcile.receiver.admission import AdmissionControl, BodyTimeoutError, OverloadedError
 
 PIECE = bytes(admission.PIECE_BYTES)
 
@@ -140,5 +142,50 @@ def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
             await run_all_tasks()
         assert [await incoming.is_evicted() for incoming in of_mailgun] == [False, True, False, True]
         assert [await incoming.is_evicted() for incoming in (verified, of_other_provider)] == [False, False]
+
+    run(story)
+
+
+def test_the_memory_of_a_body_is_free_again_when_it_is_done(monkeypatch):
+    monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
+
+    async def story(bodies):
+        for _ in range(3):
+            arriving = Arriving(bodies, "postmark", verified=True)
+            arriving.sender.send(bytes(60_000), more=False)
+            assert not await arriving.is_evicted()
+            arriving.task.cancel()
+            await run_all_tasks()
+
+    run(story)
+
+
+def test_a_body_that_never_arrives_ends_with_its_timeout(monkeypatch):
+    monkeypatch.setattr(admission, "BODY_SECONDS", 0.01)
+
+    async def story(bodies):
+        arriving = Arriving(bodies, "postmark")
+        with pytest.raises(BodyTimeoutError):
+            await asyncio.wait_for(arriving.task, 60)
+
+    run(story)
+
+
+def test_bodies_that_wait_for_a_certificate_are_bounded(monkeypatch):
+    """Anybody can name a certificate that does not arrive; which body is evicted is random."""
+    monkeypatch.setattr(admission, "MAX_AWAITING_CERTIFICATE", 2)
+
+    async def wait_for_certificate(bodies):
+        sender = Sender()
+        sender.send(b"{}", more=False)
+        with bodies.admit("ses", verified=False) as body:
+            await bodies.read(body, sender.receive, 100)
+            await bodies.wait_for_certificate(body, asyncio.get_running_loop().create_future())
+
+    async def story(bodies):
+        tasks = [asyncio.create_task(wait_for_certificate(bodies)) for _ in range(5)]
+        await run_all_tasks()
+        evicted = [task.exception() for task in tasks if task.done()]
+        assert [type(error) for error in evicted] == 3 * [OverloadedError]
 
     run(story)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -42,6 +43,26 @@ def test_every_second_body_is_a_verified_one():
 def test_a_cancelled_job_does_not_run():
     """Its body was evicted."""
     assert order(("ses", 1, False), ("ses", 2, False), cancelled=0) == [("ses", 2, False)]
+
+
+def test_after_a_job_that_fails_the_thread_idles_for_as_long_as_it_took():
+    may, times = threading.Event(), []
+
+    def fail():
+        may.wait()
+        threading.Event().wait(0.2)
+        times.append(time.monotonic())
+        raise LookupError
+
+    async def run():
+        verifier = VerificationThread()
+        failing = verifier.run("ses", 1, verified=False, job=fail)
+        waiting = verifier.run("ses", 2, verified=False, job=lambda: times.append(time.monotonic()))
+        may.set()
+        await asyncio.gather(failing, waiting, return_exceptions=True)
+
+    asyncio.run(run())
+    assert times[1] - times[0] >= 0.2
 
 
 def test_an_error_is_raised_where_the_job_is_awaited():
