@@ -3,7 +3,10 @@
 import contextlib
 import json
 import logging
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import redis
@@ -57,6 +60,31 @@ def test_what_breaks_an_invariant_is_found(handler_db, name, sql):
     with pytest.raises(AssertionError):
         invariants.check(db, db.witness, holding=frozenset({name}))
     db.broken.update(invariants.ALL)
+
+
+PASSING = """
+import functools, pytest, invariants
+
+@pytest.fixture
+def tx():
+    yield
+    invariants._run_checks({"I9": functools.partial(invariants.check_log, ["to ada@example.com"])}, invariants.ALL)
+
+def test_passing(tx):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_what_is_found_after_a_test_that_passed_fails_it_with_the_name_of_the_invariant_first(tmp_path):
+    (tmp_path / "test_passing.py").write_text(PASSING)
+    support = Path(invariants.__file__).parent
+    path = os.pathsep.join(map(str, (support, support.parent, support.parent.parent)))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "real_servers", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "test_passing - AssertionError: I9: what this package has logged holds no address." in run.stdout
+    assert "1 failed in" in run.stdout
 
 
 def test_an_orphan_that_no_sweep_links_is_found(db):
