@@ -33,3 +33,24 @@ def test_only_the_schemas_name_and_the_recipients_key_are_put_into_a_statement(s
     allowed = {"schema", "recipient_key"}
     placeholders = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - allowed for where, sql in statements.items()}
     assert {where: names for where, names in placeholders.items() if names} == {}
+
+
+SENDERS = {
+    "store/database.py": "a transaction, under our search_path or with what needs none",
+    "store/migration/session.py": "a session whose first statement sets it",
+    "store/repair.py": "no connection: the statement is printed",
+    "handlers/dispatcher.py": "SET TRANSACTION, which has no functions or operators",
+    "contrib/django/database.py": "SET ROLE, likewise",
+    "testing/databases.py": "CREATE DATABASE and DROP DATABASE, likewise",
+    "demo/environment.py": "the demo's own server",
+    "demo/report.py": "the demo's own server",
+}
+"""The modules that send statements to a driver or to SQLAlchemy by themselves, and why each may."""
+
+
+def test_only_a_transaction_of_ours_sends_statements():
+    """Any other would run under the session's search_path, where others may have planted functions and operators."""
+    sending = re.compile(r"\bexec_driver_sql\(|\bsa\.text\(|connection_?\.execute\(|\bcursor\.execute\(")
+    paths = sorted(PACKAGE.rglob("*.py"))
+    senders = {str(path.relative_to(PACKAGE)) for path in paths if sending.search(path.read_text())}
+    assert senders == set(SENDERS)
