@@ -2,6 +2,7 @@
 --   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
 -- Create the roles that you need first: psql skips a role that does not exist.
 -- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
+\set ON_ERROR_STOP on
 SET search_path TO public;
 SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
        to_regproc('mailglass_prune_events') IS NULL AS made_by_mailglass \gset
@@ -9,7 +10,10 @@ SELECT to_regproc('mailglass_prune_events') IS NOT NULL AS made_by_migrate,
 -- mailglass_writer: Mailglass itself, or any program that inserts events.
 SELECT to_regrole('mailglass_writer') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_writer', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_writer;
+\endif
 -- append events
 GRANT INSERT ON mailglass_events TO mailglass_writer;
 \endif
@@ -17,7 +21,10 @@ GRANT INSERT ON mailglass_events TO mailglass_writer;
 -- mailglass_recorder: `receive`, or a program that calls record_webhook() and record_send().
 SELECT to_regrole('mailglass_recorder') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_recorder', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_recorder;
+\endif
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_recorder;
 -- append events, and find those that were recorded before
@@ -39,6 +46,8 @@ GRANT SELECT,
    ON mailglass_open_orphans TO mailglass_recorder;
 -- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
+-- close orphans that have their `reconciled` event
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO mailglass_recorder;
 -- enqueue jobs of handlers
 GRANT INSERT (event_id, handler, delivery_id, type, next_at, inserted_at)
    ON mailglass_handler_outbox TO mailglass_recorder;
@@ -51,7 +60,10 @@ GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_reco
 -- mailglass_sweeper: `sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery.
 SELECT to_regrole('mailglass_sweeper') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_sweeper', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_sweeper;
+\endif
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_sweeper;
 -- read orphans, and append `reconciled` events
@@ -71,6 +83,8 @@ GRANT SELECT,
    ON mailglass_open_orphans TO mailglass_sweeper;
 -- replace their candidate ids
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
+-- close orphans that have their `reconciled` event
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_close_v1(uuid[]) TO mailglass_sweeper;
 -- prune raw webhooks; UPDATE (id) only locks rows
 GRANT SELECT (id, status, inserted_at), UPDATE (id), DELETE ON mailglass_webhook_events TO mailglass_sweeper;
 -- enqueue jobs of handlers, and prune those that are done or dead; UPDATE (error) only locks rows
@@ -100,7 +114,10 @@ GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, i
 -- --replay`, `--rename` and `--forget`.
 SELECT to_regrole('mailglass_dispatcher') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_dispatcher', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
+\endif
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
@@ -120,7 +137,10 @@ GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher
 -- mailglass_eraser: `erase`, and nothing else; no other role may change a recipient.
 SELECT to_regrole('mailglass_eraser') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_eraser', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_eraser;
+\endif
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_eraser;
 -- erase addresses from deliveries
@@ -143,7 +163,10 @@ GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
 -- writes nothing.
 SELECT to_regrole('mailglass_reader') IS NOT NULL AS role_exists \gset
 \if :role_exists
+SELECT NOT has_schema_privilege('mailglass_reader', current_schema(), 'USAGE') AS lacks_usage \gset
+\if :lacks_usage
 GRANT USAGE ON SCHEMA public TO mailglass_reader;
+\endif
 -- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_reader;
 -- show events
@@ -163,3 +186,19 @@ GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_mes
               last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at)
    ON mailglass_deliveries TO mailglass_reader;
 \endif
+
+-- Only the owner of a schema and superusers can grant USAGE on it.
+DO $$
+DECLARE
+  roles CONSTANT text := (
+    SELECT string_agg(quote_ident(rolname), ', ')
+      FROM pg_roles
+     WHERE NOT has_schema_privilege(oid, current_schema(), 'USAGE')
+       AND rolname IN ('mailglass_writer', 'mailglass_recorder', 'mailglass_sweeper', 'mailglass_dispatcher', 'mailglass_eraser',
+                        'mailglass_reader'));
+BEGIN
+  IF roles IS NOT NULL THEN
+    RAISE EXCEPTION 'run this first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
+  END IF;
+END;
+$$;

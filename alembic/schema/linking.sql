@@ -22,6 +22,8 @@ BEGIN
 END;
 $$;
 
+REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_close_v1(uuid[]) FROM PUBLIC;
+
 -- step: function mailglass_reconcile_link_v1
 -- Links orphans, given with their deliveries, the ids of the events to append and more metadata for these: claims,
 -- appends, projects, enqueues handlers' jobs, and closes. Nothing is waited for: a pair is left out if the orphan is not

@@ -69,6 +69,11 @@ class Role(NamedTuple):
 ALL = ""
 _PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 _NEW_JOB = "event_id handler delivery_id type next_at inserted_at"
+_CLOSE = Grant(
+    "close orphans that have their `reconciled` event",
+    "mailglass_reconcile_close_v1(uuid[])",
+    {"EXECUTE": ALL},
+)
 _STORED_KEYS = "provider recipient recipient_lost rank ids state refused webhooks_read_from"
 
 WRITER = Role(
@@ -115,6 +120,7 @@ RECORDER = Role(
             },
         ),
         Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL}),
+        _CLOSE,
         Grant("enqueue jobs of handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
         Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant(
@@ -150,6 +156,7 @@ SWEEPER = Role(
         Grant(
             "replace their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL}
         ),
+        _CLOSE,
         Grant(
             "prune raw webhooks; UPDATE (id) only locks rows",
             "mailglass_webhook_events",
@@ -281,6 +288,7 @@ _HEADER = """\
 --   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
 -- Create the roles that you need first: psql skips a role that does not exist.
 -- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
+\\set ON_ERROR_STOP on
 """
 
 CHOOSE_TABLES = """\
@@ -296,6 +304,24 @@ _CONDITIONS: Mapping[Condition, str] = {
 """The variable of psql that tells whether a role needs a privilege on these tables."""
 
 
+_REQUIRE_USAGE = """\
+-- Only the owner of a schema and superusers can grant USAGE on it.
+DO $$
+DECLARE
+  roles CONSTANT text := (
+    SELECT string_agg(quote_ident(rolname), ', ')
+      FROM pg_roles
+     WHERE NOT has_schema_privilege(oid, current_schema(), 'USAGE')
+       AND rolname IN ({roles}));
+BEGIN
+  IF roles IS NOT NULL THEN
+    RAISE EXCEPTION 'run this first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
+  END IF;
+END;
+$$;
+"""
+
+
 def format_grants(schema_name: str) -> str:
     """Return the statements that grant every documented role its privileges, as SQL for psql.
 
@@ -307,10 +333,15 @@ def format_grants(schema_name: str) -> str:
             _wrap(f"{role.name}: {role.runs}.", "-- ", "-- "),
             f"SELECT to_regrole('{role.name}') IS NOT NULL AS role_exists \\gset",
             "\\if :role_exists",
+            f"SELECT NOT has_schema_privilege('{role.name}', current_schema(), 'USAGE') AS lacks_usage \\gset",
+            "\\if :lacks_usage",
             f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};",
+            "\\endif",
         ]
         lines += statements(role, with_purposes=True)
         blocks.append("\n".join([*lines, "\\endif"]) + "\n")
+    roles = _wrap(", ".join(f"'{role.name}'" for role in ROLES), "", " " * 24)
+    blocks.append(_REQUIRE_USAGE.replace("{roles}", roles))
     return "\n".join(blocks)
 
 

@@ -120,6 +120,40 @@ def check_refused(settings, statement):
         connection.exec_driver_sql(statement)
 
 
+def test_on_a_hardened_schema_the_file_fails_with_the_grant_that_a_superuser_runs_first(empty_database_url, admin):
+    """The documented owner of the tables does not own the schema; afterwards the file is silent."""
+    prefix = f"mgtest_{uuid.uuid4().hex[:12]}_"
+    owner, sweeper = f"{prefix}owner", f"{prefix}sweeper"
+    as_superuser = installation(empty_database_url)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {owner} LOGIN PASSWORD 'secret'; CREATE ROLE {sweeper}")
+    as_superuser.run(f"GRANT USAGE, CREATE ON SCHEMA public TO {owner}; REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    url = make_url(empty_database_url).set(username=owner, password="secret")  # noqa: S106
+    tables = installation(url.render_as_string(hide_password=False))
+    tables.migrate()
+    script = privileges.format_grants("public").replace("mailglass_sweeper", sweeper)
+    script = re.sub(r"to_regrole\('mailglass_", f"to_regrole('{prefix}", script)
+    psql = [client("psql", tables), "--no-psqlrc", "--quiet", url_of(tables)]
+    try:
+        refused = processes.run(psql, stdin=script)
+        needed = f"GRANT USAGE ON SCHEMA public TO {sweeper}"
+        assert (refused.returncode, needed in refused.stderr) == (3, True)
+        as_superuser.run(needed)
+        granted = processes.run(psql, stdin=script)
+        assert (granted.returncode, granted.stderr) == (0, "")
+    finally:
+        as_superuser.run(f"DROP OWNED BY {sweeper}, {owner} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {sweeper}; DROP ROLE {owner}")
+
+
+def test_a_role_without_privileges_closes_nothing(db, acting):
+    """The function deletes with its owner's privileges."""
+    settings = acting("mailglass_writer")
+    with Database(engines.create_engine(settings), settings).writing() as tx, pytest.raises(sa.exc.ProgrammingError):
+        tx.execute("SELECT {schema}.mailglass_reconcile_close_v1('{}')")
+
+
 @pytest.mark.guard
 def test_a_sweeper_sweeps_and_prunes(db, acting):
     """It links, stores keys, and repairs the open set."""
