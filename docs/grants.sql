@@ -97,6 +97,8 @@ GRANT SELECT,
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 -- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
+-- know the ages at which the owner of the tables lets it delete rows
+GRANT SELECT ON mailglass_reconcile_retention TO mailglass_sweeper;
 \if :made_by_migrate
 -- delete old events, if a retention is set, on tables that `migrate` made
 GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
@@ -122,6 +124,8 @@ GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
 GRANT SELECT, UPDATE (state, attempts, next_at, error, finished_at) ON mailglass_handler_outbox TO mailglass_dispatcher;
+-- give jobs of a renamed handler their new name
+GRANT EXECUTE ON FUNCTION mailglass_reconcile_rename_jobs_v1(uuid[]) TO mailglass_dispatcher;
 -- read the event that a handler is given, and count what a new one missed
 GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
               normalized_payload)
@@ -198,7 +202,7 @@ DECLARE
                         'mailglass_reader'));
 BEGIN
   IF roles IS NOT NULL THEN
-    RAISE EXCEPTION 'run this first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
+    RAISE EXCEPTION 'run first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
   END IF;
 END;
 $$;

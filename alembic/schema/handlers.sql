@@ -53,6 +53,8 @@ BEGIN
 END;
 $$;
 
+REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_rename_jobs_v1(uuid[]) FROM PUBLIC;
+
 -- step: function mailglass_reconcile_finish_job_v1
 -- Ends an attempt of a job, and returns the job's new state; NULL if the job is not waiting any more, or another session
 -- has claimed it since. Without an error it is done: the dispatcher says so in the transaction in which the handler then

@@ -1,6 +1,29 @@
 -- Retention: the only way to delete from the ledger, and only on tables that `migrate` made. CREATE OR REPLACE keeps
 -- the grants. Each function is one batch of a walk, by tenant and time; the caller commits it and hands its place on.
 
+-- step: index mailglass_reconcile_retention_pkey
+CREATE UNIQUE INDEX mailglass_reconcile_retention_pkey ON {schema}.mailglass_reconcile_retention (relation);
+
+-- step: function mailglass_reconcile_require_age_v1 [made here]
+-- Fails if rows of a table may not be deleted at an age of so many days: the owner of the tables, with whose privileges
+-- the functions below call this, has stored a higher one, or none. A session that may act as the owner may pass.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_require_age_v1(relation text, days integer)
+  RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+  least_days CONSTANT integer := (SELECT r.days FROM {schema}.mailglass_reconcile_retention AS r
+                                   WHERE r.relation = mailglass_reconcile_require_age_v1.relation);
+BEGIN
+  IF days < 2 THEN
+    RAISE SQLSTATE '22023' USING MESSAGE = 'rows of ' || relation || ' are kept for at least 2 days';
+  END IF;
+  IF coalesce(days < least_days, true) AND NOT pg_has_role(session_user, current_user, 'MEMBER') THEN
+    RAISE insufficient_privilege USING MESSAGE =
+      'permission denied to delete rows of ' || relation || coalesce(' before ' || least_days || ' days', '');
+  END IF;
+END;
+$$;
+
 -- step: function mailglass_prune_events [made here]
 -- Deletes events that are older than so many days: of each delivery all, with the orphans linked to it, or none; and
 -- orphans that have expired. An event that a handler waits for or has given up on keeps its delivery's events.
@@ -20,9 +43,7 @@ DECLARE
   held uuid[];
   whole uuid[];
 BEGIN
-  IF days < 2 THEN
-    RAISE SQLSTATE '22023' USING MESSAGE = 'events are kept for at least 2 days';
-  END IF;
+  PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_events', days);
 
   -- The next old events of the tenant, then of the tenants after it. Rows of one time have a fixed order in the index;
   -- those that stay are passed by number.
@@ -141,9 +162,7 @@ DECLARE
   times timestamp[];
   held uuid[];
 BEGIN
-  IF days < 2 THEN
-    RAISE SQLSTATE '22023' USING MESSAGE = 'deliveries are kept for at least 2 days';
-  END IF;
+  PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_deliveries', days);
 
   -- As above, by the time of the latest event, which the delivery's row keeps.
   WITH page AS MATERIALIZED (

@@ -129,6 +129,13 @@ CREATE TABLE {schema}.mailglass_open_orphan_ids (
 COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
   'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
 
+CREATE TABLE {schema}.mailglass_reconcile_retention (
+  relation text PRIMARY KEY,
+  days     integer NOT NULL
+);
+COMMENT ON TABLE {schema}.mailglass_reconcile_retention IS
+  'mailglass-reconcile: the least age at which rows of a table may be deleted, as `migrate` of their owner stored it';
+
 CREATE TABLE {schema}.mailglass_reconcile_runs (
   id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   started_at         timestamp NOT NULL,

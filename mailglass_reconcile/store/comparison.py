@@ -161,7 +161,7 @@ class Difference(NamedTuple):
     def _effect(self) -> str:
         if self.fault in (EXPOSED, UNFILLED, UNSTAMPED):
             return ""
-        if self.step.name in schema.RETENTION:
+        if self.step.kind == "function" and self.step.only_on and not self.step.is_trigger_function:
             return ", so the prune cannot delete old rows"
         if self.step.name == schema.GUARD:
             return ", so TRUNCATE would empty the ledger"

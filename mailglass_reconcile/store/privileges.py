@@ -174,6 +174,11 @@ SWEEPER = Role(
             {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL, "DELETE": ALL},
         ),
         Grant(
+            "know the ages at which the owner of the tables lets it delete rows",
+            "mailglass_reconcile_retention",
+            {"SELECT": ALL},
+        ),
+        Grant(
             "delete old events, if a retention is set, on tables that `migrate` made",
             "mailglass_prune_events(integer, integer, text, timestamp, bigint)",
             {"EXECUTE": ALL},
@@ -204,6 +209,11 @@ DISPATCHER = Role(
             "claim jobs, and store their results",
             "mailglass_handler_outbox",
             {"SELECT": ALL, "UPDATE": "state attempts next_at error finished_at"},
+        ),
+        Grant(
+            "give jobs of a renamed handler their new name",
+            "mailglass_reconcile_rename_jobs_v1(uuid[])",
+            {"EXECUTE": ALL},
         ),
         Grant(
             "read the event that a handler is given, and count what a new one missed",
@@ -315,7 +325,7 @@ DECLARE
        AND rolname IN ({roles}));
 BEGIN
   IF roles IS NOT NULL THEN
-    RAISE EXCEPTION 'run this first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
+    RAISE EXCEPTION 'run first, as a superuser: GRANT USAGE ON SCHEMA % TO %', quote_ident(current_schema()), roles;
   END IF;
 END;
 $$;

@@ -16,9 +16,16 @@ SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_D
 
 # From the catalog, because a regprocedure needs USAGE on the schema.
 _FUNCTION = """
-SELECT quote_ident(current_user) AS role, has_function_privilege(p.oid, 'EXECUTE') AS may_call
+SELECT quote_ident(current_user) AS role, has_function_privilege(p.oid, 'EXECUTE') AS may_call,
+       pg_has_role(session_user, p.proowner, 'MEMBER') AS is_owner
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
  WHERE n.nspname = :schema AND p.proname = :name
+"""
+
+_LEAST_DAYS = "SELECT relation, days FROM {schema}.mailglass_reconcile_retention"
+_STORE_LEAST_DAYS = """
+INSERT INTO {schema}.mailglass_reconcile_retention (relation, days) VALUES ('RELATION', DAYS)
+    ON CONFLICT (relation) DO UPDATE SET days = excluded.days;
 """
 
 _PRUNE_EVENTS = """
@@ -44,8 +51,12 @@ class RetentionProblem(NamedTuple):
         return f"{self.message}: {self.remedy}"
 
 
-def find_problem(tx: Transaction, name: str = EVENTS) -> RetentionProblem | None:
-    """Return the problem that keeps this role from deleting old rows with the function *name*, or None."""
+_RELATIONS = {EVENTS: "mailglass_events", DELIVERIES: "mailglass_deliveries"}
+_SETTINGS = {EVENTS: "retention_events_days", DELIVERIES: "retention_deliveries_days"}
+
+
+def find_problem(tx: Transaction, name: str, days: int) -> RetentionProblem | None:
+    """Return the problem that keeps this role from deleting rows of an age of *days* with the function *name*."""
     if schema.is_made_by_mailglass(tx):
         return RetentionProblem(
             f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
@@ -57,7 +68,34 @@ def find_problem(tx: Transaction, name: str = EVENTS) -> RetentionProblem | None
         function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
         return RetentionProblem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
-    return None
+    least_days = None if row.is_owner else _load_least_days(tx).get(_RELATIONS[name])
+    if row.is_owner or (least_days is not None and days >= least_days):
+        return None
+    return RetentionProblem(
+        f"the owner of {_RELATIONS[name]} lets role {row.role} delete "
+        + ("no row" if least_days is None else f"only rows that are older than {least_days} days, not {days}"),
+        f"run `mailglass-reconcile migrate` as the owner, with MAILGLASS_{_SETTINGS[name].upper()}={days}",
+    )
+
+
+def _load_least_days(tx: Transaction) -> dict[str, int]:
+    return {row.relation: row.days for row in tx.execute(_LEAST_DAYS)}
+
+
+def format_least_days(tx: Transaction) -> str:
+    """Return the statements that store the retention that is set here as the least ages; none if they are stored.
+
+    Other roles than the owner then delete nothing that is younger, whatever age they pass.
+    """
+    exists = tx.execute("SELECT to_regclass(:name)", {"name": tx.name_of("mailglass_reconcile_retention")}).scalar_one()
+    stored = _load_least_days(tx) if exists else {}
+    days = {relation: getattr(tx.settings, _SETTINGS[name]) for name, relation in _RELATIONS.items()}
+    is_used = any(days.values()) and not schema.is_made_by_mailglass(tx)
+    return "".join(
+        _STORE_LEAST_DAYS.replace("RELATION", relation).replace("DAYS", str(number))
+        for relation, number in days.items()
+        if is_used and number is not None and stored.get(relation) != number
+    )
 
 
 def delete_events(connected: Connected, days: int, size: int) -> Iterator[int]:
@@ -76,7 +114,7 @@ def delete_deliveries(connected: Connected, days: int, size: int) -> Iterator[in
 
 def _batches(connected: Connected, name: str, statement: str, days: int, size: int) -> Iterator[int]:
     with connected.reading() as tx:
-        if problem := find_problem(tx, name):
+        if problem := find_problem(tx, name, days):
             raise DatabaseRefusedError(str(problem))
     cursor: dict[str, Any] = {"after_tenant": "", "after_time": "-infinity", "passed": 0}
 

@@ -19,6 +19,7 @@ TABLES = {
     "mailglass_open_orphan_ids": "event_id",
     "mailglass_handler_outbox": "event_id",
     "mailglass_handled_types": "type",
+    "mailglass_reconcile_retention": "relation",
     "mailglass_reconcile_runs": "id",
     "mailglass_webhook_certificates": "url",
 }
@@ -48,10 +49,11 @@ class SchemaMismatch(NamedTuple):
 
 def is_newer(version: str | None) -> bool:
     """Return True if a newer version of the same major has migrated the database; this one works on it."""
-    return version is not None and _is_later_release(version) and version[0] == VERSION[0]
+    return version is not None and is_later_release(version) and version[0] == VERSION[0]
 
 
-def _is_later_release(version: str) -> bool:
+def is_later_release(version: str) -> bool:
+    """Return True if a later release has migrated the database, of whatever major version."""
     return bool(_RELEASED.fullmatch(version)) and version > VERSION[:4]
 
 
@@ -70,7 +72,7 @@ def find_mismatch(version: str | None) -> SchemaMismatch | None:
         return SchemaMismatch(
             f"the database is at revision {version}, this version needs {VERSION}", "run `mailglass-reconcile migrate`"
         )
-    if _is_later_release(version):
+    if is_later_release(version):
         return SchemaMismatch(
             f"the database is at revision {version}, this version knows {VERSION}",
             "install the newer mailglass-reconcile here",

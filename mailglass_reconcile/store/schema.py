@@ -26,7 +26,7 @@ RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""
 
 FUNCTIONS = tuple(name for name in script.steps_of_kind("function") if name not in TRIGGERS)
-"""The functions that every role may call."""
+"""The functions that statements of ours and triggers call."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.

@@ -60,7 +60,7 @@ def acting_in(db, admin) -> Iterator:
                 .replace(documented, role)
             )
             if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
-                sql = re.sub(r"GRANT EXECUTE .*?;", "", sql, flags=re.DOTALL)
+                sql = re.sub(r"GRANT EXECUTE ON FUNCTION mailglass_prune_.*?;", "", sql, flags=re.DOTALL)
             connection.exec_driver_sql(sql)
         url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
         redis_url = db.settings.redis_url.get_secret_value()
@@ -195,7 +195,9 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     """Without EXECUTE, the error names the function; no role may delete directly."""
     orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
     function = "public.mailglass_prune_events(integer, integer, text, timestamp, bigint)"
-    settings = acting("mailglass_sweeper", retention_events_days=30, retention_deliveries_days=30)
+    days = {"retention_events_days": 30, "retention_deliveries_days": 30}
+    runner.migrate(db.engine, db.settings.model_copy(update=days), lambda line: None)
+    settings = acting("mailglass_sweeper", **days)
     assert mailglass_reconcile.prune().failures == {}
     assert db.value("SELECT count(*) FROM mailglass_events") == 0
     role = settings.database_url.get_secret_value().split("//")[1].split(":")[0]
@@ -205,6 +207,33 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     assert failures == {
         "events": f"role {role} lacks a privilege (SQLSTATE 42501): GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
     }
+
+
+def test_a_sweeper_deletes_nothing_that_is_younger_than_the_owner_of_the_tables_allows(db, acting):
+    """A stolen password must not empty the ledger, whatever age it passes; without a retention, nothing is deleted."""
+    orphan(db, {}, age_seconds=40 * 86_400)
+    db.run("DELETE FROM mailglass_open_orphans")  # as a prune does, because it has expired
+    sweeper = engines.create_engine(acting("mailglass_sweeper"))
+
+    def delete(days: int) -> None:
+        for table in ("events", "deliveries"):
+            with sweeper.begin() as connection:
+                connection.exec_driver_sql(f"SELECT public.mailglass_prune_{table}({days}, 100, '', '-infinity', 0)")
+
+    for allowed in (None, 30):
+        days = {"retention_events_days": allowed, "retention_deliveries_days": allowed}
+        lines: list[str] = []
+        runner.migrate(db.engine, db.settings.model_copy(update=days), lines.append)
+        assert ("store the retention" in "\n".join(lines)) == bool(allowed)
+        for refused in (2, 29) if allowed else (2, 30, 1000):
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied to delete rows of mailglass_events"):
+                delete(refused)
+        assert db.value("SELECT count(*) FROM mailglass_events") == 1
+    delete(30)
+    assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    lines.clear()
+    runner.migrate(db.engine, db.settings.model_copy(update=days), lines.append)
+    assert lines[-1].startswith("nothing to do")
 
 
 def test_with_mailglass_each_role_does_its_work_in_its_schema(mailglass_db, acting_in_mailglass):

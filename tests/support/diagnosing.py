@@ -18,7 +18,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
-SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "EXECUTE" not in grant)
+SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "mailglass_prune_" not in grant)
 
 
 def report(*, repair: bool = False) -> list[Finding]:

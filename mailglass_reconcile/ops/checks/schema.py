@@ -65,7 +65,7 @@ def _retention(context: CheckContext) -> Iterator[Finding]:
         DELIVERIES: context.tx.settings.retention_deliveries_days,
     }
     for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
-        if days is not None and (problem := find_problem(context.tx, function)):
+        if days is not None and (problem := find_problem(context.tx, function, days)):
             level = warning if context.is_made_by_mailglass else error
             yield level(f"the prune cannot delete old {rows}: {problem.message}", problem.remedy)
             return

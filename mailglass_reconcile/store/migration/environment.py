@@ -13,7 +13,7 @@ from alembic.util import CommandError
 
 from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import revision, schema
+from mailglass_reconcile.store import retention, revision, schema
 from mailglass_reconcile.store.comparison import compare
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import create_engine
@@ -89,7 +89,8 @@ def _upgrade(context: Any, request: Request) -> None:
         if version not in (None, *revision.REVISIONS):  # it may be planted
             preflight.refuse_foreign(tx, comparison)
         _refuse_another(version, has_ledger=has_ledger)
-        is_current = version == revision.VERSION and not comparison.curable
+        least_days = retention.format_least_days(tx)
+        is_current = version == revision.VERSION and not comparison.curable and not least_days
         is_done = is_current or (stops_early and version is not None and version >= target)
         if not is_done:
             preflight.refuse_foreign(tx, comparison)
@@ -108,14 +109,14 @@ def _upgrade(context: Any, request: Request) -> None:
     if version != revision.VERSION:
         _run_revisions(context, request, version)
     if plan:
-        for text in () if stops_early else objects.format_plan(session, comparison.curable):
+        for text in () if stops_early else objects.format_plan(session, comparison.curable, least_days):
             tell(text)
         return
     with session.connected.reading() as tx:
         version = tx.revision()
         comparison = compare(tx, guard=request.guard, made_here=not has_ledger)
     if version == revision.VERSION:
-        objects.run(session, comparison.curable, tell)
+        objects.run(session, comparison.curable, least_days, tell)
     tell(f"done: revision {version}")
 
 

@@ -48,8 +48,10 @@ class Step(NamedTuple):
     is_alone: bool = False
 
 
-def steps_for(differences: Iterable[Difference]) -> Iterable[Step | None]:
-    """Yield the steps that cure the differences; None stands for filling the table of open orphans.
+def steps_for(differences: Iterable[Difference], least_days: str) -> Iterable[Step | None]:
+    """Yield the steps that cure the differences, and the one that stores the retention's least ages.
+
+    None stands for filling the table of open orphans.
 
     Functions come first, because triggers need them, and indexes of tables with rows last. The stamp of a trigger that
     adds open orphans says so until the table is filled, so that the run after an interrupted one fills it.
@@ -65,9 +67,11 @@ def steps_for(differences: Iterable[Difference]) -> Iterable[Step | None]:
     if filling:
         yield None
         yield Step("record that the open orphans are filled", ("\n".join(_stamp(step).strip() for step in filling),))
+    if least_days:
+        yield Step("store the retention as the least age at which rows may be deleted", (least_days,))
 
 
-def run(session: Session, differences: Iterable[Difference], tell: Callable[[str], None]) -> None:
+def run(session: Session, differences: Iterable[Difference], least_days: str, tell: Callable[[str], None]) -> None:
     """Run the steps."""
     differences = list(differences)
     for difference in differences:
@@ -76,7 +80,7 @@ def run(session: Session, differences: Iterable[Difference], tell: Callable[[str
                 f"table {difference.step.table} is partitioned: build the index {difference.step.name} manually, as"
                 " docs/upgrading.md describes, then run migrate again"
             )
-    for step in steps_for(differences):
+    for step in steps_for(differences, least_days):
         if step is None:
             tell(f"fill the open orphans from the ledger, {FILL_BATCH_SIZE} in a transaction")
             added = repair.add_missing(session.connected, FILL_BATCH_SIZE)
@@ -90,9 +94,9 @@ def run(session: Session, differences: Iterable[Difference], tell: Callable[[str
             session.run(step.title, *step.statements)
 
 
-def format_plan(session: Session, differences: Iterable[Difference]) -> Iterable[str]:
+def format_plan(session: Session, differences: Iterable[Difference], least_days: str) -> Iterable[str]:
     """Yield the steps as SQL for psql."""
-    for step in steps_for(differences):
+    for step in steps_for(differences, least_days):
         if step is None:
             yield "-- fill the open orphans from the ledger"
             yield repair.format_script(session.settings)

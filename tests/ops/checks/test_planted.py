@@ -236,7 +236,7 @@ def test_a_revoked_privilege_is_found_and_granted_by_the_remedy(
 ) -> None:
     """Every privilege of the sweeper is checked; a sweep fails without it."""
     revoked = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
-    db.run(f"REVOKE {revoked} ON {table} FROM {role}")
+    db.run(f"REVOKE {revoked} ON {'FUNCTION ' * (privilege == 'EXECUTE')}{table} FROM {role}")
     [result] = wrong_to_the_role()
     assert (result.check, f"on {table}" in result.message) == ("privileges", True)
     assert worst_finding("privileges").remedy == result.remedy

@@ -5,6 +5,7 @@ import pytest
 import mailglass_reconcile
 from diagnosing import heal, report, worst_finding
 from mailglass_reconcile.ops.checks import ERROR, OK
+from mailglass_reconcile.store.migration import runner
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def test_row_level_security_that_would_hide_rows(db, role):
 
 
 def test_a_retention_that_the_role_may_not_apply(db, role):
-    """The finding names EXECUTE on each function, and its GRANT."""
+    """The finding names EXECUTE on each function and its GRANT; then the age that the owner of the tables allows."""
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
@@ -59,4 +60,13 @@ def test_a_retention_that_the_role_may_not_apply(db, role):
     for function in ("mailglass_prune_events", "mailglass_prune_deliveries"):
         assert f"EXECUTE on {function}(" in finding.message
     heal(db, finding.remedy)
+    for table, setting in (("events", "EVENTS"), ("deliveries", "DELIVERIES")):
+        finding = worst_finding("privileges")
+        assert f"lets role {role} delete no row" in finding.message
+        assert f"the owner of mailglass_{table}" in finding.message
+        assert finding.remedy == (
+            f"run `mailglass-reconcile migrate` as the owner, with MAILGLASS_RETENTION_{setting}_DAYS=30"
+        )
+        owner = db.settings.model_copy(update={f"retention_{table}_days": 30})
+        runner.migrate(db.engine, owner, lambda line: None)
     assert worst_finding("privileges").status == OK

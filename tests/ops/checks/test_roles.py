@@ -77,7 +77,8 @@ def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy
         if grant.condition in ("everywhere", "tables made by migrate"):
             for privilege, columns in grant.privileges.items():
                 missing = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
-                db.run(f"REVOKE {missing} ON {grant.object} FROM {role.name}")
+                kind = "FUNCTION " * (privilege == "EXECUTE")
+                db.run(f"REVOKE {missing} ON {kind}{grant.object} FROM {role.name}")
                 if len(role.grants) == 1:
                     db.run(
                         f"GRANT SELECT ON {grant.object} TO {role.name}"
