@@ -97,7 +97,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
             preflight.refuse_foreign(tx, compare(tx))
             objects = removal.find_objects(tx)
             version = tx.revision()
-            if revision.is_newer(version):
+            if version and revision.is_later_release(version):
                 raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
             if tables:
                 _refuse_to_drop(tx)

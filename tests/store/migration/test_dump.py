@@ -1,12 +1,17 @@
 """What `pg_dump` writes: the same before a migration and after a removal, and a restored dump is complete."""
 
+import re
 import subprocess
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
-from catalog import Installation, client, installation, url_of
+from catalog import Installation, client, installation, live, url_of
 from history import insert_history
+from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
 from shapes import make_mailglass_tables
 
 pytestmark = pytest.mark.slow
@@ -28,6 +33,37 @@ def test_a_removal_leaves_the_dump_as_it_was(unmigrated):
     assert dump(database) != before
     database.remove()
     assert dump(database) == before
+
+
+@pytest.fixture
+def own_server_url() -> Iterator[str]:
+    """A server of its own, because the names of the documented roles are fixed."""
+    with servers.postgres() as url:
+        yield url
+
+
+@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("mailglass", "2.x")])
+def test_a_removal_revokes_what_only_our_roles_need_and_names_the_rest(own_server_url, schema, shape):
+    """Afterwards each of our roles can be dropped; those of Mailglass's and the application stay."""
+    database = live(own_server_url, schema, shape)
+    roles = [role.name for role in privileges.ROLES]
+    database.run("".join(f"CREATE ROLE {name};" for name in [*roles, "app"]))
+    database.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC; GRANT SELECT (id) ON mailglass_events TO app")
+    before = dump(database)
+    database.migrate()
+    psql = [client("psql", database), "--no-psqlrc", "-q", url_of(database)]
+    subprocess.run(psql, input=privileges.format_grants(schema), text=True, check=True)
+    lines = "\n".join(runner.describe_removal(database.engine, database.settings))
+    database.remove()
+    assert database.remove()[-1] == "nothing to do: there is nothing to remove"
+    for name in roles:
+        if name != "mailglass_writer":
+            database.run(f"DROP ROLE {name}")
+    rest = re.findall(r"REVOKE ALL ON [^;\n]*", lines)
+    assert {statement.split()[-1] for statement in rest} == {"app", "mailglass_writer"}
+    database.run(";".join(statement for statement in rest if not statement.endswith(" app")))
+    assert dump(database) == before
+    database.run("DROP ROLE mailglass_writer")
 
 
 @pytest.mark.parametrize("shape", ["0.1.1", None])
