@@ -8,7 +8,7 @@ CREATE UNIQUE INDEX mailglass_reconcile_retention_pkey ON {schema}.mailglass_rec
 -- Fails if rows of a table may not be deleted at an age of so many days: the owner of the tables, with whose privileges
 -- the functions below call this, has stored a higher one, or none. A session that may act as the owner may pass.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_require_age_v1(relation text, days integer)
-  RETURNS void LANGUAGE plpgsql AS $$
+  RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
   least_days CONSTANT integer := (SELECT r.days FROM {schema}.mailglass_reconcile_retention AS r

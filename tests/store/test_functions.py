@@ -46,7 +46,7 @@ def test_each_function_that_is_called_has_the_settings_of_our_transactions(tx):
     # A handler's transaction has no such settings.
     more = {f"mailglass_reconcile_{name}_job_v1": {"lock_timeout": "30s"} for name in ("claim", "start")}
     rows = {name: dict(setting.split("=", 1) for setting in settings) for name, settings in tx.rows(SETTINGS)}
-    for name in ("finish_job", "project", "failure"):
+    for name in ("finish_job", "project", "failure", "require_age"):
         assert rows.pop(f"mailglass_reconcile_{name}_v1") == {"search_path": SCOPE["search_path"]}
     assert len(rows) == len(schema.FUNCTIONS) - 11
     for function, settings in rows.items():
