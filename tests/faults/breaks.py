@@ -135,7 +135,7 @@ BREAKS = (
 
     Break("an event of another tenant counts as the link of an orphan",
           "alembic/schema/readers.sql", ("store", "handlers"),
-          " AND r.tenant_id = orphan_tenant", ""),
+          " AND r.tenant_id OPERATOR(pg_catalog.=) orphan_tenant", ""),
 
     Break("a dispatcher of the old name runs jobs of a renamed handler",
           "alembic/schema/handlers.sql", HANDLERS,
