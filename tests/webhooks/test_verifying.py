@@ -165,6 +165,11 @@ def test_an_empty_secret_is_a_configuration_error(provider, secret):
         check(provider, first(provider), secret=secret)
 
 
+def test_white_space_around_a_secret_is_not_part_of_it():
+    """A secret from a file ends with a line break."""
+    check("mailgun", first("mailgun"), secret=f" {senders.KEY}\n")
+
+
 @pytest.mark.parametrize("provider", ["sendgrid", "postal", "resend", "postmark"])
 def test_a_secret_of_another_kind_is_a_configuration_error(provider):
     """The error does not quote it."""
