@@ -64,9 +64,10 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
        count(*) OVER (PARTITION BY w.kind, w.name) > 1 AS is_overloaded, w.on_table IS NOT NULL AS has_table,
        w.table_kind = 'p' AS is_partitioned,
        w.table_kind = 'r' AND pg_relation_size(w.on_table) = 0 AS is_empty,
-       w.kind = 'table' AND f.kind = 'table' AND w.columns <> ''
-         AND NOT EXISTS (SELECT FROM pg_attribute AS a
-                          WHERE a.attrelid = f.oid AND a.attname = w.columns AND NOT a.attisdropped) AS lacks_column,
+       CASE WHEN w.kind = 'table' AND f.kind = 'table'
+            THEN ARRAY(SELECT c.name FROM unnest(string_to_array(w.columns, ' ')) AS c (name)
+                        WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = f.oid AND a.attname = c.name
+                                             AND NOT a.attisdropped)) END AS dropped_columns,
        CASE WHEN f.oid IS NULL AND w.kind = 'index' AND w.columns <> '' AND w.tab = ANY (CAST(:mailglass_s AS text[]))
                  AND EXISTS (SELECT FROM existing AS e
                               WHERE e.indrelid = w.on_table AND e.works AND e.may_replace
@@ -236,15 +237,17 @@ def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) ->
     for row in sorted(tx.execute(_OBJECTS, {**arrays, **names}), key=lambda row: places[row.kind, row.name]):
         step, role = wanted[row.kind, row.name], row.role
         is_mailglass = step.name in schema.MAILGLASS_TABLES or (mailglass_tables and step.only_on == script.MADE_HERE)
+        fault = row.fault or (f"lacks {', '.join(row.dropped_columns)}" if row.dropped_columns else None)
         is_ignored = (
             revision.is_newer(version)  # a newer version knows what must be there
-            or (step.kind == "table" and row.fault == MISSING and version != revision.VERSION)
+            # A revision will make it.
+            or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
             or (step.kind == "index" and is_mailglass and not row.has_table)
             or (step.name == schema.GUARD and mailglass_tables and not guard)
         )
-        if row.fault and not is_ignored:
+        if fault and not is_ignored:
             is_on_empty = bool(row.is_empty) or not row.has_table
-            differences.append(Difference(step, row.fault, is_mailglass, bool(row.is_partitioned), is_on_empty))
+            differences.append(Difference(step, fault, is_mailglass, bool(row.is_partitioned), is_on_empty))
         if row.is_there and not is_mailglass:
             foreign += _describe_foreign(step, row)
             tables += [step.name] if step.name in schema.TABLES else []
@@ -261,8 +264,9 @@ def _is_compared(step: SchemaStep, *, mailglass_tables: bool) -> bool:
 
 def _describe_foreign(step: SchemaStep, row: Any) -> list[str]:
     """Return a phrase about an object that has one of our names, and is not ours."""
-    if row.lacks_column:
-        return [f"table {step.name} is not ours, because it lacks {schema.TABLES[step.name]}"]
+    column = schema.TABLES.get(step.name, "").partition(" ")[0]
+    if column in (row.dropped_columns or ()):
+        return [f"table {step.name} is not ours, because it lacks {column}"]
     if row.is_overloaded:
         return [f"{step.kind} {step.name} exists with other arguments, too"]
     if row.owner == row.role or (step.kind == "index" and row.fault != SOMETHING_ELSE):

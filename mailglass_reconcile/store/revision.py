@@ -15,15 +15,23 @@ VERSION_TABLE = "mailglass_reconcile_version"
 """Alembic's table, which has the revision."""
 
 TABLES = {
-    "mailglass_open_orphans": "event_id",
-    "mailglass_open_orphan_ids": "event_id",
-    "mailglass_handler_outbox": "event_id",
-    "mailglass_handled_types": "type",
-    "mailglass_reconcile_retention": "relation",
-    "mailglass_reconcile_runs": "id",
-    "mailglass_webhook_certificates": "url",
+    "mailglass_open_orphans": (
+        "event_id tenant_id arrived_at provider recipient recipient_lost rank ids state refused webhooks_read_from"
+    ),
+    "mailglass_open_orphan_ids": "event_id position candidate_id",
+    "mailglass_handler_outbox": (
+        "event_id handler delivery_id type state attempts next_at error inserted_at finished_at"
+    ),
+    "mailglass_handled_types": "type handler seen_at renamed_to",
+    "mailglass_reconcile_retention": "relation days",
+    "mailglass_reconcile_runs": (
+        "id started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
+        " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired"
+        " events deliveries duration_ms remaining linkable_since open_groups covered ranges ranges_done"
+    ),
+    "mailglass_webhook_certificates": "url provider verified_at",
 }
-"""The tables that the revisions make, each with a column that tells ours from another table of the name."""
+"""The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""
 
 REVISIONS = script.revision_ids()
 """The ids of this version's revisions, in their order."""

@@ -13,6 +13,7 @@ import mailglass_reconcile
 from database import Database
 from diagnosing import heal, report, worst_finding
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
@@ -112,6 +113,30 @@ def test_a_table_that_is_gone_is_named_with_the_way_to_restore_it(db: Database, 
     runner.remove(db.engine, db.settings, lambda line: None)
     runner.migrate(db.engine, db.settings, lambda line: None)
     assert runner.find_missing_objects(db.engine, db.settings) == []
+
+
+def test_the_columns_that_are_compared_are_those_of_the_tables(db: Database) -> None:
+    """A revision that adds one is not complete without it."""
+    rows = db.rows(
+        """SELECT c.relname, string_agg(a.attname, ' ' ORDER BY a.attnum)
+             FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            WHERE c.relname = ANY (:names) AND c.relnamespace = 'public'::regnamespace GROUP BY c.relname""",
+        names=list(schema.TABLES),
+    )
+    assert {name: set(columns.split()) for name, columns in rows} == {
+        name: set(columns.split()) for name, columns in schema.TABLES.items()
+    }
+
+
+def test_a_dropped_column_is_named_with_the_way_to_restore_it(db: Database) -> None:
+    """`migrate` says the same, not that there is nothing to do."""
+    mailglass_reconcile.reconcile()
+    db.run("ALTER TABLE mailglass_handler_outbox DROP COLUMN error, DROP COLUMN finished_at")
+    finding = worst_finding("schema")
+    assert (finding.status, finding.message) == (ERROR, "table mailglass_handler_outbox lacks error, finished_at")
+    assert "restore it from a backup" in str(finding.remedy)
+    with pytest.raises(SchemaOutdatedError, match="lacks error, finished_at"):
+        runner.migrate(db.engine, db.settings, lambda line: None)
 
 
 def test_a_database_at_another_revision_is_found(db: Database) -> None:
