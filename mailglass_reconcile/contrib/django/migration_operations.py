@@ -84,12 +84,17 @@ def install(*, using: str, plan: Sequence[tuple[Any, bool]] = (), **_kwargs: Any
     """
     if any(is_backwards and migration.app_label == LABEL for migration, is_backwards in plan):
         return
-    loader = MigrationLoader(None)
-    names = {name for app, name in loader.disk_migrations if app == LABEL}
-    applied = [name for app, name in MigrationRecorder(connections[using]).applied_migrations() if app == LABEL]
-    targets = [name.partition("_")[0] for name in sorted(names.intersection(applied))[-1:]] if names else ["head"]
+    names, applied = _load_names(using)
+    targets = [name.partition("_")[0] for name in sorted(names & applied)[-1:]] if names else ["head"]
     for target in targets:
         _run(using, partial(runner.migrate, target=target), _log)
+
+
+def _load_names(alias: str) -> tuple[set[str], set[str]]:
+    """Return the names of our migrations that this version has, and of those that Django has applied."""
+    keys = MigrationLoader(None).disk_migrations, MigrationRecorder(connections[alias]).applied_migrations()
+    names, applied = ({name for app, name in migrations if app == LABEL} for migrations in keys)
+    return names, applied
 
 
 def _describe_removal(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
@@ -105,7 +110,10 @@ def _run(
     try:
         step(database.engine(alias), runtime.get_settings(), tell)
     except MailglassReconcileError as error:
-        raise CommandError(f"mailglass_reconcile: {error}") from None
+        names, applied = _load_names(alias)
+        others = ", ".join(sorted(applied - names)) if names else ""
+        row = f" (django_migrations has {others}, which this version lacks)" if others else ""
+        raise CommandError(f"mailglass_reconcile: {error}{row}") from None
 
 
 def _log(line: str) -> None:

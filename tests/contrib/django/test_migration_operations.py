@@ -155,6 +155,16 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
     assert (APP, "0001i_tables") not in MigrationRecorder(connection).applied_migrations()
 
 
+def test_a_refusal_names_the_row_of_a_migration_that_this_version_lacks(empty):
+    """An earlier checkout has left it; `migrate --prune` deletes it."""
+    call_command("migrate", APP, verbosity=0)
+    MigrationRecorder(connection).record_applied(APP, "0001h_open_orphans")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE mailglass_reconcile_version SET version_num = '0001h'")
+    with pytest.raises(CommandError, match=r"0001h of an unreleased version.*django_migrations has 0001h_open_orphans"):
+        call_command("migrate", verbosity=0)
+
+
 def test_makemigrations_has_nothing_to_propose(empty):
     """This holds for all models of our tables."""
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
