@@ -8,7 +8,6 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import confirm, require_terminal
-from mailglass_reconcile.store import schema
 
 EXAMPLES = """\b
 Examples:
@@ -49,7 +48,7 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
         missing = runner.find_missing_objects(engine, settings)
-        for line in missing or [f"at revision {schema.VERSION}"]:
+        for line in missing or [f"at revision {runner.load_revision(engine, settings)}"]:
             click.echo(line)
         sys.exit(1 if missing else 0)
     if remove:

@@ -77,6 +77,12 @@ def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
         ]
 
 
+def load_revision(engine: sa.Engine, settings: Settings) -> str | None:
+    """Return the revision of the database."""
+    with Database(engine, settings).reading() as tx:
+        return tx.revision()
+
+
 def describe_removal(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
     """Return lines about the pending work, the lost rows and the kept tables of a removal."""
     with database_errors(), Database(engine, settings).reading() as tx:

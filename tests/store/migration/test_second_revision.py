@@ -18,9 +18,13 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+import mailglass_reconcile
 from catalog import Installation, client, installation, lines_of_ours, live, url_of
 from history import ORPHAN, insert_history, new_id, sweep, write_until
+from mailglass_reconcile import record_webhook
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
+from recording import event
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -173,6 +177,34 @@ def writers(database: Installation, number: int = 2) -> Iterator[list[int]]:
             writer.result(60)
 
 
+@contextmanager
+def recorder(database: Installation) -> Iterator[list[str]]:
+    """Record webhooks with the version before, this process's, while the block runs; none may fail."""
+    stop, recorded = threading.Event(), []
+    engine = create_engine(database.settings)
+    mailglass_reconcile.configure(engine=engine, settings=database.settings)
+
+    def record() -> None:
+        while not stop.is_set():
+            message_id = new_id()
+            with engine.begin() as connection:
+                record_webhook(
+                    connection, provider="postmark", events=[event(message_id, provider_event_id=message_id)]
+                )
+            recorded.append(message_id)
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(record)
+        try:
+            wait_until(lambda: len(recorded) > 5)
+            yield recorded
+        finally:
+            stop.set()
+        running.result(60)
+    mailglass_reconcile.configure()
+    engine.dispose()
+
+
 def columns(database: Installation) -> list[str]:
     """Return the columns of the open orphans."""
     return database.values(
@@ -201,10 +233,12 @@ def test_a_second_revision_runs_once_while_writers_write(
     still_open, *_ = insert_history(database)
     writing = _named(database)
     before = database.rows()["mailglass_deliveries"]
-    with writers(writing) as written:
+    with writers(writing) as written, recorder(database) as recorded:
         count = len(written)
         WAYS[way](next_version, database)
         wait_until(lambda: len(written) > count + 20)
+        count = len(recorded)
+        wait_until(lambda: len(recorded) > count + 5)
     assert database.values("SELECT version_num FROM mailglass_reconcile_version") == ["0002"]
     assert "priority" in columns(database)
     assert database.values(
@@ -212,7 +246,8 @@ def test_a_second_revision_runs_once_while_writers_write(
     ) == [True]
     functions = "SELECT proname FROM pg_proc WHERE proname LIKE 'mailglass_reconcile_credible%' ORDER BY 1"
     assert database.values(functions) == ["mailglass_reconcile_credible_v1", "mailglass_reconcile_credible_v2"]
-    assert len(database.open_set()) == len(written) + 2  # an orphan that had expired when it came, too
+    # An orphan that had expired when it came, too.
+    assert len(database.open_set()) == len(written) + len(recorded) + 2
     assert database.values(PRIORITY, id=still_open) == [1]
     assert database.rows()["mailglass_deliveries"] == before
     complete = database.objects()
