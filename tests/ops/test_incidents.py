@@ -332,7 +332,7 @@ LIMITS = {
     "five events of another tenant and six links": ("tenants", link_more, WARNING),
     "nine events without an id": ("key_rules", foreign(9), WARNING),
     "ten events without an id": ("key_rules", foreign(10), ERROR),
-    "a misspelled provider": ("key_rules", foreign(1, "mailgunn"), WARNING),
+    "twelve events of a misspelled provider": ("key_rules", foreign(12, "mailgunn"), WARNING),
 }
 WITHIN = (
     *("beat 14 minutes ago", "a sweep 9 minutes ago", "one refused link of two", "cut short for 9 minutes"),
