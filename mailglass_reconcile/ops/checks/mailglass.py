@@ -11,7 +11,7 @@ from mailglass_reconcile.errors import docs_url
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, ok, warning
 from mailglass_reconcile.rules.addresses import normalize_address
-from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
+from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, verb
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
 from mailglass_reconcile.store.open_orphans import NO_KEYS, OrphanRow
@@ -21,7 +21,7 @@ HOUR_SECONDS = 3_600
 EVENTS_OF_AN_HOUR = 20_000
 TENANTS, EVENTS_OF_A_TENANT = 20, 1_000
 DAYS = 7
-NEWEST_EVENTS, NEWEST_LINKS = 2_000, 300
+NEWEST_EVENTS, NEWEST_LINKS, NEWEST_TIMES = 2_000, 300, 50
 DAY_SECONDS = 86_400
 LINKS_OF_A_DAY = 100
 """Links of a day below which no share of them is reported."""
@@ -46,6 +46,28 @@ SELECT count(*) FROM newest
    AND occurred_at > now()::timestamp - make_interval(secs => :seconds)
 """
 
+# A UUIDv7 has the milliseconds of UTC, `inserted_at` the local time of the session. Zones differ from UTC by multiples
+# of 15 minutes; another difference is a row that was copied. Only Mailglass's role may insert raw webhooks.
+_LOCAL_TIMES = """
+WITH newest AS (
+  SELECT extract(epoch FROM inserted_at) - ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0
+         AS seconds
+    FROM {schema}.mailglass_events
+   WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) AND substr(id::text, 15, 1) = '7'
+   ORDER BY id DESC LIMIT :events
+), zones AS (
+  SELECT 15 * round(seconds / 900)::integer AS minutes FROM newest
+   WHERE abs(seconds - 900 * round(seconds / 900)) < 60 AND abs(seconds) BETWEEN 840 AND 50460
+), writers AS (
+  SELECT r.oid FROM pg_roles AS r
+   WHERE r.rolcanlogin AND NOT r.rolsuper AND has_table_privilege(r.oid, to_regclass(:webhooks), 'INSERT')
+)
+SELECT (SELECT count(*) FROM newest) AS events, count(*) AS local, mode() WITHIN GROUP (ORDER BY minutes) AS minutes,
+       coalesce((SELECT string_agg(oid::regrole::text, ' or ' ORDER BY oid::regrole::text) FROM writers),
+                (SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(:webhooks))) AS roles
+  FROM zones
+"""
+
 # Ids of events are UUIDv7, so the newest are at the end of the primary key. A person may link as they like.
 _NEWEST_LINKS = """
 WITH newest AS MATERIALIZED (
@@ -65,6 +87,25 @@ SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text 
   JOIN {schema}.mailglass_events AS o ON o.id = l.orphan_id
   JOIN {schema}.mailglass_deliveries AS d ON d.id = l.delivery_id
 """
+
+
+@check("time_zone")
+def time_zone(context: CheckContext) -> Iterator[Finding]:
+    """Mailglass's sessions are in UTC; its newest events show it, whatever the time zone of this role."""
+    if not context.is_made_by_mailglass:
+        yield ok("nothing here depends on the time zone of a session")
+        return
+    parameters = {"events": NEWEST_TIMES, "webhooks": context.tx.name_of("mailglass_webhook_events")}
+    row = context.tx.execute(_LOCAL_TIMES, {**parameters, **uuid7_bounds(DAYS * 86_400)}).one()
+    if not row.local:
+        yield ok("the newest events were inserted in UTC" if row.events else "no event shows Mailglass's time zone yet")
+        return
+    difference = f"{format_duration(abs(row.minutes) * 60)} {'ahead of' if row.minutes > 0 else 'behind'} UTC"
+    yield warning(
+        f"Mailglass's sessions are {difference}, as {n_of_m(row.local, row.events, 'newest event')} {verb(row.local)}:"
+        " rows of Mailglass whose id is no UUIDv7 seem to have arrived at another time",
+        f"ALTER ROLE {row.roles} SET timezone = 'UTC'",
+    )
 
 
 @check("other_reconciler")

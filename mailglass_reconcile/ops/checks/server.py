@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
+from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
 
 OLDEST_SERVER = 150_000
 
@@ -12,12 +12,6 @@ _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
        (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
        current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
-"""
-
-_TIME_ZONE = """
-SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
-       now() AT TIME ZONE s.reset_val = now() AT TIME ZONE 'UTC' AS is_utc
-  FROM pg_settings AS s WHERE s.name = 'TimeZone'
 """
 
 
@@ -41,19 +35,3 @@ def server(context: CheckContext) -> Iterator[Finding]:
         )
     else:
         yield ok(f"PostgreSQL {row.version}")
-
-
-@check("time_zone")
-def time_zone(context: CheckContext) -> Iterator[Finding]:
-    """Sessions are in UTC where Mailglass writes times that depend on it."""
-    row = context.tx.execute(_TIME_ZONE).one()
-    if row.is_utc:
-        yield ok("sessions of this role are in UTC")
-    elif context.is_made_by_mailglass:
-        yield warning(
-            f"sessions of this role are in the time zone {row.time_zone}: rows of Mailglass whose id is no UUIDv7 may"
-            " seem to have arrived at another time",
-            f"ALTER ROLE {row.role} SET timezone = 'UTC'",
-        )
-    else:
-        yield ok(f"sessions of this role are in the time zone {row.time_zone}, on which nothing here depends")
