@@ -182,8 +182,25 @@ def worker(cluster: Cluster) -> Iterator[Finding]:
     else:
         yield error(
             f"no Celery worker of the app {sanitize(cluster.app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s",
-            cluster.start + (f"; {ELSEWHERE}" if cluster.is_bundled else ""),
+            cluster.start + (f"; {ELSEWHERE}" if cluster.is_bundled else "") + _unreadable_message(cluster),
         )
+
+
+def _unreadable_message(cluster: Cluster) -> str:
+    """Return the steps for a message in Redis that Celery cannot read, which ends each worker at its start."""
+    queues = sorted({queue for task in cluster.tasks() for queue in cluster.queues_of(task) if cluster.messages(queue)})
+    if cluster.connection.transport.driver_type != "redis" or not queues:
+        return ""
+    prefix = (cluster.connection.transport_options or {}).get("global_keyprefix", "")
+    keys = [sanitize(f"{prefix}{queue}") for queue in queues]
+    look = " and ".join(f"`redis-cli LRANGE {key} 0 -1`" for key in keys)
+    delete = " and ".join(f"`redis-cli DEL {key}`" for key in keys)
+    only_ours = f", or all messages with {delete}, because only ours are there" if cluster.is_bundled else ""
+    return (
+        f"; if each worker ends at its start, a message cannot be read: look for it with {look}, remove it with"
+        f" `redis-cli LREM {keys[0] if len(keys) == 1 else 'QUEUE'} 0 MESSAGE`{only_ours}; meanwhile, let cron run"
+        " `mailglass-reconcile sweep`"
+    )
 
 
 @check("queues", needs="celery")

@@ -65,6 +65,42 @@ def test_no_worker_and_then_one(site: Site) -> None:
         wait_until(lambda: well(findings(site)), PATIENCE)
 
 
+POISON = {
+    "body": "",
+    "content-type": "application/data",
+    "content-encoding": "binary",
+    "headers": {"task": SWEEP_TASK, "id": "1", "lang": "py"},
+    "properties": {
+        "body_encoding": "base64",
+        "delivery_tag": "1",
+        "delivery_info": {"exchange": "", "routing_key": QUEUE},
+    },
+}
+"""A message that any client of Redis can push, and that Celery cannot read."""
+
+
+def test_a_message_that_would_end_each_worker_is_removed_by_the_remedy(site: Site) -> None:
+    """Celery puts it back when it ends, so each next worker ends too."""
+    site.redis.rpush(QUEUE, json.dumps(POISON))
+    remedy = findings(site)["worker"][0]["remedy"]
+    assert f"look for it with `redis-cli LRANGE {QUEUE} 0 -1`" in remedy
+    assert f"remove it with `redis-cli LREM {QUEUE} 0 MESSAGE`" in remedy
+    assert f"`redis-cli DEL {QUEUE}`, because only ours are there" in remedy
+    assert "let cron run `mailglass-reconcile sweep`" in remedy
+    [message] = site.redis.lrange(QUEUE, 0, -1)
+    assert site.redis.lrem(QUEUE, 0, message) == 1
+    with site.worker():
+        wait_until(lambda: states(findings(site), "worker") == {"ok"}, PATIENCE)
+
+
+def test_messages_of_others_are_not_deleted_by_a_remedy(site: Site) -> None:
+    """An application's own queue has its tasks too."""
+    site.send(queue="celery")
+    remedy = findings(site, MAILGLASS_IMPORTS="worker")["worker"][0]["remedy"]
+    assert "`redis-cli LREM celery 0 MESSAGE`; meanwhile" in remedy
+    assert "DEL" not in remedy
+
+
 def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
     """The worker answers, but the queue with a message has no consumer; a second worker with -Q consumes it."""
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
