@@ -16,8 +16,9 @@ from mailglass_reconcile.store.database import Reading, array_literal
 
 # One character more than an id may have. Our writers' events have no raw webhook.
 _IDS = """
-SELECT e.id::text, left(e.metadata ->> 'provider_event_id', 513), left(e.metadata ->> 'sns_message_id', 513),
-       left(e.metadata ->> 'webhook_event_id', 513), starts_with(e.idempotency_key, 'webhook:') IS NOT TRUE
+SELECT e.id::text, starts_with(e.idempotency_key, 'webhook:') IS NOT TRUE,
+       left(e.metadata ->> 'provider_event_id', 513), left(e.metadata ->> 'sns_message_id', 513),
+       left(e.metadata ->> 'webhook_event_id', 513)
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT id, metadata, idempotency_key FROM {schema}.mailglass_events WHERE id = k.id OFFSET 0) AS e
 """
@@ -37,20 +38,16 @@ class UnknownRecipient(NamedTuple):
 
 
 class _EventIds(NamedTuple):
-    """Usable ids in the metadata of an event, or None each; and whether another program than ours wrote it."""
+    """Whether another program than ours wrote an event; and the usable ids in its metadata, or None each."""
 
+    is_foreign: bool
     provider_event_id: str | None
     notification_id: str | None
     webhook_event_id: str | None
-    is_foreign: bool
-
-
-UUIDV7 = 7
 
 
 UNREADABLE = SearchResult(None, None)
 """The result for an event of which nothing names the recipient."""
-
 
 SLICE = Budget(rows=1_000_000, size=16_000_000, is_final=True)
 """What a sweep searches for one slice; the next sweep continues."""
@@ -67,6 +64,7 @@ def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget
     providers = [readers.RECIPIENT_IN_EVENT_ID, *(readers.READERS if access.contents else ())]
     events_by_id = {event.event_id: event for event in events if event.provider in providers}
     results: dict[str, SearchResult] = {}
+    # The role that sweeps may be able to read what this one, a recorder's or reader's, is not.
     if not (access.contents or budget.is_final):
         results = {event.event_id: SearchResult(None, event.read_from) for event in events}
     located: dict[str, list[ReportedEvent]] = defaultdict(list)
@@ -84,7 +82,7 @@ def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget
             event_id, event.tenant_id, ids.provider_event_id, ids.webhook_event_id, event.read_from
         )
         is_batched = readers.READERS[event.provider].batch is not None
-        if not is_batched or raw_webhooks.as_uuid(ids.webhook_event_id) or UUID(event_id).version != UUIDV7:
+        if not is_batched or raw_webhooks.as_uuid(ids.webhook_event_id) or UUID(event_id).version != 7:
             located[event.provider].append(reported)
         elif ids.is_foreign:
             sought[event.provider].append(reported)
@@ -115,13 +113,5 @@ def _load_ids(reading: Reading, event_ids: Sequence[str]) -> Iterator[tuple[str,
     for start in range(0, len(event_ids), EVENTS_AT_ONCE):
         with reading() as tx:
             rows = tx.execute(_IDS, {"event_ids": array_literal(event_ids[start : start + EVENTS_AT_ONCE])}).all()
-        for event_id, provider_event_id, notification_id, webhook_event_id, is_foreign in rows:
-            yield (
-                event_id,
-                _EventIds(
-                    matching.text_of(provider_event_id),
-                    matching.text_of(notification_id),
-                    matching.text_of(webhook_event_id),
-                    is_foreign,
-                ),
-            )
+        for event_id, is_foreign, *texts in rows:
+            yield event_id, _EventIds(is_foreign, *map(matching.text_of, texts))

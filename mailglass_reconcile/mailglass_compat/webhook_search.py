@@ -77,7 +77,7 @@ class Budget:
     Attributes:
         rows: The raw webhooks to look at.
         size: The bytes of contents to read.
-        is_final: True for a sweep: it links what its role may not read, which others leave to the next sweep.
+        is_final: True for a sweep. Only a sweep links an event that waits, and whose webhooks its role may not read.
     """
 
     rows: int

@@ -12,9 +12,8 @@ import mailglass_reconcile
 import raw_webhooks
 import recording
 from diagnosing import sweeper
-from mailglass_reconcile import reconcile
+from mailglass_reconcile import Sent, reconcile, record_send, runtime
 from mailglass_reconcile.mailglass_compat import recipients, webhook_search
-from mailglass_reconcile.mailglass_compat.webhook_search import Budget
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import array_literal
@@ -75,9 +74,9 @@ class Batch:
 
 
 @contextmanager
-def reading(db, monkeypatch, *, size, rows=1_000_000):
-    """Let one slice read that much, and collect the statements that read contents."""
-    monkeypatch.setattr(recipients, "SLICE", Budget(rows=rows, size=size, is_final=True))
+def reading(db, monkeypatch, *, size):
+    """Let a sweep read that many bytes for a slice, and collect the statements that read contents."""
+    monkeypatch.setattr(recipients.SLICE, "size", size)
     with recording.statements(db.engine) as statements:
         yield lambda: [statement for statement in statements if CONTENTS in statement]
 
@@ -186,10 +185,10 @@ def test_an_event_waits_until_every_webhook_that_may_be_its_own_was_read(mailgla
 
 
 def test_while_an_event_waits_explain_says_that_its_raw_webhook_has_not_been_read(mailglass_db, monkeypatch):
-    """It is ambiguous, and a preview of its link does not call it linkable."""
+    """Its state is ambiguous, until a sweep reads on."""
     batch = Batch(1, addresses=(CC, CC))
-    monkeypatch.setattr(recipients, "SLICE", Budget(rows=0, size=0, is_final=True))
-    monkeypatch.setattr(recipients, "CALL", Budget(rows=0, size=0, is_final=False))
+    monkeypatch.setattr(recipients.SLICE, "size", 0)
+    monkeypatch.setattr(recipients.CALL, "rows", 0)
     batch.insert(mailglass_db)
     assert counts() == (0, 0, 0, 1)
     assert mailglass_db.value("SELECT state FROM mailglass_open_orphans") == "ambiguous"
@@ -198,6 +197,34 @@ def test_while_an_event_waits_explain_says_that_its_raw_webhook_has_not_been_rea
     assert "its raw webhook has not been read" in explanation.sentence
     assert "full sweep" in explanation.remedy
     monkeypatch.undo()
+    assert counts() == (0, 0, 1, 0)
+
+
+def test_a_role_that_may_not_read_raw_webhooks_explains_that_an_event_waits(mailglass_db, admin, monkeypatch):
+    """A reader's; but a sweep with such a role links, as it does without a privilege on them."""
+    monkeypatch.setattr(recipients.SLICE, "size", 0)
+    batch = Batch(1)
+    batch.insert(mailglass_db)
+    assert counts() == (0, 0, 0, 1)
+    with sweeper(mailglass_db, admin) as settings:
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        explanation = explain(runtime.database(), UUID(batch.events[0]["id"]))
+        assert "its raw webhook has not been read" in explanation.sentence
+        assert counts() == (1, 1, 0, 0)
+
+
+def test_a_send_leaves_an_event_whose_webhook_was_not_read_to_the_next_sweep(mailglass_db, monkeypatch):
+    """In a caller's transaction, less is read."""
+    batch = Batch(1, addresses=(CC, CC))
+    with mailglass_db.engine.begin() as connection:
+        batch.insert_raw(connection)
+        factories.insert(connection, events=batch.events)
+    assert reconcile().unmatched == 1
+    monkeypatch.setattr(recipients.CALL, "rows", 0)
+    with mailglass_db.engine.begin() as connection:
+        sent = [Sent(recipient=TO, message_id="a0")]
+        [recorded] = record_send(connection, tenant_id=factories.TENANT, provider="sendgrid", sent=sent)
+    assert recorded.linked == 0
     assert counts() == (0, 0, 1, 0)
 
 
