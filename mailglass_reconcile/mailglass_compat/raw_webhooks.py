@@ -14,7 +14,7 @@ from mailglass_reconcile.store.database import Reading, Transaction, array_liter
 
 MAX_BYTES = 4_000_000
 """Stored size above which a raw webhook is not read."""
-BYTES_AT_ONCE = 1_000_000
+BYTES_AT_ONCE = 250_000
 """Stored size of the raw webhooks that one transaction reads, unless one alone is larger."""
 EVENTS_AT_ONCE = 500
 """Events whose rows one transaction reads."""

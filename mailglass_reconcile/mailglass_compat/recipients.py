@@ -49,8 +49,8 @@ class _EventIds(NamedTuple):
 UNREADABLE = SearchResult(None, None)
 """The result for an event of which nothing names the recipient."""
 
-SLICE = Budget(rows=200_000, size=16_000_000, is_final=True)
-"""What a sweep searches for one slice, some seconds at most; the next sweep continues."""
+SWEEP = Budget(rows=50_000, size=8_000_000, is_final=True)
+"""What a sweep searches for the orphans that it reads at once, about a second at most; the next sweep continues."""
 CALL = Budget(rows=10_000, size=4_000_000, is_final=False)
 """What is searched in a caller's transaction, for which time counts; a sweep searches the rest."""
 

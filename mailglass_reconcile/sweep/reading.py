@@ -72,7 +72,7 @@ def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any
 
     def read(part: Sequence[str]) -> list[OrphanMatch]:
         read_orphans = open_orphans.read_of_any_age if of_any_age else open_orphans.read
-        return match_orphans(reader.reading, read_orphans(reader.reading, part), recipients.SLICE)
+        return match_orphans(reader.reading, read_orphans(reader.reading, part), recipients.SWEEP)
 
     def is_over() -> bool:
         return bool(slice_result.matches) and reader.deadline.is_over

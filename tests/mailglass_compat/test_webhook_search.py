@@ -76,7 +76,7 @@ class Batch:
 @contextmanager
 def reading(db, monkeypatch, *, size):
     """Let a sweep read that many bytes for a slice, and collect the statements that read contents."""
-    monkeypatch.setattr(recipients.SLICE, "size", size)
+    monkeypatch.setattr(recipients.SWEEP, "size", size)
     with recording.statements(db.engine) as statements:
         yield lambda: [statement for statement in statements if CONTENTS in statement]
 
@@ -187,7 +187,7 @@ def test_an_event_waits_until_every_webhook_that_may_be_its_own_was_read(mailgla
 def test_while_an_event_waits_explain_says_that_its_raw_webhook_has_not_been_read(mailglass_db, monkeypatch):
     """Its state is ambiguous, until a sweep reads on."""
     batch = Batch(1, addresses=(CC, CC))
-    monkeypatch.setattr(recipients.SLICE, "size", 0)
+    monkeypatch.setattr(recipients.SWEEP, "size", 0)
     monkeypatch.setattr(recipients.CALL, "rows", 0)
     batch.insert(mailglass_db)
     assert counts() == (0, 0, 0, 1)
@@ -202,7 +202,7 @@ def test_while_an_event_waits_explain_says_that_its_raw_webhook_has_not_been_rea
 
 def test_a_role_that_may_not_read_raw_webhooks_explains_that_an_event_waits(mailglass_db, admin, monkeypatch):
     """A reader's; but a sweep with such a role links, as it does without a privilege on them."""
-    monkeypatch.setattr(recipients.SLICE, "size", 0)
+    monkeypatch.setattr(recipients.SWEEP, "size", 0)
     batch = Batch(1)
     batch.insert(mailglass_db)
     assert counts() == (0, 0, 0, 1)
