@@ -58,7 +58,7 @@ def insert(
 
 def _in_transaction(db: Any) -> AbstractContextManager[sa.Connection]:
     """Begin a transaction; return that of a connection."""
-    return nullcontext(db) if isinstance(db, sa.Connection) else db.engine.begin()
+    return nullcontext(db) if isinstance(db, sa.Connection) else db.begin()
 
 
 def uuid7(at: float) -> str:
