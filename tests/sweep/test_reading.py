@@ -55,6 +55,7 @@ def test_a_missing_privilege_ends_a_sweep_with_one_line_that_has_the_grant(db, a
         connection.exec_driver_sql(f"CREATE ROLE {role}")
     try:
         db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
         db.run(f"REVOKE INSERT ON mailglass_events FROM {role}")
         acting = engines.create_engine(db.settings)
         sa.event.listen(acting, "connect", lambda raw, _: (raw.execute(f"SET ROLE {role}"), raw.commit()))
