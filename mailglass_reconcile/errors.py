@@ -24,6 +24,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 DISK_FULL = "53100"
+READ_ONLY = "25006"
 DEPENDENT_OBJECTS = "2BP01"
 
 CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
@@ -31,7 +32,7 @@ CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
 
 OUTAGE_SQLSTATES = frozenset(
     {
-        "25006",  # read-only transaction: a fail-over under way
+        READ_ONLY,  # a fail-over under way
         DISK_FULL,
         "53200",  # out of memory
         "53300",  # too many connections
@@ -240,6 +241,10 @@ _REFUSALS: Mapping[str | None, Callable[[DBAPIError], str]] = {
     QUERY_CANCELED: lambda _: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
     DEPENDENT_OBJECTS: lambda _: (
         "another object depends on one of these (SQLSTATE 2BP01): drop it first, then run the command again"
+    ),
+    READ_ONLY: lambda _: (
+        "the server is read-only, as a replica is or `default_transaction_read_only` makes it (SQLSTATE 25006):"
+        " set MAILGLASS_DATABASE_URL to the primary"
     ),
     DISK_FULL: lambda _: "the disk of the database is full (SQLSTATE 53100): make room there",
 }

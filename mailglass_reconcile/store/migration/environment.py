@@ -53,6 +53,7 @@ def run(context: Any) -> None:
             _upgrade(context, request)
             return
         with request.session.connected.reading() as tx:
+            _refuse_unknown(tx.revision())
             preflight.refuse_foreign(tx, compare(tx))
             existing = removal.find_objects(tx)
         context.config.attributes[operations.REMOVAL] = [sql for _, sql in removal.statements(existing)]
@@ -88,7 +89,9 @@ def _upgrade(context: Any, request: Request) -> None:
         has_ledger = preflight.require_usable_schema(tx, version)
         if version not in (None, *revision.REVISIONS):  # it may be planted
             preflight.refuse_foreign(tx, comparison)
-        _refuse_another(version, has_ledger=has_ledger)
+        _refuse_unknown(version)
+        if version and not has_ledger:
+            raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
         least_days = retention.format_least_days(tx)
         is_current = version == revision.VERSION and not comparison.curable and not least_days
         is_done = is_current or (stops_early and version is not None and version >= target)
@@ -154,9 +157,7 @@ def describe_location(tx: Transaction) -> str:
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
-def _refuse_another(version: str | None, *, has_ledger: bool) -> None:
-    """Raise an error if the database is at an unknown revision, or has our tables without Mailglass's."""
+def _refuse_unknown(version: str | None) -> None:
+    """Raise an error if the database is at a revision that this version does not have."""
     if version and version not in revision.REVISIONS:
         raise DatabaseRefusedError(f"{revision.find_mismatch(version)}; nothing was changed")
-    if version and not has_ledger:
-        raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")

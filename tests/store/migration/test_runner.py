@@ -1,5 +1,6 @@
 """Migrations: what they make and keep, and that a Mailglass that writes meanwhile is not disturbed."""
 
+import os
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from contextlib import suppress
 import pytest
 import sqlalchemy as sa
 
+import processes
 from catalog import installation, lines_of_ours, live
 from history import DELIVERY, ORPHAN, RECONCILED, insert_history, new_id, sweep, write_until
 from mailglass_reconcile.errors import (
@@ -549,6 +551,37 @@ def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
     assert database.is_current()
     with pytest.raises(DatabaseRefusedError, match="revision 0002"):
         database.remove()
+    assert database.objects() == before
+
+
+def test_a_read_only_server_is_refused_with_one_line(unmigrated):
+    """A replica; the line says where to go."""
+    database = unmigrated
+    before = database.objects()
+    database.run("SET LOCAL search_path = pg_catalog; DO $$ BEGIN EXECUTE format("
+                 "'ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$")  # fmt: skip
+    database.engine.dispose()
+    with pytest.raises(DatabaseRefusedError, match=r"^the server is read-only.*to the primary$"):
+        database.migrate()
+    assert database.objects() == before
+
+
+@pytest.mark.parametrize("version", ["9999", "1000", "0002a"])
+def test_a_revision_that_this_version_cannot_know_is_refused_by_every_way(unmigrated, version):
+    """It is planted, of another major version, or of a checkout."""
+    database = unmigrated
+    database.migrate()
+    database.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=version)
+    before = database.objects()
+    places = {"MAILGLASS_DATABASE_URL": database.settings.database_url.get_secret_value(),
+              "MAILGLASS_DATABASE_SCHEMA": database.settings.database_schema}  # fmt: skip
+    for arguments in (["upgrade", "head"], ["downgrade", "base"]):
+        result = processes.run(["-m", "alembic", *arguments], {**os.environ, **places})
+        assert result.returncode != 0
+        [line] = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+        assert f"the database is at revision {version}" in line
+    with pytest.raises(DatabaseRefusedError, match=f"^the database is at revision {version}"):
+        database.migrate()
     assert database.objects() == before
 
 
