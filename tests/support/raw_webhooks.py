@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import factories
+from database_pool import Uncommitted
 
 PAYLOADS = Path(__file__).parent.parent / "webhooks" / "payloads"
 
@@ -57,8 +58,9 @@ def insert(
 
 
 def _in_transaction(db: Any) -> AbstractContextManager[sa.Connection]:
-    """Begin a transaction; return that of a connection."""
-    return nullcontext(db) if isinstance(db, sa.Connection) else db.begin()
+    """Begin a transaction; return that of `tx` or of a connection."""
+    connection = db.connection if isinstance(db, Uncommitted) else db
+    return nullcontext(connection) if isinstance(connection, sa.Connection) else db.engine.begin()
 
 
 def uuid7(at: float) -> str:
