@@ -295,4 +295,4 @@ def test_the_events_of_a_message_are_explained_in_one_transaction(db):
     with recording.statements(db.engine) as statements:
         explanations, _ = explain_message(db.database, "m-1")
     assert len(explanations) == 3
-    assert len([text for text in statements if "synchronous_commit" in text]) == 1
+    assert len([text for text in statements if "pg_catalog.set_config" in text]) == 1
