@@ -160,6 +160,7 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
         connection.exec_driver_sql(f"CREATE ROLE {role}")
     try:
         db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
         db.run(f"REVOKE DELETE ON mailglass_handler_outbox FROM {role}")
         settings = db.settings.model_copy(update={"retention_dead_days": None})
         acting = engines.create_engine(settings)

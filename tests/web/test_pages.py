@@ -254,8 +254,9 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
     timeouts = []
 
     def note(connection, cursor, statement, parameters, *arguments):
-        if "statement_timeout" in parameters:
-            timeouts.append(int(parameters["statement_timeout"]))
+        if "set_config" in statement:
+            settings = dict(zip(parameters["names"], parameters["values"], strict=True))
+            timeouts.extend(int(value) for name, value in settings.items() if name == "statement_timeout")
 
     visitor = Visitor(app(db))
     sa.event.listen(db.engine, "before_cursor_execute", note)
