@@ -1,6 +1,7 @@
 """The dashboard's pages: contents, paths and cost, and what no page may show."""
 
 import asyncio
+import csv
 import html
 import re
 import threading
@@ -255,7 +256,8 @@ def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, planted_row
 
     def note(connection, cursor, statement, parameters, *arguments):
         if "set_config" in statement:
-            settings = dict(zip(parameters["names"], parameters["values"], strict=True))
+            names, values = (next(csv.reader([parameters[column][1:-1]])) for column in ("names", "values"))
+            settings = dict(zip(names, values, strict=True))
             timeouts.extend(int(value) for name, value in settings.items() if name == "statement_timeout")
 
     visitor = Visitor(app(db))
