@@ -27,5 +27,6 @@ def place(request: HttpRequest) -> HttpResponse:
 def show(_request: HttpRequest, number: int) -> HttpResponse:
     """Say what is known of an order's message."""
     order = get_object_or_404(Order, pk=number)
-    delivery = Delivery.objects.filter(provider_message_id=order.message_id).first()
-    return JsonResponse({"order": order.pk, "status": delivery and delivery.last_event_type})
+    delivery = Delivery.objects.with_state().filter(provider_message_id=order.message_id).first()
+    status, reason = (delivery.state, delivery.reason) if delivery else ("not sent yet", None)
+    return JsonResponse({"order": order.pk, "status": status, "reason": reason})

@@ -18,7 +18,7 @@ from django.http import Http404
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.formats import localize
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.timezone import template_localtime
 
@@ -256,7 +256,7 @@ class EventAdmin(LargeTableAdmin):
     search_help_text = "A recipient's address, a provider's message id, or an event's or a delivery's id."
     fields = readonly_fields = (
         "explanation",
-        *("id", "tenant_id", "delivery", "type", "occurred_at", "idempotency_key", "reject_reason", "metadata"),
+        *("id", "tenant_id", "delivery_link", "type", "occurred_at", "idempotency_key", "reject_reason", "metadata"),
         "needs_reconciliation",
     )
 
@@ -270,8 +270,17 @@ class EventAdmin(LargeTableAdmin):
     def explanation(self, event: Any) -> str:
         return _explain(event.pk)
 
+    @admin.display(description="delivery")
+    def delivery_link(self, event: Any) -> Any:
+        """Return a link to the delivery that the event is about."""
+        if event.delivery_id is None:
+            return "-"
+        name = "admin:mailglass_reconcile_delivery_change"
+        address = reverse(name, args=(event.delivery_id,), current_app=self.admin_site.name)
+        return format_html('<a href="{}">{}</a>', address, event.delivery_id)
+
     def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).defer("metadata")
+        return super().get_queryset(request).with_delivery()
 
 
 @admin.register(OpenOrphan)

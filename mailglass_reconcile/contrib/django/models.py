@@ -5,10 +5,15 @@ They have only the columns that this package needs, because others may be missin
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NoReturn
+from uuid import UUID
 
 from django.db import models
 from django.db.models.expressions import Col
+from django.db.models.fields.json import KT
+from django.db.models.functions import Coalesce
 from django.db.models.lookups import Exact
 from django.db.models.signals import pre_delete, pre_save
 
@@ -79,15 +84,93 @@ class ReadOnlyQuerySet(models.QuerySet):
     bulk_create = refuse_write
 
 
-class LedgerManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
+STATES = {
+    "delivered": ("delivered", "opened", "clicked", "unsubscribed", "subscribed", "autoresponded"),
+    "delayed": ("deferred",),
+    "bounced": ("bounced",),
+    "complained": ("complained",),
+    "failed": ("suppressed", "rejected", "failed"),
+}
+"""What each state of a delivery says of the types of its last event; all others are `sent`."""
+
+
+class _OrphanId(models.Func):
+    """The id of the event that a `reconciled` event has linked, of its type and key."""
+
+    function = f'"{database.table("mailglass_reconcile_orphan_of_v1")}"'
+    output_field = models.UUIDField()
+
+
+class _LinkedDeliveryId(models.Func):
+    """The id of the delivery to which an event, of its id and tenant, was linked."""
+
+    function = f'"{database.table("mailglass_reconcile_link_of_v1")}"'
+    template = "(SELECT link.delivery_id FROM %(function)s(%(expressions)s) AS link)"
+    output_field = models.UUIDField()
+
+
+def _history(delivery_id: Any, tenant_id: Any, nested: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return the events of a delivery, the latest first: those stored with it, and those linked to it later.
+
+    The ids are looked up first, along two indexes; with OR, Postgres would scan the ledger.
+    """
+    stored = Event.objects.filter(stored_delivery=nested(delivery_id), tenant_id=nested(tenant_id))
+    own = stored.exclude(type="reconciled").values_list("pk")
+    linked = stored.filter(type="reconciled").values_list(_OrphanId("type", "idempotency_key"))
+    return Event.objects.filter(pk__in=own.union(linked), tenant_id=tenant_id).order_by("-occurred_at", "-pk")
+
+
+class DeliveryQuerySet(ReadOnlyQuerySet):
+    """Deliveries, with their states if they are asked for."""
+
+    def with_state(self) -> Any:
+        """Return each delivery with `state`, and with `reason`, `bounce` and `smtp_status` of its last event.
+
+        It is one query however long the list is, and each of the four can be filtered by.
+        """
+        last_event = _history(models.OuterRef("pk"), models.OuterRef("tenant_id"), models.OuterRef).filter(
+            type=models.OuterRef("last_event_type")
+        )
+        return self.annotate(
+            state=models.Case(
+                *(models.When(last_event_type__in=types, then=models.Value(state)) for state, types in STATES.items()),
+                default=models.Value("sent"),
+                output_field=models.TextField(),
+            ),
+            reason=models.Subquery(last_event.values("reject_reason")[:1]),
+            bounce=models.Subquery(last_event.values(bounce=KT("metadata__bounce"))[:1]),
+            smtp_status=models.Subquery(last_event.values(smtp_status=KT("metadata__smtp_status"))[:1]),
+        )
+
+
+class EventQuerySet(ReadOnlyQuerySet):
+    """Events, with the deliveries that they are about if they are asked for."""
+
+    def with_delivery(self) -> Any:
+        """Return each event with its `delivery_id`, read through the event that linked it, in one query."""
+        return self.annotate(delivery_id=Coalesce("stored_delivery_id", _LinkedDeliveryId("pk", "tenant_id")))
+
+
+class LedgerManager(models.Manager):
     """A manager that reads the database of `MAILGLASS_DATABASE_ALIAS`."""
 
     def get_queryset(self) -> Any:
         return super().get_queryset().using(database.alias())
 
 
+class MetadataManager(LedgerManager):
+    """A manager that loads `metadata`, which may be long, only when it is read."""
+
+    def get_queryset(self) -> Any:
+        return super().get_queryset().defer("metadata")
+
+
 class Delivery(models.Model):
-    """One message to one recipient."""
+    """One message to one recipient.
+
+    A delivery of `Delivery.objects.with_state()` has three more attributes, each None if its last event has none:
+    `reason` (why it failed), `bounce` (`hard` or `soft`) and `smtp_status` (as `550 5.1.1`).
+    """
 
     id = models.UUIDField(primary_key=True)
     tenant_id = models.TextField("tenant")
@@ -104,8 +187,10 @@ class Delivery(models.Model):
     bounced_at = UTCDateTimeField(null=True)
     complained_at = UTCDateTimeField(null=True)
     suppressed_at = UTCDateTimeField(null=True)
+    metadata = models.JSONField()
+    inserted_at = UTCDateTimeField("recorded at")
 
-    objects = LedgerManager()
+    objects = MetadataManager.from_queryset(DeliveryQuerySet)()
 
     class Meta:
         """Django never creates, changes or flushes the table."""
@@ -118,13 +203,29 @@ class Delivery(models.Model):
     def __str__(self) -> str:
         return str(self.id)
 
+    @cached_property
+    def state(self) -> str:
+        """`sent`, `delayed`, `delivered`, `bounced`, `complained` or `failed`, by the type of the last event."""
+        return next((state for state, types in STATES.items() if self.last_event_type in types), "sent")
+
+    def history(self) -> Any:
+        """Return a queryset of the events of this delivery, the latest first, in whatever order they were recorded."""
+        return _history(self.pk, self.tenant_id)
+
 
 class Event(models.Model):
-    """One row of the append-only ledger."""
+    """One row of the append-only ledger.
+
+    Attributes:
+        stored_delivery: The delivery that the row itself names; None if the event came before its delivery was
+            recorded, for good. To read, use `delivery`.
+    """
 
     id = models.UUIDField(primary_key=True)
     tenant_id = models.TextField("tenant")
-    delivery = models.ForeignKey(Delivery, models.DO_NOTHING, null=True, db_constraint=False, related_name="events")
+    stored_delivery = models.ForeignKey(
+        Delivery, models.DO_NOTHING, null=True, db_column="delivery_id", db_constraint=False, related_name="+"
+    )
     type = models.TextField()
     occurred_at = UTCDateTimeField()
     idempotency_key = models.TextField(null=True)
@@ -132,7 +233,7 @@ class Event(models.Model):
     metadata = models.JSONField()
     needs_reconciliation = models.BooleanField()
 
-    objects = LedgerManager()
+    objects = MetadataManager.from_queryset(EventQuerySet)()
 
     class Meta:
         """Django never creates, changes or flushes the table."""
@@ -143,6 +244,19 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.id}"
+
+    @cached_property
+    def delivery_id(self) -> UUID | None:
+        """The delivery that this event is about, stored with it or linked later; it queries, `with_delivery()` not."""
+        delivery_id: UUID | None = self.stored_delivery_id
+        if delivery_id is None:
+            delivery_id = Event.objects.with_delivery().values_list("delivery_id", flat=True).filter(pk=self.pk).first()
+        return delivery_id
+
+    @cached_property
+    def delivery(self) -> Delivery | None:
+        """The delivery of `delivery_id`, in one query."""
+        return None if self.delivery_id is None else Delivery.objects.filter(pk=self.delivery_id).first()
 
 
 class OpenOrphan(models.Model):
@@ -158,7 +272,7 @@ class OpenOrphan(models.Model):
     state = models.TextField(null=True, help_text="As the last sweep left it; empty before the first.")
     refused = models.SmallIntegerField("times refused")
 
-    objects = LedgerManager()
+    objects = LedgerManager.from_queryset(ReadOnlyQuerySet)()
 
     class Meta:
         """Django never creates, changes or flushes the table."""

@@ -88,6 +88,16 @@ def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, row
         assert event in page
 
 
+def test_the_list_of_events_shows_the_delivery_of_a_linked_event(db, site, rows):
+    """Its own row names none."""
+    linked = db.value("SELECT id FROM mailglass_events WHERE delivery_id IS NULL AND id <> :id", id=rows["orphan"])
+    delivery = f"/delivery/{rows['delivery']}/change/"
+    for page in ("event/", f"event/?q={linked}", f"event/{linked}/change/"):
+        assert str(rows["delivery"]) in text_of(site.get(f"{PLACE}/{page}"))
+    assert text_of(site.get(f"{PLACE}/event/")).count(str(rows["delivery"])) == 4
+    assert delivery in site.get(f"{PLACE}/event/{linked}/change/").content.decode()
+
+
 def test_a_delivery_without_a_provider_is_shown_with_that_of_its_send(db, site, rows):
     """Tables that Mailglass made have such rows; the list and the page show it."""
     db.run("UPDATE mailglass_deliveries SET provider = NULL")
@@ -252,7 +262,7 @@ def test_a_model_refuses_to_write(db, rows):
         lambda: events.bulk_update([event], ["type"]),
         lambda: events.filter(pk=event.pk).delete(),
         lambda: events.update_or_create({"type": "clicked"}, pk=event.pk),
-        lambda: event.delivery.events.all().update(type="clicked"),
+        lambda: event.delivery.history().update(type="clicked"),
         event.delivery.delete,
         lambda: DeserializedObject(event).save(),
     ):
