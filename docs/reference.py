@@ -35,7 +35,8 @@ TITLES = {"Args": "Arguments"}
 NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
     " broadcast_async flush",
-    "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
+    "Receiving": "webhooks.webhook_app webhooks.receive webhooks.refusal webhooks.Refusal webhooks.parse"
+    " webhooks.verify webhooks.webhook_reader"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "One event or person": "find_orphans attempt_link Orphan sweep.matcher.Decision link erase Erased",
@@ -45,7 +46,7 @@ NAMES = {
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
     " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError webhooks.InvalidWebhookError"
-    " webhooks.SignatureError",
+    " webhooks.SignatureError webhooks.UnknownProviderError",
 }
 """The public names by section, as they are written after `mailglass_reconcile.`."""
 DATA = {
@@ -73,7 +74,8 @@ DATA = {
 }
 """Descriptions of names that get no generated entry."""
 RESULTS = {
-    "RecordedDelivery", "Recorded", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update", "Missed",
+    "RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update",
+    "Missed",
 }  # fmt: skip
 """Classes that only functions make: the page shows their attributes, and no signature."""
 INNER = {"action"}
@@ -90,7 +92,8 @@ COMMON = re.compile(
     r"|`recorded`: The result of"
     r"|`delivery_id`: Only this delivery\.$"
     r"|`orphan`: One that `find_orphans` returned\.$"
-    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`|The provider is not)"
+    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`)"
+    r"|`UnknownProviderError`: The provider is not known\.$"
     r"|`InvalidEventError`: (?:A value|The event) cannot be recorded"
     r"|`MailglassReconcileError`: (?:The database refused(?!, or)|Nothing was swept|A setting)"
     r"|`(?:SignatureError|InvalidWebhookError|RedisUnavailableError)`"

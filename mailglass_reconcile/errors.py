@@ -101,6 +101,10 @@ class ConfigurationError(MailglassReconcileError):
     """A setting is missing or cannot be used; the message names it."""
 
 
+class UnknownProviderError(ConfigurationError):
+    """Webhooks of this provider, or of this tenant, are not received here, or no secret is configured for them."""
+
+
 class WrongUsageError(ConfigurationError):
     """A setting's value is never allowed, or contradicts another setting; commands exit with 2."""
 
@@ -137,6 +141,10 @@ class InvalidEventError(MailglassReconcileError, ValueError):
 
 class InvalidWebhookError(MailglassReconcileError, ValueError):
     """A webhook's body cannot be read; the message says why and holds nothing of it."""
+
+
+class BodyTooLargeError(InvalidWebhookError):
+    """A webhook's body is larger than its provider's webhooks are."""
 
 
 class SignatureError(MailglassReconcileError):

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from mailglass_reconcile.errors import BodyTooLargeError
+
 BUDGET_BYTES = 64 * 1024 * 1024
 """Memory for all bodies together."""
 BODY_SECONDS = 30.0
@@ -39,10 +41,6 @@ Result = TypeVar("Result")
 
 class RejectedError(Exception):
     """A webhook is not recorded, whatever its content."""
-
-
-class BodyTooLargeError(RejectedError):
-    """The body is larger than the provider's limit."""
 
 
 class BodyTimeoutError(RejectedError):
@@ -151,7 +149,7 @@ class AdmissionControl:
             content += piece
             more = message.get("more_body", False)
             if len(content) > limit:
-                raise BodyTooLargeError
+                raise BodyTooLargeError("the body is too large")
             if len(piece) >= PIECE_BYTES:
                 body.progress_at = _now()
             self._used_bytes += len(content) - body.size

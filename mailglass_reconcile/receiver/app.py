@@ -16,14 +16,15 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import (
+    BodyTooLargeError,
     ConfigurationError,
     InvalidEventError,
+    UnknownProviderError,
     database_errors,
 )
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,
-    BodyTooLargeError,
     IncomingBody,
     OverloadedError,
     Receive,
@@ -36,17 +37,15 @@ from mailglass_reconcile.receiver.receiving import (
     public_url,
     verify_any,
 )
-from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, refuse
-from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
+from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, UNKNOWN_PROVIDER, refusal
+from mailglass_reconcile.receiver.secret_store import NO_SECRET, SecretsArgument, SecretStore
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.humanize import pluralize, sanitize
-from mailglass_reconcile.rules.log_throttle import LogThrottle
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
@@ -87,7 +86,7 @@ class Response(NamedTuple):
 
 _CLOSE = ((b"connection", b"close"),)
 _OK = Response(200, "ok")
-_UNKNOWN = Response(404, "no secret is configured for this provider")
+_UNKNOWN = Response(UNKNOWN_PROVIDER.status, UNKNOWN_PROVIDER.text)
 
 
 def webhook_app(
@@ -133,7 +132,6 @@ class Receiver:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
         self._tenant_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._tenant_lookups = 0
-        self._throttle = LogThrottle()
         self.results: Counter[tuple[str, str]] = Counter()
         """Webhooks by provider (`unknown` for any other name) and result: received, refused or failed."""
         self.metrics_token: str | None = None
@@ -168,22 +166,14 @@ class Receiver:
                 return await self._allow_origin(record, provider, scope)
         if scope["method"] != "POST":
             return Response(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
-        if not (registry.is_known(provider) and self._secrets.may_have(provider)):
-            self._log_unknown(provider)
-            self.results[providers.canonical(provider) if registry.is_known(provider) else "unknown", "refused"] += 1
-            return _UNKNOWN
-        record = registry.get_provider(provider)
         try:
-            response = await self._receive(record, provider, scope, body)
-        except _UnknownTenantError as error:
-            if self._throttle.allow((providers.canonical(provider), str(error))):
-                logger.warning("a webhook of %s was answered with 404: %s", providers.canonical(provider), error)
-            response = _UNKNOWN
+            response = await self._receive(provider, scope, body)
         except Exception as error:
-            response = self._error_response(record, providers.canonical(provider), error)
+            response = _refuse(provider, error)
         else:
             logger.info("%s: %s", providers.canonical(provider), _format_counts(response.recorded))
-        self.results[providers.canonical(provider), _result(response)] += 1
+        name = providers.canonical(provider) if registry.is_known(provider) else "unknown"
+        self.results[name, _result(response)] += 1
         return response
 
     def _metrics(self, scope: Scope, token: str | None) -> Response:
@@ -198,15 +188,18 @@ class Receiver:
 
         return Response(200, metrics.scrape(self.results).decode().rstrip(), content_type=metrics.CONTENT_TYPE.encode())
 
-    async def _receive(self, record: Provider, provider: str, scope: Scope, incoming: _RequestBody) -> Response:
+    async def _receive(self, provider: str, scope: Scope, incoming: _RequestBody) -> Response:
         """Verify a webhook, cheapest checks first, and record its events."""
+        record = registry.get_provider(provider)
+        if not self._secrets.may_have(provider):
+            raise UnknownProviderError(NO_SECRET)
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         head = _make_request(scope, b"", self._base)
         has_password = record.signature is Signature.IN_HEADERS
         if has_password:
             verify_any(record, head, secrets)
         if incoming.content_length > record.max_bytes:
-            raise BodyTooLargeError
+            raise BodyTooLargeError("the body is too large")
         with self._admission.admit(providers.canonical(provider), verified=has_password) as body:
             content = await self._admission.read(body, incoming, record.max_bytes)
             request = dataclasses.replace(head, body=content)
@@ -229,10 +222,8 @@ class Receiver:
         try:
             _, secrets = await self._tenant_and_secrets(provider, scope["path"])
             verify_any(record, _make_request(scope, b"", self._base), secrets)
-        except _UnknownTenantError:
-            return _UNKNOWN
         except Exception as error:
-            return self._error_response(record, providers.canonical(provider), error)
+            return _refuse(provider, error)
         return Response(200, "ok", ((b"webhook-allowed-origin", origin), (b"webhook-allowed-rate", b"*")))
 
     async def _await_certificate(
@@ -295,7 +286,7 @@ class Receiver:
         tenant = self._tenant_of(path)
         secrets = self._secrets.get(provider, tenant)
         if not secrets:
-            raise _UnknownTenantError("its tenant has no secret for this provider")
+            raise UnknownProviderError("its tenant has no secret for this provider")
         return tenant, secrets
 
     def _record(self, provider: str, path: str, tenant: str | None, webhook: _VerifiedWebhook) -> tuple[Recorded, ...]:
@@ -313,30 +304,11 @@ class Receiver:
     def _tenant_of(self, path: str) -> str:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant
         if tenant is None and callable(self._tenant):
-            raise _UnknownTenantError("there is no such tenant")
+            raise UnknownProviderError("there is no such tenant")
         try:
             return validation.name("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
         except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
             raise ConfigurationError(str(error)) from None
-
-    def _error_response(self, record: Provider, provider: str, error: Exception) -> Response:
-        """Return the response to a webhook that was not recorded, and log the cause."""
-        refusal = refuse(record, provider, error, self._throttle)
-        headers = tuple((name.encode(), value.encode()) for name, value in refusal.headers.items())
-        return Response(refusal.status, refusal.text, headers)
-
-    def _log_unknown(self, provider: str) -> None:
-        """Log once a minute that a name has no secret or is no provider's: strangers may request any."""
-        name = providers.canonical(provider) if registry.is_known(provider) else None
-        if not self._throttle.allow(name):
-            return
-        if name is not None:
-            logger.warning("a webhook of %s was answered with 404: it has no secret", name)
-        else:
-            ending = (
-                "a name that looks like an address" if contains_address(provider) else f"'{sanitize(provider, 50)}'"
-            )
-            logger.warning("a webhook was answered with 404: its address ends with no provider's name, but %s", ending)
 
 
 class _VerifiedWebhook(NamedTuple):
@@ -346,8 +318,9 @@ class _VerifiedWebhook(NamedTuple):
     claim: AbstractContextManager[None]
 
 
-class _UnknownTenantError(Exception):
-    """The tenant does not exist, or has no secret for the provider."""
+def _refuse(provider: str, error: Exception) -> Response:
+    status, text, headers = refusal(provider, error)
+    return Response(status, text, tuple((name.encode(), value.encode()) for name, value in headers.items()))
 
 
 def _format_counts(recorded: Sequence[Recorded]) -> str:

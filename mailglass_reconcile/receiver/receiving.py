@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.errors import SignatureError, UnknownProviderError
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
@@ -32,14 +32,14 @@ def receive(
 ) -> list[Recorded]:
     """Verify and parse a provider's webhook, and record its events, all in your transaction.
 
-    After your commit, call `broadcast` and return 200. Return 401 for a `SignatureError`, 400 for an
-    `InvalidWebhookError` or an `InvalidEventError`, and 503 for everything else (429 to Brevo), so that the provider
-    repeats the webhook.
+    After your commit, call `broadcast` and return 200. If anything raises, your commit included, return what `refusal`
+    says, so that the provider sends the webhook again if that may help.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as the last part of your URL.
-        body: The request's body, byte for byte; more than 5 MB raise `InvalidWebhookError`.
+        body: The request's body, byte for byte; more than 5 MB, or less at some providers, raise
+            `InvalidWebhookError`.
         headers: The request's headers, in any case.
         secret: The provider's secret; None is `MAILGLASS_WEBHOOK_SECRETS`.
         url: The webhook's public address, exactly as entered at the provider, which only Mandrill's signature needs;
@@ -51,8 +51,9 @@ def receive(
 
     Raises:
         SignatureError: It does not come from the provider.
-        InvalidWebhookError: It cannot be parsed, or is larger than 5 MB.
-        ConfigurationError: There is no secret for the provider, or it cannot be used.
+        InvalidWebhookError: It cannot be parsed, or is too large.
+        UnknownProviderError: The provider is not known, or there is no secret for it.
+        ConfigurationError: A secret or another setting cannot be used.
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """
     settings = runtime.get_settings()
@@ -64,7 +65,7 @@ def receive(
         else secret_store.from_setting(settings).get(provider)
     )
     if not secrets:
-        raise ConfigurationError(f"{secret_store.SETTING} has no secret for this provider")
+        raise UnknownProviderError(secret_store.NO_SECRET)
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
     request = registry.make_request(body, headers, url=address)

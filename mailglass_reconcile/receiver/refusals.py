@@ -6,67 +6,105 @@ import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mailglass_reconcile.errors import InvalidEventError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.receiver.admission import (
-    BodyTimeoutError,
+from mailglass_reconcile.errors import (
     BodyTooLargeError,
-    ClientDisconnectedError,
-    OverloadedError,
+    InvalidEventError,
+    InvalidWebhookError,
+    SignatureError,
+    UnknownProviderError,
 )
+from mailglass_reconcile.receiver.admission import BodyTimeoutError, ClientDisconnectedError, OverloadedError
 from mailglass_reconcile.record import failures
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import contains_address
+from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.log_throttle import LogThrottle
+from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.certificates import UnavailableError
-from mailglass_reconcile.webhooks.provider import Provider
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER: Mapping[str, str] = {"retry-after": "30"}
 INVALID_SIGNATURE = "invalid signature"
 
+_throttle = LogThrottle()
+
 
 class Refusal(NamedTuple):
-    """Status, text and headers, with lower-case names, of the response."""
+    """The response to a webhook that was not recorded.
+
+    Attributes:
+        status: Its status.
+        text: Its text, without a line break at the end; the type is `text/plain`.
+        headers: Its headers, with names in lower case.
+    """
 
     status: int
     text: str
     headers: Mapping[str, str] = {}
 
 
-TRY_AGAIN = Refusal(503, "try again later", RETRY_AFTER)
+UNKNOWN_PROVIDER = Refusal(404, "no secret is configured for this provider")
 
 
-def refuse(record: Provider, provider: str, error: Exception, throttle: LogThrottle) -> Refusal:
-    """Return the response to a webhook that was not recorded, and log each cause once a minute.
+def refusal(provider: str, error: Exception) -> Refusal:
+    """Return the response to a webhook that was not recorded, and log the cause once a minute; it never raises.
 
-    A cause that a stranger can bring about without a secret is logged as a warning.
+    A webhook that will never be right gets 400, 401, 404 or 413. Anything else, including an error of your own, gets
+    503, so that the provider sends it again. Azure gets 503 for a wrong secret too, and Brevo 429 in place of 503,
+    because they would not send it again.
+
+    Args:
+        provider: The provider's name as it came, such as the last part of the request's path.
+        error: The exception that `receive`, your commit or your own code has raised.
+
+    Returns:
+        Status, text and headers.
     """
+    is_known = registry.is_known(provider)
+    record = registry.get_provider(provider) if is_known else None
+    subject = f"a webhook of {providers.canonical(provider)}" if is_known else "a webhook"
+    rejection_status, retry_status = (record.rejection_status, record.retry_status) if record else (401, 503)
 
     def log(level: int, cause: str) -> None:
-        if throttle.allow((provider, cause)):
-            logger.log(level, "a webhook of %s was refused: %s", provider, cause)
+        # What a stranger can bring about without a secret is a warning.
+        if _throttle.allow((subject, cause)):
+            logger.log(level, "%s was refused: %s", subject, cause)
 
+    answer = Refusal(retry_status, "try again later", RETRY_AFTER)
     match error:
+        case UnknownProviderError():
+            _log_unknown(subject, str(error) if is_known else None, provider)
+            answer = UNKNOWN_PROVIDER
         case SignatureError():
             log(logging.WARNING, str(error))
-            is_final = record.rejection_status == 401
-            headers = {"www-authenticate": 'Basic realm="webhooks"'} if is_final else RETRY_AFTER
-            return Refusal(record.rejection_status, INVALID_SIGNATURE, headers)
-        case InvalidWebhookError() | InvalidEventError():
-            log(logging.ERROR, str(error))
-            return Refusal(400, "the body cannot be read")
+            headers = {"www-authenticate": 'Basic realm="webhooks"'} if rejection_status == 401 else RETRY_AFTER
+            answer = Refusal(rejection_status, INVALID_SIGNATURE, headers)
         case BodyTooLargeError():
             log(logging.WARNING, "its body is too large")
-            return Refusal(413, "the body is too large")
+            answer = Refusal(413, "the body is too large")
+        case InvalidWebhookError() | InvalidEventError():
+            log(logging.ERROR, str(error))
+            answer = Refusal(400, "the body cannot be read")
         case ClientDisconnectedError():
-            return Refusal(400, "the client has left")
+            answer = Refusal(400, "the client has left")
         case BodyTimeoutError():
             log(logging.WARNING, "its body did not arrive in time")
-            status = 408 if record.retry_status == 503 else record.retry_status
-            return Refusal(status, "the body did not arrive in time")
+            answer = Refusal(408 if retry_status == 503 else retry_status, "the body did not arrive in time")
         case UnavailableError():
             log(logging.WARNING, str(error))
         case OverloadedError():
             log(logging.WARNING, "too many webhooks are in flight")
         case _:  # including errors of an application's functions, and bugs of ours
-            failures.log_failure(f"a webhook of {provider}", error)
-    return TRY_AGAIN._replace(status=record.retry_status)
+            failures.log_failure(subject, error)
+    return answer
+
+
+def _log_unknown(subject: str, cause: str | None, provider: str) -> None:
+    """Log that a webhook is not received here; without a cause, its name is no provider's: strangers may send any."""
+    if not _throttle.allow((subject, cause)):
+        return
+    if cause is None:
+        name = "a name that looks like an address" if contains_address(provider) else f"'{sanitize(provider, 50)}'"
+        cause = f"its address ends with no provider's name, but {name}"
+    logger.warning("%s was answered with 404: %s", subject, cause)

@@ -19,6 +19,7 @@ SecretsArgument = ProviderSecrets | Mapping[str, ProviderSecrets] | SecretsFunct
 """Secrets by provider; or by tenant and provider; or a function of a provider's canonical name and a tenant."""
 
 SETTING = "MAILGLASS_WEBHOOK_SECRETS"
+NO_SECRET = f"no secret is configured for this provider ({SETTING})"
 
 
 class SecretStore(Protocol):

@@ -44,5 +44,5 @@ def describe_error(error: Exception) -> str:
     """Describe an error in a few words, with its place but without a foreign message, which may hold an address."""
     if isinstance(error, MailglassReconcileError):
         return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {frame.filename}:{frame.lineno}"
+    place = "".join(f" in {frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-1:])
+    return f"{type(error).__name__}{place}"

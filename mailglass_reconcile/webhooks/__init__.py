@@ -6,7 +6,7 @@ Parsing and verifying need no database: only this module imports other wings of 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError, UnknownProviderError
 from mailglass_reconcile.webhooks import formats, registry
 from mailglass_reconcile.webhooks.custom_providers import webhook_reader
 from mailglass_reconcile.webhooks.parsing import parse, verify
@@ -14,10 +14,22 @@ from mailglass_reconcile.webhooks.parsing import parse, verify
 if TYPE_CHECKING:
     from mailglass_reconcile.receiver.app import webhook_app
     from mailglass_reconcile.receiver.receiving import receive
+    from mailglass_reconcile.receiver.refusals import Refusal, refusal
 
-__all__ = ["InvalidWebhookError", "SignatureError", "parse", "receive", "verify", "webhook_app", "webhook_reader"]
+__all__ = [
+    "InvalidWebhookError",
+    "Refusal",
+    "SignatureError",
+    "UnknownProviderError",
+    "parse",
+    "receive",
+    "refusal",
+    "verify",
+    "webhook_app",
+    "webhook_reader",
+]
 
-_RECEIVER_MODULES = {"receive": "receiving", "webhook_app": "app"}
+_RECEIVER_MODULES = {"Refusal": "refusals", "receive": "receiving", "refusal": "refusals", "webhook_app": "app"}
 
 
 def __getattr__(name: str) -> Any:

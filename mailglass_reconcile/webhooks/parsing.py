@@ -28,7 +28,7 @@ def parse(
 
     Raises:
         InvalidWebhookError: The body cannot be parsed; the message repeats nothing of it.
-        ConfigurationError: The provider is not known.
+        UnknownProviderError: The provider is not known.
     """
     return registry.read_events(
         registry.load_provider(provider), registry.make_request(body, headers, content_type=content_type)
@@ -56,7 +56,8 @@ def verify(
 
     Raises:
         SignatureError: It does not, or its signature is too old.
-        ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
+        UnknownProviderError: The provider is not known.
+        ConfigurationError: The secret cannot be used, or a package is missing.
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
     record, request = registry.load_provider(provider), registry.make_request(body, headers, url=url)

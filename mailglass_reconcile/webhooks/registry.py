@@ -9,7 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
+from mailglass_reconcile.errors import (
+    BodyTooLargeError,
+    ConfigurationError,
+    InvalidWebhookError,
+    UnknownProviderError,
+)
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, sns
@@ -69,7 +74,7 @@ def _identify_or_warn(provider: Provider, event: WebhookEvent) -> bool:
 def verify_request(provider: Provider, request: WebhookRequest, secret: str, now: dt.datetime) -> None:
     """Verify a request with a provider's record, as `verify` does; *secret* comes from `validate_secret`."""
     if len(request.body) > provider.max_bytes:
-        raise InvalidWebhookError("the body is too large")
+        raise BodyTooLargeError("the body is too large")
     provider.authentication.verify(request, secret, now.timestamp())
 
 
@@ -114,7 +119,7 @@ def make_request(
 ) -> WebhookRequest:
     """Return a request with the names of its headers in lower case."""
     if len(body) > MAX_BYTES:
-        raise InvalidWebhookError("the body is larger than 5 MB")
+        raise BodyTooLargeError("the body is larger than 5 MB")
     lower_headers = {name.lower(): value for name, value in dict(headers or {}).items()}
     return WebhookRequest(bytes(body), lower_headers, content_type or lower_headers.get("content-type", ""), url)
 
@@ -138,9 +143,13 @@ def load_provider(provider: str) -> Provider:
 
 
 def get_provider(provider: str) -> Provider:
-    """Return the record of a built-in or registered provider, by any known spelling."""
+    """Return the record of a built-in or registered provider, by any known spelling.
+
+    Raises:
+        UnknownProviderError: There is none.
+    """
     if not is_known(provider):
         names = ", ".join([*PROVIDERS, *_custom_providers])
-        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {names}")
+        raise UnknownProviderError(f"webhooks of this provider cannot be read; known providers: {names}")
     name = providers.canonical(provider)
     return _custom_providers.get(name) or cast("Provider", providers.record(name))

@@ -136,7 +136,7 @@ def test_the_names_in_a_block_of_python_are_imported_on_its_page():
             for node in ast.walk(tree):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
                     bound.add(node.name)
             used = {item.id for item in ast.walk(tree) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Load)}
             if used - bound:

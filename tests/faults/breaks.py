@@ -221,7 +221,7 @@ BREAKS = (
 
     Break("a body has no limit of bytes", "mailglass_reconcile/receiver/admission.py", RECEIVER,
           "            if len(content) > limit:\n"
-          "                raise BodyTooLargeError\n",
+          "                raise BodyTooLargeError(\"the body is too large\")\n",
           ""),
     Break("all bodies together have no limit of bytes", "mailglass_reconcile/receiver/admission.py", RECEIVER,
           "if self._used_bytes > BUDGET_BYTES:", "if False:"),
@@ -257,13 +257,13 @@ BREAKS = (
           "    if provider.confirm:\n", "    if False:\n"),
 
     Break("a refused signature does not ask for a password", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
-          "is_final = record.rejection_status == 401", "is_final = False"),
+          "if rejection_status == 401 else RETRY_AFTER", "if False else RETRY_AFTER"),
     Break("each refusal is logged", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
-          "if throttle.allow((provider, cause)):", "if True:"),
+          "if _throttle.allow((subject, cause)):", "if True:"),
     Break("a late body is refused for good", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
-          "status = 408 if record.retry_status == 503 else record.retry_status", "status = 408"),
+          "408 if retry_status == 503 else retry_status", "408"),
     Break("a body that cannot be read is sent again and again", "mailglass_reconcile/receiver/refusals.py", RECEIVER,
-          'return Refusal(400, "the body cannot be read")', 'return Refusal(503, "the body cannot be read")'),
+          'Refusal(400, "the body cannot be read")', 'Refusal(503, "the body cannot be read")'),
 
     Break("a cancelled job is verified nevertheless", "mailglass_reconcile/receiver/verifier.py", RECEIVER,
           "            if not job.future.done():\n"

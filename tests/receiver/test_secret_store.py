@@ -103,7 +103,7 @@ def test_receive_needs_a_secret_of_this_provider(db):
     """Another provider's is not enough, and that is no wrong signature."""
     setting(db, f"mailgun={KEY}")
     request = first("postmark")
-    with pytest.raises(ConfigurationError, match="no secret for this provider"), db.engine.begin() as connection:
+    with pytest.raises(ConfigurationError, match="no secret is configured"), db.engine.begin() as connection:
         receive(connection, "postmark", request.body, request.headers)
 
 

@@ -100,19 +100,18 @@ def test_an_invalid_secret_lets_the_provider_retry_and_a_missing_one_does_not(db
     assert "Traceback" not in caplog.text
 
 
-def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(db, caplog, monkeypatch):
+@pytest.mark.parametrize("secrets", [SECRETS, OF_ACME], ids=["of all tenants", "of each tenant"])
+def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(db, secrets, caplog, monkeypatch):
     """The function returns None: there is no such tenant."""
     now = 100.0
     monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
-    for secrets in (SECRETS, OF_ACME):
-        caplog.clear()
-        receiver = mount_receiver(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)
-        for at, lines in ((100.0, 1), (159.0, 1), (160.0, 2)):
-            now = at
-            assert statuses(receiver, "/webhooks/x/postmark", "/webhooks/y/postmark") == [404, 404]
-            assert len(caplog.records) == lines
-        assert "no such tenant" in caplog.text
-        assert statuses(receiver, PATH) == [200]
+    receiver = mount_receiver(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)
+    for at, lines in ((100.0, 1), (159.0, 1), (160.0, 2)):
+        now = at
+        assert statuses(receiver, "/webhooks/x/postmark", "/webhooks/y/postmark") == [404, 404]
+        assert len(caplog.records) == lines
+    assert "no such tenant" in caplog.text
+    assert statuses(receiver, PATH) == [200]
     assert [tenant for (tenant,) in db.rows(RECORDED)] == ["acme"]
 
 

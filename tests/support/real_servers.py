@@ -15,6 +15,7 @@ import witness as watching
 from database import Database
 from database_pool import DatabasePool, PooledDatabase, Uncommitted
 from faults.redis_servers import Valkey
+from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.settings import Settings
@@ -105,6 +106,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 def _reset_log_throttle() -> None:
     """Forget what was logged, so that messages that appear once a minute appear in each test."""
     failures._throttle = LogThrottle()
+    refusals._throttle = LogThrottle()
 
 
 @pytest.fixture

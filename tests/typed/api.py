@@ -52,9 +52,12 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.webhooks import (
     InvalidWebhookError,
+    Refusal,
     SignatureError,
+    UnknownProviderError,
     parse,
     receive,
+    refusal,
     verify,
     webhook_app,
     webhook_reader,
@@ -208,6 +211,8 @@ def receiving(connection: sa.Connection, session: Session, engine: sa.Engine, he
     webhook_app(secrets=secret_of, tenant=lambda path: None)
     webhook_reader("acme", read=read_acme, verify=verify_acme)
     webhook_reader("acme", read=verify_acme, verify=verify_acme)  # type: ignore[arg-type] # pyright: ignore
+    status, text, _ = assert_type(refusal("brevo", UnknownProviderError()), Refusal)
+    assert_type((status, text), tuple[int, str])
     assert_type(SignatureError(), SignatureError)
     assert_type(InvalidWebhookError(), InvalidWebhookError)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -13,8 +12,9 @@ from django.views.decorators.csrf import csrf_exempt
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
+from mailglass_reconcile.errors import BodyTooLargeError, UnknownProviderError
 from mailglass_reconcile.receiver import secret_store
-from mailglass_reconcile.receiver.admission import BodyTooLargeError, ClientDisconnectedError
+from mailglass_reconcile.receiver.admission import ClientDisconnectedError
 from mailglass_reconcile.receiver.receiving import (
     answer_handshake,
     claim_token,
@@ -22,21 +22,16 @@ from mailglass_reconcile.receiver.receiving import (
     public_url,
     verify_any,
 )
-from mailglass_reconcile.receiver.refusals import TRY_AGAIN, refuse
+from mailglass_reconcile.receiver.refusals import refusal
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
-logger = logging.getLogger(__name__)
-
 METHODS = "GET, HEAD, POST"
-
-_throttle = LogThrottle()
 
 
 def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -54,21 +49,22 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     With another status the provider sends it again, or shows what is wrong: `docs/providers.md` lists them.
     """
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
-        return _make_response(200, "ok") if registry.is_known(provider) else _unknown_provider()
+        is_known = registry.is_known(provider)
+        return _make_response(200, "ok") if is_known else _refuse(provider, UnknownProviderError())
     try:
         return _respond(request, provider)
     except Exception as error:
-        return _error_response(provider, error)
+        return _refuse(provider, error)
 
 
 def _respond(request: HttpRequest, provider: str) -> HttpResponse:
     if request.method not in ("POST", "OPTIONS"):
         return _make_response(405, "only POST is answered here", allow=METHODS)
     secret_store.import_custom_provider(provider)
-    secrets = secret_store.from_setting(runtime.get_settings()).get(provider) if registry.is_known(provider) else ()
-    if not secrets:
-        return _unknown_provider()
     record = registry.get_provider(provider)
+    secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
+    if not secrets:
+        raise UnknownProviderError(secret_store.NO_SECRET)
     if request.method == "OPTIONS" and not record.handshake:
         return _make_response(405, "only POST is answered here", allow=METHODS)
     respond = _receive if request.method == "POST" else _allow_origin
@@ -103,13 +99,13 @@ def _read_body(request: HttpRequest, limit: int) -> bytes:
     """Read the body from the stream, which DATA_UPLOAD_MAX_MEMORY_SIZE does not limit."""
     content_length = request.META.get("CONTENT_LENGTH") or ""
     if content_length.isdecimal() and int(content_length) > limit:
-        raise BodyTooLargeError
+        raise BodyTooLargeError("the body is too large")
     try:
         body = bytes(request.read(limit + 1))
     except UnreadablePostError:
         raise ClientDisconnectedError from None
     if len(body) > limit:
-        raise BodyTooLargeError
+        raise BodyTooLargeError("the body is too large")
     return body
 
 
@@ -141,20 +137,9 @@ def _record(provider: str, events: list[WebhookEvent]) -> None:
     )
 
 
-def _error_response(provider: str, error: Exception) -> HttpResponse:
-    """Return the response to a webhook that was not recorded, and log the cause."""
-    if registry.is_known(provider):
-        refusal = refuse(registry.get_provider(provider), providers.canonical(provider), error, _throttle)
-    else:  # the module that may register it cannot be imported
-        failures.log_failure("a webhook", error)
-        refusal = TRY_AGAIN
-    return _make_response(refusal.status, refusal.text, **refusal.headers)
-
-
-def _unknown_provider() -> HttpResponse:
-    if _throttle.allow(None):
-        logger.warning("a webhook was answered with 404: MAILGLASS_WEBHOOK_SECRETS has no secret for its provider")
-    return _make_response(404, "no secret is configured for this provider")
+def _refuse(provider: str, error: Exception) -> HttpResponse:
+    status, text, headers = refusal(provider, error)
+    return _make_response(status, text, **headers)
 
 
 def _make_response(status: int, text: str, **headers: str) -> HttpResponse:
