@@ -79,9 +79,13 @@ POISON = {
 """A message that any client of Redis can push, and that Celery cannot read."""
 
 
-def test_a_message_that_would_end_each_worker_is_removed_by_the_remedy(site: Site) -> None:
-    """Celery puts it back when it ends, so each next worker ends too."""
+def test_a_message_that_ends_each_worker_is_removed_by_the_remedy(site: Site) -> None:
+    """Celery puts it back when it ends, so the next worker ends too."""
     site.redis.rpush(QUEUE, json.dumps(POISON))
+    for number in (1, 2):
+        with site.worker(until=None):
+            wait_until(lambda: site.count_in_log("Unrecoverable error: TypeError") == number, PATIENCE)  # noqa: B023
+            wait_until(lambda: site.redis.llen(QUEUE) == 1, PATIENCE)
     remedy = findings(site)["worker"][0]["remedy"]
     assert f"look for it with `redis-cli LRANGE {QUEUE} 0 -1`" in remedy
     assert f"remove it with `redis-cli LREM {QUEUE} 0 MESSAGE`" in remedy
