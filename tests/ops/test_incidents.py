@@ -202,7 +202,7 @@ INCIDENTS = [
     Incident(
         "indexes", drop_object("INDEX mailglass_events_idempotency_key_idx"), "idempotency_key_idx is missing", migrate
     ),
-    Incident("beat", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
+    Incident("sweeps", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
     Incident("sweeps", run(40, "command", "ok"), "no full sweep has succeeded for 40 minutes", sweep),
     Incident("sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago", sweep),
     Incident("prune", unprune, "nothing was pruned for 3 days", lambda db: mailglass_reconcile.prune()),
@@ -269,7 +269,13 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
 
 def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
     """A check without an incident here is tested in its own module, which `elsewhere` names."""
-    elsewhere = {"server", "roles", "privileges", "recipients"}  # tests/ops/checks/test_server.py, test_roles.py, …
+    elsewhere = {
+        "beat",
+        "server",
+        "roles",
+        "privileges",
+        "recipients",
+    }  # tests/ops/checks/test_server.py, test_roles.py, …
     planted = {incident.check for incident in INCIDENTS}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.is_fast}
     assert planted | elsewhere == cheap
@@ -304,8 +310,6 @@ def link_more(db: Any) -> None:
 
 
 LIMITS = {
-    "beat 14 minutes ago": ("beat", run(14, "beat", "ok"), OK),
-    "beat 16 minutes ago": ("beat", run(16, "beat", "ok"), ERROR),
     "a sweep 9 minutes ago": ("sweeps", run(9, "command", "ok"), OK),
     "a sweep 11 minutes ago": ("sweeps", run(11, "command", "ok"), ERROR),
     "a failed sweep after one that succeeded": ("sweeps", fail, ERROR),
@@ -335,7 +339,7 @@ LIMITS = {
     "twelve events of a misspelled provider": ("key_rules", foreign(12, "mailgunn"), WARNING),
 }
 WITHIN = (
-    *("beat 14 minutes ago", "a sweep 9 minutes ago", "one refused link of two", "cut short for 9 minutes"),
+    *("a sweep 9 minutes ago", "one refused link of two", "cut short for 9 minutes"),
     *("open for 14 minutes", "a job that waits for 290 s", "a job that failed twice", "two lost broadcasts of two"),
     *("two events of another tenant", "nine events without an id"),
 )
@@ -348,3 +352,15 @@ def test_a_finding_has_the_level_of_its_limit(db, limit):
     sweep(db)
     plant(db)
     assert worst_finding(check).status == level
+
+
+def test_a_late_beat_explains_late_sweeps(db):
+    """It is part of their finding, whose section says what to do."""
+    for minutes, is_late in ((14, False), (16, True)):
+        run(minutes, "beat", "ok")(db)
+        finding = worst_finding("sweeps")
+        told = (
+            "no run that beat queued has ended" in finding.message,
+            "beat, the broker or the worker" in finding.remedy,
+        )
+        assert told == (is_late, is_late)

@@ -68,7 +68,7 @@ FAULTS = [
     Fault(
         "no beat",
         planting.stop_beat,
-        "beat",
+        "sweeps",
         "no run that beat queued has ended for 16 minutes",
         "no run that beat queued has ended for 16 minutes",
         planting.start("beat", "where the worker runs"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
-from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
+from mailglass_reconcile.errors import MailglassReconcileError, docs_url, with_command_name
 from mailglass_reconcile.ops import runs
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
@@ -43,6 +43,7 @@ class Finding(NamedTuple):
         message: The result and, if it is a problem, its cause.
         remedy: The step that solves the problem; None if there is none.
         because: If one of these checks has an error, this finding is its effect, and is merged into it.
+        is_unchecked: The check could not be made; then a warning of those checks is a cause, too.
     """
 
     check: str
@@ -50,6 +51,7 @@ class Finding(NamedTuple):
     message: str
     remedy: str | None = None
     because: tuple[str, ...] = ()
+    is_unchecked: bool = False
 
     @property
     def sentence(self) -> str:
@@ -80,6 +82,12 @@ NEEDED_BY_ALL = ("privileges", "schema", "functions")
 """If one of these checks has an error, later checks cannot read the database, and none of them runs."""
 
 
+HINDRANCES: Mapping[str, tuple[str, ...]] = {
+    "celery": ("redis", "redis_privileges", "lock_privileges", "broker", "worker", "queues")
+}
+"""By what a check needs: the checks before it whose problems may be the reason why it cannot be made."""
+
+
 class Check(NamedTuple):
     """A check: its name, what it needs, whether it is fast, and the function that yields its findings.
 
@@ -105,9 +113,12 @@ class Check(NamedTuple):
             message, step = f"this could not be checked: {fault}", RUN_AGAIN
         except Exception as fault:  # one check that fails must not hide the others
             message, step = f"this could not be checked: {type(fault).__name__}", f"{RUN_AGAIN}; if it stays, report it"
+            if type(fault).__name__ == "NoPermissionError":
+                step = f"allow the broker's user what Celery needs: {docs_url('redis.md#permissions-of-a-redis-user')}"
         else:
             return findings
-        return [*findings, error(message, step)._replace(check=self.name)]
+        unchecked = error(message, step, HINDRANCES.get(self.needs, ()))
+        return [*findings, unchecked._replace(check=self.name, is_unchecked=True)]
 
     def within(self, manager: AbstractContextManager[Any]) -> Check:
         """Return this check with the value of *manager* as its argument; it is opened when the check runs."""
@@ -186,15 +197,25 @@ class CheckContext:
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """Return one finding for each cause, the most severe first; of *findings*, causes come before their effects."""
     merged: list[Finding] = []
-    positions: dict[str, int] = {}
-    """For each check with an error, the position in *merged* of its cause, which may be the error itself."""
+    errors: dict[str, int] = {}
+    problems: dict[str, int] = {}
+    """For each check with an error, or also a warning: the position of its cause in *merged*, or its own."""
     for finding in findings:
+        positions = problems if finding.is_unchecked else errors
         position = next((positions[name] for name in finding.because if name in positions), None)
         if finding.status == OK or position is None:
             position = len(merged)
             merged.append(finding)
         elif finding.status == ERROR:
-            merged[position] = merged[position]._replace(message=f"{merged[position].message}; {finding.message}")
+            merged[position] = _with_effect(merged[position], finding)
         if finding.status == ERROR:
-            positions.setdefault(finding.check, position)
+            errors.setdefault(finding.check, position)
+        if finding.status != OK:
+            problems.setdefault(finding.check, position)
     return sorted(merged, key=lambda finding: -LEVELS.index(finding.status))
+
+
+def _with_effect(cause: Finding, effect: Finding) -> Finding:
+    """Return a cause with the message of an error that it explains; of several checks with one message, it has one."""
+    is_told = effect.message in cause.message
+    return cause._replace(status=ERROR, message=cause.message if is_told else f"{cause.message}; {effect.message}")

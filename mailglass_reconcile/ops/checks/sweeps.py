@@ -19,6 +19,40 @@ ASK_WORKER = (
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
 
 
+@check("sweeps", fast=True)
+def sweeps(context: CheckContext) -> Iterator[Finding]:
+    """A full sweep has succeeded in time, and the last one has not failed."""
+    history, allowed = context.history, context.max_lag_seconds * 2 / 3
+    because = (*OF_THE_DATABASE, *OF_THE_WORKER)
+    if history.success_age is None and history.last is None:
+        step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
+        yield error("no full sweep of all tenants has run yet", step, because)
+    elif history.last is not None and history.last.status == "failed":
+        reason = sanitize(history.last.error or "no error was recorded")
+        yield error(f"the last full sweep failed {format_duration(history.last.age)} ago ({reason})", SWEEP, because)
+    elif history.success_age is None:
+        yield error("no full sweep has ever succeeded", SWEEP, because)
+    elif history.success_age > allowed:
+        message = (
+            f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
+        )
+        is_beat_late = history.beat_age is not None and history.beat_age > LATE_SECONDS
+        yield error(message, f"{SWEEP}; then {ASK_WORKER}" if is_beat_late else SWEEP, because)
+    elif history.last is not None and history.last.failed and not history.last.linked:
+        refused = pluralize(history.last.failed, "link")
+        yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
+    else:
+        yield ok(
+            f"a full sweep succeeded {format_duration(history.success_age)} ago, started by {_success_origin(context)}"
+        )
+    if history.uncovered_seconds > allowed:
+        yield error(
+            f"full sweeps have not checked everything for {format_duration(history.uncovered_seconds)}: each ends"
+            " at its deadline",
+            "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
+        )
+
+
 @check("beat", fast=True)
 def beat(context: CheckContext) -> Iterator[Finding]:
     """Runs that beat enqueued end in time, or full sweeps are started in another way.
@@ -40,40 +74,9 @@ def beat(context: CheckContext) -> Iterator[Finding]:
         )
     else:
         yield error(
-            f"no run that beat queued has ended for {format_duration(history.beat_age)}", ASK_WORKER, OF_THE_WORKER
-        )
-
-
-@check("sweeps", fast=True)
-def sweeps(context: CheckContext) -> Iterator[Finding]:
-    """A full sweep has succeeded in time, and the last one has not failed."""
-    history, allowed = context.history, context.max_lag_seconds * 2 / 3
-    because = (*OF_THE_DATABASE, *OF_THE_WORKER, "beat")
-    if history.success_age is None and history.last is None:
-        step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
-        yield error("no full sweep of all tenants has run yet", step, because)
-    elif history.last is not None and history.last.status == "failed":
-        reason = sanitize(history.last.error or "no error was recorded")
-        yield error(f"the last full sweep failed {format_duration(history.last.age)} ago ({reason})", SWEEP, because)
-    elif history.success_age is None:
-        yield error("no full sweep has ever succeeded", SWEEP, because)
-    elif history.success_age > allowed:
-        message = (
-            f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
-        )
-        yield error(message, SWEEP, because)
-    elif history.last is not None and history.last.failed and not history.last.linked:
-        refused = pluralize(history.last.failed, "link")
-        yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
-    else:
-        yield ok(
-            f"a full sweep succeeded {format_duration(history.success_age)} ago, started by {_success_origin(context)}"
-        )
-    if history.uncovered_seconds > allowed:
-        yield error(
-            f"full sweeps have not checked everything for {format_duration(history.uncovered_seconds)}: each ends"
-            " at its deadline",
-            "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
+            f"no run that beat queued has ended for {format_duration(history.beat_age)}",
+            ASK_WORKER,
+            (*OF_THE_WORKER, "sweeps"),
         )
 
 

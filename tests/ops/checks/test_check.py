@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 OF_THE_DATABASE = "server roles privileges schema indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = (
-    "beat sweeps prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
+    "sweeps beat prune broadcasts linking tenants key_rules documents handlers handled_types reports nothing_links"
 )
 OF_THE_LEDGER = "open_set delivery_ids time_zone other_reconciler recipients links"
 REDIS = "redis redis_privileges lock_privileges"
@@ -360,8 +360,8 @@ def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
     assert errors() == {"sweeps": "no full sweep of all tenants has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
     assert errors() == {
-        "beat": "no run that beat queued has ended for 40 minutes; no full sweep has succeeded for 40 minutes (limit"
-        " 10 minutes)"
+        "sweeps": "no full sweep has succeeded for 40 minutes (limit 10 minutes); no run that beat queued has ended for"
+        " 40 minutes"
     }, "one cause is one finding"
     mailglass_reconcile.reconcile()
     assert errors() == {}

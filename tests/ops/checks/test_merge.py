@@ -25,18 +25,33 @@ def test_two_errors_that_explain_each_other_are_both_reported():
     assert (finding.check, finding.message) == ("privileges", "privileges timed out; schema timed out")
 
 
+def test_a_check_that_could_not_be_made_is_merged_into_a_warning_that_explains_it():
+    """The finding is an error then; several checks with the same message say it once."""
+    unchecked = error("this could not be checked: NoPermissionError", "", ("lock_privileges",))
+    findings = [
+        named("lock_privileges", warning("this user may not take locks", "allow it")),
+        *(named(name, unchecked._replace(is_unchecked=True)) for name in ("worker", "queues")),
+        named("linking", error("late", "sweep", ("lock_privileges",))),
+    ]
+    assert [(finding.check, finding.status, finding.message) for finding in merge(findings)] == [
+        ("lock_privileges", "error", "this user may not take locks; this could not be checked: NoPermissionError"),
+        ("linking", "error", "late"),
+    ]
+
+
 def test_an_effect_is_merged_into_the_first_cause():
     """A warning that an error explains is left out, and an effect of an effect goes to the cause of both."""
     findings = [
         named("worker", error("no worker", "start a worker")),
         named("server", ok("PostgreSQL 18")),
-        named("beat", error("no run", "ask", ("worker",))),
+        named("sweeps", error("no sweep", "ask", ("worker",))),
+        named("beat", error("no run", "ask", ("sweeps",))),
         named("linking", error("late", "sweep", ("beat",))),
         named("reports", warning("no report", "look", ("worker",))),
         named("tenants", warning("another tenant", "route")),
     ]
     assert [(finding.check, finding.message) for finding in merge(findings)] == [
-        ("worker", "no worker; no run; late"),
+        ("worker", "no worker; no sweep; no run; late"),
         ("tenants", "another tenant"),
         ("server", "PostgreSQL 18"),
     ]

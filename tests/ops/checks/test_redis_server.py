@@ -2,16 +2,22 @@
 
 import json
 import re
+import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from sqlalchemy.engine import make_url
 
 from database import Database
 from diagnosing import report, use_settings, worst_finding
+from mailglass_reconcile.celery import app as bundled
+from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.ops.checks.workers import lock_holder
+from mailglass_reconcile.ops.checks.workers import Cluster, lock_holder
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.singleton.lock import PREFIX, load_sweep_holder, lock_key
 from mailglass_reconcile.testing import servers
@@ -72,6 +78,45 @@ def test_a_privilege_of_redis_that_is_missing(db, own_redis, missing, check, sta
         assert worst_finding(check).status == OK
         own_redis.publish("mailglass:events:acme", '{"delivery_id": "d"}')
         assert next(heard).channel == "mailglass:events:acme", "what the doctor publishes is no message"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "check"),
+    [
+        ("-publish", "redis_privileges"),
+        ("resetchannels", "redis_privileges"),
+        ("-get", "lock_privileges"),
+        ("-evalsha", "lock_privileges"),
+        ("-llen", "worker"),
+        ("-sadd -smembers", "worker"),
+    ],
+)
+def test_one_missing_permission_of_redis_is_one_finding(site, missing, check):
+    """The checks of Celery use the same Redis, and once said each that they could not be made."""
+    user, acl = f"doctor{uuid.uuid4().hex[:12]}", partial(site.redis.execute_command, "ACL")
+    acl("SETUSER", user, "on", ">secret", "~*", "&*", "+@all")
+    url = make_url(site.url).set(username=user, password="secret").render_as_string(hide_password=False)  # noqa: S106
+    site.db.run(SWEPT_BY_BEAT)
+    use_settings(site.db, redis_url=url)
+    app = Celery("mailglass_reconcile", broker=url, set_as_current=False)
+    app.conf.update({**bundled.conf.changes, "broker_url": url, "result_backend": url})
+
+    def problems() -> list[tuple[str, str]]:
+        findings = checks.diagnose(lambda: Cluster(app))
+        return [(finding.check, finding.message) for finding in findings if finding.status != OK]
+
+    with site.worker():
+        assert problems() == []
+        acl("SETUSER", user, *missing.split())
+        assert [name for name, _ in problems()] == [check], problems()
+    acl("DELUSER", user)
+
+
+SWEPT_BY_BEAT = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
+VALUES (now(), now(), 'full', 'beat', 'ok')
+"""
 
 
 def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
