@@ -9,7 +9,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.receiver import secret_store
-from mailglass_reconcile.receiver.receiving import public_url
+from mailglass_reconcile.receiver.opening import public_url
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import did_you_mean, escape_unprintable
 from mailglass_reconcile.webhooks import registry, sender
@@ -45,11 +45,10 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     if type_ not in samples:
         suggestion = did_you_mean(type_, samples, " ({})")
         raise click.UsageError(f"{name} sends no such type{suggestion}; it can send: {', '.join(sorted(samples))}")
-    settings = runtime.get_settings()
-    secrets = secret_store.from_setting(settings).get(provider)
+    secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
     if not secrets:
         raise ConfigurationError(f"{secret_store.SETTING} has no secret for {name}")
-    public_address = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None
+    public_address = public_url(name)
     address, option = (public_address, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
     if address is None:
         raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -16,7 +15,6 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import (
-    BodyTooLargeError,
     ConfigurationError,
     InvalidEventError,
     UnknownProviderError,
@@ -30,27 +28,19 @@ from mailglass_reconcile.receiver.admission import (
     Receive,
 )
 from mailglass_reconcile.receiver.known_certificates import KnownCertificates
-from mailglass_reconcile.receiver.receiving import (
-    answer_handshake,
-    claim_token,
-    confirm_subscription,
-    public_url,
-    verify_any,
-)
+from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, is_answered, public_url
 from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, UNKNOWN_PROVIDER, refusal
-from mailglass_reconcile.receiver.secret_store import NO_SECRET, SecretsArgument, SecretStore
+from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import certificates, registry, sns
-from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest, constant_time_equal
+from mailglass_reconcile.webhooks.wire import Signature, has_bearer
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +107,7 @@ def webhook_app(
     """
     settings = runtime.get_settings()
     store = secret_store.from_argument(secrets, settings)
-    base = url or (settings.webhook_url.get_secret_value() if settings.webhook_url else None)
-    return Receiver(engine or runtime.pooled_engine(THREADS), store, tenant, base)
+    return Receiver(engine or runtime.pooled_engine(THREADS), store, tenant, url)
 
 
 class Receiver:
@@ -160,13 +149,12 @@ class Receiver:
             if provider == "metrics":
                 return self._metrics(scope, self.metrics_token)
             return _OK if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
-        if scope["method"] == "OPTIONS" and registry.is_known(provider) and self._secrets.may_have(provider):
-            record = registry.get_provider(provider)
-            if record.handshake:
-                return await self._allow_origin(record, provider, scope)
-        if scope["method"] != "POST":
+        if not is_answered(scope["method"], provider):
             return Response(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
         try:
+            if scope["method"] == "OPTIONS":
+                webhook, _ = await self._accept_head(provider, scope)
+                return Response(200, "ok", _encode(webhook.allowed_origin()))
             response = await self._receive(provider, scope, body)
         except Exception as error:
             response = _refuse(provider, error)
@@ -181,8 +169,7 @@ class Receiver:
             return Response(
                 404, "no metrics here: `mailglass-reconcile receive` has them if MAILGLASS_WEB_TOKEN is set"
             )
-        scheme, _, credentials = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not constant_time_equal(credentials.strip(), token):
+        if not has_bearer(dict(scope["headers"]).get(b"authorization", b""), token):
             return Response(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))
         from mailglass_reconcile.receiver import metrics  # noqa: PLC0415 - its library is an extra
 
@@ -190,47 +177,36 @@ class Receiver:
 
     async def _receive(self, provider: str, scope: Scope, incoming: _RequestBody) -> Response:
         """Verify a webhook, cheapest checks first, and record its events."""
-        record = registry.get_provider(provider)
-        if not self._secrets.may_have(provider):
-            raise UnknownProviderError(NO_SECRET)
-        tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
-        head = _make_request(scope, b"", self._base)
-        has_password = record.signature is Signature.IN_HEADERS
-        if has_password:
-            verify_any(record, head, secrets)
-        if incoming.content_length > record.max_bytes:
-            raise BodyTooLargeError("the body is too large")
-        with self._admission.admit(providers.canonical(provider), verified=has_password) as body:
-            content = await self._admission.read(body, incoming, record.max_bytes)
-            request = dataclasses.replace(head, body=content)
-            source = await self._await_certificate(body, record, request, secrets)
-            webhook = await self._verify_and_read(body, record, request, secrets)
-            if not webhook.events:
-                if (text := answer_handshake(record, request)) is not None:
-                    return Response(200, text, content_type=b"application/json")
-                await _run_in_thread(self._threads, confirm_subscription, record, request)
+        webhook, tenant = await self._accept_head(provider, scope)
+        webhook.require_size(incoming.content_length)
+        with self._admission.admit(webhook.provider, verified=webhook.is_verified) as body:
+            webhook.add_body(await self._admission.read(body, incoming, webhook.record.max_bytes))
+            source = await self._await_certificate(body, webhook)
+            opened = await self._verify_and_read(body, webhook)
+            if opened.answer is not None:
+                return Response(200, opened.answer, content_type=b"application/json")
+            if not opened.events:
+                await _run_in_thread(self._threads, opened.confirm)
                 return _OK
-            del content, request  # the parsed body may take twenty times its size
-            recorded = await _run_in_thread(self._threads, self._record, provider, scope["path"], tenant, webhook)
+            recorded = await _run_in_thread(
+                self._threads, self._record, webhook.provider, scope["path"], tenant, opened
+            )
         if source is not None:
             await _run_in_thread(self._threads, self._certificates.store, CertificateAddress(body.provider, source.url))
         return Response(200, "ok", recorded=recorded)
 
-    async def _allow_origin(self, record: Provider, provider: str, scope: Scope) -> Response:
-        """Answer the validation request of CloudEvents, which comes before the first event."""
-        origin = dict(scope["headers"]).get(b"webhook-request-origin", b"")
-        try:
-            _, secrets = await self._tenant_and_secrets(provider, scope["path"])
-            verify_any(record, _make_request(scope, b"", self._base), secrets)
-        except Exception as error:
-            return _refuse(provider, error)
-        return Response(200, "ok", ((b"webhook-allowed-origin", origin), (b"webhook-allowed-rate", b"*")))
+    async def _accept_head(self, provider: str, scope: Scope) -> tuple[IncomingWebhook, str | None]:
+        """Return a webhook without its body, and its tenant if its secrets depend on it."""
+        registry.get_provider(provider)  # an application's functions are called for known providers only
+        tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        return IncomingWebhook(provider, headers, secrets=secrets, url=_address(scope, headers, self._base)), tenant
 
     async def _await_certificate(
-        self, body: IncomingBody, record: Provider, request: WebhookRequest, secrets: Sequence[str]
+        self, body: IncomingBody, webhook: IncomingWebhook
     ) -> certificates.CertificateSource | None:
         """Wait until the certificate that a webhook names has been fetched; return its source, or None."""
-        source = registry.find_certificate_source(record, request, secrets)
+        source = webhook.find_certificate_source()
         if source is not None and source.url not in sns.certificates:
             await self._admission.wait_for_certificate(body, self._fetch_certificate(source))
         return source
@@ -240,32 +216,25 @@ class Receiver:
         if source.url not in sns.certificates:
             await _wait_for_certificate(asyncio.wrap_future(sns.certificates.schedule_fetch(source)))
 
-    async def _verify_and_read(
-        self, body: IncomingBody, record: Provider, request: WebhookRequest, secrets: Sequence[str]
-    ) -> _VerifiedWebhook:
+    async def _verify_and_read(self, body: IncomingBody, webhook: IncomingWebhook) -> OpenedWebhook:
         """Verify a webhook, unless its password was verified, and read its events.
 
         Signatures that take milliseconds are verified on the event loop, so that no queued body delays them; all
         others, and the reading, run in the verification thread.
         """
+        record = webhook.record
         is_small = body.size <= SMALL_BYTES and record.signature is not Signature.ANYWHERE
-        if not body.verified and (is_small or registry.is_immediate(record, body.size)):
-            verify_any(record, request, secrets)
+        if not webhook.is_verified and (is_small or registry.is_immediate(record, body.size)):
+            webhook.verify()
             self._admission.mark_verified(body)
-
-        def verify_and_read() -> _VerifiedWebhook:
-            if not body.verified:
-                verify_any(record, request, secrets)
-            return _VerifiedWebhook(registry.read_events(record, request), claim_token(record, request))
-
-        result = self._verifier.run(body.provider, body.size, verified=body.verified, job=verify_and_read)
+        result = self._verifier.run(body.provider, body.size, verified=body.verified, job=webhook.open)
         try:
-            webhook = await self._admission.wait(body, admission.TURN_SECONDS, result)
+            opened = await self._admission.wait(body, admission.TURN_SECONDS, result)
         except TimeoutError:
             raise OverloadedError from None
         if not body.verified:
             self._admission.mark_verified(body)
-        return webhook
+        return opened
 
     async def _tenant_and_secrets(self, provider: str, path: str) -> tuple[str | None, Sequence[str]]:
         """Return a provider's secrets, with the tenant if they depend on it.
@@ -284,16 +253,13 @@ class Receiver:
 
     def _look_up_tenant(self, provider: str, path: str) -> tuple[str, Sequence[str]]:
         tenant = self._tenant_of(path)
-        secrets = self._secrets.get(provider, tenant)
-        if not secrets:
-            raise UnknownProviderError("its tenant has no secret for this provider")
-        return tenant, secrets
+        return tenant, self._secrets.get(provider, tenant)
 
-    def _record(self, provider: str, path: str, tenant: str | None, webhook: _VerifiedWebhook) -> tuple[Recorded, ...]:
+    def _record(self, provider: str, path: str, tenant: str | None, webhook: OpenedWebhook) -> tuple[Recorded, ...]:
         """Record the events of a verified webhook in one transaction."""
         tenant = tenant or self._tenant_of(path)
         with (
-            failures.count_failure(f"a webhook of {providers.canonical(provider)}"),
+            failures.count_failure(f"a webhook of {provider}"),
             webhook.claim,
             connect(self._engine) as connection,
             database_errors(),
@@ -311,16 +277,13 @@ class Receiver:
             raise ConfigurationError(str(error)) from None
 
 
-class _VerifiedWebhook(NamedTuple):
-    """The events of a verified webhook, and the claim on its token, which is held while they are recorded."""
-
-    events: Sequence[WebhookEvent]
-    claim: AbstractContextManager[None]
-
-
 def _refuse(provider: str, error: Exception) -> Response:
     status, text, headers = refusal(provider, error)
-    return Response(status, text, tuple((name.encode(), value.encode()) for name, value in headers.items()))
+    return Response(status, text, _encode(headers))
+
+
+def _encode(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
 
 
 def _format_counts(recorded: Sequence[Recorded]) -> str:
@@ -353,16 +316,12 @@ async def _run_in_thread(
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
-def _make_request(scope: Scope, body: bytes, base: str | None) -> WebhookRequest:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    query = f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else ""
-    if base:
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
-        return registry.make_request(body, headers, url=public_url(base, quote(path)) + query)
-    host = headers.get("host", "localhost")
-    return registry.make_request(
-        body, headers, url=f"{scope.get('scheme', 'http')}://{host}{quote(scope['path'])}{query}"
-    )
+def _address(scope: Scope, headers: Mapping[str, str], base: str | None) -> str:
+    """Return the public address of a webhook: below *base*, below that of the setting, or the request's own."""
+    path, query = scope["path"], scope.get("query_string", b"").decode("latin-1")
+    address = public_url(quote(path.removeprefix(scope.get("root_path", "").rstrip("/"))), base, query=query)
+    own = f"{scope.get('scheme', 'http')}://{headers.get('host', 'localhost')}{quote(path)}"
+    return address or (f"{own}?{query}" if query else own)
 
 
 class _RequestBody:

@@ -44,7 +44,6 @@ class SharedSecrets:
         """Store *pairs* of a provider's name, in any known spelling, and a secret; each secret is validated."""
         self._by_provider: dict[str, list[str]] = {}
         for provider, secret in pairs:
-            import_custom_provider(provider)
             valid_secret = registry.validate_secret(provider, secret)
             self._by_provider.setdefault(providers.canonical(provider), []).append(valid_secret)
 
@@ -117,12 +116,6 @@ def from_setting(settings: Settings) -> SharedSecrets:
         return SharedSecrets(pairs)
     except ConfigurationError as error:
         raise ConfigurationError(f"{SETTING}: {error}") from None
-
-
-def import_custom_provider(provider: str) -> None:
-    """Import the application's modules if a provider is not known, because one of them may register it."""
-    if not registry.is_known(provider):
-        runtime.load_imports()
 
 
 def _pairs(secrets: ProviderSecrets) -> Iterable[tuple[str, object]]:

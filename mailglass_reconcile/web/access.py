@@ -16,6 +16,7 @@ from starlette.websockets import WebSocketClose
 
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.web.rendering import path_below_root, render
+from mailglass_reconcile.webhooks.wire import constant_time_equal, has_bearer
 
 COOKIE = "mailglass_web"
 SESSION_SECONDS = 12 * 3_600
@@ -50,19 +51,14 @@ class Access:
 
     def has_access(self, request: Request) -> bool:
         """Return True if a request has the token or a valid session; a token in the address is ignored."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._is_token(token.strip().encode("latin-1"))
+        if has_bearer(request.headers.get("authorization", "").encode("latin-1"), self._token):
+            return True
         cookie = request.cookies.get(COOKIE, "")
         issued = cookie.partition(".")[0]
         if not (issued.isascii() and issued.isdecimal() and len(issued) < 12):
             return False
         is_fresh = -60 <= time.time() - int(issued) < SESSION_SECONDS
         return hmac.compare_digest(make_session(self._token, int(issued)).encode(), cookie.encode()) and is_fresh
-
-    def _is_token(self, token: bytes) -> bool:
-        # No delay for a wrong token: guessing 16 characters is hopeless, and a delayed answer occupies a connection.
-        return hmac.compare_digest(hashlib.sha256(token).digest(), hashlib.sha256(self._token.encode()).digest())
 
     def show_login(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
@@ -76,7 +72,8 @@ class Access:
             return PlainTextResponse("sign in from the dashboard itself\n", 403)
         fields = await read_form(request)
         next_ = fields.get("next", "")
-        if not self._is_token(fields.get("token", "").strip().encode()):
+        # No delay for a wrong token: guessing 16 characters is hopeless, and a delayed answer occupies a connection.
+        if not constant_time_equal(fields.get("token", "").strip(), self._token):
             return _render_login(request, next_, wrong=True)
         answer = Response(status_code=303, headers={"location": f"./{next_ if _PAGE.fullmatch(next_) else ''}"})
         self._set_cookie(answer, request, make_session(self._token, int(time.time())))

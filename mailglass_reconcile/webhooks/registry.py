@@ -80,7 +80,7 @@ def verify_request(provider: Provider, request: WebhookRequest, secret: str, now
 
 def validate_secret(provider: str, secret: object) -> str:
     """Return a provider's secret without white space around it; raise `ConfigurationError` if it cannot be used."""
-    authentication = get_provider(provider).authentication
+    authentication = load_provider(provider).authentication
     try:
         if not isinstance(secret, str) or not secret.strip():
             raise ConfigurationError("the secret is empty, or not a string")

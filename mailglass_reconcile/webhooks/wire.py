@@ -347,6 +347,12 @@ def constant_time_equal(left: str | bytes, right: str | bytes) -> bool:
     return hmac.compare_digest(first, second)
 
 
+def has_bearer(authorization: bytes, token: str) -> bool:
+    """Return True if the value of a header `Authorization` is this bearer token."""
+    scheme, _, credentials = authorization.partition(b" ")
+    return scheme.lower() == b"bearer" and constant_time_equal(credentials.strip(), token)
+
+
 def require_match(matches: bool) -> None:
     """Raise `SignatureError` unless the signature *matches*."""
     if not matches:

@@ -13,7 +13,7 @@ import senders
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.receiver import admission, app
-from mailglass_reconcile.receiver.receiving import public_url
+from mailglass_reconcile.receiver.opening import public_url
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.webhooks import (
@@ -322,7 +322,7 @@ def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db
 )
 def test_the_public_url_is_the_base_and_the_path(base, path, address):
     """A base with the provider is the whole URL."""
-    assert public_url(base, path) == address
+    assert public_url(path, base) == address
 
 
 def test_mandrills_url_is_that_of_the_request_unless_it_is_set(db, monkeypatch):

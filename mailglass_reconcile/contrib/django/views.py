@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -12,24 +11,15 @@ from django.views.decorators.csrf import csrf_exempt
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
-from mailglass_reconcile.errors import BodyTooLargeError, UnknownProviderError
+from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError
-from mailglass_reconcile.receiver.receiving import (
-    answer_handshake,
-    claim_token,
-    confirm_subscription,
-    public_url,
-    verify_any,
-)
+from mailglass_reconcile.receiver.opening import IncomingWebhook, is_answered, public_url
 from mailglass_reconcile.receiver.refusals import refusal
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry, sns
-from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
 METHODS = "GET, HEAD, POST"
 
@@ -58,72 +48,41 @@ def webhook(request: HttpRequest, provider: str) -> HttpResponse:
 
 
 def _respond(request: HttpRequest, provider: str) -> HttpResponse:
-    if request.method not in ("POST", "OPTIONS"):
+    """Answer a webhook, cheapest checks first; nothing connects before it is verified."""
+    if not is_answered(request.method or "", provider):
         return _make_response(405, "only POST is answered here", allow=METHODS)
-    secret_store.import_custom_provider(provider)
-    record = registry.get_provider(provider)
+    registry.load_provider(provider)
     secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
-    if not secrets:
-        raise UnknownProviderError(secret_store.NO_SECRET)
-    if request.method == "OPTIONS" and not record.handshake:
-        return _make_response(405, "only POST is answered here", allow=METHODS)
-    respond = _receive if request.method == "POST" else _allow_origin
-    return respond(request, record, providers.canonical(provider), secrets)
-
-
-def _allow_origin(request: HttpRequest, record: Provider, provider: str, secrets: Sequence[str]) -> HttpResponse:
-    """Answer the validation request of CloudEvents, which comes before the first event."""
-    verify_any(record, registry.make_request(b"", request.headers, url=_address(request, provider)), secrets)
-    origin = request.headers.get("WebHook-Request-Origin", "")
-    return _make_response(200, "ok", webhook_allowed_origin=origin, webhook_allowed_rate="*")
-
-
-def _receive(request: HttpRequest, record: Provider, provider: str, secrets: Sequence[str]) -> HttpResponse:
-    """Verify a webhook, cheapest checks first, and record its events; nothing connects before it is verified."""
-    head = registry.make_request(b"", request.headers, url=_address(request, provider))
-    if record.signature is Signature.IN_HEADERS:
-        verify_any(record, head, secrets)
-    verified = _verify(dataclasses.replace(head, body=_read_body(request, record.max_bytes)), record, secrets)
-    events = registry.read_events(record, verified)
-    if not events:
-        if (text := answer_handshake(record, verified)) is not None:
-            return HttpResponse(text, content_type="application/json")
-        confirm_subscription(record, verified)
+    address = public_url(provider, query=request.META.get("QUERY_STRING", "")) or request.build_absolute_uri()
+    incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=address)
+    if request.method == "OPTIONS":
+        return _make_response(200, "ok", **incoming.allowed_origin())
+    incoming.add_body(_read_body(request, incoming))
+    source = incoming.find_certificate_source()
+    if source is not None and source.url not in sns.certificates:
+        sns.certificates.schedule_fetch(source)
+    webhook = incoming.open()
+    if webhook.answer is not None:
+        return HttpResponse(webhook.answer, content_type="application/json")
+    if not webhook.events:
+        webhook.confirm()
         return _make_response(200, "ok")
-    with failures.count_failure(f"a webhook of {provider}"), claim_token(record, verified):
-        _record(provider, events)
+    with failures.count_failure(f"a webhook of {incoming.provider}"), webhook.claim:
+        _record(incoming.provider, webhook.events)
     return _make_response(200, "ok")
 
 
-def _read_body(request: HttpRequest, limit: int) -> bytes:
+def _read_body(request: HttpRequest, incoming: IncomingWebhook) -> bytes:
     """Read the body from the stream, which DATA_UPLOAD_MAX_MEMORY_SIZE does not limit."""
     content_length = request.META.get("CONTENT_LENGTH") or ""
-    if content_length.isdecimal() and int(content_length) > limit:
-        raise BodyTooLargeError("the body is too large")
+    incoming.require_size(int(content_length[:20]) if content_length.isdecimal() else 0)
     try:
-        body = bytes(request.read(limit + 1))
+        return bytes(request.read(incoming.record.max_bytes + 1))
     except UnreadablePostError:
         raise ClientDisconnectedError from None
-    if len(body) > limit:
-        raise BodyTooLargeError("the body is too large")
-    return body
 
 
-def _verify(request: WebhookRequest, record: Provider, secrets: Sequence[str]) -> WebhookRequest:
-    """Return a request that is signed with one of the secrets; schedule the fetch of a certificate that is missing."""
-    source = registry.find_certificate_source(record, request, secrets)
-    if source is not None and source.url not in sns.certificates:
-        sns.certificates.schedule_fetch(source)
-    verify_any(record, request, secrets)
-    return request
-
-
-def _address(request: HttpRequest, provider: str) -> str:
-    base = runtime.get_settings().webhook_url
-    return public_url(base.get_secret_value(), provider) if base else request.build_absolute_uri()
-
-
-def _record(provider: str, events: list[WebhookEvent]) -> None:
+def _record(provider: str, events: Sequence[WebhookEvent]) -> None:
     """Record all events of a webhook in one transaction, each for its tenant."""
     by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
     for event in events:
