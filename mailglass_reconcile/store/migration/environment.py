@@ -14,7 +14,7 @@ from alembic.util import CommandError
 from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import retention, revision, schema
-from mailglass_reconcile.store.comparison import compare
+from mailglass_reconcile.store.comparison import Comparison, compare
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import objects, operations, preflight, removal
@@ -56,6 +56,7 @@ def run(context: Any) -> None:
             _refuse_unknown(tx.revision())
             preflight.refuse_foreign(tx, compare(tx))
             existing = removal.find_objects(tx)
+        request.session.require_lock()
         context.config.attributes[operations.REMOVAL] = [sql for _, sql in removal.statements(existing)]
         _run_revisions(context, request)
 
@@ -86,12 +87,7 @@ def _upgrade(context: Any, request: Request) -> None:
         if revision.is_newer(version) and comparison.tables:
             say(f"warning: nothing was changed, because {revision.find_mismatch(version)}")
             return
-        has_ledger = preflight.require_usable_schema(tx, version)
-        if version not in (None, *revision.REVISIONS):  # it may be planted
-            preflight.refuse_foreign(tx, comparison)
-        _refuse_unknown(version)
-        if version and not has_ledger:
-            raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
+        has_ledger = _require_usable(tx, version, comparison)
         least_days = retention.format_least_days(tx)
         is_current = version == revision.VERSION and not comparison.curable and not least_days
         is_done = is_current or (stops_early and version is not None and version >= target)
@@ -104,6 +100,8 @@ def _upgrade(context: Any, request: Request) -> None:
         owned = f", owned by {comparison.owner}" if comparison.owner else ""
         say(f"nothing to do: the database is at revision {version}{owned}")
         return
+    if not plan:
+        session.require_lock()
     if not has_ledger:
         say(_NONE_FOUND)
     if plan:
@@ -121,6 +119,17 @@ def _upgrade(context: Any, request: Request) -> None:
     if version == revision.VERSION:
         objects.run(session, comparison.curable, least_days, tell)
     tell(f"done: revision {version}")
+
+
+def _require_usable(tx: Transaction, version: str | None, comparison: Comparison) -> bool:
+    """Raise an error if the schema cannot be migrated from *version*; return True if Mailglass's tables exist."""
+    has_ledger = preflight.require_usable_schema(tx, version)
+    if version not in (None, *revision.REVISIONS):  # it may be planted
+        preflight.refuse_foreign(tx, comparison)
+    _refuse_unknown(version)
+    if version and not has_ledger:
+        raise DatabaseRefusedError(f"nothing was changed: {schema.WITHOUT_LEDGER}")
+    return has_ledger
 
 
 def _run_revisions(context: Any, request: Request, version: str | None = None) -> None:

@@ -110,6 +110,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
         if not (objects or tables):
             tell("nothing to do: there is nothing to remove")
             return
+        session.require_lock()
         steps = removal.statements(objects)
         if objects:
             steps.append(("drop the version table", f"DROP TABLE IF EXISTS {{schema}}.{schema.VERSION_TABLE}"))

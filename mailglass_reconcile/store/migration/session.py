@@ -75,6 +75,17 @@ class Session:
         self.connection = connection
         self.connected = Connected(connection, settings)
         self.settings = settings
+        with connection.begin():
+            pid = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
+        self.is_direct: bool = pid == connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+
+    def require_lock(self) -> None:
+        """Raise an error if a pooler such as PgBouncer may give each transaction to another process of the server."""
+        if not self.is_direct:
+            raise DatabaseRefusedError(
+                "nothing was changed: a migration needs a direct connection, and a pooler such as PgBouncer is between:"
+                " set MAILGLASS_DATABASE_URL to the server itself for `mailglass-reconcile migrate`"
+            )
 
     def run(self, title: str, sql: str) -> None:
         """Run statements in one transaction, again until it gets its locks."""
@@ -131,13 +142,17 @@ class Session:
 
 @contextmanager
 def open_session(engine: sa.Engine, settings: Settings) -> Iterator[Session]:
-    """Open a connection outside the engine's pool that holds the lock of migrations while the block runs."""
+    """Open a connection outside the engine's pool that holds the lock of migrations while the block runs.
+
+    Through a pooler, settings and lock would stay with a process that others use: then it can only be read.
+    """
     separate = engines.separate_engine(engine)
     try:
         with engines.connect(separate) as connection:
             session = Session(connection, settings)
-            session.run("begin", SETTINGS + _NO_TIMEOUTS)
-            _wait_for_lock(connection)
+            if session.is_direct:
+                session.run("begin", SETTINGS + _NO_TIMEOUTS)
+                _wait_for_lock(connection)
             yield session
     finally:
         separate.dispose()

@@ -6,11 +6,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 import processes
-from catalog import installation, lines_of_ours, live
+from catalog import installation, lines_of_ours, live, url_of
+from faults import servers
 from history import DELIVERY, ORPHAN, RECONCILED, insert_history, new_id, sweep, write_until
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -552,6 +554,24 @@ def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
     with pytest.raises(DatabaseRefusedError, match="revision 0002"):
         database.remove()
     assert database.objects() == before
+
+
+@pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
+def test_through_pgbouncer_nothing_is_changed_and_no_setting_stays_behind(empty_database_url):
+    """Another client gets the same server connection; Django migrates through it if there is nothing to do."""
+    direct = installation(empty_database_url)
+    with servers.pgbouncer(empty_database_url, 1) as url:
+        pooled = installation(url)
+        with pytest.raises(DatabaseRefusedError, match="needs a direct connection"):
+            pooled.migrate()
+        assert lines_of_ours(direct.objects()) == set()
+        direct.migrate()
+        assert pooled.migrate()[-1].startswith("nothing to do")
+        with psycopg.connect(url_of(pooled), autocommit=True, prepare_threshold=None) as client:
+            assert client.execute("SHOW search_path").fetchone() == ('"$user", public',)
+        with pytest.raises(DatabaseRefusedError, match="needs a direct connection"):
+            pooled.remove()
+    assert direct.is_current()
 
 
 def test_a_read_only_server_is_refused_with_one_line(unmigrated):
