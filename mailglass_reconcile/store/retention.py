@@ -87,14 +87,15 @@ def format_least_days(tx: Transaction) -> str:
 
     Other roles than the owner then delete nothing that is younger, whatever age they pass.
     """
+    days = {relation: getattr(tx.settings, _SETTINGS[name]) for name, relation in _RELATIONS.items()}
+    if not any(days.values()) or schema.is_made_by_mailglass(tx):
+        return ""
     exists = tx.execute("SELECT to_regclass(:name)", {"name": tx.name_of("mailglass_reconcile_retention")}).scalar_one()
     stored = _load_least_days(tx) if exists else {}
-    days = {relation: getattr(tx.settings, _SETTINGS[name]) for name, relation in _RELATIONS.items()}
-    is_used = any(days.values()) and not schema.is_made_by_mailglass(tx)
     return "".join(
         _STORE_LEAST_DAYS.replace("RELATION", relation).replace("DAYS", str(number))
         for relation, number in days.items()
-        if is_used and number is not None and stored.get(relation) != number
+        if number is not None and stored.get(relation) != number
     )
 
 

@@ -278,6 +278,7 @@ def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database
     role = f"limited_{uuid.uuid4().hex[:8]}"
     db.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
     db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
     try:
         engine = sa.create_engine(db.engine.url.set(username=role), poolclass=sa.NullPool)
         held_connection = engine.connect()

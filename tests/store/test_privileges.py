@@ -152,6 +152,7 @@ def sweeper(db, admin) -> Iterator[str]:
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
     db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    db.run(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
     yield db.engine.url.set(username=role, drivername="postgresql").render_as_string(hide_password=False)
     db.run(f"DROP OWNED BY {role}")
     with admin.connect() as connection:
