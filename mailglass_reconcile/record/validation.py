@@ -78,8 +78,12 @@ def uuid(field: str, value: object) -> str:
 
 
 def provider(field: str, value: object) -> str:
+    """Return the canonical spelling of a provider's name, which must not be nearly that of another."""
     canonical = providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
-    providers.warn_if_mistyped(canonical)
+    try:
+        providers.check_name(canonical)
+    except ValueError as error:
+        raise InvalidEventError(f"{field}: {error}") from None
     return canonical
 
 

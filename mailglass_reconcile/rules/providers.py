@@ -23,6 +23,11 @@ ANY_PROVIDER = "*"
 
 MAX_READS = 8
 
+NEARLY_THE_SAME = 0.85
+"""The similarity of a name with one letter wrong, as `difflib` measures it; `mailgun-eu` and `mailgun` have less."""
+
+_accepted: set[str] = set()
+
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
 """Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
 SMTP_MESSAGE_ID = "smtp_message_id"
@@ -228,12 +233,25 @@ def mistyped(provider: str) -> str | None:
     return f"no rule knows {humanize.sanitize(name)}{suggestion}" if suggestion else None
 
 
-@lru_cache(maxsize=4096)
-def warn_if_mistyped(provider: str) -> None:
-    """Log, once for each name, that a provider's name is probably mistyped: nothing would be wrong until a sweep."""
+def accept(provider: str) -> None:
+    """Accept a name however similar it is to another: a provider of the application's, or one that Anymail reports."""
+    _accepted.add(canonical(provider))
+
+
+@lru_cache(maxsize=4096)  # without the errors
+def check_name(provider: str) -> None:
+    """Refuse a name that is nearly one of ours, and log, once, if it is similar: no event could ever meet its sends.
+
+    Raises:
+        ValueError: No rule knows the canonical name *provider*, and one knows a name that is nearly the same.
+    """
     sentence = mistyped(provider)
-    if sentence:
-        logger.warning("%s", sentence)
+    if sentence is None:
+        return
+    names = {*providers_with_rule(), *built_in()}
+    if provider not in _accepted and humanize.find_closest(provider, names, cutoff=NEARLY_THE_SAME):
+        raise ValueError(f"{sentence} (a provider of your own needs a key_rule or webhook_reader in MAILGLASS_IMPORTS)")
+    logger.warning("%s", sentence)
 
 
 def may_lack_id(provider: str | None, type_: str | None = None) -> bool:

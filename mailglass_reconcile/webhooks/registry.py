@@ -127,6 +127,7 @@ def make_request(
 def register(name: str, provider: Provider) -> None:
     """Register a provider that is not built in; *name* is canonical and none of `PROVIDERS`."""
     _custom_providers[name] = provider
+    providers.accept(name)
 
 
 def is_known(provider: str) -> bool:

@@ -275,6 +275,8 @@ def test_every_variable_and_alert_that_a_page_names_exists():
     }
     settings |= {
         "MAILGLASS_DATABASE_ALIAS",
+        "MAILGLASS_DELIVERY",
+        "MAILGLASS_TENANT_REQUIRED",
         "MAILGLASS_DATABASE_SHEMA",
     }  # Django's own, and an example's misspelling
     alerts = set(re.findall(r"alert: (\w+)", (pages.ROOT / "docs/monitoring/alerts.yml").read_text()))
@@ -299,7 +301,7 @@ def test_the_roles_of_the_pages_are_those_with_privileges():
 def test_the_checks_of_django_are_those_of_the_page():
     """Their ids are compared."""
     code = (pages.ROOT / "mailglass_reconcile/contrib/django/checks.py").read_text()
-    ids = set(re.findall(r"\"mailglass_reconcile\.(W\d{3})\"", code)) | set(re.findall(r"\"(E\d{3})\"", code))
+    ids = set(re.findall(r"\"mailglass_reconcile\.([EW]\d{3})\"", code)) | set(re.findall(r"\"(E\d{3})\"", code))
     page = PAGES["django.md"].partition("## Checks")[2].partition("## ")[0]
     assert set(re.findall(r"\b([EW]\d{3})\b", page)) == ids
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import django
 import pytest
-from anymail.signals import post_send, tracking
+from anymail.signals import post_send, pre_send, tracking
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
@@ -56,6 +56,7 @@ def leave_the_app() -> None:
     from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
 
     setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
+    pre_send.disconnect(dispatch_uid="mailglass_reconcile.pre_send")
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     receivers._thread().submit(connections.close_all).result()

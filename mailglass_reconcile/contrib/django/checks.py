@@ -15,7 +15,7 @@ from django.db import router
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, receivers
+from mailglass_reconcile.contrib.django import database, message_values, receivers
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, CheckContext, Finding
@@ -29,6 +29,11 @@ READS_VERSION_1 = (15, 2)
 TEST_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
 """The backend with which Django's test runner replaces the real one before it checks."""
 
+NO_TENANT = Error(
+    "MAILGLASS_TENANT_REQUIRED is set and MAILGLASS_TENANT is not, so every mail is refused.",
+    hint="Set MAILGLASS_TENANT to a function that returns the tenant of a message.",
+    id="mailglass_reconcile.E005",
+)
 NO_ANYMAIL = Warning(
     "No e-mail backend is Anymail's, so sends are not recorded and events stay unlinked.",
     hint="Set EMAIL_BACKEND to one of Anymail's, such as anymail.backends.postmark.EmailBackend.",
@@ -93,6 +98,9 @@ def _settings_problems() -> Iterator[CheckMessage]:
     yield from _report_configuration_error("E001", lambda: database.connection_wrapper(database.alias()))
     yield from _report_configuration_error("E002", receivers.tenant_function)
     yield from _report_configuration_error("E003", runtime.get_settings)
+    yield from _report_configuration_error("E004", message_values.delivery_function)
+    if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
+        yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):

@@ -11,17 +11,18 @@ from contextvars import copy_context
 from functools import cache
 from typing import Any
 
-from anymail.signals import AnymailTrackingEvent, post_send, tracking
+from anymail.signals import AnymailTrackingEvent, post_send, pre_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
-from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django import database, message_values
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, docs_url
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 
@@ -30,8 +31,27 @@ logger = logging.getLogger(__name__)
 
 def connect() -> None:
     """Receive Anymail's signals; a second call changes nothing."""
+    pre_send.connect(on_pre_send, dispatch_uid="mailglass_reconcile.pre_send")
     post_send.connect(on_post_send, dispatch_uid="mailglass_reconcile.post_send")
     tracking.connect(on_tracking, dispatch_uid="mailglass_reconcile.tracking")
+
+
+def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
+    """With `MAILGLASS_TENANT_REQUIRED`, refuse to send a message whose tenant cannot be found.
+
+    Raises:
+        ConfigurationError: There is none; Anymail has not called the provider.
+    """
+    if not getattr(settings, "MAILGLASS_TENANT_REQUIRED", False):
+        return
+    try:
+        function = tenant_function()
+        tenant = fixed_tenant() if function is None else function(message)
+        validation.name("the value of MAILGLASS_TENANT", tenant)
+    except Exception as error:  # an application's function may fail in any way
+        raise ConfigurationError(
+            f"the mail was not sent, because MAILGLASS_TENANT gives it no tenant: {failures.describe_error(error)}"
+        ) from error
 
 
 def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) -> None:
@@ -41,12 +61,14 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
         sent = anymail.sent(message, status)
         if not sent:
             return
+        providers.accept(esp_name)
+        values = message_values.read(message)
         ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         tenant = tenant_of(message)
         with failures.count_failure(f"a send by {sanitize(esp_name)}"):
             _in_sync_thread(
                 lambda: database.record(
-                    lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant)
+                    lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)
                 )
             )
     except Exception as error:  # Anymail would raise it in the code that sent the message
@@ -72,6 +94,7 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
         logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
     tenant = tenant_of(event)
+    providers.accept(esp_name)
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
             _in_sync_thread(

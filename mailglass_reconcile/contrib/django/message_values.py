@@ -1,0 +1,87 @@
+"""What an application's message says of itself: the `mailable`, `stream` and `metadata` of its deliveries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from anymail.utils import UNSET
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
+from mailglass_reconcile.record import failures, validation
+from mailglass_reconcile.rules.humanize import sanitize
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
+
+logger = logging.getLogger(__name__)
+
+VALIDATORS: Mapping[str, Callable[[str, object], object]] = {
+    "mailable": validation.name,
+    "stream": validation.stream,
+    "metadata": validation.metadata,
+}
+"""How each value that `MAILGLASS_DELIVERY` may return is validated."""
+
+
+def read(message: Any) -> dict[str, Any]:
+    """Return the arguments of `record_send` for a message: those of `MAILGLASS_DELIVERY`, or else the message's own.
+
+    Nothing is raised, because the mail has been sent: what cannot be used is logged.
+    """
+    values = _message_defaults(message)
+    try:
+        function = delivery_function()
+        if function is not None:
+            values |= _validate(function(message))
+    except Exception as error:  # an application's function may fail in any way
+        logger.error("a send is recorded without the values of MAILGLASS_DELIVERY: %s", failures.describe_error(error))
+    return values
+
+
+def delivery_function() -> Callable[[Any], Mapping[str, object]] | None:
+    """Return the function that the setting `MAILGLASS_DELIVERY` is or names; None if it is not set.
+
+    Raises:
+        ConfigurationError: It is not a function, or cannot be imported.
+    """
+    setting = getattr(settings, "MAILGLASS_DELIVERY", None)
+    try:
+        function = import_string(setting) if isinstance(setting, str) else setting
+    except ImportError:
+        raise ConfigurationError(f"MAILGLASS_DELIVERY: cannot import {setting}") from None
+    if function is not None and not callable(function):
+        raise ConfigurationError("MAILGLASS_DELIVERY must be a function or a function's dotted name")
+    delivery_values: Callable[[Any], Mapping[str, object]] | None = function
+    return delivery_values
+
+
+def _validate(values: object) -> dict[str, object]:
+    if not isinstance(values, Mapping):
+        raise InvalidEventError(f"it must return a mapping with some of {', '.join(VALIDATORS)}")
+    unknown = [sanitize(str(key)) for key in values if key not in VALIDATORS]
+    if unknown:
+        raise InvalidEventError(f"it returned {', '.join(unknown)}; it may return {', '.join(VALIDATORS)}")
+    return {key: VALIDATORS[key](key, value) for key, value in values.items()}
+
+
+def _message_defaults(message: Any) -> dict[str, Any]:
+    """Return the template or the first tag as `mailable`, and Anymail's metadata, as far as they can be stored."""
+    values: dict[str, Any] = {}
+    try:
+        kind = str(_option(message, "template_id") or next(iter(_option(message, "tags") or ()), "")).strip()
+        if kind:
+            values["mailable"] = validation.name("mailable", sanitize(kind, MAX_ID_LENGTH - 1))
+        metadata = _option(message, "metadata")
+        if metadata:
+            values["metadata"] = validation.metadata("metadata", metadata)
+    except Exception as error:  # an application may put any object there
+        logger.warning("a send is recorded without a value of its message: %s", failures.describe_error(error))
+    return values
+
+
+def _option(message: Any, name: str) -> Any:
+    """Return an option of Anymail's; None if the message has none, as a plain `EmailMessage`."""
+    value = getattr(message, name, UNSET)
+    return None if value is UNSET else value
