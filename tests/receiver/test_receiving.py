@@ -144,6 +144,7 @@ def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorde
     other_provider = "postmark" if provider in ("resend", "sendgrid") else "resend"
     (answer,) = post(mount_receiver(), f"/webhooks/{provider}", first(other_provider))
     assert (answer.status_code, db.value(COUNT)) == (503 if provider == "azure" else 401, 0)
+    assert ("www-authenticate" in answer.headers) == (answer.status_code == 401), "RFC 9110 requires it"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "@" not in caplog.text
     assert "Traceback" not in caplog.text

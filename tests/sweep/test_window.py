@@ -105,6 +105,14 @@ def test_ids_are_in_memory_only_until_their_slice_is_read():
     assert part.packed == []
 
 
+def test_the_small_groups_of_many_tenants_are_counted_together(db, monkeypatch):
+    monkeypatch.setattr(window, "NAMED_GROUPS", 2)
+    insert(db, [], [orphan_row(postmark(str(n)), tenant_id=tenant) for n, tenant in enumerate("aabbcd")])
+    with db.database.reading() as tx:
+        open_groups = window.choose(tx, window.open_window(tx)).open
+    assert {group.tenant_id: orphans for group, orphans in open_groups.items()} == {"a": 2, "b": 2, None: 2}
+
+
 def test_what_is_new_comes_before_the_rest(db, sweep_one_slice):
     """It has just left its grace, while four older ones have not been reached in this rotation."""
     fill(db, 6)

@@ -182,6 +182,14 @@ def test_an_application_loads_it_at_startup(db, monkeypatch, carrier):
     ]
 
 
+def test_a_function_loads_it_on_first_use(db, monkeypatch, carrier):
+    monkeypatch.setattr(registry, "_custom_providers", {})
+    monkeypatch.delitem(sys.modules, "carrier")
+    settings = db.settings.model_copy(update={"imports": "carrier"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    assert parse("carrier", carrier.make_signed_request().body)[0].type == "delivered"
+
+
 @pytest.mark.slow
 def test_the_command_serves_it(db, tmp_path, carrier):
     """It is served over HTTP, and linked by the rule of the same module."""
