@@ -14,12 +14,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import (
-    ConfigurationError,
-    InvalidEventError,
-    UnknownProviderError,
-    database_errors,
-)
+from mailglass_reconcile.errors import UnknownProviderError, database_errors
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,
@@ -271,10 +266,7 @@ class Receiver:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant
         if tenant is None and callable(self._tenant):
             raise UnknownProviderError("there is no such tenant")
-        try:
-            return validation.name("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
-        except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
-            raise ConfigurationError(str(error)) from None
+        return validation.configured_tenant("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
 
 
 def _refuse(provider: str, error: Exception) -> Response:

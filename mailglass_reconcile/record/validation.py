@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import UUID
 
-from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
 from mailglass_reconcile.rules import addresses, providers, smtp
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
@@ -60,6 +60,18 @@ def name(field: str, value: object) -> str:
     if isinstance(value, str) and value.strip() and is_usable(value):
         return to_str(value)
     raise InvalidEventError(f"{field} must be a string of 1 to 512 characters without control characters")
+
+
+def configured_tenant(field: str, value: object) -> str:
+    """Return the tenant that an application's setting or function gave.
+
+    Raises:
+        ConfigurationError: It is none. Unlike an invalid event, this is no fault of the provider's, who must repeat.
+    """
+    try:
+        return name(field, value)
+    except InvalidEventError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def free_text(field: str, value: object) -> str:

@@ -61,11 +61,11 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
         sent = anymail.sent(message, status)
         if not sent:
             return
+        ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         providers.accept(esp_name)
         values = message_values.read(message)
-        ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
-        tenant = tenant_of(message)
         with failures.count_failure(f"a send by {sanitize(esp_name)}"):
+            tenant = tenant_of(message)
             _in_sync_thread(
                 lambda: database.record(
                     lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)
@@ -85,18 +85,18 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
 def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
     """Record an event that Anymail has read, in a transaction of its own unless one is open.
 
-    It raises if the database fails, so that the provider sends the event again. An event that cannot be recorded at
-    all is skipped: it would fail at each retry, and the rest of its batch with it.
+    It raises if the database fails or the tenant cannot be found, so that the provider sends the event again. An event
+    that cannot be recorded at all is skipped: it would fail at each retry, and the rest of its batch with it.
     """
     try:
         webhook_event = anymail.webhook_event(event, esp_name)
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
-    tenant = tenant_of(event)
     providers.accept(esp_name)
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
+            tenant = tenant_of(event)
             _in_sync_thread(
                 lambda: database.record(
                     lambda connection: record_webhook(
@@ -174,13 +174,18 @@ def tenant_function() -> Callable[[Any], str] | None:
 
 
 def tenant_of(source: Any) -> str:
-    """Return the tenant of a message or a tracking event: the default one, with a log line, if the setting fails."""
+    """Return the tenant of a message or a tracking event.
+
+    Raises:
+        ConfigurationError: The setting cannot be used, or its function fails or returns no tenant.
+    """
+    function = tenant_function()
+    if function is None:
+        fixed = fixed_tenant()
+        tenant = runtime.get_settings().tenant if fixed is None else fixed
+        return validation.configured_tenant("MAILGLASS_TENANT", tenant)
     try:
-        function = tenant_function()
-        if function is not None:
-            return validation.name("the value that MAILGLASS_TENANT returns", function(source))
-        if fixed_tenant() is not None:
-            return validation.name("MAILGLASS_TENANT", fixed_tenant())
-    except Exception as error:  # an application's function may fail in any way
-        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, failures.describe_error(error))
-    return runtime.get_settings().tenant
+        tenant = function(source)
+    except Exception as error:  # its message may hold an address
+        raise ConfigurationError(f"the function of MAILGLASS_TENANT fails: {failures.describe_error(error)}") from None
+    return validation.configured_tenant("the value that MAILGLASS_TENANT returns", tenant)

@@ -251,6 +251,17 @@ def test_the_function_for_tenants_gets_each_event(db):
     assert sorted(db.rows("SELECT tenant_id FROM mailglass_events")) == [("acme",), ("umbrella",)]
 
 
+def test_a_webhook_whose_tenant_cannot_be_found_is_not_recorded(db, caplog):
+    """The default tenant would keep it for good; the provider sends it again."""
+    brevo = make_post("brevo", [senders.load_payloads("brevo")[0].payload])
+    for tenant in ("nowhere.tenant", lambda event: event.tags["tenant"], lambda event: None):
+        with override_settings(MAILGLASS_TENANT=tenant):
+            assert [post_over_wsgi(**request).status_code for request in (postmark(), brevo)] == [503, 429]
+    assert db.value(EVENTS) == 0
+    assert "MAILGLASS_TENANT: cannot import nowhere.tenant" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_a_webhook_is_attached_to_a_send_by_anymail_and_published(db):
     """The ids are the same however the send was recorded."""
     message = Message.send_accepted(POSTMARK, 1, [ANN])
