@@ -100,11 +100,14 @@ BEGIN
          metadata -> 'recipient_checked' IS NULL, handled
     FROM claimed CROSS JOIN projected
   LOOP
-    -- A statement of its own, whose snapshot has the event that another session has committed meanwhile.
-    closed := reconciled_id IS NOT NULL OR EXISTS (
-      SELECT FROM {schema}.mailglass_events AS r
-       WHERE r.idempotency_key = 'reconciled:' || mailglass_reconcile_link_v1.event_id AND r.type = 'reconciled'
-         AND r.tenant_id IS NOT DISTINCT FROM mailglass_reconcile_link_v1.tenant_id);
+    closed := reconciled_id IS NOT NULL;
+    IF NOT closed THEN
+      -- A statement of its own, whose snapshot has the event that another session has committed meanwhile.
+      closed := EXISTS (
+        SELECT FROM {schema}.mailglass_events AS r
+         WHERE r.idempotency_key = 'reconciled:' || mailglass_reconcile_link_v1.event_id AND r.type = 'reconciled'
+           AND r.tenant_id IS NOT DISTINCT FROM mailglass_reconcile_link_v1.tenant_id);
+    END IF;
     claimed_ids := claimed_ids || CAST(mailglass_reconcile_link_v1.event_id AS uuid);
     RETURN NEXT;
   END LOOP;

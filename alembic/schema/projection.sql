@@ -27,18 +27,14 @@ DECLARE
   final CONSTANT text[] := '{delivered,suppressed,rejected,failed,bounced,complained}';
   changed bigint;
 BEGIN
-  -- Each event, and what its delivery's row points to.
+  -- What is reported of each delivery, in one row.
   WITH report AS (
     SELECT r.delivery_id, r.type, array_position(known, r.type) AS standing, r.type = ANY (final) AS is_final,
-           {schema}.mailglass_reconcile_credible_v1(r.occurred_at, r.arrived_at) AS occurred_at,
-           d.last_event_at, coalesce(array_position(known, d.last_event_type), 0) AS held_standing
+           {schema}.mailglass_reconcile_credible_v1(r.occurred_at, r.arrived_at) AS occurred_at
       FROM unnest(delivery_ids, types, times, arrivals) AS r (delivery_id, type, occurred_at, arrived_at)
-     CROSS JOIN LATERAL (SELECT last_event_type, last_event_at FROM {schema}.mailglass_deliveries
-                          WHERE id = r.delivery_id OFFSET 0) AS d
      WHERE r.type = ANY (known)
-  -- What is reported of each delivery, in one row.
   ), summary AS (
-    SELECT delivery_id, last_event_at, held_standing,
+    SELECT delivery_id,
            (array_agg(standing ORDER BY standing > own DESC, occurred_at DESC, standing DESC))[1] AS standing,
            (array_agg(occurred_at ORDER BY standing > own DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
            min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
@@ -47,11 +43,13 @@ BEGIN
            min(occurred_at) FILTER (WHERE type = 'complained') AS complained_at,
            min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
            bool_or(is_final) AS terminal
-      FROM report GROUP BY delivery_id, last_event_at, held_standing
+      FROM report GROUP BY delivery_id
   -- Whether it is newer than what the row points to.
   ), compared AS (
-    SELECT *, (standing > own, occurred_at, standing) > (held_standing > own, last_event_at, held_standing) AS newer
-      FROM summary
+    SELECT s.*, (standing > own, occurred_at, standing) > (held_standing > own, last_event_at, held_standing) AS newer
+      FROM summary AS s
+     CROSS JOIN LATERAL (SELECT last_event_at, coalesce(array_position(known, last_event_type), 0) AS held_standing
+                           FROM {schema}.mailglass_deliveries WHERE id = s.delivery_id OFFSET 0) AS d
   )
   UPDATE {schema}.mailglass_deliveries AS d
      SET last_event_type = CASE WHEN c.newer THEN known[c.standing] ELSE d.last_event_type END,

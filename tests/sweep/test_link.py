@@ -22,6 +22,8 @@ CREATE TRIGGER refuse BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN
 EXECUTE FUNCTION public.refuse();
 """
 
+_PROBES = "SELECT idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'mailglass_deliveries'"
+
 WORDS = "a trigger on mailglass_events is missing or disabled"
 
 
@@ -70,6 +72,17 @@ def test_a_pair_of_two_tenants_is_not_linked(tx):
     """The rule never matches such a pair; the claim compares the tenants too."""
     pair = factories.orphan(tx, factories.postmark("one")), factories.delivery(tx, "one", tenant_id="other")
     assert ledger.link(Transaction(tx.connection, tx.settings), [pair]) == []
+
+
+def test_a_delivery_is_projected_with_two_probes_for_all_of_its_links(tx):
+    """One to compare and one to update, beside the claim of each link."""
+    pairs = []
+    for id_ in ("one", "two"):
+        delivery_id = factories.delivery(tx, id_)
+        pairs += [(factories.orphan(tx, factories.postmark(id_)), delivery_id) for _ in range(20)]
+    before = tx.value(_PROBES)
+    assert len(ledger.link(Transaction(tx.connection, tx.settings), pairs)) == 40
+    assert tx.value(_PROBES) - before == 40 + 2 * 2
 
 
 def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
