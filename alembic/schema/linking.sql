@@ -13,8 +13,7 @@ BEGIN
   WITH closed AS (
     DELETE FROM {schema}.mailglass_open_orphans AS o
      WHERE o.event_id = ANY (event_ids)
-       AND (SELECT r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id
-              FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || o.event_id)
+       AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
     RETURNING o.event_id, o.ids
   )
   DELETE FROM {schema}.mailglass_open_orphan_ids
@@ -103,10 +102,7 @@ BEGIN
     closed := reconciled_id IS NOT NULL;
     IF NOT closed THEN
       -- A statement of its own, whose snapshot has the event that another session has committed meanwhile.
-      closed := EXISTS (
-        SELECT FROM {schema}.mailglass_events AS r
-         WHERE r.idempotency_key = 'reconciled:' || mailglass_reconcile_link_v1.event_id AND r.type = 'reconciled'
-           AND r.tenant_id IS NOT DISTINCT FROM mailglass_reconcile_link_v1.tenant_id);
+      closed := EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(CAST(event_id AS uuid), tenant_id));
     END IF;
     claimed_ids := claimed_ids || CAST(mailglass_reconcile_link_v1.event_id AS uuid);
     RETURN NEXT;

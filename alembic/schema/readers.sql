@@ -14,12 +14,12 @@ $$;
 
 -- step: function mailglass_reconcile_link_of_v1
 -- The `reconciled` event of an orphan, and the delivery that it names, if any. No row if the orphan has none: an event of
--- another type or tenant that holds the key links nothing.
+-- another type or tenant that holds the key links nothing. IS TRUE, because the index of the key must serve.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_of_v1(orphan_id uuid, orphan_tenant text)
 RETURNS TABLE (id uuid, delivery_id uuid) LANGUAGE sql STABLE AS $$
 SELECT r.id, r.delivery_id FROM {schema}.mailglass_events AS r
  WHERE r.idempotency_key OPERATOR(pg_catalog.=) ('reconciled:' OPERATOR(pg_catalog.||) orphan_id)
-   AND r.type OPERATOR(pg_catalog.=) 'reconciled' AND r.tenant_id OPERATOR(pg_catalog.=) orphan_tenant
+   AND r.type OPERATOR(pg_catalog.=) 'reconciled' AND (r.tenant_id OPERATOR(pg_catalog.=) orphan_tenant) IS TRUE
 $$;
 
 -- step: function mailglass_reconcile_provider_of_v1

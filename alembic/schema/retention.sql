@@ -66,9 +66,8 @@ BEGIN
            row_number() OVER () AS number
       FROM page AS p
       LEFT JOIN LATERAL (
-             SELECT r.id, r.delivery_id FROM {schema}.mailglass_events AS r
-              WHERE p.is_orphan AND r.idempotency_key = 'reconciled:' || p.id AND r.type = 'reconciled'
-                AND r.tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0) AS r ON true
+             SELECT r.* FROM {schema}.mailglass_reconcile_link_of_v1(p.id, p.tenant_id) AS r
+              WHERE p.is_orphan OFFSET 0) AS r ON true
   )
   SELECT array_agg(id ORDER BY number), array_agg(tenant_id ORDER BY number), array_agg(inserted_at ORDER BY number),
          array_agg(id) FILTER (WHERE is_loose), array_agg(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)
@@ -100,9 +99,7 @@ BEGIN
   PERFORM set_config('mailglass_reconcile.retention', 'on', true);
   WITH attached AS MATERIALIZED (
     SELECT w.id AS owner, e.id, e.tenant_id,
-           CASE WHEN e.type = 'reconciled' AND e.idempotency_key COLLATE "C"
-                     ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-                THEN substr(e.idempotency_key, 12)::uuid END AS orphan_id
+           {schema}.mailglass_reconcile_orphan_of_v1(e.type, e.idempotency_key) AS orphan_id
       FROM unnest(whole) AS w (id) JOIN {schema}.mailglass_events AS e ON e.delivery_id = w.id
   ), members AS MATERIALIZED (
     SELECT owner, id FROM attached
@@ -120,10 +117,9 @@ BEGIN
      WHERE id = ANY (ARRAY(
              SELECT m.id FROM members AS m WHERE m.owner NOT IN (SELECT s.owner FROM staying AS s)
               UNION ALL
-             SELECT l.id FROM unnest(loose) AS l (id)
+             SELECT e.id FROM unnest(loose) AS l (id) JOIN {schema}.mailglass_events AS e ON e.id = l.id
               WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans AS o WHERE o.event_id = l.id OFFSET 0)
-                AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                                 WHERE r.idempotency_key = 'reconciled:' || l.id AND r.type = 'reconciled' OFFSET 0)))
+                AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id) OFFSET 0)))
     RETURNING id
   )
   SELECT count(*) INTO deleted FROM removed;

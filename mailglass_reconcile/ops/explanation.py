@@ -61,9 +61,8 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type,
        a.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) AS expired,
        a.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
   FROM {schema}.mailglass_events AS e
-  LEFT JOIN {schema}.mailglass_events AS r
-    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-   AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
+  LEFT JOIN LATERAL {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id) AS l ON true
+  LEFT JOIN {schema}.mailglass_events AS r ON r.id = l.id
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
  CROSS JOIN LATERAL (SELECT coalesce(o.arrived_at, e.inserted_at) AS arrived_at) AS a
  WHERE e.id = CAST(:event_id AS uuid)

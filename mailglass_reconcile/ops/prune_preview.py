@@ -31,9 +31,7 @@ SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(arrived_at)) FROM {sche
 _SETTLED = """
 SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) FROM {schema}.mailglass_open_orphans AS o
  WHERE o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
-   AND (EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                 WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
-                   AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id OFFSET 0)
+   AND (EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
         OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0))
 """
 
@@ -45,9 +43,7 @@ SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
    AND e.inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
  WHERE e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = e.id OFFSET 0)
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id OFFSET 0)
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id) OFFSET 0)
 """
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.

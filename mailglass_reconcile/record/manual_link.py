@@ -30,9 +30,7 @@ SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id I
        upper(current_setting('transaction_isolation')) AS isolation
   FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:delivery_id AS uuid) AS delivery_id) AS k
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.event_id
-  LEFT JOIN {schema}.mailglass_events AS r
-    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-   AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
+  LEFT JOIN LATERAL {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id) AS r ON true
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = k.delivery_id
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
 """

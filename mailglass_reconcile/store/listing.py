@@ -133,9 +133,7 @@ WITH tenants AS (
    LIMIT CASE WHEN CAST(:tenant_id AS text) IS NOT NULL THEN 1 END
 )
 SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
-       EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-                  AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id) AS settled
+       EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id)) AS settled
   FROM tenants AS t
  CROSS JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_events

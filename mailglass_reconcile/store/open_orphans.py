@@ -40,9 +40,7 @@ SELECT e.id::text, e.tenant_id, least(e.inserted_at, now()::timestamp)::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id))
 """
 
 # No more of one id than asked for, because a hundred thousand may be open for it; the recipient first, or those of

@@ -53,9 +53,7 @@ WITH page AS MATERIALIZED (
   SELECT id, tenant_id, arrived_at FROM dated AS d
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
      AND length(tenant_id) <= :max_tenant_length
-     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                      WHERE r.idempotency_key = 'reconciled:' || d.id AND r.type = 'reconciled'
-                        AND r.tenant_id IS NOT DISTINCT FROM d.tenant_id OFFSET 0)
+     AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(d.id, d.tenant_id) OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
@@ -66,9 +64,7 @@ SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS a
 _CLOSE_RECONCILED = """
 DELETE FROM {schema}.mailglass_open_orphans AS o
  WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
-   AND EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
-                  AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id OFFSET 0)
+   AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
@@ -80,9 +76,7 @@ WITH page AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphans
    WHERE event_id = ANY (ARRAY(
            SELECT p.event_id FROM page AS p
-            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                           WHERE r.idempotency_key = 'reconciled:' || p.event_id AND r.type = 'reconciled'
-                             AND r.tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0)
+            WHERE EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(p.event_id, p.tenant_id) OFFSET 0)
                OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
      FOR UPDATE SKIP LOCKED
 ), removed AS (

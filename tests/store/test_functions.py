@@ -74,6 +74,8 @@ def test_a_walk_over_tenants_ends_with_the_callers_limit(tx, call):
         " LATERAL mailglass_reconcile_link_of_v1(e.id, e.tenant_id) AS l",
         "SELECT FROM mailglass_events AS e"
         " WHERE NOT EXISTS (SELECT FROM mailglass_reconcile_link_of_v1(e.id, e.tenant_id))",
+        "SELECT FROM mailglass_events AS e"
+        " WHERE EXISTS (SELECT FROM mailglass_reconcile_link_of_v1(e.id, e.tenant_id) OFFSET 0)",
     ],
 )
 def test_functions_shared_by_readers_are_inlined(tx, query):

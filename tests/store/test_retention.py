@@ -15,7 +15,7 @@ import mailglass_reconcile
 import processes
 from backdating import days_ago, prune
 from catalog import live
-from factories import delivery, insert, new_id, orphan, orphan_row, postmark
+from factories import delivery, insert, new_id, orphan, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops import pruner
@@ -131,6 +131,18 @@ def test_an_orphan_that_is_open_is_never_deleted(db):
     open_one = orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
     assert prune(db, max_age_minutes=525_600).events == 0
     assert ledger(db) == {open_one}
+
+
+@pytest.mark.parametrize("columns", [{"tenant_id": "other"}, {"type": "opened"}])
+def test_an_expired_orphan_whose_key_another_tenant_s_or_another_kind_of_event_holds_is_deleted(db, columns):
+    """Neither links it, so it belongs to no delivery."""
+    expired = orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
+    holder = {**reconciled_row(expired, delivery(db, "m-2")), **columns}
+    insert(db, events=[holder])
+    db.run("DELETE FROM mailglass_open_orphans")
+    assert prune(db, 30).events == 1
+    assert ledger(db) == {holder["id"]}
+    db.broken.update({"I1", "I2", "I5", "I6", "I13"})
 
 
 def test_an_event_of_a_delivery_that_somebody_holds_is_left_to_the_next_prune(db):
