@@ -2,7 +2,8 @@
 
 uvicorn limits the size of a request's head and the time between two requests of a connection. This module adds a limit
 of connections that evicts idle ones instead of refusing new ones, limits on the time and the CPU of a request, on the
-lines of its head and on the time of its response, and keeps an early response if the rest of the body is malformed.
+lines of its head and on the time to read its response, and keeps an early response if the rest of the body is
+malformed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ HEAD_SECONDS = 10.0
 BODY_SECONDS = 31.0
 """Timeout for a request's body: a little longer than that of our applications, so that the client gets a response."""
 RESPONSE_SECONDS = 30.0
-"""Timeout for writing a response."""
+"""Timeout for the client to read a response that does not fit into the buffers; making one has no timeout here."""
 MAX_HEAD_BYTES = 16_384
 """Greatest size of a request's line and headers."""
 MAX_HEAD_LINES = 100
@@ -97,6 +98,7 @@ class BoundedProtocol(H11Protocol):
     _cpu_budget = 0.0
     _in_body = False
     _is_responding = False
+    _is_unread = False
     _head_lines = 0
     _head_end = b""
 
@@ -131,21 +133,27 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
         self._update_deadline()
 
+    def pause_writing(self) -> None:
+        """Give the client a time to read its response, once: one that reads a little at a time gets no more."""
+        super().pause_writing()
+        if self._is_responding and not self._is_unread:
+            self._is_unread = True
+            self._set_deadline(RESPONSE_SECONDS)
+
     def on_response_complete(self) -> None:
         """Wait for the next request on this connection.
 
         A client that pipelines requests is disconnected: common clients do not, and one that reads no response could
         avoid its eviction that way.
         """
-        self._is_responding = False
+        self._is_responding = self._is_unread = False
         self._wait_for_request()
         if self.conn.trailing_data[0]:
             self.transport.close()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -194,11 +202,16 @@ class BoundedProtocol(H11Protocol):
             self._set_deadline(BODY_SECONDS)
         if not self.cycle.more_body and not self._is_responding:
             self._is_responding = True
-            self._set_deadline(RESPONSE_SECONDS)
+            self._cancel_deadline()
+            if self.flow.write_paused:  # an early response, before the end of the body
+                self.pause_writing()
 
-    def _set_deadline(self, seconds: float) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._cancel_deadline()
         # abort(), because close() waits until a client that reads nothing has read everything.
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
 

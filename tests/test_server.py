@@ -1,5 +1,6 @@
 """The server: what idle, slow and malformed connections cost others."""
 
+import asyncio
 import contextlib
 import logging
 import resource
@@ -214,6 +215,43 @@ def upload(address: str, ending: threading.Event) -> None:
         ):
             while not ending.is_set():
                 connection.sendall(bytes(server.PIECE_BYTES))
+
+
+def test_a_response_may_take_longer_to_make_than_to_read(monkeypatch):
+    """A webhook that waited for a lock lost its connection half a minute after its body, although it was recorded."""
+    monkeypatch.setattr(server, "RESPONSE_SECONDS", 0.0)
+
+    async def record(scope, receive, send):
+        await receive()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with serve_here(record) as address:
+        assert httpx.post(address, content=b"{}", timeout=60).text == "ok"
+
+
+def test_a_client_that_does_not_read_a_large_response_is_closed(monkeypatch):
+    """Its response would stay in this process's memory, and it would keep its place."""
+    monkeypatch.setattr(server, "RESPONSE_SECONDS", 0.0)
+    size = 50 * 1024 * 1024
+    ended = threading.Event()
+
+    async def download(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        for _ in range(50):
+            await send({"type": "http.response.body", "body": bytes(size // 50), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        ended.set()
+
+    with serve_here(download) as address, connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        assert ended.wait(60)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while piece := connection.recv(1024 * 1024):
+                received += len(piece)
+    assert received < size
 
 
 def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):

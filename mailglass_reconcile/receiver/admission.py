@@ -112,14 +112,14 @@ class AdmissionControl:
         body.verified = True
         self._limit_complete(body)
 
-    async def wait_for_certificate(self, body: IncomingBody, fetched: Awaitable[Result]) -> Result:
+    async def wait_for_certificate(self, body: IncomingBody, fetch: Callable[[], Awaitable[Result]]) -> Result:
         """Wait for a certificate, outside the limit of complete bodies, because strangers can delay it."""
         del self._complete[body]
         self._awaiting_certificate[body] = None
         if len(self._awaiting_certificate) > MAX_AWAITING_CERTIFICATE:
             self._evict(random.choice([*self._awaiting_certificate]))  # noqa: S311 - so that no client can choose whom to evict
             _raise_if_evicted(body)
-        result = await self.wait(body, TURN_SECONDS, fetched)
+        result = await self.wait(body, TURN_SECONDS, fetch())
         del self._awaiting_certificate[body]
         self._complete[body] = None
         self._limit_complete(body)

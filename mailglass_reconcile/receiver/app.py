@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -48,6 +49,9 @@ SMALL_BYTES = 16 * 1024
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
 """Limits for reading the rest of a body after an early response: a client reads none while it is still sending."""
+
+ATTACHED, WAITING, REPEATED = "attached", "waiting", "repeated"
+"""Words of the log for an event with its delivery, for one whose delivery is missing, and for one recorded before."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -203,7 +207,7 @@ class Receiver:
         """Wait until the certificate that a webhook names has been fetched; return its source, or None."""
         source = webhook.find_certificate_source()
         if source is not None and source.url not in sns.certificates:
-            await self._admission.wait_for_certificate(body, self._fetch_certificate(source))
+            await self._admission.wait_for_certificate(body, partial(self._fetch_certificate, source))
         return source
 
     async def _fetch_certificate(self, source: certificates.CertificateSource) -> None:
@@ -279,14 +283,20 @@ def _encode(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _format_counts(recorded: Sequence[Recorded]) -> str:
-    """Return the number of a webhook's events: attached to a delivery, waiting for one, and repeated."""
-    attached = sum(event.delivery_id is not None for event in recorded)
-    repeated = sum(event.event_id is None for event in recorded)
-    waiting = len(recorded) - attached - repeated
-    counts = {"attached": attached, "waiting": waiting, "repeated": repeated}
+    """Return the number of a webhook's events: attached to a delivery, waiting for one, in other states, repeated."""
+    counts = Counter(map(_describe, recorded))
+    order = [ATTACHED, WAITING, *sorted(counts.keys() - {ATTACHED, WAITING, REPEATED}), REPEATED]
     return ", ".join(
-        [pluralize(len(recorded), "event"), *(f"{number:,} {word}" for word, number in counts.items() if number)]
+        [pluralize(len(recorded), "event"), *(f"{counts[word]:,} {word}" for word in order if counts[word])]
     )
+
+
+def _describe(event: Recorded) -> str:
+    if event.event_id is None:
+        return REPEATED
+    if event.delivery_id is not None:
+        return ATTACHED
+    return WAITING if event.state in ("matched", "unmatched", None) else event.state
 
 
 def _result(response: Response) -> str:

@@ -36,6 +36,7 @@ from mailglass_reconcile.pubsub import lazy_redis
 from mailglass_reconcile.pubsub.background import Queue
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
+from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import as_session
@@ -88,11 +89,14 @@ class Recorded:
         event_id: The id of the event, or None if it was recorded before.
         delivery_id: The delivery of the event, or None while it is open.
         action: Used by `broadcast`.
+        state: Why the event is open, such as `unmatched` while its delivery is missing, or `recipient_mismatch`; None
+            if it is not, or was recorded before.
     """
 
     event_id: UUID | None
     delivery_id: UUID | None
     action: AfterCommitAction | None = field(default=None, repr=False, compare=False)
+    state: MatchState | None = None
 
 
 @dataclass(frozen=True, slots=True)

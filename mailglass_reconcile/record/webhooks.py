@@ -27,6 +27,7 @@ from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
 from mailglass_reconcile.rules.providers import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
+from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
@@ -113,10 +114,11 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     ]
     stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new_events, matches, strict=True)]
     recorded = ledger.append_webhook(tx, entries, stored_keys)
-    return [_result(event, recorded) for event in events]
+    open_states = {event.entry.id: result.state for event, result in zip(new_events, matches, strict=True)}
+    return [_result(event, recorded, open_states.get(event.entry.id)) for event in events]
 
 
-def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Recorded:
+def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None], state: MatchState | None) -> Recorded:
     id_ = event.entry.id
     if id_ not in recorded:
         return REPEATED
@@ -124,7 +126,7 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
     if attached:
         return Recorded(UUID(id_), UUID(attached.delivery_id), AfterCommitAction(events=(attached,)))
     recheck = Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
-    return Recorded(UUID(id_), None, AfterCommitAction(recheck=recheck) if recheck else None)
+    return Recorded(UUID(id_), None, AfterCommitAction(recheck=recheck) if recheck else None, state)
 
 
 def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:

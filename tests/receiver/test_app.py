@@ -42,6 +42,15 @@ def test_a_webhook_is_one_line_with_the_results_of_its_events(db, caplog):
     assert "ada" not in caplog.text
 
 
+def test_an_event_that_waits_for_more_than_its_delivery_is_counted_by_its_state(db, caplog):
+    """It is known while the webhook is recorded, and `waiting` would hide that nothing will link it by itself."""
+    caplog.set_level(logging.INFO)
+    with db.engine.begin() as connection:
+        record_send(connection, provider="sendgrid", sent=[Sent(recipient="bob@example.com", message_id="m-1")])
+    post(mount_receiver(), "/webhooks/sendgrid", batch("m-1", "m-2"))
+    assert lines(caplog) == ["sendgrid: 2 events, 1 waiting, 1 recipient_mismatch"]
+
+
 def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch):
     """The line suggests a name, unless it may be a person's; a provider without a secret has a line of its own."""
     at = 100.0

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's own names
 from django.db import router
 from django.utils.module_loading import import_string
+from django.utils.version import get_version_tuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, message_values, receivers
@@ -105,7 +106,9 @@ def _settings_problems() -> Iterator[CheckMessage]:
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
-    if _anymail_version() <= READS_VERSION_1 and any("mailersend" in backend for backend in _backends()):
+    if get_version_tuple(anymail.__version__)[:2] <= READS_VERSION_1 and any(
+        "mailersend" in backend for backend in _backends()
+    ):
         yield MAILERSEND
     if runtime.available() and not _is_scheduled(SWEEP_TASK):
         yield NO_SWEEPS
@@ -120,10 +123,6 @@ def _report_configuration_error(number: str, read_setting: Callable[[], object])
         read_setting()
     except ConfigurationError as error:
         yield Error(f"{error}.", id=f"mailglass_reconcile.{number}")
-
-
-def _anymail_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in anymail.__version__.split(".")[:2])
 
 
 def _backends() -> set[str]:

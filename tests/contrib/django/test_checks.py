@@ -2,6 +2,7 @@
 
 import os
 
+import anymail
 import pytest
 from celery import Celery, current_app
 from django.core.checks import WARNING, Tags, run_checks
@@ -65,6 +66,15 @@ def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, 
     """Each message can be silenced by its id."""
     with override_settings(**{**GOOD, **changed}):
         assert find_reported_ids() == [f"mailglass_reconcile.{number}" for number in expected]
+
+
+@pytest.mark.usefixtures("other_database")
+@pytest.mark.parametrize(("version", "expected"), [("15.2rc1", ["mailglass_reconcile.W006"]), ("16.0rc1", [])])
+def test_a_pre_release_of_anymail_can_be_checked(anymail_django, monkeypatch, version, expected):
+    """`0rc1` is no number, and each command of the project ended with a traceback."""
+    monkeypatch.setattr(anymail, "__version__", version)
+    with override_settings(**{**GOOD, "EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}):
+        assert find_reported_ids() == expected
 
 
 PROJECT = """
