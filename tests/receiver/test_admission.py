@@ -6,7 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from mailglass_reconcile.receiver import admission
-from mailglass_reconcile.receiver.admission import AdmissionControl, BodyTimeoutError, OverloadedError
+from mailglass_reconcile.receiver.admission import (
+    AdmissionControl,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    OverloadedError,
+)
 
 PIECE = bytes(admission.PIECE_BYTES)
 
@@ -142,6 +147,17 @@ def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
             await run_all_tasks()
         assert [await incoming.is_evicted() for incoming in of_mailgun] == [False, True, False, True]
         assert [await incoming.is_evicted() for incoming in (verified, of_other_provider)] == [False, False]
+
+    run(story)
+
+
+def test_a_body_is_too_large_as_soon_as_more_than_its_limit_has_arrived():
+    async def story(bodies):
+        sender = Sender()
+        sender.send(bytes(60))
+        sender.send(bytes(60))
+        with bodies.admit("postmark", verified=True) as body, pytest.raises(BodyTooLargeError):
+            await asyncio.wait_for(bodies.read(body, sender.receive, 100), 60)
 
     run(story)
 

@@ -284,6 +284,14 @@ def ping():
     return request.body, request.headers
 
 
+@pytest.mark.parametrize("provider", ["mailersend", "mailgun"])
+def test_receive_verifies_a_signature_of_the_body(db, provider):
+    request = first(provider)
+    with db.engine.begin() as connection, pytest.raises(SignatureError):
+        receive(connection, provider, request.body, request.headers, secret=senders.KEY[::-1])
+    assert db.value(COUNT) == 0
+
+
 def test_receive_raises_errors(db):
     """It records nothing."""
     request = first("postmark")
