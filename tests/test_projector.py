@@ -17,6 +17,8 @@ from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.ledger import LinkedEvent
 from projecting import apply_projection
 
+pytestmark = pytest.mark.version_independent
+
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)
 

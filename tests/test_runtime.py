@@ -6,6 +6,8 @@ import commands
 import factories
 import processes
 
+pytestmark = pytest.mark.version_independent
+
 RULE = """
 from mailglass_reconcile import key_rule
 

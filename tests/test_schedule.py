@@ -7,6 +7,8 @@ import pytest
 
 import processes
 
+pytestmark = pytest.mark.version_independent
+
 BEATING = """
 import json
 import django

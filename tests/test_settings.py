@@ -4,6 +4,8 @@ import pytest
 
 from mailglass_reconcile import ConfigurationError, Settings
 
+pytestmark = pytest.mark.version_independent
+
 SECRETS = ("database_url", "redis_url", "web_token", "webhook_url")
 
 

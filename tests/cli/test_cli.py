@@ -10,6 +10,8 @@ import pytest
 import commands
 import processes
 
+pytestmark = pytest.mark.version_independent
+
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 VALUES (CAST(:id AS uuid), :tenant, 'delivered', now() - interval '1 hour',

@@ -9,6 +9,8 @@ import factories
 import mailglass_reconcile
 from handling import failing, leaving, make_due, states
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.fixture
 def failed(handler_db) -> str:

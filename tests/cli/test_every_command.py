@@ -12,6 +12,8 @@ import mailglass_reconcile
 from marking import slow_unless
 from recording import event, record
 
+pytestmark = pytest.mark.version_independent
+
 HOSTILE = "\x1b[2J[red]`x`[/red][/]\u202e" + "long " * 30
 CUSTOMER = "ada@example.com"
 

@@ -8,6 +8,8 @@ import commands
 import factories
 import mailglass_reconcile
 
+pytestmark = pytest.mark.version_independent
+
 WEEK = 7 * 86_400
 _DELIVERY = "SELECT id FROM mailglass_deliveries WHERE provider_message_id = 'one'"
 

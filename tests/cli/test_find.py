@@ -7,6 +7,8 @@ import pytest
 import factories
 from commands import conforming, run, run_forked, run_unchecked
 
+pytestmark = pytest.mark.version_independent
+
 ADA = "ada.lovelace@example.com"
 
 

@@ -5,6 +5,8 @@ import pytest
 import commands
 import factories
 
+pytestmark = pytest.mark.version_independent
+
 REASON = ("--reason", "ticket 4711")
 
 

@@ -21,7 +21,7 @@ from faults.redis_servers import Valkey
 from processes import COMMAND, Process
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Start = Callable[..., Process]
 

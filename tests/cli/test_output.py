@@ -13,7 +13,7 @@ import processes
 from handling import failing
 from processes import COMMAND
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 
 def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(db):

@@ -8,7 +8,7 @@ from database import Database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 COMMANDS = {
     "dispatch": ["dispatch"],

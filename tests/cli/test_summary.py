@@ -11,6 +11,8 @@ from mailglass_reconcile.rules.humanize import format_duration, format_duration_
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.mark.parametrize(
     ("result", "lines"),

@@ -18,7 +18,7 @@ from mailglass_reconcile.sweep import reconciler
 from processes import COMMAND
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 
 def load_linked_ids(db):

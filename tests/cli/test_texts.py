@@ -5,6 +5,8 @@ import pytest
 import commands
 import factories
 
+pytestmark = pytest.mark.version_independent
+
 
 def test_a_table_in_a_pipe_has_a_line_per_row(db):
     """Long cells are not wrapped, so that a line can be searched."""

@@ -10,6 +10,8 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 from senders import IDS, PRIVATE, SENDERS
 from serving import serve_here
 
+pytestmark = pytest.mark.version_independent
+
 TO = "http://127.0.0.1:1/postmark"
 STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
 

@@ -25,7 +25,10 @@ from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import formats, parse, registry
 from senders import NOW, load_payloads, notification, sign_request
 
-pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
+]
 
 ANN = "Ann@example.org"
 BOB = "bob@example.org"

@@ -9,6 +9,8 @@ import pytest
 import processes
 from mailglass_reconcile.rules.providers import canonical, spellings
 
+pytestmark = pytest.mark.python_dependent
+
 STORED = {
     "Amazon SES": "ses",
     "Brevo": "brevo",

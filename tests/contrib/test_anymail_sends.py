@@ -15,7 +15,10 @@ from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
 from mailglass_reconcile.record.sends import validate_sends
 
-pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
+]
 
 ANN = "Ann@example.org"
 BOB = "bob@example.org"

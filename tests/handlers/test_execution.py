@@ -19,7 +19,7 @@ from mailglass_reconcile.store import outbox
 from processes import COMMAND
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 
 HANDLERS = {"MAILGLASS_IMPORTS": "faults.handled"}
 

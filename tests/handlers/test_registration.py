@@ -21,6 +21,8 @@ from mailglass_reconcile.store.handled_types import Registration
 from recording import event, record
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 WEEK = 7 * 86_400
 REGISTERED = "SELECT handler, type FROM mailglass_handled_types WHERE renamed_to IS NULL ORDER BY 1, 2"
 RENAMED = "SELECT handler, renamed_to FROM mailglass_handled_types WHERE renamed_to IS NOT NULL ORDER BY 1, 2"

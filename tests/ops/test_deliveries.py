@@ -14,6 +14,8 @@ from mailglass_reconcile.ops import deliveries
 from mailglass_reconcile.store.database import uuid7
 from recording import event, record
 
+pytestmark = pytest.mark.version_independent
+
 RECIPIENT = "ada@example.com"
 
 

@@ -15,6 +15,8 @@ from mailglass_reconcile import key_rule
 from mailglass_reconcile.ops.explanation import explain, explain_message
 from mailglass_reconcile.rules import providers
 
+pytestmark = pytest.mark.version_independent
+
 WEEK = 7 * 86_400
 
 

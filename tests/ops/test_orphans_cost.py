@@ -9,6 +9,8 @@ import mailglass_reconcile
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
 
+pytestmark = pytest.mark.version_independent
+
 OPEN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 SELECT gen_random_uuid(), 'acme', 'delivered', now(),

@@ -13,6 +13,8 @@ from mailglass_reconcile.receiver.admission import (
     OverloadedError,
 )
 
+pytestmark = pytest.mark.version_independent
+
 PIECE = bytes(admission.PIECE_BYTES)
 
 

@@ -3,12 +3,16 @@
 import json
 import logging
 
+import pytest
+
 import senders
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.rules import log_throttle
 from receivers import SECRETS, first, mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
+
+pytestmark = pytest.mark.version_independent
 
 
 def batch(*message_ids: str) -> senders.Posted:

@@ -19,6 +19,8 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 from senders import CERTIFICATE_URL
 from waiting import wait_until
 
+pytestmark = pytest.mark.version_independent
+
 ADDRESSES = "SELECT provider, url FROM mailglass_webhook_certificates"
 OTHER_CERTIFICATE_URL = CERTIFICATE_URL.replace("0123", "3210")
 

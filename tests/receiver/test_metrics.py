@@ -3,6 +3,7 @@
 import re
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import senders
@@ -10,6 +11,8 @@ from mailglass_reconcile import exposition
 from mailglass_reconcile.webhooks import formats
 from receivers import ask, first, mount_receiver, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
+
+pytestmark = pytest.mark.version_independent
 
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 

@@ -16,6 +16,8 @@ from mailglass_reconcile.webhooks import (
 from mailglass_reconcile.webhooks.certificates import UnavailableError
 from receivers import first, setting
 
+pytestmark = pytest.mark.version_independent
+
 RETRY = {"retry-after": "30"}
 BASIC = {"www-authenticate": 'Basic realm="webhooks"'}
 

@@ -22,7 +22,7 @@ from receivers import first, now, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 UVICORN = ("uvicorn", "mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
 KINDS = {"the command": (("mailglass_reconcile", "receive"), ""), "a mounted application": (UVICORN, "/webhooks")}

@@ -11,6 +11,8 @@ from receivers import SECRETS, first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
 
+pytestmark = pytest.mark.version_independent
+
 RECORDED = "SELECT DISTINCT tenant_id FROM mailglass_events"
 PATH = "/webhooks/acme/postmark"
 

@@ -8,6 +8,8 @@ import pytest
 
 from mailglass_reconcile.receiver.verifier import VerificationThread
 
+pytestmark = pytest.mark.version_independent
+
 
 def order(*jobs: tuple[str, int, bool], cancelled: int | None = None) -> list[tuple[str, int, bool]]:
     """Return the order of jobs, as provider, size and whether verified, that all wait when the first one runs."""

@@ -17,6 +17,8 @@ import processes
 from recording import event, messages, record
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 
 def heard(db):
     """Return the message ids of the deliveries that were published since the last call, one per channel."""

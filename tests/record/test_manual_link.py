@@ -15,6 +15,8 @@ from mailglass_reconcile import InvalidEventError, broadcast, link
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops import deliveries, explanation
 
+pytestmark = pytest.mark.version_independent
+
 WEEK = 7 * 86_400
 REASON = "the second of two mails; ticket 4711"
 METADATA = "SELECT metadata FROM mailglass_events WHERE type = 'reconciled'"

@@ -12,6 +12,8 @@ from mailglass_reconcile import InvalidEventError, append
 from mailglass_reconcile import reconcile as sweep
 from recording import LEDGER, NOW, event, metadata, record
 
+pytestmark = pytest.mark.version_independent
+
 ADDRESS = "bob-4711@example.com"
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
 

@@ -11,6 +11,8 @@ from mailglass_reconcile import ConfigurationError, on_event
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.event_types import TYPES
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.fixture(autouse=True)
 def _no_handlers(monkeypatch):

@@ -5,6 +5,8 @@ import pytest
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import did_you_mean, format_ago, pluralize, sanitize_tenant, verb
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.mark.parametrize(
     ("seconds", "words"),

@@ -5,6 +5,8 @@ import pytest
 from mailglass_reconcile.rules import matching, providers
 from mailglass_reconcile.rules.matching import MOST_COMPARED, Candidate, Document, Keys, MatchResult
 
+pytestmark = pytest.mark.version_independent
+
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
 

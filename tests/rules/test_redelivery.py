@@ -8,6 +8,8 @@ from mailglass_reconcile.rules import providers, redelivery
 from mailglass_reconcile.webhooks import registry
 from senders import PRIVATE
 
+pytestmark = pytest.mark.version_independent
+
 
 def remedy_of(provider, **more):
     """Return the remedy for a provider's event."""

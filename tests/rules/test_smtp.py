@@ -4,6 +4,8 @@ import pytest
 
 from mailglass_reconcile.rules.smtp import smtp_status
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.mark.parametrize(
     ("reply", "codes"),

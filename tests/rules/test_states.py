@@ -10,6 +10,8 @@ from mailglass_reconcile.rules import states
 from mailglass_reconcile.store.runs import COUNTS
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.version_independent
+
 
 def schema(name: str, *path: str) -> set[object]:
     """Return the values that a schema allows at a path of properties."""

@@ -30,6 +30,8 @@ from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import engines
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 DATABASE_URL = "postgresql://nobody@192.0.2.1/nowhere"
 
 

@@ -22,6 +22,8 @@ from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
 from processes import COMMAND
 
+pytestmark = pytest.mark.version_independent
+
 EVENTS = "SELECT id::text FROM mailglass_events"
 LONG_AGO = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 

@@ -11,7 +11,10 @@ from anymail_webhooks import ALL, POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import record_webhook
 from mailglass_reconcile.contrib.anymail import webhook_event
 
-pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
+]
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import mailglass_reconcile
 from mailglass_reconcile import Sent, record_send
 from recording import event, record
 
+pytestmark = pytest.mark.version_independent
+
 CANARY = "canary.lovelace@bücher.example"
 LASTING_TABLES = ("mailglass_reconcile_runs", "mailglass_events", "mailglass_handler_outbox")
 

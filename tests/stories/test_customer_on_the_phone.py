@@ -3,9 +3,13 @@
 import html
 import re
 
+import pytest
+
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
+
+pytestmark = pytest.mark.version_independent
 
 CUSTOMER = "ada@example.com"
 

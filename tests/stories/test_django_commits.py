@@ -25,6 +25,7 @@ from waiting import settle
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
 ]
 
 ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7")

@@ -21,6 +21,8 @@ from django_project import another_database
 from handling import effects, enqueue, leaving, make_due, states
 from mailglass_reconcile import ConfigurationError, DatabaseUnavailableError, dispatch, on_event
 
+pytestmark = pytest.mark.python_dependent
+
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 
 

@@ -7,7 +7,7 @@ from django.db.models import F, Q
 
 import factories
 
-pytestmark = pytest.mark.usefixtures("app")
+pytestmark = [pytest.mark.usefixtures("app"), pytest.mark.python_dependent]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from waiting import settle
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
 ]
 
 LEDGER = "SELECT count(*) FROM mailglass_events"

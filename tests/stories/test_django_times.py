@@ -11,7 +11,7 @@ from django.test import override_settings
 
 import factories
 
-pytestmark = pytest.mark.usefixtures("app")
+pytestmark = [pytest.mark.usefixtures("app"), pytest.mark.python_dependent]
 
 UTC = dt.UTC
 FIRST = dt.datetime(2026, 3, 1, 20, 30, tzinfo=UTC)

@@ -37,7 +37,7 @@ from projecting import apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record
 from waiting import settle, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 
 HARD = "50% of \"Zoë\\\" → {NULL} :ids $1 'x'"
 """What a driver, or an array's literal, may take for something else than text."""

@@ -8,6 +8,8 @@ import factories
 import mailglass_reconcile
 from factories import delivery_row, orphan_row
 
+pytestmark = pytest.mark.version_independent
+
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 SES_ID = "010001679a55ab63-e87ab0a6-f2de-4e93-b0b1-8c2cf9e3a8b2-000000"
 MAIL = {"tags": [], "opened": None, "timestamp": 1769000000.25, "nested": {"a": [1, 2]}}

@@ -15,6 +15,8 @@ from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend, running_token
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 WHO = """
 CREATE TABLE public.who (name text);
 CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$ BEGIN

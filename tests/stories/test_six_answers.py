@@ -21,6 +21,8 @@ from mailglass_reconcile import Sent, record_send
 from marking import slow_unless
 from recording import event, record
 
+pytestmark = pytest.mark.version_independent
+
 CUSTOMER = "ada@example.com"
 TYPED = "Ada <ADA@Example.com>"
 ADMIN = "/admin/mailglass_reconcile"

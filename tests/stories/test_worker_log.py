@@ -14,6 +14,8 @@ from mailglass_reconcile.sweep import run_log
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
 REMEDY = "need MAILGLASS_DATABASE_SCHEMA"
 UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}

@@ -14,6 +14,8 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.store import window
 from mailglass_reconcile.sweep import reconciler
 
+pytestmark = pytest.mark.version_independent
+
 TOUCHED = """
 SELECT (SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::bigint
           FROM pg_statio_user_tables WHERE schemaname = 'public') AS pages,

@@ -20,6 +20,8 @@ from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.link import Batch
 
+pytestmark = pytest.mark.version_independent
+
 STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 STORED = st.sampled_from([None, "matched", *STATES])
 

@@ -2,10 +2,14 @@
 
 from itertools import pairwise
 
+import pytest
+
 import factories
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.sweep import ranges, reconciler
+
+pytestmark = pytest.mark.version_independent
 
 
 def backlog(db, *ages: float, tenant: str = factories.TENANT, linked_every: int = 2) -> None:

@@ -9,6 +9,8 @@ from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, recon
 from mailglass_reconcile.store import engines, runs
 from mailglass_reconcile.sweep import reconciler, run_log
 
+pytestmark = pytest.mark.version_independent
+
 RUNS = """
 SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, remaining, linkable_since, open_groups
   FROM mailglass_reconcile_runs ORDER BY id

@@ -13,6 +13,8 @@ from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.version_independent
+
 LAST = "SELECT {} FROM mailglass_reconcile_runs WHERE kind = 'full' AND tenant_id IS NULL ORDER BY id DESC LIMIT 1"
 
 

@@ -9,6 +9,8 @@ import mailglass_reconcile.webhooks
 import processes
 from factories import insert_pairs
 
+pytestmark = pytest.mark.python_dependent
+
 WITHOUT_CELERY = """
 import sys
 

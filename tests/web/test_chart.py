@@ -9,6 +9,8 @@ import pytest
 from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.web import chart
 
+pytestmark = pytest.mark.version_independent
+
 HOUR = 3_600.0
 CSS = resources.files("mailglass_reconcile.web").joinpath("static/page.css").read_text()
 

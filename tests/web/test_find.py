@@ -10,6 +10,8 @@ import factories
 import mailglass_reconcile
 from browsing import Visitor, app
 
+pytestmark = pytest.mark.version_independent
+
 CANARY = "canary@example.com"
 HISTORY = """
 SELECT string_agg(r::text, ' ') FROM mailglass_reconcile_runs AS r

@@ -3,11 +3,15 @@
 import html
 import re
 
+import pytest
+
 import factories
 import mailglass_reconcile
 from browsing import Visitor, app
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.checks.backlog import SEVERAL
+
+pytestmark = pytest.mark.version_independent
 
 ROUNDED = 60.0
 LATE_SWEEP = """

@@ -15,6 +15,8 @@ from mailglass_reconcile.singleton.lock import LockBackend, lock_key, queued_tok
 from mailglass_reconcile.web import create_app
 from marking import slow_unless
 
+pytestmark = pytest.mark.version_independent
+
 IDLE = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, linked, duration_ms)
 SELECT now()::timestamp - n * interval '1 minute', now()::timestamp - n * interval '1 minute', 'recent', 'beat', 'ok',

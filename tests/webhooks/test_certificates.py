@@ -14,6 +14,8 @@ from mailglass_reconcile.webhooks.certificates import CertificateCache, Certific
 from senders import ARN, NOW, Posted, notification
 from waiting import wait_until
 
+pytestmark = pytest.mark.version_independent
+
 
 class FakeSource:
     """Counts the fetches, and blocks each until it may continue."""

@@ -15,6 +15,8 @@ from mailglass_reconcile.webhooks.registry import MAX_BYTES
 from marking import slow_unless
 from senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
 
+pytestmark = pytest.mark.version_independent
+
 KB, MB = 1024, 1024 * 1024
 FORM = "application/x-www-form-urlencoded"
 

@@ -24,6 +24,8 @@ from mailglass_reconcile.webhooks import (
 )
 from receivers import mount_receiver, post, receiving, setting
 
+pytestmark = pytest.mark.version_independent
+
 STATE = "SELECT last_event_type FROM mailglass_deliveries"
 COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
 

@@ -8,6 +8,8 @@ import pytest
 from mailglass_reconcile.rules import log_throttle
 from mailglass_reconcile.webhooks import formats, parse
 
+pytestmark = pytest.mark.version_independent
+
 CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "ann@example.org"}}).encode()
 
 

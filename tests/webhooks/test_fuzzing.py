@@ -27,6 +27,8 @@ from senders import (
     url_of,
 )
 
+pytestmark = pytest.mark.version_independent
+
 COUNT = "SELECT count(*) FROM mailglass_events"
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
 

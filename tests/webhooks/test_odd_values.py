@@ -13,6 +13,8 @@ from receivers import mount_receiver, now, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import Posted, load_payloads, make_requests, secret_of, url_of
 
+pytestmark = pytest.mark.version_independent
+
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
 ODD = ([], [[]], {}, {"a": []}, 7, -1.5, 10**400, True, None, "", "\x00", "\ud800", "é")
 IN_BODY = ("mailgun", "scaleway", "ses", "unisender_go")

@@ -9,6 +9,8 @@ from mailglass_reconcile.webhooks import parse, registry, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from senders import IDS, PAYLOADS, PRIVATE, SENDERS, load_payloads, secret_of
 
+pytestmark = pytest.mark.version_independent
+
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 URL = "https://shop.example/webhooks/it"
 

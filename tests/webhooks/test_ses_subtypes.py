@@ -7,6 +7,8 @@ import pytest
 from mailglass_reconcile.webhooks import parse
 from senders import load_payloads
 
+pytestmark = pytest.mark.version_independent
+
 SES = next(event.payload for event in load_payloads("ses") if "bounce" in event.payload)
 RESEND = next(event.payload for event in load_payloads("resend") if "bounce" in event.payload["data"])
 

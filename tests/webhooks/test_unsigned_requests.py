@@ -22,6 +22,8 @@ from mailglass_reconcile.webhooks.wire import WebhookRequest
 from marking import slow_unless
 from senders import NOW, Posted, secret_of, sign_request, url_of
 
+pytestmark = pytest.mark.version_independent
+
 KB = 1024
 MAX_MS = 5.0
 """For 16 kB, the greatest size of a head, and of a body that is parsed on the event loop."""

@@ -25,6 +25,8 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
+pytestmark = pytest.mark.python_dependent
+
 PLACE = "/admin/mailglass_reconcile"
 EVENTS = "SELECT id FROM mailglass_events"
 FOR_ANN = "SELECT count(*) FROM mailglass_deliveries WHERE lower(recipient) = lower(:ann)"

@@ -13,6 +13,8 @@ from django_project import another_database
 from mailglass_reconcile import beat_schedule, on_event, reconcile
 from mailglass_reconcile.rules import handlers as registry
 
+pytestmark = pytest.mark.python_dependent
+
 GOOD = {
     "EMAIL_BACKEND": "anymail.backends.postmark.EmailBackend",
     "CELERY_BEAT_SCHEDULE": {"sweeps": beat_schedule["mailglass-reconcile"]},

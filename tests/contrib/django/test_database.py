@@ -18,7 +18,7 @@ from mailglass_reconcile.contrib.django import connection
 from mailglass_reconcile.contrib.django import database as django_database
 from mailglass_reconcile.errors import ConfigurationError
 
-pytestmark = pytest.mark.usefixtures("shop")
+pytestmark = [pytest.mark.usefixtures("shop"), pytest.mark.python_dependent]
 
 EVENTS = "SELECT count(*) FROM mailglass_events"
 ORDERS = "SELECT array_agg(number ORDER BY number) FROM shop_order"

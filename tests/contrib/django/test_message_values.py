@@ -11,7 +11,7 @@ from django.test import override_settings
 
 from mailglass_reconcile import ConfigurationError
 
-pytestmark = pytest.mark.usefixtures("app", "backend")
+pytestmark = [pytest.mark.usefixtures("app", "backend"), pytest.mark.python_dependent]
 
 DELIVERY = "SELECT mailable, stream, metadata::text AS metadata FROM mailglass_deliveries"
 

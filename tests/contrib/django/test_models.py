@@ -15,7 +15,7 @@ import pages
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.contrib.django import connection as borrow
 
-pytestmark = pytest.mark.usefixtures("app")
+pytestmark = [pytest.mark.usefixtures("app"), pytest.mark.python_dependent]
 
 AT = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
 

@@ -23,7 +23,7 @@ from mailglass_reconcile.contrib.django import connection, receivers
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.pubsub import flush
 
-pytestmark = pytest.mark.usefixtures("app", "backends")
+pytestmark = [pytest.mark.usefixtures("app", "backends"), pytest.mark.python_dependent]
 
 LEDGER = "SELECT count(*) FROM mailglass_events"
 HIDE = "ALTER TABLE mailglass_events RENAME TO hidden"

@@ -20,6 +20,7 @@ from waiting import settle, wait_until
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+    pytest.mark.python_dependent,
 ]
 
 LEDGER = "SELECT count(*) FROM mailglass_events"

@@ -21,6 +21,8 @@ from mailglass_reconcile.webhooks import registry, sns
 from marking import slow_unless
 from waiting import wait_until
 
+pytestmark = pytest.mark.python_dependent
+
 EVENTS = "SELECT count(*) FROM mailglass_events"
 TRANSACTIONS = "SELECT count(DISTINCT xmin::text) FROM mailglass_events"
 OPEN = {"RecordType": "Open", "MessageID": "m-1", "Recipient": ANN}

@@ -26,6 +26,8 @@ from mailglass_reconcile.store import reports
 from marking import slow_unless
 from scraping import scrape, value
 
+pytestmark = pytest.mark.version_independent
+
 SILENT = "no webhook"
 
 COPIES = """
