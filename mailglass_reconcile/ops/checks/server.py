@@ -10,8 +10,13 @@ OLDEST_SERVER = 150_000
 
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
-       (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
-       current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
+       s.reset_val = 'on' AS read_only,
+       CASE s.source WHEN 'database' THEN format('ALTER DATABASE %I', current_database())
+                     WHEN 'user' THEN format('ALTER ROLE %I', session_user)
+                     WHEN 'database user' THEN format('ALTER ROLE %I IN DATABASE %I', session_user, current_database())
+        END AS changed_by,
+       current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS replica
+  FROM pg_settings AS s WHERE s.name = 'default_transaction_read_only'
 """
 
 
@@ -31,7 +36,9 @@ def server(context: CheckContext) -> Iterator[Finding]:
     elif row.read_only and context.is_full:
         yield error(
             "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
-            f"ALTER ROLE {row.role} SET default_transaction_read_only = off",
+            f"{row.changed_by} RESET default_transaction_read_only"
+            if row.changed_by
+            else "set default_transaction_read_only = off in postgresql.conf, or where this process sets it",
         )
     else:
         yield ok(f"PostgreSQL {row.version}")

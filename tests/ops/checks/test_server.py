@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 import commands
 import mailglass_reconcile
-from diagnosing import report, use_settings, worst_finding
+from diagnosing import heal, report, use_settings, worst_finding
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
@@ -128,11 +128,12 @@ def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
 
 
 def test_a_database_that_takes_no_writes(db):
-    """A role may be read-only by default; the remedy is a statement."""
+    """The remedy changes what made it so, here the database, and not one role of several."""
     db.set_default("default_transaction_read_only", "on")
     finding = worst_finding("server")
     assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
-    db.set_default("default_transaction_read_only", None)
+    heal(db, f"SET default_transaction_read_only = off; {finding.remedy}")
+    db.engine.dispose()
     assert worst_finding("server").status == OK
 
 
