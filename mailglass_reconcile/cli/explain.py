@@ -13,10 +13,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import ignore_broken_pipe, print_json, wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.ops.explanation import Explanation
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.ops.explanation import Explanation, Fact
 from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.rules.states import NOT_CHECKED
 from mailglass_reconcile.rules.times import format_time
 
 EXAMPLES = """\b
@@ -25,6 +23,8 @@ Examples:
   mailglass-reconcile explain --message-id '<20261125.1@mail.example.com>'
   mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq .remedy
 """
+
+NO_EVENT = "no event is linked to it, and no open orphan has its message id"
 
 
 @click.command(epilog=EXAMPLES)
@@ -56,6 +56,9 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
 
 def _print_json(events: Sequence[Explanation], deliveries: Sequence[Delivery]) -> None:
     by_id = {delivery.delivery_id: delivery.as_dict() for delivery in deliveries}
+    for delivery in [] if events else deliveries:
+        no_event = Explanation("", "unknown", NO_EVENT, delivery.tenant_id, delivery.delivery_id).as_dict()
+        print_json({**no_event, "event_id": None, "state": None, "delivery": by_id[delivery.delivery_id]})
     for event in events:
         print_json({**event.as_dict(), "delivery": by_id.get(event.delivery_id or "")})
 
@@ -64,7 +67,7 @@ def _parts(explanations: Sequence[Explanation], deliveries: Sequence[Delivery]) 
     if deliveries:
         yield "\n".join(map(_state, deliveries))
     if not explanations:
-        yield "no event is linked to it, and no open orphan has its message id"
+        yield NO_EVENT
     for explained in explanations:
         yield "\n".join(_lines(explained))
 
@@ -84,41 +87,17 @@ def _lines(event: Explanation) -> Iterator[str]:
     if event.state == "unknown":
         return
     yield ""
-    yield _fact("type", event.type or "-")
-    if event.bounce:
-        yield _fact("bounce", event.bounce)
-    if event.reject_reason:
-        yield _fact("reason", event.reject_reason)
-    if event.smtp_status:
-        yield _fact("SMTP", event.smtp_status)
-    yield _fact("tenant", event.tenant_id or "-")
-    yield _fact("provider", event.provider or "none that can be used")
-    if hint := providers.mistyped(event.provider or ""):
-        yield _fact("", hint)
-    yield _fact("arrived", format_time(event.arrived_at))
-    if event.delivery_id:
-        yield _fact("delivery", event.delivery_id)
-    if event.reconciled_by:
-        yield _fact(
-            "linked" if event.linked_at else "settled", f"{_linked_time(event)}by the event {event.reconciled_by}"
-        )
-    if event.recipient_checked is False:
-        yield _fact("recipient", NOT_CHECKED)
-    if event.linked_by:
-        yield _fact("by hand", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
-    for run in event.linked_during:
-        yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {format_time(run['started_at'])}")
+    yield from map(_fact, explanation.facts(event))
     yield from _reads(event)
     yield from _ids(event)
-    yield from _outlook(event)
+    if event.remedy or event.expires_at:
+        yield ""
+    yield from map(_fact, explanation.outlook(event))
 
 
-def _fact(name: str, text: str) -> str:
-    return wrap_text(text, " " * 11, f"{name:<11}")
-
-
-def _linked_time(event: Explanation) -> str:
-    return f"{format_time(event.linked_at)} " if event.linked_at else ""
+def _fact(fact: Fact) -> str:
+    wrap = wrap_with_commands if fact.is_remedy else wrap_text
+    return wrap(fact.plain_text, " " * 11, f"{fact.name:<11}")
 
 
 def _reads(event: Explanation) -> Iterator[str]:
@@ -167,22 +146,3 @@ def _description(delivery: dict[str, Any]) -> str:
         f"stored {format_time(delivery['stored_at'])}" if delivery["stored_at"] else None,
     )
     return ", ".join(filter(None, facts))
-
-
-def _outlook(event: Explanation) -> Iterator[str]:
-    if event.remedy or event.expires_at:
-        yield ""
-    if event.state in ("waiting", "expired") and event.verdict:
-        yield _fact("match", f"a sweep now would find it {event.verdict}")
-    for number, step in enumerate(explanation.split_steps(event.remedy or "")):
-        yield wrap_with_commands(step, " " * 11, " " * 11 if number else f"{'to link':<11}")
-    if event.refused:
-        yield _fact(
-            "refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE"
-        )
-    if event.state == "waiting":
-        yield _fact("next try", f"first full sweep after {format_time(event.eligible_at)}")
-    elif event.state == "expired":
-        yield _fact("next try", "never")
-    elif event.expires_at:
-        yield _fact("next try", f"next full sweep; expires {format_time(event.expires_at)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,7 +17,7 @@ from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.rules import matching, providers, redelivery, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
-from mailglass_reconcile.rules.humanize import sanitize_tenant
+from mailglass_reconcile.rules.humanize import pluralize, sanitize_tenant
 from mailglass_reconcile.rules.matching import (
     MATCHED,
     RECIPIENT_MISMATCH,
@@ -28,6 +28,7 @@ from mailglass_reconcile.rules.matching import (
 )
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
+from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store import deliveries as stored_deliveries
 from mailglass_reconcile.store import ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
@@ -143,6 +144,71 @@ class Explanation:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `explain --json` prints them."""
         return asdict(self)
+
+
+class Fact(NamedTuple):
+    """A fact about an event, which terminal, dashboard and admin show with their own markup.
+
+    Attributes:
+        name: What it is about; empty for a further step of a remedy.
+        text: The fact; with `at`, `{}` stands for the time.
+        at: A time in the text, in ISO 8601.
+        is_delivery: True if the text is the id of a delivery.
+        is_remedy: True for a step of the remedy.
+    """
+
+    name: str
+    text: str
+    at: str | None = None
+    is_delivery: bool = False
+    is_remedy: bool = False
+
+    @property
+    def plain_text(self) -> str:
+        """The fact with its time in words."""
+        return self.text.format(format_time(self.at)) if self.at else self.text
+
+
+def facts(event: Explanation) -> Iterator[Fact]:
+    """Yield what the ledger says about an event, and how it was linked."""
+    yield Fact("type", event.type or "-")
+    for name, value in (("bounce", event.bounce), ("reason", event.reject_reason), ("SMTP", event.smtp_status)):
+        if value:
+            yield Fact(name, value)
+    yield Fact("tenant", event.tenant_id or "-")
+    yield Fact("provider", event.provider or "none that can be used")
+    if hint := providers.mistyped(event.provider or ""):
+        yield Fact("note", hint)
+    yield Fact("arrived", "{}", event.arrived_at)
+    if event.delivery_id:
+        has_delivery = event.linked_at or event.state == "attached"
+        yield Fact("delivery" if has_delivery else "would get", event.delivery_id, is_delivery=True)
+    if event.linked_at:
+        yield Fact("linked", f"{{}} by the event {event.reconciled_by}", event.linked_at)
+    elif event.reconciled_by:
+        yield Fact("settled", f"by the event {event.reconciled_by}")
+    if event.recipient_checked is False:
+        yield Fact("recipient", states.NOT_CHECKED)
+    if event.linked_by:
+        yield Fact("by hand", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
+    for run in event.linked_during:
+        yield Fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {{}}", run["started_at"])
+
+
+def outlook(event: Explanation) -> Iterator[Fact]:
+    """Yield what happens next to an event that is not linked, and the steps that let it be linked."""
+    if event.state in ("waiting", "expired") and event.verdict:
+        yield Fact("match", f"a sweep now would find it {event.verdict}")
+    for number, step in enumerate(_STEP.split(event.remedy) if event.remedy else []):
+        yield Fact("" if number else "to link it", step, is_remedy=True)
+    if event.refused:
+        yield Fact("refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
+    if event.state == "waiting":
+        yield Fact("next try", "first full sweep after {}", event.eligible_at)
+    elif event.state == "expired":
+        yield Fact("next try", "never")
+    elif event.expires_at:
+        yield Fact("next try", "next full sweep; expires {}", event.expires_at)
 
 
 class Origins(NamedTuple):
@@ -270,11 +336,6 @@ _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} character
 
 _STEP = re.compile(r"(?<=\.) (?=\d\. )")
 """The space between two numbered steps of a remedy."""
-
-
-def split_steps(remedy: str) -> list[str]:
-    """Split a remedy into its numbered steps; a remedy without numbers is one step."""
-    return _STEP.split(remedy) if remedy else []
 
 
 def _settled_state(row: sa.Row[Any]) -> EventState | None:

@@ -37,7 +37,7 @@ from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import UnknownTenant
 from mailglass_reconcile.rules.addresses import contains_address
-from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
+from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
@@ -209,12 +209,13 @@ class Pages:
         explained = await self._cache.get(("event", event_id), explain)
         if explained.state == "unknown":
             raise NotFoundError
+        outlook = list(explanation.outlook(explained))
         return await self._show(
             request,
             "event.html",
             event=explained,
-            steps=explanation.split_steps(explained.remedy or ""),
-            not_checked=NOT_CHECKED,
+            facts=[*explanation.facts(explained), *(fact for fact in outlook if not fact.is_remedy)],
+            steps=[fact.text for fact in outlook if fact.is_remedy],
         )
 
     @_with_error_pages

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from mailglass_reconcile.errors import COMMAND, with_command_name
+from mailglass_reconcile.ops.explanation import Fact
 from mailglass_reconcile.rules import humanize, times
 from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
 from mailglass_reconcile.rules.states import MEANINGS, short_label
@@ -123,12 +124,6 @@ _SWEPT = {
 _PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deliveries deleted"}
 
 
-def exact_time(iso: str | None) -> Markup:
-    """Return a time in UTC as a `<time>` element, for a sentence such as `until …`."""
-    at = times.parse(iso)
-    return escape(sanitize_text(iso or EN_DASH)) if at is None else _time_element(at, times.format_utc(at))
-
-
 def time_ago(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
     """Return the time since *iso* as a `<time>` element; with *full*, the time itself too.
 
@@ -143,6 +138,14 @@ def time_ago(iso: str | None, *, full: bool = False, close: bool = False) -> Mar
         at, f"{format_age(seconds)} ago" if close and seconds >= 1 else humanize.format_ago(seconds)
     )
     return element + Markup(' <span class="small">{}</span>').format(times.format_utc(at)) if full else element
+
+
+def fact_text(fact: Fact) -> Markup:
+    """Return the text of a fact, with its time as a `<time>` element."""
+    if fact.at is None:
+        return escape(sanitize_text(fact.text))
+    before, _, after = fact.text.partition("{}")
+    return escape(before) + time_ago(fact.at, full=True) + escape(after)
 
 
 def shorten_id(text: str) -> str:
@@ -228,7 +231,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         pluralize,
         describe_counts,
         durations,
-        exact_time,
+        fact_text,
         format_in_unit,
         iso,
         shorten_id,

@@ -84,6 +84,8 @@ def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(
     stdout = commands.run_here("explain", unreported).stdout
     assert f"delivery {unreported}: dispatched since" in stdout
     assert "no event is linked to it, and no open orphan has its message id" in stdout
+    [row] = commands.conforming("explain", commands.run_here("explain", unreported, "--json").stdout)
+    assert (row["event_id"], row["delivery_id"], row["delivery"]["type"]) == (None, unreported, "dispatched")
 
 
 def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):

@@ -32,7 +32,7 @@ RESULTS = {
 
 WORDS = {
     "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.MATCH_STATES, None},
-    ("explain", "state"): {*states.EVENT_STATES}, ("orphans", "state"): {*states.OPEN_STATES},
+    ("explain", "state"): {*states.EVENT_STATES, None}, ("orphans", "state"): {*states.OPEN_STATES},
     ("find", "kind"): {"delivery", "event"}, ("find", "state"): {*states.EVENT_STATES},
     ("status", "state"): {*states.OPEN_STATES} - {"expired"}, ("status", "status"): {*states.RUN_STATUSES},
     ("sweep", "status"): {*get_args(states.SweepStatus)}, ("doctor", "status"): {*get_args(states.FindingStatus)},

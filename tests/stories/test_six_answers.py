@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import pytest
 from django.core.management import call_command
@@ -18,6 +19,7 @@ import mailglass_reconcile
 from browsing import Visitor
 from browsing import app as dashboard
 from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile.ops import explanation
 from marking import slow_unless
 from recording import event, record
 
@@ -166,3 +168,23 @@ def test_every_interface_gives_the_same_answer(db, admin, name):
         if not hit["type"] or name in ("wrong tenant", "never reported"):
             voices.pop("explain --json")  # it prints events, and the delivery has none
     assert [voice for voice, text in voices.items() if answer.words.lower() not in read(text)] == []
+
+
+@pytest.mark.parametrize("name", ["waiting", "wrong tenant"])
+def test_every_interface_shows_the_same_facts_of_an_event(db, admin, name):
+    """Its fields, and when it is tried next; each interface once had its own list and words."""
+    _, open_event = ANSWERS[name].plant(db)
+    event = explanation.explain(db.database, UUID(open_event))
+    facts = [*explanation.facts(event), *explanation.outlook(event)]
+    lines = [(fact.name, fact.text.partition("{}")[0]) for fact in facts if not (fact.is_remedy or fact.is_delivery)]
+    assert {"type", "tenant", "provider", "arrived", "next try"} <= {name for name, _ in lines}
+    voices = {
+        "explain": commands.run(db, "explain", open_event).stdout,
+        "dashboard": Visitor(dashboard(db)).get(f"/events/{open_event}").text,
+        "admin": admin.get(f"{ADMIN}/openorphan/{open_event}/change/").content.decode(),
+    }
+    for voice, text in voices.items():
+        missing = [
+            line for line in lines if not re.search(rf"{line[0]}:? ?{re.escape(line[1].strip())}", read(text), re.I)
+        ]
+        assert missing == [], voice

@@ -20,6 +20,7 @@ from django.urls import reverse
 from django.utils.formats import localize
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
+from django.utils.text import capfirst
 from django.utils.timezone import template_localtime
 
 from mailglass_reconcile import runtime
@@ -339,8 +340,11 @@ def _explain(event_id: UUID) -> str:
             event = explanation.explain_within(tx, event_id)
     except MailglassReconcileError as error:
         return str(error)
-    first, *steps = explanation.split_steps(event.remedy or "") or [""]
-    lines = [f"{event.state}: {event.sentence}", *([f"To link it: {first}", *steps] if first else [])]
+    facts = sorted((*explanation.facts(event), *explanation.outlook(event)), key=lambda fact: not fact.is_remedy)
+    lines = [
+        f"{event.state}: {event.sentence}",
+        *(capfirst(": ".join(filter(None, (fact.name, fact.plain_text)))) for fact in facts),
+    ]
     html: str = format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
     return html
 
