@@ -49,14 +49,12 @@ SELECT 'function', p.oid::regprocedure::text
 _PRIVILEGES = """
 WITH granted AS (
   SELECT format('%I.%I', n.nspname, c.relname) AS object, c.relowner AS owner, a.grantor, a.grantee
-    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) AS a
-   WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[]))
-   UNION
-  SELECT format('%I.%I', n.nspname, c.relname), c.relowner, a.grantor, a.grantee
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    JOIN pg_attribute AS t ON t.attrelid = c.oid
-   CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+   CROSS JOIN LATERAL (
+           SELECT * FROM aclexplode(c.relacl)
+            UNION
+           SELECT x.* FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS x WHERE t.attrelid = c.oid) AS a
    WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[]))
    UNION
   SELECT format('SCHEMA %I', n.nspname), n.nspowner, a.grantor, a.grantee
