@@ -207,20 +207,3 @@ def test_bodies_that_wait_for_a_certificate_are_bounded(monkeypatch):
         assert [type(error) for error in evicted] == 3 * [OverloadedError]
 
     run(story)
-
-
-def test_a_notification_that_may_not_wait_begins_no_fetch(monkeypatch):
-    """Its coroutine was made and never awaited, as Python then says on stderr."""
-    monkeypatch.setattr(admission, "MAX_AWAITING_CERTIFICATE", 0)
-    begun = []
-
-    async def story(bodies):
-        sender = Sender()
-        sender.send(PIECE, more=False)
-        with bodies.admit("ses", verified=False) as body:
-            await bodies.read(body, sender.receive, 10**9)
-            with pytest.raises(OverloadedError):
-                await bodies.wait_for_certificate(body, lambda: begun.append(body))
-
-    run(story)
-    assert begun == []

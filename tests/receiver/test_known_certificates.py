@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
+import warnings
 
 import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
 import senders
-from mailglass_reconcile.receiver import known_certificates
+from mailglass_reconcile.receiver import admission, known_certificates
 from mailglass_reconcile.store import certificates as stored
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.webhooks import certificates, sns
@@ -170,3 +171,13 @@ def test_a_certificate_is_found_in_a_body_however_its_address_is_escaped(sent):
 def certificates_request(body: bytes):
     """Return a request with a body."""
     return known_certificates.registry.make_request(body)
+
+
+def test_a_notification_that_may_not_wait_is_refused_without_a_warning_of_python(db, monkeypatch):
+    """A coroutine was made for it that nobody awaited, as Python then said on stderr."""
+    monkeypatch.setattr(admission, "MAX_AWAITING_CERTIFICATE", 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (answer,) = post(mount_receiver(), "/webhooks/ses", first("ses"))
+    assert answer.status_code == 503
+    assert [str(warning.message) for warning in caught if "never awaited" in str(warning.message)] == []

@@ -160,19 +160,6 @@ def test_a_large_webhook_is_read_whatever_django_s_limit_is(db):
     assert db.value(EVENTS) == 1
 
 
-def test_a_webhook_that_cannot_be_recorded_is_redelivered(db, caplog):
-    """The status is 503, or 429 for Brevo, which gives up after a 5xx; nothing of it is stored before."""
-    db.broken.add("I3")
-    brevo = make_post("brevo", [senders.load_payloads("brevo")[0].payload])
-    db.run("ALTER TABLE mailglass_events RENAME TO hidden")
-    assert [post_over_wsgi(**request).status_code for request in (postmark(), brevo)] == [503, 429]
-    db.run("ALTER TABLE hidden RENAME TO mailglass_events")
-    assert db.value(EVENTS) == 0
-    assert [post_over_wsgi(**postmark()).status_code for _ in range(2)] == [200, 200]
-    assert db.value(EVENTS) == 1
-    assert ANN not in caplog.text
-
-
 WRONG = {"authorization": "Basic bm86bm8="}
 
 
@@ -216,23 +203,6 @@ def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, met
     assert len(caplog.records) == (cause != "another method")
     assert "leak" not in caplog.text
     assert "Traceback" not in caplog.text
-
-
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"RecordType": "Open", "MessageID": []}'])
-def test_a_body_that_cannot_be_read_is_refused_for_good(body, caplog):
-    """The status is 400, because every attempt would fail."""
-    assert post_over_wsgi(**postmark(data=body)).status_code == 400
-    assert [record.levelno for record in caplog.records if "refused" in record.getMessage()] == [logging.ERROR]
-
-
-def test_a_provider_without_a_secret_is_unknown(db):
-    """It is answered like an unknown name."""
-    secrets = SecretStr(f"mailgun={senders.KEY}")
-    mailglass_reconcile.configure(settings=db.settings.model_copy(update={"webhook_secrets": secrets}))
-    assert [post_over_wsgi(**postmark(path=f"/webhooks/{name}")).status_code for name in ("postmark", "nobody")] == [
-        404,
-        404,
-    ]
 
 
 def tenant_of(event):

@@ -1,0 +1,179 @@
+"""The application, Django's view, and a view of one's own with `receive` and `refusal`, answer and store alike."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import pytest
+from django.test import Client, override_settings
+
+import senders
+from mailglass_reconcile.receiver import refusals
+from mailglass_reconcile.rules.log_throttle import LogThrottle
+from mailglass_reconcile.webhooks import receive, refusal, registry
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from receivers import SECRETS, first, mount_receiver, now, post, setting
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import Posted
+
+pytestmark = pytest.mark.usefixtures("app", "anymail_settings")
+
+STORED = """
+SELECT metadata->>'provider', type, occurred_at, metadata - 'recipient_known', reject_reason
+  FROM mailglass_events WHERE tenant_id = :tenant ORDER BY 1, 2, 3, metadata::text
+"""
+INVALID, UNREADABLE, UNKNOWN = (
+    "invalid signature",
+    "the body cannot be read",
+    "no secret is configured for this provider",
+)
+AGAIN = "try again later"
+HIDE = "ALTER TABLE mailglass_events RENAME TO hidden"
+SHOW = "ALTER TABLE hidden RENAME TO mailglass_events"
+
+
+class Answer(NamedTuple):
+    """The response to a webhook."""
+
+    status: int
+    text: str
+
+
+Way = Callable[[str, Posted], Answer]
+
+
+@pytest.fixture
+def ways(db) -> Iterator[Mapping[str, Way]]:
+    """The ways in, by the tenant for which each records."""
+    setting(
+        db, ",".join(f"{provider}={secret}" for provider, secret in SECRETS.items()), webhook_url=senders.MANDRILL_URL
+    )
+    client = Client(raise_request_exception=False)
+
+    def by_application(provider: str, request: Posted) -> Answer:
+        shop = mount_receiver(secrets=None, url=None, engine=db.engine, tenant="application")
+        (response,) = post(shop, f"/webhooks/{provider}", request)
+        return Answer(response.status_code, response.text.removesuffix("\n"))
+
+    def by_django(provider: str, request: Posted) -> Answer:
+        response = client.post(**request.for_anymail(f"/webhooks/{provider}"))
+        return Answer(response.status_code, response.content.decode())
+
+    def by_receive(provider: str, request: Posted) -> Answer:
+        try:
+            with db.engine.begin() as connection:
+                receive(connection, provider, request.body, request.headers, tenant_id="receive")
+        except Exception as error:
+            status, text, _ = refusal(provider, error)
+            return Answer(status, text)
+        return Answer(200, "ok")
+
+    with override_settings(ROOT_URLCONF="webhook_urls", MAILGLASS_TENANT="django"):
+        yield {"application": by_application, "django": by_django, "receive": by_receive}
+
+
+def ask_all(ways: Mapping[str, Way], provider: str, request: Posted) -> Answer:
+    """Return the answer to a request, which is the same in each way."""
+    fetch_certificate(provider, request)
+    answers = {name: way(provider, request) for name, way in ways.items()}
+    assert len(set(answers.values())) == 1, (provider, answers)
+    return answers["receive"]
+
+
+def fetch_certificate(provider: str, request: Posted) -> None:
+    """Fetch the certificate that a webhook names, for which Django's view would not wait."""
+    if provider in ("ses", "scaleway") and len(request.body) < registry.get_provider(provider).max_bytes:
+        record, made = registry.get_provider(provider), registry.make_request(request.body, request.headers)
+        from mailglass_reconcile.webhooks import sns  # noqa: PLC0415 - a test replaces its cache
+
+        sns.certificates.wait(registry.find_certificate_source(record, made, [SECRETS[provider]]))
+
+
+def stored(db) -> list[tuple]:
+    """Return what is stored, which is the same in each way."""
+    rows = {tenant: db.rows(STORED, tenant=tenant) for tenant in ("application", "django", "receive")}
+    assert rows["application"] == rows["django"] == rows["receive"]
+    assert db.value("SELECT count(*) FROM mailglass_events") == 3 * len(rows["receive"])
+    return rows["receive"]
+
+
+def test_a_webhook_of_each_provider_is_recorded_once(db, ways):
+    """A repeated one changes nothing."""
+    for number, provider in enumerate(PROVIDERS, 1):
+        request = first(provider)
+        assert [ask_all(ways, provider, request) for _ in range(2)] == [(200, "ok")] * 2, provider
+        assert len(stored(db)) >= number, provider
+
+
+def test_a_wrong_signature_is_refused_and_event_grid_asked_to_repeat(db, ways, caplog):
+    """The request is another provider's; each way logs it as one warning without its content."""
+    for provider in PROVIDERS:
+        other = first("postmark" if provider in ("resend", "sendgrid") else "resend")
+        assert ask_all(ways, provider, other) == (503 if provider == "azure" else 401, INVALID), provider
+    assert stored(db) == []
+    refused = [record for record in caplog.records if record.name.startswith("mailglass_reconcile")]
+    assert {record.levelno for record in refused} == {logging.WARNING}
+    assert len(refused) == len(PROVIDERS), "the second and third of a cause are not logged"
+    assert "@" not in "".join(record.getMessage() for record in refused)
+
+
+def test_a_signed_body_that_cannot_be_read_is_refused_for_good(db, ways, caplog):
+    """The provider does not repeat it for hours; the log does not quote it."""
+    for provider in PROVIDERS:
+        body = b'{"auth": "AUTH", "events_by_user": "c4n4ry"}' if provider == "unisender_go" else b'"c4n4ry"'
+        answer = ask_all(ways, provider, senders.sign_request(provider, body, at=now()))
+        assert answer == (400, UNREADABLE), provider
+    assert stored(db) == []
+    assert "c4n4ry" not in caplog.text
+
+
+def test_a_body_above_the_limit_of_its_provider_is_too_large(db, ways):
+    """A password is verified before; a signature inside is not."""
+    for provider in PROVIDERS:
+        size = registry.get_provider(provider).max_bytes + 1
+        large = first(provider)._replace(body=bytes(size))
+        assert ask_all(ways, provider, large) == (413, "the body is too large"), provider
+    assert stored(db) == []
+
+
+def test_an_unknown_provider_and_one_without_a_secret_are_not_found(db, ways):
+    """Whatever comes for them."""
+    assert ask_all(ways, "pigeon", first("postmark")) == (404, UNKNOWN)
+    setting(db, f"mailgun={senders.KEY}")
+    for provider in PROVIDERS:
+        if provider != "mailgun":
+            assert ask_all(ways, provider, first(provider)) == (404, UNKNOWN), provider
+    assert stored(db) == []
+
+
+def test_what_a_provider_may_repeat_is_answered_so_that_it_does(db, ways, caplog):
+    """The database refuses: Brevo gives up after a 5xx, all others after a 4xx."""
+    db.broken.add("I3")
+    requests = {provider: first(provider) for provider in PROVIDERS}
+    db.run(HIDE)
+    for provider, request in requests.items():
+        assert ask_all(ways, provider, request) == (429 if provider == "brevo" else 503, AGAIN), provider
+    db.run(SHOW)
+    assert stored(db) == []
+    assert {ask_all(ways, provider, request) for provider, request in requests.items()} == {(200, "ok")}
+    assert len(stored(db)) >= len(PROVIDERS)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_webhook_without_events_is_accepted(db, ways):
+    """Such as a ping, or inbound mail."""
+    ping = senders.sign_request("mailersend", b'{"type": "inbound.message"}', at=now())
+    assert ask_all(ways, "mailersend", ping) == (200, "ok")
+    assert stored(db) == []
+
+
+def test_a_setting_that_cannot_be_used_is_not_the_providers_fault(db, ways, monkeypatch):
+    """An application would not start with it, so only the ways that read it for each request are asked."""
+    del ways["application"]
+    for secrets in (None, "@/nowhere", f"postmark={senders.AUTH},pidgeon=x"):
+        setting(db, secrets)
+        monkeypatch.setattr(refusals, "_throttle", LogThrottle())
+        assert ask_all(ways, "postmark", first("postmark")) == (503, AGAIN)
+        assert ask_all(ways, "brevo", first("brevo")) == (429, AGAIN)
+    assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    db.broken.add("I9")  # the line that explains the setting has an `@FILE`
