@@ -28,10 +28,8 @@ def make_counter(name: str, help_: str, labels: tuple[str, ...], samples: Sample
     return _add_samples(CounterMetricFamily(PREFIX + name, help_, labels=labels), samples)
 
 
-def make_gauge(
-    name: str, help_: str, labels: tuple[str, ...], samples: Samples, prefix: str = PREFIX
-) -> GaugeMetricFamily:
-    return _add_samples(GaugeMetricFamily(prefix + name, help_, labels=labels), samples)
+def make_gauge(name: str, help_: str, labels: tuple[str, ...], samples: Samples) -> GaugeMetricFamily:
+    return _add_samples(GaugeMetricFamily(PREFIX + name, help_, labels=labels), samples)
 
 
 def samples_by_label(values: Mapping[str, float]) -> Samples:

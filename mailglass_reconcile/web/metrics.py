@@ -101,25 +101,9 @@ def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     yield _single("open_orphans_counted_timestamp_seconds", help_, snapshot.counted_at)
     help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
     yield _single("linkable_since_timestamp_seconds", help_, snapshot.linkable_since)
-    help_ = "When the newest of the open orphans arrived; NaN if none is open"
-    yield _single("newest_open_orphan_timestamp_seconds", help_, snapshot.lately.last_orphan)
-    help_ = "Tenants with open orphans and, for 24 hours, no delivery with a provider's report"
-    yield _single("tenants_without_links", help_, snapshot.unlinked_tenants)
 
 
 def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
-    help_ = "Deliveries made 10 to 70 minutes ago, at most 200"
-    yield _single("recent_deliveries", help_, snapshot.lately.deliveries)
-    help_ = "Those of them on which a provider has reported"
-    yield _single("recent_deliveries_reported", help_, snapshot.lately.reported)
-    help_ = "Deliveries without a report, of those checked that should have one by now"
-    yield make_gauge(
-        "deliveries_without_report",
-        help_,
-        ("provider",),
-        samples_by_label(snapshot.without_report),
-        prefix="mailglass_",
-    )
     help_ = "Findings of the fast checks of the doctor, by check and by error or warning"
     names = [check.name for check in checks.CHECKS if check.is_fast]
     findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
