@@ -6,24 +6,24 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import sqlalchemy as sa
-
-from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, set_command_name
-from mailglass_reconcile.pubsub import AsyncSubscription, Publisher, Subscription
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import Database
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import redis as redis_py
+    import sqlalchemy as sa
+
+    from mailglass_reconcile.pubsub import AsyncSubscription, Publisher, Subscription
+    from mailglass_reconcile.store.database import Database
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class _Configuration:
 
 
 class _FrameworkConfiguration:
-    engine: sa.Engine | None = None
+    make_engine: Callable[[], sa.Engine] | None = None
+    open_handlers_connection: Callable[[], AbstractContextManager[Any]] | None = None
     values: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -60,27 +61,49 @@ def configure(
         ConfigurationError: *redis* has no timeouts, or is not a `redis.Redis`.
     """
     if redis is not None:
+        from mailglass_reconcile import pubsub  # noqa: PLC0415 - loading it takes long
+
         pubsub.require_timeouts(redis)
     _Configuration.engine, _Configuration.redis, _Configuration.settings = engine, redis, settings
     reread_settings()
 
 
-def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND, **values: Any) -> None:
+def configure_framework(
+    make_engine: Callable[[], sa.Engine] | None = None,
+    command: str = COMMAND,
+    open_handlers_connection: Callable[[], AbstractContextManager[Any]] | None = None,
+    **values: Any,
+) -> None:
     """Set the engine and the settings of a framework, which rank after `configure` and before the environment.
 
     Args:
-        engine: The framework's engine.
+        make_engine: Returns the framework's engine, the same at each call; it is called on first use.
         command: The command's name in messages, such as `manage.py mailglass`.
+        open_handlers_connection: Opens the connection of a dispatcher; None is one of the engine's.
         values: Settings by name.
     """
     set_command_name(command)
-    _FrameworkConfiguration.engine, _FrameworkConfiguration.values = engine, values
+    _FrameworkConfiguration.make_engine = staticmethod(make_engine) if make_engine else None
+    _FrameworkConfiguration.open_handlers_connection = (
+        staticmethod(open_handlers_connection) if open_handlers_connection else None
+    )
+    _FrameworkConfiguration.values = values
     reread_settings()
+
+
+def framework_handlers_connection() -> Callable[[], AbstractContextManager[Any]] | None:
+    """Return what opens a framework's connection for handlers, or None."""
+    return _FrameworkConfiguration.open_handlers_connection
 
 
 def has_framework_engine() -> bool:
     """Return True if a framework, such as Django, has set its engine."""
-    return _FrameworkConfiguration.engine is not None
+    return _FrameworkConfiguration.make_engine is not None
+
+
+def _framework_engine() -> sa.Engine | None:
+    make_engine = _FrameworkConfiguration.make_engine
+    return make_engine() if make_engine else None
 
 
 def reread_settings() -> None:
@@ -98,19 +121,21 @@ def get_settings() -> Settings:
 @cache
 def database() -> Database:
     """Return this process's database, the engine with the settings, without connecting."""
+    from mailglass_reconcile.store.database import Database  # noqa: PLC0415 - loading it takes long
+
     return Database(get_engine(), get_settings())
 
 
 def get_engine() -> sa.Engine:
     """Return the configured engine, the framework's, or one for `MAILGLASS_DATABASE_URL`, without connecting."""
-    return _Configuration.engine or _FrameworkConfiguration.engine or _own_engine(get_settings())
+    return _Configuration.engine or _framework_engine() or _own_engine(get_settings())
 
 
 def pooled_engine(size: int) -> sa.Engine:
     """Return the configured engine, the framework's, or a new one with a pool of *size* connections."""
-    return (
-        _Configuration.engine or _FrameworkConfiguration.engine or engines.create_engine(get_settings(), pool_size=size)
-    )
+    from mailglass_reconcile.store import engines  # noqa: PLC0415 - loading it takes long
+
+    return _Configuration.engine or _framework_engine() or engines.create_engine(get_settings(), pool_size=size)
 
 
 def get_redis() -> redis_py.Redis:
@@ -125,6 +150,8 @@ def is_redis_configured() -> bool:
 
 def create_publisher() -> Publisher:
     """Return a publisher for this process's Redis, without connecting."""
+    from mailglass_reconcile.pubsub import Publisher  # noqa: PLC0415 - loading it takes long
+
     return Publisher(get_redis(), is_expected=is_redis_configured())
 
 
@@ -143,6 +170,8 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
         ValueError: *delivery_id* is not a UUID.
     """
+    from mailglass_reconcile.pubsub import Subscription  # noqa: PLC0415 - loading it takes long
+
     return Subscription(get_redis(), tenant_id, delivery_id)
 
 
@@ -162,16 +191,22 @@ def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
         ValueError: *delivery_id* is not a UUID.
     """
+    from mailglass_reconcile.pubsub import AsyncSubscription  # noqa: PLC0415 - loading it takes long
+
     return AsyncSubscription(get_redis(), tenant_id, delivery_id)
 
 
 @cache
 def _own_engine(settings: Settings) -> sa.Engine:
+    from mailglass_reconcile.store import engines  # noqa: PLC0415 - loading it takes long
+
     return engines.create_engine(settings)
 
 
 @cache
 def _own_redis(settings: Settings) -> redis_py.Redis:
+    from mailglass_reconcile import pubsub  # noqa: PLC0415 - loading it takes long
+
     return pubsub.create_client(settings.redis_url, "MAILGLASS_REDIS_URL")
 
 

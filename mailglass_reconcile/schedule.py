@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 from mailglass_reconcile.errors import with_command_name
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
-from mailglass_reconcile.sweep.recent import require_interval
 
 if TYPE_CHECKING:
     from celery.schedules import BaseSchedule
@@ -83,6 +82,8 @@ def make_beat_schedule(
         ValueError: *recent* or *fan_out* is out of bounds.
     """
     if recent is not None:
+        from mailglass_reconcile.sweep.recent import require_interval  # noqa: PLC0415 - loading it takes long
+
         require_interval(recent)
     if fan_out is not None and fan_out < 1:
         raise ValueError("fan_out must be at least 1")

@@ -1,7 +1,7 @@
 """Execution of handlers: their connection and transaction, and the call, which may fail without harm to other handlers.
 
 They work on the application's own connection, with its own settings. By default it is one of this process's engine. A
-framework with connections of its own, such as Django, sets them with `set_connection_factory`.
+framework with connections of its own, such as Django, sets them with `runtime.configure_framework`.
 """
 
 from __future__ import annotations
@@ -129,18 +129,9 @@ def is_contention(error: BaseException) -> bool:
     return any(getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES for cause in causes)
 
 
-class _Current:
-    factory: ConnectionFactory = staticmethod(from_engine)
-
-
-def set_connection_factory(factory: ConnectionFactory | None) -> None:
-    """Set where the handlers of this process get their connection; None is this process's engine."""
-    _Current.factory = staticmethod(factory or from_engine)
-
-
 def open_connection() -> AbstractContextManager[Begin]:
-    """Open the connection of a dispatcher for a block."""
-    return _Current.factory()
+    """Open the connection of a dispatcher for a block: a framework's, or one of this process's engine."""
+    return (runtime.framework_handlers_connection() or from_engine)()
 
 
 def call_handler(handler: RegisteredHandler, connection: sa.Connection, event: DeliveryEvent) -> None:

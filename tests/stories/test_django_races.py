@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 from anymail.signals import post_send
+from django.apps import apps
 from django.db import connections, transaction
 
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import Sent
-from mailglass_reconcile.contrib.django import receivers
+from mailglass_reconcile.contrib.django import signals
 from waiting import settle
 
 pytestmark = [
@@ -51,9 +52,9 @@ def run_on_acceptance(provider, action):
     def receive(status, **_options):
         action(Message.from_status(provider, status))
 
-    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.on_post_send")
     post_send.connect(receive)
-    receivers.connect()
+    signals.connect(apps.get_app_config("mailglass_reconcile"))
     yield
     post_send.disconnect(receive)
 

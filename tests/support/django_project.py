@@ -8,7 +8,7 @@ from typing import Any
 
 import django
 import pytest
-from anymail.signals import post_send, pre_send, tracking
+from anymail.signals import tracking
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
@@ -20,7 +20,6 @@ from sqlalchemy.engine import make_url
 import anymail_webhooks
 import senders
 from mailglass_reconcile import runtime
-from mailglass_reconcile.handlers import execution as handlers
 from mailglass_reconcile.record import after_commit
 from waiting import settle
 
@@ -53,15 +52,12 @@ def anymail_django() -> None:
 
 def leave_the_app() -> None:
     """Undo what our app has registered since it was loaded."""
-    from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
+    from mailglass_reconcile.contrib.django import receivers, signals  # noqa: PLC0415 - they need the settings
 
     setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
-    pre_send.disconnect(dispatch_uid="mailglass_reconcile.pre_send")
-    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
-    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    signals.disconnect()
     receivers._thread().submit(connections.close_all).result()
     runtime.configure_framework()
-    handlers.set_connection_factory(None)
 
 
 @contextmanager

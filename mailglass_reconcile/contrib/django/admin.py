@@ -6,8 +6,7 @@ It is read-only, except for the action that erases a person.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -20,18 +19,11 @@ from django.urls import reverse
 from django.utils.formats import localize
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
-from django.utils.text import capfirst
 from django.utils.timezone import template_localtime
 
-from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, StoredColumn
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import deliveries, explanation, search
-from mailglass_reconcile.record.erasure import erase
 from mailglass_reconcile.rules import addresses, event_types, states
-from mailglass_reconcile.store.caller_transaction import use_caller_transaction
-from mailglass_reconcile.store.database import Transaction
 
 LIMIT = 1_000
 """Greatest number of rows that a list shows and counts, because counting a million takes too long."""
@@ -163,13 +155,13 @@ class DeliveryAdmin(LargeTableAdmin):
     actions = ("erase_recipients",)
 
     def search(self, term: str) -> list[UUID]:
-        return search_ids("delivery", term)
+        return _search_ids("delivery", term)
 
     def get_changelist_instance(self, request: Any) -> Any:
         """Return the list, each delivery with its summary and the provider of its send."""
         changes = super().get_changelist_instance(request)
-        with _reading() as tx:
-            details = deliveries.load_deliveries(tx, [str(delivery.pk) for delivery in changes.result_list])
+        with _readers().reading() as tx:
+            details = _readers().deliveries.load_deliveries(tx, [str(delivery.pk) for delivery in changes.result_list])
         by_id = {detail.delivery_id: detail for detail in details}
         for delivery in changes.result_list:
             delivery.details = by_id.get(str(delivery.pk))
@@ -179,9 +171,11 @@ class DeliveryAdmin(LargeTableAdmin):
         """Return a delivery with its summary and its events, or None."""
         delivery = super().get_object(request, object_id, from_field)
         if delivery is not None:
-            with suppress(MailglassReconcileError), _reading() as tx:
-                (delivery.details,) = deliveries.load_deliveries(tx, [str(delivery.pk)])
-                delivery.timeline = deliveries.load_events(tx, [str(delivery.pk)], deliveries.MAX_EVENTS)
+            with suppress(MailglassReconcileError), _readers().reading() as tx:
+                (delivery.details,) = _readers().deliveries.load_deliveries(tx, [str(delivery.pk)])
+                delivery.timeline = _readers().deliveries.load_events(
+                    tx, [str(delivery.pk)], _readers().deliveries.MAX_EVENTS
+                )
         return delivery
 
     @admin.display(description="summary")
@@ -238,8 +232,8 @@ class DeliveryAdmin(LargeTableAdmin):
     def _erase(self, request: Any, people: list[tuple[str, str]]) -> None:
         for tenant, recipient in people:
             try:
-                with database.connection() as connection:
-                    erased = erase(connection, recipient=recipient, tenant_id=tenant)
+                with _readers().database.connection() as connection:
+                    erased = _readers().erase(connection, recipient=recipient, tenant_id=tenant)
             except MailglassReconcileError as error:
                 self.message_user(request, f"An address was not erased: {error}.", messages.ERROR)
                 continue
@@ -262,10 +256,14 @@ class EventAdmin(LargeTableAdmin):
     )
 
     def search(self, term: str) -> list[UUID]:
-        delivery_ids = [str(delivery_id) for delivery_id in search_ids("delivery", term)]
-        with _reading() as tx:
-            events = deliveries.load_events(tx, delivery_ids, LIMIT)
-        return [*(UUID(event.event_id) for event in events), *search_ids("event", term), *filter(None, [_uuid(term)])]
+        delivery_ids = [str(delivery_id) for delivery_id in _search_ids("delivery", term)]
+        with _readers().reading() as tx:
+            events = _readers().deliveries.load_events(tx, delivery_ids, LIMIT)
+        return [
+            *(UUID(event.event_id) for event in events),
+            *_search_ids("event", term),
+            *filter(None, [_uuid(term)]),
+        ]
 
     @admin.display(description="explanation")
     def explanation(self, event: Any) -> str:
@@ -298,31 +296,12 @@ class OpenOrphanAdmin(LargeTableAdmin):
     search_help_text = "A provider's message id, or an event's id."
 
     def search(self, term: str) -> list[UUID]:
-        return search_ids("event", term)
+        return _search_ids("event", term)
 
     @admin.display(description="explanation")
     def explanation(self, orphan: Any) -> str:
         """Return why the orphan is not linked, matched now, and the remedy."""
         return _explain(orphan.pk)
-
-
-@contextmanager
-def _reading() -> Iterator[Transaction]:
-    """Begin a transaction in our scope on Django's connection."""
-    with database.connection() as connection, use_caller_transaction(connection, runtime.get_settings()) as tx:
-        yield tx
-
-
-def search_ids(kind: str, text: str) -> list[UUID]:
-    """Return the ids of the deliveries, or of the events, that match a search of the dashboard, at most `LIMIT`."""
-    try:
-        term = search.parse_term(text)
-    except ValueError:
-        return []
-    runtime.load_imports(only_warn=True)
-    with _reading() as tx:
-        results = search.find_within(tx, term, limit=LIMIT)
-    return [UUID(hit.id) for hit in results.hits if hit.kind == kind]
 
 
 def _localized(iso: str) -> str:
@@ -333,19 +312,20 @@ def _localized(iso: str) -> str:
         return iso
 
 
+def _readers() -> Any:
+    """Return the module that reads for people: loading it takes long, and starting a process needs none of it."""
+    from mailglass_reconcile.contrib.django import admin_readers  # noqa: PLC0415
+
+    return admin_readers
+
+
+def _search_ids(kind: str, term: str) -> list[UUID]:
+    ids: list[UUID] = _readers().search_ids(kind, term)
+    return ids
+
+
 def _explain(event_id: UUID) -> str:
-    try:
-        runtime.load_imports(only_warn=True)
-        with _reading() as tx:
-            event = explanation.explain_within(tx, event_id)
-    except MailglassReconcileError as error:
-        return str(error)
-    facts = sorted((*explanation.facts(event), *explanation.outlook(event)), key=lambda fact: not fact.is_remedy)
-    lines = [
-        f"{event.state}: {event.sentence}",
-        *(capfirst(": ".join(filter(None, (fact.name, fact.plain_text)))) for fact in facts),
-    ]
-    html: str = format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
+    html: str = _readers().explain(event_id)
     return html
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
-from django.db.models.signals import post_migrate, pre_migrate
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django import project
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 COMMAND = "manage.py mailglass"
 """The name of our command in a Django project."""
@@ -25,20 +29,29 @@ class MailglassReconcileConfig(AppConfig):
 
     def ready(self) -> None:
         """Configure the database of `DATABASES`, without connecting, and register checks, receivers and migrations."""
-        from mailglass_reconcile.contrib.django import checks, migration_operations, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
+        from mailglass_reconcile.contrib.django import checks, signals  # noqa: F401, PLC0415 - Anymail wants the settings
 
         self._configure("MAILGLASS_")
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
-        pre_migrate.connect(migration_operations.confirm_removal, self, dispatch_uid="mailglass_reconcile.remove")
-        post_migrate.connect(migration_operations.install, self, dispatch_uid="mailglass_reconcile.migrate")
-        database.use_djangos_connection()
-        receivers.connect()
+        signals.connect(self)
 
     def _configure(self, setting: str, **_kwargs: Any) -> None:
         """Configure our settings from Django's, at startup and when a test changes one."""
-        from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
-
         if setting.startswith("MAILGLASS_"):
-            tenant = receivers.fixed_tenant()
+            tenant = project.fixed_tenant()
             values = {} if tenant is None else {"tenant": tenant}
-            runtime.configure_framework(database.engine(database.alias()), COMMAND, **values)
+            runtime.configure_framework(
+                partial(_make_engine, project.alias()), COMMAND, _open_handlers_connection, **values
+            )
+
+
+def _make_engine(alias: str) -> sa.Engine:
+    from mailglass_reconcile.contrib.django import database  # noqa: PLC0415 - loading it takes long
+
+    return database.engine(alias)
+
+
+def _open_handlers_connection() -> AbstractContextManager[Any]:
+    from mailglass_reconcile.contrib.django import database  # noqa: PLC0415 - loading it takes long
+
+    return database.open_handlers_connection()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anymail
 from anymail.backends.base import AnymailBaseBackend
@@ -16,12 +17,13 @@ from django.utils.module_loading import import_string
 from django.utils.version import get_version_tuple
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, message_values, receivers
+from mailglass_reconcile.contrib.django import project
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
-from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.checks import ERROR, CheckContext, Finding
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
+
+if TYPE_CHECKING:
+    from mailglass_reconcile.ops.checks import Finding
 
 TIMEOUT_MS = 2_000
 READS_VERSION_1 = (15, 2)
@@ -76,19 +78,21 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 def check_database(*, databases: Collection[str] | None = None, **_kwargs: Any) -> list[CheckMessage]:
     """Return the findings of the doctor's fast checks, as warnings, so that none stops `migrate`."""
     try:
-        is_checked = database.alias() in (databases or ())
+        is_checked = project.alias() in (databases or ())
         return [_to_check_message(finding) for finding in _run_fast_checks()] if is_checked else []
     except ConfigurationError:  # E001 to E003 report it
         return []
 
 
 def _run_fast_checks() -> list[Finding]:
+    from mailglass_reconcile.ops import checks  # noqa: PLC0415 - loading it takes long
+
     try:
         with runtime.database().reading(TIMEOUT_MS) as tx:
             # Before the first `migrate` there is nothing to check.
-            return [] if tx.revision() is None else checks.run_fast(CheckContext(tx))
+            return [] if tx.revision() is None else checks.run_fast(checks.CheckContext(tx))
     except MailglassReconcileError as error:
-        return [Finding("database", ERROR, str(error))]
+        return [checks.Finding("database", checks.ERROR, str(error))]
 
 
 def _to_check_message(finding: Finding) -> CheckMessage:
@@ -96,10 +100,10 @@ def _to_check_message(finding: Finding) -> CheckMessage:
 
 
 def _settings_problems() -> Iterator[CheckMessage]:
-    yield from _report_configuration_error("E001", lambda: database.connection_wrapper(database.alias()))
-    yield from _report_configuration_error("E002", receivers.tenant_function)
+    yield from _report_configuration_error("E001", lambda: project.connection_wrapper(project.alias()))
+    yield from _report_configuration_error("E002", _read_tenant_function)
     yield from _report_configuration_error("E003", runtime.get_settings)
-    yield from _report_configuration_error("E004", message_values.delivery_function)
+    yield from _report_configuration_error("E004", _read_delivery_function)
     if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
         yield NO_TENANT
     if not any(backend == TEST_BACKEND or _is_anymail_backend(backend) for backend in _backends()):
@@ -116,6 +120,20 @@ def _settings_problems() -> Iterator[CheckMessage]:
         if runtime.available() and not _is_scheduled(DISPATCH_TASK):
             yield NO_DISPATCH
         yield from _models_in_other_databases()
+
+
+def _read_tenant_function() -> None:
+    if getattr(settings, "MAILGLASS_TENANT", None) is not None:
+        from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - loading it takes long
+
+        receivers.tenant_function()
+
+
+def _read_delivery_function() -> None:
+    if getattr(settings, "MAILGLASS_DELIVERY", None) is not None:
+        from mailglass_reconcile.contrib.django import message_values  # noqa: PLC0415 - loading it takes long
+
+        message_values.delivery_function()
 
 
 def _report_configuration_error(number: str, read_setting: Callable[[], object]) -> Iterator[CheckMessage]:
@@ -139,7 +157,7 @@ def _is_anymail_backend(backend: str) -> bool:
 
 def _models_in_other_databases() -> Iterator[CheckMessage]:
     """Warn about apps with models in other databases, which a handler cannot write exactly once."""
-    our_alias = database.alias()
+    our_alias = project.alias()
     models = (model for model in apps.get_models() if model._meta.managed)
     app_labels = sorted({model._meta.app_label for model in models if router.db_for_write(model) != our_alias})
     if app_labels:
@@ -152,7 +170,9 @@ def _models_in_other_databases() -> Iterator[CheckMessage]:
 
 
 def _is_scheduled(task: str) -> bool:
-    from celery import current_app  # noqa: PLC0415 - Celery may be missing
+    schedules = [getattr(settings, "CELERY_BEAT_SCHEDULE", {})]
+    if "celery" in sys.modules:  # a project with an app of its own has loaded it
+        from celery import current_app  # noqa: PLC0415 - Celery may be missing
 
-    schedules = (current_app.conf.beat_schedule, getattr(settings, "CELERY_BEAT_SCHEDULE", {}))
+        schedules.append(current_app.conf.beat_schedule)
     return any(entry.get("task") == task for schedule in schedules for entry in (schedule or {}).values())

@@ -11,12 +11,10 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, Error, InterfaceError, OperationalError, connections, transaction
-from django.db.utils import ConnectionDoesNotExist
+from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile.contrib.django.project import alias, connection_wrapper
 from mailglass_reconcile.errors import (
     CONTENTION_SQLSTATES,
     OUTAGE_SQLSTATES,
@@ -26,7 +24,6 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     is_transient,
 )
-from mailglass_reconcile.handlers import execution as handlers
 from mailglass_reconcile.handlers.execution import Begin, HandlerEndedTransactionError, HandlerTransaction
 from mailglass_reconcile.record.after_commit import broadcast
 from mailglass_reconcile.rules import connection_errors
@@ -40,20 +37,6 @@ RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
 
 CURSOR_PARAMETERS = ("context", "cursor_factory")
 """Parameters with which Django's connections return values in Django's types."""
-
-
-def alias() -> str:
-    """Return the name of our database in `DATABASES`: `MAILGLASS_DATABASE_ALIAS`, or `default`."""
-    return str(getattr(settings, "MAILGLASS_DATABASE_ALIAS", DEFAULT_DB_ALIAS))
-
-
-def table(name: str) -> str:
-    """Return one of our tables as a model's `db_table`, with its schema: Django puts a quote before it and after it."""
-    try:
-        schema = runtime.get_settings().database_schema
-    except ConfigurationError:  # models are loaded before the check that names it, and before any query
-        schema = "public"
-    return f'{schema}"."{name}'
 
 
 @contextmanager
@@ -167,21 +150,6 @@ def engine(name: str) -> sa.Engine:
     return engines.create_engine_with(lambda: _open(name), lambda: _server(name))
 
 
-def connection_wrapper(name: str) -> Any:
-    """Return Django's wrapper of a database, which must exist and be PostgreSQL; this does not connect."""
-    try:
-        wrapper = connections[name]
-    except (ConnectionDoesNotExist, ImproperlyConfigured):
-        raise ConfigurationError(
-            f"DATABASES[{name!r}] is missing or unusable: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
-        ) from None
-    if wrapper.vendor != "postgresql":
-        raise ConfigurationError(
-            f"DATABASES[{name!r}] is {wrapper.display_name}: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
-        )
-    return wrapper
-
-
 class _SharedConnection:
     """Django's connection as SQLAlchemy gets it: commit, rollback and close do nothing."""
 
@@ -252,13 +220,9 @@ def _open(name: str) -> psycopg.Connection[Any]:
     return driver_connection
 
 
-def use_djangos_connection() -> None:
-    """Let the handlers of this process work on Django's connection, in `atomic()`, so that models are part of it."""
-    handlers.set_connection_factory(_open_handlers_connection)
-
-
 @contextmanager
-def _open_handlers_connection() -> Iterator[Begin]:
+def open_handlers_connection() -> Iterator[Begin]:
+    """Open Django's connection for handlers, which work in `atomic()`, so that models are part of it."""
     renew_connections()
     try:
         require_autocommit()

@@ -16,7 +16,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django import database, project
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
@@ -68,7 +68,7 @@ def confirm_removal(
     if not any(is_backwards and migration.app_label == LABEL and migration.initial for migration, is_backwards in plan):
         return
     _run(using, _describe_removal, lambda line: stdout.write(f"{line}\n"))
-    if using != database.alias() or not interactive:
+    if using != project.alias() or not interactive:
         return
     if not sys.stdin.isatty():
         raise CommandError("mailglass_reconcile: without a terminal, pass --noinput to remove our tables")
@@ -105,7 +105,7 @@ def _describe_removal(engine: sa.Engine, settings: Settings, tell: Callable[[str
 def _run(
     alias: str, step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], tell: Callable[[str], None]
 ) -> None:
-    if alias != database.alias():
+    if alias != project.alias():
         return
     try:
         step(database.engine(alias), runtime.get_settings(), tell)

@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce
 from django.db.models.lookups import Exact
 from django.db.models.signals import pre_delete, pre_save
 
-from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django import project
 
 
 class _UTCColumn(Col):
@@ -97,14 +97,14 @@ STATES = {
 class _OrphanId(models.Func):
     """The id of the event that a `reconciled` event has linked, of its type and key."""
 
-    function = f'"{database.table("mailglass_reconcile_orphan_of_v1")}"'
+    function = f'"{project.table("mailglass_reconcile_orphan_of_v1")}"'
     output_field = models.UUIDField()
 
 
 class _LinkedDeliveryId(models.Func):
     """The id of the delivery to which an event, of its id and tenant, was linked."""
 
-    function = f'"{database.table("mailglass_reconcile_link_of_v1")}"'
+    function = f'"{project.table("mailglass_reconcile_link_of_v1")}"'
     template = "(SELECT link.delivery_id FROM %(function)s(%(expressions)s) AS link)"
     output_field = models.UUIDField()
 
@@ -155,7 +155,7 @@ class LedgerManager(models.Manager):
     """A manager that reads the database of `MAILGLASS_DATABASE_ALIAS`."""
 
     def get_queryset(self) -> Any:
-        return super().get_queryset().using(database.alias())
+        return super().get_queryset().using(project.alias())
 
 
 class MetadataManager(LedgerManager):
@@ -196,7 +196,7 @@ class Delivery(models.Model):
         """Django never creates, changes or flushes the table."""
 
         managed = False
-        db_table = database.table("mailglass_deliveries")
+        db_table = project.table("mailglass_deliveries")
         default_permissions = ("view", "delete")  # `delete` allows erasing a person
         verbose_name_plural = "deliveries"
 
@@ -239,7 +239,7 @@ class Event(models.Model):
         """Django never creates, changes or flushes the table."""
 
         managed = False
-        db_table = database.table("mailglass_events")
+        db_table = project.table("mailglass_events")
         default_permissions = ("view",)
 
     def __str__(self) -> str:
@@ -278,7 +278,7 @@ class OpenOrphan(models.Model):
         """Django never creates, changes or flushes the table."""
 
         managed = False
-        db_table = database.table("mailglass_open_orphans")
+        db_table = project.table("mailglass_open_orphans")
         default_permissions = ("view",)
 
     def __str__(self) -> str:

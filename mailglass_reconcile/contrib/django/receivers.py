@@ -11,13 +11,14 @@ from contextvars import copy_context
 from functools import cache
 from typing import Any
 
-from anymail.signals import AnymailTrackingEvent, post_send, pre_send, tracking
+from anymail.signals import AnymailTrackingEvent
 from django.conf import settings
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database, message_values
+from mailglass_reconcile.contrib.django.project import fixed_tenant
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, docs_url
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.sends import record_send
@@ -27,13 +28,6 @@ from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 
 logger = logging.getLogger(__name__)
-
-
-def connect() -> None:
-    """Receive Anymail's signals; a second call changes nothing."""
-    pre_send.connect(on_pre_send, dispatch_uid="mailglass_reconcile.pre_send")
-    post_send.connect(on_post_send, dispatch_uid="mailglass_reconcile.post_send")
-    tracking.connect(on_tracking, dispatch_uid="mailglass_reconcile.tracking")
 
 
 def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
@@ -148,12 +142,6 @@ def _thread() -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=_thread.cache_clear)
-
-
-def fixed_tenant() -> str | None:
-    """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
-    setting = getattr(settings, "MAILGLASS_TENANT", None)
-    return setting if isinstance(setting, str) and "." not in setting else None
 
 
 def tenant_function() -> Callable[[Any], str] | None:

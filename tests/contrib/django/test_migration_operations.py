@@ -32,7 +32,7 @@ APP = "mailglass_reconcile"
 def empty(empty_database_url, anymail_django):
     """Let `DATABASES` alone name an empty database."""
     with databases_name(empty_database_url):
-        runtime.configure_framework(database.engine("default"), COMMAND)
+        runtime.configure_framework(lambda: database.engine("default"), COMMAND)
         yield empty_database_url
         runtime.configure_framework()
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 from anymail.signals import tracking
+from django.apps import apps
 from django.db import connection as djangos
 from django.db import transaction
 from django.db.utils import ProgrammingError
@@ -19,7 +20,7 @@ import mailglass_reconcile
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, SENDGRID
 from mailglass_reconcile import Sent, record_send
-from mailglass_reconcile.contrib.django import connection, receivers
+from mailglass_reconcile.contrib.django import connection, receivers, signals
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.pubsub import flush
 
@@ -132,9 +133,9 @@ def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batc
     (request,) = message.requests(*STORY)
     document = json.loads(request["data"])
     document[1]["anymail_id"] = [document[1]["anymail_id"]]
-    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    tracking.disconnect(dispatch_uid="mailglass_reconcile.on_tracking")
     tracking.connect(beyond_all_times, dispatch_uid="beyond")
-    receivers.connect()
+    signals.connect(apps.get_app_config("mailglass_reconcile"))
     post([{**request, "data": json.dumps(document)}])
     tracking.disconnect(dispatch_uid="beyond")
     assert db.value(LEDGER) == 2 + len(STORY) - 2

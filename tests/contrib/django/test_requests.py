@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from anymail.signals import tracking
 from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.db import connection as djangos
 from django.db import connections, transaction
 from django.test import AsyncClient, Client
@@ -112,11 +113,11 @@ def send_without_our_receiver(number):
     """Return the status of a send of which our app has not been notified."""
     from anymail.signals import post_send  # noqa: PLC0415
 
-    from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
+    from mailglass_reconcile.contrib.django import signals  # noqa: PLC0415
 
-    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.on_post_send")
     status = send_accepted("Postmark", [ANN], [f"<{number}-0@example.com>"])
-    receivers.connect()
+    signals.connect(apps.get_app_config("mailglass_reconcile"))
     return status
 
 

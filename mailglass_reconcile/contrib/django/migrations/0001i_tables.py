@@ -2,7 +2,7 @@
 
 from django.db import migrations, models
 
-from mailglass_reconcile.contrib.django import database, migration_operations
+from mailglass_reconcile.contrib.django import migration_operations, project
 
 VIEW_ONLY = {"managed": False, "default_permissions": ("view",)}
 
@@ -21,14 +21,14 @@ class Migration(migrations.Migration):
             {
                 "managed": False,
                 "default_permissions": ("view", "delete"),
-                "db_table": database.table("mailglass_deliveries"),
+                "db_table": project.table("mailglass_deliveries"),
                 "verbose_name_plural": "deliveries",
             },
         ),
         migrations.CreateModel(
             "Event",
             [("id", models.UUIDField(primary_key=True, serialize=False))],
-            {**VIEW_ONLY, "db_table": database.table("mailglass_events")},
+            {**VIEW_ONLY, "db_table": project.table("mailglass_events")},
         ),
         migrations.CreateModel(
             "OpenOrphan",
@@ -45,6 +45,6 @@ class Migration(migrations.Migration):
                     ),
                 )
             ],
-            {**VIEW_ONLY, "db_table": database.table("mailglass_open_orphans")},
+            {**VIEW_ONLY, "db_table": project.table("mailglass_open_orphans")},
         ),
     )

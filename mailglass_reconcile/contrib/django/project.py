@@ -1,0 +1,48 @@
+"""What the settings of a Django project say of our database; importing it costs nothing, unlike the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.utils import ConnectionDoesNotExist
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
+
+
+def alias() -> str:
+    """Return the name of our database in `DATABASES`: `MAILGLASS_DATABASE_ALIAS`, or `default`."""
+    return str(getattr(settings, "MAILGLASS_DATABASE_ALIAS", DEFAULT_DB_ALIAS))
+
+
+def table(name: str) -> str:
+    """Return one of our tables as a model's `db_table`, with its schema: Django puts a quote before it and after it."""
+    try:
+        schema = runtime.get_settings().database_schema
+    except ConfigurationError:  # models are loaded before the check that names it, and before any query
+        schema = "public"
+    return f'{schema}"."{name}'
+
+
+def fixed_tenant() -> str | None:
+    """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
+    setting = getattr(settings, "MAILGLASS_TENANT", None)
+    return setting if isinstance(setting, str) and "." not in setting else None
+
+
+def connection_wrapper(name: str) -> Any:
+    """Return Django's wrapper of a database, which must exist and be PostgreSQL; this does not connect."""
+    try:
+        wrapper = connections[name]
+    except (ConnectionDoesNotExist, ImproperlyConfigured):
+        raise ConfigurationError(
+            f"DATABASES[{name!r}] is missing or unusable: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
+        ) from None
+    if wrapper.vendor != "postgresql":
+        raise ConfigurationError(
+            f"DATABASES[{name!r}] is {wrapper.display_name}: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
+        )
+    return wrapper
