@@ -128,7 +128,8 @@ def validate_erasure(recipient: object, tenant_id: object = None) -> ErasureTarg
     if not addresses.contains_address(address) or address.endswith(addresses.ERASED):
         raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")
     return ErasureTarget(
-        addresses.normalize_address(address), None if tenant_id is None else validation.name("tenant_id", tenant_id)
+        addresses.normalize_address(address),
+        None if tenant_id is None else validation.stored_tenant("tenant_id", tenant_id),
     )
 
 

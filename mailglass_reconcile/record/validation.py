@@ -74,6 +74,13 @@ def configured_tenant(field: str, value: object) -> str:
         raise ConfigurationError(str(error)) from None
 
 
+def stored_tenant(field: str, value: object) -> str:
+    """Return a tenant of existing rows, which other programs may have named in any way, as it is."""
+    if isinstance(value, str) and value.strip() and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        return to_str(value)
+    raise InvalidEventError(f"{field} must be a string that Postgres can store, and not empty")
+
+
 def free_text(field: str, value: object) -> str:
     """Return a person's text, without an address, which the ledger keeps."""
     text = name(field, value).strip()

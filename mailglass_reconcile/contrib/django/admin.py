@@ -6,6 +6,9 @@ It is read-only, except for the action that erases a person.
 from __future__ import annotations
 
 import datetime as dt
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -24,6 +27,7 @@ from django.utils.timezone import template_localtime
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, StoredColumn
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.rules import addresses, event_types, states
+from mailglass_reconcile.rules.humanize import escape_unprintable
 
 LIMIT = 1_000
 """Greatest number of rows that a list shows and counts, because counting a million takes too long."""
@@ -39,6 +43,14 @@ class ShortPaginator(Paginator):
     def count(self) -> int:
         """The number of rows, or `LIMIT` if there are more."""
         return int(self.object_list.order_by()[:LIMIT].count())
+
+
+def _escape(row: Any) -> None:
+    """Escape what a stranger may have put into a row's texts, such as characters that reverse the text after them."""
+    for field in row._meta.concrete_fields:
+        text = row.__dict__.get(field.attname)
+        if isinstance(text, str):
+            setattr(row, field.attname, escape_unprintable(text))
 
 
 class ReadOnlyMixin:
@@ -69,6 +81,20 @@ class LargeTableAdmin(ReadOnlyMixin, admin.ModelAdmin):
         if not search_term.strip():
             return queryset, False
         return queryset.filter(pk__in=self.search(search_term)), False
+
+    def get_changelist_instance(self, request: Any) -> Any:
+        """Return the list, whose texts are escaped."""
+        changes = super().get_changelist_instance(request)
+        for row in changes.result_list:
+            _escape(row)
+        return changes
+
+    def get_object(self, request: Any, object_id: str, from_field: Any = None) -> Any:
+        """Return a row, whose texts are escaped, or None."""
+        row = super().get_object(request, object_id, from_field)
+        if row is not None:
+            _escape(row)
+        return row
 
     def search(self, term: str) -> list[UUID]:
         """Return the primary keys of the rows that match *term*, at most `LIMIT`."""
@@ -182,13 +208,15 @@ class DeliveryAdmin(LargeTableAdmin):
     def summary(self, delivery: Any) -> str:
         """Return the delivery's summary in one sentence, and the command that shows more."""
         details = getattr(delivery, "details", None)
-        return "-" if details is None else ": ".join(filter(None, (details.summary, details.command)))
+        return (
+            "-" if details is None else escape_unprintable(": ".join(filter(None, (details.summary, details.command))))
+        )
 
     @admin.display(description="provider")
     def sent_by(self, delivery: Any) -> Any:
         """Return the provider of the delivery's send."""
         details = getattr(delivery, "details", None)
-        return details.provider if details and details.provider else "-"
+        return escape_unprintable(details.provider) if details and details.provider else "-"
 
     @admin.display(description="events")
     def timeline(self, delivery: Any) -> Any:
@@ -198,7 +226,7 @@ class DeliveryAdmin(LargeTableAdmin):
                 reverse(
                     "admin:mailglass_reconcile_event_change", args=(event.event_id,), current_app=self.admin_site.name
                 ),
-                event.type,
+                escape_unprintable(event.type),
                 _localized(event.occurred_at),
                 f"linked {_localized(event.linked_at)}" if event.linked_at else "stored with the delivery",
             )
@@ -213,27 +241,33 @@ class DeliveryAdmin(LargeTableAdmin):
     @admin.action(description="Erase the recipients of selected deliveries", permissions=["erase"])
     def erase_recipients(self, request: Any, queryset: Any) -> Any:
         """Ask for confirmation, then erase each recipient from the rows of its tenant."""
-        selected = list(queryset.values_list("pk", "tenant_id", "recipient")[: MOST_ERASED + 1])
-        people = sorted({(tenant, to) for _, tenant, to in selected if not to.endswith(addresses.ERASED)})
+        selected = list(queryset.only("pk", "tenant_id", "recipient")[: MOST_ERASED + 1])
+        people: dict[tuple[str, str], list[Any]] = defaultdict(list)
+        for delivery in selected:
+            if not delivery.recipient.endswith(addresses.ERASED):
+                people[delivery.tenant_id, delivery.recipient].append(delivery)
         if len(selected) > MOST_ERASED:
             self.message_user(request, f"Select at most {MOST_ERASED} deliveries.", messages.ERROR)
         elif not request.POST.get("confirmed"):
             context = {
                 **self.admin_site.each_context(request),
                 "title": "Erase recipients",
-                "people": people,
-                "selected": [pk for pk, _, _ in selected],
+                "people": [tuple(map(escape_unprintable, person)) for person in sorted(people)],
+                "selected": [delivery.pk for delivery in selected],
             }
             return TemplateResponse(request, "admin/mailglass_reconcile/erase.html", context)
         else:
             self._erase(request, people)
         return None
 
-    def _erase(self, request: Any, people: list[tuple[str, str]]) -> None:
-        for tenant, recipient in people:
+    def _erase(self, request: Any, people: Mapping[tuple[str, str], Sequence[Any]]) -> None:
+        """Erase each person, and leave an entry in the admin's log for each delivery, without the address."""
+        for (tenant, recipient), selected in sorted(people.items()):
             try:
                 with _readers().database.connection() as connection:
                     erased = _readers().erase(connection, recipient=recipient, tenant_id=tenant)
+                    for delivery in selected:
+                        self.log_change(request, delivery, f"Erased the recipient from {erased.rows}.")
             except MailglassReconcileError as error:
                 self.message_user(request, f"An address was not erased: {error}.", messages.ERROR)
                 continue
@@ -251,7 +285,8 @@ class EventAdmin(LargeTableAdmin):
     search_help_text = "A recipient's address, a provider's message id, or an event's or a delivery's id."
     fields = readonly_fields = (
         "explanation",
-        *("id", "tenant_id", "delivery_link", "type", "occurred_at", "idempotency_key", "reject_reason", "metadata"),
+        *("id", "tenant_id", "delivery_link", "type", "occurred_at", "idempotency_key", "reject_reason"),
+        "metadata_text",
         "needs_reconciliation",
     )
 
@@ -268,6 +303,11 @@ class EventAdmin(LargeTableAdmin):
     @admin.display(description="explanation")
     def explanation(self, event: Any) -> str:
         return _explain(event.pk)
+
+    @admin.display(description="metadata")
+    def metadata_text(self, event: Any) -> str:
+        """Return the metadata as JSON, escaped as the other texts are."""
+        return escape_unprintable(json.dumps(event.metadata, ensure_ascii=False))
 
     @admin.display(description="delivery")
     def delivery_link(self, event: Any) -> Any:

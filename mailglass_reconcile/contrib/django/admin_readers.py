@@ -15,6 +15,7 @@ from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import deliveries, explanation, search
 from mailglass_reconcile.record.erasure import erase
+from mailglass_reconcile.rules.humanize import escape_unprintable
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction
 
@@ -56,5 +57,5 @@ def explain(event_id: UUID) -> str:
         f"{event.state}: {event.sentence}",
         *(capfirst(": ".join(filter(None, (fact.name, fact.plain_text)))) for fact in facts),
     ]
-    html: str = format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
+    html: str = format_html_join(mark_safe("<br>"), "{}", ((escape_unprintable(line),) for line in lines))
     return html

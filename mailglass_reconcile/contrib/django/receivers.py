@@ -38,14 +38,12 @@ def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
     """
     if not getattr(settings, "MAILGLASS_TENANT_REQUIRED", False):
         return
+    if getattr(settings, "MAILGLASS_TENANT", None) is None:
+        raise ConfigurationError("the mail was not sent: MAILGLASS_TENANT_REQUIRED is set, and MAILGLASS_TENANT is not")
     try:
-        function = tenant_function()
-        tenant = fixed_tenant() if function is None else function(message)
-        validation.name("the value of MAILGLASS_TENANT", tenant)
-    except Exception as error:  # an application's function may fail in any way
-        raise ConfigurationError(
-            f"the mail was not sent, because MAILGLASS_TENANT gives it no tenant: {failures.describe_error(error)}"
-        ) from error
+        tenant_of(message)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the mail was not sent: {error}") from None
 
 
 def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) -> None:

@@ -21,6 +21,7 @@ import mailglass_reconcile
 from anymail_sends import ANN, STORY, Message
 from anymail_webhooks import POSTMARK
 from django_project import databases_name
+from mailglass_reconcile.rules.humanize import escape_unprintable
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
@@ -230,6 +231,7 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
     delivery_id = factories.delivery(
         db, recipient=ANN.upper(), tenant_id=db.value("SELECT tenant_id FROM mailglass_deliveries")
     )
+    save_superuser()
     form = {"action": "erase_recipients", "_selected_action": str(rows["delivery"])}
     place = f"{PLACE}/delivery/"
     cookies = "django.contrib.messages.storage.cookie.CookieStorage"
@@ -249,6 +251,48 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
         assert "Not reached: metadata" in result
         assert site.post(f"{place}{delivery_id}/delete/").status_code == 403
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
+    (entry,) = db.rows("SELECT user_id, object_id, object_repr, change_message FROM django_admin_log")
+    assert entry[:3] == (1, str(rows["delivery"]), str(rows["delivery"]))
+    assert entry.change_message == "Erased the recipient from 2 deliveries, 0 open orphans and 0 raw webhooks."
+
+
+def save_superuser():
+    """Store the user of the admin's client, to whom the entries of its log belong."""
+    for app in ("auth", "admin"):
+        call_command("migrate", app, verbosity=0)
+    get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True).save()
+
+
+@pytest.mark.parametrize("tenant", ["acme\x07\u202egro", "t" * 600], ids=["control characters", "long"])
+def test_a_delivery_of_an_odd_tenant_is_erased(db, site, rows, tenant):
+    """Another program may write any text; the question shows it escaped."""
+    delivery_id = factories.delivery(db, recipient="eve@example.com", tenant_id=tenant)
+    save_superuser()
+    form = {"action": "erase_recipients", "_selected_action": delivery_id}
+    with override_settings(
+        MIDDLEWARE=["django_project.as_superuser", "django.contrib.messages.middleware.MessageMiddleware"],
+        MESSAGE_STORAGE="django.contrib.messages.storage.cookie.CookieStorage",
+    ):
+        question = text_of(Client().post(f"{PLACE}/delivery/", form))
+        assert escape_unprintable(tenant) in question
+        Client().post(f"{PLACE}/delivery/", {**form, "confirmed": "yes"})
+    assert db.value("SELECT recipient FROM mailglass_deliveries WHERE id = :id", id=delivery_id).endswith(
+        "@erased.invalid"
+    )
+
+
+def test_no_page_obeys_characters_that_a_stranger_has_chosen(db, site, rows):
+    """A right-to-left override would show another address than the one that is stored."""
+    odd = "a\x1b[2J\u202emoc.elpmaxe"
+    delivery_id = factories.delivery(db, odd, tenant_id=odd, recipient=odd, provider=odd)
+    orphan = factories.orphan(db, factories.postmark("m-8", note=odd), tenant_id=odd, reject_reason=odd)
+    for page in (
+        *("delivery/", f"delivery/{delivery_id}/change/", "event/", f"event/{orphan}/change/"),
+        *("openorphan/", f"openorphan/{orphan}/change/"),
+    ):
+        content = site.get(f"{PLACE}/{page}").content.decode()
+        assert not {"\x1b", "\u202e"}.intersection(content), page
+        assert "u202emoc" in content, page
 
 
 def test_a_model_refuses_to_write(db, rows):

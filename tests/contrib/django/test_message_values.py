@@ -105,7 +105,7 @@ def test_a_mail_without_tenant_is_refused_before_the_provider_is_called_if_the_p
     called = []
     post_send.connect(lambda **_: called.append(1), weak=False, dispatch_uid="called")
     with override_settings(MAILGLASS_TENANT=tenant, MAILGLASS_TENANT_REQUIRED=True):
-        with pytest.raises(ConfigurationError, match=r"the mail was not sent, because MAILGLASS_TENANT gives it no"):
+        with pytest.raises(ConfigurationError, match=r"the mail was not sent: .*MAILGLASS_TENANT"):
             send()
         assert (called, db.value("SELECT count(*) FROM mailglass_deliveries")) == ([], 0)
     with override_settings(MAILGLASS_TENANT=lambda _message: "acme", MAILGLASS_TENANT_REQUIRED=True):
