@@ -764,6 +764,16 @@ def test_values_that_python_cannot_hold_are_replaced(handler_db):
     assert received[0].recipient is received[0].message_id is None
 
 
+def test_a_handler_gets_no_recipient_of_a_person_who_was_erased_meanwhile(handler_db):
+    """The random address that replaces it must not be stored as one to suppress."""
+    received = leaving("all")
+    link_orphans(handler_db)
+    with handler_db.engine.begin() as connection:
+        mailglass_reconcile.erase(connection, recipient=factories.RECIPIENT)
+    assert dispatch().handled == 1
+    assert received[0].recipient is None
+
+
 def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, caplog):
     """Its message may contain an address."""
     failing("bad", ValueError("Ada@Example.com"))

@@ -365,6 +365,18 @@ def test_an_event_that_the_database_refuses_to_link_costs_no_send(db):
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
 
 
+def test_an_event_whose_first_id_names_another_delivery_is_left_to_the_sweep(db):
+    """The results of the send do not have it, so nothing would broadcast it."""
+    factories.delivery(db, "m-0", recipient=ADA)
+    factories.orphan(db, factories.postmark("m-1", provider_message_id="m-0", recipient=ADA))
+    db.run("UPDATE mailglass_deliveries SET provider_message_id = 'later'")
+    assert reconcile().linked == 0
+    db.run("UPDATE mailglass_deliveries SET provider_message_id = 'm-0'")
+    send_in_transaction(db, make_sent())
+    assert db.value(OPEN) == 1
+    assert reconcile().linked == 1
+
+
 def test_an_event_that_a_sweep_holds_is_not_waited_for(db):
     """The sweep links it, or a later one does."""
     webhook_in(db, event())
