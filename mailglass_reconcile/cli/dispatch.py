@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 
 _TOTALS: dict[State, tuple[str, str]] = {
-    "waiting": ("event waits for a handler", "events wait for handlers"),
-    "dead": ("event is dead", "events are dead"),
+    "waiting": ("job of a handler waits", "jobs of handlers wait"),
+    "dead": ("job of a handler is dead", "jobs of handlers are dead"),
 }
 _ATTEMPTS: dict[State, str] = {"waiting": "next attempt", "dead": "died"}
 
@@ -56,15 +56,17 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--waiting", is_flag=True, help="List the events that wait for handlers, by handler and error.")
-@click.option("--dead", "lists", is_flag=True, help="List the events on which handlers have failed for the last time.")
+@click.option(
+    "--waiting", is_flag=True, help="List the jobs that wait, one for each handler and event, by handler and error."
+)
+@click.option("--dead", "lists", is_flag=True, help="List the jobs that have failed for the last time.")
 @click.option(
     "--retry",
     callback=_event_id,
     is_flag=False,
     flag_value=ALL,
     metavar="[EVENT_ID]",
-    help="Try all dead and failing events, or one, again in the next dispatch.",
+    help="Try all dead and failing jobs, or those of one event, again in the next dispatch.",
 )
 @click.option(
     "--replay",
@@ -79,9 +81,9 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     is_flag=False,
     flag_value=ALL,
     metavar="[TYPE]",
-    help="Unregister the handlers of this type, or the one of --handler, and delete the events that wait for them.",
+    help="Unregister the handlers of this type, or the one of --handler, and delete the jobs that wait for them.",
 )
-@click.option("--rename", nargs=2, metavar="OLD NEW", help="Run a renamed handler's events, and later ones, as NEW.")
+@click.option("--rename", nargs=2, metavar="OLD NEW", help="Run a renamed handler's jobs, and later ones, as NEW.")
 @click.option(
     "--handler",
     metavar="NAME",
@@ -160,7 +162,7 @@ def _dispatch(as_json: bool) -> None:
         print_json(result.as_dict())
     else:
         click.echo(
-            f"handled {pluralize(result.handled, 'event')} in {format_duration_ms(result.duration_ms)};"
+            f"handled {pluralize(result.handled, 'job')} in {format_duration_ms(result.duration_ms)};"
             f" {result.failed:,} failed" + (f", {result.dead:,} dead" if result.dead else "")
         )
     sys.exit(1 if result.failed or result.dead else 0)

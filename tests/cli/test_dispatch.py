@@ -31,7 +31,7 @@ def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     mailglass_reconcile.reconcile()
     result = commands.run_here("dispatch", "--waiting")
     total, *groups = result.stderr.splitlines()
-    assert total == "3 events wait for handlers"
+    assert total == "3 jobs of handlers wait"
     assert re.fullmatch(r"  1 bounced for flaky: KeyError, next attempt \d{4}-.* UTC \(in \d seconds?\)", groups[0])
     for group, name in zip(groups[1:], ("flaky", "steady"), strict=True):
         assert re.fullmatch(
@@ -61,9 +61,9 @@ OF = "SELECT max(delivery_id::text) FROM mailglass_handler_outbox WHERE event_id
 def test_nothing_waits(handler_db):
     """Stdout is empty."""
     result = commands.run_here("dispatch", "--waiting")
-    assert (result.stdout, result.stderr) == ("", "0 events wait for handlers\n")
+    assert (result.stdout, result.stderr) == ("", "0 jobs of handlers wait\n")
     result = commands.run_here("dispatch", "--dead")
-    assert (result.stdout, result.stderr) == ("", "0 events are dead\n")
+    assert (result.stdout, result.stderr) == ("", "0 jobs of handlers are dead\n")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
             factories.insert_pairs(db, 1)
             wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
             wait_until(lambda: db.count_links() == 3, 60)
-    assert "handled 0 events" in run(terminal, "mailglass dispatch")
+    assert "handled 0 jobs" in run(terminal, "mailglass dispatch")
     assert "0 open orphans" in run(terminal, "mailglass status")
 
 

@@ -149,7 +149,7 @@ def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
     """Dead jobs come first, then failing ones, then waiting ones."""
     db.broken.add("I14")
     visitor = Visitor(app(db))
-    assert "No event waits for a handler." in visitor.get("/handlers").text
+    assert "No job of a handler waits." in visitor.get("/handlers").text
     for handler, type_, state, attempts, error, events in (
         ("shop.note", "opened", "waiting", 0, None, 5),
         ("shop.suppress", "bounced", "waiting", 4, "ConnectTimeout", 2),
