@@ -55,7 +55,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
     if as_json:
         print_json(loaded.as_dict())
     else:
-        console().print(_render(loaded))
+        console().print(_render(loaded, tenant))
 
 
 def _print_health(max_lag: float) -> int:
@@ -67,10 +67,13 @@ def _print_health(max_lag: float) -> int:
     return 1 if problems else 0
 
 
-def _render(loaded: Status) -> Group:
+def _render(loaded: Status, tenant: str | None) -> Group:
+    """Return the lines and tables of a status; of one tenant, it has only open orphans, and all else is of all."""
     lines = [f"{pluralize(loaded.eligible, 'open orphan')} as of {format_time(loaded.as_of)}"]
     if loaded.waiting:
         lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
+    if tenant is not None:
+        lines.append("of all tenants:")
     if loaded.lag_seconds:
         lines.append(f"the oldest that could be linked has been open for {format_duration(loaded.lag_seconds)}")
     if loaded.totals["expired"]:

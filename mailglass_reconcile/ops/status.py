@@ -25,7 +25,7 @@ FAST_TIMEOUT_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of linking.
+    """The state of linking; for one tenant, `open`, `eligible`, `waiting` and `groups` are its own.
 
     Attributes:
         open: `eligible` and `waiting` together.

@@ -302,3 +302,13 @@ def test_the_last_runs_are_those_of_the_dashboard(db):
         " SELECT now() + n * interval '1 minute', now(), 'recent', 'beat', 'ok' FROM generate_series(1, 6) AS n"
     )
     assert [run["kind"] for run in load_status(db.database).last_runs] == ["prune", "full"]
+
+
+def test_the_status_of_a_tenant_says_what_is_of_all_tenants(db):
+    """The lag and the expired orphans of globex once stood below the number of acme's open orphans."""
+    reconcile()
+    db.run("UPDATE mailglass_reconcile_runs SET linkable_since = now()::timestamp - interval '3 hours', expired = 41")
+    of_acme, _, of_all = commands.run_unchecked(db, "status", "--tenant", "acme").stdout.partition("of all tenants:\n")
+    assert of_acme.startswith("0 open orphans as of")
+    assert "the oldest that could be linked has been open for 3 hours" in of_all
+    assert "of all tenants" not in commands.run_unchecked(db, "status").stdout

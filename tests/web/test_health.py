@@ -42,12 +42,26 @@ def test_every_page_has_the_number_of_problems_in_its_title(db):
     for path in ("/", "/orphans", "/find?q=nothing"):
         assert title(page(db, path)).startswith("(1) "), path
     text = page(db)
-    output = "1 problem No run that beat queued has ended for 3 hours; no full sweep has succeeded for 3 hours"
+    output = (
+        "1 problem No full sweep has succeeded for 3 hours (limit 10 minutes); no run that beat queued has ended for 3"
+        " hours."
+    )
     assert output in note(text)
     assert 'data-copy="mailglass-reconcile doctor"' in text
     mailglass_reconcile.reconcile()
     assert title(page(db)) == "Overview · mailglass-reconcile"
     assert "Healthy. Sweeps run, and everything that can be linked is linked." in note(page(db))
+
+
+def test_it_does_not_say_that_all_is_linked_while_something_can_be(db):
+    """A sweep with a limit leaves what it could link; an event that no sweep has checked may be linkable."""
+    factories.insert_pairs(db, 3)
+    mailglass_reconcile.reconcile(limit=1)
+    assert "Healthy. Sweeps run; 2 events that can be linked wait for the next sweep." in note(page(db))
+    db.run("UPDATE mailglass_reconcile_runs SET open_groups = replace(open_groups::text, 'matched', 'unseen')::jsonb")
+    assert "Healthy. Sweeps run; 2 events have not been checked yet." in note(page(db))
+    mailglass_reconcile.reconcile()
+    assert "everything that can be linked is linked" in note(page(db))
 
 
 def test_a_new_installation_has_not_started_yet_and_has_steps(db):
