@@ -39,6 +39,7 @@ class Queue(Generic[T]):
         *,
         limit: int,
         batch: int,
+        size: Callable[[T], int],
         delay: float = 0.0,
         close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -48,19 +49,25 @@ class Queue(Generic[T]):
             process: Processes some entries in the thread, and returns those to process again in a moment.
             limit: The size that all entries may have together.
             batch: The size up to which entries are processed together.
+            size: The size of an entry.
             delay: Seconds for which the first entry waits for others, so that they share one round trip.
             close: Closes the connections that *process* keeps.
         """
         self._process, self._limit, self._batch, self._delay, self.close = process, limit, batch, delay, close
+        self._size_of = size
         self.clear()
         _queues.append(self)
 
-    def put(self, entry: T, size: int = 1) -> bool:
-        """Enqueue an entry, and return False if the queue is full or no thread can be started."""
+    def put(self, entry: T) -> bool:
+        """Enqueue an entry, and return False if the queue is full or no thread can be started.
+
+        An empty queue takes an entry of any size.
+        """
         with _thread.condition:
             if entry in self._waiting or entry in self._delayed or entry in self._in_flight:
                 return True
-            if self._size + size > self._limit or not _thread.start():
+            size = self._size_of(entry)
+            if (self._size and self._size + size > self._limit) or not _thread.start():
                 return False
             if not self._waiting:
                 self._waiting_since = time.monotonic()
@@ -137,6 +144,7 @@ class _Thread:
         self._is_working = False
         self._may_be_connected = False
         self._flushes = 0
+        self.ident: int | None = None
 
     @property
     def is_flushing(self) -> bool:
@@ -168,6 +176,7 @@ class _Thread:
         return not (self._is_working or self._may_be_connected or any(queue.has_entries for queue in _queues))
 
     def _run(self) -> None:
+        self.ident = threading.get_ident()
         while True:
             queue = self._wait_for_batch()
             if queue is None:
@@ -203,6 +212,11 @@ class _Thread:
 
 _queues: list[Queue[Any]] = []
 _thread = _Thread()
+
+
+def is_background_thread() -> bool:
+    """Return True in the background thread."""
+    return threading.get_ident() == _thread.ident
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:

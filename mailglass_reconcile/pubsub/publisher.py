@@ -77,12 +77,14 @@ class Publisher:
         self._enqueued = self._published = self._completed = 0
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Enqueue *messages*, and return immediately."""
+        """Enqueue *messages*, and return immediately; the background thread itself publishes them at once."""
         for chunk in _chunks(messages, CHUNK_LINKS):
             self._enqueued += 2 * len(chunk)
-            if self.server.is_backing_off:
+            if background.is_background_thread():
+                _publish_to(self.server, [_Chunk(self, chunk)])
+            elif self.server.is_backing_off:
                 self.count_published(chunk, 0)
-            elif not _queue.put(_Chunk(self, chunk), len(chunk)):
+            elif not _queue.put(_Chunk(self, chunk)):
                 self.server.warn("it answers too slowly")
                 self.count_published(chunk, 0)
 
@@ -225,4 +227,4 @@ def _publish_to(server: _Server, chunks: Sequence[_Chunk]) -> None:
         start = end
 
 
-_queue = Queue(_publish, limit=MAX_WAITING_LINKS, batch=CHUNK_LINKS)
+_queue = Queue(_publish, limit=MAX_WAITING_LINKS, batch=CHUNK_LINKS, size=lambda chunk: len(chunk.messages))

@@ -1,7 +1,7 @@
 """After the caller's commit: broadcast the linked events, and look up their ids once more.
 
 `broadcast`, a Session that commits, and Django's `on_commit` enqueue; the background thread does the work, on a
-connection of its own. It asks the database once for all waiting calls: which recorded events exist, however
+connection of its own. It asks the database once for a few thousand waiting ids: which recorded events exist, however
 their savepoints and transactions ended, and whether anything may match. Only events that exist are broadcast.
 
 If the transactions of a send and a webhook overlap, neither sees the other. The one that commits last sees both when
@@ -17,10 +17,11 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -47,9 +48,9 @@ from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
 
 logger = logging.getLogger(__name__)
 
-MAX_WAITING_ACTIONS = 10_000
-"""Actions that wait in memory at most; further ones are dropped."""
-ACTIONS_PER_BATCH = 500
+MAX_WAITING_IDS = 100_000
+"""Events to broadcast and ids to look up that wait in memory at most; the actions of further calls are dropped."""
+IDS_PER_BATCH = 5_000
 GATHER_SECONDS = 0.02
 """The first call waits this long for others, to share one look-up: calls in a row cost a quarter less."""
 ATTEMPTS = 10
@@ -61,24 +62,35 @@ BACKOFF_SECONDS = 5.0
 NOT_BROADCAST = "cannot broadcast the events of this call; the next sweep links those that arrived at the same time"
 
 
-class Recheck(NamedTuple):
-    """A look-up to repeat after the commit: open events by message ids, and open events by their own ids."""
+class LookUp(NamedTuple):
+    """A look-up to repeat after the commit: of the open events of a message id, or of an open event by its own id."""
 
     tenant_id: str
-    message_ids: tuple[str, ...] = ()
-    event_ids: tuple[str, ...] = ()
+    message_id: str | None = None
+    event_id: str | None = None
 
 
 @dataclass(slots=True, eq=False)
 class AfterCommitAction:
-    """The work to do for one result of a writer after the commit; empty when it is done."""
+    """The work to do for one call of a writer after the commit; empty when it is done."""
 
-    events: tuple[LinkedEvent, ...] = ()
-    """Events to broadcast, if the database has them."""
-    recheck: Recheck | None = None
+    events: dict[str, LinkedEvent]
+    """Events to broadcast if the database has them, by the id of the appended event."""
+    look_ups: Sequence[LookUp] = ()
     engine: sa.Engine | None = None
     attempts: int = 0
-    """Rechecks that met orphans which another session had locked."""
+    """Rounds of look-ups that linked nothing, because another session had locked the orphans."""
+
+    @property
+    def size(self) -> int:
+        """The number of events and look-ups that are left to do."""
+        return len(self.events) + len(self.look_ups)
+
+
+def make_action(events: Iterable[LinkedEvent], look_ups: Sequence[LookUp] = ()) -> AfterCommitAction | None:
+    """Return the action that broadcasts events and repeats look-ups; None if there is nothing to do."""
+    action = AfterCommitAction({event.reconciled_id or event.event_id: event for event in events}, look_ups)
+    return action if action.size else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +143,12 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
         recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
     with _log_errors():
-        _enqueue([result.action for result in recorded if result.action])
+        _enqueue(_actions_of(recorded))
+
+
+def _actions_of(recorded: Iterable[Recorded | RecordedDelivery]) -> list[AfterCommitAction]:
+    """Return the actions of results, each once."""
+    return list(dict.fromkeys(result.action for result in recorded if result.action))
 
 
 async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
@@ -145,7 +162,7 @@ async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> No
 
 def _enqueue(actions: Iterable[AfterCommitAction]) -> None:
     lazy_redis.load()
-    if dropped := _queue.put_all(action for action in actions if action.events or action.recheck):
+    if dropped := _queue.put_all(action for action in actions if action.size):
         _count_failed(dropped)
         if _throttle.allow(NOT_BROADCAST):
             logger.warning("%s: too many calls wait for the background thread", NOT_BROADCAST)
@@ -186,34 +203,48 @@ def _run_actions(actions: Sequence[AfterCommitAction]) -> list[AfterCommitAction
     return to_repeat
 
 
+class _Asked(NamedTuple):
+    """A look-up of an action."""
+
+    action: AfterCommitAction
+    look_up: LookUp
+
+
 def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connected) -> list[AfterCommitAction]:
-    """Run actions on a connection, and return those to repeat; the others keep only events that do not exist."""
-    rechecks = [action.recheck for action in actions if action.recheck]
+    """Run actions on a connection, and return those to repeat; the others keep only events that do not exist.
+
+    More than a batch is worked off in parts, and each is published before the next.
+    """
+    events = [(action, id_) for action in actions for id_ in action.events]
+    asked = [_Asked(action, look_up) for action in actions for look_up in action.look_ups]
+    to_repeat: dict[AfterCommitAction, list[LookUp]] = defaultdict(list)
+    half = IDS_PER_BATCH // 2
+    for start in range(0, max(len(events), len(asked)), half):
+        part = slice(start, start + half)
+        for action, look_up in _run_part(connected, events[part], asked[part]):
+            to_repeat[action].append(look_up)
+    for action in actions:
+        action.attempts += 1
+        action.look_ups = to_repeat[action] if action.attempts < ATTEMPTS else ()
+    return [action for action in actions if action.look_ups]
+
+
+def _run_part(
+    connected: Connected, events: Iterable[tuple[AfterCommitAction, str]], asked: Sequence[_Asked]
+) -> list[_Asked]:
+    """Broadcast the events that the database has, look up, and return the look-ups to repeat."""
     with connected.plain() as tx:
         present, may_match = open_orphans.after_commit(
             tx,
-            [_appended_id(event) for action in actions for event in action.events],
-            [id_ for recheck in rechecks for id_ in recheck.message_ids],
-            [id_ for recheck in rechecks for id_ in recheck.event_ids],
+            [id_ for _, id_ in events],
+            [look_up.message_id for _, look_up in asked if look_up.message_id],
+            [look_up.event_id for _, look_up in asked if look_up.event_id],
         )
-    events = []
-    for action in actions:
-        events += [event for event in action.events if _appended_id(event) in present]
-        action.events = tuple(event for event in action.events if _appended_id(event) not in present)
-    _publish(events)
-    by_tenant: dict[str, list[AfterCommitAction]] = defaultdict(list)
-    for action in actions if may_match else ():
-        if action.recheck:
-            by_tenant[action.recheck.tenant_id].append(action)
-    to_repeat = [action for group in by_tenant.values() for action in _relink(connected, group)]
-    for action in actions:
-        if action not in to_repeat:
-            action.recheck = None
-    return to_repeat
-
-
-def _appended_id(event: LinkedEvent) -> str:
-    return event.reconciled_id or event.event_id
+    _publish([action.events.pop(id_) for action, id_ in events if id_ in present])
+    by_tenant: dict[str, list[_Asked]] = defaultdict(list)
+    for pair in asked if may_match else ():
+        by_tenant[pair.look_up.tenant_id].append(pair)
+    return [repeated for group in by_tenant.values() for repeated in _relink(connected, group)]
 
 
 def _publish(events: Iterable[LinkedEvent]) -> None:
@@ -221,39 +252,41 @@ def _publish(events: Iterable[LinkedEvent]) -> None:
         runtime.create_publisher().publish(messages)
 
 
-def _relink(connected: Connected, actions: list[AfterCommitAction]) -> list[AfterCommitAction]:
-    """Link the open orphans of a tenant's actions, and return the actions to repeat."""
-    to_repeat: list[AfterCommitAction] = []
-    for _, result in run_halved(connected, actions, partial(_link_open, connected), is_of_rows=is_data_error):
-        if isinstance(result, Refused):  # it does not hold up the orphans of other calls
-            text = "cannot look up the ids of this call again; the next sweep links its events: %s"
-            logger.warning(text, _describe_error(result.error))
-        else:
-            to_repeat += result
+def _relink(connected: Connected, asked: Sequence[_Asked]) -> list[_Asked]:
+    """Link the open orphans of a tenant's look-ups, and return the look-ups to repeat."""
+    to_repeat: list[_Asked] = []
+    size = connected.settings.batch_size
+    for start in range(0, len(asked), size):
+        batch = asked[start : start + size]
+        for _, result in run_halved(connected, batch, partial(_link_open, connected), is_of_rows=is_data_error):
+            if isinstance(result, Refused):  # it does not hold up other look-ups
+                text = "cannot look up the ids of this call again; the next sweep links its events: %s"
+                logger.warning(text, _describe_error(result.error))
+            else:
+                to_repeat += result
     return to_repeat
 
 
-def _link_open(connected: Connected, actions: Sequence[AfterCommitAction]) -> Sequence[AfterCommitAction]:
-    """Link the open orphans of actions; return the actions if orphans were locked, or more are open."""
-    rechecks = [action.recheck for action in actions if action.recheck]
-    message_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.message_ids)
-    event_ids = dict.fromkeys(id_ for recheck in rechecks for id_ in recheck.event_ids)
+def _link_open(connected: Connected, asked: Sequence[_Asked]) -> Sequence[_Asked]:
+    """Link the open orphans of look-ups; return the look-ups if orphans were locked, or more are open."""
+    message_ids = dict.fromkeys(look_up.message_id for _, look_up in asked if look_up.message_id)
+    event_ids = dict.fromkeys(look_up.event_id for _, look_up in asked if look_up.event_id)
     with connected.writing(STATEMENT_TIMEOUT_MS) as tx:
-        pairs, notes, has_more = _match(tx, Recheck(rechecks[0].tenant_id, tuple(message_ids), tuple(event_ids)))
+        pairs, notes, has_more = _match(tx, asked[0].look_up.tenant_id, message_ids, event_ids)
         linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
     _publish(linked)
-    if has_more and linked:
-        return actions
-    for action in actions:
-        action.attempts += 1
-    return actions if len(linked) < len(pairs) and actions[0].attempts < ATTEMPTS else ()
+    for action, _ in asked if linked else ():
+        action.attempts = 0
+    return asked if len(linked) < len(pairs) or (has_more and linked) else ()
 
 
-def _match(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
-    """Match the open orphans of a recheck: at most a batch of pairs, their notes, and True if there may be more."""
+def _match(
+    tx: Transaction, tenant_id: str, message_ids: Collection[str], event_ids: Iterable[str]
+) -> tuple[Pairs, Notes, bool]:
+    """Match the open orphans of look-ups: at most a batch of pairs, their notes, and True if there may be more."""
     size = tx.settings.batch_size
-    open_ids = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
-    ids = dict.fromkeys([*open_ids, *recheck.event_ids])
+    open_ids = open_orphans.with_message_ids(tx, tenant_id, message_ids) if message_ids else []
+    ids = dict.fromkeys([*open_ids, *event_ids])
     matches = match_orphans(tx.reading, open_orphans.read(tx.reading, ids))
     pairs = [(match.orphan.event_id, match.result.delivery_id) for match in matches if match.result.delivery_id]
     return pairs[:size], unchecked_notes(matches), len(open_ids) >= size or len(pairs) > size
@@ -337,7 +370,12 @@ class _Connections:
 _throttle = LogThrottle()
 _connections = _Connections()
 _queue = Queue(
-    _run_actions, limit=MAX_WAITING_ACTIONS, batch=ACTIONS_PER_BATCH, delay=GATHER_SECONDS, close=_connections.close
+    _run_actions,
+    limit=MAX_WAITING_IDS,
+    batch=IDS_PER_BATCH,
+    size=attrgetter("size"),
+    delay=GATHER_SECONDS,
+    close=_connections.close,
 )
 os.register_at_fork(after_in_child=_connections.leave_to_parent)
 
@@ -346,7 +384,7 @@ def attach_actions(connection_or_session: sa.Connection | Session, recorded: lis
     """Return a writer's results; a Session runs their actions when it commits."""
     session = as_session(connection_or_session)
     connection: Any = connection_or_session if session is None else session.connection()
-    actions = [result.action for result in recorded if result.action]
+    actions = _actions_of(recorded)
     for action in actions:
         action.engine = connection.engine
     if session is not None and actions:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, validation
-from mailglass_reconcile.record.after_commit import AfterCommitAction, Recorded
+from mailglass_reconcile.record.after_commit import Recorded, make_action
 from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction
@@ -165,4 +165,4 @@ def _load_and_require_linkable(tx: Transaction, manual: ManualLink) -> sa.Row[An
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:
-    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), AfterCommitAction(events=(linked,)))
+    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), make_action([linked]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
-from mailglass_reconcile.record.after_commit import AfterCommitAction, Recheck, RecordedDelivery
+from mailglass_reconcile.record.after_commit import LookUp, RecordedDelivery, make_action
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
@@ -152,16 +152,9 @@ def _make_results(
     new_sends: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
-    events: dict[str, list[LinkedEvent]] = defaultdict(list)
-    for event in linked:
-        events[event.delivery_id].append(event)
-    recorded = []
-    for send, id_ in zip(new_sends, delivery_ids, strict=True):
-        recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
-        # A recipient that is passed twice is broadcast once.
-        action = AfterCommitAction(tuple(events.pop(id_, ())), recheck)
-        recorded.append(RecordedDelivery(UUID(id_), counts[id_], action if action.events or action.recheck else None))
-    return recorded
+    ids = dict.fromkeys((send.entry.tenant_id, send.message_id) for send in new_sends if send.message_id)
+    action = make_action(linked, [LookUp(tenant_id, message_id=id_) for tenant_id, id_ in ids])
+    return [RecordedDelivery(UUID(id_), counts[id_], action) for id_ in delivery_ids]
 
 
 def validate_sends(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
-from mailglass_reconcile.record.after_commit import AfterCommitAction, Recheck, Recorded
+from mailglass_reconcile.record.after_commit import AfterCommitAction, LookUp, Recorded, make_action
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -114,19 +114,28 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     ]
     stored_keys = [StoredKeys(event.keys, result.state) for event, result in zip(new_events, matches, strict=True)]
     recorded = ledger.append_webhook(tx, entries, stored_keys)
-    open_states = {event.entry.id: result.state for event, result in zip(new_events, matches, strict=True)}
-    return [_result(event, recorded, open_states.get(event.entry.id)) for event in events]
+    states = {event.entry.id: result.state for event, result in zip(new_events, matches, strict=True)}
+    look_ups = [
+        LookUp(event.entry.tenant_id, event_id=event.entry.id)
+        for event in new_events
+        if event.keys.candidate_ids and recorded.get(event.entry.id, event) is None
+    ]
+    action = make_action(filter(None, recorded.values()), look_ups)
+    return [_result(event.entry.id, recorded, states.get(event.entry.id), action) for event in events]
 
 
-def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None], state: MatchState | None) -> Recorded:
-    id_ = event.entry.id
+def _result(
+    id_: str,
+    recorded: Mapping[str, LinkedEvent | None],
+    state: MatchState | None,
+    action: AfterCommitAction | None,
+) -> Recorded:
     if id_ not in recorded:
         return REPEATED
     attached = recorded[id_]
     if attached:
-        return Recorded(UUID(id_), UUID(attached.delivery_id), AfterCommitAction(events=(attached,)))
-    recheck = Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
-    return Recorded(UUID(id_), None, AfterCommitAction(recheck=recheck) if recheck else None, state)
+        return Recorded(UUID(id_), UUID(attached.delivery_id), action)
+    return Recorded(UUID(id_), None, action, state)
 
 
 def validate_events(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:

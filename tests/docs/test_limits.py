@@ -107,7 +107,7 @@ SENTENCES = [
     ("security.md", "a token of at least {} characters", MIN_TOKEN_CHARACTERS),
     ("python.md", "works in {} threads", word(app.THREADS)),
     ("providers.md", "tokens, of the last {:,}", mailgun.MAX_TOKENS),
-    ("recording.md", "At most {:,} calls wait", after_commit.MAX_WAITING_ACTIONS),
+    ("recording.md", "At most {:,} events and message ids wait", after_commit.MAX_WAITING_IDS),
     ("recording.md", "left alone for {} seconds", word(after_commit.BACKOFF_SECONDS)),
     ("redis.md", "holds the messages of {:,} links", publisher.MAX_WAITING_LINKS),
     ("redis.md", "does not use Redis for {} seconds", word(publisher.BACKOFF_SECONDS)),

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -430,6 +431,58 @@ def test_calls_that_do_not_fit_are_dropped_counted_and_logged_once(db, monkeypat
     assert read_published_message_ids(db) == ["m-1"] * 6
     assert len([line for line in lines(caplog) if "too many calls" in line]) == 1
     assert observed.counts("messages") == {"published": 6, "failed": 2 * 2 * 5}
+
+
+def test_a_call_of_more_ids_than_may_wait_is_broadcast_and_looked_up_whole(db, monkeypatch, observed):
+    """It is worked off in parts."""
+    monkeypatch.setattr(after_commit._queue, "_limit", 3)
+    monkeypatch.setattr(after_commit, "IDS_PER_BATCH", 8)
+    ids = [f"m-{number}" for number in range(10, 30)]
+    with db.engine.begin() as connection:
+        attached = [event("m-1", provider_event_id=number) for number in range(20)]
+        recorded = record(connection, *attached, *(event(id_, provider_event_id=id_) for id_ in ids))
+        factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids])
+    broadcast(recorded)
+    assert Counter(read_published_message_ids(db)) == {"m-1": 40, **dict.fromkeys(ids, 2)}
+    assert observed.counts("messages") == {"published": 80}
+
+
+def test_a_part_of_a_call_s_results_broadcasts_the_call_once(db):
+    """All results of a call share its work."""
+    with db.engine.begin() as connection:
+        recorded = record(connection, event("m-1"), event("m-2", provider_event_id="2"))
+    for result in recorded:
+        broadcast([result])
+    assert read_published_message_ids(db) == ["m-1", "m-1", "m-2", "m-2"]
+
+
+def test_an_orphan_that_the_database_refuses_to_link_costs_its_own_look_up_only(db, caplog):
+    """The other events of its call are linked, and the log has one line."""
+    ids = [f"m-{number}" for number in range(10, 1_010)]
+    db.run("ALTER TABLE mailglass_deliveries ADD CHECK (NOT (terminal AND provider_message_id = 'm-57'))")
+    with db.engine.begin() as connection:
+        recorded = record(connection, *(event(id_, provider_event_id=id_) for id_ in ids))
+        factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids])
+    broadcast(recorded)
+    assert sorted(set(ids) - set(read_published_message_ids(db))) == ["m-57"]
+    assert db.count_links() == 999
+    assert len([line for line in caplog.messages if "cannot look up the ids of this call again" in line]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("calls", "recipients"), [(1, 12_000), (20, 1_000)])
+def test_sends_to_thousands_link_and_broadcast_all_that_came_before(db, calls, recipients):
+    """A call links a few thousand events itself, the thread the others; no look-up and no message is dropped."""
+    with db.engine.begin() as connection:
+        record(connection, *(event(f"c-{n}", provider_event_id=n) for n in range(calls * recipients)))
+    with busy_thread():
+        for start in range(0, calls * recipients, recipients):
+            sent = [Sent(recipient=f"u{n}@example.com", message_id=f"c-{n}") for n in range(start, start + recipients)]
+            with db.engine.begin() as connection:
+                recorded = record_send(connection, provider="postmark", sent=sent, tenant_id=factories.TENANT)
+            broadcast(recorded)
+    assert len(db.witness.messages()) == 2 * calls * recipients
+    assert db.count_links() == calls * recipients
 
 
 def test_a_forked_child_begins_with_nothing_to_do_and_its_parent_goes_on(db):

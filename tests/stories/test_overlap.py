@@ -159,7 +159,7 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
         recorded = record(connection, event(), event(None, provider_event_id="2"))
         recorded += record(connection, event())
         recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
-    assert recorded[0].action.recheck is None
+    assert not recorded[0].action.look_ups
     with statements_in_background() as sent:
         publish(recorded[1:])
     assert sent == []
