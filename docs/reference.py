@@ -39,10 +39,9 @@ NAMES = {
     " webhooks.verify webhooks.webhook_reader"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
-    "One event or person": "find_orphans attempt_link Orphan sweep.matcher.Decision link erase Erased",
-    "Handlers": "on_event DeliveryEvent dispatch handlers.dispatcher.DispatchResult",
-    "Live updates": "subscribe subscribe_async pubsub.subscriber.Subscription pubsub.subscriber.AsyncSubscription"
-    " Update Missed events_channel",
+    "One event or person": "find_orphans attempt_link Orphan Decision link erase Erased",
+    "Handlers": "on_event DeliveryEvent dispatch DispatchResult",
+    "Live updates": "subscribe subscribe_async Subscription AsyncSubscription Update Missed events_channel",
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
     " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError webhooks.InvalidWebhookError"

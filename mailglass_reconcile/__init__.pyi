@@ -10,7 +10,10 @@ from .errors import (
     RedisUnavailableError as RedisUnavailableError,
     SchemaOutdatedError as SchemaOutdatedError,
 )
-from .handlers.dispatcher import dispatch as dispatch
+from .handlers.dispatcher import (
+    DispatchResult as DispatchResult,
+    dispatch as dispatch,
+)
 from .ops.orphans import (
     Orphan as Orphan,
     attempt_link as attempt_link,
@@ -21,7 +24,9 @@ from .ops.pruner import (
     prune as prune,
 )
 from .pubsub import (
+    AsyncSubscription as AsyncSubscription,
     Missed as Missed,
+    Subscription as Subscription,
     Update as Update,
     events_channel as events_channel,
     flush as flush,
@@ -61,6 +66,7 @@ from .schedule import (
 )
 from .settings import Settings as Settings
 from .store.schema import include_object as include_object
+from .sweep.matcher import Decision as Decision
 from .sweep.recent import reconcile_recent as reconcile_recent
 from .sweep.reconciler import reconcile as reconcile
 from .sweep.result import SweepResult as SweepResult

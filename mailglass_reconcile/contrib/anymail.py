@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
@@ -102,7 +102,7 @@ def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
     ]
 
 
-def _sent_type(recipient_status: AnymailRecipientStatus) -> str:
+def _sent_type(recipient_status: AnymailRecipientStatus) -> Literal["dispatched", "failed", "rejected"]:
     if recipient_status.status in _REJECTED_STATUSES:
         return "rejected"
     return "failed" if recipient_status.status == "failed" else "dispatched"

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -47,7 +47,7 @@ class Sent:
 
     recipient: str = field(repr=False)
     message_id: str | int | None
-    type: str = "dispatched"
+    type: Literal["dispatched", "failed", "rejected"] = "dispatched"
     occurred_at: dt.datetime | None = None
     _identity: str = field(init=False, repr=False, compare=False, default_factory=uuid7)
     """Identity of a send without a message id, if the same object is recorded again."""

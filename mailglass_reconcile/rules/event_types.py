@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from mailglass_reconcile.rules.humanize import did_you_mean, sanitize
 
-OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
-"""Types that the sending side reports; they rank below those of a provider."""
-
-PROVIDER_TYPES = (
+OwnType = Literal["unknown", "queued", "sent", "dispatched"]
+ProviderType = Literal[
     "subscribed",
     "autoresponded",
     "deferred",
@@ -20,7 +20,12 @@ PROVIDER_TYPES = (
     "failed",
     "bounced",
     "complained",
-)
+]
+
+OWN_TYPES: tuple[str, ...] = get_args(OwnType)
+"""Types that the sending side reports; they rank below those of a provider."""
+
+PROVIDER_TYPES: tuple[str, ...] = get_args(ProviderType)
 """Types that a provider reports; at equal times, the later one in this list wins."""
 
 TYPES = (*OWN_TYPES, *PROVIDER_TYPES)

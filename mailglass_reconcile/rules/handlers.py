@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.event_types import ALL, TYPES
+from mailglass_reconcile.rules.event_types import ALL, TYPES, OwnType, ProviderType
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.humanize import did_you_mean
 
@@ -31,7 +31,7 @@ class RegisteredHandler(NamedTuple):
 _registered: dict[str, RegisteredHandler] = {}
 
 
-def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
+def on_event(*types: OwnType | ProviderType | Literal["*"], name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
     It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has

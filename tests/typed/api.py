@@ -15,7 +15,10 @@ from sqlalchemy.orm import Session
 
 import mailglass_reconcile
 from mailglass_reconcile import (
+    AsyncSubscription,
+    Decision,
     DeliveryEvent,
+    DispatchResult,
     Erased,
     Missed,
     Orphan,
@@ -24,6 +27,7 @@ from mailglass_reconcile import (
     RecordedDelivery,
     Sent,
     Settings,
+    Subscription,
     SweepResult,
     Update,
     WebhookEvent,
@@ -90,6 +94,7 @@ def sweeping() -> None:
     assert_type(result.status, Literal["ok", "partial", "failed"])
     assert_type(reconcile_recent(), SweepResult)
     assert_type(prune(), PruneResult)
+    assert_type(dispatch(), DispatchResult)
     assert_type(dispatch().as_dict(), dict[str, int])
     reconcile(limit="100")  # type: ignore[arg-type] # pyright: ignore
 
@@ -158,11 +163,20 @@ def looking(connection: sa.Connection) -> str | None:
     for orphan in find_orphans(connection, tenant_id="acme"):
         assert_type(orphan, Orphan)
         decision = attempt_link(connection, orphan)
+        assert_type(decision, Decision)
         if decision.state == "matched":
             return decision.delivery_id
         if decision.state == "unmached":  # type: ignore[comparison-overlap] # pyright: ignore
             break
     return None
+
+
+@on_event("bouncd")  # type: ignore[arg-type] # pyright: ignore
+def misspelled(connection: Any, event: DeliveryEvent) -> None:
+    """A type that no event has is refused before the program runs."""
+
+
+Sent(recipient="ada@example.com", message_id="m1", type="delivered")  # type: ignore[arg-type] # pyright: ignore
 
 
 @on_event("bounced", "complained")
@@ -183,6 +197,7 @@ def acme(message_id: str | None) -> Iterator[str | None]:
 def listening() -> None:
     """Items are updates or gaps."""
     with subscribe("acme") as updates:
+        assert_type(updates, Subscription)
         for update in updates:
             assert_type(update, Update | Missed)
             if isinstance(update, Missed):
@@ -193,6 +208,7 @@ def listening() -> None:
 async def listening_in_an_event_loop() -> None:
     """Items are updates or gaps in an event loop, too."""
     async with subscribe_async("acme") as updates:
+        assert_type(updates, AsyncSubscription)
         async for update in updates:
             assert_type(update, Update | Missed)
 
