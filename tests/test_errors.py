@@ -59,7 +59,6 @@ def test_a_missing_url_names_the_setting():
 
 
 def test_a_cancelled_statement_is_not_an_unreachable_server(db):
-    """The server runs; the statement took too long."""
     with (
         pytest.raises(DatabaseRefusedError, match="took too long"),
         database_errors(),

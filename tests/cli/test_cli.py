@@ -163,7 +163,6 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
 
 @pytest.mark.slow
 def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two):
-    """This holds before and after a sweep."""
     linkable, unmatched = one_of_two
     document = json.loads(cli("explain", linkable, "--json").stdout)
     assert document["state"] == "matched"

@@ -98,5 +98,4 @@ def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
 
 
 def test_the_three_exclude_each_other(handler_db):
-    """The exit code is 2."""
     assert commands.run_here("dispatch", "--waiting", "--dead").exit_code == 2

@@ -166,7 +166,6 @@ def test_the_remedy_for_each_candidate_can_be_pasted(db):
     ],
 )
 def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, words):
-    """The steps are for this provider, with the delivery's tenant and message id."""
     factories.delivery(db, "<m@1>", tenant_id="globex")
     names = dict.fromkeys(("message_id", "sg_message_id", "email_id"), "<m@1>")
     event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")

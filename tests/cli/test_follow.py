@@ -75,7 +75,6 @@ def handled(db, tmp_path):
 
 
 def test_a_slow_handler_does_not_hold_up_linking(db, handled):
-    """The second event is linked while the handler works on the first one, and is handled after it."""
     with follow({**handled, "SLOW": "3"}) as first:
         insert_pairs(db, 1, age_seconds=0)
         wait_until(lambda: count_linked(first) == 1)

@@ -38,7 +38,6 @@ def test_without_a_terminal_it_refuses_and_names_the_option(db, pair):
 
 
 def test_a_dry_run_shows_both_and_writes_nothing(db, pair):
-    """This holds even with --yes."""
     for more in ([], ["--yes"]):
         result = commands.run(db, "link", *pair, *REASON, "--dry-run", *more)
         assert result.stdout.startswith(f"event     {pair[0]}: bounced, postmark, ambiguous, arrived ")

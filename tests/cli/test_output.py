@@ -109,7 +109,6 @@ def shape(line):
 
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_a_command_shows_an_example_in_its_help(name):
-    """The example begins with the command itself."""
     stdout = commands.run_here(name, "--help").stdout
     assert f" mailglass-reconcile {name}" in stdout.partition("Example")[2]
 

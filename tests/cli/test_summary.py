@@ -50,7 +50,6 @@ def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result,
 
 
 def test_a_sweep_with_nothing_to_do_says_why(db):
-    """All orphans are in their grace period, of all tenants or of one, or there are none."""
     assert commands.run_here("sweep").stdout == "nothing to do: there are no open orphans\n"
     for number in range(8):
         factories.orphan(db, factories.postmark(number), age_seconds=1)

@@ -215,7 +215,6 @@ def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
 
 
 def test_the_bar_counts_the_orphans_to_match_and_reaches_its_end(db):
-    """Nothing matches, and orphans that need no new match are not counted."""
     orphan(db, {"provider": "postmark"})
     assert mailglass_reconcile.reconcile().unmatchable == 1
     for n in range(3):

@@ -46,7 +46,6 @@ from mailglass_reconcile.contrib.anymail import sent, webhook_event
 
 @pytest.mark.parametrize(("esp_name", "stored"), STORED.items(), ids=STORED)
 def test_a_provider_is_stored_under_one_name_and_found_under_anymails(esp_name, stored):
-    """Rows that another writer stored under Anymail's name are found, too."""
     assert canonical(esp_name) == stored
     assert esp_name in spellings(stored)
 

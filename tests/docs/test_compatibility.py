@@ -30,7 +30,6 @@ def find_classified_versions(prefix: str) -> list[str]:
 
 
 def test_every_dependency_is_in_the_table_with_its_lowest_version():
-    """The extras `django`, `web` and `webhooks` are included."""
     extras = [PROJECT["optional-dependencies"][name] for name in ("django", "web", "webhooks")]
     needed = [Requirement(text) for text in (*PROJECT["dependencies"], *chain(*extras))]
     lowest = {requirement.name: next(iter(requirement.specifier)).version for requirement in needed}

@@ -93,7 +93,6 @@ def test_pages_name_the_objects_of_the_manifests():
 
 
 def test_pages_name_the_services_of_the_compose_file():
-    """`docker compose run`, `exec`, `logs` and `up` are read."""
     commands_shown = re.findall(r"docker compose (?:run|exec|logs|up)((?: [^\s#`]+)+)", TEXT)
     services = [[word for word in words.split() if not word.startswith("-")] for words in commands_shown]
     assert len(services) >= 4

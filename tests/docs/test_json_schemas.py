@@ -64,7 +64,6 @@ def test_a_schema_has_the_fields_of_the_result(name):
 
 
 def test_a_record_has_the_same_fields_wherever_it_is_printed():
-    """A delivery is printed by `find` and `explain`, an orphan by `find` and `orphans`."""
     result = {tuple(row["properties"]["kind"].values()): set(row["properties"]) for row in SCHEMAS["find"]["oneOf"]}
     delivery = {field.name for field in dataclasses.fields(Delivery)}
     assert result["delivery",] == delivery | {"kind", "id"}
@@ -73,7 +72,6 @@ def test_a_record_has_the_same_fields_wherever_it_is_printed():
 
 
 def test_the_schemas_of_findings_and_counts_have_their_fields():
-    """They are those of the doctor and of the dispatch."""
     findings = SCHEMAS["doctor"]["properties"]["findings"]["items"]
     assert set(findings["properties"]) == set(Finding("", "ok", "").as_dict())
     counts = SCHEMAS["dispatch"]["oneOf"][0]["properties"]

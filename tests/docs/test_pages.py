@@ -67,7 +67,6 @@ def test_every_setting_is_in_the_table_with_its_default():
 
 
 def test_every_subcommand_is_in_the_table():
-    """The table has no other."""
     assert {row[0] for row in table("command-line.md")} == set(commands.SUBCOMMANDS)
 
 

@@ -68,7 +68,6 @@ def log_in(browser):
 
 
 def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
-    """The README's commands run in order on real servers."""
     run(terminal, "manage.py migrate")
     run(terminal, "createsuperuser")
     for bounce, recipient in (("hard", "bob@example.com"), ("soft", "eve@example.com")):

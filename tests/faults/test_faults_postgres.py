@@ -111,7 +111,6 @@ def test_halves_that_were_committed_before_an_outage_are_counted_and_published(d
 
 
 def test_a_backend_terminated_during_a_sweep_loses_no_link(db: Database, record_property: Record) -> None:
-    """The sweep's backend is terminated again and again."""
     rounds = 40 if FULL else 6
     for number in range(rounds):
         factories.insert_pairs(db, 12)
@@ -375,7 +374,6 @@ def _client(redis_url: str) -> Iterator[Publisher]:
 def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
     db: Database, record_property: Record
 ) -> None:
-    """There are two server connections, four sweeps at once, and a session with its own settings."""
     with servers.pgbouncer(db.url, 2) as url:
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
         engine = engines.create_engine(settings)

@@ -314,7 +314,6 @@ def test_what_postgres_refuses_is_refused_with_and_without_our_triggers(
 def test_a_delivery_deleted_between_match_and_write_affects_its_own_orphan_only(
     db: Database, place: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """It is deleted while the batch before it is linked; its orphan is skipped, and then unmatched."""
     deliveries = []
     for position in range(2 * BATCH):
         text = uuid.uuid4().hex

@@ -442,7 +442,6 @@ SELECT handler, type, seen_at > now()::timestamp - interval '1 minute' AS lately
 
 
 def test_a_dispatcher_registers_its_handlers_and_from_then_on_every_process_enqueues_their_jobs(db):
-    """The process that records has no handler itself."""
     registry._registered.clear()
     factories.delivery(db, "m-1")
     leaving("audit", "bounced", "opened")

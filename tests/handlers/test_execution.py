@@ -116,7 +116,6 @@ def test_an_unreachable_broker_does_not_affect_a_sweep(handler_db, caplog, monke
 
 
 def test_beat_dispatches_every_ten_seconds_unless_it_is_told_otherwise():
-    """`make_beat_schedule` has `dispatch=5.0` and `dispatch=False`; the exported schedule has the entry."""
     entry = mailglass_reconcile.make_beat_schedule(dispatch=5.0, queue="mail")["mailglass-reconcile-dispatch"]
     assert (entry["task"], entry["schedule"]) == (DISPATCH_TASK, 5.0)
     assert entry["options"].items() >= {"expires": 60, "queue": "mail"}.items()

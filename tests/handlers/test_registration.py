@@ -180,7 +180,6 @@ def test_a_send_s_jobs_are_enqueued_by_the_statement_that_stores_it(db):
 
 
 def test_a_renamed_handler_keeps_what_it_has_done_and_what_waits(handler_db):
-    """Under the new name it runs on waiting events, and not on those that it has handled."""
     leaving("old", "bounced")
     for number in range(3):
         factories.delivery(handler_db, f"m-{number}")
@@ -322,7 +321,6 @@ def set_job(db, event_id, handler, state, age_seconds):
     ],
 )
 def test_of_two_jobs_of_an_event_the_done_one_stays_and_else_one_that_waits(renamed_db, states_of, stays, older):
-    """Of two of one state, the older stays."""
     renamed_db.run("DELETE FROM mailglass_handled_types")
     with renamed_db.engine.begin() as connection:
         (recorded,) = record(connection, event("m-1", "bounced"))
@@ -339,7 +337,6 @@ def test_of_two_jobs_of_an_event_the_done_one_stays_and_else_one_that_waits(rena
 
 
 def test_a_handler_is_renamed_beside_a_replay_for_its_new_name(renamed_db):
-    """The replay holds a job of an event whose job has the old name; the renaming waits for it."""
     for number in range(2):
         with renamed_db.engine.begin() as connection:
             record(connection, event("m-1", "bounced", provider_event_id=f"{number}"))

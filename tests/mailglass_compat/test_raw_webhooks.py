@@ -113,7 +113,6 @@ def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(ma
 
 
 def test_one_event_is_decided_as_a_sweep_decides(mailglass_db):
-    """`explain` and `attempt_link` decide before any sweep."""
     raw, events, message_id, _ = postmark(CC)
     (event_id,) = raw_webhooks.store(mailglass_db, "postmark", raw, events)
     factories.delivery(mailglass_db, message_id, recipient=TO)
@@ -157,7 +156,6 @@ def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(mailglass
 
 @pytest.mark.parametrize("provider", slow_unless(QUICK.__contains__, PROVIDERS))
 def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(mailglass_db, provider):
-    """It is counted within `linked`, also by a dry run of all or some; `explain` shows it."""
     raw, events, message_id, raw_id = PROVIDERS[provider](TO)
     raw_webhooks.store(mailglass_db, provider, raw, events, raw_id=raw_id)
     factories.delivery(mailglass_db, message_id, recipient=TO)

@@ -28,7 +28,6 @@ def expressions():
 
 @pytest.mark.slow
 def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
-    """Each metric in a scrape is described."""
     scraped = {name if name.startswith("mailglass_") else exposition.PREFIX + name for name, _ in scraping.scrape(db)}
     used = {name for expression in expressions() for name in NAME.findall(expression)}
     assert used - scraped <= OF_RECEIVERS
@@ -96,7 +95,6 @@ def test_promtool_accepts_every_expression_of_the_dashboard(tmp_path):
 @pytest.mark.slow
 @needs_promtool
 def test_promtool_accepts_the_configuration_of_the_page(tmp_path):
-    """The rules are beside it."""
     (block,) = re.findall(r"```yaml\n(.*?)```", (MONITORING.parent / "monitoring.md").read_text(), re.DOTALL)
     (tmp_path / "prometheus.yml").write_text(block)
     (tmp_path / "alerts.yml").write_text(RULES.read_text())

@@ -121,7 +121,6 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
 
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
-    """The summary has the command that explains the event; an event about another recipient is named as such."""
     delivery = factories.delivery(db, "m-1", last_event_at=format_as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
         (orphan,) = record(connection, event(recipient="bob@example.com"), tenant_id="globex")
@@ -167,7 +166,6 @@ def test_the_latest_events_come_first_everywhere(db):
 
 @pytest.mark.parametrize("columns", [{}, {"provider": None}])
 def test_terminal_json_and_dashboard_say_the_same_of_a_delivery(db, columns):
-    """Terminal, JSON and dashboard show the same summary, the provider of the send, and the open orphan."""
     with db.begin() as connection:
         sends = [Sent(recipient=RECIPIENT, message_id="m-1")]
         (sent,) = record_send(connection, tenant_id=factories.TENANT, provider="sendgrid", sent=sends)

@@ -246,7 +246,6 @@ def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
 
 
 def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
-    """This holds even if a delivery has its id."""
     factories.delivery(db, "one")
     event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
     explanation = explain(db.database, UUID(event))

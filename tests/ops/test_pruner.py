@@ -80,7 +80,6 @@ def test_a_retention_of_infinity_sends_no_delete(db):
 
 
 def test_a_retention_of_zero_days_deletes_what_is_there(db):
-    """Each status has its own."""
     for status in ("succeeded", "dead", "failed"):
         webhooks(db, status, 0)
     settings = db.settings.model_copy(update={"retention_failed_days": 0})
@@ -138,7 +137,6 @@ def test_expired_orphans_leave_the_open_set_and_do_not_come_back(db):
 
 
 def test_the_open_set_is_mended_by_the_ledger(db):
-    """Missing orphans are added; those reconciled, and those that the ledger does not have, are removed."""
     missing, settled = orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)", id=missing)
     with db.engine.begin() as connection:

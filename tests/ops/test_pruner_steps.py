@@ -70,7 +70,6 @@ def test_a_repair_reads_nothing_that_settled_before_the_maximum_age(db, act):
 
 
 def test_an_uncommitted_link_is_not_reported_as_added(db):
-    """The prune waits for the link and sees that the orphan is linked."""
     event_id = orphan(db, postmark("m-1"))
     db.broken.update({"I1", "I2", "I3", "I5"})
     with ThreadPoolExecutor(1) as pool:

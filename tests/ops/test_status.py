@@ -243,8 +243,6 @@ def add_run(db, kind, status="ok", **more):
 
 
 def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
-    """The sweep has succeeded once all ranges have; a failed range is a problem; their counts are added up."""
-
     def fan_out(*ranges):
         with db.database.writing() as tx:
             run_id = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=len(ranges)))

@@ -59,7 +59,6 @@ def test_each_event_is_received_once_by_its_subscribers(redis_url, tenant, deliv
 
 
 def test_a_sweep_is_received_with_the_configured_redis(db):
-    """The message has the delivery and the event."""
     delivery = factories.delivery(db, "one")
     orphan = factories.orphan(db, factories.postmark("one"))
     with mailglass_reconcile.subscribe() as subscription:

@@ -134,7 +134,6 @@ def test_a_body_with_the_right_password_is_not_evicted_for_one_without(monkeypat
 
 
 def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
-    """The largest one of the provider with most bodies is evicted, and no verified one."""
     monkeypatch.setattr(admission, "MAX_UNVERIFIED", 3)
 
     async def story(bodies):

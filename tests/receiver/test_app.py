@@ -28,7 +28,6 @@ def lines(caplog) -> list[str]:
 
 
 def test_a_webhook_is_one_line_with_the_results_of_its_events(db, caplog):
-    """Its level is INFO."""
     caplog.set_level(logging.INFO)
     with db.engine.begin() as connection:
         recorded = record_send(

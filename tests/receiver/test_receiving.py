@@ -343,7 +343,6 @@ def test_receives_url_is_the_argument_or_the_setting(db):
 
 
 def test_slow_recording_blocks_neither_the_event_loop_nor_more_than_eight_connections(db):
-    """The ledger is locked; the other webhooks wait in threads."""
     request = first("postmark")
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 

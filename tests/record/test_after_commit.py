@@ -213,8 +213,6 @@ ASYNCHRONOUS = pytest.mark.parametrize("name", ["psycopg_async", "asyncpg"])
 @ASYNCHRONOUS
 @pytest.mark.parametrize("pool", [{"poolclass": sa.NullPool}, {"pool_size": 1, "max_overflow": 0}], ids=["none", "one"])
 def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
-    """It publishes, and links what overlapped, on a pool of one connection too."""
-
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), **pool)
         with db.engine.connect() as overlapping:
@@ -237,8 +235,6 @@ def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
 
 @ASYNCHRONOUS
 def test_broadcast_async_after_an_async_session_that_joined(db, name):
-    """It works as `broadcast` does after a Session that joined."""
-
     async def main():
         engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
         async with engine.begin() as connection:

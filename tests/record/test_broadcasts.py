@@ -33,7 +33,6 @@ def deliveries(db):
 
 
 def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
-    """Nothing is published before; then there is one message on each of two channels, with the event's own type."""
     delivery = factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         recorded = record(connection, event("m-1", recipient="ada@example.com"), event("m-none", "opened"))

@@ -201,7 +201,6 @@ def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
 
 
 def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
-    """One delivery has the id; the recipient of the event is unknown."""
     factories.delivery(db, "m-1", recipient="bob@example.com")
     with db.engine.begin() as connection:
         (before,) = record(connection, event("m-1", recipient=ADA))
@@ -287,7 +286,6 @@ def test_the_command_reads_the_address_from_standard_input(db):
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code", "remaining"), [("n", 130, 1), ("y", 0, 0)])
 def test_at_a_terminal_the_command_asks(db, answer, code, remaining):
-    """It counts first; `n` erases nothing."""
     factories.delivery(db, recipient=ADA)
     output = " ".join(commands.run_on_terminal(db, "erase", ADA, typed=f"{answer}\n", code=code).split())
     assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in output

@@ -186,7 +186,6 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
     ],
 )
 def test_two_sends_that_differ_in_anything_are_two(tx, changed):
-    """They differ in tenant, provider, address or message id."""
     (first,) = send_in_transaction(tx, make_sent())
     (second,) = send_in_transaction(tx, **{"sent": [make_sent()], **changed})
     assert first.delivery_id != second.delivery_id
@@ -355,7 +354,6 @@ def test_the_settings_are_the_callers_again_and_its_own_rows_stay(db):
 
 
 def test_an_event_that_the_database_refuses_to_link_costs_no_send(db):
-    """The send is recorded, and the event stays open."""
     webhook_in(db, event())
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
     (recorded,) = send_in_transaction(db, make_sent())

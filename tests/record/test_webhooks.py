@@ -27,7 +27,6 @@ from recording import LEDGER, NOW, event, record
     ],
 )
 def test_two_events_that_differ_in_anything_are_both_recorded(tx, first, second):
-    """They differ in tenant, provider or event id, with any characters."""
     for changed in (first, second):
         arguments = {"tenant_id": "acme", "provider": "postmark", **changed}
         (recorded,) = record(tx.connection, event(provider_event_id=arguments.pop("id_", "evt")), **arguments)

@@ -72,7 +72,6 @@ def test_a_bracketed_uuid_is_tried_in_all_its_spellings():
 
 @pytest.mark.parametrize("character", ["\x01", "\n", "\t", "\x1f", "\x7f", "\x85", "\x9f"])
 def test_an_id_with_a_control_character_inside_is_no_key(character):
-    """Control characters of both blocks."""
     assert candidates("any", metadata__message_id=f"a{character}b").candidate_ids == ()
 
 
@@ -251,7 +250,6 @@ def test_a_recipient_that_was_known_and_is_gone_is_lost(flag, lost):
 
 @pytest.mark.parametrize("name", ["recipient", "email"])
 def test_a_number_is_no_recipient(name):
-    """This holds for both names."""
     assert matching.keys_of(Document(SENDGRID | {"email": None, name: 7})).recipient is None
 
 

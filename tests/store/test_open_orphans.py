@@ -215,7 +215,6 @@ def test_a_writer_with_privileges_on_the_ledger_alone_inserts_orphans_and_reconc
 
 @pytest.mark.parametrize("where", ["pg_temp", "theirs"])
 def test_triggers_do_not_use_a_writer_s_own_tables_and_functions(database, writer, where):
-    """They are in the temporary schema, or in a schema first in its search_path."""
     database.run(f"CREATE SCHEMA theirs; GRANT ALL ON SCHEMA theirs TO {writer}")
     schema = database.settings.database_schema
     with acting_as(database, writer) as connection:

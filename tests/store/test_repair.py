@@ -72,7 +72,6 @@ def test_an_id_with_an_implausible_time_is_ignored(database, id_, inserted_at, e
 @pytest.mark.guard
 @pytest.mark.parametrize("forged", ["tenant", "type"])
 def test_a_forged_reconciled_event_closes_no_orphan(database, forged):
-    """It is of another tenant or another type; the prune does not close it either."""
     event_id = new_id()
     database.run(ORPHAN.format(id=event_id, age="1 minute"))
     row = {

@@ -39,7 +39,6 @@ def test_a_forgotten_schema_does_not_make_a_second_set_of_tables(empty_database_
 
 @pytest.mark.guard
 def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_database_url, monkeypatch):
-    """Another schema's ledger does not matter then."""
     live(empty_database_url, "other")
     database = live(empty_database_url)
     monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)

@@ -97,7 +97,6 @@ def test_an_event_of_resend_about_one_of_several_recipients_stays_open(db, recor
 
 
 def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
-    """The receivers are those that `docs/django.md` prints."""
     manual = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
     (printed,) = [block for block in blocks if "record_sent" in block]

@@ -236,7 +236,6 @@ def test_no_connection_is_shared_across_the_fork(site):
 
 
 def test_a_worker_whose_queues_leave_our_tasks_out_says_so(site):
-    """Each task is named once, with its queue."""
     with site.worker("-Q", "mailglass_reconcile"):
         assert site.count_in_log("does not consume 'mailglass_maintenance'") == 1
         assert site.count_in_log("does not consume") == 1

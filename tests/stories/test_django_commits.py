@@ -192,7 +192,6 @@ def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, f
 
 
 def test_an_event_whose_commit_has_lost_its_answer_is_recorded_once(db, through, post):
-    """It is recorded again in the same request."""
     message = Message.send_accepted(POSTMARK, 1, [ANN])
     djangos.ensure_connection()
     through.arm(b"COMMIT\0", "after", at=1)

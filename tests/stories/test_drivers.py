@@ -367,8 +367,6 @@ def check_refused(argument):
 
 
 def test_a_drivers_own_connection_is_refused_with_what_to_pass(db):
-    """Connections of psycopg and asyncpg are refused, and nothing is written."""
-
     async def with_asyncpg():
         plain = sa.make_url(db.url)
         connection = await asyncpg.connect(host=plain.query["host"], user=plain.username, database=plain.database)

@@ -168,7 +168,6 @@ def test_a_sweeper_sweeps_and_prunes(db, acting):
 
 @pytest.mark.parametrize("granted", [True, False])
 def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_id(db, acting, granted):
-    """With the privilege on raw webhooks, a bounce of the Cc is not linked to the To's delivery."""
     raw = raw_webhooks.payload("postmark", "bounced") | {"Email": "cc@example.com"}
     raw_webhooks.store(db, "postmark", raw, [{"provider_event_id": "b", "message_id": raw["MessageID"]}], raw_id="b")
     delivery(db, raw["MessageID"], recipient="to@example.com")

@@ -137,7 +137,6 @@ def own_engine(db, **options) -> Iterator[sa.Engine]:
 
 @pytest.mark.parametrize("end", [Session.rollback, Session.close])
 def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
-    """A session that commits looks once for all of its calls."""
     with own_engine(db) as engine, Session(engine) as session, statements_in_background() as sent:
         receive(session)
         end(session)
@@ -367,7 +366,6 @@ def test_handlers_run_on_what_an_after_commit_action_links(db):
 
 
 def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
-    """Two recipients are of one send, and a third is of another send with the same id."""
     people = ["a@example.com", "B <b@example.com>", "c@example.com"]
     with db.engine.connect() as first, db.engine.connect() as second, db.engine.connect() as receiving:
         told_of = send(first, *(Sent(recipient=person, message_id="m-1") for person in people[:2]))

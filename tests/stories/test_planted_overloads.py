@@ -277,7 +277,6 @@ def audit(connection, event):
 
 
 def test_the_tasks_of_a_worker(site, tmp_path):
-    """Each of them, with a handler."""
     (tmp_path / "handler_of_test.py").write_text(HANDLER)
     path = f"{site.environment['PYTHONPATH']}{os.pathsep}{tmp_path}"
     with site.worker(MAILGLASS_IMPORTS="handler_of_test", PYTHONPATH=path):

@@ -112,7 +112,6 @@ def test_servers_of_the_tests_require_a_password(deployment: Deployment) -> None
 
 
 def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
-    """With `configure(redis=Sentinel(…).master_for(…))`, the sweep publishes to the master and its lock is there."""
     mailglass_reconcile.configure(engine=db.engine, redis=master_for(deployment), settings=db.settings)
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))

@@ -55,7 +55,6 @@ def test_two_prunes_while_webhooks_come(db, monkeypatch):
 
 
 def test_a_batch_whose_connection_is_lost_is_rolled_back_and_retried(db):
-    """The connection is lost in its DELETE, which waits for a locked row."""
     filled = fill(db, 5)
     with ThreadPoolExecutor(1) as pool, db.engine.connect() as holder:
         holder.exec_driver_sql("SELECT FROM mailglass_events ORDER BY id DESC LIMIT 1 FOR UPDATE")

@@ -153,7 +153,6 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
 
 
 def test_two_sweeps_at_once_link_each_orphan_once(db):
-    """Two threads with an engine each link many small batches."""
     deliveries, orphans = rows_of(150)
     more = [orphan_row(postmark(str(n % 150)), type="opened") for n in range(300)]
     insert(db, deliveries, [*orphans, *more])

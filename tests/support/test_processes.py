@@ -102,7 +102,6 @@ def test_a_command_of_a_shell_is_forked_from_what_has_been_imported(terminal) ->
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGUSR1, -signal.SIGUSR1)])
 def test_a_signal_to_a_command_of_a_shell_reaches_the_forked_process(terminal, number, code) -> None:
-    """The command ends with the exit code or signal of the forked process."""
     waiting = "import signal, time; signal.signal(15, lambda *_: exit(5)); print('ready', flush=True); time.sleep(90)"
     with processes.start(["sh", "-c", f'exec python -c "{waiting}"'], terminal, until="ready") as process:
         assert len(process.family()) == 1
@@ -110,7 +109,6 @@ def test_a_signal_to_a_command_of_a_shell_reaches_the_forked_process(terminal, n
 
 
 def test_a_command_of_a_shell_is_killed_at_the_end_of_the_block(terminal) -> None:
-    """Its children are killed too, and the forked process if the command itself is killed."""
     code = "import os; os.fork(); print('ready', flush=True); __import__('time').sleep(90)"
     with processes.start(["sh", "-c", f'python -c "{code}"; true'], terminal, until="ready") as process:
         process.wait_for(lambda: len(process.family()) == 3)
@@ -165,7 +163,6 @@ def test_a_process_must_exit_with_the_given_code_on_sigterm(forked) -> None:
 
 @EVERY_WAY
 def test_lines_are_sent_and_read_and_the_end_of_its_input_ends_a_process(forked) -> None:
-    """One line is sent and answered after the other."""
     code = "for line in open(0): print(line + line, end='', flush=True)"
     with processes.start(["-c", code], exit_code=0, stdin=True, forked=forked) as process:
         for word in ("a", "b"):

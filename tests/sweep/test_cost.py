@@ -137,7 +137,6 @@ def test_webhooks_under_a_wrong_tenant_do_not_cost_each_delivery_of_their_campai
 
 @pytest.mark.usefixtures("path")
 def test_a_tenant_mismatch_whose_other_delivery_is_gone_becomes_unmatched(db):
-    """One of them stays a mismatch: it has another delivery of the id."""
     for id_ in ("gone", "stays"):
         factories.delivery(db, id_, tenant_id="other")
         factories.orphan(db, postmark(id_))

@@ -180,7 +180,6 @@ def test_recipients_outside_ascii_link_all(db, domain):
 
 
 def test_several_deliveries_of_one_recipient_outside_ascii_are_ambiguous(db):
-    """This holds however many there are."""
     insert(
         db,
         [delivery_row("campaign", recipient="ärger@example.com") for _ in range(3 * WIDE)],

@@ -497,7 +497,6 @@ def test_after_scans_statements_probe_again(reading, all_open):
 
 
 def test_orphans_are_read_by_primary_key(reading, events):
-    """Each is read with its two ids."""
     plan = probing(reading, lambda: open_orphans.read(reading.reading, events))
     assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_open_orphan_ids_pkey"}
     assert plan.read <= 3 * SIZE
@@ -675,7 +674,6 @@ def test_the_keys_of_this_test_are_current():
 
 
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
-    """Each id and its orphan are read."""
     lines = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
     plan = probing(application, lambda: open_orphans.with_message_ids(application, "acme", lines))
     assert plan.indexes == {"mailglass_open_orphan_ids_candidate_idx", "mailglass_open_orphans_pkey"}

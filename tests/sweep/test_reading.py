@@ -37,7 +37,6 @@ def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscrib
     ["a\x00b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("half \ud800", "x" * 2_000, "line\nend"))],
 )
 def test_a_tenant_id_that_no_row_can_have_is_swept_and_finds_nothing(db, tenant):
-    """There is no traceback, and other tenants are not swept."""
     factories.delivery(db, "m")
     factories.orphan(db, factories.postmark("m"))
     result = reconciler.prepare(tenant).run()

@@ -77,7 +77,6 @@ def test_an_arrival_ahead_of_the_databases_clock_is_linked(db):
 
 
 def test_a_tenants_recent_sweep_links_nobody_elses(db):
-    """A sweep of all tenants links the rest."""
     insert(
         db,
         [delivery_row(tenant, tenant_id=tenant) for tenant in ("a", "b")],

@@ -155,7 +155,6 @@ def test_another_tenants_delivery_is_never_linked(db):
 
 
 def test_one_tenant_is_swept_alone(db):
-    """Other tenants' orphans are neither counted nor linked."""
     insert(db, [delivery_row(name, tenant_id=name) for name in ("a", "b", "c")])
     insert(db, events=[orphan_row(postmark(name), tenant_id=name) for name in ("a", "b", "c")])
     result = reconcile(tenant_id="b")
@@ -327,7 +326,6 @@ def test_bad_input_is_counted_with_its_reason_and_does_not_delay_others(db):
 
 
 def test_an_event_of_more_than_64_kb_in_one_column_is_unmatchable_whichever_it_is(db):
-    """The other column has the id of a delivery."""
     insert(db, [delivery_row("one")])
     big = {"body": "x" * 66_000}
     id_ = {"provider": "postmark", "provider_message_id": "one"}
@@ -372,7 +370,6 @@ def test_what_surrounds_a_good_id_does_not_matter(db):
 
 
 def test_unknown_types_and_tenants_are_linked_or_counted(db):
-    """An unknown type is linked and does not change the delivery; an unknown tenant is a mismatch."""
     delivery = factories.delivery(db, "one")
     insert(db, events=[orphan_row(postmark("one"), type=kind) for kind in ("weird", "", "x" * 10_000)])
     factories.orphan(db, postmark("one"), tenant_id="nobody's ' \" % * tenant")

@@ -118,7 +118,6 @@ def test_the_webhook_is_recorded_while_its_send_waits(db, mailglass_webhook_firs
 
 
 def test_a_send_that_records_nothing_fails_the_test(db, mailglass_webhook_first):
-    """If the send raised an error, the test fails with it."""
     with pytest.raises(AssertionError, match="does it call record_send"):
         mailglass_webhook_first(lambda: None, lambda: pytest.fail("too early"))
     with pytest.raises(ZeroDivisionError):

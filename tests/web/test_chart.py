@@ -44,7 +44,6 @@ def test_a_time_without_data_is_a_gap_and_not_zero():
 
 
 def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
-    """It is drawn on top of the known lag."""
     drawn = chart.draw_lag([bucket(0, lag=1_200), bucket(1, lag=1_500, silent=5_000)])
     assert [band.name for band in drawn.bands] == ["lag", "silent"]
     assert drawn.columns[1].values == {"lag": 1_500, "silent": 3_500}

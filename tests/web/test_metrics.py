@@ -21,7 +21,6 @@ from waiting import wait_until
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):
-    """It has counters, the states of open orphans, and times."""
     before = scrape(db)
     assert value(before, "last_success_timestamp_seconds", kind="full") == 0
     assert value(before, "orphans_total", outcome="linked") == 0

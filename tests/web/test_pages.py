@@ -278,7 +278,6 @@ def test_a_value_that_no_row_can_have_is_a_bad_request(db, name):
 
 
 def test_the_response_to_a_bug_has_the_headers_and_no_detail(db):
-    """It has the headers of every other response."""
     mailglass_reconcile.configure(settings=db.settings.model_copy(update={"web_token": SecretStr(TOKEN)}))
     answer = Visitor(create_app(engine="no engine")).get("/")
     assert (answer.status_code, answer.text) == (500, "internal error\n")
@@ -286,7 +285,6 @@ def test_the_response_to_a_bug_has_the_headers_and_no_detail(db):
 
 
 def test_an_empty_page_says_why_it_is_empty(db):
-    """It does not just say that nothing is there."""
     delivery = factories.delivery(db, "sent")
     visitor = Visitor(app(db))
     assert "the first full sweep will count the open orphans" in visitor.get("/").text

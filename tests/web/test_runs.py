@@ -99,7 +99,6 @@ def test_pages_of_runs_link_to_the_next_and_none_is_empty(db):
 
 
 def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
-    """The lock is queued, held, free, or Redis is unreachable."""
     visitor = Visitor(app(db))
     lock, key, token = LockBackend(runtime.get_redis()), lock_key(None), running_token("4711")
     assert "Free: the next sweep can start." in visitor.get("/runs").text

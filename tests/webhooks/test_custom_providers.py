@@ -134,7 +134,6 @@ def test_a_readers_value_that_is_no_event_is_skipped(returned, carrier):
 
 
 def test_an_event_that_names_no_message_is_warned_of_by_the_provider_s_name(caplog, carrier):
-    """Any other provider's are, too."""
     now = dt.datetime.now(dt.UTC)
     event = WebhookEvent(type="opened", occurred_at=now, provider_event_id=1, message_id=None)
     webhook_reader("gull-2", read=lambda body, headers: [event], verify=carrier.verify)

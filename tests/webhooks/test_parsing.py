@@ -208,7 +208,6 @@ def test_the_matrix_of_the_page_is_made_from_the_records():
 
 @EVERY_PROVIDER
 def test_every_provider_names_the_pages_that_were_followed(provider):
-    """The module and the payloads name them."""
     assert "\nFollowed: https://" in str(import_module(f"mailglass_reconcile.webhooks.providers.{provider}").__doc__)
     assert json.loads((PAYLOADS / f"{provider}.json").read_text())["source"].startswith("https://")
 

@@ -77,7 +77,6 @@ def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider
 
 @EVERY_PROVIDER
 def test_without_its_headers_a_request_is_refused(provider):
-    """Empty headers are refused, too."""
     request = first(provider)
     if provider in ("mailgun", "unisender_go"):
         request = Posted(b'{"event-data": {"event": "opened"}, "auth": null}', request.headers)
@@ -609,7 +608,6 @@ except ConfigurationError as error:
 
 
 def test_a_providers_module_is_imported_when_it_is_needed():
-    """Reading Postmark's webhooks loads no other provider."""
     script = """
 import sys
 from mailglass_reconcile.webhooks import parse

@@ -296,7 +296,6 @@ def test_no_page_obeys_characters_that_a_stranger_has_chosen(db, site, rows):
 
 
 def test_a_model_refuses_to_write(db, rows):
-    """This holds for every way to write."""
     events = apps.get_model("mailglass_reconcile", "Event").objects
     event = events.get(type="opened")
     for write in (

@@ -70,7 +70,6 @@ def rows(db):
 
 
 def test_what_is_written_commits_with_the_applications_own_and_not_before(db):
-    """There is one transaction, and its rows appear when Django commits."""
     with transaction.atomic():
         order(1)
         with connection() as shared_connection:

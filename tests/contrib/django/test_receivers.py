@@ -155,7 +155,6 @@ def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
     "tenant", ["acme", lambda subject: "acme", f"{__name__}.acme"], ids=["text", "function", "name"]
 )
 def test_rows_belong_to_the_tenant_of_the_setting(db, post, tenant):
-    """The setting is a text, a function, or a function's dotted name."""
     with override_settings(MAILGLASS_TENANT=tenant):
         post(Message.send_accepted(POSTMARK, 1).requests(*STORY))
     assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]

@@ -124,7 +124,6 @@ def add_sweep(db, linked, unchecked, days_ago=0):
 
 @pytest.mark.parametrize(("linked", "unchecked", "is_reported"), [(100, 10, True), (110, 10, False), (90, 90, False)])
 def test_a_tenth_of_a_day_s_links_by_the_message_id_alone_is_a_warning(mailglass_db, linked, unchecked, is_reported):
-    """Links of another day do not count."""
     add_sweep(mailglass_db, 1_000, 1_000, days_ago=2)
     add_sweep(mailglass_db, linked - 1, unchecked - 1)
     add_sweep(mailglass_db, 1, 1)

@@ -26,7 +26,6 @@ def test_two_errors_that_explain_each_other_are_both_reported():
 
 
 def test_a_check_that_could_not_be_made_is_merged_into_a_warning_that_explains_it():
-    """The finding is an error then; several checks with the same message say it once."""
     unchecked = error("this could not be checked: NoPermissionError", "", ("lock_privileges",))
     findings = [
         named("lock_privileges", warning("this user may not take locks", "allow it")),

@@ -297,7 +297,6 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:
-    """The schema is checked first, and after an error of it nothing is read."""
     db.run("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
     with db.database.reading() as tx:
         findings = checks.run_fast(CheckContext(tx))

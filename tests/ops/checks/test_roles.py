@@ -70,7 +70,6 @@ def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other
 
 @pytest.mark.parametrize("role", [role for role in privileges.ROLES if role.grants], ids=lambda role: role.name)
 def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy(db, documented, role):
-    """Each privilege on a table or columns is revoked and granted."""
     documented(role.name)
     mailglass_reconcile.reconcile()
     for grant in role.grants:

@@ -92,7 +92,6 @@ def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(emp
 
 
 def test_alembic_s_own_command_prints_sql_that_psql_takes(empty_database_url):
-    """`--sql` prints the plan."""
     database = installation(empty_database_url)
     script = run(str(processes.forker().commands / "alembic"), "upgrade", "head", "--sql", url=url(database))
     run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)
