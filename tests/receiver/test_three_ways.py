@@ -11,6 +11,7 @@ import senders
 from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import receive, refusal, registry
+from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from receivers import SECRETS, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
@@ -158,6 +159,16 @@ def test_what_a_provider_may_repeat_is_answered_so_that_it_does(db, ways, caplog
     assert {ask_all(ways, provider, request) for provider, request in requests.items()} == {(200, "ok")}
     assert len(stored(db)) >= len(PROVIDERS)
     assert "Traceback" not in caplog.text
+
+
+def test_a_token_of_mailguns_belongs_to_the_first_body_that_came_with_it(db, ways, monkeypatch):
+    """Its signature covers the token alone. Each way claims it in a memory of its own, as in another process."""
+    request = first("mailgun")
+    other_body = Posted(request.body.replace(b'"event"', b'"Event"'), request.headers)
+    for name, way in ways.items():
+        monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
+        assert [way("mailgun", sent) for sent in (request, other_body)] == [(200, "ok"), (401, INVALID)], name
+    assert len(stored(db)) == 1
 
 
 def test_a_webhook_without_events_is_accepted(db, ways):
