@@ -59,7 +59,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 @click.option(
     "--waiting", is_flag=True, help="List the jobs that wait, one for each handler and event, by handler and error."
 )
-@click.option("--dead", "lists", is_flag=True, help="List the jobs that have failed for the last time.")
+@click.option("--dead", is_flag=True, help="List the jobs that have failed for the last time.")
 @click.option(
     "--retry",
     callback=_event_id,
@@ -93,7 +93,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def dispatch(
     waiting: bool,
-    lists: bool,
+    dead: bool,
     retry: UUID | str | None,
     replay: str | None,
     since: float | None,
@@ -107,7 +107,7 @@ def dispatch(
 
     Exits with 0 if no handler failed.
     """
-    actions = [waiting, lists, retry is not None, replay is not None, forget is not None, rename is not None]
+    actions = [waiting, dead, retry is not None, replay is not None, forget is not None, rename is not None]
     if sum(actions) > 1:
         raise click.UsageError("--waiting, --dead, --retry, --replay, --forget and --rename exclude each other")
     if (replay is None) != (since is None):
@@ -118,7 +118,7 @@ def dispatch(
         raise click.UsageError("--forget needs a type, such as --forget bounced, or --handler")
     if waiting:
         _list_jobs("waiting", handler, as_json)
-    elif lists:
+    elif dead:
         _list_jobs("dead", handler, as_json)
     elif retry is not None:
         _retry(retry, handler, as_json)

@@ -47,7 +47,7 @@ MAX_ORPHANS_READ = 20_000
 """Open orphans whose types one page compares, because only the ledger has them: about half a second."""
 MAX_COUNTED = 100_000
 """Open orphans that are counted by cause: a quarter of a second, or two if all are tenant mismatches."""
-UNREAD = 2_000
+MAX_WITHOUT_KEYS = 2_000
 """Among so many newest open orphans, those that no sweep has checked are matched now."""
 TIMEOUT_MS = 24_000
 MAX_EVENTS_READ = 5_000
@@ -92,7 +92,7 @@ SELECT n.event_id::text, n.tenant_id, n.provider, left(e.type, 100) AS type,
  ORDER BY n.arrived_at DESC, n.event_id DESC
 """
 
-_UNREAD = """
+_WITHOUT_KEYS = """
 SELECT n.event_id::text
   FROM (SELECT event_id, rank FROM {schema}.mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC
          LIMIT :size) AS n
@@ -367,7 +367,7 @@ def find_newest(
 ) -> NewestOrphans:
     """Return the open orphans that name one of the message ids or recipients, the newest first.
 
-    States are as they are stored. Of the newest `UNREAD` orphans, those without stored ids are matched now.
+    States are as they are stored. Of the newest `MAX_WITHOUT_KEYS` orphans, those without stored ids are matched now.
 
     Args:
         tx: A reading transaction; the adopter's rules must be loaded.
@@ -377,7 +377,7 @@ def find_newest(
         limit: At most this many are returned.
         read_limit: At most this many of each kind are read.
     """
-    unread_ids, all_read = _find_unread(tx, recipient, message_ids)
+    unread_ids, all_read = _find_without_keys(tx, recipient, message_ids)
     parameters = {
         "tenant_id": tenant_id,
         "recipient": recipient,
@@ -414,7 +414,7 @@ def find_by_message(database: Database, message_id: str, *, limit: int) -> Newes
         return find_newest(tx, message_ids=spellings_of(message_id), limit=limit)
 
 
-def _find_unread(tx: Transaction, recipient: str | None, message_ids: Collection[str]) -> tuple[set[str], bool]:
+def _find_without_keys(tx: Transaction, recipient: str | None, message_ids: Collection[str]) -> tuple[set[str], bool]:
     """Search the newest orphans without stored ids; return the ids that match, and whether all were read."""
     orphans = load_without_keys(tx)
     wanted_ids = set(message_ids)
@@ -423,12 +423,12 @@ def _find_unread(tx: Transaction, recipient: str | None, message_ids: Collection
         for orphan, keys in orphans
         if (recipient is not None and keys.recipient == recipient) or not wanted_ids.isdisjoint(keys.candidate_ids)
     }
-    return matching, len(orphans) < UNREAD
+    return matching, len(orphans) < MAX_WITHOUT_KEYS
 
 
 def load_without_keys(tx: Transaction) -> list[tuple[OrphanRow, Keys]]:
-    """Return the newest open orphans without stored keys, at most `UNREAD`, with their keys as computed now."""
-    orphans = open_orphans.read(tx.reading, list(tx.execute(_UNREAD, {"size": UNREAD}).scalars()))
+    """Return the newest open orphans without stored keys, at most `MAX_WITHOUT_KEYS`, each with its keys of now."""
+    orphans = open_orphans.read(tx.reading, list(tx.execute(_WITHOUT_KEYS, {"size": MAX_WITHOUT_KEYS}).scalars()))
     return list(zip(orphans, matcher.current_keys(tx.reading, orphans), strict=True)) if orphans else []
 
 

@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.exposition import PREFIX, make_counter, make_gauge, render, samples_by_label
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.metrics_source import MetricsSnapshot, collect
+from mailglass_reconcile.ops.metrics import MetricsSnapshot, collect
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
-from mailglass_reconcile.ops.checks.sweeps import OF_THE_DATABASE, OF_THE_WORKER
+from mailglass_reconcile.ops.checks.sweeps import DATABASE_CHECKS, WORKER_CHECKS
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.states import UNSEEN
@@ -39,7 +39,7 @@ def linking(context: CheckContext) -> Iterator[Finding]:
         yield error(
             f"an event has been open for {format_duration(lag)} although its delivery exists",
             "run `mailglass-reconcile sweep`, which links it or says why not",
-            (*OF_THE_DATABASE, *OF_THE_WORKER, "beat", "sweeps"),
+            (*DATABASE_CHECKS, *WORKER_CHECKS, "beat", "sweeps"),
         )
     else:
         yield ok("no event is late that can be linked")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
-from mailglass_reconcile.ops.checks.sweeps import OF_THE_WORKER
+from mailglass_reconcile.ops.checks.sweeps import WORKER_CHECKS
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import HANDLERS_LATE_SECONDS
@@ -29,7 +29,7 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
             f"an event has waited {format_duration(facts.overdue_seconds)} for a handler: no dispatch runs that has it",
             "run `mailglass-reconcile dispatch` with the handlers' module in MAILGLASS_IMPORTS, from cron, or by the"
             " dispatch of `beat_schedule`",
-            (*OF_THE_WORKER, "beat"),
+            (*WORKER_CHECKS, "beat"),
         )
     if facts.failing:
         yield error(
@@ -60,7 +60,7 @@ def handled_types(context: CheckContext) -> Iterator[Finding]:
             "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
             f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"
             f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
-            (*OF_THE_WORKER, "beat"),
+            (*WORKER_CHECKS, "beat"),
         )
     if not context.handlers_without_dispatcher:
         yield ok("every registered handler has a dispatcher")

@@ -9,9 +9,9 @@ from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS, PRUNE_LATE_SECONDS
 
-OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
+WORKER_CHECKS = ("redis", "broker", "worker", "queues", "schedule")
 """Checks whose errors explain why Celery runs no task."""
-OF_THE_DATABASE = ("privileges", "schema", "indexes", "functions", "triggers")
+DATABASE_CHECKS = ("privileges", "schema", "indexes", "functions", "triggers")
 ASK_WORKER = (
     "run `mailglass-reconcile doctor` where the worker runs: beat, the broker or the worker has stopped, or the log of"
     " the worker has the reason"
@@ -23,7 +23,7 @@ SWEEP = "run `mailglass-reconcile sweep`, which says why"
 def sweeps(context: CheckContext) -> Iterator[Finding]:
     """A full sweep has succeeded in time, and the last one has not failed."""
     history, allowed = context.history, context.max_lag_seconds * 2 / 3
-    because = (*OF_THE_DATABASE, *OF_THE_WORKER)
+    because = (*DATABASE_CHECKS, *WORKER_CHECKS)
     if history.success_age is None and history.last is None:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
         yield error("no full sweep of all tenants has run yet", step, because)
@@ -76,7 +76,7 @@ def beat(context: CheckContext) -> Iterator[Finding]:
         yield error(
             f"no run that beat queued has ended for {format_duration(history.beat_age)}",
             ASK_WORKER,
-            (*OF_THE_WORKER, "sweeps"),
+            (*WORKER_CHECKS, "sweeps"),
         )
 
 
@@ -95,7 +95,7 @@ def prune(context: CheckContext) -> Iterator[Finding]:
             f"nothing was pruned for {format_duration(history.unpruned_seconds)}: tables grow, and expired orphans"
             " stay open",
             "run `mailglass-reconcile prune`, and let beat or cron run it daily",
-            (*OF_THE_DATABASE, *OF_THE_WORKER, "beat"),
+            (*DATABASE_CHECKS, *WORKER_CHECKS, "beat"),
         )
     else:
         yield ok(
