@@ -291,7 +291,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         by_sweep = settled_state == "linked" and not row.by_hand
         linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _explain_settled(row, settled_state, origins, linking)
-    orphans = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", 0, NO_KEYS)]
+    orphans = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", NO_KEYS)]
     (keys,) = matcher.current_keys(tx.reading, orphans)
     decision = matcher.decide(tx.reading, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH

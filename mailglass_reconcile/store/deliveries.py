@@ -11,9 +11,6 @@ from mailglass_reconcile.store.database import Function, Reading, Transaction, a
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
-WIDE = 10
-"""An id that names more deliveries than this is wide: only those that decide for an event are read."""
-
 FIND = Function(
     "mailglass_reconcile_find_deliveries_v1",
     ("message_ids", "tenants", "recipient_keys"),

@@ -360,6 +360,6 @@ def load_expired(
         "newer": newer,
     }
     return [
-        ExpiredEntry(OrphanRow(event_id, tenant, arrived_at, 0, NO_KEYS), settled)
+        ExpiredEntry(OrphanRow(event_id, tenant, arrived_at, NO_KEYS), settled)
         for event_id, tenant, arrived_at, settled in tx.execute(_EXPIRED, parameters).all()
     ]

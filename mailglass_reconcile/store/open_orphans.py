@@ -25,7 +25,7 @@ MAX_TENANT_LENGTH = 1_000
 
 # OFFSET 0, so that each row is probed for; one without keys has no ids.
 _READ = """
-SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.state, o.provider,
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.state, o.provider,
        CASE WHEN o.ids > 0
             THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
                         WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
@@ -129,14 +129,8 @@ class OrphanRow(NamedTuple):
     event_id: str
     tenant_id: str
     arrived_at: str
-    refused: int
     keys: Keys
     state: str | None = None
-
-    @property
-    def place(self) -> Cursor:
-        """The cursor after which the next orphan comes."""
-        return Cursor(self.arrived_at, self.event_id)
 
 
 def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:
@@ -149,11 +143,10 @@ def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:
             event_id,
             tenant_id,
             arrived_at,
-            refused,
             Keys(provider, tuple(ids or ()), recipient, rank, lost, webhooks_read_from=read_from),
             state,
         )
-        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rank, lost, read_from in rows
+        for event_id, tenant_id, arrived_at, state, provider, ids, recipient, rank, lost, read_from in rows
     ]
 
 
@@ -165,7 +158,7 @@ def read_of_any_age(reading: Reading, event_ids: Collection[str]) -> list[Orphan
         parameters = {"event_ids": array_literal(missing), "max_tenant_length": MAX_TENANT_LENGTH}
         with reading() as tx:
             rows = tx.execute(_READ_EXPIRED, parameters).all()
-        orphans += [OrphanRow(event_id, tenant_id, arrived_at, 0, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
+        orphans += [OrphanRow(event_id, tenant_id, arrived_at, NO_KEYS) for event_id, tenant_id, arrived_at in rows]
     return orphans
 
 

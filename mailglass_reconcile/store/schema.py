@@ -19,14 +19,8 @@ TRIGGERS = tuple(script.steps_of_kind("trigger"))
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE and its function, which not every installation has."""
 
-IMMUTABLE = "mailglass_events_immutable_trigger"
-"""The trigger that refuses UPDATE and DELETE; it is ours only on tables that `migrate` made."""
-
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete old rows; they exist only for tables that `migrate` made."""
-
-FUNCTIONS = tuple(name for name in script.steps_of_kind("function") if name not in TRIGGERS)
-"""The functions that statements of ours and triggers call."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.

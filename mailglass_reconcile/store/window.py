@@ -44,7 +44,7 @@ FIRST, CHECKED, REFUSED = 0, 1, 2
 """The parts of what is matched, in their order."""
 
 _WINDOW = """
-SELECT w.after::text, w.until::text, now()::timestamp::text AS now,
+SELECT w.after::text, w.until::text,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
@@ -237,8 +237,6 @@ class Window(NamedTuple):
 
     after: str
     until: str
-    now: str
-    version: str | None
     triggers: bool
     indexed: bool
     by_scans: bool
@@ -358,7 +356,7 @@ def open_window(
     revision.require(row.version)
     orphans = max(FEW, row.bytes // ROW_BYTES) if row.few == FEW else row.few or 0
     prefer_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
-    return Window(row.after, row.until, row.now, row.version, row.triggers, row.indexed, prefer_scans)
+    return Window(row.after, row.until, row.triggers, row.indexed, prefer_scans)
 
 
 def choose(

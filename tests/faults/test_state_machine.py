@@ -36,7 +36,7 @@ from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, load_holder, running_token
-from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
+from mailglass_reconcile.store import ledger, retention, stored_keys
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import NIL
 from mailglass_reconcile.store.database import Database as Handle
@@ -197,7 +197,7 @@ class Schedule(RuleBasedStateMachine):
     def campaign(self, tenant: str) -> None:
         """Commit deliveries to more recipients than are read of one id at once."""
         if not any((d["tenant_id"], d["provider_message_id"]) == (tenant, "wide") for d in self.deliveries):
-            recipients = [f"u{n}@example.com" for n in range(deliveries.WIDE + 2)]
+            recipients = [f"u{n}@example.com" for n in range(factories.WIDE + 2)]
             self._send(*(factories.delivery_row("wide", tenant_id=tenant, recipient=to) for to in recipients))
 
     def _send(self, *rows: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from database_pool import Uncommitted
 
 TENANT = "acme"
 RECIPIENT = "Ada@Example.com"
+WIDE = 10
+"""Of an id that names more deliveries than this, a look-up reads only those that decide for an event."""
 
 _DELIVERY = sa.text("""
 INSERT INTO mailglass_deliveries

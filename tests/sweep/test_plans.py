@@ -192,7 +192,7 @@ def untouched(large_database) -> Iterator[Transaction]:
 @pytest.fixture
 def all_open() -> Window:
     """The window of every open orphan."""
-    return Window("-infinity", "infinity", "", None, triggers=True, indexed=True, by_scans=False)
+    return Window("-infinity", "infinity", triggers=True, indexed=True, by_scans=False)
 
 
 @pytest.fixture
@@ -588,7 +588,7 @@ def test_a_question_to_a_wide_id_reads_few_rows(reading, asking):
     tenant, recipient = ASKING[asking]
     plan = probing(reading, lambda: deliveries.find(reading.reading, [question(tenant, recipient)] * SIZE))
     assert plan.indexes == {deliveries.INDEX, "mailglass_deliveries_provider_msg_id_idx"}
-    assert plan.read <= 5 * SIZE + deliveries.WIDE + 1
+    assert plan.read <= 5 * SIZE + factories.WIDE + 1
 
 
 @pytest.mark.parametrize("asking", ASKING)
@@ -596,7 +596,7 @@ def test_a_question_of_an_applications_event_reads_few_rows(application, asking)
     """The question is asked in a writer's transaction."""
     tenant, recipient = ASKING[asking]
     plan = probing(application, lambda: deliveries.find(application.reading, [question(tenant, recipient)]))
-    assert plan.read <= deliveries.WIDE + 1 + 5
+    assert plan.read <= factories.WIDE + 1 + 5
 
 
 def test_a_wide_ids_delivery_is_found_by_its_address(reading):

@@ -233,7 +233,7 @@ def _in_order(links: int, unreadable: int) -> str:
 
 def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
     """Return the links to a delivery with another recipient, and the links whose orphan names no recipient."""
-    matches = match_orphans(tx.reading, [OrphanRow(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
+    matches = match_orphans(tx.reading, [OrphanRow(row.orphan_id, row.tenant_id, "", NO_KEYS) for row in rows])
     other_recipients, unreadable = [], []
     for row, orphan in zip(rows, matches, strict=True):
         if not orphan.keys.recipient:

@@ -46,7 +46,7 @@ def make_drop_fault(step: SchemaStep) -> Planted:
     if step.kind == "function":
         subject = "triggers" if step.is_trigger_function else "functions"
         # Findings have another name for it.
-        name = schema.IMMUTABLE if step.name == "mailglass_raise_immutability" else step.name
+        name = "mailglass_events_immutable_trigger" if step.name == "mailglass_raise_immutability" else step.name
         return Planted(subject, name, f"DROP FUNCTION {step.name} CASCADE", WARNING if step.only_on else ERROR)
     return Planted("schema", step.name, f"DROP TABLE {step.name}")
 
