@@ -5,9 +5,10 @@ They have only the columns that this package needs, because others may be missin
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, Literal, Never, NoReturn
 from uuid import UUID
 
 from django.db import models
@@ -172,23 +173,28 @@ class Delivery(models.Model):
     `reason` (why it failed), `bounce` (`hard` or `soft`) and `smtp_status` (as `550 5.1.1`).
     """
 
-    id = models.UUIDField(primary_key=True)
-    tenant_id = models.TextField("tenant")
-    mailable = models.TextField()
-    stream = models.TextField()
-    recipient = models.TextField()
-    provider = models.TextField(null=True)
-    provider_message_id = MessageIdField("message id", null=True)
-    last_event_type = models.TextField("last event")
-    last_event_at = UTCDateTimeField("at")
-    terminal = models.BooleanField()
-    dispatched_at = UTCDateTimeField(null=True)
-    delivered_at = UTCDateTimeField(null=True)
-    bounced_at = UTCDateTimeField(null=True)
-    complained_at = UTCDateTimeField(null=True)
-    suppressed_at = UTCDateTimeField(null=True)
-    metadata = models.JSONField()
-    inserted_at = UTCDateTimeField("recorded at")
+    id: models.Field[Never, UUID] = models.UUIDField(primary_key=True)
+    tenant_id: models.Field[Never, str] = models.TextField("tenant")
+    mailable: models.Field[Never, str] = models.TextField()
+    stream: models.Field[Never, str] = models.TextField()
+    recipient: models.Field[Never, str] = models.TextField()
+    provider: models.Field[Never, str | None] = models.TextField(null=True)
+    provider_message_id: models.Field[Never, str | None] = MessageIdField("message id", null=True)
+    last_event_type: models.Field[Never, str] = models.TextField("last event")
+    last_event_at: models.Field[Never, dt.datetime] = UTCDateTimeField("at")
+    terminal: models.Field[Never, bool] = models.BooleanField()
+    dispatched_at: models.Field[Never, dt.datetime | None] = UTCDateTimeField(null=True)
+    delivered_at: models.Field[Never, dt.datetime | None] = UTCDateTimeField(null=True)
+    bounced_at: models.Field[Never, dt.datetime | None] = UTCDateTimeField(null=True)
+    complained_at: models.Field[Never, dt.datetime | None] = UTCDateTimeField(null=True)
+    suppressed_at: models.Field[Never, dt.datetime | None] = UTCDateTimeField(null=True)
+    metadata: models.Field[Never, dict[str, Any]] = models.JSONField()
+    inserted_at: models.Field[Never, dt.datetime] = UTCDateTimeField("recorded at")
+
+    # Of `with_state()`:
+    reason: str | None
+    bounce: Literal["hard", "soft"] | None
+    smtp_status: str | None
 
     objects = MetadataManager.from_queryset(DeliveryQuerySet)()
 
@@ -208,7 +214,7 @@ class Delivery(models.Model):
         """`sent`, `delayed`, `delivered`, `bounced`, `complained` or `failed`, by the type of the last event."""
         return next((state for state, types in STATES.items() if self.last_event_type in types), "sent")
 
-    def history(self) -> Any:
+    def history(self) -> models.QuerySet[Event]:
         """Return a queryset of the events of this delivery, the latest first, in whatever order they were recorded."""
         return _history(self.pk, self.tenant_id)
 
@@ -221,17 +227,17 @@ class Event(models.Model):
             recorded, for good. To read, use `delivery`.
     """
 
-    id = models.UUIDField(primary_key=True)
-    tenant_id = models.TextField("tenant")
+    id: models.Field[Never, UUID] = models.UUIDField(primary_key=True)
+    tenant_id: models.Field[Never, str] = models.TextField("tenant")
     stored_delivery = models.ForeignKey(
         Delivery, models.DO_NOTHING, null=True, db_column="delivery_id", db_constraint=False, related_name="+"
     )
-    type = models.TextField()
-    occurred_at = UTCDateTimeField()
-    idempotency_key = models.TextField(null=True)
-    reject_reason = models.TextField(null=True)
-    metadata = models.JSONField()
-    needs_reconciliation = models.BooleanField()
+    type: models.Field[Never, str] = models.TextField()
+    occurred_at: models.Field[Never, dt.datetime] = UTCDateTimeField()
+    idempotency_key: models.Field[Never, str | None] = models.TextField(null=True)
+    reject_reason: models.Field[Never, str | None] = models.TextField(null=True)
+    metadata: models.Field[Never, dict[str, Any]] = models.JSONField()
+    needs_reconciliation: models.Field[Never, bool] = models.BooleanField()
 
     objects = MetadataManager.from_queryset(EventQuerySet)()
 
@@ -265,12 +271,14 @@ class OpenOrphan(models.Model):
     event = models.OneToOneField(
         Event, models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="open_orphan"
     )
-    tenant_id = models.TextField("tenant")
-    arrived_at = UTCDateTimeField()
-    provider = models.TextField(null=True)
-    recipient = models.TextField(null=True)
-    state = models.TextField(null=True, help_text="As the last sweep left it; empty before the first.")
-    refused = models.SmallIntegerField("times refused")
+    tenant_id: models.Field[Never, str] = models.TextField("tenant")
+    arrived_at: models.Field[Never, dt.datetime] = UTCDateTimeField()
+    provider: models.Field[Never, str | None] = models.TextField(null=True)
+    recipient: models.Field[Never, str | None] = models.TextField(null=True)
+    state: models.Field[Never, str | None] = models.TextField(
+        null=True, help_text="As the last sweep left it; empty before the first."
+    )
+    refused: models.Field[Never, int] = models.SmallIntegerField("times refused")
 
     objects = LedgerManager.from_queryset(ReadOnlyQuerySet)()
 

@@ -130,6 +130,17 @@ def test_an_order_page_runs_as_the_recorder_with_the_grants_of_the_documentation
     assert deliveries == {delivery}
 
 
+@pytest.mark.parametrize("name", ["Delivery", "Event", "OpenOrphan"])
+def test_each_field_tells_type_checkers_its_type_and_that_it_is_read_only(models, name):
+    """They read it with django-stubs; `Never` is what may be assigned."""
+    model = getattr(models, name)
+    for field in model._meta.concrete_fields:
+        if not field.is_relation:
+            annotation = model.__annotations__[field.name]
+            assert annotation.startswith("models.Field[Never, "), field
+            assert annotation.endswith(" | None]") == field.null, field
+
+
 FILL = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider,
                                   provider_message_id, last_event_type, last_event_at, inserted_at, updated_at)
