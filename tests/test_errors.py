@@ -58,6 +58,13 @@ def test_a_missing_url_names_the_setting():
         engines.create_engine(Settings(database_url=None))
 
 
+def test_the_console_script_sends_a_django_project_to_its_own_command(monkeypatch):
+    """Following the advice to set a URL would make a second configuration, without the project's handlers."""
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop.settings")
+    with pytest.raises(ConfigurationError, match=r"in a Django project with our app, run `manage\.py mailglass …`"):
+        engines.database_url(Settings(database_url=None))
+
+
 def test_a_cancelled_statement_is_not_an_unreachable_server(db):
     with (
         pytest.raises(DatabaseRefusedError, match="took too long"),

@@ -41,7 +41,9 @@ SEPARATE = "mailglass_reconcile.separate"
 def database_url(settings: Settings) -> URL:
     """Return the configured URL, always on psycopg 3."""
     if settings.database_url is None:
-        raise ConfigurationError("MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL")
+        is_django = "DJANGO_SETTINGS_MODULE" in os.environ
+        hint = "in a Django project with our app, run `manage.py mailglass …`; otherwise " if is_django else ""
+        raise ConfigurationError(f"MAILGLASS_DATABASE_URL is not set; {hint}set it to a postgresql:// URL")
     text = settings.database_url.get_secret_value()
     if _SEVERAL_HOSTS.match(text):
         raise ConfigurationError(
