@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 import factories
@@ -414,6 +415,18 @@ def test_a_conflict_while_an_event_is_linked_is_the_callers_to_retry(db):
     assert conflict.value.is_transient
     db.run("DROP TRIGGER forbid ON mailglass_events")
     assert db.rows(DELIVERIES) == []
+
+
+def test_a_conflict_while_a_send_is_stored_aborts_the_callers_transaction(db):
+    db.run(FORBIDDING.replace("42501", "40001").replace("'reconciled'", "'dispatched'"))
+    with db.engine.connect() as connection, connection.begin():
+        with pytest.raises(mailglass_reconcile.MailglassReconcileError) as conflict:
+            send(connection, make_sent())
+        assert conflict.value.is_transient
+        with pytest.raises(sa.exc.DBAPIError):
+            connection.exec_driver_sql("SELECT 1")
+        connection.rollback()
+    db.run("DROP TRIGGER forbid ON mailglass_events")
 
 
 def test_a_link_of_another_writer_later_in_the_transaction_of_a_send_closes_its_orphan(tx):
