@@ -525,6 +525,14 @@ def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_handler_that_took_too_long_in_python_has_failed(handler_db, monkeypatch):
+    """Postgres limits its statements only."""
+    on_event("bounced", name="slow")(_do_nothing)
+    monkeypatch.setattr(execution, "HANDLER_SECONDS", 0)
+    with pytest.raises(TimeoutError):
+        execution.call_handler(registry.get_handler("slow"), None, None)
+
+
 def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide that the function is one."""
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))

@@ -1,6 +1,7 @@
 """Webhooks over HTTP, to the command `receive` and to a mounted application, and their rows in Postgres."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -265,6 +266,17 @@ def test_receive_verifies_a_signature_of_the_body(db, provider):
     with db.engine.begin() as connection, pytest.raises(SignatureError):
         receive(connection, provider, request.body, request.headers, secret=senders.KEY[::-1])
     assert db.value(COUNT) == 0
+
+
+def test_receive_refuses_a_second_body_with_the_token_of_the_first(db):
+    """Mailgun's signature is of its token and time only."""
+    request = first("mailgun")
+    payload = json.loads(request.body)
+    payload["event-data"]["recipient"] = "eve@example.com"
+    with db.engine.begin() as connection:
+        assert receive(connection, "mailgun", request.body, request.headers, secret=senders.KEY)
+        with pytest.raises(SignatureError):
+            receive(connection, "mailgun", json.dumps(payload).encode(), request.headers, secret=senders.KEY)
 
 
 def test_receive_raises_errors(db):

@@ -212,6 +212,10 @@ def test_every_provider_names_the_pages_that_were_followed(provider):
     assert json.loads((PAYLOADS / f"{provider}.json").read_text())["source"].startswith("https://")
 
 
+def test_a_provider_is_known_by_any_of_its_spellings():
+    assert registry.get_provider("Amazon SES") is registry.get_provider("ses")
+
+
 def test_an_unknown_provider_is_a_configuration_error():
     """The error names the known ones."""
     with pytest.raises(ConfigurationError, match="sendgrid, ses"):
