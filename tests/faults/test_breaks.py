@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from faults.breaks import BREAKS, Break
-from faults.broken import occurs_once, read_results
+from faults.broken import ROOT, occurs_once, read_results
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
 def test_a_break_applies(broken: Break) -> None:
+    assert [folder for folder in broken.folders if not (ROOT / "tests" / folder).exists()] == []
     assert occurs_once(broken), (
         f"the text that this break replaces is no longer in {broken.file} exactly once: change its row in"
         " tests/faults/breaks.py so that it breaks the same promise in the new code, then run"
