@@ -53,6 +53,7 @@ NOT_RUN = {
     ("grants.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
     ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
     ("order-status.md", "the example with Django is"),
+    ("order-status.md", "tests/contrib/django/test_models.py does, as the recorder"),
     ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
     ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),

@@ -25,7 +25,7 @@ def schema(name: str, *path: str) -> set[object]:
 @pytest.mark.parametrize(
     ("listed", "path"),
     [
-        (states.EVENT_STATES, ("explain", "state")),
+        ((*states.EVENT_STATES, None), ("explain", "state")),
         ((*states.MATCH_STATES, None), ("explain", "verdict")),
         (states.OPEN_STATES, ("orphans", "state")),
         ([state for state in states.OPEN_STATES if state != "expired"], ("status", "groups", "state")),

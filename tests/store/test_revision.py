@@ -8,7 +8,7 @@ import commands
 import factories
 from mailglass_reconcile import Sent, record_send, record_webhook
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import script
 from mailglass_reconcile.store.revision import VERSION, find_mismatch, require
 from recording import event
 
@@ -41,7 +41,7 @@ def earlier(db):
     """A database of an earlier checkout, without some functions and columns, with one orphan."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark("m-1"), id=ID)])
     db.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
-    db.run("".join(f"DROP FUNCTION {name} CASCADE;" for name in schema.FUNCTIONS))
+    db.run("".join(f"DROP FUNCTION {name} CASCADE;" for name in script.steps_of_kind("function")))
     db.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
     return db
 

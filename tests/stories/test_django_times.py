@@ -61,7 +61,11 @@ def test_a_time_is_read_and_compared_as_the_project_has_it(events, local):
 
 def test_a_time_of_a_subquery_is_a_time(events, local):
     """The subquery is an annotation, in `__in`, or in a comparison."""
-    last = events.filter(delivery_id=OuterRef("delivery_id")).order_by("-occurred_at").values("occurred_at")[:1]
+    last = (
+        events.filter(stored_delivery_id=OuterRef("stored_delivery_id"))
+        .order_by("-occurred_at")
+        .values("occurred_at")[:1]
+    )
     response = events.annotate(last=Subquery(last)).get(type="opened")
     assert response.last == local(LAST)
     assert events.get(occurred_at=Subquery(last)).type == "clicked"
