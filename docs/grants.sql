@@ -133,7 +133,7 @@ GRANT SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, re
 -- read its delivery
 GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
 -- register handlers
-GRANT SELECT, INSERT, UPDATE ON mailglass_handled_types TO mailglass_dispatcher;
+GRANT SELECT, INSERT (type, handler, seen_at), UPDATE (seen_at) ON mailglass_handled_types TO mailglass_dispatcher;
 -- record runs
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
 \endif

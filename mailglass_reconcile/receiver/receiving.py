@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url
+from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.webhooks import registry, sns
@@ -48,12 +49,14 @@ def receive(
         SignatureError: It does not come from the provider.
         InvalidWebhookError: It cannot be parsed, or is too large.
         UnknownProviderError: The provider is not known, or there is no secret for it.
-        ConfigurationError: A secret or another setting cannot be used.
+        ConfigurationError: The tenant, a secret or another setting cannot be used.
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """
+    settings = runtime.get_settings()
+    tenant_id = validation.configured_tenant("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     registry.load_provider(provider)
     if secret is None:
-        secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
+        secrets = secret_store.from_setting(settings).get(provider)
     else:
         secrets = [registry.validate_secret(provider, secret)]
     incoming = IncomingWebhook(provider, headers, secrets=secrets, url=url or public_url(provider))

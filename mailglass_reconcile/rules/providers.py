@@ -24,7 +24,10 @@ ANY_PROVIDER = "*"
 MAX_READS = 8
 
 NEARLY_THE_SAME = 0.85
-"""The similarity of a name with one letter wrong, as `difflib` measures it; `mailgun-eu` and `mailgun` have less."""
+"""The similarity of a name with one letter wrong, as `difflib` measures it.
+
+A known name with a number or a suffix, such as `mailgun2` or `sparkpost-eu`, is that of a second account.
+"""
 
 _accepted: set[str] = set()
 
@@ -249,7 +252,9 @@ def check_name(provider: str) -> None:
     if sentence is None:
         return
     names = {*providers_with_rule(), *built_in()}
-    if provider not in _accepted and humanize.find_closest(provider, names, cutoff=NEARLY_THE_SAME):
+    closest = humanize.find_closest(provider, names, cutoff=NEARLY_THE_SAME)
+    is_second_account = closest and provider.startswith(closest) and not provider[len(closest)].isalpha()
+    if closest and provider not in _accepted and not is_second_account:
         raise ValueError(f"{sentence} (a provider of your own needs a key_rule or webhook_reader in MAILGLASS_IMPORTS)")
     logger.warning("%s", sentence)
 

@@ -233,7 +233,7 @@ DISPATCHER = Role(
         Grant(
             "register handlers",
             "mailglass_handled_types",
-            {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
+            {"SELECT": ALL, "INSERT": "type handler seen_at", "UPDATE": "seen_at"},
         ),
         Grant("record runs", "mailglass_reconcile_runs", {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL}),
     ),

@@ -60,7 +60,7 @@ def schema_exists(tx: Transaction) -> bool:
 
 
 def require_migrated(tx: Transaction) -> None:
-    """Raise `SchemaOutdatedError` unless the database is at `VERSION`."""
+    """Raise `SchemaOutdatedError` unless this version works on the database's revision."""
     revision.require(tx.execute(revision.READ).scalar_one())
 
 

@@ -8,6 +8,7 @@ import pytest
 from django.test import Client, override_settings
 
 import senders
+from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.webhooks import receive, refusal, registry
@@ -188,3 +189,12 @@ def test_a_setting_that_cannot_be_used_is_not_the_providers_fault(db, ways, monk
         assert ask_all(ways, "brevo", first("brevo")) == (429, AGAIN)
     assert db.value("SELECT count(*) FROM mailglass_events") == 0
     db.broken.add("I9")  # the line that explains the setting has an `@FILE`
+
+
+def test_a_tenant_of_the_applications_that_cannot_be_one_lets_receive_ask_for_a_repetition(db):
+    """It is no fault of the provider's, which would never repeat after 400."""
+    request = first("postmark")
+    for tenant in (7, "", "a\0b"):
+        with db.engine.begin() as connection, pytest.raises(ConfigurationError, match="tenant_id") as caught:
+            receive(connection, "postmark", request.body, request.headers, secret=SECRETS["postmark"], tenant_id=tenant)
+        assert refusal("postmark", caught.value).status == 503

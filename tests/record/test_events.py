@@ -147,6 +147,11 @@ def test_a_provider_whose_name_is_nearly_a_known_one_is_refused(tx, provider):
             write()
 
 
+@pytest.mark.parametrize("provider", ["mailgun2", "sparkpost-eu", "sendgrid_2"])
+def test_a_second_account_of_a_known_provider_may_have_a_name_of_its_own(tx, provider):
+    assert record(tx.connection, event(), provider=provider)
+
+
 def test_a_provider_whose_name_is_similar_to_a_known_one_is_logged_once(tx, caplog):
     """It may be another one; a provider without a rule and without a similar name is not logged."""
     for provider in ("mailgun-eu", "Mailgun-EU", "pigeon", "mailgun-eu"):

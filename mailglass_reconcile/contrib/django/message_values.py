@@ -10,6 +10,7 @@ from anymail.utils import UNSET
 from django.conf import settings
 from django.utils.module_loading import import_string
 
+from mailglass_reconcile.contrib.django import project
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.rules.humanize import sanitize
@@ -34,7 +35,9 @@ def read(message: Any) -> dict[str, Any]:
     try:
         function = delivery_function()
         if function is not None:
-            values |= _validate(function(message))
+            with project.savepoint():
+                returned = function(message)
+            values |= _validate(returned)
     except Exception as error:  # an application's function may fail in any way
         logger.error("a send is recorded without the values of MAILGLASS_DELIVERY: %s", failures.describe_error(error))
     return values
@@ -69,16 +72,24 @@ def _validate(values: object) -> dict[str, object]:
 def _message_defaults(message: Any) -> dict[str, Any]:
     """Return the template or the first tag as `mailable`, and Anymail's metadata, as far as they can be stored."""
     values: dict[str, Any] = {}
-    try:
-        kind = str(_option(message, "template_id") or next(iter(_option(message, "tags") or ()), "")).strip()
-        if kind:
-            values["mailable"] = validation.name("mailable", sanitize(kind, MAX_ID_LENGTH - 1))
-        metadata = _option(message, "metadata")
-        if metadata:
-            values["metadata"] = validation.metadata("metadata", metadata)
-    except Exception as error:  # an application may put any object there
-        logger.warning("a send is recorded without a value of its message: %s", failures.describe_error(error))
+    for name, read_value in (("mailable", _mailable), ("metadata", _metadata)):
+        try:
+            value = read_value(message)
+        except Exception as error:  # an application may put any object there
+            logger.warning("a send is recorded without the %s of its message: %s", name, failures.describe_error(error))
+        else:
+            values |= {name: value} if value else {}
     return values
+
+
+def _mailable(message: Any) -> str | None:
+    kind = str(_option(message, "template_id") or next(iter(_option(message, "tags") or ()), "")).strip()
+    return validation.name("mailable", sanitize(kind, MAX_ID_LENGTH - 1)) if kind else None
+
+
+def _metadata(message: Any) -> object:
+    metadata = _option(message, "metadata")
+    return validation.metadata("metadata", metadata) if metadata else None
 
 
 def _option(message: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from django.core.management.base import CommandError
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.recorder import MigrationRecorder
@@ -110,7 +110,10 @@ def _run(
     try:
         step(database.engine(alias), runtime.get_settings(), tell)
     except MailglassReconcileError as error:
-        names, applied = _load_names(alias)
+        try:
+            names, applied = _load_names(alias)
+        except DatabaseError:  # the error above says why
+            names, applied = set(), set()
         others = ", ".join(sorted(applied - names)) if names else ""
         row = f" (django_migrations has {others}, which this version lacks)" if others else ""
         raise CommandError(f"mailglass_reconcile: {error}{row}") from None

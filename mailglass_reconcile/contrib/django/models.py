@@ -214,6 +214,12 @@ class Delivery(models.Model):
         """`sent`, `delayed`, `delivered`, `bounced`, `complained` or `failed`, by the type of the last event."""
         return next((state for state, types in STATES.items() if self.last_event_type in types), "sent")
 
+    def refresh_from_db(self, using: str | None = None, fields: Any = None, from_queryset: Any = None) -> None:
+        """Load the row again; `state` follows it."""
+        super().refresh_from_db(using, fields, from_queryset)
+        if fields is None:
+            self.__dict__.pop("state", None)
+
     def history(self) -> models.QuerySet[Event]:
         """Return a queryset of the events of this delivery, the latest first, in whatever order they were recorded."""
         return _history(self.pk, self.tenant_id)
@@ -250,6 +256,13 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.id}"
+
+    def refresh_from_db(self, using: str | None = None, fields: Any = None, from_queryset: Any = None) -> None:
+        """Load the row again; `delivery` follows a link that was made meanwhile."""
+        super().refresh_from_db(using, fields, from_queryset)
+        if fields is None:
+            self.__dict__.pop("delivery_id", None)
+            self.__dict__.pop("delivery", None)
 
     @cached_property
     def delivery_id(self) -> UUID | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
 from mailglass_reconcile import runtime
@@ -31,6 +32,12 @@ def fixed_tenant() -> str | None:
     """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
     setting = getattr(settings, "MAILGLASS_TENANT", None)
     return setting if isinstance(setting, str) and "." not in setting else None
+
+
+def savepoint() -> AbstractContextManager[None]:
+    """Return a savepoint of the open transaction, if any, so that a project's function that fails leaves it usable."""
+    is_open = connections[alias()].in_atomic_block
+    return transaction.atomic(alias()) if is_open else nullcontext()
 
 
 def connection_wrapper(name: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from anymail.signals import AnymailTrackingEvent
 from django.conf import settings
@@ -17,7 +17,7 @@ from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
-from mailglass_reconcile.contrib.django import database, message_values
+from mailglass_reconcile.contrib.django import database, message_values, project
 from mailglass_reconcile.contrib.django.project import fixed_tenant
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, docs_url
 from mailglass_reconcile.record import failures, validation
@@ -28,6 +28,8 @@ from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
@@ -41,7 +43,7 @@ def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
     if getattr(settings, "MAILGLASS_TENANT", None) is None:
         raise ConfigurationError("the mail was not sent: MAILGLASS_TENANT_REQUIRED is set, and MAILGLASS_TENANT is not")
     try:
-        tenant_of(message)
+        _in_sync_thread(lambda: _find_tenant(message))
     except ConfigurationError as error:
         raise ConfigurationError(f"the mail was not sent: {error}") from None
 
@@ -55,9 +57,9 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
             return
         ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         providers.accept(esp_name)
-        values = message_values.read(message)
+        values = _in_sync_thread(lambda: message_values.read(message))
         with failures.count_failure(f"a send by {sanitize(esp_name)}"):
-            tenant = tenant_of(message)
+            tenant = _in_sync_thread(lambda: _find_tenant(message))
             _in_sync_thread(
                 lambda: database.record(
                     lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)
@@ -88,7 +90,7 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
     providers.accept(esp_name)
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
-            tenant = tenant_of(event)
+            tenant = _in_sync_thread(lambda: _find_tenant(event))
             _in_sync_thread(
                 lambda: database.record(
                     lambda connection: record_webhook(
@@ -114,23 +116,27 @@ def as_tracking_event(event: WebhookEvent) -> AnymailTrackingEvent:
     )
 
 
-def _in_sync_thread(action: Callable[[], None]) -> None:
-    """Run *action*; in an event loop, where Django allows no queries, run it in a thread of ours."""
+def _find_tenant(source: Any) -> str:
+    """Return the tenant of a message or an event; a query of the project's function that fails costs a savepoint."""
+    with project.savepoint():
+        return tenant_of(source)
+
+
+def _in_sync_thread(action: Callable[[], Result]) -> Result:
+    """Return the result of *action*; in an event loop, where Django allows no queries, run it in a thread of ours."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        action()
-        return
+        return action()
     if os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
-        action()
-        return
+        return action()
 
-    def run_on_own_connection() -> None:
+    def run_on_own_connection() -> Result:
         database.renew_connections()
         database.require_autocommit()
-        action()
+        return action()
 
-    _thread().submit(copy_context().run, run_on_own_connection).result()
+    return _thread().submit(copy_context().run, run_on_own_connection).result()
 
 
 @cache

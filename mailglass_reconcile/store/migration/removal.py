@@ -111,13 +111,13 @@ def statements(objects: Sequence[RemovableObject]) -> list[tuple[str, str]]:
     names: dict[str, list[str]] = {"function": [], "index": [], "table": [], "privilege": []}
     for found in objects:
         names[found.kind].append(found.name)
-    functions = "\n".join(f"DROP FUNCTION {name} CASCADE;" for name in names["function"])
+    functions = "\n".join(f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in names["function"])
     revokes = "\n".join(f"REVOKE ALL ON {name};" for name in names["privilege"])
     tables = ", ".join(f"{{schema}}.{name}" for name in names["table"] if name != schema.VERSION_TABLE)
     return [
         *([("drop our triggers and functions", functions)] if functions else []),
         *((f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name};") for name in names["index"]),
-        *([("drop our tables", f"DROP TABLE {tables};")] if tables else []),
+        *([("drop our tables", f"DROP TABLE IF EXISTS {tables};")] if tables else []),
         *([("revoke the privileges of our roles", revokes)] if revokes else []),
     ]
 

@@ -114,6 +114,7 @@ class Session:
         """Return the result of *action*, which is repeated until no other session holds a lock that it needs."""
         deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
+            self.connection.execution_options(isolation_level=engines.ISOLATION)  # a reading before has another one
             try:
                 return action()
             except DBAPIError as error:

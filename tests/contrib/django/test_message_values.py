@@ -1,5 +1,6 @@
 """What a message says of itself: the values of its deliveries, and the tenant without which it is not sent."""
 
+import asyncio
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ from anymail.message import AnymailMessage
 from anymail.signals import post_send
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connection, transaction
 from django.test import override_settings
 
 from mailglass_reconcile import ConfigurationError
@@ -58,7 +60,7 @@ def test_metadata_that_cannot_be_stored_is_left_out_with_a_warning(db, caplog):
     send(tags=["invoice"], metadata={"file": object()})
     assert [tuple(row) for row in db.rows(DELIVERY)] == [("invoice", "transactional", "{}")]
     ((level, line),) = logged(caplog)
-    assert (level, line.startswith("a send is recorded without a value of its message: ")) == ("WARNING", True)
+    assert (level, line.startswith("a send is recorded without the metadata of its message: ")) == ("WARNING", True)
 
 
 def returns(**values):
@@ -98,6 +100,36 @@ def test_a_function_that_fails_costs_its_values_and_not_the_send(db, caplog, fun
     assert (level, line.partition(": ")[0]) == ("ERROR", "a send is recorded without the values of MAILGLASS_DELIVERY")
     assert line.partition(": ")[2].startswith(reason)
     assert "ada@example.com" not in line
+
+
+def divide_by_zero(_source):
+    """Fail in the database, as a query of an application's function."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 / 0")
+
+
+@pytest.mark.parametrize(("setting", "recorded"), [("MAILGLASS_DELIVERY", 1), ("MAILGLASS_TENANT", 0)])
+def test_a_query_that_fails_in_a_settings_function_leaves_the_transaction_usable(db, setting, recorded):
+    with override_settings(**{setting: divide_by_zero}), transaction.atomic(), connection.cursor() as cursor:
+        send(tags=["a"])
+        cursor.execute("SELECT count(*) FROM mailglass_deliveries")
+        assert cursor.fetchone() == (recorded,)
+
+
+def count_deliveries(_message):
+    """Query with Django's connection, which an event loop does not allow."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM mailglass_deliveries")
+        return {"mailable": f"number {cursor.fetchone()[0]}"}
+
+
+def test_a_settings_function_may_query_although_the_mail_is_sent_from_an_event_loop(db):
+    async def send_in_loop():
+        send()
+
+    with override_settings(MAILGLASS_DELIVERY=count_deliveries):
+        asyncio.run(send_in_loop())
+    assert db.value("SELECT mailable FROM mailglass_deliveries") == "number 0"
 
 
 @pytest.mark.parametrize("tenant", [fail, lambda _message: None, None], ids=["raises", "returns none", "not set"])

@@ -80,6 +80,19 @@ def test_fifty_deliveries_with_state_bounce_and_reason_are_one_query(models):
     assert models.Delivery.objects.with_state().filter(state="bounced", bounce="hard").count() == 50
 
 
+def test_a_row_that_is_loaded_again_has_the_state_and_the_delivery_of_today(models):
+    bounce("m-1")
+    event = models.Event.objects.get(type="bounced")
+    assert event.delivery is None
+    send("m-1")
+    delivery = models.Delivery.objects.get()
+    delivery.__dict__.update(last_event_type="dispatched")
+    assert delivery.state == "sent"
+    delivery.refresh_from_db()
+    event.refresh_from_db()
+    assert (delivery.state, event.delivery) == ("bounced", delivery)
+
+
 def test_a_deliverys_reason_is_that_of_its_last_event(models):
     """An earlier bounce with another reason does not count."""
     send("m-1")
