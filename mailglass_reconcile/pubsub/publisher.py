@@ -128,8 +128,7 @@ class _Server:
     def publish(self, client: redis.Redis, messages: Sequence[Message]) -> list[bool]:
         """Publish two messages for each link, in one round trip, and return True for each that Redis accepted.
 
-        redis-py's own pipeline would send all of them again after a lost reply, if the client retries. The connection
-        disconnects itself after an error, so nobody else reads the remaining replies.
+        redis-py's own pipeline would send all of them again after a lost reply, if the client retries.
         """
         pool: Any = client.connection_pool
         connection = pool.get_connection(*_connection_arguments(pool.__class__))
@@ -187,7 +186,7 @@ def _connection_arguments(pool: type) -> tuple[str, ...]:
 def _read_error(connection: Any) -> Exception | None:
     """Read the next reply, and return it if it is an error."""
     try:
-        connection.read_response()
+        connection.read_response(disconnect_on_error=True)
     except redis.ResponseError as error:
         return error
     return None

@@ -198,7 +198,7 @@ BREAKS = (
 
     Break("replies to a failed batch are read as those to the next one",
           "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
-          "connection.read_response()", "connection.read_response(disconnect_on_error=False)"),
+          "connection.read_response(disconnect_on_error=True)", "connection.read_response(disconnect_on_error=False)"),
     Break("a publisher never backs off", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,
           "return time.monotonic() < self._backoff_until", "return False"),
     Break("a failure after a success is not logged", "mailglass_reconcile/pubsub/publisher.py", PUBSUB,

@@ -13,16 +13,10 @@ from database import Database
 from mailglass_reconcile.ops import explanation, status
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
-from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import reconciler
 from marking import slow_unless
 
 _BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
-
-
-def _migrate(db: Database, engine: sa.Engine) -> None:
-    runner.remove(engine, db.settings, lambda line: None)
-    runner.migrate(engine, db.settings, lambda line: None)
 
 
 def _explain(db: Database, engine: sa.Engine) -> None:
@@ -36,7 +30,6 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
     "a prune": lambda db, engine: mailglass_reconcile.prune(),
     "a look at the status": lambda db, engine: status.load_status(Handle(engine, db.settings)),
     "an explanation": _explain,
-    "a migration": _migrate,
 }
 
 
@@ -44,7 +37,6 @@ WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
 def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(
     db: Database, name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Concurrent index builds, which are in no transaction, are the exception."""
     factories.insert_pairs(db, 5)
     factories.orphan(db, factories.postmark("nobody's"))
     observed, unbounded = [], []

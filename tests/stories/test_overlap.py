@@ -155,12 +155,12 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
     """Unmatchable, repeated, and id-less events are not looked for either."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
-        recorded = record(connection, event(), event(None, provider_event_id="2"))
-        recorded += record(connection, event())
-        recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
-    assert not recorded[0].action.look_ups
+        attached = record(connection, event())
+        others = record(connection, event(None, provider_event_id="2"), event())
+        others += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
+    assert not attached[0].action.look_ups
     with statements_in_background() as sent:
-        publish(recorded[1:])
+        publish(others)
     assert sent == []
 
 
