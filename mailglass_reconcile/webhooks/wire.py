@@ -39,6 +39,9 @@ MIN_KEY = 8
 MIN_SVIX_KEY_BYTES = 24
 """Least size of a key by the specification of Standard Webhooks."""
 
+MIN_HEADER_SECRET = 16
+"""Least length of a secret that a static header repeats with each request."""
+
 MAX_DEPTH = 100
 """Greatest depth of nested JSON."""
 MAX_FIELDS = 1_000

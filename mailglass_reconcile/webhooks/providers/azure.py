@@ -33,7 +33,6 @@ _TIMES = (
     ("time",),
 )
 """Both spellings are documented."""
-MIN_SECRET = 16
 
 
 def _elements(request: WebhookRequest) -> list[Any]:
@@ -71,8 +70,10 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
 
 
 def _validate_secret(secret: str) -> None:
-    if len(secret) < MIN_SECRET:
-        raise ConfigurationError(f"the secret is the whole value of a header: choose at least {MIN_SECRET} characters")
+    if len(secret) < wire.MIN_HEADER_SECRET:
+        raise ConfigurationError(
+            f"the secret is the whole value of a header: choose at least {wire.MIN_HEADER_SECRET} characters"
+        )
 
 
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:

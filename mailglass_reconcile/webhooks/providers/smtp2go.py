@@ -19,8 +19,6 @@ from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest
 
-MIN_TOKEN = 16
-
 
 def _elements(request: WebhookRequest) -> list[Any]:
     """Return the request's event: a JSON object, or the fields of a form."""
@@ -77,9 +75,10 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
 def _validate_secret(secret: str) -> None:
     if ":" in secret:
         wire.validate_credentials(secret)
-    elif len(secret) < MIN_TOKEN:
+    elif len(secret) < wire.MIN_HEADER_SECRET:
         raise ConfigurationError(
-            f"the secret is USER:PASSWORD, or a bearer token of at least {MIN_TOKEN} characters without a colon"
+            "the secret is USER:PASSWORD, or a bearer token of at least"
+            f" {wire.MIN_HEADER_SECRET} characters without a colon"
         )
 
 

@@ -22,8 +22,6 @@ from mailglass_reconcile.webhooks.provider import EventKind, EventTable, Provide
 from mailglass_reconcile.webhooks.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
 
 _HEADER = "producer-signature"
-MIN_HEADER = 16
-"""Least length of a secret that is the value of a header."""
 
 
 def _document(request: WebhookRequest) -> bytes:
@@ -94,7 +92,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     That has an HMAC-SHA256 in base64, URL-encoded, and a time, which is not signed.
     """
     if authorization := request.headers.get("authorization"):
-        if len(secret) < MIN_HEADER or not wire.constant_time_equal(authorization, secret):
+        if len(secret) < wire.MIN_HEADER_SECRET or not wire.constant_time_equal(authorization, secret):
             raise SignatureError("the header Authorization has another value than the secret")
         return
     parts = (part.partition("=") for part in request.header(_HEADER).split(";"))
