@@ -35,7 +35,7 @@ ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery 
 CODES = {
     ("doctor.md", "mailglass-reconcile doctor"): 1,
     ("doctor.md", "mailglass-reconcile sweep"): 1,
-    ("production.md", "mailglass-reconcile doctor"): 1,  # there is no worker
+    ("deploy.md", "mailglass-reconcile doctor"): 1,  # there is no worker
 }
 """Commands that the pages show failing; any other must end with 0."""
 

@@ -176,7 +176,7 @@ def test_a_number_on_several_pages_is_the_measured_one():
         "README.md": [cost, ratios, f"{disk:.1f} kB"],
         "docs/performance.md": [ratios],
         "docs/sweeps.md": [follow, recent],
-        "docs/production.md": [f"{disk:.1f} kB"],
+        "docs/deploy.md": [f"{disk:.1f} kB"],
         "docs/sizing.md": [f"{disk:.1f} kB"],
     }.items():
         text = " ".join((ROOT / name).read_text().split()).lower()
