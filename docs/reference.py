@@ -1,6 +1,7 @@
-"""Writes the generated parts of the pages, and `grants.sql`: `python docs/reference.py`.
+"""Writes the generated blocks of the pages, `grants.sql` and the grants of `docker-compose.yml`.
 
-What a reader on GitHub sees comes from the docstrings and the options of the command; a test compares both.
+`python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
+between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import builtins
 import inspect
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from mailglass_reconcile.webhooks.wire import Signature
 
 DOCS = Path(__file__).parent
 PACKAGE = "mailglass_reconcile"
-BEGIN, END = "<!-- reference: written by docs/reference.py -->\n", "<!-- end -->"
+MARKED = re.compile(r"(<!-- ([\w -]+): written by docs/reference\.py -->\n)(.*?)(<!-- end -->)", re.S)
 WIDTH = 88
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.M)
 ENTRY = re.compile(r"^([\w*]+): ", re.M)
@@ -158,19 +160,42 @@ with subscribe(tenant_id="acme") as updates:
 }
 
 
-def main() -> None:
-    """Write the generated part of each page, the GRANT statements, and those of them that `docker-compose.yml` runs."""
-    for name, text in (("api.md", api()), ("command-line.md", subcommands())):
-        page = DOCS / name
-        page.write_text(with_reference(page.read_text(), text))
-    for name, text in (("providers.md", matrix()), ("event-types.md", providers_by_type())):
-        page = DOCS / name
-        page.write_text(with_reference(page.read_text(), text))
-    page = DOCS / "providers.md"
-    page.write_text(with_setups(page.read_text()))
-    (DOCS / "grants.sql").write_text(privileges.format_grants("public"))
+def main(arguments: Sequence[str]) -> None:
+    """Write each generated text, or, with `--check`, name the files that differ and exit with 1."""
+    differing = {path: text for path, text in generated().items() if not path.exists() or path.read_text() != text}
+    if "--check" not in arguments:
+        for path, text in differing.items():
+            path.write_text(text)
+    elif differing:
+        sys.exit(f"run `python docs/reference.py`, which changes {', '.join(sorted(path.name for path in differing))}")
+
+
+def generated() -> dict[Path, str]:
+    """Return the text that each page with a generated block, and each generated file, should have."""
+    texts = blocks()
+    pages = {page: page.read_text() for page in sorted(DOCS.glob("*.md"))}
+    names = [match[2] for page in pages.values() for match in MARKED.finditer(page)]
+    if sorted(names) != sorted(texts):
+        raise SystemExit(f"blocks that no page has, or a page has twice: {sorted({*names} ^ {*texts}) or names}")
+    files = {
+        page: MARKED.sub(lambda match: match[1] + texts[match[2]] + match[4], text) for page, text in pages.items()
+    }
     compose = DOCS.parent / "docker-compose.yml"
-    compose.write_text(with_compose_grants(compose.read_text()))
+    return files | {
+        DOCS / "grants.sql": privileges.format_grants("public"),
+        compose: with_compose_grants(compose.read_text()),
+    }
+
+
+def blocks() -> dict[str, str]:
+    """Return the text of each generated block, by the name in its marker."""
+    return {
+        "functions": api(),
+        "subcommands": subcommands(),
+        "providers": matrix(),
+        "providers by type": providers_by_type(),
+        **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
+    }
 
 
 COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER, privileges.READER)
@@ -187,12 +212,6 @@ def with_compose_grants(compose: str) -> str:
     head, begin, after = compose.partition("  grants:\n    content: |\n")
     _, end, tail = after.partition("\nvolumes:\n")
     return head + begin + textwrap.indent(compose_grants(), " " * 6) + end + tail
-
-
-def with_reference(page: str, text: str) -> str:
-    """Return a page with *text* between its markers."""
-    head, _, after = page.partition(BEGIN)
-    return head + BEGIN + text + after[after.index(END) :]
 
 
 def matrix() -> str:
@@ -237,14 +256,6 @@ def setup(record: Provider) -> str:
         "documentation": f"[{record.title}]({record.documentation})",
     }
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value)
-
-
-def with_setups(page: str) -> str:
-    """Return `providers.md` with the table of each provider's section."""
-    for name in registry.PROVIDERS:
-        head, begin, after = page.partition(f"<!-- {name}: written by docs/reference.py -->\n")
-        page = head + begin + setup(registry.get_provider(name)) + after[after.index(END) :]
-    return page
 
 
 def _authentication(record: Provider) -> str:
@@ -405,4 +416,4 @@ def _arguments(subcommand: click.Command) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
