@@ -12,6 +12,8 @@ import pages
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store import revision
 
+pytestmark = pytest.mark.version_independent
+
 FILE = pages.ROOT / "docs" / "deploy" / "kubernetes.yml"
 OBJECTS = list(yaml.safe_load_all(FILE.read_text()))
 VERSIONS = ("1.30", "1.37")

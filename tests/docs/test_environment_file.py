@@ -11,6 +11,8 @@ import pages
 import processes
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
+pytestmark = pytest.mark.version_independent
+
 [FILE] = [
     block.text for block in pages.blocks(pages.ROOT / "docs" / "deploy.md") if block.text.startswith("MAILGLASS_")
 ][:1]

@@ -10,6 +10,8 @@ import senders
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.webhooks import registry
 
+pytestmark = pytest.mark.version_independent
+
 TEXT = (pages.ROOT / "docs" / "event-types.md").read_text()
 GENERATED = reference.providers_by_type()
 

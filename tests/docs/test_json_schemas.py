@@ -19,6 +19,8 @@ from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs
 
+pytestmark = pytest.mark.version_independent
+
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (pages.ROOT / "docs/schemas").glob("*.json")}
 OPTIONAL = {"reconciled_from_event_id"}  # a message about an attached event has none
 

@@ -33,6 +33,8 @@ from mailglass_reconcile.webhooks import certificates as fetching
 from mailglass_reconcile.webhooks import provider, registry, sns, wire
 from mailglass_reconcile.webhooks.providers import mailgun
 
+pytestmark = pytest.mark.version_independent
+
 PAGES = {page.name: " ".join(page.read_text().split()) for page in [*pages.PAGES, pages.ROOT / "CONTRIBUTING.md"]}
 MB = 1024 * 1024
 WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}

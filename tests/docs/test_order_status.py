@@ -12,6 +12,8 @@ import granting
 import pages
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 
+pytestmark = pytest.mark.version_independent
+
 PAGE = pages.ROOT / "docs" / "order-status.md"
 BLOCKS = pages.blocks(PAGE)
 SQL = [block.text for block in BLOCKS if block.language == "sql"]

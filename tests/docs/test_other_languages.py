@@ -10,6 +10,8 @@ import pages
 from mailglass_reconcile import WebhookEvent, broadcast, pubsub, record_webhook
 from mailglass_reconcile.store import privileges
 
+pytestmark = pytest.mark.version_independent
+
 (STATEMENT,) = [block.text for block in pages.blocks(pages.ROOT / "docs" / "providers.md") if block.language == "sql"]
 
 

@@ -11,6 +11,8 @@ import pytest
 import pages
 from mailglass_reconcile.webhooks.registry import make_request, read_events
 
+pytestmark = pytest.mark.version_independent
+
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PLUGIN = "mailglass_reconcile.testing.plugin"
 EXAMPLE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)

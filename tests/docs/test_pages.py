@@ -18,6 +18,8 @@ from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
+pytestmark = pytest.mark.version_independent
+
 DOCS = pages.ROOT / "docs"
 COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)

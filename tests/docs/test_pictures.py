@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.version_independent
+
 DOCS = Path(__file__).parents[2] / "docs"
 CHARTS = sorted((DOCS / "performance").glob("*.svg"))
 PICTURES = [*CHARTS, DOCS / "race.svg", DOCS / "data.svg"]

@@ -19,6 +19,8 @@ import processes
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.cli import command
 
+pytestmark = pytest.mark.version_independent
+
 PATIENCE = 60
 
 ELSEWHERE = {

@@ -110,6 +110,8 @@ def ses_api(message_id: str) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.every_version
+@pytest.mark.python_dependent
 def test_django_with_anymail_ses_and_celery_beat(reader, empty_database_url, tmp_path):
     """A bounce of Postmark is handled from an empty folder; then SES through SNS, handled by a tick of beat.
 

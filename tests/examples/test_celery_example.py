@@ -9,6 +9,8 @@ import readme
 from factories import insert_pairs
 from waiting import wait_until
 
+pytestmark = pytest.mark.version_independent
+
 OF_THE_SHOP = """
 import shop
 print(sorted(shop.app.conf.beat_schedule), shop.count_stock.delay().get(timeout=60))

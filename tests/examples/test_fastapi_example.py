@@ -15,6 +15,8 @@ from postmark_payloads import payload, payloads_of_all_kinds
 from processes import Process
 from waiting import wait_until
 
+pytestmark = pytest.mark.version_independent
+
 ADA, BOB = "ada@example.com", "bob@example.com"
 STATE = """
 SELECT lower(recipient), last_event_type, last_event_at::text, terminal, delivered_at::text, bounced_at::text,

@@ -4,6 +4,8 @@ import pytest
 
 import readme
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.mark.slow
 def test_the_plain_script_prints_what_its_readme_shows(db, redis_url):

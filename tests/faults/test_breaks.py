@@ -7,6 +7,8 @@ import pytest
 from faults.breaks import BREAKS, Break
 from faults.broken import ROOT, occurs_once, read_results
 
+pytestmark = pytest.mark.version_independent
+
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
 def test_a_break_applies(broken: Break) -> None:

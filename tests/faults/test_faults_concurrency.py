@@ -17,7 +17,7 @@ from database import Database
 from faults.runs import FULL
 from processes import Process
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 PROCESSES = 8

@@ -16,7 +16,7 @@ from faults.runs import FULL
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep.result import SweepResult
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 

@@ -15,7 +15,7 @@ from factories import insert_pairs
 from faults.runs import FULL
 from faults.tracing import may_trace, was_killed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 ORPHANS = 3

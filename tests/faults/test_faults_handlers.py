@@ -25,7 +25,7 @@ from mailglass_reconcile.store import engines
 from processes import Process
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 EVENTS = 1_000 if FULL else 100

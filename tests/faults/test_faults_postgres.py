@@ -26,7 +26,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 from marking import slow_unless
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")

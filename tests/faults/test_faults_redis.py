@@ -18,7 +18,7 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from waiting import settle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 Record = Callable[[str, object], None]
 ORPHANS = 30

@@ -16,6 +16,8 @@ from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.sweep import reconciler
 from marking import slow_unless
 
+pytestmark = pytest.mark.version_independent
+
 _BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 
 

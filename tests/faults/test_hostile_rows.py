@@ -23,7 +23,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 _OPEN_STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 _LINKED = """

@@ -14,7 +14,7 @@ from database import Database
 from faults.runs import FULL
 from waiting import settle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 OTHER_TENANT = str(uuid.UUID(int=7))
 NAMES = (

@@ -24,7 +24,7 @@ from mailglass_reconcile.store import engines
 from recording import event, record
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 CANARIES = {
     "address": "canary.ada@canary-address.example",

@@ -15,7 +15,7 @@ from mailglass_reconcile.web import metrics
 from scraping import delivery_of, parse_samples
 from timeline import NO_SAMPLES, Timeline, needs_promtool
 
-pytestmark = [pytest.mark.slow, needs_promtool]
+pytestmark = [pytest.mark.slow, needs_promtool, pytest.mark.version_independent]
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import sqlalchemy as sa
 import factories
 from marking import slow_unless
 
+pytestmark = pytest.mark.version_independent
+
 CHANGES = [
     "CREATE TABLE notes (id int)",
     "ALTER TABLE mailglass_events ADD COLUMN note text",

@@ -19,6 +19,8 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.sweep.result import SweepResult
 from marking import slow_unless
 
+pytestmark = pytest.mark.version_independent
+
 TAMPERING = [
     ("I1", "UPDATE mailglass_events SET idempotency_key = 'x' WHERE type = 'reconciled'"),
     ("I2", "UPDATE mailglass_deliveries SET delivered_at = now()::timestamp"),

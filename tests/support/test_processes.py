@@ -14,6 +14,8 @@ import processes
 from marking import slow_unless
 from waiting import wait_until
 
+pytestmark = pytest.mark.version_independent
+
 PROBE = """
 import json, os, signal, sys, threading, time
 import celery.app.builtins

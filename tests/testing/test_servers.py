@@ -24,7 +24,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.testing import servers
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.version_independent]
 
 PASSWORD = uuid.uuid4().hex
 

@@ -12,6 +12,8 @@ import pytest
 
 import mailglass_reconcile
 
+pytestmark = pytest.mark.version_independent
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -23,6 +23,8 @@ from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
 from bench.load_generator import EARLY_SHARE, OVERLAPPING_SHARE, Load, plan
 from marking import slow_unless
 
+pytestmark = pytest.mark.version_independent
+
 ROOT = Path(__file__).parents[2]
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 

@@ -8,6 +8,8 @@ import pytest
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 EVENT = {
     "event": "delivered",
     "email": "ann@example.org",

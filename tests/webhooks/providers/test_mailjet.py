@@ -7,6 +7,8 @@ import pytest
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 GUID = "1ab23cd4-e567-8901-2345-6789f0gh1i2j"
 BOUNCE = {
     "event": "bounce",

@@ -6,6 +6,8 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 EVENT = {
     "timestamp": 1728669700,
     "message_id": "1df37d17-0286-4d8b-8edf-bc4ec5be86e6",

@@ -3,8 +3,12 @@
 import json
 from urllib.parse import urlencode
 
+import pytest
+
 from mailglass_reconcile.webhooks import parse
 from senders import load_payloads
+
+pytestmark = pytest.mark.version_independent
 
 EVENTS = {e.payload["event"]: e.payload for e in load_payloads("mandrill") if "event" in e.payload}
 FORM = "application/x-www-form-urlencoded"

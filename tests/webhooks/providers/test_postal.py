@@ -6,6 +6,8 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 MESSAGE = {
     "id": 12345,
     "token": "abcdef123",

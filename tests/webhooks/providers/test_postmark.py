@@ -9,6 +9,8 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
 from senders import load_payloads
 
+pytestmark = pytest.mark.version_independent
+
 BOUNCE = next(e.payload for e in load_payloads("postmark") if e.payload["RecordType"] == "Bounce")
 CHANGE = next(e.payload for e in load_payloads("postmark") if e.payload["RecordType"] == "SubscriptionChange")
 

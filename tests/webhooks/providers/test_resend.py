@@ -7,6 +7,8 @@ import pytest
 from mailglass_reconcile.webhooks import parse
 from senders import load_payloads
 
+pytestmark = pytest.mark.version_independent
+
 BOUNCED = next(e.payload for e in load_payloads("resend") if "bounce" in e.payload["data"])
 
 

@@ -1,8 +1,12 @@
 """Scaleway's webhooks, as documented."""
 
+import pytest
+
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
 from senders import load_payloads, make_requests
+
+pytestmark = pytest.mark.version_independent
 
 
 def test_what_the_blocklist_stops_has_no_id_and_is_no_fault():

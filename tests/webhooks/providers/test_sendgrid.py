@@ -6,6 +6,8 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 COMMON = {
     "email": "example@test.com",
     "timestamp": 1513299569,

@@ -10,6 +10,8 @@ from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
 from senders import load_payloads
 
+pytestmark = pytest.mark.version_independent
+
 FORM = "application/x-www-form-urlencoded"
 PROCESSED = load_payloads("smtp2go")[0].payload
 BOUNCE = next(event.payload for event in load_payloads("smtp2go") if event.payload["event"] == "bounce")

@@ -6,6 +6,8 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse
 
+pytestmark = pytest.mark.version_independent
+
 EVENT = {
     "event_name": "transactional_email_status",
     "job_id": "1a3Q2V-0000OZ-S0",
