@@ -57,7 +57,7 @@ GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
 GRANT SELECT, INSERT, DELETE ON mailglass_webhook_certificates TO mailglass_recorder;
 \endif
 
--- mailglass_sweeper: `sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery.
+-- mailglass_sweeper: `sweep`, `follow`, `prune`, `rekey`, `link` and `doctor`, by command, Python or Celery.
 SELECT to_regrole('mailglass_sweeper') IS NOT NULL AS role_exists \gset
 \if :role_exists
 SELECT NOT has_schema_privilege('mailglass_sweeper', current_schema(), 'USAGE') AS lacks_usage \gset
@@ -112,8 +112,7 @@ GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, i
 \endif
 \endif
 
--- mailglass_dispatcher: `dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch
--- --replay`, `--rename` and `--forget`.
+-- mailglass_dispatcher: `dispatch`.
 SELECT to_regrole('mailglass_dispatcher') IS NOT NULL AS role_exists \gset
 \if :role_exists
 SELECT NOT has_schema_privilege('mailglass_dispatcher', current_schema(), 'USAGE') AS lacks_usage \gset
@@ -138,7 +137,7 @@ GRANT SELECT, INSERT (type, handler, seen_at), UPDATE (seen_at) ON mailglass_han
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
 \endif
 
--- mailglass_eraser: `erase`, and nothing else; no other role may change a recipient.
+-- mailglass_eraser: `erase`.
 SELECT to_regrole('mailglass_eraser') IS NOT NULL AS role_exists \gset
 \if :role_exists
 SELECT NOT has_schema_privilege('mailglass_eraser', current_schema(), 'USAGE') AS lacks_usage \gset
@@ -163,8 +162,7 @@ GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
 \endif
 \endif
 
--- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`; it
--- writes nothing.
+-- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check` and `serve`.
 SELECT to_regrole('mailglass_reader') IS NOT NULL AS role_exists \gset
 \if :role_exists
 SELECT NOT has_schema_privilege('mailglass_reader', current_schema(), 'USAGE') AS lacks_usage \gset

@@ -193,6 +193,7 @@ def blocks() -> dict[str, str]:
         "functions": api(),
         "subcommands": subcommands(),
         "providers": matrix(),
+        "roles": roles(),
         "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
     }
@@ -266,6 +267,34 @@ def _authentication(record: Provider) -> str:
     seconds = authentication.max_age_seconds
     age = "of any age" if seconds is None else f"at most {format_duration(seconds)} old"
     return f"{authentication.description}, {age}"
+
+
+OWNER = (
+    "| owner | `migrate`, `dispatch --replay`, `dispatch --rename`, `dispatch --forget` | everything: it owns the"
+    " tables | | all tables |"
+)
+TABLES = {
+    "mailglass_deliveries": "deliveries",
+    "mailglass_open_orphans": "open events",
+    "mailglass_webhook_events": "raw webhooks",
+}
+
+
+def roles() -> str:
+    """Return what each role runs, may do, and of whom it sees e-mail addresses, from its privileges."""
+    rows = ["| role | runs | may | may not | sees e-mail addresses in |", "|---|---|---|---|---|", OWNER]
+    for role in privileges.ROLES:
+        seen = ", ".join(sorted(_tables_with_addresses(role))) or "no table"
+        rows.append(f"| `{role.name}` | {role.runs} | {role.may} | {role.may_not} | {seen} |")
+    return "\n".join(rows) + "\n"
+
+
+def _tables_with_addresses(role: privileges.Role) -> Iterator[str]:
+    for grant in role.grants:
+        with_addresses = set(privileges.ADDRESSES.get(grant.object, ()))
+        columns = grant.privileges.get("SELECT")
+        if with_addresses and columns is not None and (not columns or with_addresses & set(columns.split())):
+            yield TABLES[grant.object] + ("" if grant.condition == "everywhere" else f" of {grant.condition}")
 
 
 def providers_by_type() -> str:

@@ -63,7 +63,7 @@ def docs_url(name: str) -> str:
     """Return the address of a page of the documentation, or its file if the package has no address.
 
     Args:
-        name: The page and its heading, such as `grants.md` or `formats.md#the-lock-of-celerys-sweeps`.
+        name: The page and its heading, such as `roles.md` or `formats.md#the-lock-of-celerys-sweeps`.
     """
     with suppress(metadata.PackageNotFoundError):
         for url in metadata.metadata("mailglass-reconcile").get_all("Project-URL") or ():
@@ -228,7 +228,7 @@ def _permission_denied(error: DBAPIError) -> str:
     return (
         f"permission denied{f' for role {role}' if role else ''}{f' on {match[0]}' if match else ''}: the role lacks a"
         " privilege, or row-level security would hide rows from it (SQLSTATE 42501); see"
-        f" {docs_url('grants.md')}"
+        f" {docs_url('roles.md')}"
     )
 
 

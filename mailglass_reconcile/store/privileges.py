@@ -57,12 +57,16 @@ class Role(NamedTuple):
         name: The name of the role.
         runs: The programs that run with it.
         grants: The privileges.
+        may: What it may do, for people.
+        may_not: What it may not do.
         is_foreign: True if other programs use it, so that a policy may hide rows from their statements.
     """
 
     name: str
     runs: str
     grants: tuple[Grant, ...]
+    may: str
+    may_not: str
     is_foreign: bool = False
 
 
@@ -80,6 +84,8 @@ WRITER = Role(
     "mailglass_writer",
     "Mailglass itself, or any program that inserts events",
     (Grant("append events", "mailglass_events", {"INSERT": ALL}),),
+    may="append events of any tenant",
+    may_not="read any table",
     is_foreign=True,
 )
 
@@ -129,11 +135,14 @@ RECORDER = Role(
             {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL},
         ),
     ),
+    may="append events, insert deliveries and update their state",
+    may_not="read `metadata` of deliveries or raw webhooks, change a delivery's tenant or recipient, delete more than"
+    " old addresses of certificates",
 )
 
 SWEEPER = Role(
     "mailglass_sweeper",
-    "`sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery",
+    "`sweep`, `follow`, `prune`, `rekey`, `link` and `doctor`, by command, Python or Celery",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant("read orphans, and append `reconciled` events", "mailglass_events", {"SELECT": ALL, "INSERT": ALL}),
@@ -197,12 +206,15 @@ SWEEPER = Role(
             "tables made by Mailglass",
         ),
     ),
+    may="append `reconciled` events, update the state of deliveries, close orphans, and delete events of the age that"
+    " the owner has stored (none by default)",
+    may_not="read `metadata` of deliveries, or raw webhooks except on tables that Mailglass made, change a delivery's"
+    " tenant or recipient, change the schema",
 )
 
 DISPATCHER = Role(
     "mailglass_dispatcher",
-    "`dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch --replay`, `--rename` and"
-    " `--forget`",
+    "`dispatch`",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant(
@@ -237,11 +249,13 @@ DISPATCHER = Role(
         ),
         Grant("record runs", "mailglass_reconcile_runs", {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL}),
     ),
+    may="read events and recipients, update the jobs, and what you grant it for your handlers",
+    may_not="write events or deliveries",
 )
 
 ERASER = Role(
     "mailglass_eraser",
-    "`erase`, and nothing else; no other role may change a recipient",
+    "`erase`",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant(
@@ -267,11 +281,13 @@ ERASER = Role(
             "tables made by migrate",
         ),
     ),
+    may="replace recipients, and empty `metadata` of deliveries and raw webhooks, but not those of Mailglass",
+    may_not="read events, change the state of deliveries",
 )
 
 READER = Role(
     "mailglass_reader",
-    "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`; it writes nothing",
+    "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check` and `serve`",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant("show events", "mailglass_events", {"SELECT": ALL}),
@@ -289,7 +305,16 @@ READER = Role(
             },
         ),
     ),
+    may="read events and deliveries",
+    may_not="read `metadata` of deliveries, write",
 )
+
+ADDRESSES = {
+    "mailglass_deliveries": ("recipient", "metadata", "last_error"),
+    "mailglass_open_orphans": ("recipient",),
+    "mailglass_webhook_events": ("raw_payload",),
+}
+"""The columns that hold e-mail addresses, by table."""
 
 ROLES = (WRITER, RECORDER, SWEEPER, DISPATCHER, ERASER, READER)
 
@@ -557,7 +582,7 @@ def require_privileges(connected: Connected, error: DBAPIError) -> None:
         if current.documented not in (None, SWEEPER.name):
             raise DatabaseRefusedError(
                 f"role {current.name} may not sweep or prune (SQLSTATE 42501): run this with the privileges of"
-                f" {SWEEPER.name}, see {docs_url('grants.md')}"
+                f" {SWEEPER.name}, see {docs_url('roles.md')}"
             )
         missing = find_missing(tx, [current._replace(documented=SWEEPER.name)])
     for lack in missing:

@@ -294,9 +294,9 @@ def test_every_variable_and_alert_that_a_page_names_exists():
 def test_the_roles_of_the_pages_are_those_with_privileges():
     """The page on roles has each with its task, and the manifests have its login."""
     names = {role.name for role in privileges.ROLES}
-    table = set(re.findall(r"^\| `(mailglass_\w+)` \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE))
+    table = set(re.findall(r"^\| `(mailglass_\w+)` \|", (pages.ROOT / "docs/roles.md").read_text(), re.MULTILINE))
     assert table == names
-    for page in ("grants.md", "deploy.md"):
+    for page in ("roles.md", "deploy.md"):
         created = set(re.findall(r"CREATE ROLE (mailglass_\w+)", PAGES[page]))
         assert created - {"mailglass_owner", "mailglass_worker"} <= names
 

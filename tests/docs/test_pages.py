@@ -187,7 +187,7 @@ def test_every_page_that_the_package_names_exists():
                 in_errors.add(node.args[0].value)
     assert mentioned
     assert not [name for name in mentioned if not (pages.ROOT / name).exists()]
-    assert {"grants.md", "formats.md#the-lock-of-celerys-sweeps"} <= in_errors
+    assert {"roles.md", "formats.md#the-lock-of-celerys-sweeps"} <= in_errors
     for target in in_errors:
         name, _, anchor = target.partition("#")
         assert not anchor or anchor in slugs(DOCS / name), target

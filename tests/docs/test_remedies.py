@@ -1,4 +1,4 @@
-"""Each command in a remedy or on the doctor's page works with its role in docs/grants.md."""
+"""Each command in a remedy or on the doctor's page works with its role in docs/roles.md."""
 
 import re
 import shlex
@@ -33,14 +33,14 @@ WITH_PROMPT |= {"dispatch --replay", "sweep --event"}
 
 def roles() -> dict[str, str]:
     """Return the role of each command, or of a command with an option, from the page's table."""
-    rows = re.findall(r"^\| `?(\w+)`? \| ([^|]*) \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `?(\w+)`? \| ([^|]*) \|", (pages.ROOT / "docs/roles.md").read_text(), re.MULTILINE)
     return {command: role for role, runs in rows for command in re.findall(r"`([a-z]+(?: --[a-z]+)?)`", runs)}
 
 
 def role_of(command: str) -> str:
     """Return the role that runs a command, which may depend on its options."""
     fitting = [name for name in roles() if command == name or command.startswith(f"{name} ")]
-    assert fitting, f"docs/grants.md gives no role the command {command}"
+    assert fitting, f"docs/roles.md gives no role the command {command}"
     return roles()[max(fitting, key=len)]
 
 
@@ -95,6 +95,6 @@ def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting
 
 def test_each_command_that_changes_something_has_one_role():
     """The page has it once."""
-    text = (pages.ROOT / "docs/grants.md").read_text()
+    text = (pages.ROOT / "docs/roles.md").read_text()
     for command in ("sweep", "prune", "dispatch", "erase", "link", "migrate", "rekey", "receive"):
         assert len(re.findall(rf"^\|.*`{command}`", text, re.MULTILINE)) == 1, command

@@ -13,7 +13,7 @@ from mailglass_reconcile.store.revision import find_mismatch, is_newer
 
 @check("roles", fast=True)
 def roles(context: CheckContext) -> Iterator[Finding]:
-    """The documented roles that are used here have the privileges that docs/grants.md gives them."""
+    """The documented roles that are used here have the privileges that docs/roles.md gives them."""
     other_roles = [role for role in context.roles if not role.is_current and role.name != context.current_role.grantee]
     missing_privileges = privileges.find_missing(context.tx, other_roles)
     yield from _describe_missing(missing_privileges)

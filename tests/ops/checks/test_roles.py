@@ -184,4 +184,4 @@ def test_a_missing_privilege_names_role_and_object(db, documented):
         assert str(refused.value).startswith(
             "permission denied for role mailglass_recorder on mailglass_events: the role lacks a privilege"
         )
-        assert "docs/grants.md" in str(refused.value)
+        assert "docs/roles.md" in str(refused.value)
