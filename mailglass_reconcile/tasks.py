@@ -270,7 +270,6 @@ def _stop_on_soft_limit(sweep: Sweep) -> Iterator[None]:
         yield
     if interruption.received:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
-        sweep.counters.complete = False
 
 
 @worker_process_init.connect

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from mailglass_reconcile.sweep.request import SweepRun
+from mailglass_reconcile.sweep.reconciler import Sweep
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Interruption:
 
 
 @contextmanager
-def stop_on_signal(number: int, sweep: SweepRun) -> Iterator[Interruption]:
+def stop_on_signal(number: int, sweep: Sweep) -> Iterator[Interruption]:
     """End *sweep*, which runs in the block, at the first signal of *number*; its committed links stay.
 
     A second signal has its former effect. For a KeyboardInterrupt, psycopg cancels its statement and leaves a usable

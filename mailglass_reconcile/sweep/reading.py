@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -13,7 +13,6 @@ from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.mailglass_compat import recipients
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected, Transaction
-from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
 from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
@@ -41,13 +40,15 @@ class ChunkReader:
 
     Attributes:
         connected: The connection.
-        deadline: The end of each statement at the latest.
+        timeout_ms: Returns the timeout of a statement.
+        is_over: Returns True if no further chunk may begin.
         size: The number of orphans of the next chunk.
     """
 
-    def __init__(self, connected: Connected, deadline: Deadline) -> None:
+    def __init__(self, connected: Connected, timeout_ms: Callable[[], int], is_over: Callable[[], bool]) -> None:
         self.connected = connected
-        self.deadline = deadline
+        self.timeout_ms = timeout_ms
+        self.is_over = is_over
         self.size = FIRST_CHUNK
         self._longest_seconds = 0.0
 
@@ -55,7 +56,7 @@ class ChunkReader:
     def reading(self) -> Iterator[Transaction]:
         """Begin a transaction for the block, and measure it."""
         started_at = time.monotonic()
-        with self.connected.reading(self.deadline.remaining_ms) as tx:
+        with self.connected.reading(self.timeout_ms()) as tx:
             yield tx
         self._longest_seconds = max(self._longest_seconds, time.monotonic() - started_at)
 
@@ -75,7 +76,7 @@ def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any
         return match_orphans(reader.reading, read_orphans(reader.reading, part), recipients.SWEEP)
 
     def is_over() -> bool:
-        return bool(slice_result.matches) and reader.deadline.is_over
+        return bool(slice_result.matches) and reader.is_over()
 
     start = 0
     while start < len(ids) and not is_over():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -14,32 +17,47 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import DatabaseRefusedError, InvalidArgumentError
+from mailglass_reconcile.errors import (
+    QUERY_CANCELED,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    InvalidArgumentError,
+    SchemaOutdatedError,
+    sqlstate,
+    translate,
+)
 from mailglass_reconcile.mailglass_compat import unchecked_links
+from mailglass_reconcile.pubsub import Published, Publisher
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import open_orphans, stored_keys
-from mailglass_reconcile.store.database import Connected, Transaction, with_retries
+from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED, SweepStatus
+from mailglass_reconcile.store import open_orphans, privileges, stored_keys
+from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
-from mailglass_reconcile.store.runs import Origin
+from mailglass_reconcile.store.runs import COUNTS, Kind, Origin, Run
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import (
     EVERYTHING,
     Choice,
     Group,
+    OrphanFilter,
     Part,
     Window,
+    as_groups,
     choose,
     make_part,
     next_first,
     open_window,
 )
 from mailglass_reconcile.sweep import reading, run_log
+from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_notes
 from mailglass_reconcile.sweep.prefetch import run_ahead
 from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
-from mailglass_reconcile.sweep.request import SweepRun
-from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.result import SweepResult, format_mismatches
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,8 +67,58 @@ MOST_CHECKED = 2_000
 """Orphans that a recent sweep matches again, at most."""
 
 
-class Sweep(SweepRun):
-    """One run over open orphans, which has not begun yet, and connects only when it runs."""
+@dataclass(eq=False, kw_only=True)
+class Sweep:
+    """One run over open orphans; it connects only when it runs.
+
+    Attributes:
+        database: The database, and the settings: grace, maximum age, batch size and deadline.
+        publisher: Gets a message for both channels of each committed link; a dry run needs none.
+        kind: The kind of run.
+        tenant_id: Sweep this tenant's orphans only.
+        limit: Link at most this many.
+        dry_run: Match in read-only transactions; write and publish nothing.
+        bounds: Sweep only what arrived after the first time and until the second, in UTC.
+        only: Sweep only the orphans that pass this filter.
+        event_ids: Sweep these orphans, of any age: together with those that pass the filter, if there is one.
+        ages: The oldest and the youngest age in seconds; None is from the grace to the maximum age.
+        seconds: A time limit, if it ends before the deadline of the settings.
+        range_of: The run of the sweep that was divided, if this one is a range of it.
+        origin: The origin of the run, for the history.
+        counters: The counts so far.
+        window: The window of the sweep; None until it is read.
+        has_jobs: True if a linked event has jobs for handlers.
+        in_batch: True while a batch is linked and not counted yet: only then it is unknown what was committed.
+        error: The error that ended the sweep early.
+    """
+
+    database: Database = field(kw_only=False)
+    publisher: Publisher | None = field(kw_only=False)
+    kind: Kind = "full"
+    tenant_id: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+    bounds: tuple[str | None, str | None] = (None, None)
+    only: OrphanFilter = EVERYTHING
+    event_ids: Sequence[str] = ()
+    ages: tuple[float, float] | None = None
+    seconds: float = math.inf
+    range_of: int | None = None
+    origin: Origin = "python"
+
+    def __post_init__(self) -> None:
+        """Begin to count: the deadline is that of this moment."""
+        self.counters = SweepCounters()
+        self.window: Window | None = None
+        self.has_jobs = self.in_batch = False
+        self.error: BaseException | None = None
+        self._started_at = time.monotonic()
+        self._ends_at = self._started_at + min(self.seconds, self.database.settings.sweep_seconds)
+        self._duration_ms = 0
+        self._messages = Published()
+        self._unseen_since: str | None = None
+        self._linkable_since: str | None = None
+        self._failures: Counter[str] = Counter()
 
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -66,41 +134,72 @@ class Sweep(SweepRun):
 
         After each slice it yields no pairs: then all of it is processed.
         """
-        self.started = time.monotonic()
+        self._started_at = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
             # In an application's process the collector is the application's.
             nullcontext() if self.origin == "python" else _collector_paused(),
-            nullcontext() if self.dry_run else run_log.reporting(self.kind, lambda error: run_log.to_run(self, error)),
+            nullcontext() if self.dry_run else run_log.reporting(self.kind, self._as_run),
             on or self.database.connect() as connected,
         ):
             try:
-                yield from self._sweep(connected)
+                parts = self._choose(connected)
+                with self._match(connected, parts) as slices:
+                    for slice_ in slices:
+                        if self.is_over():
+                            break
+                        yield from self._process(connected, slice_)
+                        yield ()
+                # More checked orphans than fit into memory are left to the next sweep.
+                self.counters.complete = not self.is_over() and self.counters.processed >= self.counters.chosen
             except (DBAPIError, DatabaseRefusedError) as error:
-                run_log.fail(self, connected, error)
+                self._fail(connected, error)
             except BaseException as error:
                 self.error = error
                 raise
             finally:
                 if self.publisher is not None:
-                    self.counters.messages = self.publisher.wait()
-                self.counters.duration_ms = round((time.monotonic() - self.started) * 1000)
-                run_log.finish(self, connected)
+                    self._messages = self.publisher.wait()
+                self._duration_ms = round((time.monotonic() - self._started_at) * 1000)
+                self._record(connected)
 
-    def _sweep(self, connected: Connected) -> Iterator[Pairs]:
-        """Choose orphans; match them slice by slice, link the matches, and store the states of the others."""
-        parts = self._choose(connected)
-        with self._matched_slices(connected, parts) as slices:
-            for slice_ in slices:
-                if self.deadline.is_over:
-                    break
-                yield from self._process(connected, slice_)
-                yield ()
-        # More checked orphans than fit into memory are left to the next sweep.
-        self.counters.complete = not self.deadline.is_over and self.counters.processed >= self.counters.chosen
+    def stop(self) -> None:
+        """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
+        self._ends_at = time.monotonic()
+        self.counters.complete = False
+
+    def is_over(self) -> bool:
+        """Return True if the deadline has passed: no further work may begin."""
+        return time.monotonic() >= self._ends_at
+
+    @property
+    def is_recent(self) -> bool:
+        """True for a recent sweep, which leaves log lines to the full sweep."""
+        return self.kind == "recent"
+
+    def _choose(self, connected: Connected) -> list[Part]:
+        self.window, choice = self._read(connected, self._read_window)
+        self._unseen_since = choice.unseen_since
+        if not self.is_recent:
+            self.window.warn()
+        if self.event_ids:
+            choice.parts.append(make_part(self.event_ids))
+            choice.chosen[Group(None, None, None)] += len(self.event_ids)
+        self.counters.start(choice)
+        return choice.parts
+
+    def _read_window(self, tx: Transaction) -> tuple[Window, Choice]:
+        window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
+        if self.event_ids and self.only == EVERYTHING:
+            return window, Choice([], Counter(), Counter())
+        most_checked = MOST_CHECKED if self.is_recent else None
+        return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
+
+    def _next_first(self, tx: Transaction, before: Cursor) -> Part | None:
+        return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
 
     @contextmanager
-    def _matched_slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
+    def _match(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
         """Match slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
 
         A sweep for which that connection cannot be opened does without.
@@ -117,50 +216,27 @@ class Sweep(SweepRun):
 
     def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[SliceResult]:
         """Yield the matched slices until the deadline; a part too large for memory continues after its last id."""
-        reader = ChunkReader(connected, self.deadline)
+        reader = ChunkReader(connected, self._timeout_ms, self.is_over)
         for part in parts:
             following: Part | None = part
             while following is not None:
                 for ids in following.slices(SLICE_ORPHANS):
-                    if self.deadline.is_over:
+                    if self.is_over():
                         return
                     yield reading.match_slice(reader, ids, self._retry, of_any_age=bool(self.event_ids))
                 last = following.last
-                following = self._retry(partial(self._next_first, connected, last)) if last else None
-
-    def _choose(self, connected: Connected) -> list[Part]:
-        self.window, choice = self._retry(partial(self._read_window, connected))
-        self.unseen_since = choice.unseen_since
-        if not self.is_recent:
-            self.window.warn()
-        if self.event_ids:
-            choice.parts.append(make_part(self.event_ids))
-            choice.chosen[Group(None, None, None)] += len(self.event_ids)
-        self.counters.start(choice)
-        return choice.parts
-
-    def _read_window(self, connected: Connected) -> tuple[Window, Choice]:
-        most_checked = MOST_CHECKED if self.is_recent else None
-        with connected.reading(self.deadline.remaining_ms) as tx:
-            window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
-            if self.event_ids and self.only == EVERYTHING:
-                return window, Choice([], Counter(), Counter())
-            return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
-
-    def _next_first(self, connected: Connected, before: Cursor) -> Part | None:
-        with connected.reading(self.deadline.remaining_ms) as tx:
-            return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
+                following = self._read(connected, partial(self._next_first, before=last)) if last else None
 
     def _process(self, connected: Connected, slice_: SliceResult) -> Iterator[Pairs]:
-        """Count an outcome for each orphan of a slice; yield the batches that were linked."""
+        """Link the matches of a slice, yield each batch, and store the states of the others; count each orphan."""
         counters = self.counters
         counters.mark_processed(_stored_group(match.orphan) for match in slice_.matches)
         matches = [match for match in slice_.matches if self.only.accepts(match.keys, match.result.delivery_id)]
-        counters.exclude(len(slice_.matches) - len(matches))
-        counters.add_closed_elsewhere(slice_.closed)
-        counters.add_unreadable(len(slice_.unreadable))
-        counters.add_mismatches(match.result.state for match in matches if match.result.state != MATCHED)
-        self.failures.update(match.keys.failure for match in matches if match.keys.failure)
+        counters.chosen -= len(slice_.matches) - len(matches)
+        counters.add("skipped_held", slice_.closed, closed=slice_.closed)
+        counters.add("failed", len(slice_.unreadable))
+        counters.add_states(match.result.state for match in matches if match.result.state != MATCHED)
+        self._failures.update(match.keys.failure for match in matches if match.keys.failure)
         closed: set[str] = set()
         notes = unchecked_notes(matches)
         for batch in self._batches(matches):
@@ -176,13 +252,13 @@ class Sweep(SweepRun):
         """Yield the pairs to link, batch by batch, up to the limit and the deadline."""
         pairs = _by_delivery(matches)
         allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)
-        self.counters.add_over_limit(len(pairs) - allowed)
+        self.counters.add("skipped_limit", len(pairs) - allowed)
         if self.dry_run:
             yield pairs[:allowed]
             return
         size = self.database.settings.batch_size
         for start in range(0, allowed, size):
-            if self.deadline.is_over:
+            if self.is_over():
                 return
             yield pairs[start : min(start + size, allowed)]
 
@@ -191,12 +267,12 @@ class Sweep(SweepRun):
         if self.dry_run or self.publisher is None:
             with_note = [event_id for event_id, _ in pairs if event_id in notes]
             unchecked = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, with_note))
-            self.counters.add_would_link(len(pairs), unchecked)
+            self.counters.add("linked", len(pairs), unchecked=unchecked)
             return set()
         if self.event_ids:
             self._write(connected, lambda tx: open_orphans.reopen(tx, [event_id for event_id, _ in pairs]))
         self.in_batch = True
-        batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
+        batch = link_batch(connected, pairs, self.is_over, notes)
         self.publisher.publish([projector.make_message(event) for event in batch.linked])
         self.counters.add_batch(batch)
         self.has_jobs = self.has_jobs or any(event.handled for event in batch.linked)
@@ -223,7 +299,7 @@ class Sweep(SweepRun):
             self._write(connected, lambda tx: open_orphans.store_states(tx, states))
         pairs = [(match.orphan.event_id, match.result.delivery_id) for match in remaining if match.result.delivery_id]
         if pairs:
-            self.update_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
+            self._update_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
 
     def _store_keys(self, connected: Connected, matches: Mapping[str, OrphanMatch]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
@@ -236,12 +312,96 @@ class Sweep(SweepRun):
         if event_ids:
             self._write(connected, lambda tx: open_orphans.refuse(tx, event_ids))
 
+    def _update_lag(self, since: str | None) -> None:
+        """Keep the earliest time since which an open orphan could have been linked."""
+        self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
+
+    def _fail(self, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
+        """Set the error that ended the sweep: a missing privilege or another fault; the deadline is none."""
+        if isinstance(error, DBAPIError):
+            if sqlstate(error) == QUERY_CANCELED and self.window is not None and time.monotonic() >= self._ends_at - 1:
+                return
+            try:
+                privileges.require_privileges(connected, error)
+            except DatabaseRefusedError as privilege_error:
+                error = privilege_error
+        self.error = cause = translate(error) if isinstance(error, DBAPIError) else error
+        if self.window is None:
+            raise cause from None
+        logger.error("the sweep failed: %s", cause)
+
+    def _record(self, connected: Connected) -> None:
+        """Log failed key rules and mismatches, and add a row to the history of runs.
+
+        If nothing was swept because the database or the table is down, there is no row.
+        """
+        has_started = self.window is not None
+        if has_started and not self.is_recent:
+            for failure, orphans in self._failures.items():
+                logger.error("%s (%s)", failure, pluralize(orphans, "orphan"))
+            for mismatch in format_mismatches(self.result):
+                logger.warning("%s", mismatch)
+        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and not has_started
+        if self.dry_run or nowhere:
+            return
+        if self.counters.misses_unseen:
+            self._update_lag(self._unseen_since)
+        run = self._as_run(self.error)
+        if self.kind in ("full", "range"):
+            run.open_groups = as_groups(self.counters.open_groups())
+        run_log.add_run(connected, run, range_of=self.range_of)
+
+    def _as_run(self, error: BaseException | None) -> Run:
+        """Make the sweep's row for the history of runs; *error* ended the sweep, if no earlier one did."""
+        self.error = self.error or error
+        result = self.result
+        return Run(
+            self.kind,
+            self.origin,
+            result.shown_tenant,
+            result.status,
+            counts={name: getattr(result, name, 0) for name in COUNTS},
+            remaining=None if self.window is None else result.remaining,
+            linkable_since=self._linkable_since,
+            covered=self.counters.complete,
+            error=None if self.error is None else type(self.error).__name__,
+            began=self._started_at,
+        )
+
+    @property
+    def result(self) -> SweepResult:
+        """The counts as they are now: everything eligible has exactly one outcome."""
+        outcomes = self.counters.outcomes()
+        scanned = outcomes.total()
+        outcomes["skipped"] = sum(outcomes[reason] for reason in SKIPPED)
+        return SweepResult(
+            scanned=scanned,
+            linked_unchecked=self.counters.unchecked,
+            remaining=scanned - self.counters.closed,
+            published=self._messages.published,
+            publish_failed=self._messages.failed,
+            duration_ms=self._duration_ms,
+            dry_run=self.dry_run,
+            tenant_id=self.tenant_id,
+            status=self._status(outcomes["failed"]),
+            **{name: outcomes[name] for name in (*OUTCOMES, *SKIPPED)},
+        )
+
+    def _status(self, failed: int) -> SweepStatus:
+        if isinstance(self.error, Exception):
+            return "failed"
+        return "ok" if self.counters.complete and not failed else "partial"
+
+    def _timeout_ms(self) -> int:
+        """Return the timeout of a statement: the time until the deadline, but at least a second."""
+        return max(1_000, int((self._ends_at - time.monotonic()) * 1000))
+
     def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def read() -> T:
-            with connected.reading(self.deadline.remaining_ms) as tx:
+            with connected.reading(self._timeout_ms()) as tx:
                 return action(tx)
 
-        return with_retries(read)
+        return self._retry(read)
 
     def _write(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def write() -> T:

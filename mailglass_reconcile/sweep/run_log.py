@@ -14,20 +14,11 @@ from contextlib import contextmanager, nullcontext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile import telemetry
-from mailglass_reconcile.errors import (
-    QUERY_CANCELED,
-    DatabaseRefusedError,
-    DatabaseUnavailableError,
-    SchemaOutdatedError,
-    sqlstate,
-    translate,
-)
-from mailglass_reconcile.rules.humanize import pluralize
-from mailglass_reconcile.store import privileges, runs, window
+from mailglass_reconcile.errors import translate
+from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
-from mailglass_reconcile.sweep.request import SweepRun
-from mailglass_reconcile.sweep.result import format_line, format_mismatches
+from mailglass_reconcile.sweep.result import format_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +27,6 @@ HELD_SECONDS = 10.0
 TIMEOUT_MS = 2_000
 
 _idle_runs: dict[tuple[str, str | None], Run] = {}
-
-
-def to_run(sweep: SweepRun, error: BaseException | None = None) -> Run:
-    """Make a sweep's row for the history of runs; *error*, or an earlier one, ended the sweep early."""
-    result, error = sweep.result, error or sweep.error
-    run = Run(sweep.kind, sweep.origin, result.shown_tenant, result.status, remaining=result.remaining)
-    if error is not None:
-        run.status = "failed" if isinstance(error, Exception) else "partial"
-        run.error = type(error).__name__
-    run.began = sweep.started
-    run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
-    run.linkable_since = sweep.linkable_since
-    run.covered = sweep.counters.complete
-    if not sweep.has_started:
-        run.remaining = None
-    return run
 
 
 def add_run(connected: Connected, run: Run, *, range_of: int | None = None) -> int | None:
@@ -125,40 +100,3 @@ def _report(run: Run, span: telemetry.Span) -> None:
     notable = run.counts["linked"] or run.counts["failed"] or run.status == "partial"
     if notable and logger.isEnabledFor(logging.INFO):
         logger.info("%s", format_line(run.tenant_id, run.status, run.counts, run.remaining))
-
-
-def fail(sweep: SweepRun, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
-    """Set the error that ended a sweep: a missing privilege or another fault; the deadline is none."""
-    if isinstance(error, DBAPIError):
-        if sqlstate(error) == QUERY_CANCELED and sweep.has_started and sweep.is_out_of_time:
-            return
-        try:
-            privileges.require_privileges(connected, error)
-        except DatabaseRefusedError as privilege_error:
-            error = privilege_error
-    sweep.error = cause = translate(error) if isinstance(error, DBAPIError) else error
-    if not sweep.has_started:
-        raise cause from None
-    sweep.counters.broke_off = True
-    logger.error("the sweep failed: %s", cause)
-
-
-def finish(sweep: SweepRun, connected: Connected) -> None:
-    """Log failed key rules and mismatches, and add a row to the history of runs.
-
-    If nothing was swept because the database or the table is down, there is no row.
-    """
-    if sweep.has_started and not sweep.is_recent:
-        for failure, orphans in sweep.failures.items():
-            logger.error("%s (%s)", failure, pluralize(orphans, "orphan"))
-        for mismatch in format_mismatches(sweep.result):
-            logger.warning("%s", mismatch)
-    nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.has_started
-    if sweep.dry_run or nowhere:
-        return
-    if sweep.counters.misses_unseen:
-        sweep.update_lag(sweep.unseen_since)
-    run = to_run(sweep)
-    if sweep.kind in ("full", "range"):
-        run.open_groups = window.as_groups(sweep.counters.open_groups())
-    add_run(connected, run, range_of=sweep.range_of)

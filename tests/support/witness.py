@@ -83,7 +83,7 @@ class Witness:
 
     def results(self) -> list[tuple[SweepResult, int | None]]:
         """Return each sweep's result and its number of eligible orphans, or None if it did not count them."""
-        return [(sweep.result, sweep.counters.eligible if sweep.has_started else None) for sweep in self.sweeps]
+        return [(sweep.result, _count_eligible(sweep) if sweep.window else None) for sweep in self.sweeps]
 
     def messages(self, *, settled: bool = True) -> list[tuple[str, dict[str, Any]]]:
         """Return `(channel, payload)` of the messages that were published since the last call.
@@ -102,6 +102,10 @@ class Witness:
                 return received
             if message["type"] == "pmessage" and message["data"].startswith(b"{"):
                 received.append((message["channel"].decode(), json.loads(message["data"])))
+
+
+def _count_eligible(sweep: Sweep) -> int:
+    return sweep.counters.chosen + sweep.counters.left_out.total()
 
 
 def install(engine: sa.Engine) -> None:

@@ -18,7 +18,6 @@ from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reading, reconciler
-from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.reading import ChunkReader
 
 
@@ -96,7 +95,7 @@ def test_a_sweep_computes_keys_outside_of_its_transactions(db, monkeypatch):
 def test_after_a_slow_transaction_fewer_orphans_are_read_at_once_and_more_again_later(db):
     """A chunk is never smaller than the least, or larger than the most."""
     with db.database.connect() as connected:
-        reader = ChunkReader(connected, Deadline(60))
+        reader = ChunkReader(connected, lambda: 60_000, lambda: False)
         sizes = [reader.size]
         for _ in range(2):
             with reader.reading() as tx:
