@@ -6,6 +6,7 @@ from functools import partial
 
 import jsonschema
 import pytest
+import sqlalchemy as sa
 
 import commands
 import mailglass_reconcile
@@ -14,7 +15,7 @@ from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.status import load_problems, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
-from mailglass_reconcile.store import runs
+from mailglass_reconcile.store import runs, window
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 from recording import event, record
@@ -84,6 +85,23 @@ def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"))])
     db.run("UPDATE mailglass_open_orphans SET state = 'unmatched' WHERE ctid = '(0,1)'")
     assert {g["state"]: g["orphans"] for g in load_status(db.database).groups} == {"unseen": 1, "unmatched": 1}
+
+
+def test_before_the_first_full_sweep_orphans_are_counted_by_the_path_that_their_number_makes_cheaper(db, monkeypatch):
+    """A large backlog is counted by one pass over each table, not by a probe for each orphan."""
+    monkeypatch.setattr(window, "SMALL_BYTES", 0)
+    monkeypatch.setattr(window, "FEW", 20)
+    insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(100)])
+    paths = []
+
+    def note(connection, cursor, statement, parameters, context, many):
+        if "of_window" in statement:
+            paths.append(parameters["by_scans"])
+
+    sa.event.listen(db.engine, "before_cursor_execute", note)
+    assert load_status(db.database).eligible == 100
+    sa.event.remove(db.engine, "before_cursor_execute", note)
+    assert paths == [True]
 
 
 @pytest.mark.parametrize("how", ["at its deadline", "by Ctrl-C"])
