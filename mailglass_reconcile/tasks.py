@@ -92,7 +92,7 @@ def reconcile(
     Args:
         self: The task.
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
-        limit: Link at most this many.
+        limit: Stop after so many links.
         fan_out: If more orphans than this are eligible, divide them into ranges of arrival with about this many each,
             and enqueue a task for each range. Ignored with a limit and in eager mode.
         after: Sweep only what arrived after this time, in UTC, as Postgres writes it.

@@ -43,7 +43,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N links.")
 @click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, of any age.")
 @click.option("--delivery", type=click.UUID, metavar="ID", help="Link events of this delivery only, of any age.")
 @click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
@@ -160,9 +160,7 @@ def summary(result: SweepResult) -> str:
         if getattr(result, state)
     ]
     if result.skipped_limit:
-        lines.append(
-            f"{pluralize(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit"
-        )
+        lines.append(f"{result.skipped_limit:,} more not checked or not linked: sweep again, or without --limit")
     if result.publish_failed:
         messages = pluralize(result.published + result.publish_failed, "broadcast")
         lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")

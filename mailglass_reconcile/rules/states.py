@@ -120,7 +120,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "unknown": Meaning("unknown", "no event in the ledger has this id"),
     "skipped": Meaning("skipped", "not checked, or not linked, by this sweep"),
-    "skipped_limit": Meaning("beyond the limit", "can be linked, but the sweep had reached its limit"),
+    "skipped_limit": Meaning("beyond the limit", "the sweep reached its limit before it could check or link them"),
     "skipped_deadline": Meaning("out of time", "the sweep ended before it could check or link them"),
     "skipped_held": Meaning("held elsewhere", "another session has claimed them or has already closed them"),
     "failed": Meaning("refused", "the database refused to read or link them"),

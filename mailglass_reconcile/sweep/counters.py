@@ -1,8 +1,8 @@
 """The counters of a sweep: the only place that counts orphans.
 
 They begin with one snapshot: how many orphans the sweep matches, and what it leaves out, by stored state. Each matched
-orphan gets exactly one outcome, and what has none at the end is `skipped_deadline`. So the outcomes add up to what was
-eligible, whatever other sessions do meanwhile, also after an error.
+orphan gets exactly one outcome, and what has none at the end is `skipped_deadline`, or `skipped_limit` after a limit.
+So the outcomes add up to what was eligible, whatever other sessions do meanwhile, also after an error.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Sweep:
         publisher: Gets a message for both channels of each committed link; a dry run needs none.
         kind: The kind of run.
         tenant_id: Sweep this tenant's orphans only.
-        limit: Link at most this many.
+        limit: Stop after so many links.
         dry_run: Match in read-only transactions; write and publish nothing.
         bounds: Sweep only what arrived after the first time and until the second, in UTC.
         only: Sweep only the orphans that pass this filter.
@@ -150,8 +150,12 @@ class Sweep:
                             break
                         yield from self._process(connected, slice_)
                         yield ()
+                        if self._is_at_limit():
+                            break
                 # More checked orphans than fit into memory are left to the next sweep.
                 self.counters.complete = not self.is_over() and self.counters.processed >= self.counters.chosen
+                if self._is_at_limit():
+                    self.counters.add("skipped_limit", max(0, self.counters.chosen - self.counters.processed))
             except (DBAPIError, DatabaseRefusedError) as error:
                 self._fail(connected, error)
             except BaseException as error:
@@ -171,6 +175,9 @@ class Sweep:
     def is_over(self) -> bool:
         """Return True if the deadline has passed: no further work may begin."""
         return time.monotonic() >= self._ends_at
+
+    def _is_at_limit(self) -> bool:
+        return self.limit is not None and self.counters.linked >= self.limit
 
     @property
     def is_recent(self) -> bool:
@@ -202,9 +209,10 @@ class Sweep:
     def _match(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
         """Match slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
 
-        A sweep for which that connection cannot be opened does without.
+        A sweep for which that connection cannot be opened does without, and one with a limit, which needs no more.
         """
-        if self.is_recent or self.dry_run or self.counters.chosen <= SLICE_ORPHANS:
+        is_small = self.limit is not None or self.counters.chosen <= SLICE_ORPHANS
+        if self.is_recent or self.dry_run or is_small:
             yield self._slices(connected, parts)
             return
         with self.database.second_connection() as second:
@@ -390,7 +398,7 @@ class Sweep:
     def _status(self, failed: int) -> SweepStatus:
         if isinstance(self.error, Exception):
             return "failed"
-        return "ok" if self.counters.complete and not failed else "partial"
+        return "ok" if (self.counters.complete or self._is_at_limit()) and not failed else "partial"
 
     def _timeout_ms(self) -> int:
         """Return the timeout of a statement: the time until the deadline, but at least a second."""
@@ -424,14 +432,17 @@ def prepare(
     range_of: int | None = None,
     origin: Origin = "python",
 ) -> Sweep:
-    """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis."""
+    """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis.
+
+    With a limit it is neither: the history counts it as a targeted sweep, so that it never passes for a full one.
+    """
     if limit is not None and limit < 1:
         raise InvalidArgumentError("limit must be at least 1")
     runtime.load_imports(only_warn=dry_run)
     return Sweep(
         runtime.database(),
         runtime.create_publisher(),
-        kind="full" if bounds == (None, None) else "range",
+        kind="targeted" if limit is not None else "full" if bounds == (None, None) else "range",
         tenant_id=tenant_id,
         limit=limit,
         dry_run=dry_run,
@@ -448,7 +459,7 @@ def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepRe
 
     Args:
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
-        limit: Link at most this many; the rest stays open.
+        limit: Stop after so many links; the rest stays open. The history counts such a sweep as a targeted one.
 
     Returns:
         The counts. If the sweep failed half-way, its `status` is `failed`.

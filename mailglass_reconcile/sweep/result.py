@@ -33,7 +33,7 @@ class SweepResult:
         tenant_mismatch: Their id names only deliveries of another tenant.
         recipient_mismatch: Their id names only deliveries of another recipient.
         skipped: The sum of the three causes that follow.
-        skipped_limit: They match, but the sweep had reached its limit.
+        skipped_limit: The sweep had reached its limit before it had checked or linked them.
         skipped_deadline: The sweep ended before it had checked or linked them.
         skipped_held: Another session has locked or closed them.
         failed: The database refused to read or link them; they stay open.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.version_independent
             SweepResult(scanned=48_000, linked=10, skipped=47_990, skipped_limit=47_990, duration_ms=1_234),
             [
                 "linked 10 of 48,000 open orphans in 1,234 ms",
-                "47,990 more can be linked: sweep again, or without --limit",
+                "47,990 more not checked or not linked: sweep again, or without --limit",
             ],
         ),
         (

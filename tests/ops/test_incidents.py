@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import mailglass_reconcile
+import sweeping
 from browsing import Visitor, app
 from diagnosing import worst_finding
 from factories import delivery_row, insert, orphan_row, postmark
@@ -154,7 +155,8 @@ def leave(db: Any) -> None:
     rows = [orphan_row(postmark(f"m-{n}"), age_seconds=9_000) for n in range(2)]
     insert(db, [delivery_row(f"m-{n}") for n in range(2)], rows)
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
-    mailglass_reconcile.reconcile(limit=1)
+    with sweeping.held(db.engine, free=1):
+        mailglass_reconcile.reconcile()
 
 
 def enqueue(state: str, attempts: int, due_seconds: int) -> Callable[[Any], object]:

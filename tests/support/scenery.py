@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import sweeping
 
 DELIVERIES = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
@@ -171,7 +172,8 @@ def incident(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         for statement in (PRUNED, QUIET_DAY, RECENT, SENT, REPORTED, EXPIRED):
             connection.execute(sa.text(statement))
-    mailglass_reconcile.reconcile(limit=30)
+    with sweeping.held(engine, free=30):
+        mailglass_reconcile.reconcile()
     with engine.begin() as connection:
         connection.execute(sa.text(OUTBOX))
     with engine.connect() as connection, connection.execution_options(isolation_level="AUTOCOMMIT"):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -14,6 +15,19 @@ def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResul
     for _ in sweep.steps():
         after_each(sweep.result)
     return sweep.result
+
+
+@contextmanager
+def held(engine: sa.Engine, *, free: int = 0) -> Iterator[None]:
+    """Lock in another session what a sweep would link, but for the *free* newest events: it is left as matched."""
+    pairs = [pair for batch in reconciler.prepare(dry_run=True).steps() for pair in batch]
+    ids = [delivery_id for _, delivery_id in pairs[free:]]
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("SELECT FROM mailglass_deliveries WHERE id = ANY (CAST(:ids AS uuid[])) FOR NO KEY UPDATE"),
+            {"ids": ids},
+        )
+        yield
 
 
 @contextmanager

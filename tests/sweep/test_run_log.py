@@ -4,8 +4,10 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import sweeping
 from factories import delivery_row, insert, insert_pairs, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.store import engines, runs
 from mailglass_reconcile.sweep import reconciler, run_log
 
@@ -56,11 +58,20 @@ def test_what_could_be_linked_and_was_not_is_said_with_its_time(db):
         [delivery_row("m-1"), delivery_row("m-2")],
         [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")],
     )
-    reconcile(limit=1)
+    with sweeping.held(db.engine, free=1):
+        reconcile()
     lag = db.value(
         "SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - linkable_since) FROM mailglass_reconcile_runs"
     )
     assert 200 < lag < 300, "the deliveries are four minutes old, and the graces ended seven minutes ago"
+
+
+def test_a_sweep_with_a_limit_never_counts_as_a_full_one(db):
+    insert_pairs(db, ["m-1", "m-2"])
+    assert reconcile(limit=1).status == "ok"
+    assert (last(db).kind, last(db).open_groups) == ("targeted", None)
+    [problem] = load_problems(db.database)
+    assert problem.startswith("no full sweep of all tenants has run yet")
 
 
 def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
