@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,13 @@ MIN_TOKEN_CHARACTERS = 16
 
 def _infinity_is_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "infinity" else value
+
+
+def _mapping_to_json(value: object) -> object:
+    """Return a mapping as JSON, with null in place of what is none, which no secret is."""
+    if not isinstance(value, Mapping):
+        return value
+    return json.dumps(value, default=lambda _: None) if value else ""
 
 
 _WRONG_USAGE = "wrong_usage"
@@ -72,6 +81,11 @@ def _read_at_file(secret: SecretStr) -> SecretStr:
 
 Secret = Annotated[SecretStr, AfterValidator(_read_at_file)]
 """A secret value, or `@FILE`: the path of a file that contains it."""
+WebhookSecrets = Annotated[
+    SecretStr,
+    BeforeValidator(_mapping_to_json),
+]
+"""Pairs as text, `@FILE`, or a mapping of providers to secrets, which is JSON from here on: settings are hashable."""
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
 """Days, or `infinity` (None in Python): nothing is deleted."""
 SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False), BeforeValidator(_infinity_is_none)]
@@ -92,7 +106,8 @@ class Settings(BaseSettings):
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         web_token: The dashboard's token, at least 16 characters; anyone with it sees the events of all tenants.
         web_secure_cookie: True if browsers send the dashboard's cookie over HTTPS only, behind a proxy that ends TLS.
-        webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
+        webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line. Here
+            also a mapping of each provider to a secret or a list of secrets.
         webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
         grace_seconds: Age in seconds after arrival before a sweep checks an orphan.
         max_age_minutes: Age in minutes after which an orphan is expired.
@@ -120,7 +135,7 @@ class Settings(BaseSettings):
     imports: str = ""
     web_token: Secret | None = None
     web_secure_cookie: bool = False
-    webhook_secrets: SecretStr | None = None
+    webhook_secrets: WebhookSecrets | None = None
     webhook_url: Secret | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)

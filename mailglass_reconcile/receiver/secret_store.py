@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol, cast
 
 from mailglass_reconcile import runtime
@@ -106,16 +108,22 @@ def from_argument(secrets: SecretsArgument | None, settings: Settings) -> Secret
 
 def from_setting(settings: Settings) -> SharedSecrets:
     """Return the store for `MAILGLASS_WEBHOOK_SECRETS`."""
-    value = settings.webhook_secrets.get_secret_value().strip() if settings.webhook_secrets else ""
-    lines = _lines(value.removeprefix("@")) if value.startswith("@") else value.split(",")
-    entries = [line.strip() for line in lines if line.strip()]
-    if not entries:
-        raise ConfigurationError(f"{SETTING} is not set; set it to provider=secret, or to @FILE with one on each line")
-    pairs = [(provider.strip(), secret.strip()) for provider, _, secret in (entry.partition("=") for entry in entries)]
     try:
-        return SharedSecrets(pairs)
+        pairs = _parse(settings.webhook_secrets.get_secret_value().strip() if settings.webhook_secrets else "")
+        if pairs:
+            return SharedSecrets(pairs)
     except ConfigurationError as error:
         raise ConfigurationError(f"{SETTING}: {error}") from None
+    raise ConfigurationError(f"{SETTING} is not set; set it to provider=secret, or to @FILE with one on each line")
+
+
+def _parse(value: str) -> list[tuple[str, object]]:
+    if value.startswith("{"):
+        with suppress(ValueError):
+            return list(_pairs(json.loads(value)))
+    lines = read_secret_file(value.removeprefix("@")).splitlines() if value.startswith("@") else value.split(",")
+    entries = (line.partition("=") for line in lines if line.strip())
+    return [(provider.strip(), secret) for provider, _, secret in entries]
 
 
 def _pairs(secrets: ProviderSecrets) -> Iterable[tuple[str, object]]:
@@ -125,10 +133,3 @@ def _pairs(secrets: ProviderSecrets) -> Iterable[tuple[str, object]]:
 
 def _as_list(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return read_secret_file(path).splitlines()
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{SETTING}: {error}") from None

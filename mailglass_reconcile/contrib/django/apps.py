@@ -38,8 +38,8 @@ class MailglassReconcileConfig(AppConfig):
     def _configure(self, setting: str, **_kwargs: Any) -> None:
         """Configure our settings from Django's, at startup and when a test changes one."""
         if setting.startswith("MAILGLASS_"):
-            tenant = project.fixed_tenant()
-            values = {} if tenant is None else {"tenant": tenant}
+            values = {"tenant": project.fixed_tenant(), "webhook_secrets": project.webhook_secrets()}
+            values = {name: value for name, value in values.items() if value is not None}
             runtime.configure_framework(
                 partial(_make_engine, project.alias()), COMMAND, _open_handlers_connection, **values
             )

@@ -1,9 +1,14 @@
-"""System checks for `manage.py check`: of the settings, and with `--database` and before `migrate` of the database."""
+"""System checks for `manage.py check`: of the settings, and with `--database` and before `migrate` of the database.
+
+Nothing here is an error because of a database or of what a deployment lacks: Django's `migrate`, `test` and `runserver`
+would end. `check --deploy` makes errors of the findings that lose or delay events.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import anymail
@@ -11,13 +16,14 @@ from anymail.backends.base import AnymailBaseBackend
 from anymail.utils import get_anymail_setting
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's own names
-from django.db import router
+from django.core import mail
+from django.core.checks import ERROR, CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's own names
+from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 from django.utils.version import get_version_tuple
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import project
+from mailglass_reconcile.contrib.django import mounted, project
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks import Finding
 
 TIMEOUT_MS = 2_000
+VIEWS = "mailglass_reconcile.contrib.django.views"
+"""The module of our view of webhooks, which would load SQLAlchemy."""
 READS_VERSION_1 = (15, 2)
 """The last known version of Anymail that reads only version 1 of MailerSend's webhooks."""
 
@@ -62,26 +70,47 @@ NO_DISPATCH = Warning(
 )
 MAILERSEND = Warning(
     "Anymail up to 15.2 answers version 2 of MailerSend's webhooks, the only one since 2026-12-01, with 500.",
-    hint='Add path("webhooks/", include("mailglass_reconcile.contrib.django.urls")) to your urlpatterns, and enter'
-    " /webhooks/mailersend at MailerSend. Silence this check when it is done.",
+    hint='Add path("webhooks/", include("mailglass_reconcile.contrib.django.urls")) to your urlpatterns, enter'
+    " /webhooks/mailersend at MailerSend, and remove Anymail's URLs, or silence this check.",
     id="mailglass_reconcile.W006",
 )
+NO_SECRETS = Warning(
+    "The URLs of the webhooks are mounted, and there is no secret, so every webhook is answered with 503.",
+    hint="Set MAILGLASS_WEBHOOK_SECRETS, in the environment or in Django's settings, to each provider's secret.",
+    id="mailglass_reconcile.W007",
+)
+NOT_MIGRATED = "the database is not migrated, so nothing can be recorded or linked"
+
+_serious_warnings: dict[str, list[CheckMessage]] = {}
+"""What the last run of each check found that is an error of a deployment."""
 
 
 @register
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
     """Return the problems in the settings of Django, Anymail and Celery."""
-    return list(_settings_problems())
+    problems = list(_settings_problems())
+    _serious_warnings["settings"] = [problem for problem in problems if problem.id == NO_SECRETS.id]
+    return problems
 
 
 @register(Tags.database)
 def check_database(*, databases: Collection[str] | None = None, **_kwargs: Any) -> list[CheckMessage]:
     """Return the findings of the doctor's fast checks, as warnings, so that none stops `migrate`."""
     try:
-        is_checked = project.alias() in (databases or ())
-        return [_to_check_message(finding) for finding in _run_fast_checks()] if is_checked else []
+        findings = _run_fast_checks() if project.alias() in (databases or ()) else []
     except ConfigurationError:  # E001 to E003 report it
-        return []
+        findings = []
+    problems = [(finding.status, _to_check_message(finding)) for finding in findings]
+    _serious_warnings["database"] = [problem for status, problem in problems if status == "error"]
+    return [problem for _, problem in problems]
+
+
+@register(Tags.database, deploy=True)
+def check_deployment(**_kwargs: Any) -> list[CheckMessage]:
+    """Make errors of the serious warnings: Django runs the checks of a deployment after all others."""
+    for problem in chain.from_iterable(_serious_warnings.values()):
+        problem.level = ERROR
+    return []
 
 
 def _run_fast_checks() -> list[Finding]:
@@ -89,10 +118,18 @@ def _run_fast_checks() -> list[Finding]:
 
     try:
         with runtime.database().reading(TIMEOUT_MS) as tx:
-            # Before the first `migrate` there is nothing to check.
-            return [] if tx.revision() is None else checks.run_fast(checks.CheckContext(tx))
+            if tx.revision() is None:
+                return [checks.Finding("schema", checks.ERROR, NOT_MIGRATED, f"run `{_migrate_command()}`")]
+            findings = checks.run_fast(checks.CheckContext(tx))
     except MailglassReconcileError as error:
         return [checks.Finding("database", checks.ERROR, str(error))]
+    # Django's test runner checks its new database, in which nothing has swept.
+    return [finding for finding in findings if finding.check != "sweeps" or not hasattr(mail, "outbox")]
+
+
+def _migrate_command() -> str:
+    alias = project.alias()
+    return "manage.py migrate" + (f" --database={alias}" if alias != DEFAULT_DB_ALIAS else "")
 
 
 def _to_check_message(finding: Finding) -> CheckMessage:
@@ -102,7 +139,8 @@ def _to_check_message(finding: Finding) -> CheckMessage:
 def _settings_problems() -> Iterator[CheckMessage]:
     yield from _report_configuration_error("E001", lambda: project.connection_wrapper(project.alias()))
     yield from _report_configuration_error("E002", _read_tenant_function)
-    yield from _report_configuration_error("E003", runtime.get_settings)
+    yield from _report_configuration_error("E003", _read_settings)
+    yield from _webhook_problems()
     yield from _report_configuration_error("E004", _read_delivery_function)
     if getattr(settings, "MAILGLASS_TENANT_REQUIRED", False) and getattr(settings, "MAILGLASS_TENANT", None) is None:
         yield NO_TENANT
@@ -110,16 +148,40 @@ def _settings_problems() -> Iterator[CheckMessage]:
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
-    if get_version_tuple(anymail.__version__)[:2] <= READS_VERSION_1 and any(
-        "mailersend" in backend for backend in _backends()
-    ):
-        yield MAILERSEND
     if runtime.available() and not _is_scheduled(SWEEP_TASK):
         yield NO_SWEEPS
     if handlers.handled_types():
         if runtime.available() and not _is_scheduled(DISPATCH_TASK):
             yield NO_DISPATCH
         yield from _models_in_other_databases()
+
+
+def _webhook_problems() -> Iterator[CheckMessage]:
+    """Yield what is wrong with the URLs of webhooks, ours and Anymail's."""
+    modules = {view.module for view in mounted.find_views()}
+    if VIEWS in modules and not _has_webhook_secrets():
+        yield NO_SECRETS
+    if (
+        "anymail.webhooks.mailersend" in modules
+        and get_version_tuple(anymail.__version__)[:2] <= READS_VERSION_1
+        and any("mailersend" in backend for backend in _backends())
+    ):
+        yield MAILERSEND
+
+
+def _has_webhook_secrets() -> bool:
+    try:
+        return bool(runtime.get_settings().webhook_secrets)
+    except ConfigurationError:  # E003 reports it
+        return True
+
+
+def _read_settings() -> None:
+    settings = runtime.get_settings()
+    if settings.webhook_secrets:
+        from mailglass_reconcile.receiver import secret_store  # noqa: PLC0415 - loading it takes long
+
+        secret_store.from_setting(settings)
 
 
 def _read_tenant_function() -> None:

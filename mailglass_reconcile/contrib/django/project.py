@@ -34,6 +34,11 @@ def fixed_tenant() -> str | None:
     return setting if isinstance(setting, str) and "." not in setting else None
 
 
+def webhook_secrets() -> Any:
+    """Return the setting `MAILGLASS_WEBHOOK_SECRETS`, or None if it is not set."""
+    return getattr(settings, "MAILGLASS_WEBHOOK_SECRETS", None)
+
+
 def savepoint() -> AbstractContextManager[None]:
     """Return a savepoint of the open transaction, if any, so that a project's function that fails leaves it usable."""
     is_open = connections[alias()].in_atomic_block

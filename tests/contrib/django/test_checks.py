@@ -1,15 +1,17 @@
 """`manage.py check`: what is missing in the settings, found without a database."""
 
 import os
+import re
 
 import anymail
 import pytest
 from celery import Celery, current_app
-from django.core.checks import WARNING, Tags, run_checks
+from django.apps import apps
+from django.core.checks import ERROR, WARNING, Tags, run_checks
 from django.test import override_settings
 
 import processes
-from django_project import another_database
+from django_project import another_database, leave_the_app
 from mailglass_reconcile import beat_schedule, on_event, reconcile
 from mailglass_reconcile.rules import handlers as registry
 
@@ -52,7 +54,9 @@ def bare_celery():
         ({"EMAIL_BACKEND": "nowhere.EmailBackend"}, ["W001"]),
         ({"MAILERS": {"default": {"BACKEND": "anymail.backends.test.EmailBackend"}}, "EMAIL_BACKEND": "x.Y"}, []),
         ({"ANYMAIL": {"SENDGRID_GENERATE_MESSAGE_ID": False}}, ["W002"]),
-        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}, ["W006"]),
+        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend", "ROOT_URLCONF": "anymail.urls"}, ["W006"]),
+        ({"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}, []),
+        ({"ROOT_URLCONF": "webhook_urls"}, ["W007"]),
         ({"ANYMAIL_SENDGRID_GENERATE_MESSAGE_ID": False}, ["W002"]),
         ({"CELERY_BEAT_SCHEDULE": {"other": {"task": "shop.other", "schedule": 1}}}, ["W003"]),
         ({"MAILGLASS_DATABASE_ALIAS": "absent"}, ["E001"]),
@@ -75,8 +79,44 @@ def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, 
 def test_a_pre_release_of_anymail_can_be_checked(anymail_django, monkeypatch, version, expected):
     """`0rc1` is no number, and each command of the project ended with a traceback."""
     monkeypatch.setattr(anymail, "__version__", version)
-    with override_settings(**{**GOOD, "EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend"}):
+    mailersend = {"EMAIL_BACKEND": "anymail.backends.mailersend.EmailBackend", "ROOT_URLCONF": "anymail.urls"}
+    with override_settings(**{**GOOD, **mailersend}):
         assert find_reported_ids() == expected
+
+
+@pytest.fixture
+def project(anymail_django):
+    """Our app reads Django's settings, without a database."""
+    apps.get_app_config("mailglass_reconcile").ready()
+    yield
+    leave_the_app()
+
+
+@pytest.mark.parametrize(
+    ("secrets", "expected"),
+    [
+        ({"postmark": "me:a, b"}, []),
+        ({"postmark": ["me:a", "me:b"], "ses": "arn:aws:sns:eu-central-1:123456789012:mail"}, []),
+        ("postmark=me:a,postmark=me:b", []),
+        ({}, ["W007"]),
+        ({"postmark": ""}, ["E003"]),
+        ({"postmark": None}, ["E003"]),
+        ({"postmark": b"me:a"}, ["E003"]),
+        ({"postmark": "me:"}, ["E003"]),
+        ({"postmark": "me:${PASSWORD}"}, ["E003"]),
+        ({"mailgun": "short"}, ["E003"]),
+        ({"pigeon": "me:a"}, ["E003"]),
+        (["postmark"], ["E003"]),
+        ("@/nowhere", ["E003"]),
+    ],
+    ids=str,
+)
+def test_secrets_of_webhooks_may_be_a_setting_of_djangos_and_unusable_ones_are_errors(project, secrets, expected):
+    """Otherwise the provider finds them first, and the answer to its GET is 200."""
+    with override_settings(**GOOD, ROOT_URLCONF="webhook_urls", MAILGLASS_WEBHOOK_SECRETS=secrets):
+        messages = [message for message in run_checks() if message.id.startswith("mailglass_reconcile.")]
+    assert [message.id.partition(".")[2] for message in messages] == expected
+    assert "PASSWORD" not in str(messages)
 
 
 PROJECT = """
@@ -119,8 +159,73 @@ def test_the_fast_checks_of_the_doctor_are_warnings_with_the_tag_database(app, d
     assert (reported_ids.id, reported_ids.level) == ("mailglass_reconcile.indexes", WARNING)
     assert reported_ids.msg.endswith("so nothing can be recorded or linked.")
     assert reported_ids.hint == "run `manage.py mailglass migrate`"
+    (finding,) = run_checks(tags=[Tags.database], include_deployment_checks=True, databases=["default"])
+    assert finding.level == ERROR, "`check --deploy` is a gate"
     db.run("CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)"
            " WHERE idempotency_key IS NOT NULL")  # fmt: skip
+
+
+SETTINGS = """
+import os
+from psycopg.conninfo import conninfo_to_dict
+from mailglass_reconcile import beat_schedule
+where = conninfo_to_dict(os.environ["DATABASE_URL"])
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
+INSTALLED_APPS = ["django.contrib.contenttypes", "anymail", "mailglass_reconcile.contrib.django", "tests"]
+EMAIL_BACKEND = "anymail.backends.test.EmailBackend"
+CELERY_BEAT_SCHEDULE = beat_schedule
+ROOT_URLCONF = "urls"
+SECRET_KEY = "x" * 30 + "but long, of many characters"
+SILENCED_SYSTEM_CHECKS = [f"security.W{number:03}" for number in range(30)]
+"""
+URLS = """
+from django.urls import include, path
+urlpatterns = [path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))]
+"""
+TESTS = """
+from django.test import TestCase
+from mailglass_reconcile.contrib.django.models import Delivery
+class Empty(TestCase):
+    def test_nothing_is_recorded(self):
+        self.assertEqual(Delivery.objects.count(), 0)
+"""
+
+
+@pytest.fixture
+def manage(empty_database_url, tmp_path):
+    """Return a function that runs a command of a new project: its exit code, and our findings by their level."""
+    for name, text in {"settings": SETTINGS, "urls": URLS, "tests/__init__": "", "tests/tests": TESTS}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    environment = {**os.environ, "DATABASE_URL": empty_database_url, "DJANGO_SETTINGS_MODULE": "settings"}
+    environment |= {"PYTHONPATH": str(tmp_path), "MAILGLASS_WEBHOOK_SECRETS": ""}
+    environment.pop("MAILGLASS_DATABASE_URL", None)
+
+    def run(*arguments, **more):
+        result = processes.run(["-m", "django", *arguments], {**environment, **more}, cwd=tmp_path)
+        levels = re.split(r"^(ERRORS|WARNINGS):$", result.stderr, flags=re.MULTILINE)[1:]
+        pairs = zip(levels[::2], levels[1::2], strict=True)
+        findings = {level: re.findall(r"\(mailglass_reconcile\.(\w+)\)", text) for level, text in pairs}
+        return result.returncode, findings, result.stdout + result.stderr
+
+    return run
+
+
+@pytest.mark.slow
+def test_check_deploy_is_a_gate_and_no_finding_ends_djangos_own_commands(manage):
+    """`migrate` and `test` check the database too: before the first `migrate`, it has none of our tables."""
+    gate = ("check", "--deploy", "--database", "default")
+    secrets = {"MAILGLASS_WEBHOOK_SECRETS": "postmark=me:secret"}
+    assert manage("check", "--database", "default")[:2] == (0, {"WARNINGS": ["W007", "schema"]})
+    code, findings, output = manage(*gate)
+    assert (code, findings) == (1, {"ERRORS": ["W007", "schema"]})
+    assert "HINT: run `manage.py migrate`" in output
+    assert manage(*gate, **secrets)[:2] == (1, {"ERRORS": ["schema"]})
+    assert manage("migrate", "-v", "0", **secrets)[:2] == (0, {"WARNINGS": ["schema"]})
+    assert manage("test", **secrets)[:2] == (0, {}), "a test database was never swept"
+    assert manage(*gate, **secrets)[:2] == (1, {"ERRORS": ["sweeps"]})
+    assert manage("mailglass", "sweep", **secrets)[0] == 0
+    assert manage(*gate, **secrets)[:2] == (0, {})
 
 
 @pytest.fixture
