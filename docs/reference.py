@@ -21,6 +21,7 @@ import click
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import format_duration
+from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.provider import Provider
@@ -194,6 +195,7 @@ def blocks() -> dict[str, str]:
         "subcommands": subcommands(),
         "providers": matrix(),
         "roles": roles(),
+        "states": states(),
         "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
     }
@@ -295,6 +297,46 @@ def _tables_with_addresses(role: privileges.Role) -> Iterator[str]:
         columns = grant.privileges.get("SELECT")
         if with_addresses and columns is not None and (not columns or with_addresses & set(columns.split())):
             yield TABLES[grant.object] + ("" if grant.condition == "everywhere" else f" of {grant.condition}")
+
+
+MORE_ON_STATES = {
+    "linked": " `linked_unchecked` counts those whose [recipient could not be read](with-mailglass.md#recipients).",
+    "ambiguous": " With Mailglass: or its [raw webhook](with-mailglass.md#recipients) has not been read yet.",
+    "recipient_mismatch": " Or the recipient of one of them was erased.",
+    "failed": " Later sweeps check them last.",
+}
+"""What a page says of a state beside the words that commands print."""
+LINK = "[link it manually](trouble.md#link-it-by-hand)"
+STEPS = {
+    "unmatched": "[compare the ids](trouble.md#everything-is-unmatched)",
+    "unmatchable": "[write a key rule](own-provider.md)",
+    "ambiguous": f"[record the recipient](trouble.md#ambiguous-after-a-campaign), or {LINK}",
+    "tenant_mismatch": "[record the right tenant](trouble.md#everything-is-tenant_mismatch)",
+    "recipient_mismatch": f"record one delivery per recipient, or {LINK}",
+    "failed": "the log has the SQLSTATE",
+    "expired": f"`sweep --event`, or {LINK}",
+    "missing": "`mailglass-reconcile prune`",
+    "unknown": "check the id",
+}
+
+
+def states() -> str:
+    """Return what each state of an event means, who shows it, and what to do."""
+    rows = ["| state | shown by | what it means | what to do |", "|---|---|---|---|"]
+    for state in dict.fromkeys((*OUTCOMES, *OPEN_STATES, *EVENT_STATES)):
+        shown = ["sweep"] * (state in OUTCOMES)
+        shown += ["status"] * (state in OPEN_STATES and state != "expired") + ["orphans"] * (state in OPEN_STATES)
+        shown += ["explain"] * (state in EVENT_STATES and state != "unseen")
+        meaning = sentences(MEANINGS[state].sentence) + MORE_ON_STATES.get(state, "")
+        if state == "skipped":
+            meaning += " " + " ".join(f"`{name}`: {MEANINGS[name].sentence}." for name in SKIPPED)
+        rows.append(f"| `{state}` | {', '.join(shown)} | {meaning} | {STEPS.get(state, 'nothing')} |")
+    return "\n".join(rows) + "\n"
+
+
+def sentences(text: str) -> str:
+    """Return a finding's phrase as sentences."""
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in text.split("; "))
 
 
 def providers_by_type() -> str:
