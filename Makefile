@@ -39,7 +39,7 @@ mutation: $(VENV)/mutation.stamp
 	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-# Takes half an hour on an idle machine, and writes docs/performance.md; ARGS="--quick calls" tries one part.
+# Takes half an hour on an idle machine, and writes bench/results and docs/performance.md; ARGS="--quick calls" tries one part.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Measure what this package costs, print each figure with its target, and write it into `docs/performance/figures.md`.
+"""Measure what this package costs, print each figure with its target, and write it into `bench/results/figures.md`.
 
 Name the parts to measure; the default is all, which takes half an hour. `--quick` runs them with a 500th of every
 size, as a test of the benchmark, and writes to a temporary folder.
@@ -20,7 +20,7 @@ from bench.filling import fill
 from bench.testbed import Testbed
 from mailglass_reconcile.testing import servers
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parents[1]
 QUICK = 500
 """What `--quick` divides every size by."""
 
@@ -52,17 +52,17 @@ def main() -> None:
     names = options.parts or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    docs = Path(tempfile.mkdtemp(prefix="mailglass-bench-")) if options.quick else DOCS
+    root = Path(tempfile.mkdtemp(prefix="mailglass-bench-")) if options.quick else ROOT
     if options.quick:
-        for name in page.PAGES:
-            shutil.copy(DOCS / name, docs)
-        shutil.copytree(DOCS / "performance", docs / "performance")
+        shutil.copytree(ROOT / page.RESULTS, root / page.RESULTS)
+        shutil.copytree(ROOT / page.PICTURES, root / page.PICTURES)
+        shutil.copy(ROOT / page.PAGE, root / page.PAGE)
     servers.exit_on_signals()
     with servers.postgres_server() as postgres, servers.redis() as redis_url:
         testbed = Testbed(postgres, redis_url, QUICK if options.quick else 1)
         for name in names:
-            _run(name, testbed, docs, options)
-    print(f"\nwritten to {docs}/performance/figures.md, and to the pages that quote some")
+            _run(name, testbed, root, options)
+    print(f"\nwritten to {root / page.RESULTS}/figures.md, and to {page.PAGE}, which quotes some")
 
 
 def bare_rate(testbed: Testbed) -> float:
@@ -75,9 +75,9 @@ def bare_rate(testbed: Testbed) -> float:
     return 2 * messages / seconds
 
 
-def _run(name: str, testbed: Testbed, docs: Path, options: argparse.Namespace) -> None:
+def _run(name: str, testbed: Testbed, root: Path, options: argparse.Namespace) -> None:
     print(f"\n{name}: {PARTS[name]}", flush=True)
-    about, measured = testbed.about(bare_rate(testbed)), page.read(docs)
+    about, measured = testbed.about(bare_rate(testbed)), page.read(root)
     began = time.monotonic()
     measure = importlib.import_module(f"bench.parts.{name}").measure
     result = medians([measure(testbed) for _ in range(options.runs)])
@@ -89,7 +89,7 @@ def _run(name: str, testbed: Testbed, docs: Path, options: argparse.Namespace) -
         "figures": [figure.as_json() for figure in result.figures],
         "curves": result.curves,
     }
-    page.write(docs, measured, draws=not options.quick)
+    page.write(root, measured, draws=not options.quick)
     missed = [figure.name for figure in result.figures if figure.verdict == "missed"]
     print(f"{len(missed)} missed: {'; '.join(missed)}" if missed else "every target met", flush=True)
 

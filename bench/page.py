@@ -1,4 +1,4 @@
-"""Writes the figures: to `performance/figures.json`, all rows to `figures.md`, selected rows to two pages."""
+"""Writes the figures: to `results/figures.json`, all rows to `figures.md`, selected rows to the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Parts = dict[str, dict[str, Any]]
 
 FEW_POINTS = 20
 
-PAGES = ("performance.md", "sizing.md")
+RESULTS = "bench/results"
+PAGE = "docs/performance.md"
+PICTURES = "docs/performance"
+"""Where the figures, the page that quotes some, and its pictures are, from the repository's root."""
 
 ALSO_5_MS = "5 ms per round trip: "
 SELECTED = {
@@ -30,10 +33,13 @@ SELECTED = {
         "follow, every 0.1 s: p99": "`follow`",
         "recent=1.0: p99": "`recent=1.0`",
         "the tick alone, simulated: p99": "the five-minute sweep alone (simulated)",
+        "record_send, record_webhook: Postgres, writers, per event": "CPU of Postgres, for an event and half a send",
     },
     "backlog": {
         "1 process: links a second": "one process",
         "2 processes: links a second": "two processes",
+        "2 processes: Postgres": "CPU of Postgres, with two processes",
+        "2 processes: Python": "CPU of Python, with two processes",
     },
     "sizing": {
         "a million messages a day, kept 30 days: on disk": "disk, kept for 30 days",
@@ -47,7 +53,7 @@ SELECTED = {
         "1,000,000 unmatched, in order: a sweep": "each later sweep over them",
     },
 }
-"""The rows of the two pages, by part, in words that need no explanation."""
+"""The rows of the page, by part, in words that need no explanation."""
 
 ABOUT = {
     "calls": "One call and its commit, against the same work written by hand with SQLAlchemy on the same tables:"
@@ -75,9 +81,10 @@ ABOUT = {
 
 INTRODUCTION = """# All figures
 
-Every row that `python -m bench` has measured, with its small print. [Performance](../performance.md) has the few that
-most readers need. Targets are our own goals for a change of the code; a missed one is a plan, not a fault. Each part
-was measured on the day that its first line names: parts of different days, and machines under load, cannot be compared.
+Every row that `python -m bench` has measured, with its small print. [Performance](../../docs/performance.md) has the
+few that most readers need. Targets are our own goals for a change of the code; a missed one is a plan, not a fault.
+Each part was measured on the day that its first line names: parts of different days, and machines under load, cannot
+be compared.
 """
 
 TRIAL = "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes.\n\n"
@@ -87,7 +94,7 @@ class Chart(NamedTuple):
     """One picture: the curves whose names begin with `prefix`; `scale` is that of both axes, or of x and y.
 
     With `bars`, each point is a bar. With `shares` too, points are milliseconds and the percentage that took longer,
-    and the bars are the median and the 99th percentile of each curve.
+    and the bars are the median and the 99th percentile of each curve. One with `on_page` is among the page's pictures.
     """
 
     file: str
@@ -98,6 +105,7 @@ class Chart(NamedTuple):
     scale: str = "log log"
     bars: bool = False
     shares: bool = False
+    on_page: bool = True
 
 
 CHARTS = (
@@ -120,31 +128,38 @@ CHARTS = (
         "linear linear",
         bars=True,
     ),
-    Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear linear"),
+    Chart(
+        "stuck",
+        "stuck: ",
+        "A sweep, by orphans that cannot be linked",
+        "open orphans",
+        "seconds",
+        "linear linear",
+        on_page=False,
+    ),
 )
 
 
-def read(docs: Path) -> Parts:
+def read(root: Path) -> Parts:
     """Return the stored parts, by name."""
-    path = docs / "performance" / "figures.json"
+    path = root / RESULTS / "figures.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write(docs: Path, parts: Parts, *, draws: bool = True) -> None:
-    """Write the figures of *parts*, their curves, all rows as `figures.md`, and the tables of the two pages."""
-    directory = docs / "performance"
-    directory.mkdir(exist_ok=True)
-    (directory / "figures.json").write_text(to_json(parts))
+def write(root: Path, parts: Parts, *, draws: bool = True) -> None:
+    """Write the figures of *parts*, their curves, all rows as `figures.md`, and the tables of the page."""
+    results = root / RESULTS
+    (results / "figures.json").write_text(to_json(parts))
     if draws:
-        _draw({name: points for part in parts.values() for name, points in part["curves"].items()}, directory)
-    for page in (docs / name for name in PAGES):
-        text = page.read_text()
-        for name, part in parts.items():
-            head, marker, tail = text.partition(f"<!-- {name}: written by python -m bench -->\n")
-            if marker:
-                text = head + marker + selected_table(name, part) + tail[tail.index("<!-- end -->") :]
-        page.write_text(text)
-    (directory / "figures.md").write_text(INTRODUCTION + "".join(_section(name, part) for name, part in parts.items()))
+        _draw({name: points for part in parts.values() for name, points in part["curves"].items()}, root)
+    page = root / PAGE
+    text = page.read_text()
+    for name, part in parts.items():
+        head, marker, tail = text.partition(f"<!-- {name}: written by python -m bench -->\n")
+        if marker:
+            text = head + marker + selected_table(name, part) + tail[tail.index("<!-- end -->") :]
+    page.write_text(text)
+    (results / "figures.md").write_text(INTRODUCTION + "".join(_section(name, part) for name, part in parts.items()))
 
 
 def _section(name: str, part: dict[str, Any]) -> str:
@@ -197,7 +212,8 @@ def table(part: dict[str, Any]) -> str:
 
 def _images(part: dict[str, Any]) -> str:
     series = [chart for chart in CHARTS if any(name.startswith(chart.prefix) for name in part["curves"])]
-    return "".join(f"\n![{chart.title}]({chart.file}.svg)\n" for chart in series)
+    folders = {chart: f"../../{PICTURES}/" if chart.on_page else "" for chart in series}
+    return "".join(f"\n![{chart.title}]({folder}{chart.file}.svg)\n" for chart, folder in folders.items())
 
 
 def _package_cost(row: Figure) -> str:
@@ -241,7 +257,7 @@ LABEL_POINTS = 13.0
 """The distance between two labels at the ends of curves, in points."""
 
 
-def _draw(curves: dict[str, Points], directory: Path) -> None:
+def _draw(curves: dict[str, Points], root: Path) -> None:
     """Draw every chart that *curves* has points of; the same points make the same bytes."""
     import matplotlib as mpl  # noqa: PLC0415 - only a run that is kept needs it
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415
@@ -267,7 +283,8 @@ def _draw(curves: dict[str, Points], directory: Path) -> None:
         (_draw_bars if chart.bars else _draw_lines)(axes, chart, series)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None})
-        (directory / f"{chart.file}.svg").write_text(_use_color_scheme(buffer.getvalue()))
+        folder = root / (PICTURES if chart.on_page else RESULTS)
+        (folder / f"{chart.file}.svg").write_text(_use_color_scheme(buffer.getvalue()))
 
 
 def _use_color_scheme(svg: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.version_independent
 
 DOCS = Path(__file__).parents[2] / "docs"
-CHARTS = sorted((DOCS / "performance").glob("*.svg"))
+CHARTS = [*sorted((DOCS / "performance").glob("*.svg")), *(DOCS.parent / "bench" / "results").glob("*.svg")]
 PICTURES = [*CHARTS, DOCS / "race.svg", DOCS / "data.svg"]
 
 

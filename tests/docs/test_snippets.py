@@ -38,7 +38,7 @@ ELSEWHERE = {
     ("with-mailglass.md", "console"): "test_stories.py",
     ("with-mailglass.md", "cron"): "test_stories.py",
     ("recipes.md", "sql"): "by the snippets of the page, below",
-    ("sizing.md", "sql"): "by the test of settings of tables, below",
+    ("performance.md", "sql"): "by the test of settings of tables, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
@@ -361,7 +361,7 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
 
 def test_the_settings_of_tables_for_autovacuum_are_accepted(db):
     """They are those of the page on sizing."""
-    [block] = [block for block in ALL if (block.page, block.language) == ("sizing.md", "sql")]
+    [block] = [block for block in ALL if (block.page, block.language) == ("performance.md", "sql")]
     with db.engine.begin() as connection:
         connection.execute(sa.text(block.text))
 
