@@ -105,7 +105,7 @@ def reconcile(
 
     Raises:
         InvalidArgumentError: An argument has another name or type, or is below 1; it is a TypeError and a ValueError.
-        MailglassReconcileError: Nothing was swept.
+        MailglassReconcileError: Nothing was swept, or an error ended the sweep; what was committed until then stays.
     """
     bounds = (after, until)
     with self.holding_lock() as lease:
@@ -119,7 +119,7 @@ def reconcile(
         sweep = reconciler.prepare(tenant_id, limit, bounds=bounds, range_of=self.range_of_run, origin=_origin())
         with _stop_on_soft_limit(sweep):
             sweep.run()
-    return _finish(sweep)
+        return _finish(sweep)
 
 
 class _ExpiringTask(_CheckedTask):
@@ -154,7 +154,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
     Raises:
         InvalidArgumentError: An argument has another name or type, or *interval* is out of bounds; it is a TypeError
             and a ValueError.
-        MailglassReconcileError: Nothing was swept.
+        MailglassReconcileError: Nothing was swept, or an error ended the sweep; what was committed until then stays.
     """
     sweep = recent.prepare(interval, tenant_id, origin=_origin())
     with _stop_on_soft_limit(sweep):
@@ -199,9 +199,11 @@ def enqueue_dispatch() -> None:
 
 
 def _finish(sweep: Sweep) -> dict[str, Any]:
-    """Enqueue the handlers of linked events, and return a sweep's counts as the task's result."""
+    """Enqueue the handlers of linked events, and return a sweep's counts as the task's result, or raise its error."""
     if sweep.has_jobs:
         enqueue_dispatch()
+    if isinstance(sweep.error, Exception):  # a soft time limit is none
+        raise sweep.error
     result = sweep.result
     return {**result.as_dict(), "tenant_id": result.shown_tenant}
 
@@ -251,7 +253,7 @@ def _log_error(task_name: str, *, per_outage: bool) -> Iterator[None]:
     except MailglassReconcileError as error:
         is_repeated = per_outage and _last_errors.get(task_name) == str(error)
         if not is_repeated and not celerys_logger.isEnabledFor(logging.INFO):
-            logger.error("%s did nothing: %s", task_name, error)
+            logger.error("%s failed: %s", task_name, error)
         _last_errors[task_name] = str(error)
         raise
     _last_errors.pop(task_name, None)

@@ -124,6 +124,28 @@ def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_d
     assert site.count_links() == 40
 
 
+OUTAGE = """
+CREATE FUNCTION public.down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '57P03'; END $$;
+CREATE TRIGGER down BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION public.down()
+"""
+
+
+@pytest.mark.slow
+def test_ranges_that_lose_the_server_fail_and_the_next_full_sweep_does_not_wait_for_their_lock(site):
+    rows = [orphan_row(postmark(f"m-{number}"), age_seconds=100 + number) for number in range(20)]
+    insert(site.db, [delivery_row(f"m-{number}") for number in range(20)], rows)
+    site.db.run(OUTAGE)
+    with site.worker("-c", "2"):
+        tasks = [site.client.AsyncResult(task_id) for task_id in site.result(fan_out(site, 10))["tasks"]]
+        wait_until(lambda: all(task.ready() for task in tasks), PATIENCE)
+        assert [(task.state, type(task.result).__name__) for task in tasks] == [
+            ("FAILURE", "DatabaseUnavailableError")
+        ] * 2
+        assert load_status(runtime.database()).last_runs[0]["status"] == "failed"
+        site.db.run("DROP TRIGGER down ON mailglass_deliveries")
+        assert site.result(fan_out(site, 100))["linked"] == 20
+
+
 @pytest.mark.slow
 def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
     """It was queued until the lock expired and the next tick had cut again, whose ranges link everything."""
@@ -163,11 +185,11 @@ def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
     """It ticks every second on a database without our tables."""
     nowhere = {"MAILGLASS_DATABASE_SCHEMA": "nowhere", "WORKER_RECENT_SECONDS": "0.3"}
     with site.worker("-B", "-s", "one", "-l", "warning", "-c", "1", app="worker", until="READY", **nowhere):
-        wait_until(lambda: site.count_in_log("reconcile_recent did nothing"), PATIENCE)
+        wait_until(lambda: site.count_in_log("reconcile_recent failed"), PATIENCE)
         before = site.redis.llen("celery")
         wait_until(lambda: site.redis.llen("celery") >= before, PATIENCE)
         site.client.send_task("mailglass_reconcile.tasks.reconcile_recent", queue="celery", ignore_result=False)
-    assert site.count_in_log("reconcile_recent did nothing") == 1
+    assert site.count_in_log("reconcile_recent failed") == 1
     assert site.count_in_log("Traceback") == 0
 
 
