@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from typing import Any
 import click
 
 from mailglass_reconcile.cli import command
-from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.record import validation
+from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
+from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.rules.humanize import format_duration
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.webhooks import registry
@@ -75,6 +78,51 @@ DATA = {
     " and those of Mailglass that your metadata does not have.",
 }
 """Descriptions of names that get no generated entry."""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+ACCEPTED = {
+    "`tenant_id`": f"1 to {MAX_ID_LENGTH} characters without control characters, by default `MAILGLASS_TENANT` (`append`"
+    " requires it)",
+    "`provider`": "The same, in any known spelling: `Amazon SES` is stored as `ses`. A name that no rule knows is"
+    " accepted, unless it is nearly a known one, such as `postmrk`.",
+    "`mailable`": "the same, by default `python`",
+    "`stream`": f"{_listed(STREAMS)}, by default the first",
+    "`metadata`": f"A mapping of at most {validation.MAX_METADATA_BYTES:,} bytes as JSON, {validation.MAX_DEPTH} levels"
+    " deep. A send's is stored with each delivery.",
+    "`Sent.recipient`": f"One address of at most {validation.MAX_RECIPIENT_LENGTH:,} characters, without control characters. A"
+    " display name, as in `Ada Lovelace <ada@example.com>`, is dropped.",
+    "`Sent.message_id`": f"A string of 1 to {MAX_ID_LENGTH} characters or an integer, not the recipient's address. None only"
+    " with `failed` or `rejected`.",
+    "`Sent.type`": f"{_listed(validation.SENT_TYPES)}, by default the first",
+    "`occurred_at`": "A `datetime` with a time zone, in the years 1 to 9999. For a `Sent`, None is now.",
+    "`WebhookEvent.type`": f"{_listed(TYPES)}",
+    "`provider_event_id`": f"A string or an integer, compared in full. The first {MAX_ID_LENGTH} characters are stored.",
+    "`WebhookEvent.message_id`": "a string or an integer. If it is None, empty, too long or has control characters, the event can"
+    " never be linked",
+    "`WebhookEvent.recipient`": "an address, or None or empty if unknown",
+    "`reject_reason`": f"{_listed(REJECT_REASONS)}, None",
+    "`bounce`": "`hard`, `soft` or None. A `bounce` in `metadata` counts too.",
+    "`smtp_status`": "The reply of the recipient's server, a string or None. Its codes are stored.",
+    "`smtp_message_id`": "as `message_id`",
+    "`idempotency_key` (`append`)": f"1 to {MAX_ID_LENGTH} characters, not beginning with `reconciled:`, `webhook:` or `send:`",
+}
+"""The values that `record_send`, `record_webhook` and `append` accept, by field."""
+REPAIRED = {
+    "NUL, half of a surrogate pair, or a control character in `WebhookEvent.recipient`": "U+FFFD (`�`)",
+    "NaN, Infinity": "`null`",
+    "`smtp_status`, as a field or in metadata": "The codes at its beginning, such as `550 5.1.1`. The rest may hold an address.",
+    f"a string or key of more than {validation.MAX_TEXT:,} characters in metadata": f"its first {validation.MAX_TEXT - 1:,} characters and `…`, of a key its first {validation.MAX_TEXT:,}",
+    f"a `WebhookEvent.recipient` of more than {validation.MAX_RECIPIENT_LENGTH:,} characters, a stored `provider_event_id` of more than {MAX_ID_LENGTH}": f"its first {validation.MAX_RECIPIENT_LENGTH:,}, its first {MAX_ID_LENGTH}",
+    "a stored `provider_event_id` that looks like an e-mail address": "its SHA-256",
+    "a `message_id` or `smtp_message_id` that is the event's own recipient": "None",
+    "`datetime`, `date`, `time`, `UUID`, a tuple in metadata": "its ISO 8601 string, its string, a list",
+}
+"""What becomes of a value that cannot be stored as it is."""
+
 RESULTS = {
     "RecordedDelivery", "Recorded", "Refusal", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update",
     "Missed",
@@ -194,11 +242,18 @@ def blocks() -> dict[str, str]:
         "functions": api(),
         "subcommands": subcommands(),
         "providers": matrix(),
+        "accepted": two_columns("field", "accepted", ACCEPTED),
+        "repaired": two_columns("value", "becomes", REPAIRED),
         "roles": roles(),
         "states": states(),
         "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
     }
+
+
+def two_columns(first: str, second: str, rows: Mapping[str, str]) -> str:
+    """Return a table."""
+    return f"| {first} | {second} |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items())
 
 
 COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER, privileges.READER)

@@ -1,7 +1,7 @@
 """Validation of the fields that writers accept: invalid values are refused before anything is written.
 
 What Postgres or JSON cannot hold is replaced instead, so that no event is lost. A refusal names field and reason,
-never the value. `docs/formats.md`, "Accepted input", lists what is refused and what is repaired.
+never the value. `docs/api.md`, "Accepted input", lists what is refused and what is repaired.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class SweepTask(Singleton):
         return run_id if isinstance(run_id, int) else None
 
     def _refuse(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
-        see = docs_url("formats.md#the-lock-of-celerys-sweeps")
+        see = docs_url("redis.md#the-lock-of-celerys-sweeps")
         raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see {see}")
 
     # Only `apply_async` and the run itself acquire the lock, and only its holder releases it.

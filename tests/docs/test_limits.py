@@ -21,7 +21,7 @@ from mailglass_reconcile.ops.checks import mailglass as checked_mailglass
 from mailglass_reconcile.ops.checks import recording
 from mailglass_reconcile.pubsub import publisher
 from mailglass_reconcile.receiver import admission, app
-from mailglass_reconcile.record import after_commit, validation
+from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules import matching, providers, thresholds
 from mailglass_reconcile.settings import MIN_TOKEN_CHARACTERS, Settings
 from mailglass_reconcile.singleton import lock
@@ -143,13 +143,6 @@ SENTENCES = [
     ("own-provider.md", "at most {} ids", matching.MAX_IDS),
     ("own-provider.md", "more than {:.0f} kB of text", ledger.DOCUMENT_BYTES / 1024),
     ("doctor.md", "more than {:.0f} kB of text", ledger.DOCUMENT_BYTES / 1024),
-    ("formats.md", "at most {:,} bytes as JSON, {} levels deep", validation.MAX_METADATA_BYTES, validation.MAX_DEPTH),
-    (
-        "formats.md",
-        "more than {:,} characters in metadata | its first {:,} characters and",
-        validation.MAX_TEXT,
-        validation.MAX_TEXT - 1,
-    ),
     ("trouble.md", "reads at most {:,} events of the ledger", orphans.MAX_EVENTS_READ),
     ("trouble.md", "With `--type`, a list compares at most {:,} events", orphans.MAX_ORPHANS_READ),
     ("with-mailglass.md", "waits at most {} ms for a lock", session.LOCK_TIMEOUT_MS),
@@ -247,7 +240,7 @@ def test_the_page_names_what_dispatch_prints():
     """The page has each name of the schema, except counts and what is within a list."""
     schema = json.loads((pages.ROOT / "docs/schemas/dispatch.json").read_text())
     printed = {name for shape in schema["oneOf"][1:] for name in shape["properties"]}
-    (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/formats.md").read_text(), re.MULTILINE)
+    (row,) = re.findall(r"^\| `dispatch --json` \|.*$", (pages.ROOT / "docs/command-line.md").read_text(), re.MULTILINE)
     matches = set(re.findall(r"`(\w+)`", row))
     assert printed - {"waiting", "dead"} == matches
 

@@ -434,7 +434,7 @@ def test_methods_of_the_library_that_our_lock_lacks_raise_a_clear_error(store, n
     """Releasing anybody's lock and asking before acquiring would otherwise be AttributeErrors."""
     app_on(store)
     store.set(KEY, "running somebody", ex=60)
-    with pytest.raises(NotImplementedError, match=f"{name}.*docs/formats.md#the-lock-of-celerys-sweeps"):
+    with pytest.raises(NotImplementedError, match=f"{name}.*docs/redis.md#the-lock-of-celerys-sweeps"):
         getattr(sweep_task(), name)(*arguments)
     assert store.get(KEY) == b"running somebody"
 
