@@ -60,7 +60,6 @@ NOT_RUN = {
     ("upgrading.md", "it asks"),
     ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
     ("performance.md", "it takes half an hour"),
-    ("own-provider.md", "tests/docs/test_own_provider.py makes and reads a sample with it"),
     ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
