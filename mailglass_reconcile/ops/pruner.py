@@ -19,10 +19,12 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema
-from mailglass_reconcile.store.database import Connected, Database
+from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, stored_keys
+from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Connected, Database, with_retries
 from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
+from mailglass_reconcile.store.stored_keys import StoredKeys
+from mailglass_reconcile.sweep.reading import ChunkReader, match_slice
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     of a status are left alone unless its retention is set.
     """
     began = time.monotonic()
+    runtime.load_imports(only_warn=True)
     with database.reading() as tx:
         schema.require_migrated(tx)
         made_by_mailglass = schema.is_made_by_mailglass(tx)
@@ -151,6 +154,7 @@ class _Prune:
             yield status, _make_delete_step(raw_webhooks.DELETE_OLD, days[status], status=status)
         yield "jobs_done", _make_delete_step(outbox.DELETE_DONE, days["jobs_done"])
         yield "jobs_dead", _make_delete_step(outbox.DELETE_DEAD, days["jobs_dead"])
+        yield "keys", self._store_keys_of_expired
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
@@ -158,6 +162,17 @@ class _Prune:
         yield "events", self._delete_events
         yield "deliveries", self._delete_deliveries
         yield "history", runs.fold_old
+
+    def _store_keys_of_expired(self, connected: Connected) -> int:
+        """Store the keys of expired orphans that no sweep has checked: the next step counts those with a delivery."""
+        reader = ChunkReader(connected, lambda: STATEMENT_TIMEOUT_MS, lambda: False)
+        for event_ids in repair.find_expired_without_keys(connected, BATCH_ROWS):
+            matches = match_slice(reader, event_ids, with_retries, of_any_age=True).matches
+            computed = [match for match in matches if match.has_new_keys]
+            keys = {match.orphan.event_id: StoredKeys(match.keys, match.result.state) for match in computed}
+            with connected.writing() as tx:
+                stored_keys.store(tx, keys)
+        return 0
 
     def _expire(self, connected: Connected) -> int:
         self._expired = repair.remove_expired(connected, BATCH_ROWS)

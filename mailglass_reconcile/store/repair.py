@@ -87,6 +87,17 @@ SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
 """
 
+_FIND_EXPIRED_WITHOUT_KEYS = """
+WITH page AS MATERIALIZED (
+  SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
+   WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
+     AND arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) AND rank IS NULL
+   ORDER BY arrived_at, event_id LIMIT :size
+)
+SELECT arrived_at::text AS after_time, event_id::text AS after_id, ARRAY(SELECT event_id::text FROM page) AS event_ids
+  FROM page ORDER BY arrived_at DESC, event_id DESC LIMIT 1
+"""
+
 # Events of other software's mail expire every day, which is normal; one that names a delivery should have been linked.
 # In the order of arrival from a cursor on, so that a batch does not walk over the rows that earlier ones have removed.
 _REMOVE_EXPIRED = """
@@ -124,6 +135,7 @@ SELECT event_id::text AS after_id, position AS after_position, (SELECT count(*) 
   FROM page ORDER BY event_id DESC, position DESC LIMIT 1
 """
 
+_BEFORE_ALL = {"after_time": "-infinity", "after_id": NIL}
 _START = {"after_tenant": "", "after_time": "-infinity", "after_id": NIL}
 
 _SCRIPT = """
@@ -204,7 +216,7 @@ def _pages(
 ) -> Iterator[dict[str, Any]]:
     """Repeat *statement* from *cursor* on, *size* rows per transaction, and yield its row each time.
 
-    The row has the next cursor and counts; there is none at the end.
+    The row has the next cursor, and counts or ids; there is none at the end.
     """
     while True:
         with connected.writing() as tx:
@@ -222,12 +234,18 @@ class Expired(NamedTuple):
     named: int
 
 
+def find_expired_without_keys(connected: Connected, size: int) -> Iterator[list[str]]:
+    """Yield the ids of orphans older than the maximum age that no sweep has checked, at most *size* at once."""
+    max_age = connected.settings.max_age_minutes
+    for page in _pages(connected, _FIND_EXPIRED_WITHOUT_KEYS, size, _BEFORE_ALL, max_age_minutes=max_age):
+        yield page["event_ids"]
+
+
 def remove_expired(connected: Connected, size: int) -> Expired:
     """Remove orphans older than the maximum age in batches of *size*, and return their numbers."""
-    cursor = {"after_time": "-infinity", "after_id": NIL}
     max_age = connected.settings.max_age_minutes
     total = Expired(0, 0)
-    for page in _pages(connected, _REMOVE_EXPIRED, size, cursor, max_age_minutes=max_age):
+    for page in _pages(connected, _REMOVE_EXPIRED, size, _BEFORE_ALL, max_age_minutes=max_age):
         total = Expired(total.orphans + page["orphans"], total.named + page["named"])
     return total
 

@@ -10,7 +10,7 @@ import mailglass_reconcile
 import raw_webhooks
 import recording
 from catalog import live
-from factories import new_id, orphan, postmark
+from factories import delivery, new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.mailglass_compat.raw_webhooks import DELETE_OLD
 from mailglass_reconcile.ops import pruner
@@ -134,6 +134,15 @@ def test_expired_orphans_leave_the_open_set_and_do_not_come_back(db):
     assert mailglass_reconcile.prune().as_dict() == {**NOTHING_PRUNED, "expired": 1}
     assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(young,)]
     assert {row[0] for row in db.rows("SELECT id::text FROM mailglass_events")} == {young, old}
+
+
+def test_an_expired_orphan_that_no_sweep_has_checked_counts_as_one_with_a_delivery_if_it_has_one(db):
+    delivery(db, "m-1", tenant_id="other")
+    for id_ in ("m-1", "m-2"):
+        orphan(db, postmark(id_), age_seconds=8 * 86_400)
+    assert mailglass_reconcile.prune().as_dict() == {**NOTHING_PRUNED, "expired": 2}
+    assert db.rows("SELECT expired, unmatched FROM mailglass_reconcile_runs") == [(2, 1)]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
 
 
 def test_the_open_set_is_mended_by_the_ledger(db):
