@@ -39,8 +39,8 @@ mutation: $(VENV)/mutation.stamp
 	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-# Takes half an hour on an idle machine, and writes bench/results and docs/performance.md; ARGS="--quick calls" tries one part.
-bench: $(VENV)/bench.stamp
+# Takes half an hour on an idle machine, and prints the figures; ARGS="calls" runs one part, ARGS="--help" lists the options.
+bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)
 
 # Needs Debian's package rabbitmq-server, and says so if it is missing.
@@ -67,8 +67,4 @@ $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/mutation.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test --group mutation
-	@touch $@
-
-$(VENV)/bench.stamp: $(VENV)/venv.stamp pyproject.toml
-	@$(BIN)/python -m pip install --quiet --editable . --group test --group bench
 	@touch $@

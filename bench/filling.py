@@ -6,8 +6,6 @@ from typing import Literal
 
 import psycopg
 
-from bench.testbed import vacuum
-
 SEED = "20240501"
 
 Layout = Literal["spread", "in order", "tied"]
@@ -89,4 +87,4 @@ def fill(
         cursor.execute(DELIVERIES, {"seed": SEED, "deliveries": deliveries, "copies": copies})
         orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids, "padding": padding}
         cursor.execute(ORPHANS, {**orphans, "seed": SEED, "layout": layout})
-    vacuum(url)
+        connection.execute("VACUUM ANALYZE")

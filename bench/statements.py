@@ -1,16 +1,10 @@
-"""The baselines of a sweep: one bare statement, one plain join, and Mailglass's own algorithm."""
+"""The baselines of a sweep: one bare statement, and one plain join."""
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
-from typing import Any
 
 import psycopg
-import redis
-
-from bench.cpu import backend_seconds
 
 BARE_STATEMENT = """
 WITH matched AS MATERIALIZED (
@@ -50,35 +44,17 @@ SELECT count(*)
 """
 """Counts the deliveries that eligible orphans name, which a sweep has to look up. The planner chooses the plan."""
 
-LOOK_UP = """
-SELECT id FROM mailglass_deliveries
- WHERE provider_message_id = %s AND tenant_id = %s AND (provider = %s OR provider IS NULL)
-"""
-APPEND = """
-INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata)
-VALUES (%s, %s, %s, 'reconciled', now(), %s, jsonb_build_object('reconciled_from_event_id', %s::text))
-    ON CONFLICT DO NOTHING
-"""
-UPDATE = """
-UPDATE mailglass_deliveries
-   SET last_event_type = %(type)s, last_event_at = %(at)s, terminal = terminal OR %(type)s = 'delivered',
-       delivered_at = CASE WHEN %(type)s = 'delivered' THEN coalesce(delivered_at, %(at)s) ELSE delivered_at END,
-       lock_version = lock_version + 1, updated_at = now()
- WHERE id = %(id)s
-"""
 
-
-def run_bare_statement(url: str) -> tuple[float, float]:
-    """Drop our triggers, run the bare statement and its commit, and return seconds and CPU seconds of its backend."""
+def run_bare_statement(url: str) -> float:
+    """Drop our triggers, run the bare statement and its commit, and return the seconds."""
     with psycopg.connect(url) as connection:
         connection.execute("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
         connection.execute("DROP TRIGGER mailglass_open_orphans_remove ON mailglass_events")
         connection.commit()
-        spent, began = backend_seconds(connection.info.backend_pid), time.monotonic()
+        began = time.monotonic()
         connection.execute(BARE_STATEMENT)
         connection.commit()
-        seconds = time.monotonic() - began
-        return seconds, backend_seconds(connection.info.backend_pid) - spent
+        return time.monotonic() - began
 
 
 def run_join(url: str) -> float:
@@ -88,38 +64,3 @@ def run_join(url: str) -> float:
         began = time.monotonic()
         connection.execute(JOIN)
         return time.monotonic() - began
-
-
-def run_mailglass_algorithm(url: str, redis_url: str, sample: int) -> float:
-    """Link *sample* orphans as Mailglass does, a look-up and a transaction each, and return orphans a second."""
-    client = redis.Redis.from_url(redis_url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        orphans = connection.execute(
-            "SELECT id, tenant_id, type, occurred_at, metadata FROM mailglass_events"
-            " WHERE needs_reconciliation ORDER BY inserted_at LIMIT %s",
-            [sample],
-        ).fetchall()
-        began = time.monotonic()
-        for orphan in orphans:
-            _link(connection, client, *orphan)
-        return len(orphans) / (time.monotonic() - began)
-
-
-def _link(
-    connection: psycopg.Connection,
-    client: redis.Redis,
-    orphan: uuid.UUID,
-    tenant: str,
-    type_: str,
-    at: Any,
-    metadata: Any,
-) -> None:
-    message_id = metadata.get("message_id") or metadata["sg_message_id"][:22]
-    delivery = connection.execute(LOOK_UP, [message_id, tenant, metadata["provider"]]).fetchone()
-    if delivery is None:
-        return
-    with connection.transaction():
-        connection.execute(APPEND, [uuid.uuid4(), tenant, delivery[0], f"reconciled:{orphan}", str(orphan)])
-        connection.execute(UPDATE, {"type": type_, "at": at, "id": delivery[0]})
-    for channel in (f"mailglass:events:{tenant}", f"mailglass:events:{tenant}:{delivery[0]}"):
-        client.publish(channel, json.dumps({"event": "delivery_updated", "delivery_id": str(delivery[0])}))

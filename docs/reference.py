@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 
+from bench.results import number
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
@@ -31,6 +33,7 @@ from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Signature
 
 DOCS = Path(__file__).parent
+FIGURES = DOCS.parent / "bench" / "figures.json"
 PACKAGE = "mailglass_reconcile"
 MARKED = re.compile(r"(<!-- ([\w -]+): written by docs/reference\.py -->\n)(.*?)(<!-- end -->)", re.S)
 WIDTH = 88
@@ -222,7 +225,7 @@ def main(arguments: Sequence[str]) -> None:
 def generated() -> dict[Path, str]:
     """Return the text that each page with a generated block, and each generated file, should have."""
     texts = blocks()
-    pages = {page: page.read_text() for page in sorted(DOCS.glob("*.md"))}
+    pages = {page: page.read_text() for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))}
     names = [match[2] for page in pages.values() for match in MARKED.finditer(page)]
     if sorted(names) != sorted(texts):
         raise SystemExit(f"blocks that no page has, or a page has twice: {sorted({*names} ^ {*texts}) or names}")
@@ -248,12 +251,45 @@ def blocks() -> dict[str, str]:
         "states": states(),
         "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
+        **{f"measured {name}": measured(name) for name in ("calls", "sweep", "backlog", "sizing")},
+        "measured costs": measured_costs(),
     }
 
 
 def two_columns(first: str, second: str, rows: Mapping[str, str]) -> str:
     """Return a table."""
     return f"| {first} | {second} |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+
+
+def measured(part: str) -> str:
+    """Return the figures of a part of the benchmark, as its last published run measured them."""
+    run = json.loads(FIGURES.read_text())[part]
+    about = run["about"].partition(" (")[0]
+    is_compared = any("ratio" in figure for figure in run["figures"])
+    head = ["", "measured", "compared with", "ratio"] if is_compared else ["", "measured"]
+    rows = [f"Measured on {run['date']}, {about}:\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for figure in run["figures"]:
+        cells = [figure["name"], f"{number(figure['value'])} {figure['unit']}", "", ""]
+        if "ratio" in figure:
+            cells[2] = f"{figure['other']}: {number(figure['other_value'])}"
+            spread = f" ({number(figure['lowest'])} to {number(figure['highest'])})" if "lowest" in figure else ""
+            cells[3] = f"{number(figure['ratio'])}{spread}"
+        rows.append(f"| {' | '.join(cells[: len(head)])} |")
+    return "\n".join(rows) + "\n"
+
+
+def measured_costs() -> str:
+    """Return what a call and a message cost, in one sentence."""
+    parts = json.loads(FIGURES.read_text())
+    figures = {figure["name"]: figure for part in parts.values() for figure in part["figures"]}
+    webhook, send = figures["a webhook whose delivery exists"], figures["a send"]
+    disk = figures["a message with two webhook events: on disk"]["value"]
+    text = (
+        f"A webhook costs {webhook['value']:.1f} ms and a send {send['value']:.1f} ms on two slow cores,"
+        f" {webhook['ratio']:.1f} and {send['ratio']:.1f} times as much as the same work written by hand."
+        f" A message with two webhook events takes {disk:.1f} kB of disk."
+    )
+    return textwrap.fill(text, 120) + "\n"
 
 
 COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER, privileges.READER)

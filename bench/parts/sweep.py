@@ -1,84 +1,116 @@
-"""One sweep: against the bare statement, and its memory."""
+"""One sweep: of orphans that match, that match nothing, and of a misrouted campaign, on both kinds of tables."""
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
 from typing import Any
 
+import psycopg
+
 from bench import statements
-from bench.figures import Part
-from bench.filling import NOBODYS, fill
-from bench.parts.backlog import range_options
-from bench.testbed import Testbed
+from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
+from bench.results import Results, take_turns
+from bench.testbed import TABLES, Tables, Testbed, Worker
+
+MESSAGES = 50_000
+"""Messages with two orphans each; nine tenths of those that match have a delivery."""
+UNMATCHED = 250_000
+"""Messages that no delivery has the ids of."""
+CAMPAIGN, MISROUTED = 100_000, 2_000
+"""Deliveries of one API call, and orphans of its id under a wrong tenant."""
+
+WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float"
+UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'mailglass_deliveries'"
 
 
-def measure(testbed: Testbed) -> Part:
-    """Measure the speed and the memory of one sweep."""
-    part = Part()
-    _speed(testbed, part)
-    _memory(testbed, part)
-    return part
+def measure(testbed: Testbed, results: Results) -> None:
+    """Compare sweeps with the bare statement and the plain join, or with another commit's."""
+    worker, other_worker = testbed.worker(), testbed.worker("other " if testbed.against else "")
+    for tables in TABLES:
+        _links(testbed, tables, worker, other_worker, results)
+        _unmatched(testbed, tables, worker, other_worker, results)
+    _misrouted(testbed, worker, results)
 
 
-def _speed(testbed: Testbed, part: Part) -> None:
-    """Compare one sweep, and two on disjoint ranges, with the bare statement and Mailglass's algorithm."""
-    messages = testbed.scaled(50_000)
-    storm = testbed.copy("migrated", "storm")
-    fill(storm, deliveries=messages * 9 // 10, messages=messages)
-    halves = range_options(storm, 2)
+def _links(testbed: Testbed, tables: Tables, worker: Worker, other_worker: Worker, results: Results) -> None:
+    """Link the orphans of a storm, in a new copy of the database each time."""
+    messages = testbed.scaled(MESSAGES)
     links = messages * 9 // 10 * 2
-    runs: dict[str, list[float]] = defaultdict(list)
-    for _ in range(testbed.rounds):
-        seconds, postgres = statements.run_bare_statement(testbed.copy("storm"))
-        single = complete(testbed.sweep(testbed.copy("storm")), links)
-        pair = testbed.sweeps(testbed.copy("storm"), *halves)
-        linked = sum(result["linked"] for result in pair)
-        # A delivery's two events may be in different ranges, and then one of them may have to wait.
-        if linked < 0.99 * links:
-            raise SystemExit(f"of {links} orphans two processes linked {linked}")
-        runs["bare"].append(links / seconds)
-        runs["one"].append(links / single["seconds"])
-        runs["two"].append(linked / (max(result["ended"] for result in pair) - min(result["began"] for result in pair)))
-        runs["original"].append(
-            statements.run_mailglass_algorithm(testbed.copy("storm"), testbed.redis_url, testbed.scaled(2_000))
-        )
-        runs["Postgres"].append(single["postgres"] / postgres)
-        runs["Python"].append(single["python"] * 1e6 / links)
-    rates = {name: statistics.median(values) for name, values in runs.items()}
-    for name, rate, reference, target in (
-        ("links a second, one process / the bare statement", "one", "bare", 0.45),
-        ("links a second, two processes / one", "two", "one", 1.7),
-        ("links a second, one process / Mailglass's algorithm on a sample", "one", "original", 11),
-    ):
-        part.compare(name, rates[rate], rates[reference], "links/s", target, least=True)
-    part.add("CPU of Postgres, one process / the bare statement", rates["Postgres"], "", 1.7)
-    part.add("CPU of Python", rates["Python"], "µs/link")
-    testbed.drop("storm")
+    for side in ("", "other ") if testbed.against else ("",):
+        fill(testbed.copy(f"{side}{tables}", f"{side}storm"), deliveries=messages * 9 // 10, messages=messages)
+
+    def sweep(side: str, worker: Worker) -> dict[str, Any]:
+        url = testbed.copy(f"{side}storm", f"{side}run")
+        with psycopg.connect(url, autocommit=True) as connection:
+            before = _value(connection, WAL)
+            seconds = run_complete(worker, url, "linked", links)["seconds"]
+            wal = (_value(connection, WAL) - before) / links
+            updated, hot = connection.execute(UPDATES).fetchall()[0]
+        return {"rate": links / seconds, "wal": wal, "hot": 100 * hot / max(updated, 1)}
+
+    def bare() -> dict[str, Any]:
+        return {"rate": links / statements.run_bare_statement(testbed.copy("storm", "bare run"))}
+
+    ours, other = take_turns(
+        testbed.rounds,
+        lambda turn: sweep("", worker),
+        lambda turn: sweep("other ", other_worker) if testbed.against else bare(),
+    )
+    about = f"tables {tables}"
+    rates = [turn["rate"] for turn in ours], [turn["rate"] for turn in other]
+    results.compare(f"{about}: links", "links/s", testbed.against or "the bare statement", rates)
+    for name, side in ((about, ours), (f"{about}, {testbed.against}", other if testbed.against else [])):
+        if side:
+            results.add(f"{name}: WAL of a link", "bytes", [turn["wal"] for turn in side])
+            results.add(f"{name}: updates of deliveries that stay in their page", "%", [turn["hot"] for turn in side])
 
 
-def _memory(testbed: Testbed, part: Part) -> None:
-    memory = {}
-    for name, messages, padding in (
-        ("few", 500, 0),
-        ("many", testbed.scaled(500_000), 0),
-        ("large", 500, 1_000_000 // testbed.scale),
-    ):
-        url = testbed.copy("migrated")
-        fill(url, deliveries=1_000, messages=messages, padding=padding, **NOBODYS)
-        memory[name] = testbed.sweep(url)["memory"] / 1024
-    note = "in the first sweep"
-    name = f"peak memory, {testbed.scaled(500_000) * 2:,} open above 1,000"
-    part.add(name, memory["many"] - memory["few"], "MB", 40, note=note)
-    part.add("peak memory, 1,000 orphans of 1 MB above 1,000 small ones", memory["large"] - memory["few"], "MB", 50)
+def _unmatched(testbed: Testbed, tables: Tables, worker: Worker, other_worker: Worker, results: Results) -> None:
+    """Sweep orphans that match nothing, after the first sweep has stored their ids."""
+    messages = testbed.scaled(UNMATCHED)
+    urls = {}
+    for side, sweeper in (("", worker), ("other ", other_worker)) if testbed.against else (("", worker),):
+        urls[side] = testbed.copy(f"{side}{tables}", f"{side}unmatched")
+        fill(urls[side], deliveries=messages // 5, messages=messages, **NOBODYS)
+        first = run_complete(sweeper, urls[side], "unmatched", 2 * messages)["seconds"]
+        if not side:
+            results.add(f"tables {tables}: the first sweep of {2 * messages:,} unmatched", "s", first)
+        with psycopg.connect(urls[side], autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+
+    def sweep(side: str, worker: Worker) -> float:
+        return float(run_complete(worker, urls[side], "unmatched", 2 * messages)["seconds"])
+
+    turns = take_turns(
+        testbed.rounds,
+        lambda turn: sweep("", worker),
+        lambda turn: sweep("other ", other_worker) if testbed.against else statements.run_join(urls[""]),
+    )
+    name = f"tables {tables}: a later sweep of {2 * messages:,} unmatched"
+    results.compare(name, "s", testbed.against or "the plain join", turns)
 
 
-def complete(swept: dict[str, Any], links: int) -> dict[str, Any]:
-    """Return the result of a sweep.
+def _misrouted(testbed: Testbed, worker: Worker, results: Results) -> None:
+    """Sweep the webhooks of a campaign, sent with one API call, that arrive under a wrong tenant."""
+    deliveries, orphans = testbed.scaled(CAMPAIGN), testbed.scaled(MISROUTED)
+    url = testbed.copy("made here")
+    fill(url, deliveries=1, copies=deliveries, messages=orphans // 2, ids=1, **ANOTHER_TENANTS)
+    for number in ("first", "second"):
+        seconds = run_complete(worker, url, "tenant_mismatch", orphans // 2 * 2)["seconds"]
+        name = f"{orphans:,} of one id under a wrong tenant, {deliveries:,} deliveries: the {number} sweep"
+        results.add(name, "s", seconds)
+
+
+def run_complete(worker: Worker, url: str, state: str, orphans: int) -> dict[str, Any]:
+    """Sweep, and return the result.
 
     Raises:
-        SystemExit: It did not link exactly *links* orphans.
+        SystemExit: Another number of orphans was counted in this state.
     """
-    if swept["linked"] != links:
-        raise SystemExit(f"of {links} orphans a sweep linked {swept['linked']}")
-    return swept
+    result = worker.run("sweep", url=url)
+    if result[state] != orphans:
+        raise SystemExit(f"of {orphans} orphans a sweep counted {result[state]} as {state}")
+    return result
+
+
+def _value(connection: psycopg.Connection, statement: str) -> float:
+    return float(connection.execute(statement).fetchall()[0][0])
