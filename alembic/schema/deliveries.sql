@@ -21,16 +21,12 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_find_deliveries_v1(
 RETURNS TABLE (question bigint, candidate_id text, delivery_id text, tenant_id text, provider text, recipient text,
                failure text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 DECLARE
   siblings bigint;
   wide text[] := '{}';
-  broken_constraint text;
-  in_table text;
-  in_context text;
+  {failure_variables}
 BEGIN
   -- Each id is looked up once. An eleventh delivery shows that it is wide: then it has one row here.
   FOR candidate_id, delivery_id, tenant_id, provider, recipient, siblings IN
@@ -100,13 +96,7 @@ BEGIN
             WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
               AND hashtextextended(tenant_id, 0) > hashtextextended(q.tenant_id, 0)
               AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)) AS d;
-EXCEPTION WHEN OTHERS THEN
-  GET STACKED DIAGNOSTICS
-    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
-  IF failure IS NULL THEN
-    RAISE;
-  END IF;
+{catch_failure}
   RETURN QUERY SELECT NULL::bigint, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, failure;
 END;
 $$;

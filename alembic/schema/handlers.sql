@@ -20,9 +20,7 @@ CREATE UNIQUE INDEX mailglass_handled_types_pkey ON {schema}.mailglass_handled_t
 -- dispatcher needs no DELETE; it moves what an owner has renamed, and nothing else.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_rename_jobs_v1(event_ids uuid[])
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 DECLARE
   renamed bigint;
 BEGIN
@@ -92,9 +90,7 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_start_job_v1(
   event text, handler_name text, attempt text, time_limit text)
 RETURNS TABLE (name text, setting text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '30s' AS $$
+{our_settings} SET lock_timeout = '30s' AS $$
 #variable_conflict use_column
 DECLARE
   is_limited boolean := false;
@@ -132,9 +128,7 @@ RETURNS TABLE (last_state text, event_id text, handler text, attempts smallint, 
                delivery_id text, tenant_id text, reject_reason text, occurred_at timestamp, provider text,
                message_id text, recipient text, bounce text, smtp_status text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '30s' AS $$
+{our_settings} SET lock_timeout = '30s' AS $$
 #variable_conflict use_column
 DECLARE
   -- From each attempt to the next.

@@ -6,9 +6,7 @@
 -- until then.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_close_v1(event_ids uuid[])
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 BEGIN
   WITH closed AS (
     DELETE FROM {schema}.mailglass_open_orphans AS o
@@ -34,9 +32,7 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_v1(
 RETURNS TABLE (reconciled_id text, event_id text, delivery_id text, tenant_id text, type text, occurred_at text,
                arrived_at text, lag_seconds float8, checked boolean, handled boolean, closed boolean)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 DECLARE
   claimed_ids uuid[] := '{}';
@@ -76,22 +72,14 @@ BEGIN
       FROM claimed
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id
-  ), linked AS MATERIALIZED (
+  ), reached AS MATERIALIZED (
     SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE
   -- Under the orphan's own type and time.
   ), projected AS MATERIALIZED (
     SELECT {schema}.mailglass_reconcile_project_v1(array_agg(delivery_id), array_agg(type), array_agg(occurred_at),
                                                    array_agg(arrived_at)) AS changed
-      FROM linked
-  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read. Sorted: two
-  -- transactions wait one way only.
-  ), enqueued AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT l.event_id, coalesce(h.renamed_to, h.handler), l.delivery_id, l.type, now()::timestamp, now()::timestamp
-      FROM linked AS l JOIN {schema}.mailglass_handled_types AS h ON h.type = l.type
-     ORDER BY l.event_id, coalesce(h.renamed_to, h.handler)
-        ON CONFLICT DO NOTHING
-  )
+      FROM reached
+  ), {enqueued}
   -- Seconds are subtracted, not times: an arrival may be infinite.
   SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END, event_id::text, delivery_id::text, tenant_id,
          type, to_json(occurred_at) #>> '{}', arrived_at::text,

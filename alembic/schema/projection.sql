@@ -22,9 +22,9 @@ RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   -- From the least to the most that a type says of a delivery. What our own side reports is below what a provider does;
   -- any other type moves nothing.
-  known CONSTANT text[] := '{unknown,queued,sent,dispatched,subscribed,autoresponded,deferred,delivered,opened,clicked,unsubscribed,suppressed,rejected,failed,bounced,complained}';
-  own CONSTANT integer := 4;
-  final CONSTANT text[] := '{delivered,suppressed,rejected,failed,bounced,complained}';
+  known CONSTANT text[] := '{{event_types}}';
+  own CONSTANT integer := {own_types};
+  final CONSTANT text[] := '{{final_types}}';
   changed bigint;
 BEGIN
   -- What is reported of each delivery, in one row.

@@ -19,14 +19,10 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_event_v1(entry text)
 RETURNS TABLE (event_id text, failure text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  broken_constraint text;
-  in_table text;
-  in_context text;
+  {failure_variables}
 BEGIN
   RETURN QUERY
   WITH n AS MATERIALIZED (
@@ -50,13 +46,7 @@ BEGIN
   SELECT id::text, NULL::text FROM appended
    UNION ALL
   SELECT NULL, NULL FROM n WHERE delivery_id IS DISTINCT FROM held;
-EXCEPTION WHEN OTHERS THEN
-  GET STACKED DIAGNOSTICS
-    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
-  IF failure IS NULL THEN
-    RAISE;
-  END IF;
+{catch_failure}
   RETURN QUERY SELECT NULL::text, failure;
 END;
 $$;
@@ -68,14 +58,10 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_append_v1(entries text)
 RETURNS TABLE (event_id text, delivery_id text, failure text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  broken_constraint text;
-  in_table text;
-  in_context text;
+  {failure_variables}
 BEGIN
   RETURN QUERY
   -- Each event, and its delivery as another transaction committed it last, which this statement's snapshot may not have.
@@ -114,31 +100,18 @@ BEGIN
     INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
     SELECT o.id, c.position, c.id
       FROM orphans AS o CROSS JOIN LATERAL unnest(o.ids) WITH ORDINALITY AS c (id, position)
-  ), attached AS MATERIALIZED (
-    SELECT * FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE
+  ), reached AS MATERIALIZED (
+    SELECT id AS event_id, held AS delivery_id, type, occurred_at
+      FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE
   ), projected AS MATERIALIZED (
     SELECT CASE WHEN count(*) > 0
                 THEN {schema}.mailglass_reconcile_project_v1(
-                       array_agg(held), array_agg(type), array_agg(occurred_at), array_agg(now()::timestamp)) END
-           AS changed
-      FROM attached
-  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read. Sorted: two
-  -- transactions wait one way only.
-  ), enqueued AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT a.id, coalesce(h.renamed_to, h.handler), a.held, a.type, now()::timestamp, now()::timestamp
-      FROM attached AS a JOIN {schema}.mailglass_handled_types AS h ON h.type = a.type
-     ORDER BY a.id, coalesce(h.renamed_to, h.handler)
-        ON CONFLICT DO NOTHING
-  )
+                       array_agg(delivery_id), array_agg(type), array_agg(occurred_at),
+                       array_agg(now()::timestamp)) END AS changed
+      FROM reached
+  ), {enqueued}
   SELECT id::text, delivery_id::text, NULL::text FROM appended CROSS JOIN projected;
-EXCEPTION WHEN OTHERS THEN
-  GET STACKED DIAGNOSTICS
-    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
-  IF failure IS NULL THEN
-    RAISE;
-  END IF;
+{catch_failure}
   RETURN QUERY SELECT NULL::text, NULL::text, failure;
 END;
 $$;
@@ -154,14 +127,10 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_store_sends_v1(
   stream_name text, delivery_metadata text)
 RETURNS TABLE (key text, delivery_id text, open boolean, failure text)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 DECLARE
-  broken_constraint text;
-  in_table text;
-  in_context text;
+  {failure_variables}
 BEGIN
   RETURN QUERY
   WITH sent AS MATERIALIZED (
@@ -186,9 +155,10 @@ BEGIN
     RETURNING id
   -- With the provider that its delivery gets. None if another recipient or delivery has the id: a unique index allows
   -- one row per provider and id. None if Mailglass made the table, whose ingest would find the delivery by it and keep
-  -- the event to itself: Mailglass has `mailglass_suppressions`, and its trigger lets no retention pass.
-  ), new AS MATERIALIZED (
-    SELECT s.*,
+  -- the event to itself: Mailglass has `mailglass_suppressions`, and its trigger lets no retention pass. And with what
+  -- projecting the event would leave: the projection itself would write each row a second time.
+  ), reached AS MATERIALIZED (
+    SELECT s.*, type <> 'dispatched' AS terminal, CASE WHEN type = 'dispatched' THEN reported_at END AS dispatched_at,
            CASE WHEN s.shared
                      OR (SELECT to_regclass('{schema}.mailglass_suppressions') IS NOT NULL
                                 OR NOT EXISTS (
@@ -207,27 +177,19 @@ BEGIN
            (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
             last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
     SELECT delivery_id, tenant, mailable_name, stream_name, recipient, domain, provider, message_id,
-           type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, type <> 'dispatched',
-           CAST(delivery_metadata AS jsonb), now()::timestamp, now()::timestamp
-      FROM new WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
+           type, reported_at, dispatched_at, terminal, CAST(delivery_metadata AS jsonb), now()::timestamp, now()::timestamp
+      FROM reached WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
         ON CONFLICT (provider, provider_message_id) WHERE provider_message_id IS NOT NULL DO NOTHING
     RETURNING id
+  -- Again those that another transaction has stored under the same provider and id: ON CONFLICT changes no row of ours.
   ), unnamed AS (
     INSERT INTO {schema}.mailglass_deliveries
            (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
             last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
     SELECT delivery_id, tenant, mailable_name, stream_name, recipient, domain, message_id,
-           type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, type <> 'dispatched',
-           CAST(delivery_metadata AS jsonb), now()::timestamp, now()::timestamp
-      FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
-  -- A job for each handler of the type. Without a conflict target, which would need the privilege to read.
-  ), enqueued AS (
-    INSERT INTO {schema}.mailglass_handler_outbox (event_id, handler, delivery_id, type, next_at, inserted_at)
-    SELECT n.event_id, coalesce(h.renamed_to, h.handler), n.delivery_id, n.type, now()::timestamp, now()::timestamp
-      FROM new AS n JOIN {schema}.mailglass_handled_types AS h ON h.type = n.type
-     ORDER BY n.event_id, coalesce(h.renamed_to, h.handler)
-        ON CONFLICT DO NOTHING
-  )
+           type, reported_at, dispatched_at, terminal, CAST(delivery_metadata AS jsonb), now()::timestamp, now()::timestamp
+      FROM reached WHERE delivery_id NOT IN (SELECT id FROM named)
+  ), {enqueued}
   SELECT s.key, k.delivery_id::text, false, NULL::text
     FROM sent AS s
     LEFT JOIN LATERAL (SELECT e.delivery_id FROM {schema}.mailglass_events AS e
@@ -235,13 +197,7 @@ BEGIN
    WHERE s.event_id NOT IN (SELECT id FROM appended)
    UNION ALL
   SELECT NULL, NULL, true, NULL FROM waiting WHERE any_open;
-EXCEPTION WHEN OTHERS THEN
-  GET STACKED DIAGNOSTICS
-    broken_constraint = CONSTRAINT_NAME, in_table = TABLE_NAME, in_context = PG_EXCEPTION_CONTEXT;
-  failure := {schema}.mailglass_reconcile_failure_v1(SQLSTATE, SQLERRM, broken_constraint, in_table, in_context);
-  IF failure IS NULL THEN
-    RAISE;
-  END IF;
+{catch_failure}
   RETURN QUERY SELECT NULL::text, NULL::text, false, failure;
 END;
 $$;
@@ -253,9 +209,7 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_after_commit_v1(
   recorded_ids text, message_ids text, event_ids text)
 RETURNS TABLE (present text[], may_match boolean)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
-SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+{our_settings} AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY

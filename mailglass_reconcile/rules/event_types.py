@@ -30,6 +30,9 @@ PROVIDER_TYPES: tuple[str, ...] = get_args(ProviderType)
 
 TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
 
+FINAL_TYPES = ("delivered", "suppressed", "rejected", "failed", "bounced", "complained")
+"""Types after which a delivery is terminal."""
+
 REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
 """Why a message was rejected or bounced."""
 

@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, attach_role, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import SCOPE, Connected, Transaction, is_schema_error, require_revision
+from mailglass_reconcile.store.database import Connected, Transaction, is_schema_error, require_revision
+from mailglass_reconcile.store.script import SCOPE
 
 UTF8 = ("UTF8", "UNICODE")
 """The names of the encoding in Postgres."""

@@ -36,6 +36,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, location, revision, script
 from mailglass_reconcile.store.engines import ISOLATION
 from mailglass_reconcile.store.location import SchemaTables
+from mailglass_reconcile.store.script import SCOPE
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +52,6 @@ STATEMENT_TIMEOUT_MS = 240_000
 LINK_LOCK_TIMEOUT_MS = 100
 """Below Postgres's deadlock_timeout of one second: a batch gives up a lock long before it can be in a deadlock."""
 LINK_STATEMENT_TIMEOUT_MS = 30_000
-
-SCOPE = {
-    "search_path": "pg_catalog, pg_temp",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "row_security": "off",
-    "array_nulls": "on",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",
-    "jit": "off",
-}
-"""The settings under which every statement runs, in our transactions and in a caller's."""
 
 # A qualified `unnest` takes one array only.
 _SET = """

@@ -13,10 +13,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+from mailglass_reconcile.rules import event_types
+
 Kind = Literal["table", "index", "function", "trigger"]
 
 RECIPIENT_KEY = "{recipient_key}"
 """Stands for the expression in `recipient_key.sql`, in the steps and in statements."""
+
+SCOPE = {
+    "search_path": "pg_catalog, pg_temp",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "row_security": "off",
+    "array_nulls": "on",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
+"""The settings under which every statement runs: in functions of the schema, in our transactions and in a caller's."""
 
 MADE_HERE = "made here"
 """Steps for databases in which `migrate` made Mailglass's tables."""
@@ -117,10 +133,40 @@ def revision_ids() -> tuple[str, ...]:
 
 
 @cache
-def recipient_key() -> str:
-    """Return the expression for the coarse key of a recipient, without its comments."""
-    lines = (find_folder() / "schema" / "recipient_key.sql").read_text(encoding="utf-8").splitlines()
+def fragment(name: str) -> str:
+    """Return the text that stands for `{name}`: that of the file of this name, without its comments."""
+    lines = (find_folder() / "schema" / f"{name}.sql").read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.startswith("--"))
+
+
+def recipient_key() -> str:
+    """Return the expression for the coarse key of a recipient."""
+    return fragment("recipient_key")
+
+
+@cache
+def _placeholders() -> Mapping[str, str]:
+    """Return what the steps share, by placeholder: an expression, parts of functions, and the order of event types."""
+    settings = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
+    return {
+        RECIPIENT_KEY: recipient_key(),
+        "{our_settings}": " ".join(
+            f'SET "{name}" = {value if name == "search_path" else repr(value)}' for name, value in settings.items()
+        ),
+        "{failure_variables}": "broken_constraint text; in_table text; in_context text;",
+        "{catch_failure}": fragment("catch_failure"),
+        "{enqueued}": fragment("enqueued"),
+        "{event_types}": ",".join(event_types.TYPES),
+        "{final_types}": ",".join(event_types.FINAL_TYPES),
+        "{own_types}": str(len(event_types.OWN_TYPES)),
+    }
+
+
+def _fill_in(sql: str) -> str:
+    """Return the text of a file with its placeholders filled in, except for the schema."""
+    for placeholder, text in _placeholders().items():
+        sql = sql.replace(placeholder, text)
+    return sql
 
 
 @cache
@@ -128,7 +174,7 @@ def steps() -> tuple[SchemaStep, ...]:
     """Return all steps, in the order of the files."""
     all_steps = []
     for path in sorted((find_folder() / "schema").glob("*.sql")):
-        sql = path.read_text(encoding="utf-8").replace(RECIPIENT_KEY, recipient_key())
+        sql = _fill_in(path.read_text(encoding="utf-8"))
         parts = _MARK.split(sql)[1:]
         for kind, name, only_on, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
             all_steps.append(SchemaStep(cast("Kind", kind), name, only_on or "", sql.strip()))

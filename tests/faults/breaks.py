@@ -84,8 +84,8 @@ BREAKS = (
     Break("the mark of a looked-up recipient is copied to the link", "alembic/schema/linking.sql", SCHEMA,
           "CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'",
           "CASE WHEN false THEN m.metadata"),
-    Break("the jobs of handlers are enqueued in no order", "alembic/schema/linking.sql", SCHEMA,
-          "     ORDER BY l.event_id, coalesce(h.renamed_to, h.handler)\n", ""),
+    Break("the jobs of handlers are enqueued in no order", "alembic/schema/enqueued.sql", SCHEMA,
+          "     ORDER BY r.event_id, coalesce(h.renamed_to, h.handler)\n", ""),
     Break("the ids of a closed orphan with one id stay", "alembic/schema/linking.sql", SCHEMA,
           "WHERE c.ids > 0", "WHERE c.ids > 1"),
 

@@ -5,7 +5,7 @@ import pytest
 import factories
 from catalog import installation
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, outbox, schema, script, sends
-from mailglass_reconcile.store.database import SCOPE
+from mailglass_reconcile.store.script import SCOPE
 
 FUNCTIONS = script.steps_of_kind("function").keys() - set(schema.TRIGGERS)
 
