@@ -51,20 +51,23 @@ def on_pre_send(*, message: Any, **_kwargs: Any) -> None:
 def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) -> None:
     """Record a send; never raise, because the mail has already been sent."""
     tenant, ids = "?", "?"
+
+    def record() -> None:
+        nonlocal tenant
+        values = message_values.read(message)
+        with failures.count_failure(f"a send by {sanitize(esp_name)}"):
+            tenant = _find_tenant(message)
+            database.record(
+                lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)
+            )
+
     try:
         sent = anymail.sent(message, status)
         if not sent:
             return
         ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
         providers.accept(esp_name)
-        values = _in_sync_thread(lambda: message_values.read(message))
-        with failures.count_failure(f"a send by {sanitize(esp_name)}"):
-            tenant = _in_sync_thread(lambda: _find_tenant(message))
-            _in_sync_thread(
-                lambda: database.record(
-                    lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)
-                )
-            )
+        _in_sync_thread(record)
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
             "a send by %s was not recorded: %s (tenant %s, message ids %s); record it by hand: %s",
@@ -88,16 +91,16 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
         logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
     providers.accept(esp_name)
+
+    def record() -> None:
+        tenant = _find_tenant(event)
+        database.record(
+            lambda connection: record_webhook(connection, provider=esp_name, events=[webhook_event], tenant_id=tenant)
+        )
+
     try:
         with failures.count_failure(f"a webhook of {sanitize(esp_name)}"):
-            tenant = _in_sync_thread(lambda: _find_tenant(event))
-            _in_sync_thread(
-                lambda: database.record(
-                    lambda connection: record_webhook(
-                        connection, provider=esp_name, events=[webhook_event], tenant_id=tenant
-                    )
-                )
-            )
+            _in_sync_thread(record)
     except InvalidEventError as error:  # nothing was written
         logger.error("an event of %s was skipped: %s", esp_name, error)
 

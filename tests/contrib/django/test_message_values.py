@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextvars import ContextVar
 
 import pytest
 from anymail.message import AnymailMessage
@@ -130,6 +131,22 @@ def test_a_settings_function_may_query_although_the_mail_is_sent_from_an_event_l
     with override_settings(MAILGLASS_DELIVERY=count_deliveries):
         asyncio.run(send_in_loop())
     assert db.value("SELECT mailable FROM mailglass_deliveries") == "number 0"
+
+
+def test_a_send_from_an_event_loop_waits_for_the_thread_once(db):
+    """Both functions of the settings run in the same visit: a context is copied for each."""
+    is_read = ContextVar("is_read", default=False)
+
+    def delivery(_message):
+        is_read.set(True)
+        return {}
+
+    async def send_in_loop():
+        send()
+
+    with override_settings(MAILGLASS_DELIVERY=delivery, MAILGLASS_TENANT=lambda _message: f"read {is_read.get()}"):
+        asyncio.run(send_in_loop())
+    assert db.value("SELECT tenant_id FROM mailglass_deliveries") == "read True"
 
 
 @pytest.mark.parametrize("tenant", [fail, lambda _message: None, None], ids=["raises", "returns none", "not set"])
