@@ -44,7 +44,7 @@ def find_moved(schemas: Iterable[SchemaTables], configured: str) -> SchemaMismat
     """
     schemas = list(schemas)
     left = [schema.name for schema in schemas if schema.has_ours and not schema.has_ledger]
-    ledgers = [schema.name for schema in schemas if schema.has_ledger]
+    ledgers = [schema.name for schema in schemas if schema.has_ledger and schema.is_mailglass_s]
     if not left or not ledgers:
         return None
     setting = "" if configured in ledgers else f", and set MAILGLASS_DATABASE_SCHEMA to {' or '.join(ledgers)}"

@@ -10,6 +10,8 @@ from catalog import installation, live
 from history import insert_history
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import location
+from mailglass_reconcile.store.location import SchemaTables
 from mailglass_reconcile.store.migration import runner
 from processes import COMMAND
 from shapes import SCHEMAS
@@ -84,3 +86,11 @@ def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):
     assert database.values("SELECT obj_description('mailglass_events'::regclass)") == [None]
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
         connection.execute(sa.text("TRUNCATE mailglass_events"))
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("is_mailglass_s", [True, False])
+def test_only_tables_that_mailglass_made_can_have_moved(is_mailglass_s):
+    """Another installation of ours may have lost its ledger, which says nothing of this one."""
+    schemas = [SchemaTables("shop", True, is_mailglass_s, False), SchemaTables("old", False, False, True)]
+    assert (location.find_moved(schemas, "shop") is not None) == is_mailglass_s
