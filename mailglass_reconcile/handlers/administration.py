@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from uuid import UUID
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.handlers import registration
 from mailglass_reconcile.rules.event_types import TYPES
-from mailglass_reconcile.rules.humanize import did_you_mean
+from mailglass_reconcile.rules.humanize import did_you_mean, pluralize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox
-from mailglass_reconcile.store.database import NIL, Connected, Database
+from mailglass_reconcile.store.database import NIL, Connected, Database, with_retries
 from mailglass_reconcile.store.handled_types import Registered, Registration
 
 BATCH = 5_000
@@ -95,7 +97,8 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
 def forget(database: Database, type_: str | None, handler: str | None) -> int:
     """Stop enqueuing jobs for a type, a handler or both; delete the waiting ones, and return their number.
 
-    Jobs that wait under the old name of a renamed handler get its new name first.
+    Jobs that wait under the old name of a renamed handler get its new name first. It raises an error while a dispatcher
+    runs one of them.
     """
     selection = {"type": type_, "handler": handler, "size": BATCH}
     with database.connect() as connected:
@@ -103,6 +106,10 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
             pass
         with connected.writing() as tx:
             is_renamed = any(row.renamed_to for row in handled_types.load_registered(tx, type_=type_, handler=handler))
+            if handler and is_renamed and (running := handled_types.waiting(tx, type_=type_, handler=handler)):
+                # If its run fails, the registration is what gives it the new name.
+                jobs = pluralize(running, "job still runs", "jobs still run")
+                raise MailglassReconcileError(f"{jobs} under the old name {handler!r}: forget it when they have ended")
             handled_types.forget(tx, type_=type_, handler=handler)
         return 0 if handler and is_renamed else connected.in_batches(outbox.DELETE_WAITING, selection)
 
@@ -124,13 +131,20 @@ def rename(database: Database, old: str, new: str) -> int:
             all_registered = handled_types.load_registered(tx)
         if old not in {row.handler for row in all_registered}:
             raise LookupError(_none_registered(all_registered, None, old))
-        with connected.writing() as tx:
-            handled_types.rename(tx, old, new)
+
+        def rename_registrations() -> None:
+            with connected.writing() as tx:
+                handled_types.rename(tx, old, new)
+
+        def rename_jobs(after: str) -> tuple[int, str | None]:
+            with connected.writing() as tx:
+                return outbox.rename(tx, old, after, BATCH)
+
+        with_retries(rename_registrations)
         after: str | None = NIL
         renamed = 0
         while after is not None:
-            with connected.writing() as tx:
-                number, after = outbox.rename(tx, old, after, BATCH)
+            number, after = with_retries(partial(rename_jobs, after))
             renamed += number
     return renamed
 

@@ -16,7 +16,7 @@ from mailglass_reconcile.handlers import administration, registration
 from mailglass_reconcile.handlers.administration import count_missed, load_replayable, replay
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import handled_types, outbox
-from mailglass_reconcile.store.database import uuid7
+from mailglass_reconcile.store.database import SessionTransaction, uuid7
 from mailglass_reconcile.store.handled_types import Registration
 from recording import event, record
 from waiting import wait_until
@@ -385,6 +385,47 @@ def test_an_old_name_is_forgotten_without_a_job(renamed_db):
     administration.rename(renamed_db.database, "new", "newest")
     assert administration.forget(renamed_db.database, None, "newest") == 1
     assert renamed_db.rows("SELECT FROM mailglass_handled_types") == []
+
+
+def test_an_old_name_is_not_forgotten_while_a_dispatcher_runs_a_job_under_it(renamed_db):
+    """If that run fails, the job waits under the old name, and only the registration gives it the new one."""
+    with renamed_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+    with renamed_db.database.writing() as tx:
+        job = outbox.claim(tx, [("old", "bounced")], synchronous=True).job
+    with renamed_db.engine.connect() as running:
+        outbox.start(SessionTransaction(running, renamed_db.settings), job, 30)
+        renamed_db.run("UPDATE mailglass_handled_types SET renamed_to = 'new'")
+        refused = commands.run_unchecked(renamed_db, "dispatch", "--forget", "--handler", "old", "--yes")
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            "mailglass-reconcile: 1 job still runs under the old name 'old': forget it when they have ended\n"
+        )
+        running.rollback()
+    assert administration.forget(renamed_db.database, None, "old") == 0
+    assert renamed_db.rows(JOBS) == [("new", "bounced", "waiting")]
+
+
+DEADLOCK_ONCE = """
+CREATE SEQUENCE public.deletes;
+CREATE FUNCTION public.deadlock_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('public.deletes') = 1 THEN
+    RAISE SQLSTATE '40P01';
+  END IF;
+  RETURN OLD;
+END $$;
+CREATE TRIGGER deadlock_once BEFORE DELETE ON mailglass_handler_outbox
+   FOR EACH ROW EXECUTE FUNCTION public.deadlock_once();
+"""
+
+
+def test_a_renaming_that_meets_a_deadlock_is_tried_again(renamed_db):
+    with renamed_db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+    renamed_db.run(DEADLOCK_ONCE)
+    assert administration.rename(renamed_db.database, "old", "new") == 1
+    assert renamed_db.rows(JOBS) == [("new", "bounced", "waiting")]
 
 
 def test_a_renamed_handler_is_not_replayed_and_needs_no_dispatcher(renamed_db):
