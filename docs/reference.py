@@ -15,12 +15,28 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 
 from bench.results import number
 from mailglass_reconcile.cli import command
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import (
+    backlog,
+    configuration,
+    handlers,
+    ledger,
+    mailglass,
+    recording,
+    redis_server,
+    schema,
+    server,
+    sweeps,
+    workers,
+)
+from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import STREAMS
@@ -248,6 +264,7 @@ def blocks() -> dict[str, str]:
         "accepted": two_columns("field", "accepted", ACCEPTED),
         "repaired": two_columns("value", "becomes", REPAIRED),
         "roles": roles(),
+        **runbook(),
         "states": states(),
         "providers by type": providers_by_type(),
         **{name: setup(registry.get_provider(name)) for name in registry.PROVIDERS},
@@ -409,6 +426,31 @@ STEPS = {
     "missing": "`mailglass-reconcile prune`",
     "unknown": "check the id",
 }
+
+
+MODULES = (server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
+RUNBOOK = DOCS.parent / PACKAGE / "ops" / "checks" / "runbook"
+
+
+def runbook() -> dict[str, str]:
+    """Return a section for each check that Prometheus reports too, and a table of those that only the doctor runs."""
+    fast = [check.name for check in checks.CHECKS if check.is_fast]
+    names = [*_names(configuration), "database", *_names(*MODULES), *_names(redis_server), "celery", *_names(workers)]
+    texts = {path.stem: path.read_text() for path in RUNBOOK.glob("*.md")}
+    if different := {*names} ^ {*texts}:
+        raise SystemExit(f"{RUNBOOK.name} needs a file for each check, and no other: {', '.join(sorted(different))}")
+    rows = ["| check | fault | do |", "|---|---|---|"]
+    for name in dict.fromkeys(name for name in names if name not in fast):
+        fault, do = texts[name].strip().split("\n\n**Do:** ")
+        rows.append(f"| `{name}` | {fault} | {do} |")
+    return {
+        "runbook": "\n".join(f"### {name}\n\n{texts[name]}" for name in dict.fromkeys(fast)),
+        "checks of the doctor": "\n".join(rows) + "\n",
+    }
+
+
+def _names(*modules: ModuleType) -> list[str]:
+    return [value.name for module in modules for value in vars(module).values() if isinstance(value, Check)]
 
 
 def states() -> str:
