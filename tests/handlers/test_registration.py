@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import commands
 import factories
 import mailglass_reconcile
-import recording
+import meter
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.handlers import administration, registration
@@ -124,7 +124,7 @@ def test_a_replay_that_does_not_ask_reads_the_ledger_once(missed):
     leaving("suppress", "bounced")
     with missed.database.writing() as tx:
         handled_types.register(tx, registration.own_registrations())
-    with recording.statements(sa.Engine) as statements:
+    with meter.statements(sa.Engine) as statements:
         result = commands.run(missed, "dispatch", "--replay", "bounced", "--since", "7d", "--yes")
     assert result.stdout.startswith("queued 4 jobs")
     assert len([text for text in statements if "), missed AS (" in text]) == 2

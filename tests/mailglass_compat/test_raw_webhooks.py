@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 
 import factories
+import meter
 import raw_webhooks
-import recording
 from commands import conforming, run_here
 from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops.explanation import explain
@@ -25,7 +25,7 @@ LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconcile
 @pytest.fixture
 def statements(mailglass_db):
     """Collect the statements that are sent."""
-    with recording.statements(mailglass_db.engine) as sent:
+    with meter.statements(mailglass_db.engine) as sent:
         yield sent
 
 

@@ -9,8 +9,8 @@ from sqlalchemy.engine import make_url
 
 import factories
 import mailglass_reconcile
+import meter
 import raw_webhooks
-import recording
 from diagnosing import sweeper
 from mailglass_reconcile import Sent, reconcile, record_send, runtime
 from mailglass_reconcile.mailglass_compat import recipients, webhook_search
@@ -77,7 +77,7 @@ class Batch:
 def reading(db, monkeypatch, *, size):
     """Let a sweep read that many bytes for a slice, and collect the statements that read contents."""
     monkeypatch.setattr(recipients.SWEEP, "size", size)
-    with recording.statements(db.engine) as statements:
+    with meter.statements(db.engine) as statements:
         yield lambda: [statement for statement in statements if CONTENTS in statement]
 
 
@@ -90,7 +90,7 @@ def counts():
 def test_every_bounce_of_a_cc_in_a_batch_of_500_leaves_the_delivery_of_the_to(mailglass_db):
     """The last event is stored one and a half seconds after the raw webhook, which is read once."""
     Batch(500).insert(mailglass_db)
-    with recording.statements(mailglass_db.engine) as statements:
+    with meter.statements(mailglass_db.engine) as statements:
         assert counts() == (250, 0, 250, 0)
     assert len([statement for statement in statements if CONTENTS in statement]) == 1
 
@@ -270,7 +270,7 @@ def test_an_event_is_found_at_once_among_thousands_of_webhooks_of_these_minutes(
     insert_many(mailglass_db, 10_000, at=batch.at - 20)
     insert_many(mailglass_db, 10_000, at=batch.at + 2)
     batch.insert(mailglass_db)
-    with recording.statements(mailglass_db.engine) as statements:
+    with meter.statements(mailglass_db.engine) as statements:
         assert counts() == (1, 0, 1, 0)
     assert len([statement for statement in statements if "transaction_id IN" in statement]) == 1
     assert len([statement for statement in statements if CONTENTS in statement]) == 1
@@ -291,17 +291,7 @@ def test_a_page_of_webhooks_costs_what_it_has_whatever_lies_behind_it(mailglass_
         "rows": 90,
     }
     with mailglass_db.database.reading() as tx:
-        plan = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar_one()
-    nodes = list(nodes_of(plan[0]["Plan"]))
-    scans = [node for node in nodes if "Relation Name" in node]
-    assert {node.get("Index Name") for node in scans} == {"mailglass_webhook_events_pkey"}
-    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) < 5 * 30
-    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= 10 * 90 + 2 * 5_000
-    assert not any(node.get("Rows Removed by Join Filter") for node in nodes)
-
-
-def nodes_of(node):
-    """Yield a node of a plan, and those below it."""
-    yield node
-    for child in node.get("Plans", ()):
-        yield from nodes_of(child)
+        plan = meter.plan_of(tx, lambda: tx.execute(statement, parameters).all())
+    assert (plan.indexes, dict(plan.whole)) == ({"mailglass_webhook_events_pkey"}, {})
+    assert plan.read < 5 * 30
+    assert plan.most <= 2 * 5_000

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 import commands
 import factories
 import mailglass_reconcile
+import meter
 import recording
 from browsing import Visitor, app
 from mailglass_reconcile import key_rule
@@ -293,7 +294,7 @@ def test_the_events_of_a_message_are_explained_in_one_transaction(db):
     factories.delivery(db, "m-1")
     for age in (300, 400, 500):
         factories.orphan(db, factories.postmark("m-1"), age_seconds=age)
-    with recording.statements(db.engine) as statements:
+    with meter.statements(db.engine) as statements:
         explanations, _ = explain_message(db.database, "m-1")
     assert len(explanations) == 3
     assert len([text for text in statements if "pg_catalog.set_config" in text]) == 1

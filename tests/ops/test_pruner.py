@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import meter
 import raw_webhooks
-import recording
 from catalog import live
 from factories import delivery, new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
@@ -70,11 +70,11 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     webhooks(db, "succeeded", 4_000)
     never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
     settings = Settings(**{**db.settings.model_dump(), **never})
-    with recording.statements(db.engine) as statements:
+    with meter.statements(db.engine) as statements:
         pruner.prune_with(database.Database(db.engine, settings))
     assert not [sql for sql in statements if "DELETE FROM" in sql and "mailglass_webhook_events" in sql]
     assert count_webhooks(db) == {"succeeded": 1}
-    with recording.statements(db.engine) as statements:
+    with meter.statements(db.engine) as statements:
         pruner.prune_with(db.database)
     assert len([sql for sql in statements if 'DELETE FROM "public".mailglass_webhook_events' in sql]) == 2
 
@@ -188,7 +188,7 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     settings = Settings(database_url=empty_database_url)
     engine = mailglass_reconcile.store.engines.create_engine(settings)
     outdated = pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`")
-    with recording.statements(engine) as statements, outdated:
+    with meter.statements(engine) as statements, outdated:
         pruner.prune_with(database.Database(engine, settings))
     assert not [sql for sql in statements if "DELETE" in sql]
 

@@ -1,6 +1,5 @@
 """The cost of a prune, and the independence of its steps."""
 
-import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -9,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+import meter
 import raw_webhooks
 from factories import orphan, postmark
 from mailglass_reconcile.ops import pruner
@@ -42,22 +42,10 @@ def settle(db, number: int, *, analyze: bool = True) -> None:
 
 
 def buffers(db, act, table="mailglass_events") -> int:
-    """Return how many buffers the statements of a connection read."""
-    total = 0
-    with db.database.connect() as connected:
-
-        def explain(connection, cursor, statement, parameters, context, many):
-            nonlocal total
-            if f"{table} " in statement or f"{table}\n" in statement:
-                cursor.execute("EXPLAIN (ANALYZE, BUFFERS) " + statement, parameters)
-                plan = "\n".join(row[0] for row in cursor.fetchall())
-                match = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
-                total += sum(int(number or 0) for number in match.groups())
-            return statement, parameters
-
-        sa.event.listen(connected.connection, "before_cursor_execute", explain, retval=True)
+    """Return how many buffers the statements of a connection about a table read."""
+    with db.database.connect() as connected, meter.plans(connected.connection, table) as plan:
         act(connected, 5_000)
-    return total
+    return plan.buffers
 
 
 @pytest.mark.parametrize("act", [repair.add_missing, repair.remove_settled])

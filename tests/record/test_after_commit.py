@@ -35,7 +35,8 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from recording import LEDGER, NOW, STORE_QUERIES, event, record, round_trips, statements_in_background
+from meter import round_trips, statements_in_background
+from recording import LEDGER, NOW, STORE_QUERIES, event, record
 from waiting import settle, wait_until
 
 COMMIT = b"COMMIT\0"
@@ -581,7 +582,7 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
             with round_trips(driver) as counts, Session(engine) as session:
                 call(session)
                 session.commit()
-            assert counts == [most + 2], name
+            assert counts[0] <= most + 2, name
 
 
 def test_no_value_is_in_the_text_of_a_statement(db, driver):

@@ -5,13 +5,13 @@ ledger.
 import datetime as dt
 import json
 import os
-import re
 
 import pytest
 import sqlalchemy as sa
 
 import commands
 import mailglass_reconcile
+import meter
 import processes
 from backdating import days_ago, prune
 from catalog import live
@@ -350,20 +350,6 @@ def test_the_cost_of_deleting_is_linear(db, monkeypatch):
 
 def buffers(db) -> int:
     """Prune, and return the number of buffers that the function has read."""
-    total = 0
-
-    def explain(connection, cursor, statement, parameters, context, many):
-        nonlocal total
-        if 'FROM "public".mailglass_prune_events' in statement:
-            cursor.execute("SAVEPOINT explained")
-            cursor.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) " + statement, parameters)
-            plan = "\n".join(row[0] for row in cursor.fetchall())
-            match = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
-            total += sum(int(number or 0) for number in match.groups())
-            cursor.execute("ROLLBACK TO explained")
-        return statement, parameters
-
-    sa.event.listen(db.engine, "before_cursor_execute", explain, retval=True)
-    assert prune(db).failures == {}
-    sa.event.remove(db.engine, "before_cursor_execute", explain)
-    return total
+    with meter.plans(db.engine, 'FROM "public".mailglass_prune_events') as plan:
+        assert prune(db).failures == {}
+    return plan.buffers

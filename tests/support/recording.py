@@ -1,17 +1,9 @@
 """Helpers of the tests of writers: a time, deliveries, events of a webhook, and published messages."""
 
 import datetime as dt
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import psycopg
-import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile import WebhookEvent, record_webhook
-from waiting import settle
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LEDGER = "SELECT count(*) FROM mailglass_events"
@@ -44,61 +36,6 @@ def metadata(db):
 def messages(db):
     """Return `(channel, payload)` of the messages about attached events only."""
     return [(channel, payload) for channel, payload in db.witness.messages() if payload["event_type"] != "reconciled"]
-
-
-@contextmanager
-def statements(target: sa.Connection | sa.Engine) -> Iterator[list[str]]:
-    """Collect the statements of a connection or an engine."""
-    sent: list[str] = []
-
-    def note(_connection, _cursor, statement, *_arguments):
-        sent.append(statement)
-
-    sa.event.listen(target, "before_cursor_execute", note)
-    yield sent
-    sa.event.remove(target, "before_cursor_execute", note)
-
-
-@contextmanager
-def statements_in_background() -> Iterator[list[str]]:
-    """Collect the statements of the background thread."""
-    sent: list[str] = []
-
-    def note(_connection, _cursor, statement, *_arguments):
-        if threading.current_thread().name == "mailglass after commit":
-            sent.append(statement)
-
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        settle()  # SQLAlchemy does not remove a listener while it runs
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
-
-
-@contextmanager
-def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
-    """Count the round trips of a psycopg connection; the number is in the list when the block has ended."""
-    counted: list[int] = []
-    with tempfile.TemporaryFile() as trace:
-        driver.pgconn.trace(trace.fileno())
-        try:
-            yield counted
-        finally:
-            driver.pgconn.untrace()
-            trace.seek(0)
-            counted.append(trace.read().count(b"ReadyForQuery"))
-
-
-def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:
-    """Return a cursor class that collects what it executes."""
-
-    class Noting(kind):
-        def execute(self, query, *arguments, **options):
-            sent.append(query)
-            return super().execute(query, *arguments, **options)
-
-    return Noting
 
 
 NAMELESS = """

@@ -3,13 +3,9 @@
 Postgres explains each statement that it executes, in a transaction that rolls back.
 """
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -41,6 +37,7 @@ from mailglass_reconcile.store.open_orphans import LAST, Cursor
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import OrphanFilter, Window
+from meter import Plan, plan_of
 from projecting import apply_projection
 
 ROWS = 50_000
@@ -214,73 +211,6 @@ def events(pairs) -> list[str]:
 def other_orphans(tx) -> list[str]:
     """500 other orphans for writes, because indexes keep dead entries after a rollback, which reads would count."""
     return list(tx.execute("SELECT md5('event' || n)::uuid::text FROM generate_series(51, 50000, 100) AS n").scalars())
-
-
-class Plan:
-    """Plans that have run: indexes used, kinds of node, tables scanned whole and how often, and the rows read.
-
-    A pair that a join compared in vain counts as a row. Those that were read in Postgres's catalog are counted by
-    themselves. `most` rows were made by one node.
-    """
-
-    def __init__(self) -> None:
-        self.indexes: set[str] = set()
-        self.kinds: Counter[str] = Counter()
-        self.whole: Counter[str] = Counter()
-        self.read = 0
-        self.catalog = 0
-        self.most = 0
-
-    def add(self, node: dict[str, Any]) -> None:
-        """Add a node and its children."""
-        self.kinds[node["Node Type"]] += 1
-        self.most = max(self.most, round(node["Actual Rows"] * node["Actual Loops"]))
-        of_catalog = node.get("Relation Name", node.get("Index Name", "")).startswith("pg_")
-        if "Index Name" in node and not of_catalog:
-            self.indexes.add(node["Index Name"])
-        if node["Node Type"] == "Seq Scan":
-            self.whole[node["Relation Name"]] += node["Actual Loops"]
-        if "Scan" in node["Node Type"] and ("Relation Name" in node or "Index Name" in node):
-            scanned = node["Actual Rows"] + sum(
-                node.get(f"Rows Removed by {cause}", 0) for cause in ("Filter", "Index Recheck")
-            )
-            rows = round(scanned * node["Actual Loops"])
-            self.catalog += rows if of_catalog else 0
-            self.read += 0 if of_catalog else rows
-        self.read += round(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
-        for child in node.get("Plans", ()):
-            self.add(child)
-
-
-EXPLAINED = """
-SET LOCAL client_min_messages = log; SET LOCAL auto_explain.log_min_duration = 0;
-SET LOCAL auto_explain.log_analyze = on;
-SET LOCAL auto_explain.log_format = json; SET LOCAL auto_explain.log_nested_statements = on
-"""
-
-
-def plan_of(tx: Transaction, call: Callable[[], object]) -> Plan:
-    """Return the plan of all statements of a call, including those within functions, and roll it back."""
-    explained = []
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        before, _, result = (diagnostic.message_primary or "").partition("plan:\n")
-        if before.startswith("duration"):
-            explained.append(json.loads(result)["Plan"])
-
-    connection = tx.connection
-    driver: Any = connection.connection.dbapi_connection
-    connection.exec_driver_sql("LOAD 'auto_explain'")
-    driver.add_notice_handler(note)
-    with connection.begin_nested() as savepoint:
-        connection.exec_driver_sql(EXPLAINED, execution_options={"no_parameters": True})
-        call()
-        savepoint.rollback()
-    driver.remove_notice_handler(note)
-    plan = Plan()
-    for explained_plan in explained:
-        plan.add(explained_plan)
-    return plan
 
 
 def probing(tx: Transaction, call: Callable[[], object]) -> Plan:

@@ -6,13 +6,13 @@ import json
 import pytest
 
 import senders
-from costs import cpu
 from mailglass_reconcile import WebhookEvent
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify
 from mailglass_reconcile.webhooks.registry import MAX_BYTES
 from marking import slow_unless
+from meter import cpu
 from senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
 
 pytestmark = pytest.mark.version_independent

@@ -15,12 +15,12 @@ from urllib.parse import urlencode
 import pytest
 
 import senders
-from costs import cpu
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.wire import WebhookRequest
 from marking import slow_unless
+from meter import cpu
 from senders import NOW, Posted, secret_of, sign_request, url_of
 
 pytestmark = pytest.mark.version_independent

@@ -15,7 +15,7 @@ from django.test import AsyncClient, Client
 import senders
 from anymail_sends import ANN, BOB, STORY, Message, send_accepted
 from anymail_webhooks import POSTMARK, SENDGRID
-from recording import round_trips, statements_in_background
+from meter import round_trips, statements_in_background
 from waiting import settle, wait_until
 
 pytestmark = [
@@ -163,7 +163,7 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
     for name, (call, most) in calls.items():
         with round_trips(djangos.connection) as counts:
             call()
-        assert counts == [most + 2], name
+        assert counts[0] <= most + 2, name
 
 
 CONTENDED = (
