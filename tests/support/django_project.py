@@ -1,9 +1,11 @@
 """Django and Anymail; our app is active only in tests that request it, on the test's database."""
 
 import os
+import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import django
@@ -18,12 +20,35 @@ from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 import anymail_webhooks
+import processes
 import senders
 from mailglass_reconcile import runtime
 from mailglass_reconcile.record import after_commit
 from waiting import settle
 
 Events = list[tuple[Any, str]]
+
+SETTINGS = """
+import os
+from psycopg.conninfo import conninfo_to_dict
+from mailglass_reconcile import beat_schedule
+where = conninfo_to_dict(os.environ["DATABASE_URL"])
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "anymail", "django_celery_beat", "shop"]
+if "REMOVED" not in os.environ:
+    INSTALLED_APPS += ["mailglass_reconcile.contrib.django"]
+EMAIL_BACKEND = "anymail.backends.test.EmailBackend"
+CELERY_BEAT_SCHEDULE = beat_schedule
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+ROOT_URLCONF = "shop.urls"
+SECRET_KEY = "of a project in tests"
+SILENCED_SYSTEM_CHECKS = [f"security.W{number:03}" for number in range(30)]
+USE_TZ = True
+"""
+URLS = """
+from django.urls import include, path
+urlpatterns = [path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))]
+"""
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +151,18 @@ def backends(anymail_settings: None) -> Iterator[None]:
 
     with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_sends.SETTINGS}):
         yield
+
+
+@pytest.fixture
+def manage(empty_database_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a command of a new project, `shop`, whose URLs have our webhooks."""
+    for name, text in {"settings": SETTINGS, "shop/__init__": "", "shop/urls": URLS}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    environment = {**os.environ, "DATABASE_URL": empty_database_url, "DJANGO_SETTINGS_MODULE": "settings"}
+    environment |= {"PYTHONPATH": str(tmp_path), "MAILGLASS_WEBHOOK_SECRETS": "postmark=me:secret"}
+    environment.pop("MAILGLASS_DATABASE_URL", None)
+    return lambda *arguments, **more: processes.run(["-m", "django", *arguments], {**environment, **more}, cwd=tmp_path)
 
 
 def as_superuser(get_response: Callable[..., Any]) -> Callable[..., Any]:

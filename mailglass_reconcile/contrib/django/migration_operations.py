@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from django.apps import apps
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.loader import MigrationLoader
@@ -18,6 +19,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, project
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.revision import REVISIONS
@@ -68,6 +70,8 @@ def confirm_removal(
     if not any(is_backwards and migration.app_label == LABEL and migration.initial for migration, is_backwards in plan):
         return
     _run(using, _describe_removal, lambda line: stdout.write(f"{line}\n"))
+    for line in _describe_rest() if using == project.alias() else ():
+        stdout.write(f"{line}\n")
     if using != project.alias() or not interactive:
         return
     if not sys.stdin.isatty():
@@ -100,6 +104,22 @@ def _load_names(alias: str) -> tuple[set[str], set[str]]:
 def _describe_removal(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
     for line in runner.describe_removal(engine, settings):
         tell(line)
+
+
+def _describe_rest() -> Iterator[str]:
+    """Yield a line about each kind of rows that Django's other apps have because of ours."""
+    if apps.is_installed("django.contrib.contenttypes"):
+        yield (
+            "stays: content types and permissions of our models. When the app is out of INSTALLED_APPS, run"
+            " `manage.py remove_stale_contenttypes --include-stale-apps`"
+        )
+    if apps.is_installed("django_celery_beat"):
+        tasks = apps.get_model("django_celery_beat", "PeriodicTask").objects
+        count = tasks.filter(task__startswith="mailglass_reconcile.tasks.").count()
+        yield (
+            f"stays: {pluralize(count, 'entry', 'entries')} of django-celery-beat. Remove beat_schedule from the"
+            " settings, restart beat, and delete them in the admin"
+        )
 
 
 def _run(

@@ -146,6 +146,7 @@ def describe_removal(tx: Transaction, *, tables: bool = False) -> list[str]:
         return [*lines, f"stays: Mailglass's tables with every row ({names})"]
     return [
         *lines,
-        f"stays: {names}, with every row, recipients included."
+        f"stays: {names}, with every row, recipients included, and the function"
+        " mailglass_raise_immutability, which refuses to change an event."
         " To drop them too, for good: `mailglass-reconcile migrate --remove --tables`",
     ]

@@ -13,7 +13,10 @@ from django.test import override_settings
 import processes
 from django_project import another_database, leave_the_app
 from mailglass_reconcile import beat_schedule, on_event, reconcile
+from mailglass_reconcile.errors import SchemaOutdatedError, unavailable_error
+from mailglass_reconcile.handlers.registration import log_missed
 from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.store.handled_types import Registration
 
 pytestmark = pytest.mark.python_dependent
 
@@ -165,23 +168,6 @@ def test_the_fast_checks_of_the_doctor_are_warnings_with_the_tag_database(app, d
            " WHERE idempotency_key IS NOT NULL")  # fmt: skip
 
 
-SETTINGS = """
-import os
-from psycopg.conninfo import conninfo_to_dict
-from mailglass_reconcile import beat_schedule
-where = conninfo_to_dict(os.environ["DATABASE_URL"])
-DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
-INSTALLED_APPS = ["django.contrib.contenttypes", "anymail", "mailglass_reconcile.contrib.django", "tests"]
-EMAIL_BACKEND = "anymail.backends.test.EmailBackend"
-CELERY_BEAT_SCHEDULE = beat_schedule
-ROOT_URLCONF = "urls"
-SECRET_KEY = "x" * 30 + "but long, of many characters"
-SILENCED_SYSTEM_CHECKS = [f"security.W{number:03}" for number in range(30)]
-"""
-URLS = """
-from django.urls import include, path
-urlpatterns = [path("webhooks/", include("mailglass_reconcile.contrib.django.urls"))]
-"""
 TESTS = """
 from django.test import TestCase
 from mailglass_reconcile.contrib.django.models import Delivery
@@ -191,41 +177,45 @@ class Empty(TestCase):
 """
 
 
-@pytest.fixture
-def manage(empty_database_url, tmp_path):
-    """Return a function that runs a command of a new project: its exit code, and our findings by their level."""
-    for name, text in {"settings": SETTINGS, "urls": URLS, "tests/__init__": "", "tests/tests": TESTS}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.py").write_text(text)
-    environment = {**os.environ, "DATABASE_URL": empty_database_url, "DJANGO_SETTINGS_MODULE": "settings"}
-    environment |= {"PYTHONPATH": str(tmp_path), "MAILGLASS_WEBHOOK_SECRETS": ""}
-    environment.pop("MAILGLASS_DATABASE_URL", None)
-
-    def run(*arguments, **more):
-        result = processes.run(["-m", "django", *arguments], {**environment, **more}, cwd=tmp_path)
-        levels = re.split(r"^(ERRORS|WARNINGS):$", result.stderr, flags=re.MULTILINE)[1:]
-        pairs = zip(levels[::2], levels[1::2], strict=True)
-        findings = {level: re.findall(r"\(mailglass_reconcile\.(\w+)\)", text) for level, text in pairs}
-        return result.returncode, findings, result.stdout + result.stderr
-
-    return run
+def findings_of(result):
+    """Return the exit code of a command, and the ids of our findings in its output by level."""
+    _, *texts = re.split(r"^(ERRORS|WARNINGS):$", result.stderr, flags=re.MULTILINE)
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return result.returncode, {level: re.findall(r"\(mailglass_reconcile\.(\w+)\)", text) for level, text in pairs}
 
 
 @pytest.mark.slow
-def test_check_deploy_is_a_gate_and_no_finding_ends_djangos_own_commands(manage):
+def test_check_deploy_is_a_gate_and_no_finding_ends_djangos_own_commands(manage, tmp_path):
     """`migrate` and `test` check the database too: before the first `migrate`, it has none of our tables."""
     gate = ("check", "--deploy", "--database", "default")
-    secrets = {"MAILGLASS_WEBHOOK_SECRETS": "postmark=me:secret"}
-    assert manage("check", "--database", "default")[:2] == (0, {"WARNINGS": ["W007", "schema"]})
-    code, findings, output = manage(*gate)
-    assert (code, findings) == (1, {"ERRORS": ["W007", "schema"]})
-    assert "HINT: run `manage.py migrate`" in output
-    assert manage(*gate, **secrets)[:2] == (1, {"ERRORS": ["schema"]})
-    assert manage("migrate", "-v", "0", **secrets)[:2] == (0, {"WARNINGS": ["schema"]})
-    assert manage("test", **secrets)[:2] == (0, {}), "a test database was never swept"
-    assert manage(*gate, **secrets)[:2] == (1, {"ERRORS": ["sweeps"]})
-    assert manage("mailglass", "sweep", **secrets)[0] == 0
-    assert manage(*gate, **secrets)[:2] == (0, {})
+    (tmp_path / "shop" / "tests.py").write_text(TESTS)
+    nothing = {"MAILGLASS_WEBHOOK_SECRETS": ""}
+    assert findings_of(manage("check", "--database", "default", **nothing)) == (0, {"WARNINGS": ["W007", "schema"]})
+    assert findings_of(manage(*gate, **nothing)) == (1, {"ERRORS": ["W007", "schema"]})
+    result = manage(*gate)
+    assert findings_of(result) == (1, {"ERRORS": ["schema"]})
+    assert "HINT: run `manage.py migrate`" in result.stderr
+    assert findings_of(manage("migrate", "-v", "0")) == (0, {"WARNINGS": ["schema"]})
+    assert findings_of(manage("test")) == (0, {}), "a test database was never swept"
+    assert findings_of(manage(*gate)) == (1, {"ERRORS": ["sweeps"]})
+    assert manage("mailglass", "sweep").returncode == 0
+    assert findings_of(manage(*gate)) == (0, {})
+
+
+def test_hints_about_handlers_are_those_of_a_django_project(app, db, caplog):
+    """`ready()` loads them in the web process and in Celery's worker, and no variable names their modules."""
+    reconcile()
+    db.run("INSERT INTO mailglass_handled_types (type, handler, seen_at)"
+           " VALUES ('bounced', 'suppress', now() AT TIME ZONE 'UTC' - interval '2 hours')")  # fmt: skip
+    (finding,) = run_checks(tags=[Tags.database], databases=["default"])
+    assert "start a dispatcher with the handler's module imported in an AppConfig's ready()" in finding.hint
+    assert "`manage.py mailglass dispatch --rename suppress NEW`" in finding.hint
+    assert repr(SchemaOutdatedError("run `mailglass-reconcile migrate`")) == (
+        "SchemaOutdatedError('run `manage.py mailglass migrate`')"
+    ), "Celery logs this"
+    assert "check DATABASES['default'] and the server" in str(unavailable_error("08006"))
+    log_missed(db.database, [Registration("suppress", "bounced")])
+    assert "mailglass-reconcile" not in caplog.text
 
 
 @pytest.fixture

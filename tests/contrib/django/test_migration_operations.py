@@ -13,11 +13,12 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import override_settings
 from sqlalchemy.engine import make_url
 
+import pages
 import processes
 from django_project import databases_name
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
-from mailglass_reconcile.contrib.django.apps import COMMAND
+from mailglass_reconcile.contrib.django.apps import LOCAL_NAMES
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import schema, script
@@ -32,7 +33,7 @@ APP = "mailglass_reconcile"
 def empty(empty_database_url, anymail_django):
     """Let `DATABASES` alone name an empty database."""
     with databases_name(empty_database_url):
-        runtime.configure_framework(lambda: database.engine("default"), COMMAND)
+        runtime.configure_framework(lambda: database.engine("default"), LOCAL_NAMES)
         yield empty_database_url
         runtime.configure_framework()
 
@@ -88,6 +89,44 @@ def test_zero_says_what_is_lost_and_asks(empty, capsys):
         call_command("migrate", APP, "zero", verbosity=0)
     assert is_current()
     assert "will stay unlinked: 0 open orphans" in capsys.readouterr().out
+
+
+BEAT = """
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+tick = IntervalSchedule.objects.create(every=5, period="minutes")
+PeriodicTask.objects.create(name="mailglass-reconcile", task="mailglass_reconcile.tasks.reconcile", interval=tick)
+PeriodicTask.objects.create(name="own", task="shop.tasks.own", interval=tick)
+"""
+OF_OURS = """
+SELECT relname FROM pg_class WHERE relname ~ '^mailglass'
+ UNION ALL SELECT proname FROM pg_proc WHERE proname ~ '^mailglass'
+ UNION ALL SELECT app_label FROM django_content_type WHERE app_label ~ '^mailglass'
+ UNION ALL SELECT app FROM django_migrations WHERE app ~ '^mailglass'
+"""
+
+
+@pytest.mark.slow
+def test_the_page_on_removal_leaves_nothing_of_ours(manage, empty_database_url):
+    """What stays is named by `zero`, too: rows of other apps of Django's, and the function of the ledger's trigger."""
+    blocks = pages.chapter(pages.ROOT / "docs" / "upgrading.md", "From Django")
+    steps = [line.removeprefix("python manage.py ") for block in blocks[:-1] for line in pages.commands(block)]
+    assert manage("migrate", "-v", "0").returncode == 0
+    assert manage("shell", "-c", BEAT).returncode == 0
+    printed = ""
+    for step in steps:
+        never_asked = ["--noinput"] if "zero" in step or "stale" in step else []
+        result = manage(*step.split(), *never_asked, **({"REMOVED": "1"} if "stale" in step else {}))
+        assert result.returncode == 0, result.stderr
+        printed += result.stdout
+    for words in (
+        "function mailglass_raise_immutability",
+        "remove_stale_contenttypes",
+        "1 entry of django-celery-beat",
+    ):
+        assert f"{words}" in printed
+    with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as driver:
+        driver.exec_driver_sql(blocks[-1].text)
+        assert driver.exec_driver_sql(OF_OURS).all() == []
 
 
 def test_an_older_version_warns_of_a_newer_schema_and_ends_no_migrate_of_the_site(empty, caplog):
