@@ -47,15 +47,15 @@ OUTAGE_SQLSTATES = frozenset(
 COMMAND = "mailglass-reconcile"
 
 
-class _CommandName:
-    """The name by which people start the command in this process's environment."""
+class _LocalNames:
+    """The words of messages that have others in this process's environment, with these."""
 
-    name = COMMAND
+    words: Mapping[str, str] = {}
 
 
-def set_command_name(name: str) -> None:
-    """Set the command's name in messages, such as `manage.py mailglass` in Django."""
-    _CommandName.name = name
+def set_local_names(words: Mapping[str, str]) -> None:
+    """Set the words that replace those of messages, such as those for the command and for settings in Django."""
+    _LocalNames.words = words
 
 
 @cache
@@ -73,14 +73,16 @@ def docs_url(name: str) -> str:
     return f"docs/{name} in the repository"
 
 
-def with_command_name(text: str) -> str:
-    """Return *text* with `mailglass-reconcile` in backticked commands replaced by the command's name here."""
-    return text.replace(f"`{COMMAND} ", f"`{_CommandName.name} ")
+def with_local_names(text: str) -> str:
+    """Return *text* with backticked commands and with settings as they are called here."""
+    for word, local_word in _LocalNames.words.items():
+        text = text.replace(word, local_word)
+    return text
 
 
 def format_command(command: str) -> str:
     """Return a command line such as `mailglass-reconcile sweep` with the command's name here, ready to paste."""
-    return with_command_name(f"`{command}`").strip("`")
+    return with_local_names(f"`{command}`").strip("`")
 
 
 class MailglassReconcileError(Exception):
@@ -92,9 +94,9 @@ class MailglassReconcileError(Exception):
     exit_code = 1
     """The exit code of a command that fails with this error."""
 
-    def __str__(self) -> str:
-        """Return the message, with the command's name here."""
-        return with_command_name(super().__str__())
+    def __init__(self, *arguments: object) -> None:
+        """Make the error, whose message has the names of command and settings here; Celery logs the arguments."""
+        super().__init__(*(with_local_names(value) if isinstance(value, str) else value for value in arguments))
 
 
 class ConfigurationError(MailglassReconcileError):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, set_command_name
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, set_local_names
 from mailglass_reconcile.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def configure(
 
 def configure_framework(
     make_engine: Callable[[], sa.Engine] | None = None,
-    command: str = COMMAND,
+    local_names: Mapping[str, str] = MappingProxyType({}),
     open_handlers_connection: Callable[[], AbstractContextManager[Any]] | None = None,
     **values: Any,
 ) -> None:
@@ -78,11 +78,11 @@ def configure_framework(
 
     Args:
         make_engine: Returns the framework's engine, the same at each call; it is called on first use.
-        command: The command's name in messages, such as `manage.py mailglass`.
+        local_names: The words that replace those of messages, such as those for the command and for settings.
         open_handlers_connection: Opens the connection of a dispatcher; None is one of the engine's.
         values: Settings by name.
     """
-    set_command_name(command)
+    set_local_names(local_names)
     _FrameworkConfiguration.make_engine = staticmethod(make_engine) if make_engine else None
     _FrameworkConfiguration.open_handlers_connection = (
         staticmethod(open_handlers_connection) if open_handlers_connection else None

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict
 from zoneinfo import ZoneInfo
 
-from mailglass_reconcile.errors import with_command_name
+from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.rules.thresholds import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 
@@ -143,7 +143,7 @@ def daily_at_three_utc() -> BaseSchedule:
 def warn_without_celery() -> None:
     """Log once per process which commands replace the tasks if Celery is not installed."""
     logger.warning(
-        with_command_name(
+        with_local_names(
             "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every"
             " five minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"
         )

@@ -21,7 +21,7 @@ from mailglass_reconcile.cli.output import (
     wrap_text,
 )
 from mailglass_reconcile.cli.startup import require_schema
-from mailglass_reconcile.errors import MailglassReconcileError, with_command_name
+from mailglass_reconcile.errors import MailglassReconcileError, with_local_names
 from mailglass_reconcile.handlers import administration, dispatcher
 from mailglass_reconcile.ops import handler_jobs
 from mailglass_reconcile.ops.handler_jobs import HandlerJob, State
@@ -157,7 +157,7 @@ def run_handlers(linked: int) -> None:
 def _dispatch(as_json: bool) -> None:
     result = dispatcher.dispatch_within(None, "command")
     if not registry.handled_types():
-        click.echo("no handler is registered: name the modules that register them in MAILGLASS_IMPORTS", err=True)
+        click.echo(with_local_names("no handler is registered: their modules must be in MAILGLASS_IMPORTS"), err=True)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -203,7 +203,7 @@ def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
         click.echo(f"{pluralize(retried, 'job')} will be tried again")
     if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
-        raise click.ClickException(with_command_name(f"event {event_id} is neither dead nor failing: see {hints}"))
+        raise click.ClickException(with_local_names(f"event {event_id} is neither dead nor failing: see {hints}"))
 
 
 def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json: bool) -> None:

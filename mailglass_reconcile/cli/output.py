@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile.cli import discard_output
-from mailglass_reconcile.errors import with_command_name
+from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.rules.humanize import escape_unprintable, parse_duration
 from mailglass_reconcile.rules.times import format_time
@@ -58,7 +58,7 @@ def wrap_with_commands(text: str, indent: str = "", first: str | None = None) ->
     """Return *text* as `wrap_text` does; on a terminal, each command in it has a line of its own, to copy and paste."""
     if not sys.stdout.isatty():
         return wrap_text(text, indent, first)
-    beginning = with_command_name("`mailglass-reconcile ")
+    beginning = with_local_names("`mailglass-reconcile ")
     lines: list[str] = []
     for number, part in enumerate(re.split(rf"({re.escape(beginning)}[^`]*`)", text)):
         if number % 2:

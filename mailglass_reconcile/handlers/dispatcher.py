@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.errors import database_errors, format_command
 from mailglass_reconcile.handlers import execution, registration
 from mailglass_reconcile.handlers.execution import Begin, HandlerTransaction
 from mailglass_reconcile.rules import handlers as registry
@@ -211,10 +211,11 @@ class _Dispatcher:
         self.result.dead += 1
         if execution.log_throttle.allow((job.handler, "dead")):
             logger.error(
-                "event %s is dead for handler %s after %d attempts: see `mailglass-reconcile dispatch --dead`",
+                "event %s is dead for handler %s after %d attempts: see `%s`",
                 job.event_id,
                 job.handler,
                 job.attempts,
+                format_command("mailglass-reconcile dispatch --dead"),
             )
 
     def _run_without_handler(self, begin: Begin, action: Callable[[HandlerTransaction], T]) -> T:

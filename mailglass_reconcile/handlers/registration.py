@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError
+from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileError, format_command
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import handled_types
@@ -77,10 +77,11 @@ def log_missed(database: Database, new_registrations: Sequence[Registration]) ->
         events = pluralize(min(number, MOST_MISSED), f"{registration.type} event")
         logger.warning(
             "handler %s is new: %s of the last %d days had no such handler; to run it on them, run as the"
-            " owner of the tables: mailglass-reconcile dispatch --replay %s --since %dd --handler %s",
+            " owner of the tables: %s --replay %s --since %dd --handler %s",
             registration.handler,
             events if complete else f"at least {events}",
             MISSED_DAYS,
+            format_command("mailglass-reconcile dispatch"),
             registration.type,
             MISSED_DAYS,
             shlex.quote(registration.handler),

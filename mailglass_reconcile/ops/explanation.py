@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import format_command, with_command_name
+from mailglass_reconcile.errors import format_command, with_local_names
 from mailglass_reconcile.ops import deliveries, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.rules import matching, providers, redelivery, states
@@ -456,9 +456,9 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
             message_id=foreign.candidate_id,
             tenant_id=foreign.tenant_id,
         )
-        remedy = f"{with_command_name(steps)}; {remedy}" if state == "expired" else with_command_name(steps)
+        remedy = f"{with_local_names(steps)}; {remedy}" if state == "expired" else with_local_names(steps)
     if any(delivery.tenant_id == row.tenant_id for delivery in decision.candidates):
-        remedy = remedy.replace(with_command_name(LINK_COMMAND), "each delivery with such an id is listed with it")
+        remedy = remedy.replace(with_local_names(LINK_COMMAND), "each delivery with such an id is listed with it")
     return remedy.replace("EVENT_ID", row.id)
 
 

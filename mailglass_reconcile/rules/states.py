@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
-from mailglass_reconcile.errors import with_command_name
+from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.rules import providers
 
 MatchState = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
@@ -199,4 +199,4 @@ def state_remedy(
         remedy = _REMEDY_WEBHOOK_UNREAD
     if state == "expired" and cause != "expired":
         remedy = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, remedy)))
-    return None if remedy is None else with_command_name(remedy)
+    return None if remedy is None else with_local_names(remedy)

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.errors import SchemaOutdatedError, with_command_name
+from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN
@@ -245,7 +245,7 @@ class Window(NamedTuple):
         """Log a warning about missing triggers, before anything is swept."""
         if not self.triggers:
             problem = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
-            logger.warning(with_command_name(f"{problem}: run `mailglass-reconcile migrate`"))
+            logger.warning(with_local_names(f"{problem}: run `mailglass-reconcile migrate`"))
 
 
 class OrphanFilter(NamedTuple):

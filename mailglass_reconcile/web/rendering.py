@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from mailglass_reconcile.errors import COMMAND, with_command_name
+from mailglass_reconcile.errors import COMMAND, with_local_names
 from mailglass_reconcile.ops.explanation import Fact
 from mailglass_reconcile.rules import humanize, times
 from mailglass_reconcile.rules.humanize import escape_unprintable, n_of_m, pluralize, sanitize
@@ -183,7 +183,7 @@ def mark_code(sentence: str) -> Markup:
 
 def _as_code(match: re.Match[str]) -> str:
     text = match[1]
-    if not text.startswith(escape(with_command_name(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
+    if not text.startswith(escape(with_local_names(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
         return f"<code>{text}</code>"
     return str(command(Markup(text)))  # noqa: S704 - escaped before
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.apps import AppConfig
 from django.core.signals import setting_changed
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import errors, runtime
 from mailglass_reconcile.contrib.django import project
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COMMAND = "manage.py mailglass"
 """The name of our command in a Django project."""
+LOCAL_NAMES = {f"`{errors.COMMAND} ": f"`{COMMAND} ", "in MAILGLASS_IMPORTS": "imported in an AppConfig's ready()"}
+"""What messages say in place of a command of the console script, and of the setting that names modules."""
 
 
 class MailglassReconcileConfig(AppConfig):
@@ -40,9 +42,9 @@ class MailglassReconcileConfig(AppConfig):
         if setting.startswith("MAILGLASS_"):
             values = {"tenant": project.fixed_tenant(), "webhook_secrets": project.webhook_secrets()}
             values = {name: value for name, value in values.items() if value is not None}
-            runtime.configure_framework(
-                partial(_make_engine, project.alias()), COMMAND, _open_handlers_connection, **values
-            )
+            alias = project.alias()
+            local_names = {**LOCAL_NAMES, "MAILGLASS_DATABASE_URL": f"DATABASES[{alias!r}]"}
+            runtime.configure_framework(partial(_make_engine, alias), local_names, _open_handlers_connection, **values)
 
 
 def _make_engine(alias: str) -> sa.Engine:

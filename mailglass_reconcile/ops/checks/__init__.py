@@ -110,7 +110,10 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
     redis_findings, is_absent = _check_redis(is_expected=expects_redis)
     findings += redis_findings
     uses_celery = uses_celery and not is_absent
-    findings += _check_celery(celery) if uses_celery and celery else [ok(WITHOUT_CELERY)._replace(check="celery")]
+    if not (uses_celery and celery):
+        findings.append(ok(WITHOUT_CELERY)._replace(check="celery"))
+    elif beat := _check_celery(celery, findings):
+        database_findings = [sweeps.name_beat(finding, beat) for finding in database_findings]
     return merge([*findings, *database_findings])
 
 
@@ -192,18 +195,20 @@ def _repair(connected: Connected) -> list[Finding]:
         return [error(f"could not repair: {fault}", step, NEEDED_BY_ALL)._replace(check="open_set")]
 
 
-def _check_celery(celery: Callable[[], Cluster]) -> Iterator[Finding]:
+def _check_celery(celery: Callable[[], Cluster], findings: list[Finding]) -> str | None:
+    """Add the findings about Celery to *findings*; return the command that starts beat if workers wait for tasks."""
     from mailglass_reconcile.ops.checks import workers  # noqa: PLC0415 - Celery may be missing
 
     try:
         cluster = celery()
     except Exception as fault:  # creating an application's Celery app may raise anything
         message = f"the Celery app cannot be created ({type(fault).__name__})"
-        yield error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery")
-        return
+        findings.append(error(message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")._replace(check="celery"))
+        return None
     with cluster:
         for check in _collect_checks(workers):
-            findings = check.attempt(cluster)
-            yield from findings
-            if check.name == "broker" and _has_error(findings, "broker"):
-                return
+            findings += check.attempt(cluster)
+            if _has_error(findings, "broker"):
+                return None
+        is_well = not any(_has_error(findings, name) for name in ("worker", "queues"))
+        return cluster.command("beat") if is_well and cluster.is_waiting else None

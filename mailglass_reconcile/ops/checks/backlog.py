@@ -106,7 +106,7 @@ def _find_provider_fault(name: str | None, with_id: int, without_id: int) -> Fin
     step = "`mailglass-reconcile explain EVENT_ID` shows where its rule looks; check what the webhook stores"
     if name not in providers.rules():
         message += ", and this process has no key rule for it"
-        step = "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process"
+        step = "register one with key_rule; its module must be in MAILGLASS_IMPORTS for every process"
     return (error if without_id >= MANY else warning)(message, step)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
-from mailglass_reconcile.errors import MailglassReconcileError, docs_url, with_command_name
+from mailglass_reconcile.errors import MailglassReconcileError, docs_url, with_local_names
 from mailglass_reconcile.ops import runs
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
@@ -65,17 +65,17 @@ class Finding(NamedTuple):
 
 def ok(message: str) -> Finding:
     """Return a finding that nothing is wrong."""
-    return Finding("", OK, with_command_name(message))
+    return Finding("", OK, with_local_names(message))
 
 
 def warning(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     """Return a finding about a problem that loses and delays nothing."""
-    return Finding("", WARNING, with_command_name(message), with_command_name(remedy), because)
+    return Finding("", WARNING, with_local_names(message), with_local_names(remedy), because)
 
 
 def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     """Return a finding that links, broadcasts or handlers are lost or late."""
-    return Finding("", ERROR, with_command_name(message), with_command_name(remedy), because)
+    return Finding("", ERROR, with_local_names(message), with_local_names(remedy), because)
 
 
 NEEDED_BY_ALL = ("privileges", "schema", "functions")

@@ -42,7 +42,7 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
         yield warning(
             f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this"
             " process",
-            "name the module of your handlers in MAILGLASS_IMPORTS, for the worker too",
+            "the module of your handlers must be in MAILGLASS_IMPORTS, for the worker too",
         )
     elif not (facts.dead or facts.failing or facts.overdue_seconds > HANDLERS_LATE_SECONDS):
         yield ok(f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for handlers, none is late, failing or dead")
@@ -57,7 +57,7 @@ def handled_types(context: CheckContext) -> Iterator[Finding]:
             f"no dispatcher has had the handler {registration.handler} ({registration.types}) for"
             f" {format_duration(registration.seconds)}, and these"
             " events wait for it",
-            "start a dispatcher that has the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
+            "start a dispatcher with the handler's module in MAILGLASS_IMPORTS; if the handler was renamed, run"
             f" `mailglass-reconcile dispatch --rename {name} NEW` as the owner of the tables; if it is gone for good,"
             f" run `mailglass-reconcile dispatch --forget --handler {name}` as the owner of the tables",
             (*WORKER_CHECKS, "beat"),

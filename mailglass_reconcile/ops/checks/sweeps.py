@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.humanize import format_duration, pluralize, sanitize
@@ -17,6 +18,10 @@ ASK_WORKER = (
     " the worker has the reason"
 )
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
+NOTHING_SWEEPS = f"{SWEEP}; if it succeeds, nothing starts sweeps: start beat, or let cron run it every five minutes"
+FIRST_SWEEP = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
+BEAT_STEPS = (ASK_WORKER, f"{SWEEP}; then {ASK_WORKER}", NOTHING_SWEEPS, FIRST_SWEEP)
+"""Remedies of findings that only beat can be the reason for where workers are known to wait for tasks."""
 
 
 @check("sweeps", fast=True)
@@ -25,8 +30,7 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
     history, allowed = context.history, context.max_lag_seconds * 2 / 3
     because = (*DATABASE_CHECKS, *WORKER_CHECKS)
     if history.success_age is None and history.last is None:
-        step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
-        yield error("no full sweep of all tenants has run yet", step, because)
+        yield error("no full sweep of all tenants has run yet", FIRST_SWEEP, because)
     elif history.last is not None and history.last.status == "failed":
         reason = sanitize(history.last.error or "no error was recorded")
         yield error(f"the last full sweep failed {format_duration(history.last.age)} ago ({reason})", SWEEP, because)
@@ -37,7 +41,7 @@ def sweeps(context: CheckContext) -> Iterator[Finding]:
             f"no full sweep has succeeded for {format_duration(history.success_age)} (limit {format_duration(allowed)})"
         )
         is_beat_late = history.beat_age is not None and history.beat_age > LATE_SECONDS
-        yield error(message, f"{SWEEP}; then {ASK_WORKER}" if is_beat_late else SWEEP, because)
+        yield error(message, f"{SWEEP}; then {ASK_WORKER}" if is_beat_late else NOTHING_SWEEPS, because)
     elif history.last is not None and history.last.failed and not history.last.linked:
         refused = pluralize(history.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
@@ -78,6 +82,14 @@ def beat(context: CheckContext) -> Iterator[Finding]:
             ASK_WORKER,
             (*WORKER_CHECKS, "sweeps"),
         )
+
+
+def name_beat(finding: Finding, start: str) -> Finding:
+    """Return a finding with the remedy that starts beat, if workers that wait for tasks leave no other reason."""
+    if finding.remedy not in [with_local_names(step) for step in BEAT_STEPS]:
+        return finding
+    step = f"beat does not run, because worker, broker and queues are well: start it: `{start}`"
+    return finding._replace(remedy=step)
 
 
 def _success_origin(context: CheckContext) -> str:

@@ -26,7 +26,7 @@ ANSWER_SECONDS = (1.0, 2.0)
 
 CONNECT_SECONDS = 2
 
-ELSEWHERE = "if your own app runs the sweeps, name its module in MAILGLASS_IMPORTS, so that it is found here"
+ELSEWHERE = "if your own app runs the sweeps, its module must be in MAILGLASS_IMPORTS, so that it is found here"
 
 
 def own_app() -> Celery | None:
@@ -120,11 +120,30 @@ class Cluster(ExitStack):
     @property
     def start(self) -> str:
         """The step that starts a worker of this app, and of no other: another one would take other tasks too."""
-        modules = [*runtime.get_settings().imports.replace(" ", "").split(","), "mailglass_reconcile.celery"]
-        for name in modules:
-            if name in sys.modules and any(value is self.app for value in vars(sys.modules[name]).values()):
-                return f"start a worker: `celery -A {name.removesuffix('.celery')} worker`"
-        return f"start a worker of your Celery app {sanitize(self.app.main or '?')}"
+        if self._module is None:
+            return f"start a worker of your Celery app {sanitize(self.app.main or '?')}"
+        return f"start a worker: `{self.command('worker')}`"
+
+    @property
+    def _module(self) -> str | None:
+        """The module that has the app, as `celery -A` finds it."""
+        imports = runtime.get_settings().imports.replace(" ", "").split(",")
+        for name in (*imports, *(name for name in list(sys.modules) if name.endswith(".celery"))):
+            module = sys.modules.get(name)
+            if module is not None and any(value is self.app for value in vars(module).values()):
+                return name.removesuffix(".celery")
+        return None
+
+    def command(self, name: str) -> str:
+        """Return the command line of a subcommand of Celery's for this app."""
+        return f"celery -A {self._module or sanitize(self.app.main or '?')} {name}"
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if the workers consume the queue of the sweep, in which nothing waits, and no sweep runs."""
+        queues = self.queues_of(SWEEP_TASK)
+        consumed = {queue for names in self.queues.values() for queue in names}
+        return self.before is None and consumed.issuperset(queues) and not any(map(self.messages, queues))
 
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: scheduled tasks, the sweep, the prune, and the dispatch of handlers."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, with_command_name
+from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, with_local_names
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import location, revision, schema, script
 from mailglass_reconcile.store.comparison import compare
@@ -64,14 +64,14 @@ def find_missing_objects(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each difference from this version's schema; none if the database is up to date, or newer."""
     with Database(engine, settings).reading() as tx:
         if moved := location.find_moved(tx.load_schemas(), tx.schema):
-            return [with_command_name(str(moved))]
+            return [with_local_names(str(moved))]
         version = tx.revision()
         if revision.is_newer(version):
             return []
         if error := revision.find_mismatch(version):
-            return [with_command_name(str(error))]
+            return [with_local_names(str(error))]
         return [
-            with_command_name(f"{difference.message}: {difference.remedy(tx)}")
+            with_local_names(f"{difference.message}: {difference.remedy(tx)}")
             for difference in compare(tx).differences
             if difference.is_grave or difference.is_curable
         ]
@@ -89,7 +89,7 @@ def describe_removal(engine: sa.Engine, settings: Settings, *, tables: bool = Fa
         preflight.refuse_foreign(tx, compare(tx))
         if tables:
             _refuse_to_drop(tx)
-        return [with_command_name(line) for line in removal.describe_removal(tx, tables=tables)]
+        return [with_local_names(line) for line in removal.describe_removal(tx, tables=tables)]
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:

@@ -65,6 +65,27 @@ def test_no_worker_and_then_one(site: Site) -> None:
         wait_until(lambda: well(findings(site)), PATIENCE)
 
 
+RUN = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
+SELECT finished - interval '1 second', finished, 'full', 'beat', 'ok'
+  FROM (SELECT now() AT TIME ZONE 'UTC' - interval '40 minutes' AS finished) AS run
+"""
+
+
+def test_only_beat_is_left_where_workers_wait_for_tasks(site: Site) -> None:
+    """Neither "run the doctor where the worker runs" nor "run a sweep" would lead to it."""
+    with site.worker():
+        wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
+        for statement in ("SELECT 1", RUN):
+            site.db.run(statement)
+            (late,) = findings(site)["sweeps"]
+            assert late["status"] == "error"
+            assert late["remedy"] == (
+                "beat does not run, because worker, broker and queues are well: start it:"
+                " `celery -A mailglass_reconcile beat`"
+            )
+
+
 POISON = {
     "body": "",
     "content-type": "application/data",
