@@ -75,7 +75,7 @@ FAULTS = [
         "sweeps",
         "no run that beat queued has ended for 16 minutes",
         "no run that beat queued has ended for 16 minutes",
-        planting.start("beat", "where the worker runs"),
+        planting.start("beat", "beat does not run"),
     ),
     Fault(
         "Redis is away", planting.take_redis_away, "redis", "nothing listens there", NO_SWEEP, planting.bring_redis_back
