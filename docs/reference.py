@@ -15,12 +15,15 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import click
+from prometheus_client.core import Metric
 
 from bench.results import number
+from mailglass_reconcile import exposition, telemetry
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import (
@@ -37,13 +40,17 @@ from mailglass_reconcile.ops.checks import (
     workers,
 )
 from mailglass_reconcile.ops.checks.check import Check
+from mailglass_reconcile.ops.metrics import MetricsSnapshot
+from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.rules.humanize import format_duration
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH
 from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES, OUTCOMES, SKIPPED
+from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store import privileges
+from mailglass_reconcile.web import metrics as dashboard_metrics
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.provider import Provider
 from mailglass_reconcile.webhooks.wire import Signature
@@ -264,6 +271,12 @@ def blocks() -> dict[str, str]:
         "accepted": two_columns("field", "accepted", ACCEPTED),
         "repaired": two_columns("value", "becomes", REPAIRED),
         "roles": roles(),
+        "settings": settings(),
+        "metrics": metrics(dashboard_metrics.families(EMPTY)),
+        "metrics of a receiver": metrics(
+            family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
+        ),
+        "instruments": instruments(),
         **runbook(),
         "states": states(),
         "providers by type": providers_by_type(),
@@ -429,6 +442,54 @@ STEPS = {
 
 
 MODULES = (server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
+CELERYS_OWN = "| `CELERY_BROKER_URL` | | Celery's own setting: the broker of the bundled app, if it is not `MAILGLASS_REDIS_URL` |"
+
+
+def settings() -> str:
+    """Return each setting's variable, default and meaning, from the docstring of `Settings`."""
+    docstring = (inspect.getdoc(Settings) or "").partition("Attributes:\n")[2]
+    _, *parts = ENTRY.split(textwrap.dedent(docstring))
+    rows = ["| variable | default | what it sets |", "|---|---|---|"]
+    for name, meaning in zip(parts[::2], parts[1::2], strict=True):
+        default = getattr(Settings.model_fields[name].default, "get_secret_value", lambda name=name: _default(name))()
+        cell = f" `{default}`" if default else ""
+        rows.append(f"| `{ENV_PREFIX}{name.upper()}` |{cell} | {with_links(' '.join(meaning.split()))} |")
+    return "\n".join([*rows, CELERYS_OWN]) + "\n"
+
+
+def _default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    if default is None:
+        return "infinity" if name.startswith("retention") else ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+EMPTY = MetricsSnapshot(
+    [], {}, None, {}, None, True, SimpleNamespace(waiting=0, failing=0, dead=0, overdue_seconds=0), []
+)
+
+
+def metrics(families: Iterable[Metric]) -> str:
+    """Return each metric with its labels and its help."""
+    rows = ["| metric | labels | |", "|---|---|---|"]
+    for family in families:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        rows.append(f"| `{name}` | {labels}{' ' * bool(labels)}| {sentences(family.documentation)} |")
+    return "\n".join(rows) + "\n"
+
+
+def instruments() -> str:
+    """Return each instrument of OpenTelemetry with its description."""
+    meter = Mock()
+    telemetry.make_instruments(meter)
+    rows = ["| instrument | kind | |", "|---|---|---|"]
+    for call, (name, unit, description), _ in meter.mock_calls:
+        kind = "histogram, s" if unit == "s" else call.removeprefix("create_")
+        rows.append(f"| `{name}` | {kind} | {sentences(description)} |")
+    return "\n".join(rows) + "\n"
+
+
 RUNBOOK = DOCS.parent / PACKAGE / "ops" / "checks" / "runbook"
 
 
@@ -500,7 +561,12 @@ def reported_types(record: Provider) -> set[str]:
 def api() -> str:
     """Return signature and description of each public name, by section."""
     parts = [f"## {title}\n\n" + "\n".join(map(_name, names.split())).rstrip("\n") for title, names in NAMES.items()]
-    return re.sub(r"`docs/(([\w-]+)\.md)`", r"[\2](\1)", "\n\n".join(parts)) + "\n"
+    return with_links("\n\n".join(parts)) + "\n"
+
+
+def with_links(text: str) -> str:
+    """Return a docstring's text with links to the pages that it names, such as `docs/roles.md`."""
+    return re.sub(r"`docs/(([\w-]+)\.md(?:#[\w-]+)?)`", r"[\2](\1)", text)
 
 
 def _name(path: str) -> str:

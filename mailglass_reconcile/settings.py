@@ -98,30 +98,42 @@ class Settings(BaseSettings):
     `database_url`, `redis_url`, `web_token` and `webhook_url` may be `@FILE`: the path of a file that holds the value.
 
     Attributes:
-        database_url: The database of the ledger: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
-        database_schema: The schema of Mailglass's tables and ours; a name of letters, digits and underscores.
-        tenant: The tenant of sends and webhooks that are recorded without one.
-        redis_url: Redis for broadcasts and the sweep's lock; the bundled Celery app also stores its results there, and
-            its queues unless `CELERY_BROKER_URL` names another broker.
-        imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
-        web_token: The dashboard's token, at least 16 characters; anyone with it sees the events of all tenants.
-        web_secure_cookie: True if browsers send the dashboard's cookie over HTTPS only, behind a proxy that ends TLS.
-        webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line. Here
-            also a mapping of each provider to a secret or a list of secrets.
-        webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
-        grace_seconds: Age in seconds after arrival before a sweep checks an orphan.
-        max_age_minutes: Age in minutes after which an orphan is expired.
-        batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
-        silence_hours: Hours after which a delivery without a report, and a provider without webhooks, count as silent;
-            None does not look for them.
-        sweep_seconds: A sweep's deadline in seconds; the next sweep continues.
-        retention_succeeded_days: Days before finished rows of the handlers' outbox and succeeded raw webhooks are
-            deleted; on tables that Mailglass made, raw webhooks are deleted only if this is set.
-        retention_dead_days: The same for dead rows of the outbox and dead raw webhooks.
+        database_url: The database: `postgresql://user:password@host:5432/name`. `postgres://` and
+            `postgresql+psycopg://` mean the same: psycopg 3 is used.
+        database_schema: The schema of the tables: letters, digits and underscores. With Mailglass since 2.0 it is
+            `mailglass`.
+        tenant: The tenant (`docs/tenants.md`) of sends and webhooks that are recorded without one.
+        redis_url: Redis for broadcasts and the lock of Celery's sweeps. The bundled Celery app also stores its results
+            there, and its queues unless `CELERY_BROKER_URL` names another broker.
+        imports: Modules to import in every process, separated by commas: your handlers (`docs/handlers.md`), key rules
+            and readers (`docs/own-provider.md`). If one is missing, commands that only read print a warning and
+            continue.
+        web_token: The dashboard's token, at least 16 characters. Anyone with it sees the events of all tenants. If it
+            is not set, `serve` makes one and prints it. With it, `receive` serves `/metrics`
+            (`docs/monitoring.md#receivers`).
+        web_secure_cookie: `true`: browsers send the dashboard's cookie over HTTPS only. Set it behind a proxy that ends
+            TLS.
+        webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and the path of a file with one pair on
+            each line. Each provider has its kind of secret (`docs/providers.md`), or `user:password`. A provider may be
+            named several times while you rotate a secret. In Python, also a mapping of providers to secrets.
+        webhook_url: The public URL of the webhooks, without the provider's name. Mandrill signs it
+            (`docs/providers.md#mandrill`), and `trigger` posts to it.
+        grace_seconds: Age in seconds from which the full sweep checks an open event.
+        max_age_minutes: Age in minutes from which no sweep checks an open event any more (7 days).
+        batch_size: The most events that one transaction links. The default holds locks for about 100 ms.
+        sweep_seconds: A sweep's deadline in seconds. The next sweep continues.
+        silence_hours: Hours after which a delivery without a webhook event, and a provider without webhooks, are
+            reported (`docs/doctor.md#reports`). `infinity` turns this off, such as for webhooks that report bounces
+            only.
+        retention_succeeded_days: Days before finished jobs of handlers, and succeeded raw webhooks, are deleted.
+            `infinity` keeps them. Only Mailglass stores raw webhooks, and on its tables they are deleted only if you
+            set this.
+        retention_dead_days: The same for dead jobs, and dead raw webhooks.
         retention_failed_days: The same for failed raw webhooks.
-        retention_events_days: Days that events are kept, on tables that `migrate` made; at least a day more than the
-            maximum age.
-        retention_deliveries_days: Days that deliveries are kept whose events are gone; at least as many.
+        retention_events_days: Days before events are deleted, on tables that `migrate` made
+            (`docs/personal-data.md#retention`). At least a day more than `MAILGLASS_MAX_AGE_MINUTES`.
+        retention_deliveries_days: Days before deliveries without events are deleted. It needs
+            `MAILGLASS_RETENTION_EVENTS_DAYS`, and must not be smaller.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)

@@ -75,29 +75,47 @@ def _tracer() -> trace.Tracer:
 def _instruments() -> _Instruments:
     from opentelemetry import metrics  # noqa: PLC0415 - loading it takes 30 ms, and most commands count nothing
 
-    meter = metrics.get_meter(NAME, __version__, schema_url=SCHEMA_URL)
+    return make_instruments(metrics.get_meter(NAME, __version__, schema_url=SCHEMA_URL))
+
+
+def make_instruments(meter: metrics.Meter) -> _Instruments:
+    """Create each instrument."""
     return _Instruments(
         orphans=meter.create_counter(
-            f"{NAME}.orphans", "{orphan}", "Orphans that sweeps checked or the prune removed, by outcome"
+            f"{NAME}.orphans",
+            "{orphan}",
+            "Events by `outcome`: the result of a sweep, or `expired` by the prune; one that stays open is counted by"
+            " each sweep",
         ),
-        sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by status"),
-        messages=meter.create_counter(f"{NAME}.messages", "{message}", "Published and failed messages, by outcome"),
+        sweeps=meter.create_counter(
+            f"{NAME}.sweeps", "{sweep}", "Sweeps by `status`: `ok`, `partial`, `failed`, `duplicate`"
+        ),
+        messages=meter.create_counter(
+            f"{NAME}.messages",
+            "{message}",
+            "Broadcasts by `outcome`: `published`, or `failed` if Redis did not take them",
+        ),
         recording_failures=meter.create_counter(
-            f"{NAME}.recording_failures", "{failure}", "Sends and webhooks that were not recorded, by cause"
+            f"{NAME}.recording_failures",
+            "{failure}",
+            "Sends and webhooks that were not recorded, in any process, by `cause`",
         ),
         format_warnings=meter.create_counter(
-            f"{NAME}.webhook_format_warnings", "{event}", "Webhook events of a known type without an id and a recipient"
+            f"{NAME}.webhook_format_warnings",
+            "{event}",
+            "Events of a known type with neither a message id nor a recipient, by `provider` and `type`: the provider"
+            " has changed its format",
         ),
         duration=meter.create_histogram(
             f"{NAME}.sweep.duration",
             "s",
-            "Duration of sweeps",
+            "How long sweeps took",
             explicit_bucket_boundaries_advisory=DURATION_SECONDS,
         ),
         lag=meter.create_histogram(
             f"{NAME}.link.lag",
             "s",
-            "Time from the arrival of an orphan to its link by a sweep",
+            "From an event's arrival to its link by a sweep",
             explicit_bucket_boundaries_advisory=LAG_SECONDS,
         ),
     )

@@ -14,17 +14,20 @@ CONTENT_TYPE = exposition.CONTENT_TYPE
 
 def scrape(results: Mapping[tuple[str, str], int]) -> bytes:
     """Return the counters in Prometheus's text format; *results* are webhooks by provider and result."""
-    return exposition.render(_families(results))
+    return exposition.render(families(results))
 
 
-def _families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
-    yield exposition.make_counter(
-        "webhooks", "Webhooks, by provider and result", ("provider", "result"), sorted(results.items())
+def families(results: Mapping[tuple[str, str], int]) -> Iterator[Metric]:
+    """Yield each metric."""
+    help_ = (
+        "Webhooks of providers with a secret: `received` (answered with 200), `refused` (wrong signature, a body that"
+        " cannot be read), `failed` (the provider was asked to send it again)"
     )
-    help_ = "Events of a known type with neither a message id nor a recipient"
+    yield exposition.make_counter("webhooks", help_, ("provider", "result"), sorted(results.items()))
+    help_ = "Events of a known type with neither a message id nor a recipient: the provider has changed its format"
     warnings = sorted(formats.warning_counts().items())
     yield exposition.make_counter("webhook_format_warnings", help_, ("provider", "type"), warnings)
-    help_ = "Sends and webhooks that were not recorded, by cause"
+    help_ = "Sends and webhooks that were not recorded, by the class of the error"
     failures = exposition.samples_by_label(telemetry.counts("recording_failures"))
     yield exposition.make_counter("recording_failures", help_, ("cause",), failures)
     help_ = "Broadcasts of this process that Redis took, and those that it did not"

@@ -36,7 +36,7 @@ def scrape(database: Database) -> bytes:
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """
-    return render(_families(_collect(database)))
+    return render(families(_collect(database)))
 
 
 def _collect(database: Database) -> MetricsSnapshot | None:
@@ -50,8 +50,9 @@ def _collect(database: Database) -> MetricsSnapshot | None:
     return None
 
 
-def _families(snapshot: MetricsSnapshot | None) -> Iterator[Metric]:
-    up = "Whether the database could be read; if not, there is no other metric"
+def families(snapshot: MetricsSnapshot | None) -> Iterator[Metric]:
+    """Yield each metric; without a snapshot only `up`."""
+    up = "0 if the database is down, slow (over 2 s) or not migrated; then there is no other metric"
     yield GaugeMetricFamily(PREFIX + "up", up, float(snapshot is not None))
     if snapshot is not None:
         yield from _history(snapshot)
@@ -77,46 +78,48 @@ def _history(snapshot: MetricsSnapshot) -> Iterator[Metric]:
         unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
-    yield make_counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
+    help_ = "Sweeps, prunes and dispatches, by kind and by how they ended; a recent sweep counts once per tick"
+    yield make_counter("runs", help_, ("kind", "status"), runs.items())
     seconds = {kind: duration_ms / 1000 for kind, duration_ms in milliseconds.items()}
-    yield make_counter("run_seconds", "How long runs took, added up", ("kind",), samples_by_label(seconds))
-    yield make_counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), samples_by_label(orphans))
-    help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"
+    yield make_counter("run_seconds", "How long they took", ("kind",), samples_by_label(seconds))
+    help_ = "Events by the result of a sweep; one that stays open is counted by each sweep"
+    yield make_counter("orphans", help_, ("outcome",), samples_by_label(orphans))
+    help_ = "Those that were linked by the message id alone, because their recipient could not be read"
     yield make_counter("linked_unchecked", help_, (), [((), unchecked)])
-    help_ = "Orphans that were given up, by whether a delivery has one of their ids"
+    help_ = (
+        "Events that expired, `found` if a delivery has one of their ids, `none` otherwise, such as for mail of other"
+        " software"
+    )
     yield make_counter("expired_orphans", help_, ("delivery",), samples_by_label(expired))
-    help_ = "Broadcasts of sweeps that Redis took, and those that it did not"
+    help_ = "Broadcasts, `published` or `failed`: those of sweeps, and at a receiver those of its process"
     yield make_counter("messages", help_, ("outcome",), samples_by_label(messages))
-    help_ = "When a run of this kind last ended well; 0 if no full sweep ever has"
+    help_ = "When a run last ended well; 0 if no full sweep ever has"
     success = {"full": 0.0, **snapshot.last_success}
     yield make_gauge("last_success_timestamp_seconds", help_, ("kind",), samples_by_label(success))
 
 
 def _backlog(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     states = {**dict.fromkeys(("unmatched", *REASONS), 0), **snapshot.states}
-    yield make_gauge(
-        "open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), samples_by_label(states)
-    )
-    help_ = "When a full sweep last counted the open orphans"
+    help_ = "Open events past their grace period, as of the last full sweep"
+    yield make_gauge("open_orphans", help_, ("state",), samples_by_label(states))
+    help_ = "When that was"
     yield _single("open_orphans_counted_timestamp_seconds", help_, snapshot.counted_at)
-    help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
+    help_ = "Since when an event is open although its delivery exists; NaN if none is"
     yield _single("linkable_since_timestamp_seconds", help_, snapshot.linkable_since)
 
 
 def _surroundings(snapshot: MetricsSnapshot) -> Iterator[Metric]:
-    help_ = "Findings of the fast checks of the doctor, by check and by error or warning"
+    help_ = "The findings of the doctor's fast checks: `error` or `warning`"
     names = [check.name for check in checks.CHECKS if check.is_fast]
     findings = dict.fromkeys(((name, status) for name in names for status in LEVELS), 0)
     for finding in snapshot.findings:
         findings[finding.check, finding.status] += 1
     yield make_gauge("findings", help_, ("check", "status"), findings.items())
-    yield _single(
-        "triggers_present", "Whether the triggers on mailglass_events exist and are enabled", snapshot.triggers
-    )
+    yield _single("triggers_present", "1 if the triggers on the ledger exist and are enabled", snapshot.triggers)
     jobs = {"waiting": snapshot.outbox.waiting, "failing": snapshot.outbox.failing, "dead": snapshot.outbox.dead}
-    help_ = "Jobs of handlers (one for each handler and event) that wait, that failed three times, that are dead"
+    help_ = "Jobs of handlers (one for each handler and event): `waiting`, `failing` (three times or more), `dead`"
     yield make_gauge("handler_jobs", help_, ("state",), samples_by_label(jobs))
-    help_ = "For how long the first waiting job of a handler has been due"
+    help_ = "Seconds since the first waiting job was due"
     yield _single("handler_overdue_seconds", help_, max(0.0, snapshot.outbox.overdue_seconds))
 
 
