@@ -1,7 +1,8 @@
 """Writes the generated blocks of the pages, `grants.sql` and the grants of `docker-compose.yml`.
 
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
-between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`.
+between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
+that names it: `60<!-- store.runs.RETENTION_DAYS -->`, or `two<!-- web.access.SESSION_SECONDS in hours -->`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ DOCS = Path(__file__).parent
 FIGURES = DOCS.parent / "bench" / "figures.json"
 PACKAGE = "mailglass_reconcile"
 MARKED = re.compile(r"(<!-- ([\w -]+): written by docs/reference\.py -->\n)(.*?)(<!-- end -->)", re.S)
+LIMIT = re.compile(r"([\w,]+)<!-- ([\w.]+)\.([A-Z_]+)(?: in ([\w ]+))? -->")
+UNITS = {"kB": 1024, "MB": 1024 * 1024, "decimal MB": 1e6, "minutes": 60, "hours": 3_600, "days": 86_400}
+WORDS = {2: "two", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve"}
 WIDTH = 88
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.M)
 ENTRY = re.compile(r"^([\w*]+): ", re.M)
@@ -253,13 +257,24 @@ def generated() -> dict[Path, str]:
     if sorted(names) != sorted(texts):
         raise SystemExit(f"blocks that no page has, or a page has twice: {sorted({*names} ^ {*texts}) or names}")
     files = {
-        page: MARKED.sub(lambda match: match[1] + texts[match[2]] + match[4], text) for page, text in pages.items()
+        page: LIMIT.sub(with_limit, MARKED.sub(lambda match: match[1] + texts[match[2]] + match[4], text))
+        for page, text in pages.items()
     }
     compose = DOCS.parent / "docker-compose.yml"
     return files | {
         DOCS / "grants.sql": privileges.format_grants("public"),
         compose: with_compose_grants(compose.read_text()),
     }
+
+
+def with_limit(match: re.Match[str]) -> str:
+    """Return a limit, in a word if the page has a word, and the comment that names it."""
+    written, module, name, unit = match.groups()
+    value = getattr(import_module(f"{PACKAGE}.{module}"), name) / UNITS.get(unit, 1)
+    if value != int(value):
+        raise SystemExit(f"{module}.{name} is {value} {unit}")
+    text = WORDS[int(value)] if written.isalpha() else f"{int(value):,}"
+    return text + match[0].removeprefix(written)
 
 
 def blocks() -> dict[str, str]:
