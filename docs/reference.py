@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -287,6 +288,7 @@ def blocks() -> dict[str, str]:
         "repaired": two_columns("value", "becomes", REPAIRED),
         "roles": roles(),
         "settings": settings(),
+        "versions": versions(),
         "metrics": metrics(dashboard_metrics.families(EMPTY)),
         "metrics of a receiver": metrics(
             family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
@@ -503,6 +505,39 @@ def instruments() -> str:
         kind = "histogram, s" if unit == "s" else call.removeprefix("create_")
         rows.append(f"| `{name}` | {kind} | {sentences(description)} |")
     return "\n".join(rows) + "\n"
+
+
+NEWEST = {
+    "PostgreSQL": ("15", "18"),
+    "Redis": ("6.2", "8.0"),
+    "Valkey": ("9.1", "9.1"),
+    "celery": "5.7",
+    "sqlalchemy": "2.1",
+    "psycopg": "3.3",
+    "redis": "8.1",
+    "alembic": "1.20",
+    "django": "6.0",
+    "django-anymail": "15.2",
+    "starlette": "1.10",
+    "uvicorn": "0.54",
+    "cryptography": "50.0",
+}
+"""The newest version that CI runs; of servers the lowest too."""
+
+
+def versions() -> str:
+    """Return the lowest and the newest versions, and the lowest ones of smaller libraries, from `pyproject.toml`."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(text for name in ("django", "web", "webhooks") for text in extras[name])]
+    lowest = dict(sorted(re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text).groups() for text in needed))
+    pythons = re.findall(r"Python :: (\d\.\d+)", " ".join(project["classifiers"]))
+    rows = ["| | lowest | newest |", "|---|---|---|", f"| Python | {pythons[0]} | {pythons[-1]} |"]
+    for name, newest in NEWEST.items():
+        low, high = newest if isinstance(newest, tuple) else (lowest.pop(name), newest)
+        rows.append(f"| {name if isinstance(newest, tuple) else f'`{name}`'} | {low} | {high} |")
+    others = ", ".join(f"`{name}` {version}" for name, version in lowest.items())
+    return "\n".join(rows) + f"\n\nOthers, from their lowest version on: {others}.\n"
 
 
 RUNBOOK = DOCS.parent / PACKAGE / "ops" / "checks" / "runbook"
