@@ -289,6 +289,7 @@ def blocks() -> dict[str, str]:
         "roles": roles(),
         "settings": settings(),
         "versions": versions(),
+        "schemas": schemas(),
         "metrics": metrics(dashboard_metrics.families(EMPTY)),
         "metrics of a receiver": metrics(
             family for family in receiver_metrics.families({}) if family.name != f"{exposition.PREFIX}messages"
@@ -538,6 +539,22 @@ def versions() -> str:
         rows.append(f"| {name if isinstance(newest, tuple) else f'`{name}`'} | {low} | {high} |")
     others = ", ".join(f"`{name}` {version}" for name, version in lowest.items())
     return "\n".join(rows) + f"\n\nOthers, from their lowest version on: {others}.\n"
+
+
+FOLLOW = "| `follow --json` | A line per sweep that did something. | [sweep.json](schemas/sweep.json) |"
+
+
+def schemas() -> str:
+    """Return what each command prints as JSON, from the titles of the schemas."""
+    rows = ["| command | prints | schema |", "|---|---|---|"]
+    for path in sorted((DOCS / "schemas").glob("*.json")):
+        shape, command_line, notes = re.fullmatch(
+            r"(What|A line of) `mailglass-reconcile (.+?)`(?: prints)?(?:; (.*))?",
+            json.loads(path.read_text())["title"],
+        ).groups()
+        prints = sentences("; ".join(filter(None, ["one object" if shape == "What" else "one object per line", notes])))
+        rows.append(f"| `{command_line}` | {prints} | [{path.name}](schemas/{path.name}) |")
+    return "\n".join([*rows, FOLLOW]) + "\n"
 
 
 RUNBOOK = DOCS.parent / PACKAGE / "ops" / "checks" / "runbook"

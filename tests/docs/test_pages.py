@@ -101,12 +101,6 @@ def test_a_generated_block_that_was_changed_by_hand_is_named_with_the_command(mo
         reference.main(["--check"])
 
 
-def test_every_schema_of_the_json_output_is_in_the_table():
-    """Each file is linked, and no other exists."""
-    linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "command-line.md").read_text()))
-    assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
-
-
 def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():
     """Parts are not joined by semicolons, except in code."""
     joined = []
