@@ -43,6 +43,9 @@ from mailglass_reconcile.ops.checks import (
 )
 from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.provider import Provider
+from mailglass_reconcile.providers.wire import Signature
 from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
@@ -53,9 +56,6 @@ from mailglass_reconcile.rules.states import EVENT_STATES, MEANINGS, OPEN_STATES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.web import metrics as dashboard_metrics
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.provider import Provider
-from mailglass_reconcile.webhooks.wire import Signature
 
 DOCS = Path(__file__).parent
 FIGURES = DOCS.parent / "bench" / "figures.json"

@@ -53,7 +53,7 @@ from .rules.events import (
     WebhookEvent as WebhookEvent,
 )
 from .rules.handlers import on_event as on_event
-from .rules.providers import key_rule as key_rule
+from .rules.provider_rules import key_rule as key_rule
 from .runtime import (
     available as available,
     configure as configure,

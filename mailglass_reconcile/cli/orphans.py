@@ -12,7 +12,7 @@ from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
 from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter, OpenOrphan, OrphanPage
-from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules import event_types, provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.matching import MATCHED
@@ -100,7 +100,7 @@ def _validate(filters: dict[str, Any]) -> dict[str, Any]:
 
 def _introduce(database: Database, selection: ListFilter, page: OrphanPage, *, as_json: bool) -> Iterator[str]:
     """Yield the lines before a list: names that may be mistyped, the number of orphans by cause, and as of when."""
-    hints = [event_types.suggest_type(selection.type or ""), providers.mistyped(selection.provider or "")]
+    hints = [event_types.suggest_type(selection.type or ""), provider_rules.mistyped(selection.provider or "")]
     if selection.tenant_id is not None and not page.orphans:
         hints.append(tenant_suggestions.suggest(database, selection.tenant_id))
     yield from filter(None, hints)

@@ -8,11 +8,11 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.providers import registry, sender
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import public_url
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import did_you_mean, escape_unprintable
-from mailglass_reconcile.webhooks import registry, sender
 
 EXAMPLES = """\b
 Examples:
@@ -37,7 +37,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     """
     if not registry.is_known(provider):
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
-    name, record = providers.canonical(provider), registry.get_provider(provider)
+    name, record = provider_rules.canonical(provider), registry.get_provider(provider)
     if record.has_private_key:
         raise ConfigurationError(_no_sample(name))
     at = dt.datetime.now(dt.UTC)

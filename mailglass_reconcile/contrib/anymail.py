@@ -10,11 +10,11 @@ import datetime as dt
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from mailglass_reconcile.providers import formats, registry, wire
 from mailglass_reconcile.record.sends import Sent
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import formats, registry, wire
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus
@@ -36,7 +36,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         event: The signal's `event`.
         esp_name: The signal's `esp_name`: the provider.
     """
-    provider = providers.canonical(esp_name)
+    provider = provider_rules.canonical(esp_name)
     started = dt.datetime.now(dt.UTC)
     converted = _from_anymail(event)
     parsed = _from_payload(event, provider)

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mailglass_reconcile.demo.scenario import Mail
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.wire import SignedRequest
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 from mailglass_reconcile.testing.servers import free_port
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.wire import SignedRequest
 
 HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
 START = "from mailglass_reconcile.demo import receiver; receiver.run_receiver({port})"
@@ -43,7 +43,7 @@ class ReceiverProcess(Process):
 
     def post(self, mail: Mail, type_: str) -> None:
         """Post an event of *mail*'s provider to the path of its tenant."""
-        now, name = dt.datetime.now(dt.UTC), providers.canonical(mail.provider)
+        now, name = dt.datetime.now(dt.UTC), provider_rules.canonical(mail.provider)
         record = registry.get_provider(name)
         payload = record.table.make_sample(record.table.names()[type_], mail.reported_id, None, now)
         (body,) = record.bodies([payload | ({"Tag": mail.name} if name == "postmark" else {"category": mail.name})])

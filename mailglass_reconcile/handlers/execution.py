@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import RegisteredHandler
@@ -181,7 +181,7 @@ def make_event(job: Job) -> DeliveryEvent | None:
         occurred_at=job.occurred_at.replace(tzinfo=dt.UTC),
         tenant_id=job.tenant_id,
         delivery_id=UUID(job.delivery_id),
-        provider=providers.canonical(job.provider) if job.provider else None,
+        provider=provider_rules.canonical(job.provider) if job.provider else None,
         message_id=job.message_id,
         recipient=None if job.recipient and job.recipient.endswith(ERASED) else job.recipient,
         reject_reason=job.reject_reason,

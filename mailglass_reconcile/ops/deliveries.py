@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import orphans
-from mailglass_reconcile.rules import event_types, providers, times
+from mailglass_reconcile.rules import event_types, provider_rules, times
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.humanize import format_ago, pluralize, sanitize
 from mailglass_reconcile.rules.smtp import smtp_status
@@ -353,7 +353,7 @@ def _summarize(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tupl
 def _summarize_unreported(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tuple[str, str | None]:
     """Return the summary of a delivery whose outcome no provider has reported."""
     last_event = f"{sanitize(row.type)} {_ago(row.since)}"
-    log = f"{providers.title(row.provider)}'s log" if row.provider else "your provider's log"
+    log = f"{provider_rules.title(row.provider)}'s log" if row.provider else "your provider's log"
     if row.reported:
         return f"last reported {_ago(row.since)}: {sanitize(row.type)}; check {log}", None
     if naming_orphans:

@@ -14,7 +14,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command, with_local_names
 from mailglass_reconcile.ops import deliveries, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.rules import matching, providers, redelivery, states
+from mailglass_reconcile.rules import matching, provider_rules, redelivery, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import pluralize, sanitize_tenant
@@ -177,7 +177,7 @@ def facts(event: Explanation) -> Iterator[Fact]:
             yield Fact(name, value)
     yield Fact("tenant", event.tenant_id or "-")
     yield Fact("provider", event.provider or "none that can be used")
-    if hint := providers.mistyped(event.provider or ""):
+    if hint := provider_rules.mistyped(event.provider or ""):
         yield Fact("note", hint)
     yield Fact("arrived", "{}", event.arrived_at)
     if event.delivery_id:
@@ -312,7 +312,7 @@ def _load_origins(tx: Transaction, event_id: str) -> Origins:
     provider = document.provider
     if provider is None:
         return Origins(None, None, (), {})
-    rule = providers.rule_of(provider)
+    rule = provider_rules.rule_of(provider)
     places: dict[str, str] = {}
     for path in rule.paths:
         for id_ in matching.keys_of_one(document, path).candidate_ids:

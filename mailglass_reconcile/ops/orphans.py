@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import runs
-from mailglass_reconcile.rules import providers, states, times
+from mailglass_reconcile.rules import provider_rules, states, times
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.matching import MATCHED, TENANT_MISMATCH, Keys, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, window
@@ -149,7 +149,7 @@ class ListFilter:
 
     def row_filter(self) -> RowFilter:
         """Return the filter for stored rows, without `waiting`, which follows from the arrival."""
-        provider = providers.canonical(self.provider) if self.provider else None
+        provider = provider_rules.canonical(self.provider) if self.provider else None
         stored_state = None if self.state == WAITING else self.state
         recipient = normalize_address(self.recipient) if self.recipient else None
         return RowFilter(self.tenant_id, provider, self.candidate_id_set(), stored_state, recipient)
@@ -159,7 +159,7 @@ class ListFilter:
         return (
             self.state in (None, orphan.state)
             and self.type in (None, orphan.type)
-            and (self.provider is None or orphan.provider == providers.canonical(self.provider))
+            and (self.provider is None or orphan.provider == provider_rules.canonical(self.provider))
             and (candidate_ids is None or not candidate_ids.isdisjoint(orphan.candidate_ids))
         )
 
@@ -297,7 +297,7 @@ def _count_by_last_sweep(
         return False
     if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small groups were added up
         return False
-    provider = providers.canonical(filters.provider) if filters.provider else None
+    provider = provider_rules.canonical(filters.provider) if filters.provider else None
     passing = [
         group
         for group in groups

@@ -8,7 +8,7 @@ from uuid import UUID
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import deliveries, explanation, orphans
 from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.window import EVERYTHING, OrphanFilter
@@ -47,7 +47,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
     """
     runtime.load_imports(only_warn=dry_run)
     database, tenant_id, orphan_filter = runtime.database(), target.tenant_id, EVERYTHING
-    provider = None if target.provider is None else providers.canonical(target.provider)
+    provider = None if target.provider is None else provider_rules.canonical(target.provider)
     event_ids: list[str] = []
     if target.event_id is not None:
         event_ids = [str(target.event_id)]

@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import UnknownProviderError, database_errors
+from mailglass_reconcile.providers import certificates, registry, sns
+from mailglass_reconcile.providers.wire import Signature, has_bearer
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,
@@ -31,12 +33,10 @@ from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.webhooks import certificates, registry, sns
-from mailglass_reconcile.webhooks.wire import Signature, has_bearer
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +158,8 @@ class Receiver:
         except Exception as error:
             response = _refuse(provider, error)
         else:
-            logger.info("%s: %s", providers.canonical(provider), _format_counts(response.recorded))
-        name = providers.canonical(provider) if registry.is_known(provider) else "unknown"
+            logger.info("%s: %s", provider_rules.canonical(provider), _format_counts(response.recorded))
+        name = provider_rules.canonical(provider) if registry.is_known(provider) else "unknown"
         self.results[name, _result(response)] += 1
         return response
 

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers.certificates import CertificateSource
 from mailglass_reconcile.receiver.secret_store import SecretStore
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.store import certificates
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.webhooks import registry, sns
-from mailglass_reconcile.webhooks.certificates import CertificateSource
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import Metric
 
 from mailglass_reconcile import exposition, telemetry
-from mailglass_reconcile.webhooks import formats
+from mailglass_reconcile.providers import formats
 
 CONTENT_TYPE = exposition.CONTENT_TYPE
 

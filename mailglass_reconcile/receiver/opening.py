@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, UnknownProviderError
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.certificates import CertificateSource
+from mailglass_reconcile.providers.wire import Signature, WebhookRequest
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.certificates import CertificateSource
-from mailglass_reconcile.webhooks.wire import Signature, WebhookRequest
 
 
 class OpenedWebhook(NamedTuple):
@@ -63,7 +63,7 @@ class IncomingWebhook:
             SignatureError: The password or the token is wrong.
         """
         self.record = registry.get_provider(provider)
-        self.provider = providers.canonical(provider)
+        self.provider = provider_rules.canonical(provider)
         if not secrets:
             raise UnknownProviderError(NO_SECRET)
         self.is_verified = False

@@ -8,12 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.webhooks import registry, sns
 
 
 def receive(

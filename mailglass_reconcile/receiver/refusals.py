@@ -13,14 +13,14 @@ from mailglass_reconcile.errors import (
     SignatureError,
     UnknownProviderError,
 )
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.certificates import UnavailableError
 from mailglass_reconcile.receiver.admission import BodyTimeoutError, ClientDisconnectedError, OverloadedError
 from mailglass_reconcile.record import failures
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.certificates import UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def refusal(provider: str, error: Exception) -> Refusal:
     """
     is_known = registry.is_known(provider)
     record = registry.get_provider(provider) if is_known else None
-    subject = f"a webhook of {providers.canonical(provider)}" if is_known else "a webhook"
+    subject = f"a webhook of {provider_rules.canonical(provider)}" if is_known else "a webhook"
     rejection_status, retry_status = (record.rejection_status, record.retry_status) if record else (401, 503)
 
     def log(level: int, cause: str) -> None:

@@ -9,9 +9,9 @@ from typing import Protocol, cast
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.settings import Settings, read_secret_file
-from mailglass_reconcile.webhooks import registry
 
 OneOrMany = str | Sequence[str]
 """A secret, or several while it is rotated; all are accepted."""
@@ -47,14 +47,14 @@ class SharedSecrets:
         self._by_provider: dict[str, list[str]] = {}
         for provider, secret in pairs:
             valid_secret = registry.validate_secret(provider, secret)
-            self._by_provider.setdefault(providers.canonical(provider), []).append(valid_secret)
+            self._by_provider.setdefault(provider_rules.canonical(provider), []).append(valid_secret)
 
     def may_have(self, provider: str) -> bool:
-        return providers.canonical(provider) in self._by_provider
+        return provider_rules.canonical(provider) in self._by_provider
 
     def get(self, provider: str, tenant: str = "") -> Sequence[str]:
         """Return a provider's secrets; none if the provider is not known."""
-        return self._by_provider.get(providers.canonical(provider), ())
+        return self._by_provider.get(provider_rules.canonical(provider), ())
 
 
 class TenantSecrets:
@@ -86,7 +86,7 @@ class CallableSecrets:
         return registry.is_known(provider)
 
     def get(self, provider: str, tenant: str) -> Sequence[str]:
-        secrets = self._function(providers.canonical(provider), tenant)
+        secrets = self._function(provider_rules.canonical(provider), tenant)
         return [registry.validate_secret(provider, secret) for secret in _as_list(secrets)]
 
 

@@ -22,7 +22,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import LookUp, RecordedDelivery, make_action
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store import open_orphans, sends
@@ -106,7 +106,7 @@ def record_send(
     settings = runtime.get_settings()
     campaign = Campaign(
         validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
-        providers.spellings(validation.provider("provider", provider)),
+        provider_rules.spellings(validation.provider("provider", provider)),
         validation.name("mailable", mailable),
         validation.stream("stream", stream),
         json.dumps(validation.metadata("metadata", {} if metadata is None else metadata)),
@@ -189,7 +189,7 @@ def _validate_send(at: str, result: Sent, tenant_id: str, provider: str) -> NewS
             tenant_id, provider, message_id, result._identity if message_id is None else normalized
         ),
         reject_reason=None,
-        metadata={"provider": provider, providers.rule_of(provider).stored_under: message_id},
+        metadata={"provider": provider, provider_rules.rule_of(provider).stored_under: message_id},
         needs_reconciliation=False,
     )
     return NewSend(entry, delivery_id, recipient, message_id)

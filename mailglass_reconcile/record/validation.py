@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
-from mailglass_reconcile.rules import addresses, providers, smtp
+from mailglass_reconcile.rules import addresses, provider_rules, smtp
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import BOUNCES, STREAMS
@@ -98,9 +98,9 @@ def uuid(field: str, value: object) -> str:
 
 def provider(field: str, value: object) -> str:
     """Return the canonical spelling of a provider's name, which must not be nearly that of another."""
-    canonical = providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
+    canonical = provider_rules.canonical(name(field, value.strip() if isinstance(value, str) else value))
     try:
-        providers.check_name(canonical)
+        provider_rules.check_name(canonical)
     except ValueError as error:
         raise InvalidEventError(f"{field}: {error}") from None
     return canonical

@@ -20,12 +20,12 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, failures, validation
 from mailglass_reconcile.record.after_commit import AfterCommitAction, LookUp, Recorded, make_action
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Document, Keys, keys_of
-from mailglass_reconcile.rules.providers import SMTP_MESSAGE_ID
+from mailglass_reconcile.rules.provider_rules import SMTP_MESSAGE_ID
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import ledger
@@ -210,7 +210,7 @@ def _validate(
     metadata: dict[str, Any] = {
         **(validation.remove_addresses(other_metadata | own) if strict else other_metadata | own),
         "provider": provider,
-        providers.rule_of(provider).stored_under: message_id,
+        provider_rules.rule_of(provider).stored_under: message_id,
         **_smtp_fields(at, event, callers_metadata, normalized),
         **({"recipient_known": True} if recipient else {}),
     }

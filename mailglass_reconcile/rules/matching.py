@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from mailglass_reconcile.rules import providers, states
+from mailglass_reconcile.rules import provider_rules, states
 from mailglass_reconcile.rules.addresses import normalize_address
-from mailglass_reconcile.rules.providers import KeyRule, canonical
+from mailglass_reconcile.rules.provider_rules import KeyRule, canonical
 
 MATCHED: Final = "matched"
 UNMATCHED: Final = "unmatched"
@@ -56,7 +56,7 @@ class Keys(NamedTuple):
     @property
     def is_current(self) -> bool:
         """True if this process would compute the same keys: no rule of higher rank was registered since."""
-        return self.rank is not None and self.rank >= providers.rank_of(self.provider)
+        return self.rank is not None and self.rank >= provider_rules.rank_of(self.provider)
 
     @property
     def is_unread(self) -> bool:
@@ -84,7 +84,7 @@ class Document(NamedTuple):
         """The canonical name of the event's provider, or None if it names none that can be used."""
         value = self.metadata.get("provider")
         name = text_of(self.normalized_payload.get("provider") if value is None else value, numbers=False)
-        return providers.canonical(name) if name else None
+        return provider_rules.canonical(name) if name else None
 
 
 def keys_of(document: Document) -> Keys:
@@ -95,7 +95,7 @@ def keys_of(document: Document) -> Keys:
     """
     metadata, provider = document.metadata, document.provider
     recipient = text_of(metadata.get("recipient"), numbers=False) or text_of(metadata.get("email"), numbers=False)
-    rule = providers.rule_of(provider)
+    rule = provider_rules.rule_of(provider)
     texts = [text_of(document.at(path)) for path in rule.paths] if provider else []
     return _keys(provider, rule, recipient, texts, metadata.get("recipient_known") is True)
 
@@ -103,7 +103,7 @@ def keys_of(document: Document) -> Keys:
 def keys_of_one(document: Document, path: Sequence[str]) -> Keys:
     """Compute the keys that an event would have if its provider's rule found a value at one path only."""
     provider = document.provider
-    rule = providers.rule_of(provider)
+    rule = provider_rules.rule_of(provider)
     texts = [text_of(document.at(path)) if other == path else None for other in rule.paths] if provider else []
     return _keys(provider, rule, None, texts, recipient_known=False)
 
@@ -116,7 +116,7 @@ def _keys(
     lost = recipient_known and compared is None
     if provider is None:
         return Keys(None, (), compared, rule.rank, lost)
-    common = len(providers.COMMON_READS)
+    common = len(provider_rules.COMMON_READS)
     own = common + len(rule.reads)
     try:
         ids = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
@@ -152,7 +152,7 @@ def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
 def spellings_of(message_id: str) -> frozenset[str]:
     """Return the candidate ids that all providers' rules make of a message id, as webhooks call it."""
     spellings: set[str] = set()
-    for provider, rule in providers.rules().items():
+    for provider, rule in provider_rules.rules().items():
         texts = [text_of(message_id)] * len(rule.paths)
         spellings.update(_keys(provider, rule, None, texts, recipient_known=False).candidate_ids)
     return frozenset(spellings)

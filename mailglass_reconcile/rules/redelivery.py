@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import escape_unprintable, sanitize
 
 
@@ -23,10 +23,10 @@ def tenant_remedy(*, provider: str, type_: str, message_id: str, tenant_id: str)
 
 
 def _redelivery_step(provider: str, type_: str, message_id: str, tenant: str) -> str:
-    record = providers.record(provider)
+    record = provider_rules.record(provider)
     if record and record.redelivery:
         return record.redelivery
-    request = f"Have {providers.title(provider)} send this webhook again. If it cannot,"
+    request = f"Have {provider_rules.title(provider)} send this webhook again. If it cannot,"
     if record is None or record.has_private_key:
         call = f"receive(connection, '{sanitize(provider)}', body, headers, tenant_id='{tenant}')"
         return f"{request} record the request from your log: `{call}`"

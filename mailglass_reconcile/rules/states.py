@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from mailglass_reconcile.errors import with_local_names
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 
 MatchState = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
 """The matcher's result for an orphan; the next sweep links a `matched` one."""
@@ -168,7 +168,7 @@ def explain_state(
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
         return _RECIPIENT_ERASED
-    record = providers.record(provider) if provider else None
+    record = provider_rules.record(provider) if provider else None
     if state == "unmatched" and record and record.synthetic_ids:
         return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
     return MEANINGS[state].sentence

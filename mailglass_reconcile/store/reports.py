@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal, uuid7_bounds
@@ -165,7 +165,7 @@ def _merge(rows: Iterable[_Row]) -> list[Reports]:
     """Add up the rows of one provider, whose name may be spelled in several ways."""
     by_name: dict[str | None, list[_Row]] = {}
     for row in rows:
-        by_name.setdefault(providers.canonical(row.provider) if row.provider else None, []).append(row)
+        by_name.setdefault(provider_rules.canonical(row.provider) if row.provider else None, []).append(row)
     reports = []
     for name, own_rows in by_name.items():
         # An orphan without keys may be any provider's webhook, and a delivery without a provider may wait for any.

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import deliveries, revision
@@ -452,11 +452,11 @@ def make_part(event_ids: Sequence[str]) -> Part:
 
 def rank_parameters() -> dict[str, object]:
     """Return the parameters of statements that distinguish current keys from outdated ones."""
-    ranks = {name: rule.rank for name, rule in providers.rules().items() if name != providers.ANY_PROVIDER}
+    ranks = {name: rule.rank for name, rule in provider_rules.rules().items() if name != provider_rules.ANY_PROVIDER}
     lowest = min(ranks.values())
     return {
         "ranks": json.dumps(ranks),
-        "any_rank": providers.rank_of(None),
+        "any_rank": provider_rules.rank_of(None),
         "lowest_rank": lowest,
         "higher": array_literal(name for name, rank in ranks.items() if rank > lowest),
     }

@@ -20,9 +20,10 @@ from anymail_webhooks import (
     SES,
 )
 from mailglass_reconcile.contrib.anymail import webhook_event
+from mailglass_reconcile.providers import formats, registry
 from mailglass_reconcile.record.webhooks import validate_events
 from mailglass_reconcile.rules import log_throttle
-from mailglass_reconcile.webhooks import formats, parse, registry
+from mailglass_reconcile.webhooks import parse
 from senders import NOW, load_payloads, notification, sign_request
 
 pytestmark = [
@@ -57,7 +58,7 @@ def ids(events):
 
 @EVERY_PROVIDER
 def test_an_event_of_every_type_can_be_recorded_and_is_what_our_own_reader_reads(post, provider):
-    """Type, message id, recipient and time agree; `webhooks/test_parsing.py` compares whole documented payloads."""
+    """Type, message id, recipient and time agree; `providers/test_parsing.py` compares whole documented payloads."""
     for type_ in provider.types:
         (request,) = provider.requests([payload(provider, type_, n=90)])
         (event,) = [webhook_event(*heard) for heard in post([request])]

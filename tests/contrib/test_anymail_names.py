@@ -7,7 +7,7 @@ import anymail.backends
 import pytest
 
 import processes
-from mailglass_reconcile.rules.providers import canonical, spellings
+from mailglass_reconcile.rules.provider_rules import canonical, spellings
 
 pytestmark = pytest.mark.python_dependent
 

@@ -7,8 +7,8 @@ import reference
 
 import pages
 import senders
+from mailglass_reconcile.providers import registry
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
-from mailglass_reconcile.webhooks import registry
 
 pytestmark = pytest.mark.version_independent
 

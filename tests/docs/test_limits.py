@@ -16,11 +16,11 @@ from mailglass_reconcile.cli import serve
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import mailglass as checked_mailglass
 from mailglass_reconcile.ops.checks import recording
+from mailglass_reconcile.providers import registry, wire
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.rules import thresholds
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, outbox, privileges, runs
-from mailglass_reconcile.webhooks import registry, wire
 
 pytestmark = pytest.mark.version_independent
 

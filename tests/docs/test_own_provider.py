@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import pages
-from mailglass_reconcile.webhooks.registry import make_request, read_events
+from mailglass_reconcile.providers.registry import make_request, read_events
 
 pytestmark = pytest.mark.version_independent
 

@@ -50,8 +50,8 @@ RULES = ("rules", "sweep", "record")
 STORE = ("store", "faults", "sweep", "record", "ops")
 HANDLERS = ("handlers", "stories")
 PUBSUB = ("pubsub", "sweep", "stories")
-RECEIVER = ("receiver", "webhooks", "contrib", "stories")
-WEBHOOKS = ("webhooks", "receiver", "contrib")
+RECEIVER = ("receiver", "providers", "contrib", "stories")
+PROVIDERS = ("providers", "receiver", "contrib")
 DOCTOR = ("ops", "monitoring", "web", "cli", "stories")
 
 # fmt: off
@@ -170,7 +170,7 @@ BREAKS = (
     Break("many events without an id are a warning only", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
           "without_id >= MANY", "without_id > MANY"),
     Break("a misspelled provider is no finding", "mailglass_reconcile/ops/checks/backlog.py", DOCTOR,
-          "if hint := providers.mistyped(name):", "if hint := None:"),
+          "if hint := provider_rules.mistyped(name):", "if hint := None:"),
 
     Break("dead jobs are no finding", "mailglass_reconcile/ops/checks/handlers.py", DOCTOR,
           "if facts.dead:", "if False:"),
@@ -307,7 +307,7 @@ BREAKS = (
           "        if own and (chosen := _choose(keys, own)).delivery_id:\n"
           "            return chosen"),
     Break("keys of a higher rank are outdated", "mailglass_reconcile/rules/matching.py", RULES,
-          "self.rank >= providers.rank_of", "self.rank == providers.rank_of"),
+          "self.rank >= provider_rules.rank_of", "self.rank == provider_rules.rank_of"),
     Break("one more id than the limit is compared", "mailglass_reconcile/rules/matching.py", RULES,
           "if len(ids) == MAX_IDS:", "if len(ids) > MAX_IDS:"),
     Break("the message id 0 is dropped", "mailglass_reconcile/rules/matching.py", RULES,
@@ -363,24 +363,24 @@ BREAKS = (
     Break("an outage counts as an error of the rows", "mailglass_reconcile/sweep/link.py", SWEEP,
           "return not is_outage(error)", "return True"),
 
-    Break("an element that cannot be read loses its batch", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("an element that cannot be read loses its batch", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "except Exception as error:  # an element", "except ZeroDivisionError as error:  # an element"),
-    Break("a webhook of which nothing can be read is accepted", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("a webhook of which nothing can be read is accepted", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "if failures.total() == len(elements):", "if False:"),
-    Break("an event without id and recipient is recorded", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("an event without id and recipient is recorded", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "or _identify_or_warn(provider, event)\n", "or True\n"),
-    Break("a body may be larger than its provider sends", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("a body may be larger than its provider sends", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "if len(request.body) > provider.max_bytes:", "if False:"),
-    Break("the white space around a secret is part of it", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("the white space around a secret is part of it", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "    return secret.strip()\n", "    return secret\n"),
-    Break("names of headers are compared as they are spelled", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+    Break("names of headers are compared as they are spelled", "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "{name.lower(): value for", "{name: value for"),
-    Break("a provider is known by its canonical name only", "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
-          "    name = providers.canonical(provider)\n"
+    Break("a provider is known by its canonical name only", "mailglass_reconcile/providers/registry.py", PROVIDERS,
+          "    name = provider_rules.canonical(provider)\n"
           "    return name in PROVIDERS",
           "    name = provider\n"
           "    return name in PROVIDERS"),
     Break("the modules of the application are not imported for an unknown provider",
-          "mailglass_reconcile/webhooks/registry.py", WEBHOOKS,
+          "mailglass_reconcile/providers/registry.py", PROVIDERS,
           "if not is_known(provider) and load_custom_providers:", "if False:"),
 )

@@ -30,7 +30,7 @@ from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
-from mailglass_reconcile.rules import matching, providers
+from mailglass_reconcile.rules import matching, provider_rules
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.matching import Document
@@ -514,8 +514,8 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def raise_a_rule_s_version(self) -> None:
         """Outdate all keys; the new ones are the same."""
-        current = providers.rule_of("postmark")
-        providers._rules["postmark"] = replace(current, rank=current.rank + 1)
+        current = provider_rules.rule_of("postmark")
+        provider_rules._rules["postmark"] = replace(current, rank=current.rank + 1)
 
     @rule(size=SIZES)
     def sweep_while_the_rule_fails(self, size: int) -> None:
@@ -524,12 +524,12 @@ class Schedule(RuleBasedStateMachine):
         def fail(*texts: str | None) -> list[str]:
             raise RuntimeError
 
-        current, open_, mouth = providers.rule_of("postmark"), self._open(), _RecordingPublisher()
-        providers._rules["postmark"] = replace(current, rank=current.rank + 1, candidates=fail)
+        current, open_, mouth = provider_rules.rule_of("postmark"), self._open(), _RecordingPublisher()
+        provider_rules._rules["postmark"] = replace(current, rank=current.rank + 1, candidates=fail)
         try:
             result = self._sweep(mouth, size).run()
         finally:
-            providers._rules["postmark"] = current
+            provider_rules._rules["postmark"] = current
         assert self._learn(mouth, open_) == result.linked
         assert result.scanned == len(open_)
         self._notice()
@@ -736,7 +736,7 @@ def test_any_schedule_ends_as_if_there_had_been_no_race(
 ) -> None:
     """A failing schedule is printed with the command that replays it."""
     db = handler_db
-    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.setattr(provider_rules, "_rules", dict(provider_rules._rules))
     on_event("*", name="steady")(_steady)
     on_event("*", name="fickle")(_fickle)
     register(db)

@@ -14,7 +14,7 @@ import recording
 from browsing import Visitor, app
 from mailglass_reconcile import key_rule
 from mailglass_reconcile.ops.explanation import explain, explain_message
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 
 pytestmark = pytest.mark.version_independent
 
@@ -91,7 +91,7 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
 
 def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
     """Such an id is tried like any other; a rule that fails on a single value loses only the place."""
-    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.setattr(provider_rules, "_rules", dict(provider_rules._rules))
 
     @key_rule("joined", reads=("metadata/a", "metadata/b"))
     def joined(a, b):

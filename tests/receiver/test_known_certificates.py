@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 import senders
+from mailglass_reconcile.providers import certificates, sns
+from mailglass_reconcile.providers.certificates import CertificateCache
 from mailglass_reconcile.receiver import admission, known_certificates
 from mailglass_reconcile.store import certificates as stored
 from mailglass_reconcile.store.certificates import CertificateAddress
-from mailglass_reconcile.webhooks import certificates, sns
-from mailglass_reconcile.webhooks.certificates import CertificateCache
 from receivers import first, mount_receiver, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import CERTIFICATE_URL

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import senders
 from mailglass_reconcile import exposition
-from mailglass_reconcile.webhooks import formats
+from mailglass_reconcile.providers import formats
 from receivers import ask, first, mount_receiver, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 

@@ -13,19 +13,13 @@ import mailglass_reconcile
 import senders
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
+from mailglass_reconcile.providers import sns
+from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.receiver import admission, app
 from mailglass_reconcile.receiver.opening import public_url
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.rules import event_types
-from mailglass_reconcile.webhooks import (
-    InvalidWebhookError,
-    SignatureError,
-    parse,
-    receive,
-    sns,
-    webhook_app,
-)
-from mailglass_reconcile.webhooks.registry import PROVIDERS
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, receive, webhook_app
 from receivers import SECRETS, ask, first, mount_receiver, now, post, receiving, requests_of
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH, MANDRILL_URL, load_payloads, notification

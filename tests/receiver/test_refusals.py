@@ -4,16 +4,10 @@ import pytest
 
 import senders
 from mailglass_reconcile import ConfigurationError, DatabaseUnavailableError, InvalidEventError
+from mailglass_reconcile.providers.certificates import UnavailableError
 from mailglass_reconcile.receiver import admission
 from mailglass_reconcile.rules import log_throttle
-from mailglass_reconcile.webhooks import (
-    InvalidWebhookError,
-    SignatureError,
-    UnknownProviderError,
-    receive,
-    refusal,
-)
-from mailglass_reconcile.webhooks.certificates import UnavailableError
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, UnknownProviderError, receive, refusal
 from receivers import first, setting
 
 pytestmark = pytest.mark.version_independent

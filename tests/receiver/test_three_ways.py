@@ -9,11 +9,12 @@ from django.test import Client, override_settings
 
 import senders
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.records import mailgun
+from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.receiver import refusals
 from mailglass_reconcile.rules.log_throttle import LogThrottle
-from mailglass_reconcile.webhooks import receive, refusal, registry
-from mailglass_reconcile.webhooks.providers import mailgun
-from mailglass_reconcile.webhooks.registry import PROVIDERS
+from mailglass_reconcile.webhooks import receive, refusal
 from receivers import SECRETS, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import Posted
@@ -86,7 +87,7 @@ def fetch_certificate(provider: str, request: Posted) -> None:
     """Fetch the certificate that a webhook names, for which Django's view would not wait."""
     if provider in ("ses", "scaleway") and len(request.body) < registry.get_provider(provider).max_bytes:
         record, made = registry.get_provider(provider), registry.make_request(request.body, request.headers)
-        from mailglass_reconcile.webhooks import sns  # noqa: PLC0415 - a test replaces its cache
+        from mailglass_reconcile.providers import sns  # noqa: PLC0415 - a test replaces its cache
 
         sns.certificates.wait(registry.find_certificate_source(record, made, [SECRETS[provider]]))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import did_you_mean, format_ago, pluralize, sanitize_tenant, verb
 
 pytestmark = pytest.mark.version_independent
@@ -29,7 +29,7 @@ def test_how_long_ago_something_was_is_said_in_hours_up_to_two_days(seconds, wor
 )
 def test_a_provider_is_called_as_it_writes_itself(provider, title):
     """An unknown name is shown unchanged, but escaped."""
-    assert providers.title(provider) == title
+    assert provider_rules.title(provider) == title
 
 
 def test_a_number_and_its_verb_agree():

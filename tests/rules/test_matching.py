@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile.rules import matching, providers
+from mailglass_reconcile.rules import matching, provider_rules
 from mailglass_reconcile.rules.matching import MOST_COMPARED, Candidate, Document, Keys, MatchResult
 
 pytestmark = pytest.mark.version_independent
@@ -12,7 +12,7 @@ GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
 def candidates(provider, *, recipient=None, email=None, **values):
     """Return an event's keys; values of its rule are given by path, with `/` and `-` as `__` and `_`."""
-    paths = providers.rule_of(providers.canonical(provider)).paths
+    paths = provider_rules.rule_of(provider_rules.canonical(provider)).paths
     paths_by_name = {"__".join(path).replace("-", "_"): path for path in paths}
     assert set(values) <= set(paths_by_name)
     document = Document({"provider": provider, "recipient": recipient, "email": email}, {})
@@ -153,20 +153,20 @@ def test_the_recipient_is_recipient_or_email(recipient, email, expected):
 @pytest.fixture
 def rules(monkeypatch):
     """Let a test register rules, and remove them afterwards."""
-    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.setattr(provider_rules, "_rules", dict(provider_rules._rules))
 
 
 @pytest.mark.usefixtures("rules")
 def test_an_adopters_rule_is_used_for_its_provider_alone():
     """It has two names, and gets one argument per path."""
 
-    @providers.key_rule("Acme Mail", "acme", reads=("metadata/a/b", "normalized_payload/c"))
+    @provider_rules.key_rule("Acme Mail", "acme", reads=("metadata/a/b", "normalized_payload/c"))
     def acme(a, c):
         """Join two values."""
         return [f"{a}-{c}", None, ""]
 
-    assert tuple(map("/".join, providers.rule_of("acme mail").paths)) == (
-        *providers.COMMON_READS,
+    assert tuple(map("/".join, provider_rules.rule_of("acme mail").paths)) == (
+        *provider_rules.COMMON_READS,
         "metadata/a/b",
         "normalized_payload/c",
         "metadata/message_id",
@@ -181,7 +181,7 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
 def test_an_adopters_rule_that_fails_affects_that_event_only(answer):
     """It raises or returns something else than ids; the reason has the rule and no value, and nothing is stored."""
 
-    @providers.key_rule("acme", reads=("metadata/a",))
+    @provider_rules.key_rule("acme", reads=("metadata/a",))
     def acme(a):
         """Fail."""
         if answer is ValueError:
@@ -199,7 +199,7 @@ def test_an_adopters_rule_that_fails_affects_that_event_only(answer):
 def test_a_path_outside_the_two_columns_is_refused(path):
     """It is refused at registration, not on reading."""
     with pytest.raises(ValueError, match="a read is"):
-        providers.key_rule("acme", reads=(path,))
+        provider_rules.key_rule("acme", reads=(path,))
 
 
 @pytest.mark.parametrize("text", ["\0", "\t", "\n", "\x1b", "\x7f", "\x85", "\x9f", "\ud800"])
@@ -231,8 +231,8 @@ def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_
 
 SENDGRID = {"provider": "SendGrid", "sg_message_id": "evEK_IhZSlKus235aGfxIQ.recvd-1-2.0", "email": "Ada@Example.com"}
 IDS = ("evEK_IhZSlKus235aGfxIQ", "evEK_IhZSlKus235aGfxIQ.recvd-1-2.0")
-RANK = providers.rank_of("sendgrid")
-ANY = providers.rank_of(None)
+RANK = provider_rules.rank_of("sendgrid")
+ANY = provider_rules.rank_of(None)
 
 
 def test_the_keys_of_metadata_are_those_that_a_sweep_computes_from_the_row():
@@ -262,20 +262,19 @@ def test_a_number_is_an_id_and_a_boolean_or_a_list_is_none():
 
 def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
     """A value in the other column, or below something that is no object, is not found."""
-    providers.key_rule("acme", reads=("metadata/a/b", "normalized_payload/c"))(lambda a, c: [a, c])
+    provider_rules.key_rule("acme", reads=("metadata/a/b", "normalized_payload/c"))(lambda a, c: [a, c])
     nested = {"provider": "acme", "a": {"b": "x"}, "c": "y"}
     assert matching.keys_of(Document(nested)).candidate_ids == ("x",)
     assert matching.keys_of(Document(nested | {"a": "b"})).candidate_ids == ()
 
 
-@pytest.mark.parametrize("provider", [*providers.providers_with_rule(), "other", "acme"])
+@pytest.mark.parametrize("provider", [*provider_rules.providers_with_rule(), "other", "acme"])
 def test_the_id_over_smtp_is_the_last_candidate_of_every_provider(rules, provider):
     """It comes with and without brackets after the provider's own id; an adopter's rule need not read it."""
-    providers.key_rule("acme", reads=("metadata/number",))(lambda number: [number])
-    own = matching.keys_of(
-        Document({"provider": provider, providers.rule_of(provider).stored_under: "7"})
-    ).candidate_ids
-    metadata = {"provider": provider, providers.rule_of(provider).stored_under: "7", "smtp_message_id": "<a@b.example>"}
+    provider_rules.key_rule("acme", reads=("metadata/number",))(lambda number: [number])
+    metadata = {"provider": provider, provider_rules.rule_of(provider).stored_under: "7"}
+    own = matching.keys_of(Document(metadata)).candidate_ids
+    metadata["smtp_message_id"] = "<a@b.example>"
     assert matching.keys_of(Document(metadata)).candidate_ids == (*own, "<a@b.example>", "a@b.example")
     alone = matching.keys_of(Document({"provider": provider, "smtp_message_id": "a@eu-west-1.amazonses.com"}))
     assert alone.candidate_ids == ("a@eu-west-1.amazonses.com", "<a@eu-west-1.amazonses.com>")
@@ -304,7 +303,7 @@ ENDING = "; its events stay open until the rule is corrected"
 def test_a_rule_that_fails_leaves_provider_and_recipient_and_its_reason(rules, answer, reason):
     """Nothing is stored, and the recipient is still known."""
 
-    @providers.key_rule("acme", reads=("metadata/a",), version=3)
+    @provider_rules.key_rule("acme", reads=("metadata/a",), version=3)
     def acme(a):
         """Fail."""
         if answer is ZeroDivisionError:
@@ -321,17 +320,17 @@ def test_a_rule_that_fails_leaves_provider_and_recipient_and_its_reason(rules, a
 def test_a_rule_may_read_eight_values_and_have_any_version_from_one_up(rules):
     """Nine values, version 0 and one of ten digits are refused with a reason."""
     paths = tuple(f"metadata/{number}" for number in range(9))
-    providers.key_rule("acme", reads=paths[:8], version=10**9 - 1)
+    provider_rules.key_rule("acme", reads=paths[:8], version=10**9 - 1)
     with pytest.raises(ValueError, match="a rule reads at most 8 values, not 9"):
-        providers.key_rule("acme", reads=paths)
+        provider_rules.key_rule("acme", reads=paths)
     for version in (0, 10**9):
         with pytest.raises(ValueError, match=r"^the version of a rule is 1 or more$"):
-            providers.key_rule("acme", reads=paths[:1], version=version)
+            provider_rules.key_rule("acme", reads=paths[:1], version=version)
 
 
 def test_writers_store_an_id_under_the_first_flat_name_that_the_rule_reads():
     """SendGrid's has its own name; a provider without a rule has `message_id`."""
-    stored = [providers.rule_of(name).stored_under for name in ("sendgrid", "postmark", "mailgun", "nobody")]
+    stored = [provider_rules.rule_of(name).stored_under for name in ("sendgrid", "postmark", "mailgun", "nobody")]
     assert stored[:2] == ["sg_message_id", "message_id"]
     assert stored[3] == "message_id"
 

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from mailglass_reconcile.rules import providers, redelivery
-from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.rules import provider_rules, redelivery
 from senders import PRIVATE
 
 pytestmark = pytest.mark.version_independent
@@ -19,7 +19,7 @@ def remedy_of(provider, **more):
 
 def test_the_providers_are_those_with_a_webhook_reader():
     """This does not depend on imports."""
-    assert set(providers.built_in()) == set(registry.PROVIDERS)
+    assert set(provider_rules.built_in()) == set(registry.PROVIDERS)
 
 
 @pytest.mark.parametrize("provider", registry.PROVIDERS)

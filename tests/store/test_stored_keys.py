@@ -11,7 +11,7 @@ import mailglass_reconcile
 import raw_webhooks
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import stored_keys
 from mailglass_reconcile.store.stored_keys import StoredKeys
@@ -24,7 +24,7 @@ STORED = "SELECT rank, ids FROM mailglass_open_orphans"
 @pytest.fixture(autouse=True)
 def rules(monkeypatch):
     """Let a test register rules, and remove them afterwards."""
-    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.setattr(provider_rules, "_rules", dict(provider_rules._rules))
 
 
 def acme(version, suffix=""):
@@ -40,7 +40,7 @@ def test_keys_of_a_process_without_the_rule_are_replaced_by_one_with_it(db):
     """Somebody may sweep from a terminal without the application's module."""
     insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
     assert reconcile().unmatchable == 1
-    assert db.value("SELECT rank FROM mailglass_open_orphans") == providers.rank_of(None)
+    assert db.value("SELECT rank FROM mailglass_open_orphans") == provider_rules.rank_of(None)
     acme(1)
     assert reconcile().linked == 1
 
@@ -51,7 +51,7 @@ def test_keys_of_a_rule_are_not_overwritten_by_a_process_that_lacks_it(db):
     insert(db, [], [orphan_row({"provider": "acme", "number": 7})])
     assert reconcile().unmatched == 1
     before = db.rows(STORED)
-    del providers._rules["acme"]
+    del provider_rules._rules["acme"]
     assert reconcile().unmatched == 1
     assert db.rows(STORED) == before
     factories.delivery(db, "7")
@@ -60,12 +60,12 @@ def test_keys_of_a_rule_are_not_overwritten_by_a_process_that_lacks_it(db):
 
 def test_keys_of_an_adopters_rule_outrank_a_built_in_one_of_a_later_release(db):
     """A release that computes all keys again leaves those of a rule that this process lacks."""
-    builtin = providers.rule_of("postmark")
+    builtin = provider_rules.rule_of("postmark")
     key_rule("postmark", reads=("metadata/number",))(lambda number: [number])
     insert(db, [], [orphan_row({"provider": "postmark", "number": 7})])
     assert reconcile().unmatched == 1
-    db.run("UPDATE mailglass_open_orphans SET rank = :rank", rank=providers.rank_of("postmark") - (1 << 30))
-    providers._rules["postmark"] = builtin
+    db.run("UPDATE mailglass_open_orphans SET rank = :rank", rank=provider_rules.rank_of("postmark") - (1 << 30))
+    provider_rules._rules["postmark"] = builtin
     factories.delivery(db, "7")
     assert reconcile().linked == 1
 
@@ -101,7 +101,7 @@ def test_keys_of_a_later_version_replace_the_stored_ones(db):
     for version, suffix in ((1, "-wrong"), (2, "")):
         acme(version, suffix)
         assert reconcile().unmatched == 1
-    assert db.rows(STORED) == [(providers.rank_of("acme"), 1)]
+    assert db.rows(STORED) == [(provider_rules.rank_of("acme"), 1)]
     assert db.rows(IDS) == [(["7"],)]
 
 
@@ -224,7 +224,7 @@ def orphan(db):
 def know(version=1, read="metadata/ref"):
     """Register the adopter's rule in a version."""
 
-    @providers.key_rule("acme", reads=[read], version=version)
+    @provider_rules.key_rule("acme", reads=[read], version=version)
     def acme(ref):
         return [ref]
 
@@ -258,7 +258,7 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
     know()
     reconcile()
     before = db.rows(KEYS), db.rows(IDS)
-    assert before == ([(providers.rank_of("acme"), 1, "acme")], [(["r-1"],)])
+    assert before == ([(provider_rules.rank_of("acme"), 1, "acme")], [(["r-1"],)])
     assert commands.run_forked(db, "sweep").returncode == 0
     assert (db.rows(KEYS), db.rows(IDS)) == before
     factories.delivery(db, "r-1")
@@ -270,7 +270,7 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
 def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(db, orphan):
     """Their age does not matter."""
     assert commands.run_forked(db, "sweep").returncode == 0
-    assert db.value(KEYS) == providers.rank_of(None)
+    assert db.value(KEYS) == provider_rules.rank_of(None)
     factories.delivery(db, "r-1")
     know()
     assert reconcile().linked == 1
@@ -288,7 +288,7 @@ def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog)
     """One line in the log says so until the rule is corrected, which needs no new version."""
     factories.insert(db, [], [orphan_row({"provider": "acme", "ref": "r-2"})])
 
-    @providers.key_rule("acme", reads=["metadata/ref"])
+    @provider_rules.key_rule("acme", reads=["metadata/ref"])
     def broken(ref):
         if isinstance(answer, Exception):
             raise answer
@@ -318,7 +318,7 @@ def run_before_storing(monkeypatch, action):
 def fail_acme(version=1):
     """Register a rule that raises."""
 
-    @providers.key_rule("acme", reads=["metadata/ref"], version=version)
+    @provider_rules.key_rule("acme", reads=["metadata/ref"], version=version)
     def broken(ref):
         raise RuntimeError(ref)
 
@@ -349,7 +349,7 @@ def test_a_worker_whose_rule_fails_stores_no_state_over_keys_of_another(db, orph
     fail_acme()
     run_before_storing(monkeypatch, sweep_corrected)
     assert reconcile().unmatchable == 1
-    assert db.rows(STATES) == [(providers.rank_of("acme"), 1, "unmatched")]
+    assert db.rows(STATES) == [(provider_rules.rank_of("acme"), 1, "unmatched")]
     factories.delivery(db, "r-1")
     assert reconcile().linked == 1
 
@@ -364,7 +364,7 @@ def test_a_worker_with_an_older_rule_does_not_replace_keys_that_a_newer_one_stor
     know(version=1, read="metadata/other")
     run_before_storing(monkeypatch, sweep_with_the_newer_rule)
     assert reconcile().unmatchable == 1
-    assert (db.rows(STATES), db.value(IDS)) == ([(providers.rank_of("acme"), 1, "unmatched")], ["r-1"])
+    assert (db.rows(STATES), db.value(IDS)) == ([(provider_rules.rank_of("acme"), 1, "unmatched")], ["r-1"])
 
 
 def test_rekey_during_a_sweep_leaves_nothing_that_no_sweep_selects(db, orphan, monkeypatch):

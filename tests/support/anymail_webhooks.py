@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import senders
-from mailglass_reconcile.rules.providers import canonical
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.provider import EventTable
+from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers.provider import EventTable
+from mailglass_reconcile.rules.provider_rules import canonical
 from senders import Payload
 
 BEGIN = 1_772_366_400

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from mailglass_reconcile.webhooks import sns
+from mailglass_reconcile.providers import sns
 
 _ANSWERS = json.loads(Path(os.environ["TEST_CERTIFICATES"]).read_text())
 

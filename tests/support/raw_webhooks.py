@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import factories
 from database_pool import Uncommitted
 
-PAYLOADS = Path(__file__).parent.parent / "webhooks" / "payloads"
+PAYLOADS = Path(__file__).parent.parent / "providers" / "payloads"
 
 _RAW = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,

@@ -14,10 +14,11 @@ from starlette.applications import Starlette
 import mailglass_reconcile
 import senders
 import serving
-from mailglass_reconcile.webhooks import sns, webhook_app
-from mailglass_reconcile.webhooks.certificates import CertificateCache
-from mailglass_reconcile.webhooks.providers import mailgun
-from mailglass_reconcile.webhooks.registry import PROVIDERS
+from mailglass_reconcile.providers import sns
+from mailglass_reconcile.providers.certificates import CertificateCache
+from mailglass_reconcile.providers.records import mailgun
+from mailglass_reconcile.providers.registry import PROVIDERS
+from mailglass_reconcile.webhooks import webhook_app
 from processes import Process
 from senders import MANDRILL_URL, Posted, load_payloads, make_requests, secret_of
 

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
-from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.providers import registry
 
-PAYLOADS = Path(__file__).parents[1] / "webhooks" / "payloads"
+PAYLOADS = Path(__file__).parents[1] / "providers" / "payloads"
 AUTH = "user:password"
 KEY = "signing-key"
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)

@@ -13,7 +13,7 @@ import factories
 from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.mailglass_compat.raw_webhooks import ReportedEvent
 from mailglass_reconcile.mailglass_compat.readers import READERS
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
@@ -53,7 +53,7 @@ TABLES = (
     "mailglass_handled_types",
 )
 KEYED = 40_000
-RANK = providers.rank_of("postmark")
+RANK = provider_rules.rank_of("postmark")
 ARRIVAL = "mailglass_open_orphans_arrival_idx"
 HANDLED = "mailglass_handled_types_pkey"
 TYPES = 16

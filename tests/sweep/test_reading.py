@@ -15,7 +15,7 @@ import factories
 import mailglass_reconcile
 from bench.filling import fill
 from mailglass_reconcile import key_rule, reconcile
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reading, reconciler
 from mailglass_reconcile.sweep.reading import ChunkReader
@@ -79,7 +79,7 @@ SELECT count(*) FROM pg_stat_activity
 
 def test_a_sweep_computes_keys_outside_of_its_transactions(db, monkeypatch):
     """A slow rule must not hold up those who alter the tables."""
-    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.setattr(provider_rules, "_rules", dict(provider_rules._rules))
     open_transactions = []
 
     @key_rule("postmark", reads=("metadata/message_id",))

@@ -10,7 +10,7 @@ import mailglass_reconcile
 import meter
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler, run_log
@@ -168,7 +168,7 @@ def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engi
         for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
             connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
             connection.exec_driver_sql(f"ANALYZE {table}")
-        connection.exec_driver_sql(CROWD.format(rows=request.param, rank=providers.rank_of("postmark")))
+        connection.exec_driver_sql(CROWD.format(rows=request.param, rank=provider_rules.rank_of("postmark")))
     mailglass_reconcile.configure(engine=engine, settings=settings)
     yield engine
     mailglass_reconcile.configure()

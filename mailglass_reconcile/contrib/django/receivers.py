@@ -23,7 +23,7 @@ from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, do
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import sanitize
 
@@ -66,7 +66,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
         if not sent:
             return
         ids = ", ".join(dict.fromkeys(sanitize(str(result.message_id)) for result in sent))
-        providers.accept(esp_name)
+        provider_rules.accept(esp_name)
         _in_sync_thread(record)
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
@@ -90,7 +90,7 @@ def on_tracking(*, event: Any, esp_name: str, **_kwargs: Any) -> None:
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, failures.describe_error(error))
         return
-    providers.accept(esp_name)
+    provider_rules.accept(esp_name)
 
     def record() -> None:
         tenant = _find_tenant(event)

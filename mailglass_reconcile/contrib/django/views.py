@@ -12,6 +12,7 @@ from django.views.decorators.csrf import csrf_exempt
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import UnknownProviderError
+from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError
 from mailglass_reconcile.receiver.opening import IncomingWebhook, is_answered, public_url
@@ -19,7 +20,6 @@ from mailglass_reconcile.receiver.refusals import refusal
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import registry, sns
 
 METHODS = "GET, HEAD, POST"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.ops.checks.sweeps import DATABASE_CHECKS, WORKER_CHECKS
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import ledger
@@ -85,7 +85,7 @@ def key_rules(context: CheckContext) -> Iterator[Finding]:
     for group in context.newest_orphans:
         if group.state != "unmatchable":
             with_id[group.provider] += group.orphans
-        elif not group.is_oversized and not providers.may_lack_id(group.provider, group.type):
+        elif not group.is_oversized and not provider_rules.may_lack_id(group.provider, group.type):
             without_id[group.provider] += group.orphans
     names = {**with_id, **without_id}
     findings = [finding for name in names if (finding := _find_provider_fault(name, with_id[name], without_id[name]))]
@@ -97,14 +97,14 @@ def _find_provider_fault(name: str | None, with_id: int, without_id: int) -> Fin
         events = pluralize(without_id, "newest open event names", "newest open events name")
         step = "give provider in the metadata, or to record_webhook()"
         return warning(f"{events} no provider", step) if without_id else None
-    if hint := providers.mistyped(name):
+    if hint := provider_rules.mistyped(name):
         step = "correct the name where your webhooks are recorded; stored events keep their name"
         return warning(f"{hint} ({pluralize(with_id + without_id, 'newest open event')})", step)
     if with_id or not without_id:
         return None
     message = f"of {pluralize(without_id, 'newest open event')} of the provider {sanitize(name)}, none has a usable id"
     step = "`mailglass-reconcile explain EVENT_ID` shows where its rule looks; check what the webhook stores"
-    if name not in providers.rules():
+    if name not in provider_rules.rules():
         message += ", and this process has no key rule for it"
         step = "register one with key_rule; its module must be in MAILGLASS_IMPORTS for every process"
     return (error if without_id >= MANY else warning)(message, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.store.reports import Reports
 
@@ -55,7 +55,7 @@ def _provider_clause(provider: Reports) -> str:
 
 def _never_reports(provider: Reports) -> bool:
     """Return True if a provider whose webhooks can report deliveries has reported none of many."""
-    can_report = provider.provider in providers.built_in()
+    can_report = provider.provider in provider_rules.built_in()
     return can_report and MANY <= provider.deliveries == provider.without_report
 
 

@@ -17,7 +17,7 @@ import senders
 from anymail_sends import ANN, Message
 from anymail_webhooks import POSTMARK
 from mailglass_reconcile import runtime
-from mailglass_reconcile.webhooks import registry, sns
+from mailglass_reconcile.providers import registry, sns
 from marking import slow_unless
 from waiting import wait_until
 

@@ -25,7 +25,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, schema
@@ -112,7 +112,7 @@ def acme_has_a_rule() -> Iterator[Callable[[], None]]:
         key_rule("acme", reads=("metadata/its/id",))(lambda id_: [id_])
 
     yield register
-    providers._rules.pop("acme", None)
+    provider_rules._rules.pop("acme", None)
 
 
 def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], None]) -> None:

@@ -1,0 +1,343 @@
+"""The record of a provider: its facts, and the table that parses its events and makes samples of them."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers.sns import NotificationService
+from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.provider_rules import MessageIds
+
+MAX_BYTES = 5 * 1024 * 1024
+"""Greatest size of a webhook's body."""
+
+Payload = Mapping[str, Any]
+"""The part of a webhook's body that describes one event."""
+ValueFunction = Callable[[Any], Any]
+
+
+class EventKind(NamedTuple):
+    """A row of an event table: one kind of the provider's events.
+
+    Attributes:
+        type: Our event type, which is Anymail's.
+        reason: Why a message was rejected or bounced.
+        bounce: `hard` or `soft` for a bounce, if known.
+        payload: Values that distinguish such a payload, for samples.
+    """
+
+    type: str
+    reason: str | None = None
+    bounce: Bounce | None = None
+    payload: Payload = MappingProxyType({})
+
+
+NO_EVENT = EventKind("")
+"""The row of a payload that gives no event, such as inbound mail."""
+UNKNOWN = EventKind("unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadField:
+    """A value of a payload: the function that reads it, and its place and form in a sample."""
+
+    read: ValueFunction
+    path: tuple[str, ...] | Callable[[str], tuple[str, ...]] = ()
+    """The path in a sample: one for all rows of the table, or a function of the row's name."""
+    write: ValueFunction = lambda value: value
+
+
+FieldSource = str | tuple[str, ...] | ValueFunction | PayloadField | None
+"""The source of a value: a path such as `msg/email`, several paths (the first with a value counts), or a function."""
+
+
+def to_field(source: FieldSource) -> PayloadField:
+    """Return the field for a source."""
+    if isinstance(source, PayloadField):
+        return source
+    if source is None:
+        return PayloadField(lambda _: None)
+    if isinstance(source, str):
+        path = tuple(source.split("/"))
+        return PayloadField(_reader(path), path)
+    if isinstance(source, tuple):
+        paths = [tuple(path.split("/")) for path in source]
+        readers = [_reader(path) for path in paths]
+        return PayloadField(
+            lambda payload: next((value for read in readers if (value := read(payload))), None), paths[0]
+        )
+    return PayloadField(source)
+
+
+def _reader(path: tuple[str, ...]) -> ValueFunction:
+    if len(path) == 1:
+        (key,) = path
+        return lambda payload: payload.get(key)
+    return lambda payload: wire.get_path(payload, *path)
+
+
+def epoch_field(path: str, per_second: int = 1, *, write: type = int) -> PayloadField:
+    """Return a field for a Unix timestamp; *per_second* is 1,000 for milliseconds."""
+    return PayloadField(
+        lambda payload: wire.parse_epoch(payload.get(path), per_second),
+        (path,),
+        lambda at: write(int(at.timestamp() * per_second)),
+    )
+
+
+def iso_field(*paths: str) -> PayloadField:
+    """Return a field for a time in ISO 8601, in UTC if it names no zone."""
+    read = to_field(paths)
+    return PayloadField(lambda payload: wire.parse_iso(read.read(payload)), read.path, dt.datetime.isoformat)
+
+
+def computed_field(function: ValueFunction, path: str, write: ValueFunction = lambda value: value) -> PayloadField:
+    """Return a field that a function reads; a sample has it at *path*."""
+    return PayloadField(function, tuple(path.split("/")), write)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventTable:
+    """Parses the payload of one event, and makes samples.
+
+    Attributes:
+        kind: The provider's name of the event, which selects the row.
+        kinds: The rows by name. An event without a row is `unknown`.
+        refine: Corrects the row of a payload, where it depends on more than a name.
+        at: When it happened; without it, the event happened now.
+        id: The provider's id of the event.
+        digest_source: Returns the part of a payload whose digest is the id of an event without one; None is all of it.
+        message_id: The id of the message.
+        recipient: The recipient.
+        reply: The reply of the recipient's server.
+        smtp_message_id: The Message-ID header, or another id that a sender over SMTP knows.
+        tags: The message's tags.
+        metadata: Returns further metadata for the ledger, without personal data.
+        sample: Values that every sample has.
+    """
+
+    kind: FieldSource
+    kinds: Mapping[str, EventKind]
+    refine: Callable[[Any, EventKind], EventKind] | None = None
+    at: FieldSource = None
+    id: FieldSource = None
+    digest_source: ValueFunction | None = None
+    message_id: FieldSource = None
+    recipient: FieldSource = None
+    reply: FieldSource = None
+    smtp_message_id: FieldSource = None
+    tags: FieldSource = None
+    metadata: ValueFunction | None = None
+    sample: Payload = field(default_factory=dict)
+    _fields: Mapping[str, PayloadField] = field(init=False, repr=False, default_factory=dict)
+    _readers: Sequence[tuple[str, ValueFunction]] = field(init=False, repr=False, default=())
+
+    def __post_init__(self) -> None:
+        names = ("kind", "at", "id", "message_id", "recipient", "reply", "smtp_message_id", "tags")
+        object.__setattr__(self, "_fields", {name: to_field(getattr(self, name)) for name in names})
+        present = (name for name in names[1:] if getattr(self, name) is not None)
+        readers = [(name, self._fields[name].read) for name in present]
+        object.__setattr__(self, "_readers", [*readers, ("metadata", self.metadata)] if self.metadata else readers)
+
+    def row_of(self, payload: Payload) -> str:
+        """Return the name of a payload's row, or an empty string."""
+        name = self._fields["kind"].read(payload)
+        return name if isinstance(name, str) else ""
+
+    def read(self, payload: Payload, request_id: str | None = None, **more: Any) -> WebhookEvent | None:
+        """Return the event of a payload, or None if it gives none.
+
+        Args:
+            payload: The payload.
+            request_id: The id of the webhook, if that is the event's id.
+            more: Values that replace those which the table reads.
+        """
+        kind = self.kinds.get(self.row_of(payload), UNKNOWN)
+        if self.refine:
+            kind = self.refine(payload, kind)
+        if kind is NO_EVENT:
+            return None
+        if more:
+            values = {name: read(payload) for name, read in self._readers if name not in more} | more
+        else:
+            values = {name: read(payload) for name, read in self._readers}
+        if request_id is not None:
+            values.setdefault("id", request_id)
+        return wire.build_event(
+            self.digest_source(payload) if self.digest_source else payload,
+            type=kind.type,
+            reason=kind.reason,
+            bounce=kind.bounce,
+            **values,
+        )
+
+    def names(self) -> dict[str, str]:
+        """Return the name of the first row of each type, from which samples are made."""
+        names: dict[str, str] = {}
+        for name, kind in self.kinds.items():
+            if kind.type not in ("", "unknown"):
+                names.setdefault(kind.type, name)
+        return names
+
+    def make_sample(self, name: str, message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+        """Return a payload of the row *name* about a message and a recipient, at a time."""
+        values = {
+            "kind": name,
+            "at": at,
+            "id": wire.digest([name, message_id, recipient, at])[:24],
+            "message_id": message_id,
+            "recipient": recipient,
+        }
+        payload: dict[str, Any] = {}
+        for part in (self.sample, self.kinds[name].payload):
+            _merge(payload, copy.deepcopy(dict(part)))
+        for field_name, value in values.items():
+            target = self._fields[field_name]
+            nested: Any = target.write(value)
+            path = target.path(name) if callable(target.path) else target.path
+            for key in reversed(path):
+                nested = {key: nested}
+            if path:
+                _merge(payload, nested)
+        return payload
+
+
+def _merge(payload: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(payload.get(key), dict):
+            _merge(payload[key], value)
+        else:
+            payload[key] = value
+
+
+class Setup(NamedTuple):
+    """What a person sets up at a provider, and which ids its webhooks have, in Markdown for its section of the page.
+
+    Attributes:
+        message_id: The place of the message id in a webhook.
+        setting: The provider's entry in `MAILGLASS_WEBHOOK_SECRETS`.
+        dashboard: Where the webhook's URL is entered.
+        signed_by: The signature and its header; empty if user and password are compared.
+        over_smtp: The id to record of a mail that was sent over SMTP; empty if there is none.
+    """
+
+    message_id: str = ""
+    setting: str = ""
+    dashboard: str = ""
+    signed_by: str = ""
+    over_smtp: str = ""
+
+
+def _only_object(request: WebhookRequest) -> Iterable[Any]:
+    return [request.object()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """The record of a provider; each module of `providers/` has one, as `PROVIDER`.
+
+    Attributes:
+        name: Its canonical name, which is the module's and the last part of the webhook's address.
+        title: The name in the provider's own spelling.
+        spellings: Other names under which its deliveries may be stored.
+        message_ids: The fields of its events with the id that its send API returned; None is `metadata/message_id`.
+        lacks_id: Types of events that may name no message, according to its documentation.
+        synthetic_ids: True if Mailglass stores a generated id in place of the provider's.
+        redelivery: The steps to make it send one webhook again, if its dashboard can.
+        documentation: The page about its webhooks.
+        recipient_known: `yes`, or the events that name no recipient; for the documentation.
+        event_selection: The boxes to tick where a webhook is entered, so that it reports every type that we read.
+        retries: When it retries a webhook that was not answered with 200.
+        setup: What a person sets up; for the documentation.
+        authentication: The verification of a webhook.
+        rejection_status: The status for a wrong signature; 503 if it never retries after a 401.
+        retry_status: The status that makes it retry; 429 if it gives up after a 5xx.
+        max_bytes: Greatest size of a body: smaller if the signature is in the body and its webhooks are small.
+        immediate_bytes: Greatest size of a body whose signature is verified on the event loop, without a thread.
+        service: The service whose certificate signs, which has to be fetched.
+        confirm: Confirms the subscription that a verified request without events may ask for.
+        handshake: Returns the code that the response to such a request must contain, if the provider reads one.
+        claim: Context manager that claims a verified request's token while the request is recorded.
+        elements: Returns the elements of a request, which are read one by one, or raises `InvalidWebhookError`.
+        request_id: Returns the id of a webhook, if that is the id of its event.
+        table: Reads one element.
+        events: Reads one element where a table is not enough, such as for several recipients.
+        batch: Returns the body that carries several payloads; None if each payload has its own request.
+        wrap: Returns the body that carries one payload, if that is not the payload itself.
+    """
+
+    name: str
+    title: str
+    spellings: tuple[str, ...] = ()
+    message_ids: MessageIds | None = None
+    lacks_id: frozenset[str] | None = None
+    synthetic_ids: bool = False
+    redelivery: str | None = None
+    documentation: str = ""
+    recipient_known: str = "yes"
+    event_selection: str = ""
+    retries: str = ""
+    setup: Setup = field(default_factory=Setup)
+    authentication: Authentication
+    rejection_status: int = 401
+    retry_status: int = 503
+    max_bytes: int = MAX_BYTES
+    immediate_bytes: int = MAX_BYTES
+    service: NotificationService | None = None
+    confirm: Callable[[WebhookRequest], None] | None = None
+    handshake: Callable[[WebhookRequest], str | None] | None = None
+    claim: Callable[[WebhookRequest], AbstractContextManager[None]] | None = None
+    elements: Callable[[WebhookRequest], Iterable[Any]] = _only_object
+    request_id: Callable[[WebhookRequest], str | None] | None = None
+    table: EventTable = EventTable(kind=None, kinds={})
+    events: Callable[[Any, str | None], Iterable[WebhookEvent]] | None = None
+    batch: Callable[[Sequence[Payload]], Any] | None = None
+    wrap: Callable[[Payload], Any] | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """The place of the signature."""
+        return self.authentication.signature
+
+    @property
+    def has_private_key(self) -> bool:
+        """True if only the provider can sign a webhook, so that we cannot make a sample."""
+        return self.authentication.sign is None
+
+    def read(self, element: Any, request_id: str | None) -> Sequence[WebhookEvent]:
+        """Return the events of one element; if this raises, the other elements are still read."""
+        if self.events is not None:
+            return list(self.events(element, request_id))
+        event = self.table.read(wire.require_object(element, "the event"), request_id)
+        return () if event is None else (event,)
+
+    def bodies(self, payloads: Sequence[Payload]) -> list[bytes]:
+        """Return the unsigned bodies that carry some payloads: one body if the provider sends batches."""
+        contents: Sequence[Any] = payloads
+        if self.batch:
+            contents = [self.batch(payloads)]
+        elif self.wrap:
+            contents = [self.wrap(payload) for payload in payloads]
+        return [json.dumps(content).encode() for content in contents]
+
+    def samples(self, message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, bytes]:
+        """Return an unsigned body for each type, as the provider sends it."""
+        return {
+            type_: self.bodies([self.table.make_sample(name, message_id, recipient, at)])[0]
+            for type_, name in self.table.names().items()
+        }
+
+    def sign(self, body: bytes, secret: str, at: float, url: str | None = None) -> SignedRequest:
+        """Return the request for a body, signed with *secret* at a time in seconds since 1970."""
+        if self.authentication.sign is None:
+            raise ValueError(f"{self.title} signs with a private key")
+        return self.authentication.sign(body, secret, at, url)

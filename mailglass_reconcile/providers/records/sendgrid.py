@@ -1,0 +1,192 @@
+"""SendGrid: batches; an ECDSA signature over time and body.
+
+Followed: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event and
+https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features.
+Not documented: whether a repeated webhook gets a new signature, so a signature may be of any age.
+
+Types of bounces and reasons of drops are those of the first page; `expired` is Anymail's and Mailglass's. `smtp-id` is
+the Message-ID header: of a message sent over SMTP it is the sender's own, of others SendGrid's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
+from mailglass_reconcile.providers.wire import Authentication, Signature, WebhookRequest
+from mailglass_reconcile.rules.provider_rules import MessageIds
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+_MESSAGE_ID = re.compile(r"<([^<>@]+)@([^<>@]*)>")
+_RELAY_SUFFIX = re.compile(r"\.(?:filter|stfilter-|recvd-)")
+_RELAY_ONLY = re.compile(r"(?:filter|stfilter-|recvd-)[^.]*\.")
+_SEND_ID = re.compile(r"[A-Za-z0-9_-]{22}(?=\.)")
+
+
+def _ids(sg_message_id: str | None) -> Iterable[str | None]:
+    """`sg_message_id`: the send API's `X-Message-Id` and a relay suffix."""
+    if sg_message_id is None:
+        return ()
+    id_ = _without_suffix(sg_message_id)
+    return (id_, sg_message_id) if id_ != sg_message_id else () if _RELAY_ONLY.match(id_) else (id_,)
+
+
+def _without_suffix(sg_message_id: str) -> str:
+    """Return the id of the send, without a relay's suffix; legacy ids contain dots themselves."""
+    if suffix := _RELAY_SUFFIX.search(sg_message_id):
+        return sg_message_id[: suffix.start()]
+    current = _SEND_ID.match(sg_message_id)
+    return current[0] if current else sg_message_id
+
+
+def _elements(request: WebhookRequest) -> list[Any]:
+    return wire.require_list(request.json(), "the body")
+
+
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the event's name, with the type of a bounce, or the reason of a drop."""
+    event = payload.get("event")
+    if event == "bounce" and "type" in payload:
+        row = f"bounce/{str(payload['type']).lower()}"
+        return row if row in _KINDS else "bounce/other"
+    if event == "dropped":
+        row = f"dropped/{str(payload.get('reason')).lower()}"
+        return row if row in _KINDS else event
+    return event if isinstance(event, str) else ""
+
+
+def _message_id(payload: Mapping[str, Any]) -> object:
+    """Return Anymail's id, or the id of the send: `X-Message-Id`, in most events with a relay's suffix."""
+    if payload.get("anymail_id"):
+        return payload["anymail_id"]
+    id_ = payload.get("sg_message_id")
+    if isinstance(id_, str) and id_:
+        return _without_suffix(id_) or id_
+    header = payload.get("smtp-id")
+    match = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
+    # SendGrid makes it of the id of the send and the name of one of its hosts.
+    return match[1] if match and "ismtpd" in match[2] else header
+
+
+def _reply(payload: Mapping[str, Any]) -> object:
+    """Return the reply of the recipient's server; the reason of a drop is SendGrid's own."""
+    if "response" in payload:
+        return payload["response"]
+    return wire.first_reply(payload.get("reason"), payload.get("status")) if payload.get("event") == "bounce" else None
+
+
+def _smtp_message_id(payload: Mapping[str, Any]) -> str | None:
+    """Return the Message-ID header, unless SendGrid made it."""
+    header = payload.get("smtp-id")
+    return header if isinstance(header, str) and "ismtpd" not in header else None
+
+
+def _metadata(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
+    return wire.MACHINE if payload.get("sg_machine_open") is True else None
+
+
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the signature with the verification key, as the dashboard shows it."""
+    key = _key(secret)
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA  # noqa: PLC0415
+
+    signature = request.header("X-Twilio-Email-Event-Webhook-Signature")
+    signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
+    try:
+        key.verify(wire.b64decode_or_reject(signature), signed, ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        wire.require_match(False)
+
+
+def _key(secret: str) -> EllipticCurvePublicKey:
+    key = wire.load_public_key(secret)
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415 - as above
+
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise ConfigurationError("the secret must be the verification key, as the page of SendGrid shows it")
+    return key
+
+
+def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
+    return f"bounce/{type_}", EventKind("bounced", reason, bounce, {"event": "bounce", "type": type_})
+
+
+def _drop(why: str, reason: str, type_: str = "rejected") -> tuple[str, EventKind]:
+    return f"dropped/{why.lower()}", EventKind(type_, reason, None, {"event": "dropped", "reason": why})
+
+
+_KINDS = {
+    "processed": EventKind("queued", payload={"event": "processed"}),
+    "delivered": EventKind("delivered", payload={"event": "delivered"}),
+    "deferred": EventKind("deferred", payload={"event": "deferred"}),
+    **dict(
+        [
+            _bounce("bounce", "bounced", "hard"),
+            _bounce("blocked", "blocked", "soft"),
+            _bounce("expired", "timed_out", "soft"),
+            _bounce("other", "other", None),
+        ]
+    ),
+    "bounce": EventKind("bounced", "bounced", None, {"event": "bounce"}),
+    "dropped": EventKind("rejected", "other", None, {"event": "dropped"}),
+    **dict(
+        [
+            _drop("Bounced Address", "bounced", "suppressed"),
+            _drop("Spam Reporting Address", "spam", "suppressed"),
+            _drop("Unsubscribed Address", "unsubscribed", "suppressed"),
+            _drop("Invalid", "invalid"),
+            _drop("Spam Content", "spam"),
+            _drop("Spam Content (if Spam Checker app is enabled)", "spam"),
+        ]
+    ),
+    "open": EventKind("opened", payload={"event": "open"}),
+    "click": EventKind("clicked", payload={"event": "click"}),
+    "spamreport": EventKind("complained", payload={"event": "spamreport"}),
+    "unsubscribe": EventKind("unsubscribed", payload={"event": "unsubscribe"}),
+    "group_unsubscribe": EventKind("unsubscribed", payload={"event": "group_unsubscribe"}),
+    "group_resubscribe": EventKind("subscribed", payload={"event": "group_resubscribe"}),
+}
+
+PROVIDER = Provider(
+    name="sendgrid",
+    title="SendGrid",
+    message_ids=MessageIds(("metadata/sg_message_id",), _ids),
+    lacks_id=frozenset({"bounced", "rejected", "suppressed"}),  # asynchronous bounces; some drops
+    documentation="https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event",
+    event_selection="all under Deliverability and Engagement",
+    retries="at growing intervals for 24 hours",
+    setup=Setup(
+        message_id="`sg_message_id`, which begins with it",
+        over_smtp=(
+            "Record the Message-ID header, `smtp-id` in the webhook. Opens and clicks lack it: to link them too, "
+            'send the header `X-SMTPAPI: {"unique_args": {"anymail_id": "…"}}` with an id of your own, and '
+            "record that instead."
+        ),
+        setting="`sendgrid=` and the verification key, as the dashboard shows it",
+        signed_by="ECDSA over time and body, in `X-Twilio-Email-Event-Webhook-Signature`",
+        dashboard='Settings, Mail Settings, Event Webhooks, with "Signed Event Webhook"',
+    ),
+    authentication=Authentication(Signature.OVER_BODY, "ECDSA over time and body", _verify, _key),
+    elements=_elements,
+    batch=list,
+    table=EventTable(
+        kind=_kind,
+        kinds=_KINDS,
+        at=epoch_field("timestamp"),
+        id="sg_event_id",
+        message_id=computed_field(_message_id, "sg_message_id"),
+        recipient="email",
+        reply=_reply,
+        smtp_message_id=_smtp_message_id,
+        tags="category",
+        metadata=_metadata,
+    ),
+)

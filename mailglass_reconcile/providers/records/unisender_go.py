@@ -1,0 +1,173 @@
+"""Unisender Go: batches, or one event if "use single event" is on; an MD5 of the body with the API key in it.
+
+Followed: https://godocs.unisender.ru/web-api-ref#callback-format and https://godocs.unisender.ru/email-statuses. Not
+documented: an id of the event (the header `ID` is another one at each attempt).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from mailglass_reconcile.errors import SignatureError
+from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
+from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+
+_REASONS = {
+    "err_blacklisted": "blocked",
+    "err_delivery_failed": "other",
+    "err_destination_misconfigured": "bounced",
+    "err_domain_inactive": "bounced",
+    "err_lost": "other",
+    "err_mailbox_discarded": "bounced",
+    "err_mailbox_full": "bounced",
+    "err_skip_letter": "bounced",
+    "err_spam_rejected": "spam",
+    "err_spam_skipped": "spam",
+    "err_too_large": "bounced",
+    "err_unreachable": "bounced",
+    "err_unsubscribed": "unsubscribed",
+    "err_user_inactive": "bounced",
+    "err_user_unknown": "bounced",
+    "err_will_retry": None,
+}
+
+_SUPPRESSED = ("err_skip_letter", "err_spam_skipped", "err_unsubscribed")
+"""Causes for which Unisender Go does not send at all."""
+
+_ADDRESS = (
+    "err_domain_inactive",
+    "err_mailbox_discarded",
+    "err_unreachable",
+    "err_user_inactive",
+    "err_user_unknown",
+)
+"""Causes of a hard bounce that concern the address; any other concerns this message, or is temporary."""
+
+_OF_MESSAGES = "transactional_email_status"
+_AUTH = re.compile(rb'"auth"\s{0,9}:\s{0,9}"([0-9a-fA-F]{32})"')
+MAX_SIGNATURES = 4
+"""Number of signatures that are tried: an event's metadata may have a key `auth` too."""
+_PLACEHOLDER = "AUTH"
+"""Placeholder for the signature in an unsigned body."""
+
+
+def _elements(request: WebhookRequest) -> list[Any]:
+    """Return the events of all users that are about messages.
+
+    An element that is no event is returned too, and fails later; others, such as `transactional_spam_block`, are not.
+    """
+    body = request.object()
+    if "events_by_user" not in body:
+        return [body] if body.get("event_name") == _OF_MESSAGES else []
+    users = wire.require_list(body["events_by_user"], "events_by_user")
+    events = [event for user in users for event in _events_of(user)]
+    return [
+        get_path(event, "event_data")
+        for event in events
+        if not isinstance(event, dict) or event.get("event_name") == _OF_MESSAGES
+    ]
+
+
+def _events_of(user: object) -> list[Any]:
+    events = get_path(user, "events")
+    return events if isinstance(events, list) else [None]
+
+
+def _kind(payload: Mapping[str, Any]) -> str:
+    """Return the status; `suppressed` if it was not sent, and a row of its own for a bounce because of the address."""
+    status, cause = str(payload.get("status")), get_path(payload, "delivery_info", "delivery_status")
+    if cause in _SUPPRESSED:
+        return "suppressed"
+    return "hard_bounced/address" if status == "hard_bounced" and cause in _ADDRESS else status
+
+
+def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
+    cause = get_path(payload, "delivery_info", "delivery_status")
+    failed = isinstance(cause, str) and cause.startswith("err")
+    return kind._replace(reason=_REASONS.get(cause, "other") if failed else None)
+
+
+def _verify(request: WebhookRequest, secret: str, now: float) -> None:
+    """Verify the MD5, which stands in the body in the place of the API key; the body is not parsed."""
+    signatures = [match[1] for match in islice(_AUTH.finditer(request.body), MAX_SIGNATURES)]
+    if not signatures:
+        raise SignatureError("the webhook has no signature")
+    wire.require_match(any(_has_signature(request.body, signature, secret.encode()) for signature in signatures))
+
+
+def _has_signature(body: bytes, signature: bytes, secret: bytes) -> bool:
+    return wire.constant_time_equal(signature.lower(), _md5(body.replace(signature, secret)))
+
+
+def _md5(text: bytes) -> str:
+    return hashlib.md5(text).hexdigest()  # noqa: S324 - Unisender Go's
+
+
+def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
+    """Return a signed request, with the signature in the place of `_PLACEHOLDER`, as Unisender Go sends it."""
+
+    def with_auth(text: str) -> bytes:
+        return body.replace(f'"{_PLACEHOLDER}"'.encode(), f'"{text}"'.encode(), 1)
+
+    return wire.json_request(with_auth(_md5(with_auth(secret))))
+
+
+def _batch(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    events = [{"event_name": _OF_MESSAGES, "event_data": payload} for payload in payloads]
+    return {"auth": _PLACEHOLDER, "events_by_user": [{"user_id": 456, "events": events}]}
+
+
+def _row(type_: str, status: str, cause: str = "ok", bounce: Any = None) -> EventKind:
+    return EventKind(type_, None, bounce, {"status": status, "delivery_info": {"delivery_status": cause}})
+
+
+PROVIDER = Provider(
+    name="unisender_go",
+    title="Unisender Go",
+    spellings=("unisender go",),
+    documentation="https://godocs.unisender.ru/web-api-ref#callback-format",
+    event_selection="all statuses",
+    retries="not known",
+    setup=Setup(
+        message_id="`job_id`",
+        setting="`unisender_go=` and the API key of the user or project",
+        signed_by="MD5 over the body with the API key in it, in `auth`",
+        dashboard='Settings, Webhooks. "use single event" works on and off.',
+    ),
+    authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, wire.validate_key, _sign),
+    immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
+    elements=_elements,
+    batch=_batch,
+    table=EventTable(
+        kind=_kind,
+        kinds={
+            "sent": _row("sent", "sent"),
+            "delivered": _row("delivered", "delivered"),
+            "soft_bounced": _row("deferred", "soft_bounced", "err_will_retry", "soft"),
+            "hard_bounced/address": _row("bounced", "hard_bounced", "err_user_unknown", "hard"),
+            "hard_bounced": _row("bounced", "hard_bounced", "err_mailbox_full", "soft"),
+            "suppressed": _row("suppressed", "hard_bounced", "err_skip_letter"),
+            "opened": _row("opened", "opened"),
+            "clicked": _row("clicked", "clicked"),
+            "spam": _row("complained", "spam"),
+            "unsubscribed": _row("unsubscribed", "unsubscribed"),
+            "subscribed": _row("subscribed", "subscribed"),
+        },
+        refine=_refine,
+        at=PayloadField(
+            lambda payload: wire.parse_iso(payload.get("event_time")),  # in UTC without saying so
+            ("event_time",),
+            lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
+        ),
+        message_id=computed_field(
+            lambda payload: get_path(payload, "metadata", "anymail_id") or payload.get("job_id"), "job_id"
+        ),
+        recipient="email",
+        reply="delivery_info/destination_response",
+    ),
+)

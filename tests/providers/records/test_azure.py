@@ -1,0 +1,153 @@
+"""Azure Communication Services through Event Grid, as documented, with its handshakes."""
+
+import json
+
+import pytest
+
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.providers import sns
+from mailglass_reconcile.webhooks import SignatureError, parse, receive, verify
+from receivers import ask, mount_receiver, post
+from senders import Posted, load_payloads, secret_of, sign_request
+
+pytestmark = pytest.mark.version_independent
+
+COUNT = "SELECT count(*) FROM mailglass_events"
+URL = "https://rp-eastus2.eventgrid.azure.net:553/eventsubscriptions/estest/validate?id=512d38b6&t=2018-04-26"
+CODE = "512d38b6-c7b8-40c8-89fe-f46f9e9622b6"
+VALIDATION = {
+    "id": "2d1781af-3a4c-4d7c-bd0c-e34b19da4e66",
+    "topic": "/subscriptions/xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx",
+    "subject": "",
+    "data": {"validationCode": CODE, "validationUrl": URL},
+    "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent",
+    "eventTime": "2018-01-25T22:12:19.4556811Z",
+    "metadataVersion": "1",
+    "dataVersion": "1",
+}
+"""https://learn.microsoft.com/azure/event-grid/end-point-validation-event-grid-events-schema."""
+
+
+def read(**data):
+    """Return the only event of a delivery report."""
+    payload = load_payloads("azure")[0].payload
+    (event,) = parse("azure", json.dumps([payload | {"data": payload["data"] | data}]).encode())
+    return event
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("Quarantined", ("bounced", "spam", "soft")),
+        ("FilteredSpam", ("bounced", "spam", "soft")),
+        ("Failed", ("failed", None, None)),
+        ("Expanded", ("sent", None, None)),
+        ("delivered", ("delivered", None, None)),
+        ("BOUNCED", ("bounced", "bounced", "hard")),
+    ],
+)
+def test_a_status_says_what_became_of_a_message(status, expected):
+    """https://learn.microsoft.com/javascript/api/@azure/eventgrid/knownacsemaildeliveryreportstatus.
+
+    The others have a payload.
+    """
+    event = read(status=status)
+    assert (event.type, event.reject_reason, event.bounce) == expected
+
+
+@pytest.mark.parametrize(
+    ("details", "smtp_status"),
+    [
+        (
+            {
+                "statusMessage": "550-5.7.1 [40.107.1.1] Gmail has detected that this message is likely suspicious",
+                "recipientMailServerHostName": "gmail-smtp-in.l.google.com",
+            },
+            "550 5.7.1",
+        ),
+        ({"statusMessage": "[HM08] rejected due to local policy", "recipientMailServerHostName": "mx.example"}, None),
+    ],
+)  # fmt: skip
+def test_a_refusal_by_the_recipients_server_is_a_soft_bounce(details, smtp_status):
+    """Azure reports it as `Failed`, like faults of its own; in production most of them are Gmail's 550 5.7.1."""
+    event = read(status="Failed", deliveryStatusDetails=details)
+    assert (event.type, event.reject_reason, event.bounce) == ("bounced", "blocked", "soft")
+    assert event.smtp_status == smtp_status
+
+
+def test_the_message_id_header_is_the_id_over_smtp():
+    """`internetMessageId`: https://learn.microsoft.com/javascript/api/@azure/eventgrid-system-events/acsemaildeliveryreportreceivedeventdata."""
+    assert read(internetMessageId="<a@azurecomm.net>").smtp_message_id == "<a@azurecomm.net>"
+
+
+def test_an_event_in_the_schema_of_cloud_events_is_the_same():
+    """Alone or in a batch: https://learn.microsoft.com/azure/event-grid/cloud-event-schema."""
+    (payload,) = [event.payload for event in load_payloads("azure") if "specversion" in event.payload]
+    (alone,) = parse("azure", json.dumps(payload).encode(), content_type="application/cloudevents+json")
+    (batch,) = parse("azure", json.dumps([payload]).encode(), content_type="application/cloudevents-batch+json")
+    assert alone == batch
+    assert (alone.type, alone.provider_event_id) == ("delivered", payload["id"])
+
+
+def test_other_events_of_the_resource_give_none():
+    """SMS, calls and chats have such events."""
+    sms_event = {"id": "1", "eventType": "Microsoft.Communication.SMSReceived", "data": {"messageId": "m"}}
+    assert parse("azure", json.dumps([sms_event, VALIDATION]).encode()) == []
+
+
+def test_a_short_secret_is_a_fault_of_configuration():
+    """It is the whole value of a header: `Bearer` alone could be guessed."""
+    with pytest.raises(ConfigurationError, match="16 characters"):
+        verify("azure", b"[]", {"Authorization": "Bearer x"}, secret="Bearer x")  # noqa: S106
+
+
+def test_the_subscription_is_validated_by_the_answer(db, monkeypatch):
+    """This needs the secret; nothing is fetched."""
+    monkeypatch.setattr(sns, "fetch", pytest.fail)
+    request = sign_request("azure", json.dumps([VALIDATION]).encode())
+    (answer,) = post(mount_receiver(), "/webhooks/azure", request)
+    assert (answer.status_code, answer.json()) == (200, {"validationResponse": CODE})
+    assert db.value(COUNT) == 0
+
+
+def test_a_wrong_secret_is_answered_with_503_because_event_grid_never_repeats_after_401(db):
+    """https://learn.microsoft.com/azure/event-grid/delivery-and-retry; also of a validation."""
+    for events in ([VALIDATION], [load_payloads("azure")[0].payload]):
+        request = Posted(json.dumps(events).encode(), {"Content-Type": "application/json", "Authorization": "wrong"})
+        (answer,) = post(mount_receiver(), "/webhooks/azure", request)
+        assert answer.status_code == 503
+        assert CODE not in answer.text
+    assert db.value(COUNT) == 0
+
+
+@pytest.mark.parametrize(("secret", "status"), [(secret_of("azure"), 200), ("wrong", 503)])
+def test_cloud_events_ask_with_options(db, secret, status):
+    """https://learn.microsoft.com/azure/event-grid/end-point-validation-cloud-events-schema."""
+    headers = {"WebHook-Request-Origin": "eventgrid.azure.net", "Authorization": secret}
+
+    async def options(client):
+        return await client.options("/webhooks/azure", headers=headers)
+
+    answer = ask(mount_receiver(), options)
+    assert answer.status_code == status
+    assert answer.headers.get("WebHook-Allowed-Origin") == ("eventgrid.azure.net" if status == 200 else None)
+
+
+def test_receive_confirms_by_one_get_of_event_grids_own_address(db, monkeypatch):
+    """`receive` has no response that could carry the code."""
+    fetched = []
+    monkeypatch.setattr(sns, "fetch", lambda url: fetched.append(url) or b"")
+    headers, secret = {"Authorization": secret_of("azure")}, secret_of("azure")
+    with db.engine.begin() as connection:
+        assert receive(connection, "azure", json.dumps([VALIDATION]).encode(), headers, secret=secret) == []
+        for url in (
+            URL.replace("azure.net", "azure.net.evil.example"),
+            "https://evil.example/eventgrid.azure.net",
+            None,
+        ):
+            evil = VALIDATION | {"data": {"validationCode": CODE, "validationUrl": url}}
+            with pytest.raises(SignatureError, match="not confirmed"):
+                receive(connection, "azure", json.dumps([evil]).encode(), headers, secret=secret)
+        with pytest.raises(SignatureError):
+            receive(connection, "azure", json.dumps([VALIDATION]).encode(), {"Authorization": "x"}, secret=secret)
+    assert fetched == [URL]
