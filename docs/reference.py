@@ -45,7 +45,7 @@ from mailglass_reconcile.ops.checks.check import Check
 from mailglass_reconcile.ops.metrics import MetricsSnapshot
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.provider import Provider
-from mailglass_reconcile.providers.wire import Signature
+from mailglass_reconcile.providers.signatures import Signature
 from mailglass_reconcile.receiver import metrics as receiver_metrics
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES

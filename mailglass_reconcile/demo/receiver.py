@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mailglass_reconcile.demo.scenario import Mail
 from mailglass_reconcile.providers import registry
-from mailglass_reconcile.providers.wire import SignedRequest
+from mailglass_reconcile.providers.signatures import SignedRequest
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 from mailglass_reconcile.testing.servers import free_port

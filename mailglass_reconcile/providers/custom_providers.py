@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.provider import Provider
-from mailglass_reconcile.providers.wire import Authentication, Signature, WebhookRequest
+from mailglass_reconcile.providers.signatures import Authentication, Signature
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
 

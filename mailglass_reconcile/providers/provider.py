@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
 from mailglass_reconcile.providers.sns import NotificationService
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.rules.provider_rules import MessageIds
 

@@ -18,7 +18,8 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.providers import formats, sns
 from mailglass_reconcile.providers.certificates import CertificateSource
 from mailglass_reconcile.providers.provider import MAX_BYTES, Provider
-from mailglass_reconcile.providers.wire import Signature, WebhookRequest
+from mailglass_reconcile.providers.signatures import Signature
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
 

@@ -7,7 +7,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.providers.wire import SignedRequest
+from mailglass_reconcile.providers.signatures import SignedRequest
 
 TIMEOUT_SECONDS = 30
 MAX_RESPONSE_CHARACTERS = 200

@@ -16,9 +16,10 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures
 from mailglass_reconcile.providers.certificates import CertificateCache, CertificateSource, UnavailableError
-from mailglass_reconcile.providers.wire import Authentication, Signature, WebhookRequest
+from mailglass_reconcile.providers.signatures import Authentication, Signature
+from mailglass_reconcile.providers.wire import WebhookRequest
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -99,19 +100,19 @@ def verify(request: WebhookRequest, secret: str, service: NotificationService, n
         body = parse_notification(request)
     except InvalidWebhookError as error:
         raise SignatureError(str(error)) from None
-    if not wire.constant_time_equal(str(body.get("TopicArn")), secret.strip()):
+    if not signatures.constant_time_equal(str(body.get("TopicArn")), secret.strip()):
         raise SignatureError("the notification is of another topic")
     url, signature = body.get("SigningCertURL"), body.get("Signature")
     if not isinstance(url, str) or not url or _region_of_certificate(url, service) != _region_of_topic(secret):
         raise SignatureError(f"the certificate is not one of {service.name}'s in the topic's region")
     if not isinstance(signature, str) or body.get("SignatureVersion") not in ("1", "2"):
         raise SignatureError("the notification has no signature")
-    signature_bytes = wire.b64decode_or_reject(signature)
+    signature_bytes = signatures.b64decode_or_reject(signature)
     certificate = certificates.get(url)
     if service.authority and certificate.not_valid_after_utc.timestamp() < now:
         raise SignatureError(f"the certificate of {service.name} has expired")
     sha1 = body["SignatureVersion"] == "1"
-    wire.verify_rsa(certificate.public_key(), signature_bytes, _signed_text(body), sha1=sha1)
+    signatures.verify_rsa(certificate.public_key(), signature_bytes, _signed_text(body), sha1=sha1)
 
 
 def find_certificate_source(
@@ -203,7 +204,7 @@ def _load_certificate(url: str, region: str, service: NotificationService) -> x5
         from cryptography import x509  # noqa: PLC0415 - an extra
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
     except ImportError:
-        raise wire.extra_missing_error() from None
+        raise signatures.extra_missing_error() from None
     try:
         certificate = x509.load_pem_x509_certificate(fetch_or_unavailable(url, service.name))
         authority = service.authority and service.authority.format(region=region)

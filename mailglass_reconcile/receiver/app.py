@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import UnknownProviderError, database_errors
 from mailglass_reconcile.providers import certificates, registry, sns
-from mailglass_reconcile.providers.wire import Signature, has_bearer
+from mailglass_reconcile.providers.signatures import Signature, has_bearer
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
     AdmissionControl,

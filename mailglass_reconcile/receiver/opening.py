@@ -18,7 +18,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, UnknownProviderError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.certificates import CertificateSource
-from mailglass_reconcile.providers.wire import Signature, WebhookRequest
+from mailglass_reconcile.providers.signatures import Signature
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent

@@ -14,7 +14,7 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from mailglass_reconcile.providers.wire import constant_time_equal, has_bearer
+from mailglass_reconcile.providers.signatures import constant_time_equal, has_bearer
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.web.rendering import path_below_root, render
 

@@ -16,7 +16,7 @@ from mailglass_reconcile.cli import serve
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import mailglass as checked_mailglass
 from mailglass_reconcile.ops.checks import recording
-from mailglass_reconcile.providers import registry, wire
+from mailglass_reconcile.providers import registry, signatures
 from mailglass_reconcile.receiver import app
 from mailglass_reconcile.rules import thresholds
 from mailglass_reconcile.settings import Settings
@@ -51,7 +51,7 @@ def test_the_page_lists_the_columns_of_deliveries_that_a_dispatcher_reads():
 
 def test_the_page_lists_the_providers_whose_signatures_may_be_of_any_age():
     records = [registry.get_provider(name) for name in registry.PROVIDERS]
-    signed = [record for record in records if record.signature is not wire.Signature.IN_HEADERS]
+    signed = [record for record in records if record.signature is not signatures.Signature.IN_HEADERS]
     *titles, last = sorted(record.title for record in signed if record.authentication.max_age_seconds is None)
     assert f"The signatures of {', '.join(titles)} and {last} have no age limit" in PAGES["security.md"]
 

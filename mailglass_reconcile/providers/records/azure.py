@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
-from mailglass_reconcile.providers import sns, wire
+from mailglass_reconcile.providers import signatures, sns, wire
 from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, PayloadField, Provider, Setup
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.smtp import smtp_status
 
 _REPORT = "Microsoft.Communication.EmailDeliveryReportReceived"
@@ -65,19 +66,19 @@ def _is_refused_by_server(event: Mapping[str, Any]) -> bool:
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     """Verify the header that the event subscription adds to each request, also to the one that validates it."""
-    if not wire.constant_time_equal(request.header("Authorization"), secret):
+    if not signatures.constant_time_equal(request.header("Authorization"), secret):
         raise SignatureError("the header Authorization has another value")
 
 
 def _validate_secret(secret: str) -> None:
-    if len(secret) < wire.MIN_HEADER_SECRET:
+    if len(secret) < signatures.MIN_HEADER_SECRET:
         raise ConfigurationError(
-            f"the secret is the whole value of a header: choose at least {wire.MIN_HEADER_SECRET} characters"
+            f"the secret is the whole value of a header: choose at least {signatures.MIN_HEADER_SECRET} characters"
         )
 
 
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
-    return wire.json_request(body, Authorization=secret)
+    return signatures.json_request(body, Authorization=secret)
 
 
 def _handshake(request: WebhookRequest) -> str | None:

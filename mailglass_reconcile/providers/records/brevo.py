@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -63,7 +63,7 @@ PROVIDER = Provider(
         setting="`brevo=user:password`",
         dashboard="Transactional, Settings, Webhook",
     ),
-    authentication=wire.BASIC,
+    authentication=signatures.BASIC,
     retry_status=429,
     elements=_elements,
     table=EventTable(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, iso_field
 from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
@@ -58,7 +58,7 @@ def _reply(payload: Mapping[str, Any]) -> object:
     return wire.join_reply(get_path(meta, "bounce_code"), get_path(meta, "bounce_reason"))
 
 
-_HMAC = wire.hex_hmac_authentication("Signature")
+_HMAC = signatures.hex_hmac_authentication("Signature")
 
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
@@ -74,7 +74,7 @@ def _is_ping(request: WebhookRequest) -> bool:
     if len(request.body) > MAX_PING:
         return False
     try:
-        wire.verify_hex_hmac(request, "Signature", TEST_SECRET)
+        signatures.verify_hex_hmac(request, "Signature", TEST_SECRET)
         return bool(get_path(request.json(), "type") == "webhook.test")
     except (InvalidWebhookError, SignatureError):
         return False

@@ -21,9 +21,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -130,9 +131,11 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     A webhook of a subaccount is also signed with the primary account's key.
     """
     parsed = _signature(request)
-    expected = wire.hex_hmac(parsed.signed.encode("utf-8", "replace"), secret)
-    wire.require_match(any(wire.constant_time_equal(signature, expected) for signature in parsed.signatures))
-    wire.check_timestamp(parsed.timestamp, now, MAX_AGE_SECONDS)
+    expected = signatures.hex_hmac(parsed.signed.encode("utf-8", "replace"), secret)
+    signatures.require_match(
+        any(signatures.constant_time_equal(signature, expected) for signature in parsed.signatures)
+    )
+    signatures.check_timestamp(parsed.timestamp, now, MAX_AGE_SECONDS)
     _tokens.validate(parsed.signed, request.body)
 
 
@@ -223,8 +226,10 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
     """Return a signed request for one event, as Mailgun sends it."""
     time = str(int(at))
     token = hashlib.sha256(time.encode() + body).hexdigest()[:50]
-    signature = {"timestamp": time, "token": token, "signature": wire.hex_hmac(f"{time}{token}".encode(), secret)}
-    return wire.json_request(b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}")
+    signature = {"timestamp": time, "token": token, "signature": signatures.hex_hmac(f"{time}{token}".encode(), secret)}
+    return signatures.json_request(
+        b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}"
+    )
 
 
 def _failed(reason: str, severity: str = "permanent", code: int = 605) -> dict[str, Any]:
@@ -279,7 +284,7 @@ PROVIDER = Provider(
         Signature.IN_BODY,
         "HMAC-SHA256 over time and token",
         _verify,
-        wire.validate_key,
+        signatures.validate_key,
         _sign,
         max_age_seconds=MAX_AGE_SECONDS,
     ),

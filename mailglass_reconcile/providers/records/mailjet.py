@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -92,7 +92,7 @@ PROVIDER = Provider(
         setting="`mailjet=user:password`",
         dashboard='Account settings, Event notifications, with "group events"',
     ),
-    authentication=wire.BASIC,
+    authentication=signatures.BASIC,
     elements=_elements,
     batch=list,
     table=EventTable(

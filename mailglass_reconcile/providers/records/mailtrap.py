@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import NO_EVENT, EventKind, EventTable, Provider, Setup, epoch_field
 from mailglass_reconcile.providers.wire import WebhookRequest
 
@@ -106,7 +106,7 @@ PROVIDER = Provider(
         signed_by="HMAC-SHA256 over the body, in `Mailtrap-Signature`",
         dashboard="Settings, Webhooks. Both payload formats work.",
     ),
-    authentication=wire.hex_hmac_authentication("Mailtrap-Signature"),
+    authentication=signatures.hex_hmac_authentication("Mailtrap-Signature"),
     elements=_elements,
     batch=lambda payloads: {"events": list(payloads)},
     table=EventTable(

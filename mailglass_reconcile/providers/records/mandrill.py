@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import (
     NO_EVENT,
     EventKind,
@@ -27,7 +27,8 @@ from mailglass_reconcile.providers.provider import (
     computed_field,
     epoch_field,
 )
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
 _STABLE_FIELDS = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
@@ -70,7 +71,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
         fields = dict(request.form())
     except InvalidWebhookError:
         raise SignatureError("the signed form cannot be read") from None
-    wire.require_match(wire.constant_time_equal(signature, _signature(request.url, fields, secret)))
+    signatures.require_match(signatures.constant_time_equal(signature, _signature(request.url, fields, secret)))
 
 
 def _signature(url: str, fields: Mapping[str, str], secret: str) -> str:
@@ -104,7 +105,7 @@ PROVIDER = Provider(
         dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
     ),
     authentication=Authentication(
-        Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, wire.validate_key, _sign
+        Signature.IN_BODY, "HMAC-SHA1 over address and form", _verify, signatures.validate_key, _sign
     ),
     elements=_elements,
     batch=list,

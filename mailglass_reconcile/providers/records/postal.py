@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import (
     NO_EVENT,
     EventKind,
@@ -22,7 +22,8 @@ from mailglass_reconcile.providers.provider import (
     Setup,
     computed_field,
 )
-from mailglass_reconcile.providers.wire import Authentication, Signature, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.addresses import strip_display_name
 
 _PERMANENT = re.compile(r"\s*5\d\d\b")
@@ -67,10 +68,10 @@ def _at(webhook: Mapping[str, Any]) -> dt.datetime | None:
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     """Verify the signature with the installation's public key; a Postal before 3 signs with SHA-1 only."""
-    key = wire.load_rsa_key(secret)
+    key = signatures.load_rsa_key(secret)
     has_sha256 = "x-postal-signature-256" in request.headers
     signature = request.header("X-Postal-Signature-256" if has_sha256 else "X-Postal-Signature")
-    wire.verify_rsa(key, wire.b64decode_or_reject(signature), request.body, sha1=not has_sha256)
+    signatures.verify_rsa(key, signatures.b64decode_or_reject(signature), request.body, sha1=not has_sha256)
 
 
 def _row(event: str, kind: EventKind, **payload: Any) -> EventKind:
@@ -95,7 +96,7 @@ PROVIDER = Provider(
         signed_by="RSA over the body, in `X-Postal-Signature-256`, or before version 3 `X-Postal-Signature`",
         dashboard="Webhooks, in the mail server's menu",
     ),
-    authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, wire.load_rsa_key),
+    authentication=Authentication(Signature.OVER_BODY, "RSA over the body", _verify, signatures.load_rsa_key),
     elements=_elements,
     table=EventTable(
         kind=_kind,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import (
     NO_EVENT,
     EventKind,
@@ -116,7 +116,7 @@ PROVIDER = Provider(
         setting="`postmark=user:password`",
         dashboard="your server, a message stream, Webhooks",
     ),
-    authentication=wire.BASIC,
+    authentication=signatures.BASIC,
     elements=lambda request: [request.json()],
     table=EventTable(
         kind=_kind,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.providers import ses_subtypes, wire
+from mailglass_reconcile.providers import ses_subtypes, signatures, wire
 from mailglass_reconcile.providers.provider import (
     NO_EVENT,
     EventKind,
@@ -141,7 +141,7 @@ PROVIDER = Provider(
         signed_by="Svix: HMAC-SHA256 over id, time and body, at most five minutes old",
         dashboard="Webhooks, Add webhook",
     ),
-    authentication=wire.SVIX,
+    authentication=signatures.SVIX,
     # which Svix gives to an event, the same at each attempt
     request_id=lambda request: request.headers.get("svix-id") or request.headers.get("webhook-id"),
     table=EventTable(

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, epoch_field
-from mailglass_reconcile.providers.wire import Authentication, Signature, WebhookRequest
+from mailglass_reconcile.providers.signatures import Authentication, Signature
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.provider_rules import MessageIds
 
 if TYPE_CHECKING:
@@ -101,13 +102,13 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     signature = request.header("X-Twilio-Email-Event-Webhook-Signature")
     signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
     try:
-        key.verify(wire.b64decode_or_reject(signature), signed, ECDSA(hashes.SHA256()))
+        key.verify(signatures.b64decode_or_reject(signature), signed, ECDSA(hashes.SHA256()))
     except InvalidSignature:
-        wire.require_match(False)
+        signatures.require_match(False)
 
 
 def _key(secret: str) -> EllipticCurvePublicKey:
-    key = wire.load_public_key(secret)
+    key = signatures.load_public_key(secret)
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415 - as above
 
     if not isinstance(key, EllipticCurvePublicKey):

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.rules.events import WebhookEvent
 
 
@@ -67,18 +68,18 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     """Verify user and password, or the header `Authorization: Bearer`, which a webhook can have instead."""
     _validate_secret(secret)
     if ":" in secret:
-        wire.verify_basic(request, secret, now)
-    elif not wire.constant_time_equal(request.header("Authorization"), f"Bearer {secret}"):
+        signatures.verify_basic(request, secret, now)
+    elif not signatures.constant_time_equal(request.header("Authorization"), f"Bearer {secret}"):
         raise SignatureError("the bearer token is wrong")
 
 
 def _validate_secret(secret: str) -> None:
     if ":" in secret:
-        wire.validate_credentials(secret)
-    elif len(secret) < wire.MIN_HEADER_SECRET:
+        signatures.validate_credentials(secret)
+    elif len(secret) < signatures.MIN_HEADER_SECRET:
         raise ConfigurationError(
             "the secret is USER:PASSWORD, or a bearer token of at least"
-            f" {wire.MIN_HEADER_SECRET} characters without a colon"
+            f" {signatures.MIN_HEADER_SECRET} characters without a colon"
         )
 
 
@@ -88,8 +89,8 @@ def _bounce(type_: str, reason: str, bounce: Any) -> tuple[str, EventKind]:
 
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     if ":" in secret:
-        return wire.sign_basic(body, secret, at, url)
-    return wire.json_request(body, Authorization=f"Bearer {secret}")
+        return signatures.sign_basic(body, secret, at, url)
+    return signatures.json_request(body, Authorization=f"Bearer {secret}")
 
 
 PROVIDER = Provider(

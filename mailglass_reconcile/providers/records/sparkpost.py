@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, epoch_field
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.provider_rules import MessageIds
@@ -144,7 +144,7 @@ PROVIDER = Provider(
         setting="`sparkpost=user:password`",
         dashboard="Webhooks, Create webhook, with basic authentication",
     ),
-    authentication=wire.BASIC,
+    authentication=signatures.BASIC,
     elements=lambda request: wire.require_list(request.json(), "the body"),
     events=_events,
     batch=lambda payloads: [

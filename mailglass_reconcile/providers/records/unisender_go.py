@@ -13,9 +13,10 @@ from itertools import islice
 from typing import Any
 
 from mailglass_reconcile.errors import SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, PayloadField, Provider, Setup, computed_field
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 
 _REASONS = {
     "err_blacklisted": "blocked",
@@ -94,14 +95,14 @@ def _refine(payload: Mapping[str, Any], kind: EventKind) -> EventKind:
 
 def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     """Verify the MD5, which stands in the body in the place of the API key; the body is not parsed."""
-    signatures = [match[1] for match in islice(_AUTH.finditer(request.body), MAX_SIGNATURES)]
-    if not signatures:
+    candidates = [match[1] for match in islice(_AUTH.finditer(request.body), MAX_SIGNATURES)]
+    if not candidates:
         raise SignatureError("the webhook has no signature")
-    wire.require_match(any(_has_signature(request.body, signature, secret.encode()) for signature in signatures))
+    signatures.require_match(any(_has_signature(request.body, signature, secret.encode()) for signature in candidates))
 
 
 def _has_signature(body: bytes, signature: bytes, secret: bytes) -> bool:
-    return wire.constant_time_equal(signature.lower(), _md5(body.replace(signature, secret)))
+    return signatures.constant_time_equal(signature.lower(), _md5(body.replace(signature, secret)))
 
 
 def _md5(text: bytes) -> str:
@@ -114,7 +115,7 @@ def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest
     def with_auth(text: str) -> bytes:
         return body.replace(f'"{_PLACEHOLDER}"'.encode(), f'"{text}"'.encode(), 1)
 
-    return wire.json_request(with_auth(_md5(with_auth(secret))))
+    return signatures.json_request(with_auth(_md5(with_auth(secret))))
 
 
 def _batch(payloads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,7 +140,9 @@ PROVIDER = Provider(
         signed_by="MD5 over the body with the API key in it, in `auth`",
         dashboard='Settings, Webhooks. "use single event" works on and off.',
     ),
-    authentication=Authentication(Signature.OVER_BODY, "MD5 over body and key", _verify, wire.validate_key, _sign),
+    authentication=Authentication(
+        Signature.OVER_BODY, "MD5 over body and key", _verify, signatures.validate_key, _sign
+    ),
     immediate_bytes=1024 * 1024,  # the MD5 of a longer body, four times, takes too long for an event loop
     elements=_elements,
     batch=_batch,

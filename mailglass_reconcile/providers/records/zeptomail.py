@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.providers import wire
+from mailglass_reconcile.providers import signatures, wire
 from mailglass_reconcile.providers.provider import EventKind, EventTable, Provider, Setup, computed_field, iso_field
-from mailglass_reconcile.providers.wire import Authentication, Signature, SignedRequest, WebhookRequest, get_path
+from mailglass_reconcile.providers.signatures import Authentication, Signature, SignedRequest
+from mailglass_reconcile.providers.wire import WebhookRequest, get_path
 from mailglass_reconcile.rules.events import WebhookEvent
 
 _HEADER = "producer-signature"
@@ -92,7 +93,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     That has an HMAC-SHA256 in base64, URL-encoded, and a time, which is not signed.
     """
     if authorization := request.headers.get("authorization"):
-        if len(secret) < wire.MIN_HEADER_SECRET or not wire.constant_time_equal(authorization, secret):
+        if len(secret) < signatures.MIN_HEADER_SECRET or not signatures.constant_time_equal(authorization, secret):
             raise SignatureError("the header Authorization has another value than the secret")
         return
     parts = (part.partition("=") for part in request.header(_HEADER).split(";"))
@@ -100,11 +101,12 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     if "s" not in fields or fields.get("s-algorithm") != "HmacSHA256":
         raise SignatureError("the header producer-signature cannot be read")
     try:
-        signature = wire.percent_decode(fields["s"].encode("utf-8", "replace"))
+        encoded_signature = wire.percent_decode(fields["s"].encode("utf-8", "replace"))
         document = _document(request)
     except InvalidWebhookError as error:
         raise SignatureError(str(error)) from None
-    wire.require_match(wire.constant_time_equal(wire.b64decode_or_reject(signature), _hmac(document, secret)))
+    signature = signatures.b64decode_or_reject(encoded_signature)
+    signatures.require_match(signatures.constant_time_equal(signature, _hmac(document, secret)))
 
 
 def _hmac(document: bytes, secret: str) -> bytes:
@@ -113,7 +115,7 @@ def _hmac(document: bytes, secret: str) -> bytes:
 
 def _sign(body: bytes, secret: str, at: float, url: str | None) -> SignedRequest:
     signature = base64.b64encode(_hmac(body, secret)).decode().replace("+", "%2B").replace("=", "%3D")
-    return wire.json_request(body, producer_signature=f"ts={int(at) * 1000};s={signature};s-algorithm=HmacSHA256")
+    return signatures.json_request(body, producer_signature=f"ts={int(at) * 1000};s={signature};s-algorithm=HmacSHA256")
 
 
 def _wrap(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +152,7 @@ PROVIDER = Provider(
         dashboard="your mail agent, Webhooks",
     ),
     authentication=Authentication(
-        Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, wire.validate_key, _sign
+        Signature.OVER_BODY, "HMAC-SHA256, or a static header", _verify, signatures.validate_key, _sign
     ),
     immediate_bytes=1024 * 1024,  # the decoding of a longer form takes too long for an event loop
     elements=_elements,
