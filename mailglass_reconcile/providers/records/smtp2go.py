@@ -69,7 +69,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     _validate_secret(secret)
     if ":" in secret:
         signatures.verify_basic(request, secret, now)
-    elif not signatures.constant_time_equal(request.header("Authorization"), f"Bearer {secret}"):
+    elif not signatures.has_bearer(request.header("Authorization").encode("utf-8", "replace"), secret):
         raise SignatureError("the bearer token is wrong")
 
 

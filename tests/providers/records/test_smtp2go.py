@@ -74,7 +74,10 @@ def test_the_names_in_callbacks_differ_from_those_of_the_subscription(name, type
 TOKEN = "a-token-of-the-webhook"  # noqa: S105
 
 
-@pytest.mark.parametrize(("header", "accepted"), [(f"Bearer {TOKEN}", True), ("Bearer another", False), (TOKEN, False)])
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [(f"Bearer {TOKEN}", True), ("Bearer another", False), (f"bearer  {TOKEN}", True), (TOKEN, False)],
+)
 def test_a_secret_without_a_colon_is_a_bearer_token(header, accepted):
     """https://developers.smtp2go.com/docs/webhooks-overview."""
     with nullcontext() if accepted else pytest.raises(SignatureError):
