@@ -12,7 +12,6 @@ from django.db import connections, transaction
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, RESEND, SENDGRID, SES
 from mailglass_reconcile import Sent
-from mailglass_reconcile.contrib.django import signals
 from waiting import settle
 
 pytestmark = [
@@ -54,7 +53,7 @@ def run_on_acceptance(provider, action):
 
     post_send.disconnect(dispatch_uid="mailglass_reconcile.on_post_send")
     post_send.connect(receive)
-    signals.connect(apps.get_app_config("mailglass_reconcile"))
+    apps.get_app_config("mailglass_reconcile").connect()
     yield
     post_send.disconnect(receive)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import django
 import pytest
-from anymail.signals import tracking
+from anymail.signals import post_send, pre_send, tracking
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
@@ -77,11 +77,12 @@ def anymail_django() -> None:
 
 def leave_the_app() -> None:
     """Undo what our app has registered since it was loaded."""
-    from mailglass_reconcile.contrib.django import receivers, signals  # noqa: PLC0415 - they need the settings
+    from mailglass_reconcile.contrib.django import signals  # noqa: PLC0415 - it needs the settings
 
     setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
-    signals.disconnect()
-    receivers._thread().submit(connections.close_all).result()
+    for signal, name in ((pre_send, "on_pre_send"), (post_send, "on_post_send"), (tracking, "on_tracking")):
+        signal.disconnect(dispatch_uid=f"mailglass_reconcile.{name}")
+    signals._thread().submit(connections.close_all).result()
     runtime.configure_framework()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
+from django.db.models.signals import post_migrate, pre_migrate
 
 from mailglass_reconcile import errors, runtime
 from mailglass_reconcile.contrib.django import project
@@ -31,11 +34,25 @@ class MailglassReconcileConfig(AppConfig):
 
     def ready(self) -> None:
         """Configure the database of `DATABASES`, without connecting, and register checks, receivers and migrations."""
-        from mailglass_reconcile.contrib.django import checks, signals  # noqa: F401, PLC0415 - Anymail wants the settings
+        from mailglass_reconcile.contrib.django import checks  # noqa: F401, PLC0415 - it registers them
 
         self._configure("MAILGLASS_")
         setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
-        signals.connect(self)
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect our receivers of signals; each loads its code, which takes half a second, on first use."""
+        from anymail.signals import post_send, pre_send, tracking  # noqa: PLC0415 - it wants the settings
+
+        for signal, sender, module, name in (
+            (pre_send, None, "signals", "on_pre_send"),
+            (post_send, None, "signals", "on_post_send"),
+            (tracking, None, "signals", "on_tracking"),
+            (pre_migrate, self, "migration_operations", "confirm_removal"),
+            (post_migrate, self, "migration_operations", "install"),
+        ):
+            receiver = _load_on_first_use(module, name)
+            signal.connect(receiver, sender, weak=False, dispatch_uid=f"mailglass_reconcile.{name}")
 
     def _configure(self, setting: str, **_kwargs: Any) -> None:
         """Configure our settings from Django's, at startup and when a test changes one."""
@@ -45,6 +62,13 @@ class MailglassReconcileConfig(AppConfig):
             alias = project.alias()
             local_names = {**LOCAL_NAMES, "MAILGLASS_DATABASE_URL": f"DATABASES[{alias!r}]"}
             runtime.configure_framework(partial(_make_engine, alias), local_names, _open_handlers_connection, **values)
+
+
+def _load_on_first_use(module: str, name: str) -> Callable[..., Any]:
+    def receive(**arguments: Any) -> None:
+        getattr(import_module(f"mailglass_reconcile.contrib.django.{module}"), name)(**arguments)
+
+    return receive
 
 
 def _make_engine(alias: str) -> sa.Engine:

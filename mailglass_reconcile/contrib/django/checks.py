@@ -186,9 +186,9 @@ def _read_settings() -> None:
 
 def _read_tenant_function() -> None:
     if getattr(settings, "MAILGLASS_TENANT", None) is not None:
-        from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - loading it takes long
+        from mailglass_reconcile.contrib.django import signals  # noqa: PLC0415 - loading it takes long
 
-        receivers.tenant_function()
+        signals.tenant_function()
 
 
 def _read_delivery_function() -> None:

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, receivers
+from mailglass_reconcile.contrib.django import database, signals
 from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.receiver import secret_store
@@ -86,7 +86,7 @@ def _record(provider: str, events: Sequence[WebhookEvent]) -> None:
     """Record all events of a webhook in one transaction, each for its tenant."""
     by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
     for event in events:
-        by_tenant[receivers.tenant_of(receivers.as_tracking_event(event))].append(event)
+        by_tenant[signals.tenant_of(signals.as_tracking_event(event))].append(event)
     database.record(
         lambda connection: [
             result

@@ -113,11 +113,9 @@ def send_without_our_receiver(number):
     """Return the status of a send of which our app has not been notified."""
     from anymail.signals import post_send  # noqa: PLC0415
 
-    from mailglass_reconcile.contrib.django import signals  # noqa: PLC0415
-
     post_send.disconnect(dispatch_uid="mailglass_reconcile.on_post_send")
     status = send_accepted("Postmark", [ANN], [f"<{number}-0@example.com>"])
-    signals.connect(apps.get_app_config("mailglass_reconcile"))
+    apps.get_app_config("mailglass_reconcile").connect()
     return status
 
 

@@ -20,7 +20,7 @@ import mailglass_reconcile
 from anymail_sends import ANN, BOB, STORY, Message
 from anymail_webhooks import POSTMARK, SENDGRID
 from mailglass_reconcile import Sent, record_send
-from mailglass_reconcile.contrib.django import connection, receivers, signals
+from mailglass_reconcile.contrib.django import connection, signals
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.pubsub import flush
 
@@ -64,7 +64,7 @@ def lines(caplog):
 @pytest.mark.parametrize(
     ("tenant", "reason"),
     [
-        (fail, r"KeyError in .*test_receivers.py:\d+"),
+        (fail, r"KeyError in .*test_signals.py:\d+"),
         ("nowhere.tenant", "MAILGLASS_TENANT: cannot import nowhere.tenant"),
         (lambda subject: 5, "the value that MAILGLASS_TENANT returns must be a string"),
         ("a" * 600, "MAILGLASS_TENANT must be a string"),
@@ -135,7 +135,7 @@ def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batc
     document[1]["anymail_id"] = [document[1]["anymail_id"]]
     tracking.disconnect(dispatch_uid="mailglass_reconcile.on_tracking")
     tracking.connect(beyond_all_times, dispatch_uid="beyond")
-    signals.connect(apps.get_app_config("mailglass_reconcile"))
+    apps.get_app_config("mailglass_reconcile").connect()
     post([{**request, "data": json.dumps(document)}])
     tracking.disconnect(dispatch_uid="beyond")
     assert db.value(LEDGER) == 2 + len(STORY) - 2
@@ -177,7 +177,7 @@ def test_a_text_is_also_the_tenant_of_calls_without_one(db):
 def test_a_text_with_a_dot_must_name_a_function():
     """A misspelled name must not become a tenant."""
     with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
-        receivers.tenant_function()
+        signals.tenant_function()
 
 
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):
