@@ -1,13 +1,13 @@
-"""Parse, verify and receive providers' webhooks.
+"""Parse, verify and receive providers' webhooks: the public names, on top of the providers and the receiver.
 
-Parsing and verifying need no database: only this module imports other wings of the package, and only on first use.
+Parsing and verifying need no database, so the other names are loaded on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import mailglass_reconcile.receiver  # noqa: F401 - it loads an application's own providers
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError, UnknownProviderError
-from mailglass_reconcile.providers import formats, registry
 from mailglass_reconcile.providers.custom_providers import webhook_reader
 from mailglass_reconcile.providers.parsing import parse, verify
 
@@ -40,19 +40,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def _load_custom_providers() -> None:
-    from mailglass_reconcile import runtime  # noqa: PLC0415 - it imports SQLAlchemy; only a custom provider needs it
-
-    runtime.load_imports()
-
-
-def _count_format_warning(provider: str, type_: str) -> None:
-    from mailglass_reconcile import telemetry  # noqa: PLC0415 - it imports OpenTelemetry
-
-    telemetry.count_format_warning(provider, type_)
-
-
-registry.load_custom_providers = _load_custom_providers
-formats.count_warning = _count_format_warning

@@ -10,6 +10,7 @@ import datetime as dt
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+import mailglass_reconcile.receiver  # noqa: F401 - it counts warnings of formats
 from mailglass_reconcile.providers import formats, registry, wire
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import provider_rules

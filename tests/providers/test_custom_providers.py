@@ -1,6 +1,7 @@
 """A provider with an application's reader is served like any other."""
 
 import datetime as dt
+import os
 import sys
 from importlib import import_module
 
@@ -158,18 +159,50 @@ def test_an_invalid_or_registered_name_is_refused(name, carrier):
         webhook_reader(name, read=carrier.read, verify=carrier.verify)
 
 
-@pytest.mark.slow
-def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
-    """The process imports nothing of it itself."""
-    request = carrier.make_signed_request()
-    script = f"""
-from mailglass_reconcile.webhooks import parse, verify
-assert parse("carrier", {request.body!r})[0].type == "delivered"
-verify("carrier", {request.body!r}, {request.headers!r}, secret="coo")
+DJANGO = """
+import django
+from django.conf import settings
+settings.configure(
+    ALLOWED_HOSTS=["testserver"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
+    INSTALLED_APPS=["mailglass_reconcile.contrib.django"],
+    ROOT_URLCONF="mailglass_reconcile.contrib.django.urls",
+)
+django.setup()
+from django.test import Client
 """
-    env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "carrier", "PYTHONPATH": "tests/support"}
-    result = processes.run(["-c", script], env)
-    assert result.returncode == 0, result.stderr
+FIRST_IMPORTS = {
+    "parse": "from mailglass_reconcile.webhooks import parse; print(parse('carrier', BODY)[0].type)",
+    "verify": "from mailglass_reconcile.webhooks import verify; print(verify('carrier', BODY, HEADERS, secret='coo'))",
+    "receive": "from mailglass_reconcile.receiver.receiving import receive; receive(None, 'carrier', BODY, {})",
+    "webhook_app": "from mailglass_reconcile.receiver.app import webhook_app; print(webhook_app())",
+    "Django's view": f"{DJANGO}print(Client().post('/carrier', BODY, 'text/plain').status_code)",
+    "GET to Django's view": f"{DJANGO}print(Client().get('/carrier').status_code)",
+    "Anymail": "from mailglass_reconcile.contrib import anymail; anymail.registry.load_provider('carrier')",
+}
+OUTPUTS = {
+    "parse": "delivered",
+    "verify": "None",
+    "receive": "SignatureError: the signature cannot be checked (KeyError)",
+    "webhook_app": "Receiver object",
+    "Django's view": "401",
+    "GET to Django's view": "200",
+    "Anymail": "",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "Django's view" else pytest.mark.slow) for name in FIRST_IMPORTS]
+)
+def test_whatever_is_imported_first_knows_it_through_the_setting(name, carrier):
+    """The process imports nothing of it itself, and one module of ours."""
+    request = carrier.make_signed_request()
+    env = {**os.environ, "MAILGLASS_IMPORTS": "carrier", "MAILGLASS_WEBHOOK_SECRETS": "carrier=coo"}
+    env |= {"PYTHONPATH": "tests/support", "MAILGLASS_DATABASE_URL": "postgresql://nobody@nowhere/none"}
+    code = f"BODY, HEADERS = {request.body!r}, {request.headers!r}\n{FIRST_IMPORTS[name]}"
+    result = processes.run(["-c", code], env)
+    assert OUTPUTS[name] in result.stdout + result.stderr
+    assert result.returncode == (name == "receive"), result.stderr
 
 
 def test_an_application_loads_it_at_startup(db, monkeypatch, carrier):

@@ -1,7 +1,11 @@
-"""When modules are imported, and what works without Celery."""
+"""When modules are imported, which wing loads which, and what works without Celery."""
 
+import ast
 import json
 import os
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +146,36 @@ except SignatureError:
 """
     process = python(code)
     assert (process.returncode, process.stdout, process.stderr) == (0, "[]\n", "")
+
+
+PACKAGE = Path(mailglass_reconcile.__path__[0])
+
+
+def wings_from_top() -> dict[str, int]:
+    """Return the level of each wing in import-linter's contract, 0 for the highest."""
+    contracts = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (contract for contract in contracts if contract.get("containers") == ["mailglass_reconcile"])
+    assert "ignore_imports" not in contract
+    return {wing: level for level, layer in enumerate(contract["layers"]) for wing in re.findall(r"\w+", layer)}
+
+
+def modules_loaded_by_name(path: Path) -> set[str]:
+    """Return the modules of ours whose names are texts of a file that loads modules by their names."""
+    code = path.read_text()
+    if "import_module(" not in code:
+        return set()
+    texts = (node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant))
+    return {match[1] for text in texts if (match := re.match(r"mailglass_reconcile\.([a-z_.]*\w)", str(text)))}
+
+
+def test_only_the_rules_load_a_higher_wing_by_its_name():
+    """import-linter holds the import statements; it cannot see names."""
+    levels = wings_from_top()
+    upward = {
+        (wing, name)
+        for path in PACKAGE.rglob("*.py")
+        for wing in [path.relative_to(PACKAGE).with_suffix("").parts[0]]
+        for name in modules_loaded_by_name(path)
+        if levels[name.partition(".")[0]] < levels[wing]
+    }
+    assert upward == {("rules", "providers.records")}
