@@ -70,7 +70,7 @@ GRANT SELECT ON mailglass_reconcile_version TO mailglass_sweeper;
 GRANT SELECT, INSERT ON mailglass_events TO mailglass_sweeper;
 -- match deliveries, and project events onto them
 GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, lock_version, updated_at,
-              inserted_at, last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at,
+              inserted_at, xmax, last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at,
               complained_at, suppressed_at),
       UPDATE (last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at,
               suppressed_at, lock_version, updated_at)
@@ -183,9 +183,10 @@ GRANT SELECT ON mailglass_handler_outbox TO mailglass_reader;
 GRANT SELECT ON mailglass_handled_types TO mailglass_reader;
 -- show runs
 GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;
--- show deliveries
-GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, inserted_at, last_event_type,
-              last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at)
+-- show deliveries, and which session has locked one (`xmax`)
+GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, inserted_at, xmax,
+              last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at,
+              suppressed_at)
    ON mailglass_deliveries TO mailglass_reader;
 \endif
 

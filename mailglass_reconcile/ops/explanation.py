@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command, with_local_names
-from mailglass_reconcile.ops import deliveries, orphans
+from mailglass_reconcile.ops import deliveries, lock_holders, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.rules import matching, provider_rules, redelivery, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
@@ -35,7 +36,7 @@ from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import Decision
+from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
 
 TIMEOUT_MS = 24_000
 EVENTS = 20
@@ -109,6 +110,8 @@ class Explanation:
         linked_by: `hand` if a person linked it; None if not.
         linked_by_actor: The name of that person.
         reason: Why, in that person's words.
+        held_by: The session whose open transaction has locked the event or its delivery, so that sweeps skip it, with
+            the fields of `LockHolder`; None if there is none, or if it is not found.
     """
 
     event_id: str
@@ -140,6 +143,7 @@ class Explanation:
     linked_by: str | None = None
     linked_by_actor: str | None = None
     reason: str | None = None
+    held_by: LockHolder | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `explain --json` prints them."""
@@ -201,6 +205,8 @@ def outlook(event: Explanation) -> Iterator[Fact]:
         yield Fact("match", f"a sweep now would find it {event.verdict}")
     for number, step in enumerate(_STEP.split(event.remedy) if event.remedy else []):
         yield Fact("" if number else "to link it", step, is_remedy=True)
+    if event.held_by and event.held_by.since:
+        yield Fact("held since", "{}", event.held_by.since)
     if event.refused:
         yield Fact("refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
     if event.state == "waiting":
@@ -208,7 +214,8 @@ def outlook(event: Explanation) -> Iterator[Fact]:
     elif event.state == "expired":
         yield Fact("next try", "never")
     elif event.expires_at:
-        yield Fact("next try", "next full sweep; expires {}", event.expires_at)
+        next_sweep = "first full sweep after that transaction" if event.held_by else "next full sweep"
+        yield Fact("next try", f"{next_sweep}; expires {{}}", event.expires_at)
 
 
 class Origins(NamedTuple):
@@ -291,14 +298,17 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
         by_sweep = settled_state == "linked" and not row.by_hand
         linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
         return _explain_settled(row, settled_state, origins, linking)
-    orphans = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", NO_KEYS)]
-    (keys,) = matcher.current_keys(tx.reading, orphans)
+    (orphan,) = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", NO_KEYS)]
+    (keys,) = matcher.current_keys(tx.reading, [orphan])
     decision = matcher.decide(tx.reading, row.id, row.tenant_id, keys)
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
     candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.candidates])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
     explanation = _explain_open(row, origins, decision, deliveries_by_id, erased=erased)
+    if explanation.state == MATCHED:
+        match = OrphanMatch(orphan, decision.keys, decision.result)
+        return _explain_held(explanation, lock_holders.find_holder(tx, [match]))
     if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
         return replace(explanation, sentence=_OVERSIZED, remedy=_REMEDY_OVERSIZED)
     if explanation.remedy and IN_MAILGLASS in explanation.remedy and not schema.is_made_by_mailglass(tx):
@@ -425,6 +435,13 @@ def _explain_open(
         expires_at=row.expires,
         refused=row.refused or 0,
     )
+
+
+def _explain_held(explanation: Explanation, holder: LockHolder | None) -> Explanation:
+    if holder is None:
+        return explanation
+    sentence = f"its delivery exists, but {holder.name} has locked it or the event, which sweeps skip until that ends"
+    return replace(explanation, sentence=sentence, remedy=holder.remedy, held_by=holder)
 
 
 def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:

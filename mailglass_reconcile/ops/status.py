@@ -10,6 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_series
 from mailglass_reconcile.ops.checks import ERROR, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.deliveries import RecentLink
+from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import FirstRunState
 from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
@@ -90,6 +91,7 @@ class Overview:
         links: The latest links of the last day.
         series: Backlog and lag over time, the oldest first.
         health: The findings of the fast checks.
+        holder: The session that holds up the oldest event that could be linked; None without one.
     """
 
     status: Status
@@ -99,6 +101,7 @@ class Overview:
     links: list[RecentLink]
     series: list[TimeBucket]
     health: Health
+    holder: LockHolder | None
 
 
 def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
@@ -145,6 +148,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
             links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
             series=time_series.load_series(tx, seconds),
             health=health,
+            holder=context.late_holder,
         )
 
 

@@ -152,7 +152,7 @@ SWEEPER = Role(
             {
                 "SELECT": (
                     "id tenant_id mailable stream recipient provider provider_message_id lock_version updated_at"
-                    f" inserted_at {_PROJECTION}"
+                    f" inserted_at xmax {_PROJECTION}"
                 ),
                 "UPDATE": f"{_PROJECTION} lock_version updated_at",
             },
@@ -297,10 +297,10 @@ READER = Role(
         Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant("show runs", "mailglass_reconcile_runs", {"SELECT": ALL}),
         Grant(
-            "show deliveries",
+            "show deliveries, and which session has locked one (`xmax`)",
             "mailglass_deliveries",
             {
-                "SELECT": "id tenant_id mailable stream recipient provider provider_message_id inserted_at"
+                "SELECT": "id tenant_id mailable stream recipient provider provider_message_id inserted_at xmax"
                 f" {_PROJECTION}"
             },
         ),

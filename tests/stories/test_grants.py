@@ -18,7 +18,8 @@ from browsing import TOKEN, Visitor
 from catalog import client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from handling import leaving
-from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook
+from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook, runtime
+from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.record import erasure
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import certificates, engines, privileges
@@ -500,6 +501,22 @@ def test_nobody_changes_whose_event_something_is(db, acting, documented, stateme
     settings = acting(documented)
     for statement in statements:
         check_refused(settings, statement)
+
+
+@pytest.mark.parametrize("documented", ["mailglass_reader", "mailglass_sweeper"])
+def test_a_role_sees_which_session_has_locked_a_delivery_but_not_what_it_does(db, acting, documented):
+    delivery(db, "m-1")
+    event_id = orphan(db, postmark("m-1"))
+    with db.engine.begin() as holder:
+        pid = holder.exec_driver_sql("SELECT pg_backend_pid() FROM mailglass_deliveries FOR UPDATE").scalar_one()
+        assert mailglass_reconcile.reconcile().skipped_held == 1
+        settings = acting(documented)
+        held_by = explain(runtime.database(), uuid.UUID(event_id)).held_by
+        role = make_url(settings.database_url.get_secret_value()).username
+        db.run(f"REVOKE SELECT (xmax) ON mailglass_deliveries FROM {role}")  # noqa: S608
+        explanation = explain(runtime.database(), uuid.UUID(event_id))
+    assert (held_by.pid, held_by.role, held_by.state, held_by.since) == (pid, "postgres", None, None)
+    assert (explanation.state, explanation.held_by) == ("matched", None), "a role without xmax"
 
 
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):

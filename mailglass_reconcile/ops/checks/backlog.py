@@ -13,6 +13,7 @@ from mailglass_reconcile.ops.checks.sweeps import DATABASE_CHECKS, WORKER_CHECKS
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
 from mailglass_reconcile.rules.states import UNSEEN
+from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.listing import OVERSIZED_SHOWN
@@ -36,9 +37,15 @@ def linking(context: CheckContext) -> Iterator[Finding]:
     """Nothing stays open for long although its delivery exists."""
     lag = context.history.lag_seconds
     if lag > context.max_lag_seconds:
+        message = f"an event has been open for {format_duration(lag)} although its delivery exists"
+        step = "run `mailglass-reconcile sweep`, which links it or says why not"
+        if holder := context.late_holder:
+            since = f" since {format_time(holder.since)}" if holder.since else ""
+            message += f": {holder.name} has locked it or the event{since}"
+            step = f"{holder.remedy}; the next sweep links it"
         yield error(
-            f"an event has been open for {format_duration(lag)} although its delivery exists",
-            "run `mailglass-reconcile sweep`, which links it or says why not",
+            message,
+            step,
             (*DATABASE_CHECKS, *WORKER_CHECKS, "beat", "sweeps"),
         )
     else:

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 from mailglass_reconcile.errors import MailglassReconcileError, docs_url, with_local_names
-from mailglass_reconcile.ops import runs
+from mailglass_reconcile.ops import lock_holders, runs
+from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules.states import FindingStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
@@ -158,6 +159,12 @@ class CheckContext:
     @cached_property
     def history(self) -> RunHistory:
         return runs.load_history(self.tx)
+
+    @cached_property
+    def late_holder(self) -> LockHolder | None:
+        """The session that holds up the oldest event that could be linked."""
+        lag = self.history.lag_seconds
+        return lock_holders.find_holder_of_late(self.tx, lag) if lag else None
 
     @cached_property
     def outbox(self) -> outbox.Facts:
