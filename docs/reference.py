@@ -283,7 +283,7 @@ def blocks() -> dict[str, str]:
     return {
         "functions": api(),
         "subcommands": subcommands(),
-        "providers": matrix(),
+        "providers": links(),
         "accepted": two_columns("field", "accepted", ACCEPTED),
         "repaired": two_columns("value", "becomes", REPAIRED),
         "roles": roles(),
@@ -356,58 +356,47 @@ def with_compose_grants(compose: str) -> str:
     return head + begin + textwrap.indent(compose_grants(), " " * 6) + end + tail
 
 
-def matrix() -> str:
-    """Return what each provider reports, from its record."""
-    records = sorted(
-        (registry.get_provider(name) for name in registry.PROVIDERS), key=lambda record: record.title.lower()
-    )
-    rows = [
-        "| provider | reports | bounces | recipient | SMTP status | signature | `trigger` |",
-        "|---|---|---|---|---|---|---|",
-        *(_reported(record) for record in records),
-    ]
-    return "\n".join(rows) + "\n"
-
-
-def _reported(record: Provider) -> str:
-    kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
-    types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
-    bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
-    cells = [
-        f"[{record.title}](#{record.title.lower().replace(' ', '-')})",
-        ", ".join(types),
-        " and ".join(bounces) or "not told apart",
-        record.recipient_known,
-        "no" if record.table.reply is None and record.events is None else "yes",
-        _authentication(record),
-        "no" if record.has_private_key else "yes",
-    ]
-    return f"| {' | '.join(cells)} |"
+def links() -> str:
+    """Return a link to each provider's block."""
+    records = map(registry.get_provider, registry.PROVIDERS)
+    titles = sorted((record.title for record in records), key=str.lower)
+    return " ·\n".join(f"[{title}](#{title.lower().replace(' ', '-')})" for title in titles) + "\n"
 
 
 def setup(record: Provider) -> str:
-    """Return the table of a provider's section."""
+    """Return the table of a provider's block."""
     rows = {
         "secret": record.setup.setting,
-        "signed by": record.setup.signed_by,
+        "signed by": _signature_with_age(record),
         "dashboard": record.setup.dashboard,
         "events to enable": record.event_selection,
+        "reports": _reported(record),
+        "recipient": "" if record.recipient_known == "yes" else record.recipient_known,
         "retries": record.retries,
         "id in the webhook": record.setup.message_id,
         "sent over SMTP": record.setup.over_smtp,
+        "`trigger`": "no, because a private key signs" if record.has_private_key else "",
         "documentation": f"[{record.title}]({record.documentation})",
     }
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value)
 
 
-def _authentication(record: Provider) -> str:
-    """Return how a provider's webhooks are verified, and how old a signature may be; a password has no age."""
-    authentication = record.authentication
-    if authentication.signature is Signature.IN_HEADERS:
-        return authentication.description
-    seconds = authentication.max_age_seconds
-    age = "of any age" if seconds is None else f"at most {format_duration(seconds)} old"
-    return f"{authentication.description}, {age}"
+def _signature_with_age(record: Provider) -> str:
+    """Return what signs, and how old a signature may be; a password or a header has no age."""
+    seconds = record.authentication.max_age_seconds
+    if record.authentication.signature is Signature.IN_HEADERS or not record.setup.signed_by:
+        return record.setup.signed_by
+    return f"{record.setup.signed_by}, {'of any age' if seconds is None else f'at most {format_duration(seconds)} old'}"
+
+
+def _reported(record: Provider) -> str:
+    """Return the types of a provider's events, with the kinds of bounces that it tells apart."""
+    kinds = [kind for kind in record.table.kinds.values() if kind.type not in ("", "unknown")]
+    bounces = [word for word in ("hard", "soft") if any(kind.bounce == word for kind in kinds)]
+    types = [type_ for type_ in TYPES if type_ in reported_types(record) - {"unknown"}]
+    return ", ".join(
+        f"{type_} ({' and '.join(bounces)})" if type_ == "bounced" and bounces else type_ for type_ in types
+    )
 
 
 OWNER = (

@@ -92,7 +92,7 @@ def test_each_process_listens_on_the_port_of_the_page():
         name: {option.name: option.default for option in commands.SUBCOMMANDS[name].params}
         for name in ("receive", "serve")
     }
-    assert "listens on 127.0.0.1:8081 (`--host`, `--port`)" in PAGES["providers.md"]
+    assert "listens on 127.0.0.1:8081 (`--host`, `--port`)" in PAGES["receiving.md"]
     assert "serving on http://127.0.0.1:8080/" in PAGES["dashboard.md"]
     assert {name: (values["host"], values["port"]) for name, values in defaults.items()} == {
         "receive": ("127.0.0.1", 8081),

@@ -32,7 +32,8 @@ READERS = {
     "monitoring.md": "",
     "order-status.md": "call_postmark message order",
     "own-provider.md": "",
-    "providers.md": "app engine provider body headers to message domain ses brevo mailersend mailgun mailjet mailtrap"
+    "receiving.md": "app engine provider body headers",
+    "providers.md": "engine to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go sqs azure smtp2go zeptomail",
     "python.md": "answer to engine AsyncSession",
     "recording.md": "postmark engine async_engine address when webhook_id message_id",

@@ -30,7 +30,7 @@ ELSEWHERE = {
     ("live-updates.md", "python"): "test_live_updates.py",
     ("order-status.md", "python"): "test_order_status.py",
     ("order-status.md", "sql"): "test_order_status.py",
-    ("providers.md", "sql"): "test_other_languages.py",
+    ("receiving.md", "sql"): "test_other_languages.py",
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
@@ -60,7 +60,7 @@ NOT_RUN = {
     ("upgrading.md", "it asks"),
     ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
     ("performance.md", "it takes half an hour"),
-    ("providers.md", "it needs a receiver that is running"),
+    ("receiving.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with its own CA"),
@@ -186,15 +186,23 @@ assert {call["task_id"] for call in called} == {str(item.event_id) for item in r
 assert not any(call["retry"] for call in called)
 """,
     ),
-    "providers.md": Frame(
+    "receiving.md": Frame(
         f"""{ENGINE}
 import types
 os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
+mounted = []
 app = types.SimpleNamespace(mount=lambda path, receiver: mounted.append(path))
-mounted, to, domain, message = [], "ada@example.com", "example.com", {{}}
 provider, headers = "postmark", {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
 body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
-from mailglass_reconcile import Sent, record_send
+""",
+        """
+assert mounted == ["/webhooks"] and recorded
+""",
+    ),
+    "providers.md": Frame(
+        f"""{ENGINE}
+import types
+to, domain, message = "ada@example.com", "example.com", {{}}
 class Client:
     "Any provider's: every call and attribute leads to its answer."
     def __init__(self, answer):
@@ -225,7 +233,6 @@ sqs = types.SimpleNamespace(
 )
 """,
         """
-assert mounted == ["/webhooks"] and recorded
 consume("https://sqs.eu-west-1.amazonaws.com/123456789012/mail")
 assert deleted == ["r-1"]
 with engine.connect() as connection:

@@ -35,7 +35,7 @@ def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[...,
 def webhook(request: HttpRequest, provider: str) -> HttpResponse:
     """Verify, read and record a provider's webhook, and respond with 200 after the commit.
 
-    With another status the provider sends it again, or shows what is wrong: `docs/providers.md` lists them.
+    With another status the provider sends it again, or shows what is wrong: `docs/receiving.md` lists them.
     """
     try:
         return _respond(request, provider)
