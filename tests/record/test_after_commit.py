@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 import factories
-from drivers import Driver
+from drivers import Driver, on_drivers
 from faults import proxy, servers
 from mailglass_reconcile import (
     ConfigurationError,
@@ -81,10 +81,10 @@ def roll_back_without_the_word(session):
     connection.exec_driver_sql("ROLLBACK TO own")
 
 
-UNDONE = pytest.mark.parametrize("undone", [roll_back_in_lower_case, roll_back_without_the_word])
+UNDONE = (roll_back_in_lower_case, roll_back_without_the_word)
 
 
-@UNDONE
+@on_drivers("undone", UNDONE, UNDONE[:1])
 def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
     """A Session and `broadcast` notice it, however ROLLBACK TO is spelled."""
 
@@ -99,7 +99,7 @@ def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
     )
 
 
-@UNDONE
+@pytest.mark.parametrize("undone", UNDONE)
 def test_broadcast_publishes_nothing_that_a_savepoint_has_undone(db, undone):
     """Nor does it broadcast what the caller has rolled back."""
     with db.engine.connect() as connection:
@@ -135,7 +135,7 @@ def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
     assert read_published_message_ids(db) == []
 
 
-@pytest.mark.parametrize("fault", ["before", "after"])
+@on_drivers("fault", ["before", "after"], ["after"])
 def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):
     """The Session raises; once the server is back, `broadcast` publishes what was committed."""
     recorded = []
@@ -297,10 +297,8 @@ SELECT count(*) FROM pg_stat_activity
 """
 
 
-@pytest.mark.parametrize("name", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
-def test_a_flush_closes_the_connection_of_the_thread(db, name):
+def test_a_flush_closes_the_connection_of_the_thread(db, driver):
     """DROP DATABASE is not blocked."""
-    driver = Driver(make_url(db.url).set(drivername=f"postgresql+{name}"))
     driver.run_session(lambda session: record(session, event("m-1")))
     wait_until(flush)
     wait_until(lambda: db.value(SESSIONS) == 0, 5)
@@ -539,25 +537,21 @@ def _record_and_end(db):
         broadcast(recorded)
 
 
-WRITERS = pytest.mark.parametrize(
-    "write",
-    [
-        lambda connection: record(connection, event("m-1")),
-        lambda connection: record_one_send(connection, "m-3"),
-        lambda connection: erase(connection, recipient="ada@example.com"),
-    ],
-    ids=["record_webhook", "record_send", "erase"],
-)
+WRITERS = {
+    "record_webhook": lambda connection: record(connection, event("m-1")),
+    "record_send": lambda connection: record_one_send(connection, "m-3"),
+    "erase": lambda connection: erase(connection, recipient="ada@example.com"),
+}
 
 
-@WRITERS
-def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, write):
+@on_drivers("writer", WRITERS, ["record_webhook"])
+def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, writer):
     """Whatever set its encoding, nothing is written and the transaction goes on."""
 
     def work(connection):
         connection.exec_driver_sql("SET LOCAL client_encoding = 'LATIN1'")
         with pytest.raises(ConfigurationError, match="client_encoding is LATIN1") as caught:
-            write(connection)
+            WRITERS[writer](connection)
         assert 'client_encoding="utf8"' in str(caught.value)
         assert "\n" not in str(caught.value)
         connection.exec_driver_sql("SELECT 1")
@@ -585,10 +579,9 @@ def test_a_call_is_two_round_trips_at_most_besides_begin_and_commit(db):
             assert counts[0] <= most + 2, name
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg"], indirect=True)
 def test_no_value_is_in_the_text_of_a_statement(db, driver):
     """`pg_stat_activity` shows statements to other roles. Only psycopg2 has no way to avoid it."""
-    if driver.url.drivername.endswith("psycopg2"):
-        return
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(STORE_QUERIES)
 

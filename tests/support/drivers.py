@@ -1,7 +1,7 @@
 """Every driver that an application may use: psycopg, psycopg2, and asyncpg inside `run_sync`."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,20 @@ class Driver:
             return result
 
 
-@pytest.fixture(params=["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
+DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
+
+
+def on_drivers(name: str, values: Iterable[Any], elsewhere: Iterable[Any]) -> pytest.MarkDecorator:
+    """Try all values of a parameter with psycopg, and those of *elsewhere* with the other drivers.
+
+    The others differ in how a driver reports something, not in what Postgres does.
+    """
+    pairs = [(DRIVERS[0], value) for value in values]
+    pairs += [(driver, value) for value in elsewhere for driver in DRIVERS[1:]]
+    return pytest.mark.parametrize(("driver", name), pairs, indirect=["driver"])
+
+
+@pytest.fixture(params=DRIVERS)
 def driver(db, request) -> Driver:
     """Each driver, on the test's database."""
     return Driver(sa.make_url(db.url).set(drivername=f"postgresql+{request.param}"))
