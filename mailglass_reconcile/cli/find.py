@@ -19,10 +19,10 @@ from mailglass_reconcile.cli.output import (
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import search
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.times import format_time
+from mailglass_reconcile.store.listing import ListedEvent
 
 EXAMPLES = """\b
 Examples:
@@ -91,7 +91,7 @@ def _delivery(delivery: Delivery) -> Iterator[str]:
     yield wrap_text(f"{', '.join(facts)}, stored {format_time(delivery.stored_at)}", "  ")
 
 
-def _event(orphan: OpenOrphan) -> Iterator[str]:
+def _event(orphan: ListedEvent) -> Iterator[str]:
     yield wrap_text(orphan.summary, "  ", "event: ")
     facts = f"tenant {orphan.tenant_id}, provider {orphan.provider or '-'}, arrived {format_time(orphan.arrived_at)}"
     expires = f"; expires {format_time(orphan.expires_at)}" if orphan.expires_at else ""

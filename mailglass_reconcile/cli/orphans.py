@@ -11,7 +11,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import argument, format_as_of, ignore_broken_pipe, print_json, wrap_text
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenant_suggestions
-from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter, OpenOrphan, OrphanPage
+from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.rules import event_types, provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
@@ -19,7 +19,7 @@ from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OPEN_STATES, short_label
 from mailglass_reconcile.rules.times import format_time
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.listing import Cause
+from mailglass_reconcile.store.listing import EXPIRED, Cause, ListedEvent, ListFilter
 
 EXAMPLES = """\b
 Examples:
@@ -65,7 +65,7 @@ def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
-    selection = ListFilter(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
+    selection = pages.make_filter(**{**_validate(filters), "state": EXPIRED if expired else filters["state"]})
     if selection.state == EXPIRED and selection.recipient:
         raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
@@ -126,7 +126,7 @@ def _format_cause(cause: Cause) -> str:
     return f"{cause.number:,} {cause.state}: {escape_unprintable(tenants)}{provider}"
 
 
-def _format_orphan(orphan: OpenOrphan) -> str:
+def _format_orphan(orphan: ListedEvent) -> str:
     state: str = orphan.state
     if orphan.verdict:
         outcome = "link it with sweep --event" if orphan.verdict == MATCHED else short_label(orphan.verdict)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import deliveries, explanation, orphans, runs
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store import personal_data
 from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.listing import ListedEvent
 from mailglass_reconcile.store.personal_data import PersonFilter
 
 READ_LIMIT = 100_000
@@ -52,7 +51,7 @@ class Hit(NamedTuple):
     kind: Literal["delivery", "event"]
     id: str
     at: str
-    record: Delivery | OpenOrphan
+    record: Delivery | ListedEvent
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as `find --json` prints them."""
@@ -147,29 +146,29 @@ def find_within(tx: Transaction, term: SearchTerm, *, limit: int = 50) -> Search
     events = {orphan.event_id: orphan for orphan in (*open_.orphans, *event)}
     hits = [Hit("delivery", delivery.delivery_id, delivery.stored_at, delivery) for delivery in newest_deliveries]
     hits += [Hit("event", orphan.event_id, orphan.arrived_at, orphan) for orphan in events.values()]
-    newest = sorted(hits, key=attrgetter("at", "id"), reverse=True)[:limit]
+    newest = sorted(hits, key=lambda hit: (hit.at.removesuffix("Z"), hit.id), reverse=True)[:limit]
     events_number = max(open_.number, len(events))
     more = number + events_number > len(newest)
     return SearchResults(tuple(newest), number, events_number, more, number >= READ_LIMIT or open_.at_least, as_of)
 
 
-def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[OpenOrphan], set[str]]:
+def _load_event(tx: Transaction, term: SearchTerm) -> tuple[list[ListedEvent], set[str]]:
     """Return the event with the id of the term, if any, and the ids of deliveries to search for."""
     if term.id is None:
         return [], set()
     explained = explanation.explain_within(tx, term.id)
     if explained.state == "unknown" or term.tenant_id not in (None, explained.tenant_id):
         return [], {str(term.id)}
-    event = OpenOrphan(
+    event = ListedEvent(
         explained.event_id,
         explained.tenant_id or "",
         explained.provider,
         explained.type,
         explained.state,
         explained.arrived_at or "",
+        explained.expires_at,
         explained.candidate_ids,
         explained.delivery_id,
-        explained.expires_at,
         explained.verdict,
     )
     return [event], {str(term.id), *filter(None, [explained.delivery_id])}

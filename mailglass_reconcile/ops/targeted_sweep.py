@@ -7,10 +7,10 @@ from uuid import UUID
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import deliveries, explanation, orphans
-from mailglass_reconcile.ops.orphans import EXPIRED, ListFilter
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import EXPIRED
 from mailglass_reconcile.store.window import EVERYTHING, OrphanFilter
 from mailglass_reconcile.sweep.recent import AHEAD_SECONDS
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -92,8 +92,13 @@ def _read_delivery(database: Database, delivery_id: UUID) -> tuple[str, str]:
 
 def _find_expired(database: Database, target: Target, tenant_id: str, message_id: str) -> list[str]:
     """Return the expired events that match a target's delivery; only the ledger has them."""
-    filters = ListFilter(
-        EXPIRED, tenant_id, target.provider, older=target.older, newer=target.newer, message_id=message_id
+    filters = orphans.make_filter(
+        state=EXPIRED,
+        tenant_id=tenant_id,
+        provider=target.provider,
+        min_age_seconds=target.older,
+        max_age_seconds=target.newer,
+        message_id=message_id,
     )
     event_ids: list[str] = []
     after: str | None = None

@@ -84,7 +84,8 @@ SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_co
 """
 
 _ALLOW_SCANS = """
-SELECT set_config('enable_seqscan', :allowed, true), set_config('enable_sort', :allowed, true)
+SELECT current_setting('enable_seqscan') AS scans, current_setting('enable_sort') AS sorts,
+       set_config('enable_seqscan', :scans, true), set_config('enable_sort', :sorts, true)
 """
 
 # An ordinary table: reading a view would run the code of its owner.
@@ -458,12 +459,11 @@ def prefer_scans(tx: Transaction) -> Iterator[None]:
 def trust_statistics(tx: Transaction) -> Iterator[None]:
     """Let the planner choose between an index and a scan with a sort for the block's statements.
 
-    Use it only in a transaction of `reading`, for statements that are cheap either way, because statistics may be
-    stale.
+    Use it for statements that are cheap either way, because statistics may be stale.
     """
-    tx.execute(_ALLOW_SCANS, {"allowed": "on"})
+    previous = tx.execute(_ALLOW_SCANS, {"scans": "on", "sorts": "on"}).one()
     yield
-    tx.execute(_ALLOW_SCANS, {"allowed": "off"})
+    tx.execute(_ALLOW_SCANS, {"scans": previous.scans, "sorts": previous.sorts})
 
 
 def with_retries(action: Callable[[], T]) -> T:

@@ -2,81 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
 
 from mailglass_reconcile.rules import states
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.database import NIL, Transaction, array_literal
-from mailglass_reconcile.store.open_orphans import NO_KEYS, Cursor, OrphanRow
+from mailglass_reconcile.store.database import Transaction, array_literal, trust_statistics
 
 OVERSIZED_SHOWN = 50
 """Documents of the newest open orphans that are measured at most: each may have megabytes."""
+WAITING: Final = "waiting"
+EXPIRED: Final = "expired"
 
-_BOUNDS = """
-SELECT greatest(CASE WHEN :waiting THEN CAST(:eligible_until AS timestamp) ELSE CAST(:eligible_after AS timestamp) END,
-                now()::timestamp - make_interval(secs => CAST(:newer AS float8)))::text,
-       least(CASE WHEN :waited THEN CAST(:eligible_until AS timestamp) ELSE 'infinity' END,
-             now()::timestamp - make_interval(secs => CAST(:older AS float8)))::text
-"""
-
-# An orphan linked since keeps its cursor, if its session wrote UTC; one without an event is still in our table.
-_CURSOR = """
-SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
-  FROM (SELECT CAST(:event_id AS uuid) AS id) AS k
-  LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
-  LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
- WHERE coalesce(o.arrived_at, e.inserted_at) IS NOT NULL
-"""
-
-# The inner query chooses the page from stored columns; types and ids are looked up only for that page. Message ids
-# become an array, so that their orphans can be found by primary key.
-_PAGE = """
-SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
-       (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
-       CASE WHEN p.arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
+# Along the index of arrival. The inner query chooses the page from stored columns; types and candidate ids are looked
+# up for that page alone.
+_NEWEST = """
+-- An orphan linked since keeps its place, if its session wrote UTC; one without an event is still in our table.
+WITH last_read AS MATERIALIZED (
+  SELECT coalesce(o.arrived_at, e.inserted_at, 'infinity') AS arrived_at
+    FROM (SELECT CAST(:after AS uuid) AS id) AS k
+    LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
+    LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
+)
+SELECT p.event_id::text, p.tenant_id, p.provider,
+       (SELECT left(e.type, 100) FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
+       CASE WHEN p.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
+            WHEN p.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
             ELSE coalesce(p.state, 'unseen') END AS state,
+       {schema}.mailglass_reconcile_iso_v1(p.arrived_at) AS arrived_at,
+       {schema}.mailglass_reconcile_iso_v1(p.arrived_at + make_interval(mins => :max_age_minutes)) AS expires_at,
        ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
-              WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (CAST(:provider AS text) IS NULL OR provider = :provider)
-           AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+              WHERE i.event_id = p.event_id ORDER BY i.position) AS candidate_ids
+  FROM (SELECT event_id, tenant_id, provider, state, arrived_at FROM {schema}.mailglass_open_orphans
+         WHERE (arrived_at, event_id) < ((SELECT arrived_at FROM last_read),
+                                         coalesce(CAST(:after AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+           AND arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)),
+                                  '-infinity')
+           AND arrived_at <= coalesce(now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)),
+                                   'infinity')
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
+           AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+           AND (CAST(:state AS text) IS NULL OR coalesce(state, 'unseen') = CAST(:state AS text))
            AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
-           AND (CAST(:ids AS text[]) IS NULL
-                OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                          WHERE candidate_id = ANY (CAST(:ids AS text[])))))
+           AND (recipient IS NULL OR NOT CAST(:unknown_recipient AS boolean))
          ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
  ORDER BY p.arrived_at DESC, p.event_id DESC
 """
 
-# Those whose event was deleted are left out.
-_OLDEST = """
-SELECT o.event_id::text FROM {schema}.mailglass_open_orphans AS o
- WHERE o.arrived_at > CAST(:after AS timestamp) AND o.arrived_at <= CAST(:until AS timestamp)
-   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
-   AND EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0)
- ORDER BY o.arrived_at, o.event_id LIMIT :size
+# The same of selected ids, each by primary key: one id may name a hundred thousand orphans.
+_NEWEST_SELECTED = """
+WITH last_read AS MATERIALIZED (
+  SELECT coalesce(o.arrived_at, e.inserted_at, 'infinity') AS arrived_at
+    FROM (SELECT CAST(:after AS uuid) AS id) AS k
+    LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
+    LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
+), selected (selected_id) AS MATERIALIZED (
+  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = ANY (CAST(:message_ids AS text[]))
+   UNION SELECT unnest(CAST(:event_ids AS uuid[]))
+)
+SELECT p.event_id::text, p.tenant_id, p.provider,
+       (SELECT left(e.type, 100) FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
+       CASE WHEN p.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
+            WHEN p.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
+            ELSE coalesce(p.state, 'unseen') END AS state,
+       {schema}.mailglass_reconcile_iso_v1(p.arrived_at) AS arrived_at,
+       {schema}.mailglass_reconcile_iso_v1(p.arrived_at + make_interval(mins => :max_age_minutes)) AS expires_at,
+       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = p.event_id ORDER BY i.position) AS candidate_ids
+  FROM (SELECT o.*
+          FROM selected AS s
+         CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
+                               FROM {schema}.mailglass_open_orphans WHERE event_id = s.selected_id OFFSET 0) AS o
+         WHERE (arrived_at, event_id) < ((SELECT arrived_at FROM last_read),
+                                         coalesce(CAST(:after AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+           AND arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)),
+                                  '-infinity')
+           AND arrived_at <= coalesce(now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)),
+                                   'infinity')
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
+           AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+           AND (CAST(:state AS text) IS NULL OR coalesce(state, 'unseen') = CAST(:state AS text))
+           AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
+           AND (recipient IS NULL OR NOT CAST(:unknown_recipient AS boolean))
+         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
+ ORDER BY p.arrived_at DESC, p.event_id DESC
 """
 
 # The cause of a tenant mismatch is the tenant that has the delivery: one delivery of each id is enough.
 _CAUSES = """
-WITH passed AS MATERIALIZED (
+WITH selected (selected_id) AS MATERIALIZED (
+  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = ANY (CAST(:message_ids AS text[]))
+   UNION SELECT unnest(CAST(:event_ids AS uuid[]))
+), passed AS MATERIALIZED (
   SELECT event_id, tenant_id, provider,
-         CASE WHEN arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
+         CASE WHEN arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) THEN 'waiting'
+              WHEN arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) THEN 'expired'
               ELSE coalesce(state, 'unseen') END AS state
-    FROM {schema}.mailglass_open_orphans
-   WHERE arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-     AND (CAST(:provider AS text) IS NULL OR provider = :provider)
-     AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+    FROM (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
+            FROM {schema}.mailglass_open_orphans WHERE NOT CAST(:by_id AS boolean)
+           UNION ALL
+          SELECT o.*
+            FROM selected AS s
+           CROSS JOIN LATERAL (SELECT event_id, tenant_id, provider, state, arrived_at, recipient
+                                 FROM {schema}.mailglass_open_orphans WHERE event_id = s.selected_id OFFSET 0) AS o
+           WHERE CAST(:by_id AS boolean)) AS o
+   WHERE arrived_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)), '-infinity')
+     AND arrived_at <= coalesce(now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)), 'infinity')
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
+     AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+     AND (CAST(:state AS text) IS NULL OR coalesce(state, 'unseen') = CAST(:state AS text))
      AND (CAST(:recipient AS text) IS NULL OR recipient = CAST(:recipient AS text))
-     AND (CAST(:ids AS text[]) IS NULL
-          OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                    WHERE candidate_id = ANY (CAST(:ids AS text[])))))
-   LIMIT :most
+     AND (recipient IS NULL OR NOT CAST(:unknown_recipient AS boolean))
+   LIMIT :read_limit
 )
 SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), count(*)
   FROM passed AS p
@@ -93,7 +132,7 @@ SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), co
 
 # What matching may let pass: by its keys as they are stored, or because they are not current, and are computed then.
 # Only an event without keys may have a document that is too long to be read; few of them are read for that.
-_NEWEST = """
+_NEWEST_GROUPS = """
 WITH newest AS MATERIALIZED (
   SELECT event_id, tenant_id, provider, state FROM {schema}.mailglass_open_orphans
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
@@ -118,59 +157,154 @@ SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
  GROUP BY 1, 2, 3, 4, 5
 """
 
-_LEDGER_CURSOR = """
-SELECT tenant_id, inserted_at::text AS inserted_at, id::text AS event_id
-  FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)
-"""
-
 # Only the ledger still has these. Tenant by tenant, because its index of orphans begins with the tenant; the next one
 # is probed for. A row that was reconciled is passed over by the caller, so that a page ends after so many rows.
 _EXPIRED = """
-WITH tenants AS (
-  SELECT tenant_id
-    FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(
-           greatest(CAST(:tenant_id AS text), CAST(:from_tenant AS text)))
+WITH last_read AS MATERIALIZED (
+  SELECT coalesce(e.tenant_id, '') AS tenant_id, coalesce(e.inserted_at, '-infinity') AS inserted_at,
+         coalesce(k.id, '00000000-0000-0000-0000-000000000000') AS id
+    FROM (SELECT CAST(:after AS uuid) AS id) AS k LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
+), tenants AS (
+  SELECT t.tenant_id
+    FROM last_read AS l
+   CROSS JOIN LATERAL {schema}.mailglass_reconcile_tenants_of_orphans_v1(
+                        greatest(CAST(:tenant_id AS text), l.tenant_id)) AS t
    LIMIT CASE WHEN CAST(:tenant_id AS text) IS NOT NULL THEN 1 END
 )
-SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
-       EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id)) AS settled
+SELECT e.id::text AS event_id, e.tenant_id, NULL AS provider, left(e.type, 100) AS type,
+       CASE WHEN EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id)) THEN 'linked'
+            ELSE 'expired' END AS state,
+       {schema}.mailglass_reconcile_iso_v1(e.inserted_at) AS arrived_at,
+       {schema}.mailglass_reconcile_iso_v1(e.inserted_at + make_interval(mins => :max_age_minutes)) AS expires_at,
+       CAST('{}' AS text[]) AS candidate_ids
   FROM tenants AS t
+ CROSS JOIN last_read AS l
  CROSS JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_events
           WHERE tenant_id = t.tenant_id AND needs_reconciliation = true AND delivery_id IS NULL
-            AND inserted_at >= CASE WHEN t.tenant_id = :from_tenant THEN CAST(:from_time AS timestamp)
-                                    ELSE '-infinity' END
-            AND (t.tenant_id <> :from_tenant
-                 OR (inserted_at, id) > (CAST(:from_time AS timestamp), CAST(:from_event AS uuid)))
-            AND inserted_at <= least(CAST(:eligible_after AS timestamp),
-                                     now()::timestamp - make_interval(secs => CAST(:older AS float8)))
-            AND inserted_at > now()::timestamp - make_interval(secs => coalesce(CAST(:newer AS float8), 3e9))
+            AND inserted_at >= CASE WHEN t.tenant_id = l.tenant_id THEN l.inserted_at ELSE '-infinity' END
+            AND (t.tenant_id <> l.tenant_id OR (inserted_at, id) > (l.inserted_at, l.id))
+            AND inserted_at <= least(now()::timestamp - make_interval(mins => :max_age_minutes),
+                                     now()::timestamp - make_interval(secs => CAST(:min_age_seconds AS float8)))
+            AND inserted_at > coalesce(now()::timestamp - make_interval(secs => CAST(:max_age_seconds AS float8)),
+                                       '-infinity')
           ORDER BY inserted_at, id LIMIT :size) AS e
- WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = :tenant_id
+ WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text)
  LIMIT :size
 """
 
+_EXISTS = """
+SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid))
+    OR EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = CAST(:event_id AS uuid))
+"""
 
-class RowFilter(NamedTuple):
-    """A filter for the rows of open orphans; None is all.
+
+@dataclass(frozen=True, slots=True)
+class ListFilter:
+    """A filter for lists of orphans; None is all of any age.
 
     Attributes:
+        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant, matched now.
         tenant_id: The tenant.
         provider: The provider, in its canonical spelling.
-        ids: Candidate ids, of which an orphan must have one.
-        state: The state that is stored, or `unseen` for none.
-        recipient: The normalized recipient, as it is stored.
+        type: The event's type, which the ledger alone has: `accepts` compares it.
+        min_age_seconds: At least this many seconds since it arrived.
+        max_age_seconds: Fewer than this many.
+        recipient: The normalized recipient. It is known for open orphans that this package's writers stored, and for
+            those whose raw webhook a sweep has read.
+        unknown_recipient: True for those alone whose recipient is unknown.
+        message_ids: Candidate ids, of which an orphan must have one, unless its own id is in `event_ids`.
+        event_ids: Ids of events.
     """
 
+    state: str | None = None
     tenant_id: str | None = None
     provider: str | None = None
-    ids: Collection[str] | None = None
-    state: str | None = None
+    type: str | None = None
+    min_age_seconds: float | None = None
+    max_age_seconds: float | None = None
     recipient: str | None = None
+    unknown_recipient: bool = False
+    message_ids: frozenset[str] | None = None
+    event_ids: frozenset[str] | None = None
 
-    def parameters(self) -> dict[str, object]:
-        """Return the parameters of the statements that list."""
-        return self._asdict() | {"ids": None if self.ids is None else array_literal(self.ids)}
+    def accepts(self, event: ListedEvent) -> bool:
+        """Return True if an event passes; without a type, it was deleted."""
+        return (
+            event.type is not None
+            and self.state in (None, event.state)
+            and self.type in (None, event.type)
+            and self.provider in (None, event.provider)
+            and (self.message_ids is None or not self.message_ids.isdisjoint(event.candidate_ids))
+        )
+
+    def id_parameters(self) -> dict[str, object]:
+        """Return the parameters that select ids."""
+        ids = {"message_ids": self.message_ids, "event_ids": self.event_ids}
+        return {name: array_literal(values or ()) for name, values in ids.items()}
+
+    @property
+    def selects_ids(self) -> bool:
+        """True if only orphans with one of the ids pass."""
+        return self.message_ids is not None or self.event_ids is not None
+
+    def parameters(self, settings: Settings) -> dict[str, object]:
+        """Return the parameters of the statements that list open orphans; a state limits the age too."""
+        min_ages, max_ages = [self.min_age_seconds], [self.max_age_seconds]
+        if self.state == WAITING:
+            max_ages.append(settings.grace_seconds)
+        elif self.state is not None:
+            min_ages.append(settings.grace_seconds)
+            max_ages.append(60 * settings.max_age_minutes)
+        return {
+            "tenant_id": self.tenant_id,
+            "provider": self.provider,
+            "state": None if self.state == WAITING else self.state,
+            "recipient": self.recipient,
+            "unknown_recipient": self.unknown_recipient,
+            "min_age_seconds": max((age for age in min_ages if age is not None), default=None),
+            "max_age_seconds": min((age for age in max_ages if age is not None), default=None),
+            "grace_seconds": settings.grace_seconds,
+            "max_age_minutes": settings.max_age_minutes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEvent:
+    """An event of a list, without its recipient: an open or an expired orphan, or any event searched by its id.
+
+    Attributes:
+        event_id: The event.
+        tenant_id: The event's tenant.
+        provider: The event's provider; None until it is checked, or without a usable one.
+        type: The event's type; None if the event was deleted.
+        state: One of `states.OPEN_STATES`; for an event that was searched by its id, one of `states.EVENT_STATES`.
+        arrived_at: In ISO 8601, UTC.
+        expires_at: When it becomes, or became, too old for every sweep, in ISO 8601.
+        candidate_ids: The ids under which its delivery may be stored; none until it is checked.
+        delivery_id: The delivery to which it is linked, or would be linked now.
+        verdict: The result of matching now, for an expired orphan: one of `states.MATCH_STATES`.
+    """
+
+    event_id: str
+    tenant_id: str
+    provider: str | None
+    type: str | None
+    state: states.EventState
+    arrived_at: str
+    expires_at: str | None
+    candidate_ids: tuple[str, ...]
+    delivery_id: str | None = None
+    verdict: states.MatchState | None = None
+
+    @property
+    def summary(self) -> str:
+        """The type, the state, and the reason for it, in one sentence."""
+        return f"{self.type or '-'}, {self.state}: {states.MEANINGS[self.state].sentence}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields and the summary by name, as `orphans --json` and `find --json` print them."""
+        return {**asdict(self), "summary": self.summary}
 
 
 class Cause(NamedTuple):
@@ -211,113 +345,54 @@ class NewestGroup(NamedTuple):
     orphans: int
 
 
-class Bounds(NamedTuple):
-    """The range of arrival of a list, and the time until which orphans are eligible."""
-
-    from_time: str
-    until_time: str
-    eligible_until: str
-
-    def parameters(self, after: Cursor) -> dict[str, object]:
-        """Return the parameters of the statements that list orphans after a cursor."""
-        return self._asdict() | {"place_time": after.arrived_at, "place_event": after.event_id}
+def has_event(tx: Transaction, event_id: str) -> bool:
+    """Return True if the ledger, or the table of open orphans, has an event."""
+    return bool(tx.execute(_EXISTS, {"event_id": event_id}).scalar_one())
 
 
-class Row(NamedTuple):
-    """The stored row of an open orphan in a list.
+def load_newest(tx: Transaction, filters: ListFilter, after: str | None, size: int) -> list[ListedEvent]:
+    """Return the next *size* open orphans after an event, the newest first; also those whose event was deleted.
 
-    Attributes:
-        event_id: The event.
-        arrived_at: The arrival, as Postgres writes it.
-        tenant_id: The event's tenant.
-        provider: The event's provider; None until keys are stored, or without a usable one.
-        type: The event's type; None if the event was deleted.
-        state: `waiting` in its grace, else the stored state, or `unseen`.
-        candidate_ids: The stored ids, in order.
+    The filter's `type` is not compared, and expired orphans are those that no prune has removed yet.
     """
-
-    event_id: str
-    arrived_at: str
-    tenant_id: str
-    provider: str | None
-    type: str | None
-    state: states.OpenState
-    candidate_ids: list[str]
-
-
-class LedgerCursor(NamedTuple):
-    """A cursor in the list of expired orphans."""
-
-    tenant_id: str
-    inserted_at: str
-    event_id: str
+    parameters = {**filters.parameters(tx.settings), "after": after, "size": size}
+    if filters.selects_ids:
+        return _to_events(tx, _NEWEST_SELECTED, {**parameters, **filters.id_parameters()})
+    stored = (filters.tenant_id, filters.provider, filters.recipient, parameters["state"])
+    # Hardly any may pass, and no index has what is stored.
+    with trust_statistics(tx) if any(stored) else nullcontext():
+        return _to_events(tx, _NEWEST, parameters)
 
 
-FIRST_OF_LEDGER = LedgerCursor("", "-infinity", NIL)
+def load_expired(tx: Transaction, filters: ListFilter, after: str | None, size: int) -> list[ListedEvent]:
+    """Return the next *size* expired orphans of the ledger after an event, by tenant and time; linked ones too.
 
-
-class ExpiredEntry(NamedTuple):
-    """An expired orphan of the ledger; `settled` if it is reconciled."""
-
-    orphan: OrphanRow
-    settled: bool
-
-    @property
-    def cursor(self) -> LedgerCursor:
-        """The cursor after which the next entry comes."""
-        return LedgerCursor(self.orphan.tenant_id, self.orphan.arrived_at, self.orphan.event_id)
-
-
-def compute_bounds(
-    tx: Transaction,
-    eligible: tuple[str, str],
-    *,
-    waiting: bool | None,
-    older: float | None,
-    newer: float | None,
-) -> Bounds:
-    """Return the range of arrival of a list.
-
-    Args:
-        tx: A reading transaction.
-        eligible: After which arrival, and until which, orphans are eligible.
-        waiting: Only those in their grace, only those past it, or, with None, both.
-        older: At least this many seconds since they arrived.
-        newer: At most this many.
+    Of the filter, tenant and age are compared.
     """
-    parameters = {
-        "eligible_after": eligible[0],
-        "eligible_until": eligible[1],
-        "waiting": waiting is True,
-        "waited": waiting is False,
-        "older": older,
-        "newer": newer,
+    parameters: dict[str, object] = {
+        "tenant_id": filters.tenant_id,
+        "min_age_seconds": filters.min_age_seconds,
+        "max_age_seconds": filters.max_age_seconds,
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "after": after,
+        "size": size,
     }
-    from_time, until_time = tx.execute(_BOUNDS, parameters).one()
-    return Bounds(from_time, until_time, eligible[1])
+    return _to_events(tx, _EXPIRED, parameters)
 
 
-def find_cursor(tx: Transaction, event_id: str) -> Cursor | None:
-    """Return the cursor of an orphan in the order of arrival, or None if the ledger has no such event."""
-    row = tx.execute(_CURSOR, {"event_id": event_id}).one_or_none()
-    return Cursor(*row) if row else None
+def _to_events(tx: Transaction, statement: str, parameters: dict[str, object]) -> list[ListedEvent]:
+    rows = tx.execute(statement, parameters)
+    return [ListedEvent(**{**row._mapping, "candidate_ids": tuple(row.candidate_ids)}) for row in rows]
 
 
-def load_newest(tx: Transaction, row_filter: RowFilter, bounds: Bounds, after: Cursor, size: int) -> list[Row]:
-    """Return the next *size* open orphans after a cursor, the newest first; also those whose event was deleted."""
-    parameters = {**row_filter.parameters(), **bounds.parameters(after), "size": size}
-    return list(map(Row._make, tx.execute(_PAGE, parameters)))
-
-
-def load_oldest_ids(tx: Transaction, tenant_id: str | None, after: str, until: str, size: int) -> list[str]:
-    """Return the first *size* open orphans that arrived after one time and until another, the oldest first."""
-    parameters = {"tenant_id": tenant_id, "after": after, "until": until, "size": size}
-    return list(tx.execute(_OLDEST, parameters).scalars())
-
-
-def count_causes(tx: Transaction, row_filter: RowFilter, bounds: Bounds, most: int) -> list[Cause]:
-    """Count open orphans by cause, the most frequent first; at most *most* are read."""
-    parameters = {**row_filter.parameters(), **bounds._asdict(), "most": most}
+def count_causes(tx: Transaction, filters: ListFilter, read_limit: int) -> list[Cause]:
+    """Count open orphans by cause, the most frequent first; at most *read_limit* are read."""
+    parameters = {
+        **filters.parameters(tx.settings),
+        **filters.id_parameters(),
+        "by_id": filters.selects_ids,
+        "read_limit": read_limit,
+    }
     return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 
@@ -329,37 +404,4 @@ def load_newest_groups(tx: Transaction, size: int) -> list[NewestGroup]:
         "suspects": OVERSIZED_SHOWN,
         "document_bytes": ledger.DOCUMENT_BYTES,
     }
-    return list(map(NewestGroup._make, tx.execute(_NEWEST, parameters)))
-
-
-def find_ledger_cursor(tx: Transaction, event_id: str) -> LedgerCursor | None:
-    """Return the cursor of an event in the list of expired orphans, or None if the ledger has no such event."""
-    row = tx.execute(_LEDGER_CURSOR, {"event_id": event_id}).one_or_none()
-    return LedgerCursor(*row) if row else None
-
-
-def load_expired(
-    tx: Transaction,
-    after: LedgerCursor,
-    size: int,
-    *,
-    tenant_id: str | None,
-    eligible_after: str,
-    older: float | None,
-    newer: float | None,
-) -> list[ExpiredEntry]:
-    """Return the next *size* orphans of the ledger that arrived until *eligible_after*, reconciled ones too."""
-    parameters = {
-        "from_tenant": after.tenant_id,
-        "from_time": after.inserted_at,
-        "from_event": after.event_id,
-        "size": size,
-        "tenant_id": tenant_id,
-        "eligible_after": eligible_after,
-        "older": older,
-        "newer": newer,
-    }
-    return [
-        ExpiredEntry(OrphanRow(event_id, tenant, arrived_at, NO_KEYS), settled)
-        for event_id, tenant, arrived_at, settled in tx.execute(_EXPIRED, parameters).all()
-    ]
+    return list(map(NewestGroup._make, tx.execute(_NEWEST_GROUPS, parameters)))

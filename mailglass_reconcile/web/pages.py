@@ -32,7 +32,7 @@ from mailglass_reconcile.ops import (
     tenant_suggestions,
 )
 from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
-from mailglass_reconcile.ops.orphans import OpenOrphan, OrphanPage
+from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
 from mailglass_reconcile.ops.tenant_suggestions import UnknownTenant
@@ -41,6 +41,7 @@ from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import ListedEvent
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.web import chart, health, metrics, parameters
 from mailglass_reconcile.web.access import Access, is_cross_site, read_form
@@ -225,7 +226,7 @@ class Pages:
         if loaded is None:
             raise NotFoundError
         delivery, events = loaded
-        named_by: list[OpenOrphan] = []
+        named_by: list[ListedEvent] = []
         if message_id := delivery.message_id:
             read = partial(orphans.find_by_message, self._database, message_id, limit=EVENTS)
             named_by = (await self._cache.get(("message", message_id), read)).orphans

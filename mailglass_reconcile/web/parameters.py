@@ -8,10 +8,11 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from mailglass_reconcile.ops.orphans import ListFilter
+from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.ops.runs import RunFilter
 from mailglass_reconcile.rules.humanize import parse_duration
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
+from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.store.runs import KINDS
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}
@@ -47,13 +48,13 @@ def parse_listing(query: QueryParams) -> ListParameters:
     fields = {name: read_text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
-    filters = ListFilter(
+    filters = orphans.make_filter(
         state=fields["state"] or None,
         tenant_id=fields["tenant"] or None,
         provider=fields["provider"] or None,
         type=fields["type"] or None,
-        older=_parse_seconds("older", fields["older"]),
-        newer=_parse_seconds("newer", fields["newer"]),
+        min_age_seconds=_parse_seconds("older", fields["older"]),
+        max_age_seconds=_parse_seconds("newer", fields["newer"]),
         message_id=fields["message_id"] or None,
     )
     return ListParameters(filters, _parse_after(query.get("after", "")), fields)

@@ -13,11 +13,11 @@ from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import Finding
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.explanation import Explanation
-from mailglass_reconcile.ops.orphans import OpenOrphan
 from mailglass_reconcile.ops.prune_preview import Preview
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs
+from mailglass_reconcile.store.listing import ListedEvent
 
 pytestmark = pytest.mark.version_independent
 
@@ -27,7 +27,7 @@ OPTIONAL = {"reconciled_from_event_id"}  # a message about an attached event has
 ADDED = {"explain": {"delivery"}, "orphans": {"summary"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
-    "erase": Erased, "explain": Explanation, "orphans": OpenOrphan, "prune": PruneResult,
+    "erase": Erased, "explain": Explanation, "orphans": ListedEvent, "prune": PruneResult,
     "prune_step": Preview, "status": Status,
     "sweep": SweepResult,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
+from mailglass_reconcile.ops.orphans import find_by_message, load_page, make_filter
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
 
@@ -51,7 +51,7 @@ def list_orphans(db, **options):
     how = {name: options.pop(name) for name in names}
     collected, after = [], None
     while True:
-        page = load_page(db.database, ListFilter(**options), after=after, **how)
+        page = load_page(db.database, make_filter(**options), after=after, **how)
         collected += page.orphans
         after = page.after
         if after is None:
@@ -90,11 +90,11 @@ def test_a_page_has_the_time_of_the_last_full_sweep(db):
     """A sweep of one tenant does not count, and there may be none; expired orphans are matched on reading."""
     factories.orphan(db, factories.postmark("one"), age_seconds=300)
     mailglass_reconcile.reconcile("acme")
-    assert load_page(db.database, ListFilter()).as_of is None
+    assert load_page(db.database, make_filter()).as_of is None
     mailglass_reconcile.reconcile()
     finished_at = db.value("SELECT to_json(max(finished_at)) #>> '{}' || 'Z' FROM mailglass_reconcile_runs")
-    assert load_page(db.database, ListFilter()).as_of == finished_at
-    assert load_page(db.database, ListFilter(state="expired")).as_of is None
+    assert load_page(db.database, make_filter()).as_of == finished_at
+    assert load_page(db.database, make_filter(state="expired")).as_of is None
 
 
 @pytest.mark.slow
@@ -140,10 +140,10 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
         ({"tenant_id": "b"}, [hers]),
         ({"tenant_id": "c"}, []),
         ({"type": "bounced"}, [hers]),
-        ({"older": 3_600.0}, [orphan]),
-        ({"newer": 3_600.0}, [hers]),
-        ({"older": 100.0, "newer": 9_000.0}, [hers, orphan]),
-        ({"older": 9_000.0}, []),
+        ({"min_age_seconds": 3_600.0}, [orphan]),
+        ({"max_age_seconds": 3_600.0}, [hers]),
+        ({"min_age_seconds": 100.0, "max_age_seconds": 9_000.0}, [hers, orphan]),
+        ({"min_age_seconds": 9_000.0}, []),
     ]
     stored = [
         ({"provider": "ses"}, [hers]),
@@ -152,7 +152,7 @@ def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
         ({"message_id": "m-1@eu-west-1.amazonses.com"}, [hers]),
         ({"message_id": "m-2"}, []),
         ({"message_id": "m-1", "tenant_id": "acme"}, []),
-        ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
+        ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "min_age_seconds": 60.0}, [hers]),
     ]
     for filters, expected in [*always, *((filters, []) for filters, _ in stored)]:
         assert [row.event_id for row in list_orphans(db, **filters)] == expected, filters
@@ -166,11 +166,11 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
     factories.delivery(db, "one")
     first = factories.orphan(db, factories.postmark("one"), age_seconds=300)
     second = factories.orphan(db, factories.postmark("two"), age_seconds=400)
-    assert load_page(db.database, ListFilter(), limit=1).after == first
+    assert load_page(db.database, make_filter(), limit=1).after == first
     mailglass_reconcile.reconcile()
-    assert [orphan.event_id for orphan in load_page(db.database, ListFilter(), after=first).orphans] == [second]
+    assert [orphan.event_id for orphan in load_page(db.database, make_filter(), after=first).orphans] == [second]
     with pytest.raises(LookupError):
-        load_page(db.database, ListFilter(), after=str(uuid.uuid4()))
+        load_page(db.database, make_filter(), after=str(uuid.uuid4()))
 
 
 @pytest.mark.parametrize("state", [None, "expired"])
@@ -179,8 +179,8 @@ def test_no_page_is_empty_because_the_one_before_it_was_full(db, state):
     age = WEEK if state else 0
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=age + 500 - n) for n in range(4)]
     ids = ids if state else ids[::-1]
-    first = load_page(db.database, ListFilter(state=state), limit=2)
-    second = load_page(db.database, ListFilter(state=state), limit=2, after=first.after)
+    first = load_page(db.database, make_filter(state=state), limit=2)
+    second = load_page(db.database, make_filter(state=state), limit=2, after=first.after)
     assert [orphan.event_id for orphan in (*first.orphans, *second.orphans)] == ids
     assert (first.after, second.after) == (ids[1], None)
 
@@ -191,22 +191,22 @@ def test_what_is_open_is_counted_by_cause(db, zoo):
     for _ in range(3):
         factories.orphan(db, factories.postmark("theirs"))
     mailglass_reconcile.reconcile()
-    page = load_page(db.database, ListFilter(), limit=1, with_counts=True)
+    page = load_page(db.database, make_filter(), limit=1, with_counts=True)
     assert page.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
     assert page.total == sum(cause.number for cause in page.causes) == len(list_orphans(db))
-    of_state = load_page(db.database, ListFilter(state="unmatched"), with_counts=True)
+    of_state = load_page(db.database, make_filter(state="unmatched"), with_counts=True)
     assert of_state.causes == [
         ("unmatched", "acme", "postmark", None, 2),
         ("unmatched", "acme", "sendgrid", None, 1),
     ]
-    assert load_page(db.database, ListFilter(type="delivered"), with_counts=True).total is None
-    assert load_page(db.database, ListFilter()).total is None
+    assert load_page(db.database, make_filter(type="delivered"), with_counts=True).total is None
+    assert load_page(db.database, make_filter()).total is None
 
 
 def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
     """Beyond the limit, the number is a lower bound."""
     monkeypatch.setattr(pages, "MAX_COUNTED", 2)
-    page = load_page(db.database, ListFilter(), with_counts=True)
+    page = load_page(db.database, make_filter(), with_counts=True)
     assert (page.total, page.at_least) == (2, True)
 
 
@@ -219,7 +219,7 @@ def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
             event(recipient="bob@example.com", provider_event_id="2"),
         )
     for recipient in ("ada@bücher.example", "Ada <ADA@BÜCHER.EXAMPLE>"):
-        page = load_page(db.database, ListFilter(recipient=recipient), with_counts=True)
+        page = load_page(db.database, make_filter(recipient=recipient), with_counts=True)
         assert [orphan.event_id for orphan in page.orphans] == [str(own.event_id)]
         assert page.total == 1
     assert list_orphans(db, recipient="grace@example.com") == []
@@ -262,19 +262,19 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         assert [row.event_id for row in list_orphans(db)] == [young]
         assert [row.event_id for row in list_orphans(db, state="expired", tenant_id="z")] == old[6:]
         assert [row.event_id for row in list_orphans(db, state="expired", message_id="old 1")] == old[1::3]
-        assert [row.event_id for row in list_orphans(db, state="expired", older=WEEK + 2_500.0)] == [
+        assert [row.event_id for row in list_orphans(db, state="expired", min_age_seconds=WEEK + 2_500.0)] == [
             old[0],
             old[3],
             old[6],
         ]
-        assert list_orphans(db, state="expired", newer=float(WEEK)) == []
+        assert list_orphans(db, state="expired", max_age_seconds=float(WEEK)) == []
 
 
 def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
     """If nothing passes the filter, the page ends early with a cursor; all pages together miss nothing."""
     monkeypatch.setattr(pages, "MAX_EVENTS_READ", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
-    page = load_page(db.database, ListFilter(state="expired", message_id="4"), limit=1)
+    page = load_page(db.database, make_filter(state="expired", message_id="4"), limit=1)
     assert (page.orphans, page.looked_at) == ([], 2)
     assert [orphan.event_id for orphan in list_orphans(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
@@ -285,7 +285,7 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch):
     ages = range(200, 900, 100)
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
-    page = load_page(db.database, ListFilter(type="clicked"), limit=2)
+    page = load_page(db.database, make_filter(type="clicked"), limit=2)
     assert (page.orphans, page.looked_at) == ([], 9)
     assert page.after is not None
     assert list_orphans(db, type="clicked", limit=2) == []
@@ -304,6 +304,17 @@ def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swe
     if swept:
         mailglass_reconcile.reconcile()
     assert [orphan.event_id for orphan in find_by_message(db.database, "mine", limit=20).orphans] == [event]
+
+
+def test_applications_get_the_newest_orphans_that_a_full_sweep_checks(db):
+    """Those in their grace, expired ones, and those of other tenants are left out."""
+    ages = (300, 100, 200, 10, WEEK + 300)
+    ids = [factories.orphan(db, factories.postmark("x"), age_seconds=age) for age in ages]
+    factories.orphan(db, factories.postmark("x"), age_seconds=150, tenant_id="globex")
+    with db.begin() as connection:
+        orphans = mailglass_reconcile.find_orphans(connection, tenant_id="acme")
+        assert [str(orphan.event_id) for orphan in orphans] == [ids[1], ids[2], ids[0]]
+        assert mailglass_reconcile.find_orphans(connection, tenant_id="acme", limit=2) == orphans[:2]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

@@ -7,7 +7,7 @@ import pytest
 import mailglass_reconcile
 import meter
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.orphans import ListFilter, find_by_message, load_page
+from mailglass_reconcile.ops.orphans import find_by_message, load_page, make_filter
 
 pytestmark = pytest.mark.version_independent
 
@@ -53,12 +53,12 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
             db.run(OPEN, kind="open", orphans=orphans)
         mailglass_reconcile.reconcile()
         db.run("ANALYZE")
-        middle = load_page(db.database, ListFilter(), limit=100).after
+        middle = load_page(db.database, make_filter(), limit=100).after
         observed.append(
             [
-                cost(db, lambda: load_page(db.database, ListFilter())),
-                cost(db, lambda: load_page(db.database, ListFilter())),
-                cost(db, lambda after=middle: load_page(db.database, ListFilter(), after=after)),
+                cost(db, lambda: load_page(db.database, make_filter())),
+                cost(db, lambda: load_page(db.database, make_filter())),
+                cost(db, lambda after=middle: load_page(db.database, make_filter(), after=after)),
                 cost(db, lambda event=middle: explain(db.database, UUID(event))),
             ]
         )
@@ -83,6 +83,6 @@ def test_expired_ones_cost_what_a_page_may_read_at_most(db):
     """The number of reconciled orphans in the ledger does not matter."""
     db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)
     db.run(RECONCILED)
-    touched, statements = cost(db, lambda: load_page(db.database, ListFilter(state="expired"), limit=50))
+    touched, statements = cost(db, lambda: load_page(db.database, make_filter(state="expired"), limit=50))
     assert statements <= 12
     assert touched <= 3_000 * 12

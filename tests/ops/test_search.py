@@ -12,8 +12,9 @@ from mailglass_reconcile.ops import deliveries, orphans, search
 from mailglass_reconcile.rules.addresses import make_index_key
 from mailglass_reconcile.rules.addresses import normalize_address as compared
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, personal_data
-from mailglass_reconcile.store.database import Database, trust_statistics
+from mailglass_reconcile.store import engines, listing, personal_data
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
 
@@ -78,7 +79,7 @@ def record_orphan(db, recipient):
 def list_orphans(db, recipient):
     """Return the open orphans that `orphans --recipient` lists."""
     return [
-        orphan.event_id for orphan in orphans.load_page(db.database, orphans.ListFilter(recipient=recipient)).orphans
+        orphan.event_id for orphan in orphans.load_page(db.database, orphans.make_filter(recipient=recipient)).orphans
     ]
 
 
@@ -240,16 +241,13 @@ def test_an_address_costs_its_own_deliveries(wide, address, at_most):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipient", "message_ids", "at_most"),
-    [(None, "{message-7,message-8}", 20), ("u9@example.com", "{message-7}", ORPHANS + 20)],
+    [(None, ["message-7", "message-8"], 20), ("u9@example.com", None, ORPHANS + 20)],
 )
 def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient, message_ids, at_most):
     """The number of other open orphans does not matter."""
-    parameters = {
-        "tenant_id": None, "recipient": recipient, "message_ids": message_ids, "ids": "{}",
-        "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.READ_LIMIT, "size": 20,
-    }  # fmt: skip
-    with wide.reading() as tx, trust_statistics(tx):
-        plan = meter.plan_of(tx, lambda: tx.execute(orphans._NEWEST, parameters).all())
+    filters = ListFilter(recipient=recipient) if recipient else ListFilter(message_ids=frozenset(message_ids))
+    with wide.reading() as tx:
+        plan = meter.plan_of(tx, lambda: listing.load_newest(tx, filters, None, 20))
     assert plan.read <= at_most
 
 
