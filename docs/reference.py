@@ -367,7 +367,8 @@ def setup(record: Provider) -> str:
     """Return the table of a provider's block."""
     rows = {
         "secret": record.setup.setting,
-        "signed by": _signature_with_age(record),
+        "signed by": record.setup.signed_by,
+        "age of a signature": _age_of_signature(record),
         "dashboard": record.setup.dashboard,
         "events to enable": record.event_selection,
         "reports": _reported(record),
@@ -381,12 +382,12 @@ def setup(record: Provider) -> str:
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value)
 
 
-def _signature_with_age(record: Provider) -> str:
-    """Return what signs, and how old a signature may be; a password or a header has no age."""
-    seconds = record.authentication.max_age_seconds
+def _age_of_signature(record: Provider) -> str:
+    """Return how old a signature may be; a password or a header has no age."""
     if record.authentication.signature is Signature.IN_HEADERS or not record.setup.signed_by:
-        return record.setup.signed_by
-    return f"{record.setup.signed_by}, {'of any age' if seconds is None else f'at most {format_duration(seconds)} old'}"
+        return ""
+    seconds = record.authentication.max_age_seconds
+    return "any" if seconds is None else f"at most {format_duration(seconds)}"
 
 
 def _reported(record: Provider) -> str:

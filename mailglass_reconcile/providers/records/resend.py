@@ -138,7 +138,7 @@ PROVIDER = Provider(
         message_id="`data.email_id`",
         over_smtp="record the Message-ID header, `data.message_id` in the webhook",
         setting="`resend=` and the signing secret, which begins with `whsec_`",
-        signed_by="Svix: HMAC-SHA256 over id, time and body, at most five minutes old",
+        signed_by="Svix: HMAC-SHA256 over id, time and body",
         dashboard="Webhooks, Add webhook",
     ),
     authentication=signatures.SVIX,
