@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import pages
 import senders
 from mailglass_reconcile import exposition
 from mailglass_reconcile.providers import formats
@@ -14,6 +15,8 @@ from receivers import published as _published  # noqa: F401 - a fixture of every
 
 pytestmark = pytest.mark.version_independent
 
+DOCTOR = (pages.ROOT / "docs/doctor.md").read_text()
+BEGIN = re.compile(r"([^.]*\.) Look in its log for `([^`]*)`(?: or `([^`]*)`)?")
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 
 
@@ -67,6 +70,10 @@ def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
     assert text.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
     assert "Traceback" not in text
     assert "@" not in text
+    for alert in ("RecordingFails", "WebhookFormat", "WebhooksRefused"):
+        begin, *log_lines = BEGIN.search(DOCTOR.partition(f"### MailglassReconcile{alert}\n\n")[2]).groups()
+        assert begin == "Doctor, status and dashboard cannot see this: only the receiver counts it.", alert
+        assert all(line in text for line in log_lines if line), alert
 
 
 def test_prometheus_reads_the_counters(db, monkeypatch):
