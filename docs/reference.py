@@ -73,7 +73,7 @@ NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
     " broadcast_async flush",
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.refusal webhooks.Refusal webhooks.parse"
-    " webhooks.verify webhooks.webhook_reader"
+    " webhooks.verify webhooks.webhook_reader contrib.django.views.webhook_view"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "One event or person": "find_orphans attempt_link Orphan Decision link erase Erased",

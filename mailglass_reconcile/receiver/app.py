@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from mailglass_reconcile.receiver.admission import (
     Receive,
 )
 from mailglass_reconcile.receiver.known_certificates import KnownCertificates
+from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, is_answered, public_url
 from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, UNKNOWN_PROVIDER, refusal
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
@@ -34,11 +34,8 @@ from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
-
-logger = logging.getLogger(__name__)
 
 THREADS = 8
 """Threads that record webhooks, each on its own connection."""
@@ -49,9 +46,6 @@ SMALL_BYTES = 16 * 1024
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
 """Limits for reading the rest of a body after an early response: a client reads none while it is still sending."""
-
-ATTACHED, WAITING, REPEATED = "attached", "waiting", "repeated"
-"""Words of the log for an event with its delivery, for one whose delivery is missing, and for one recorded before."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -158,7 +152,7 @@ class Receiver:
         except Exception as error:
             response = _refuse(provider, error)
         else:
-            logger.info("%s: %s", provider_rules.canonical(provider), _format_counts(response.recorded))
+            log_recorded(provider, response.recorded)
         name = provider_rules.canonical(provider) if registry.is_known(provider) else "unknown"
         self.results[name, _result(response)] += 1
         return response
@@ -280,23 +274,6 @@ def _refuse(provider: str, error: Exception) -> Response:
 
 def _encode(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
-
-
-def _format_counts(recorded: Sequence[Recorded]) -> str:
-    """Return the number of a webhook's events: attached to a delivery, waiting for one, in other states, repeated."""
-    counts = Counter(map(_describe, recorded))
-    order = [ATTACHED, WAITING, *sorted(counts.keys() - {ATTACHED, WAITING, REPEATED}), REPEATED]
-    return ", ".join(
-        [pluralize(len(recorded), "event"), *(f"{counts[word]:,} {word}" for word in order if counts[word])]
-    )
-
-
-def _describe(event: Recorded) -> str:
-    if event.event_id is None:
-        return REPEATED
-    if event.delivery_id is not None:
-        return ATTACHED
-    return WAITING if event.state in ("matched", "unmatched", None) else event.state
 
 
 def _result(response: Response) -> str:

@@ -9,6 +9,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
@@ -21,6 +22,19 @@ _COUNTED_ATTRIBUTE = "_mailglass_counted"
 """Set on an error that was counted already, because one writer may call another."""
 
 
+_is_logged_by_caller: ContextVar[bool] = ContextVar("is_logged_by_caller", default=False)
+
+
+@contextmanager
+def logged_by_caller() -> Iterator[None]:
+    """Leave the log line about a failure in the block to the caller, which knows more about it."""
+    token = _is_logged_by_caller.set(True)
+    try:
+        yield
+    finally:
+        _is_logged_by_caller.reset(token)
+
+
 @contextmanager
 def count_failure(subject: str) -> Iterator[None]:
     """Count and log an error that leaves the block, once; *subject* is what failed, such as `a webhook of mailgun`."""
@@ -30,7 +44,8 @@ def count_failure(subject: str) -> Iterator[None]:
         if not hasattr(error, _COUNTED_ATTRIBUTE):
             setattr(error, _COUNTED_ATTRIBUTE, True)
             telemetry.count_recording_failure(type(error).__name__)
-            log_failure(subject, error)
+            if not _is_logged_by_caller.get():
+                log_failure(subject, error)
         raise
 
 

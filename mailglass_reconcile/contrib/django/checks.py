@@ -24,6 +24,7 @@ from django.utils.version import get_version_tuple
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import mounted, project
+from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks import Finding
 
 TIMEOUT_MS = 2_000
-VIEWS = "mailglass_reconcile.contrib.django.views"
-"""The module of our view of webhooks, which would load SQLAlchemy."""
 READS_VERSION_1 = (15, 2)
 """The last known version of Anymail that reads only version 1 of MailerSend's webhooks."""
 
@@ -158,11 +157,26 @@ def _settings_problems() -> Iterator[CheckMessage]:
 
 def _webhook_problems() -> Iterator[CheckMessage]:
     """Yield what is wrong with the URLs of webhooks, ours and Anymail's."""
-    modules = {view.module for view in mounted.find_views()}
-    if VIEWS in modules and not _has_webhook_secrets():
+    mounted_views = list(mounted.find_views())
+    for mounted_view in mounted_views:
+        view = mounted_view.function
+        if not isinstance(view, WebhookView):
+            continue
+        if unread := view.find_unread(sorted(mounted_view.parameters)):
+            yield Error(
+                f"No function tenant= of webhook_view reads the parameter {unread[0]} of {mounted_view.route}, so each"
+                " webhook there is answered with 404.",
+                hint="Pass one that returns the tenant from request.resolver_match.kwargs, or None if there is none.",
+                id="mailglass_reconcile.E006",
+            )
+        if view.secrets is not None:
+            yield from _report_configuration_error("E003", view.load_secrets)
+    if not _has_webhook_secrets() and any(
+        isinstance(view.function, WebhookView) and view.function.secrets is None for view in mounted_views
+    ):
         yield NO_SECRETS
     if (
-        "anymail.webhooks.mailersend" in modules
+        any(view.function.__module__ == "anymail.webhooks.mailersend" for view in mounted_views)
         and get_version_tuple(anymail.__version__)[:2] <= READS_VERSION_1
         and any("mailersend" in backend for backend in _backends())
     ):

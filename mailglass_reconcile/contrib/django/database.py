@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -31,6 +31,8 @@ from mailglass_reconcile.rules.connection_errors import Server
 from mailglass_reconcile.store import engines
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 RETRY_PAUSES_SECONDS = (0.05, 0.2, 0.5)
 """Pauses before each further attempt; a request waits for them."""
@@ -58,12 +60,14 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
         yield sa_connection
 
 
-def record(action: Callable[[sa.Connection], list[Any]]) -> None:
-    """Write on Django's connection, and enqueue the after-commit actions of the result at its commit."""
-    after_commit(_with_retries(action))
+def record(action: Callable[[sa.Connection], list[Result]]) -> list[Result]:
+    """Write on Django's connection, enqueue the after-commit actions of the result at its commit, and return it."""
+    recorded = _with_retries(action)
+    after_commit(recorded)
+    return recorded
 
 
-def _with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
+def _with_retries(action: Callable[[sa.Connection], list[Result]]) -> list[Result]:
     """Call *action* with Django's connection, and return its result; transient errors are retried.
 
     Nothing is retried within a transaction of the application, because the error has aborted it. Otherwise the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,13 +14,11 @@ class MountedView(NamedTuple):
     """A view of a project.
 
     Attributes:
-        view: The function that Django calls.
-        module: The module of that function, or of its class.
+        function: The view without its decorators: a function, or the class of one.
         patterns: The patterns of the project's URLs that lead to it.
     """
 
-    view: Callable[..., Any]
-    module: str
+    function: Callable[..., Any]
     patterns: tuple[Any, ...]
 
     @property
@@ -29,18 +28,19 @@ class MountedView(NamedTuple):
 
     @property
     def parameters(self) -> set[str]:
-        """The names of the arguments that it gets from its path."""
+        """The names of the arguments that it gets from its path; a number is that of a group without a name."""
         names: set[str] = set()
         for pattern in self.patterns:
-            is_resolver = isinstance(pattern, URLResolver)
-            names |= {*pattern.pattern.regex.groupindex}
-            names |= {*(pattern.default_kwargs if is_resolver else pattern.default_args)}
+            regex = pattern.pattern.regex
+            names |= {*regex.groupindex} or {str(number) for number in range(1, regex.groups + 1)}
+            names |= {*(pattern.default_kwargs if isinstance(pattern, URLResolver) else pattern.default_args)}
         return names
 
 
-def find_views() -> list[MountedView]:
-    """Return all views of `ROOT_URLCONF`."""
-    return list(_walk(get_resolver().url_patterns)) if getattr(settings, "ROOT_URLCONF", None) else []
+def find_views() -> Iterator[MountedView]:
+    """Yield all views of `ROOT_URLCONF`."""
+    if getattr(settings, "ROOT_URLCONF", None):
+        yield from _walk(get_resolver().url_patterns)
 
 
 def _walk(patterns: Iterable[Any], parents: tuple[Any, ...] = ()) -> Iterator[MountedView]:
@@ -48,5 +48,5 @@ def _walk(patterns: Iterable[Any], parents: tuple[Any, ...] = ()) -> Iterator[Mo
         if isinstance(pattern, URLResolver):
             yield from _walk(pattern.url_patterns, (*parents, pattern))
         else:
-            function = getattr(pattern.callback, "view_class", pattern.callback)
-            yield MountedView(pattern.callback, function.__module__, (*parents, pattern))
+            view_class = getattr(pattern.callback, "view_class", None)
+            yield MountedView(view_class or inspect.unwrap(pattern.callback), (*parents, pattern))

@@ -55,7 +55,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
     def record() -> None:
         nonlocal tenant
         values = message_values.read(message)
-        with failures.count_failure(f"a send by {sanitize(esp_name)}"):
+        with failures.logged_by_caller(), failures.count_failure(f"a send by {sanitize(esp_name)}"):
             tenant = _find_tenant(message)
             database.record(
                 lambda connection: record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant, **values)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from django.urls import re_path
 
-from mailglass_reconcile.contrib.django.views import webhook
+from mailglass_reconcile.contrib.django.views import webhook_view
 
-urlpatterns = [re_path(r"^(?P<provider>[^/]+)/?$", webhook, name="mailglass_reconcile_webhook")]
+urlpatterns = [re_path(r"^(?P<provider>[^/]+)/?$", webhook_view(), name="mailglass_reconcile_webhook")]

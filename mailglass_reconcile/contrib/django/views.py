@@ -1,108 +1,84 @@
-"""The view that receives the webhooks of all providers."""
+"""`webhook_view`, which makes views that receive webhooks; what they do is loaded with the first request."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from django.db import connections, transaction
-from django.http import HttpRequest, HttpResponse, UnreadablePostError
-from django.views.decorators.csrf import csrf_exempt
+from django.http import HttpRequest, HttpResponse
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, signals
-from mailglass_reconcile.providers import registry, sns
-from mailglass_reconcile.receiver import secret_store
-from mailglass_reconcile.receiver.admission import ClientDisconnectedError
-from mailglass_reconcile.receiver.opening import IncomingWebhook, is_answered, public_url
-from mailglass_reconcile.receiver.refusals import refusal
-from mailglass_reconcile.record import failures
-from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.errors import ConfigurationError
 
-METHODS = "GET, HEAD, POST"
+if TYPE_CHECKING:
+    from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 
+PROVIDER = "provider"
+"""The name of the URL's parameter that has the provider's name."""
 
-def _outside_atomic_requests(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Exempt a view from ATOMIC_REQUESTS of all databases: its transaction begins when the webhook is verified."""
-    for alias in connections:
-        view = transaction.non_atomic_requests(alias)(view)
-    return view
+Tenant = str | Callable[[HttpRequest], str | None] | None
+Base = str | Callable[[HttpRequest], str] | None
 
 
-@csrf_exempt
-@_outside_atomic_requests
-def webhook(request: HttpRequest, provider: str) -> HttpResponse:
-    """Verify, read and record a provider's webhook, and respond with 200 after the commit.
+def webhook_view(*, tenant: Tenant = None, secrets: SecretsArgument | None = None, url: Base = None) -> WebhookView:
+    """Return a view that verifies, reads and records a provider's webhook, and responds with 200 after the commit.
 
-    With another status the provider sends it again, or shows what is wrong: `docs/receiving.md` lists them.
+    Mount it where the last part of the path is the provider's name, without a slash that Django would add:
+    `re_path(r"^webhooks/(?P<provider>[^/]+)/?$", webhook_view(…))`. With another status than 200 the provider sends the
+    webhook again, or shows what is wrong: `docs/receiving.md` lists them.
+
+    Args:
+        tenant: The tenant, or a function of the request that returns it, such as from its host, or None (404). If it
+            raises, the provider sends the webhook again. None is `MAILGLASS_TENANT`, which is asked for each event.
+        secrets: A mapping of each provider to its secret, or to a list of secrets. For tenants with their own accounts,
+            a mapping of tenants to such mappings, or a function `secrets(provider, tenant)` that returns a secret, a
+            list, or None (404). None is `MAILGLASS_WEBHOOK_SECRETS`.
+        url: The public address of the webhooks without the provider's name, which Mandrill's signature needs behind a
+            proxy, or a function of the request that returns it. None is `MAILGLASS_WEBHOOK_URL`, or the request's own.
     """
-    try:
-        return _respond(request, provider)
-    except Exception as error:
-        return _refuse(provider, error)
+    return WebhookView(tenant, secrets, url)
 
 
-def _respond(request: HttpRequest, provider: str) -> HttpResponse:
-    """Answer a webhook, cheapest checks first; nothing connects before it is verified."""
-    if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
-        registry.load_provider(provider)
-        return _make_response(200, "ok")
-    if not is_answered(request.method or "", provider):
-        return _make_response(405, "only POST is answered here", allow=METHODS)
-    registry.load_provider(provider)
-    secrets = secret_store.from_setting(runtime.get_settings()).get(provider)
-    address = public_url(provider, query=request.META.get("QUERY_STRING", "")) or request.build_absolute_uri()
-    incoming = IncomingWebhook(provider, request.headers, secrets=secrets, url=address)
-    if request.method == "OPTIONS":
-        return _make_response(200, "ok", **incoming.allowed_origin())
-    incoming.add_body(_read_body(request, incoming))
-    source = incoming.find_certificate_source()
-    if source is not None and source.url not in sns.certificates:
-        sns.certificates.schedule_fetch(source)
-    webhook = incoming.open()
-    if webhook.answer is not None:
-        return HttpResponse(webhook.answer, content_type="application/json")
-    if not webhook.events:
-        webhook.confirm()
-        return _make_response(200, "ok")
-    with failures.count_failure(f"a webhook of {incoming.provider}"), webhook.claim:
-        _record(incoming.provider, webhook.events)
-    return _make_response(200, "ok")
+class WebhookView:
+    """A view of `webhook_view`, with its arguments."""
 
+    def __init__(self, tenant: Tenant, secrets: SecretsArgument | None, url: Base) -> None:
+        """Exempt the view from CSRF tokens and ATOMIC_REQUESTS: its transaction begins when a webhook is verified."""
+        self.tenant, self.secrets, self.url = tenant, secrets, url
+        self.csrf_exempt = True
+        for alias in connections:
+            transaction.non_atomic_requests(alias)(self)
 
-def _read_body(request: HttpRequest, incoming: IncomingWebhook) -> bytes:
-    """Read the body from the stream, which DATA_UPLOAD_MAX_MEMORY_SIZE does not limit."""
-    content_length = request.META.get("CONTENT_LENGTH") or ""
-    incoming.require_size(int(content_length[:20]) if content_length.isdecimal() else 0)
-    try:
-        return bytes(request.read(incoming.record.max_bytes + 1))
-    except UnreadablePostError:
-        raise ClientDisconnectedError from None
+    def __call__(self, request: HttpRequest, *unnamed: str, **parameters: str) -> HttpResponse:
+        """Respond to a webhook, or to a provider's check of the address."""
+        from mailglass_reconcile.contrib.django import receiving  # noqa: PLC0415 - loading it takes long
 
+        provider = parameters.get(PROVIDER) or request.path.rstrip("/").rpartition("/")[2]
+        return receiving.respond(self, request, provider, self.find_unread([*unnamed, *parameters]))
 
-def _record(provider: str, events: Sequence[WebhookEvent]) -> None:
-    """Record all events of a webhook in one transaction, each for its tenant."""
-    by_tenant: dict[str, list[WebhookEvent]] = defaultdict(list)
-    for event in events:
-        by_tenant[signals.tenant_of(signals.as_tracking_event(event))].append(event)
-    database.record(
-        lambda connection: [
-            result
-            for tenant, of_tenant in by_tenant.items()
-            for result in record_webhook(connection, provider=provider, events=of_tenant, tenant_id=tenant)
-        ]
-    )
+    def find_unread(self, parameters: list[str]) -> list[str]:
+        """Return those of the URL's parameters that are not read: a function of the request may read any."""
+        return [] if callable(self.tenant) else [name for name in parameters if name != PROVIDER]
 
+    def load_secrets(self) -> SecretStore:
+        """Return the secrets that webhooks are verified with.
 
-def _refuse(provider: str, error: Exception) -> HttpResponse:
-    status, text, headers = refusal(provider, error)
-    return _make_response(status, text, **headers)
+        Raises:
+            ConfigurationError: There is none, or one cannot be used.
+        """
+        if self.secrets is not None:
+            return self._own_secrets
+        from mailglass_reconcile.receiver import secret_store  # noqa: PLC0415 - loading it takes long
 
+        return secret_store.from_setting(runtime.get_settings())
 
-def _make_response(status: int, text: str, **headers: str) -> HttpResponse:
-    header_fields = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8", headers=header_fields)
-    # Django's log_response would log each refusal with its path, and mail a 5xx to ADMINS; we log once a minute.
-    response._has_been_logged = True
-    return response
+    @cached_property
+    def _own_secrets(self) -> SecretStore:
+        from mailglass_reconcile.receiver import secret_store  # noqa: PLC0415 - loading it takes long
+
+        store = secret_store.from_argument(self.secrets, runtime.get_settings())
+        if store.depends_on_tenant and self.tenant is None:
+            raise ConfigurationError("secrets of tenants need the tenant= of webhook_view")
+        return store

@@ -7,6 +7,7 @@ import sys
 from django.conf import settings
 settings.configure(
     USE_TZ=True, SECRET_KEY="x", ROOT_URLCONF="urls", SILENCED_SYSTEM_CHECKS=["mailglass_reconcile.W003"],
+    MAILGLASS_WEBHOOK_SECRETS={"postmark": "me:secret", "mailgun": "signing-key"},
     EMAIL_BACKEND="anymail.backends.postmark.EmailBackend",
     DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
     INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions",
@@ -24,10 +25,15 @@ settings.configure(
 import django
 django.setup()
 from django.core.management import call_command
+from django.urls import include, path
+from mailglass_reconcile.contrib.django.views import webhook_view
 sys.modules["urls"] = type(sys)("urls")
-sys.modules["urls"].urlpatterns = []
+sys.modules["urls"].urlpatterns = [
+    path("webhooks/", include("mailglass_reconcile.contrib.django.urls")),
+    path("of-acme/<provider>", webhook_view(tenant="acme", secrets={"postmark": "me:acme"})),
+]
 call_command("check", fail_level="WARNING")
-heavy = {"alembic", "celery", "redis", "sqlalchemy"}
+heavy = {"alembic", "celery", "cryptography", "redis", "sqlalchemy"}
 print("loaded:", *sorted(heavy.intersection(sys.modules)))
 """
 
