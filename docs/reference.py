@@ -435,7 +435,7 @@ MORE_ON_STATES = {
     "failed": " Later sweeps check them last.",
 }
 """What a page says of a state beside the words that commands print."""
-LINK = "[link it manually](trouble.md#link-it-by-hand)"
+LINK = "[link it manually](trouble.md#link-it-manually)"
 STEPS = {
     "unmatched": "[compare the ids](trouble.md#everything-is-unmatched)",
     "unmatchable": "[write a key rule](own-provider.md)",

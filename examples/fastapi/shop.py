@@ -45,7 +45,7 @@ async def send(to: Annotated[list[str], Body()]) -> dict[str, Any]:
 @api.exception_handler(InvalidEventError)
 async def refuse(request: Request, error: Exception) -> JSONResponse:
     """Answer 422 to what can never be recorded, in words that repeat nothing of it."""
-    words = str(error) if isinstance(error, InvalidEventError) else "the body is not what this address takes"
+    words = str(error) if isinstance(error, InvalidEventError) else "the body is not what this URL takes"
     return JSONResponse({"detail": words}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
 

@@ -26,7 +26,7 @@ Examples:
 @click.argument("provider", metavar="PROVIDER")
 @click.argument("type_", metavar="TYPE")
 @click.option("--message-id", required=True, metavar="ID", help="Message id with which your send is recorded.")
-@click.option("--to", "url", metavar="URL", help="Full address of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
+@click.option("--to", "url", metavar="URL", help="The whole URL of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
 @click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. By default it names none.")
 def trigger(provider: str, type_: str, message_id: str, url: str | None, recipient: str | None) -> None:
     """Send a sample webhook, signed as the provider signs, to try an installation without its account.
@@ -51,7 +51,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str | None, recipie
     public_address = public_url(name)
     address, option = (public_address, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
     if address is None:
-        raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")
+        raise click.UsageError("give the webhook's URL with --to, or set MAILGLASS_WEBHOOK_URL")
     request = record.sign(samples[type_], secrets[0], at.timestamp(), public_address or address)
     try:
         status, response = sender.post(address, request, option)

@@ -84,7 +84,7 @@ class Explanation:
         candidate_ids: The ids tried, in order; known while it is not linked.
         named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
             `addressed` if to its recipient or none is known; `mailable`, `state` and `stored_at` distinguish them, and
-            `command` links the event to one by hand, if that is possible and needed.
+            `command` links the event to one manually, if that is possible and needed.
         type: The event's type.
         reject_reason: Why a message was rejected or bounced, if known.
         bounce: `hard` or `soft`, if its writer said so.
@@ -194,7 +194,7 @@ def facts(event: Explanation) -> Iterator[Fact]:
     if event.recipient_checked is False:
         yield Fact("recipient", states.NOT_CHECKED)
     if event.linked_by:
-        yield Fact("by hand", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
+        yield Fact("manually", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
     for run in event.linked_during:
         yield Fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {{}}", run["started_at"])
 

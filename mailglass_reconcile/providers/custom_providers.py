@@ -28,7 +28,7 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
     command `receive` accept the provider.
 
     Args:
-        name: The last part of the webhook's address, and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
+        name: The last part of the webhook's URL, and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
             letters, digits, `-` and `_`.
         read: Called as `read(body, headers)` after `verify`, with names of headers in lower case; returns a list of
             `WebhookEvent`, empty for a ping. If it raises, the status is 400.

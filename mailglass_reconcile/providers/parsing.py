@@ -51,7 +51,7 @@ def verify(
         body: The request's body, byte for byte.
         headers: The request's headers, in any case.
         secret: The provider's secret, or `user:password`.
-        url: The webhook's public address, exactly as entered at the provider; only Mandrill's signature needs it.
+        url: The webhook's public URL, exactly as entered at the provider; only Mandrill's signature needs it.
         now: The time by which a signature's age is measured; None is now.
 
     Raises:

@@ -247,7 +247,7 @@ class Provider:
     """The record of a provider; each module of `providers/` has one, as `PROVIDER`.
 
     Attributes:
-        name: Its canonical name, which is the module's and the last part of the webhook's address.
+        name: Its canonical name, which is the module's and the last part of the webhook's URL.
         title: The name in the provider's own spelling.
         spellings: Other names under which its deliveries may be stored.
         message_ids: The fields of its events with the id that its send API returned; None is `metadata/message_id`.
@@ -256,7 +256,7 @@ class Provider:
         redelivery: The steps to make it send one webhook again, if its dashboard can.
         documentation: The page about its webhooks.
         recipient_known: `yes`, or the events that name no recipient; for the documentation.
-        event_selection: The boxes to tick where a webhook is entered, so that it reports every type that we read.
+        event_selection: The events to enable where a webhook is entered, so that it reports every type that we read.
         retries: When it retries a webhook that was not answered with 200.
         setup: What a person sets up; for the documentation.
         authentication: The verification of a webhook.

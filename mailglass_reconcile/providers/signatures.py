@@ -50,7 +50,7 @@ class Authentication(NamedTuple):
         description: Its algorithm, for the documentation.
         verify: Called with a request, a secret and the time in seconds since 1970; raises `SignatureError`.
         validate_secret: Raises `ConfigurationError` unless requests can be verified with a secret.
-        sign: Returns the signed request for a body, a secret, a time and the webhook's address; None if only the
+        sign: Returns the signed request for a body, a secret, a time and the webhook's URL; None if only the
             provider has the key.
         max_age_seconds: Greatest age of a signed request; None is any age, because no time is signed, or because the
             provider repeats a webhook with its first time.

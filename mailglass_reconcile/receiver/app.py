@@ -92,8 +92,8 @@ def webhook_app(
             `MAILGLASS_WEBHOOK_SECRETS`.
         tenant: The tenant, or a function of the request's path, called in a thread, that returns it, or None (404).
             None is `MAILGLASS_TENANT`.
-        url: The public address of this application, which Mandrill's signature needs behind a proxy; None is
-            `MAILGLASS_WEBHOOK_URL`, or the request's own address.
+        url: The public URL of this application, which Mandrill's signature needs behind a proxy; None is
+            `MAILGLASS_WEBHOOK_URL`, or the request's own URL.
 
     Raises:
         ConfigurationError: There is no secret, one cannot be used, or the database's URL cannot be used.
@@ -296,7 +296,7 @@ async def _run_in_thread(
 
 
 def _address(scope: Scope, headers: Mapping[str, str], base: str | None) -> str:
-    """Return the public address of a webhook: below *base*, below that of the setting, or the request's own."""
+    """Return the public URL of a webhook: below *base*, below that of the setting, or the request's own."""
     path, query = scope["path"], scope.get("query_string", b"").decode("latin-1")
     address = public_url(quote(path.removeprefix(scope.get("root_path", "").rstrip("/"))), base, query=query)
     own = f"{scope.get('scheme', 'http')}://{headers.get('host', 'localhost')}{quote(path)}"

@@ -57,7 +57,7 @@ class IncomingWebhook:
             provider: The provider's name in any known spelling.
             headers: The request's headers, in any case.
             secrets: The secrets with one of which it must be signed.
-            url: Its public address, or None if that is not known.
+            url: Its public URL, or None if that is not known.
 
         Raises:
             UnknownProviderError: The provider is not known, or there is no secret for it.
@@ -142,7 +142,7 @@ def is_answered(method: str, provider: str) -> bool:
 
 
 def public_url(path: str, base: str | None = None, *, query: str = "") -> str | None:
-    """Return a webhook's public address, or None if no base is set.
+    """Return a webhook's public URL, or None if no base is set.
 
     Args:
         path: The webhook's path below *base*, which ends with the provider's name.

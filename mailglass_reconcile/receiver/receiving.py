@@ -38,7 +38,7 @@ def receive(
             `InvalidWebhookError`.
         headers: The request's headers, in any case.
         secret: The provider's secret; None is `MAILGLASS_WEBHOOK_SECRETS`.
-        url: The webhook's public address, exactly as entered at the provider, which only Mandrill's signature needs;
+        url: The webhook's public URL, exactly as entered at the provider, which only Mandrill's signature needs;
             None is `MAILGLASS_WEBHOOK_URL` and the provider's name.
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
 

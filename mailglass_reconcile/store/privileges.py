@@ -137,7 +137,7 @@ RECORDER = Role(
     ),
     may="append events, insert deliveries and update their state",
     may_not="read `metadata` of deliveries or raw webhooks, change a delivery's tenant or recipient, delete more than"
-    " old addresses of certificates",
+    " old URLs of certificates",
 )
 
 SWEEPER = Role(

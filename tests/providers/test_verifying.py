@@ -374,7 +374,7 @@ def test_mandrill_needs_the_exact_url():
     for url in (url_of("mandrill")[:-1], "https" + url_of("mandrill")[4:], "http://testserver/mandrill/"):
         with pytest.raises(SignatureError):
             check("mandrill", request, url=url)
-    with pytest.raises(ConfigurationError, match="public address"):
+    with pytest.raises(ConfigurationError, match="public URL"):
         check("mandrill", request, url=None)
 
 

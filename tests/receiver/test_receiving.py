@@ -335,7 +335,7 @@ def test_receives_url_is_the_argument_or_the_setting(db):
     arguments = {"provider": "mandrill", "body": request.body, "headers": request.headers, "secret": senders.KEY}
     with db.engine.begin() as connection:
         assert receive(connection, **arguments, url=MANDRILL_URL)
-        with pytest.raises(ConfigurationError, match="public address"):
+        with pytest.raises(ConfigurationError, match="public URL"):
             receive(connection, **arguments)
     settings = db.settings.model_copy(update={"webhook_url": SecretStr(MANDRILL_URL.removesuffix("/mandrill/"))})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)

@@ -82,10 +82,10 @@ def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
     result = explanation.explain(db.database, uuid.UUID(event))
     assert (result.linked_by, result.linked_by_actor, result.reason) == ("hand", "ada", REASON)
     assert result.linked_during == ()
-    assert f"by hand    ada: {REASON}" in commands.run_here("explain", event).stdout
+    assert f"manually   ada: {REASON}" in commands.run_here("explain", event).stdout
     visitor = Visitor(app(db))
     assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
-    assert "by hand" in visitor.get(f"/deliveries/{to}").text
+    assert "manually" in visitor.get(f"/deliveries/{to}").text
     with db.database.reading() as tx:
         assert deliveries.load_events(tx, [to], 1)[0].by_hand is True
 

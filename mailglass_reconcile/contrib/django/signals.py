@@ -70,7 +70,7 @@ def on_post_send(*, message: Any, status: Any, esp_name: str, **_kwargs: Any) ->
         _in_sync_thread(record)
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
-            "a send by %s was not recorded: %s (tenant %s, message ids %s); record it by hand: %s",
+            "a send by %s was not recorded: %s (tenant %s, message ids %s); record it manually: %s",
             esp_name,
             failures.describe_error(error),
             sanitize(tenant),

@@ -201,7 +201,7 @@ def links(context: CheckContext) -> Iterator[Finding]:
             f"{n_of_m(len(foreign), len(rows), 'newest link')} {verb(len(foreign))} to another tenant's"
             f" ({other_tenants:,}) or recipient's ({len(foreign) - other_tenants:,}) delivery, made by another"
             f" reconciler, such as the event {foreign[0].event_id}",
-            f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
+            f"{TAKE_IT_OUT}, and correct these deliveries manually: the ledger keeps the events",
         )
     own_links = [row for row in (*other_tenant, *other_recipient) if row.ours]
     if own_links:
@@ -209,7 +209,7 @@ def links(context: CheckContext) -> Iterator[Finding]:
             f"{n_of_m(len(own_links), len(rows), 'newest link')} {verb(len(own_links))} to another recipient's"
             " delivery, made by the message id alone while the recipient could not be read, such as the event"
             f" {own_links[0].event_id}",
-            "correct these deliveries by hand: the ledger keeps the events",
+            "correct these deliveries manually: the ledger keeps the events",
         )
     counts = runs.count_links(context.tx, DAY_SECONDS)
     is_unchecked = counts.linked >= LINKS_OF_A_DAY and counts.unchecked >= MOST_UNCHECKED * counts.linked

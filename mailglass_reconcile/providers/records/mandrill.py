@@ -1,4 +1,4 @@
-"""Mandrill (Mailchimp Transactional): batches in a form; an HMAC over the webhook's address and the form.
+"""Mandrill (Mailchimp Transactional): batches in a form; an HMAC over the webhook's URL and the form.
 
 Followed: https://mailchimp.com/developer/transactional/docs/webhooks/ and
 https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/#authenticating-webhook-requests.
@@ -66,7 +66,7 @@ def _verify(request: WebhookRequest, secret: str, now: float) -> None:
     """Verify the signature; Mandrill signs the address as it was entered there, with its user name if it has one."""
     signature = request.header("X-Mandrill-Signature")
     if not request.url:
-        raise ConfigurationError("the signature of mandrill needs the webhook's public address: pass url")
+        raise ConfigurationError("the signature of mandrill needs the webhook's public URL: pass url")
     try:
         fields = dict(request.form())
     except InvalidWebhookError:
@@ -101,7 +101,7 @@ PROVIDER = Provider(
         message_id="`_id`, one for each recipient",
         over_smtp='Send the header `X-MC-Metadata: {"anymail_id": "…"}` with an id of your own, and record that.',
         setting="`mandrill=` and the webhook's key",
-        signed_by="HMAC-SHA1 over the webhook's address and the form, in `X-Mandrill-Signature`",
+        signed_by="HMAC-SHA1 over the webhook's URL and the form, in `X-Mandrill-Signature`",
         dashboard="Settings, Webhooks. The key is shown after the webhook is saved.",
     ),
     authentication=Authentication(

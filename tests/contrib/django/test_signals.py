@@ -78,9 +78,9 @@ def test_what_has_no_tenant_is_not_recorded(db, post, caplog, tenant, reason):
         with pytest.raises(ConfigurationError, match=reason):
             post(message.requests(*STORY))
     assert db.value(LEDGER) == 0
-    (line,) = [line for line in lines(caplog) if "record it by hand" in line]
+    (line,) = [line for line in lines(caplog) if "record it manually" in line]
     assert re.match(f"a send by Postmark was not recorded: .*{reason}", line)
-    assert f"(tenant ?, message ids {message.ids[ANN]}); record it by hand: " in line
+    assert f"(tenant ?, message ids {message.ids[ANN]}); record it manually: " in line
     db.broken.add("I9")  # an id may look like an address
 
 
@@ -95,7 +95,7 @@ def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
     assert db.value(LEDGER) == 0
     (line,) = lines(caplog)
     assert line.startswith("a send by Postmark was not recorded: the database refused a statement (SQLSTATE P0001)")
-    assert f"(tenant default, message ids {message.ids[ANN]}); record it by hand: " in line
+    assert f"(tenant default, message ids {message.ids[ANN]}); record it manually: " in line
     db.broken.add("I9")  # an id may look like an address
 
 
