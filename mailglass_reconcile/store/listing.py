@@ -137,6 +137,26 @@ WITH newest AS MATERIALIZED (
   SELECT event_id, tenant_id, provider, state FROM {schema}.mailglass_open_orphans
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
    ORDER BY arrived_at DESC, event_id DESC LIMIT :size
+-- Orphans of a wrong tenant whose delivery has a later event of the same type: attached, or linked, which has the type
+-- of its orphan. Of a wide id and of a busy delivery, only so many rows are read.
+), repeated AS MATERIALIZED (
+  SELECT n.event_id
+    FROM newest AS n
+    JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
+   WHERE n.state = 'tenant_mismatch'
+     AND EXISTS (
+           SELECT FROM (SELECT d.id
+                          FROM {schema}.mailglass_open_orphan_ids AS k
+                          JOIN {schema}.mailglass_deliveries AS d
+                            ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                           AND d.provider_message_id = k.candidate_id AND d.tenant_id <> n.tenant_id
+                         WHERE k.event_id = n.event_id LIMIT 5) AS d
+           CROSS JOIN LATERAL (SELECT type, idempotency_key FROM {schema}.mailglass_events
+                                WHERE delivery_id = d.id AND inserted_at > e.inserted_at
+                                ORDER BY occurred_at DESC LIMIT 20) AS r
+            LEFT JOIN {schema}.mailglass_events AS o
+              ON o.id = {schema}.mailglass_reconcile_orphan_of_v1(r.type, r.idempotency_key)
+           WHERE coalesce(o.type, r.type) = e.type)
 -- Compressed, or not small.
 ), suspect AS MATERIALIZED (
   SELECT n.event_id
@@ -150,11 +170,13 @@ WITH newest AS MATERIALIZED (
 SELECT n.tenant_id, n.provider, n.state, left(e.type, 512) AS type,
        s.event_id IS NOT NULL AND greatest(octet_length(e.metadata::text), octet_length(e.normalized_payload::text))
                                   > :document_bytes AS is_oversized,
+       r.event_id IS NOT NULL AS is_repeated,
        count(*)::integer AS orphans
   FROM newest AS n
   JOIN {schema}.mailglass_events AS e ON e.id = n.event_id
   LEFT JOIN suspect AS s ON s.event_id = n.event_id
- GROUP BY 1, 2, 3, 4, 5
+  LEFT JOIN repeated AS r ON r.event_id = n.event_id
+ GROUP BY 1, 2, 3, 4, 5, 6
 """
 
 # Only the ledger still has these. Tenant by tenant, because its index of orphans begins with the tenant; the next one
@@ -334,6 +356,7 @@ class NewestGroup(NamedTuple):
         state: The stored state; None if nothing has checked them.
         type: The type of the events.
         is_oversized: True if the documents are too long to be read.
+        is_repeated: True if they have a wrong tenant, and a later event of their type has reached the delivery.
         orphans: The number of orphans.
     """
 
@@ -342,6 +365,7 @@ class NewestGroup(NamedTuple):
     state: str | None
     type: str
     is_oversized: bool
+    is_repeated: bool
     orphans: int
 
 

@@ -23,6 +23,7 @@ SEVERAL = 3
 """Fewer events of another tenant may be single ones, sent to the wrong place."""
 MANY = 10
 """Fewer events without a usable id may be single ones with a fault."""
+SEND_AGAIN = "then let the provider send the webhooks again, because stored events stay as they are"
 LATELY_DAYS = 7
 """For as long an event of a wrong tenant stays open: the links of that time show whether tenants are right now."""
 
@@ -56,19 +57,20 @@ def linking(context: CheckContext) -> Iterator[Finding]:
 def tenants(context: CheckContext) -> Iterator[Finding]:
     """Webhooks carry the tenant of their deliveries."""
     groups = context.newest_orphans
-    astray = [group for group in groups if group.state == "tenant_mismatch"]
+    astray = [group for group in groups if group.state == "tenant_mismatch" and not group.is_repeated]
     number, total = sum(group.orphans for group in astray), sum(group.orphans for group in groups)
     if not number:
-        yield ok(f"none of the {pluralize(total, 'newest open event')} is of a wrong tenant")
+        yield ok(f"none of the {pluralize(total, 'newest open event')} is of a wrong tenant, or it was sent again")
         return
     tenant_ids = ", ".join(map(sanitize, sorted({group.tenant_id for group in astray})[:3]))
     message = (
         f"{n_of_m(number, total, 'newest open event')} {'matches' if number == 1 else 'match'} only another tenant's"
         f" deliveries; the events' tenant is {tenant_ids}"
     )
-    step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT; stored events keep their tenant"
+    step = "pass the delivery's tenant to record_webhook(), or set MAILGLASS_TENANT"
     if context.is_made_by_mailglass:
         step = "implement resolve_webhook_tenant in Mailglass, which stamps every webhook with `default` otherwise"
+    step += f"; {SEND_AGAIN}"
     found_match = sum(
         group.orphans for group in groups if group.state not in ("unmatched", "unmatchable", None, UNSEEN)
     )
@@ -102,10 +104,10 @@ def key_rules(context: CheckContext) -> Iterator[Finding]:
 def _find_provider_fault(name: str | None, with_id: int, without_id: int) -> Finding | None:
     if name is None:
         events = pluralize(without_id, "newest open event names", "newest open events name")
-        step = "give provider in the metadata, or to record_webhook()"
+        step = f"give provider in the metadata, or to record_webhook(); {SEND_AGAIN}"
         return warning(f"{events} no provider", step) if without_id else None
     if hint := provider_rules.mistyped(name):
-        step = "correct the name where your webhooks are recorded; stored events keep their name"
+        step = f"correct the name where your webhooks are recorded; {SEND_AGAIN}"
         return warning(f"{hint} ({pluralize(with_id + without_id, 'newest open event')})", step)
     if with_id or not without_id:
         return None

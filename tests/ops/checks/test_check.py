@@ -184,6 +184,29 @@ def test_all_webhooks_under_another_tenant(mailglass_db: Database) -> None:
     assert worst_finding("tenants").status == WARNING
 
 
+@pytest.mark.parametrize("order", ["send first", "webhook first"])
+def test_the_finding_about_tenants_ends_when_the_repeated_webhooks_have_reached_their_deliveries(
+    db: Database, order: str
+) -> None:
+    for number in range(2):
+        delivery(db, f"m-{number}", tenant_id="acme")
+        orphan(db, postmark(f"m-{number}"), tenant_id="default")
+    mailglass_reconcile.reconcile()
+    assert worst_finding("tenants").status == WARNING
+    with db.engine.begin() as connection:
+        record(connection, event("m-0", "opened"), tenant_id="acme")
+    assert "2 of 2 newest open events match" in worst_finding("tenants").message, "of another type"
+    for number, left in enumerate(["1 of 2 newest open events matches", "or it was sent again"]):
+        if order == "webhook first":
+            orphan(db, postmark(f"m-{number}"), tenant_id="acme")
+            mailglass_reconcile.reconcile()
+        else:
+            with db.engine.begin() as connection:
+                record(connection, event(f"m-{number}", provider_event_id=f"e-{number}"), tenant_id="acme")
+        assert left in worst_finding("tenants").message
+    assert worst_finding("tenants").status == OK
+
+
 def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
     """Without Mailglass, its function for the tenant does not exist."""
     delivery(db, "m-1", tenant_id="acme")
