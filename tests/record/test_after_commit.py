@@ -453,14 +453,14 @@ def test_a_part_of_a_call_s_results_broadcasts_the_call_once(db):
 
 def test_an_orphan_that_the_database_refuses_to_link_costs_its_own_look_up_only(db, caplog):
     """The other events of its call are linked, and the log has one line."""
-    ids = [f"m-{number}" for number in range(10, 1_010)]
+    ids = [f"m-{number}" for number in range(10, 210)]
     db.run("ALTER TABLE mailglass_deliveries ADD CHECK (NOT (terminal AND provider_message_id = 'm-57'))")
     with db.engine.begin() as connection:
         recorded = record(connection, *(event(id_, provider_event_id=id_) for id_ in ids))
         factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids])
     broadcast(recorded)
     assert sorted(set(ids) - set(read_published_message_ids(db))) == ["m-57"]
-    assert db.count_links() == 999
+    assert db.count_links() == 199
     assert len([line for line in caplog.messages if "cannot look up the ids of this call again" in line]) == 1
 
 

@@ -262,7 +262,9 @@ def save_superuser():
     get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True).save()
 
 
-@pytest.mark.parametrize("tenant", ["acme\x07\u202egro", "t" * 600], ids=["control characters", "long"])
+@pytest.mark.parametrize(
+    "tenant", ["acme\x07\u202egro", pytest.param("t" * 600, marks=pytest.mark.slow)], ids=["control characters", "long"]
+)
 def test_a_delivery_of_an_odd_tenant_is_erased(db, site, rows, tenant):
     """Another program may write any text; the question shows it escaped."""
     delivery_id = factories.delivery(db, recipient="eve@example.com", tenant_id=tenant)
