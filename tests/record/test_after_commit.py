@@ -174,6 +174,7 @@ def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mo
             recorded = record(session, event("m-1"))
             recorded += record_one_send(session, "m-3")
             session.commit()
+        assert not connection.dispatch.before_cursor_execute  # no listener of ours stays on it
         overlapping.commit()
         assert read_published_message_ids(db) == []
         if commits:

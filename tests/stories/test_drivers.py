@@ -172,23 +172,6 @@ def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_l
     assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
 
 
-def test_a_session_broadcasts_once_it_has_committed(db, driver):
-    """Events of a rolled back savepoint are not published."""
-    delivery = factories.delivery(db, "m-1")
-
-    def work(session):
-        lost = session.begin_nested()
-        record(session, event("m-1", "opened"))
-        lost.rollback()
-        record(session, event("m-1"))
-        assert db.witness.messages() == []
-
-    driver.run_session(work)
-    received = []
-    wait_until(lambda: received.extend(db.witness.messages()) or len(received) == 2)
-    assert {(m["delivery_id"], m["event_type"]) for _, m in received} == {(delivery, "delivered")}
-
-
 def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver):
     """Only the events of the caller's own savepoint are dropped."""
     delivery = factories.delivery(db, "m-1")
