@@ -21,7 +21,7 @@ EXAMPLES = """\b
 Examples:
   mailglass-reconcile explain 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile explain --message-id '<20261125.1@mail.example.com>'
-  mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq .remedy
+  mailglass-reconcile explain --json 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 | jq -r '.remedy[]'
 """
 
 NO_EVENT = "no event is linked to it, and no open orphan has its message id"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from mailglass_reconcile.errors import format_command, with_local_names
 from mailglass_reconcile.ops import deliveries, lock_holders, orphans
 from mailglass_reconcile.ops.deliveries import Delivery
 from mailglass_reconcile.ops.lock_holders import LockHolder
-from mailglass_reconcile.rules import matching, provider_rules, redelivery, states
+from mailglass_reconcile.rules import matching, provider_rules, remedy, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import pluralize, sanitize_tenant
@@ -27,6 +26,7 @@ from mailglass_reconcile.rules.matching import (
     Candidate,
     spellings_of,
 )
+from mailglass_reconcile.rules.remedy import WrongTenant
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, MatchState
 from mailglass_reconcile.rules.times import format_time
@@ -99,7 +99,7 @@ class Explanation:
         recipient_checked: False if it was, or would be, linked by its message id alone, because its recipient could not
             be read.
         verdict: The result of matching now, for an event in its grace period or an expired one.
-        remedy: The change that lets it be linked.
+        remedy: The steps that let it be linked, in order; empty if none is needed.
         eligible_at: When full sweeps begin to check it; each of them does until `expires_at`.
         expires_at: When it becomes too old.
         refused: The number of times that the database refused to read or link it.
@@ -133,7 +133,7 @@ class Explanation:
     recipient_known: bool | None = None
     recipient_checked: bool | None = None
     verdict: MatchState | None = None
-    remedy: str | None = None
+    remedy: tuple[str, ...] = ()
     eligible_at: str | None = None
     expires_at: str | None = None
     refused: int = 0
@@ -156,7 +156,7 @@ class Fact(NamedTuple):
     Attributes:
         name: What it is about; empty for a further step of a remedy.
         text: The fact; with `at`, `{}` stands for the time.
-        at: A time in the text, in ISO 8601.
+        at: A time in the text, in ISO 8601, or a dash for an unknown one.
         is_delivery: True if the text is the id of a delivery.
         is_remedy: True for a step of the remedy.
     """
@@ -173,6 +173,10 @@ class Fact(NamedTuple):
         return self.text.format(format_time(self.at)) if self.at else self.text
 
 
+def _time_fact(name: str, text: str, at: str | None) -> Fact:
+    return Fact(name, text, at or "-")
+
+
 def facts(event: Explanation) -> Iterator[Fact]:
     """Yield what the ledger says about an event, and how it was linked."""
     yield Fact("type", event.type or "-")
@@ -183,12 +187,12 @@ def facts(event: Explanation) -> Iterator[Fact]:
     yield Fact("provider", event.provider or "none that can be used")
     if hint := provider_rules.mistyped(event.provider or ""):
         yield Fact("note", hint)
-    yield Fact("arrived", "{}", event.arrived_at)
+    yield _time_fact("arrived", "{}", event.arrived_at)
     if event.delivery_id:
         has_delivery = event.linked_at or event.state == "attached"
         yield Fact("delivery" if has_delivery else "would get", event.delivery_id, is_delivery=True)
     if event.linked_at:
-        yield Fact("linked", f"{{}} by the event {event.reconciled_by}", event.linked_at)
+        yield _time_fact("linked", f"{{}} by the event {event.reconciled_by}", event.linked_at)
     elif event.reconciled_by:
         yield Fact("settled", f"by the event {event.reconciled_by}")
     if event.recipient_checked is False:
@@ -196,26 +200,27 @@ def facts(event: Explanation) -> Iterator[Fact]:
     if event.linked_by:
         yield Fact("manually", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
     for run in event.linked_during:
-        yield Fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {{}}", run["started_at"])
+        yield _time_fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {{}}", run["started_at"])
 
 
 def outlook(event: Explanation) -> Iterator[Fact]:
     """Yield what happens next to an event that is not linked, and the steps that let it be linked."""
     if event.state in ("waiting", "expired") and event.verdict:
         yield Fact("match", f"a sweep now would find it {event.verdict}")
-    for number, step in enumerate(_STEP.split(event.remedy) if event.remedy else []):
-        yield Fact("" if number else "to link it", step, is_remedy=True)
+    for number, step in enumerate(event.remedy, start=1):
+        text = f"{number}. {step[:1].upper()}{step[1:]}" if len(event.remedy) > 1 else step
+        yield Fact("to link it" if number == 1 else "", text, is_remedy=True)
     if event.held_by and event.held_by.since:
         yield Fact("held since", "{}", event.held_by.since)
     if event.refused:
         yield Fact("refused", f"{pluralize(event.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
     if event.state == "waiting":
-        yield Fact("next try", "first full sweep after {}", event.eligible_at)
+        yield _time_fact("next try", "first full sweep after {}", event.eligible_at)
     elif event.state == "expired":
         yield Fact("next try", "never")
     elif event.expires_at:
         next_sweep = "first full sweep after that transaction" if event.held_by else "next full sweep"
-        yield Fact("next try", f"{next_sweep}; expires {{}}", event.expires_at)
+        yield _time_fact("next try", f"{next_sweep}; expires {{}}", event.expires_at)
 
 
 class Origins(NamedTuple):
@@ -305,14 +310,15 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
     candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.candidates])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
-    explanation = _explain_open(row, origins, decision, deliveries_by_id, erased=erased)
+    explanation = replace(
+        _explain_open(row, origins, decision, deliveries_by_id, erased=erased),
+        remedy=_find_remedy(tx, row, decision, erased=erased),
+    )
     if explanation.state == MATCHED:
         match = OrphanMatch(orphan, decision.keys, decision.result)
         return _explain_held(explanation, lock_holders.find_holder(tx, [match]))
     if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
-        return replace(explanation, sentence=_OVERSIZED, remedy=_REMEDY_OVERSIZED)
-    if explanation.remedy and IN_MAILGLASS in explanation.remedy and not schema.is_made_by_mailglass(tx):
-        return replace(explanation, remedy=explanation.remedy.replace(IN_MAILGLASS, ""))
+        return replace(explanation, sentence=_OVERSIZED, remedy=(_REMEDY_OVERSIZED,))
     return explanation
 
 
@@ -337,15 +343,12 @@ def _json_type(value: Any) -> str | None:
     return types.get(type(value))
 
 
-IN_MAILGLASS = " (in Mailglass, resolve_webhook_tenant)"
-LINK_COMMAND = "`mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
 _REMEDY_OVERSIZED = "write events with less than 64 kB in each of these columns; this event stays unmatchable"
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
 
 
-_STEP = re.compile(r"(?<=\.) (?=\d\. )")
-"""The space between two numbered steps of a remedy."""
+_REPAIR = "run `mailglass-reconcile prune`, which repairs that table from the ledger"
 
 
 def _settled_state(row: sa.Row[Any]) -> EventState | None:
@@ -373,7 +376,7 @@ def _explain_settled(row: sa.Row[Any], state: EventState, origins: Origins, link
         arrived_at=row.arrived,
         rule=origins.rule,
         reads=_reads(origins),
-        remedy=None if is_too_long else states.state_remedy(state),
+        remedy=(with_local_names(_REPAIR),) if state == "missing" and not is_too_long else (),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
@@ -430,7 +433,6 @@ def _explain_open(
         recipient_known=keys.recipient is not None,
         recipient_checked=False if decision.delivery_id and not keys.recipient and not row.recorded else None,
         verdict=decision.state,
-        remedy=_remedy(row, state, decision, erased=erased),
         eligible_at=None if row.expired else row.eligible,
         expires_at=row.expires,
         refused=row.refused or 0,
@@ -441,7 +443,7 @@ def _explain_held(explanation: Explanation, holder: LockHolder | None) -> Explan
     if holder is None:
         return explanation
     sentence = f"its delivery exists, but {holder.name} has locked it or the event, which sweeps skip until that ends"
-    return replace(explanation, sentence=sentence, remedy=holder.remedy, held_by=holder)
+    return replace(explanation, sentence=sentence, remedy=(holder.remedy,), held_by=holder)
 
 
 def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:
@@ -453,30 +455,23 @@ def _tried_id(candidate: str, origins: Origins, decision: Decision) -> dict[str,
     return {"id": candidate, "read_from": origins.places.get(candidate), "deliveries": number}
 
 
-def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
-    """Return the step that lets the event be linked, with its own id and tenant."""
-    remedy = states.state_remedy(
-        state,
+def _find_remedy(tx: Transaction, row: sa.Row[Any], decision: Decision, *, erased: bool) -> tuple[str, ...]:
+    """Return the steps that let an open or an expired event be linked."""
+    wrong_tenant = None
+    if decision.state == TENANT_MISMATCH and (provider := decision.keys.provider):
+        foreign = next(candidate for candidate in decision.candidates if candidate.has_provider(provider))
+        in_mailglass = schema.is_made_by_mailglass(tx)
+        wrong_tenant = WrongTenant(foreign.tenant_id, foreign.candidate_id, provider, row.type, in_mailglass)
+    return remedy.find_steps(
+        row.id,
         decision.state,
+        is_expired=row.expired,
+        has_candidates=any(candidate.tenant_id == row.tenant_id for candidate in decision.candidates),
         recipient_lost=decision.keys.lost,
         recipient_erased=erased,
         webhook_unread=decision.keys.is_unread,
+        wrong_tenant=wrong_tenant,
     )
-    if remedy is None:
-        return None
-    provider = decision.keys.provider
-    if decision.state == TENANT_MISMATCH and provider:
-        foreign = next(delivery for delivery in decision.candidates if delivery.has_provider(provider))
-        steps = redelivery.tenant_remedy(
-            provider=provider,
-            type_=row.type,
-            message_id=foreign.candidate_id,
-            tenant_id=foreign.tenant_id,
-        )
-        remedy = f"{with_local_names(steps)}; {remedy}" if state == "expired" else with_local_names(steps)
-    if any(delivery.tenant_id == row.tenant_id for delivery in decision.candidates):
-        remedy = remedy.replace(with_local_names(LINK_COMMAND), "each delivery with such an id is listed with it")
-    return remedy.replace("EVENT_ID", row.id)
 
 
 def _describe_candidate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
-from mailglass_reconcile.errors import with_local_names
 from mailglass_reconcile.rules import provider_rules
 
 MatchState = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
@@ -58,66 +57,32 @@ class Meaning(NamedTuple):
     Attributes:
         short: A label of a few words, for a table or a legend.
         sentence: The reason for the state; it fits one event and many.
-        remedy: The change that makes the event linkable; None if none is needed.
     """
 
     short: str
     sentence: str
-    remedy: str | None = None
 
-
-_LINK_MANUALLY = (
-    "if you know its delivery, link it manually: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
-)
 
 MEANINGS: Mapping[str, Meaning] = {
     "matched": Meaning("can be linked", "its delivery exists; the next sweep links it"),
-    "unmatched": Meaning(
-        "no delivery yet",
-        "no delivery has a matching id yet",
-        "store a delivery of the event's tenant under one of these ids, with the event's provider or none; if other"
-        f" software sent the message through your account, there will never be one; {_LINK_MANUALLY}",
-    ),
-    "unmatchable": Meaning(
-        "no usable id",
-        "no provider, or no usable id",
-        f"the event must name a provider, and have an id in one of the fields searched; {_LINK_MANUALLY}",
-    ),
+    "unmatched": Meaning("no delivery yet", "no delivery has a matching id yet"),
+    "unmatchable": Meaning("no usable id", "no provider, or no usable id"),
     "ambiguous": Meaning(
         "no single delivery",
         "several deliveries have this id, or the event's recipient is unknown, so none can be chosen",
-        "the event must name its recipient, or only one of the deliveries may have the event's provider;"
-        f" {_LINK_MANUALLY}",
     ),
-    "tenant_mismatch": Meaning(
-        "another tenant's",
-        "only another tenant's deliveries have the id",
-        "event and delivery need the same tenant: route the webhooks to it (in Mailglass, resolve_webhook_tenant);"
-        " stored events keep their tenant",
-    ),
-    "recipient_mismatch": Meaning(
-        "another recipient's",
-        "only deliveries to other recipients have the id",
-        f"store a delivery to the event's recipient under one of these ids; {_LINK_MANUALLY}",
-    ),
+    "tenant_mismatch": Meaning("another tenant's", "only another tenant's deliveries have the id"),
+    "recipient_mismatch": Meaning("another recipient's", "only deliveries to other recipients have the id"),
     "unseen": Meaning("not checked yet", "no sweep has checked it yet; the next full sweep does"),
     "waiting": Meaning(
         "in its grace period", "still in its grace period; the first full sweep after it will check this event"
     ),
-    "expired": Meaning(
-        "too old",
-        "older than the maximum age, so no sweep checks it any more",
-        "run `mailglass-reconcile sweep --event EVENT_ID`, which links it if its delivery exists",
-    ),
+    "expired": Meaning("too old", "older than the maximum age, so no sweep checks it any more"),
     "linked": Meaning("linked", "linked to its delivery"),
     "attached": Meaning("stored with its delivery", "it was stored with its delivery"),
     "settled": Meaning("closed", "closed by a `reconciled` event that names no delivery"),
     "no_orphan": Meaning("needs no delivery", "stored without a delivery on purpose; never linked"),
-    "missing": Meaning(
-        "not in the open-orphan table",
-        "the table of open orphans does not contain this orphan",
-        "run `mailglass-reconcile prune`, which repairs that table from the ledger",
-    ),
+    "missing": Meaning("not in the open-orphan table", "the table of open orphans does not contain this orphan"),
     "unknown": Meaning("unknown", "no event in the ledger has this id"),
     "skipped": Meaning("skipped", "not checked, or not linked, by this sweep"),
     "skipped_limit": Meaning("beyond the limit", "the sweep reached its limit before it could check or link them"),
@@ -137,15 +102,12 @@ _RECIPIENT_LOST = (
     " be chosen"
 )
 _WEBHOOK_UNREAD = "its raw webhook has not been read, which may name its recipient, so no delivery can be chosen yet"
-_REMEDY_WEBHOOK_UNREAD = "none needed: each full sweep reads more raw webhooks, until the event's own was read"
 _RECIPIENT_ERASED = (
     "only deliveries to other recipients have the id; the recipient of at least one was erased, and this event may be"
     " about that person"
 )
-_REMEDY_RECIPIENT_ERASED = f"nothing, if it is about a person who was erased; otherwise, {_LINK_MANUALLY}"
 NOT_CHECKED = "not checked: it could not be read, so the message id alone decides"
 """The recipient of an event that is linked without comparing it."""
-_REMEDY_RECIPIENT_LOST = f"no sweep will link it; check the deliveries listed, and {_LINK_MANUALLY}"
 
 
 def short_label(state: str) -> str:
@@ -172,31 +134,3 @@ def explain_state(
     if state == "unmatched" and record and record.synthetic_ids:
         return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
     return MEANINGS[state].sentence
-
-
-def state_remedy(
-    state: EventState,
-    verdict: EventState | None = None,
-    *,
-    recipient_lost: bool = False,
-    recipient_erased: bool = False,
-    webhook_unread: bool = False,
-) -> str | None:
-    """Return the change that makes an event linkable, or None if none is needed.
-
-    Args:
-        state: The event's state.
-        verdict: The matcher's result for an event that is waiting or expired.
-        recipient_lost: True if the event's recipient is unknown.
-        recipient_erased: True if the recipient of one of the deliveries was erased.
-        webhook_unread: True if a raw webhook that may name the event's recipient has not been read.
-    """
-    cause = verdict or state
-    remedy = _REMEDY_RECIPIENT_LOST if cause == "ambiguous" and recipient_lost else MEANINGS[cause].remedy
-    if cause == "recipient_mismatch" and recipient_erased:
-        remedy = _REMEDY_RECIPIENT_ERASED
-    if cause == "ambiguous" and webhook_unread:
-        remedy = _REMEDY_WEBHOOK_UNREAD
-    if state == "expired" and cause != "expired":
-        remedy = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, remedy)))
-    return None if remedy is None else with_local_names(remedy)

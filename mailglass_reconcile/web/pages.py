@@ -210,13 +210,14 @@ class Pages:
         explained = await self._cache.get(("event", event_id), explain)
         if explained.state == "unknown":
             raise NotFoundError
-        outlook = list(explanation.outlook(explained))
         return await self._show(
             request,
             "event.html",
             event=explained,
-            facts=[*explanation.facts(explained), *(fact for fact in outlook if not fact.is_remedy)],
-            steps=[fact.text for fact in outlook if fact.is_remedy],
+            facts=[
+                *explanation.facts(explained),
+                *(fact for fact in explanation.outlook(explained) if not fact.is_remedy),
+            ],
         )
 
     @_with_error_pages

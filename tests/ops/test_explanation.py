@@ -13,8 +13,9 @@ import meter
 import recording
 from browsing import Visitor, app
 from mailglass_reconcile import key_rule
-from mailglass_reconcile.ops.explanation import explain, explain_message
+from mailglass_reconcile.ops.explanation import Explanation, explain, explain_message, facts
 from mailglass_reconcile.rules import provider_rules
+from mailglass_reconcile.web.rendering import fact_text
 
 pytestmark = pytest.mark.version_independent
 
@@ -59,7 +60,7 @@ def test_an_event_with_too_long_a_document_says_so(db):
     explanation = explain_event(db, id_)
     assert explanation.state == "unmatchable"
     assert "more than 64 kB of text" in explanation.sentence
-    assert explanation.remedy.startswith("write events with less than 64 kB")
+    assert explanation.remedy[0].startswith("write events with less than 64 kB")
 
 
 def test_every_id_names_the_place_that_it_was_read_from(db):
@@ -114,7 +115,7 @@ def test_what_would_have_to_change_is_said_for_each_state(db):
     ]:
         explanation = explain_event(db, factories.orphan(db, metadata))
         assert (explanation.state, explanation.verdict) == (state, state)
-        assert (explanation.remedy is None) if words is None else (words in explanation.remedy)
+        assert not explanation.remedy if words is None else words in " ".join(explanation.remedy)
 
 
 def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
@@ -145,8 +146,8 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
         assert expires - arrived == dt.timedelta(days=7)
         if state == "expired":
             assert explanation.eligible_at is None
-            assert "sweep --event" in explanation.remedy
-            assert "a delivery of the event's tenant" in explanation.remedy
+            assert "sweep --event" in " ".join(explanation.remedy)
+            assert "a delivery of the event's tenant" in " ".join(explanation.remedy)
         else:
             assert dt.datetime.fromisoformat(explanation.eligible_at) - arrived == dt.timedelta(seconds=60)
 
@@ -285,8 +286,8 @@ def test_the_remedy_of_a_tenant_mismatch_names_the_tenant_of_a_delivery_with_the
     orphan = factories.orphan(db, factories.postmark("m-1"))
     explanation = explain_event(db, orphan)
     assert explanation.state == "tenant_mismatch"
-    assert of_provider in explanation.remedy
-    assert of_another not in explanation.remedy
+    assert of_provider in " ".join(explanation.remedy)
+    assert of_another not in " ".join(explanation.remedy)
 
 
 def test_the_events_of_a_message_are_explained_in_one_transaction(db):
@@ -298,3 +299,11 @@ def test_the_events_of_a_message_are_explained_in_one_transaction(db):
         explanations, _ = explain_message(db.database, "m-1")
     assert len(explanations) == 3
     assert len([text for text in statements if "pg_catalog.set_config" in text]) == 1
+
+
+def test_an_unknown_time_is_a_dash_wherever_a_fact_is_shown():
+    """A braced text that somebody wrote is shown as it is."""
+    event = Explanation(factories.new_id(), "linked", "", linked_by="hand", reason="see {}", reconciled_by="r-1")
+    shown_facts = {fact.name: (fact.plain_text, str(fact_text(fact))) for fact in facts(event)}
+    assert shown_facts["arrived"] == ("-", "-")
+    assert shown_facts["by hand"] == ("an unknown user: see {}",) * 2

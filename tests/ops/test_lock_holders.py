@@ -43,7 +43,7 @@ def test_explain_names_the_session_that_has_locked_an_event_or_its_delivery(db, 
     session = f"session {pid} (role postgres, nightly \\x60import\\x60, idle in transaction)"
     assert held.state == before.state == "matched"
     assert held.sentence.startswith(f"its delivery exists, but {session} has locked it or the event, which sweeps skip")
-    assert held.remedy == f"end its transaction, in the program or with `SELECT pg_terminate_backend({pid})`"
+    assert held.remedy == (f"end its transaction, in the program or with `SELECT pg_terminate_backend({pid})`",)
     assert f"\nheld since {held.held_by.since[:10]}" in stdout
     assert "\nnext try   first full sweep after that transaction; expires" in stdout
     assert explain_event(db, event_id) == before, "the transaction has ended"

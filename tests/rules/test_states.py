@@ -47,19 +47,3 @@ def test_each_state_and_each_count_has_its_words():
     assert {*states.OUTCOMES, *states.SKIPPED} - set(WHY_OPEN) == {"linked", "skipped", "skipped_limit"}
     assert {*states.OUTCOMES, *states.SKIPPED} <= set(SweepResult.__slots__)
     assert set(states.OUTCOMES) <= set(COUNTS)
-
-
-def test_an_ambiguous_event_without_its_recipient_has_a_remedy_of_its_own():
-    """Other ambiguous events may still get a delivery."""
-    plain, lost = (states.state_remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
-    assert plain != lost
-    assert states.state_remedy("unmatched", recipient_lost=True) == states.state_remedy("unmatched")
-
-
-def test_an_expired_event_needs_a_sweep_that_includes_it_and_the_remedy_of_its_state():
-    """Either of them alone would leave it open."""
-    expired, unmatched, combined = map(
-        states.state_remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched")
-    )
-    assert combined == f"{expired}; in addition, {unmatched}"
-    assert states.state_remedy("expired", "matched") == expired

@@ -1,11 +1,12 @@
-"""Redelivery: each provider's way to send a webhook again, with commands that work for it."""
+"""Remedies: each provider's way to send a webhook again, and the steps of each state."""
 
 import shlex
 
 import pytest
 
 from mailglass_reconcile.providers import registry
-from mailglass_reconcile.rules import provider_rules, redelivery
+from mailglass_reconcile.rules import provider_rules
+from mailglass_reconcile.rules.remedy import WrongTenant, find_steps, tenant_steps
 from senders import PRIVATE
 
 pytestmark = pytest.mark.version_independent
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.version_independent
 
 def remedy_of(provider, **more):
     """Return the remedy for a provider's event."""
-    arguments = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
-    return redelivery.tenant_remedy(provider=provider, **arguments)
+    arguments = {"type": "delivered", "message_id": "m-1", "tenant_id": "globex", "in_mailglass": False, **more}
+    return " ".join(tenant_steps(WrongTenant(provider=provider, **arguments)))
 
 
 def test_the_providers_are_those_with_a_webhook_reader():
@@ -26,7 +27,7 @@ def test_the_providers_are_those_with_a_webhook_reader():
 def test_each_provider_has_a_way(provider):
     """It is its dashboard, a sample that we sign, or the request from a log."""
     output = remedy_of(provider)
-    assert "Route these webhooks to tenant globex" in output
+    assert "route these webhooks to tenant globex" in output
     if provider == "resend":
         assert "Replay" in output
     else:
@@ -62,3 +63,27 @@ def test_foreign_values_cannot_inject_a_command(provider, foreign):
     assert output.isprintable()
     assert [part for part in output.split("`")[1::2] if part.startswith("mailglass-reconcile erase")] == []
     assert "--message-id ID" in output or "message_id" not in foreign
+
+
+def test_an_ambiguous_event_without_its_recipient_has_a_remedy_of_its_own():
+    """Other ambiguous events may still get a delivery."""
+    plain, lost = (find_steps("e-1", "ambiguous", is_expired=False, recipient_lost=lost) for lost in (False, True))
+    assert plain != lost
+    assert find_steps("e-1", "unmatched", is_expired=False) == find_steps(
+        "e-1", "unmatched", is_expired=False, recipient_lost=True
+    )
+
+
+def test_an_expired_event_needs_the_remedy_of_its_state_and_a_sweep_that_includes_it():
+    """Either of them alone would leave it open."""
+    matched, unmatched, combined = (
+        find_steps("e-1", state, is_expired=is_expired)
+        for state, is_expired in (("matched", True), ("unmatched", False), ("unmatched", True))
+    )
+    assert combined == (*unmatched, *matched)
+    assert matched == ("run `mailglass-reconcile sweep --event e-1`, which links it if its delivery exists",)
+
+
+def test_only_mailglass_has_a_function_that_routes_webhooks():
+    assert "resolve_webhook_tenant" in remedy_of("postmark", in_mailglass=True)
+    assert "resolve_webhook_tenant" not in remedy_of("postmark")
