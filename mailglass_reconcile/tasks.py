@@ -29,7 +29,7 @@ from mailglass_reconcile.schedule import (
     warn_without_celery,
 )
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.store.window import Range
@@ -298,7 +298,7 @@ def _warn_if_not_migrated() -> None:
     try:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
-                with Connected(connection, runtime.get_settings()).reading() as tx:
+                with OpenConnection(connection, runtime.get_settings()).reading() as tx:
                     schema.require_migrated(tx)
             finally:
                 connection.invalidate()  # a fork would share a connection in an application's pool

@@ -31,7 +31,7 @@ class RolledBackError(Exception):
 def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
     """Run a block in a transaction with the package's settings, and roll it back."""
     try:
-        with database.Connected(connection, Settings()).writing() as tx:
+        with database.OpenConnection(connection, Settings()).writing() as tx:
             connection.exec_driver_sql("SET LOCAL search_path = public")
             yield tx
             raise RolledBackError

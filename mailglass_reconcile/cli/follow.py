@@ -25,7 +25,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.handlers import dispatcher, registration
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import format_duration_ms, pluralize
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, format_remaining
@@ -129,7 +129,7 @@ class Follower:
                     return
                 self._wait(began + self._interval - time.monotonic())
 
-    def _sweep_once(self, connected: Connected) -> SweepResult:
+    def _sweep_once(self, connected: OpenConnection) -> SweepResult:
         self._sweep = recent.prepare(self._interval, self._tenant_id, origin="follow")
         result = self._sweep.run(nullcontext(connected))
         self._is_first_sweep = False

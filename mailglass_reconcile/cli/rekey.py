@@ -7,7 +7,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import schema, stored_keys
-from mailglass_reconcile.store.database import NIL, Connected
+from mailglass_reconcile.store.database import NIL, OpenConnection
 
 BATCH_ROWS = 5_000
 
@@ -25,7 +25,7 @@ def rekey() -> None:
     click.echo(f"the next sweep computes the keys of {pluralize(count, 'open orphan')}")
 
 
-def _clear_all_keys(connected: Connected) -> int:
+def _clear_all_keys(connected: OpenConnection) -> int:
     count, after = 0, NIL
     while True:
         with connected.writing() as tx:

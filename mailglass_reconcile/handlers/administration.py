@@ -13,7 +13,7 @@ from mailglass_reconcile.rules.event_types import TYPES
 from mailglass_reconcile.rules.humanize import did_you_mean, pluralize
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled_types, outbox
-from mailglass_reconcile.store.database import NIL, Connected, Database, with_retries
+from mailglass_reconcile.store.database import NIL, Database, OpenConnection, with_retries
 from mailglass_reconcile.store.handled_types import Registered, Registration
 
 BATCH = 5_000
@@ -114,7 +114,7 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
         return 0 if handler and is_renamed else connected.in_batches(outbox.DELETE_WAITING, selection)
 
 
-def _rename_waiting(connected: Connected) -> int:
+def _rename_waiting(connected: OpenConnection) -> int:
     with connected.writing() as tx:
         return outbox.rename_waiting(tx, BATCH)
 

@@ -13,7 +13,7 @@ from mailglass_reconcile.errors import DatabaseRefusedError, MailglassReconcileE
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.store import handled_types
-from mailglass_reconcile.store.database import Connected, Database, uuid7_bounds
+from mailglass_reconcile.store.database import Database, OpenConnection, uuid7_bounds
 from mailglass_reconcile.store.handled_types import Registration
 from mailglass_reconcile.store.outbox import NewJob
 
@@ -88,7 +88,9 @@ def log_missed(database: Database, new_registrations: Sequence[Registration]) ->
         )
 
 
-def missed_pages(connected: Connected, registrations: Sequence[Registration], seconds: float) -> Iterator[list[NewJob]]:
+def missed_pages(
+    connected: OpenConnection, registrations: Sequence[Registration], seconds: float
+) -> Iterator[list[NewJob]]:
     """Yield the jobs that registrations lack, of events that reached a delivery within *seconds*, the newest first.
 
     Each list is of one page of the ledger; ids of events are UUIDv7, in the order of their time.

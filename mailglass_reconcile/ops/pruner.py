@@ -20,7 +20,7 @@ from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, stored_keys
-from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Connected, Database, with_retries
+from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, OpenConnection, with_retries
 from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.store.stored_keys import StoredKeys
@@ -32,7 +32,7 @@ BATCH_ROWS = 5_000
 RETENTION_ROWS = 1_000
 """Events that one transaction scans; it also deletes the other events of their deliveries."""
 
-PruneStep = Callable[[Connected], int]
+PruneStep = Callable[[OpenConnection], int]
 """One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""
 
 
@@ -163,7 +163,7 @@ class _Prune:
         yield "deliveries", self._delete_deliveries
         yield "history", runs.fold_old
 
-    def _store_keys_of_expired(self, connected: Connected) -> int:
+    def _store_keys_of_expired(self, connected: OpenConnection) -> int:
         """Store the keys of expired orphans that no sweep has checked: the next step counts those with a delivery."""
         reader = ChunkReader(connected, lambda: STATEMENT_TIMEOUT_MS, lambda: False)
         for event_ids in repair.find_expired_without_keys(connected, BATCH_ROWS):
@@ -174,18 +174,18 @@ class _Prune:
                 stored_keys.store(tx, keys)
         return 0
 
-    def _expire(self, connected: Connected) -> int:
+    def _expire(self, connected: OpenConnection) -> int:
         self._expired = repair.remove_expired(connected, BATCH_ROWS)
         return self._expired.orphans
 
-    def _delete_events(self, connected: Connected) -> int:
+    def _delete_events(self, connected: OpenConnection) -> int:
         # Counted as they go: what is committed counts even if a later batch fails.
         if (days := self._settings.retention_events_days) is not None:
             for deleted in retention.delete_events(connected, days, RETENTION_ROWS):
                 self.result.events += deleted
         return 0
 
-    def _delete_deliveries(self, connected: Connected) -> int:
+    def _delete_deliveries(self, connected: OpenConnection) -> int:
         if (days := self._settings.retention_deliveries_days) is not None:
             for deleted in retention.delete_deliveries(connected, days, BATCH_ROWS):
                 self.result.deliveries += deleted
@@ -225,7 +225,7 @@ class _Prune:
             began=began,
         )
 
-        def add(connected: Connected) -> int:
+        def add(connected: OpenConnection) -> int:
             with connected.writing() as tx:
                 return runs.add(tx, run)
 
@@ -244,7 +244,7 @@ class _Prune:
 def _make_delete_step(statement: str, days: int | None, **parameters: str) -> PruneStep:
     """Make a step that deletes rows older than *days* in batches; with None it deletes nothing."""
 
-    def delete(connected: Connected) -> int:
+    def delete(connected: OpenConnection) -> int:
         if days is None:
             return 0
         return connected.in_batches(statement, {"days": days, "size": BATCH_ROWS, **parameters})

@@ -39,7 +39,7 @@ from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.log_throttle import LogThrottle
 from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import engines, ledger, open_orphans
-from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.store.engines import as_session
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.halving import Refused, run_halved
@@ -210,7 +210,7 @@ class _Asked(NamedTuple):
     look_up: LookUp
 
 
-def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connected) -> list[AfterCommitAction]:
+def _run_on_connection(actions: Sequence[AfterCommitAction], connected: OpenConnection) -> list[AfterCommitAction]:
     """Run actions on a connection, and return those to repeat; the others keep only events that do not exist.
 
     More than a batch is worked off in parts, and each is published before the next.
@@ -230,10 +230,10 @@ def _run_on_connection(actions: Sequence[AfterCommitAction], connected: Connecte
 
 
 def _run_part(
-    connected: Connected, events: Iterable[tuple[AfterCommitAction, str]], asked: Sequence[_Asked]
+    connected: OpenConnection, events: Iterable[tuple[AfterCommitAction, str]], asked: Sequence[_Asked]
 ) -> list[_Asked]:
     """Broadcast the events that the database has, look up, and return the look-ups to repeat."""
-    with connected.plain() as tx:
+    with connected.without_settings() as tx:
         present, may_match = open_orphans.after_commit(
             tx,
             [id_ for _, id_ in events],
@@ -252,7 +252,7 @@ def _publish(events: Iterable[LinkedEvent]) -> None:
         runtime.create_publisher().publish(messages)
 
 
-def _relink(connected: Connected, asked: Sequence[_Asked]) -> list[_Asked]:
+def _relink(connected: OpenConnection, asked: Sequence[_Asked]) -> list[_Asked]:
     """Link the open orphans of a tenant's look-ups, and return the look-ups to repeat."""
     to_repeat: list[_Asked] = []
     size = connected.settings.batch_size
@@ -267,7 +267,7 @@ def _relink(connected: Connected, asked: Sequence[_Asked]) -> list[_Asked]:
     return to_repeat
 
 
-def _link_open(connected: Connected, asked: Sequence[_Asked]) -> Sequence[_Asked]:
+def _link_open(connected: OpenConnection, asked: Sequence[_Asked]) -> Sequence[_Asked]:
     """Link the open orphans of look-ups; return the look-ups if orphans were locked, or more are open."""
     message_ids = dict.fromkeys(look_up.message_id for _, look_up in asked if look_up.message_id)
     event_ids = dict.fromkeys(look_up.event_id for _, look_up in asked if look_up.event_id)
@@ -308,17 +308,19 @@ class _Connections:
         """True if the engine's database could not be reached a moment ago."""
         return time.monotonic() < self._backoff_until.get(engine.pool, 0)
 
-    def run(self, engine: sa.Engine, action: Callable[[Connected], list[AfterCommitAction]]) -> list[AfterCommitAction]:
+    def run(
+        self, engine: sa.Engine, action: Callable[[OpenConnection], list[AfterCommitAction]]
+    ) -> list[AfterCommitAction]:
         """Call *action* with a connection, and return its result; a connection that was lost is replaced once."""
         return self._in_loop(engine, partial(self._run, engine, action))
 
     def _run(
-        self, engine: sa.Engine, action: Callable[[Connected], list[AfterCommitAction]]
+        self, engine: sa.Engine, action: Callable[[OpenConnection], list[AfterCommitAction]]
     ) -> list[AfterCommitAction]:
         settings = runtime.get_settings()
         was_open = engine.pool in self._open
         try:
-            return action(Connected(self._connect(engine), settings))
+            return action(OpenConnection(self._connect(engine), settings))
         except DBAPIError as error:
             self._close(engine.pool)
             if not (was_open and is_transient(error)):
@@ -326,7 +328,7 @@ class _Connections:
         except BaseException:
             self._close(engine.pool)
             raise
-        return action(Connected(self._connect(engine), settings))
+        return action(OpenConnection(self._connect(engine), settings))
 
     def _connect(self, engine: sa.Engine) -> sa.Connection:
         if engine.pool not in self._open:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, attach_role, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import Connected, Transaction, is_schema_error, require_revision
+from mailglass_reconcile.store.database import OpenConnection, Transaction, is_schema_error, require_revision
 from mailglass_reconcile.store.script import SCOPE
 
 UTF8 = ("UTF8", "UNICODE")
@@ -35,10 +35,10 @@ class CallerTransaction(Transaction):
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement under our settings, as `Transaction.execute`."""
-        self.protect()
+        self.begin_savepoint()
         return super().execute(statement, parameters)
 
-    def protect(self) -> None:
+    def begin_savepoint(self) -> None:
         """Begin the savepoint, and set our settings, unless that is done."""
         if self._savepoint is None:
             self._savepoint = self.connection.begin_nested()
@@ -90,7 +90,7 @@ def _require_revision(connection: sa.Connection, settings: Settings) -> None:
         with (
             suppress(SQLAlchemyError, OSError),
             engine.connect() as connection_,
-            Connected(connection_, settings).reading() as tx,
+            OpenConnection(connection_, settings).reading() as tx,
         ):
             require_revision(tx)
     finally:

@@ -103,7 +103,7 @@ class Function(NamedTuple):
     catches: bool = False
 
     @property
-    def call(self) -> str:
+    def statement(self) -> str:
         """The statement that calls it, with its arguments as parameters."""
         arguments = ", ".join(f"CAST(:{name} AS pg_catalog.text)" for name in self.arguments)
         return f"SELECT * FROM {{schema}}.{self.name}({arguments})"  # noqa: S608 - names of this package
@@ -135,12 +135,12 @@ class SessionTransaction:
 
     def call(self, function: Function, parameters: Mapping[str, str | None]) -> Sequence[Any]:
         """Return the rows of a function, or raise the error that it caught."""
-        rows = self._send(function.call, parameters).all()
+        rows = self._send(function.statement, parameters).all()
         if not function.catches:
             return rows
         for row in rows:
             if row[-1] is not None:
-                raise DBAPIError(function.call, None, CaughtError(row[-1]), hide_parameters=True)
+                raise DBAPIError(function.statement, None, CaughtError(row[-1]), hide_parameters=True)
         return [row[:-1] for row in rows]
 
     def set(self, values: Mapping[str, str]) -> None:
@@ -172,7 +172,7 @@ class Transaction(SessionTransaction):
         """Return a block that reads in this transaction, for what takes a `Reading`."""
         return nullcontext(self)
 
-    def protect(self) -> None:
+    def begin_savepoint(self) -> None:
         """Do nothing: our own transactions are rolled back as a whole (a caller's sets a savepoint here)."""
 
     def revision(self) -> str | None:
@@ -196,7 +196,7 @@ class Transaction(SessionTransaction):
 
 
 Reading = Callable[[], AbstractContextManager[Transaction]]
-"""Begins a transaction that reads, or returns the caller's: `Connected.reading` or `Transaction.reading`."""
+"""Begins a transaction that reads, or returns the caller's: `OpenConnection.reading` or `Transaction.reading`."""
 
 
 def uuid7() -> str:
@@ -205,7 +205,7 @@ def uuid7() -> str:
 
 
 def uuid7s(count: int) -> list[str]:
-    """Return *count* of them."""
+    """Return *count* new UUIDv7s, in no order among themselves."""
     ms, digits = f"{time.time_ns() // 1_000_000:012x}", f"{_random.getrandbits(80 * count):0{20 * count}x}"
     return [
         f"{ms[:8]}-{ms[8:]}-7{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
@@ -288,7 +288,7 @@ def _psycopg() -> sa.Dialect:
     return sa.make_url("postgresql+psycopg://").get_dialect()()
 
 
-class Connected:
+class OpenConnection:
     """An open connection, on which the kinds of transactions of this package can begin."""
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
@@ -318,7 +318,7 @@ class Connected:
         return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS)
 
     @contextmanager
-    def plain(self) -> Iterator[SessionTransaction]:
+    def without_settings(self) -> Iterator[SessionTransaction]:
         """Begin a transaction without our settings, for functions of the schema, which set them themselves."""
         if self.connection.get_execution_options().get("isolation_level") != ISOLATION:
             self.connection.execution_options(isolation_level=ISOLATION)
@@ -380,10 +380,10 @@ class Database:
         self.settings = settings
 
     @contextmanager
-    def connect(self) -> Iterator[Connected]:
+    def connect(self) -> Iterator[OpenConnection]:
         """Open a connection for the block."""
         with database_errors(), engines.connect(self.engine) as connection:
-            connected = Connected(connection, self.settings)
+            connected = OpenConnection(connection, self.settings)
             try:
                 yield connected
             except Exception as error:
@@ -393,7 +393,7 @@ class Database:
                 raise
 
     @contextmanager
-    def second_connection(self) -> Iterator[Connected | None]:
+    def second_connection(self) -> Iterator[OpenConnection | None]:
         """Open a connection outside the engine's pool for the block; yield None if the server refuses it.
 
         Errors of the block are not translated.
@@ -407,19 +407,19 @@ class Database:
                 yield None
                 return
             with connection:
-                yield Connected(connection, self.settings)
+                yield OpenConnection(connection, self.settings)
         finally:
             engine.dispose()
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Begin a transaction as `Connected.reading`, on a new connection."""
+        """Begin a transaction as `OpenConnection.reading`, on a new connection."""
         with self.connect() as connected, connected.reading(timeout_ms) as tx:
             yield tx
 
     @contextmanager
     def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Begin a transaction as `Connected.writing`, on a new connection."""
+        """Begin a transaction as `OpenConnection.writing`, on a new connection."""
         with self.connect() as connected, connected.writing(timeout_ms) as tx:
             yield tx
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, docs_url, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Connected, Transaction, array_literal
+from mailglass_reconcile.store.database import OpenConnection, Transaction, array_literal
 
 Condition = Literal["everywhere", "tables made by migrate", "retention", "tables made by Mailglass"]
 
@@ -570,7 +570,7 @@ def _describe_missing(role: ComparedRole, rows: Sequence[Any]) -> MissingPrivile
     return MissingPrivileges(role, tuple(phrases), "; ".join(statements), tuple(hidden_tables))
 
 
-def require_privileges(connected: Connected, error: DBAPIError) -> None:
+def require_privileges(connected: OpenConnection, error: DBAPIError) -> None:
     """Raise `DatabaseRefusedError` if this role lacks a sweeper's privilege that caused *error*; else return.
 
     Triggers and policies may refuse single rows.

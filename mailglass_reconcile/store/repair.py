@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import NIL, Connected, Transaction, array_literal, in_schema
+from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, array_literal, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # The newest of each tenant, at a cost that does not depend on the number of its orphans.
@@ -166,7 +166,7 @@ def format_script(settings: Settings) -> str:
     return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
 
 
-def add_missing(connected: Connected, size: int) -> int:
+def add_missing(connected: OpenConnection, size: int) -> int:
     """Add the ledger's open orphans within the maximum age that are missing in our table, and return their number.
 
     Each *size* rows of the ledger are one transaction. The arrival of an orphan added in this way is the millisecond of
@@ -206,13 +206,13 @@ def _close_reconciled(tx: Transaction, event_ids: Collection[str]) -> int:
     return closed
 
 
-def remove_settled(connected: Connected, size: int) -> int:
+def remove_settled(connected: OpenConnection, size: int) -> int:
     """Remove rows whose orphan is linked or missing in the ledger, in pages of *size*, and return their number."""
     return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": NIL}))
 
 
 def _pages(
-    connected: Connected, statement: str, size: int, cursor: Mapping[str, Any], **bounds: Any
+    connected: OpenConnection, statement: str, size: int, cursor: Mapping[str, Any], **bounds: Any
 ) -> Iterator[dict[str, Any]]:
     """Repeat *statement* from *cursor* on, *size* rows per transaction, and yield its row each time.
 
@@ -234,14 +234,14 @@ class Expired(NamedTuple):
     named: int
 
 
-def find_expired_without_keys(connected: Connected, size: int) -> Iterator[list[str]]:
+def find_expired_without_keys(connected: OpenConnection, size: int) -> Iterator[list[str]]:
     """Yield the ids of orphans older than the maximum age that no sweep has checked, at most *size* at once."""
     max_age = connected.settings.max_age_minutes
     for page in _pages(connected, _FIND_EXPIRED_WITHOUT_KEYS, size, _BEFORE_ALL, max_age_minutes=max_age):
         yield page["event_ids"]
 
 
-def remove_expired(connected: Connected, size: int) -> Expired:
+def remove_expired(connected: OpenConnection, size: int) -> Expired:
     """Remove orphans older than the maximum age in batches of *size*, and return their numbers."""
     max_age = connected.settings.max_age_minutes
     total = Expired(0, 0)
@@ -250,7 +250,7 @@ def remove_expired(connected: Connected, size: int) -> Expired:
     return total
 
 
-def remove_stray_ids(connected: Connected, size: int) -> int:
+def remove_stray_ids(connected: OpenConnection, size: int) -> int:
     """Remove candidate ids without an open orphan in batches of *size*, and return their number."""
     cursor = {"after_id": NIL, "after_position": -1}
     return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, cursor))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Connected, Transaction, in_schema, with_retries
+from mailglass_reconcile.store.database import OpenConnection, Transaction, in_schema, with_retries
 
 EVENTS, DELIVERIES = schema.RETENTION
 ARGUMENTS = "integer, integer, text, timestamp, bigint"
@@ -99,7 +99,7 @@ def format_least_days(tx: Transaction) -> str:
     )
 
 
-def delete_events(connected: Connected, days: int, size: int) -> Iterator[int]:
+def delete_events(connected: OpenConnection, days: int, size: int) -> Iterator[int]:
     """Delete events older than *days* that are linked, attached or expired: all events of a delivery, or none.
 
     Yield the number of deleted events after each committed batch. A batch scans *size* events and also deletes the
@@ -108,12 +108,12 @@ def delete_events(connected: Connected, days: int, size: int) -> Iterator[int]:
     return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size)
 
 
-def delete_deliveries(connected: Connected, days: int, size: int) -> Iterator[int]:
+def delete_deliveries(connected: OpenConnection, days: int, size: int) -> Iterator[int]:
     """Delete deliveries older than *days* without events; yields and raises as `delete_events` does."""
     return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, size)
 
 
-def _batches(connected: Connected, name: str, statement: str, days: int, size: int) -> Iterator[int]:
+def _batches(connected: OpenConnection, name: str, statement: str, days: int, size: int) -> Iterator[int]:
     with connected.reading() as tx:
         if problem := find_problem(tx, name, days):
             raise DatabaseRefusedError(str(problem))

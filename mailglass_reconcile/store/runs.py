@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.rules.states import RunStatus
-from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.database import OpenConnection, Transaction
 
 Kind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -222,7 +222,7 @@ def count_links(tx: Transaction, seconds: float) -> LinkCounts:
     return LinkCounts(*tx.execute(_LINKS, {"seconds": seconds}).one())
 
 
-def fold_old(connected: Connected) -> int:
+def fold_old(connected: OpenConnection) -> int:
     """Add up the rows older than `RETENTION_DAYS` into one for each kind, origin and status; return their number.
 
     A concurrent prune waits, and then finds no old rows.

@@ -88,7 +88,7 @@ def store(tx: Transaction, campaign: Campaign, new_deliveries: Sequence[NewDeliv
     rows = tx.call(STORE, parameters)
     may_be_open = any(is_open for _, _, is_open in rows)
     if may_be_open:
-        tx.protect()
+        tx.begin_savepoint()
         rows = tx.call(STORE, {**parameters, "anyway": "true"})
     delivery_ids = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
     if None in delivery_ids.values():  # another transaction committed one meanwhile: a new statement sees it

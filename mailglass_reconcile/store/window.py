@@ -355,8 +355,8 @@ def open_window(
     row = tx.execute(_WINDOW, parameters).one()
     revision.require(row.version)
     orphans = max(FEW, row.bytes // ROW_BYTES) if row.few == FEW else row.few or 0
-    prefer_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
-    return Window(row.after, row.until, row.triggers, row.indexed, prefer_scans)
+    by_scans = orphans > FEW // 10 and orphans * PROBE_US > orphans * SCAN_US + float(row.pages) * PAGE_US
+    return Window(row.after, row.until, row.triggers, row.indexed, by_scans)
 
 
 def choose(

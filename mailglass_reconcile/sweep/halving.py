@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ class Refused(NamedTuple):
 
 
 def run_halved(
-    connected: Connected,
+    connected: OpenConnection,
     rows: Sequence[Row],
     action: Callable[[Sequence[Row]], Result],
     *,

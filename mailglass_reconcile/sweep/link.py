@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_data_error, is_outage, sqlstate, translate
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.database import Connected, Transaction, with_retries
+from mailglass_reconcile.store.database import OpenConnection, Transaction, with_retries
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.halving import Refused, run_halved
 
@@ -58,7 +58,9 @@ class Batch:
         logger.error("orphan %s cannot be linked and stays open: %s", event_id, translate(error))
 
 
-def link_batch(connected: Connected, pairs: Pairs, is_over: Callable[[], bool], notes: Notes | None = None) -> Batch:
+def link_batch(
+    connected: OpenConnection, pairs: Pairs, is_over: Callable[[], bool], notes: Notes | None = None
+) -> Batch:
     """Link *pairs* as far as possible, each link committed whole or not at all.
 
     A batch that fails on its data is halved until the culprit stands alone, which is reported and left open. A

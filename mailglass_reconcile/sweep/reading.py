@@ -12,7 +12,7 @@ from uuid import UUID
 from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.mailglass_compat import recipients
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
 from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
@@ -45,7 +45,7 @@ class ChunkReader:
         size: The number of orphans of the next chunk.
     """
 
-    def __init__(self, connected: Connected, timeout_ms: Callable[[], int], is_over: Callable[[], bool]) -> None:
+    def __init__(self, connected: OpenConnection, timeout_ms: Callable[[], int], is_over: Callable[[], bool]) -> None:
         self.connected = connected
         self.timeout_ms = timeout_ms
         self.is_over = is_over

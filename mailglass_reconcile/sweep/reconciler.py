@@ -32,7 +32,7 @@ from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED, SweepStatus
 from mailglass_reconcile.store import open_orphans, privileges, stored_keys
-from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
+from mailglass_reconcile.store.database import Database, OpenConnection, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
 from mailglass_reconcile.store.runs import COUNTS, Kind, Origin, Run
 from mailglass_reconcile.store.stored_keys import StoredKeys
@@ -120,7 +120,7 @@ class Sweep:
         self._linkable_since: str | None = None
         self._failures: Counter[str] = Counter()
 
-    def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
+    def run(self, on: AbstractContextManager[OpenConnection] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
 
         *on* gives a connection without a transaction; None opens one.
@@ -129,7 +129,7 @@ class Sweep:
             pass
         return self.result
 
-    def steps(self, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
+    def steps(self, on: AbstractContextManager[OpenConnection] | None = None) -> Iterator[Pairs]:
         """Sweep as `run` does, and yield each batch's pairs of orphan and delivery, or in a dry run each slice's.
 
         After each slice it yields no pairs: then all of it is processed.
@@ -184,7 +184,7 @@ class Sweep:
         """True for a recent sweep, which leaves log lines to the full sweep."""
         return self.kind == "recent"
 
-    def _choose(self, connected: Connected) -> list[Part]:
+    def _choose(self, connected: OpenConnection) -> list[Part]:
         self.window, choice = self._read(connected, self._read_window)
         self._unseen_since = choice.unseen_since
         if not self.is_recent:
@@ -206,7 +206,7 @@ class Sweep:
         return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
 
     @contextmanager
-    def _match(self, connected: Connected, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
+    def _match(self, connected: OpenConnection, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
         """Match slice by slice; in a full sweep of several, on a second connection, while the one before is linked.
 
         A sweep for which that connection cannot be opened does without, and one with a limit, which needs no more.
@@ -222,7 +222,7 @@ class Sweep:
             with run_ahead(self._slices(second, parts), second.cancel) as slices:
                 yield slices
 
-    def _slices(self, connected: Connected, parts: Sequence[Part]) -> Iterator[SliceResult]:
+    def _slices(self, connected: OpenConnection, parts: Sequence[Part]) -> Iterator[SliceResult]:
         """Yield the matched slices until the deadline; a part too large for memory continues after its last id."""
         reader = ChunkReader(connected, self._timeout_ms, self.is_over)
         for part in parts:
@@ -235,7 +235,7 @@ class Sweep:
                 last = following.last
                 following = self._read(connected, partial(self._next_first, before=last)) if last else None
 
-    def _process(self, connected: Connected, slice_: SliceResult) -> Iterator[Pairs]:
+    def _process(self, connected: OpenConnection, slice_: SliceResult) -> Iterator[Pairs]:
         """Link the matches of a slice, yield each batch, and store the states of the others; count each orphan."""
         counters = self.counters
         counters.mark_processed(_stored_group(match.orphan) for match in slice_.matches)
@@ -270,7 +270,7 @@ class Sweep:
                 return
             yield pairs[start : min(start + size, allowed)]
 
-    def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
+    def _link(self, connected: OpenConnection, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish its committed links, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
             with_note = [event_id for event_id, _ in pairs if event_id in notes]
@@ -290,7 +290,7 @@ class Sweep:
         self._refuse(connected, batch.failed)
         return set(batch.closed)
 
-    def _store(self, connected: Connected, remaining: Sequence[OrphanMatch]) -> None:
+    def _store(self, connected: OpenConnection, remaining: Sequence[OrphanMatch]) -> None:
         """Store new keys and states of orphans that stay open, and record since when they could have been linked."""
         with_new_keys = {match.orphan.event_id: match for match in remaining if match.has_new_keys}
         if with_new_keys:
@@ -309,13 +309,13 @@ class Sweep:
         if pairs:
             self._update_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
 
-    def _store_keys(self, connected: Connected, matches: Mapping[str, OrphanMatch]) -> None:
+    def _store_keys(self, connected: OpenConnection, matches: Mapping[str, OrphanMatch]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
         computed = {event_id: StoredKeys(match.keys, match.result.state) for event_id, match in matches.items()}
         ranks_before = {event_id: match.orphan.keys.rank for event_id, match in matches.items()}
         self._write(connected, lambda tx: stored_keys.store(tx, computed, ranks_before))
 
-    def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
+    def _refuse(self, connected: OpenConnection, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
         if event_ids:
             self._write(connected, lambda tx: open_orphans.refuse(tx, event_ids))
@@ -324,7 +324,7 @@ class Sweep:
         """Keep the earliest time since which an open orphan could have been linked."""
         self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
 
-    def _fail(self, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
+    def _fail(self, connected: OpenConnection, error: DBAPIError | DatabaseRefusedError) -> None:
         """Set the error that ended the sweep: a missing privilege or another fault; the deadline is none."""
         if isinstance(error, DBAPIError):
             if sqlstate(error) == QUERY_CANCELED and self.window is not None and time.monotonic() >= self._ends_at - 1:
@@ -338,7 +338,7 @@ class Sweep:
             raise cause from None
         logger.error("the sweep failed: %s", cause)
 
-    def _record(self, connected: Connected) -> None:
+    def _record(self, connected: OpenConnection) -> None:
         """Log failed key rules and mismatches, and add a row to the history of runs.
 
         If nothing was swept because the database or the table is down, there is no row.
@@ -404,14 +404,14 @@ class Sweep:
         """Return the timeout of a statement: the time until the deadline, but at least a second."""
         return max(1_000, int((self._ends_at - time.monotonic()) * 1000))
 
-    def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
+    def _read(self, connected: OpenConnection, action: Callable[[Transaction], T]) -> T:
         def read() -> T:
             with connected.reading(self._timeout_ms()) as tx:
                 return action(tx)
 
         return self._retry(read)
 
-    def _write(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
+    def _write(self, connected: OpenConnection, action: Callable[[Transaction], T]) -> T:
         def write() -> T:
             with connected.writing() as tx:
                 return action(tx)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import translate
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.runs import Run
 from mailglass_reconcile.sweep.result import format_line
 
@@ -29,7 +29,7 @@ TIMEOUT_MS = 2_000
 _idle_runs: dict[tuple[str, str | None], Run] = {}
 
 
-def add_run(connected: Connected, run: Run, *, range_of: int | None = None) -> int | None:
+def add_run(connected: OpenConnection, run: Run, *, range_of: int | None = None) -> int | None:
     """Add a run to the history, or to *range_of* the sweep that was cut, and return its id.
 
     Recent ones that did nothing wait for one that did, or some seconds.

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 import database_pool
 import processes
 from mailglass_reconcile.pubsub import Message, Publisher
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -159,7 +159,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
         witness = Witness(pubsub, _client(redis_url))
         steps = Sweep.steps
 
-        def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
+        def observed(sweep: Sweep, on: AbstractContextManager[OpenConnection] | None = None) -> Iterator[Pairs]:
             witness.sweeps.append(sweep)
             return steps(sweep, on)
 

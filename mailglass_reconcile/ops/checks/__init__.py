@@ -43,7 +43,7 @@ from mailglass_reconcile.ops.checks.check import (
 )
 from mailglass_reconcile.ops.runs import RunHistory
 from mailglass_reconcile.rules import connection_errors
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import server_of
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> l
 WITHOUT_CELERY = "Celery does not run the sweeps here"
 
 
-def _connect(findings: list[Finding]) -> Connected | None:
+def _connect(findings: list[Finding]) -> OpenConnection | None:
     """Connect, and add the finding about it to *findings*."""
     try:
         database = runtime.database()
@@ -135,11 +135,11 @@ def _connect(findings: list[Finding]) -> Connected | None:
         findings.append(error(message, remedy)._replace(check="database"))
     else:
         findings.append(ok(f"connected to {server.kind} at {server.location}")._replace(check="database"))
-        return Connected(connection, database.settings)
+        return OpenConnection(connection, database.settings)
     return None
 
 
-def _check_database(connected: Connected) -> Iterator[Finding]:
+def _check_database(connected: OpenConnection) -> Iterator[Finding]:
     """Run each check in its own transaction; stop if its finding means that the next ones cannot run."""
     for check in _select_checks("database"):
         findings = check.within(_context(connected)).attempt()
@@ -149,12 +149,12 @@ def _check_database(connected: Connected) -> Iterator[Finding]:
 
 
 @contextmanager
-def _context(connected: Connected) -> Iterator[CheckContext]:
+def _context(connected: OpenConnection) -> Iterator[CheckContext]:
     with database_errors(), connected.reading(STATEMENT_TIMEOUT_MS) as tx:
         yield CheckContext(tx, is_full=True)
 
 
-def _load_history(connected: Connected) -> RunHistory | None:
+def _load_history(connected: OpenConnection) -> RunHistory | None:
     """Return the history of runs, or None if it cannot be read."""
     try:
         with _context(connected) as context:
@@ -186,7 +186,7 @@ def _check_redis(*, is_expected: bool) -> tuple[list[Finding], bool]:
     return findings, redis.fault is not None and not is_expected
 
 
-def _repair(connected: Connected) -> list[Finding]:
+def _repair(connected: OpenConnection) -> list[Finding]:
     """Repair the open orphans, and return the finding about it."""
     try:
         return [ok(ledger.repair_open_orphans(connected))._replace(check="open_set")]

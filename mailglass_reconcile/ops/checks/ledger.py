@@ -15,7 +15,7 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules.humanize import n_of_m, pluralize, verb
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 PAGES = {"mailglass_events": 400, "mailglass_open_orphans": 100, "mailglass_open_orphan_ids": 100}
@@ -140,7 +140,7 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
     return min(100.0, 100.0 * pages / max(table_pages, 1.0))
 
 
-def repair_open_orphans(connected: Connected) -> str:
+def repair_open_orphans(connected: OpenConnection) -> str:
     """Make the open orphans equal the ledger, as the daily prune does, and return a summary."""
     with database_errors():
         removed = repair.remove_expired(connected, BATCH_ROWS).orphans

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, schema
-from mailglass_reconcile.store.database import Connected, in_schema
+from mailglass_reconcile.store.database import OpenConnection, in_schema
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Session:
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
         """Use *connection*, which nothing else uses."""
         self.connection = connection
-        self.connected = Connected(connection, settings)
+        self.connected = OpenConnection(connection, settings)
         self.settings = settings
         with connection.begin():
             pid = connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()").scalar_one()
