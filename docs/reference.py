@@ -76,7 +76,7 @@ NAMES = {
     " webhooks.verify webhooks.webhook_reader contrib.django.views.webhook_view"
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
-    "One event or person": "find_orphans attempt_link Orphan Decision link erase Erased",
+    "One event or person": "find_orphans attempt_link Orphan EventMatch link erase Erased",
     "Handlers": "on_event DeliveryEvent dispatch DispatchResult",
     "Live updates": "subscribe subscribe_async Subscription AsyncSubscription Update Missed events_channel",
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
@@ -88,7 +88,7 @@ NAMES = {
 DATA = {
     "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
     "DeliveryEvent": "An event, as a handler gets it: [its attributes](handlers.md#write-a-handler).",
-    "Decision": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
+    "EventMatch": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
     "SweepResult": "The counts of one sweep. Each of the `scanned` eligible orphans is counted in one of `linked`,"

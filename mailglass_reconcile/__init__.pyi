@@ -66,7 +66,7 @@ from .schedule import (
 )
 from .settings import Settings as Settings
 from .store.schema import include_object as include_object
-from .sweep.matcher import Decision as Decision
+from .sweep.matcher import EventMatch as EventMatch
 from .sweep.recent import reconcile_recent as reconcile_recent
 from .sweep.reconciler import reconcile as reconcile
 from .sweep.result import SweepResult as SweepResult

@@ -186,7 +186,7 @@ def _progress(*, visible: bool) -> Iterator[Callable[[Sweep], None]]:
     columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar, _logged_above():
         task = bar.add_task("sweep", total=None)
-        yield lambda sweep: bar.update(task, total=sweep.counters.chosen, completed=sweep.counters.processed)
+        yield lambda sweep: bar.update(task, total=sweep.counters.selected, completed=sweep.counters.processed)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from mailglass_reconcile.rules.matching import (
     RECIPIENT_MISMATCH,
     TENANT_MISMATCH,
     UNMATCHABLE,
-    Candidate,
+    DeliveryRow,
     spellings_of,
 )
 from mailglass_reconcile.rules.remedy import WrongTenant
@@ -36,7 +36,7 @@ from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, OrphanRow
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import Decision, OrphanMatch
+from mailglass_reconcile.sweep.matcher import EventMatch, OrphanMatch
 
 TIMEOUT_MS = 24_000
 EVENTS = 20
@@ -295,29 +295,29 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
     if row is None:
         return Explanation(str(event_id), "unknown", states.explain_state("unknown"))
-    settled_state = _settled_state(row)
+    final_state = _final_state(row)
     origins = _load_origins(tx, row.id)
-    if settled_state in ("attached", "no_orphan"):
+    if final_state in ("attached", "no_orphan"):
         origins = origins._replace(rule=None, reads=())  # it needs no delivery
-    if settled_state:
-        by_sweep = settled_state == "linked" and not row.by_hand
+    if final_state:
+        by_sweep = final_state == "linked" and not row.by_hand
         linking = runs.find_linking(tx, row.linked_at, sanitize_tenant(row.tenant_id)) if by_sweep else []
-        return _explain_settled(row, settled_state, origins, linking)
+        return _explain_final(row, final_state, origins, linking)
     (orphan,) = open_orphans.read(tx.reading, [row.id]) or [OrphanRow(row.id, row.tenant_id, "", NO_KEYS)]
     (keys,) = matcher.current_keys(tx.reading, [orphan])
-    decision = matcher.decide(tx.reading, row.id, row.tenant_id, keys)
-    mismatch = decision.state == RECIPIENT_MISMATCH
+    event_match = matcher.match_event(tx.reading, row.id, row.tenant_id, keys)
+    mismatch = event_match.state == RECIPIENT_MISMATCH
     erased = mismatch and stored_deliveries.has_erased_recipient(tx, row.tenant_id, keys.candidate_ids)
-    candidate_deliveries = deliveries.load_deliveries(tx, [candidate.delivery_id for candidate in decision.candidates])
+    candidate_deliveries = deliveries.load_deliveries(tx, [delivery.delivery_id for delivery in event_match.deliveries])
     deliveries_by_id = {delivery.delivery_id: delivery for delivery in candidate_deliveries}
     explanation = replace(
-        _explain_open(row, origins, decision, deliveries_by_id, erased=erased),
-        remedy=_find_remedy(tx, row, decision, erased=erased),
+        _explain_open(row, origins, event_match, deliveries_by_id, erased=erased),
+        remedy=_find_remedy(tx, row, event_match, erased=erased),
     )
     if explanation.state == MATCHED:
-        match = OrphanMatch(orphan, decision.keys, decision.result)
+        match = OrphanMatch(orphan, event_match.keys, event_match.result)
         return _explain_held(explanation, lock_holders.find_holder(tx, [match]))
-    if decision.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
+    if event_match.state == UNMATCHABLE and ledger.is_oversized(tx, row.id):
         return replace(explanation, sentence=_OVERSIZED, remedy=(_REMEDY_OVERSIZED,))
     return explanation
 
@@ -351,7 +351,7 @@ _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} character
 _REPAIR = "run `mailglass-reconcile prune`, which repairs that table from the ledger"
 
 
-def _settled_state(row: sa.Row[Any]) -> EventState | None:
+def _final_state(row: sa.Row[Any]) -> EventState | None:
     if row.delivery_id:
         return "attached"
     if not row.needs_reconciliation:
@@ -363,7 +363,7 @@ def _settled_state(row: sa.Row[Any]) -> EventState | None:
     return None
 
 
-def _explain_settled(row: sa.Row[Any], state: EventState, origins: Origins, linking: Sequence[RunAt]) -> Explanation:
+def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linking: Sequence[RunAt]) -> Explanation:
     is_too_long = state == "missing" and len(row.tenant_id) > MAX_TENANT_LENGTH
     return Explanation(
         row.id,
@@ -403,10 +403,15 @@ def _without_address(text: str | None) -> str | None:
 
 
 def _explain_open(
-    row: sa.Row[Any], origins: Origins, decision: Decision, deliveries_by_id: Mapping[str, Delivery], *, erased: bool
+    row: sa.Row[Any],
+    origins: Origins,
+    event_match: EventMatch,
+    deliveries_by_id: Mapping[str, Delivery],
+    *,
+    erased: bool,
 ) -> Explanation:
-    keys = decision.keys
-    state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
+    keys = event_match.keys
+    state: EventState = "expired" if row.expired else "waiting" if row.in_grace else event_match.state
     return Explanation(
         row.id,
         state,
@@ -418,21 +423,21 @@ def _explain_open(
             webhook_unread=keys.is_unread,
         ),
         row.tenant_id,
-        decision.delivery_id,
+        event_match.delivery_id,
         keys.candidate_ids,
         tuple(
-            _describe_candidate(candidate, deliveries_by_id.get(candidate.delivery_id), row, decision)
-            for candidate in decision.candidates
+            _describe_candidate(candidate, deliveries_by_id.get(candidate.delivery_id), row, event_match)
+            for candidate in event_match.deliveries
         ),
         **_message_fields(row),
         provider=keys.provider,
         arrived_at=row.arrived,
         rule=origins.rule,
         reads=_reads(origins),
-        tried=tuple(_tried_id(id_, origins, decision) for id_ in keys.candidate_ids),
+        tried=tuple(_tried_id(id_, origins, event_match) for id_ in keys.candidate_ids),
         recipient_known=keys.recipient is not None,
-        recipient_checked=False if decision.delivery_id and not keys.recipient and not row.recorded else None,
-        verdict=decision.state,
+        recipient_checked=False if event_match.delivery_id and not keys.recipient and not row.recorded else None,
+        verdict=event_match.state,
         eligible_at=None if row.expired else row.eligible,
         expires_at=row.expires,
         refused=row.refused or 0,
@@ -450,36 +455,36 @@ def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:
     return tuple({"path": path, "holds": kind} for path, kind in origins.reads)
 
 
-def _tried_id(candidate: str, origins: Origins, decision: Decision) -> dict[str, Any]:
-    number = sum(delivery.candidate_id == candidate for delivery in decision.candidates)
+def _tried_id(candidate: str, origins: Origins, event_match: EventMatch) -> dict[str, Any]:
+    number = sum(delivery.candidate_id == candidate for delivery in event_match.deliveries)
     return {"id": candidate, "read_from": origins.places.get(candidate), "deliveries": number}
 
 
-def _find_remedy(tx: Transaction, row: sa.Row[Any], decision: Decision, *, erased: bool) -> tuple[str, ...]:
+def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, erased: bool) -> tuple[str, ...]:
     """Return the steps that let an open or an expired event be linked."""
     wrong_tenant = None
-    if decision.state == TENANT_MISMATCH and (provider := decision.keys.provider):
-        foreign = next(candidate for candidate in decision.candidates if candidate.has_provider(provider))
+    if event_match.state == TENANT_MISMATCH and (provider := event_match.keys.provider):
+        foreign = next(candidate for candidate in event_match.deliveries if candidate.has_provider(provider))
         in_mailglass = schema.is_made_by_mailglass(tx)
         wrong_tenant = WrongTenant(foreign.tenant_id, foreign.candidate_id, provider, row.type, in_mailglass)
     return remedy.find_steps(
         row.id,
-        decision.state,
+        event_match.state,
         is_expired=row.expired,
-        has_candidates=any(candidate.tenant_id == row.tenant_id for candidate in decision.candidates),
-        recipient_lost=decision.keys.lost,
+        has_candidates=any(candidate.tenant_id == row.tenant_id for candidate in event_match.deliveries),
+        recipient_lost=event_match.keys.lost,
         recipient_erased=erased,
-        webhook_unread=decision.keys.is_unread,
+        webhook_unread=event_match.keys.is_unread,
         wrong_tenant=wrong_tenant,
     )
 
 
 def _describe_candidate(
-    candidate: Candidate, delivery: Delivery | None, row: sa.Row[Any], decision: Decision
+    candidate: DeliveryRow, delivery: Delivery | None, row: sa.Row[Any], event_match: EventMatch
 ) -> dict[str, Any]:
     """Return the fields of a candidate without its address, with the command that links the event to it manually."""
-    keys, is_own = decision.keys, candidate.tenant_id == row.tenant_id
-    can_link = is_own and (decision.state != MATCHED or row.expired)
+    keys, is_own = event_match.keys, candidate.tenant_id == row.tenant_id
+    can_link = is_own and (event_match.state != MATCHED or row.expired)
     return {
         "candidate_id": candidate.candidate_id,
         "delivery_id": candidate.delivery_id,

@@ -24,7 +24,7 @@ from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, T
 from mailglass_reconcile.store.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
 from mailglass_reconcile.store.open_orphans import OrphanRow
 from mailglass_reconcile.sweep import matcher
-from mailglass_reconcile.sweep.matcher import Decision
+from mailglass_reconcile.sweep.matcher import EventMatch
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -395,7 +395,7 @@ def _orphan(row: OrphanRow, keys: Keys) -> Orphan:
     )
 
 
-def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
+def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> EventMatch:
     """Preview the link of *orphan*, from `find_orphans`: its delivery, or why it would not link. Nothing is written.
 
     Args:
@@ -409,4 +409,4 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
     runtime.load_imports(only_warn=True)
     keys = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with use_caller_transaction(connection, runtime.get_settings()) as tx:
-        return matcher.decide(tx.reading, str(orphan.event_id), orphan.tenant_id, keys)
+        return matcher.match_event(tx.reading, str(orphan.event_id), orphan.tenant_id, keys)

@@ -177,8 +177,8 @@ def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple
 
 
 def _groups_now(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]]:
-    choice = window.choose(context.tx, window.open_window(context.tx, counted=True), tenant_id)
-    return context.history.now, window.as_groups(choice.open)
+    selection = window.select_orphans(context.tx, window.open_window(context.tx, counted=True), tenant_id)
+    return context.history.now, window.as_groups(selection.open)
 
 
 def _status(

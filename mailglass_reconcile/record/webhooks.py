@@ -33,7 +33,7 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import StoredKeys
-from mailglass_reconcile.sweep.matcher import EventKeys, match
+from mailglass_reconcile.sweep.matcher import EventKeys, match_events
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
@@ -107,7 +107,9 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
     if not distinct:
         return []
     new_events = list(distinct.values())
-    matches = match(tx.reading, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events])
+    matches = match_events(
+        tx.reading, [EventKeys(event.entry.id, event.entry.tenant_id, event.keys) for event in new_events]
+    )
     entries = [
         event.entry._replace(delivery_id=result.delivery_id) if result.delivery_id else event.entry
         for event, result in zip(new_events, matches, strict=True)

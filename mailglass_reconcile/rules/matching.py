@@ -198,7 +198,7 @@ def expand(text: str) -> tuple[str, ...]:
     return (*bracketed, *cases) if is_bracketed else (*cases, *bracketed)
 
 
-class Candidate(NamedTuple):
+class DeliveryRow(NamedTuple):
     """A delivery that carries a candidate id."""
 
     candidate_id: str
@@ -219,7 +219,7 @@ class MatchResult(NamedTuple):
     delivery_id: str | None = None
 
 
-def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candidate]]) -> MatchResult:
+def match(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[DeliveryRow]]) -> MatchResult:
     """Match an event of a tenant.
 
     *deliveries* are those that carry its candidate ids, by id; for an id of many deliveries, only those that decide.
@@ -228,26 +228,26 @@ def decide(tenant_id: str, keys: Keys, deliveries: Mapping[str, Collection[Candi
         return MatchResult(UNMATCHABLE)
     has_others = False
     for candidate_id in keys.candidate_ids:
-        own = []
+        of_tenant = []
         for delivery in deliveries.get(candidate_id, ()):
             if delivery.has_provider(keys.provider):
                 if delivery.tenant_id == tenant_id:
-                    own.append(delivery)
+                    of_tenant.append(delivery)
                 else:
                     has_others = True
-        if own:
-            return _choose(keys, own)
+        if of_tenant:
+            return _match_recipient(keys, of_tenant)
     return MatchResult(TENANT_MISMATCH if has_others else UNMATCHED)
 
 
-def _choose(keys: Keys, own: Sequence[Candidate]) -> MatchResult:
-    if keys.lost or keys.is_unread or len(own) > MOST_COMPARED:  # more of the recipient's may have been left out
+def _match_recipient(keys: Keys, deliveries: Sequence[DeliveryRow]) -> MatchResult:
+    if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:  # more of the recipient's may have been left out
         return MatchResult(AMBIGUOUS)
     if keys.recipient is not None:
         recipient = normalize_address(keys.recipient)
-        own = [delivery for delivery in own if normalize_address(delivery.recipient) == recipient]
-        if not own:
+        deliveries = [delivery for delivery in deliveries if normalize_address(delivery.recipient) == recipient]
+        if not deliveries:
             return MatchResult(RECIPIENT_MISMATCH)
-        if len(own) > 1:
-            own = [delivery for delivery in own if delivery.provider is not None]
-    return MatchResult(MATCHED, own[0].delivery_id) if len(own) == 1 else MatchResult(AMBIGUOUS)
+        if len(deliveries) > 1:
+            deliveries = [delivery for delivery in deliveries if delivery.provider is not None]
+    return MatchResult(MATCHED, deliveries[0].delivery_id) if len(deliveries) == 1 else MatchResult(AMBIGUOUS)

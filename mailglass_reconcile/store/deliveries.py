@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.rules.matching import Candidate
+from mailglass_reconcile.rules.matching import DeliveryRow
 from mailglass_reconcile.store.database import Function, Reading, Transaction, array_literal, column_arrays
 
 INDEX = "mailglass_deliveries_reconcile_idx"
@@ -66,25 +66,25 @@ class Answers(NamedTuple):
         by_question: For each question about a wide id, those without a provider that decide it, by their ids.
     """
 
-    by_id: Mapping[str, Collection[Candidate]]
-    by_question: Mapping[Question, Mapping[str, Candidate]]
+    by_id: Mapping[str, Collection[DeliveryRow]]
+    by_question: Mapping[Question, Mapping[str, DeliveryRow]]
 
-    def of(self, question: Question) -> Collection[Candidate]:
+    def of(self, question: Question) -> Collection[DeliveryRow]:
         """Return the deliveries that decide a question."""
         return (*self.by_id.get(question.candidate_id, ()), *self.by_question.get(question, {}).values())
 
 
 def find(reading: Reading, questions: Sequence[Question]) -> Answers:
     """Return the deliveries that decide each question, all from one transaction."""
-    by_id: dict[str, list[Candidate]] = {}
-    by_question: dict[Question, dict[str, Candidate]] = {}
+    by_id: dict[str, list[DeliveryRow]] = {}
+    by_question: dict[Question, dict[str, DeliveryRow]] = {}
     if not questions:
         return Answers(by_id, by_question)
     parameters = column_arrays(FIND.arguments, questions)
     with reading() as tx:
         rows = tx.call(FIND, parameters)
     for number, *columns in rows:
-        delivery = Candidate._make(columns)
+        delivery = DeliveryRow._make(columns)
         if number is None:
             by_id.setdefault(delivery.candidate_id, []).append(delivery)
         else:

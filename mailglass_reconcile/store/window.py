@@ -70,7 +70,7 @@ SELECT w.after::text, w.until::text,
 # Row by row along the index of arrival, or each table once: `by_scans` chooses, because statistics may be stale, and
 # the one-time filters leave the branches of the other path out. Ids of which only the hashes are equal do no harm: the
 # matcher compares the ids.
-_CHOOSE = """
+_SELECT = """
 -- The open orphans of the window. Keys of a rank below that of their provider's rule are outdated: few providers have a
 -- rule above the lowest rank, so the JSON is rarely looked into.
 WITH of_window AS NOT MATERIALIZED (
@@ -96,7 +96,7 @@ WITH of_window AS NOT MATERIALIZED (
               OR (event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                 WHERE candidate_id = ANY (CAST(:message_ids AS text[])))) IS TRUE)
 -- The groups, and whether a sweep matches orphans of each whatever deliveries there are. Filters on this let a branch
--- that would choose nothing read nothing.
+-- that would select nothing read nothing.
 ), open_group AS MATERIALIZED (
   SELECT state, tenant_id, provider, count(*) AS orphans,
          state IS NULL OR state IN ('matched', 'ambiguous', 'recipient_mismatch')
@@ -115,7 +115,7 @@ WITH of_window AS NOT MATERIALIZED (
    WHERE :by_scans AND (SELECT bool_or(state = 'tenant_mismatch') FROM open_group) AND o.state = 'tenant_mismatch'
      AND (k.candidate_id, o.tenant_id) IN (SELECT provider_message_id, tenant_id FROM {schema}.mailglass_deliveries)
 -- What is matched, each row in one branch.
-), candidate AS MATERIALIZED (
+), to_match AS MATERIALIZED (
   SELECT event_id, arrived_at, tenant_id, provider, state,
          CASE WHEN is_refused THEN 2 WHEN is_first THEN 0 ELSE 1 END AS part
     FROM orphan
@@ -163,10 +163,10 @@ WITH of_window AS NOT MATERIALIZED (
                  END)
 -- Where the rotation of a part begins; what is limited goes by arrival.
 ), start AS MATERIALIZED (
-  (SELECT part, arrived_at, event_id FROM candidate
+  (SELECT part, arrived_at, event_id FROM to_match
     WHERE part = 1 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1)
    UNION ALL
-  (SELECT part, arrived_at, event_id FROM candidate
+  (SELECT part, arrived_at, event_id FROM to_match
     WHERE part = 2 AND CAST(:most_checked AS bigint) IS NULL ORDER BY random() LIMIT 1)
 ), placed AS MATERIALIZED (
   SELECT c.*,
@@ -175,30 +175,30 @@ WITH of_window AS NOT MATERIALIZED (
                                      CASE WHEN s.part IS NULL THEN c.arrived_at END DESC,
                                      CASE WHEN s.part IS NULL THEN c.event_id END DESC,
                                      c.arrived_at, c.event_id) - 1 AS place
-    FROM candidate AS c LEFT JOIN start AS s ON s.part = c.part
-), chosen AS NOT MATERIALIZED (
+    FROM to_match AS c LEFT JOIN start AS s ON s.part = c.part
+), selected AS NOT MATERIALIZED (
   SELECT * FROM placed WHERE part <> 1 OR CAST(:most_checked AS bigint) IS NULL OR place < :most_checked
--- Of each group, how many orphans are open, and how many of them are chosen.
+-- Of each group, how many orphans are open, and how many of them are selected.
 ), grouped AS (
-  SELECT state, tenant_id, provider, sum(orphans)::bigint AS orphans, sum(chosen)::bigint AS chosen,
+  SELECT state, tenant_id, provider, sum(orphans)::bigint AS orphans, sum(selected)::bigint AS selected,
          row_number() OVER (ORDER BY sum(orphans) DESC, tenant_id, provider) > :named_groups AS is_small
-    FROM (SELECT state, tenant_id, provider, orphans, 0 AS chosen FROM open_group
+    FROM (SELECT state, tenant_id, provider, orphans, 0 AS selected FROM open_group
            UNION ALL
-          SELECT state, tenant_id, provider, 0, count(*) FROM chosen GROUP BY 1, 2, 3) AS g
+          SELECT state, tenant_id, provider, 0, count(*) FROM selected GROUP BY 1, 2, 3) AS g
    GROUP BY 1, 2, 3
 )
 -- In base64, because the client has all of a result in memory, and bytea takes half as much again.
 SELECT part, encode(string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY place), 'base64') AS packed,
        min(arrived_at)::text AS last,
        NULL::text AS state, NULL::text AS tenant_id, NULL::text AS provider, NULL::bigint AS orphans,
-       NULL::bigint AS chosen, place / :per_row AS number
-  FROM chosen WHERE place < :size GROUP BY part, place / :per_row
+       NULL::bigint AS selected, place / :per_row AS number
+  FROM selected WHERE place < :size GROUP BY part, place / :per_row
  UNION ALL
 -- Since when the first that no sweep has checked has been past its grace.
 SELECT NULL, NULL,
-       (SELECT min(c.arrived_at) + make_interval(secs => :grace_seconds) FROM chosen AS c WHERE c.state IS NULL)::text,
+       (SELECT min(arrived_at) + make_interval(secs => :grace_seconds) FROM selected WHERE state IS NULL)::text,
        state, CASE WHEN NOT is_small THEN tenant_id END, CASE WHEN NOT is_small THEN provider END,
-       sum(orphans)::bigint, sum(chosen)::bigint, NULL
+       sum(orphans)::bigint, sum(selected)::bigint, NULL
   FROM grouped GROUP BY 4, 5, 6
  ORDER BY part, number
 """
@@ -287,7 +287,7 @@ class Group(NamedTuple):
 class Part(NamedTuple):
     """Ids to match, 16 bytes each, in order; `last` is the cursor of the next part, None if there is none."""
 
-    number: int
+    priority: int
     packed: list[bytes]
     last: Cursor | None = None
 
@@ -303,21 +303,21 @@ class Part(NamedTuple):
                 yield [digits[place : place + 32] for place in range(0, len(digits), 32)]
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """The orphans that a sweep matches, part by part, and by group the number of those and of the others.
 
     `unseen_since` is the end of the grace of the first orphan that no sweep has checked.
     """
 
     parts: list[Part]
-    chosen: Counter[Group]
+    selected: Counter[Group]
     left_out: Counter[Group]
     unseen_since: str | None = None
 
     @property
     def open(self) -> Counter[Group]:
         """The number of open orphans by group."""
-        return self.chosen + self.left_out
+        return self.selected + self.left_out
 
 
 def open_window(
@@ -359,7 +359,7 @@ def open_window(
     return Window(row.after, row.until, row.triggers, row.indexed, by_scans)
 
 
-def choose(
+def select_orphans(
     tx: Transaction,
     window: Window,
     tenant_id: str | None = None,
@@ -367,14 +367,14 @@ def choose(
     only: OrphanFilter = EVERYTHING,
     before: Cursor = LAST,
     most_checked: int | None = None,
-) -> Choice:
+) -> Selection:
     """Choose the orphans of a window that a sweep matches, of one tenant or, with None, of all.
 
     Args:
         tx: A reading transaction, in whose snapshot the window was opened.
         window: The window.
         tenant_id: The tenant.
-        only: Only what passes this filter; without current keys, an orphan is chosen and counted with the others.
+        only: Only what passes this filter; without current keys, an orphan is selected and counted with the others.
         before: Only orphans before this cursor in the order of arrival.
         most_checked: At most this many orphans that were checked before, the newest; None is all, from a random row on.
 
@@ -385,9 +385,9 @@ def choose(
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
     if not is_storable_tenant(tenant_id):
-        return Choice([], Counter(), Counter())
+        return Selection([], Counter(), Counter())
     with prefer_scans(tx) if window.by_scans else nullcontext():
-        return _choice(tx.execute(_CHOOSE, parameters(tx, window, tenant_id, only, before, most_checked)))
+        return _to_selection(tx.execute(_SELECT, parameters(tx, window, tenant_id, only, before, most_checked)))
 
 
 def parameters(
@@ -398,7 +398,7 @@ def parameters(
     before: Cursor = LAST,
     most_checked: int | None = None,
 ) -> dict[str, object]:
-    """Return the parameters of the statement of `choose`, from the same arguments."""
+    """Return the parameters of the statement of `select_orphans`, from the same arguments."""
     return {
         "after": window.after,
         "until": window.until,
@@ -417,32 +417,32 @@ def parameters(
     }
 
 
-def _choice(rows: Any) -> Choice:
+def _to_selection(rows: Any) -> Selection:
     packed: dict[int, list[bytes]] = {}
     last: dict[int, str] = {}
-    choice = Choice([], Counter(), Counter())
+    selection = Selection([], Counter(), Counter())
     for row in rows:
         if row.part is not None:
             packed.setdefault(row.part, []).append(a2b_base64(row.packed))
             last[row.part] = row.last
             continue
         group = Group(row.state, row.tenant_id, row.provider)
-        choice = choice._replace(unseen_since=row.last)
-        choice.chosen[group] += row.chosen
-        choice.left_out[group] += row.orphans - row.chosen
+        selection = selection._replace(unseen_since=row.last)
+        selection.selected[group] += row.selected
+        selection.left_out[group] += row.orphans - row.selected
     for part in sorted(packed):
         is_full = part == FIRST and sum(map(len, packed[part])) == 16 * MOST_IDS
         place = Cursor(last[part], packed[part][-1][-16:].hex()) if is_full else None
-        choice.parts.append(Part(part, packed[part], place))
-    return choice
+        selection.parts.append(Part(part, packed[part], place))
+    return selection
 
 
-def next_first(
+def select_next_first(
     tx: Transaction, window: Window, tenant_id: str | None, before: Cursor, only: OrphanFilter = EVERYTHING
 ) -> Part | None:
     """Choose the first part before a cursor in the order of arrival; None if nothing is left."""
-    parts = choose(tx, window, tenant_id, only=only, before=before).parts
-    return next((part for part in parts if part.number == FIRST), None)
+    parts = select_orphans(tx, window, tenant_id, only=only, before=before).parts
+    return next((part for part in parts if part.priority == FIRST), None)
 
 
 def make_part(event_ids: Sequence[str]) -> Part:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from mailglass_reconcile.store.window import NAMED_GROUPS, Choice, Group
+from mailglass_reconcile.store.window import NAMED_GROUPS, Group, Selection
 from mailglass_reconcile.sweep.link import Batch
 
 
@@ -18,25 +18,26 @@ class SweepCounters:
     """Counts one sweep's orphans.
 
     Attributes:
-        complete: True if all chosen orphans were matched.
-        chosen: The number of orphans that the sweep matches.
-        left_out: The numbers of the others that were eligible.
+        complete: True if all selected orphans were matched.
+        selected: The number of orphans that the sweep matches.
+        left_out: The others that were eligible, by group: their stored state is their outcome. (What is `skipped` was
+            selected, and counts by the reason.)
         unchecked: The part of the linked whose recipient could not be read.
         closed: The number of orphans that are not open any more.
     """
 
     def __init__(self) -> None:
         self.complete = False
-        self.chosen = self.unchecked = self.closed = 0
+        self.selected = self.unchecked = self.closed = 0
         self.left_out: Counter[Group] = Counter()
         self._unreached: Counter[Group] = Counter()
         self._open: Counter[Group] = Counter()
         self._outcomes: Counter[str] = Counter()
 
-    def start(self, choice: Choice) -> None:
+    def start(self, selection: Selection) -> None:
         """Set the orphans to match and those left out."""
-        self.left_out, self._unreached = Counter(choice.left_out), Counter(choice.chosen)
-        self.chosen = choice.chosen.total()
+        self.left_out, self._unreached = Counter(selection.left_out), Counter(selection.selected)
+        self.selected = selection.selected.total()
 
     @property
     def processed(self) -> int:
@@ -87,7 +88,7 @@ class SweepCounters:
     def outcomes(self) -> Counter[str]:
         """Return the number of orphans by outcome as it is now: everything eligible has exactly one."""
         outcomes = Counter(self._outcomes)
-        outcomes["skipped_deadline"] += max(0, self.chosen - self.processed)
+        outcomes["skipped_deadline"] += max(0, self.selected - self.processed)
         for group, orphans in self.left_out.items():
             outcomes[str(group.state)] += orphans
         return outcomes

@@ -15,7 +15,7 @@ from mailglass_reconcile.mailglass_compat.recipients import UnknownRecipient
 from mailglass_reconcile.mailglass_compat.webhook_search import Budget
 from mailglass_reconcile.rules import matching, states
 from mailglass_reconcile.rules.addresses import make_index_key, normalize_address
-from mailglass_reconcile.rules.matching import Candidate, Keys, MatchResult
+from mailglass_reconcile.rules.matching import DeliveryRow, Keys, MatchResult
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Reading
 from mailglass_reconcile.store.deliveries import Question
@@ -48,8 +48,8 @@ class EventKeys(NamedTuple):
     keys: Keys
 
 
-class Decision(NamedTuple):
-    """A match result, the keys that decided, and the deliveries that decided, by candidate id.
+class EventMatch(NamedTuple):
+    """A match result of an event, the keys that decided, and the deliveries that decided, by candidate id.
 
     For an id that is not wide, these are all its deliveries. There may be ids of other events. The keys have the
     recipient that a raw webhook names.
@@ -57,7 +57,7 @@ class Decision(NamedTuple):
 
     result: MatchResult
     keys: Keys
-    deliveries: Mapping[str, Collection[Candidate]]
+    deliveries_by_id: Mapping[str, Collection[DeliveryRow]]
 
     @property
     def state(self) -> states.MatchState:
@@ -70,9 +70,9 @@ class Decision(NamedTuple):
         return self.result.delivery_id
 
     @property
-    def candidates(self) -> tuple[Candidate, ...]:
+    def deliveries(self) -> tuple[DeliveryRow, ...]:
         """The deliveries, in the order of the candidate ids."""
-        return tuple(chain.from_iterable(self.deliveries.get(id_, ()) for id_ in self.keys.candidate_ids))
+        return tuple(chain.from_iterable(self.deliveries_by_id.get(id_, ()) for id_ in self.keys.candidate_ids))
 
 
 def match_orphans(
@@ -86,10 +86,8 @@ def match_orphans(
         EventKeys(orphan.event_id, orphan.tenant_id, keys)
         for orphan, keys in zip(orphans, current_keys(reading, orphans), strict=True)
     ]
-    decisions = _decide_with_recipients(reading, events, budget)
-    return [
-        OrphanMatch(orphan, decision.keys, decision.result) for orphan, decision in zip(orphans, decisions, strict=True)
-    ]
+    matches = _match_with_recipients(reading, events, budget)
+    return [OrphanMatch(orphan, match.keys, match.result) for orphan, match in zip(orphans, matches, strict=True)]
 
 
 def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
@@ -104,27 +102,27 @@ def current_keys(reading: Reading, orphans: Sequence[OrphanRow]) -> list[Keys]:
     return [computed.get(orphan.event_id, orphan.keys) for orphan in orphans]
 
 
-def match(reading: Reading, events: Sequence[EventKeys]) -> list[MatchResult]:
+def match_events(reading: Reading, events: Sequence[EventKeys]) -> list[MatchResult]:
     """Match events with their keys as they are; every distinct question for deliveries is asked once."""
-    return [decision.result for decision in _decide(reading, events)]
+    return [match.result for match in _match_keys(reading, events)]
 
 
-def decide(reading: Reading, event_id: str, tenant_id: str, keys: Keys) -> Decision:
-    """Decide for one event, with the recipient that a raw webhook names."""
-    (decision,) = _decide_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)], recipients.CALL)
-    return decision
+def match_event(reading: Reading, event_id: str, tenant_id: str, keys: Keys) -> EventMatch:
+    """Match one event, with the recipient that a raw webhook names."""
+    (match,) = _match_with_recipients(reading, [EventKeys(event_id, tenant_id, keys)], recipients.CALL)
+    return match
 
 
-def _decide_with_recipients(reading: Reading, events: Sequence[EventKeys], budget: Budget) -> list[Decision]:
-    """Decide for each event, with the recipients that Mailglass's raw webhooks name, and those that were not read.
+def _match_with_recipients(reading: Reading, events: Sequence[EventKeys], budget: Budget) -> list[EventMatch]:
+    """Match events, with the recipients that Mailglass's raw webhooks name, and those that were not read.
 
     Raw webhooks are read only where they may change the result, and then the deliveries once more.
     """
-    decisions = _decide(reading, events)
+    matches = _match_keys(reading, events)
     unknown = {
         position: UnknownRecipient(event.event_id, event.tenant_id, event.keys.provider, event.keys.webhooks_read_from)
-        for position, (event, decision) in enumerate(zip(events, decisions, strict=True))
-        if _may_change(event.keys, decision.result)
+        for position, (event, match) in enumerate(zip(events, matches, strict=True))
+        if _may_change(event.keys, match.result)
     }
     results = recipients.load_recipients(reading, list(unknown.values()), budget)
     changed = {}
@@ -133,9 +131,9 @@ def _decide_with_recipients(reading: Reading, events: Sequence[EventKeys], budge
         keys = events[position].keys._replace(recipient=recipient, webhooks_read_from=read_from)
         if keys != events[position].keys:
             changed[position] = events[position]._replace(keys=keys)
-    for position, decision in zip(changed, _decide(reading, list(changed.values())), strict=True):
-        decisions[position] = decision
-    return decisions
+    for position, match in zip(changed, _match_keys(reading, list(changed.values())), strict=True):
+        matches[position] = match
+    return matches
 
 
 def _may_change(keys: Keys, result: MatchResult) -> bool:
@@ -143,16 +141,16 @@ def _may_change(keys: Keys, result: MatchResult) -> bool:
     return is_unknown and result.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
-def _decide(reading: Reading, events: Sequence[EventKeys]) -> list[Decision]:
-    """Decide for each event with its keys as they are, all from one snapshot of the deliveries."""
+def _match_keys(reading: Reading, events: Sequence[EventKeys]) -> list[EventMatch]:
+    """Match events with their keys as they are, all from one snapshot of the deliveries."""
     answers = deliveries.find(reading, list(dict.fromkeys(chain.from_iterable(map(_questions, events)))))
-    decisions = []
+    matches = []
     for event in events:
         by_id = answers.by_id
         if answers.by_question:
             by_id = {question.candidate_id: answers.of(question) for question in _questions(event)}
-        decisions.append(Decision(matching.decide(event.tenant_id, event.keys, by_id), event.keys, by_id))
-    return decisions
+        matches.append(EventMatch(matching.match(event.tenant_id, event.keys, by_id), event.keys, by_id))
+    return matches
 
 
 def _questions(event: EventKeys) -> list[Question]:

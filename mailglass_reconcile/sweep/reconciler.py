@@ -38,16 +38,16 @@ from mailglass_reconcile.store.runs import COUNTS, Kind, Origin, Run
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import (
     EVERYTHING,
-    Choice,
     Group,
     OrphanFilter,
     Part,
+    Selection,
     Window,
     as_groups,
-    choose,
     make_part,
-    next_first,
     open_window,
+    select_next_first,
+    select_orphans,
 )
 from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.counters import SweepCounters
@@ -143,7 +143,7 @@ class Sweep:
             on or self.database.connect() as connected,
         ):
             try:
-                parts = self._choose(connected)
+                parts = self._select(connected)
                 with self._match(connected, parts) as slices:
                     for slice_ in slices:
                         if self.is_over():
@@ -153,9 +153,9 @@ class Sweep:
                         if self._is_at_limit():
                             break
                 # More checked orphans than fit into memory are left to the next sweep.
-                self.counters.complete = not self.is_over() and self.counters.processed >= self.counters.chosen
+                self.counters.complete = not self.is_over() and self.counters.processed >= self.counters.selected
                 if self._is_at_limit():
-                    self.counters.add("skipped_limit", max(0, self.counters.chosen - self.counters.processed))
+                    self.counters.add("skipped_limit", max(0, self.counters.selected - self.counters.processed))
             except (DBAPIError, DatabaseRefusedError) as error:
                 self._fail(connected, error)
             except BaseException as error:
@@ -184,26 +184,26 @@ class Sweep:
         """True for a recent sweep, which leaves log lines to the full sweep."""
         return self.kind == "recent"
 
-    def _choose(self, connected: OpenConnection) -> list[Part]:
-        self.window, choice = self._read(connected, self._read_window)
-        self._unseen_since = choice.unseen_since
+    def _select(self, connected: OpenConnection) -> list[Part]:
+        self.window, selection = self._read(connected, self._read_window)
+        self._unseen_since = selection.unseen_since
         if not self.is_recent:
             self.window.warn()
         if self.event_ids:
-            choice.parts.append(make_part(self.event_ids))
-            choice.chosen[Group(None, None, None)] += len(self.event_ids)
-        self.counters.start(choice)
-        return choice.parts
+            selection.parts.append(make_part(self.event_ids))
+            selection.selected[Group(None, None, None)] += len(self.event_ids)
+        self.counters.start(selection)
+        return selection.parts
 
-    def _read_window(self, tx: Transaction) -> tuple[Window, Choice]:
+    def _read_window(self, tx: Transaction) -> tuple[Window, Selection]:
         window = open_window(tx, ages=self.ages, bounds=self.bounds, counted=not self.is_recent)
         if self.event_ids and self.only == EVERYTHING:
-            return window, Choice([], Counter(), Counter())
+            return window, Selection([], Counter(), Counter())
         most_checked = MOST_CHECKED if self.is_recent else None
-        return window, choose(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
+        return window, select_orphans(tx, window, self.tenant_id, only=self.only, most_checked=most_checked)
 
     def _next_first(self, tx: Transaction, before: Cursor) -> Part | None:
-        return None if self.window is None else next_first(tx, self.window, self.tenant_id, before, self.only)
+        return None if self.window is None else select_next_first(tx, self.window, self.tenant_id, before, self.only)
 
     @contextmanager
     def _match(self, connected: OpenConnection, parts: Sequence[Part]) -> Iterator[Iterator[SliceResult]]:
@@ -211,7 +211,7 @@ class Sweep:
 
         A sweep for which that connection cannot be opened does without, and one with a limit, which needs no more.
         """
-        is_small = self.limit is not None or self.counters.chosen <= SLICE_ORPHANS
+        is_small = self.limit is not None or self.counters.selected <= SLICE_ORPHANS
         if self.is_recent or self.dry_run or is_small:
             yield self._slices(connected, parts)
             return
@@ -240,7 +240,7 @@ class Sweep:
         counters = self.counters
         counters.mark_processed(_stored_group(match.orphan) for match in slice_.matches)
         matches = [match for match in slice_.matches if self.only.accepts(match.keys, match.result.delivery_id)]
-        counters.chosen -= len(slice_.matches) - len(matches)
+        counters.selected -= len(slice_.matches) - len(matches)
         counters.add("skipped_held", slice_.closed, closed=slice_.closed)
         counters.add("failed", len(slice_.unreadable))
         counters.add_states(match.result.state for match in matches if match.result.state != MATCHED)

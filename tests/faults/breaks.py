@@ -297,15 +297,15 @@ BREAKS = (
     Break("the rule does not compare tenants", "mailglass_reconcile/rules/matching.py", RULES,
           "if delivery.tenant_id == tenant_id:", "if True:"),
     Break("an id with too many deliveries is compared nevertheless", "mailglass_reconcile/rules/matching.py", RULES,
-          "if keys.lost or keys.is_unread or len(own) > MOST_COMPARED:", "if keys.lost or keys.is_unread:"),
+          "if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:", "if keys.lost or keys.is_unread:"),
     Break("a recipient that was lost is ignored", "mailglass_reconcile/rules/matching.py", RULES,
-          "if keys.lost or keys.is_unread or len(own) > MOST_COMPARED:",
-          "if keys.is_unread or len(own) > MOST_COMPARED:"),
+          "if keys.lost or keys.is_unread or len(deliveries) > MOST_COMPARED:",
+          "if keys.is_unread or len(deliveries) > MOST_COMPARED:"),
     Break("the next id is tried if the first one is ambiguous", "mailglass_reconcile/rules/matching.py", RULES,
-          "        if own:\n"
-          "            return _choose(keys, own)",
-          "        if own and (chosen := _choose(keys, own)).delivery_id:\n"
-          "            return chosen"),
+          "        if of_tenant:\n"
+          "            return _match_recipient(keys, of_tenant)",
+          "        if of_tenant and (result := _match_recipient(keys, of_tenant)).delivery_id:\n"
+          "            return result"),
     Break("keys of a higher rank are outdated", "mailglass_reconcile/rules/matching.py", RULES,
           "self.rank >= provider_rules.rank_of", "self.rank == provider_rules.rank_of"),
     Break("one more id than the limit is compared", "mailglass_reconcile/rules/matching.py", RULES,
@@ -335,12 +335,12 @@ BREAKS = (
     Break("the groups of many tenants keep their names", "mailglass_reconcile/store/window.py", SWEEP,
           "> :named_groups AS is_small", "> :named_groups + 1000000 AS is_small"),
     Break("a window never prefers scans", "mailglass_reconcile/store/window.py", SWEEP,
-          "return Window(row.after, row.until, row.triggers, row.indexed, prefer_scans)",
+          "return Window(row.after, row.until, row.triggers, row.indexed, by_scans)",
           "return Window(row.after, row.until, row.triggers, row.indexed, False)"),
     Break("an unseen orphan is late from its arrival on, not from the end of its grace",
           "mailglass_reconcile/store/window.py", SWEEP,
-          "(SELECT min(c.arrived_at) + make_interval(secs => :grace_seconds) FROM chosen",
-          "(SELECT min(c.arrived_at) FROM chosen"),
+          "(SELECT min(arrived_at) + make_interval(secs => :grace_seconds) FROM selected",
+          "(SELECT min(arrived_at) FROM selected"),
     Break("one more checked orphan than the limit is matched", "mailglass_reconcile/store/window.py", SWEEP,
           "place < :most_checked", "place <= :most_checked"),
 

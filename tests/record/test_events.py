@@ -83,8 +83,8 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
         assert attempt_link(connection, orphan).state == "unmatched"
     delivery = add_delivery(db, message)
     with db.engine.begin() as connection:
-        decision = attempt_link(connection, orphan)
-    assert (decision.state, decision.delivery_id) == ("matched", delivery)
+        event_match = attempt_link(connection, orphan)
+    assert (event_match.state, event_match.delivery_id) == ("matched", delivery)
     assert db.count_links() == 0
 
 

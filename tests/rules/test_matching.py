@@ -3,7 +3,7 @@
 import pytest
 
 from mailglass_reconcile.rules import matching, provider_rules
-from mailglass_reconcile.rules.matching import MOST_COMPARED, Candidate, Document, Keys, MatchResult
+from mailglass_reconcile.rules.matching import MOST_COMPARED, DeliveryRow, Document, Keys, MatchResult
 
 pytestmark = pytest.mark.version_independent
 
@@ -366,11 +366,11 @@ ADA, BOB = "ada@example.com", "bob@example.com"
 def test_the_first_id_that_names_deliveries_of_the_tenant_decides(recipient, deliveries, result):
     by_id = {"m1": [], "m2": []}
     for number, (id_, *columns) in enumerate(deliveries):
-        by_id[id_].append(Candidate(id_, str(number), *columns))
-    assert matching.decide("acme", Keys("postmark", ("m1", "m2"), recipient), by_id) == MatchResult(*result)
+        by_id[id_].append(DeliveryRow(id_, str(number), *columns))
+    assert matching.match("acme", Keys("postmark", ("m1", "m2"), recipient), by_id) == MatchResult(*result)
 
 
 def test_an_event_whose_recipient_was_lost_is_ambiguous():
     """Another recipient may have had the same id."""
     keys = Keys("postmark", ("m1",), None, lost=True)
-    assert matching.decide("acme", keys, {"m1": [Candidate("m1", "0", "acme", None, ADA)]}).state == "ambiguous"
+    assert matching.match("acme", keys, {"m1": [DeliveryRow("m1", "0", "acme", None, ADA)]}).state == "ambiguous"

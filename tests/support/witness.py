@@ -105,7 +105,7 @@ class Witness:
 
 
 def _count_eligible(sweep: Sweep) -> int:
-    return sweep.counters.chosen + sweep.counters.left_out.total()
+    return sweep.counters.selected + sweep.counters.left_out.total()
 
 
 def install(engine: sa.Engine) -> None:

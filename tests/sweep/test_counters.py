@@ -15,7 +15,7 @@ import sweeping
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED
-from mailglass_reconcile.store.window import Choice, Group
+from mailglass_reconcile.store.window import Group, Selection
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.counters import SweepCounters
 from mailglass_reconcile.sweep.link import Batch
@@ -26,11 +26,11 @@ STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient
 STORED = st.sampled_from([None, "matched", *STATES])
 
 
-def start_counters(chosen=(), left_out=()):
-    """Return counters of a sweep that chose orphans of some stored states and left others out."""
-    groups = [Counter(Group(state, "acme", "postmark") for state in states) for states in (chosen, left_out)]
+def start_counters(selected=(), left_out=()):
+    """Return counters of a sweep that selected orphans of some stored states and left others out."""
+    groups = [Counter(Group(state, "acme", "postmark") for state in states) for states in (selected, left_out)]
     counters = SweepCounters()
-    counters.start(Choice([], *groups))
+    counters.start(Selection([], *groups))
     return counters
 
 
@@ -43,7 +43,7 @@ def open_states(counters):
 
 
 def test_what_is_left_out_counts_by_its_stored_state_and_the_rest_is_out_of_time():
-    """A fault before the first slice leaves the chosen orphans to the deadline."""
+    """A fault before the first slice leaves the selected orphans to the deadline."""
     counters = start_counters([None, "matched"], ["unmatched"] * 5)
     assert +counters.outcomes() == {"unmatched": 5, "skipped_deadline": 2}
     assert counters.closed == 0
@@ -69,7 +69,7 @@ def test_what_another_session_has_closed_since_it_was_chosen_is_held_and_does_no
 
 
 def test_states_that_another_sweep_has_stored_meanwhile_change_no_count():
-    """They had no state when they were chosen."""
+    """They had no state when they were selected."""
     counters = start_counters([None] * 2, ["unmatched"])
     counters.mark_processed([Group("unmatched", "acme", "postmark")] * 2)
     counters.add_states(["unmatched"] * 2)
@@ -89,14 +89,14 @@ def test_the_groups_of_very_many_tenants_are_bounded():
 
 @settings(deadline=None)
 @given(st.lists(STORED, max_size=30), st.lists(st.sampled_from(STATES), max_size=30), st.integers(0, 30))
-def test_outcomes_always_add_up(chosen, left_out, judged):
+def test_outcomes_always_add_up(selected, left_out, judged):
     """This holds wherever the sweep ends."""
-    counters = start_counters(chosen, left_out)
-    counters.add_states(["ambiguous"] * min(judged, len(chosen)))
-    assert counters.outcomes().total() == len(chosen) + len(left_out)
+    counters = start_counters(selected, left_out)
+    counters.add_states(["ambiguous"] * min(judged, len(selected)))
+    assert counters.outcomes().total() == len(selected) + len(left_out)
     counters.add_batch(Batch(failed=["a"], held=1))
     outcomes = counters.outcomes()
-    assert outcomes.total() == max(counters.processed, len(chosen)) + len(left_out)
+    assert outcomes.total() == max(counters.processed, len(selected)) + len(left_out)
     assert set(outcomes) <= {*OUTCOMES, *SKIPPED}
     assert min(outcomes.values()) >= 0
 
@@ -244,7 +244,7 @@ def test_sweeps_that_overlap_each_count_every_orphan_once(db, monkeypatch, sweep
 
 
 def test_a_sweep_within_another_that_stores_states_changes_none_of_its_counts(db, monkeypatch):
-    """The inner sweep has checked what the outer one has chosen and not read yet."""
+    """The inner sweep has checked what the outer one has selected and not read yet."""
     fill(db, 0, never=9)
     monkeypatch.setattr(reconciler, "SLICE_ORPHANS", 3)
     inner = []

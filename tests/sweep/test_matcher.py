@@ -63,16 +63,16 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     transaction = Transaction(tx.connection, tx.settings)
     with tx.connection.begin_nested() as example:
         factories.insert(tx, rows)
-        match = matcher.match(
+        match = matcher.match_events(
             transaction.reading, [matcher.EventKeys("", tenant, keys), matcher.EventKeys("", "b", keys)]
         )
-        decision = matcher.decide(transaction.reading, factories.new_id(), tenant, keys)
+        event_match = matcher.match_event(transaction.reading, factories.new_id(), tenant, keys)
         example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": keys.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
     expected = [oracle.match({**read, "tenant_id": tenant_id}, stored) for tenant_id in (tenant, "b")]
     assert [tuple(verdict) for verdict in match] == expected
-    assert (decision.state, decision.delivery_id) == expected[0]
+    assert (event_match.state, event_match.delivery_id) == expected[0]
 
 
 @pytest.mark.parametrize("provider", [pytest.param("postmark", marks=pytest.mark.slow), "acme"])
@@ -80,15 +80,15 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
 def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     tx: Uncommitted, own: int, state: str, provider: str
 ) -> None:
-    """A decision reads a few of three hundred deliveries, and none of the orphan's own tenant is left out."""
+    """A event_match reads a few of three hundred deliveries, and none of the orphan's own tenant is left out."""
     foreign = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(tx, [*foreign, *(factories.delivery_row("shared") for _ in range(own))])
     transaction = Transaction(tx.connection, tx.settings)
-    decision = matcher.decide(
+    event_match = matcher.match_event(
         transaction.reading, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None)
     )
-    assert decision.state == state
-    assert len(decision.candidates) <= 20
+    assert event_match.state == state
+    assert len(event_match.deliveries) <= 20
 
 
 KEYS = """
@@ -140,7 +140,7 @@ def test_a_delivery_is_of_its_provider_however_another_writer_spells_that(tx, ot
     transaction = Transaction(tx.connection, tx.settings)
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), recipient))
     expected = ("matched", spelled["id"]) if recipient else ("ambiguous", None)
-    assert matcher.match(transaction.reading, [event]) == [expected]
+    assert matcher.match_events(transaction.reading, [event]) == [expected]
 
 
 @pytest.mark.parametrize("own", [0, 1])
@@ -151,7 +151,7 @@ def test_one_delivery_of_a_wide_id_and_tenant_is_found_however_its_provider_is_s
     factories.insert(tx, [*foreign_rows, spelled, *(factories.delivery_row("m") for _ in range(own))])
     event = matcher.EventKeys("", factories.TENANT, Keys("postmark", ("m",), None))
     expected = ("ambiguous", None) if own else ("matched", spelled["id"])
-    assert matcher.match(Transaction(tx.connection, tx.settings).reading, [event]) == [expected]
+    assert matcher.match_events(Transaction(tx.connection, tx.settings).reading, [event]) == [expected]
 
 
 @pytest.mark.parametrize("number", [WIDE - 1, WIDE])
@@ -194,7 +194,7 @@ def test_none_is_chosen_among_more_deliveries_of_a_shared_key_than_are_compared(
     transaction = Transaction(tx.connection, tx.settings)
     keys = Keys("postmark", ("campaign",), "info@büro0.example")
     for expected in ("ambiguous", "matched"):
-        assert matcher.decide(transaction.reading, factories.new_id(), factories.TENANT, keys).state == expected
+        assert matcher.match_event(transaction.reading, factories.new_id(), factories.TENANT, keys).state == expected
         tx.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=rows[-1]["id"])
 
 

@@ -307,7 +307,7 @@ PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_orphans_to_match_are_chosen_by_probes(reading, all_open, tenant_id):
     """Each orphan of the window is read twice along the index of arrival, then its two ids and their deliveries."""
-    plan = probing(reading, lambda: window.choose(reading, all_open._replace(by_scans=False), tenant_id))
+    plan = probing(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False), tenant_id))
     assert plan.indexes == PROBED
     assert plan.read <= 2 * ROWS + 4 * KEYED + 4 * ROWS
 
@@ -315,7 +315,9 @@ def test_orphans_to_match_are_chosen_by_probes(reading, all_open, tenant_id):
 def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(reading, all_open):
     """Orphans with outdated keys or none are included."""
     only = OrphanFilter("postmark", ["message-7"])
-    plan = probing(reading, lambda: window.choose(reading, all_open._replace(by_scans=False), "acme", only=only))
+    plan = probing(
+        reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False), "acme", only=only)
+    )
     assert plan.indexes <= {*PROBED, "mailglass_open_orphan_ids_candidate_idx"}
     assert plan.read <= 3 * ROWS
 
@@ -323,7 +325,7 @@ def test_a_targeted_sweep_reads_the_window_once_and_the_ids_that_it_is_about(rea
 def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading, all_open):
     """A recent sweep has such a window, or a range of a fan-out."""
     small = all_open._replace(after=_place(reading, ROWS - SIZE).arrived_at, until="infinity", by_scans=False)
-    plan = probing(reading, lambda: window.choose(reading, small))
+    plan = probing(reading, lambda: window.select_orphans(reading, small))
     assert plan.indexes <= PROBED
     assert plan.read <= 20 * SIZE
 
@@ -331,7 +333,7 @@ def test_a_small_window_of_a_large_table_is_chosen_by_probes_of_its_rows(reading
 @pytest.mark.parametrize("tenant_id", [None, pytest.param("acme", marks=pytest.mark.slow)])
 def test_orphans_to_match_are_chosen_by_reading_the_tables_once_each(reading, all_open, tenant_id):
     """Ids and deliveries are hashed; orphans are read for their states and for the counts."""
-    plan = plan_of(reading, lambda: window.choose(reading, all_open._replace(by_scans=True), tenant_id))
+    plan = plan_of(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=True), tenant_id))
     assert "Hash Join" in plan.kinds or "Hash Semi Join" in plan.kinds
     assert plan.kinds["Nested Loop"] == 0
     assert not plan.indexes & {*PROBED, "mailglass_open_orphans_pkey"}
@@ -346,7 +348,7 @@ def test_each_table_is_read_once_if_no_orphan_can_match(writing, all_open):
     with writing.connection.begin_nested() as savepoint:
         writing.connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
         writing.execute("DELETE FROM {schema}.mailglass_open_orphan_ids WHERE position = 2")
-        plan = plan_of(writing, lambda: window.choose(writing, keyed))
+        plan = plan_of(writing, lambda: window.select_orphans(writing, keyed))
         savepoint.rollback()
     assert {table: plan.whole[table] for table in TABLES if plan.whole[table]} == {
         "mailglass_open_orphans": 1,
@@ -355,22 +357,22 @@ def test_each_table_is_read_once_if_no_orphan_can_match(writing, all_open):
     }
 
 
-def ids_by_part(choice):
+def ids_by_part(selection):
     """Return the ids of each part in order, because a rotation starts at a random row."""
-    return {part.number: sorted(id_ for ids in part.slices(1_000) for id_ in ids) for part in choice.parts}
+    return {part.priority: sorted(id_ for ids in part.slices(1_000) for id_ in ids) for part in selection.parts}
 
 
 @pytest.mark.parametrize("path", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["by scans", "by probes"])
 def test_both_paths_choose_the_same(reading, all_open, path):
     """They leave out the same, too."""
     alternative, preferred = (
-        window.choose(reading, all_open._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path)
+        window.select_orphans(reading, all_open._replace(by_scans=prefer_scans)) for prefer_scans in (not path, path)
     )
-    assert (preferred.chosen, preferred.left_out) == (alternative.chosen, alternative.left_out)
+    assert (preferred.selected, preferred.left_out) == (alternative.selected, alternative.left_out)
     ids = ids_by_part(preferred)
     assert ids == ids_by_part(alternative)
-    assert preferred.chosen.total() + preferred.left_out.total() == ROWS
-    assert sum(map(len, ids.values())) == preferred.chosen.total()
+    assert preferred.selected.total() + preferred.left_out.total() == ROWS
+    assert sum(map(len, ids.values())) == preferred.selected.total()
 
 
 def test_a_full_sweep_of_many_orphans_prefers_scans_and_one_of_few_prefers_probes(reading):
@@ -392,7 +394,7 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
         untouched.connection.exec_driver_sql(MANY_MILLIONS)
         with prefer_scans(untouched):
             parameters = window.parameters(untouched, all_open._replace(by_scans=True), None)
-            rows = untouched.execute("EXPLAIN " + window._CHOOSE, parameters).scalars().all()
+            rows = untouched.execute("EXPLAIN " + window._SELECT, parameters).scalars().all()
         savepoint.rollback()
     plan = "\n".join(rows)
     assert "rows=1" in plan
@@ -404,8 +406,8 @@ def test_a_planner_that_expects_ten_million_rows_hashes_and_never_compares_lists
 @pytest.mark.slow
 def test_after_scans_statements_probe_again(reading, all_open):
     """The path of one statement does not apply to the next."""
-    window.choose(reading, all_open._replace(by_scans=True))
-    probing(reading, lambda: window.choose(reading, all_open._replace(by_scans=False)))
+    window.select_orphans(reading, all_open._replace(by_scans=True))
+    probing(reading, lambda: window.select_orphans(reading, all_open._replace(by_scans=False)))
 
 
 def test_orphans_are_read_by_primary_key(reading, events):
@@ -732,7 +734,7 @@ def test_a_wide_id_makes_no_row_of_each_orphan_with_each_delivery(untouched, all
             "UPDATE mailglass_open_orphan_ids SET candidate_id = 'campaign' WHERE position = 2 AND event_id = ANY"
             " (ARRAY(SELECT md5('event' || n)::uuid FROM generate_series(30001, 32000) AS n))"
         )
-        plan = plan_of(untouched, lambda: window.choose(untouched, all_open._replace(by_scans=True)))
+        plan = plan_of(untouched, lambda: window.select_orphans(untouched, all_open._replace(by_scans=True)))
         savepoint.rollback()
     assert plan.most <= 2 * KEYED + ROWS + WIDE
 

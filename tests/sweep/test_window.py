@@ -72,7 +72,7 @@ def test_a_rotation_starts_at_any_orphan(db, refused):
     db.run("UPDATE mailglass_open_orphans SET refused = :refused", refused=refused)
     with db.database.reading() as tx:
         opened = window.open_window(tx)
-        first_ids = {next(window.choose(tx, opened).parts[0].slices(1))[0] for _ in range(50)}
+        first_ids = {next(window.select_orphans(tx, opened).parts[0].slices(1))[0] for _ in range(50)}
     assert len(first_ids) == 3
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_i
     fill(db, 9)
     sweep = reconciler.prepare()
     assert sweep.run().ambiguous == 9
-    assert sweep.counters.chosen == 9
+    assert sweep.counters.selected == 9
 
 
 def test_a_sweep_that_cannot_hold_all_checked_orphans_in_memory_says_that_it_is_partial(db, monkeypatch):
@@ -111,7 +111,7 @@ def test_the_small_groups_of_many_tenants_are_counted_together(db, monkeypatch):
     monkeypatch.setattr(window, "NAMED_GROUPS", 2)
     insert(db, [], [orphan_row(postmark(str(n)), tenant_id=tenant) for n, tenant in enumerate("aabbcd")])
     with db.database.reading() as tx:
-        open_groups = window.choose(tx, window.open_window(tx)).open
+        open_groups = window.select_orphans(tx, window.open_window(tx)).open
     assert {group.tenant_id: orphans for group, orphans in open_groups.items()} == {"a": 2, "b": 2, None: 2}
 
 

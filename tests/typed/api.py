@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 import mailglass_reconcile
 from mailglass_reconcile import (
     AsyncSubscription,
-    Decision,
     DeliveryEvent,
     DispatchResult,
     Erased,
+    EventMatch,
     Missed,
     Orphan,
     PruneResult,
@@ -162,11 +162,11 @@ def looking(connection: sa.Connection) -> str | None:
     """Orphans and their decisions have types."""
     for orphan in find_orphans(connection, tenant_id="acme"):
         assert_type(orphan, Orphan)
-        decision = attempt_link(connection, orphan)
-        assert_type(decision, Decision)
-        if decision.state == "matched":
-            return decision.delivery_id
-        if decision.state == "unmached":  # type: ignore[comparison-overlap] # pyright: ignore
+        event_match = attempt_link(connection, orphan)
+        assert_type(event_match, EventMatch)
+        if event_match.state == "matched":
+            return event_match.delivery_id
+        if event_match.state == "unmached":  # type: ignore[comparison-overlap] # pyright: ignore
             break
     return None
 
