@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent
 
 # Types and tenants are few, and ids need no quoting: an encoder costs three times as much as a template.
 _to_json = lru_cache(maxsize=1_000)(json.dumps)
@@ -23,7 +23,7 @@ _ATTACHED = (
 )
 
 
-def format_payload(event: LinkedEvent) -> str:
+def format_payload(event: ClaimedEvent) -> str:
     """Return the JSON payload of a broadcast: ids, type and time, never an address or a subject."""
     type_, at, tenant_id = _to_json(event.type), _with_utc_suffix(event.occurred_at), _to_json(event.tenant_id)
     if event.reconciled_id is None:
@@ -36,6 +36,6 @@ def _with_utc_suffix(time: str) -> str:
     return f"{time}Z" if time[-1].isdigit() else time
 
 
-def make_message(event: LinkedEvent) -> tuple[str, str, str]:
+def make_message(event: ClaimedEvent) -> tuple[str, str, str]:
     """Return the broadcast of a committed event: `(tenant id, delivery id, payload)`."""
     return event.tenant_id, event.delivery_id, format_payload(event)

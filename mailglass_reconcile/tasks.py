@@ -31,7 +31,7 @@ from mailglass_reconcile.schedule import (
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import OpenConnection
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.runs import Kind, Origin, Run
+from mailglass_reconcile.store.runs import Origin, Run, RunKind
 from mailglass_reconcile.store.window import Range
 from mailglass_reconcile.sweep import ranges, recent, reconciler, run_log
 from mailglass_reconcile.sweep.interruption import stop_on_signal
@@ -208,7 +208,7 @@ def _finish(sweep: Sweep) -> dict[str, Any]:
     return {**result.as_dict(), "tenant_id": result.shown_tenant}
 
 
-def _duplicate(of: str, kind: Kind, tenant_id: str | None) -> dict[str, Any]:
+def _duplicate(of: str, kind: RunKind, tenant_id: str | None) -> dict[str, Any]:
     """Count and record a duplicate of the task *of*, and return the task's result."""
     telemetry.count_sweep("duplicate")
     _add_run(Run(kind, _origin(), sanitize_tenant(tenant_id), "duplicate"))

@@ -14,7 +14,7 @@ import oracle
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent
 from projecting import apply_projection
 
 pytestmark = pytest.mark.version_independent
@@ -56,7 +56,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
         factories.insert(connection, deliveries=[row])
         for batch in batches:
             reports = [
-                LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
+                ClaimedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
                 for kind, at, arrival in batch
             ]
             apply_projection(tx, reports)
@@ -114,7 +114,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         arrival = str(NOON)
         pairs = zip(rows, kinds, strict=True)
         events = [
-            LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
+            ClaimedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
         ]
         changed = apply_projection(tx, events)
         result = connection.execute(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-NOTE = '{"recipient_checked": false}'
+METADATA = '{"recipient_checked": false}'
 """Metadata of such a link's appended event, as JSON; the database omits it for events of our writers."""
 
 _OF_OTHER_WRITERS = """

@@ -156,7 +156,7 @@ class _Prune:
         yield "jobs_dead", _make_delete_step(outbox.DELETE_DEAD, days["jobs_dead"])
         yield "keys", self._store_keys_of_expired
         yield "expired", self._expire
-        yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
+        yield "settled", lambda connected: repair.remove_closed(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
         yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
         yield "events", self._delete_events

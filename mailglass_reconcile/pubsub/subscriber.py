@@ -252,7 +252,7 @@ class AsyncSubscription:
         if self._channel is None and channel.count(":") != (2 if self._delivery_id is None else 3):
             return None
         try:
-            message = json.loads(received["data"], parse_constant=_refuse)
+            message = json.loads(received["data"], parse_constant=_reject_constant)
         except (ValueError, RecursionError):
             return None
         if not isinstance(message, dict) or message.get("event") == TEST or not _has_ids(message):
@@ -355,5 +355,5 @@ def _has_ids(message: dict[str, Any]) -> bool:
     return all(isinstance(id_, str) for id_ in (message.get("delivery_id"), *ids))
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")

@@ -41,10 +41,10 @@ from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import engines, ledger, open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 from mailglass_reconcile.store.engines import as_session
-from mailglass_reconcile.store.ledger import LinkedEvent
-from mailglass_reconcile.sweep.halving import Refused, run_halved
-from mailglass_reconcile.sweep.link import Notes, Pairs
-from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
+from mailglass_reconcile.store.ledger import ClaimedEvent
+from mailglass_reconcile.sweep.halving import RowFailure, run_halved
+from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs
+from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class LookUp(NamedTuple):
 class AfterCommitAction:
     """The work to do for one call of a writer after the commit; empty when it is done."""
 
-    events: dict[str, LinkedEvent]
+    events: dict[str, ClaimedEvent]
     """Events to broadcast if the database has them, by the id of the appended event."""
     look_ups: Sequence[LookUp] = ()
     engine: sa.Engine | None = None
@@ -87,7 +87,7 @@ class AfterCommitAction:
         return len(self.events) + len(self.look_ups)
 
 
-def make_action(events: Iterable[LinkedEvent], look_ups: Sequence[LookUp] = ()) -> AfterCommitAction | None:
+def make_action(events: Iterable[ClaimedEvent], look_ups: Sequence[LookUp] = ()) -> AfterCommitAction | None:
     """Return the action that broadcasts events and repeats look-ups; None if there is nothing to do."""
     action = AfterCommitAction({event.reconciled_id or event.event_id: event for event in events}, look_ups)
     return action if action.size else None
@@ -247,7 +247,7 @@ def _run_part(
     return [repeated for group in by_tenant.values() for repeated in _relink(connected, group)]
 
 
-def _publish(events: Iterable[LinkedEvent]) -> None:
+def _publish(events: Iterable[ClaimedEvent]) -> None:
     if messages := [projector.make_message(event) for event in events]:
         runtime.create_publisher().publish(messages)
 
@@ -259,7 +259,7 @@ def _relink(connected: OpenConnection, asked: Sequence[_Asked]) -> list[_Asked]:
     for start in range(0, len(asked), size):
         batch = asked[start : start + size]
         for _, result in run_halved(connected, batch, partial(_link_open, connected), is_of_rows=is_data_error):
-            if isinstance(result, Refused):  # it does not hold up other look-ups
+            if isinstance(result, RowFailure):  # it does not hold up other look-ups
                 text = "cannot look up the ids of this call again; the next sweep links its events: %s"
                 logger.warning(text, _describe_error(result.error))
             else:
@@ -272,8 +272,8 @@ def _link_open(connected: OpenConnection, asked: Sequence[_Asked]) -> Sequence[_
     message_ids = dict.fromkeys(look_up.message_id for _, look_up in asked if look_up.message_id)
     event_ids = dict.fromkeys(look_up.event_id for _, look_up in asked if look_up.event_id)
     with connected.writing(STATEMENT_TIMEOUT_MS) as tx:
-        pairs, notes, has_more = _match(tx, asked[0].look_up.tenant_id, message_ids, event_ids)
-        linked = [event for event in ledger.link(tx, pairs, notes) if event.reconciled_id] if pairs else []
+        pairs, extra_metadata, has_more = _match(tx, asked[0].look_up.tenant_id, message_ids, event_ids)
+        linked = [event for event in ledger.link(tx, pairs, extra_metadata) if event.reconciled_id] if pairs else []
     _publish(linked)
     for action, _ in asked if linked else ():
         action.attempts = 0
@@ -282,14 +282,14 @@ def _link_open(connected: OpenConnection, asked: Sequence[_Asked]) -> Sequence[_
 
 def _match(
     tx: Transaction, tenant_id: str, message_ids: Collection[str], event_ids: Iterable[str]
-) -> tuple[Pairs, Notes, bool]:
-    """Match the open orphans of look-ups: at most a batch of pairs, their notes, and True if there may be more."""
+) -> tuple[Pairs, ExtraMetadata, bool]:
+    """Match the open orphans of look-ups: at most a batch of pairs, their metadata, and True if there may be more."""
     size = tx.settings.batch_size
     open_ids = open_orphans.with_message_ids(tx, tenant_id, message_ids) if message_ids else []
     ids = dict.fromkeys([*open_ids, *event_ids])
     matches = match_orphans(tx.reading, open_orphans.read(tx.reading, ids))
     pairs = [(match.orphan.event_id, match.result.delivery_id) for match in matches if match.result.delivery_id]
-    return pairs[:size], unchecked_notes(matches), len(open_ids) >= size or len(pairs) > size
+    return pairs[:size], unchecked_metadata(matches), len(open_ids) >= size or len(pairs) > size
 
 
 class _Connections:

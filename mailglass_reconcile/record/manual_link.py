@@ -18,7 +18,7 @@ from mailglass_reconcile.record.after_commit import Recorded, make_action
 from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 LINKED_BY = "hand"
@@ -120,7 +120,7 @@ def _operating_system_user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _link(tx: Transaction, manual: ManualLink) -> LinkedEvent:
+def _link(tx: Transaction, manual: ManualLink) -> ClaimedEvent:
     """Require a linkable event, reopen its orphan if it has expired, and link it as a sweep does."""
     if not _is_open(tx, manual):
         open_orphans.reopen(tx, [manual.event_id])
@@ -164,5 +164,5 @@ def _load_and_require_linkable(tx: Transaction, manual: ManualLink) -> sa.Row[An
     return row
 
 
-def _recorded(linked: LinkedEvent) -> Recorded:
+def _recorded(linked: ClaimedEvent) -> Recorded:
     return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), make_action([linked]))

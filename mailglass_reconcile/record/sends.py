@@ -28,10 +28,10 @@ from mailglass_reconcile.rules.humanize import sanitize
 from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7
-from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
+from mailglass_reconcile.store.ledger import NOW, ClaimedEvent, Entry
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
-from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
-from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_notes
+from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs, link_in
+from mailglass_reconcile.sweep.matcher import match_orphans, unchecked_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,8 @@ def record_send(
     new_sends = validate_sends(campaign.tenant_id, campaign.spellings[0], sent)
     with failures.count_failure(f"a send by {sanitize(provider)}"), use_caller_transaction(connection, settings) as tx:
         delivery_ids, may_be_open = _store(tx, campaign, new_sends)
-        pairs, notes = _match(tx, new_sends, set(delivery_ids)) if may_be_open else ([], {})
-        linked = link_in(tx, pairs, notes)
+        pairs, extra_metadata = _match(tx, new_sends, set(delivery_ids)) if may_be_open else ([], {})
+        linked = link_in(tx, pairs, extra_metadata)
     return after_commit.attach_actions(connection, _make_results(new_sends, delivery_ids, linked))
 
 
@@ -133,7 +133,7 @@ def _store(tx: Transaction, campaign: Campaign, new_sends: Sequence[NewSend]) ->
     return [stored_ids.get(send.identity) or first_sends[send.identity].delivery_id for send in new_sends], may_be_open
 
 
-def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[str]) -> tuple[Pairs, Notes]:
+def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[str]) -> tuple[Pairs, ExtraMetadata]:
     """Match the open orphans of the sends' message ids; return those that belong to one of the new deliveries."""
     ids = {send.message_id: None for send in new_sends if send.message_id is not None}
     # An orphan of another recipient can only belong to another delivery.
@@ -145,11 +145,11 @@ def _match(tx: Transaction, new_sends: Sequence[NewSend], new_delivery_ids: Set[
         for match in matches
         if (id_ := match.result.delivery_id) in new_delivery_ids and id_
     ]
-    return pairs, unchecked_notes(matches)
+    return pairs, unchecked_metadata(matches)
 
 
 def _make_results(
-    new_sends: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
+    new_sends: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[ClaimedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
     ids = dict.fromkeys((send.entry.tenant_id, send.message_id) for send in new_sends if send.message_id)

@@ -31,7 +31,7 @@ from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Transaction, uuid7s
-from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent, Entry
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.sweep.matcher import EventKeys, match_events
 
@@ -128,7 +128,7 @@ def _record(tx: Transaction, events: Sequence[NewEvent]) -> list[Recorded]:
 
 def _result(
     id_: str,
-    recorded: Mapping[str, LinkedEvent | None],
+    recorded: Mapping[str, ClaimedEvent | None],
     state: MatchState | None,
     action: AfterCommitAction | None,
 ) -> Recorded:

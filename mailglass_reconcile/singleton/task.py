@@ -186,16 +186,16 @@ class SweepTask(Singleton):
         run_id = (self.request.headers or {}).get(RUN_HEADER)
         return run_id if isinstance(run_id, int) else None
 
-    def _refuse(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
+    def _raise_unsupported(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
         see = docs_url("redis.md#the-lock-of-celerys-sweeps")
         raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see {see}")
 
     # Only `apply_async` and the run itself acquire the lock, and only its holder releases it.
-    release_lock = partialmethod(_refuse, "release_lock")
-    unlock = partialmethod(_refuse, "unlock")
-    lock_and_run = partialmethod(_refuse, "lock_and_run")
-    aquire_lock = partialmethod(_refuse, "aquire_lock")
-    get_existing_task_id = partialmethod(_refuse, "get_existing_task_id")
+    release_lock = partialmethod(_raise_unsupported, "release_lock")
+    unlock = partialmethod(_raise_unsupported, "unlock")
+    lock_and_run = partialmethod(_raise_unsupported, "lock_and_run")
+    aquire_lock = partialmethod(_raise_unsupported, "aquire_lock")
+    get_existing_task_id = partialmethod(_raise_unsupported, "get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Do nothing: the run has released its lock, and no other process may."""

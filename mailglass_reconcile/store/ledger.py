@@ -76,7 +76,7 @@ NOW = "now"
 """As a time, the start of the transaction."""
 
 
-class LinkedEvent(NamedTuple):
+class ClaimedEvent(NamedTuple):
     """An event and its delivery, from the claim to projection, outbox and broadcast; times as Postgres writes them.
 
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
@@ -114,22 +114,24 @@ def newest_links(tx: Transaction, seconds: float) -> int:
 
 
 def link(
-    tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, str] | None = None
-) -> list[LinkedEvent]:
+    tx: Transaction, pairs: Sequence[tuple[str, str]], extra_metadata: Mapping[str, str] | None = None
+) -> list[ClaimedEvent]:
     """Claim orphans and deliveries, append a `reconciled` event for each pair, project, close; return the claimed.
 
     Waits for no session that has locked one of them. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`.
-    *notes* are more metadata of the appended event, as JSON, by orphan id.
+    *extra_metadata* are more metadata of the appended event, as JSON, by orphan id.
     """
-    notes = notes or {}
-    rows = [(id_, *pair, notes.get(pair[0], "{}")) for id_, pair in zip(uuid7s(len(pairs)), pairs, strict=True)]
-    return [LinkedEvent(*row) for row in tx.call(LINK, column_arrays(LINK.arguments, rows))]
+    extra_metadata = extra_metadata or {}
+    rows = [
+        (id_, *pair, extra_metadata.get(pair[0], "{}")) for id_, pair in zip(uuid7s(len(pairs)), pairs, strict=True)
+    ]
+    return [ClaimedEvent(*row) for row in tx.call(LINK, column_arrays(LINK.arguments, rows))]
 
 
 def append_webhook(
     tx: Transaction, entries: Sequence[Entry], keys: Sequence[StoredKeys]
-) -> dict[str, LinkedEvent | None]:
+) -> dict[str, ClaimedEvent | None]:
     """Append a webhook's events, each with its delivery or as an orphan; project and enqueue attached events.
 
     Orphans are stored with *keys*, which has the keys and the state of each entry. New events are returned by id, with
@@ -137,7 +139,7 @@ def append_webhook(
     """
     events = json.dumps(list(map(_as_json, entries, keys)))
     delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"entries": events}))
-    return {entry.id: _to_linked_event(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
+    return {entry.id: _to_claimed_event(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 
 def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
@@ -153,10 +155,10 @@ def _as_json(entry: Entry, stored: StoredKeys) -> dict[str, Any]:
     }
 
 
-def _to_linked_event(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
+def _to_claimed_event(entry: Entry, delivery_id: str | None) -> ClaimedEvent | None:
     if delivery_id is None:
         return None
-    return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
+    return ClaimedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
 
 
 def append_event(tx: Transaction, entry: Entry) -> bool:

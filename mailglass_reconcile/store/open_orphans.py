@@ -84,7 +84,7 @@ SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
     ON CONFLICT DO NOTHING
 """
 
-_REFUSE = """
+_MARK_FAILED = """
 UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 32767)
   FROM (SELECT h.event_id FROM {schema}.mailglass_open_orphans AS h
          WHERE h.event_id = ANY (CAST(:event_ids AS uuid[])) FOR UPDATE SKIP LOCKED) AS held
@@ -214,9 +214,9 @@ def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | N
     return since
 
 
-def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
+def mark_failed(tx: Transaction, event_ids: Collection[str]) -> None:
     """Note that the database refused to read or link orphans: later sweeps check them last."""
-    tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
+    tx.execute(_MARK_FAILED, {"event_ids": array_literal(event_ids)})
 
 
 def store_states(tx: Transaction, states: Mapping[str, tuple[str, int | None]]) -> None:

@@ -72,7 +72,7 @@ _REMOVE_SETTLED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
    WHERE event_id > CAST(:after_id AS uuid) ORDER BY event_id LIMIT :size
-), settled AS MATERIALIZED (
+), closed AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphans
    WHERE event_id = ANY (ARRAY(
            SELECT p.event_id FROM page AS p
@@ -81,7 +81,7 @@ WITH page AS MATERIALIZED (
      FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans
-   WHERE event_id = ANY (ARRAY(SELECT event_id FROM settled)) RETURNING event_id
+   WHERE event_id = ANY (ARRAY(SELECT event_id FROM closed)) RETURNING event_id
 )
 SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
@@ -206,7 +206,7 @@ def _close_reconciled(tx: Transaction, event_ids: Collection[str]) -> int:
     return closed
 
 
-def remove_settled(connected: OpenConnection, size: int) -> int:
+def remove_closed(connected: OpenConnection, size: int) -> int:
     """Remove rows whose orphan is linked or missing in the ledger, in pages of *size*, and return their number."""
     return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": NIL}))
 

@@ -13,8 +13,8 @@ from mailglass_reconcile.rules import states
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 
-Kind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
-KINDS: tuple[str, ...] = get_args(Kind)
+RunKind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
+KINDS: tuple[str, ...] = get_args(RunKind)
 Origin = Literal["beat", "call", "command", "python", "follow"]
 
 RETENTION_DAYS = 30
@@ -154,7 +154,7 @@ class Run:
         began: When the first of them began, in seconds of the monotonic clock.
     """
 
-    kind: Kind
+    kind: RunKind
     origin: Origin
     tenant_id: str | None = None
     status: RunStatus = "ok"

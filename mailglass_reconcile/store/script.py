@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, cast
 
 from mailglass_reconcile.rules import event_types
 
-Kind = Literal["table", "index", "function", "trigger"]
+ObjectKind = Literal["table", "index", "function", "trigger"]
 
 RECIPIENT_KEY = "{recipient_key}"
 """Stands for the expression in `recipient_key.sql`, in the steps and in statements."""
@@ -53,7 +53,7 @@ class SchemaStep(NamedTuple):
         sql: The statements; `{schema}` stands for the quoted schema. A table has none: a revision makes it.
     """
 
-    kind: Kind
+    kind: ObjectKind
     name: str
     only_on: str = ""
     sql: str = ""
@@ -177,10 +177,10 @@ def steps() -> tuple[SchemaStep, ...]:
         sql = _fill_in(path.read_text(encoding="utf-8"))
         parts = _MARK.split(sql)[1:]
         for kind, name, only_on, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-            all_steps.append(SchemaStep(cast("Kind", kind), name, only_on or "", sql.strip()))
+            all_steps.append(SchemaStep(cast("ObjectKind", kind), name, only_on or "", sql.strip()))
     return tuple(all_steps)
 
 
-def steps_of_kind(kind: Kind, only_on: str = "") -> Mapping[str, SchemaStep]:
+def steps_of_kind(kind: ObjectKind, only_on: str = "") -> Mapping[str, SchemaStep]:
     """Return the steps of one kind that are needed on the same databases, by name."""
     return {step.name: step for step in steps() if step.kind == kind and step.only_on == only_on}

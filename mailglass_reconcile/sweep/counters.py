@@ -78,7 +78,7 @@ class SweepCounters:
         """Count the outcomes of a batch; orphans that it did not reach in time have none yet."""
         self.add("linked", len(batch.linked), unchecked=sum(not event.checked for event in batch.linked))
         self.add("failed", len(batch.failed))
-        self.add("skipped_held", batch.held + len(batch.closed) - len(batch.linked), closed=len(batch.closed))
+        self.add("skipped_held", batch.not_claimed + len(batch.closed) - len(batch.linked), closed=len(batch.closed))
 
     def open_groups(self) -> Counter[Group]:
         """Count by group the orphans that stay open: those left out, those processed, and at a deadline the others."""

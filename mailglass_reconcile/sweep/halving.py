@@ -19,8 +19,8 @@ Retry = Callable[[Callable[[], Any]], Any]
 """Calls a function and returns its result; may call it again after a transient error."""
 
 
-class Refused(NamedTuple):
-    """The error with which the database refuses a single row."""
+class RowFailure(NamedTuple):
+    """The error with which an action fails on a single row."""
 
     error: DBAPIError
 
@@ -33,7 +33,7 @@ def run_halved(
     is_of_rows: Callable[[DBAPIError], bool],
     retry: Retry = operator.call,
     is_over: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Sequence[Row], Result | Refused]]:
+) -> Iterator[tuple[Sequence[Row], Result | RowFailure]]:
     """Yield rows with the result of *action* on them: all *rows* at once or, where that fails, halves of them.
 
     A row on which the action fails alone is yielded with the error.
@@ -49,18 +49,18 @@ def run_halved(
     Raises:
         DatabaseRefusedError: This role lacks a privilege; the message has the GRANT.
     """
-    waiting = [rows]
-    while waiting and not is_over():
-        part = waiting.pop()
+    pending = [rows]
+    while pending and not is_over():
+        part = pending.pop()
         try:
-            result: Result | Refused = retry(partial(action, part))
+            result: Result | RowFailure = retry(partial(action, part))
         except DBAPIError as error:
             privileges.require_privileges(connected, error)
             if not is_of_rows(error):
                 raise
             if len(part) > 1:
                 middle = len(part) // 2
-                waiting += [part[middle:], part[:middle]]
+                pending += [part[middle:], part[:middle]]
                 continue
-            result = Refused(error)
+            result = RowFailure(error)
         yield part, result

@@ -90,9 +90,9 @@ def match_orphans(
     return [OrphanMatch(orphan, match.keys, match.result) for orphan, match in zip(orphans, matches, strict=True)]
 
 
-def unchecked_notes(matches: Iterable[OrphanMatch]) -> dict[str, str]:
+def unchecked_metadata(matches: Iterable[OrphanMatch]) -> dict[str, str]:
     """Return the note, by event, for each that matches by its message id alone, because its recipient is unknown."""
-    return {match.orphan.event_id: unchecked_links.NOTE for match in matches if match.is_unchecked}
+    return {match.orphan.event_id: unchecked_links.METADATA for match in matches if match.is_unchecked}
 
 
 def current_keys(reading: Reading, orphans: Sequence[OrphanRow]) -> list[Keys]:

@@ -13,7 +13,7 @@ from mailglass_reconcile.errors import is_data_error, sqlstate
 from mailglass_reconcile.mailglass_compat import recipients
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import OpenConnection, Transaction
-from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
+from mailglass_reconcile.sweep.halving import Retry, RowFailure, run_halved
 from mailglass_reconcile.sweep.matcher import OrphanMatch, match_orphans
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def match_slice(reader: ChunkReader, ids: Sequence[str], retry: Retry, *, of_any
         start += len(chunk)
         parts = run_halved(reader.connected, chunk, read, retry=retry, is_of_rows=is_data_error, is_over=is_over)
         for part, result in parts:
-            if isinstance(result, Refused):
+            if isinstance(result, RowFailure):
                 event_id = str(UUID(part[0]))
                 logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))
                 slice_result.unreadable.append(event_id)

@@ -34,7 +34,7 @@ from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED, SweepStatus
 from mailglass_reconcile.store import open_orphans, privileges, stored_keys
 from mailglass_reconcile.store.database import Database, OpenConnection, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Cursor, OrphanRow
-from mailglass_reconcile.store.runs import COUNTS, Kind, Origin, Run
+from mailglass_reconcile.store.runs import COUNTS, Origin, Run, RunKind
 from mailglass_reconcile.store.stored_keys import StoredKeys
 from mailglass_reconcile.store.window import (
     EVERYTHING,
@@ -51,8 +51,8 @@ from mailglass_reconcile.store.window import (
 )
 from mailglass_reconcile.sweep import reading, run_log
 from mailglass_reconcile.sweep.counters import SweepCounters
-from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
-from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_notes
+from mailglass_reconcile.sweep.link import ExtraMetadata, Pairs, link_batch
+from mailglass_reconcile.sweep.matcher import OrphanMatch, unchecked_metadata
 from mailglass_reconcile.sweep.prefetch import run_ahead
 from mailglass_reconcile.sweep.reading import ChunkReader, SliceResult
 from mailglass_reconcile.sweep.result import SweepResult, format_mismatches
@@ -94,7 +94,7 @@ class Sweep:
 
     database: Database = field(kw_only=False)
     publisher: Publisher | None = field(kw_only=False)
-    kind: Kind = "full"
+    kind: RunKind = "full"
     tenant_id: str | None = None
     limit: int | None = None
     dry_run: bool = False
@@ -246,14 +246,14 @@ class Sweep:
         counters.add_states(match.result.state for match in matches if match.result.state != MATCHED)
         self._failures.update(match.keys.failure for match in matches if match.keys.failure)
         closed: set[str] = set()
-        notes = unchecked_notes(matches)
+        extra_metadata = unchecked_metadata(matches)
         for batch in self._batches(matches):
-            closed |= self._link(connected, batch, notes)
+            closed |= self._link(connected, batch, extra_metadata)
             yield batch
         remaining = [match for match in matches if match.orphan.event_id not in closed]
         counters.add_open(_open_group(match) for match in remaining)
         if not self.dry_run:
-            self._refuse(connected, slice_.unreadable)
+            self._mark_failed(connected, slice_.unreadable)
             self._store(connected, remaining)
 
     def _batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
@@ -270,24 +270,24 @@ class Sweep:
                 return
             yield pairs[start : min(start + size, allowed)]
 
-    def _link(self, connected: OpenConnection, pairs: Pairs, notes: Notes) -> set[str]:
+    def _link(self, connected: OpenConnection, pairs: Pairs, extra_metadata: ExtraMetadata) -> set[str]:
         """Link a batch, publish its committed links, and return the ids of the orphans that it closed."""
         if self.dry_run or self.publisher is None:
-            with_note = [event_id for event_id, _ in pairs if event_id in notes]
-            unchecked = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, with_note))
+            with_metadata = [event_id for event_id, _ in pairs if event_id in extra_metadata]
+            unchecked = self._read(connected, lambda tx: unchecked_links.count_unchecked(tx, with_metadata))
             self.counters.add("linked", len(pairs), unchecked=unchecked)
             return set()
         if self.event_ids:
             self._write(connected, lambda tx: open_orphans.reopen(tx, [event_id for event_id, _ in pairs]))
         self.in_batch = True
-        batch = link_batch(connected, pairs, self.is_over, notes)
+        batch = link_batch(connected, pairs, self.is_over, extra_metadata)
         self.publisher.publish([projector.make_message(event) for event in batch.linked])
         self.counters.add_batch(batch)
         self.has_jobs = self.has_jobs or any(event.handled for event in batch.linked)
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage
-        self._refuse(connected, batch.failed)
+        self._mark_failed(connected, batch.failed)
         return set(batch.closed)
 
     def _store(self, connected: OpenConnection, remaining: Sequence[OrphanMatch]) -> None:
@@ -315,10 +315,10 @@ class Sweep:
         ranks_before = {event_id: match.orphan.keys.rank for event_id, match in matches.items()}
         self._write(connected, lambda tx: stored_keys.store(tx, computed, ranks_before))
 
-    def _refuse(self, connected: OpenConnection, event_ids: Sequence[str]) -> None:
+    def _mark_failed(self, connected: OpenConnection, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
         if event_ids:
-            self._write(connected, lambda tx: open_orphans.refuse(tx, event_ids))
+            self._write(connected, lambda tx: open_orphans.mark_failed(tx, event_ids))
 
     def _update_lag(self, since: str | None) -> None:
         """Keep the earliest time since which an open orphan could have been linked."""

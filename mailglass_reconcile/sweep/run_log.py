@@ -63,7 +63,7 @@ def _is_due(run: Run) -> bool:
 
 
 @contextmanager
-def reporting(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
+def reporting(kind: runs.RunKind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
     """Report the block's sweep to OpenTelemetry and the log; *as_run* makes its row from the error that ended it.
 
     There may be ten recent sweeps a second: one is reported only if it linked or failed, at its end.

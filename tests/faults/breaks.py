@@ -357,9 +357,9 @@ BREAKS = (
           "        telemetry.record_lags(event.lag_seconds for event in linked)\n", ""),
     Break("a send links without a savepoint", "mailglass_reconcile/sweep/link.py", SWEEP,
           "        with tx.connection.begin_nested():\n"
-          "            claimed = ledger.link(tx, pairs, notes)",
+          "            claimed = ledger.link(tx, pairs, extra_metadata)",
           "        if True:\n"
-          "            claimed = ledger.link(tx, pairs, notes)"),
+          "            claimed = ledger.link(tx, pairs, extra_metadata)"),
     Break("an outage counts as an error of the rows", "mailglass_reconcile/sweep/link.py", SWEEP,
           "return not is_outage(error)", "return True"),
 

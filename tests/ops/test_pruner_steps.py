@@ -48,7 +48,7 @@ def buffers(db, act, table="mailglass_events") -> int:
     return plan.buffers
 
 
-@pytest.mark.parametrize("act", [repair.add_missing, repair.remove_settled])
+@pytest.mark.parametrize("act", [repair.add_missing, repair.remove_closed])
 def test_a_repair_reads_nothing_that_settled_before_the_maximum_age(db, act):
     """Twenty times as many closed orphans cost the same."""
     settle(db, 200)

@@ -32,7 +32,7 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent
 from own_settings import OWN, settings_of, take
 from projecting import apply_projection
 from recording import LEDGER, NAMELESS, NOW, event, record
@@ -82,7 +82,7 @@ def test_every_writer_and_reader_works(db, driver):
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with use_caller_transaction(connection, db.settings) as tx:
             ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
-            linked_event = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
+            linked_event = ClaimedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
             assert (apply_projection(tx, [linked_event]), apply_projection(tx, [linked_event])) == (1, 0)
 
     driver.run(work)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mailglass_reconcile.store.database import Transaction, column_arrays
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent
 
 _PROJECT = """
 SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
@@ -11,7 +11,7 @@ SELECT {schema}.mailglass_reconcile_project_v1(CAST(:delivery_ids AS uuid[]), CA
 """
 
 
-def apply_projection(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
+def apply_projection(tx: Transaction, events: Sequence[ClaimedEvent]) -> int:
     """Project *events* onto their deliveries, and return the number of rows changed."""
     if not events:
         return 0

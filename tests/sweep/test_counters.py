@@ -94,7 +94,7 @@ def test_outcomes_always_add_up(selected, left_out, judged):
     counters = start_counters(selected, left_out)
     counters.add_states(["ambiguous"] * min(judged, len(selected)))
     assert counters.outcomes().total() == len(selected) + len(left_out)
-    counters.add_batch(Batch(failed=["a"], held=1))
+    counters.add_batch(Batch(failed=["a"], not_claimed=1))
     outcomes = counters.outcomes()
     assert outcomes.total() == max(counters.processed, len(selected)) + len(left_out)
     assert set(outcomes) <= {*OUTCOMES, *SKIPPED}

@@ -31,7 +31,7 @@ from mailglass_reconcile.store import (
 from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import Database, Transaction, prefer_scans
 from mailglass_reconcile.store.deliveries import Question
-from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.ledger import ClaimedEvent, Entry
 from mailglass_reconcile.store.listing import ListFilter
 from mailglass_reconcile.store.open_orphans import Cursor
 from mailglass_reconcile.store.sends import Campaign, NewDelivery
@@ -540,7 +540,7 @@ def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """It is read once to decide and once to write."""
     at = "2026-01-02T03:04:05"
-    linked = [LinkedEvent(None, event, delivery, "acme", "delivered", at, at) for event, delivery in pairs]
+    linked = [ClaimedEvent(None, event, delivery, "acme", "delivered", at, at) for event, delivery in pairs]
     plan = probing(tx, lambda: apply_projection(tx, linked))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
@@ -548,7 +548,7 @@ def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
 
 def test_refusing_goes_by_primary_key(writing, other_orphans):
     """Each row is read once to lock it, unless another session holds it, and once to write it."""
-    plan = probing(writing, lambda: open_orphans.refuse(writing, other_orphans))
+    plan = probing(writing, lambda: open_orphans.mark_failed(writing, other_orphans))
     assert plan.indexes == {"mailglass_open_orphans_pkey"}
     assert plan.read <= 2 * SIZE
 

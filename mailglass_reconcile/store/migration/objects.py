@@ -84,7 +84,7 @@ def run(session: Session, differences: Iterable[Difference], least_days: str, te
         if step is None:
             tell(f"fill the open orphans from the ledger, {FILL_BATCH_SIZE} in a transaction")
             added = repair.add_missing(session.connected, FILL_BATCH_SIZE)
-            settled = repair.remove_settled(session.connected, FILL_BATCH_SIZE)
+            settled = repair.remove_closed(session.connected, FILL_BATCH_SIZE)
             tell(f"{added} open orphans were added, {settled} closed ones removed")
             continue
         tell(step.title)
