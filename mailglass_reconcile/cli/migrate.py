@@ -24,12 +24,16 @@ Examples:
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql, and change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if the schema is up to date, with 1 otherwise.")
 @click.option("--grants", is_flag=True, help="Print the GRANT statements of each role as SQL. Needs no database.")
-@click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers. Mailglass's tables stay.")
+@click.option(
+    "--remove", is_flag=True, help="Remove this package's tables, indexes and triggers. Deliveries and events stay."
+)
 @click.option("--tables", is_flag=True, help="Drop deliveries and events too, if `migrate` made them (with --remove).")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation (with --remove).")
-@click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
+@click.option(
+    "--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the events on tables that Mailglass made, too."
+)
 def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
-    """Bring the database to this version's schema, while Mailglass continues to write."""
+    """Create or update the tables. Your application may keep writing."""
     if plan + check + grants + remove > 1:
         raise click.UsageError("--plan, --check, --grants and --remove exclude each other")
     if guard_truncate and (check or grants or remove):
@@ -56,7 +60,9 @@ def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, y
             click.echo(line)
         if not yes:
             question = (
-                "drop deliveries and events with every row?" if tables else "remove our tables, indexes and triggers?"
+                "drop deliveries and events with every row?"
+                if tables
+                else "remove this package's tables, indexes and triggers?"
             )
             confirm(question)
         runner.remove(engine, settings, click.echo, tables=tables)

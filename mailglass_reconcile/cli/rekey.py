@@ -14,15 +14,16 @@ BATCH_ROWS = 5_000
 
 @click.command(epilog="Example: mailglass-reconcile rekey")
 def rekey() -> None:
-    """Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.
+    """Read the message ids of all open events again, after you have corrected a key rule.
 
-    Recipients are kept. Set MAILGLASS_IMPORTS for the process that sweeps, so that it loads your rules.
+    The next sweep does it. Recipients are kept. Set MAILGLASS_IMPORTS for the process that sweeps, so that it loads
+    your rules.
     """
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
         count = _clear_all_keys(connected)
-    click.echo(f"the next sweep computes the keys of {pluralize(count, 'open orphan')}")
+    click.echo(f"the next sweep reads the message ids of {pluralize(count, 'open event')} again")
 
 
 def _clear_all_keys(connected: OpenConnection) -> int:

@@ -206,8 +206,8 @@ SWEEPER = Role(
             "tables made by Mailglass",
         ),
     ),
-    may="append `reconciled` events, update the state of deliveries, close orphans, and delete events of the age that"
-    " the owner has stored (none by default)",
+    may="append `reconciled` events, update the state of deliveries, close open events, and delete events of the age"
+    " that the owner has stored (none by default)",
     may_not="read `metadata` of deliveries, or raw webhooks except on tables that Mailglass made, change a delivery's"
     " tenant or recipient, change the schema",
 )

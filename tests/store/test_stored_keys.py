@@ -139,7 +139,7 @@ def test_rekey_computes_the_keys_again_under_the_same_version(db):
     assert reconcile().unmatched == 1
     acme(1)
     assert reconcile().unmatched == 1
-    assert commands.run_here("rekey").stdout == "the next sweep computes the keys of 1 open orphan\n"
+    assert commands.run_here("rekey").stdout == "the next sweep reads the message ids of 1 open event again\n"
     assert reconcile().linked == 1
 
 
@@ -390,7 +390,7 @@ def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
         result = pool.submit(commands.run_here, "rekey")
         wait_until(lambda: result.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
         connection.rollback()
-        assert result.result().stdout == "the next sweep computes the keys of 3 open orphans\n"
+        assert result.result().stdout == "the next sweep reads the message ids of 3 open events again\n"
     assert db.rows("SELECT DISTINCT rank FROM mailglass_open_orphans") == [(None,)]
 
 
