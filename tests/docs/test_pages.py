@@ -25,7 +25,7 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 READERS = {
-    "django.md": "INSTALLED_APPS Suppressed address message_id order engine event esp_name",
+    "django.md": "INSTALLED_APPS Suppressed address message_id order tenant engine event esp_name",
     "handlers.md": "send_report update_crm",
     "live-updates.md": "refresh_all refresh",
     "api.md": "app engine body headers",

@@ -16,6 +16,7 @@ import yaml
 import commands
 import pages
 import processes
+import readme
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.cli import command
 
@@ -57,6 +58,7 @@ NOT_RUN = {
     ("roles.md", "tests/stories/test_grants.py runs the file"),
     ("roles.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
     ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
+    ("django.md", "tests/examples/test_django_example.py runs the project"),
     ("order-status.md", "the example with Django is"),
     ("order-status.md", "tests/contrib/django/test_models.py does, as the recorder"),
     ("upgrading.md", "a test runs them with its own psql"),
@@ -118,7 +120,7 @@ order = types.SimpleNamespace(message_id=message_id)
 from anymail.signals import AnymailTrackingEvent
 from mailglass_reconcile.contrib.anymail import webhook_event
 event = AnymailTrackingEvent(event_type="delivered", message_id="m-2", recipient="ada@example.com", event_id="1",
-                             timestamp=dt.datetime.now(dt.UTC), metadata={"order": "7"}, esp_event={})
+                             timestamp=dt.datetime.now(dt.UTC), metadata={"order": "7", "tenant": "acme"}, esp_event={})
 esp_name = "SendGrid"
 """
 FRAMES = {
@@ -363,8 +365,7 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
         **db.environment(redis_url),
         "PYTHONPATH": f"{pages.ROOT}:{pages.ROOT / 'examples/django'}",
         "DATABASE_URL": db.url,
-        "DJANGO_SECRET_KEY": "x",
-        "WEBHOOK_SECRET": "x:y",
+        **readme.exports("django"),
     }
     result = processes.run(["-m", "snippets"], environment, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

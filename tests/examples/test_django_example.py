@@ -1,61 +1,109 @@
-"""`examples/django`, started and used by its README: server, worker, beat, admin, command and tests."""
+"""`examples/django`, started and used by its README: an ASGI server, worker, beat, admin, command and tests.
 
+Only AWS is not there: one server accepts sends like its API, and the certificate of SNS is one of tests.
+"""
+
+import json
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
-import factories
+import pages
 import processes
 import readme
+import senders
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.python_dependent]
 
-MANAGE = "python manage.py"
-MISSING = """
-from django.core.management import call_command
-call_command('check', fail_level='WARNING')
-call_command('makemigrations', check_changes=True, dry_run=True)
-"""
-SOONER = """
-from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
-second = IntervalSchedule.objects.create(every=1, period='seconds')
-print(PeriodicTask.objects.filter(name='mailglass-reconcile').update(crontab=None, interval=second))
-PeriodicTasks.update_changed()
-"""
+STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
 
 
 @pytest.fixture
-def terminal(db, redis_url):
+def terminal(db, redis_url, tmp_path):
     """The environment of a reader's terminal, in which only Django knows the database."""
     env = {**readme.environment(db, redis_url), **readme.exports("django"), "DATABASE_URL": db.url}
     del env["MAILGLASS_DATABASE_URL"]
+    certificates = {senders.CERTIFICATE_URL: senders.serve_certificate(senders.CERTIFICATE_URL).decode()}
+    (tmp_path / "certificates.json").write_text(json.dumps(certificates))
+    (tmp_path / "sitecustomize.py").write_text("import canned_certificates")
     commands = processes.forker(*processes.FRAMEWORKS).commands
-    return {**env, "PATH": f"{commands}{os.pathsep}{env['PATH']}", "PYTHONUNBUFFERED": "1"}
+    return {
+        **env,
+        "PATH": f"{commands}{os.pathsep}{env['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(pages.ROOT / "tests/support"), env["PYTHONPATH"]]),
+        "PYTHONUNBUFFERED": "1",
+        "TEST_CERTIFICATES": str(tmp_path / "certificates.json"),
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "key",
+    }
+
+
+@contextmanager
+def ses_api(accepted: Callable[[str], None]) -> Iterator[str]:
+    """Run a server that accepts each send like Amazon's API, and yield its URL.
+
+    *accepted* is called with the message's id before the answer, as SES may report before the order is committed.
+    """
+
+    class Accepting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            message_id = str(uuid.uuid4())
+            accepted(message_id)
+            body = json.dumps({"MessageId": message_id}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Site:
+    """The running site, as its visitors and SNS see it."""
+
+    def __init__(self, terminal, port) -> None:
+        """Send requests to the server at a port, which each tenant's name would lead to."""
+        self.terminal, self.base = terminal, f"http://127.0.0.1:{port}"
+
+    def curl(self, tenant, *words):
+        """Send the request of the README's only `curl` with these words to a tenant's subdomain."""
+        text = readme.command("django", "curl", *words).text.replace("http://acme.", "http://")
+        return readme.curl(text, self.base, host=f"{tenant}.localhost")
+
+    def report(self, tenant, topic, message_id, recipient="ada@example.com"):
+        """Post a hard bounce as SNS does for a topic, and return the status of the response."""
+        bounce = senders.load_payloads("ses")[0]
+        text = json.dumps(bounce.payload).replace(bounce.message_id, message_id)
+        message = {"Message": text.replace("recipient@example.com", recipient), "Type": "Notification"}
+        sent = senders.notification("ses", {**message, "TopicArn": self.terminal[f"TOPIC_{topic.upper()}"]})
+        headers = {**sent.headers, "host": f"{tenant}.localhost"}
+        return httpx.post(f"{self.base}/webhooks/ses", content=sent.body, headers=headers).status_code
+
+    def report_until_recorded(self, *arguments):
+        """Post a hard bounce until it is recorded, as SNS repeats what is answered with 503."""
+        wait_until(lambda: self.report(*arguments) == 200)
 
 
 def run(terminal, *words):
     """Run the only command of the README with these words, and return its output."""
     return readme.run("django", readme.command("django", *words).text, terminal)
-
-
-def check_project(terminal):
-    """Run Django's checks, and check that no migration is missing."""
-    readme.run("django", f'{MANAGE} shell -c "{MISSING}"', terminal)
-
-
-def post_complaint(base, message_id):
-    """Post a complaint of Postmark, the same one each time."""
-    payload = {"RecordType": "SpamComplaint", "ID": 43, "MessageID": message_id, "Email": "ada@example.com",
-            "BouncedAt": "2026-05-01T10:00:05Z"}  # fmt: skip
-    login = tuple(readme.exports("django")["WEBHOOK_SECRET"].split(":"))
-    assert httpx.post(f"{base}/anymail/postmark/tracking/", json=payload, auth=login).status_code == 200
 
 
 def log_in(browser):
@@ -67,66 +115,58 @@ def log_in(browser):
     assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**arguments, **token}).text
 
 
-def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal):
+@pytest.mark.every_version
+def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db, terminal):
+    """SES reports the first bounce before the order is committed; beat has the handlers run."""
     run(terminal, "manage.py migrate")
+    run(terminal, "mailglass sweep")
+    run(terminal, "check --deploy")
     run(terminal, "createsuperuser")
-    for bounce, recipient in (("hard", "bob@example.com"), ("soft", "eve@example.com")):
-        raced = factories.new_id()
-        factories.delivery(db, raced, recipient=recipient)
-        factories.orphan(db, factories.postmark(raced, bounce=bounce), type="bounced")
-    assert "linked 2 of 2" in run(terminal, "mailglass sweep")
-    assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
-    check_project(terminal)
-    port = free_port()
-    serve = readme.command("django", "runserver").text.replace("8000", str(port))
-    with readme.start("django", serve, terminal, "Quit the server"):
-        base = f"http://localhost:{port}"
-        placed = readme.curl(readme.command("django", "curl", "email=ada").text, base).json()
-        readme.trigger("django", "delivered", base, placed["message_id"], terminal)
-        status_command = readme.command("django", "curl", "/orders/1/")
-        assert readme.curl(status_command.text, base).text == status_command.output
-        assert db.value("SELECT count(*) FROM mailglass_events") == 6
-        with httpx.Client(base_url=base, follow_redirects=True) as browser:
-            log_in(browser)
-            assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
-            assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
-
+    site = Site(terminal, port := free_port())
+    with ses_api(lambda message_id: site.report_until_recorded("acme", "acme", message_id)) as endpoint:
+        serve = readme.command("django", "uvicorn shop").text.replace("8000", str(port))
+        environment = {**terminal, "AWS_ENDPOINT_URL": endpoint}
         work = readme.command("django", "celery -A").text
-        with readme.start("django", work, terminal, " ready."):
-            readme.trigger("django", "bounced", base, placed["message_id"], terminal)
-            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 2, 60)
+        with (
+            readme.start("django", serve, environment, "Uvicorn running") as server,
+            readme.start("django", work, environment, " ready.") as worker,
+        ):
+            raced = site.curl("acme", "email=ada").json()
+            status = readme.command("django", "curl", "/orders/1/")
+            wait_until(lambda: site.curl("acme", "/orders/1/").text == status.output)
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 1, 60)
+            assert site.report("acme", "emca", raced["message_id"]) == 401
+            assert site.report("other", "acme", raced["message_id"]) == 404
             skipped = readme.command("django", "curl", "ADA@")
-            assert readme.curl(skipped.text, base).text == skipped.output
-            for _ in range(2):
-                post_complaint(base, placed["message_id"])
-            wait_until(lambda: db.value("SELECT count(*) FROM shop_ticket") == 1, 60)
+            assert site.curl("acme", "ADA@").text == skipped.output
+            kept = site.curl("emca", "email=ada").json()
+            assert db.rows(STATES) == [
+                ("acme", "ada@example.com", "bounced"),
+                ("emca", "ada@example.com", "dispatched"),
+            ]
+            site.report_until_recorded("emca", "emca", kept["message_id"])
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed WHERE tenant = 'emca'") == 1, 60)
+            with httpx.Client(base_url=site.base, headers={"host": "acme.localhost"}, follow_redirects=True) as browser:
+                log_in(browser)
+                assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
+                assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
+    assert "ses: 1 event, 1 waiting" in server.output
+    assert "ses: 1 event, 1 attached" in server.output
+    assert "'handled': 1" in worker.output
 
-            factories.insert_pairs(db, 1)
-            wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
-            wait_until(lambda: db.count_links() == 3, 60)
-    assert "handled 0 jobs" in run(terminal, "mailglass dispatch")
-    assert "0 open orphans" in run(terminal, "mailglass status")
 
-
-def test_its_own_tests_pass(terminal):
+def test_its_own_tests_pass_and_no_migration_is_missing(terminal):
     """Django makes the test database, with our tables."""
     run(terminal, "manage.py test")
+    readme.run("django", "python manage.py makemigrations --check --dry-run", terminal)
+    assert "no issues" in readme.run("django", "python manage.py check --fail-level WARNING", terminal)
 
 
-def test_no_order_of_arrival_loses_or_doubles_an_event_with_its_settings(mailglass_postgres_url, redis_url):
-    """The races are those of the app's tests, with one provider in each order."""
-    environment = {
-        **os.environ,
-        **readme.exports("django"),
-        "DATABASE_URL": "postgresql:///nowhere",
-        "DJANGO_SETTINGS_MODULE": "shop.settings",
-        "MAILGLASS_REDIS_URL": redis_url,
-        "MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url,
-        "MAILGLASS_TEST_REDIS_URL": redis_url,
-        "PYTHONPATH": f"{readme.EXAMPLES / 'django'}{os.pathsep}{readme.EXAMPLES.parent}",
-    }
-    races = Path(__file__).parents[1] / "stories" / "test_django_races.py"
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
-    command = [sys.executable, "-m", "pytest", *options, str(races)]
-    process = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert re.search(r"^3 passed", process.stdout, re.MULTILINE), process.stdout
+@pytest.mark.guard
+def test_the_page_shows_the_project():
+    """The lines of each block that names a file of the project are lines of that file, in its order."""
+    shown = [block.text.splitlines() for block in pages.chapter(pages.ROOT / "docs" / "django.md", "Tenants")]
+    assert [name for name, *_ in shown] == [f"# shop/{name}.py" for name in ("settings", "tenants", "urls", "views")]
+    for name, *lines in shown:
+        file = iter(map(str.strip, (readme.EXAMPLES / "django" / name.removeprefix("# ")).read_text().splitlines()))
+        assert [line for line in lines if line.strip() and line.strip() not in file] == [], name

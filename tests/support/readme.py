@@ -61,8 +61,8 @@ def run(example: str, text: str, env: dict[str, str]) -> str:
     return result.stdout
 
 
-def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
-    """Send the request of a README's `curl` to the server at *base*."""
+def curl(text: str, base: str, message_id: str = "", *, host: str | None = None) -> httpx.Response:
+    """Send the request of a README's `curl` to the server at *base*, perhaps under the name of a *host*."""
     words = shlex.split(text.replace("MESSAGE_ID", message_id))
     options = {words[at]: words[at + 1] for at in range(2, len(words), 2)}
     kind = options["-H"].partition(": ")[2] if "-H" in options else "application/x-www-form-urlencoded"
@@ -70,7 +70,7 @@ def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
         "POST" if "-d" in options else "GET",
         re.sub(r"^http://localhost:\d+", base, words[1]),
         content=options.get("-d"),
-        headers={"Content-Type": kind},
+        headers={"Content-Type": kind, **({"Host": host} if host else {})},
         auth=tuple(options["-u"].split(":")) if "-u" in options else None,
     )
 

@@ -1,6 +1,6 @@
-"""What matters here: `mailglass_reconcile.contrib.django` is an installed app, and beat has its schedule.
+"""The settings; the parts about mail come first.
 
-The environment has DATABASE_URL, DJANGO_SECRET_KEY, WEBHOOK_SECRET (`user:password`) and MAILGLASS_REDIS_URL.
+The environment has DATABASE_URL, MAILGLASS_REDIS_URL, DJANGO_SECRET_KEY, and each tenant's SNS topic.
 """
 
 import os
@@ -9,9 +9,17 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mailglass_reconcile import make_beat_schedule
 
-where = conninfo_to_dict(os.environ["DATABASE_URL"])
-DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+EMAIL_BACKEND = "anymail.backends.amazon_ses.EmailBackend"  # region and credentials are boto3's
+DEFAULT_FROM_EMAIL = "shop@example.com"
+
+TENANTS = {name: {"ses": os.environ[f"TOPIC_{name.upper()}"]} for name in ("acme", "emca")}
+MAILGLASS_TENANT = "shop.tenants.of_message"
+MAILGLASS_TENANT_REQUIRED = True
+
+CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULE = make_beat_schedule(dispatch=5)  # handlers run every five seconds
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -26,18 +34,12 @@ INSTALLED_APPS = [
     "shop",
 ]
 
-EMAIL_BACKEND = "shop.mail.EmailBackend"  # a real shop has anymail.backends.postmark.EmailBackend
-DEFAULT_FROM_EMAIL = "shop@example.com"
-ANYMAIL = {"WEBHOOK_SECRET": os.environ["WEBHOOK_SECRET"]}
-
-CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
-CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-CELERY_BEAT_SCHEDULE = make_beat_schedule(dispatch=5)  # handlers run every five seconds
-
+where = conninfo_to_dict(os.environ["DATABASE_URL"])
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
 DEBUG = bool(os.environ.get("DEBUG"))
-ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
+ALLOWED_HOSTS = [".localhost", ".shop.example"]
 ROOT_URLCONF = "shop.urls"
 STATIC_URL = "/static/"
 USE_TZ = True
@@ -60,3 +62,9 @@ TEMPLATES = [
         },
     }
 ]
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"mailglass_reconcile": {"handlers": ["console"], "level": "INFO"}},
+}

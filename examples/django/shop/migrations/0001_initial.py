@@ -3,13 +3,8 @@
 from django.db import migrations, models
 
 
-def key() -> tuple[str, models.Field]:
-    """Return a table's key."""
-    return "id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")
-
-
 class Migration(migrations.Migration):
-    """Orders, suppressed addresses, tickets."""
+    """Orders and suppressed addresses."""
 
     initial = True
     dependencies = ()
@@ -17,13 +12,19 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             "Order",
             [
-                key(),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("tenant", models.CharField(max_length=50)),
                 ("email", models.EmailField(max_length=254)),
                 ("message_id", models.CharField(blank=True, max_length=200)),
             ],
         ),
-        migrations.CreateModel("Suppressed", [key(), ("email", models.EmailField(max_length=254, unique=True))]),
         migrations.CreateModel(
-            "Ticket", [key(), ("event_id", models.UUIDField(unique=True)), ("delivery_id", models.UUIDField())]
+            "Suppressed",
+            [
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("tenant", models.CharField(max_length=50)),
+                ("email", models.EmailField(max_length=254)),
+            ],
+            {"constraints": [models.UniqueConstraint(fields=["tenant", "email"], name="shop_suppressed_once")]},
         ),
     )
