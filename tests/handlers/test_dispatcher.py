@@ -535,6 +535,7 @@ def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     assert counts(dispatch()) == (0, 3, 0)
 
 
+@pytest.mark.slow
 def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, handler_db):
     """The order does not matter; the name is that under which other processes import it."""
     (tmp_path / "shop_mail.py").write_text(PROGRAM)

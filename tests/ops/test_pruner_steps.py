@@ -164,6 +164,7 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+@pytest.mark.slow
 def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
     """Neither fails, and each row is counted once."""
     monkeypatch.setattr(pruner, "BATCH_ROWS", 50)
@@ -186,6 +187,7 @@ def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
     assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["mailglass_open_orphans", "mailglass_open_orphan_ids"])
 def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
     """While a snapshot keeps dead rows, twice as many batches read twice as many buffers, not four times."""
@@ -201,6 +203,7 @@ def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
     assert read[1] < 2.6 * read[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     slow_unless(

@@ -169,6 +169,7 @@ def test_a_subscription_ends_at_any_time(
             wait_until(lambda: client.pubsub_numpat() == 0)
 
 
+@pytest.mark.slow
 def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url, monkeypatch):
     """redis-py uses `asyncio.wait_for`, which may lose a cancellation in Python 3.11."""
     monkeypatch.setattr(

@@ -33,6 +33,7 @@ def make_mounted_receiver():
     return receiver
 
 
+@pytest.mark.slow
 def test_the_command_logs_and_counts(db, tmp_path, monkeypatch):
     """Its log has a line for each webhook, and only a request with the token may read the counters."""
     request = first("postmark")

@@ -142,6 +142,7 @@ for record in (
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_records_ends_and_its_broadcasts_are_published(db, redis_url):
     """A thread that is stopped while it holds a lock of redis-py would keep the process alive for ever."""
     url = make_url(db.url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)

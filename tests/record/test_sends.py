@@ -453,6 +453,7 @@ def send_together(db, *sends):
         return list(threads.map(one_of, sends))
 
 
+@pytest.mark.slow
 def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     """In twenty rounds there is no deadlock, and both calls return the same deliveries."""
     for turn in range(20):
@@ -462,6 +463,7 @@ def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
     assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
 
 
+@pytest.mark.slow
 def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock(db):
     """In twenty rounds there is no deadlock, and one delivery of each id has the provider."""
     for turn in range(20):

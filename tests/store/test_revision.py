@@ -46,6 +46,7 @@ def earlier(db):
     return db
 
 
+@pytest.mark.slow
 def test_every_command_says_how_to_get_past_an_unreleased_revision(earlier):
     """`migrate` alone would refuse, so no message may name it first."""
     for arguments in COMMANDS:

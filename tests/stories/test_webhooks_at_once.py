@@ -30,6 +30,7 @@ def record_together(db, *webhooks):
         return list(threads.map(record_webhook, webhooks))
 
 
+@pytest.mark.slow
 def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
     """Twenty rounds have two webhooks each, of twenty deliveries."""
     ids = [f"m-{n}" for n in range(20)]

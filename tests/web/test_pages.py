@@ -299,6 +299,7 @@ def test_an_empty_page_says_why_it_is_empty(db):
     assert "No event was linked in the last day." in text
 
 
+@pytest.mark.slow
 def test_three_viewers_cost_as_much_as_one(db, planted_rows, monkeypatch):
     """Statements are counted, also for three requests at once, and once more a moment later."""
     monkeypatch.setattr("mailglass_reconcile.web.pages.REFRESH_SECONDS", 600)  # a busy machine needs longer than five

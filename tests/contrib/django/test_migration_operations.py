@@ -129,6 +129,7 @@ def test_the_page_on_removal_leaves_nothing_of_ours(manage, empty_database_url):
         assert driver.exec_driver_sql(OF_OURS).all() == []
 
 
+@pytest.mark.slow
 def test_an_older_version_warns_of_a_newer_schema_and_ends_no_migrate_of_the_site(empty, caplog):
     """After a rollback of the code, an entrypoint that migrates first starts."""
     call_command("migrate", APP, verbosity=0)
@@ -196,6 +197,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
     assert (APP, "0001i_tables") not in MigrationRecorder(connection).applied_migrations()
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_row_of_a_migration_that_this_version_lacks(empty):
     """An earlier checkout has left it; `migrate --prune` deletes it."""
     call_command("migrate", APP, verbosity=0)
@@ -275,6 +277,7 @@ def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words)
     assert words in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkeypatch):
     """Errors, findings, problems and remedies do so."""
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")  # without a broker, no worker is asked

@@ -1,5 +1,7 @@
 """What one line in INSTALLED_APPS costs a process that neither sends nor receives."""
 
+import pytest
+
 import processes
 
 START = """
@@ -38,6 +40,7 @@ print("loaded:", *sorted(heavy.intersection(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_setup_and_check_load_no_library_for_writing_or_migrating_and_log_nothing():
     """Alembic alone takes a third of the time of `manage.py check`, and logs seven lines at INFO."""
     result = processes.run(["-c", START], forked=False)

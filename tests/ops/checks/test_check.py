@@ -231,7 +231,6 @@ def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_w
     assert worst_finding("tenants").status == WARNING
 
 
-@pytest.mark.guard
 def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     """Mail that somebody else sends through the same account never matches, before and after a sweep."""
     delivery(db, "ours")

@@ -42,7 +42,6 @@ def documented(db: Database, admin: sa.Engine) -> Iterator[Callable[..., str]]:
             connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
-@pytest.mark.guard
 def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other_roles(db, documented):
     """Webhooks would be answered with 503 while all the others work."""
     documented("mailglass_recorder")

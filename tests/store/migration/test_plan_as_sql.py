@@ -56,7 +56,6 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
         drop_database(second_database)
 
 
-@pytest.mark.guard
 def test_a_plan_of_half_a_migration_leaves_out_what_is_done(unmigrated):
     """An interrupted script can be followed by another one."""
     database = unmigrated
