@@ -258,8 +258,9 @@ def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows
 
 def save_superuser():
     """Store the user of the admin's client, to whom the entries of its log belong."""
-    for app in ("auth", "admin"):
-        call_command("migrate", app, verbosity=0)
+    for label in ("auth", "admin"):
+        call_command("migrate", label, verbosity=0)
+    apps.get_model("contenttypes", "ContentType").objects.clear_cache()  # ids of another test's database
     get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True).save()
 
 

@@ -19,7 +19,7 @@ from django_project import databases_name
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
 from mailglass_reconcile.contrib.django.apps import LOCAL_NAMES
-from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules import remedy
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.migration import runner
@@ -294,7 +294,7 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkey
     assert "`manage.py mailglass sweep`" in output
     assert "\n  manage.py mailglass find MESSAGE_ID\n" in output
     assert not re.search("[` ]mailglass-reconcile ", output)
-    assert "`manage.py mailglass prune`" in (states.state_remedy("missing") or "")
+    assert "`manage.py mailglass sweep --event" in " ".join(remedy.find_steps(unknown, "unmatched", is_expired=True))
 
 
 @pytest.mark.slow
