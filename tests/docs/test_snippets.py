@@ -50,6 +50,7 @@ ELSEWHERE = {
 NOT_RUN = {
     ("with-mailglass.md", "it needs Elixir and a Phoenix application"),
     ("README.md", "the table is the reader's"),
+    ("README.md", "it needs Docker"),
     ("with-mailglass.md", "it needs Docker; tests/cli/test_follow.py runs `follow`"),
     ("deploy.md", "it needs a registry"),
     ("deploy.md", "tests/store/migration/test_dump.py dumps and restores"),
