@@ -107,11 +107,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types with mypy and basedpyright."""
+    """Check the types with mypy and basedpyright, and with mypy once more as a project has them with django-stubs."""
     session.install(*TEST_ENVIRONMENT, "--group", "lint")
     session.run("mypy")
     session.run("mypy", "tests/typed")
     session.run("basedpyright", "--pythonpath", f"{session.bin}/python")
+    session.install("--group", "stubs")
+    session.run("mypy", "tests/typed", "tests/typed_django")
 
 
 @nox.session
