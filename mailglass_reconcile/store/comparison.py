@@ -51,12 +51,12 @@ WITH wanted AS (
   SELECT i.indexrelid AS oid, i.indrelid, i.indisvalid AND i.indisready AS works, i.indisunique AS is_unique,
          i.indexprs IS NULL AND i.indimmediate AND c.relam = 403 AS may_replace,
          coalesce(pg_get_expr(i.indpred, i.indrelid), '') AS condition,
-         coalesce((SELECT string_agg(a.attname || CASE k.options & 1 WHEN 1 THEN ' DESC' ELSE '' END, ' '
-                                     ORDER BY k.place)
-                     FROM unnest(CAST(i.indkey AS int2[]), CAST(i.indoption AS int2[]))
-                            WITH ORDINALITY AS k (number, options, place)
-                     JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
-                    WHERE k.place <= i.indnkeyatts), '') AS columns
+         (SELECT string_agg(coalesce(a.attname, '()') || CASE k.options & 1 WHEN 1 THEN ' DESC' ELSE '' END, ' '
+                            ORDER BY k.place)
+            FROM unnest(CAST(i.indkey AS int2[]), CAST(i.indoption AS int2[]))
+                   WITH ORDINALITY AS k (number, options, place)
+            LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.number
+           WHERE k.place <= i.indnkeyatts) AS columns
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
    WHERE i.indrelid = ANY (ARRAY(SELECT on_table FROM wanted))
 )
@@ -68,7 +68,7 @@ SELECT w.kind, w.name, f.oid IS NOT NULL AS is_there, f.kind AS found_kind, f.ow
             THEN ARRAY(SELECT c.name FROM unnest(string_to_array(w.columns, ' ')) AS c (name)
                         WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = f.oid AND a.attname = c.name
                                              AND NOT a.attisdropped)) END AS dropped_columns,
-       CASE WHEN f.oid IS NULL AND w.kind = 'index' AND w.columns <> '' AND w.tab = ANY (CAST(:mailglass_s AS text[]))
+       CASE WHEN f.oid IS NULL AND w.kind = 'index' AND w.tab = ANY (CAST(:mailglass_s AS text[]))
                  AND EXISTS (SELECT FROM existing AS e
                               WHERE e.indrelid = w.on_table AND e.works AND e.may_replace
                                 AND CASE WHEN w.is_unique

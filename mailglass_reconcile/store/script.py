@@ -39,7 +39,8 @@ MADE_HERE = "made here"
 
 _MARK = re.compile(r"^-- step: (index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
 _TABLE = re.compile(r" ON \{schema\}\.(\w+)")
-_COLUMNS = re.compile(r" ON \{schema\}\.\w+ \(\s*((?:\w+(?: DESC)?(?=[,)]),?\s*)*)")
+_COLUMNS = re.compile(r" ON \{schema\}\.\w+ \((.*)", re.DOTALL)
+_QUOTED = re.compile(r"'[^']*'")
 _CONDITION = re.compile(r"\sWHERE (.*);$")
 
 
@@ -75,9 +76,17 @@ class SchemaStep(NamedTuple):
 
     @property
     def columns(self) -> str:
-        """The columns with which an index begins, up to its first expression."""
-        columns = _COLUMNS.findall(self.sql) if self.kind == "index" else [""]
-        return " ".join(columns[0].replace(",", " ").split())
+        """The columns of an index, with () for each expression."""
+        if self.kind != "index":
+            return ""
+        depth, outside = 0, ""
+        for character in _QUOTED.sub("", _COLUMNS.findall(self.sql)[0]):
+            depth += (character == "(") - (character == ")")
+            if depth < 0:
+                break
+            outside += character if depth == 0 else ""
+        # Of an expression, its closing parenthesis is left.
+        return " ".join("()" if ")" in column else " ".join(column.split()) for column in outside.split(","))
 
     @property
     def condition(self) -> str:
