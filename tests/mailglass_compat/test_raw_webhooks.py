@@ -270,7 +270,7 @@ def test_an_event_without_a_time_in_its_id_finds_no_batch(mailglass_db):
     """Its id is no UUIDv7, and the raw webhook has another id."""
     raw, events, message_id, _ = sendgrid(CC)
     raw_webhooks.store(mailglass_db, "sendgrid", raw, [], has_webhook_id=False)
-    factories.orphan(mailglass_db, {"provider": "sendgrid", **events[0]})
+    factories.orphan(mailglass_db, {"provider": "sendgrid", **events[0]}, id=factories.new_id())
     factories.delivery(mailglass_db, message_id, recipient=TO)
     assert reconcile().linked == 1
 

@@ -88,7 +88,13 @@ def send(number: int, hours_ago: int, **columns: object) -> Callable[[Any], obje
 
     def plant(db: Any) -> None:
         at = str(db.value(f"SELECT now()::timestamp - interval '{hours_ago} hours'"))
-        sent = {"dispatched_at": at, "last_event_at": at, "provider": "postmark", **columns}
+        sent = {
+            "dispatched_at": at,
+            "last_event_at": at,
+            "age_seconds": hours_ago * 3_600,
+            "provider": "postmark",
+            **columns,
+        }
         insert(db, [delivery_row(f"sent-{n}", **sent) for n in range(number)])
 
     return plant

@@ -1,12 +1,11 @@
 """Repairs of the open set by the prune: the arrival of orphans that no trigger saw, and what closes none."""
 
-import datetime as dt
 import uuid
 
 import pytest
 
+from factories import uuid7
 from history import ORPHAN, new_id
-from mailglass_reconcile.store.database import uuid7
 from open_set import age, insert
 
 pytestmark = pytest.mark.slow
@@ -19,19 +18,12 @@ VALUES ('{id}', 'acme', 'delivered', now(), true, {inserted_at})
 UTC_NOW = "(now() AT TIME ZONE 'UTC')"
 
 
-def uuid7_of(seconds_ago: float) -> str:
-    """Return a UUIDv7 that was generated some time ago."""
-    suffix = uuid7()[14:]
-    milliseconds = int((dt.datetime.now(dt.UTC).timestamp() - seconds_ago) * 1000)
-    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{suffix}"
-
-
 @pytest.mark.parametrize("hours", [-8, 0, 9, 14])
 @pytest.mark.parametrize("how", ["fill", "repair"])
 def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(unmigrated, how, hours):
     """Its `inserted_at` is the local time of a session west or east of UTC."""
     database = unmigrated
-    fresh, expired = uuid7_of(3 * 3600), uuid7_of(7 * 86_400 + 600)
+    fresh, expired = uuid7(3 * 3600), uuid7(7 * 86_400 + 600)
     if how == "repair":
         database.migrate()
     for id_, seconds in ((fresh, 3 * 3600), (expired, 7 * 86_400 + 600)):
@@ -59,9 +51,9 @@ def test_an_id_with_an_implausible_time_is_ignored(database, id_, inserted_at, e
     """`inserted_at` counts then."""
     event_id = {
         "4": new_id(),
-        "7 an hour old": uuid7_of(3600),
-        "7 a year old": uuid7_of(365 * 86_400),
-        "7 of the year 9999": uuid7_of(-7_900 * 365 * 86_400),
+        "7 an hour old": uuid7(3600),
+        "7 a year old": uuid7(365 * 86_400),
+        "7 of the year 9999": uuid7(-7_900 * 365 * 86_400),
         "7 of the last millisecond": "ffffffff-ffff-7000-8000-000000000001",
     }[id_]
     database.run(UNSEEN.format(id=event_id, inserted_at=inserted_at))

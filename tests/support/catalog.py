@@ -61,6 +61,7 @@ OUR_NAMES = (
     "prune_idx",
     "deliveries_reconcile_idx",
     "deliveries_recipient_idx",
+    "deliveries_tenant_inserted_idx",
     "no_truncate",
     "mailglass_prune_",
 )

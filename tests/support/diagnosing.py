@@ -1,6 +1,5 @@
 """The doctor in tests, and the remedies of its findings."""
 
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,12 +41,6 @@ def heal(db: Database, remedy: str | None) -> None:
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in remedy.split("; "):
             connection.execution_options(no_parameters=True).exec_driver_sql(statement)
-
-
-def uuid7(seconds_ago: float) -> str:
-    """Return a UUIDv7 of a time in the past."""
-    millisecond = f"{int((time.time() - seconds_ago) * 1000):012x}"
-    return str(uuid.UUID(f"{millisecond}7{uuid.uuid4().hex[13:]}"))
 
 
 def use_settings(db: Database, **settings: str) -> None:

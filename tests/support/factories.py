@@ -1,6 +1,7 @@
 """Rows as Mailglass and other writers store them, inserted by plain SQL."""
 
 import json
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -22,7 +23,8 @@ INSERT INTO mailglass_deliveries
 VALUES (CAST(:id AS uuid), :tenant_id, 'Welcome', 'transactional', :recipient, 'example.com', :provider, :message_id,
         :last_event_type, CAST(:last_event_at AS timestamp), :terminal, CAST(:dispatched_at AS timestamp),
         CAST(:delivered_at AS timestamp), :lock_version,
-        (now() AT TIME ZONE 'UTC') - interval '4 minutes', (now() AT TIME ZONE 'UTC') - interval '4 minutes')
+        (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)),
+        (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)))
 """)
 
 _EVENT = sa.text("""
@@ -42,6 +44,13 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def uuid7(seconds_ago: float) -> str:
+    """Return a new UUIDv7 of some time ago, as Mailglass's ledger has them."""
+    random = uuid.uuid4().int % 2**76
+    ms = time.time_ns() // 10**6 - int(1_000 * seconds_ago)
+    return str(uuid.UUID(int=ms << 80 | 7 << 76 | (random & ~(3 << 62)) | 2 << 62))
+
+
 def delivery_row(message_id: str | None = None, **columns: Any) -> dict[str, Any]:
     """Return a delivery as Mailglass's send path writes it: dispatched, and without a provider."""
     return {
@@ -56,6 +65,7 @@ def delivery_row(message_id: str | None = None, **columns: Any) -> dict[str, Any
         "dispatched_at": "2026-01-02 03:04:05",
         "delivered_at": None,
         "lock_version": 1,
+        "age_seconds": 240,
         **columns,
     }
 
@@ -63,7 +73,7 @@ def delivery_row(message_id: str | None = None, **columns: Any) -> dict[str, Any
 def orphan_row(metadata: Any, **columns: Any) -> dict[str, Any]:
     """Return an orphan that arrived five minutes ago, with any JSON value as its metadata."""
     row = {
-        "id": new_id(),
+        "id": uuid7(columns.get("age_seconds", 300)),
         "tenant_id": TENANT,
         "delivery_id": None,
         "type": "delivered",

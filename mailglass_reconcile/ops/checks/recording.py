@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, verb
+from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, sanitize_tenant, verb
 from mailglass_reconcile.store.reports import Reports
 
 MANY = 20
@@ -37,12 +37,22 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
             f"{n_of_m(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
             f" than {format_duration(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
         )
+        silent_tenants = sorted(tenant for tenant, own in provider.by_tenant.items() if _never_reports(own))
         if provider.has_stopped:
             since = format_duration(provider.silent_seconds or 0)
             yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {unreported}", REMEDY)
         elif provider.silent_seconds is not None:
             finding = error if _never_reports(provider) else warning
             yield finding(f"no webhook{of} has ever arrived, although mail goes out: {unreported}", REMEDY)
+        elif silent_tenants:
+            others = f" and {len(silent_tenants) - 1:,} more" if len(silent_tenants) > 1 else ""
+            count = sum(provider.by_tenant[tenant].deliveries for tenant in silent_tenants)
+            yield error(
+                f"no webhook{of} has ever arrived for tenant {sanitize_tenant(silent_tenants[0])!r}{others}, although"
+                f" mail goes out: none of {pluralize(count, 'delivery', 'deliveries')} checked has a report",
+                REMEDY,
+                ("tenants",),
+            )
         else:
             yield ok(f"{unreported}{of and f' ({of.strip()})'}")
     if not reports:
@@ -53,10 +63,10 @@ def _provider_clause(provider: Reports) -> str:
     return "" if provider.provider is None else f" of {sanitize(provider.provider)}"
 
 
-def _never_reports(provider: Reports) -> bool:
+def _never_reports(reports: Reports) -> bool:
     """Return True if a provider whose webhooks can report deliveries has reported none of many."""
-    can_report = provider.provider in provider_rules.built_in()
-    return can_report and MANY <= provider.deliveries == provider.without_report
+    can_report = reports.provider in provider_rules.built_in()
+    return can_report and reports.has_never_begun and MANY <= reports.deliveries == reports.without_report
 
 
 @check("nothing_links", fast=True)

@@ -4,6 +4,7 @@ import datetime as dt
 import math
 
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
 
 import mailglass_reconcile
@@ -40,7 +41,10 @@ def make_dispatched_rows(hours_ago, number=1, **columns):
     """Return deliveries that were dispatched some hours ago, without a report."""
     at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=hours_ago))
     return [
-        delivery_row(f"m-{hours_ago}-{n}", **{"dispatched_at": at, "last_event_at": at, **columns})
+        delivery_row(
+            f"m-{hours_ago}-{n}",
+            **{"dispatched_at": at, "last_event_at": at, "age_seconds": hours_ago * 3_600, **columns},
+        )
         for n in range(number)
     ]
 
@@ -187,7 +191,67 @@ def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(mailgla
     """The last reports are read from another index than the newest deliveries."""
     insert(mailglass_db, make_delivered_rows(24 * 30, 3) + make_dispatched_rows(30, 300))
     assert len(silent(mailglass_db)) == 1
-    assert load_by_provider(mailglass_db)[None].deliveries == reports.OF_TENANT
+    assert load_by_provider(mailglass_db)[None].deliveries == reports.SAMPLE
+
+
+@pytest.mark.parametrize("days", [30, 4])
+def test_on_our_tables_many_sends_do_not_hide_when_there_were_reports(db, days):
+    """Some deliveries before each day of the last week are read; the sends of a day are more than a sample."""
+    insert(db, make_delivered_rows(24 * days, 3) + make_dispatched_rows(30, 300))
+    [problem] = silent(db)
+    assert problem.startswith(f"no webhook has arrived for {days} days, although mail goes out: 100 of 100 deliveries")
+
+
+def test_a_small_provider_whose_webhooks_never_came_is_seen_beside_a_large_one(db):
+    """Its 25 deliveries are older than the last 10,000 of the same tenant."""
+    insert(db, make_dispatched_rows(60, 25, provider="resend"))
+    insert_large(db, make_delivered_rows(30, provider="ses"))
+    reconcile()
+    [problem] = silent(db)
+    assert problem.startswith("no webhook of resend has ever arrived, although mail goes out: 25 of 25 deliveries")
+
+
+def test_a_small_tenant_whose_webhooks_never_came_is_seen_beside_a_large_one(db):
+    """The webhooks of the same provider arrive for the other tenant, also some that match nothing."""
+    expect_small_tenant(db)
+
+
+def test_on_mailglass_s_tables_a_small_tenant_is_seen_beside_a_large_one(mailglass_db):
+    """Mailglass's index on the tenant and the last event serves."""
+    expect_small_tenant(mailglass_db)
+
+
+def expect_small_tenant(db):
+    """Plant 25 deliveries of a tenant without a webhook beside 10,000 of another one, and expect one problem."""
+    small = {"provider": "postmark", "tenant_id": "small"}
+    insert(db, make_dispatched_rows(60, 25, **small), [orphan_row(postmark("unknown"))])
+    insert_large(db, make_delivered_rows(30, provider="postmark"))
+    reconcile()
+    [problem] = silent(db)
+    assert problem.startswith(
+        "no webhook of postmark has ever arrived for tenant 'small', although mail goes out: none of 25 deliveries"
+        " checked has a report"
+    )
+    insert(db, events=[orphan_row(postmark("other"), tenant_id="small")])
+    reconcile()
+    assert silent(db) == []
+
+
+LARGE = """
+INSERT INTO mailglass_deliveries
+SELECT copy.* FROM mailglass_deliveries AS d, generate_series(2, 10000) AS n,
+       jsonb_populate_record(d, jsonb_build_object('id', md5(concat(d.id, n)),
+                                                   'provider_message_id', 'copy-' || n)) AS copy
+ WHERE d.id = CAST(:id AS uuid)
+"""
+
+
+def insert_large(db, rows):
+    """Insert a delivery ten thousand times."""
+    insert(db, rows)
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.execute(sa.text(LARGE), {"id": rows[0]["id"]})
 
 
 def test_the_setting_is_hours_or_infinity(mailglass_db, monkeypatch):

@@ -32,11 +32,15 @@ pytestmark = pytest.mark.slow
 ALL_STEPS = 36
 
 
+OVER_THE_TENANT = {f"mailglass_deliveries_tenant_{name}_idx" for name in ("recent", "recipient", "stream_terminal")}
+
+
 @pytest.mark.guard
 def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_database_url, make_database, drop_database):
     """Everything else equals the schema file's result, but for the comment with Mailglass's version.
 
-    And the function that refuses a DELETE, which lets retention pass.
+    And the function that refuses a DELETE, which lets retention pass; and what keeps an event's update in its page:
+    space, and one index of ours for Mailglass's three over the tenant.
     """
     migrated = installation(empty_database_url)
     result = migrated.migrate()
@@ -46,8 +50,12 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     finally:
         drop_database(name)
     refusing = "function mailglass_raise_immutability "
-    objects = {line for line in migrated.objects() if not line.startswith(refusing)}
-    expected = {line for line in expected if not line.startswith(refusing)}
+    objects = {
+        line.replace("r mailglass_deliveries options {fillfactor=60}", "r mailglass_deliveries options ")
+        for line in migrated.objects()
+        if not line.startswith(refusing)
+    }
+    expected = {line for line in expected if not line.startswith(refusing) and not OVER_THE_TENANT & set(line.split())}
     assert objects - lines_of_ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
                                        for line in expected}  # fmt: skip
     assert migrated.is_current()
@@ -56,7 +64,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert result[1] == (
         "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
     )
-    assert result[-1] == "done: revision 0001i"
+    assert result[-1] == "done: revision 0001j"
 
 
 def test_our_objects_are_tables_triggers_functions_two_indexes_and_the_version(unmigrated, shape):
@@ -192,7 +200,7 @@ def test_a_plan_prints_the_steps_and_their_sql_and_changes_nothing(unmigrated, s
         assert sql in text
     assert "Mailglass's tables" not in text
     database.migrate()
-    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001i"]
+    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001j"]
 
 
 @pytest.mark.guard
@@ -201,7 +209,7 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
     database = unmigrated
     database.migrate()
     before = database.objects()
-    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001i"]
+    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001j"]
     assert database.objects() == before
 
 

@@ -3,10 +3,11 @@
 from mailglass_reconcile.store import script
 from mailglass_reconcile.store.migration.operations import execute, is_new_ledger, removal
 
-revision = "0001i"
+revision = "0001j"
 down_revision = None
 
-# As Mailglass's own migrations make them.
+# As Mailglass's own migrations make them, but for the space in each page of deliveries: an event's update stays there,
+# because no index has a column that it changes (HOT). With 60, two thirds of the deliveries that one transaction links.
 MAILGLASS_TABLES = """
 CREATE TABLE {schema}.mailglass_deliveries (
   id                  uuid PRIMARY KEY,
@@ -32,7 +33,7 @@ CREATE TABLE {schema}.mailglass_deliveries (
   last_error          jsonb,
   inserted_at         timestamp NOT NULL,
   updated_at          timestamp NOT NULL
-);
+) WITH (fillfactor = 60);
 
 CREATE TABLE {schema}.mailglass_events (
   id                   uuid PRIMARY KEY,
