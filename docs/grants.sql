@@ -101,9 +101,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sw
 GRANT SELECT ON mailglass_reconcile_retention TO mailglass_sweeper;
 \if :made_by_migrate
 -- delete old events, if a retention is set, on tables that `migrate` made
-GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
+GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, uuid) TO mailglass_sweeper;
 -- delete old deliveries, as above
-GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
+GRANT EXECUTE
+   ON FUNCTION mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid) TO mailglass_sweeper;
 \endif
 \if :made_by_mailglass
 -- read recipients from raw webhooks, on tables that Mailglass made
@@ -162,7 +163,8 @@ GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
 \endif
 \endif
 
--- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check` and `serve`.
+-- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `prune --dry-run`, `migrate --check` and
+-- `serve`.
 SELECT to_regrole('mailglass_reader') IS NOT NULL AS role_exists \gset
 \if :role_exists
 SELECT NOT has_schema_privilege('mailglass_reader', current_schema(), 'USAGE') AS lacks_usage \gset
@@ -183,6 +185,8 @@ GRANT SELECT ON mailglass_handler_outbox TO mailglass_reader;
 GRANT SELECT ON mailglass_handled_types TO mailglass_reader;
 -- show runs
 GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;
+-- count the raw webhooks that a prune would delete
+GRANT SELECT (status, inserted_at) ON mailglass_webhook_events TO mailglass_reader;
 -- show deliveries, and which session has locked one (`xmax`)
 GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, inserted_at, xmax,
               last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at,

@@ -1,5 +1,5 @@
 -- Retention: the only way to delete from the ledger, and only on tables that `migrate` made. CREATE OR REPLACE keeps
--- the grants. Each function is one batch of a walk, by tenant and time; the caller commits it and hands its place on.
+-- the grants. Each function that deletes is one batch of a walk; the caller commits it and passes its cursor to the next.
 
 -- step: index mailglass_reconcile_retention_pkey
 CREATE UNIQUE INDEX mailglass_reconcile_retention_pkey ON {schema}.mailglass_reconcile_retention (relation);
@@ -24,20 +24,36 @@ BEGIN
 END;
 $$;
 
+-- step: function mailglass_reconcile_is_old_event_v1 [made here]
+-- Whether an event may be deleted at an age of so many days. By its id, whose index is in the order of time, so only a
+-- UUIDv7; and by its time of insertion, because the clock that made the id may have been slow. Inlined, as in prune.sql.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_is_old_event_v1(id uuid, inserted_at timestamp, days integer)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+SELECT id OPERATOR(pg_catalog.<)
+         CAST(pg_catalog.rpad(pg_catalog.lpad(pg_catalog.to_hex(CAST(
+           EXTRACT(epoch FROM {schema}.mailglass_reconcile_days_ago_v1(days)) OPERATOR(pg_catalog.*) 1000
+           AS pg_catalog.int8)), 12, '0'), 32, '0') AS pg_catalog.uuid)
+       AND pg_catalog.substr(CAST(id AS pg_catalog.text), 15, 1) OPERATOR(pg_catalog.=) '7'
+       AND inserted_at OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
+$$;
+
+-- step: function mailglass_reconcile_is_old_delivery_v1 [made here]
+-- Whether a delivery without events may be deleted at an age of so many days, whatever its id.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_is_old_delivery_v1(
+  inserted_at timestamp, last_event_at timestamp, days integer)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+SELECT inserted_at OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
+       AND last_event_at OPERATOR(pg_catalog.<) {schema}.mailglass_reconcile_days_ago_v1(days)
+$$;
+
 -- step: function mailglass_prune_events [made here]
--- Deletes events that are older than so many days: of each delivery all, with the orphans linked to it, or none; and
--- orphans that have expired. An event that a handler waits for or has given up on keeps its delivery's events.
+-- Deletes old events: of each delivery all, with the orphans linked to it, or none; and orphans that have expired. An
+-- event that a handler waits for or has given up on keeps its delivery's events. Its cursor is the last id of the page.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_events(
-    days integer, size integer, INOUT after_tenant text, INOUT after_time timestamp, INOUT passed bigint,
-    OUT deleted bigint)
+    days integer, size integer, INOUT after_id uuid, OUT deleted bigint)
   LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp SET row_security = off SET jit = off
-  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
+{our_settings} AS $$
 DECLARE
-  bound CONSTANT timestamp := (now() AT TIME ZONE 'UTC') - make_interval(days => days);
-  ids uuid[];
-  tenants text[];
-  times timestamp[];
   loose uuid[];
   owners uuid[];
   held uuid[];
@@ -45,33 +61,22 @@ DECLARE
 BEGIN
   PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_events', days);
 
-  -- The next old events of the tenant, then of the tenants after it. Rows of one time have a fixed order in the index;
-  -- those that stay are passed by number.
   WITH page AS MATERIALIZED (
-    SELECT l.*
-      FROM {schema}.mailglass_reconcile_tenants_of_events_v1(after_tenant) AS f
-     CROSS JOIN LATERAL (
-             SELECT e.id, e.tenant_id, e.inserted_at, e.delivery_id,
-                    e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan
-               FROM {schema}.mailglass_events AS e
-              WHERE e.tenant_id = f.tenant_id AND e.inserted_at < bound
-                AND e.inserted_at >= CASE WHEN f.tenant_id = after_tenant THEN after_time ELSE '-infinity' END
-              ORDER BY e.inserted_at
-             OFFSET CASE WHEN f.tenant_id = after_tenant THEN passed ELSE 0 END
-              LIMIT size) AS l
-     LIMIT size
+    SELECT e.id, e.tenant_id, e.delivery_id, e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan
+      FROM {schema}.mailglass_events AS e
+     WHERE e.id > after_id AND {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, days)
+     ORDER BY e.id LIMIT size
   -- An orphan belongs to the delivery that its `reconciled` event names.
   ), owned AS MATERIALIZED (
-    SELECT p.*, coalesce(p.delivery_id, r.delivery_id) AS owner, p.is_orphan AND r.id IS NULL AS is_loose,
-           row_number() OVER () AS number
+    SELECT p.id, coalesce(p.delivery_id, r.delivery_id) AS owner, p.is_orphan AND r.id IS NULL AS is_loose
       FROM page AS p
       LEFT JOIN LATERAL (
              SELECT r.* FROM {schema}.mailglass_reconcile_link_of_v1(p.id, p.tenant_id) AS r
               WHERE p.is_orphan OFFSET 0) AS r ON true
   )
-  SELECT array_agg(id ORDER BY number), array_agg(tenant_id ORDER BY number), array_agg(inserted_at ORDER BY number),
+  SELECT CASE WHEN count(*) = size THEN (array_agg(id ORDER BY id DESC))[1] END,
          array_agg(id) FILTER (WHERE is_loose), array_agg(DISTINCT owner) FILTER (WHERE owner IS NOT NULL)
-    INTO ids, tenants, times, loose, owners FROM owned;
+    INTO after_id, loose, owners FROM owned;
 
   -- Whoever writes for a delivery locks it, if only FOR KEY SHARE: what is locked is left to the next prune. What is
   -- gone needs no lock.
@@ -93,7 +98,9 @@ BEGIN
   SELECT array_agg(w.id) INTO whole
     FROM unnest(whole) AS w (id)
    WHERE (SELECT true FROM {schema}.mailglass_events AS e
-           WHERE e.delivery_id = w.id AND e.inserted_at >= bound ORDER BY e.occurred_at DESC LIMIT 1) IS NULL;
+           WHERE e.delivery_id = w.id
+             AND NOT {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, days)
+           ORDER BY e.occurred_at DESC LIMIT 1) IS NULL;
 
   -- Not in the function's definition, where only a superuser may give a value to a setting that no extension has.
   PERFORM set_config('mailglass_reconcile.retention', 'on', true);
@@ -102,15 +109,16 @@ BEGIN
            {schema}.mailglass_reconcile_orphan_of_v1(e.type, e.idempotency_key) AS orphan_id
       FROM unnest(whole) AS w (id) JOIN {schema}.mailglass_events AS e ON e.delivery_id = w.id
   ), members AS MATERIALIZED (
-    SELECT owner, id FROM attached
+    SELECT owner, id, true AS is_old FROM attached
      UNION ALL
-    SELECT a.owner, o.id
+    SELECT a.owner, o.id, {schema}.mailglass_reconcile_is_old_event_v1(o.id, o.inserted_at, days)
       FROM attached AS a
       JOIN {schema}.mailglass_events AS o ON o.id = a.orphan_id AND o.needs_reconciliation AND o.delivery_id IS NULL
            AND o.tenant_id IS NOT DISTINCT FROM a.tenant_id
   ), staying AS MATERIALIZED (
     SELECT m.owner FROM members AS m
-     WHERE EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
+     WHERE NOT m.is_old
+        OR EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
                     WHERE h.event_id = m.id AND h.state <> 'done' OFFSET 0)
   ), removed AS (
     DELETE FROM {schema}.mailglass_events
@@ -124,66 +132,47 @@ BEGIN
   )
   SELECT count(*) INTO deleted FROM removed;
   PERFORM set_config('mailglass_reconcile.retention', 'off', true);
-
-  -- The next place: the last time of this page, after what stays of it.
-  IF coalesce(cardinality(ids), 0) < size THEN
-    after_tenant := NULL;
-    RETURN;
-  END IF;
-  IF (tenants[size], times[size]) IS DISTINCT FROM (after_tenant, after_time) THEN
-    passed := 0;
-  END IF;
-  after_tenant := tenants[size];
-  after_time := times[size];
-  passed := passed + (SELECT count(*) FROM unnest(ids, tenants, times) AS p (id, tenant_id, inserted_at)
-                       WHERE p.tenant_id = after_tenant AND p.inserted_at = after_time
-                         AND EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = p.id OFFSET 0));
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_prune_events(integer, integer, text, timestamp, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_prune_events(integer, integer, uuid) FROM PUBLIC;
 
 -- step: function mailglass_prune_deliveries [made here]
--- Deletes deliveries that are older than so many days and have no event left.
+-- Deletes old deliveries that have no event left. Its cursor is the last row of the page in the order of the index.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_deliveries(
-    days integer, size integer, INOUT after_tenant text, INOUT after_time timestamp, INOUT passed bigint,
-    OUT deleted bigint)
+    days integer, size integer, INOUT after_tenant text, INOUT after_provider text, INOUT after_time timestamp,
+    INOUT after_id uuid, OUT deleted bigint)
   LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp SET row_security = off SET jit = off
-  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
+{our_settings} AS $$
 DECLARE
-  bound CONSTANT timestamp := (now() AT TIME ZONE 'UTC') - make_interval(days => days);
-  ids uuid[];
-  tenants text[];
-  times timestamp[];
   held uuid[];
 BEGIN
   PERFORM {schema}.mailglass_reconcile_require_age_v1('mailglass_deliveries', days);
 
-  -- As above, by the time of the latest event, which the delivery's row keeps.
+  -- The next old deliveries of the tenant and provider, then of those after them.
   WITH page AS MATERIALIZED (
-    SELECT l.*, row_number() OVER () AS number
-      FROM (SELECT n.*
-              FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1(after_tenant) AS f
-             CROSS JOIN LATERAL (
-                     SELECT d.id, d.tenant_id, d.last_event_at, d.inserted_at
-                       FROM {schema}.mailglass_deliveries AS d
-                      WHERE d.tenant_id = f.tenant_id AND d.last_event_at < bound
-                        AND d.last_event_at >= CASE WHEN f.tenant_id = after_tenant THEN after_time
-                                                    ELSE '-infinity' END
-                      ORDER BY d.last_event_at
-                     OFFSET CASE WHEN f.tenant_id = after_tenant THEN passed ELSE 0 END
-                      LIMIT size) AS n
-             LIMIT size) AS l
+    SELECT l.*
+      FROM {schema}.mailglass_reconcile_senders_v1(after_tenant, after_provider) AS s
+     CROSS JOIN LATERAL (
+             SELECT s.tenant_id, s.provider, d.inserted_at, d.id
+               FROM {schema}.mailglass_deliveries AS d
+              WHERE d.tenant_id = s.tenant_id AND coalesce(d.provider, '') = s.provider
+                AND {schema}.mailglass_reconcile_is_old_delivery_v1(d.inserted_at, d.last_event_at, days)
+                AND (d.inserted_at, d.id)
+                    > (CASE WHEN (s.tenant_id, s.provider) = (after_tenant, after_provider) THEN after_time
+                            ELSE '-infinity' END, after_id)
+              ORDER BY d.inserted_at, d.id LIMIT size) AS l
+     LIMIT size
   ), locking AS MATERIALIZED (
     SELECT d.id FROM {schema}.mailglass_deliveries AS d
-     WHERE d.id = ANY (ARRAY(SELECT p.id FROM page AS p WHERE p.inserted_at < bound)) ORDER BY d.id
-       FOR UPDATE SKIP LOCKED
+     WHERE d.id = ANY (ARRAY(SELECT p.id FROM page AS p)) ORDER BY d.id FOR UPDATE SKIP LOCKED
   )
-  SELECT array_agg(id ORDER BY number), array_agg(tenant_id ORDER BY number), array_agg(last_event_at ORDER BY number),
-         (SELECT array_agg(k.id) FROM locking AS k)
-    INTO ids, tenants, times, held FROM page;
+  SELECT CASE WHEN count(*) OVER () = size THEN p.tenant_id END, p.provider, p.inserted_at, p.id,
+         ARRAY(SELECT k.id FROM locking AS k)
+    INTO after_tenant, after_provider, after_time, after_id, held
+    FROM page AS p ORDER BY p.tenant_id DESC, p.provider DESC, p.inserted_at DESC, p.id DESC LIMIT 1;
 
+  -- A statement of its own, which sees the events that were committed before the locks were there.
   WITH removed AS (
     DELETE FROM {schema}.mailglass_deliveries AS d
      WHERE d.id = ANY (held)
@@ -191,20 +180,7 @@ BEGIN
     RETURNING id
   )
   SELECT count(*) INTO deleted FROM removed;
-
-  IF coalesce(cardinality(ids), 0) < size THEN
-    after_tenant := NULL;
-    RETURN;
-  END IF;
-  IF (tenants[size], times[size]) IS DISTINCT FROM (after_tenant, after_time) THEN
-    passed := 0;
-  END IF;
-  after_tenant := tenants[size];
-  after_time := times[size];
-  passed := passed + (SELECT count(*) FROM unnest(ids, tenants, times) AS p (id, tenant_id, last_event_at)
-                       WHERE p.tenant_id = after_tenant AND p.last_event_at = after_time
-                         AND EXISTS (SELECT FROM {schema}.mailglass_deliveries AS d WHERE d.id = p.id OFFSET 0));
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid) FROM PUBLIC;

@@ -1,4 +1,7 @@
-"""A dry run of a prune: the number of rows that each step would change, and the oldest of them."""
+"""A dry run of a prune: the number of rows that each step would change, and the oldest of them.
+
+Each statement has the predicate of the step itself, a function of the schema or a statement beside the step's own.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +9,53 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mailglass_reconcile.mailglass_compat import raw_webhooks
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 TIMEOUT_MS = 240_000
 
-_WEBHOOKS = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(inserted_at)) FROM {schema}.mailglass_webhook_events
- WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
-"""
-
-_JOBS = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(finished_at)) FROM {schema}.mailglass_handler_outbox
- WHERE state = :state AND finished_at < now()::timestamp - make_interval(days => :days)
-"""
-
 _EXPIRED = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(arrived_at)) FROM {schema}.mailglass_open_orphans
- WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(arrived_at)) AS oldest
+  FROM {schema}.mailglass_open_orphans
+ WHERE {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes)
 """
 
 _SETTLED = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) FROM {schema}.mailglass_open_orphans AS o
- WHERE o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
-   AND (EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
-        OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0))
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(o.arrived_at)) AS oldest
+  FROM {schema}.mailglass_open_orphans AS o
+ WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(o.arrived_at, :max_age_minutes)
+   AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_settled_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
 _MISSING = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(a.arrived_at)) AS oldest
   FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.needs_reconciliation = true
-   AND e.inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
- WHERE e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = e.id OFFSET 0)
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(e.id, e.tenant_id) OFFSET 0)
+   AND e.inserted_at >= now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
+ CROSS JOIN LATERAL {schema}.mailglass_reconcile_arrival_of_v1(e.id, e.inserted_at) AS a
+ WHERE e.delivery_id IS NULL AND NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
+   AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(e.id, e.tenant_id) OFFSET 0)
 """
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at))
-  FROM {schema}.mailglass_reconcile_tenants_of_events_v1('') AS t
-  JOIN {schema}.mailglass_events AS e
-    ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(e.inserted_at)) AS oldest
+  FROM {schema}.mailglass_events AS e
+ WHERE {schema}.mailglass_reconcile_is_old_event_v1(e.id, e.inserted_at, :days)
 """
 
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
-SELECT count(*), {schema}.mailglass_reconcile_iso_v1(min(d.last_event_at))
-  FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1('') AS t
-  JOIN {schema}.mailglass_deliveries AS d
-    ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)
-   AND d.inserted_at < now()::timestamp - make_interval(days => :days)
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(d.inserted_at)) AS oldest
+  FROM {schema}.mailglass_reconcile_senders_v1('', '') AS s
+ CROSS JOIN LATERAL (
+         SELECT inserted_at FROM {schema}.mailglass_deliveries
+          WHERE tenant_id = s.tenant_id AND coalesce(provider, '') = s.provider
+            AND {schema}.mailglass_reconcile_is_old_delivery_v1(inserted_at, last_event_at, :days)
+         OFFSET 0) AS d
 """
 
 
@@ -89,38 +84,30 @@ class Preview:
 
 def preview(database: Database) -> list[Preview]:
     """Count the rows that each step of a prune would change now, in order."""
-    settings = database.settings
-    bounds = {"max_age_minutes": settings.max_age_minutes}
+    max_age = {"max_age_minutes": database.settings.max_age_minutes}
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        days = pruner.retention_days(settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
-        return [
-            *(_count_old(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
-            _count_old(tx, "jobs_done", _JOBS, days, state="done"),
-            _count_old(tx, "jobs_dead", _JOBS, days, state="dead"),
-            _count(tx, "expired", _EXPIRED, bounds),
-            _count(tx, "settled", _SETTLED, bounds),
-            _count(tx, "added", _MISSING, {**bounds, "max_tenant_length": MAX_TENANT_LENGTH}),
-            _count_old(tx, "events", _EVENTS, days, at_most=True),
-            _count_old(tx, "deliveries", _DELIVERIES, days, at_most=True),
+        days = pruner.retention_days(database.settings, made_by_mailglass=schema.is_made_by_mailglass(tx))
+        webhooks = (
+            (status, raw_webhooks.COUNT_OLD, {"status": status, "days": days[status]})
+            for status in ("succeeded", "dead", "failed")
+        )
+        steps: list[tuple[str, str, Mapping[str, Any]]] = [
+            *webhooks,
+            ("jobs_done", outbox.COUNT_OLD, {"state": "done", "days": days["jobs_done"]}),
+            ("jobs_dead", outbox.COUNT_OLD, {"state": "dead", "days": days["jobs_dead"]}),
+            ("expired", _EXPIRED, max_age),
+            ("settled", _SETTLED, max_age),
+            ("added", _MISSING, max_age),
+            ("events", _EVENTS, {"days": days["events"]}),
+            ("deliveries", _DELIVERIES, {"days": days["deliveries"]}),
         ]
-
-
-def _count_old(
-    tx: Transaction,
-    step: str,
-    statement: str,
-    days: Mapping[str, int | None],
-    *,
-    at_most: bool = False,
-    **parameters: str,
-) -> Preview:
-    if days[step] is None:
-        return Preview(step, 0, None, None, at_most=False)
-    rows, oldest = tx.execute(statement, {"days": days[step], **parameters}).one()
-    return Preview(step, rows, oldest, days[step], at_most=at_most and rows > 0)
+        return [_count(tx, *step) for step in steps]
 
 
 def _count(tx: Transaction, step: str, statement: str, parameters: Mapping[str, Any]) -> Preview:
+    days = parameters.get("days")
+    if "days" in parameters and days is None:
+        return Preview(step, 0, None, None, at_most=False)
     rows, oldest = tx.execute(statement, parameters).one()
-    return Preview(step, rows, oldest, None, at_most=False)
+    return Preview(step, rows, oldest, days, at_most=rows > 0 and statement in (_EVENTS, _DELIVERIES))

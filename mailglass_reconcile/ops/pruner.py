@@ -111,7 +111,8 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
 def retention_days(settings: Settings, *, made_by_mailglass: bool) -> dict[str, int | None]:
     """Return the days after which each step deletes, by its name; None deletes nothing.
 
-    On tables *made_by_mailglass*, raw webhooks of a status are deleted only if its retention is set.
+    On tables *made_by_mailglass*, raw webhooks of a status are deleted only if its retention is set, and events and
+    deliveries never.
     """
     succeeded, dead = settings.retention_succeeded_days, settings.retention_dead_days
     webhooks = {"succeeded": succeeded, "dead": dead, "failed": settings.retention_failed_days}
@@ -124,8 +125,8 @@ def retention_days(settings: Settings, *, made_by_mailglass: bool) -> dict[str, 
         **{status: None if status in unset else days for status, days in webhooks.items()},
         "jobs_done": succeeded,
         "jobs_dead": dead,
-        "events": settings.retention_events_days,
-        "deliveries": settings.retention_deliveries_days,
+        "events": None if made_by_mailglass else settings.retention_events_days,
+        "deliveries": None if made_by_mailglass else settings.retention_deliveries_days,
     }
 
 
@@ -152,8 +153,8 @@ class _Prune:
         days = retention_days(self._settings, made_by_mailglass=self._made_by_mailglass)
         for status in ("succeeded", "dead", "failed"):
             yield status, _make_delete_step(raw_webhooks.DELETE_OLD, days[status], status=status)
-        yield "jobs_done", _make_delete_step(outbox.DELETE_DONE, days["jobs_done"])
-        yield "jobs_dead", _make_delete_step(outbox.DELETE_DEAD, days["jobs_dead"])
+        for state in ("done", "dead"):
+            yield f"jobs_{state}", _make_delete_step(outbox.DELETE_OLD, days[f"jobs_{state}"], state=state)
         yield "keys", self._store_keys_of_expired
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_closed(connected, BATCH_ROWS)

@@ -69,21 +69,19 @@ UPDATE {schema}.mailglass_handler_outbox
 A dead one begins with its first attempt again, a failing one keeps its count.
 """
 
-DELETE_DONE = """
-DELETE FROM {schema}.mailglass_handler_outbox
- WHERE ctid = ANY (ARRAY(
-         SELECT ctid FROM {schema}.mailglass_handler_outbox
-          WHERE state = 'done' AND finished_at < now()::timestamp - make_interval(days => :days)
-          ORDER BY finished_at LIMIT :size FOR UPDATE SKIP LOCKED))
+COUNT_OLD = """
+SELECT count(*) AS rows, {schema}.mailglass_reconcile_iso_v1(min(finished_at)) AS oldest
+  FROM {schema}.mailglass_handler_outbox
+ WHERE {schema}.mailglass_reconcile_is_outdated_v1(state, finished_at, :state, :days)
 """
-
-DELETE_DEAD = """
+DELETE_OLD = """
 DELETE FROM {schema}.mailglass_handler_outbox
  WHERE ctid = ANY (ARRAY(
          SELECT ctid FROM {schema}.mailglass_handler_outbox
-          WHERE state = 'dead' AND finished_at < now()::timestamp - make_interval(days => :days)
+          WHERE {schema}.mailglass_reconcile_is_outdated_v1(state, finished_at, :state, :days)
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
+"""For `in_batches`: delete jobs that have been `done` or `dead` for more than so many days."""
 
 DELETE_WAITING = """
 DELETE FROM {schema}.mailglass_handler_outbox

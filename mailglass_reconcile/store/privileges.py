@@ -189,13 +189,13 @@ SWEEPER = Role(
         ),
         Grant(
             "delete old events, if a retention is set, on tables that `migrate` made",
-            "mailglass_prune_events(integer, integer, text, timestamp, bigint)",
+            "mailglass_prune_events(integer, integer, uuid)",
             {"EXECUTE": ALL},
             "retention",
         ),
         Grant(
             "delete old deliveries, as above",
-            "mailglass_prune_deliveries(integer, integer, text, timestamp, bigint)",
+            "mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid)",
             {"EXECUTE": ALL},
             "retention",
         ),
@@ -287,7 +287,7 @@ ERASER = Role(
 
 READER = Role(
     "mailglass_reader",
-    "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check` and `serve`",
+    "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `prune --dry-run`, `migrate --check` and `serve`",
     (
         Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant("show events", "mailglass_events", {"SELECT": ALL}),
@@ -296,6 +296,11 @@ READER = Role(
         Grant("show jobs", "mailglass_handler_outbox", {"SELECT": ALL}),
         Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
         Grant("show runs", "mailglass_reconcile_runs", {"SELECT": ALL}),
+        Grant(
+            "count the raw webhooks that a prune would delete",
+            "mailglass_webhook_events",
+            {"SELECT": "status inserted_at"},
+        ),
         Grant(
             "show deliveries, and which session has locked one (`xmax`)",
             "mailglass_deliveries",

@@ -10,7 +10,6 @@ from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, array_literal, in_schema
-from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # The newest of each tenant, at a cost that does not depend on the number of its orphans.
 _NEWEST = """
@@ -21,8 +20,7 @@ SELECT coalesce(max(n.inserted_at), '-infinity')::text
                       ORDER BY e.inserted_at DESC LIMIT 1) AS n
 """
 
-# Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
-# its session, which is why there is a margin of a day.
+# Rows that the trigger did not see. There is a margin of a day: `inserted_at` may be the local time of its session.
 _ADD_MISSING = """
 -- The next orphans of each tenant within the maximum age; older rows are not read.
 WITH page AS MATERIALIZED (
@@ -39,21 +37,12 @@ WITH page AS MATERIALIZED (
                    OR (l.inserted_at, l.id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
             ORDER BY l.inserted_at, l.id LIMIT :size) AS e
    LIMIT :size
-), dated AS (
-  SELECT p.id, p.tenant_id,
-         least(CASE WHEN substr(p.id::text, 15, 1) = '7'
-                         AND m.made_at > p.inserted_at - interval '1 day'
-                         AND m.made_at < p.inserted_at + interval '1 day'
-                    THEN m.made_at ELSE p.inserted_at END, now()::timestamp) AS arrived_at
-    FROM page AS p,
-         LATERAL (SELECT to_timestamp(('x' || left(replace(p.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
-                         ::timestamp AS made_at) AS m
 ), added AS (
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
-  SELECT id, tenant_id, arrived_at FROM dated AS d
-   WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
-     AND length(tenant_id) <= :max_tenant_length
-     AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(d.id, d.tenant_id) OFFSET 0)
+  SELECT p.id, p.tenant_id, a.arrived_at
+    FROM page AS p CROSS JOIN LATERAL {schema}.mailglass_reconcile_arrival_of_v1(p.id, p.inserted_at) AS a
+   WHERE NOT {schema}.mailglass_reconcile_is_expired_v1(a.arrived_at, :max_age_minutes)
+     AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(p.id, p.tenant_id) OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
@@ -67,7 +56,6 @@ DELETE FROM {schema}.mailglass_open_orphans AS o
    AND EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(o.event_id, o.tenant_id) OFFSET 0)
 """
 
-# OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
 _REMOVE_SETTLED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
@@ -76,8 +64,7 @@ WITH page AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphans
    WHERE event_id = ANY (ARRAY(
            SELECT p.event_id FROM page AS p
-            WHERE EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(p.event_id, p.tenant_id) OFFSET 0)
-               OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
+            WHERE EXISTS (SELECT FROM {schema}.mailglass_reconcile_settled_v1(p.event_id, p.tenant_id) OFFSET 0)))
      FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans
@@ -91,7 +78,7 @@ _FIND_EXPIRED_WITHOUT_KEYS = """
 WITH page AS MATERIALIZED (
   SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
    WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
-     AND arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) AND rank IS NULL
+     AND {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes) AND rank IS NULL
    ORDER BY arrived_at, event_id LIMIT :size
 )
 SELECT arrived_at::text AS after_time, event_id::text AS after_id, ARRAY(SELECT event_id::text FROM page) AS event_ids
@@ -104,7 +91,7 @@ _REMOVE_EXPIRED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
    WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
-     AND arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND {schema}.mailglass_reconcile_is_expired_v1(arrived_at, :max_age_minutes)
    ORDER BY arrived_at, event_id LIMIT :size FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans AS o WHERE event_id = ANY (ARRAY(SELECT event_id FROM page))
@@ -155,7 +142,6 @@ def format_script(settings: Settings) -> str:
         "until_time": "infinity",
         "size": 2**31 - 1,
         "max_age_minutes": settings.max_age_minutes,
-        "max_tenant_length": MAX_TENANT_LENGTH,
     }
     binds = [
         sa.bindparam(name, value, sa.Integer if isinstance(value, int) else sa.Text) for name, value in values.items()
@@ -184,7 +170,6 @@ def add_missing(connected: OpenConnection, size: int) -> int:
                 "until_time": until,
                 "size": size,
                 "max_age_minutes": connected.settings.max_age_minutes,
-                "max_tenant_length": MAX_TENANT_LENGTH,
             }
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
             if last is None:

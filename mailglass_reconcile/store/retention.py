@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import OpenConnection, Transaction, in_schema, with_retries
+from mailglass_reconcile.store.database import NIL, OpenConnection, Transaction, in_schema, with_retries
 
 EVENTS, DELIVERIES = schema.RETENTION
-ARGUMENTS = "integer, integer, text, timestamp, bigint"
-
 SETTINGS = "MAILGLASS_RETENTION_EVENTS_DAYS and MAILGLASS_RETENTION_DELIVERIES_DAYS"
 
 # From the catalog, because a regprocedure needs USAGE on the schema.
 _FUNCTION = """
 SELECT quote_ident(current_user) AS role, has_function_privilege(p.oid, 'EXECUTE') AS may_call,
-       pg_has_role(session_user, p.proowner, 'MEMBER') AS is_owner
+       pg_has_role(session_user, p.proowner, 'MEMBER') AS is_owner,
+       oidvectortypes(p.proargtypes) AS arguments
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
  WHERE n.nspname = :schema AND p.proname = :name
 """
@@ -29,14 +28,14 @@ INSERT INTO {schema}.mailglass_reconcile_retention (relation, days) VALUES ('REL
 """
 
 _PRUNE_EVENTS = """
-SELECT after_tenant, after_time::text AS after_time, passed, deleted
-  FROM {schema}.mailglass_prune_events(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_tenant AS text),
-                                       CAST(:after_time AS timestamp), CAST(:passed AS bigint))
+SELECT after_id::text AS after_id, deleted
+  FROM {schema}.mailglass_prune_events(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_id AS uuid))
 """
 _PRUNE_DELIVERIES = """
-SELECT after_tenant, after_time::text AS after_time, passed, deleted
+SELECT after_tenant, after_provider, after_time::text AS after_time, after_id::text AS after_id, deleted
   FROM {schema}.mailglass_prune_deliveries(CAST(:days AS integer), CAST(:size AS integer), CAST(:after_tenant AS text),
-                                           CAST(:after_time AS timestamp), CAST(:passed AS bigint))
+                                           CAST(:after_provider AS text), CAST(:after_time AS timestamp),
+                                           CAST(:after_id AS uuid))
 """
 
 
@@ -65,7 +64,7 @@ def find_problem(tx: Transaction, name: str, days: int) -> RetentionProblem | No
     if row is None:
         return RetentionProblem(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
-        function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
+        function = in_schema(f"{{schema}}.{name}({row.arguments})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
         return RetentionProblem(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     least_days = None if row.is_owner else _load_least_days(tx).get(_RELATIONS[name])
@@ -105,25 +104,28 @@ def delete_events(connected: OpenConnection, days: int, size: int) -> Iterator[i
     Yield the number of deleted events after each committed batch. A batch scans *size* events and also deletes the
     other events of their deliveries.
     """
-    return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size)
+    return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size, {"after_id": NIL})
 
 
 def delete_deliveries(connected: OpenConnection, days: int, size: int) -> Iterator[int]:
     """Delete deliveries older than *days* without events; yields and raises as `delete_events` does."""
-    return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, size)
+    start = {"after_tenant": "", "after_provider": "", "after_time": "-infinity", "after_id": NIL}
+    return _batches(connected, DELIVERIES, _PRUNE_DELIVERIES, days, size, start)
 
 
-def _batches(connected: OpenConnection, name: str, statement: str, days: int, size: int) -> Iterator[int]:
+def _batches(
+    connected: OpenConnection, name: str, statement: str, days: int, size: int, start: Mapping[str, str]
+) -> Iterator[int]:
     with connected.reading() as tx:
         if problem := find_problem(tx, name, days):
             raise DatabaseRefusedError(str(problem))
-    cursor: dict[str, Any] = {"after_tenant": "", "after_time": "-infinity", "passed": 0}
+    cursor: dict[str, Any] = dict(start)
 
     def delete_batch() -> dict[str, Any]:
         with connected.writing() as tx:
             return dict(tx.execute(statement, {"days": days, "size": size, **cursor}).mappings().one())
 
-    while cursor["after_tenant"] is not None:
+    while None not in cursor.values():
         # The cursor moves after the commit, so that a failed batch can be retried.
         cursor = with_retries(delete_batch)
         yield cursor.pop("deleted")

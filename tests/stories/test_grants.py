@@ -14,6 +14,7 @@ import granting
 import mailglass_reconcile
 import processes
 import raw_webhooks
+from backdating import batch
 from browsing import TOKEN, Visitor
 from catalog import client, installation, live, url_of
 from factories import delivery, orphan, postmark
@@ -194,7 +195,7 @@ def test_a_sweeper_links_manually(db, acting):
 def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     """Without EXECUTE, the error names the function; no role may delete directly."""
     orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
-    function = "public.mailglass_prune_events(integer, integer, text, timestamp, bigint)"
+    function = "public.mailglass_prune_events(integer, integer, uuid)"
     days = {"retention_events_days": 30, "retention_deliveries_days": 30}
     runner.migrate(db.engine, db.settings.model_copy(update=days), lambda line: None)
     settings = acting("mailglass_sweeper", **days)
@@ -218,7 +219,7 @@ def test_a_sweeper_deletes_nothing_that_is_younger_than_the_owner_of_the_tables_
     def delete(days: int) -> None:
         for table in ("events", "deliveries"):
             with sweeper.begin() as connection:
-                connection.exec_driver_sql(f"SELECT public.mailglass_prune_{table}({days}, 100, '', '-infinity', 0)")
+                connection.exec_driver_sql(f"SELECT {batch(table, days)}")
 
     for allowed in (None, 30):
         days = {"retention_events_days": allowed, "retention_deliveries_days": allowed}

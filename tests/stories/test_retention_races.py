@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backdating import EVENTS_BY_DELIVERY, check, days_ago, fill, prune
+from backdating import EVENTS_BY_DELIVERY, batch, check, days_ago, fill, prune
 from factories import delivery, orphan
 from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
 from mailglass_reconcile.errors import ConfigurationError
@@ -73,8 +73,7 @@ def test_a_batch_whose_connection_is_lost_is_rolled_back_and_retried(db):
 def write_behind_batch(db, name: str, write: Callable[..., Any], *arguments: str) -> Iterator[Future[Any]]:
     """Delete one row by a batch of retention, start *write*, and commit the batch once *write* waits."""
     with ThreadPoolExecutor(1) as pool, db.engine.connect() as pruning:
-        batch = f"SELECT deleted FROM mailglass_prune_{name}(30, 100, '', '-infinity', 0)"  # noqa: S608
-        assert pruning.exec_driver_sql(batch).scalar_one() == 1
+        assert pruning.exec_driver_sql(f"SELECT deleted FROM {batch(name, 30)}").scalar_one() == 1  # noqa: S608
 
         def writing() -> Any:
             with db.engine.begin() as connection:

@@ -1,9 +1,11 @@
 """Rows of the past: what a block inserts is some days old."""
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
@@ -21,9 +23,11 @@ CREATE TRIGGER age BEFORE INSERT ON mailglass_deliveries FOR EACH ROW EXECUTE FU
 
 @contextmanager
 def days_ago(db: Any, days: int) -> Iterator[None]:
-    """Make events and deliveries that the block inserts *days* old; sweeps in it look back a year."""
+    """Make events and deliveries that the block inserts *days* old, and so their ids; sweeps in it look back a year."""
     db.run(_AGE.replace("{days}", str(days)))
-    yield
+    nanoseconds = time.time_ns
+    with patch("time.time_ns", lambda: nanoseconds() - days * 86_400 * 10**9):
+        yield
     db.run("DROP FUNCTION witness.age() CASCADE")
 
 
@@ -31,6 +35,13 @@ def prune(db: Any, events: int | None = 30, deliveries: int | None = None, **mor
     """Prune with a retention in days, and return the result."""
     update = {"retention_events_days": events, "retention_deliveries_days": deliveries, **more}
     return prune_with(Database(db.engine, db.settings.model_copy(update=update)))
+
+
+def batch(name: str, days: int) -> str:
+    """Return the call of retention's first batch, of `events` or `deliveries`."""
+    nil = "00000000-0000-0000-0000-000000000000"
+    cursor = {"events": f"'{nil}'", "deliveries": f"'', '', '-infinity', '{nil}'"}[name]
+    return f"public.mailglass_prune_{name}({days}, 100, {cursor})"
 
 
 EVENTS_BY_DELIVERY = """

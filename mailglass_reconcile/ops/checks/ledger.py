@@ -25,14 +25,11 @@ BATCH_ROWS = 5_000
 DAY_MINUTES = 1_440
 REPAIR = "run `mailglass-reconcile doctor --repair`; the daily prune repairs it too"
 
-# OFFSET 0, so that each row is probed for: with stale statistics, hashing a whole table looks cheap. An orphan
-# that is within a day of the maximum age may have expired by another reading of its time.
+# An orphan that is within a day of the maximum age may have expired by another reading of its time.
 _MISSING = """
 SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
-       count(*) FILTER (WHERE NOT too_long
-                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = s.id OFFSET 0)
-                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(s.id, s.tenant_id)
-                                          OFFSET 0)) AS wrong
+       count(*) FILTER (WHERE EXISTS (SELECT FROM {schema}.mailglass_reconcile_missing_v1(s.id, s.tenant_id)
+                                      OFFSET 0)) AS wrong
   FROM (SELECT id, tenant_id, length(tenant_id) > :max_tenant_length AS too_long
           FROM {schema}.mailglass_events TABLESAMPLE SYSTEM (CAST(:percent AS real))
          WHERE needs_reconciliation = true AND delivery_id IS NULL
@@ -46,8 +43,7 @@ SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
 
 _SETTLED = """
 SELECT count(*) AS looked_at,
-       count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = s.event_id OFFSET 0)
-                           OR EXISTS (SELECT FROM {schema}.mailglass_reconcile_link_of_v1(s.event_id, s.tenant_id)
+       count(*) FILTER (WHERE EXISTS (SELECT FROM {schema}.mailglass_reconcile_settled_v1(s.event_id, s.tenant_id)
                                       OFFSET 0)) AS wrong
   FROM (SELECT event_id, tenant_id
           FROM {schema}.mailglass_open_orphans TABLESAMPLE SYSTEM (CAST(:percent AS real))) AS s
