@@ -1,4 +1,4 @@
-"""Writes the generated blocks of the pages, `grants.sql` and the grants of `docker-compose.yml`.
+"""Writes the generated blocks of the pages, the JSON schemas, `grants.sql` and the grants of `docker-compose.yml`.
 
 `python docs/reference.py` writes them; with `--check`, it names the files that differ, and exits with 1. A block stands
 between the comments `<!-- NAME: written by docs/reference.py -->` and `<!-- end -->`. A limit stands before a comment
@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import click
+import json_schemas
 from prometheus_client.core import Metric
 
 from bench.results import number
@@ -58,6 +59,7 @@ from mailglass_reconcile.store import privileges
 from mailglass_reconcile.web import metrics as dashboard_metrics
 
 DOCS = Path(__file__).parent
+SCHEMAS = DOCS / "schemas"
 FIGURES = DOCS.parent / "bench" / "figures.json"
 PACKAGE = "mailglass_reconcile"
 MARKED = re.compile(r"(<!-- ([\w -]+): written by docs/reference\.py -->\n)(.*?)(<!-- end -->)", re.S)
@@ -242,12 +244,20 @@ with subscribe(tenant_id="acme") as updates:
 
 def main(arguments: Sequence[str]) -> None:
     """Write each generated text, or, with `--check`, name the files that differ and exit with 1."""
-    differing = {path: text for path, text in generated().items() if not path.exists() or path.read_text() != text}
-    if "--check" not in arguments:
+    checking = "--check" in arguments
+    differing = {path: text for path, text in generated().items() if not _is_written(path, text, checking=checking)}
+    if not checking:
         for path, text in differing.items():
             path.write_text(text)
     elif differing:
         sys.exit(f"run `python docs/reference.py`, which changes {', '.join(sorted(path.name for path in differing))}")
+
+
+def _is_written(path: Path, text: str, *, checking: bool) -> bool:
+    """Return True if a file has a text; a check compares schemas without titles and descriptions."""
+    if checking and path.parent == SCHEMAS and path.exists():
+        return bool(json_schemas.essence(json.loads(path.read_text())) == json_schemas.essence(json.loads(text)))
+    return path.exists() and path.read_text() == text
 
 
 def generated() -> dict[Path, str]:
@@ -265,6 +275,7 @@ def generated() -> dict[Path, str]:
     return files | {
         DOCS / "grants.sql": privileges.format_grants("public"),
         compose: with_compose_grants(compose.read_text()),
+        **{SCHEMAS / f"{name}.json": text for name, text in json_schemas.texts().items()},
     }
 
 
@@ -537,13 +548,12 @@ FOLLOW = "| `follow --json` | A line per sweep that did something. | [sweep.json
 def schemas() -> str:
     """Return what each command prints as JSON, from the titles of the schemas."""
     rows = ["| command | prints | schema |", "|---|---|---|"]
-    for path in sorted((DOCS / "schemas").glob("*.json")):
+    for name, (title, _) in sorted(json_schemas.PRINTED.items()):
         shape, command_line, notes = re.fullmatch(
-            r"(What|A line of) `mailglass-reconcile (.+?)`(?: prints)?(?:; (.*))?",
-            json.loads(path.read_text())["title"],
+            r"(What|A line of) `mailglass-reconcile (.+?)`(?: prints)?(?:; (.*))?", title
         ).groups()
         prints = sentences("; ".join(filter(None, ["one object" if shape == "What" else "one object per line", notes])))
-        rows.append(f"| `{command_line}` | {prints} | [{path.name}](schemas/{path.name}) |")
+        rows.append(f"| `{command_line}` | {prints} | [{name}.json](schemas/{name}.json) |")
     return "\n".join([*rows, FOLLOW]) + "\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 from uuid import UUID
 
 import click
@@ -13,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import ignore_broken_pipe, print_json, wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.deliveries import Delivery
-from mailglass_reconcile.ops.explanation import Explanation, Fact
+from mailglass_reconcile.ops.explanation import CandidateDelivery, Explanation, Fact
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.times import format_time
 
@@ -106,7 +105,7 @@ def _reads(event: Explanation) -> Iterator[str]:
     yield ""
     yield wrap_text(f"fields searched for a message id (rule {event.rule}):")
     for field in event.reads:
-        yield wrap_text(f"{field['path']}: {field['holds'] or 'nothing'}", "  ")
+        yield wrap_text(f"{field.path}: {field.holds or 'nothing'}", "  ")
 
 
 def _ids(event: Explanation) -> Iterator[str]:
@@ -115,34 +114,34 @@ def _ids(event: Explanation) -> Iterator[str]:
     yield ""
     yield "ids tried, in this order:"
     for candidate in event.tried:
-        source = candidate["read_from"] or "several fields, or as it was recorded"
-        yield wrap_text(candidate["id"], "  ")
-        yield wrap_text(f"from {source}; {_deliveries(candidate['deliveries'])}", "    ")
-        for delivery in event.named:
-            if delivery["candidate_id"] == candidate["id"]:
-                yield wrap_text(f"delivery {delivery['delivery_id']}{_differences(delivery)}", "    ")
+        source = candidate.read_from or "several fields, or as it was recorded"
+        yield wrap_text(candidate.id, "  ")
+        yield wrap_text(f"from {source}; {_deliveries(candidate.deliveries)}", "    ")
+        for delivery in event.candidates:
+            if delivery.candidate_id == candidate.id:
+                yield wrap_text(f"delivery {delivery.delivery_id}{_differences(delivery)}", "    ")
                 yield wrap_text(_description(delivery), "      ")
-                if delivery["command"]:
-                    yield delivery["command"]
+                if delivery.command:
+                    yield delivery.command
 
 
 def _deliveries(number: int) -> str:
     return "names no delivery" if not number else f"names {pluralize(number, 'delivery', 'deliveries')}:"
 
 
-def _differences(delivery: dict[str, object]) -> str:
+def _differences(delivery: CandidateDelivery) -> str:
     """Return the differences between a delivery and the event; empty if there are none."""
-    reasons = [] if delivery["own"] else [f"of tenant {delivery['tenant_id']}"]
-    reasons += [] if delivery["fitting"] else [f"of provider {delivery['provider']}"]
-    reasons += [] if delivery["addressed"] else ["to another recipient"]
+    reasons = [] if delivery.same_tenant else [f"of tenant {delivery.tenant_id}"]
+    reasons += [] if delivery.same_provider else [f"of provider {delivery.provider}"]
+    reasons += [] if delivery.same_recipient else ["to another recipient"]
     return f", {', '.join(reasons)}" if reasons else ""
 
 
-def _description(delivery: dict[str, Any]) -> str:
+def _description(delivery: CandidateDelivery) -> str:
     """Return the fields that distinguish a delivery from the others."""
     facts = (
-        delivery["mailable"],
-        delivery["state"],
-        f"stored {format_time(delivery['stored_at'])}" if delivery["stored_at"] else None,
+        delivery.mailable,
+        delivery.state,
+        f"stored {format_time(delivery.stored_at)}" if delivery.stored_at else None,
     )
     return ", ".join(filter(None, facts))

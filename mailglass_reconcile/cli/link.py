@@ -77,5 +77,7 @@ def _describe(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator
     facts = filter(None, (delivery.mailable, delivery.provider, delivery.type))
     stored_at = format_time(delivery.stored_at)
     yield wrap_text(f"{delivery_id}: {', '.join(facts)}, stored {stored_at}", " " * 10, "delivery  ")
-    if any(candidate["delivery_id"] == str(delivery_id) and not candidate["addressed"] for candidate in event.named):
+    if any(
+        candidate.delivery_id == str(delivery_id) and not candidate.same_recipient for candidate in event.candidates
+    ):
         yield wrap_text("the event is about another recipient than the delivery's", " " * 10, "note      ")

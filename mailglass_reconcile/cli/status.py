@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 from rich.console import Group
@@ -13,6 +12,7 @@ from rich.text import Text
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import Duration, console, print_json, suggest_tenant, table
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops.runs import ListedRun
 from mailglass_reconcile.ops.status import Status, load_problems, load_status
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
@@ -99,7 +99,7 @@ def _make_tables(loaded: Status) -> list[Table]:
     return [rows for rows in (groups, runs) if rows.row_count]
 
 
-def _format_run(run: dict[str, Any]) -> tuple[str, ...]:
+def _format_run(run: ListedRun) -> tuple[str, ...]:
     kind = run["kind"] if run["tenant_id"] is None else f"{run['kind']}, {run['tenant_id']}"
     columns = (run["finished_at"][:19].replace("T", " "), kind, run["origin"], run["error"] or run["status"])
     return (*columns, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")

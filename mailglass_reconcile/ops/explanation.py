@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -37,6 +37,8 @@ from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, NO_KEYS, O
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import EventMatch, OrphanMatch
+
+JsonType = Literal["string", "boolean", "number", "array", "object"]
 
 TIMEOUT_MS = 24_000
 EVENTS = 20
@@ -72,6 +74,59 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type,
 
 
 @dataclass(frozen=True, slots=True)
+class SearchedField:
+    """A field of an event that is searched for a message id.
+
+    Attributes:
+        path: The names on the way to it, separated by slashes.
+        holds: The JSON type of its value; None for none.
+    """
+
+    path: str
+    holds: JsonType | None
+
+
+@dataclass(frozen=True, slots=True)
+class TriedId:
+    """A candidate id, the field from which it was read, and the number of deliveries with it that were read."""
+
+    id: str
+    read_from: str | None
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateDelivery:
+    """A delivery that one of an event's candidate ids names, without its address.
+
+    Attributes:
+        candidate_id: The id.
+        delivery_id: The delivery.
+        tenant_id: The delivery's tenant.
+        same_tenant: True if it is of the event's tenant.
+        same_provider: True if it has the event's provider, or none.
+        same_recipient: True if it is to the event's recipient, or none is known.
+        provider: The delivery's provider.
+        mailable: The kind of message.
+        state: The type of the event that it shows.
+        stored_at: When it was stored, in ISO 8601.
+        command: The command that links the event to it manually, if that is possible and needed.
+    """
+
+    candidate_id: str
+    delivery_id: str
+    tenant_id: str
+    same_tenant: bool
+    same_provider: bool
+    same_recipient: bool
+    provider: str | None
+    mailable: str | None
+    state: str | None
+    stored_at: str | None
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why an event is linked or not; times are in ISO 8601, UTC.
 
@@ -82,9 +137,7 @@ class Explanation:
         tenant_id: The event's tenant.
         delivery_id: The delivery to which it is linked, or would be linked now.
         candidate_ids: The ids tried, in order; known while it is not linked.
-        named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
-            `addressed` if to its recipient or none is known; `mailable`, `state` and `stored_at` distinguish them, and
-            `command` links the event to one manually, if that is possible and needed.
+        candidates: The deliveries that they name.
         type: The event's type.
         reject_reason: Why a message was rejected or bounced, if known.
         bounce: `hard` or `soft`, if its writer said so.
@@ -92,9 +145,8 @@ class Explanation:
         provider: The event's provider, in its canonical spelling.
         arrived_at: When the ledger took it.
         rule: The provider's rule, `provider/version`; None for an event that was never looked up.
-        reads: The fields that the rule reads, in order: `path`, and `holds`, the JSON type of the value, or null.
-        tried: For each candidate id, in order, its `id`, the field `read_from`, and the number of
-            `deliveries` with it that were read.
+        reads: The fields that the rule reads, in order.
+        tried: The candidate ids, in order.
         recipient_known: True if the event's recipient is known.
         recipient_checked: False if it was, or would be, linked by its message id alone, because its recipient could not
             be read.
@@ -104,8 +156,8 @@ class Explanation:
         expires_at: When it becomes too old.
         refused: The number of times that the database refused to read or link it.
         linked_at: When it was linked.
-        linked_during: The runs that were linking then, at most three: `kind`, `origin`, `started_at`. Empty if a
-            writer of this package linked it, or if the run was folded into the totals.
+        linked_during: The runs that were linking then, at most three. Empty if a writer of this package linked it, or
+            if the run was folded into the totals.
         reconciled_by: The `reconciled` event that linked or settled it.
         linked_by: `hand` if a person linked it; None if not.
         linked_by_actor: The name of that person.
@@ -120,7 +172,7 @@ class Explanation:
     tenant_id: str | None = None
     delivery_id: str | None = None
     candidate_ids: tuple[str, ...] = ()
-    named: tuple[dict[str, Any], ...] = ()
+    candidates: tuple[CandidateDelivery, ...] = ()
     type: str | None = None
     reject_reason: str | None = None
     bounce: Bounce | None = None
@@ -128,8 +180,8 @@ class Explanation:
     provider: str | None = None
     arrived_at: str | None = None
     rule: str | None = None
-    reads: tuple[dict[str, str | None], ...] = ()
-    tried: tuple[dict[str, Any], ...] = ()
+    reads: tuple[SearchedField, ...] = ()
+    tried: tuple[TriedId, ...] = ()
     recipient_known: bool | None = None
     recipient_checked: bool | None = None
     verdict: MatchState | None = None
@@ -138,9 +190,9 @@ class Explanation:
     expires_at: str | None = None
     refused: int = 0
     linked_at: str | None = None
-    linked_during: tuple[dict[str, str], ...] = ()
+    linked_during: tuple[RunAt, ...] = ()
     reconciled_by: str | None = None
-    linked_by: str | None = None
+    linked_by: Literal["hand"] | None = None
     linked_by_actor: str | None = None
     reason: str | None = None
     held_by: LockHolder | None = None
@@ -200,7 +252,7 @@ def facts(event: Explanation) -> Iterator[Fact]:
     if event.linked_by:
         yield Fact("manually", f"{event.linked_by_actor or 'an unknown user'}: {event.reason or 'no reason'}")
     for run in event.linked_during:
-        yield _time_fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {{}}", run["started_at"])
+        yield _time_fact("during", f"a {run.kind} sweep (origin: {run.origin}) of {{}}", run.started_at)
 
 
 def outlook(event: Explanation) -> Iterator[Fact]:
@@ -229,13 +281,13 @@ class Origins(NamedTuple):
     Attributes:
         provider: The event's provider, in its canonical spelling, or None if it names none that can be used.
         rule: The rule's mark, `provider/version`; None if the event names no provider.
-        reads: Each place that is read, in order, with what it holds: `string`, `number`, … , or None for nothing.
+        reads: Each field that is read, in order.
         places: For each candidate id the place it comes from; an id that the rule makes of several is not here.
     """
 
     provider: str | None
     rule: str | None
-    reads: tuple[tuple[str, str | None], ...]
+    reads: tuple[SearchedField, ...]
     places: dict[str, str]
 
 
@@ -333,14 +385,23 @@ def _load_origins(tx: Transaction, event_id: str) -> Origins:
     for path in rule.paths:
         for id_ in matching.keys_of_one(document, path).candidate_ids:
             places.setdefault(id_, "/".join(path))
-    reads = tuple(("/".join(path), _json_type(document.at(path))) for path in rule.paths)
+    reads = tuple(SearchedField("/".join(path), _json_type(document.at(path))) for path in rule.paths)
     return Origins(provider, rule.name, reads, places)
 
 
-def _json_type(value: Any) -> str | None:
+_JSON_TYPES: dict[type, JsonType] = {
+    str: "string",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    list: "array",
+    dict: "object",
+}
+
+
+def _json_type(value: Any) -> JsonType | None:
     """Return the JSON type of a value, or None for no value."""
-    types = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
-    return types.get(type(value))
+    return _JSON_TYPES.get(type(value))
 
 
 _OVERSIZED = "its metadata or normalized_payload has more than 64 kB of text, which is not read, so it has no usable id"
@@ -375,11 +436,11 @@ def _explain_final(row: sa.Row[Any], state: EventState, origins: Origins, linkin
         provider=origins.provider,
         arrived_at=row.arrived,
         rule=origins.rule,
-        reads=_reads(origins),
+        reads=origins.reads,
         remedy=(with_local_names(_REPAIR),) if state == "missing" and not is_too_long else (),
         recipient_checked=False if row.unchecked else None,
         linked_at=row.linked_at if row.linked_to else None,
-        linked_during=tuple(run._asdict() for run in linking),
+        linked_during=tuple(linking),
         reconciled_by=row.reconciled_by,
         linked_by="hand" if row.by_hand else None,
         linked_by_actor=_without_address(row.actor) if row.by_hand else None,
@@ -433,7 +494,7 @@ def _explain_open(
         provider=keys.provider,
         arrived_at=row.arrived,
         rule=origins.rule,
-        reads=_reads(origins),
+        reads=origins.reads,
         tried=tuple(_tried_id(id_, origins, event_match) for id_ in keys.candidate_ids),
         recipient_known=keys.recipient is not None,
         recipient_checked=False if event_match.delivery_id and not keys.recipient and not row.recorded else None,
@@ -451,13 +512,9 @@ def _explain_held(explanation: Explanation, holder: LockHolder | None) -> Explan
     return replace(explanation, sentence=sentence, remedy=(holder.remedy,), held_by=holder)
 
 
-def _reads(origins: Origins) -> tuple[dict[str, str | None], ...]:
-    return tuple({"path": path, "holds": kind} for path, kind in origins.reads)
-
-
-def _tried_id(candidate: str, origins: Origins, event_match: EventMatch) -> dict[str, Any]:
+def _tried_id(candidate: str, origins: Origins, event_match: EventMatch) -> TriedId:
     number = sum(delivery.candidate_id == candidate for delivery in event_match.deliveries)
-    return {"id": candidate, "read_from": origins.places.get(candidate), "deliveries": number}
+    return TriedId(candidate, origins.places.get(candidate), number)
 
 
 def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, erased: bool) -> tuple[str, ...]:
@@ -481,23 +538,22 @@ def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, 
 
 def _describe_candidate(
     candidate: DeliveryRow, delivery: Delivery | None, row: sa.Row[Any], event_match: EventMatch
-) -> dict[str, Any]:
-    """Return the fields of a candidate without its address, with the command that links the event to it manually."""
+) -> CandidateDelivery:
+    """Return a candidate without its address, with the command that links the event to it manually."""
     keys, is_own = event_match.keys, candidate.tenant_id == row.tenant_id
     can_link = is_own and (event_match.state != MATCHED or row.expired)
-    return {
-        "candidate_id": candidate.candidate_id,
-        "delivery_id": candidate.delivery_id,
-        "tenant_id": candidate.tenant_id,
-        "own": is_own,
-        "fitting": candidate.has_provider(keys.provider),
-        "addressed": keys.recipient is None
+    command = format_command(f"mailglass-reconcile link {row.id} {candidate.delivery_id} --reason ''")
+    return CandidateDelivery(
+        candidate.candidate_id,
+        candidate.delivery_id,
+        candidate.tenant_id,
+        same_tenant=is_own,
+        same_provider=candidate.has_provider(keys.provider),
+        same_recipient=keys.recipient is None
         or normalize_address(candidate.recipient) == normalize_address(keys.recipient),
-        "provider": delivery and delivery.provider,
-        "mailable": delivery and delivery.mailable,
-        "state": delivery and delivery.type,
-        "stored_at": delivery and delivery.stored_at,
-        "command": format_command(f"mailglass-reconcile link {row.id} {candidate.delivery_id} --reason ''")
-        if can_link
-        else None,
-    }
+        provider=delivery.provider if delivery else None,
+        mailable=delivery.mailable if delivery else None,
+        state=delivery.type if delivery else None,
+        stored_at=delivery.stored_at if delivery else None,
+        command=command if can_link else None,
+    )

@@ -23,6 +23,7 @@ from mailglass_reconcile.store.caller_transaction import use_caller_transaction
 from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.listing import EXPIRED, WAITING, Cause, ListedEvent, ListFilter
 from mailglass_reconcile.store.open_orphans import OrphanRow
+from mailglass_reconcile.store.runs import OpenGroup
 from mailglass_reconcile.sweep import matcher
 from mailglass_reconcile.sweep.matcher import EventMatch
 
@@ -153,7 +154,7 @@ def load_page(
 
 
 def _count_by_last_sweep(
-    tx: Transaction, groups: Sequence[dict[str, Any]] | None, filters: ListFilter
+    tx: Transaction, groups: Sequence[OpenGroup] | None, filters: ListFilter
 ) -> list[Cause] | None:
     """Return the counts of the last full sweep, if they can answer the filter.
 
@@ -309,12 +310,12 @@ def count_waiting(database: Database, tenant_id: str | None = None) -> int:
         return window.count_waiting(tx, tenant_id)
 
 
-def break_down(tx: Transaction, groups: Sequence[dict[str, Any]]) -> list[Cause]:
+def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:
     """Return the groups that a sweep has counted as causes, tenant mismatches with a tenant that has the deliveries.
 
     The tenant of small groups that were added up is an empty string.
     """
-    other_tenants: dict[tuple[str, str | None], str] = {}
+    other_tenants: dict[tuple[str | None, str | None], str] = {}
     if any(group["state"] == TENANT_MISMATCH for group in groups):
         sample = {"read_at_most": SAMPLED_ORPHANS, "of_each": SAMPLED_OF_EACH}
         for row in tx.execute(_OTHER_TENANTS, sample):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.rules.states import OpenState, RunStatus
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.runs import OpenGroup, Origin, RunKind
 
 if TYPE_CHECKING:
     from mailglass_reconcile.singleton.lock import Holder
@@ -142,13 +144,45 @@ class RunHistory(NamedTuple):
     success_origin: str | None
     lag_seconds: float
     counted_at: str | None
-    groups: list[dict[str, Any]] | None
+    groups: list[OpenGroup] | None
     last: LastSweep | None
     uncovered_seconds: float
     beat_age: float | None
     pruned: bool
     unpruned_seconds: float
     last_success: dict[str, str]
+
+
+class ListedRun(TypedDict):
+    """A run of the history, or several recent ones added up; times are in ISO 8601, UTC."""
+
+    id: int
+    started_at: str
+    finished_at: str
+    kind: RunKind
+    origin: Origin
+    tenant_id: str | None
+    status: RunStatus
+    error: str | None
+    runs: int
+    scanned: int
+    linked: int
+    unmatched: int
+    unmatchable: int
+    ambiguous: int
+    tenant_mismatch: int
+    recipient_mismatch: int
+    skipped: int
+    failed: int
+    published: int
+    publish_failed: int
+    expired: int
+    events: int
+    deliveries: int
+    duration_ms: int
+    remaining: int | None
+    ranges: int | None
+    ranges_done: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +204,7 @@ class RunFilter:
 class RunPage:
     """A page of runs, the newest first; `before` is the cursor of the next page, None at the end."""
 
-    runs: list[dict[str, Any]]
+    runs: list[ListedRun]
     before: int | None
 
 
@@ -236,7 +270,7 @@ def load_page(database: Database, filters: RunFilter, *, before: int | None = No
 
 def load_newest(
     tx: Transaction, filters: RunFilter | None = None, *, before: int | None = None, size: int
-) -> list[dict[str, Any]]:
+) -> list[ListedRun]:
     """Return the newest runs that pass, at most *size*."""
     filters = filters or RunFilter()
     parameters = {
@@ -246,7 +280,7 @@ def load_newest(
         "before": before,
         "size": size,
     }
-    return [dict(row) for row in tx.execute(_RUNS, parameters).mappings()]
+    return [cast("ListedRun", dict(row)) for row in tx.execute(_RUNS, parameters).mappings()]
 
 
 def load_totals(tx: Transaction) -> dict[str, int]:
@@ -269,7 +303,7 @@ def load_sweep_lock() -> LockState:
         return LockState(fault=str(error), not_configured=not runtime.is_redis_configured())
 
 
-def count_by_state(groups: Iterable[dict[str, Any]]) -> Counter[str]:
+def count_by_state(groups: Iterable[OpenGroup]) -> Counter[str]:
     """Add up the open orphans of the groups by state."""
     counts: Counter[str] = Counter()
     for group in add_up(groups):
@@ -277,9 +311,9 @@ def count_by_state(groups: Iterable[dict[str, Any]]) -> Counter[str]:
     return counts
 
 
-def add_up(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def add_up(groups: Iterable[OpenGroup]) -> list[OpenGroup]:
     """Return groups of open orphans, the largest first; the ranges of a fan-out have counted the same groups."""
-    counts: Counter[tuple[str, str | None, str | None]] = Counter()
+    counts: Counter[tuple[OpenState, str | None, str | None]] = Counter()
     for group in groups:
         # What a later version stored in another form is left out.
         if isinstance(group, dict) and isinstance(group.get("state"), str) and isinstance(group.get("orphans"), int):

@@ -11,12 +11,13 @@ from mailglass_reconcile.ops import checks, deliveries, orphans, runs, time_seri
 from mailglass_reconcile.ops.checks import ERROR, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.deliveries import RecentLink
 from mailglass_reconcile.ops.lock_holders import LockHolder
-from mailglass_reconcile.ops.runs import FirstRunState
+from mailglass_reconcile.ops.runs import FirstRunState, ListedRun
 from mailglass_reconcile.ops.time_series import TimeBucket
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.store import schema, window
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import Cause
+from mailglass_reconcile.store.runs import OpenGroup
 
 LAST_RUNS = 5
 OVERVIEW_ROWS = 10
@@ -51,9 +52,9 @@ class Status:
     waiting: int
     lag_seconds: float
     as_of: str
-    groups: list[dict[str, Any]]
+    groups: list[OpenGroup]
     last_success: dict[str, str]
-    last_runs: list[dict[str, Any]]
+    last_runs: list[ListedRun]
     jobs_waiting: int
     jobs_dead: int
     totals: dict[str, int]
@@ -165,7 +166,7 @@ def _health(context: CheckContext) -> Health:
     return Health(findings, runs.load_first_run(context.tx) if lacks_sweeps else None)
 
 
-def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]] | None:
+def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple[str, list[OpenGroup]] | None:
     """Return the time of the last full sweep's counts, and its groups; None if they do not show this tenant alone."""
     counted_at, groups = context.history.counted_at, context.history.groups
     if groups is None or counted_at is None:
@@ -176,7 +177,7 @@ def _groups_of_last_sweep(context: CheckContext, tenant_id: str | None) -> tuple
     return counted_at, [group for group in groups if tenant_id in (None, group["tenant_id"])]
 
 
-def _groups_now(context: CheckContext, tenant_id: str | None) -> tuple[str, list[dict[str, Any]]]:
+def _groups_now(context: CheckContext, tenant_id: str | None) -> tuple[str, list[OpenGroup]]:
     selection = window.select_orphans(context.tx, window.open_window(context.tx, counted=True), tenant_id)
     return context.history.now, window.as_groups(selection.open)
 
@@ -185,7 +186,7 @@ def _status(
     context: CheckContext,
     findings: list[Finding],
     as_of: str,
-    groups: list[dict[str, Any]],
+    groups: list[OpenGroup],
     tenant_id: str | None,
     last_runs: int,
 ) -> Status:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.rules.matching import Keys
+from mailglass_reconcile.rules.states import MatchState
 from mailglass_reconcile.store.database import (
     Function,
     Reading,
@@ -130,7 +131,7 @@ class OrphanRow(NamedTuple):
     tenant_id: str
     arrived_at: str
     keys: Keys
-    state: str | None = None
+    state: MatchState | None = None
 
 
 def read(reading: Reading, event_ids: Iterable[str]) -> list[OrphanRow]:

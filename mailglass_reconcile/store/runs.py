@@ -7,10 +7,10 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from mailglass_reconcile.rules import states
-from mailglass_reconcile.rules.states import RunStatus
+from mailglass_reconcile.rules.states import OpenState, RunStatus
 from mailglass_reconcile.store.database import OpenConnection, Transaction
 
 RunKind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
@@ -126,11 +126,21 @@ class LinkCounts(NamedTuple):
     unchecked: int
 
 
-class RunAt(NamedTuple):
+class OpenGroup(TypedDict):
+    """The number of open orphans of a state, a tenant and a provider; small tenants together have no tenant."""
+
+    state: OpenState
+    tenant_id: str | None
+    provider: str | None
+    orphans: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunAt:
     """A run that linked something; `started_at` in ISO 8601, UTC."""
 
-    kind: str
-    origin: str
+    kind: RunKind
+    origin: Origin
     started_at: str
 
 
@@ -161,7 +171,7 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     remaining: int | None = None
     linkable_since: str | None = None
-    open_groups: list[dict[str, Any]] | None = None
+    open_groups: list[OpenGroup] | None = None
     covered: bool = True
     ranges: int | None = None
     error: str | None = None

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.rules.states import UNSEEN
+from mailglass_reconcile.rules.states import UNSEEN, OpenState
 from mailglass_reconcile.store import deliveries, revision
 from mailglass_reconcile.store.database import Transaction, array_literal, prefer_scans
 from mailglass_reconcile.store.open_orphans import LAST, Cursor
+from mailglass_reconcile.store.runs import OpenGroup
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ class Group(NamedTuple):
     The small groups of very many tenants have no tenant.
     """
 
-    state: str | None
+    state: OpenState | None
     tenant_id: str | None
     provider: str | None
 
@@ -462,9 +463,9 @@ def rank_parameters() -> dict[str, object]:
     }
 
 
-def as_groups(open_groups: Counter[Group]) -> list[dict[str, Any]]:
+def as_groups(open_groups: Counter[Group]) -> list[OpenGroup]:
     """Return the groups as `state`, `tenant_id`, `provider` and `orphans`: the largest first, then by name."""
-    groups = [
+    groups: list[OpenGroup] = [
         {"state": group.state or UNSEEN, "tenant_id": group.tenant_id, "provider": group.provider, "orphans": orphans}
         for group, orphans in open_groups.items()
         if orphans > 0

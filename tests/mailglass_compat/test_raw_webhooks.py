@@ -118,7 +118,7 @@ def test_one_event_is_decided_as_a_sweep_decides(mailglass_db):
     factories.delivery(mailglass_db, message_id, recipient=TO)
     explanation = explain(mailglass_db.database, UUID(event_id))
     assert (explanation.state, explanation.recipient_known) == ("recipient_mismatch", True)
-    assert [row["addressed"] for row in explanation.named] == [False]
+    assert [row.same_recipient for row in explanation.candidates] == [False]
     with mailglass_db.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert attempt_link(connection, orphan).state == "recipient_mismatch"

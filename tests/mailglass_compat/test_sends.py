@@ -40,8 +40,8 @@ def test_the_provider_of_the_send_is_shown(mailglass_db):
         (delivery,) = readers.load_deliveries(tx, [str(deliveries[0].delivery_id)])
     assert delivery.provider == "postmark"
     orphan = factories.orphan(mailglass_db, factories.postmark("m-1"), type="opened")
-    deliveries_of_id = explain(mailglass_db.database, orphan).named
-    assert [(row["provider"], row["fitting"]) for row in deliveries_of_id] == [("postmark", True)] * 2
+    deliveries_of_id = explain(mailglass_db.database, orphan).candidates
+    assert [(row.provider, row.same_provider) for row in deliveries_of_id] == [("postmark", True)] * 2
 
 
 def test_without_mailglass_a_delivery_has_its_provider(db):

@@ -13,7 +13,7 @@ import meter
 import recording
 from browsing import Visitor, app
 from mailglass_reconcile import key_rule
-from mailglass_reconcile.ops.explanation import Explanation, explain, explain_message, facts
+from mailglass_reconcile.ops.explanation import Explanation, TriedId, explain, explain_message, facts
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.web.rendering import fact_text
 
@@ -75,19 +75,19 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
             mailglass_reconcile.reconcile()
         explanation = explain_event(db, event)
         assert (explanation.provider, explanation.rule) == ("sendgrid", "sendgrid/2.1")
-        assert [(read["path"], read["holds"]) for read in explanation.reads] == [
+        assert [(read.path, read.holds) for read in explanation.reads] == [
             ("metadata/provider_message_id", "string"),
             ("normalized_payload/provider_message_id", "array"),
             ("metadata/sg_message_id", "string"),
             ("metadata/smtp_message_id", None),
         ]
-        assert [(row["id"], row["read_from"]) for row in explanation.tried] == [
+        assert [(row.id, row.read_from) for row in explanation.tried] == [
             ("a@b", "metadata/provider_message_id"),
             ("<a@b>", "metadata/provider_message_id"),
             ("c", "metadata/sg_message_id"),
             ("c.filter01-1", "metadata/sg_message_id"),
         ]
-        assert explanation.candidate_ids == tuple(row["id"] for row in explanation.tried)
+        assert explanation.candidate_ids == tuple(row.id for row in explanation.tried)
 
 
 def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
@@ -99,7 +99,7 @@ def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monke
         return [a + b]
 
     event = factories.orphan(db, {"provider": "joined", "a": "x", "b": "y"})
-    assert explain_event(db, event).tried == ({"id": "xy", "read_from": None, "deliveries": 0},)
+    assert explain_event(db, event).tried == (TriedId("xy", None, 0),)
 
 
 def test_what_would_have_to_change_is_said_for_each_state(db):
@@ -124,12 +124,11 @@ def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
     factories.delivery(db, "x", provider="sendgrid", recipient="grace@example.com")
     factories.delivery(db, "x", recipient="grace@example.com")
     explanation = explain_event(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
-    assert {(row["own"], row["fitting"], row["addressed"]) for row in explanation.named} == {
+    assert {(row.same_tenant, row.same_provider, row.same_recipient) for row in explanation.candidates} == {
         (False, True, True),
         (True, False, False),
         (True, True, False),
     }
-    assert all("recipient" not in row for row in explanation.named)
 
 
 def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
@@ -161,7 +160,7 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     explanation = explain_event(db, event)
     reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
     assert (explanation.state, explanation.delivery_id, explanation.reconciled_by) == ("linked", delivery, reconciled)
-    assert [(run["kind"], run["origin"]) for run in explanation.linked_during] == [("full", "python")]
+    assert [(run.kind, run.origin) for run in explanation.linked_during] == [("full", "python")]
     assert before < dt.datetime.fromisoformat(explanation.linked_at) <= dt.datetime.now(dt.UTC)
 
 
@@ -306,4 +305,4 @@ def test_an_unknown_time_is_a_dash_wherever_a_fact_is_shown():
     event = Explanation(factories.new_id(), "linked", "", linked_by="hand", reason="see {}", reconciled_by="r-1")
     shown_facts = {fact.name: (fact.plain_text, str(fact_text(fact))) for fact in facts(event)}
     assert shown_facts["arrived"] == ("-", "-")
-    assert shown_facts["by hand"] == ("an unknown user: see {}",) * 2
+    assert shown_facts["manually"] == ("an unknown user: see {}",) * 2

@@ -127,9 +127,20 @@ def run_here(*arguments: str) -> click.testing.Result:
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 
+def _without_other_fields(schema: Any) -> Any:
+    """Return a schema that allows only the fields that it describes."""
+    if isinstance(schema, dict):
+        closed = {"additionalProperties": False} if "required" in schema else {}
+        return {key: _without_other_fields(value) for key, value in schema.items()} | closed
+    return [_without_other_fields(value) for value in schema] if isinstance(schema, list) else schema
+
+
 def conforming(name: str, text: str) -> list[dict[str, Any]]:
-    """Return the JSON objects of *text*, one per line, after validating each against the schema of that name."""
-    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    """Return the JSON objects of *text*, one per line, after validating each against the schema of that name.
+
+    A program must not rely on it, but each field that is printed is in the schema.
+    """
+    schema = _without_other_fields(json.loads((SCHEMAS / f"{name}.json").read_text()))
     validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     lines = [json.loads(line) for line in text.splitlines()]
     for line in lines:
