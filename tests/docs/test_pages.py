@@ -29,7 +29,6 @@ READERS = {
     "handlers.md": "send_report update_crm",
     "live-updates.md": "refresh_all refresh",
     "api.md": "app engine body headers",
-    "monitoring.md": "",
     "order-status.md": "call_postmark message order",
     "own-provider.md": "",
     "receiving.md": "app engine provider body headers",

@@ -71,7 +71,6 @@ NOT_RUN = {
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with its own CA"),
     ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has its own Sentinels"),
-    ("monitoring.md", "OpenTelemetry's exporters are not installed here"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""
 
