@@ -12,8 +12,9 @@ from rich.text import Text
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import Duration, console, print_json, suggest_tenant, table
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops.checks import ERROR, WARNING
 from mailglass_reconcile.ops.runs import ListedRun
-from mailglass_reconcile.ops.status import Status, load_problems, load_status
+from mailglass_reconcile.ops.status import Status, load_findings, load_status, sentences
 from mailglass_reconcile.rules.humanize import escape_unprintable, format_duration, pluralize
 from mailglass_reconcile.rules.thresholds import LATE_SECONDS
 from mailglass_reconcile.rules.times import format_time
@@ -60,10 +61,12 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
 
 def _print_health(max_lag: float) -> int:
     try:
-        problems = load_problems(runtime.database(), max_lag)
+        findings = load_findings(runtime.database(), max_lag)
+        problems, warnings = sentences(findings, ERROR), sentences(findings, WARNING)
     except MailglassReconcileError as error:
-        problems = [str(error)]
-    click.echo("unhealthy: " + escape_unprintable("; ".join(problems)) if problems else "healthy")
+        problems, warnings = [str(error)], []
+    line = "unhealthy" if problems else "healthy, with a warning" if warnings else "healthy"
+    click.echo(escape_unprintable(": ".join(filter(None, (line, "; ".join(problems or warnings))))))
     return 1 if problems else 0
 
 

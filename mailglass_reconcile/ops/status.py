@@ -92,7 +92,8 @@ class Overview:
         links: The latest links of the last day.
         series: Backlog and lag over time, the oldest first.
         health: The findings of the fast checks.
-        holder: The session that holds up the oldest event that could be linked; None without one.
+        holder: The session that holds up the oldest event that could be linked; None without one, or with an error.
+        repeated: The newest open orphans of a wrong tenant whose webhook has reached its delivery since.
     """
 
     status: Status
@@ -103,12 +104,18 @@ class Overview:
     series: list[TimeBucket]
     health: Health
     holder: LockHolder | None
+    repeated: int
 
 
-def load_problems(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
-    """Return a sentence for each error, the most severe first; at a cost independent of the open orphans."""
+def load_findings(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[Finding]:
+    """Return the findings of the fast checks, the most severe first, at a cost independent of the open orphans."""
     with database.reading(FAST_TIMEOUT_MS) as tx:
-        return sentences(checks.run_fast(CheckContext(tx, max_lag_seconds)), ERROR)
+        return checks.run_fast(CheckContext(tx, max_lag_seconds))
+
+
+def load_problems(database: Database) -> list[str]:
+    """Return a sentence for each error of the fast checks."""
+    return sentences(load_findings(database), ERROR)
 
 
 def sentences(findings: Iterable[Finding], status: str) -> list[str]:
@@ -140,6 +147,7 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
         schema.require_migrated(tx)
         context = CheckContext(tx)
         health = _health(context)
+        is_healthy = not sentences(health.findings, ERROR)
         as_of, groups = _groups_of_last_sweep(context, None) or (context.history.now, [])
         return Overview(
             status=_status(context, health.findings, as_of, groups, None, OVERVIEW_ROWS),
@@ -149,7 +157,8 @@ def load_overview(database: Database, *, seconds: int) -> Overview:
             links=deliveries.load_recent_links(tx, OVERVIEW_ROWS),
             series=time_series.load_series(tx, seconds),
             health=health,
-            holder=context.late_holder,
+            holder=context.late_holder if is_healthy else None,
+            repeated=sum(group.orphans for group in context.newest_orphans if group.is_repeated) if is_healthy else 0,
         )
 
 

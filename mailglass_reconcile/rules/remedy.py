@@ -34,6 +34,7 @@ def find_steps(
     state: MatchState,
     *,
     is_expired: bool,
+    provider: str | None = None,
     has_candidates: bool = False,
     recipient_lost: bool = False,
     recipient_erased: bool = False,
@@ -46,6 +47,7 @@ def find_steps(
         event_id: The event.
         state: The matcher's result for it.
         is_expired: True if no sweep checks it any more.
+        provider: The event's provider.
         has_candidates: True if deliveries are listed with it, each with the command that links it.
         recipient_lost: True if the event's recipient is unknown.
         recipient_erased: True if the recipient of one of the deliveries was erased.
@@ -66,6 +68,11 @@ def find_steps(
         "recipient_mismatch": "store a delivery to the event's recipient under one of these ids; " + link_manually,
     }
     step = steps.get(state)
+    if state in ("unmatched", "unmatchable") and provider_rules.mistyped(provider or ""):
+        step = (
+            "correct the provider's name where this webhook is recorded, and let the provider send it again, because a"
+            f" stored event keeps its name; or {link_manually}"
+        )
     if state == "ambiguous" and recipient_lost:
         step = f"no sweep will link it; check the deliveries listed, and {link_manually}"
     if state == "ambiguous" and webhook_unread:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store import revision, schema, script
+from mailglass_reconcile.store import deliveries, revision, schema, script
 from mailglass_reconcile.store.database import Transaction, column_arrays, in_schema
 from mailglass_reconcile.store.script import SchemaStep, md5
 
@@ -169,7 +169,7 @@ class Difference(NamedTuple):
         if self.subject == "triggers":
             return ", so the ledger can be changed" if self.step.only_on else ", so new orphans are not noticed"
         if self.step.kind == "index" and not self.step.is_unique:
-            return ", so statements read whole tables"
+            return ", so no sweep runs" if self.step.name == deliveries.INDEX else ", so statements read whole tables"
         return "" if self.step.kind == "table" else ", so nothing can be recorded or linked"
 
     def remedy(self, tx: Transaction) -> str:
@@ -242,7 +242,8 @@ def compare(tx: Transaction, *, guard: bool = False, made_here: bool = False) ->
             revision.is_newer(version)  # a newer version knows what must be there
             # A revision will make it.
             or (step.kind == "table" and fault != SOMETHING_ELSE and version != revision.VERSION)
-            or (step.kind == "index" and is_mailglass and not row.has_table)
+            # The table is missing, and `migrate` does not make it again.
+            or (step.kind == "index" and not row.has_table and (is_mailglass or version == revision.VERSION))
             or (step.name == schema.GUARD and mailglass_tables and not guard)
         )
         if fault and not is_ignored:

@@ -21,7 +21,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "handlers": _HANDLERS,
     "handled_types": _HANDLERS,
     "nothing_links": ("orphans?state=unmatched", "These events"),
-    "key_rules": ("orphans?state=unmatchable", "Orphans without a usable id"),
+    "key_rules": ("orphans", "Open orphans"),
     "broadcasts": ("runs", "Runs"),
     "prune": ("runs?kind=prune", "Last prunes"),
 }

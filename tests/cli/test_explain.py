@@ -135,7 +135,9 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
 def test_a_mistyped_provider_is_named(db):
     """It has no rule, so its ids are searched where most providers put them."""
     event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
-    assert "no rule knows sendgird; did you mean sendgrid?" in commands.run_here("explain", event).stdout
+    stdout = " ".join(commands.run_here("explain", event).stdout.split())
+    assert "no rule knows sendgird; did you mean sendgrid?" in stdout
+    assert "to link it correct the provider's name where this webhook is recorded" in stdout
 
 
 def test_the_remedy_for_each_candidate_can_be_pasted(db):

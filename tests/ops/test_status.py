@@ -14,7 +14,7 @@ import sweeping
 from factories import TENANT, delivery, delivery_row, insert, insert_pairs, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
-from mailglass_reconcile.ops.status import load_problems, load_status
+from mailglass_reconcile.ops.status import load_findings, load_problems, load_status
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs, window
 from mailglass_reconcile.sweep import reconciler
@@ -162,6 +162,11 @@ def test_check_is_one_line_and_an_exit_code(db, command):
     command("sweep")
     result = command("status", "--check")
     assert (result.returncode, result.stdout, result.stderr) == (0, "healthy\n", "")
+    orphan(db, postmark("m-1", provider="postmrak"))
+    command("sweep")
+    result = command("status", "--check")
+    assert (result.returncode, result.stdout.count("\n")) == (0, 1)
+    assert result.stdout.startswith("healthy, with a warning: no rule knows postmrak; did you mean postmark?")
     unreachable = command("status", "--check", MAILGLASS_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
     assert (unreachable.returncode, unreachable.stdout[:11], unreachable.stdout.count("\n")) == (1, "unhealthy: ", 1)
 
@@ -172,7 +177,7 @@ def test_no_sweep_for_two_intervals_is_unhealthy(db):
     assert load_problems(db.database) == []
     db.run(AGED)
     assert load_problems(db.database)[0].startswith("no full sweep has succeeded for 1 hour (limit 10 minutes)")
-    assert load_problems(db.database, 2 * 3_600.0) == []
+    assert load_findings(db.database, 2 * 3_600.0) == []
 
 
 @pytest.mark.parametrize("way", ["targeted", "of its tenant"])

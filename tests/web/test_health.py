@@ -103,6 +103,13 @@ def test_it_is_not_green_over_mismatches(db):
     text = page(db)
     assert "Sweeps run, but 2 of 3 open orphans will not be linked without you." in note(text)
     assert 'href="./orphans?state=tenant_mismatch">2 tenant_mismatch</a>' in text
+    factories.orphan(db, factories.postmark("theirs-0"), tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    assert "Sweeps run, but 1 of 3 open orphans will not be linked without you." in note(page(db))
+    assert "have the id; 1 of them came again for the right tenant" in note(page(db))
+    factories.orphan(db, factories.postmark("theirs-1"), tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    assert "Healthy. Sweeps run, and everything that can be linked is linked." in note(page(db))
     assert "everything that can be linked is linked" not in text
     assert title(text) == "Overview · mailglass-reconcile"
 
