@@ -15,9 +15,6 @@ from mailglass_reconcile.store.script import SchemaStep, md5
 
 MIGRATE = "run `mailglass-reconcile migrate`"
 RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
-MAKE_AGAIN = (
-    "restore it from a backup, or run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`"
-)
 
 UNIQUE = ("mailglass_events_idempotency_key_idx", "mailglass_deliveries_provider_msg_id_idx")
 """Mailglass's indexes that ON CONFLICT needs, under any name."""
@@ -179,7 +176,7 @@ class Difference(NamedTuple):
         if self.fault == SOMETHING_ELSE:
             return f"drop or rename it, then {MIGRATE}"
         if self.step.kind == "table":
-            return RESTORE if self.is_mailglass else MAKE_AGAIN
+            return RESTORE if self.is_mailglass else revision.MAKE_AGAIN
         drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
         return drop + " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
 

@@ -89,6 +89,12 @@ SELECT current_setting('enable_seqscan') AS scans, current_setting('enable_sort'
 """
 
 # An ordinary table: reading a view would run the code of its owner.
+_MISSING_TABLES = """
+SELECT name FROM unnest(CAST(:tables AS text[])) AS t (name)
+ WHERE NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                    WHERE c.relname = t.name AND n.nspname = :schema)
+"""
+
 _IS_VERSION_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version) AND relkind = 'r')"
 
 
@@ -436,11 +442,15 @@ def is_schema_error(error: BaseException) -> bool:
 
 
 def require_revision(tx: Transaction) -> None:
-    """Raise `SchemaOutdatedError` if Mailglass's tables have moved away from ours, or ours are at another revision."""
+    """Raise `SchemaOutdatedError` if Mailglass's tables have moved away, or ours are at another revision or missing."""
     if moved := location.find_moved(tx.load_schemas(), tx.schema):
         raise SchemaOutdatedError(str(moved)) from None
-    if (version := tx.revision()) and (mismatch := revision.find_mismatch(version)):
-        raise SchemaOutdatedError(str(mismatch)) from None
+    if version := tx.revision():
+        if mismatch := revision.find_mismatch(version):
+            raise SchemaOutdatedError(str(mismatch)) from None
+        missing = tx.execute(_MISSING_TABLES, {"tables": array_literal(revision.TABLES), "schema": tx.schema}).scalars()
+        if table := missing.first():
+            raise SchemaOutdatedError(f"table {table} is missing: {revision.MAKE_AGAIN}") from None
 
 
 @contextmanager

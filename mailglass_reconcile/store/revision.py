@@ -33,6 +33,12 @@ TABLES = {
 }
 """The tables that the revisions make, with their columns; the first one tells ours from another table of the name."""
 
+MAKE_AGAIN = (
+    "restore it from a backup, or run `mailglass-reconcile migrate --remove`, then `mailglass-reconcile migrate`, then"
+    " what `mailglass-reconcile migrate --grants` prints"
+)
+"""The remedy for a table of ours that is missing."""
+
 REVISIONS = script.revision_ids()
 """The ids of this version's revisions, in their order."""
 

@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 import pytest
 
+import commands
 import mailglass_reconcile
+from browsing import Visitor, app
 from database import Database
 from diagnosing import heal, report, worst_finding
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
-from mailglass_reconcile.store import comparison, privileges, schema, script
+from mailglass_reconcile.store import comparison, privileges, revision, schema, script
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.script import SchemaStep
 
@@ -294,6 +296,19 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
         db.run(f"GRANT SELECT ON {table} TO {role}")
     assert wrong_to_the_role() == []
     assert worst_finding("privileges").status == ERROR
+
+
+def test_of_a_table_that_was_renamed_away_doctor_sweep_page_and_migrate_say_the_same(db: Database) -> None:
+    db.run("ALTER TABLE mailglass_open_orphans RENAME TO away")
+    expected = f"table mailglass_open_orphans is missing: {with_local_names(revision.MAKE_AGAIN)}"
+    try:
+        assert worst_finding("schema").sentence == expected
+        assert commands.run_unchecked(db, "sweep").stderr == f"mailglass-reconcile: {expected}\n"
+        assert "restore it from a backup" in Visitor(app(db)).get("/").text
+        migrated = commands.run_unchecked(db, "migrate").stderr
+        assert migrated.endswith(f"no step of `migrate` cures this: {expected}\n"), "no index of the other table"
+    finally:
+        db.run("ALTER TABLE away RENAME TO mailglass_open_orphans")
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:
