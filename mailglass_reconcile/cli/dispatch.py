@@ -203,7 +203,7 @@ def _retry(selected: UUID | str, handler: str | None, as_json: bool) -> None:
         click.echo(f"{pluralize(retried, 'job')} will be tried again")
     if event_id and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
-        raise click.ClickException(with_local_names(f"event {event_id} is neither dead nor failing: see {hints}"))
+        raise click.ClickException(with_local_names(f"no job of event {event_id} is dead or failing: see {hints}"))
 
 
 def _replay(type_: str, seconds: float, handler: str | None, yes: bool, as_json: bool) -> None:

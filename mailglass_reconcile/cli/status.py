@@ -56,7 +56,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
     if as_json:
         print_json(loaded.as_dict())
     else:
-        console().print(_render(loaded, tenant))
+        console().print(_render(loaded))
 
 
 def _print_health(max_lag: float) -> int:
@@ -70,21 +70,21 @@ def _print_health(max_lag: float) -> int:
     return 1 if problems else 0
 
 
-def _render(loaded: Status, tenant: str | None) -> Group:
-    """Return the lines and tables of a status; of one tenant, it has only open orphans, and all else is of all."""
+def _render(loaded: Status) -> Group:
+    """Return the lines and tables of a status; problems and warnings are of all tenants."""
     lines = [f"{pluralize(loaded.eligible, 'open orphan')} as of {format_time(loaded.as_of)}"]
     if loaded.waiting:
         lines.append(f"{pluralize(loaded.waiting, 'more is in its', 'more are in their')} grace period now")
-    if tenant is not None:
-        lines.append("of all tenants:")
     if loaded.lag_seconds:
         lines.append(f"the oldest that could be linked has been open for {format_duration(loaded.lag_seconds)}")
-    if loaded.totals["expired"]:
+    if loaded.totals and loaded.totals["expired"]:
         lines.append(f"{pluralize(loaded.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
     if loaded.jobs_waiting:
         lines.append(f"{pluralize(loaded.jobs_waiting, 'job waits', 'jobs wait')} for handlers")
-    for kind, at in loaded.last_success.items():
+    for kind, at in (loaded.last_success or {}).items():
         lines.append(f"last successful {kind} run: {format_time(at)}")
+    if loaded.tenant_id is not None:
+        lines.append("of all tenants:")
     lines += [f"warning: {warning}" for warning in loaded.warnings]
     lines += [f"problem: {problem}" for problem in loaded.problems] or ["healthy"]
     return Group(*(Text(escape_unprintable(line)) for line in lines), *_make_tables(loaded))
@@ -98,7 +98,7 @@ def _make_tables(loaded: Status) -> list[Table]:
             for group in loaded.groups
         ],
     )
-    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_format_run, loaded.last_runs))
+    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_format_run, loaded.last_runs or ()))
     return [rows for rows in (groups, runs) if rows.row_count]
 
 

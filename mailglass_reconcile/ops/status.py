@@ -27,37 +27,39 @@ FAST_TIMEOUT_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of linking; for one tenant, `open`, `eligible`, `waiting` and `groups` are its own.
+    """The state of linking, of all tenants or of one; then what is known of all together only is None.
 
     Attributes:
+        tenant_id: The tenant; None is all.
         open: `eligible` and `waiting` together.
         eligible: Open orphans at `as_of` that a full sweep checks.
         waiting: Open orphans that are in their grace period now.
-        lag_seconds: The age of the oldest open orphan whose delivery exists; 0 if there is none.
+        lag_seconds: The age of the oldest open orphan whose delivery exists; 0 if there is none. None for one tenant.
         as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
-        last_success: When a run of each kind last succeeded, in ISO 8601.
-        last_runs: The last runs, the newest first, without recent sweeps that linked nothing.
-        jobs_waiting: Jobs of handlers that wait: one for each handler and event.
-        jobs_dead: Jobs that have failed for the last time.
-        totals: `linked`, `expired` and `failed_runs` since the history began.
+        last_success: When a run of each kind last succeeded, in ISO 8601. None for one tenant.
+        last_runs: The last runs, the newest first, without recent sweeps that linked nothing. None for one tenant.
+        jobs_waiting: Jobs of handlers that wait: one for each handler and event. None for one tenant.
+        jobs_dead: Jobs that have failed for the last time. None for one tenant.
+        totals: `linked`, `expired` and `failed_runs` since the history began. None for one tenant.
         triggers: True if the triggers that maintain the table of open orphans are enabled.
-        healthy: True if there are no problems.
+        healthy: True if there are no problems, of whatever tenant.
         problems: A sentence for each error, with its remedy.
         warnings: A sentence for each warning, with its remedy.
     """
 
+    tenant_id: str | None
     open: int
     eligible: int
     waiting: int
-    lag_seconds: float
+    lag_seconds: float | None
     as_of: str
     groups: list[OpenGroup]
-    last_success: dict[str, str]
-    last_runs: list[ListedRun]
-    jobs_waiting: int
-    jobs_dead: int
-    totals: dict[str, int]
+    last_success: dict[str, str] | None
+    last_runs: list[ListedRun] | None
+    jobs_waiting: int | None
+    jobs_dead: int | None
+    totals: dict[str, int] | None
     triggers: bool
     healthy: bool
     problems: list[str]
@@ -200,19 +202,20 @@ def _status(
     last_runs: int,
 ) -> Status:
     eligible, waiting = sum(group["orphans"] for group in groups), window.count_waiting(context.tx, tenant_id)
-    problems = sentences(findings, ERROR)
+    problems, of_all = sentences(findings, ERROR), tenant_id is None
     return Status(
+        tenant_id=tenant_id,
         open=eligible + waiting,
         eligible=eligible,
         waiting=waiting,
-        lag_seconds=context.history.lag_seconds,
+        lag_seconds=context.history.lag_seconds if of_all else None,
         as_of=as_of,
         groups=groups,
-        last_success=context.history.last_success,
-        last_runs=runs.load_newest(context.tx, size=last_runs),
-        jobs_waiting=context.outbox.waiting,
-        jobs_dead=context.outbox.dead,
-        totals=runs.load_totals(context.tx),
+        last_success=context.history.last_success if of_all else None,
+        last_runs=runs.load_newest(context.tx, size=last_runs) if of_all else None,
+        jobs_waiting=context.outbox.waiting if of_all else None,
+        jobs_dead=context.outbox.dead if of_all else None,
+        totals=runs.load_totals(context.tx) if of_all else None,
         triggers=context.has_triggers,
         healthy=not problems,
         problems=problems,

@@ -78,7 +78,7 @@ def test_a_dry_run_writes_nothing(cli, db, one_of_two):
         (("--nothing",), 2, "No such option"),
         (("sweep", "--limit", "0"), 2, "Invalid value for '--limit': 0 is not in the range x>=1."),
         (("explain", "--message-id", "m-2"), 1, "no open orphan and no delivery has this message id"),
-        (("dispatch", "--retry", str(uuid.UUID(int=0))), 1, f"event {uuid.UUID(int=0)} is neither dead nor failing"),
+        (("dispatch", "--retry", str(uuid.UUID(int=0))), 1, f"no job of event {uuid.UUID(int=0)} is dead or failing"),
         (("dispatch", "--forget", "nothing", "--yes"), 1, "no dispatcher has registered a handler of 'nothing'"),
         (("serve", "--host", "0.0.0.0"), 2, "0.0.0.0 can be reached from other machines"),  # noqa: S104
         (("migrate",), 1, "MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL"),

@@ -94,7 +94,7 @@ def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
     """One line says where to look."""
     result = commands.run_here("dispatch", "--retry", factories.new_id())
     assert result.exit_code == 1
-    assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in result.stderr
+    assert "is dead or failing: see `mailglass-reconcile dispatch --dead`" in result.stderr
 
 
 def test_the_three_exclude_each_other(handler_db):

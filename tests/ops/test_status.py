@@ -12,6 +12,7 @@ import commands
 import mailglass_reconcile
 import sweeping
 from factories import TENANT, delivery, delivery_row, insert, insert_pairs, orphan, orphan_row, postmark
+from handling import handle
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.status import load_findings, load_problems, load_status
@@ -328,11 +329,26 @@ def test_the_last_runs_are_those_of_the_dashboard(db):
     assert [run["kind"] for run in load_status(db.database).last_runs] == ["prune", "full"]
 
 
-def test_the_status_of_a_tenant_says_what_is_of_all_tenants(db):
-    """The lag and the expired orphans of globex once stood below the number of acme's open orphans."""
+def test_the_status_of_a_tenant_has_nothing_of_all_tenants_but_their_problems(db):
+    """The lag, the expired orphans, the jobs and the runs of globex once stood below acme's open orphans."""
+    handle(db, ("suppress", "bounced"))
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"), type="bounced")
     reconcile()
     db.run("UPDATE mailglass_reconcile_runs SET linkable_since = now()::timestamp - interval '3 hours', expired = 41")
-    of_acme, _, of_all = commands.run_unchecked(db, "status", "--tenant", "acme").stdout.partition("of all tenants:\n")
+    words = ("open for 3 hours", "41 orphans have expired", " for handlers", "last successful full run", "run ended")
+    of_all = commands.run_unchecked(db, "status").stdout
+    assert [word for word in words if word not in of_all] == []
+    assert "of all tenants" not in of_all
+    of_acme, _, problems = commands.run_unchecked(db, "status", "--tenant", "acme").stdout.partition(
+        "of all tenants:\n"
+    )
     assert of_acme.startswith("0 open orphans as of")
-    assert "the oldest that could be linked has been open for 3 hours" in of_all
-    assert "of all tenants" not in commands.run_unchecked(db, "status").stdout
+    assert [word for word in words if word in of_acme + problems.partition("problem:")[0]] == []
+    assert "problem: " in problems
+    (document,) = commands.conforming(
+        "status", commands.run_unchecked(db, "status", "--tenant", "acme", "--json").stdout
+    )
+    fields = ("lag_seconds", "last_success", "last_runs", "jobs_waiting", "jobs_dead", "totals")
+    assert document["tenant_id"] == "acme"
+    assert [document[field] for field in fields] == [None] * len(fields)
