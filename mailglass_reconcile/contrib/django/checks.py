@@ -46,7 +46,8 @@ NO_TENANT = Error(
 )
 NO_ANYMAIL = Warning(
     "No e-mail backend is Anymail's, so sends are not recorded and events stay unlinked.",
-    hint="Set EMAIL_BACKEND to one of Anymail's, such as anymail.backends.postmark.EmailBackend.",
+    hint="Set EMAIL_BACKEND, or since Django 6.1 MAILERS, to one of Anymail's, such as"
+    " anymail.backends.postmark.EmailBackend.",
     id="mailglass_reconcile.W001",
 )
 OTHER_IDS = Warning(
