@@ -171,21 +171,22 @@ def slugs(file):
 
 
 def test_every_page_that_the_package_names_exists():
-    """Docstrings name files such as `docs/api.md`, errors name headings, too."""
-    mentioned, in_errors = set(), set()
-    for path in (pages.ROOT / "mailglass_reconcile").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                mentioned |= set(re.findall(r"\bdocs/[\w./-]+\.\w+", node.value))
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "docs_url":
-                in_errors.add(node.args[0].value)
-    assert mentioned
-    assert not [name for name in mentioned if not (pages.ROOT / name).exists()]
-    assert {"roles.md", "redis.md#the-lock-of-celerys-sweeps"} <= in_errors
-    for target in in_errors:
+    """Docstrings, messages, schemas and alerts name files and headings, such as `docs/roles.md#create-them`."""
+    named = set()
+    for path in (pages.ROOT / "mailglass_reconcile").rglob("*.*"):
+        if path.suffix in (".py", ".html", ".sql"):
+            named |= set(re.findall(r"\bdocs/[\w./-]+\.\w+(?:#[\w-]+)?", path.read_text()))
+        if path.suffix == ".py":
+            named |= {
+                f"docs/{node.args[0].value}"
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "docs_url"
+            }
+    assert {"docs/roles.md", "docs/redis.md#the-lock-of-celerys-sweeps", "docs/doctor.md#reports"} <= named
+    for target in named:
         name, _, anchor = target.partition("#")
-        assert not anchor or anchor in slugs(DOCS / name), target
-        assert (DOCS / name).exists()
+        assert (pages.ROOT / name).exists(), target
+        assert not anchor or anchor in slugs(pages.ROOT / name), target
 
 
 @pytest.mark.slow
