@@ -284,7 +284,7 @@ def _warn_at_startup(instance: Any, **unused: Any) -> None:
     """Warn if the worker does not consume the queue of one of our tasks, or consumes one and cannot sweep."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
-    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if handlers.handled_types() else []))
+    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if handlers.types_with_handlers() else []))
     queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
     for name, queue in queues.items():
         if queue is not None and queue.name not in consumed:

@@ -218,5 +218,5 @@ def test_one_batch_changes_the_version_once(connection):
 
 def test_every_known_type_is_ranked_as_the_design_says(connection):
     """Our own types rank below the providers' reports, and each type has one rank."""
-    assert sorted(event_types.OWN_TYPES) == sorted(oracle.OWN_SIDE)
+    assert sorted(event_types.SENDER_TYPES) == sorted(oracle.OWN_SIDE)
     assert list(event_types.PROVIDER_TYPES) == oracle.PROVIDER_SIDE

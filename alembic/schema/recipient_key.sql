@@ -1,6 +1,6 @@
 -- The coarse key of a recipient: equal wherever addresses compare as equal, and a whole address where all of it is ASCII.
 -- Indexes and statements have it in place of {recipient_key}; as a function, every INSERT of a role without EXECUTE would
--- fail. `rules.addresses.index_key` makes the same of a compared address. Nothing in it depends on a locale or on a
+-- fail. `rules.addresses.make_index_key` makes the same of a compared address. Nothing in it depends on a locale or on a
 -- search_path, or can fail, and no value is too long for it. The characters that are trimmed are what Python calls white
 -- space.
 pg_catalog.hashtextextended(coalesce(substring(pg_catalog.lower(pg_catalog.btrim(

@@ -140,7 +140,7 @@ BEGIN
                   CAST(recipients AS text[]), CAST(domains AS text[]), CAST(message_ids AS text[]),
                   CAST(several AS boolean[]))
            AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared)
-  ), waiting AS MATERIALIZED (
+  ), early AS MATERIALIZED (
     SELECT EXISTS (SELECT FROM sent AS s
                     WHERE (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids
                             WHERE candidate_id >= s.message_id AND candidate_id <= s.message_id
@@ -150,7 +150,7 @@ BEGIN
     INSERT INTO {schema}.mailglass_events
            (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
     SELECT event_id, tenant, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
-      FROM sent WHERE CAST(anyway AS boolean) OR NOT (SELECT any_open FROM waiting) ORDER BY key COLLATE "C"
+      FROM sent WHERE CAST(anyway AS boolean) OR NOT (SELECT any_open FROM early) ORDER BY key COLLATE "C"
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id
   -- With the provider that its delivery gets. None if another recipient or delivery has the id: a unique index allows
@@ -196,7 +196,7 @@ BEGIN
                         WHERE e.idempotency_key = s.key OFFSET 0) AS k ON true
    WHERE s.event_id NOT IN (SELECT id FROM appended)
    UNION ALL
-  SELECT NULL, NULL, true, NULL FROM waiting WHERE any_open;
+  SELECT NULL, NULL, true, NULL FROM early WHERE any_open;
 {catch_failure}
   RETURN QUERY SELECT NULL::text, NULL::text, false, failure;
 END;

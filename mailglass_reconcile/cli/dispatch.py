@@ -146,7 +146,7 @@ def _interrupt_on_sigterm() -> Iterator[None]:
 
 def run_handlers(linked: int) -> None:
     """Run this process's handlers if a sweep has *linked* something; if that fails, the next dispatch runs them."""
-    if not (linked and registry.handled_types()):
+    if not (linked and registry.types_with_handlers()):
         return
     try:
         dispatcher.dispatch_within(None, "command")
@@ -156,7 +156,7 @@ def run_handlers(linked: int) -> None:
 
 def _dispatch(as_json: bool) -> None:
     result = dispatcher.dispatch_within(None, "command")
-    if not registry.handled_types():
+    if not registry.types_with_handlers():
         click.echo(with_local_names("no handler is registered: their modules must be in MAILGLASS_IMPORTS"), err=True)
     if as_json:
         print_json(result.as_dict())

@@ -171,7 +171,7 @@ class _Handlers:
 
     def wake(self, linked: int) -> None:
         """Run the handlers in their thread if something was *linked*; this does not wait for them."""
-        if not registry.handled_types():
+        if not registry.types_with_handlers():
             return
         if linked:
             self._wake_up.set()

@@ -96,7 +96,7 @@ def sweep(
 def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     has_bar = with_bar and show is None and Console(stderr=True).is_terminal
     with stop_on_signal(signal.SIGINT, sweep) as interruption, _progress(visible=has_bar) as tell:
-        for pairs in sweep.steps():
+        for pairs in sweep.batches():
             tell(sweep)
             if show is not None:
                 show(pairs)

@@ -87,7 +87,7 @@ def load_registrations(database: Database, type_: str | None, handler: str | Non
     with database.reading() as tx:
         selected = handled_types.load_registered(tx, type_=type_, handler=handler)
         is_renamed = any(row.renamed_to for row in selected)
-        waiting = 0 if handler and is_renamed else handled_types.waiting(tx, type_=type_, handler=handler)
+        waiting = 0 if handler and is_renamed else handled_types.count_waiting_jobs(tx, type_=type_, handler=handler)
         all_registered = handled_types.load_registered(tx)
     if not selected and not waiting:
         raise LookupError(f"{_none_registered(all_registered, type_, handler)}, and no job of it waits")
@@ -106,7 +106,11 @@ def forget(database: Database, type_: str | None, handler: str | None) -> int:
             pass
         with connected.writing() as tx:
             is_renamed = any(row.renamed_to for row in handled_types.load_registered(tx, type_=type_, handler=handler))
-            if handler and is_renamed and (running := handled_types.waiting(tx, type_=type_, handler=handler)):
+            if (
+                handler
+                and is_renamed
+                and (running := handled_types.count_waiting_jobs(tx, type_=type_, handler=handler))
+            ):
                 # If its run fails, the registration is what gives it the new name.
                 jobs = pluralize(running, "job still runs", "jobs still run")
                 raise MailglassReconcileError(f"{jobs} under the old name {handler!r}: forget it when they have ended")

@@ -66,11 +66,11 @@ SELECT d.id::text AS delivery_id, left(d.tenant_id, 1000) AS tenant_id, left(p.p
 
 # For an id in many orphans: those of the delivery's recipient or of an unknown one, and one of another recipient.
 _NAMING = """
-SELECT k.number, o.event_id::text, left(o.tenant_id, 1000), o.is_own
+SELECT k.number, o.event_id::text, left(o.tenant_id, 1000), o.fits_recipient
   FROM unnest(CAST(:message_ids AS text[]), CAST(:recipients AS text[]))
        WITH ORDINALITY AS k (message_id, recipient, number)
  CROSS JOIN LATERAL (
-        (SELECT o.event_id, o.tenant_id, true AS is_own
+        (SELECT o.event_id, o.tenant_id, true AS fits_recipient
            FROM {schema}.mailglass_open_orphan_ids AS i
           CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = i.event_id OFFSET 0) AS o
           WHERE i.candidate_id = k.message_id AND (o.recipient IS NULL OR o.recipient = k.recipient)
@@ -225,11 +225,11 @@ class TimelineEvent(NamedTuple):
 
 
 class NamingOrphan(NamedTuple):
-    """An open orphan that names a delivery's message; `is_own` if it may be about the delivery's recipient."""
+    """An open orphan that names a delivery's message; `fits_recipient` if it may be about the delivery's recipient."""
 
     event_id: str
     tenant_id: str
-    is_own: bool
+    fits_recipient: bool
 
 
 class RecentLink(NamedTuple):
@@ -247,7 +247,7 @@ def load_deliveries(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delive
     """Return the deliveries that exist, in the order of *delivery_ids*."""
     runtime.load_imports(only_warn=True)
     rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": MAX_EVENTS}).all()
-    unreported = [row for row in rows if row.type in event_types.OWN_TYPES and not row.reported and row.message_id]
+    unreported = [row for row in rows if row.type in event_types.SENDER_TYPES and not row.reported and row.message_id]
     naming_orphans = _load_naming_orphans(tx, unreported) if unreported else {}
     return [_to_delivery(row, naming_orphans.get(row.delivery_id, [])) for row in rows]
 
@@ -309,8 +309,8 @@ def _load_naming_orphans(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[s
     for orphan, keys in orphans.load_without_keys(tx) if unnamed else ():
         for row in unnamed:
             if row.message_id in keys.candidate_ids:
-                is_own = keys.recipient in (None, normalize_address(row.recipient))
-                naming_orphans[row.delivery_id].append(NamingOrphan(orphan.event_id, orphan.tenant_id, is_own))
+                fits_recipient = keys.recipient in (None, normalize_address(row.recipient))
+                naming_orphans[row.delivery_id].append(NamingOrphan(orphan.event_id, orphan.tenant_id, fits_recipient))
     return naming_orphans
 
 
@@ -338,7 +338,7 @@ def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> De
 
 def _summarize(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> tuple[str, str | None]:
     """Return the summary of a delivery, one sentence, and the command that shows more."""
-    if row.type in event_types.OWN_TYPES:
+    if row.type in event_types.SENDER_TYPES:
         return _summarize_unreported(row, naming_orphans)
     bounce = row.bounce if row.bounce in ("hard", "soft") else None
     is_shown = row.reject_reason is not None and not contains_address(row.reject_reason)
@@ -375,15 +375,15 @@ def _summarize_unreported(row: sa.Row[Any], naming_orphans: Sequence[NamingOrpha
 
 def _most_relevant(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> NamingOrphan:
     """Return the orphan to explain first: preferably about the same recipient, and of another tenant."""
-    return min(naming_orphans, key=lambda orphan: (not orphan.is_own, orphan.tenant_id == row.tenant_id))
+    return min(naming_orphans, key=lambda orphan: (not orphan.fits_recipient, orphan.tenant_id == row.tenant_id))
 
 
 def _describe_naming_orphans(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> str:
     """Return the clause about the open orphans that name a delivery's message."""
     orphan = _most_relevant(row, naming_orphans)
-    number = sum(orphan.is_own for orphan in naming_orphans) or 1
+    number = sum(orphan.fits_recipient for orphan in naming_orphans) or 1
     tenant_clause = "" if orphan.tenant_id == row.tenant_id else f" of tenant {sanitize(orphan.tenant_id)}"
-    about = "" if orphan.is_own else " about another recipient"
+    about = "" if orphan.fits_recipient else " about another recipient"
     return (
         f"{pluralize(number, 'open event')}{tenant_clause}{about} {'names' if number == 1 else 'name'} its message id"
     )

@@ -541,14 +541,14 @@ def _describe_candidate(
     candidate: DeliveryRow, delivery: Delivery | None, row: sa.Row[Any], event_match: EventMatch
 ) -> CandidateDelivery:
     """Return a candidate without its address, with the command that links the event to it manually."""
-    keys, is_own = event_match.keys, candidate.tenant_id == row.tenant_id
-    can_link = is_own and (event_match.state != MATCHED or row.expired)
+    keys, is_same_tenant = event_match.keys, candidate.tenant_id == row.tenant_id
+    can_link = is_same_tenant and (event_match.state != MATCHED or row.expired)
     command = format_command(f"mailglass-reconcile link {row.id} {candidate.delivery_id} --reason ''")
     return CandidateDelivery(
         candidate.candidate_id,
         candidate.delivery_id,
         candidate.tenant_id,
-        same_tenant=is_own,
+        same_tenant=is_same_tenant,
         same_provider=candidate.has_provider(keys.provider),
         same_recipient=keys.recipient is None
         or normalize_address(candidate.recipient) == normalize_address(keys.recipient),

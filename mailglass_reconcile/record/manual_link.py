@@ -26,7 +26,7 @@ LINKED_BY = "hand"
 _FACTS = """
 SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan,
        length(e.tenant_id) AS tenant_length, r.id IS NOT NULL AS is_linked, d.id IS NOT NULL AS has_delivery,
-       d.tenant_id IS NOT DISTINCT FROM e.tenant_id AS is_own, o.event_id IS NOT NULL AS is_open,
+       d.tenant_id IS NOT DISTINCT FROM e.tenant_id AS is_same_tenant, o.event_id IS NOT NULL AS is_open,
        upper(current_setting('transaction_isolation')) AS isolation
   FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:delivery_id AS uuid) AS delivery_id) AS k
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.event_id
@@ -157,7 +157,7 @@ def _load_and_require_linkable(tx: Transaction, manual: ManualLink) -> sa.Row[An
         raise InvalidEventError(f"{event} is not an orphan: it was stored with its delivery, or needs none")
     if row.is_linked:
         raise InvalidEventError(f"{event} is linked already: `mailglass-reconcile explain {manual.event_id}` shows how")
-    if not row.is_own:
+    if not row.is_same_tenant:
         raise InvalidEventError(f"{event} and {delivery} are of different tenants")
     if row.tenant_length > MAX_TENANT_LENGTH:
         raise InvalidEventError(f"the tenant id of {event} has more than {MAX_TENANT_LENGTH:,} characters")

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from mailglass_reconcile.rules.humanize import did_you_mean, sanitize
 
-OwnType = Literal["unknown", "queued", "sent", "dispatched"]
+SenderType = Literal["unknown", "queued", "sent", "dispatched"]
 ProviderType = Literal[
     "subscribed",
     "autoresponded",
@@ -22,13 +22,13 @@ ProviderType = Literal[
     "complained",
 ]
 
-OWN_TYPES: tuple[str, ...] = get_args(OwnType)
+SENDER_TYPES: tuple[str, ...] = get_args(SenderType)
 """Types that the sending side reports; they rank below those of a provider."""
 
 PROVIDER_TYPES: tuple[str, ...] = get_args(ProviderType)
 """Types that a provider reports; at equal times, the later one in this list wins."""
 
-TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
+TYPES = (*SENDER_TYPES, *PROVIDER_TYPES)
 
 FINAL_TYPES = ("delivered", "suppressed", "rejected", "failed", "bounced", "complained")
 """Types after which a delivery is terminal."""

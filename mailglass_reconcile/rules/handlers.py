@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.event_types import ALL, TYPES, OwnType, ProviderType
+from mailglass_reconcile.rules.event_types import ALL, TYPES, ProviderType, SenderType
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.humanize import did_you_mean
 
@@ -31,7 +31,7 @@ class RegisteredHandler(NamedTuple):
 _registered: dict[str, RegisteredHandler] = {}
 
 
-def on_event(*types: OwnType | ProviderType | Literal["*"], name: str | None = None) -> Callable[[H], H]:
+def on_event(*types: SenderType | ProviderType | Literal["*"], name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
     It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has
@@ -75,7 +75,7 @@ def is_valid_name(name: str) -> bool:
     return name.isprintable() and bool(name.strip()) and len(name) <= MAX_NAME
 
 
-def handled_types() -> frozenset[str]:
+def types_with_handlers() -> frozenset[str]:
     """Return the event types that have a handler in this process."""
     return frozenset().union(*(get_handler.types for get_handler in _registered.values()))
 

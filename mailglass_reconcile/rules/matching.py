@@ -117,9 +117,9 @@ def _keys(
     if provider is None:
         return Keys(None, (), compared, rule.rank, lost)
     common = len(provider_rules.COMMON_READS)
-    own = common + len(rule.reads)
+    end = common + len(rule.reads)
     try:
-        ids = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
+        ids = (*texts[:common], *_ids_of(rule, texts[common:end]), *texts[end:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         return Keys(provider, (), compared, None, lost, _failure(rule, error))
     spellings = dict.fromkeys(spelling for id_ in ids if id_ for spelling in expand(id_) if is_usable(spelling))

@@ -40,7 +40,7 @@ GENERATION = 2
 """Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""
 
 NAMES_PROVIDER = 1 << 62
-OWN = 1 << 61
+CUSTOM = 1 << 61
 """Bits of a rank, above the generation (from bit 30) and the version."""
 
 Rule = Callable[..., Iterable[str | None]]
@@ -71,13 +71,15 @@ class KeyRule:
     paths: tuple[tuple[str, ...], ...]
 
 
-def _build_rule(provider: str, reads: tuple[str, ...], candidates: Rule, version: int, *, own: bool) -> KeyRule:
-    rank = NAMES_PROVIDER * (provider != ANY_PROVIDER) | OWN * own | GENERATION << 30 | version
+def _build_rule(provider: str, reads: tuple[str, ...], candidates: Rule, version: int, *, is_custom: bool) -> KeyRule:
+    rank = NAMES_PROVIDER * (provider != ANY_PROVIDER) | CUSTOM * is_custom | GENERATION << 30 | version
     keys = (path.partition("/")[2] for path in reads if path.startswith("metadata/"))
     key = next((key for key in keys if "/" not in key), "message_id")
     last = (path for path in (f"metadata/{key}", f"metadata/{SMTP_MESSAGE_ID}") if path not in reads)
     paths = tuple(tuple(path.split("/")) for path in (*COMMON_READS, *reads, *last))
-    return KeyRule(reads, candidates, rank, f"{provider}/{GENERATION}.{'own' if own else ''}{version}", key, paths)
+    return KeyRule(
+        reads, candidates, rank, f"{provider}/{GENERATION}.{'own' if is_custom else ''}{version}", key, paths
+    )
 
 
 _rules: dict[str, KeyRule] = {}
@@ -112,7 +114,7 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
 
     def register(function: Rule) -> Rule:
         for provider in map(canonical, providers):
-            _rules[provider] = _build_rule(provider, tuple(reads), function, version, own=True)
+            _rules[provider] = _build_rule(provider, tuple(reads), function, version, is_custom=True)
         return function
 
     return register
@@ -178,10 +180,10 @@ def _make_rule(provider: str) -> KeyRule | None:
     message_ids = _load(provider).message_ids
     if message_ids is None:
         return None
-    return _build_rule(provider, message_ids.reads, message_ids.candidates, message_ids.version, own=False)
+    return _build_rule(provider, message_ids.reads, message_ids.candidates, message_ids.version, is_custom=False)
 
 
-_OF_ANY = _build_rule(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, own=False)
+_OF_ANY = _build_rule(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, is_custom=False)
 
 
 def rank_of(provider: str | None) -> int:
@@ -283,5 +285,5 @@ def _find_rule(provider: str) -> KeyRule | None:
 
 def rules() -> Mapping[str, KeyRule]:
     """Return all rules by canonical provider name."""
-    own = {provider: rule for provider in sorted(built_in()) if (rule := _built_in_rule(provider))}
-    return {**own, ANY_PROVIDER: _OF_ANY, **_rules}
+    built_in_rules = {provider: rule for provider in sorted(built_in()) if (rule := _built_in_rule(provider))}
+    return {**built_in_rules, ANY_PROVIDER: _OF_ANY, **_rules}

@@ -147,7 +147,7 @@ def load_registered(tx: Transaction, *, type_: str | None = None, handler: str |
     return list(map(Registered._make, tx.execute(_REGISTERED, {"type": type_, "handler": handler})))
 
 
-def waiting(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> int:
+def count_waiting_jobs(tx: Transaction, *, type_: str | None = None, handler: str | None = None) -> int:
     """Count the waiting jobs of a type, of a handler or of both."""
     number: int = tx.execute(_WAITING, {"type": type_, "handler": handler}).scalar_one()
     return number

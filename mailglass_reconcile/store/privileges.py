@@ -70,20 +70,20 @@ class Role(NamedTuple):
     is_foreign: bool = False
 
 
-ALL = ""
+WHOLE = ""
 _PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 _NEW_JOB = "event_id handler delivery_id type next_at inserted_at"
 _CLOSE = Grant(
     "close orphans that have their `reconciled` event",
     "mailglass_reconcile_close_v1(uuid[])",
-    {"EXECUTE": ALL},
+    {"EXECUTE": WHOLE},
 )
 _STORED_KEYS = "provider recipient recipient_lost rank ids state refused webhooks_read_from"
 
 WRITER = Role(
     "mailglass_writer",
     "Mailglass itself, or any program that inserts events",
-    (Grant("append events", "mailglass_events", {"INSERT": ALL}),),
+    (Grant("append events", "mailglass_events", {"INSERT": WHOLE}),),
     may="append events of any tenant",
     may_not="read any table",
     is_foreign=True,
@@ -93,12 +93,12 @@ RECORDER = Role(
     "mailglass_recorder",
     "`receive`, or a program that calls record_webhook() and record_send()",
     (
-        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": WHOLE}),
         Grant(
             "append events, and find those that were recorded before",
             "mailglass_events",
             {
-                "INSERT": ALL,
+                "INSERT": WHOLE,
                 "SELECT": "id tenant_id delivery_id type occurred_at idempotency_key metadata normalized_payload",
             },
         ),
@@ -120,19 +120,19 @@ RECORDER = Role(
             "store orphans with their keys; the ledger's trigger closes them",
             "mailglass_open_orphans",
             {
-                "SELECT": ALL,
+                "SELECT": WHOLE,
                 "INSERT": "event_id tenant_id arrived_at provider recipient recipient_lost rank ids state",
                 "UPDATE": _STORED_KEYS,
             },
         ),
-        Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL}),
+        Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": WHOLE, "INSERT": WHOLE}),
         _CLOSE,
         Grant("enqueue jobs of handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
-        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": WHOLE}),
         Grant(
             "know the certificates of Amazon SES and Scaleway after a restart",
             "mailglass_webhook_certificates",
-            {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL},
+            {"SELECT": WHOLE, "INSERT": WHOLE, "DELETE": WHOLE},
         ),
     ),
     may="append events, insert deliveries and update their state",
@@ -144,8 +144,8 @@ SWEEPER = Role(
     "mailglass_sweeper",
     "`sweep`, `follow`, `prune`, `rekey`, `link` and `doctor`, by command, Python or Celery",
     (
-        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
-        Grant("read orphans, and append `reconciled` events", "mailglass_events", {"SELECT": ALL, "INSERT": ALL}),
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": WHOLE}),
+        Grant("read orphans, and append `reconciled` events", "mailglass_events", {"SELECT": WHOLE, "INSERT": WHOLE}),
         Grant(
             "match deliveries, and project events onto them",
             "mailglass_deliveries",
@@ -160,43 +160,45 @@ SWEEPER = Role(
         Grant(
             "claim, close and repair open orphans, and store their keys",
             "mailglass_open_orphans",
-            {"SELECT": ALL, "INSERT": "event_id tenant_id arrived_at", "UPDATE": _STORED_KEYS, "DELETE": ALL},
+            {"SELECT": WHOLE, "INSERT": "event_id tenant_id arrived_at", "UPDATE": _STORED_KEYS, "DELETE": WHOLE},
         ),
         Grant(
-            "replace their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL}
+            "replace their candidate ids",
+            "mailglass_open_orphan_ids",
+            {"SELECT": WHOLE, "INSERT": WHOLE, "DELETE": WHOLE},
         ),
         _CLOSE,
         Grant(
             "prune raw webhooks; UPDATE (id) only locks rows",
             "mailglass_webhook_events",
-            {"SELECT": "id status inserted_at", "UPDATE": "id", "DELETE": ALL},
+            {"SELECT": "id status inserted_at", "UPDATE": "id", "DELETE": WHOLE},
         ),
         Grant(
             "enqueue jobs of handlers, and prune those that are done or dead; UPDATE (error) only locks rows",
             "mailglass_handler_outbox",
-            {"SELECT": ALL, "INSERT": _NEW_JOB, "UPDATE": "error", "DELETE": ALL},
+            {"SELECT": WHOLE, "INSERT": _NEW_JOB, "UPDATE": "error", "DELETE": WHOLE},
         ),
-        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": WHOLE}),
         Grant(
             "record runs, which `status` reads",
             "mailglass_reconcile_runs",
-            {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL, "DELETE": ALL},
+            {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE, "DELETE": WHOLE},
         ),
         Grant(
             "know the ages at which the owner of the tables lets it delete rows",
             "mailglass_reconcile_retention",
-            {"SELECT": ALL},
+            {"SELECT": WHOLE},
         ),
         Grant(
             "delete old events, if a retention is set, on tables that `migrate` made",
             "mailglass_prune_events(integer, integer, uuid)",
-            {"EXECUTE": ALL},
+            {"EXECUTE": WHOLE},
             "retention",
         ),
         Grant(
             "delete old deliveries, as above",
             "mailglass_prune_deliveries(integer, integer, text, text, timestamp, uuid)",
-            {"EXECUTE": ALL},
+            {"EXECUTE": WHOLE},
             "retention",
         ),
         Grant(
@@ -216,16 +218,16 @@ DISPATCHER = Role(
     "mailglass_dispatcher",
     "`dispatch`",
     (
-        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": WHOLE}),
         Grant(
             "claim jobs, and store their results",
             "mailglass_handler_outbox",
-            {"SELECT": ALL, "UPDATE": "state attempts next_at error finished_at"},
+            {"SELECT": WHOLE, "UPDATE": "state attempts next_at error finished_at"},
         ),
         Grant(
             "give jobs of a renamed handler their new name",
             "mailglass_reconcile_rename_jobs_v1(uuid[])",
-            {"EXECUTE": ALL},
+            {"EXECUTE": WHOLE},
         ),
         Grant(
             "read the event that a handler is given, and count what a new one missed",
@@ -245,9 +247,9 @@ DISPATCHER = Role(
         Grant(
             "register handlers",
             "mailglass_handled_types",
-            {"SELECT": ALL, "INSERT": "type handler seen_at", "UPDATE": "seen_at"},
+            {"SELECT": WHOLE, "INSERT": "type handler seen_at", "UPDATE": "seen_at"},
         ),
-        Grant("record runs", "mailglass_reconcile_runs", {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL}),
+        Grant("record runs", "mailglass_reconcile_runs", {"SELECT": WHOLE, "INSERT": WHOLE, "UPDATE": WHOLE}),
     ),
     may="read events and recipients, update the jobs, and what you grant it for your handlers",
     may_not="write events or deliveries",
@@ -257,7 +259,7 @@ ERASER = Role(
     "mailglass_eraser",
     "`erase`",
     (
-        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": WHOLE}),
         Grant(
             "erase addresses from deliveries",
             "mailglass_deliveries",
@@ -289,13 +291,13 @@ READER = Role(
     "mailglass_reader",
     "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `prune --dry-run`, `migrate --check` and `serve`",
     (
-        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
-        Grant("show events", "mailglass_events", {"SELECT": ALL}),
-        Grant("show open orphans", "mailglass_open_orphans", {"SELECT": ALL}),
-        Grant("search open orphans by message id", "mailglass_open_orphan_ids", {"SELECT": ALL}),
-        Grant("show jobs", "mailglass_handler_outbox", {"SELECT": ALL}),
-        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": ALL}),
-        Grant("show runs", "mailglass_reconcile_runs", {"SELECT": ALL}),
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": WHOLE}),
+        Grant("show events", "mailglass_events", {"SELECT": WHOLE}),
+        Grant("show open orphans", "mailglass_open_orphans", {"SELECT": WHOLE}),
+        Grant("search open orphans by message id", "mailglass_open_orphan_ids", {"SELECT": WHOLE}),
+        Grant("show jobs", "mailglass_handler_outbox", {"SELECT": WHOLE}),
+        Grant("see which handlers there are", "mailglass_handled_types", {"SELECT": WHOLE}),
+        Grant("show runs", "mailglass_reconcile_runs", {"SELECT": WHOLE}),
         Grant(
             "count the raw webhooks that a prune would delete",
             "mailglass_webhook_events",

@@ -178,7 +178,7 @@ SELECT tenant_id, provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestam
 """
 
 
-class Reports(NamedTuple):
+class ProviderReports(NamedTuple):
     """The reports on the sampled deliveries of one provider, or on all that have no provider.
 
     Attributes:
@@ -202,7 +202,7 @@ class Reports(NamedTuple):
     unreported_today: int = 0
     reported_today: int = 0
     unmatched_today: int = 0
-    by_tenant: Mapping[str, Reports] = MappingProxyType({})
+    by_tenant: Mapping[str, ProviderReports] = MappingProxyType({})
 
     @property
     def has_stopped(self) -> bool:
@@ -215,7 +215,7 @@ class Reports(NamedTuple):
         return self.silent_seconds is not None and self.reported_seconds is None
 
 
-def load_reports(tx: Transaction) -> list[Reports]:
+def load_reports(tx: Transaction) -> list[ProviderReports]:
     """Return the reports of each provider, the one with most deliveries first; none without `MAILGLASS_SILENCE_HOURS`.
 
     That setting is the longest silence. An orphan counts as a webhook: it is open for other reasons.
@@ -256,7 +256,7 @@ class _Row(NamedTuple):
     unmatched_today: int
 
 
-def _merge(rows: Iterable[_Row]) -> list[Reports]:
+def _merge(rows: Iterable[_Row]) -> list[ProviderReports]:
     """Add up the rows of one provider, whose name may be spelled in several ways."""
     by_name: dict[str | None, list[_Row]] = defaultdict(list)
     for row in rows:
@@ -281,13 +281,13 @@ def _of_tenant(rows: Iterable[_Row], tenant_id: str) -> list[_Row]:
     return [row for row in rows if row.tenant_id == tenant_id]
 
 
-def _add_up(name: str | None, rows: Iterable[_Row], webhooks: Iterable[_Row]) -> Reports:
+def _add_up(name: str | None, rows: Iterable[_Row], webhooks: Iterable[_Row]) -> ProviderReports:
     """Add up the rows of one provider; *webhooks* are all rows whose orphans may be its webhooks."""
     rows = list(rows)
     unreported = _minimum(row.unreported_seconds for row in rows)
     reported = _minimum(row.reported_seconds for row in rows)
     last = min(reported, _minimum(row.arrived_seconds for row in webhooks))
-    return Reports(
+    return ProviderReports(
         name,
         sum(row.deliveries for row in rows),
         sum(row.without_report for row in rows),

@@ -167,7 +167,7 @@ def _placeholders() -> Mapping[str, str]:
         "{enqueued}": fragment("enqueued"),
         "{event_types}": ",".join(event_types.TYPES),
         "{final_types}": ",".join(event_types.FINAL_TYPES),
-        "{own_types}": str(len(event_types.OWN_TYPES)),
+        "{sender_types}": str(len(event_types.SENDER_TYPES)),
     }
 
 

@@ -125,11 +125,11 @@ class Sweep:
 
         *on* gives a connection without a transaction; None opens one.
         """
-        for _ in self.steps(on):
+        for _ in self.batches(on):
             pass
         return self.result
 
-    def steps(self, on: AbstractContextManager[OpenConnection] | None = None) -> Iterator[Pairs]:
+    def batches(self, on: AbstractContextManager[OpenConnection] | None = None) -> Iterator[Pairs]:
         """Sweep as `run` does, and yield each batch's pairs of orphan and delivery, or in a dry run each slice's.
 
         After each slice it yields no pairs: then all of it is processed.
@@ -247,7 +247,7 @@ class Sweep:
         self._failures.update(match.keys.failure for match in matches if match.keys.failure)
         closed: set[str] = set()
         extra_metadata = unchecked_metadata(matches)
-        for batch in self._batches(matches):
+        for batch in self._cut_batches(matches):
             closed |= self._link(connected, batch, extra_metadata)
             yield batch
         remaining = [match for match in matches if match.orphan.event_id not in closed]
@@ -256,7 +256,7 @@ class Sweep:
             self._mark_failed(connected, slice_.unreadable)
             self._store(connected, remaining)
 
-    def _batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
+    def _cut_batches(self, matches: Sequence[OrphanMatch]) -> Iterator[Pairs]:
         """Yield the pairs to link, batch by batch, up to the limit and the deadline."""
         pairs = _by_delivery(matches)
         allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.counters.linked)

@@ -220,6 +220,6 @@ def test_the_bar_counts_the_orphans_to_match_and_reaches_its_end(db):
     for n in range(3):
         orphan(db, postmark(f"m-{n}"))
     sweep = reconciler.prepare(None, None)
-    rows = [(sweep.counters.processed, sweep.counters.selected) for _ in sweep.steps()]
+    rows = [(sweep.counters.processed, sweep.counters.selected) for _ in sweep.batches()]
     assert sweep.result.scanned == 4
     assert rows[-1] == (3, 3)

@@ -113,7 +113,7 @@ BREAKS = (
           "(num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(spellings AS text[])))",
           "d.provider = ANY (CAST(spellings AS text[]))"),
     Break("sends are appended in no order", "alembic/schema/recording.sql", SCHEMA,
-          'NOT (SELECT any_open FROM waiting) ORDER BY key COLLATE "C"\n', "NOT (SELECT any_open FROM waiting)\n"),
+          'NOT (SELECT any_open FROM early) ORDER BY key COLLATE "C"\n', "NOT (SELECT any_open FROM early)\n"),
     Break("the messages of sends are locked in no order", "alembic/schema/recording.sql", SCHEMA,
           'WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"\n', "WHERE provider IS NOT NULL\n"),
     Break("a lost recipient is not marked", "alembic/schema/recording.sql", SCHEMA,

@@ -32,7 +32,7 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
         publisher = Publisher(client)
         swept = Sweep(databases.Database(db.engine, settings), publisher)
-        for _ in swept.steps():
+        for _ in swept.batches():
             if at_batch and swept.result.linked == at_batch:
                 publisher.wait()
                 act()

@@ -11,7 +11,7 @@ from mailglass_reconcile.ops.targeted_sweep import Target
 def dry_run(**target):
     """Return the counts of a dry run and the events that it would link."""
     sweep = targeted_sweep.prepare(Target(**target), dry_run=True)
-    pairs = [pair for batch in sweep.steps() for pair in batch]
+    pairs = [pair for batch in sweep.batches() for pair in batch]
     return sweep.result, {event_id for event_id, _ in pairs}
 
 

@@ -68,19 +68,19 @@ def compute_expected_states() -> list[tuple]:
                 for type_ in ("delivered", "bounced", "complained")
             ]
             terminal = any(event.type in TERMINAL for event in own)
-            dispatched = last.type if last.type not in event_types.OWN_TYPES else None
+            dispatched = last.type if last.type not in event_types.SENDER_TYPES else None
             collected.append((sent.recipient.lower(), dispatched, terminal, *earliest))
     return collected
 
 
 def _rank(event) -> tuple:
-    return (event.type not in event_types.OWN_TYPES, event.occurred_at, event_types.TYPES.index(event.type))
+    return (event.type not in event_types.SENDER_TYPES, event.occurred_at, event_types.TYPES.index(event.type))
 
 
 def states(db, tenant: str = "default") -> list[tuple]:
     """Return the state of all deliveries, with our own types apart from the provider's."""
     rows = [tuple(row) for row in db.rows(STATE, tenant=tenant)]
-    return [(row[0], row[1] if row[1] not in event_types.OWN_TYPES else None, *row[2:]) for row in rows]
+    return [(row[0], row[1] if row[1] not in event_types.SENDER_TYPES else None, *row[2:]) for row in rows]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
         (f"{__name__}.handler", {"bounced"}),
         ("audit", {"opened"}),
     ]
-    assert registry.handled_types() == {"bounced", "opened"}
+    assert registry.types_with_handlers() == {"bounced", "opened"}
 
 
 def test_a_callable_that_is_no_function_needs_an_explicit_name():
@@ -45,7 +45,7 @@ def test_a_callable_that_is_no_function_needs_an_explicit_name():
 def test_a_star_is_all_types_and_decorating_twice_adds_types():
     """`@on_event("bounced") @on_event("opened")` is one handler of both types."""
     on_event("*", name="all")(handler)
-    assert registry.handled_types() == set(TYPES)
+    assert registry.types_with_handlers() == set(TYPES)
     on_event("bounced")(on_event("opened")(handler))
     [stacked] = [
         registered_handler for registered_handler in registry.registered_handlers() if registered_handler.name != "all"

@@ -12,7 +12,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResult:
     """Sweep, call *after_each* with the counts after each batch, and return the result."""
-    for _ in sweep.steps():
+    for _ in sweep.batches():
         after_each(sweep.result)
     return sweep.result
 
@@ -20,7 +20,7 @@ def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResul
 @contextmanager
 def held(engine: sa.Engine, *, free: int = 0) -> Iterator[None]:
     """Lock in another session what a sweep would link, but for the *free* newest events: it is left as matched."""
-    pairs = [pair for batch in reconciler.prepare(dry_run=True).steps() for pair in batch]
+    pairs = [pair for batch in reconciler.prepare(dry_run=True).batches() for pair in batch]
     ids = [delivery_id for _, delivery_id in pairs[free:]]
     with engine.begin() as connection:
         connection.execute(

@@ -157,11 +157,11 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
     """Record this process's sweeps and all messages."""
     with _subscribed(redis_url) as pubsub, pytest.MonkeyPatch.context() as patch:
         witness = Witness(pubsub, _client(redis_url))
-        steps = Sweep.steps
+        batches = Sweep.batches
 
         def observed(sweep: Sweep, on: AbstractContextManager[OpenConnection] | None = None) -> Iterator[Pairs]:
             witness.sweeps.append(sweep)
-            return steps(sweep, on)
+            return batches(sweep, on)
 
         publish = Publisher.publish
 
@@ -172,7 +172,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
             witness.early += set(ids) - committed
             publish(publisher, messages)
 
-        patch.setattr(Sweep, "steps", observed)
+        patch.setattr(Sweep, "batches", observed)
         patch.setattr(Publisher, "publish", checked)
         with _logged(witness.log):
             yield witness

@@ -162,7 +162,7 @@ def test_events_of_one_delivery_are_linked_in_one_batch(db):
     events = [orphan_row(postmark(id_), age_seconds=500 - n) for n, id_ in enumerate("abab")]
     insert(db, [delivery_row("a"), delivery_row("b")], events)
     configure(db, batch_size=2)
-    batches = [{delivery_id for _, delivery_id in pairs} for pairs in reconciler.prepare().steps() if pairs]
+    batches = [{delivery_id for _, delivery_id in pairs} for pairs in reconciler.prepare().batches() if pairs]
     assert [len(deliveries) for deliveries in batches] == [1, 1]
 
 

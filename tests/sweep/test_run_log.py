@@ -86,7 +86,7 @@ def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
 def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
     """Ctrl-C or a worker's time limit interrupts it."""
     insert_pairs(db, ["m-1"])
-    steps = reconciler.prepare().steps()
+    steps = reconciler.prepare().batches()
     next(steps)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt)
@@ -98,7 +98,7 @@ def test_a_run_began_before_its_links_however_long_the_counting_after_them_took(
     insert_pairs(db, ["m-1"])
     with db.engine.connect() as holder:
         lock = sa.text("LOCK mailglass_open_orphans IN ACCESS EXCLUSIVE MODE")
-        for pairs in reconciler.prepare().steps():
+        for pairs in reconciler.prepare().batches():
             if pairs:
                 holder.execute(lock)
     started_at = db.value("SELECT started_at FROM mailglass_reconcile_runs")

@@ -150,7 +150,7 @@ def _settings_problems() -> Iterator[CheckMessage]:
         yield OTHER_IDS
     if runtime.available() and not _is_scheduled(SWEEP_TASK):
         yield NO_SWEEPS
-    if handlers.handled_types():
+    if handlers.types_with_handlers():
         if runtime.available() and not _is_scheduled(DISPATCH_TASK):
             yield NO_DISPATCH
         yield from _models_in_other_databases()

@@ -20,7 +20,7 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled_types import HandlerWithoutDispatcher
 from mailglass_reconcile.store.listing import NewestGroup
 from mailglass_reconcile.store.privileges import ComparedRole
-from mailglass_reconcile.store.reports import Reports
+from mailglass_reconcile.store.reports import ProviderReports
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -181,7 +181,7 @@ class CheckContext:
         return listing.load_newest_groups(self.tx, NEWEST_ORPHANS)
 
     @cached_property
-    def reports(self) -> list[Reports]:
+    def reports(self) -> list[ProviderReports]:
         """The state of each provider's reports."""
         return reports.load_reports(self.tx)
 

@@ -38,7 +38,7 @@ def handlers(context: CheckContext) -> Iterator[Finding]:
             "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
             " process has the line",
         )
-    if context.is_full and facts.waiting and not registry.handled_types():
+    if context.is_full and facts.waiting and not registry.types_with_handlers():
         yield warning(
             f"{pluralize(facts.waiting, 'job waits', 'jobs wait')} for a handler, and none is registered in this"
             " process",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mailglass_reconcile.ops.checks.check import CheckContext, Finding, check, error, ok, warning
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.humanize import format_duration, n_of_m, pluralize, sanitize, sanitize_tenant, verb
-from mailglass_reconcile.store.reports import Reports
+from mailglass_reconcile.store.reports import ProviderReports
 
 MANY = 20
 """Fewer deliveries without a report, or events without a delivery, may be a first trial or mail of other software."""
@@ -59,11 +59,11 @@ def missing_reports(context: CheckContext) -> Iterator[Finding]:
         yield ok(f"no delivery of those checked was dispatched more than {format_duration(hours * 3_600)} ago")
 
 
-def _provider_clause(provider: Reports) -> str:
+def _provider_clause(provider: ProviderReports) -> str:
     return "" if provider.provider is None else f" of {sanitize(provider.provider)}"
 
 
-def _never_reports(reports: Reports) -> bool:
+def _never_reports(reports: ProviderReports) -> bool:
     """Return True if a provider whose webhooks can report deliveries has reported none of many."""
     can_report = reports.provider in provider_rules.built_in()
     return can_report and reports.has_never_begun and MANY <= reports.deliveries == reports.without_report

@@ -148,7 +148,7 @@ class Cluster(ExitStack):
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: scheduled tasks, the sweep, the prune, and the dispatch of handlers."""
         more = [RECENT_TASK] if self._options(RECENT_TASK) else []
-        dispatching = [DISPATCH_TASK] if registry.handled_types() or self._options(DISPATCH_TASK) else []
+        dispatching = [DISPATCH_TASK] if registry.types_with_handlers() or self._options(DISPATCH_TASK) else []
         return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
 
     def queues_of(self, task: str) -> list[str]:
@@ -274,7 +274,7 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
     """This app's beat schedule has entries for sweeps and, if there are handlers, for their dispatch."""
     conf = cluster.app.conf
     scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
-    required = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.handled_types() else {})}
+    required = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.types_with_handlers() else {})}
     lacking = [work for task, work in required.items() if task not in scheduled]
     if "PersistentScheduler" not in str(conf.beat_scheduler or "PersistentScheduler"):
         yield ok("a custom scheduler stores the schedule, so it cannot be checked here")
