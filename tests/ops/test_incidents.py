@@ -19,6 +19,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.store import revision
 from mailglass_reconcile.store.migration import runner
 from marking import slow_unless
+from recording import event, record
 from scraping import scrape, value
 
 RUN = """
@@ -30,7 +31,11 @@ VALUES (now() - make_interval(mins => :minutes), now() - make_interval(mins => :
 
 PRUNED = """
 INSERT INTO mailglass_reconcile_runs (id, started_at, finished_at, kind, origin, status) OVERRIDING SYSTEM VALUE
-VALUES (-1, now() - interval '3 days', now() - interval '3 days', 'prune', 'beat', 'failed')
+VALUES (-1, now() - make_interval(days => :days), now() - make_interval(days => :days), 'prune', 'beat', :status)
+"""
+SEEN = """
+UPDATE mailglass_handled_types SET seen_at = now()::timestamp - make_interval(mins => :minutes)
+ WHERE handler = 'old one'
 """
 JOB = """
 INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, attempts, next_at, inserted_at)
@@ -49,6 +54,7 @@ class Incident:
         words: What each place says.
         heal: Takes the step that the finding names.
         level: The level of the finding.
+        remedy: Words of the step that the finding names.
     """
 
     check: str
@@ -56,6 +62,7 @@ class Incident:
     words: str
     heal: Callable[[Any], object]
     level: str = ERROR
+    remedy: str = ""
 
 
 def drop_object(object_name: str) -> Callable[[Any], object]:
@@ -144,10 +151,14 @@ def swell(number: int) -> Callable[[Any], object]:
     return plant
 
 
-def forget(db: Any) -> None:
-    """Register handlers, last seen long ago."""
-    handle(db, ("shop.suppress", "bounced"))
-    db.run("UPDATE mailglass_handled_types SET seen_at = now()::timestamp - interval '2 hours'")
+def forget(minutes: int) -> Callable[[Any], object]:
+    """Register handlers, of which one was last seen so many minutes ago."""
+
+    def plant(db: Any) -> None:
+        handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
+        db.run(SEEN, minutes=minutes)
+
+    return plant
 
 
 def expire(db: Any) -> None:
@@ -181,9 +192,9 @@ def empty_outbox(db: Any) -> None:
     db.run("DELETE FROM mailglass_handler_outbox")
 
 
-def unprune(db: Any) -> None:
-    """Record one prune, which failed three days ago."""
-    db.run(PRUNED)
+def prune(days: int, status: str) -> Callable[[Any], object]:
+    """Record one prune, so many days ago."""
+    return lambda db: db.run(PRUNED, days=days, status=status)
 
 
 def mute(db: Any) -> None:
@@ -212,25 +223,40 @@ INCIDENTS = [
     ),
     Incident("sweeps", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
     Incident("sweeps", run(40, "command", "ok"), "no full sweep has succeeded for 40 minutes", sweep),
-    Incident("sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago", sweep),
-    Incident("prune", unprune, "nothing was pruned for 3 days", lambda db: mailglass_reconcile.prune()),
+    Incident(
+        "sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago (DatabaseRefusedError)", sweep
+    ),
+    Incident("prune", prune(3, "failed"), "nothing was pruned for 3 days", lambda db: mailglass_reconcile.prune()),
     Incident("linking", leave, "although its delivery exists", sweep),
     Incident("broadcasts", mute, "Redis accepted none of the 2 broadcasts of the last full sweep", sweep),
-    Incident("handlers", enqueue("dead", 9, 0), "1 job of a handler is dead", empty_outbox),
-    Incident("handlers", enqueue("waiting", 0, 400), "an event has waited 6 minutes for a handler", empty_outbox),
+    Incident("handlers", enqueue("dead", 9, 0), "1 job of a handler is dead", empty_outbox, remedy="dispatch --retry"),
+    Incident(
+        "handlers",
+        enqueue("waiting", 0, 400),
+        "an event has waited 6 minutes for a handler",
+        empty_outbox,
+        remedy="dispatch` with the handlers' module",
+    ),
     Incident("handlers", enqueue("waiting", 3, -60), "1 job of a handler has failed 3 times", empty_outbox),
     Incident("reports", send(20, 30), "no webhook of postmark has ever arrived", report),
     Incident("reports", send(3, 30), "no webhook of postmark has ever arrived", report, WARNING),
     Incident("nothing_links", receive, "webhooks of postmark name other message ids than its sends", report),
     Incident("tenants", astray(5), "5 of 5 newest open events match only another tenant's deliveries", expire),
-    Incident("key_rules", foreign(12), "of 12 newest open events of the provider acme, none has a usable id", expire),
+    Incident(
+        "key_rules",
+        foreign(12),
+        "of 12 newest open events of the provider acme, none has a usable id",
+        expire,
+        remedy="register one with key_rule",
+    ),
     Incident("documents", swell(12), "12 of 12 newest open events have more than 64 kB of text", expire),
     Incident("documents", swell(1), "1 of 1 newest open event has more than 64 kB of text", expire, WARNING),
     Incident(
         "handled_types",
-        forget,
-        "no dispatcher has had the handler shop.suppress (bounced) for 2 hours",
+        forget(120),
+        "no dispatcher has had the handler old one (bounced, opened) for 2 hours",
         lambda db: db.run("UPDATE mailglass_handled_types SET seen_at = now()::timestamp"),
+        remedy="dispatch --forget --handler 'old one'`",
     ),
 ]
 
@@ -263,6 +289,7 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     incident.plant(db)
     finding = worst_finding(incident.check)
     assert (finding.status, incident.words in finding.message) == (incident.level, True), finding
+    assert incident.remedy in (finding.remedy or "")
     problems = [sentence for sentence in status.load_problems(db.database) if incident.words in sentence]
     assert bool(problems) == (incident.level == ERROR)
     assert value(scrape(db), "findings", check=incident.check, status=incident.level) >= 1
@@ -311,6 +338,13 @@ def cut_short(minutes: int) -> Callable[[Any], object]:
     return plant
 
 
+def attach_more(db: Any) -> None:
+    """Store three events of a wrong tenant, and four that are attached when they are recorded."""
+    astray(3)(db)
+    with db.engine.begin() as connection:
+        record(connection, *(event("m-0", provider_event_id=str(number)) for number in range(4)))
+
+
 def link_more(db: Any) -> None:
     """Store five events of a wrong tenant, in a week in which six were linked."""
     astray(5)(db)
@@ -325,7 +359,9 @@ LIMITS = {
     "two refused links of two": ("sweeps", change_sweep("failed = 2, linked = 0"), ERROR),
     "cut short for 9 minutes": ("sweeps", cut_short(9), OK),
     "cut short for 11 minutes": ("sweeps", cut_short(11), ERROR),
-    "no prune for three days": ("prune", unprune, ERROR),
+    "no prune of a new installation": ("prune", lambda _db: None, OK),
+    "a prune a day ago": ("prune", prune(1, "ok"), OK),
+    "no prune for three days": ("prune", prune(3, "ok"), ERROR),
     "open for 14 minutes": ("linking", change_sweep("linkable_since = now()::timestamp - interval '14 minutes'"), OK),
     "open for 16 minutes": (
         "linking",
@@ -342,14 +378,18 @@ LIMITS = {
     "two events of another tenant": ("tenants", astray(2), WARNING),
     "three events of another tenant": ("tenants", astray(3), ERROR),
     "five events of another tenant and six links": ("tenants", link_more, WARNING),
+    "three events of another tenant and four attached": ("tenants", attach_more, WARNING),
     "nine events without an id": ("key_rules", foreign(9), WARNING),
     "ten events without an id": ("key_rules", foreign(10), ERROR),
     "twelve events of a misspelled provider": ("key_rules", foreign(12, "mailgunn"), WARNING),
+    "a handler that was seen 59 minutes ago": ("handled_types", forget(59), OK),
+    "a handler that was seen 61 minutes ago": ("handled_types", forget(61), ERROR),
 }
 WITHIN = (
     *("a sweep 9 minutes ago", "one refused link of two", "cut short for 9 minutes"),
     *("open for 14 minutes", "a job that waits for 290 s", "a job that failed twice", "two lost broadcasts of two"),
-    *("two events of another tenant", "nine events without an id"),
+    *("two events of another tenant", "nine events without an id", "three events of another tenant and four attached"),
+    *("no prune of a new installation", "a prune a day ago", "a handler that was seen 59 minutes ago"),
 )
 """Those that only `make test-all` runs."""
 

@@ -93,6 +93,8 @@ def test_dead_and_retried_jobs_are_counted(handler_db):
     reconcile()
     dispatch()
     assert value(scrape(handler_db), "handler_jobs", state="waiting") == 1
+    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = 3")
+    assert value(scrape(handler_db), "handler_jobs", state="failing") == 1
     handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
     make_due(handler_db)
     dispatch()

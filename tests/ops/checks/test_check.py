@@ -1,7 +1,6 @@
 """Faults planted one at a time in a healthy database: the doctor names each, and its remedy fixes it."""
 
 import uuid
-from collections.abc import Callable, Iterator
 from typing import NoReturn
 from unittest.mock import Mock
 
@@ -14,25 +13,18 @@ from sqlalchemy.engine import make_url
 import factories
 import invariants
 import mailglass_reconcile
+import meter
 from database import Database
 from diagnosing import heal, report, worst_finding
 from factories import delivery, orphan, postmark
-from handling import handle
-from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
-from mailglass_reconcile.handlers import administration
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import Cluster
-from mailglass_reconcile.ops.status import load_problems
-from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, schema
 from mailglass_reconcile.store.database import uuid7s
-from mailglass_reconcile.store.migration import runner
 from recording import event, record
-from scraping import scrape, value
 
 pytestmark = pytest.mark.slow
 
@@ -102,33 +94,6 @@ def test_what_has_expired_is_not_missing(db: Database) -> None:
         orphan(db, postmark(f"m-{age}"), age_seconds=age * 86_400)
     mailglass_reconcile.prune()
     assert worst_finding("open_set").status == OK
-
-
-@pytest.fixture
-def acme_has_a_rule() -> Iterator[Callable[[], None]]:
-    """Return a function that registers a rule of the provider acme until the test ends."""
-
-    def register() -> None:
-        key_rule("acme", reads=("metadata/its/id",))(lambda id_: [id_])
-
-    yield register
-    provider_rules._rules.pop("acme", None)
-
-
-def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], None]) -> None:
-    """No rule reads the ids of its provider's events; MAILGLASS_IMPORTS would load the rule."""
-    for number in range(10):
-        orphan(db, {"provider": "acme", "its": {"id": f"m-{number}"}})
-        mailglass_reconcile.reconcile()
-        finding = worst_finding("key_rules")
-        assert (finding.status, "acme" in finding.message, "MAILGLASS_IMPORTS" in finding.remedy) == (
-            ERROR if number == 9 else WARNING,
-            True,
-            True,
-        )
-    acme_has_a_rule()
-    mailglass_reconcile.reconcile()
-    assert worst_finding("key_rules").status == OK
 
 
 def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
@@ -217,20 +182,6 @@ def test_without_mailglass_no_remedy_names_it(db: Database) -> None:
     assert "ailglass" not in finding.remedy.replace("MAILGLASS_TENANT", "")
 
 
-def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_webhooks_are_attached(
-    db: Database,
-) -> None:
-    """Where our writers attach webhooks at once, sweeps link nothing."""
-    delivery(db, "m-1", tenant_id="acme")
-    for expected in (WARNING, WARNING, ERROR):
-        orphan(db, postmark("m-1"), tenant_id="default")
-        mailglass_reconcile.reconcile()
-        assert worst_finding("tenants").status == expected
-    with db.engine.begin() as connection:
-        record(connection, *(event(provider_event_id=f"e-{n}") for n in range(4)))
-    assert worst_finding("tenants").status == WARNING
-
-
 def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     """Mail that somebody else sends through the same account never matches, before and after a sweep."""
     delivery(db, "ours")
@@ -270,25 +221,6 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     heal(db, finding.remedy)
     assert worst_finding("indexes").status == OK
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
-
-
-def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(mailglass_db: Database) -> None:
-    """`migrate` changes nothing of Mailglass's, but prints that statement too; so does `--check`, which fails."""
-    index = "mailglass_events_idempotency_key_idx"
-    mailglass_reconcile.reconcile()
-    mailglass_db.run(f"DROP INDEX {mailglass_db.settings.database_schema}.{index}")
-    finding = worst_finding("indexes")
-    assert (finding.status, f"index {index} is missing" in finding.message) == (ERROR, True)
-    assert finding.remedy is not None
-    assert finding.remedy.startswith("CREATE UNIQUE INDEX CONCURRENTLY")
-    assert runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings) == [finding.sentence]
-    with pytest.raises(SchemaOutdatedError, match="CREATE UNIQUE INDEX CONCURRENTLY"):
-        runner.migrate(mailglass_db.engine, mailglass_db.settings, lambda line: None)
-    heal(mailglass_db, finding.remedy)
-    assert (
-        worst_finding("indexes").status,
-        runner.find_missing_objects(mailglass_db.engine, mailglass_db.settings),
-    ) == (OK, [])
 
 
 def test_mailglass_s_own_reconciler_that_still_runs(mailglass_db: Database) -> None:
@@ -450,95 +382,6 @@ def test_the_first_doctor_asks_for_no_redis_that_nobody_has_set_up(
     assert errors(db.engine) >= {"redis", "celery"}
 
 
-def test_a_prune_that_has_stopped(db: Database) -> None:
-    """A day without one, or a new installation, is no fault; after two days, `status` reports it too."""
-    db.run(RUN, minutes=1, origin="beat", status="ok")
-    assert worst_finding("prune").status == OK
-    for days, pruned in ((3, "false"), (3, "true"), (1, "true")):
-        db.run("DELETE FROM mailglass_reconcile_runs WHERE kind = 'prune'")
-        db.run(PRUNED, days=days, status="ok" if pruned == "true" else "failed")
-        reported = "tables grow" in " ".join(load_problems(db.database))
-        assert (worst_finding("prune").status, reported) == ((ERROR, True) if days == 3 else (OK, False))
-
-
-PRUNED = """
-INSERT INTO mailglass_reconcile_runs (id, started_at, finished_at, kind, origin, status) OVERRIDING SYSTEM VALUE
-VALUES (-1, now() - make_interval(days => :days), now() - make_interval(days => :days), 'prune', 'beat', :status)
-"""
-
-
-def test_a_last_sweep_that_failed(db: Database) -> None:
-    """The one before it is recent; the next successful sweep fixes it."""
-    db.run(RUN, minutes=5, origin="beat", status="ok")
-    db.run(RUN, minutes=1, origin="beat", status="failed")
-    finding = worst_finding("sweeps")
-    assert (finding.status, "DatabaseRefusedError" in finding.message) == (ERROR, True)
-    mailglass_reconcile.reconcile()
-    assert worst_finding("sweeps").status == OK
-
-
-DEAD = """
-INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, state, next_at, inserted_at)
-VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', 'dead', now(), now())
-"""
-
-
-def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
-    """Dead events are reported until they are retried, waiting ones while no handler is registered."""
-    db.run(DEAD)
-    finding = worst_finding("handlers")
-    assert (finding.status, "1 job of a handler is dead" in finding.message) == (ERROR, True)
-    assert "dispatch --retry" in finding.remedy
-    assert administration.retry(db.database) == 1
-    finding = worst_finding("handlers")
-    assert (finding.status, "MAILGLASS_IMPORTS" in finding.remedy) == (WARNING, True)
-    db.run("DELETE FROM mailglass_handler_outbox")
-    assert worst_finding("handlers").status == OK
-
-
-WAITING = """
-INSERT INTO mailglass_handler_outbox (event_id, handler, delivery_id, type, attempts, next_at, inserted_at)
-VALUES (gen_random_uuid(), 'suppress', gen_random_uuid(), 'bounced', :attempts, now() - make_interval(secs => :due),
-        now())
-"""
-
-
-def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(db: Database) -> None:
-    """The handler is reported before the event is dead, which takes days; an event that has just become due is not."""
-    registry._registered.clear()
-    on_event("bounced", name="suppress")(lambda connection, event: None)
-    db.run(WAITING, attempts=2, due=200)
-    assert worst_finding("handlers").status == OK
-    db.run(WAITING, attempts=0, due=400)
-    finding = worst_finding("handlers")
-    assert (finding.status, "waited 6 minutes" in finding.message, "dispatch" in finding.remedy) == (ERROR, True, True)
-    db.run("DELETE FROM mailglass_handler_outbox")
-    db.run(WAITING, attempts=3, due=-60)
-    finding = worst_finding("handlers")
-    assert (finding.status, "1 job of a handler has failed 3 times" in finding.message) == (ERROR, True)
-    assert ["1 job of a handler has failed 3 times" in problem for problem in load_problems(db.database)] == [
-        False,
-        True,
-    ]
-    assert value(scrape(db), "handler_jobs", state="failing") == 1
-    db.run("DELETE FROM mailglass_handler_outbox")
-    registry._registered.clear()
-
-
-def test_a_handler_that_no_dispatcher_has_had_for_an_hour_is_unhealthy(db: Database) -> None:
-    """It is named until it is forgotten or renamed."""
-    handle(db, ("audit", "bounced"), ("old one", "bounced"), ("old one", "opened"))
-    assert worst_finding("handled_types").status == OK
-    assert value(scrape(db), "findings", check="handled_types", status="error") == 0
-    db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE handler = 'old one'")
-    finding = worst_finding("handled_types")
-    assert (finding.status, "the handler old one (bounced, opened) for 1 hour" in finding.message) == (ERROR, True)
-    assert "dispatch --forget --handler 'old one'`" in finding.remedy
-    assert "dispatch --rename 'old one' NEW`" in finding.remedy
-    assert ["the handler old one" in problem for problem in load_problems(db.database)] == [False, True]
-    assert value(scrape(db), "findings", check="handled_types", status="error") == 1
-
-
 EVENTS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 SELECT gen_random_uuid(), 'acme', 'delivered', now(),
@@ -552,19 +395,15 @@ SELECT gen_random_uuid(), 'acme', 'Welcome', 'bulk', 'ada@example.com', 'example
        'dispatched', now(), now(), now()
   FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS g
 """
-BLOCKS = "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()"
 
 
 def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
     """With four times the rows, none of which match, and no statistics, it reads as many blocks as before."""
 
     def cost() -> int:
-        db.run("SELECT pg_stat_force_next_flush()")
-        db.wait_until_alone()
-        before = db.value(BLOCKS)
-        assert {finding.status for finding in report() if finding.check not in ("settings", "sweeps")} == {OK}
-        db.wait_until_alone()
-        return int(db.value(BLOCKS)) - before
+        with meter.plans(db.engine) as plan:
+            assert {finding.status for finding in report() if finding.check not in ("settings", "sweeps")} == {OK}
+        return plan.buffers
 
     db.broken.update(invariants.ALL)  # its doctor would compare each event with each delivery
     for table in ("events", "deliveries", "open_orphans", "open_orphan_ids"):
