@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator
+from copy import copy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ def _webhook_problems() -> Iterator[CheckMessage]:
     if not _has_webhook_secrets() and any(
         isinstance(view.function, WebhookView) and view.function.secrets is None for view in mounted_views
     ):
-        yield NO_SECRETS
+        yield copy(NO_SECRETS)  # its level may be raised
     if (
         any(view.function.__module__ == "anymail.webhooks.mailersend" for view in mounted_views)
         and get_version_tuple(anymail.__version__)[:2] <= READS_VERSION_1

@@ -122,6 +122,14 @@ def test_secrets_of_webhooks_may_be_a_setting_of_djangos_and_unusable_ones_are_e
     assert "PASSWORD" not in str(messages)
 
 
+def test_a_missing_secret_is_an_error_of_a_deployment_only(project):
+    """One check of a deployment in a process changes no later one."""
+    with override_settings(**GOOD, ROOT_URLCONF="webhook_urls"):
+        for deploys, level in ((True, ERROR), (False, WARNING)):
+            reported = run_checks(include_deployment_checks=deploys)
+            assert [item.level for item in reported if item.id == "mailglass_reconcile.W007"] == [level]
+
+
 PROJECT = """
 import django
 from django.conf import settings
