@@ -28,7 +28,7 @@ REVOKE ALL ON FUNCTION {schema}.mailglass_reconcile_close_v1(uuid[]) FROM PUBLIC
 -- claimed; without `reconciled_id` if the ledger had the key already. Such an orphan is closed too, unless an event of
 -- another kind or tenant has the key.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_v1(
-  reconciled_ids text, orphan_ids text, owner_ids text, notes text)
+  reconciled_ids text, orphan_ids text, owner_ids text, extra_metadata text)
 RETURNS TABLE (reconciled_id text, event_id text, delivery_id text, tenant_id text, type text, occurred_at text,
                arrived_at text, lag_seconds float8, checked boolean, handled boolean, closed boolean)
 LANGUAGE plpgsql
@@ -53,7 +53,7 @@ BEGIN
                 THEN left(e.metadata ->> 'sns_message_id', 512)
                 ELSE left(e.metadata ->> 'provider_event_id', 512) END AS provider_event_id
       FROM unnest(CAST(reconciled_ids AS uuid[]), CAST(orphan_ids AS uuid[]), CAST(owner_ids AS uuid[]),
-                  CAST(notes AS jsonb[]))
+                  CAST(extra_metadata AS jsonb[]))
            AS m (id, event_id, delivery_id, metadata)
       JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
       JOIN {schema}.mailglass_events AS e ON e.id = o.event_id

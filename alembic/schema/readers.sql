@@ -25,9 +25,9 @@ $$;
 -- step: function mailglass_reconcile_provider_of_v1
 -- A delivery's provider: that of its send, where its row has none. A row, not a value: a value with a query in it would
 -- be called for each delivery.
-CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_provider_of_v1(delivery_id uuid, own text)
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_provider_of_v1(delivery_id uuid, stored_provider text)
 RETURNS TABLE (provider text) LANGUAGE sql STABLE AS $$
-SELECT coalesce(own, (SELECT CASE WHEN pg_catalog.jsonb_typeof(e.metadata OPERATOR(pg_catalog.->) 'provider')
+SELECT coalesce(stored_provider, (SELECT CASE WHEN pg_catalog.jsonb_typeof(e.metadata OPERATOR(pg_catalog.->) 'provider')
                                        OPERATOR(pg_catalog.=) 'string'
                                   THEN e.metadata OPERATOR(pg_catalog.->>) 'provider' END
                         FROM {schema}.mailglass_events AS e

@@ -118,14 +118,14 @@ $$;
 
 -- step: function mailglass_reconcile_store_sends_v1
 -- Stores sends: for each that is new its first event and its delivery, as projecting the event would leave it; and
--- enqueues handlers' jobs. Returns the deliveries of what was recorded before, by key, and a row that is `open` if
--- an event may wait for one of the message ids: then nothing is stored, unless it is wanted `anyway`.
+-- enqueues handlers' jobs. Returns the deliveries of what was recorded before, by key, and a row with `events_wait` if
+-- an event may wait for one of the message ids: then nothing is stored, unless `even_if_open` is true.
 -- `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_store_sends_v1(
   event_ids text, delivery_ids text, types text, times text, keys text, entries text, recipients text, domains text,
-  message_ids text, several text, tenant text, anyway text, spellings text, provider_name text, mailable_name text,
+  message_ids text, shared text, tenant text, even_if_open text, spellings text, provider_name text, mailable_name text,
   stream_name text, delivery_metadata text)
-RETURNS TABLE (key text, delivery_id text, open boolean, failure text)
+RETURNS TABLE (key text, delivery_id text, events_wait boolean, failure text)
 LANGUAGE plpgsql
 {our_settings} AS $$
 #variable_conflict use_column
@@ -138,7 +138,7 @@ BEGIN
       FROM unnest(CAST(event_ids AS uuid[]), CAST(delivery_ids AS uuid[]), CAST(types AS text[]),
                   CAST(times AS timestamp[]), CAST(keys AS text[]), CAST(entries AS jsonb[]),
                   CAST(recipients AS text[]), CAST(domains AS text[]), CAST(message_ids AS text[]),
-                  CAST(several AS boolean[]))
+                  CAST(shared AS boolean[]))
            AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared)
   ), early AS MATERIALIZED (
     SELECT EXISTS (SELECT FROM sent AS s
@@ -150,7 +150,7 @@ BEGIN
     INSERT INTO {schema}.mailglass_events
            (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
     SELECT event_id, tenant, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
-      FROM sent WHERE CAST(anyway AS boolean) OR NOT (SELECT any_open FROM early) ORDER BY key COLLATE "C"
+      FROM sent WHERE CAST(even_if_open AS boolean) OR NOT (SELECT any_open FROM early) ORDER BY key COLLATE "C"
         ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING id
   -- With the provider that its delivery gets. None if another recipient or delivery has the id: a unique index allows

@@ -18,7 +18,7 @@ from mailglass_reconcile.store.database import (
 )
 from mailglass_reconcile.store.stored_keys import StoredKeys
 
-LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
+LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "extra_metadata"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("entries",), catches=True)
 APPEND_EVENT = Function("mailglass_reconcile_append_event_v1", ("entry",), catches=True)
 

@@ -21,9 +21,9 @@ STORE = Function(
         "recipients",
         "domains",
         "message_ids",
-        "several",
+        "shared",
         "tenant",
-        "anyway",
+        "even_if_open",
         "spellings",
         "provider",
         "mailable",
@@ -82,16 +82,16 @@ def store(tx: Transaction, campaign: Campaign, new_deliveries: Sequence[NewDeliv
         "recipients": array_literal(delivery.recipient for delivery in new_deliveries),
         "domains": array_literal(delivery.recipient.rpartition("@")[2].lower() for delivery in new_deliveries),
         "message_ids": array_literal(delivery.message_id for delivery in new_deliveries),
-        "several": array_literal(str(delivery.shared) for delivery in new_deliveries),
-        "anyway": "false",
+        "shared": array_literal(str(delivery.shared) for delivery in new_deliveries),
+        "even_if_open": "false",
     }
     rows = tx.call(STORE, parameters)
     may_be_open = any(is_open for _, _, is_open in rows)
     if may_be_open:
         tx.begin_savepoint()
-        rows = tx.call(STORE, {**parameters, "anyway": "true"})
+        rows = tx.call(STORE, {**parameters, "even_if_open": "true"})
     delivery_ids = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
     if None in delivery_ids.values():  # another transaction committed one meanwhile: a new statement sees it
-        rows = tx.call(STORE, {**parameters, "anyway": "true"})
+        rows = tx.call(STORE, {**parameters, "even_if_open": "true"})
         delivery_ids |= {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
     return StoredSends(delivery_ids, may_be_open)
