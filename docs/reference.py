@@ -185,22 +185,8 @@ COMMON = re.compile(
 )
 """Entries that are left out, because the top of the page, or its section on errors, says them for all functions."""
 EXAMPLES = {
-    "record_send": """
-with engine.begin() as connection:
-    sent = [Sent(recipient="ada@example.com", message_id="m-1")]
-    recorded = record_send(connection, provider="postmark", sent=sent)
-broadcast(recorded)
-""",
-    "webhook_app": """
-app.mount("/webhooks", webhook_app(secrets={"postmark": "me:change-me"}))
-""",
     "reconcile": """
 print(reconcile(tenant_id="acme").linked)
-""",
-    "key_rule": """
-@key_rule("acme-mail", reads=["metadata/mail_id"])
-def ids(mail_id):
-    return [mail_id] if mail_id else []
 """,
     "find_orphans": """
 with engine.begin() as connection:
@@ -211,35 +197,11 @@ with engine.begin() as connection:
 with engine.begin() as connection:
     print(erase(connection, recipient="ada@example.com").not_reached)
 """,
-    "make_beat_schedule": """
-app.conf.beat_schedule = {**app.conf.beat_schedule, **make_beat_schedule(recent=5)}
-""",
     "configure": """
 configure(engine=engine, settings=Settings(grace_seconds=30))
 """,
-    "record_webhook": """
-event = WebhookEvent(type="delivered", occurred_at=datetime.now(UTC), provider_event_id="e-1", message_id="m-1")
-with engine.begin() as connection:
-    recorded = record_webhook(connection, provider="postmark", events=[event])
-broadcast(recorded)
-""",
-    "receive": """
-with engine.begin() as connection:
-    recorded = receive(connection, "postmark", body, headers)
-broadcast(recorded)
-""",
-    "on_event": """
-@on_event("bounced")
-def suppress(connection, event):
-    if event.bounce == "hard":
-        connection.execute(text("INSERT INTO suppressed VALUES (:address)"), {"address": event.recipient})
-""",
-    "subscribe": """
-with subscribe(tenant_id="acme") as updates:
-    for update in updates:
-        print("read the tables again" if isinstance(update, Missed) else update.message["delivery_id"])
-""",
 }
+"""Examples of what no guide shows."""
 
 
 def main(arguments: Sequence[str]) -> None:

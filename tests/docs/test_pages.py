@@ -28,7 +28,7 @@ READERS = {
     "django.md": "INSTALLED_APPS Suppressed address message_id order tenant engine event esp_name",
     "handlers.md": "send_report update_crm",
     "live-updates.md": "refresh_all refresh",
-    "api.md": "app engine body headers",
+    "api.md": "engine",
     "order-status.md": "call_postmark message order",
     "own-provider.md": "",
     "receiving.md": "app engine provider body headers",

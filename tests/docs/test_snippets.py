@@ -126,24 +126,19 @@ esp_name = "SendGrid"
 FRAMES = {
     "api.md": Frame(
         f"""{ENGINE}
-import threading, time, types
-conf = types.SimpleNamespace(beat_schedule={{"own": {{}}}})
-app = types.SimpleNamespace(mount=lambda path, receiver: None, conf=conf)
-os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
-headers = {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
-body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
-def close():
-    while "updates" not in globals():
-        time.sleep(0.01)
-    updates.close()
-threading.Thread(target=close, daemon=True).start()
+os.environ["MAILGLASS_GRACE_SECONDS"] = "0"
+from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+with engine.begin() as connection:
+    at = dt.datetime.now(dt.UTC)
+    event = WebhookEvent(type="delivered", occurred_at=at, provider_event_id="e-1", message_id="m-2")
+    record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    sent = [Sent(recipient="ada@example.com", message_id="m-1")]
+    record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
 """,
         """
+assert orphan.candidate_ids == ("m-2",)
 with engine.connect() as connection:
-    assert connection.scalar(text("SELECT count(*) FROM mailglass_open_orphans")) == 0
-    assert connection.scalar(text("SELECT string_agg(DISTINCT type, ' ' ORDER BY type) FROM mailglass_events"
-                                  " WHERE delivery_id IS NOT NULL")) == "delivered dispatched opened"
-assert suppress and ids("m-9") == ["m-9"] and {"own", "mailglass-reconcile-recent"} <= set(app.conf.beat_schedule)
+    assert connection.scalar(text("SELECT recipient FROM mailglass_deliveries")).endswith("erased.invalid")
 """,
     ),
     "django.md": Frame(
