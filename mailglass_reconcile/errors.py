@@ -195,8 +195,10 @@ def _translate(error: DBAPIError) -> MailglassReconcileError:
                 f" {state}), and in this package's statements search_path is pg_catalog: name the schema there, or run"
                 f" `ALTER FUNCTION {function} SET search_path = public, pg_temp`"
             )
+        column = _COLUMN.search(str(error.orig).partition("\n")[0]) if state == UNDEFINED_COLUMN else None
+        lacking = f"the column {column[1]}" if column else "a table, column or function"
         return SchemaOutdatedError(
-            "the database lacks a table, column or function that this version needs: run `mailglass-reconcile migrate`"
+            f"the database lacks {lacking} that this version needs: run `mailglass-reconcile migrate`"
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
     if state in _REFUSALS:
@@ -207,6 +209,9 @@ def _translate(error: DBAPIError) -> MailglassReconcileError:
 
 
 _UNDEFINED = frozenset({UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION, UNDEFINED_SCHEMA})
+
+_COLUMN = re.compile(r'column (?:"?\w+"?\.)?"?(\w+)"? ')
+"""The column of a statement of ours in Postgres's message, if it is in English."""
 
 _FUNCTION = re.compile(r"""((?:(?:"[^"]+"|[^\s()".]+)\.)?("[^"]+"|[^\s()".]+)\([^()]*\))""")
 """A function with its arguments in the context of a Postgres error, whatever the language of its messages."""

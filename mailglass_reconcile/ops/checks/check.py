@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
-from mailglass_reconcile.errors import MailglassReconcileError, docs_url, with_local_names
+from mailglass_reconcile.errors import MailglassReconcileError, SchemaOutdatedError, docs_url, with_local_names
 from mailglass_reconcile.ops import lock_holders, runs
 from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.ops.runs import RunHistory
@@ -83,6 +83,9 @@ NEEDED_BY_ALL = ("privileges", "schema", "functions")
 """If one of these checks has an error, later checks cannot read the database, and none of them runs."""
 
 
+SCHEMA_CHECKS = ("schema", "indexes", "functions")
+"""The checks whose problems may explain that a statement of another check lacks a table, a column or a function."""
+
 HINDRANCES: Mapping[str, tuple[str, ...]] = {
     "celery": ("redis", "redis_privileges", "lock_privileges", "broker", "worker", "queues")
 }
@@ -107,18 +110,21 @@ class Check(NamedTuple):
     def attempt(self, *arguments: Any) -> list[Finding]:
         """Return the findings; a check that fails returns a finding about its error."""
         findings: list[Finding] = []
+        is_schema_fault = False
         try:
             for finding in self.findings(*arguments):
                 findings.append(finding)
         except MailglassReconcileError as fault:
             message, step = f"this could not be checked: {fault}", RUN_AGAIN
+            is_schema_fault = isinstance(fault, SchemaOutdatedError)
         except Exception as fault:  # one check that fails must not hide the others
             message, step = f"this could not be checked: {type(fault).__name__}", f"{RUN_AGAIN}; if it stays, report it"
             if type(fault).__name__ == "NoPermissionError":
                 step = f"allow the broker's user what Celery needs: {docs_url('redis.md#permissions-of-a-redis-user')}"
         else:
             return findings
-        unchecked = error(message, step, HINDRANCES.get(self.needs, ()))
+        because = SCHEMA_CHECKS if is_schema_fault else HINDRANCES.get(self.needs, ())
+        unchecked = error(message, step, because)
         return [*findings, unchecked._replace(check=self.name, is_unchecked=True)]
 
     def within(self, manager: AbstractContextManager[Any]) -> Check:
@@ -207,14 +213,20 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
     errors: dict[str, int] = {}
     problems: dict[str, int] = {}
     """For each check with an error, or also a warning: the position of its cause in *merged*, or its own."""
+    unchecked: dict[str, int] = {}
+    """For each message of a check that could not run: the position of its cause, or the first one's own."""
     for finding in findings:
         positions = problems if finding.is_unchecked else errors
         position = next((positions[name] for name in finding.because if name in positions), None)
+        if position is None and finding.is_unchecked:  # several checks may have the same error
+            position = unchecked.get(finding.message)
         if finding.status == OK or position is None:
             position = len(merged)
             merged.append(finding)
         elif finding.status == ERROR:
             merged[position] = _with_effect(merged[position], finding)
+        if finding.is_unchecked:
+            unchecked.setdefault(finding.message, position)
         if finding.status == ERROR:
             errors.setdefault(finding.check, position)
         if finding.status != OK:

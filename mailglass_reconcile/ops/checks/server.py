@@ -11,6 +11,8 @@ OLDEST_SERVER = 150_000
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
        s.reset_val = 'on' AS read_only,
+       -- Not that of a single role or connection, which may be meant to read only.
+       s.source NOT IN ('user', 'database user', 'client', 'session') AS is_for_all,
        CASE s.source WHEN 'database' THEN format('ALTER DATABASE %I', current_database())
                      WHEN 'user' THEN format('ALTER ROLE %I', session_user)
                      WHEN 'database user' THEN format('ALTER ROLE %I IN DATABASE %I', session_user, current_database())
@@ -33,9 +35,9 @@ def server(context: CheckContext) -> Iterator[Finding]:
         )
     elif row.replica and context.is_full:  # the dashboard may read a replica
         yield error("this server is a replica, which accepts no writes", "set MAILGLASS_DATABASE_URL to the primary")
-    elif row.read_only and context.is_full:
+    elif row.read_only and (row.is_for_all or context.is_full):
         yield error(
-            "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
+            "transactions are read-only by default (default_transaction_read_only): nothing can be recorded or linked",
             f"{row.changed_by} RESET default_transaction_read_only"
             if row.changed_by
             else "set default_transaction_read_only = off in postgresql.conf, or where this process sets it",

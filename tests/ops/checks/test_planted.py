@@ -14,6 +14,7 @@ import mailglass_reconcile
 from browsing import Visitor, app
 from database import Database
 from diagnosing import heal, report, worst_finding
+from factories import orphan, postmark
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
 from mailglass_reconcile.ops import checks
@@ -301,6 +302,19 @@ def test_of_a_table_that_was_renamed_away_doctor_sweep_page_and_migrate_say_the_
         assert migrated.endswith(f"no step of `migrate` cures this: {expected}\n"), "no index of the other table"
     finally:
         db.run("ALTER TABLE away RENAME TO mailglass_open_orphans")
+
+
+@pytest.mark.parametrize(("column", "check"), [("provider_message_id", "indexes"), ("dispatched_at", "reports")])
+def test_a_renamed_column_of_mailglass_is_one_finding_that_names_it(db: Database, column: str, check: str) -> None:
+    mailglass_reconcile.reconcile()
+    orphan(db, postmark("m-1"))
+    db.run(f"ALTER TABLE mailglass_deliveries RENAME COLUMN {column} TO renamed")
+    try:
+        findings = [finding for finding in report() if finding.status == ERROR]
+    finally:
+        db.run(f"ALTER TABLE mailglass_deliveries RENAME COLUMN renamed TO {column}")
+    assert [finding.check for finding in findings] == [check]
+    assert f"the database lacks the column {column} that this version needs" in findings[0].message
 
 
 def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:

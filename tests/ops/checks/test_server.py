@@ -14,6 +14,7 @@ import mailglass_reconcile
 from diagnosing import heal, report, use_settings, worst_finding
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.status import load_problems
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
@@ -132,6 +133,7 @@ def test_a_database_that_takes_no_writes(db):
     db.set_default("default_transaction_read_only", "on")
     finding = worst_finding("server")
     assert (finding.status, "default_transaction_read_only" in finding.message) == (ERROR, True)
+    assert finding.sentence in load_problems(db.database), "not only the doctor, while webhooks are answered with 503"
     heal(db, f"SET default_transaction_read_only = off; {finding.remedy}")
     db.engine.dispose()
     assert worst_finding("server").status == OK
