@@ -176,7 +176,7 @@ class Difference(NamedTuple):
         if self.fault == SOMETHING_ELSE:
             return f"drop or rename it, then {MIGRATE}"
         if self.step.kind == "table":
-            return RESTORE if self.is_mailglass else revision.MAKE_AGAIN
+            return tx.find_renaming(self.step.name) or (RESTORE if self.is_mailglass else revision.MAKE_AGAIN)
         drop = "" if self.fault == MISSING else f"DROP INDEX CONCURRENTLY {tx.name_of(self.step.name)}; "
         return drop + " ".join(in_schema(self.step.concurrently, tx.schema).removesuffix(";").split())
 

@@ -86,6 +86,10 @@ def revision(context: CheckContext) -> Iterator[Finding]:
         yield error(f"there is no schema {tx.schema} in this database", step)
     elif moved := location.find_moved(schemas, tx.schema):
         yield error(*moved)
+    elif not version and (statement := tx.find_renaming(schema.VERSION_TABLE)):
+        yield error(f"table {schema.VERSION_TABLE} is missing", statement)
+    elif tx.schema not in ledgers and version and (statement := tx.find_renaming("mailglass_events")):
+        yield error("table mailglass_events is missing", statement)
     elif tx.schema not in ledgers and version:
         yield error(
             f"schema {tx.schema} has our tables but no mailglass_events",

@@ -16,13 +16,14 @@ from database import Database
 from diagnosing import heal, report, worst_finding
 from factories import orphan, postmark
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import SchemaOutdatedError, with_local_names
+from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, CheckContext, Finding
 from mailglass_reconcile.ops.status import load_problems
-from mailglass_reconcile.store import comparison, privileges, revision, schema, script
+from mailglass_reconcile.store import comparison, privileges, schema, script
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.script import SchemaStep
+from marking import slow_unless
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,23 @@ def test_a_table_that_is_gone_is_named_with_the_way_to_restore_it(db: Database, 
     runner.remove(db.engine, db.settings, lambda line: None)
     runner.migrate(db.engine, db.settings, lambda line: None)
     assert runner.find_missing_objects(db.engine, db.settings) == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    slow_unless(
+        "mailglass_open_orphans".__eq__, sorted({*schema.TABLES, *schema.MAILGLASS_TABLES, schema.VERSION_TABLE})
+    ),
+)
+def test_a_table_that_was_renamed_away_gets_its_name_back_by_the_remedy(db: Database, table: str) -> None:
+    """Its indexes were in the way of `migrate --remove` and `migrate`, which the remedy named."""
+    mailglass_reconcile.reconcile()
+    db.run(f'ALTER TABLE {table} RENAME TO "Backup of today"')
+    finding = worst_finding("schema")
+    assert (finding.status, f"table {table} is missing" in finding.message) == (ERROR, True)
+    assert finding.remedy == f'ALTER TABLE public."Backup of today" RENAME TO {table}'
+    heal(db, finding.remedy)
+    assert worst_finding("schema").status == OK
 
 
 def test_the_columns_that_are_compared_are_those_of_the_tables(db: Database) -> None:
@@ -293,11 +311,11 @@ def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -
 
 def test_of_a_table_that_was_renamed_away_doctor_sweep_page_and_migrate_say_the_same(db: Database) -> None:
     db.run("ALTER TABLE mailglass_open_orphans RENAME TO away")
-    expected = f"table mailglass_open_orphans is missing: {with_local_names(revision.MAKE_AGAIN)}"
+    expected = "table mailglass_open_orphans is missing: ALTER TABLE public.away RENAME TO mailglass_open_orphans"
     try:
         assert worst_finding("schema").sentence == expected
         assert commands.run_unchecked(db, "sweep").stderr == f"mailglass-reconcile: {expected}\n"
-        assert "restore it from a backup" in Visitor(app(db)).get("/").text
+        assert "ALTER TABLE public.away RENAME TO mailglass_open_orphans" in Visitor(app(db)).get("/").text
         migrated = commands.run_unchecked(db, "migrate").stderr
         assert migrated.endswith(f"no step of `migrate` cures this: {expected}\n"), "no index of the other table"
     finally:
