@@ -1,35 +1,41 @@
-"""Fetch and cache signing certificates.
+"""The one store of signing certificates, whichever way a webhook comes in.
 
-Anybody can send an unsigned notification that names a certificate. So each is fetched once, by two threads that do
-nothing else, and they throttle themselves after repeated failures: strangers cannot keep this process busy, or use it
-to keep others busy.
+Anybody who knows a topic can name certificates that do not exist. So a process waits only a little for certificates
+that have verified nothing before; those that have are stored by their addresses, fetched first, and waited for.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mailglass_reconcile.errors import MailglassReconcileError
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-THREADS = 2
+THREADS = 4
+"""Certificates that are fetched at once."""
 WAIT_SECONDS = 5.0
-"""Seconds for which a webhook waits for its certificate."""
-FAILURES = 10
-FAILURES_SECONDS = 60.0
-"""After `FAILURES` failures in this time, one certificate is fetched in `THROTTLE_SECONDS`."""
-THROTTLE_SECONDS = 2.0
+"""Seconds for which a webhook waits for a certificate whose address is stored."""
+UNKNOWN_WAIT_SECONDS = 5.0
+"""Seconds a minute for which a process waits for other certificates, all webhooks together.
+
+Half of them can be used at once, and are regained within a minute."""
+SLICE_SECONDS = 0.1
+"""Seconds that a webhook takes of them at a time, so that others can wait beside it."""
+FAILURE_SECONDS = 55.0
+"""Seconds for which an address that failed is not tried again: SNS's last repetition comes after 60."""
+LOAD_SECONDS = 5.0
+"""Least seconds between two readings of the stored addresses: another process may have stored one."""
 MAX_CERTIFICATES = 32
-MAX_QUEUED = 256
-"""Requests that wait for a certificate at most; the webhook of a further one has to be sent again."""
+NAMED_SECONDS = 60.0
+"""Seconds after which an address is no longer fetched: SNS has repeated its notification for the last time."""
+MAX_NAMED = 16_384
+"""Addresses to fetch that are kept in memory: strangers can name any number."""
 
 
 class UnavailableError(MailglassReconcileError):
@@ -43,22 +49,42 @@ class CertificateSource(NamedTuple):
     load: Callable[[], x509.Certificate]
 
 
-class _FetchRequest(NamedTuple):
+class AddressBook(Protocol):
+    """Where the addresses of certificates that have verified a webhook are stored; called in a thread of the store."""
+
+    def load(self) -> Iterable[CertificateSource]:
+        """Return the stored sources; raises nothing."""
+
+    def add(self, url: str) -> bool:
+        """Store an address; return False if that has failed."""
+
+
+class _Named(NamedTuple):
     source: CertificateSource
-    future: Future[None]
+    times: int
+    last_at: float
 
 
-class CertificateCache:
-    """The certificates that were fetched, and the queue of those to fetch."""
+class CertificateStore:
+    """The certificates that were fetched, and the addresses of those to fetch."""
 
     def __init__(self) -> None:
         self._certificates: dict[str, x509.Certificate] = {}
-        self._queue: list[_FetchRequest] = []
+        self._stored: set[str] = set()
+        self._failures: dict[str, tuple[float, type[MailglassReconcileError], str]] = {}
+        self._budget, self._budget_at = UNKNOWN_WAIT_SECONDS / 2, time.monotonic()
+        self._next_load, self._has_loaded = 0.0, False
+        self._named: dict[str, _Named] = {}
+        """Addresses to fetch, the first named one first."""
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Start without threads, also in a forked child."""
+        self._jobs: list[Callable[[], None]] = []
+        """Reads and writes of the stored addresses, which come before fetches."""
         self._in_flight: set[str] = set()
-        self._failures: deque[float] = deque(maxlen=FAILURES)
-        self._next_try = 0.0
         self._threads = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def __contains__(self, url: str) -> bool:
         """Return True if a certificate has been fetched."""
@@ -75,96 +101,149 @@ class CertificateCache:
             raise UnavailableError("the certificate of a notification has not been fetched: try again")
         return certificate
 
-    def schedule_fetch(self, source: CertificateSource) -> Future[None]:
-        """Enqueue a certificate to be fetched by a thread.
+    def require(
+        self, source: CertificateSource | None, addresses: AddressBook | None = None, *, may_wait: bool = True
+    ) -> None:
+        """Return when the certificate of *source* is there; at once for None, or if it is there already.
 
-        The future ends when `get` can return the certificate, or has the error.
+        Args:
+            source: The certificate that a webhook names.
+            addresses: The stored addresses: such a certificate is waited for.
+            may_wait: False if the calling thread must not wait; the certificate is fetched all the same.
 
         Raises:
-            UnavailableError: `MAX_QUEUED` requests wait already.
+            UnavailableError: It is not there in time, or could not be fetched a moment ago.
+            SignatureError: It is not the service's.
         """
-        request = _FetchRequest(source, Future())
-        with self._lock:
-            if len(self._queue) >= MAX_QUEUED:
-                raise UnavailableError("too many notifications wait for a certificate: try again")
-            if self._threads < THREADS:
-                threading.Thread(target=self._work, name="mailglass-certificates", daemon=True).start()
-                self._threads += 1
-            self._queue.append(request)
-        return request.future
-
-    def load(self, source: CertificateSource) -> None:
-        """Fetch a certificate in this thread, ahead of the queue; raises what `source.load` raises."""
-        if source.url not in self:
-            certificate = source.load()
-            with self._lock:
-                self._add(source.url, certificate)
-
-    def wait(self, source: CertificateSource | None) -> None:
-        """Wait until *source* has been fetched; return at once for None or a certificate that is cached."""
         if source is None or source.url in self:
             return
-        future = self.schedule_fetch(source)
-        try:
-            future.result(WAIT_SECONDS)
-        except TimeoutError:
-            future.cancel()
-            raise timeout_error() from None
+        deadline = time.monotonic() + WAIT_SECONDS
+        with self._changed:
+            if addresses is not None:
+                self._schedule_load(addresses)
+            self._name(source)
+            while source.url not in self:
+                self._raise_failure(source.url)
+                seconds = deadline - time.monotonic()
+                if seconds <= 0 or not may_wait:
+                    raise UnavailableError("the certificate of a notification is not there yet: try again")
+                if source.url in self._stored or not (addresses is None or self._has_loaded):
+                    self._changed.wait(seconds)
+                else:
+                    self._wait_within_budget(seconds)
 
-    def _add(self, url: str, certificate: x509.Certificate) -> None:
-        self._certificates[url] = certificate
-        while len(self._certificates) > MAX_CERTIFICATES:
-            del self._certificates[next(iter(self._certificates))]
+    def prefetch(self, addresses: AddressBook) -> None:
+        """Fetch the certificates whose addresses are stored, in the background."""
+        with self._changed:
+            self._schedule_load(addresses)
+
+    def mark_verified(self, url: str, addresses: AddressBook) -> None:
+        """Store the address of a certificate that has verified a webhook, in the background."""
+        with self._changed:
+            if url not in self._stored:
+                self._stored.add(url)
+                self._jobs.append(partial(self._add, url, addresses))
+                self._start_thread()
+
+    def _wait_within_budget(self, seconds: float) -> None:
+        """Wait for a change, for a part of the time that all certificates that are not stored have together."""
+        now, size = time.monotonic(), UNKNOWN_WAIT_SECONDS / 2
+        self._budget, self._budget_at = min(size, self._budget + (now - self._budget_at) * size / 60), now
+        seconds = min(seconds, self._budget, SLICE_SECONDS)
+        if seconds < 0.001:
+            raise UnavailableError("too many unknown certificates were named within a minute: try again")
+        self._budget -= seconds
+        self._changed.wait(seconds)
+        self._budget += max(0.0, seconds - (time.monotonic() - now))
+
+    def _schedule_load(self, addresses: AddressBook) -> None:
+        if time.monotonic() >= self._next_load:
+            self._next_load = time.monotonic() + LOAD_SECONDS
+            self._jobs.append(partial(self._load, addresses))
+            self._start_thread()
+
+    def _name(self, source: CertificateSource) -> None:
+        """Enqueue a certificate, or bring it forward; one in flight, or that failed a moment ago, is left alone."""
+        if source.url in self or source.url in self._in_flight or self._failure(source.url):
+            return
+        times = self._named[source.url].times if source.url in self._named else 0
+        self._named[source.url] = _Named(source, times + 1, time.monotonic())
+        if len(self._named) > MAX_NAMED:
+            del self._named[next(iter(self._named))]
+        self._start_thread()
+
+    def _failure(self, url: str) -> tuple[float, type[MailglassReconcileError], str] | None:
+        while self._failures and next(iter(self._failures.values()))[0] < time.monotonic() - FAILURE_SECONDS:
+            del self._failures[next(iter(self._failures))]
+        return self._failures.get(url)
+
+    def _raise_failure(self, url: str) -> None:
+        if failure := self._failure(url):
+            _, kind, text = failure
+            raise kind(text)
+
+    def _start_thread(self) -> None:
+        if self._threads < THREADS:
+            threading.Thread(target=self._work, name="mailglass-certificates", daemon=True).start()
+            self._threads += 1  # not before the thread runs, which may not start
 
     def _work(self) -> None:
-        """Fetch certificates until the queue is empty."""
-        while True:
-            with self._lock:
-                self._queue = [request for request in self._queue if not request.future.cancelled()]
-                fetchable = [request.source for request in self._queue if request.source.url not in self._in_flight]
-                if not fetchable:
-                    self._threads -= 1
-                    return
-                delay = self._throttle_delay()
-                if not delay:
-                    source = random.choice(fetchable)  # noqa: S311 - in any fixed order, strangers could come first
-                    self._in_flight.add(source.url)
-                    self._next_try = time.monotonic() + THROTTLE_SECONDS
-            if delay:
-                time.sleep(delay)
-            else:
-                self._fetch(source)
+        """Read, write and fetch until nothing is left."""
+        while job := self._next_job():
+            job()
 
-    def _throttle_delay(self) -> float:
-        now = time.monotonic()
-        is_failing = len(self._failures) == FAILURES and now - self._failures[0] < FAILURES_SECONDS
-        return max(0.0, self._next_try - now) if is_failing else 0.0
+    def _next_job(self) -> Callable[[], None] | None:
+        """Return the next job: stored addresses first, then those that were named most often, then the oldest.
+
+        SNS repeats a notification, so a genuine address is named again, however many a stranger makes up.
+        """
+        with self._changed:
+            if self._jobs:
+                return self._jobs.pop(0)
+            oldest = time.monotonic() - NAMED_SECONDS
+            self._named = {url: named for url, named in self._named.items() if named.last_at > oldest}
+            if not self._named:
+                self._threads -= 1
+                return None
+            stored = next((named for url, named in self._named.items() if url in self._stored), None)
+            source = (stored or max(self._named.values(), key=_times_named)).source
+            del self._named[source.url]
+            self._in_flight.add(source.url)
+            return partial(self._fetch, source)
 
     def _fetch(self, source: CertificateSource) -> None:
-        failure: Exception | None = None
+        certificate = error = None
         try:
             certificate = source.load()
-        except Exception as error:  # the waiting webhooks raise it
-            failure = error
-        with self._lock:
-            self._in_flight.remove(source.url)
-            completed = [request for request in self._queue if request.source.url == source.url]
-            self._queue = [request for request in self._queue if request.source.url != source.url]
-            if failure:
-                self._failures.append(time.monotonic())
-            else:
-                self._add(source.url, certificate)
-        for request in completed:
-            if not request.future.set_running_or_notify_cancel():
-                continue
-            if failure:
-                request.future.set_exception(failure)
-            else:
-                request.future.set_result(None)
+        except MailglassReconcileError as failure:
+            error = failure
+        except Exception as failure:  # an application's `sns.fetch` may raise anything
+            error = UnavailableError(f"a certificate cannot be fetched ({type(failure).__name__}): try again")
+        with self._changed:
+            self._in_flight.discard(source.url)
+            if certificate is not None:
+                self._certificates[source.url] = certificate
+                while len(self._certificates) > MAX_CERTIFICATES:
+                    del self._certificates[next(iter(self._certificates))]
+            if error is not None:
+                self._failures[source.url] = time.monotonic(), type(error), str(error)
+            self._changed.notify_all()
+
+    def _load(self, addresses: AddressBook) -> None:
+        sources = list(addresses.load())
+        with self._changed:
+            self._has_loaded = True
+            self._stored.update(source.url for source in sources)
+            for source in sources:
+                if source.url not in self._named:
+                    self._name(source)
+            self._changed.notify_all()
+
+    def _add(self, url: str, addresses: AddressBook) -> None:
+        if not addresses.add(url):
+            with self._changed:
+                self._stored.discard(url)
 
 
-def timeout_error() -> UnavailableError:
-    """Return the error of a webhook whose certificate was not fetched in time."""
-    return UnavailableError(
-        f"the certificate of a notification was not there after {WAIT_SECONDS:.0f} seconds: try again"
-    )
+def _times_named(named: _Named) -> int:
+    return named.times

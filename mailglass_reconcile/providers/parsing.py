@@ -62,5 +62,5 @@ def verify(
     """
     record, request = registry.load_provider(provider), registry.make_request(body, headers, url=url)
     secret = registry.validate_secret(provider, secret)
-    sns.certificates.wait(registry.find_certificate_source(record, request, [secret]))
+    sns.certificates.require(registry.find_certificate_source(record, request, [secret]))
     registry.verify_request(record, request, secret, now or dt.datetime.now(dt.UTC))

@@ -8,6 +8,7 @@ signature, so it may be of any age.
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.request
 from collections.abc import Mapping
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.providers import signatures
-from mailglass_reconcile.providers.certificates import CertificateCache, CertificateSource, UnavailableError
+from mailglass_reconcile.providers.certificates import CertificateSource, CertificateStore, UnavailableError
 from mailglass_reconcile.providers.signatures import Authentication, Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 2
 MAX_NOTIFICATION_BYTES = 256 * 1024
 """Greatest size of a notification, which is parsed before its signature is verified."""
 MAX_BYTES = 100_000
@@ -61,7 +62,7 @@ def fetch(url: str) -> bytes:
         The body of the response.
 
     Raises:
-        OSError: It cannot be reached within 5 seconds, or the status is not 200.
+        OSError: It cannot be reached within 2 seconds, or the status is not 200.
     """
     with _opener.open(url, timeout=TIMEOUT_SECONDS) as response:
         content: bytes = response.read(MAX_BYTES)
@@ -195,7 +196,8 @@ def fetch_or_unavailable(url: str, name: str) -> bytes:
         raise UnavailableError(f"cannot reach {name} ({type(error).__name__}): try again") from None
 
 
-certificates = CertificateCache()
+certificates = CertificateStore()
+os.register_at_fork(after_in_child=certificates.start_anew)
 
 
 def _load_certificate(url: str, region: str, service: NotificationService) -> x509.Certificate:

@@ -7,7 +7,6 @@ is answered with 503. A body whose sender has proved a secret is never evicted f
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -30,10 +29,6 @@ MAX_VERIFIED = 80
 """Complete bodies whose sender has proved a secret; beyond that, the largest waiting one is evicted."""
 MAX_UNVERIFIED = 80
 """Complete bodies whose signature is inside; beyond that, the largest of the provider with most of them is evicted."""
-MAX_AWAITING_CERTIFICATE = 24
-"""Complete bodies that wait for a certificate; beyond that, a random one is evicted.
-
-With `MAX_UNVERIFIED`, this is less than the connections of `mailglass_reconcile.server`: some are always free."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Result = TypeVar("Result")
@@ -76,7 +71,6 @@ class AdmissionControl:
     def __init__(self) -> None:
         self._incomplete: dict[IncomingBody, None] = {}
         self._complete: dict[IncomingBody, None] = {}
-        self._awaiting_certificate: dict[IncomingBody, None] = {}
         self._used_bytes = 0
 
     @contextmanager
@@ -112,19 +106,6 @@ class AdmissionControl:
         body.verified = True
         self._limit_complete(body)
 
-    async def wait_for_certificate(self, body: IncomingBody, fetch: Callable[[], Awaitable[Result]]) -> Result:
-        """Wait for a certificate, outside the limit of complete bodies, because strangers can delay it."""
-        del self._complete[body]
-        self._awaiting_certificate[body] = None
-        if len(self._awaiting_certificate) > MAX_AWAITING_CERTIFICATE:
-            self._evict(random.choice([*self._awaiting_certificate]))  # noqa: S311 - so that no client can choose whom to evict
-            _raise_if_evicted(body)
-        result = await self.wait(body, TURN_SECONDS, fetch())
-        del self._awaiting_certificate[body]
-        self._complete[body] = None
-        self._limit_complete(body)
-        return result
-
     async def wait(self, body: IncomingBody, seconds: float, awaited: Awaitable[Result]) -> Result:
         """Return the result of *awaited*; while it waits, the body can be evicted."""
         _raise_if_evicted(body)
@@ -155,7 +136,7 @@ class AdmissionControl:
             self._used_bytes += len(content) - body.size
             body.size = len(content)
             if self._used_bytes > BUDGET_BYTES:
-                bodies = (*self._incomplete, *self._complete, *self._awaiting_certificate)
+                bodies = (*self._incomplete, *self._complete)
                 self._evict(min((other for other in bodies if other.waiting), key=_by_weight))
             _raise_if_evicted(body)
         return bytes(content)
@@ -179,7 +160,7 @@ class AdmissionControl:
             body.waiting.reschedule(0)
 
     def _release(self, body: IncomingBody) -> None:
-        for bodies in (self._incomplete, self._complete, self._awaiting_certificate):
+        for bodies in (self._incomplete, self._complete):
             bodies.pop(body, None)
         self._used_bytes -= body.size
         body.size = 0

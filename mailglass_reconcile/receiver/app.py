@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import UnknownProviderError, database_errors
-from mailglass_reconcile.providers import certificates, registry, sns
+from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.signatures import Signature, has_bearer
 from mailglass_reconcile.receiver import admission, secret_store
 from mailglass_reconcile.receiver.admission import (
@@ -24,17 +23,16 @@ from mailglass_reconcile.receiver.admission import (
     OverloadedError,
     Receive,
 )
-from mailglass_reconcile.receiver.known_certificates import KnownCertificates
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, is_answered, public_url
 from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, UNKNOWN_PROVIDER, refusal
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
+from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.receiver.verifier import VerificationThread
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import provider_rules
-from mailglass_reconcile.store.certificates import CertificateAddress
 from mailglass_reconcile.store.engines import connect
 
 THREADS = 8
@@ -110,8 +108,8 @@ class Receiver:
         """Receive the webhooks of the providers that have *secrets*; nothing connects yet."""
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
         self._admission, self._verifier = AdmissionControl(), VerificationThread()
-        self._certificates = KnownCertificates(engine, secrets)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
+        self._waiting_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-certificate-waits")
         self._tenant_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._tenant_lookups = 0
         self.results: Counter[tuple[str, str]] = Counter()
@@ -119,9 +117,10 @@ class Receiver:
         self.metrics_token: str | None = None
         """The token for `/metrics`; without one, there are no metrics."""
 
-    def start(self) -> Future[None]:
-        """Load the stored certificates in the background; the first webhook that needs one calls this too."""
-        return self._certificates.start()
+    def start(self) -> None:
+        """Fetch the certificates whose addresses are stored, in the background, if a secret may need one."""
+        if any(registry.get_provider(name).service and self._secrets.may_have(name) for name in registry.PROVIDERS):
+            sns.certificates.prefetch(StoredAddresses(self._engine))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the lifespan of the server."""
@@ -174,7 +173,9 @@ class Receiver:
         webhook.require_size(incoming.content_length)
         with self._admission.admit(webhook.provider, verified=webhook.is_verified) as body:
             webhook.add_body(await self._admission.read(body, incoming, webhook.record.max_bytes))
-            source = await self._await_certificate(body, webhook)
+            if webhook.record.service:
+                fetched = _run_in_thread(self._waiting_threads, webhook.await_certificate, self._engine)
+                await self._admission.wait(body, admission.TURN_SECONDS, fetched)
             opened = await self._verify_and_read(body, webhook)
             if opened.answer is not None:
                 return Response(200, opened.answer, content_type=b"application/json")
@@ -184,8 +185,6 @@ class Receiver:
             recorded = await _run_in_thread(
                 self._threads, self._record, webhook.provider, scope["path"], tenant, opened
             )
-        if source is not None:
-            await _run_in_thread(self._threads, self._certificates.store, CertificateAddress(body.provider, source.url))
         return Response(200, "ok", recorded=recorded)
 
     async def _accept_head(self, provider: str, scope: Scope) -> tuple[IncomingWebhook, str | None]:
@@ -194,20 +193,6 @@ class Receiver:
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         return IncomingWebhook(provider, headers, secrets=secrets, url=_address(scope, headers, self._base)), tenant
-
-    async def _await_certificate(
-        self, body: IncomingBody, webhook: IncomingWebhook
-    ) -> certificates.CertificateSource | None:
-        """Wait until the certificate that a webhook names has been fetched; return its source, or None."""
-        source = webhook.find_certificate_source()
-        if source is not None and source.url not in sns.certificates:
-            await self._admission.wait_for_certificate(body, partial(self._fetch_certificate, source))
-        return source
-
-    async def _fetch_certificate(self, source: certificates.CertificateSource) -> None:
-        await _wait_for_certificate(asyncio.shield(asyncio.wrap_future(self.start())))
-        if source.url not in sns.certificates:
-            await _wait_for_certificate(asyncio.wrap_future(sns.certificates.schedule_fetch(source)))
 
     async def _verify_and_read(self, body: IncomingBody, webhook: IncomingWebhook) -> OpenedWebhook:
         """Verify a webhook, unless its password was verified, and read its events.
@@ -280,13 +265,6 @@ def _result(response: Response) -> str:
     if response.text == INVALID_SIGNATURE:
         return "refused"
     return "received" if response.status == 200 else "failed" if response.status in (408, 429, 503) else "refused"
-
-
-async def _wait_for_certificate(fetched: asyncio.Future[None]) -> None:
-    try:
-        await asyncio.wait_for(fetched, certificates.WAIT_SECONDS)
-    except TimeoutError:
-        raise certificates.timeout_error() from None
 
 
 async def _run_in_thread(

@@ -14,13 +14,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
+import sqlalchemy as sa
+
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, UnknownProviderError
-from mailglass_reconcile.providers import registry
-from mailglass_reconcile.providers.certificates import CertificateSource
+from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.signatures import Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
+from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.events import WebhookEvent
 
@@ -69,6 +71,7 @@ class IncomingWebhook:
             raise UnknownProviderError(NO_SECRET)
         self.is_verified = False
         self._secrets = secrets
+        self._certificate: tuple[str, StoredAddresses] | None = None
         self._request = registry.make_request(b"", headers, url=url)
         if self.record.signature is Signature.IN_HEADERS:
             self.verify()
@@ -83,9 +86,20 @@ class IncomingWebhook:
         self.require_size(len(body))
         self._request = dataclasses.replace(self._request, body=bytes(body))
 
-    def find_certificate_source(self) -> CertificateSource | None:
-        """Return the source of the certificate that is needed to verify the body, or None."""
-        return registry.find_certificate_source(self.record, self._request, self._secrets)
+    def await_certificate(self, engine: sa.Engine) -> None:
+        """Wait for the certificate that the body names, if any; not if the engine is async.
+
+        Args:
+            engine: The database that has the stored addresses of certificates.
+
+        Raises:
+            UnavailableError: It is not there in time.
+        """
+        source = registry.find_certificate_source(self.record, self._request, self._secrets)
+        if source is not None:
+            addresses = StoredAddresses(engine, self.provider)
+            sns.certificates.require(source, addresses, may_wait=not engine.dialect.is_async)
+            self._certificate = source.url, addresses
 
     def verify(self) -> None:
         """Verify that the request, as far as it is there, was signed with one of the secrets.
@@ -103,6 +117,8 @@ class IncomingWebhook:
                 errors.append(error)
             else:
                 self.is_verified = True
+                if self._certificate:
+                    sns.certificates.mark_verified(*self._certificate)
                 return
         raise errors[0]
 

@@ -8,12 +8,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver import secret_store
 from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url
 from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.store import engines
 
 
 def receive(
@@ -61,7 +62,8 @@ def receive(
         secrets = [registry.validate_secret(provider, secret)]
     incoming = IncomingWebhook(provider, headers, secrets=secrets, url=url or public_url(provider))
     incoming.add_body(body)
-    sns.certificates.wait(incoming.find_certificate_source())
+    if incoming.record.service:  # before the first statement, which would hold locks and a snapshot meanwhile
+        incoming.await_certificate(engines.engine_of(connection))
     webhook = incoming.open()
     if not webhook.events:
         webhook.confirm()

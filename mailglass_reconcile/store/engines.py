@@ -161,7 +161,20 @@ def session_connection(value: object) -> sa.Connection:
             return session.connection()
         except OSError as error:  # asyncpg raises it if nothing listens
             raise unavailable_error(type(error).__name__) from None
-    raise TypeError(
+    raise _type_error(value)
+
+
+def engine_of(value: object) -> sa.Engine:
+    """Return the engine of a SQLAlchemy Connection or Session; nothing connects or begins."""
+    session = as_session(value)
+    bind = value if session is None else session.get_bind()
+    if isinstance(bind, sa.Engine | sa.Connection):
+        return bind.engine
+    raise _type_error(value)
+
+
+def _type_error(value: object) -> TypeError:
+    return TypeError(
         f"pass a SQLAlchemy Connection or Session, not {type(value).__module__}.{type(value).__name__}:"
         " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
     )

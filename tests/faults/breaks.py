@@ -248,8 +248,13 @@ BREAKS = (
           "            ((",
           "        if False:\n"
           "            (("),
-    Break("bodies that wait for a certificate have no limit", "mailglass_reconcile/receiver/admission.py", RECEIVER,
-          "if len(self._awaiting_certificate) > MAX_AWAITING_CERTIFICATE:", "if False:"),
+    Break("webhooks wait without limit for certificates that are not stored",
+          "mailglass_reconcile/providers/certificates.py", PROVIDERS, "if seconds < 0.001:", "if False:"),
+    Break("stored certificates are fetched as late as others",
+          "mailglass_reconcile/providers/certificates.py", PROVIDERS,
+          "if url in self._stored), None)", "if False), None)"),
+    Break("an address that failed is tried again at once", "mailglass_reconcile/providers/certificates.py", PROVIDERS,
+          "self._failures[source.url] = time.monotonic(), type(error), str(error)", "pass"),
 
     Break("a webhook is recorded without verification", "mailglass_reconcile/receiver/opening.py", RECEIVER,
           "        if not self.is_verified:\n            self.verify()\n", ""),

@@ -1,16 +1,15 @@
-"""Fetching certificates, which any stranger can trigger: it is rare, and delays nobody else."""
+"""The store of certificates, which any stranger can ask for one: it delays nobody else for long."""
 
 import threading
 import time
-from concurrent.futures import wait
-from itertools import pairwise
 
 import pytest
 
 import senders
 from mailglass_reconcile import MailglassReconcileError
+from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.providers import certificates, sns
-from mailglass_reconcile.providers.certificates import CertificateCache, CertificateSource, UnavailableError
+from mailglass_reconcile.providers.certificates import CertificateSource, CertificateStore, UnavailableError
 from mailglass_reconcile.webhooks import verify
 from senders import ARN, NOW, Posted, notification
 from waiting import wait_until
@@ -18,133 +17,276 @@ from waiting import wait_until
 pytestmark = pytest.mark.version_independent
 
 
-class FakeSource:
-    """Counts the fetches, and blocks each until it may continue."""
+class FakeService:
+    """Counts the fetches, and lets each wait until it may continue."""
 
     def __init__(self, failure: Exception | None = None) -> None:
-        self.names, self.times, self.at_once, self.most = [], [], 0, 0
+        self.names, self.at_once, self.most = [], 0, 0
         self.may = threading.Event()
         self._failure, self._lock = failure, threading.Lock()
 
     def source(self, name: str) -> CertificateSource:
-        """Return a source whose certificate is its name."""
+        """Return a source whose certificate is its name; those that begin with `missing` fail."""
 
         def load():
             with self._lock:
                 self.names.append(name)
-                self.times.append(time.monotonic())
                 self.at_once += 1
                 self.most = max(self.most, self.at_once)
             assert self.may.wait(20)
             with self._lock:
                 self.at_once -= 1
-            if self._failure:
+            if self._failure and name.startswith("missing"):
                 raise self._failure
             return name
 
         return CertificateSource(name, load)
 
 
-def test_a_missing_certificate_is_an_error_and_a_fetched_one_is_kept():
-    """A caller may wait for it; one that is needed now is fetched before queued ones."""
-    cache, fetching = CertificateCache(), FakeSource()
-    fetching.may.set()
+class FakeBook:
+    """Stored addresses in memory."""
+
+    def __init__(self, service: FakeService, *names: str) -> None:
+        self._service, self.names, self.loads, self.is_writable = service, [*names], 0, True
+
+    def load(self) -> list[CertificateSource]:
+        """Return the sources."""
+        self.loads += 1
+        return [self._service.source(name) for name in self.names]
+
+    def add(self, url: str) -> bool:
+        """Add one."""
+        if self.is_writable:
+            self.names.append(url)
+        return self.is_writable
+
+
+@pytest.fixture
+def service() -> FakeService:
+    """Return a service that answers at once when it is told so."""
+    return FakeService(UnavailableError("not there: try again"))
+
+
+def ask(store: CertificateStore, service: FakeService, *names: str, **options) -> None:
+    """Name certificates, and wait for none."""
+    for name in names:
+        with pytest.raises(UnavailableError, match="not there yet"):
+            store.require(service.source(name), may_wait=False, **options)
+
+
+def in_thread(function) -> threading.Thread:
+    """Start a thread."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_certificate_is_fetched_once_however_many_requests_wait_for_it(service):
+    store, ended = CertificateStore(), []
     with pytest.raises(UnavailableError, match="try again"):
-        cache.get("a")
-    for _ in range(2):
-        cache.wait(fetching.source("a"))
-        cache.load(fetching.source("b"))
-    cache.wait(None)
-    assert (cache.get("a"), cache.get("b"), "c" in cache) == ("a", "b", False)
-    assert fetching.names == ["a", "b"]
+        store.get("a")
+    for _ in range(10):
+        in_thread(lambda: ended.append(store.require(service.source("a"))))
+    wait_until(lambda: service.at_once)
+    service.may.set()
+    wait_until(lambda: len(ended) == 10)
+    store.require(service.source("a"))
+    store.require(None)
+    assert (store.get("a"), service.names) == ("a", ["a"])
 
 
-def test_two_threads_fetch_and_end_when_nothing_waits():
-    """Each certificate is fetched once, however many callers wait for it."""
-    cache, fetching = CertificateCache(), FakeSource()
-    all_ = [cache.schedule_fetch(fetching.source(f"{n}")) for n in range(10) for _ in range(5)]
-    wait_until(lambda: fetching.at_once == 2)
-    fetching.may.set()
-    assert not wait(all_, timeout=20).not_done
-    assert (fetching.most, sorted(fetching.names)) == (2, [f"{n}" for n in range(10)])
-    assert [cache.get(f"{n}") for n in range(10)] == [f"{n}" for n in range(10)]
-    wait_until(lambda: not [item for item in threading.enumerate() if item.name == "mailglass-certificates"])
+def test_four_are_fetched_at_once_and_no_thread_is_left(service):
+    store = CertificateStore()
+    ask(store, service, *map(str, range(20)))
+    wait_until(lambda: service.at_once == 4)
+    service.may.set()
+    wait_until(lambda: all(str(number) in store for number in range(20)))
+    assert (service.most, sorted(service.names, key=int)) == (4, [*map(str, range(20))])
+    wait_until(lambda: "mailglass-certificates" not in {thread.name for thread in threading.enumerate()})
 
 
-def test_a_certificate_is_fetched_although_no_thread_could_be_started_before(monkeypatch):
+def test_a_fetch_has_two_seconds(monkeypatch):
+    """A server that accepts the connection and says nothing would keep one of four threads."""
+    timeouts = []
+    monkeypatch.setattr(sns._opener, "open", lambda url, timeout: timeouts.append(timeout) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sns.fetch(senders.CERTIFICATE_URL)
+    assert timeouts == [2]
+
+
+def test_a_stored_certificate_is_fetched_first_and_waited_for(service):
+    """Strangers have named a hundred others, and used up the time that may be waited for those."""
+    store, book = CertificateStore(), FakeBook(service, "stored")
+    store._budget = 0.0
+    ask(store, service, *(f"missing-{number}" for number in range(100)))
+    wait_until(lambda: service.at_once == 4)
+    threading.Timer(0.2, service.may.set).start()
+    store.require(service.source("stored"), book)
+    assert (store.get("stored"), "stored" in service.names[:8]) == ("stored", True)
+
+
+def test_waiting_for_a_stored_certificate_ends_after_five_seconds(service, monkeypatch):
+    monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
+    store = CertificateStore()
+    store._budget = 0.0
+    with pytest.raises(UnavailableError, match="not there yet"):
+        store.require(service.source("stored"), FakeBook(service, "stored"))
+    service.may.set()
+
+
+def test_all_requests_together_wait_at_most_five_seconds_a_minute_for_what_is_not_stored(service, monkeypatch):
+    """Of 40 at once, none waits its own five seconds; the next ones are refused at once."""
+    assert certificates.UNKNOWN_WAIT_SECONDS == certificates.WAIT_SECONDS == 5
+    monkeypatch.setattr(certificates, "UNKNOWN_WAIT_SECONDS", 0.8)
+    store, waited = CertificateStore(), []
+
+    def name_another(number: int) -> None:
+        begun = time.monotonic()
+        with pytest.raises(UnavailableError, match="try again"):
+            store.require(service.source(f"other-{number}"))
+        waited.append(time.monotonic() - begun)
+
+    threads = [in_thread(lambda number=number: name_another(number)) for number in range(40)]
+    for thread in threads:
+        thread.join()
+    assert sum(waited) < 1.5, "each of them waited"
+    begun = time.monotonic()
+    name_another(41)
+    assert time.monotonic() - begun < 0.1
+    store._budget_at -= 60
+    name_another(42)
+    assert waited[-1] >= 0.35, "the time is regained within a minute"
+    service.may.set()
+
+
+def test_an_address_that_failed_is_not_tried_again_for_a_minute(service, monkeypatch):
+    """SNS's last repetition, a minute after the first attempt, tries it again."""
+    service.may.set()
+    store = CertificateStore()
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="not there: try again"):
+            store.require(service.source("missing"))
+    assert service.names == ["missing"]
+    assert 50 <= certificates.FAILURE_SECONDS < 60
+    monkeypatch.setattr(certificates, "FAILURE_SECONDS", 0.0)
+    with pytest.raises(UnavailableError):
+        store.require(service.source("missing"))
+    assert service.names == ["missing"] * 2
+
+
+def test_an_error_of_the_signature_or_of_an_own_function_is_remembered_too():
+    """Scaleway's authority has not issued it; `sns.fetch` may raise anything, whose text may hold an address."""
+    for failure, kind, text in (
+        (SignatureError("not issued by Scaleway"), SignatureError, "not issued"),
+        (LookupError("c4n4ry"), UnavailableError, r"LookupError\): try again"),
+    ):
+        service = FakeService(failure)
+        service.may.set()
+        store = CertificateStore()
+        for _ in range(2):
+            with pytest.raises(kind, match=text):
+                store.require(service.source("missing"))
+        assert service.names == ["missing"]
+
+
+def test_what_is_named_again_is_fetched_before_what_was_named_once(service):
+    """SNS repeats a notification; a stranger makes up a name each time."""
+    store = CertificateStore()
+    ask(store, service, *(f"missing-{number}" for number in range(1_000)), "genuine", "genuine")
+    wait_until(lambda: service.at_once == 4)
+    service.may.set()
+    store.require(service.source("genuine"))
+    assert service.names.index("genuine") == 4
+
+
+def test_what_nobody_has_named_for_a_minute_is_not_fetched(service, monkeypatch):
+    """Nobody waits for it any more; strangers can leave thousands behind."""
+    store = CertificateStore()
+    ask(store, service, *(f"missing-{number}" for number in range(100)))
+    wait_until(lambda: service.at_once == 4)
+    monkeypatch.setattr(certificates, "NAMED_SECONDS", 0.0)
+    service.may.set()
+    wait_until(lambda: not store._threads)
+    assert len(service.names) == 4
+
+
+def test_names_are_bounded_and_the_oldest_go(service, monkeypatch):
+    monkeypatch.setattr(certificates, "MAX_NAMED", 10)
+    store = CertificateStore()
+    ask(store, service, *(f"missing-{number}" for number in range(100)))
+    wait_until(lambda: service.at_once == 4)
+    assert len(store._named) <= 10
+    service.may.set()
+    wait_until(lambda: not store._threads)
+    assert "missing-99" in service.names
+    assert len(service.names) <= 18
+
+
+def test_a_certificate_is_fetched_although_no_thread_could_be_started_before(monkeypatch, service):
     """A container has a limit of processes; a thread that did not start was once counted as one that fetches."""
-    cache, fetching = CertificateCache(), FakeSource()
-    fetching.may.set()
+    store = CertificateStore()
+    service.may.set()
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread is left")))
     for _ in range(certificates.THREADS):
         with pytest.raises(RuntimeError, match="no thread"):
-            cache.schedule_fetch(fetching.source("a"))
+            store.require(service.source("a"))
     monkeypatch.setattr(threading.Thread, "start", start)
-    cache.wait(fetching.source("a"))
-    assert cache.get("a") == "a"
+    store.require(service.source("a"))
+    assert store.get("a") == "a"
 
 
-def test_of_a_thousand_requests_at_once_as_many_wait_as_there_are_places():
-    """Django's view lets strangers name any number of certificates; each waited in memory, for hours."""
-    cache, fetching = CertificateCache(), FakeSource()
-    for number in range(certificates.MAX_QUEUED):
-        cache.schedule_fetch(fetching.source(f"{number}"))
-    for _ in range(1_000 - certificates.MAX_QUEUED):
-        with pytest.raises(UnavailableError, match="too many"):
-            cache.schedule_fetch(fetching.source("another"))
-    fetching.may.set()
-    wait_until(lambda: f"{certificates.MAX_QUEUED - 1}" in cache or len(fetching.names) == certificates.MAX_QUEUED)
-    cache.wait(fetching.source("another"))
+def test_an_address_is_stored_once_and_again_if_that_has_failed(service):
+    store, book = CertificateStore(), FakeBook(service)
+    book.is_writable = False
+    store.mark_verified("a", book)
+    wait_until(lambda: "a" not in store._stored)
+    book.is_writable = True
+    for _ in range(3):
+        store.mark_verified("a", book)
+    wait_until(lambda: book.names == ["a"])
+    wait_until(lambda: not store._threads)
+    assert book.names == ["a"]
 
 
-def test_after_ten_failures_fetches_are_throttled(monkeypatch):
-    """Strangers could name one missing certificate after the other."""
-    monkeypatch.setattr(certificates, "THROTTLE_SECONDS", 0.3)
-    cache, fetching = CertificateCache(), FakeSource(OSError("not there"))
-    fetching.may.set()
-    for number in range(100):
-        cache.schedule_fetch(fetching.source(f"{number}"))
-    wait_until(lambda: len(fetching.times) >= 15)
-    slow = fetching.times[12:15]
-    assert all(later - earlier > 0.25 for earlier, later in pairwise(slow))
-    cache._queue.clear()
+def test_what_another_process_has_stored_meanwhile_is_found(service, monkeypatch):
+    """The addresses are read again when an unknown one is named, but not for each."""
+    store, book = CertificateStore(), FakeBook(service)
+    ask(store, service, *map(str, range(50)), addresses=book)
+    wait_until(lambda: book.loads == 1)
+    service.may.set()
+    wait_until(lambda: not store._threads)
+    assert book.loads == 1
+    store._budget, store._next_load = 0.0, 0.0
+    service.may.clear()
+    book.names.append("new")
+    threading.Timer(0.2, service.may.set).start()
+    monkeypatch.setattr(certificates, "UNKNOWN_WAIT_SECONDS", 0.2)
+    store._budget_at -= 60
+    store.require(service.source("new"), book)
 
 
-def test_the_next_fetch_is_chosen_at_random(monkeypatch):
-    """The first ones in the queue could all be a stranger's."""
-    monkeypatch.setattr(certificates, "FAILURES", 2)
-    orders = set()
-    for _ in range(5):
-        cache, fetching = CertificateCache(), FakeSource()
-        all_ = [cache.schedule_fetch(fetching.source(f"{number}")) for number in range(20)]
-        fetching.may.set()
-        assert not wait(all_, timeout=20).not_done
-        orders.add(tuple(fetching.names[2:]))
-    assert len(orders) > 1
+def test_a_forked_child_fetches_with_threads_of_its_own(service):
+    """The parent's do not exist in it."""
+    store = CertificateStore()
+    ask(store, service, "a")
+    wait_until(lambda: service.at_once == 1)
+    store.start_anew()
+    service.may.set()
+    store.require(service.source("b"))
+    assert store.get("b") == "b"
 
 
-def test_a_cancelled_fetch_costs_nothing(monkeypatch):
-    """It is removed from the queue."""
-    cache, fetching = CertificateCache(), FakeSource()
-    first = [cache.schedule_fetch(fetching.source(name)) for name in ("a", "b")]
-    wait_until(lambda: fetching.at_once == 2)
-    assert cache.schedule_fetch(fetching.source("c")).cancel()
-    fetching.may.set()
-    assert not wait(first, timeout=20).not_done
-    wait_until(lambda: not cache._threads)
-    assert sorted(fetching.names) == ["a", "b"]
-
-
-def test_a_function_that_waits_for_a_certificate_gives_up_after_five_seconds(monkeypatch):
-    """The error has no address; SNS sends the webhook again."""
-    monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(sns, "certificates", CertificateCache())
+def test_verify_waits_for_a_certificate_and_its_error_names_no_address(monkeypatch):
+    """SNS sends the webhook again."""
+    monkeypatch.setattr(sns, "certificates", CertificateStore())
+    sns.certificates._budget = 0.1
     may = threading.Event()
     monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.serve_certificate(url))
     request = notification("ses", {"Type": "Notification", "Message": "{}"})
-    with pytest.raises(MailglassReconcileError, match="try again"):
+    with pytest.raises(MailglassReconcileError, match="try again") as caught:
         check(request)
+    assert "https" not in str(caught.value)
     may.set()
     wait_until(lambda: not sns.certificates._threads)
     check(request)

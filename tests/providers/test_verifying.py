@@ -14,7 +14,7 @@ import processes
 import senders
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.providers import registry, sns
-from mailglass_reconcile.providers.certificates import CertificateCache
+from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.records import mailgun, scaleway, ses
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.webhooks import SignatureError, parse, verify
@@ -52,7 +52,7 @@ def published(monkeypatch):
         return senders.serve_certificate(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
-    monkeypatch.setattr(sns, "certificates", CertificateCache())
+    monkeypatch.setattr(sns, "certificates", CertificateStore())
     monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
     return requests
 

@@ -186,23 +186,3 @@ def test_a_body_that_never_arrives_ends_with_its_timeout(monkeypatch):
             await asyncio.wait_for(arriving.task, 60)
 
     run(story)
-
-
-def test_bodies_that_wait_for_a_certificate_are_bounded(monkeypatch):
-    """Anybody can name a certificate that does not arrive; which body is evicted is random."""
-    monkeypatch.setattr(admission, "MAX_AWAITING_CERTIFICATE", 2)
-
-    async def wait_for_certificate(bodies):
-        sender = Sender()
-        sender.send(b"{}", more=False)
-        with bodies.admit("ses", verified=False) as body:
-            await bodies.read(body, sender.receive, 100)
-            await bodies.wait_for_certificate(body, asyncio.get_running_loop().create_future)
-
-    async def story(bodies):
-        tasks = [asyncio.create_task(wait_for_certificate(bodies)) for _ in range(5)]
-        await run_all_tasks()
-        evicted = [task.exception() for task in tasks if task.done()]
-        assert [type(error) for error in evicted] == 3 * [OverloadedError]
-
-    run(story)

@@ -1,6 +1,7 @@
 """The application, Django's view, and a view of one's own with `receive` and `refusal`, answer and store alike."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ from django.test import Client, override_settings
 
 import senders
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.providers import registry
+from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.records import mailgun
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.receiver import refusals
@@ -18,6 +20,7 @@ from mailglass_reconcile.webhooks import receive, refusal
 from receivers import SECRETS, first, mount_receiver, now, post, setting
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import Posted
+from waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("app", "anymail_settings")
 
@@ -77,19 +80,9 @@ def ways(db) -> Iterator[Mapping[str, Way]]:
 
 def ask_all(ways: Mapping[str, Way], provider: str, request: Posted) -> Answer:
     """Return the answer to a request, which is the same in each way."""
-    fetch_certificate(provider, request)
     answers = {name: way(provider, request) for name, way in ways.items()}
     assert len(set(answers.values())) == 1, (provider, answers)
     return answers["receive"]
-
-
-def fetch_certificate(provider: str, request: Posted) -> None:
-    """Fetch the certificate that a webhook names, for which Django's view would not wait."""
-    if provider in ("ses", "scaleway") and len(request.body) < registry.get_provider(provider).max_bytes:
-        record, made = registry.get_provider(provider), registry.make_request(request.body, request.headers)
-        from mailglass_reconcile.providers import sns  # noqa: PLC0415 - a test replaces its cache
-
-        sns.certificates.wait(registry.find_certificate_source(record, made, [SECRETS[provider]]))
 
 
 def stored(db) -> list[tuple]:
@@ -106,6 +99,64 @@ def test_a_webhook_of_each_provider_is_recorded_once(db, ways):
         request = first(provider)
         assert [ask_all(ways, provider, request) for _ in range(2)] == [(200, "ok")] * 2, provider
         assert len(stored(db)) >= number, provider
+
+
+@pytest.mark.parametrize("provider", ["ses", pytest.param("scaleway", marks=pytest.mark.slow)])
+def test_a_notification_waits_for_a_stored_certificate_and_not_for_a_strangers(db, ways, monkeypatch, provider):
+    """Each way asks a process that has just started, beside strangers that have used up the time to wait."""
+    request, fetches, may = first(provider), [], threading.Event()
+
+    def fetch(url):
+        fetches.append(url)
+        assert may.wait(20)
+        return senders.serve_certificate(url)
+
+    def start_process(*, attacked: bool) -> None:
+        wait_until(lambda: not sns.certificates._threads)
+        monkeypatch.setattr(sns, "certificates", CertificateStore())
+        sns.certificates._budget = 0.0 if attacked else sns.certificates._budget
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    for name, way in ways.items():
+        db.run("DELETE FROM mailglass_webhook_certificates")
+        start_process(attacked=True)
+        may.clear()
+        assert way(provider, request) == (503, AGAIN), name
+        may.set()
+        wait_until(lambda: not sns.certificates._threads)
+        assert way(provider, request) == (200, "ok"), f"{name}: the repetition, and its certificate was fetched"
+        wait_until(lambda: db.value("SELECT count(*) FROM mailglass_webhook_certificates") == 1)
+        for _ in range(2):
+            start_process(attacked=True)
+            may.clear()
+            threading.Timer(0.2, may.set).start()
+            assert way(provider, request) == (200, "ok"), f"{name}: it did not wait for a stored certificate"
+        db.run("DELETE FROM mailglass_webhook_certificates")
+        start_process(attacked=False)
+        assert way(provider, request) == (200, "ok"), f"{name}: it did not wait for the first certificate"
+    assert len(stored(db)) == 1
+    wait_until(lambda: not sns.certificates._threads)
+
+
+def test_a_certificate_that_cannot_be_fetched_is_asked_for_once_a_minute(db, ways, monkeypatch, caplog):
+    """Whichever way asks; the line in the log names no address."""
+    fetches = []
+
+    def fetch(url):
+        fetches.append(url)
+        raise OSError("c4n4ry")
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    for name, way in ways.items():
+        monkeypatch.setattr(sns, "certificates", CertificateStore())
+        monkeypatch.setattr(refusals, "_throttle", LogThrottle())
+        fetches.clear()
+        caplog.clear()
+        assert [way("ses", first("ses")) for _ in range(3)] == [(503, AGAIN)] * 3, name
+        assert fetches == [senders.CERTIFICATE_URL], name
+        lines = [record.getMessage() for record in caplog.records if record.name.startswith("mailglass_reconcile")]
+        assert lines == ["a webhook of ses was refused: cannot reach Amazon SNS (OSError): try again"], name
+    assert stored(db) == []
 
 
 def test_a_wrong_signature_is_refused_and_event_grid_asked_to_repeat(db, ways, caplog):

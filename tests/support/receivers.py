@@ -15,7 +15,7 @@ import mailglass_reconcile
 import senders
 import serving
 from mailglass_reconcile.providers import sns
-from mailglass_reconcile.providers.certificates import CertificateCache
+from mailglass_reconcile.providers.certificates import CertificateStore
 from mailglass_reconcile.providers.records import mailgun
 from mailglass_reconcile.providers.registry import PROVIDERS
 from mailglass_reconcile.webhooks import webhook_app
@@ -29,7 +29,7 @@ SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 def published(monkeypatch):
     """Let certificates come from a function of tests."""
     monkeypatch.setattr(sns, "fetch", senders.serve_certificate)
-    monkeypatch.setattr(sns, "certificates", CertificateCache())
+    monkeypatch.setattr(sns, "certificates", CertificateStore())
     monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
 
 

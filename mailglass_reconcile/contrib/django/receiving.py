@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from mailglass_reconcile.contrib.django import database, signals
+from mailglass_reconcile.contrib.django import database, project, signals
 from mailglass_reconcile.contrib.django.views import WebhookView
 from mailglass_reconcile.errors import UnknownProviderError
-from mailglass_reconcile.providers import registry, sns
+from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError
 from mailglass_reconcile.receiver.log import log_recorded
 from mailglass_reconcile.receiver.opening import IncomingWebhook, is_answered, public_url
@@ -35,7 +35,7 @@ def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequ
 
 
 def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResponse:
-    """Answer a webhook, cheapest checks first; nothing of ours connects before it is verified."""
+    """Answer a webhook, cheapest checks first; only the addresses of certificates are read before it is verified."""
     if not is_answered(request.method or "", provider) and request.method not in ("GET", "HEAD"):
         return _make_response(405, "only POST is answered here", allow=METHODS)
     registry.load_provider(provider)
@@ -48,9 +48,7 @@ def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResp
     if request.method == "OPTIONS":
         return _make_response(200, "ok", **incoming.allowed_origin())
     incoming.add_body(_read_body(request, incoming))
-    source = incoming.find_certificate_source()
-    if source is not None and source.url not in sns.certificates:
-        sns.certificates.schedule_fetch(source)
+    incoming.await_certificate(database.engine(project.alias()))
     webhook = incoming.open()
     if webhook.answer is not None:
         return HttpResponse(webhook.answer, content_type="application/json")
