@@ -146,7 +146,7 @@ with engine.connect() as connection:
         """
 assert recordable.metadata["order"] == "7"
 tracking.send(sender=object, event=event, esp_name=esp_name)
-delivered = text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'")
+delivered = text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered' AND tenant_id = 'default'")
 assert engine.connect().execute(delivered).scalar_one() == 1
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
 assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
