@@ -676,6 +676,7 @@ def subcommands() -> str:
         options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in _options(subcommand))
         usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(subcommand)])
         epilog = textwrap.dedent((subcommand.epilog or "").replace(chr(8), "")).strip()
+        epilog = "" if epilog == f"Example: mailglass-reconcile {name}" else epilog
         examples = f"\n```text\n{epilog}\n```\n" if epilog else ""
         text = f"## {name}\n\n`{usage}`\n\n{inspect.cleandoc(subcommand.help or '')}\n\n{options}{examples}"
         parts.append(text.rstrip("\n") + "\n")
