@@ -1,22 +1,27 @@
 """Incidents: how each is caused, and what doctor, status, metrics, dashboard and Django's check report."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from html import unescape
 from importlib import import_module
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
+import django_project
+import granting
 import mailglass_reconcile
 import sweeping
 from browsing import Visitor, app
-from diagnosing import worst_finding
+from diagnosing import heal, worst_finding
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import handle
 from mailglass_reconcile.ops import status
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
-from mailglass_reconcile.store import revision
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, server
+from mailglass_reconcile.store import engines, revision
 from mailglass_reconcile.store.migration import runner
 from marking import slow_unless
 from recording import event, record
@@ -55,6 +60,7 @@ class Incident:
         heal: Takes the step that the finding names.
         level: The level of the finding.
         remedy: Words of the step that the finding names.
+        merged: The check that found it, if its finding is merged into that of `check`.
     """
 
     check: str
@@ -63,6 +69,7 @@ class Incident:
     heal: Callable[[Any], object]
     level: str = ERROR
     remedy: str = ""
+    merged: str = ""
 
 
 def drop_object(object_name: str) -> Callable[[Any], object]:
@@ -221,7 +228,7 @@ INCIDENTS = [
     Incident(
         "indexes", drop_object("INDEX mailglass_events_idempotency_key_idx"), "idempotency_key_idx is missing", migrate
     ),
-    Incident("sweeps", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep),
+    Incident("sweeps", run(40, "beat", "ok"), "no run that beat queued has ended for 40 minutes", sweep, merged="beat"),
     Incident("sweeps", run(40, "command", "ok"), "no full sweep has succeeded for 40 minutes", sweep),
     Incident(
         "sweeps", run(1, "command", "failed"), "the last full sweep failed 1 minute ago (DatabaseRefusedError)", sweep
@@ -285,6 +292,11 @@ def djangos(check: str) -> list[str]:
 )
 def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incident):
     """Doctor, `status --check`, dashboard and Django print the same sentence; the metric has its check and level."""
+    assert_the_same_everywhere(db, incident)
+
+
+def assert_the_same_everywhere(db: Any, incident: Incident) -> None:
+    """Assert that an incident is the same finding on each surface, and none after it is healed."""
     sweep(db)
     incident.plant(db)
     finding = worst_finding(incident.check)
@@ -302,18 +314,88 @@ def test_an_incident_is_the_same_finding_everywhere_until_it_is_healed(db, incid
     assert djangos(incident.check) == []
 
 
-def test_every_check_that_prometheus_reports_is_planted_somewhere(db):
-    """A check without an incident here is tested in its own module, which `elsewhere` names."""
-    elsewhere = {
-        "beat",
-        "server",
-        "roles",
-        "privileges",
-        "recipients",
-    }  # tests/ops/checks/test_server.py, test_roles.py, …
-    planted = {incident.check for incident in INCIDENTS}
+@contextmanager
+def documented_role(db: Any, admin: Any, name: str) -> Iterator[str]:
+    """Create a documented role with its grants, and yield the URL of its login."""
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+    try:
+        schema = db.settings.database_schema
+        grants = (grant for grant in granting.STATEMENTS[name] if "mailglass_prune_" not in grant)
+        db.run("".join(grants).replace("ON SCHEMA public", f"ON SCHEMA {schema}"))
+        url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
+        yield url.render_as_string(hide_password=False)
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        db.run(f"DROP OWNED BY {name}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+def revoke(db: Any, privilege: str, role: str, check: str) -> Incident:
+    """Return the incident that a role lacks a privilege; the owner of the tables plants and heals it."""
+    return Incident(
+        check,
+        lambda _: db.run(f"REVOKE {privilege} FROM {role}"),
+        f"role {role} lacks {privilege}",
+        lambda _: db.run(f"GRANT {privilege} TO {role}"),
+        remedy="GRANT ",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("app")
+def test_a_privilege_that_another_role_lacks_is_the_same_finding_everywhere(db, admin):
+    """The receiver's webhooks would be answered with 503."""
+    with documented_role(db, admin, "mailglass_recorder"):
+        assert_the_same_everywhere(db, revoke(db, "INSERT on mailglass_events", "mailglass_recorder", "roles"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("app")
+def test_a_privilege_that_the_own_role_lacks_is_the_same_finding_everywhere(db, admin):
+    """Each surface connects as the sweeper."""
+    with documented_role(db, admin, "mailglass_sweeper") as url:
+        settings = db.settings.model_copy(update={"database_url": SecretStr(url)})
+        as_sweeper = replace(db, url=url, settings=settings, engine=engines.create_engine(settings))
+        mailglass_reconcile.configure(engine=as_sweeper.engine, settings=settings)
+        incident = revoke(db, "DELETE on mailglass_handler_outbox", "mailglass_sweeper", "privileges")
+        with django_project.databases_name(url):
+            assert_the_same_everywhere(as_sweeper, incident)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("app")
+def test_a_server_that_is_too_old_is_the_same_finding_everywhere(db, monkeypatch):
+    """No such server is at hand, so the oldest version is raised."""
+    oldest = server.OLDEST_SERVER
+    plant, heal = (
+        lambda _, value=value: monkeypatch.setattr(server, "OLDEST_SERVER", value) for value in (10**9, oldest)
+    )
+    assert_the_same_everywhere(db, Incident("server", plant, "is too old", heal))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("anymail_django")
+def test_recipients_that_no_sweep_may_read_are_the_same_finding_everywhere(mailglass_db, admin):
+    """Only Mailglass's tables have raw webhooks with recipients."""
+    with documented_role(mailglass_db, admin, "mailglass_sweeper"), django_project.databases_name(mailglass_db.url):
+        incident = Incident(
+            "recipients",
+            lambda db: db.run("REVOKE SELECT ON mailglass_webhook_events FROM mailglass_sweeper"),
+            "role mailglass_sweeper cannot read raw webhooks",
+            lambda db: heal(db, worst_finding("recipients").remedy),
+            WARNING,
+            "GRANT SELECT (",
+        )
+        assert_the_same_everywhere(mailglass_db, incident)
+
+
+def test_each_check_that_prometheus_reports_has_an_incident():
+    """Those without one in the table have a test of their own above."""
+    planted = {name for incident in INCIDENTS for name in (incident.check, incident.merged) if name}
     cheap = {check.name for check in mailglass_reconcile.ops.checks.CHECKS if check.is_fast}
-    assert planted | elsewhere == cheap
+    assert planted | {"server", "roles", "privileges", "recipients"} == cheap
 
 
 def change_sweep(assignments: str) -> Callable[[Any], object]:
