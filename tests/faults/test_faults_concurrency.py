@@ -80,7 +80,6 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     record_property("fault", (f"8 processes on {orphans} orphans, seeds", number))
 
 
-@pytest.mark.guard
 def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database, record_property: Record) -> None:
     """A writer's update fails on a stale version and is retried; each one that succeeded is still there."""
     rounds = 20 if FULL else 1

@@ -90,6 +90,7 @@ def test_messages_that_a_slow_redis_has_not_accepted_after_a_second_count_as_fai
     assert set(counts.values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_healthy_redis_accepts_a_large_sweep(valkey: Valkey, observed: Observed) -> None:
     """Thirty thousand links are published, ten thousand at a time."""
     with redis.Redis.from_url(valkey.url) as client:

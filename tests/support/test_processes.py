@@ -37,6 +37,7 @@ raise SystemExit(3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "session"), [("-c", False), ("-m", True)])
 def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) -> None:
     """Folder, environment, time zone, path, arguments, signals, files and session agree; Celery has no app or task

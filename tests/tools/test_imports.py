@@ -58,6 +58,7 @@ def python(code, *arguments, env=None):
     return processes.run(["-W", "error::ImportWarning", "-c", code, *arguments], env)
 
 
+@pytest.mark.slow
 def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
     """Python calls work; `available()` returns False."""
     insert_pairs(db, ["one"])
@@ -120,13 +121,8 @@ def test_redis_is_loaded_by_what_connects_to_it():
     assert (process.returncode, process.stdout.split(), process.stderr) == (0, ["False", "True"], "")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "receive" else pytest.mark.slow)
-        for name in mailglass_reconcile.webhooks.__all__
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mailglass_reconcile.webhooks.__all__)
 def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
     """Each process imports one name: the receiver imports the package that loads it."""
     process = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
