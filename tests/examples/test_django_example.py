@@ -94,7 +94,8 @@ class Site:
         message = {"Message": text.replace("recipient@example.com", recipient), "Type": "Notification"}
         sent = senders.notification("ses", {**message, "TopicArn": self.terminal[f"TOPIC_{topic.upper()}"]})
         headers = {**sent.headers, "host": f"{tenant}.localhost"}
-        return httpx.post(f"{self.base}/webhooks/ses", content=sent.body, headers=headers).status_code
+        url, timeout = f"{self.base}/webhooks/ses", processes.SECONDS
+        return httpx.post(url, content=sent.body, headers=headers, timeout=timeout).status_code
 
     def report_until_recorded(self, *arguments):
         """Post a hard bounce until it is recorded, as SNS repeats what is answered with 503."""
@@ -146,7 +147,8 @@ def test_two_tenants_order_under_asgi_and_each_bounce_reaches_its_own_handler(db
             ]
             site.report_until_recorded("emca", "emca", kept["message_id"])
             wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed WHERE tenant = 'emca'") == 1, 60)
-            with httpx.Client(base_url=site.base, headers={"host": "acme.localhost"}, follow_redirects=True) as browser:
+            options = {"headers": {"host": "acme.localhost"}, "follow_redirects": True, "timeout": processes.SECONDS}
+            with httpx.Client(base_url=site.base, **options) as browser:
                 log_in(browser)
                 assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
                 assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403

@@ -72,6 +72,7 @@ def curl(text: str, base: str, message_id: str = "", *, host: str | None = None)
         content=options.get("-d"),
         headers={"Content-Type": kind, **({"Host": host} if host else {})},
         auth=tuple(options["-u"].split(":")) if "-u" in options else None,
+        timeout=processes.SECONDS,
     )
 
 
