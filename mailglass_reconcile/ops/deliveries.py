@@ -225,11 +225,12 @@ class TimelineEvent(NamedTuple):
 
 
 class NamingOrphan(NamedTuple):
-    """An open orphan that names a delivery's message; `fits_recipient` if it may be about the delivery's recipient."""
+    """An orphan that names a delivery's message; `fits_recipient` if it may be about the delivery's recipient."""
 
     event_id: str
     tenant_id: str
     fits_recipient: bool
+    is_expired: bool = False
 
 
 class RecentLink(NamedTuple):
@@ -243,13 +244,19 @@ class RecentLink(NamedTuple):
     after_seconds: float
 
 
-def load_deliveries(tx: Transaction, delivery_ids: Sequence[str]) -> list[Delivery]:
-    """Return the deliveries that exist, in the order of *delivery_ids*."""
+def load_deliveries(
+    tx: Transaction, delivery_ids: Sequence[str], *, expired: NamingOrphan | None = None
+) -> list[Delivery]:
+    """Return the deliveries that exist, in the order of *delivery_ids*.
+
+    Expired orphans are not searched: *expired* is one that names the deliveries' message, if the caller knows one.
+    """
     runtime.load_imports(only_warn=True)
     rows = tx.execute(_READ, {"ids": array_literal(delivery_ids), "latest": MAX_EVENTS}).all()
     unreported = [row for row in rows if row.type in event_types.SENDER_TYPES and not row.reported and row.message_id]
     naming_orphans = _load_naming_orphans(tx, unreported) if unreported else {}
-    return [_to_delivery(row, naming_orphans.get(row.delivery_id, [])) for row in rows]
+    known = [] if expired is None else [expired]
+    return [_to_delivery(row, naming_orphans.get(row.delivery_id, known)) for row in rows]
 
 
 def load_events(tx: Transaction, delivery_ids: Iterable[str], limit: int) -> list[TimelineEvent]:
@@ -384,9 +391,8 @@ def _describe_naming_orphans(row: sa.Row[Any], naming_orphans: Sequence[NamingOr
     number = sum(orphan.fits_recipient for orphan in naming_orphans) or 1
     tenant_clause = "" if orphan.tenant_id == row.tenant_id else f" of tenant {sanitize(orphan.tenant_id)}"
     about = "" if orphan.fits_recipient else " about another recipient"
-    return (
-        f"{pluralize(number, 'open event')}{tenant_clause}{about} {'names' if number == 1 else 'name'} its message id"
-    )
+    event = "expired event" if orphan.is_expired else "open event"
+    return f"{pluralize(number, event)}{tenant_clause}{about} {'names' if number == 1 else 'name'} its message id"
 
 
 def _ago(iso: str | None) -> str:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command, with_local_names
 from mailglass_reconcile.ops import deliveries, lock_holders, orphans
-from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.deliveries import Delivery, NamingOrphan
 from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.rules import matching, provider_rules, remedy, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
@@ -304,7 +304,11 @@ def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[D
     with database.reading(TIMEOUT_MS) as tx:
         event = explain_within(tx, id_)
         if event.state != "unknown":
-            return [event], deliveries.load_deliveries(tx, [event.delivery_id]) if event.delivery_id else []
+            expired = None
+            if event.state == "expired":
+                expired = NamingOrphan(event.event_id, event.tenant_id or "", fits_recipient=True, is_expired=True)
+            ids = [event.delivery_id] if event.delivery_id else []
+            return [event], deliveries.load_deliveries(tx, ids, expired=expired) if ids else []
         delivery_list = deliveries.load_deliveries(tx, [str(id_)])
         if not delivery_list:
             return [event], []

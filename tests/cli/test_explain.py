@@ -132,6 +132,15 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     assert commands.run_here("explain").exit_code == 2
 
 
+def test_of_an_expired_event_it_does_not_say_that_no_webhook_has_arrived(db):
+    factories.delivery(db, "m-1")
+    event = factories.orphan(db, factories.postmark("m-1"), age_seconds=WEEK + 500)
+    mailglass_reconcile.prune()
+    (first, command, *_) = commands.run_here("explain", event).stdout.splitlines()
+    assert first.endswith("; 1 expired event names its message id")
+    assert command == f"  mailglass-reconcile explain {event}"
+
+
 def test_a_mistyped_provider_is_named(db):
     """It has no rule, so its ids are searched where most providers put them."""
     event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
