@@ -64,6 +64,7 @@ NOT_RUN = {
     ("order-status.md", "tests/contrib/django/test_models.py does, as the recorder"),
     ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
+    ("upgrading.md", "tests/contrib/django/test_migration_operations.py follows these steps in a project"),
     ("backup.md", "no such servers here; tests/store/test_engines.py has a primary and a stopped server"),
     ("performance.md", "it takes half an hour"),
     ("receiving.md", "it needs a receiver that is running"),
