@@ -62,7 +62,7 @@ def acting_in(db, admin) -> Iterator:
                 .replace(documented, role)
             )
             if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
-                sql = re.sub(r"GRANT EXECUTE ON FUNCTION mailglass_prune_.*?;", "", sql, flags=re.DOTALL)
+                sql = re.sub(r"GRANT EXECUTE\s+ON FUNCTION mailglass_prune_.*?;", "", sql, flags=re.DOTALL)
             connection.exec_driver_sql(sql)
         url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
         redis_url = db.settings.redis_url.get_secret_value()
