@@ -48,7 +48,7 @@ from mailglass_reconcile.web.access import Access, is_cross_site, read_form
 from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.health import HealthIssues
 from mailglass_reconcile.web.parameters import InvalidParameterError, ListParameters, NotFoundError
-from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query, render
+from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query_string, render
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -137,7 +137,7 @@ class Pages:
     @_with_error_pages
     async def orphans(self, request: Request) -> Response:
         if parameters.has_empty(request.query_params):
-            return _redirect(f"orphans{query(**parameters.without_empty(request.query_params))}")
+            return _redirect(f"orphans{query_string(**parameters.without_empty(request.query_params))}")
         listing = parameters.parse_listing(request.query_params)
         key = ("page", listing.filters, listing.after)
         page = await self._cache.get(key, lambda: self._load_page(listing))
@@ -173,7 +173,7 @@ class Pages:
     async def runs(self, request: Request) -> Response:
         """Show the history of runs, and who holds the lock of sweeps."""
         if parameters.has_empty(request.query_params):
-            return _redirect(f"runs{query(**parameters.without_empty(request.query_params))}")
+            return _redirect(f"runs{query_string(**parameters.without_empty(request.query_params))}")
         filters, before = parameters.parse_runs(request.query_params)
         page = await self._cache.get(
             ("runs", filters, before), partial(runs.load_page, self._database, filters, before=before)
@@ -271,7 +271,7 @@ class Pages:
                 request, "found.html", status=400, typed="", results=None, address=False, **page_values
             )
         if posted and not term.address:
-            return _redirect(f"find{query(q=term.text, tenant=tenant)}")
+            return _redirect(f"find{query_string(q=term.text, tenant=tenant)}")
         if not posted:
             term = term._replace(address=None)
         results = await self._search(term)

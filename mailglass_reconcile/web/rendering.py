@@ -50,7 +50,7 @@ def breakable(name: str) -> Markup:
     return Markup("_<wbr>").join(name.split("_"))
 
 
-def number(value: int | None) -> str:
+def with_commas(value: int | None) -> str:
     """Return a number with commas; a dash for None."""
     return EN_DASH if value is None else f"{value:,}"
 
@@ -153,7 +153,7 @@ def shorten_id(text: str) -> str:
     return text if len(text) <= LONGEST_ID else f"{text[:8]}…{text[-12:]}"
 
 
-def iso(at: float) -> str:
+def epoch_iso(at: float) -> str:
     """Return a time, given in seconds since 1970, in ISO 8601."""
     return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -165,7 +165,7 @@ def clock_time(at: float, hours: int, *, words: bool = False) -> Markup:
     return escape(label) if words else _time_element(time, label)
 
 
-def tick(at: float, hours: int) -> str:
+def axis_label(at: float, hours: int) -> str:
     """Return the label of a moment on a chart's axis of time: a day, or a time of day."""
     return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%a %d" if hours > 24 else "%H:%M")
 
@@ -204,12 +204,12 @@ def capitalize_first(sentence: str) -> Markup:
     return escape(sentence[:1].upper()) + escape(sentence)[1:] if sentence[:1].isalpha() else escape(sentence)
 
 
-def sentence(state: str) -> str:
+def state_sentence(state: str) -> str:
     """Return the meaning of a state; empty for one that this version does not define."""
     return MEANINGS[state].sentence if state in MEANINGS else ""
 
 
-def query(**values: object) -> str:
+def query_string(**values: object) -> str:
     """Return a query of the values that are set, with its question mark; empty if none is."""
     present = {name: value for name, value in values.items() if value not in (None, "", False)}
     return f"?{urlencode(present)}" if present else ""
@@ -233,11 +233,11 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         durations,
         fact_text,
         format_in_unit,
-        iso,
+        epoch_iso,
         shorten_id,
         time_ago,
     ),
-    *(number, sanitize_text, sentence, n_of_m, short_label, time_since, tick, choose_unit),
+    *(with_commas, sanitize_text, state_sentence, n_of_m, short_label, time_since, axis_label, choose_unit),
 )
 
 
@@ -250,7 +250,7 @@ def _make_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update((function.__name__, function) for function in FILTERS)
-    environment.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query, dict=dict)
+    environment.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query_string=query_string, dict=dict)
     return environment
 
 
