@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from mailglass_reconcile import Erased, PruneResult, SweepResult
 from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import Finding
-from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.handler_jobs import HandlerJob, JobGroup
 from mailglass_reconcile.ops.prune_preview import Preview
@@ -104,11 +104,11 @@ PRINTED: dict[str, tuple[str, Any]] = {
     "explain": (
         "What `mailglass-reconcile explain --json` prints; with --message-id or a delivery's id a line per event, or"
         " per delivery if there are none",
-        printed(Explanation, event_id=str | None, state=EventState | None, delivery=Delivery | None),
+        printed(Explanation, event_id=str | None, state=EventState | None, delivery=DeliverySummary | None),
     ),
     "find": (
         "A line of `mailglass-reconcile find --json`",
-        printed(Delivery, kind=Literal["delivery"], id=str)
+        printed(DeliverySummary, kind=Literal["delivery"], id=str)
         | printed(ListedEvent, kind=Literal["event"], id=str, summary=str),
     ),
     "listen": ("A line of `mailglass-reconcile listen --json`", printed(Update, message=_Message)),

@@ -11,7 +11,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.output import ignore_broken_pipe, print_json, wrap_text, wrap_with_commands
 from mailglass_reconcile.ops import explanation
-from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.ops.explanation import CandidateDelivery, Explanation, Fact
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.times import format_time
@@ -53,7 +53,7 @@ def explain(id_: UUID | None, message_id: str | None, as_json: bool) -> None:
     sys.exit(1 if [event.state for event in events] == ["unknown"] else 0)
 
 
-def _print_json(events: Sequence[Explanation], deliveries: Sequence[Delivery]) -> None:
+def _print_json(events: Sequence[Explanation], deliveries: Sequence[DeliverySummary]) -> None:
     by_id = {delivery.delivery_id: delivery.as_dict() for delivery in deliveries}
     for delivery in [] if events else deliveries:
         no_event = Explanation("", "unknown", NO_EVENT, delivery.tenant_id, delivery.delivery_id).as_dict()
@@ -62,7 +62,7 @@ def _print_json(events: Sequence[Explanation], deliveries: Sequence[Delivery]) -
         print_json({**event.as_dict(), "delivery": by_id.get(event.delivery_id or "")})
 
 
-def _parts(explanations: Sequence[Explanation], deliveries: Sequence[Delivery]) -> Iterator[str]:
+def _parts(explanations: Sequence[Explanation], deliveries: Sequence[DeliverySummary]) -> Iterator[str]:
     if deliveries:
         yield "\n".join(map(_state, deliveries))
     if not explanations:
@@ -71,7 +71,7 @@ def _parts(explanations: Sequence[Explanation], deliveries: Sequence[Delivery]) 
         yield "\n".join(_lines(explained))
 
 
-def _state(delivery: Delivery) -> str:
+def _state(delivery: DeliverySummary) -> str:
     since = f"{delivery.type} since {format_time(delivery.since)}" if delivery.type else "no event yet"
     lines = [wrap_text(delivery.summary)]
     lines += [f"  {delivery.command}"] if delivery.command else []

@@ -18,7 +18,7 @@ from mailglass_reconcile.cli.output import (
 )
 from mailglass_reconcile.errors import format_command
 from mailglass_reconcile.ops import search
-from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.rules.humanize import pluralize
 from mailglass_reconcile.rules.times import format_time
@@ -80,11 +80,11 @@ def _lines(results: SearchResults) -> Iterator[str]:
     yield f"{least}{deliveries} and {pluralize(results.events, 'event')}, newest first"
     for hit in results.hits:
         yield ""
-        yield from _delivery(hit.record) if isinstance(hit.record, Delivery) else _event(hit.record)
+        yield from _delivery(hit.record) if isinstance(hit.record, DeliverySummary) else _event(hit.record)
         yield f"  {format_command(f'mailglass-reconcile explain {hit.id}')}"
 
 
-def _delivery(delivery: Delivery) -> Iterator[str]:
+def _delivery(delivery: DeliverySummary) -> Iterator[str]:
     yield wrap_text(delivery.summary, "  ", "delivery: ")
     facts = [f"tenant {delivery.tenant_id}", f"provider {delivery.provider or '-'}"]
     facts += [delivery.mailable] if delivery.mailable else []

@@ -67,8 +67,7 @@ def _preview(as_json: bool) -> None:
 
 
 def _row(preview: Preview) -> tuple[str, str, str]:
-    is_kept = preview.days is None and preview.step not in ("expired", "settled", "added")
-    rows = "kept" if is_kept else f"{'at most ' if preview.at_most else ''}{preview.rows:,}"
+    rows = "kept" if preview.is_kept else f"{'at most ' if preview.at_most else ''}{preview.rows:,}"
     return STEPS[preview.step], rows, format_time(preview.oldest) if preview.oldest else "-"
 
 

@@ -114,14 +114,14 @@ class RawWebhook(NamedTuple):
     size: int
 
 
-class Access(NamedTuple):
+class WebhookAccess(NamedTuple):
     """What this role may read: the contents of raw webhooks, if there are any; which transaction wrote a row."""
 
     contents: bool
     transactions: bool
 
 
-def load_access(tx: Transaction) -> Access:
+def load_access(tx: Transaction) -> WebhookAccess:
     """Return what this role may read of raw webhooks."""
     parameters = {
         "webhooks": tx.name_of("mailglass_webhook_events"),
@@ -129,7 +129,7 @@ def load_access(tx: Transaction) -> Access:
         "columns": array_literal(COLUMNS),
         "transaction": TRANSACTION,
     }
-    return Access(*map(bool, tx.execute(_ACCESS, parameters).one()))
+    return WebhookAccess(*map(bool, tx.execute(_ACCESS, parameters).one()))
 
 
 def load_recipients(

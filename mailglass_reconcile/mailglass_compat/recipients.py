@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.mailglass_compat import raw_webhooks, readers, webhook_search
-from mailglass_reconcile.mailglass_compat.raw_webhooks import EVENTS_AT_ONCE, Access, ReportedEvent
+from mailglass_reconcile.mailglass_compat.raw_webhooks import EVENTS_AT_ONCE, ReportedEvent, WebhookAccess
 from mailglass_reconcile.mailglass_compat.webhook_search import Budget, SearchResult
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import normalize_address
@@ -101,9 +101,9 @@ def load_recipients(reading: Reading, events: Sequence[UnknownRecipient], budget
     return results
 
 
-def _load_access(reading: Reading, events: Sequence[UnknownRecipient]) -> Access:
+def _load_access(reading: Reading, events: Sequence[UnknownRecipient]) -> WebhookAccess:
     if not any(event.provider in readers.READERS for event in events):
-        return Access(contents=False, transactions=False)
+        return WebhookAccess(contents=False, transactions=False)
     with reading() as tx:
         return raw_webhooks.load_access(tx)
 

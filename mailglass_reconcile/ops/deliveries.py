@@ -160,7 +160,7 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliverySummary:
     """A delivery, without its recipient; times are in ISO 8601, UTC.
 
     Attributes:
@@ -246,7 +246,7 @@ class RecentLink(NamedTuple):
 
 def load_deliveries(
     tx: Transaction, delivery_ids: Sequence[str], *, expired: NamingOrphan | None = None
-) -> list[Delivery]:
+) -> list[DeliverySummary]:
     """Return the deliveries that exist, in the order of *delivery_ids*.
 
     Expired orphans are not searched: *expired* is one that names the deliveries' message, if the caller knows one.
@@ -274,7 +274,7 @@ def find_newest(
     tenant_id: str | None = None,
     limit: int,
     read_limit: int,
-) -> tuple[list[Delivery], int]:
+) -> tuple[list[DeliverySummary], int]:
     """Return the deliveries to an address or with one of the ids, the newest first, and how many there are.
 
     Args:
@@ -321,9 +321,9 @@ def _load_naming_orphans(tx: Transaction, rows: Sequence[sa.Row[Any]]) -> dict[s
     return naming_orphans
 
 
-def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> Delivery:
+def _to_delivery(row: sa.Row[Any], naming_orphans: Sequence[NamingOrphan]) -> DeliverySummary:
     summary, command = _summarize(row, naming_orphans)
-    return Delivery(
+    return DeliverySummary(
         row.delivery_id,
         row.tenant_id,
         row.provider,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import format_command, with_local_names
 from mailglass_reconcile.ops import deliveries, lock_holders, orphans
-from mailglass_reconcile.ops.deliveries import Delivery, NamingOrphan
+from mailglass_reconcile.ops.deliveries import DeliverySummary, NamingOrphan
 from mailglass_reconcile.ops.lock_holders import LockHolder
 from mailglass_reconcile.rules import matching, provider_rules, remedy, states
 from mailglass_reconcile.rules.addresses import contains_address, normalize_address
@@ -298,8 +298,8 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         return explain_within(tx, event_id)
 
 
-def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[Delivery]]:
-    """Explain an event, or the latest events of a delivery; with the deliveries that they name."""
+def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[DeliverySummary]]:
+    """Explain an event, or the latest events of a delivery; with the delivery asked for, or the one of the event."""
     runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
         event = explain_within(tx, id_)
@@ -316,7 +316,7 @@ def explain_id(database: Database, id_: UUID) -> tuple[list[Explanation], list[D
         return [explain_within(tx, event_id) for event_id in event_ids], delivery_list
 
 
-def explain_message(database: Database, message_id: str) -> tuple[list[Explanation], list[Delivery]]:
+def explain_message(database: Database, message_id: str) -> tuple[list[Explanation], list[DeliverySummary]]:
     """Explain the events of a message, in any spelling of its id: the latest, and the open orphans that name it."""
     runtime.load_imports(only_warn=True)
     with database.reading(TIMEOUT_MS) as tx:
@@ -327,7 +327,7 @@ def explain_message(database: Database, message_id: str) -> tuple[list[Explanati
         return [explain_within(tx, event_id) for event_id in event_ids], delivery_list
 
 
-def _event_ids(tx: Transaction, delivery_list: Sequence[Delivery], message_id: str | None) -> list[UUID]:
+def _event_ids(tx: Transaction, delivery_list: Sequence[DeliverySummary], message_id: str | None) -> list[UUID]:
     """Return the latest events of deliveries, and the open orphans of their message, at most `EVENTS` of each."""
     events = (
         deliveries.load_events(tx, [delivery.delivery_id for delivery in delivery_list], EVENTS)
@@ -471,7 +471,7 @@ def _explain_open(
     row: sa.Row[Any],
     origins: Origins,
     event_match: EventMatch,
-    deliveries_by_id: Mapping[str, Delivery],
+    deliveries_by_id: Mapping[str, DeliverySummary],
     *,
     erased: bool,
 ) -> Explanation:
@@ -542,7 +542,7 @@ def _find_remedy(tx: Transaction, row: sa.Row[Any], event_match: EventMatch, *, 
 
 
 def _describe_candidate(
-    candidate: DeliveryRow, delivery: Delivery | None, row: sa.Row[Any], event_match: EventMatch
+    candidate: DeliveryRow, delivery: DeliverySummary | None, row: sa.Row[Any], event_match: EventMatch
 ) -> CandidateDelivery:
     """Return a candidate without its address, with the command that links the event to it manually."""
     keys, is_same_tenant = event_match.keys, candidate.tenant_id == row.tenant_id

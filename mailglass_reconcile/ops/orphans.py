@@ -334,7 +334,7 @@ def break_down(tx: Transaction, groups: Sequence[OpenGroup]) -> list[Cause]:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An open orphan.
+    """An eligible orphan, as applications get it, with its recipient.
 
     Attributes:
         event_id: Its id in the ledger.

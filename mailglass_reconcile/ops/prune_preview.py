@@ -67,7 +67,8 @@ class Preview:
         step: The step, as the fields of `PruneResult` name it.
         rows: The number of rows to delete or, for `added`, to add.
         oldest: The oldest of them, in ISO 8601, UTC; None if there are none.
-        days: The retention in days; None if the step has none, or if nothing is deleted because it is not set.
+        days: The retention in days; None if the step has none, or if it is not set.
+        is_kept: True if nothing is deleted because the retention is not set.
         at_most: True if fewer may be deleted: events and deliveries that something newer needs stay.
     """
 
@@ -75,6 +76,7 @@ class Preview:
     rows: int
     oldest: str | None
     days: int | None
+    is_kept: bool
     at_most: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +110,6 @@ def preview(database: Database) -> list[Preview]:
 def _count(tx: Transaction, step: str, statement: str, parameters: Mapping[str, Any]) -> Preview:
     days = parameters.get("days")
     if "days" in parameters and days is None:
-        return Preview(step, 0, None, None, at_most=False)
+        return Preview(step, 0, None, None, is_kept=True, at_most=False)
     rows, oldest = tx.execute(statement, parameters).one()
-    return Preview(step, rows, oldest, days, at_most=rows > 0 and statement in (_EVENTS, _DELIVERIES))
+    return Preview(step, rows, oldest, days, is_kept=False, at_most=rows > 0 and statement in (_EVENTS, _DELIVERIES))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import deliveries, explanation, orphans, runs
-from mailglass_reconcile.ops.deliveries import Delivery
+from mailglass_reconcile.ops.deliveries import DeliverySummary
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import contains_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
@@ -51,7 +51,7 @@ class Hit(NamedTuple):
     kind: Literal["delivery", "event"]
     id: str
     at: str
-    record: Delivery | ListedEvent
+    record: DeliverySummary | ListedEvent
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as `find --json` prints them."""
@@ -100,8 +100,8 @@ def parse_term(text: str, tenant_id: str | None = None) -> SearchTerm:
 def find(database: Database, term: SearchTerm, *, limit: int = 50) -> SearchResults:
     """Return the deliveries and open orphans of an address, a message or an id.
 
-    Open orphans that name the message id of a delivery in the results are included, in every tenant. An address is
-    found in any spelling: deliveries through an index, open orphans in one pass.
+    Open orphans that name the message id of a delivery in the results are included: in every tenant, or in that of the
+    term. An address is found in any spelling: deliveries through an index, open orphans in one pass.
 
     Args:
         database: Where the tables are.

@@ -25,16 +25,16 @@ class Target:
     Attributes:
         tenant_id: This tenant's only.
         provider: This provider's only, in any spelling.
-        newer: At most this many seconds old.
-        older: At least this many.
+        max_age_seconds: At most this many seconds old.
+        min_age_seconds: At least this many.
         event_id: This event only, of any age, whatever else is given.
         delivery_id: Only what names this delivery and matches no other, of any age.
     """
 
     tenant_id: str | None = None
     provider: str | None = None
-    newer: float | None = None
-    older: float | None = None
+    max_age_seconds: float | None = None
+    min_age_seconds: float | None = None
     event_id: UUID | None = None
     delivery_id: UUID | None = None
 
@@ -57,7 +57,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
         event_ids = _find_expired(database, target, tenant_id, message_id)
     else:
         orphan_filter = OrphanFilter(provider)
-    oldest = database.settings.max_age_minutes * 60 if target.newer is None else target.newer
+    oldest = database.settings.max_age_minutes * 60 if target.max_age_seconds is None else target.max_age_seconds
     return Sweep(
         database,
         runtime.create_publisher(),
@@ -65,7 +65,7 @@ def prepare(target: Target, limit: int | None = None, *, dry_run: bool = False) 
         tenant_id=tenant_id,
         limit=limit,
         dry_run=dry_run,
-        ages=(oldest, -AHEAD_SECONDS if target.older is None else target.older),
+        ages=(oldest, -AHEAD_SECONDS if target.min_age_seconds is None else target.min_age_seconds),
         only=orphan_filter,
         event_ids=event_ids,
         origin="command",
@@ -96,8 +96,8 @@ def _find_expired(database: Database, target: Target, tenant_id: str, message_id
         state=EXPIRED,
         tenant_id=tenant_id,
         provider=target.provider,
-        min_age_seconds=target.older,
-        max_age_seconds=target.newer,
+        min_age_seconds=target.min_age_seconds,
+        max_age_seconds=target.max_age_seconds,
         message_id=message_id,
     )
     event_ids: list[str] = []

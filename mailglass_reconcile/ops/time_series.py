@@ -74,7 +74,7 @@ class TimeBucket(NamedTuple):
         began: When it begins.
         ended: When it ends; the last one, now.
         states: The open orphans by state, as the full sweep left them that left the most; None if none is known.
-        matched: The largest number of linkable orphans that a sweep left.
+        left_linkable: The largest number of linkable orphans that a sweep left.
         lag_seconds: For how long one had been open although its delivery existed, at most; 0 if none is known.
         silent_seconds: For how long no full sweep had ended, at most, if that is too long; 0 otherwise.
     """
@@ -82,7 +82,7 @@ class TimeBucket(NamedTuple):
     began: float
     ended: float
     states: dict[str, int] | None
-    matched: int
+    left_linkable: int
     lag_seconds: float
     silent_seconds: float
 
@@ -110,10 +110,10 @@ def _make_buckets(rows: Any, began: float, now: float, width: float) -> list[Tim
         if start - counted_at > valid_seconds:
             states = None
         unlinkable = None if states is None else {name: number for name, number in states.items() if name != "matched"}
-        matched = runs.count_by_state(row.leftmost or [])["matched"]
+        left_linkable = runs.count_by_state(row.leftmost or [])["matched"]
         silent = row.silent_seconds or 0.0
         silent = silent if silent > valid_seconds else 0.0
-        buckets.append(TimeBucket(start, end, unlinkable, matched, row.lag_seconds or 0.0, silent))
+        buckets.append(TimeBucket(start, end, unlinkable, left_linkable, row.lag_seconds or 0.0, silent))
     return [*buckets[:-2], *_merge_short(*buckets[-2:])] if len(buckets) > 1 else buckets
 
 
@@ -128,7 +128,7 @@ def _merge_short(before: TimeBucket, last: TimeBucket) -> list[TimeBucket]:
             before.began,
             last.ended,
             states,
-            max(before.matched, last.matched),
+            max(before.left_linkable, last.left_linkable),
             max(before.lag_seconds, last.lag_seconds),
             max(before.silent_seconds, last.silent_seconds),
         )

@@ -86,7 +86,7 @@ def draw_backlog(buckets: Sequence[TimeBucket]) -> Chart:
 
 def draw_matched(buckets: Sequence[TimeBucket]) -> Chart:
     """Draw the orphans that could be linked but were still open when a sweep ended."""
-    return _draw(buckets, ["matched"], lambda bucket: {"matched": bucket.matched}, _round_up)
+    return _draw(buckets, ["matched"], lambda bucket: {"matched": bucket.left_linkable}, _round_up)
 
 
 def draw_lag(buckets: Sequence[TimeBucket]) -> Chart:

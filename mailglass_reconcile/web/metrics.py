@@ -32,7 +32,7 @@ LEVELS = (checks.ERROR, checks.WARNING)
 
 
 def scrape(database: Database) -> bytes:
-    """Return all metrics in Prometheus's text format, within two seconds; raises nothing that a database can cause.
+    """Return all metrics in Prometheus's text format, within two seconds; no error of the database is raised.
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
     """

@@ -31,7 +31,7 @@ from mailglass_reconcile.ops import (
     status,
     tenant_suggestions,
 )
-from mailglass_reconcile.ops.deliveries import Delivery, TimelineEvent
+from mailglass_reconcile.ops.deliveries import DeliverySummary, TimelineEvent
 from mailglass_reconcile.ops.orphans import OrphanPage
 from mailglass_reconcile.ops.search import SearchResults, SearchTerm
 from mailglass_reconcile.ops.status import load_health, load_overview
@@ -241,7 +241,7 @@ class Pages:
             named_shown=EVENTS,
         )
 
-    def _load_delivery(self, delivery_id: UUID) -> tuple[Delivery, list[TimelineEvent]] | None:
+    def _load_delivery(self, delivery_id: UUID) -> tuple[DeliverySummary, list[TimelineEvent]] | None:
         with self._database.reading(LIST_TIMEOUT_MS) as tx:
             for delivery in deliveries.load_deliveries(tx, [str(delivery_id)]):
                 return delivery, deliveries.load_events(tx, [str(delivery_id)], deliveries.MAX_EVENTS + 1)

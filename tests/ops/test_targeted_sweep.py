@@ -31,9 +31,9 @@ def test_what_passes_is_matched_now_and_nothing_else_is_counted(db):
     assert (result.scanned, result.linked, result.unmatched, events) == (2, 1, 1, {linkable})
     assert dry_run(provider="sendgrid")[0].scanned == 1
     assert dry_run(provider="mailgun")[0].scanned == 0
-    assert dry_run(newer=60.0)[0].scanned == 1
-    assert dry_run(older=60.0)[0].scanned == 2
-    assert dry_run(newer=60.0, provider="sendgrid")[0].scanned == 0
+    assert dry_run(max_age_seconds=60.0)[0].scanned == 1
+    assert dry_run(min_age_seconds=60.0)[0].scanned == 2
+    assert dry_run(max_age_seconds=60.0, provider="sendgrid")[0].scanned == 0
 
 
 def test_what_the_last_sweep_left_is_counted_by_its_stored_state_and_provider(db):

@@ -51,7 +51,7 @@ def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
     ):
         swept(tx, middle + offset, unmatched, matched, None if since is None else middle + since)
     bucket = find_bucket(load_buckets(tx), middle)
-    assert (bucket.states, bucket.matched) == ({"unmatched": 900}, 408)
+    assert (bucket.states, bucket.left_linkable) == ({"unmatched": 900}, 408)
     assert bucket.lag_seconds == pytest.approx(1_300 + 180)
     assert bucket.silent_seconds == 0
 
@@ -85,7 +85,7 @@ def test_a_bucket_that_has_just_begun_is_part_of_the_one_before(tx, now):
     swept(tx, now - 1, 700, 5, now - 90)
     last = load_buckets(tx)[-1]
     assert last.ended - last.began > 300
-    assert (last.states, last.matched) == ({"unmatched": 700}, 5)
+    assert (last.states, last.left_linkable) == ({"unmatched": 700}, 5)
 
 
 def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day(tx, now):
