@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.mailglass_compat.readers import MAX_PATHS, RecipientReader
+from mailglass_reconcile.mailglass_compat.readers import MAX_PLACES, RecipientReader
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import normalize_address
 from mailglass_reconcile.store.database import Reading, Transaction, array_literal
@@ -193,13 +193,13 @@ def read_recipients(
         webhook_ids: The ids of the webhooks.
         provider_event_ids: The only events to return of a batch.
     """
-    places = [*reader.places, *[None] * MAX_PATHS]
+    places = [*reader.places, *[None] * MAX_PLACES]
     parameters = {
         "webhook_ids": array_literal(webhook_ids),
         "event_ids": array_literal(provider_event_ids if reader.event_id else ()),
         "batch": reader.batch,
         "event_id": reader.event_id,
-        **{f"place{n}": array_literal(place.split("/")) if (place := places[n]) else None for n in range(MAX_PATHS)},
+        **{f"place{n}": array_literal(place.split("/")) if (place := places[n]) else None for n in range(MAX_PLACES)},
     }
     rows = tx.execute(_RECIPIENTS, parameters).all()
     return [(webhook_id, event_id, _normalize(text)) for webhook_id, event_id, text in rows]

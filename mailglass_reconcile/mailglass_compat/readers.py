@@ -29,7 +29,8 @@ READERS: Mapping[str, RecipientReader] = {
 }
 """Readers by the provider's canonical name."""
 
-MAX_PATHS = 3
+MAX_PLACES = 3
+"""The most places that a reader has."""
 
 RECIPIENT_IN_EVENT_ID = "ses"
 """The provider whose event ids contain the recipient, because Mailglass appends it; no raw webhook is needed."""

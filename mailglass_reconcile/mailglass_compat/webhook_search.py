@@ -28,6 +28,7 @@ ROWS_AT_ONCE = 2_000
 
 # One page of raw webhooks of any provider, newest first; of these, the ones that may contain an event, and the page's
 # last. The ranges are disjoint, the newest first. The transactions are hashed, not joined by a loop.
+# `_NEXT` is the same without `xmin`, which no text may name whose role may not read it.
 _NEXT_OF_TRANSACTIONS = """
 WITH page AS MATERIALIZED (
   SELECT w.*, row_number() OVER (ORDER BY r.number, w.id DESC) AS place
@@ -37,13 +38,13 @@ WITH page AS MATERIALIZED (
              FROM {schema}.mailglass_webhook_events
             WHERE id >= r.first_id AND id < r.end_id ORDER BY id DESC LIMIT :rows) AS w
    ORDER BY r.number, w.id DESC LIMIT :rows
-), candidate AS (
+), examined AS (
   SELECT id, tenant_id, size, place,
          provider = :provider AND (tenant_id IN (SELECT unnest(CAST(:tenant_ids AS text[])))) IS TRUE
          AND (transaction_id IN (SELECT unnest(CAST(:transaction_ids AS xid[])))) IS TRUE AS may_contain
     FROM page
 )
-SELECT id::text, tenant_id, size, may_contain, place FROM candidate WHERE may_contain OR place = :rows ORDER BY place
+SELECT id::text, tenant_id, size, may_contain, place FROM examined WHERE may_contain OR place = :rows ORDER BY place
 """
 
 _NEXT = """
@@ -55,12 +56,12 @@ WITH page AS MATERIALIZED (
              FROM {schema}.mailglass_webhook_events
             WHERE id >= r.first_id AND id < r.end_id ORDER BY id DESC LIMIT :rows) AS w
    ORDER BY r.number, w.id DESC LIMIT :rows
-), candidate AS (
+), examined AS (
   SELECT id, tenant_id, size, place,
          provider = :provider AND (tenant_id IN (SELECT unnest(CAST(:tenant_ids AS text[])))) IS TRUE AS may_contain
     FROM page
 )
-SELECT id::text, tenant_id, size, may_contain, place FROM candidate WHERE may_contain OR place = :rows ORDER BY place
+SELECT id::text, tenant_id, size, may_contain, place FROM examined WHERE may_contain OR place = :rows ORDER BY place
 """
 
 _TRANSACTIONS = """

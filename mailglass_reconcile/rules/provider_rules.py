@@ -183,7 +183,7 @@ def _make_rule(provider: str) -> KeyRule | None:
     return _build_rule(provider, message_ids.reads, message_ids.candidates, message_ids.version, is_custom=False)
 
 
-_OF_ANY = _build_rule(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, is_custom=False)
+_ANY_PROVIDER_RULE = _build_rule(ANY_PROVIDER, ("metadata/message_id",), _read_as_spelled, 1, is_custom=False)
 
 
 def rank_of(provider: str | None) -> int:
@@ -276,14 +276,14 @@ def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
 
 def rule_of(provider: str | None) -> KeyRule:
     """Return the rule of a provider, in its canonical spelling; without one, and for None, that of every provider."""
-    return (_find_rule(provider) if provider else None) or _rules.get(ANY_PROVIDER, _OF_ANY)
+    return (_find_rule(provider) if provider else None) or _rules.get(ANY_PROVIDER, _ANY_PROVIDER_RULE)
 
 
 def _find_rule(provider: str) -> KeyRule | None:
-    return _rules.get(provider) or (_OF_ANY if provider == ANY_PROVIDER else _built_in_rule(provider))
+    return _rules.get(provider) or (_ANY_PROVIDER_RULE if provider == ANY_PROVIDER else _built_in_rule(provider))
 
 
 def rules() -> Mapping[str, KeyRule]:
     """Return all rules by canonical provider name."""
     built_in_rules = {provider: rule for provider in sorted(built_in()) if (rule := _built_in_rule(provider))}
-    return {**built_in_rules, ANY_PROVIDER: _OF_ANY, **_rules}
+    return {**built_in_rules, ANY_PROVIDER: _ANY_PROVIDER_RULE, **_rules}
