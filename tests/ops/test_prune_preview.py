@@ -38,10 +38,14 @@ def old(db):
     factories.orphan(db, factories.postmark("x"), age_seconds=8 * DAY)
     settled = factories.orphan(db, factories.postmark("x"), age_seconds=600)
     missing = factories.orphan(db, factories.postmark("x"), age_seconds=1_200)
+    # By its id it has expired; its time of insertion may be the local time of its session.
+    late = factories.orphan(db, {}, id=factories.uuid7(7.2 * DAY), age_seconds=6.9 * DAY)
     with db.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         factories.insert(connection, events=[factories.reconciled_row(settled, None)])
-        connection.exec_driver_sql(f"DELETE FROM mailglass_open_orphans WHERE event_id = '{missing}'")  # noqa: S608
+        connection.exec_driver_sql(
+            f"DELETE FROM mailglass_open_orphans WHERE event_id IN ('{missing}', '{late}')"  # noqa: S608
+        )
     with days_ago(db, 40):
         delivery = factories.delivery(db, "m-1")
         row = factories.orphan_row({}, delivery_id=delivery, needs_reconciliation=False, age_seconds=0)

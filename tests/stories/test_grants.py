@@ -374,6 +374,7 @@ def test_a_writer_inserts_events(db, acting):
         "explain --message-id m-1",
         "find m-1",
         "sweep --dry-run",
+        "prune --dry-run",
         "migrate --check",
     ],
 )
@@ -381,7 +382,8 @@ def test_a_reader_runs_commands_that_change_nothing(db, acting, redis_url, comma
     """Each command exits with 0."""
     orphan(db, postmark("m-1"))
     url = acting("mailglass_reader").database_url.get_secret_value()
-    result = commands.run_forked(db, *command.split(), MAILGLASS_DATABASE_URL=url)
+    days = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
+    result = commands.run_forked(db, *command.split(), MAILGLASS_DATABASE_URL=url, **days)
     assert result.returncode == 0, result.stderr
 
 
