@@ -38,6 +38,10 @@ class RejectedError(Exception):
     """A webhook is not recorded, whatever its content."""
 
 
+class MethodNotAllowedError(RejectedError):
+    """The request has another method than a webhook."""
+
+
 class BodyTimeoutError(RejectedError):
     """The body did not arrive in time."""
 

@@ -24,8 +24,8 @@ from mailglass_reconcile.receiver.admission import (
     Receive,
 )
 from mailglass_reconcile.receiver.log import log_recorded
-from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, is_answered, public_url
-from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, UNKNOWN_PROVIDER, refusal
+from mailglass_reconcile.receiver.opening import IncomingWebhook, OpenedWebhook, public_url, require_method
+from mailglass_reconcile.receiver.refusals import INVALID_SIGNATURE, refusal
 from mailglass_reconcile.receiver.secret_store import SecretsArgument, SecretStore
 from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.receiver.verifier import VerificationThread
@@ -67,7 +67,6 @@ class Response(NamedTuple):
 
 _CLOSE = ((b"connection", b"close"),)
 _OK = Response(200, "ok")
-_UNKNOWN = Response(UNKNOWN_PROVIDER.status, UNKNOWN_PROVIDER.text)
 
 
 def webhook_app(
@@ -137,13 +136,14 @@ class Receiver:
 
     async def _respond(self, scope: Scope, body: _RequestBody) -> Response:
         provider = scope["path"].rstrip("/").rpartition("/")[2]
-        if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
-            if provider == "metrics":
-                return self._metrics(scope, self.metrics_token)
-            return _OK if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
-        if not is_answered(scope["method"], provider):
-            return Response(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
         try:
+            if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address
+                if provider == "metrics":
+                    return self._metrics(scope, self.metrics_token)
+                if provider != "healthz":
+                    registry.get_provider(provider)
+                return _OK
+            require_method(scope["method"], provider)
             if scope["method"] == "OPTIONS":
                 webhook, _ = await self._accept_head(provider, scope)
                 return Response(200, "ok", _encode(webhook.allowed_origin()))
@@ -152,8 +152,9 @@ class Receiver:
             response = _refuse(provider, error)
         else:
             log_recorded(provider, response.recorded)
-        name = provider_rules.canonical(provider) if registry.is_known(provider) else "unknown"
-        self.results[name, _result(response)] += 1
+        if scope["method"] == "POST":
+            name = provider_rules.canonical(provider) if registry.is_known(provider) else "unknown"
+            self.results[name, _result(response)] += 1
         return response
 
     def _metrics(self, scope: Scope, token: str | None) -> Response:

@@ -21,6 +21,7 @@ from mailglass_reconcile.errors import BodyTooLargeError, SignatureError, Unknow
 from mailglass_reconcile.providers import registry, sns
 from mailglass_reconcile.providers.signatures import Signature
 from mailglass_reconcile.providers.wire import WebhookRequest
+from mailglass_reconcile.receiver.admission import MethodNotAllowedError
 from mailglass_reconcile.receiver.secret_store import NO_SECRET
 from mailglass_reconcile.receiver.stored_addresses import StoredAddresses
 from mailglass_reconcile.rules import provider_rules
@@ -150,11 +151,11 @@ class IncomingWebhook:
 def _do_nothing() -> None: ...
 
 
-def is_answered(method: str, provider: str) -> bool:
-    """Return True for POST, and for OPTIONS if the provider validates an address with it."""
-    if method == "OPTIONS":
-        return registry.is_known(provider) and registry.get_provider(provider).handshake is not None
-    return method == "POST"
+def require_method(method: str | None, provider: str) -> None:
+    """Raise `MethodNotAllowedError` unless the method is POST, or OPTIONS if the provider validates a URL with it."""
+    is_validation = method == "OPTIONS" and registry.is_known(provider)
+    if method != "POST" and not (is_validation and registry.get_provider(provider).handshake):
+        raise MethodNotAllowedError
 
 
 def public_url(path: str, base: str | None = None, *, query: str = "") -> str | None:

@@ -15,7 +15,12 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.providers.certificates import UnavailableError
-from mailglass_reconcile.receiver.admission import BodyTimeoutError, ClientDisconnectedError, OverloadedError
+from mailglass_reconcile.receiver.admission import (
+    BodyTimeoutError,
+    ClientDisconnectedError,
+    MethodNotAllowedError,
+    OverloadedError,
+)
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules import provider_rules
 from mailglass_reconcile.rules.addresses import contains_address
@@ -42,9 +47,6 @@ class Refusal(NamedTuple):
     status: int
     text: str
     headers: Mapping[str, str] = {}
-
-
-UNKNOWN_PROVIDER = Refusal(404, "no secret is configured for this provider")
 
 
 def refusal(provider: str, error: Exception) -> Refusal:
@@ -75,7 +77,7 @@ def refusal(provider: str, error: Exception) -> Refusal:
     match error:
         case UnknownProviderError():
             _log_unknown(subject, str(error) if is_known else None, provider)
-            answer = UNKNOWN_PROVIDER
+            answer = Refusal(404, "no secret is configured for this provider")
         case SignatureError():
             log(logging.WARNING, str(error))
             headers = {"www-authenticate": 'Basic realm="webhooks"'} if rejection_status == 401 else RETRY_AFTER
@@ -87,7 +89,11 @@ def refusal(provider: str, error: Exception) -> Refusal:
             log(logging.ERROR, str(error))
             answer = Refusal(400, "the body cannot be read")
         case ClientDisconnectedError():
+            log(logging.WARNING, "its client disconnected before the end of the body")
             answer = Refusal(400, "the client has left")
+        case MethodNotAllowedError():
+            log(logging.WARNING, "its method is not POST")
+            answer = Refusal(405, "only POST is answered here", {"allow": "GET, HEAD, POST"})
         case BodyTimeoutError():
             log(logging.WARNING, "its body did not arrive in time")
             answer = Refusal(408 if retry_status == 503 else retry_status, "the body did not arrive in time")

@@ -29,18 +29,20 @@ BASIC = {"www-authenticate": 'Basic realm="webhooks"'}
         (admission.OverloadedError(), 503, 503, 429),
         (admission.BodyTimeoutError(), 408, 408, 429),
         (admission.ClientDisconnectedError(), 400, 400, 400),
+        (admission.MethodNotAllowedError(), 405, 405, 405),
         (RuntimeError("c4n4ry"), 503, 503, 429),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_what_a_repetition_may_cure_is_answered_so_that_the_provider_repeats(error, status, azure, brevo, caplog):
     """Event Grid never repeats after 401, Brevo never after a 5xx; a name that is no provider's is like most."""
-    answers = [refusal(name, error) for name in ("Postmark", "pigeon", "azure", "brevo")]
+    answers = [refusal(name, error) for name in ("Postmark", "pigeon", "azure", "brevo") * 3][:4]
     assert [answer.status for answer in answers] == [status, status, azure, brevo]
     for answer in answers:
         assert answer.headers == {401: BASIC, 503: RETRY}.get(answer.status, answer.headers)
         assert answer.text
     assert answers[3].headers == (RETRY if answers[0].status == 503 else answers[3].headers)
+    assert len(caplog.records) == 4, "one line for each provider and cause"
     assert "c4n4ry" not in caplog.text
     assert "Traceback" not in caplog.text
 

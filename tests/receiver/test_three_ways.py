@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -222,6 +223,21 @@ def test_a_token_of_mailguns_belongs_to_the_first_body_that_came_with_it(db, way
         monkeypatch.setattr(mailgun, "_tokens", mailgun.TokenClaims())
         assert [way("mailgun", sent) for sent in (request, other_body)] == [(200, "ok"), (401, INVALID)], name
     assert len(stored(db)) == 1
+
+
+def test_no_line_of_a_refusal_has_an_address_or_a_secret(db, ways, caplog):
+    """Each cause is one line for each provider, whichever way it came in, and however often."""
+    wrong = f"Basic {b64encode(b'c4n4ry:ada@c4n4ry.example').decode()}"
+    body = b'{"to": "ada@c4n4ry.example", "secret": "c4n4ry"}'
+    for provider in (*PROVIDERS, "ada@c4n4ry.example"):
+        for header in ("Authorization", "X-Unread"):
+            request = Posted(body, {header: wrong, "Content-Type": "application/json"})
+            for _ in range(2):
+                assert ask_all(ways, provider, request).status in (401, 404, 503), provider
+    assert stored(db) == []
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("mailglass_reconcile")]
+    assert len(PROVIDERS) < len(lines) == len(set(lines))
+    assert "c4n4ry" not in "".join(lines)
 
 
 def test_a_webhook_without_events_is_accepted(db, ways):

@@ -13,14 +13,12 @@ from mailglass_reconcile.errors import UnknownProviderError
 from mailglass_reconcile.providers import registry
 from mailglass_reconcile.receiver.admission import ClientDisconnectedError
 from mailglass_reconcile.receiver.log import log_recorded
-from mailglass_reconcile.receiver.opening import IncomingWebhook, is_answered, public_url
+from mailglass_reconcile.receiver.opening import IncomingWebhook, public_url, require_method
 from mailglass_reconcile.receiver.refusals import refusal
 from mailglass_reconcile.record import failures, validation
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
-
-METHODS = "GET, HEAD, POST"
 
 
 def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequence[str]) -> HttpResponse:
@@ -36,8 +34,8 @@ def respond(view: WebhookView, request: HttpRequest, provider: str, unread: Sequ
 
 def _respond(view: WebhookView, request: HttpRequest, provider: str) -> HttpResponse:
     """Answer a webhook, cheapest checks first; only the addresses of certificates are read before it is verified."""
-    if not is_answered(request.method or "", provider) and request.method not in ("GET", "HEAD"):
-        return _make_response(405, "only POST is answered here", allow=METHODS)
+    if request.method not in ("GET", "HEAD"):
+        require_method(request.method, provider)
     registry.load_provider(provider)
     store = view.load_secrets()
     if request.method in ("GET", "HEAD"):  # Mandrill and Unisender Go send one before they accept an address

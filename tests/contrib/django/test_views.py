@@ -195,7 +195,7 @@ def test_a_refused_webhook_is_logged_once_and_by_us_alone(db, caplog, cause, met
     if cause == "a missing table":
         db.run("ALTER TABLE hidden RENAME TO mailglass_events")
     assert [record.name for record in caplog.records if record.name.startswith("django")] == []
-    assert len(caplog.records) == (cause != "another method")
+    assert len(caplog.records) == 1
     assert "leak" not in caplog.text
     assert "Traceback" not in caplog.text
 
