@@ -40,7 +40,7 @@ ELSEWHERE = {
     ("with-mailglass.md", "cron"): "test_stories.py",
     ("recipes.md", "sql"): "by the snippets of the page, below",
     ("handlers.md", "sql"): "by the snippets of the page, below",
-    ("performance.md", "sql"): "by the test of settings of tables, below",
+    ("performance.md", "sql"): "by the test of queries and settings for sizing, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
@@ -367,11 +367,16 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_settings_of_tables_for_autovacuum_are_accepted(db):
-    """They are those of the page on sizing."""
-    [block] = [block for block in ALL if (block.page, block.language) == ("performance.md", "sql")]
+def test_the_queries_and_settings_for_sizing_are_those_of_the_tables(db):
+    """The query adds up indexes that all exist, and the settings for autovacuum are accepted."""
+    measuring, setting = (block.text for block in ALL if (block.page, block.language) == ("performance.md", "sql"))
+    names = re.findall(r"'(\w+_idx)'", measuring)
+    existing = "SELECT count(*) FROM pg_stat_user_indexes WHERE indexrelname = ANY (:names)"
     with db.engine.begin() as connection:
-        connection.execute(sa.text(block.text))
+        assert connection.scalar(sa.text(existing), {"names": names}) == len(names) == 4
+        for statement in measuring.split(";")[:2]:
+            assert len(connection.execute(sa.text(statement)).all()) == 1
+        connection.execute(sa.text(setting))
 
 
 def test_the_export_of_one_person_has_deliveries_and_events(db):
