@@ -35,7 +35,7 @@ SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
        last.status, last.error, extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
        last.linked, last.failed, last.published, last.publish_failed,
        extract(epoch FROM now()::timestamp - uncovered.since)::float8 AS uncovered_seconds,
-       extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age,
+       extract(epoch FROM now()::timestamp - beat.finished_at)::float8 AS beat_age, other.quarters AS other_quarters,
        pruned.finished_at IS NOT NULL AS pruned,
        extract(epoch FROM now()::timestamp
                         - coalesce(pruned.finished_at, first.started_at))::float8 AS unpruned_seconds,
@@ -74,6 +74,13 @@ SELECT {schema}.mailglass_reconcile_iso_v1(now()::timestamp) AS now,
            FROM unnest(ARRAY['full', 'recent', 'range', 'dispatch', 'prune']) AS k (kind)
           CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
                                WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b) AS beat ON true
+  -- Manual sweeps while Celery is down are not in each quarter of an hour. 100 rows: cron may sweep each minute.
+  LEFT JOIN LATERAL (
+         SELECT count(DISTINCT floor(extract(epoch FROM now()::timestamp - f.finished_at) / 900)) AS quarters
+           FROM (SELECT finished_at, origin, status, covered FROM {schema}.mailglass_reconcile_runs
+                  WHERE kind = 'full' AND tenant_id IS NULL ORDER BY id DESC LIMIT 100) AS f
+          WHERE f.origin NOT IN ('beat', 'call') AND f.status IN ('ok', 'partial') AND f.covered
+            AND f.finished_at > now()::timestamp - interval '1 hour') AS other ON true
   LEFT JOIN LATERAL (
          SELECT finished_at FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
@@ -134,6 +141,8 @@ class RunHistory(NamedTuple):
         last: The last full sweep.
         uncovered_seconds: Seconds for which no full sweep has checked everything; 0 if the last one has.
         beat_age: Seconds since the end of the last run that beat had queued; None without one.
+        other_quarters: The number of the last four quarters of an hour, of `now`, in which a full sweep succeeded that
+            Celery had not run.
         pruned: True if a prune has ever succeeded.
         unpruned_seconds: Seconds since the last successful prune; without one, since the first run of the history.
         last_success: When a run of each kind last succeeded.
@@ -148,6 +157,7 @@ class RunHistory(NamedTuple):
     last: LastSweep | None
     uncovered_seconds: float
     beat_age: float | None
+    other_quarters: int
     pruned: bool
     unpruned_seconds: float
     last_success: dict[str, str]
@@ -243,6 +253,7 @@ def load_history(tx: Transaction) -> RunHistory:
         last,
         row.uncovered_seconds or 0.0,
         row.beat_age,
+        row.other_quarters,
         row.pruned,
         row.unpruned_seconds or 0.0,
         row.last_success,

@@ -86,6 +86,21 @@ def test_only_beat_is_left_where_workers_wait_for_tasks(site: Site) -> None:
             )
 
 
+AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval '15 minutes'"
+
+
+def test_a_manual_sweep_does_not_hide_that_celery_runs_none(site: Site) -> None:
+    """Cron, which has swept for an hour, does: then no worker is needed."""
+    site.db.run(RUN)
+    for _ in range(3):
+        commands.run_forked(site.db, "sweep", **site.environment)
+        result = findings(site)
+        assert (states(result, "sweeps"), states(result, "worker")) == ({"ok"}, {"error"})
+        site.db.run(AGED)
+    commands.run_forked(site.db, "sweep", **site.environment)
+    assert findings(site)["celery"][0]["message"] == "Celery does not run the sweeps here"
+
+
 POISON = {
     "body": "",
     "content-type": "application/data",
