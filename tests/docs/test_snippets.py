@@ -12,12 +12,14 @@ import click
 import pytest
 import sqlalchemy as sa
 import yaml
+from celery.bin.base import CLIContext
+from celery.bin.worker import worker as celery_worker
 
 import commands
 import pages
 import processes
 import readme
-from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+from mailglass_reconcile import Sent, WebhookEvent, celery, record_send, record_webhook
 from mailglass_reconcile.cli import command
 
 pytestmark = pytest.mark.version_independent
@@ -55,6 +57,7 @@ NOT_RUN = {
     ("deploy.md", "it needs a registry"),
     ("deploy.md", "tests/store/migration/test_dump.py dumps and restores"),
     ("deploy.md", "no nginx is installed here"),
+    ("deploy.md", "no systemd is running here; a test reads the units"),
     ("deploy.md", "tests/docs/test_kubernetes.py follows these steps"),
     ("roles.md", "tests/stories/test_grants.py runs the file"),
     ("roles.md", "roles belong to a whole server; tests/docs/test_kubernetes.py creates them"),
@@ -128,7 +131,7 @@ FRAMES = {
     "api.md": Frame(
         f"""{ENGINE}
 os.environ["MAILGLASS_GRACE_SECONDS"] = "0"
-from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+from mailglass_reconcile import Sent, WebhookEvent, celery, record_send, record_webhook
 with engine.begin() as connection:
     at = dt.datetime.now(dt.UTC)
     event = WebhookEvent(type="delivered", occurred_at=at, provider_event_id="e-1", message_id="m-2")
@@ -422,21 +425,36 @@ def test_yaml_on_a_page_is_a_valid_prometheus_configuration(block):
         assert job.get("static_configs") or job["kubernetes_sd_configs"]
 
 
-@pytest.mark.parametrize(
-    "block", [block for block in ALL if block.language == "ini"], ids=lambda code_block: code_block.page
-)
-def test_a_unit_file_starts_an_existing_command(block):
-    """It is parsed as systemd does; ExecStart is a subcommand with existing options."""
-    if not block.text.startswith("["):
-        assert all(re.fullmatch(r"MAILGLASS_\w+=\S+", line) for line in block.text.splitlines())
-        return
+def test_a_block_of_settings_has_an_assignment_on_each_line():
+    lines = [line for block in ALL if block.language == "ini" for line in block.text.splitlines()]
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"MAILGLASS_\w+=\S+", line)] == []
+
+
+UNITS = sorted((pages.ROOT / "docs" / "deploy" / "systemd").iterdir())
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_file_starts_an_existing_command(unit):
+    """It is parsed as systemd does; ExecStart is a subcommand with existing options, or Celery with the bundled app."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str
-    parser.read_string(block.text)
-    if "Service" not in parser:
-        assert "Timer" in parser
+    parser.read_string(unit.read_text())
+    if unit.suffix == ".timer":
+        assert parser["Timer"]["OnCalendar"]
+        assert unit.with_suffix(".service") in UNITS
         return
+    assert (parser["Service"]["User"], parser["Service"]["EnvironmentFile"]) == ("app", "/etc/mailglass.env")
+    assert ("Install" in parser) is (unit.with_suffix(".timer") not in UNITS), (
+        "it would start at boot only with a target"
+    )
     program, name, *arguments = shlex.split(parser["Service"]["ExecStart"])
+    if Path(program).name == "celery":
+        app, worker, *options = arguments
+        assert (name, app, worker) == ("-A", "mailglass_reconcile", "worker")
+        context = CLIContext(celery.app, no_color=True, workdir=None)
+        celery_worker.make_context(worker, options, parent=click.Context(celery_worker, obj=context))
+        return
     assert Path(program).name == "mailglass-reconcile"
     subcommand = commands.SUBCOMMANDS[name]
     subcommand.make_context(name, arguments, parent=click.Context(command))
